@@ -1,0 +1,247 @@
+"""The bundle's manifest: the one definition, written by the converter and read by the runtime.
+
+It travels inside the ONNX file as JSON in the metadata entry `edge.manifest`. `read_manifest` accepts every
+format-1 manifest, keeps the keys that it does not know (`Manifest.unknown`), and refuses a newer format.
+Every shape below is without the free batch axis N unless it says otherwise.
+"""
+
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from edge_runtime.errors import BundleError
+
+METADATA_KEY = "edge.manifest"
+FORMAT = 1
+INPUT_NAME = "window"
+
+Task = Literal["classification", "regression", "anomaly"]
+
+# The outputs of the normal form, in graph order, by task.
+OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
+    "classification": ("label", "scores"),
+    "regression": ("value",),
+    "anomaly": ("score",),
+}
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """A table of the manifest. Unknown keys are accepted, for newer minor formats."""
+
+
+class Channel(_Part, frozen=True):
+    """One measured quantity; the order of channels is the order of the last axis of the input."""
+
+    name: str
+    unit: str = ""
+    range: tuple[float, float] | None = None
+
+
+class Window(_Part, frozen=True):
+    """How readings become one input: `length` of them, a new window every `stride`."""
+
+    length: int = 1
+    stride: int = 1
+    rate_hz: float | None = None
+
+
+class Input(_Part, frozen=True):
+    """Either channels with a window (tensor `[N, length, channels]`) or a whole frame (`[N, *shape]`)."""
+
+    channels: tuple[Channel, ...] = ()
+    window: Window = Window()
+    shape: tuple[int, ...] | None = None
+    dtype: str = "float32"
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """The shape of one window as the model takes it."""
+        return self.shape if self.shape is not None else (self.window.length, len(self.channels))
+
+
+class Target(_Part, frozen=True):
+    """One quantity that a regression predicts."""
+
+    name: str
+    unit: str = ""
+
+
+class Output(_Part, frozen=True):
+    """What the model says: `labels` (classification), `targets` (regression) or `threshold` (anomaly)."""
+
+    labels: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    threshold: float | None = None
+
+
+class ChannelReference(_Part, frozen=True):
+    """The training distribution of one channel: quantile `edges` of bins that hold `counts` readings each."""
+
+    name: str
+    mean: float
+    std: float
+    min: float
+    max: float
+    edges: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+
+class State(_Part, frozen=True):
+    """A tensor that a recurrent model hands from one window to the next; zero at the start of a stream."""
+
+    input: str
+    output: str
+    shape: tuple[int, ...]
+    type: str = "float32"
+
+
+class Tensor(_Part, frozen=True):
+    """A golden tensor: its shape with the batch axis, and its values as base64 of little-endian bytes."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: str
+
+
+class SelfTest(_Part, frozen=True):
+    """Golden inputs, the outputs that the converter's machine gave, and how far another processor may be off.
+
+    A float output passes when every element is within `atol + rtol * |expected|`; of the labels, at most
+    `label_mismatches` may differ.
+    """
+
+    input: Tensor
+    outputs: dict[str, Tensor]
+    atol: float = 1e-4
+    rtol: float = 1e-3
+    label_mismatches: int = 0
+
+
+class Source(_Part, frozen=True):
+    """Where the model came from."""
+
+    framework: str = ""
+    version: str = ""
+    digest: str = ""
+    file: str = ""
+    converted: str = ""
+    converter: str = ""
+
+
+class Requires(_Part, frozen=True):
+    """What the device must offer. `onnxruntime` is the oldest release that runs the file."""
+
+    onnxruntime: str = "1.20"
+    opset: int = 17
+    opset_ml: int | None = None
+    ir_version: int = 8
+
+
+class Manifest(_Part, frozen=True, kw_only=True):
+    """Everything that a device needs to know about a model."""
+
+    name: str
+    version: str
+    task: Task
+    input: Input
+    output: Output
+    format: int = FORMAT
+    reference: tuple[ChannelReference, ...] = ()
+    quantization: dict[str, Any] = {}
+    state: tuple[State, ...] = ()
+    selftest: SelfTest | None = None
+    source: Source = Source()
+    requires: Requires = Requires()
+    batch_invariant: bool = True
+    batch_free: bool = True
+    target_device: str | None = None
+    extra: dict[str, Any] = {}
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The channels in the order of the input's last axis."""
+        return tuple(channel.name for channel in self.input.channels)
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+_decode_format = msgspec.json.Decoder(_Format).decode
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
+_KNOWN = frozenset(Manifest.__struct_fields__)
+
+
+def read_manifest(text: str | bytes, place: str) -> Manifest:
+    """Decode and check a manifest.
+
+    Args:
+        text: the JSON of the metadata entry.
+        place: the file that it came from, for messages.
+
+    Raises:
+        BundleError: it is no manifest, or one of a newer format, or it contradicts itself.
+    """
+    try:
+        found = _decode_format(text).format
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{place}: manifest: expected JSON with a `format`: {error}") from error
+    if found != FORMAT:
+        raise BundleError(
+            f"{place}: manifest: expected format {FORMAT}, found {found}: "
+            "update the runtime, or convert the model again with this release"
+        )
+    try:
+        manifest = _decode_manifest(text)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"{place}: manifest: {error}") from error
+    mistakes = check_manifest(manifest)
+    if mistakes:
+        raise BundleError("\n".join(f"{place}: manifest: {mistake}" for mistake in mistakes))
+    unknown = {key: value for key, value in msgspec.json.decode(text).items() if key not in _KNOWN}
+    if unknown:
+        manifest = msgspec.structs.replace(manifest, extra={**manifest.extra, **unknown})
+    return manifest
+
+
+def write_manifest(manifest: Manifest) -> str:
+    """The manifest as JSON with sorted keys, so that equal manifests are equal bytes."""
+    document = msgspec.to_builtins(manifest)
+    document["format"] = manifest.format
+    document.update(document.pop("extra", {}))
+    return msgspec.json.encode(document, order="sorted").decode()
+
+
+def check_manifest(manifest: Manifest) -> list[str]:
+    """Every contradiction in a manifest, as sentences; empty when it is sound."""
+    mistakes: list[str] = []
+    window, task, output = manifest.input.window, manifest.task, manifest.output
+    if not manifest.name or "/" in manifest.name or any(c in manifest.name for c in "+#\0"):
+        mistakes.append(f"name: expected a word without / + #, found {manifest.name!r}")
+    if manifest.input.shape is None:
+        names = manifest.channel_names
+        if not names:
+            mistakes.append("input: expected channels or a frame shape, found neither")
+        if len(set(names)) != len(names):
+            mistakes.append(f"input.channels: expected different names, found {', '.join(names)}")
+    elif not manifest.input.shape or min(manifest.input.shape) < 1:
+        mistakes.append(f"input.shape: expected positive sizes, found {manifest.input.shape}")
+    if window.length < 1 or window.stride < 1:
+        mistakes.append(
+            f"input.window: expected length and stride of 1 or more, found {window.length} and {window.stride}"
+        )
+    if window.rate_hz is not None and not (math.isfinite(window.rate_hz) and window.rate_hz > 0):
+        mistakes.append(f"input.window.rate_hz: expected a positive rate, found {window.rate_hz}")
+    for channel in manifest.input.channels:
+        if channel.range is not None and not channel.range[0] < channel.range[1]:
+            mistakes.append(f"input.channels.{channel.name}.range: expected low < high, found {channel.range}")
+    if task == "classification" and len(output.labels) < 2:
+        mistakes.append(f"output.labels: expected two or more, found {len(output.labels)}")
+    if len(set(output.labels)) != len(output.labels):
+        mistakes.append(f"output.labels: expected different names, found {', '.join(output.labels)}")
+    if task == "regression" and not output.targets:
+        mistakes.append("output.targets: expected one or more, found none")
+    if task == "anomaly" and (output.threshold is None or not math.isfinite(output.threshold)):
+        mistakes.append(f"output.threshold: expected a number, found {output.threshold}")
+    return mistakes

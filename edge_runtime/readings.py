@@ -1,0 +1,89 @@
+"""The values that flow down the path: `Batch` (readings), `Prediction`, and the `Receipt` that ties them together.
+
+Everything that one wake-up of the loop brought from one source travels as one `Batch`, so that a loaded
+device pays its costs per wake-up and not per reading.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Receipt:
+    """What we owe a broker for one QoS 1 message: an acknowledgement, once every reader of it is done.
+
+    A message is read by every model of its source; each takes one hold when it accepts the reading and
+    releases it when the reading's prediction is safe. The acknowledgement is sent when the last hold is
+    released. A receipt of a connection that is gone acknowledges nothing: its broker sends again.
+    """
+
+    __slots__ = ("_acknowledge", "_holds")
+
+    def __init__(self, acknowledge: Callable[[], None]) -> None:
+        self._acknowledge = acknowledge
+        self._holds = 1  # the source's own hold, released when the batch has been handed to every model
+
+    def hold(self) -> None:
+        """Put the acknowledgement off until one more `release`."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Give one hold back; the last one acknowledges."""
+        self._holds -= 1
+        if self._holds == 0:
+            self._acknowledge()
+
+
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Readings of one source in the order of their arrival; every list has one item a reading.
+
+    Attributes:
+        source: the name of the source.
+        values: `[n, channels]` float32 in the source's channel order; a missing channel is NaN here.
+            For a source of frames `[n, *shape]`.
+        keys: the stream that each reading belongs to; None where the source has a single stream.
+        times: seconds since the Unix epoch: the reading's own time, else its arrival.
+        identities: the reading's own `id`, `seq` or `time`, as text; None where it brought none.
+        receipts: what is owed to the broker; None for sources that cannot be asked again.
+        arrived: `time.perf_counter()` when the bytes were read, for the latency figures.
+    """
+
+    source: str
+    values: Floats
+    keys: list[str | None]
+    times: list[float]
+    identities: list[str | None]
+    receipts: list[Receipt | None]
+    arrived: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(slots=True, eq=False)
+class Prediction:
+    """What one model says about one window, before it is encoded.
+
+    `label` and `scores` (in the order of the manifest's labels) for a classification, `values` (in the order
+    of its targets) for a regression, `score` and `anomaly` for an anomaly. `score` of a classification is the
+    score of its label. `alarm` is the verdict of `decide.py`, which sets the outbox priority as well.
+    """
+
+    key: str | None
+    time: float
+    seq: int
+    identity: str | None
+    label: str | None = None
+    score: float | None = None
+    scores: Floats | None = None
+    values: Floats | None = None
+    anomaly: bool | None = None
+    alarm: bool = False
+    receipt: Receipt | None = None
+    arrived: float = 0.0
+    changed: bool = field(default=False)
