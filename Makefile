@@ -1,0 +1,100 @@
+# Everything that a person or CI types. `make help` lists it; nothing here needs more than GNU make, sh and Python.
+#
+# One environment, .venv, is made on first use and brought up to date when pyproject.toml or the lock changes:
+# `make demo` puts the workstation's packages into it, `make test` and `make check` add the tools of the developer.
+# Only relative paths are used, so that the folder may have any name, also one with a space.
+
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := tests/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint $(LOCK)
+SOURCES := edge_runtime converter tests benchmarks examples .ci
+# How many test processes; pytest-xdist shares the files among them. `make test JOBS=0` runs everything in one.
+JOBS ?= 2
+# Passed to pytest: make test PYTEST="-k serial -x"
+PYTEST ?=
+
+##@ Try it
+.PHONY: demo
+demo: $(VENV)/.demo ## train, convert, and run a model on live sensor data; needs no broker and no hardware
+	@$(BIN)/python -m edge_runtime.cli demo
+
+##@ Develop
+.PHONY: setup
+setup: $(VENV)/.setup ## make .venv with everything that test and check need
+	@echo "$(VENV) is ready: $$($(BIN)/python --version)"
+
+.PHONY: fmt
+fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
+	$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+.PHONY: lint
+lint: $(VENV)/.setup ## style and common mistakes
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/python .ci/check_files.py
+
+.PHONY: types
+types: $(VENV)/.setup ## mypy, strict
+	$(BIN)/mypy
+
+.PHONY: check-configs
+check-configs: $(VENV)/.setup ## every sample in device_configs/ loads, every unit in systemd/ is sound and sealed off
+	$(BIN)/python .ci/check_configs.py
+
+.PHONY: check
+check: lint types check-configs ## all of the above: what has to be green before a commit
+
+##@ Test
+.PHONY: test
+test: $(VENV)/.setup ## every test, the system tests against an installed wheel
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(PYTEST)
+
+.PHONY: test-system
+test-system: $(VENV)/.setup ## only the tests that start the installed program
+	$(BIN)/python -m pytest -m system --durations=15 $(PYTEST)
+
+.PHONY: cover
+cover: $(VENV)/.setup ## which lines no test in this process reaches
+	$(BIN)/python -m pytest -m "not system" --cov=edge_runtime --cov=converter --cov-report=term-missing:skip-covered $(PYTEST)
+
+##@ Deliver
+.PHONY: wheel
+wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+.PHONY: clean
+clean: ## remove everything that make has made
+	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+# The environment. Each stamp is newer than what it depends on, so a second `make` starts at once.
+$(VENV)/.python:
+	@python="$$(sh .ci/find_python.sh)" && \
+	echo "Making $(VENV) with $$python" && \
+	"$$python" -m venv --clear $(VENV) && \
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml $(LOCK)
+	@echo "Installing the runtime and the converter into $(VENV) (about 350 MB, a minute or two the first time)"
+	@$(INSTALL) hatchling editables
+	@$(PIP) install --constraint $(LOCK) --no-build-isolation --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.setup: $(VENV)/.demo tests/requirements.txt
+	@echo "Installing what the tests need into $(VENV)"
+	@$(INSTALL) --requirement tests/requirements.txt
+	@touch $@
