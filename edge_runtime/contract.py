@@ -1,0 +1,90 @@
+"""Readings against the manifest: what is missing, not finite or out of range never reaches the model. Pure.
+
+The manifest's ranges are compared as float32, the type in which the model sees the values, so that a reading of
+exactly the limit is inside. With `repair` a missing value may be replaced by the key's last one, and a value out of
+range by the limit; both are counted too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.config import Repair
+from edge_runtime.manifest import Channel
+from edge_runtime.readings import Floats
+
+
+class Contract:
+    """The rules for the channels of one model.
+
+    Args:
+        channels: in the order of the columns that `check` will see.
+        repair: what may be mended instead of rejected.
+    """
+
+    def __init__(self, channels: tuple[Channel, ...], repair: Repair = Repair()) -> None:  # noqa: B008 - frozen
+        largest = float(np.finfo(np.float32).max)  # an open side: finite values only
+        limits = [channel.range or (-largest, largest) for channel in channels]
+        self._low = np.array([max(low, -largest) for low, _ in limits], np.float32)
+        self._high = np.array([min(high, largest) for _, high in limits], np.float32)
+        self._repair = repair
+        self._last: dict[str | None, Floats] = {}
+        self.rejected: Counter[str] = Counter()
+        self.repaired: Counter[str] = Counter()
+
+    def check(self, values: Floats, keys: list[str | None]) -> NDArray[np.bool_] | None:
+        """Judge `[n, channels]` readings, mending them in place where the configuration says so.
+
+        Returns:
+            None when every reading is good (the usual case, and the cheap one), else `[n]`, True where good.
+        """
+        inside = (values >= self._low) & (values <= self._high)  # NaN is neither
+        if inside.all():
+            if self._repair.missing == "last":
+                self._remember(values, keys, None)
+            return None
+        if self._repair.missing == "last":
+            self._fill_missing(values, keys)
+        if self._repair.out_of_range == "clip":
+            finite = np.isfinite(values)
+            clipped = np.clip(values, self._low, self._high)
+            self.repaired["out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
+            values[finite] = clipped[finite]
+        inside = (values >= self._low) & (values <= self._high)
+        good = np.logical_and.reduce(inside, axis=1)
+        for row in np.flatnonzero(~good):
+            self.rejected[_reason(values[row])] += 1
+        if self._repair.missing == "last":
+            self._remember(values, keys, good)
+        return None if good.all() else good
+
+    def forget(self, keys: Iterable[str | None]) -> None:
+        """Drop the last values of keys that are gone."""
+        for key in keys:
+            self._last.pop(key, None)
+
+    def _fill_missing(self, values: Floats, keys: list[str | None]) -> None:
+        for row in np.flatnonzero(np.isnan(values).any(axis=1)):
+            last = self._last.get(keys[row])
+            if last is not None:
+                missing = np.isnan(values[row])
+                values[row, missing] = last[missing]
+                self.repaired["missing"] += 1
+
+    def _remember(self, values: Floats, keys: list[str | None], good: NDArray[np.bool_] | None) -> None:
+        for row, key in enumerate(keys):
+            if good is None or good[row]:
+                self._last[key] = values[row].copy()
+        while len(self._last) > 10_000:  # the bound of `max_keys`: the oldest entry makes room
+            del self._last[next(iter(self._last))]
+
+
+def _reason(row: Floats) -> str:
+    """Why one reading is refused. NaN stands for a missing channel: codecs let no literal NaN pass."""
+    if np.isnan(row).any():
+        return "missing_channel"
+    if np.isinf(row).any():
+        return "not_finite"
+    return "out_of_range"

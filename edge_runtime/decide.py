@@ -1,0 +1,145 @@
+"""Scores -> verdicts: threshold, hysteresis, n-of-m, and whether a prediction is published. Pure.
+
+The smoothed verdict is what is published as `label` or `anomaly`; `score` and `scores` are always those of the window
+itself. What is withheld was withheld on purpose: its reading is acknowledged at once.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+import numpy as np
+
+from edge_runtime.config import Model as ModelConfig
+from edge_runtime.manifest import Manifest
+from edge_runtime.model import Scores
+from edge_runtime.readings import Prediction
+
+
+class _Stream:
+    """What is remembered of one key: its recent verdicts, and what was published last."""
+
+    __slots__ = ("alarm", "last_time", "last_values", "last_verdict", "recent", "seq", "verdict")
+
+    def __init__(self, memory: int, seq: int) -> None:
+        self.recent: deque[int] = deque(maxlen=memory)
+        self.verdict: int | None = None
+        self.alarm = False
+        self.seq = seq
+        self.last_verdict: int | None = None
+        self.last_values: tuple[float, ...] | None = None
+        self.last_time = -np.inf
+
+
+class Decider:
+    """The verdicts of one model.
+
+    A classification's verdict is the index of its label, an anomaly's is 1 or 0, a regression has none.
+    An alarm is: one of `alarm_labels` with a score of at least `threshold`; an anomaly; a value above `threshold`.
+    """
+
+    def __init__(self, manifest: Manifest, config: ModelConfig) -> None:
+        self._task = manifest.task
+        self._labels = manifest.output.labels
+        self._alarm_labels = frozenset(config.alarm_labels)
+        self._threshold = config.threshold if config.threshold is not None else manifest.output.threshold
+        self._hysteresis = config.hysteresis
+        self._needed, self._memory = (config.smoothing.n, config.smoothing.m) if config.smoothing else (1, 1)
+        self._publish = config.publish
+        self._min_interval = config.min_interval
+        self._streams: dict[str | None, _Stream] = {}
+        self._floor = 0  # the highest sequence number of any key that was forgotten
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold in force: the configuration's, else the manifest's."""
+        return self._threshold
+
+    def decide(self, scores: Scores, row: int, key: str | None, time: float) -> Prediction | None:
+        """The prediction for row `row` of `scores`, or None when the configuration withholds it."""
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _Stream(self._memory, self._floor)
+        prediction = Prediction(key=key, time=time, seq=0, identity=None)
+        if self._task == "classification":
+            self._classify(scores, row, stream, prediction)
+        elif self._task == "anomaly":
+            self._judge_anomaly(scores, row, stream, prediction)
+        else:
+            self._judge_values(scores, row, stream, prediction)
+        if not self._is_wanted(stream, prediction, time):
+            return None
+        stream.seq += 1
+        prediction.seq = stream.seq
+        stream.last_verdict, stream.last_time = stream.verdict, time
+        if prediction.values is not None:
+            stream.last_values = tuple(prediction.values.tolist())
+        return prediction
+
+    def forget(self, keys: Iterable[str | None]) -> None:
+        """Drop what is remembered of keys that are gone.
+
+        Should one come back, its sequence goes on above every number that was used, so that no `id` repeats.
+        """
+        for key in keys:
+            stream = self._streams.pop(key, None)
+            if stream is not None:
+                self._floor = max(self._floor, stream.seq)
+
+    def _classify(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
+        assert scores.label is not None
+        assert scores.scores is not None
+        raw = int(scores.label[row])
+        self._smooth(stream, raw)
+        assert stream.verdict is not None
+        prediction.scores = scores.scores[row]
+        prediction.label = self._labels[stream.verdict]
+        prediction.score = prediction.scores[stream.verdict]
+        limit = -np.inf if self._threshold is None else self._threshold
+        if stream.alarm:
+            limit -= self._hysteresis
+        stream.alarm = prediction.label in self._alarm_labels and bool(prediction.score >= limit)
+        prediction.alarm = stream.alarm
+
+    def _judge_anomaly(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
+        assert scores.score is not None
+        assert self._threshold is not None
+        prediction.score = scores.score[row]
+        limit = self._threshold - self._hysteresis if stream.verdict else self._threshold
+        self._smooth(stream, int(prediction.score > limit))
+        stream.alarm = stream.verdict == 1
+        prediction.anomaly = prediction.alarm = stream.alarm
+
+    def _judge_values(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
+        assert scores.value is not None
+        prediction.values = scores.value[row]
+        if self._threshold is not None:
+            limit = self._threshold - self._hysteresis if stream.alarm else self._threshold
+            self._smooth(stream, int(bool((prediction.values > limit).any())))
+            stream.alarm = stream.verdict == 1
+            prediction.alarm = stream.alarm
+
+    def _smooth(self, stream: _Stream, raw: int) -> None:
+        """The verdict becomes `raw` once n of the last m windows said so; the very first one counts at once."""
+        if self._memory > 1:
+            stream.recent.append(raw)
+            if stream.verdict is not None and stream.recent.count(raw) < self._needed:
+                return
+        stream.verdict = raw
+
+    def _is_wanted(self, stream: _Stream, prediction: Prediction, time: float) -> bool:
+        if self._publish == "alarm" and not prediction.alarm:
+            return False
+        changed = self._is_changed(stream, prediction)
+        if self._publish == "change" and not changed:
+            return False
+        soon = 0.0 <= time - stream.last_time < self._min_interval
+        return changed or not soon
+
+    def _is_changed(self, stream: _Stream, prediction: Prediction) -> bool:
+        """Whether the verdict differs from the last published; without one, any value by more than the hysteresis."""
+        if prediction.values is None or self._threshold is not None:
+            return stream.verdict != stream.last_verdict
+        if stream.last_values is None:
+            return True
+        pairs = zip(prediction.values.tolist(), stream.last_values, strict=True)
+        return any(abs(value - last) > self._hysteresis for value, last in pairs)

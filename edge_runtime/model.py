@@ -1,0 +1,173 @@
+"""Windows -> scores: the only caller of onnxruntime, for the stream, on demand and in batch alike.
+
+Guarantee: the scores of a window are the same bits whichever way it comes in and whatever stands beside it in the
+batch. A model whose kernels change the last bits with the batch size (`batch_invariant` false in its manifest) is
+therefore run one window at a time, and so is one whose batch axis could not be made free.
+
+onnxruntime is set up for a small device: one thread, no spinning, no arena, nothing but the CPU.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BundleError, EdgeError
+from edge_runtime.manifest import INPUT_NAME, OUTPUT_NAMES
+from edge_runtime.readings import Floats
+from edge_runtime.windows import Stream
+
+
+class ModelError(EdgeError):
+    """The model failed on these windows. It is not tried again with the same input."""
+
+
+@dataclass(slots=True, frozen=True)
+class ModelOptions:
+    """How onnxruntime is to run a model.
+
+    Attributes:
+        threads: intra-op threads; 1 leaves the other cores to the rest of the device.
+        max_batch: the most windows in one call, which bounds memory.
+        arena: True lets onnxruntime keep freed memory for itself: faster for large models, never smaller.
+    """
+
+    threads: int = 1
+    max_batch: int = 256
+    arena: bool = False
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Scores:
+    """What a model says about n windows; which fields are set depends on the task.
+
+    Attributes:
+        label: classification, int64 `[n]`, an index into the manifest's labels.
+        scores: classification, float32 `[n, classes]`.
+        value: regression, float32 `[n, targets]`.
+        score: anomaly, float32 `[n]`.
+    """
+
+    label: NDArray[np.int64] | None = None
+    scores: Floats | None = None
+    value: Floats | None = None
+    score: Floats | None = None
+
+    def finite_rows(self) -> NDArray[np.bool_] | None:
+        """None when every number is finite, else `[n]`, False for the rows that must not be published."""
+        numbers = self.scores if self.scores is not None else self.value if self.value is not None else self.score
+        assert numbers is not None
+        finite = np.isfinite(numbers)
+        if finite.all():
+            return None
+        return finite if finite.ndim == 1 else np.logical_and.reduce(finite, axis=1)
+
+
+class Model:
+    """A bundle that is loaded and ready to run. Not safe for two threads at a time.
+
+    Raises:
+        BundleError: the file changed since it was checked, or onnxruntime refuses it.
+    """
+
+    def __init__(self, bundle: Bundle, options: ModelOptions = ModelOptions()) -> None:  # noqa: B008 - frozen
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self._session = _open_session(bundle, options)
+        self._outputs = list(OUTPUT_NAMES[self.manifest.task])
+        self._states = self.manifest.state
+        self._fetches = self._outputs + [state.output for state in self._states]
+        alone = not (self.manifest.batch_invariant and self.manifest.batch_free)
+        self._max_batch = 1 if alone else max(1, options.max_batch)
+
+    def run(self, windows: Floats, streams: Sequence[Stream] | None = None) -> Scores:
+        """Score `[n, *shape]` windows, n of 1 or more.
+
+        Args:
+            windows: float32, C-contiguous.
+            streams: for a recurrent model the stream of each window, in order of time: its state is read from
+                there and left there. None starts every window from the zero state.
+
+        Raises:
+            ModelError: onnxruntime failed, or answered with something else than the manifest says.
+        """
+        if self._states:
+            parts = self._run_recurrent(windows, streams)
+        elif len(windows) <= self._max_batch:
+            parts = [self._call(windows, {})]
+        else:
+            step = self._max_batch
+            parts = [self._call(windows[at : at + step], {}) for at in range(0, len(windows), step)]
+        count = len(self._outputs)
+        merged = parts[0] if len(parts) == 1 else [np.concatenate([part[i] for part in parts]) for i in range(count)]
+        if len(merged[0]) != len(windows):
+            raise ModelError(f"{self.manifest.name}: expected {len(windows)} answers, found {len(merged[0])}")
+        return Scores(**dict(zip(self._outputs, merged, strict=False)))
+
+    def _call(self, windows: Floats, states: dict[str, Floats]) -> list[Any]:
+        try:
+            return self._session.run(self._fetches, {INPUT_NAME: windows, **states})  # type: ignore[no-any-return]
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
+
+    def _run_recurrent(self, windows: Floats, streams: Sequence[Stream] | None) -> list[list[Any]]:
+        """One call a round: a round holds at most one window of each stream, so that states follow one another."""
+        if streams is None:
+            streams = [Stream(None, (1,)) for _ in range(len(windows))]
+        answers: list[list[Any]] = [[] for _ in range(len(windows))]
+        waiting = list(range(len(windows)))
+        while waiting:
+            rows: list[int] = []
+            seen: set[int] = set()
+            later: list[int] = []
+            for row in waiting:
+                taken = id(streams[row]) in seen or len(rows) >= self._max_batch
+                (later if taken else rows).append(row)
+                seen.add(id(streams[row]))
+            self._run_round(windows, streams, rows, answers)
+            waiting = later
+        return answers
+
+    def _run_round(self, windows: Floats, streams: Sequence[Stream], rows: list[int], answers: list[list[Any]]) -> None:
+        feeds: dict[str, Floats] = {}
+        for index, state in enumerate(self._states):
+            fed = np.zeros((len(rows), *state.shape), np.float32)
+            for place, row in enumerate(rows):
+                held = streams[row].state
+                if held is not None:
+                    fed[place] = held[index]
+            feeds[state.input] = fed
+        found = self._call(np.ascontiguousarray(windows[rows]), feeds)
+        outputs, states = found[: len(self._outputs)], found[len(self._outputs) :]
+        for place, row in enumerate(rows):
+            answers[row] = [output[place : place + 1] for output in outputs]
+            streams[row].state = [state[place].copy() for state in states]
+
+
+def _open_session(bundle: Bundle, options: ModelOptions) -> Any:
+    import onnxruntime  # noqa: PLC0415 - slow to import: only when a model is really loaded
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = options.arena
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    data = bundle.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != bundle.digest:
+        raise BundleError(f"{bundle.path}: expected the file that was checked, found another: install it again")
+    try:
+        return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BundleError(
+            f"{bundle.path}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

@@ -1,0 +1,1 @@
+"""One connection to one broker, on the event loop, with paho as the wire and nothing more."""

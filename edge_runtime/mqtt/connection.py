@@ -1,0 +1,487 @@
+"""One broker: connect, stay connected, subscribe, receive, publish; all in the loop's thread but the connecting itself.
+
+paho is a wire here, not a queue: every connection gets a client of its own, and what that client had not delivered
+when the connection broke is its user's to send again. The blocking part of connecting (names, TCP, TLS) runs in a
+thread of its own, so that a dead broker never delays a reading.
+
+Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, and only over the connection
+that brought it. Retries are spaced from `reconnect_min` to `reconnect_max` seconds with jitter. TLS is verified and
+never falls back to clear text.
+"""
+
+import random
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_runtime.config import Broker
+from edge_runtime.health import Counters
+from edge_runtime.loop import Loop, Timer
+from edge_runtime.mqtt.whole_socket import WholeSocket
+from edge_runtime.readings import Receipt
+
+CONNECT_TIMEOUT_S = 10.0
+STABLE_S = 30.0  # a connection that lasted this long resets the back-off
+DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+
+
+@dataclass(slots=True, eq=False)
+class Message:
+    """One message as it came: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1."""
+
+    topic: bytes
+    payload: bytes
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker says in our place when we are gone."""
+
+    topic: str
+    payload: bytes
+
+
+Outcome = Callable[[bool], None]  # True: the broker has it; False: the broker refused it for good
+
+
+class _Client(paho.Client):
+    """paho over a `WholeSocket`. `_create_socket` is the one private method that we replace."""
+
+    def _create_socket(self) -> Any:
+        wrapped = super()._create_socket()
+        assert isinstance(wrapped, socket.socket)  # we use neither proxies nor web sockets
+        wrapped.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return WholeSocket(wrapped)
+
+
+class Connection:
+    """A connection that keeps itself up.
+
+    Attributes:
+        connected: the broker has accepted us and the link is up, as far as is known.
+        ready: connected, and every subscription is granted.
+        state: one line for people.
+        window: how many QoS 1 messages the broker lets be unacknowledged.
+        on_change: called after `connected` or `ready` changed.
+    """
+
+    def __init__(
+        self,
+        settings: Broker,
+        *,
+        client_id: str,
+        password: Callable[[], str | None],
+        loop: Loop,
+        counters: Counters,
+        will: Will | None = None,
+    ) -> None:
+        self._settings = settings
+        self._client_id = client_id
+        self._password = password
+        self._loop = loop
+        self._counters = counters
+        self._will = will
+        self._subscriptions: list[tuple[list[str], int, Callable[[list[Message]], None]]] = []
+        self._client: _Client | None = None
+        self._socket: WholeSocket | None = None
+        self._fd = -1
+        self._stopping = False
+        self._attempts = 0
+        self._generation = 0
+        self._inbox: list[Message] = []
+        self._outcomes: dict[int, Outcome] = {}
+        self._settled: list[tuple[Outcome, bool]] = []
+        self._pending_subscriptions: set[int] = set()
+        self._flush_due = False
+        self._writing = False
+        self._connected_at = 0.0
+        self._timers: list[Timer] = []
+        self.connected = False
+        self.ready = False
+        self.state = "not started"
+        self.window = settings.max_inflight
+        self.on_change: list[Callable[[], None]] = []
+
+    def subscribe(self, filters: list[str], qos: int, handler: Callable[[list[Message]], None]) -> None:
+        """Have `handler` called with the messages of `filters`, a list per wake-up. Before `start` only.
+
+        When several handlers share a connection each is given every message and picks its own by topic; each takes
+        its own hold on the receipts.
+        """
+        self._subscriptions.append((filters, qos, handler))
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._connect()
+
+    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Outcome | None) -> bool:
+        """Send a message; False when there is no connection, and then `outcome` is never called.
+
+        `outcome` is called once, unless the connection breaks before: then nobody knows, and it is never called.
+        """
+        client = self._client
+        if client is None or not self.connected:
+            return False
+        info = client.publish(topic, payload, qos, retain)
+        if info.rc != paho.MQTT_ERR_SUCCESS:
+            return False
+        if outcome is not None:
+            self._outcomes[info.mid] = outcome
+        self._flush_soon()
+        return True
+
+    def stop(self) -> None:
+        """Say goodbye, send what is still unsent, and close. The will is not sent by the broker."""
+        self._stopping = True
+        self._cancel_timers()
+        client = self._client
+        if client is not None and self._socket is not None:
+            client.disconnect()
+            self._drain_to_socket(client)
+            self._socket.setblocking(True)
+            try:
+                self._socket.flush()
+            except OSError:
+                self._counters.errors["disconnected"] += 1
+            self._forget(f"stopped {self._settings.url}")
+        self.state = "stopped"
+
+    def poke(self) -> None:
+        """Write at once what was published or acknowledged; the loop does it by itself at the end of its pass."""
+        self._flush()
+
+    # --- connecting ---------------------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._generation += 1
+        generation = self._generation
+        self.state = f"connecting to {self._settings.url}"
+        try:
+            client = self._make_client()
+        except (OSError, ssl.SSLError, ValueError) as error:
+            self._retry(f"cannot prepare the connection to {self._settings.url}: {error}")
+            return
+        url = urlsplit(self._settings.url)
+        host, port = url.hostname or "localhost", url.port or DEFAULT_PORTS.get(url.scheme, 1883)
+        threading.Thread(
+            target=self._connect_blocking, args=(client, host, port, generation), name="mqtt-connect", daemon=True
+        ).start()
+
+    def _make_client(self) -> _Client:
+        settings = self._settings
+        is_v5 = settings.protocol == "5"
+        client = _Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            protocol=paho.MQTTv5 if is_v5 else paho.MQTTv311,
+            clean_session=None if is_v5 else False,
+            manual_ack=True,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        client.max_inflight_messages_set(0)  # the outbox holds the window, and status messages go beside it
+        if settings.username is not None:
+            client.username_pw_set(settings.username, self._password())
+        if urlsplit(settings.url).scheme == "mqtts":
+            context = ssl.create_default_context(cafile=settings.ca_file)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            if settings.cert_file is not None:
+                context.load_cert_chain(settings.cert_file, settings.key_file)
+            client.tls_set_context(context)
+        if self._will is not None:
+            client.will_set(self._will.topic, self._will.payload, qos=1, retain=True)
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        # with this set paho leaves the writing to us: one flush at the end of a pass instead of one send a packet
+        client.on_socket_register_write = _leave_writing_to_the_loop
+        return client
+
+    def _connect_blocking(self, client: _Client, host: str, port: int, generation: int) -> None:
+        """In a thread: everything that can block."""
+        try:
+            if self._settings.protocol == "5":
+                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+                properties.SessionExpiryInterval = int(self._settings.session_expiry)
+                properties.ReceiveMaximum = self._settings.receive_maximum
+                client.connect(host, port, self._settings.keepalive, clean_start=False, properties=properties)
+            else:
+                client.connect(host, port, self._settings.keepalive)
+        except Exception as error:  # noqa: BLE001 - name, TCP and TLS errors share no base; each ends this attempt
+            reason = _explain(error, self._settings.url)
+            self._loop.call_soon_threadsafe(lambda: self._attempt_failed(generation, reason))
+        else:
+            self._loop.call_soon_threadsafe(lambda: self._attach(client, generation))
+
+    def _attempt_failed(self, generation: int, reason: str) -> None:
+        if generation == self._generation and not self._stopping:
+            self._counters.errors["connect_failed"] += 1
+            self._retry(reason)
+
+    def _attach(self, client: _Client, generation: int) -> None:
+        wrapped = client.socket()
+        if not isinstance(wrapped, WholeSocket):
+            self._attempt_failed(generation, f"{self._settings.url} closed the connection at once")
+            return
+        if generation != self._generation or self._stopping:
+            wrapped.close()
+            return
+        self._client, self._socket, self._fd = client, wrapped, wrapped.fileno()
+        self._loop.add_reader(self._fd, self._on_readable)
+        self._timers.append(self._loop.call_later(CONNECT_TIMEOUT_S, self._check_accepted))
+        self._schedule_keepalive()
+        self._flush()
+
+    def _check_accepted(self) -> None:
+        if self._client is not None and not self.connected:
+            self._lose(f"{self._settings.url} accepted the connection but does not speak MQTT to us")
+
+    def _retry(self, reason: str) -> None:
+        settings = self._settings
+        delay = min(settings.reconnect_max, settings.reconnect_min * 2.0 ** min(self._attempts, 16))
+        delay *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+        delay = max(delay, min(settings.reconnect_min, 1.0))
+        self._attempts += 1
+        self.state = f"{reason}; next attempt in {delay:.0f} s"
+        self._timers.append(self._loop.call_later(delay, self._connect))
+        self._announce()
+
+    # --- losing -------------------------------------------------------------------------------------------------
+
+    def _lose(self, reason: str) -> None:
+        """The connection is gone or useless: forget it, and try again later."""
+        if self._client is None or self._stopping:
+            return
+        was_connected = self.connected
+        self._counters.errors["disconnected" if was_connected else "refused"] += 1
+        if was_connected and self._loop.time() - self._connected_at >= STABLE_S:
+            self._attempts = 0
+        self._forget(reason)
+        self._retry(reason)
+
+    def _forget(self, reason: str) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+        self._cancel_timers()
+        client, self._client = self._client, None
+        wrapped, self._socket = self._socket, None
+        self._fd = -1
+        self._writing = False
+        self._outcomes.clear()
+        self._settled.clear()
+        self._inbox.clear()
+        self._pending_subscriptions.clear()
+        if client is not None:
+            client.on_disconnect = None
+        if wrapped is not None:
+            wrapped.close()
+        self.connected = self.ready = False
+        self.state = reason
+        self._generation += 1
+        if self._stopping:
+            self._announce()
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _schedule_keepalive(self) -> None:
+        """Look four times a keep-alive: often enough to find a half-open link within two of them."""
+        self._timers = [
+            timer for timer in self._timers if timer.callback is not None and timer.when > self._loop.time()
+        ]
+        self._timers.append(self._loop.call_later(max(1.0, self._settings.keepalive / 4), self._keep_alive))
+
+    def _keep_alive(self) -> None:
+        client = self._client
+        if client is None:
+            return
+        if client.loop_misc() != paho.MQTT_ERR_SUCCESS or client.socket() is None:
+            self._lose(f"{self._settings.url} does not answer")
+            return
+        self._flush()
+        self._schedule_keepalive()
+
+    # --- the hot path -------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        client, wrapped = self._client, self._socket
+        if client is None or wrapped is None:
+            return
+        try:
+            more = True
+            while more and self._client is client:
+                more = wrapped.fill()
+                while wrapped.has_received and client.socket() is not None:
+                    if client.loop_read() != paho.MQTT_ERR_SUCCESS:
+                        break
+                if client.socket() is None:
+                    self._lose(self.state if not self.connected else f"{self._settings.url} closed the connection")
+                    return
+        except OSError as error:
+            self._lose(f"{self._settings.url}: {error.strerror or error}")
+            return
+        if self._settled:
+            self._settle()
+        if self._inbox:
+            messages, self._inbox = self._inbox, []
+            self._deliver(messages)
+        self._flush_soon()
+
+    def _deliver(self, messages: list[Message]) -> None:
+        for _, _, handler in self._subscriptions:
+            handler(messages)
+        for message in messages:
+            if message.receipt is not None:
+                message.receipt.release()
+
+    def _settle(self) -> None:
+        settled, self._settled = self._settled, []
+        for outcome, accepted in settled:
+            outcome(accepted)
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        client, wrapped = self._client, self._socket
+        if client is None or wrapped is None:
+            return
+        self._drain_to_socket(client)
+        if self._settled:  # QoS 0: sent is settled
+            self._loop.call_soon(self._settle)
+        if not wrapped.has_unsent:
+            return
+        try:
+            done = wrapped.flush()
+        except OSError as error:
+            self._lose(f"{self._settings.url}: {error.strerror or error}")
+            return
+        if done == self._writing:  # a writer is registered exactly while something is left
+            self._writing = not done
+            if done:
+                self._loop.remove_writer(self._fd)
+            else:
+                self._loop.add_writer(self._fd, self._flush)
+
+    @staticmethod
+    def _drain_to_socket(client: _Client) -> None:
+        if client.want_write():
+            client.loop_write()
+
+    def _acknowledge(self, generation: int, mid: int) -> None:
+        """Give the broker its PUBACK, if it is still the connection that brought the message."""
+        if generation == self._generation and self._client is not None:
+            self._client.ack(mid, 1)
+            self._flush_soon()
+
+    # --- paho's callbacks: they note what happened, and act only outside paho ------------------------------------
+
+    def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+        receipt = None
+        if message.qos == 1:
+            generation, mid = self._generation, message.mid
+            receipt = Receipt(lambda: self._acknowledge(generation, mid))
+        self._inbox.append(Message(message._topic, bytes(message.payload), receipt))  # noqa: SLF001 - `topic` decodes
+
+    def _on_publish(
+        self, _client: paho.Client, _userdata: Any, mid: int, reason: ReasonCode, _properties: Properties
+    ) -> None:
+        outcome = self._outcomes.pop(mid, None)
+        if outcome is None:
+            return
+        refused = reason.is_failure
+        if refused:
+            self._counters.errors["publish_refused"] += 1
+            self.state = f"{self._settings.url} refused a message: {reason}"
+        self._settled.append((outcome, not refused))
+
+    def _on_connect(
+        self,
+        client: paho.Client,
+        _userdata: Any,
+        _flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            self.state = f"{self._settings.url} refused the login of {self._client_id!r}: {reason}"
+            return
+        maximum = getattr(properties, "ReceiveMaximum", None)
+        self.window = min(self._settings.max_inflight, maximum or self._settings.max_inflight)
+        self.connected = True
+        self._connected_at = self._loop.time()
+        self.state = f"connected to {self._settings.url}"
+        self._counters.counts["connects"] += 1
+        for filters, qos, _ in self._subscriptions:
+            _, mid = client.subscribe([(topic, qos) for topic in filters])
+            if mid is not None:
+                self._pending_subscriptions.add(mid)
+        self.ready = not self._pending_subscriptions
+        self._loop.call_soon(self._announce)
+
+    def _on_subscribe(
+        self, _client: paho.Client, _userdata: Any, mid: int, reasons: list[ReasonCode], _properties: Properties
+    ) -> None:
+        if any(reason.is_failure for reason in reasons):
+            self._counters.errors["subscription_refused"] += 1
+            self.state = f"{self._settings.url} refused a subscription"
+            self._loop.call_soon(self._announce)
+            return
+        self._pending_subscriptions.discard(mid)
+        self.ready = not self._pending_subscriptions
+        if self.ready:
+            self._attempts = 0
+        self._loop.call_soon(self._announce)
+
+    def _on_disconnect(
+        self,
+        _client: paho.Client,
+        _userdata: Any,
+        flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self.state = f"{self._settings.url} ended the connection: {reason}"
+
+    def _announce(self) -> None:
+        for listener in self.on_change:
+            listener()
+
+
+def _leave_writing_to_the_loop(_client: paho.Client, _userdata: Any, _socket: Any) -> None:
+    """Paho asks to be told when it may write; the flush at the end of the pass does not need to be asked."""
+
+
+def _explain(error: Exception, url: str) -> str:
+    """One line that says what is wrong with the connection, and where to look."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{url}: the broker's certificate is not trusted: {error.verify_message}: check ca_file and the clock"
+    if isinstance(error, ssl.SSLError):
+        return f"{url}: TLS failed: {error.reason or error}"
+    if isinstance(error, socket.gaierror):
+        return f"{url}: the name is not known: {error.strerror}"
+    if isinstance(error, TimeoutError):
+        return f"{url}: no answer within {CONNECT_TIMEOUT_S:.0f} s"
+    if isinstance(error, OSError):
+        return f"{url}: {error.strerror or error}"
+    return f"{url}: {type(error).__name__}: {error}"

@@ -1,0 +1,56 @@
+"""Topics with `{key}`: what to subscribe to, and which key a message belongs to. Pure."""
+
+_CACHED_TOPICS = 20_000
+
+
+class TopicPattern:
+    """A topic of a source, such as `sensors/{key}/climate`.
+
+    `+` and a closing `#` may stand in it as in any MQTT filter. `{key}` is one whole level.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self._levels = pattern.split("/")
+        self._key_level = self._levels.index("{key}") if "{key}" in self._levels else None
+        self.filter = "/".join("+" if level == "{key}" else level for level in self._levels)
+
+    def match(self, topic: str) -> tuple[bool, str | None]:
+        """Whether `topic` belongs here, and its key (None where the pattern has none)."""
+        levels = topic.split("/")
+        wanted = self.filter.split("/")
+        if wanted[-1] == "#":
+            wanted = wanted[:-1]
+            if len(levels) < len(wanted):
+                return False, None
+            levels = levels[: len(wanted)]
+        if len(levels) != len(wanted):
+            return False, None
+        if any(want not in (level, "+") for want, level in zip(wanted, levels, strict=True)):
+            return False, None
+        if topic.startswith("$") and wanted[:1] != [levels[0]]:
+            return False, None  # MQTT 4.7.2: a leading wildcard does not match topics that begin with $
+        return True, None if self._key_level is None else levels[self._key_level]
+
+
+class TopicKeys:
+    """The keys of the topics of one source; remembers a bounded number of answers."""
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self.patterns = [TopicPattern(pattern) for pattern in patterns]
+        self._known: dict[str, tuple[bool, str | None]] = {}
+
+    @property
+    def filters(self) -> list[str]:
+        """The topic filters to subscribe to."""
+        return [pattern.filter for pattern in self.patterns]
+
+    def match(self, topic: str) -> tuple[bool, str | None]:
+        """As `TopicPattern.match`, for the first pattern that fits."""
+        found = self._known.get(topic)
+        if found is None:
+            if len(self._known) >= _CACHED_TOPICS:
+                self._known.clear()
+            found = next((match for match in (p.match(topic) for p in self.patterns) if match[0]), (False, None))
+            self._known[topic] = found
+        return found

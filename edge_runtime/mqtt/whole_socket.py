@@ -1,0 +1,98 @@
+"""A socket that reads all there is in one call, and writes all there is in one call.
+
+paho reads a packet's header byte by byte and writes packet by packet. System calls are what a message costs, so paho
+gets this in place of its socket: `recv` is served from what `fill` read, and what `send` takes goes out at `flush`.
+The read side is bounded by `RECEIVE_BYTES` a fill (the caller drains it before it fills again); the write side by
+what the caller lets be in flight.
+"""
+
+import socket
+import ssl
+
+RECEIVE_BYTES = 65536
+
+
+class WholeSocket:
+    """Stands in for a connected `socket.socket` or `ssl.SSLSocket`, non-blocking after `setblocking(False)`."""
+
+    def __init__(self, wrapped: socket.socket) -> None:
+        self._wrapped = wrapped
+        self._received = b""
+        self._position = 0
+        self._unsent = bytearray()
+        self._ended = False
+
+    def fill(self) -> bool:
+        """Read once from the network; True when there may be more at once (TLS keeps decoded bytes back).
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        try:
+            data = self._wrapped.recv(RECEIVE_BYTES)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        if not data:
+            self._ended = True
+            return False
+        self._received = self._received[self._position :] + data if self._position < len(self._received) else data
+        self._position = 0
+        return isinstance(self._wrapped, ssl.SSLSocket) and self._wrapped.pending() > 0
+
+    @property
+    def has_received(self) -> bool:
+        """True while `recv` would return something, the end of the stream included."""
+        return self._ended or self._position < len(self._received)
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while `flush` has something left to write."""
+        return bool(self._unsent)
+
+    def recv(self, size: int) -> bytes:
+        """Bytes that were read already.
+
+        Raises:
+            BlockingIOError: there are none at present.
+        """
+        position = self._position
+        data = self._received[position : position + size]
+        if data:
+            self._position = position + len(data)
+            return data
+        if self._ended:
+            return b""
+        raise BlockingIOError
+
+    def send(self, data: bytes | bytearray) -> int:
+        """Take all of `data`; it leaves at the next `flush`."""
+        self._unsent += data
+        return len(data)
+
+    def flush(self) -> bool:
+        """Write what was taken; True when all of it is out.
+
+        Raises:
+            OSError: the connection is broken.
+        """
+        try:
+            sent = self._wrapped.send(self._unsent)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        if sent == len(self._unsent):
+            self._unsent.clear()
+            return True
+        del self._unsent[:sent]
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor, for the event loop."""
+        return self._wrapped.fileno()
+
+    def setblocking(self, flag: bool) -> None:
+        """As a socket's."""
+        self._wrapped.setblocking(flag)
+
+    def close(self) -> None:
+        """As a socket's; what is unsent is lost."""
+        self._wrapped.close()

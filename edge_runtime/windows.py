@@ -1,0 +1,268 @@
+"""Readings -> windows, per key. Pure: no clock of its own, no I/O.
+
+Every key has one ring of exactly `length` readings, written in place: memory is
+`keys x length x channels x 4 bytes` and nothing else grows. A window is copied out once, time first, oldest
+reading first, when its last reading arrives. A jump of the readings' time, forward by more than `max_gap` seconds or
+backward at all, starts the key's window anew, unless the policy is to keep it.
+
+Weak point: without times of their own, readings that were lost on the way cannot be told from a slow sensor.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from edge_runtime.readings import Floats
+
+
+@dataclass(slots=True, eq=False)
+class Completed:
+    """The windows that a batch completed, in the order of their last readings.
+
+    Attributes:
+        windows: `[m, *shape]` float32. It is the windower's own buffer: valid until the next `push`.
+        rows: for each window, the index in the batch of the reading that completed it.
+        streams: for each window, its stream; a recurrent model keeps its state there.
+    """
+
+    windows: Floats
+    rows: list[int]
+    streams: list["Stream"]
+
+
+class Stream:
+    """One key's ring, and the state that a recurrent model carries from window to window (None at the start)."""
+
+    __slots__ = ("filled", "key", "last_time", "position", "ring", "state", "touched", "until")
+
+    def __init__(self, key: str | None, shape: tuple[int, ...]) -> None:
+        self.key = key
+        self.ring: Floats = np.zeros(shape, np.float32)
+        self.state: list[Floats] | None = None
+        self.last_time = -np.inf
+        self.touched = 0.0
+        self.reset(shape[0])
+
+    def reset(self, length: int) -> None:
+        """Forget the readings so far; the next window is complete after `length` more."""
+        self.position = 0
+        self.filled = 0
+        self.until = length
+        self.state = None
+
+
+class SavedStream(msgspec.Struct, array_like=True):
+    """A stream as it is kept over a restart; `ring` and `state` are raw float32."""
+
+    key: str | None
+    ring: bytes
+    filled: int
+    position: int
+    until: int
+    last_time: float
+    state: list[bytes] | None
+
+
+class Windows:
+    """The windows of one model over one source.
+
+    Args:
+        shape: of one window: `(length, channels)`; for a model of whole frames its own shape.
+        length: readings in a window; 1 for whole frames and for models that take each reading by itself.
+        stride: readings from the start of one window to the start of the next.
+        max_gap: seconds; None to watch no gaps.
+        keep: True keeps a window over a gap.
+        max_keys: the most keys at a time; the one that was silent longest makes room, counted in `evicted`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        length: int,
+        stride: int,
+        max_gap: float | None = None,
+        keep: bool = False,
+        max_keys: int = 10_000,
+    ) -> None:
+        self._shape = shape
+        self._length = length
+        self._stride = stride
+        self._max_gap = None if keep else max_gap
+        self._max_keys = max_keys
+        self._streams: dict[str | None, Stream] = {}
+        self._out: Floats = np.empty((8, *shape), np.float32)
+        self._evicted: set[str | None] = set()
+        self.gaps = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        """How many keys have a stream at present."""
+        return len(self._streams)
+
+    def push(self, values: Floats, keys: list[str | None], times: list[float], now: float) -> Completed:
+        """Take a batch of readings in, and give the windows that it completed.
+
+        Args:
+            values: `[n, channels]`, or `[n, *shape]` for whole frames.
+            keys: the stream of each reading.
+            times: seconds; only differences within a key matter.
+            now: monotonic seconds, for `expire`.
+        """
+        if self._length == 1:
+            return self._push_single(values, keys, times, now)
+        done = Completed(self._out, [], [])
+        total = len(keys)
+        start = 0
+        while start < total:  # a run of one key is written at once: a serial port is one run
+            key = keys[start]
+            stop = start + 1
+            while stop < total and keys[stop] == key:
+                stop += 1
+            stream = self._stream(key, now)
+            for begin, end in self._without_gaps(stream, times, start, stop):
+                self._fill(stream, values, begin, end, done)
+            start = stop
+        done.windows = self._out[: len(done.rows)]
+        return done
+
+    def expire(self, before: float) -> list[str | None]:
+        """Forget the keys that were silent since the monotonic time `before`.
+
+        Returns:
+            Every key that was forgotten since the last call, for want of room or by silence.
+        """
+        silent = [key for key, stream in self._streams.items() if stream.touched < before]
+        for key in silent:
+            del self._streams[key]
+        gone = [key for key in self._evicted if key not in self._streams] + silent
+        self._evicted.clear()
+        return gone
+
+    def save(self) -> list[SavedStream]:
+        """What a clean stop keeps: every stream that holds something."""
+        return [
+            SavedStream(
+                stream.key,
+                stream.ring.tobytes() if self._length > 1 else b"",
+                stream.filled,
+                stream.position,
+                stream.until,
+                stream.last_time,
+                None if stream.state is None else [part.tobytes() for part in stream.state],
+            )
+            for stream in self._streams.values()
+            if stream.filled or stream.state is not None
+        ]
+
+    def restore(self, saved: list[SavedStream], state_shapes: list[tuple[int, ...]], now: float) -> int:
+        """Take saved streams back; returns how many fitted this model's shape."""
+        restored = 0
+        expected = int(np.prod(self._shape)) * 4 if self._length > 1 else 0
+        for item in saved[: self._max_keys]:
+            if len(item.ring) != expected or not 0 <= item.position < self._length:
+                continue
+            stream = Stream(item.key, self._ring_shape)
+            if expected:
+                stream.ring[:] = np.frombuffer(item.ring, np.float32).reshape(self._shape)
+            stream.filled, stream.position, stream.until = item.filled, item.position, item.until
+            stream.last_time, stream.touched = item.last_time, now
+            if item.state is not None and len(item.state) == len(state_shapes):
+                parts = [np.frombuffer(part, np.float32).copy() for part in item.state]
+                if all(part.size == int(np.prod(shape)) for part, shape in zip(parts, state_shapes, strict=True)):
+                    stream.state = [part.reshape(shape) for part, shape in zip(parts, state_shapes, strict=True)]
+            self._streams[item.key] = stream
+            restored += 1
+        return restored
+
+    @property
+    def _ring_shape(self) -> tuple[int, ...]:
+        return self._shape if self._length > 1 else (1,)
+
+    def _push_single(self, values: Floats, keys: list[str | None], times: list[float], now: float) -> Completed:
+        streams = []
+        for index, key in enumerate(keys):
+            stream = self._stream(key, now)
+            if self._is_gap(stream, times[index]):
+                self.gaps += 1
+                stream.reset(1)
+            stream.last_time = times[index]
+            streams.append(stream)
+        return Completed(values.reshape(len(keys), *self._shape), list(range(len(keys))), streams)
+
+    def _stream(self, key: str | None, now: float) -> Stream:
+        stream = self._streams.get(key)
+        if stream is None:
+            if len(self._streams) >= self._max_keys:
+                silent = min(self._streams.values(), key=lambda other: other.touched)
+                del self._streams[silent.key]
+                self.evicted += 1
+                self._evicted.add(silent.key)
+            stream = self._streams[key] = Stream(key, self._ring_shape)
+            stream.until = self._length
+        stream.touched = now
+        return stream
+
+    def _is_gap(self, stream: Stream, time: float) -> bool:
+        if self._max_gap is None or stream.last_time == -np.inf:
+            return False
+        return not 0.0 <= time - stream.last_time <= self._max_gap
+
+    def _without_gaps(self, stream: Stream, times: list[float], start: int, stop: int) -> list[tuple[int, int]]:
+        """Cut the run `start:stop` where time jumps; the stream is reset as its pieces are asked for."""
+        if self._max_gap is None:
+            stream.last_time = times[stop - 1]
+            return [(start, stop)]
+        pieces = []
+        begin = start
+        for index in range(start, stop):
+            if self._is_gap(stream, times[index]):
+                self.gaps += 1
+                if index > begin:
+                    pieces.append((begin, index))
+                pieces.append((index, index))  # an empty piece: here the window starts anew
+                begin = index
+            stream.last_time = times[index]
+        pieces.append((begin, stop))
+        return pieces
+
+    def _fill(self, stream: Stream, values: Floats, begin: int, end: int, done: Completed) -> None:
+        if begin == end:
+            stream.reset(self._length)
+            return
+        length = self._length
+        while begin < end:
+            count = min(end - begin, stream.until)
+            self._write(stream, values, begin, begin + count)
+            stream.until -= count
+            begin += count
+            if stream.until == 0:
+                stream.until = self._stride
+                self._emit(stream, length, begin - 1, done)
+
+    def _write(self, stream: Stream, values: Floats, begin: int, end: int) -> None:
+        length, ring = self._length, stream.ring
+        begin = max(begin, end - length)  # what the ring cannot hold (stride > length) need not be written
+        position = stream.position
+        first = min(end - begin, length - position)
+        ring[position : position + first] = values[begin : begin + first]
+        rest = end - begin - first
+        if rest:
+            ring[:rest] = values[begin + first : end]
+        stream.position = (position + end - begin) % length
+        stream.filled = min(length, stream.filled + end - begin)
+
+    def _emit(self, stream: Stream, length: int, row: int, done: Completed) -> None:
+        index = len(done.rows)
+        if index == len(self._out):
+            grown = np.empty((2 * index, *self._shape), np.float32)
+            grown[:index] = self._out
+            self._out = grown
+        oldest = stream.position
+        out = self._out[index]
+        out[: length - oldest] = stream.ring[oldest:]
+        if oldest:
+            out[length - oldest :] = stream.ring[:oldest]
+        done.rows.append(row)
+        done.streams.append(stream)
