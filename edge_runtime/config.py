@@ -1,168 +1,250 @@
 """The device's TOML file -> frozen, typed values. The one way in: nothing else reads the file.
 
 `load_config` reports every mistake of a file at once, each with its place, what was expected, what was found
-and, for an unknown key, the nearest known one.
+and, for an unknown key, the nearest known one. Secrets never enter a `Config`: it holds the names of their files,
+and `read_password` reads them when they are needed, so a changed password needs no restart.
+The tables themselves stand in `settings.py`.
 """
 
-from typing import Literal
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from edge_runtime.config_convert import Conversion, Mistake, describe
+from edge_runtime.config_rules import broken_rules
+from edge_runtime.endpoint import Endpoint, parse_endpoint
+from edge_runtime.errors import ConfigError, TransientError
+from edge_runtime.settings import (
+    Broker,
+    Config,
+    Device,
+    Http,
+    Model,
+    MqttSource,
+    Outbox,
+    Repair,
+    ReplaySource,
+    SerialSource,
+    Smoothing,
+    Source,
+    Store,
+    Upstream,
+)
 
-class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the file: every key is known, and a default here is the default that the samples show."""
+__all__ = [
+    "Broker",
+    "Config",
+    "Device",
+    "Endpoint",
+    "Http",
+    "Model",
+    "MqttSource",
+    "Outbox",
+    "Repair",
+    "ReplaySource",
+    "SerialSource",
+    "Smoothing",
+    "Source",
+    "Store",
+    "Upstream",
+    "differences",
+    "load_config",
+    "parse_endpoint",
+    "read_password",
+    "source_broker",
+    "upstream_broker",
+]
 
-
-class Device(_Table, frozen=True, kw_only=True):
-    """`[device]`: who we are, and how the daemon as a whole behaves."""
-
-    id: str
-    health_interval: float = 30.0
-    stop_timeout: float = 10.0
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-class Broker(_Table, frozen=True, kw_only=True):
-    """How to reach one MQTT broker. Equal brokers share one connection."""
-
-    url: str
-    client_id: str | None = None
-    protocol: Literal["3.1.1", "5"] = "3.1.1"
-    username: str | None = None
-    password_file: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    keepalive: int = 30
-    session_expiry: float = 604800.0
-    receive_maximum: int = 100
-    max_inflight: int = 20
-    reconnect_min: float = 1.0
-    reconnect_max: float = 120.0
-
-
-class Repair(_Table, frozen=True, kw_only=True):
-    """`repair`: what may be done with a reading that is out of the contract, instead of rejecting it."""
-
-    missing: Literal["reject", "last"] = "reject"
-    out_of_range: Literal["reject", "clip"] = "reject"
-
-
-class SerialSource(_Table, frozen=True, kw_only=True, tag_field="type", tag="serial"):
-    """`type = "serial"`: a port that streams frames."""
-
-    name: str
-    port: str
-    baudrate: int = 115200
-    bytesize: Literal[5, 6, 7, 8] = 8
-    parity: Literal["none", "even", "odd", "mark", "space"] = "none"
-    stopbits: Literal[1, 2] = 1
-    flow_control: Literal["none", "rtscts", "xonxoff"] = "none"
-    format: Literal["csv", "json"] = "csv"
-    fields: tuple[str, ...] = ()
-    delimiter: str = ","
-    key: str | None = None
-    time: str = "time"
-    max_frame_bytes: int = 4096
-    repair: Repair = Repair()
-    reopen_max: float = 5.0
+# A device file is a page or two; more is another kind of file, or an endless one.
+_MAX_FILE_BYTES = 1_048_576
+_MAX_PASSWORD_BYTES = 65_535  # MQTT 3.1.1 section 3.1.3.5
+_WHERE = re.compile(r"^(?P<what>.*?) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$", re.DOTALL)
+_TABLE = re.compile(r"^(?P<table>[A-Za-z0-9_-]+)(?:\[(?P<index>\d+)\])?")
 
 
-class MqttSource(_Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt"):
-    """`type = "mqtt"`: topics of a broker; every message is one reading, or a JSON array of them."""
+def load_config(path: Path) -> Config:
+    """Reads and checks one device file.
 
-    name: str
-    topics: tuple[str, ...]
-    url: str | None = None
-    client_id: str | None = None
-    protocol: Literal["3.1.1", "5"] | None = None
-    username: str | None = None
-    password_file: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
-    qos: Literal[0, 1] = 1
-    format: Literal["json", "csv"] = "json"
-    fields: tuple[str, ...] = ()
-    delimiter: str = ","
-    key: str | None = None
-    time: str = "time"
-    max_frame_bytes: int = 65536
-    repair: Repair = Repair()
+    Paths in the result are absolute; those of the file are taken from its own folder. A serial port that is absent, a
+    broker that is down or a bundle that is broken inside is not judged here.
+
+    Raises:
+        ConfigError: with every mistake of the file, and of the files that it names, a line each.
+    """
+    raw = _parse(path, _read(path))
+    conversion = Conversion(str(Path(path).absolute().parent))
+    whole = conversion.table(Config, raw, "", omit=frozenset({"path"}))
+    mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables)], key=_reading_order(raw))
+    if mistakes:
+        raise ConfigError([f"{path}: {mistake}" for mistake in mistakes])
+    config: Config = msgspec.structs.replace(whole.value, path=str(Path(path).absolute()))
+    return config
 
 
-class ReplaySource(_Table, frozen=True, kw_only=True, tag_field="type", tag="replay"):
-    """`type = "replay"`: recorded files, as if they were measured now."""
+def _reading_order(raw: dict[str, Any]) -> Callable[[Mistake], tuple[int, int]]:
+    """Sorts mistakes by the table that they stand in, in the order of the file."""
+    tables = list(raw)
 
-    name: str
-    files: tuple[str, ...]
-    speed: Literal["recorded", "full"] | float = "recorded"
-    rate_hz: float | None = None
-    loop: bool = False
-    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
-    delimiter: str = ","
-    key: str | None = None
-    time: str = "time"
-    times: Literal["recorded", "now"] = "recorded"
-    max_frame_bytes: int = 65536
-    repair: Repair = Repair()
+    def position(mistake: Mistake) -> tuple[int, int]:
+        found = _TABLE.match(mistake.place)
+        table, index = (found["table"], int(found["index"] or 0)) if found else ("", 0)
+        return (tables.index(table) if table in tables else len(tables)), index
+
+    return position
 
 
-Source = SerialSource | MqttSource | ReplaySource
+def _read(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "a device or pipe"
+            raise ConfigError(f"{path}: expected a device file (TOML), found {kind}")
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: expected a device file (TOML), found none: mend the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path}: expected a device file (TOML) that can be read, found: {reason}") from error
+    if len(content) > _MAX_FILE_BYTES:
+        raise ConfigError(
+            f"{path}: expected a device file (TOML) of at most {_MAX_FILE_BYTES} bytes, found a larger one"
+        )
+    try:
+        return content.decode("utf-8-sig")  # editors on Windows put a mark in front
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}: line {line}: expected text in UTF-8, found byte 0x{content[error.start]:02x}: "
+            "save the file in UTF-8"
+        ) from error
 
 
-class Smoothing(_Table, frozen=True, kw_only=True):
-    """`smoothing = {n = 3, m = 5}`: the verdict is what at least `n` of the last `m` windows said."""
-
-    n: int
-    m: int
-
-
-class Model(_Table, frozen=True, kw_only=True):
-    """`[[model]]`: which bundle runs on which source, and what of it is published."""
-
-    name: str
-    bundle: str
-    source: str
-    publish: Literal["always", "change", "alarm"] = "always"
-    alarm_labels: tuple[str, ...] = ()
-    threshold: float | None = None
-    hysteresis: float = 0.0
-    smoothing: Smoothing | None = None
-    min_interval: float = 0.0
-    stride: int | None = None
-    max_gap: float | None = None
-    on_gap: Literal["reset", "keep"] = "reset"
-    key_expiry: float = 3600.0
-    max_keys: int = 10_000
-    max_batch: int = 256
-    threads: int = 1
-    run: Literal["auto", "loop", "worker"] = "auto"
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: expected TOML, found arrays or tables nested too deeply") from error
+    except ValueError as error:  # a TOMLDecodeError, or Python's refusal to read a number of thousands of digits
+        found = _WHERE.match(str(error))
+        what = found["what"] if found else str(error)
+        where = ""
+        if found:
+            where = f"line {found['line']}, column {found['column']}: " if found["line"] else "at its end: "
+        raise ConfigError(f"{path}: {where}expected TOML, found a mistake: {_one_line(what)}") from error
 
 
-class Upstream(Broker, frozen=True, kw_only=True):
-    """`[upstream]`: the broker that predictions go to."""
-
-    topic: str = "edge/{device}/{model}/{key}"
-    qos: Literal[0, 1] = 1
+def _one_line(text: str) -> str:
+    return "".join(each if each.isprintable() else " " for each in text)[:200]
 
 
-class Outbox(_Table, frozen=True, kw_only=True):
-    """`[outbox]`: where predictions wait while they cannot be delivered."""
+def source_broker(config: Config, source: MqttSource) -> Broker:
+    """The broker that an MQTT source reads from.
 
-    path: str | None = None
-    max_bytes: int = 67_108_864
-    max_age: float = 604_800.0
-    commit_interval: float = 1.0
-    max_memory_bytes: int = 8_388_608
+    Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is
+    changed it equals
+    `upstream_broker(config)`, and one connection serves both. With a `url` it is a broker of its own that takes over
+    nothing.
+    """
+    upstream = upstream_broker(config)
+    given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) is not None}
+    if source.url is None:
+        if "password_file" in given or "password_credential" in given:
+            given = {"password_file": None, "password_credential": None, **given}
+        changed: Broker = msgspec.structs.replace(upstream, **given)
+        if changed == upstream or source.client_id is not None:
+            return changed
+        return msgspec.structs.replace(changed, client_id=_own_client_id(config, source))
+    return Broker(**{"client_id": _own_client_id(config, source), **given})
 
 
-class Config(_Table, frozen=True, kw_only=True):
-    """A whole device file. `path` is where it was read, and relative paths in it start from its folder."""
+def upstream_broker(config: Config) -> Broker:
+    """The broker that predictions go to, with the client id that is used when none is set."""
+    values = {key: getattr(config.upstream, key) for key in Broker.__struct_fields__}
+    if values["client_id"] is None:
+        values["client_id"] = f"edge-{config.device.id}"
+    return Broker(**values)
 
-    device: Device
-    upstream: Upstream
-    source: tuple[Source, ...]
-    model: tuple[Model, ...]
-    outbox: Outbox = Outbox()
-    path: str = ""
+
+_CONNECTION_KEYS = tuple(key for key in MqttSource.__struct_fields__ if key in Broker.__struct_fields__)
+
+
+def _own_client_id(config: Config, source: MqttSource) -> str:
+    return f"edge-{config.device.id}-{source.name}"
+
+
+def read_password(broker: Broker) -> str | None:
+    """The password of a broker, read now, or None when none is set. Never put it into a message.
+
+    Raises:
+        ConfigError: it is to come from a systemd credential, and systemd did not start us.
+        TransientError: its file cannot be read at this moment.
+    """
+    if broker.password_credential is not None:
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if folder is None:
+            raise ConfigError(
+                f"password_credential: expected a credential {broker.password_credential} from systemd, found no "
+                "$CREDENTIALS_DIRECTORY: start the service, or use password_file"
+            )
+        return _first_line(Path(folder, broker.password_credential))
+    return None if broker.password_file is None else _first_line(Path(broker.password_file))
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_PASSWORD_BYTES).split(b"\n", 1)[0].rstrip(b"\r").decode()
+    except UnicodeDecodeError:
+        # Neither the text nor the cause may show what stands in the file.
+        raise TransientError(f"{path}: expected a password in UTF-8, found other bytes") from None
+    except OSError as error:
+        raise TransientError(f"{path}: the password cannot be read: {error.strerror}") from error
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What changed from one configuration to another, a sentence each; empty when nothing did."""
+    sentences: list[str] = []
+    for table in ("device", "upstream", "outbox", "store", "http"):
+        sentences.extend(_changed(table, getattr(old, table), getattr(new, table)))
+    for table in ("source", "model"):
+        before = {each.name: each for each in getattr(old, table)}
+        after = {each.name: each for each in getattr(new, table)}
+        for name in before.keys() | after.keys():
+            place = f"{table} {describe(name)}"
+            if name not in after:
+                sentences.append(f"{place} was removed")
+            elif name not in before:
+                sentences.append(f"{place} was added")
+            else:
+                sentences.extend(_changed(place, before[name], after[name]))
+        if list(before) != list(after) and before.keys() == after.keys():
+            sentences.append(f"the order of the {table}s changed")
+    return sentences
+
+
+def _changed(place: str, old: msgspec.Struct | None, new: msgspec.Struct | None) -> Iterator[str]:
+    if old is None or new is None:
+        if old is not new:
+            yield f"{place} was {'added' if old is None else 'removed'}"
+        return
+    if type(old) is not type(new):
+        yield f"{place} changed its type from {old.__struct_config__.tag} to {new.__struct_config__.tag}"
+        return
+    for key in old.__struct_fields__:
+        before, after = getattr(old, key), getattr(new, key)
+        if isinstance(before, msgspec.Struct) or isinstance(after, msgspec.Struct):
+            yield from _changed(f"{place}.{key}", before, after)
+        elif before != after:
+            yield f"{place}.{key} changed from {_shown(before)} to {_shown(after)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) <= 5:
+        return f"[{', '.join(map(_shown, value))}]"
+    return describe(value)
