@@ -1,0 +1,24 @@
+"""What the runtime is asked to reach, as bounds on the figures; the table ends with them."""
+
+from benchmarks import alone
+from benchmarks import pipeline as p
+from benchmarks.results import Goal
+from benchmarks.targets import DAEMON
+
+GOALS = [
+    Goal("paced CPU, beside the tutorial script", p.PACED, DAEMON, 0.85, "tutorial"),
+    Goal("paced CPU, beside Node-RED", p.PACED, DAEMON, 0.35, "node-red"),
+    Goal("paced CPU, beside the bare floor", p.PACED, DAEMON, 1.75, "floor"),
+    Goal("predictions per CPU s, beside the tutorial script", p.PER_CPU_SECOND, DAEMON, 1.6, "tutorial", at_least=True),
+    Goal("predictions per CPU s, beside Node-RED", p.PER_CPU_SECOND, DAEMON, 1.5, "node-red", at_least=True),
+    Goal("saturated CPU, beside the bare floor (stretch)", p.SATURATED, DAEMON, 2.0, "floor"),
+    Goal("median latency over the echo, µs", p.P50, DAEMON, 150.0, "echo", kind="difference"),
+    Goal("99th percentile over the echo, µs", p.P99, DAEMON, 1000.0, "echo", kind="difference"),
+    Goal("memory over the bare process, MiB", p.RSS, DAEMON, 8.0, alone.BARE, kind="difference"),
+    Goal("memory, beside Node-RED", p.RSS, DAEMON, 0.45, "node-red"),
+    Goal("start to first prediction, beside the bare process", p.FIRST, DAEMON, 1.3, alone.BARE),
+    Goal("start to first prediction, beside Node-RED", p.FIRST, DAEMON, 0.4, "node-red"),
+    Goal("idle CPU, % of a core", p.IDLE, DAEMON, 0.2),
+    Goal("idle wake-ups a second", p.IDLE_WAKEUPS, DAEMON, 1.2),
+    Goal("bytes written per prediction, healthy link", p.WRITTEN, DAEMON, 0.0),
+]

@@ -1,0 +1,76 @@
+"""The one model that every target of the benchmark runs: an MLP 6-32-16-3 with fixed random weights.
+
+It is made here, in the bundle's normal form, and not trained: only its size matters. The windowed form puts a
+mean over the window before the same layers, so that a window of 128 readings costs little more than one reading
+and the figures show the runtime's own cost.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.names import CHANNELS, LABELS
+from edge_runtime import manifest as m
+
+LAYERS = (6, 32, 16, 3)
+
+
+def write_bundle(path: Path, *, name: str = "mlp", length: int = 1, stride: int = 1) -> Path:
+    """Write the model for windows of `length` readings, one every `stride`, and return its path."""
+    model = helper.make_model(_graph(length), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    manifest = m.Manifest(
+        name=name,
+        version="1.0.0",
+        task="classification",
+        input=m.Input(
+            channels=tuple(m.Channel(name=channel, range=(-100.0, 100.0)) for channel in CHANNELS),
+            window=m.Window(length=length, stride=stride),
+        ),
+        output=m.Output(labels=LABELS),
+        batch_invariant=_is_batch_invariant(model.SerializeToString(), length),
+    )
+    entry = model.metadata_props.add()
+    entry.key, entry.value = m.METADATA_KEY, m.write_manifest(manifest)
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _graph(length: int) -> onnx.GraphProto:
+    random = np.random.default_rng(7)
+    nodes = [helper.make_node("ReduceMean", ["window"], ["x0"], axes=[1], keepdims=0)]
+    weights = []
+    for layer, (rows, columns) in enumerate(itertools.pairwise(LAYERS)):
+        weights.append(numpy_helper.from_array(_normal(random, (rows, columns), 0.5), f"w{layer}"))
+        weights.append(numpy_helper.from_array(_normal(random, (columns,), 0.1), f"b{layer}"))
+        last = layer == len(LAYERS) - 2
+        made = "logits" if last else f"h{layer}"
+        nodes.append(helper.make_node("Gemm", [f"x{layer}", f"w{layer}", f"b{layer}"], [made]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [made], [f"x{layer + 1}"]))
+    nodes.append(helper.make_node("Softmax", ["logits"], ["scores"], axis=1))
+    nodes.append(helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0))
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", length, len(CHANNELS)])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, ["N"])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", len(LABELS)])
+    return helper.make_graph(nodes, "mlp", [window], [label, scores], weights)
+
+
+def _normal(random: np.random.Generator, shape: tuple[int, ...], scale: float) -> NDArray[np.float32]:
+    return random.normal(0.0, scale, shape).astype(np.float32)
+
+
+def _is_batch_invariant(model: bytes, length: int) -> bool:
+    """Whether the last bits stay the same whatever the batch, which the manifest must not claim unmeasured."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    windows = _normal(np.random.default_rng(3), (300, length, len(CHANNELS)), 1.0)
+    singly = np.concatenate([session.run(["scores"], {"window": windows[i : i + 1]})[0] for i in range(len(windows))])
+    return all(
+        np.array_equal(session.run(["scores"], {"window": windows[:batch]})[0], singly[:batch])
+        for batch in (2, 3, 4, 7, 8, 16, 20, 32, 64, 100, 256, 300)
+    )

@@ -1,0 +1,59 @@
+"""A target: the bare floor. A raw socket, the packets put together by hand, one model call a wake-up.
+
+Usage: floor.py PORT MODEL TOPIC_IN TOPIC_OUT. No keep-alive, no reconnection, no resend, no outbox, no checks: the
+least that Python can do between the wire and the model, and not something to deploy.
+"""
+
+import json
+import socket
+import sys
+
+import numpy as np
+import onnxruntime as ort
+
+from benchmarks import wire
+from benchmarks.names import CHANNELS, LABELS
+
+MOST_ROWS = 1024
+RECEIVE_BYTES = 262144
+
+
+def main(port: int, model: str, topic_in: str, topic_out: str) -> None:
+    """Serve until the broker closes the connection."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    rows = np.empty((MOST_ROWS, 1, len(CHANNELS)), np.float32)
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sendall(wire.connect("bench-floor") + wire.subscribe(topic_in, qos=1))
+    packet_id, tail = 0, b""
+    while data := connection.recv(RECEIVE_BYTES):
+        data = tail + data
+        found, used = wire.packets(data)
+        tail = data[used:]
+        out, count = [], 0
+        for first, start, end in found:
+            if first & 0xF0 != wire.PUBLISH:
+                continue
+            payload_at = start + 2 + int.from_bytes(data[start : start + 2], "big")
+            if first & 0x06:
+                out.append(b"\x40\x02" + data[payload_at : payload_at + 2])
+                payload_at += 2
+            values = json.loads(data[payload_at:end])
+            rows[count, 0] = [values[name] for name in CHANNELS]
+            count += 1
+        if not count:
+            continue
+        labels, scores = session.run(["label", "scores"], {"window": rows[:count]})
+        for label, row in zip(labels.tolist(), scores.tolist(), strict=True):
+            packet_id = packet_id % 65535 + 1
+            text = json.dumps(
+                {"label": LABELS[label], "score": row[label], "scores": dict(zip(LABELS, row, strict=True))}
+            )
+            out.append(wire.publish(topic_out, text.encode(), packet_id))
+        connection.sendall(b"".join(out))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4])

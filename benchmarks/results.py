@@ -1,0 +1,116 @@
+"""What was measured: raw values by figure, target and round; their medians as one table and as one JSON file."""
+
+import json
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Results:
+    """Every measured value, in the order of measuring."""
+
+    machine: dict[str, Any]
+    values: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, figure: str, target: str, value: float) -> None:
+        """Keep one value of one round."""
+        self.values[figure][target].append(value)
+
+    def note(self, text: str) -> None:
+        """Keep something that a reader of the table must know, and say it at once."""
+        self.notes.append(text)
+        print(f"  ! {text}", flush=True)
+
+    def median(self, figure: str, target: str) -> float | None:
+        """The median over the rounds; None where it was not measured."""
+        found = self.values.get(figure, {}).get(target)
+        return statistics.median(found) if found else None
+
+    def ratio(self, figure: str, target: str, reference: str) -> float | None:
+        """The median over the rounds of the ratio in the same round, so that a slow stretch hits both."""
+        above, below = self.values.get(figure, {}).get(target), self.values.get(figure, {}).get(reference)
+        if not above or not below:
+            return None
+        ratios = [a / b for a, b in zip(above, below, strict=False) if b]
+        return statistics.median(ratios) if ratios else None
+
+    def write(self, path: Path) -> None:
+        """Everything, raw, as JSON."""
+        document = {"machine": self.machine, "values": self.values, "curves": self.curves, "notes": self.notes}
+        path.write_text(json.dumps(document, indent=1))
+
+    def table(self, goals: "list[Goal]") -> str:
+        """A row a figure and a column a target, then the goals with what was reached."""
+        names = list(dict.fromkeys(name for by_target in self.values.values() for name in by_target))
+        rows = [["figure", *names]]
+        for figure, by_target in self.values.items():
+            cells = [_number(statistics.median(by_target[name])) if name in by_target else "" for name in names]
+            rows.append([figure, *cells])
+        text = _align(rows)
+        judged = [row for goal in goals if (row := goal.row(self)) is not None]
+        if judged:
+            text += "\n\n" + _align([["goal", "asked", "reached", ""], *judged])
+        for name, points in self.curves.items():
+            heads = list(points[0])
+            text += f"\n\n{name}\n" + _align([heads, *([_number(point[head]) for head in heads] for point in points)])
+        if self.notes:
+            text += "\n\n" + "\n".join(f"! {note}" for note in self.notes)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A bound on a figure of `target`: absolute, or beside `reference` as a ratio or a difference."""
+
+    text: str
+    figure: str
+    target: str
+    most: float
+    reference: str | None = None
+    kind: str = "ratio"
+    at_least: bool = False
+
+    def row(self, results: Results) -> list[str] | None:
+        """The goal as a row of the table; None where a side of it was not measured."""
+        reached = self._reached(results)
+        if reached is None:
+            return None
+        met = reached >= self.most if self.at_least else reached <= self.most
+        return [
+            self.text,
+            ("at least " if self.at_least else "at most ") + _number(self.most),
+            _number(reached),
+            "ok" if met else "MISSED",
+        ]
+
+    def _reached(self, results: Results) -> float | None:
+        if self.reference is None:
+            return results.median(self.figure, self.target)
+        if self.kind == "ratio":
+            return results.ratio(self.figure, self.target, self.reference)
+        ours, theirs = results.median(self.figure, self.target), results.median(self.figure, self.reference)
+        return None if ours is None or theirs is None else ours - theirs
+
+
+def _number(value: float) -> str:
+    if value and abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _align(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *others = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([first, *others]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
