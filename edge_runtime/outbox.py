@@ -1,0 +1,528 @@
+"""What is not yet delivered, and the place where the daemon's guarantee is kept.
+
+1. A prediction, once offered, is delivered at least once, in order per model and key. It leaves our care only on the
+   broker's PUBACK. Repeats carry the same `id`.
+2. The reading of a prediction is released (and with it the acknowledgement to the reading's broker) only when the
+   prediction is acknowledged upstream or committed to disk. With a healthy link nothing is written to disk.
+3. What was offered and is neither acknowledged nor committed is at most `commit_interval` old, so that a power cut
+   loses at most that much of what cannot be asked for again. With `commit_interval = 0` a prediction is committed
+   before it is sent.
+4. When the disk's bound is reached, the oldest of the lowest priority goes first, and is counted. While the disk
+   fails, or there is none, the same holds for memory; but a prediction whose reading is not yet released is never
+   dropped from memory: its broker stops sending instead.
+
+Weak point: a broker that acknowledges and then forgets is beyond us.
+
+How it works. An entry is *waiting* (in memory), *in flight* (sent, not acknowledged), or *stored* (a row on disk, out
+of memory), or in flight and stored. Whatever is older than `commit_interval` is committed, all in one transaction.
+Stored rows are sent oldest first when the link is back. An entry of a stream that has stored rows which were not sent
+waits behind them, by becoming a row itself; an entry of any other stream is sent at once, and half of the places in
+flight are kept for such.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from edge_runtime.health import Counters
+from edge_runtime.loop import Loop, Timer
+from edge_runtime.outbox_store import Committed, NewRow, Opened, Row, StoreError, StoreThread, Trimmed
+from edge_runtime.publish.json_payload import mark_delayed
+from edge_runtime.readings import Receipt
+
+PRIORITY_ALARM = 0
+PRIORITY_ROUTINE = 1
+PRIORITY_TELEMETRY = 2
+
+FETCH_ROWS = 64
+REOPEN_FIRST_S = 1.0
+REOPEN_MOST_S = 30.0
+MEMORY_OVERHEAD_BYTES = 400  # an entry's objects beside its payload, measured with sys.getsizeof
+
+
+class Link(Protocol):
+    """What the outbox needs of a connection."""
+
+    connected: bool
+    window: int
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Callable[[bool], None] | None
+    ) -> bool:
+        """Send; False when that is impossible now. `outcome(True)` on the acknowledgement, `(False)` on a refusal."""
+
+
+class Entry:
+    """One prediction in our care."""
+
+    __slots__ = ("committing", "delayed", "done", "in_flight", "made", "order", "payload", "priority", "receipt",
+                 "row", "since", "stream", "topic")  # fmt: skip
+
+    def __init__(
+        self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None, order: int
+    ) -> None:
+        self.stream = stream
+        self.topic = topic
+        self.payload = payload
+        self.priority = priority
+        self.receipt = receipt
+        self.order = order
+        self.made = 0.0
+        self.since = 0.0
+        self.row: int | None = None
+        self.in_flight = False
+        self.committing = False
+        self.done = False
+        self.delayed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return len(self.payload) + len(self.topic) + MEMORY_OVERHEAD_BYTES
+
+    def release(self) -> None:
+        """The prediction is safe: its reading may be acknowledged."""
+        receipt, self.receipt = self.receipt, None
+        if receipt is not None:
+            receipt.release()
+
+
+class Outbox:
+    """The queue between the models and the upstream link.
+
+    Args:
+        loop: the event loop; everything here runs in its thread.
+        counters: `published`, `stored`, dropped and errors by reason.
+        store: the disk, or None for memory only.
+        commit_interval: seconds; see the guarantee.
+        max_memory_bytes: the bound of what waits in memory.
+        qos: 1, or 0 for a user who does not mind: then sent is delivered.
+        wall: the wall clock, for the age of rows.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        counters: Counters,
+        *,
+        store: StoreThread | None,
+        commit_interval: float,
+        max_memory_bytes: int,
+        qos: int = 1,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._loop = loop
+        self._counters = counters
+        self._store = store
+        self._commit_interval = commit_interval
+        self._max_memory = max_memory_bytes
+        self._qos = qos
+        self._wall = wall
+        self._link: Link | None = None
+        self._order = 0
+        self._waiting: deque[Entry] = deque()
+        self._in_flight: dict[int, Entry] = {}  # by order
+        self._memory = 0
+        self._store_open = False
+        self._committing = False
+        self._fetching = False
+        self._fetched: deque[Row] = deque()
+        self._sent_rows: set[int] = set()  # rows in flight or delivered, not yet deleted
+        self._cursor = 0  # every row up to here was fetched over this connection
+        self._backlog: Counter[str] = Counter()  # stored rows by stream that are not in flight
+        self._stored_rows = 0
+        self._stored_bytes = 0
+        self._delivered_rows: list[int] = []
+        self._timer: Timer | None = None
+        self._reopen_delay = REOPEN_FIRST_S
+        self._stopping = False
+        self._paused_until = 0.0
+        self._pump_due = False
+        self.state = "memory only" if store is None else "opening"
+        self.on_state: Callable[[str], None] | None = None
+        if store is not None:
+            store.open(self._opened)
+
+    # --- what others see ------------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Predictions in our care: in memory and on disk."""
+        in_memory = len(self._waiting) + sum(1 for entry in self._in_flight.values() if entry.row is None)
+        return in_memory + self._stored_rows - len(self._delivered_rows)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of predictions in memory, as counted against the bound."""
+        return self._memory
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows on disk."""
+        return self._stored_rows
+
+    @property
+    def is_full(self) -> bool:
+        """True when memory is at its bound: sources that can wait should."""
+        return self._memory >= self._max_memory
+
+    def attach(self, link: Link) -> None:
+        """The link to send over; tell `link_changed` whenever it comes or goes."""
+        self._link = link
+
+    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
+        """Take a prediction into our care, and send it if that is possible now.
+
+        Args:
+            stream: the model and key; order is kept within it.
+            topic: where it goes.
+            payload: a JSON object.
+            priority: `PRIORITY_ALARM` and so on; decides what is dropped first.
+            receipt: held by the caller for us; released when the prediction is safe.
+        """
+        self._order += 1
+        entry = Entry(stream, topic, payload, priority=priority, receipt=receipt, order=self._order)
+        entry.since = self._loop.time()
+        entry.made = self._wall()
+        self._memory += entry.size
+        link = self._link
+        before_sending = self._commit_interval == 0 and self._store_open
+        free = (
+            link is not None
+            and link.connected
+            and not before_sending
+            and not self._waiting
+            and not self._backlog[stream]
+            and len(self._in_flight) < link.window
+            and self._send(entry)
+        )
+        if not free:
+            entry.delayed = link is None or not link.connected
+            self._waiting.append(entry)
+            if self._memory > self._max_memory:
+                self._make_room()
+        if before_sending:
+            self._loop.call_soon(self._commit_due)
+        elif self._timer is None:
+            self._timer = self._loop.call_later(max(self._commit_interval, 0.01), self._on_timer)
+
+    def link_changed(self) -> None:
+        """The link came up or went down."""
+        link = self._link
+        if link is not None and link.connected:
+            self._cursor = 0
+            self._fetched.clear()
+            self._pump()
+            return
+        if self._in_flight:
+            self._take_back()
+
+    def drain(self) -> None:
+        """Commit everything now (a clean stop). `is_safe` tells when that is done."""
+        self._stopping = True
+        self._commit_due(everything=True)
+
+    @property
+    def is_safe(self) -> bool:
+        """Nothing would be lost if we were killed now."""
+        if self._committing:
+            return False
+        if not self._store_open:
+            return not self._waiting and not self._in_flight
+        return not self._delivered_rows and all(
+            entry.row is not None for entry in (*self._waiting, *self._in_flight.values())
+        )
+
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    def _send(self, entry: Entry) -> bool:
+        link = self._link
+        assert link is not None
+        payload = mark_delayed(entry.payload) if entry.delayed else entry.payload
+        if not link.publish(entry.topic, payload, qos=self._qos, outcome=lambda ok: self._settled(entry, ok)):
+            return False
+        entry.in_flight = True
+        self._in_flight[entry.order] = entry
+        return True
+
+    def _settled(self, entry: Entry, accepted: bool) -> None:
+        """The broker acknowledged or refused an entry that is in flight on the present connection."""
+        self._in_flight.pop(entry.order, None)
+        entry.in_flight = False
+        if not accepted:
+            self._refused(entry)
+            return
+        entry.done = True
+        self._counters.counts["published"] += 1
+        if entry.row is not None:
+            self._delivered_rows.append(entry.row)
+            self._arm_timer()
+        else:
+            self._memory -= entry.size
+        entry.release()
+        if (self._waiting or self._backlog) and not self._pump_due:
+            self._pump_due = True  # once for all the acknowledgements of a wake-up
+            self._loop.call_soon(self._pump)
+
+    def _refused(self, entry: Entry) -> None:
+        """The broker said no (its ACL, its quota): keep it, and try again a little later."""
+        self._counters.errors["refused_by_broker"] += 1
+        if entry.row is None:
+            entry.delayed = True
+            self._waiting.appendleft(entry)
+            self._sort_waiting()
+        else:
+            self._backlog[entry.stream] += 1
+            self._sent_rows.discard(entry.row)
+            self._cursor = 0
+            self._fetched.clear()
+        self._paused_until = self._loop.time() + 5.0
+        self._loop.call_later(5.0, self._pump)
+
+    def _pump(self) -> None:
+        """Fill the places in flight: live entries of streams without a backlog first, then stored rows."""
+        self._pump_due = False
+        link = self._link
+        if link is None or not link.connected or self._loop.time() < self._paused_until or self._stopping:
+            return
+        if self._waiting:
+            self._send_waiting(link)
+        if not self._backlog:
+            return
+        reserve = link.window // 2
+        while self._fetched and len(self._in_flight) < max(1, link.window - reserve):
+            if not self._send_row(self._fetched.popleft()):
+                return
+        if len(self._fetched) < FETCH_ROWS // 2 and self._store_open and not self._fetching and self._store is not None:
+            self._fetching = True
+            cursor = self._cursor
+            self._store.fetch(cursor, FETCH_ROWS, lambda found: self._rows_fetched(found, cursor))
+
+    def _send_waiting(self, link: Link) -> None:
+        kept: list[Entry] = []
+        blocked: set[str] = set()
+        while self._waiting and len(self._in_flight) < link.window:
+            entry = self._waiting.popleft()
+            must_wait = (
+                entry.committing
+                or entry.stream in blocked
+                or self._backlog[entry.stream] > 0
+                or (self._commit_interval == 0 and self._store_open)
+            )
+            if must_wait or not self._send(entry):
+                kept.append(entry)
+                blocked.add(entry.stream)
+        self._waiting.extendleft(reversed(kept))
+        for stream in [stream for stream, count in self._backlog.items() if count <= 0]:
+            del self._backlog[stream]
+
+    def _send_row(self, row: Row) -> bool:
+        if row.id in self._sent_rows:
+            return True
+        self._order += 1
+        entry = Entry(row.stream, row.topic, row.payload, priority=row.priority, receipt=None, order=self._order)
+        entry.row, entry.delayed, entry.made = row.id, True, row.made
+        if not self._send(entry):
+            self._fetched.appendleft(row)
+            return False
+        self._sent_rows.add(row.id)
+        self._lower_backlog(row.stream)
+        return True
+
+    def _lower_backlog(self, stream: str, count: int = 1) -> None:
+        left = self._backlog[stream] - count
+        if left > 0:
+            self._backlog[stream] = left
+        else:
+            del self._backlog[stream]
+
+    def _rows_fetched(self, found: list[Row] | StoreError, cursor: int) -> None:
+        self._fetching = False
+        if isinstance(found, StoreError):
+            self._store_failed(found)
+            return
+        if cursor != self._cursor:  # the link was lost meanwhile: what was read is stale
+            self._pump()
+            return
+        if found:
+            self._cursor = found[-1].id
+            self._fetched.extend(row for row in found if row.id not in self._sent_rows)
+            self._pump()
+        elif not self._fetched:
+            self._backlog.clear()  # every row was handed out; a count that says otherwise counted rows that are gone
+            self._pump()
+
+    def _take_back(self) -> None:
+        """The link is gone: what was in flight waits again, in its old order."""
+        for entry in sorted(self._in_flight.values(), key=lambda entry: entry.order):
+            entry.in_flight = False
+            if entry.row is None:
+                entry.delayed = True
+                self._waiting.append(entry)
+            else:
+                self._sent_rows.discard(entry.row)
+                self._backlog[entry.stream] += 1
+        self._in_flight.clear()
+        self._sort_waiting()
+        self._cursor = 0
+        self._fetched.clear()
+        self._arm_timer()
+
+    def _sort_waiting(self) -> None:
+        self._waiting = deque(sorted(self._waiting, key=lambda entry: entry.order))
+
+    # --- committing -----------------------------------------------------------------------------------------------
+
+    def _arm_timer(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(max(self._commit_interval, 0.01), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._commit_due()
+        oldest = self._oldest()
+        if oldest is not None or self._delivered_rows:
+            since = self._loop.time() if oldest is None else oldest
+            due = since + self._commit_interval - self._loop.time()
+            self._timer = self._loop.call_later(max(due, 0.01, self._commit_interval / 4), self._on_timer)
+
+    def _oldest(self) -> float | None:
+        candidates = [entry.since for entry in self._uncommitted()]
+        return min(candidates) if candidates else None
+
+    def _uncommitted(self) -> Iterable[Entry]:
+        for entry in self._in_flight.values():
+            if entry.row is None and not entry.committing:
+                yield entry
+        for entry in self._waiting:
+            if not entry.committing:
+                yield entry
+
+    def _commit_due(self, *, everything: bool = False) -> None:
+        """Commit what is older than the interval, and delete what was delivered, in one transaction."""
+        if self._store is None or not self._store_open or self._committing:
+            return
+        horizon = self._loop.time() - self._commit_interval
+        due = [entry for entry in self._uncommitted() if everything or entry.since <= horizon]
+        if not due and not self._delivered_rows:
+            return
+        due.sort(key=lambda entry: entry.order)
+        for entry in due:
+            entry.committing = True
+        delivered, self._delivered_rows = self._delivered_rows, []
+        rows = [NewRow(entry.stream, entry.priority, entry.made, entry.topic, entry.payload) for entry in due]
+        self._committing = True
+        self._store.commit(rows, delivered, lambda found: self._committed(due, delivered, found))
+
+    def _committed(self, due: list[Entry], delivered: list[int], found: Committed | StoreError) -> None:
+        self._committing = False
+        for entry in due:
+            entry.committing = False
+        if isinstance(found, StoreError):
+            self._delivered_rows = delivered + self._delivered_rows
+            self._store_failed(found)
+            return
+        self._sent_rows.difference_update(delivered)
+        self._counters.counts["stored"] += len(found.ids)
+        for entry, row_id in zip(due, found.ids, strict=True):
+            self._now_stored(entry, row_id)
+        self._waiting = deque(entry for entry in self._waiting if entry.row is None)
+        self._stored_rows = found.rows
+        self._forget_trimmed(found.trimmed)
+        self._set_state("ok")
+        if self._stopping:
+            self._commit_due(everything=True)
+        elif self._delivered_rows or self._commit_interval == 0:
+            self._arm_timer()
+        self._pump()
+
+    def _now_stored(self, entry: Entry, row_id: int) -> None:
+        """An entry is on disk: out of memory's count, its reading released, and sent from memory where that is fair."""
+        entry.row = row_id
+        self._memory -= entry.size
+        entry.release()
+        if entry.done:
+            self._memory += entry.size  # its acknowledgement had taken it out already
+            self._delivered_rows.append(row_id)
+        elif entry.in_flight or (self._may_send(entry) and self._send(entry)):
+            self._sent_rows.add(row_id)
+        else:
+            self._backlog[entry.stream] += 1
+
+    def _may_send(self, entry: Entry) -> bool:
+        link = self._link
+        return (
+            link is not None
+            and link.connected
+            and not self._stopping
+            and not self._backlog[entry.stream]
+            and len(self._in_flight) < link.window
+            and self._loop.time() >= self._paused_until
+        )
+
+    def _forget_trimmed(self, trimmed: Trimmed) -> None:
+        for reason, count in trimmed.by_reason.items():
+            self._counters.dropped[reason] += count
+        gone = set(trimmed.ids)
+        if gone:
+            in_flight = {entry.row for entry in self._in_flight.values()}
+            self._fetched = deque(row for row in self._fetched if row.id not in gone)
+            for stream, count in trimmed.by_stream.items():
+                sent = sum(1 for entry in self._in_flight.values() if entry.stream == stream and entry.row in gone)
+                self._lower_backlog(stream, count - sent)
+            self._sent_rows -= gone - in_flight
+
+    # --- the disk -------------------------------------------------------------------------------------------------
+
+    def _opened(self, found: Opened | StoreError) -> None:
+        if isinstance(found, StoreError):
+            self._store_failed(found)
+            return
+        self._store_open = True
+        self._reopen_delay = REOPEN_FIRST_S
+        self._stored_rows = found.rows
+        sent = Counter(entry.stream for entry in self._in_flight.values() if entry.row is not None)
+        self._backlog = Counter(found.streams) - sent
+        if found.damaged_file is not None:
+            self._counters.errors["outbox_damaged"] += 1
+            self._counters.counts["outbox_salvaged"] += found.salvaged
+        self._set_state("ok" if found.damaged_file is None else f"damaged file set aside as {found.damaged_file}")
+        if self._delivered_rows or self._waiting or self._in_flight:
+            self._arm_timer()
+        self._cursor = 0
+        self._pump()
+
+    def _store_failed(self, error: StoreError) -> None:
+        """Go on in memory, and open the file anew after a while."""
+        self._store_open = False
+        self._counters.errors["outbox_disk"] += 1
+        self._set_state(str(error))
+        self._fetched.clear()
+        if not self._stopping:
+            self._loop.call_later(self._reopen_delay, self._reopen)
+            self._reopen_delay = min(REOPEN_MOST_S, self._reopen_delay * 2)
+
+    def _reopen(self) -> None:
+        if self._store is not None and not self._stopping and not self._store_open:
+            self._store.open(self._opened)
+
+    def _set_state(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            if self.on_state is not None:
+                self.on_state(state)
+
+    def _make_room(self) -> None:
+        """Memory is full: drop the oldest of the lowest priority among what nobody could send us again."""
+        candidates = [entry for entry in self._waiting if entry.receipt is None and not entry.committing]
+        candidates.sort(key=lambda entry: (-entry.priority, entry.order))
+        dropped: set[int] = set()
+        for entry in candidates:
+            if self._memory <= 0.9 * self._max_memory:  # a tenth at once, so that a flood does not sort every time
+                break
+            self._memory -= entry.size
+            dropped.add(entry.order)
+            self._counters.dropped["memory_full"] += 1
+        if dropped:
+            self._waiting = deque(entry for entry in self._waiting if entry.order not in dropped)
