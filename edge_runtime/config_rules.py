@@ -160,8 +160,10 @@ def _login(broker: Broker | MqttSource) -> Iterator[Finding]:
         if _unreadable(str(path)) is not None:
             yield (
                 "password_credential",
-                f"expected a credential from systemd, found none named {quote(broker.password_credential)}: add "
-                f"LoadCredential={broker.password_credential}:/path to the unit",
+                (
+                    f"expected a credential from systemd, found none named {quote(broker.password_credential)}: add "
+                    f"LoadCredential={broker.password_credential}:/path to the unit"
+                ),
             )
 
 
@@ -297,8 +299,10 @@ def _listening(http: Http) -> Iterator[Finding]:
     if host not in {"127.0.0.1", "localhost", "[::1]"} and http.token_file is None:
         yield (
             "token_file",
-            f"expected a file with a token, because {quote(http.listen)} is open to other machines: "
-            "name one, or listen on 127.0.0.1",
+            (
+                f"expected a file with a token, because {quote(http.listen)} is open to other machines: "
+                "name one, or listen on 127.0.0.1"
+            ),
         )
     if http.token_file is not None and _unreadable(http.token_file) is None:
         yield from _first_line("token_file", http.token_file, "token")
