@@ -154,7 +154,7 @@ def fit(x: Floats, y: Strings) -> Any:
 def specification() -> str:
     """What the model itself does not tell, as `--spec` takes it."""
     channels = "".join(f'\n[[channel]]\nname = "{name}"\nrange = [{-RANGE}, {RANGE}]\n' for name in CHANNELS)
-    return f"""# What the model itself does not tell. The units of the recordings are documented nowhere, so none are named.
+    return f"""# What the model itself does not tell. No unit is named, since the recordings do not tell theirs.
 name = "activity"
 version = "1.0.0"
 task = "classification"
