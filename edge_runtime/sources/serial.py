@@ -1,0 +1,176 @@
+"""A serial port that streams frames: read what has arrived, frame it, decode it, hand on one batch per wake-up.
+
+Guarantee: a port that is absent, unplugged, busy or broken is never an exit: it is closed, counted, and opened again
+under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. The work
+of one wake-up is bounded, so that a device that floods cannot starve the rest. Weak points: a serial reading cannot
+be asked for again (it has no receipt), and the first line after each opening is dropped, since it may have lost
+its beginning.
+"""
+
+import os
+import random
+import termios
+import time
+from collections.abc import Callable
+
+from edge_runtime import log
+from edge_runtime.codecs import make_decoder
+from edge_runtime.framing import LineFramer
+from edge_runtime.health import Counters
+from edge_runtime.loop import Loop, Timer
+from edge_runtime.readings import Batch, Receipt
+from edge_runtime.settings import SerialSource as SerialConfig
+from edge_runtime.sources.port import PortError, close_port, open_port
+
+_READ_BYTES = 65_536
+# A terminal holds 4095 bytes for its reader (N_TTY_BUF_SIZE of the kernel). A read of half of that means that more is
+# waiting behind it; sixteen reads are 64 KiB, about 10 ms of work for a flood of short CSV lines.
+_FULL_READ = 2048
+_MOST_READS = 16
+_FIRST_PAUSE = 0.5
+
+_logger = log.get_logger("serial")
+
+
+class SerialSource:
+    """One `[[source]]` of type `serial`.
+
+    Attributes:
+        is_open: whether the port is open now.
+        state: one line for people: what the port is doing.
+        on_state: called when either changes.
+    """
+
+    def __init__(  # noqa: PLR0917 - what every source is given, in this order
+        self,
+        config: SerialConfig,
+        channels: tuple[str, ...],
+        shape: tuple[int, ...] | None,
+        loop: Loop,
+        sink: Callable[[Batch], None],
+        counters: Counters,
+        *,
+        on_state: Callable[[], None] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.is_open = False
+        self.state = f"{config.port}: not started"
+        self.on_state = on_state
+        self._config = config
+        self._loop = loop
+        self._sink = sink
+        self._counters = counters
+        self._rng = rng or random.Random()  # noqa: S311 - jitter
+        self._framer = LineFramer(config.max_frame_bytes, counters)
+        self._decoder = make_decoder(
+            config.format,
+            channels,
+            shape=shape,
+            fields=config.fields,
+            key_field=config.key,
+            time_field=config.time,
+            delimiter=config.delimiter,
+            place=f"source.{config.name}",
+        )
+        self._fd: int | None = None
+        self._reopen: Timer | None = None
+        self._pause = _FIRST_PAUSE
+        self._fault = ""
+
+    def start(self) -> None:
+        """Open the port, or begin to wait for it."""
+        self._open()
+
+    def stop(self) -> None:
+        """Close the port, and do not open it again."""
+        if self._reopen is not None:
+            self._reopen.cancel()
+            self._reopen = None
+        self._close()
+        self._show(f"{self._config.port}: stopped", is_open=False)
+
+    def _open(self) -> None:
+        self._reopen = None
+        try:
+            fd = open_port(self._config)
+        except PortError as error:
+            self._report(error.reason, str(error))
+            self._wait()
+            return
+        self._fd = fd
+        self._fault = ""
+        self._framer.reset()
+        self._loop.add_reader(fd, self._read)
+        _logger.info("port open", extra=log.fields(source=self._config.name, port=self._config.port))
+        self._show(f"{self._config.port}: open", is_open=True)
+
+    def _read(self) -> None:
+        fd = self._fd
+        if fd is None:
+            return
+        arrived, now = time.perf_counter(), time.time()
+        frames: list[bytes] = []
+        lost = ""
+        for _ in range(_MOST_READS):
+            try:
+                chunk = os.read(fd, _READ_BYTES)
+            except BlockingIOError:
+                break
+            except (OSError, termios.error) as error:
+                lost = str(error)
+                break
+            if not chunk:
+                lost = "hang-up"
+                break
+            self._counters.counts["bytes"] += len(chunk)
+            frames += self._framer.feed(chunk)
+            if len(chunk) < _FULL_READ:
+                break
+        if frames:
+            self._pause = _FIRST_PAUSE  # a port that speaks is well; one that opens and hangs up again is not
+            self._deliver(frames, arrived, now)
+        if lost:
+            self._lose(lost)
+
+    def _deliver(self, frames: list[bytes], arrived: float, now: float) -> None:
+        decoded = self._decoder.decode(frames, self._counters)
+        count = len(decoded)
+        if not count:
+            return
+        self._counters.counts["readings"] += count
+        times = [now if time_ is None else time_ for time_ in decoded.times]
+        nothing_owed: list[Receipt | None] = [None] * count
+        self._sink(
+            Batch(self._config.name, decoded.values, decoded.keys, times, decoded.identities, nothing_owed, arrived)
+        )
+
+    def _lose(self, why: str) -> None:
+        if self._fd is None:  # the sink has stopped us
+            return
+        self._close()
+        self._report("disconnected", f"{self._config.port}: lost ({why}): waiting until it is back")
+        self._wait()
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            close_port(self._fd)
+            self._fd = None
+
+    def _wait(self) -> None:
+        self._reopen = self._loop.call_later(self._pause * self._rng.uniform(0.5, 1.0), self._open)
+        self._pause = min(self._pause * 2, self._config.reopen_max)
+
+    def _report(self, reason: str, text: str) -> None:
+        """Count, log and show a fault when it begins, and not at each attempt that finds it again."""
+        if reason == self._fault:
+            return
+        self._fault = reason
+        self._counters.errors[reason] += 1
+        _logger.warning(text, extra=log.fields(source=self._config.name))
+        self._show(text, is_open=False)
+
+    def _show(self, state: str, *, is_open: bool) -> None:
+        self.state, self.is_open = state, is_open
+        if self.on_state is not None:
+            self.on_state()

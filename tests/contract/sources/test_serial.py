@@ -1,0 +1,364 @@
+"""A serial source on real pseudo-terminals: bytes in any shape, plugs pulled, ports held by others."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_runtime.health import Counters
+from edge_runtime.loop import Loop
+from edge_runtime.readings import Batch
+from edge_runtime.settings import SerialSource as SerialConfig
+from edge_runtime.sources.serial import SerialSource
+from tests.ports import VirtualPort
+
+CHANNELS = ("x", "y")
+
+
+class Bench:
+    """A loop, a port under a stable path, and what the source made of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = Loop()
+        self.port = VirtualPort(folder / "imu")
+        self.counters = Counters()
+        self.batches: list[Batch] = []
+        self.states: list[tuple[bool, str]] = []
+        self.sources: list[SerialSource] = []
+
+    def source(self, **options: Any) -> SerialSource:
+        """A source on the port; it tries an absent port every few milliseconds, to keep tests short."""
+        config = SerialConfig(**{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options})
+        channels, shape = options.get("fields", CHANNELS), None
+        source = SerialSource(config, channels, shape, self.loop, self.batches.append, self.counters)
+        source._pause = 0.005
+        source.on_state = lambda: self.states.append((source.is_open, source.state))
+        self.sources.append(source)
+        return source
+
+    def started(self, **options: Any) -> SerialSource:
+        """A source that is open, with its first line end behind it."""
+        self.port.plug()
+        source = self.source(**options)
+        source.start()
+        assert source.is_open, source.state
+        self.port.write(b"\n")
+        return source
+
+    def run_until(self, condition: Callable[[], object], deadline: float = 20.0) -> None:
+        """Run the loop until something is true."""
+        until = time.monotonic() + deadline
+        while not condition():
+            assert time.monotonic() < until, f"in vain: {self.states} {len(self)} {self.counters.rejected}"
+            self.loop.run_once(0.05)
+
+    def send(self, data: bytes) -> None:
+        """Write while the loop reads, however much it is."""
+        rest = memoryview(data)
+        os.set_blocking(self.port._master, False)
+        while rest:
+            with contextlib.suppress(BlockingIOError):
+                rest = rest[os.write(self.port._master, rest[:4096]) :]
+            self.loop.run_once(0.0)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
+
+    @property
+    def rows(self) -> list[list[float]]:
+        """Every reading so far."""
+        return [row for batch in self.batches for row in batch.values.tolist()]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A bench of its own for each test; everything on it is closed at the end."""
+    made = Bench(tmp_path)
+    yield made
+    for source in made.sources:
+        source.stop()
+    made.port.unplug()
+    made.loop.close()
+
+
+def open_fds() -> int:
+    """How many descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_lines_become_one_batch_a_wake_up(bench: Bench) -> None:
+    """Everything that has arrived travels as one batch, in order, with its arrival as time."""
+    bench.started()
+    before = time.time()
+    bench.port.write(b"1,2\r\n3,4\n5,")
+    bench.run_until(lambda: len(bench) == 2)
+    (batch,) = bench.batches
+    np.testing.assert_array_equal(batch.values, np.array([[1, 2], [3, 4]], np.float32))
+    assert batch.source == "imu"
+    assert batch.keys == batch.identities == [None, None]
+    assert batch.receipts == [None, None]
+    assert all(before <= moment <= time.time() for moment in batch.times)
+    assert 0 < batch.arrived <= time.perf_counter()
+    bench.port.write(b"6\n")
+    bench.run_until(lambda: len(bench) == 3)
+    assert bench.rows[-1] == [5, 6]
+    assert bench.counters.counts["readings"] == 3
+    assert bench.counters.counts["bytes"] == 14
+
+
+def test_json_lines_bring_their_own_time_identity_and_key(bench: Bench) -> None:
+    """A reading's own time, identity and key go with it."""
+    bench.started(format="json", key="node")
+    bench.port.write(b'{"y": 2, "x": 1, "time": "2026-11-23T11:19:04Z", "seq": 7, "node": "n1"}\n')
+    bench.run_until(lambda: bench.batches)
+    (batch,) = bench.batches
+    assert (batch.values.tolist(), batch.times, batch.identities, batch.keys) == (
+        [[1, 2]],
+        [1795432744.0],
+        ["7"],
+        ["n1"],
+    )
+
+
+def test_bytes_one_at_a_time_make_the_same_readings(bench: Bench) -> None:
+    """However late and slowly bytes come, a line is a line."""
+    bench.started()
+    for i in b"1,2\r\n3,4\n":
+        bench.port.write(bytes([i]))
+        bench.loop.run_once(0.01)
+    bench.run_until(lambda: len(bench) == 2)
+    assert bench.rows == [[1, 2], [3, 4]]
+
+
+def test_noise_is_counted_and_the_next_line_is_read(bench: Bench) -> None:
+    """Bytes that are no text, in front of a line or between lines, cost only the line that they hit."""
+    bench.started()
+    bench.port.write(b"\x00\xff\xfe1,2\n3,4\n\x80\x81\n5,6\nhello\n")
+    bench.run_until(lambda: len(bench) == 2 and bench.counters.rejected.total() == 3)
+    assert bench.rows == [[3, 4], [5, 6]]
+    assert bench.counters.rejected == {"noise": 2, "malformed": 1}
+
+
+def test_the_first_line_after_opening_may_be_half_a_line_and_is_dropped(bench: Bench) -> None:
+    """What stands before the first line end after opening is no reading; the line after it always is."""
+    bench.port.plug()
+    bench.port.write(b"3.5,2\n1,2\n")  # may have been 13.5
+    bench.source().start()
+    bench.run_until(lambda: len(bench) == 1)
+    assert bench.rows == [[1, 2]]
+    assert not bench.counters.rejected
+
+
+def test_a_line_of_ten_megabytes_is_skipped_and_counted_once(bench: Bench) -> None:
+    """A line over `max_frame_bytes` is counted as `too_long`, and the one after it is read."""
+    source = bench.started()
+    bench.send(b"7" * 10_000_000)
+    assert source._framer.pending_bytes <= 4097
+    bench.send(b"\n1,2\n")
+    bench.run_until(lambda: len(bench) == 1)
+    assert bench.counters.rejected == {"too_long": 1}
+
+
+def test_a_flood_leaves_room_for_others(bench: Bench) -> None:
+    """A device that never stops sending takes no more than 64 KiB of a pass of the loop."""
+    source = bench.started()
+    bench.run_until(lambda: bench.counters.counts["bytes"])
+    bench.send(b"1,2\n" * 50_000)
+    bench.run_until(lambda: len(bench) == 50_000)
+    assert max(map(len, bench.batches)) <= 16 * 4096 // 4
+    assert source.is_open
+
+
+def test_an_absent_port_is_waited_for(bench: Bench) -> None:
+    """A port that is not there is no exit: the source says so once, and opens it when it comes."""
+    source = bench.source()
+    source.start()
+    bench.run_until(lambda: bench.loop.progress > 20)
+    assert not source.is_open
+    assert bench.states == [(False, f"{bench.port.path}: no such port: waiting until it is plugged in")]
+    bench.port.plug()
+    bench.run_until(lambda: source.is_open)
+    bench.port.write(b"\n1,2\n")
+    bench.run_until(lambda: len(bench) == 1)
+    assert bench.counters.errors == {"absent": 1}
+    assert bench.states[-1] == (True, f"{bench.port.path}: open")
+
+
+def test_an_unplugged_port_is_opened_again_under_the_same_path(bench: Bench) -> None:
+    """After unplugging, the path is looked up anew, and half a line of before is not glued to the next."""
+    source = bench.started()
+    first = bench.port.path.readlink()
+    for round_ in range(3):
+        bench.port.write(b"%d,0\n9,9" % round_)
+        bench.run_until(lambda round_=round_: len(bench) == round_ + 1)  # type: ignore[misc]
+        bench.port.unplug()
+        bench.run_until(lambda: not source.is_open)
+        blocker = os.openpty()  # takes the number of the old terminal, as another device may
+        bench.port.plug()
+        bench.run_until(lambda: source.is_open)
+        for fd in blocker:
+            os.close(fd)
+        bench.port.write(b"9\n")
+    assert bench.port.path.readlink() != first
+    assert bench.rows == [[0, 0], [1, 0], [2, 0]]
+    assert bench.counters.errors["disconnected"] == 3
+    assert "waiting until it is back" in next(state for is_open, state in bench.states if not is_open)
+
+
+def test_a_port_of_socat_is_unplugged_and_plugged_in_again(bench: Bench) -> None:
+    """The same with a pair of ports that another program makes, as a USB adaptor driver would."""
+    far = bench.port.path.with_name("far")
+
+    @contextlib.contextmanager
+    def cable() -> Iterator[None]:
+        command = ["socat", f"pty,raw,echo=0,link={bench.port.path}", f"pty,raw,echo=0,link={far}"]
+        with subprocess.Popen(command) as process:
+            try:
+                yield
+            finally:
+                process.send_signal(signal.SIGTERM)
+
+    source = bench.source()
+    source.start()
+    for round_ in (1, 2):
+        with cable():
+            bench.run_until(lambda: source.is_open and far.exists())
+            with far.open("wb", buffering=0) as device:
+                device.write(b"half a li\n%d,2\n" % round_)
+                bench.run_until(lambda round_=round_: len(bench) == round_)  # type: ignore[misc]
+        bench.run_until(lambda: not source.is_open)
+    assert bench.rows == [[1, 2], [2, 2]]
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "Input/output error"), OSError(errno.ENXIO, "gone"), b""])
+def test_every_guise_of_a_lost_port_is_one_loss(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, fault: OSError | bytes
+) -> None:
+    """An input error, a vanished device and a hang-up are the same: close, count, open again."""
+    source = bench.started()
+    bench.run_until(lambda: bench.counters.counts["bytes"])
+    real, fired = os.read, list[int]()
+
+    def read(fd: int, most: int) -> bytes:
+        if fd != source._fd or fired:
+            return real(fd, most)
+        fired.append(fd)
+        if isinstance(fault, OSError):
+            raise fault
+        return fault
+
+    monkeypatch.setattr(os, "read", read)
+    bench.port.write(b"1,2\n")
+    bench.run_until(lambda: fired and source.is_open)
+    bench.port.write(b"\n3,4\n")
+    bench.run_until(lambda: bench.rows[-1:] == [[3, 4]])
+    assert bench.counters.errors == {"disconnected": 1}
+
+
+def test_a_port_that_another_process_holds_is_refused_with_a_message(bench: Bench, caplog: Any) -> None:
+    """Two readers of one port would each get half of the bytes, so that the second one refuses, and waits."""
+    bench.port.plug()
+    other = os.open(bench.port.path, os.O_RDWR | os.O_NOCTTY)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    source = bench.source()
+    with caplog.at_level(logging.INFO, "edge_runtime"):
+        source.start()
+        bench.run_until(lambda: bench.loop.progress > 20)
+        assert "another process holds the port: stop it" in source.state
+        os.close(other)
+        bench.run_until(lambda: source.is_open)
+    assert bench.counters.errors == {"busy": 1}
+    assert len(caplog.records) == 2  # one line a change, not one an attempt
+
+
+def test_two_sources_on_one_port_do_not_share_it(bench: Bench) -> None:
+    """The second of two daemons on one port never gets it while the first lives."""
+    bench.started()
+    second = bench.source()
+    second.start()
+    assert not second.is_open
+    assert "another process holds the port" in second.state
+
+
+@pytest.mark.parametrize(("kind", "text"), [("file", "cannot be opened as a serial port"), ("folder", "cannot be")])
+def test_a_path_that_is_no_port_is_said_so(bench: Bench, kind: str, text: str) -> None:
+    """A file or a folder is no port; the source says so and goes on trying, in case it becomes one."""
+    if kind == "file":
+        bench.port.path.write_text("x")
+    else:
+        bench.port.path.mkdir()
+    before = open_fds()
+    source = bench.source()
+    source.start()
+    bench.run_until(lambda: bench.loop.progress > 20)
+    assert text in source.state
+    assert bench.counters.errors == {"open_failed": 1}
+    assert open_fds() == before
+
+
+def test_stopping_gives_the_port_back_at_once(bench: Bench) -> None:
+    """After `stop` the port is free, the descriptor is closed, and nothing opens it again."""
+    bench.port.plug()
+    before = open_fds()
+    source = bench.source()
+    source.start()
+    assert open_fds() == before + 1
+    source.stop()
+    assert open_fds() == before
+    assert (source.is_open, source.state) == (False, f"{bench.port.path}: stopped")
+    bench.loop.run_once(0.02)
+    bench.loop.run_once(0.02)
+    assert not source.is_open
+
+
+def test_a_sink_may_stop_the_source(bench: Bench) -> None:
+    """A source that is stopped while it delivers closes its port and is quiet."""
+    source = bench.started()
+    source._sink = lambda _: source.stop()
+    bench.port.write(b"1,2\n")
+    bench.run_until(lambda: not source.is_open)
+    assert source._fd is None
+
+
+def test_replugging_leaves_no_descriptor_behind(bench: Bench) -> None:
+    """A hundred replugs leave as many descriptors as one."""
+    source = bench.started()
+    counts = set()
+    for _ in range(100):
+        bench.port.unplug()
+        bench.run_until(lambda: not source.is_open)
+        bench.port.plug()
+        bench.run_until(lambda: source.is_open)
+        counts.add(open_fds())
+    assert len(counts) == 1
+
+
+def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(tmp_path: Path) -> None:
+    """Attempts begin half a second apart at most and grow to `reopen_max`, never beyond it."""
+    pauses: list[float] = []
+
+    class Clock(Loop):
+        def call_later(self, delay: float, callback: Callable[[], object]) -> Any:
+            pauses.append(delay)
+            return super().call_later(delay, callback)
+
+    loop, config = Clock(), SerialConfig(name="imu", port=str(tmp_path / "none"), reopen_max=5.0)
+    source = SerialSource(config, CHANNELS, None, loop, lambda _: None, Counters(), rng=random.Random(1))
+    for _ in range(10):
+        source._open()
+    loop.close()
+    assert 0.25 <= pauses[0] <= 0.5
+    assert all(pause <= 5.0 for pause in pauses)
+    assert max(pauses) > 2.5
+    assert len(set(pauses)) == 10
