@@ -8,6 +8,7 @@ NaN here, range and repair are judged per model further down. Weak point: of two
 Reasons: `malformed`, `noise`, `wrong_type`, `not_finite`, `missing_channel`, `bad_time`, `bad_key`.
 """
 
+import csv
 import itertools
 import math
 import re
@@ -53,6 +54,13 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def part(self, start: int, stop: int) -> "Decoded":
+        """The readings from `start` up to `stop`."""
+        piece = slice(start, stop)
+        return Decoded(
+            self.values[piece], self.rows[piece], self.keys[piece], self.times[piece], self.identities[piece]
+        )
+
 
 class Decoder(Protocol):
     """One format, made for the channels of one source."""
@@ -87,7 +95,7 @@ def make_decoder(
     Raises:
         ConfigError: the format is unknown, or the fields do not fit the channels.
     """
-    members = _Members(tuple(channels), key_field, time_field, place)
+    members = Members(tuple(channels), key_field, time_field, place)
     if format == "json":
         return JsonDecoder(members) if shape is None else JsonFrameDecoder(shape, members)
     if format != "csv":
@@ -102,13 +110,13 @@ def make_decoder(
 
 
 @dataclass(frozen=True)
-class _Members:
+class Members:
     """Which member of a reading plays which part. A name that is a channel is nothing else."""
 
     channels: tuple[str, ...]
-    key: str | None
-    time: str
-    place: str
+    key: str | None = None
+    time: str = "time"
+    place: str = "source"
 
     def origin_names(self) -> list[str | None]:
         """The members of `Origin` in its order; None where the source has no such member."""
@@ -117,18 +125,24 @@ class _Members:
 
 
 @dataclass(slots=True)
-class _Rows:
-    """Readings on their way: what a format has found, before it is judged."""
+class Rows:
+    """What a format has found, before it is judged: one item a reading.
+
+    Attributes:
+        frames: the index of the frame that each reading came from.
+        origins: its members that are no channels, as they were sent.
+        values: its channels in the order of the source; None or NaN is missing.
+    """
 
     frames: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
-    values: list[Sequence[float | None]] = field(default_factory=list)
+    values: Any = field(default_factory=list)
 
 
 class JsonDecoder:
     """An object of channels a frame, or an array of such objects."""
 
-    def __init__(self, members: _Members) -> None:
+    def __init__(self, members: Members) -> None:
         self._shape = (len(members.channels),)
         self._keyed = members.key is not None
         named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
@@ -166,8 +180,8 @@ class JsonDecoder:
             origins = [NO_ORIGIN] * len(rows)
         else:
             origins = [self._origin(*parts) for parts in members]
-        found = _Rows(indexes, origins, [row[width:] for row in rows])
-        return _judge(found, self._shape, counters, keyed=self._keyed)
+        found = Rows(indexes, origins, [row[width:] for row in rows])
+        return judge(found, self._shape, counters, keyed=self._keyed)
 
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
         indexes: list[int] = []
@@ -213,9 +227,9 @@ class JsonDecoder:
 
 
 class CsvDecoder:
-    """A row of columns a frame: decimal numbers with a point, whatever the locale. An empty column is missing."""
+    """A row of columns a frame: decimal numbers with a point, whatever the locale; quotes are taken off."""
 
-    def __init__(self, columns: tuple[str, ...], members: _Members, delimiter: str) -> None:
+    def __init__(self, columns: tuple[str, ...], members: Members, delimiter: str) -> None:
         self._shape = (len(members.channels),)
         self._keyed = members.key is not None
         self._width = len(columns)
@@ -234,9 +248,9 @@ class CsvDecoder:
         found = self._all_numbers(frames)
         if found is None:
             found = self._one_by_one(frames, counters)
-        return _judge(found, self._shape, counters, keyed=self._keyed, read_time=read_time_text)
+        return judge(found, self._shape, counters, keyed=self._keyed, read_time=read_time_text)
 
-    def _all_numbers(self, frames: Sequence[bytes]) -> _Rows | None:
+    def _all_numbers(self, frames: Sequence[bytes]) -> Rows | None:
         if self._has_origin or not frames:
             return None
         if self._delimiter == ",":
@@ -254,10 +268,10 @@ class CsvDecoder:
             return None
         if not self._in_order:
             values = [[row[column] for column in self._channels] for row in values]
-        return _Rows(list(range(len(frames))), [NO_ORIGIN] * len(frames), values)
+        return Rows(list(range(len(frames))), [NO_ORIGIN] * len(frames), values)
 
-    def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> _Rows:
-        found = _Rows()
+    def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> Rows:
+        found = Rows()
         for index, frame in enumerate(frames):
             try:
                 columns = _columns(frame, self._delimiter, self._width)
@@ -274,13 +288,13 @@ class CsvDecoder:
 class JsonFrameDecoder:
     """A whole frame (an image, a spectrogram) as nested or flat rows: bare, or as the member `frame` of an object."""
 
-    def __init__(self, shape: tuple[int, ...], members: _Members) -> None:
+    def __init__(self, shape: tuple[int, ...], members: Members) -> None:
         self._shape = shape
         self._members = members
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
         """Every reading of the frames; what is none is counted in `counters.rejected`."""
-        found = _Rows()
+        found = Rows()
         for index, frame in enumerate(frames):
             document, reason = _plain_json(frame)
             if reason:
@@ -294,7 +308,7 @@ class JsonFrameDecoder:
             found.frames.append(index)
             found.origins.append(origin)
             found.values.append(values)
-        return _judge(found, self._shape, counters, keyed=self._members.key is not None)
+        return judge(found, self._shape, counters, keyed=self._members.key is not None)
 
     def _read(self, document: Any) -> tuple[Origin, list[float]]:
         origin = NO_ORIGIN
@@ -319,7 +333,7 @@ class CsvFrameDecoder:
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
         """Every reading of the frames; what is none is counted in `counters.rejected`."""
-        found = _Rows()
+        found = Rows()
         for index, frame in enumerate(frames):
             try:
                 values = [_number(column) for column in _columns(frame, self._delimiter, self._size)]
@@ -329,7 +343,7 @@ class CsvFrameDecoder:
             found.frames.append(index)
             found.origins.append(NO_ORIGIN)
             found.values.append(values)
-        return _judge(found, self._shape, counters, keyed=False)
+        return judge(found, self._shape, counters, keyed=False)
 
 
 def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
@@ -339,8 +353,8 @@ def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
     return lambda *values: Origin(**dict(zip(parts, values, strict=True)))
 
 
-def _judge(
-    found: _Rows,
+def judge(
+    found: Rows,
     shape: tuple[int, ...],
     counters: Counters,
     *,
@@ -417,10 +431,20 @@ def _holds_not_finite(frame: bytes) -> bool:
 def _columns(frame: bytes, delimiter: str, width: int) -> list[str]:
     if not is_text(frame):
         raise RejectedError("noise")
-    columns = frame.decode().split(delimiter)
+    text = frame.decode()
+    columns = text.split(delimiter) if '"' not in text else unquoted_columns(text, delimiter)
     if len(columns) != width:
         raise RejectedError("malformed")
     return columns
+
+
+def unquoted_columns(text: str, delimiter: str) -> list[str]:
+    """The columns of a row in which some stand in quotes; a row that does not close its quotes has none."""
+    try:
+        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error:
+        return []
+    return rows[0] if len(rows) == 1 else []
 
 
 def _number(text: str) -> float | None:
@@ -455,7 +479,7 @@ def _flat_numbers(document: list[Any], size: int) -> list[float]:
         raise RejectedError("not_finite") from None
 
 
-def _column_mistakes(columns: tuple[str, ...], members: _Members, delimiter: str) -> Iterable[str]:
+def _column_mistakes(columns: tuple[str, ...], members: Members, delimiter: str) -> Iterable[str]:
     place = members.place
     named = [column for column in columns if column != IGNORED]
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '\r\n+-.eE_[]"0123456789':

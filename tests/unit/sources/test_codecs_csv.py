@@ -50,6 +50,15 @@ def test_time_identity_and_key_may_be_columns() -> None:
     assert decoded.keys == ["a", "12", "b"]
 
 
+def test_columns_may_stand_in_quotes() -> None:
+    """Quotes around a column are no part of it, and a delimiter inside them is none."""
+    decoded, rejected = decode(b'"1","2.5"', b'1,"2"')
+    assert decoded.values.tolist() == [[1, 2.5], [1, 2]]
+    assert not rejected
+    decoded, _ = decode(b'"pump, left",1,2', fields=("device", "x", "y"), key_field="device")
+    assert decoded.keys == ["pump, left"]
+
+
 def test_an_empty_column_is_a_missing_channel() -> None:
     """An empty column is missing; a row without any channel is `missing_channel`."""
     decoded, rejected = decode(b"1,", b" ,")
@@ -66,7 +75,10 @@ def test_an_empty_column_is_a_missing_channel() -> None:
         (b"", "malformed"),
         (b"1;2", "malformed"),
         (b"1,2],[1,2", "malformed"),
-        (b'"1,2"', "wrong_type"),
+        (b'"1,2"', "malformed"),
+        (b'"1",2"', "wrong_type"),
+        (b'"1,2', "malformed"),
+        (b'1,"2" "3"', "malformed"),
         (b"x,y", "wrong_type"),
         (b"true,2", "wrong_type"),
         (b"1_0,2", "wrong_type"),
