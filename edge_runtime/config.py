@@ -129,14 +129,16 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise ConfigError(f"{path}: expected TOML, found arrays or tables nested too deeply") from error
-    except ValueError as error:  # a TOMLDecodeError, or Python's refusal to read a number of thousands of digits
+        raise ConfigError(f"{path}: not valid TOML: arrays or tables are nested too deeply") from error
+    except tomllib.TOMLDecodeError as error:
         found = _WHERE.match(str(error))
-        what = found["what"] if found else str(error)
-        where = ""
-        if found:
-            where = f"line {found['line']}, column {found['column']}: " if found["line"] else "at its end: "
-        raise ConfigError(f"{path}: {where}expected TOML, found a mistake: {_one_line(what)}") from error
+        what = _one_line(found["what"] if found else str(error))
+        where = (
+            "at its end" if found is None or not found["line"] else f"line {found['line']}, column {found['column']}"
+        )
+        raise ConfigError(f"{path}: {where}: not valid TOML: {what[:1].lower()}{what[1:]}") from error
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise ConfigError(f"{path}: not valid TOML: a number is too long to be read") from error
 
 
 def _one_line(text: str) -> str:

@@ -9,6 +9,7 @@ import datetime as dt
 import difflib
 import json
 import math
+import os
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ import msgspec
 from msgspec import inspect
 
 _BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
-_LONGEST_FOUND = 60
+_LONGEST_FOUND = 120
 _SECRETS = frozenset({"password", "token", "secret", "passphrase"})
 
 
@@ -117,7 +118,7 @@ class Conversion:
         role = path_role(kind)
         if role is None or not isinstance(value, str) or (role == "bundle" and not names_a_file(value)):
             return value
-        return str(Path(self._folder, value))
+        return os.path.normpath(Path(self._folder, value))
 
     def _struct(self, structs: list[type[msgspec.Struct]], raw: Any, place: str) -> tuple[bool, Any]:
         if not isinstance(raw, Mapping):
@@ -162,7 +163,9 @@ class Conversion:
                 self._add(place, f"expected an array, each item {describe_type(item)}, found {describe(raw)}{remedy}")
             return False, None
         results = [self.value(item, each, _item_place(place, index, each)) for index, each in enumerate(raw)]
-        return all(good for good, _ in results), tuple(value for _, value in results if value is not None)
+        # Items are judged one by one, so the good ones among values are worth a rule's look; half a table is not.
+        enough = all if _structs(item) else any
+        return not raw or enough(good for good, _ in results), tuple(value for _, value in results if value is not None)
 
     def _unknown(self, place: str, name: str, known: list[str]) -> None:
         shown = name if _BARE_KEY.match(name) else quote(name)
@@ -202,7 +205,9 @@ def nearest(word: str, known: Iterator[str] | Mapping[str, Any] | list[str]) -> 
 
 def quote(text: str) -> str:
     """Text as TOML would hold it, on one line."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    # Whatever is not printable could turn a terminal's text around, or hide.
+    shown = json.dumps(text, ensure_ascii=False)
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in shown)
 
 
 def describe(value: Any) -> str:

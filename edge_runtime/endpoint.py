@@ -43,6 +43,8 @@ def parse_endpoint(url: str) -> Endpoint:
     scheme = _ALIASES.get(parts.scheme, parts.scheme)
     if scheme not in DEFAULT_PORTS:
         hint = ": websockets are not spoken" if parts.scheme in {"ws", "wss"} else ""
+        if "//" not in url:
+            hint = f": write mqtt://{shown[1:-1]}"
         raise ValueError(f"expected {EXPECTED}, found {shown}{hint}")
     if parts.username is not None or parts.password is not None:
         raise ValueError(

@@ -348,9 +348,8 @@ class Outbox(Table, frozen=True, kw_only=True):
             them.
         max_bytes (B): How large the file may grow; then the oldest of the lowest priority goes, and is counted.
         max_age (s): Older predictions are dropped, and counted.
-        commit_interval (s): How long predictions of a serial source may wait before they are written to disk while
-            the link is down;
-            0 writes every one at once, which wears out flash.
+        commit_interval (s): How long a prediction may go unacknowledged before it is written to disk. A power cut
+            loses at most this much of a serial source; 0 writes each before it is sent, and wears out flash.
         max_memory_bytes (B): How much may wait in memory while the link is up.
     """
 
