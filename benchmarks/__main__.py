@@ -10,18 +10,22 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import alone, goals, pipeline, process
+from benchmarks import alone, gateway, goals, imports, instructions, outage, pipeline, process, serial_port
 from benchmarks.models import write_bundle
 from benchmarks.results import Results
-from benchmarks.targets import targets
+from benchmarks.targets import NAMES, targets
 
 ROUNDS, SECONDS = 5, 30.0
 QUICK_ROUNDS, QUICK_SECONDS = 2, 4.0
+FIGURES = ("pipeline", "serial", "outage", "imports", "gateway", "growth", "instructions")
+QUICK_FIGURES = ("pipeline", "serial", "outage")
+
+Work = tuple[str, Callable[[], None]]
 
 
 def main() -> int:
@@ -29,33 +33,68 @@ def main() -> int:
     arguments = _arguments()
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if arguments.quick else (ROUNDS, SECONDS)
     rounds, seconds = arguments.rounds or rounds, arguments.seconds or seconds
-    only = set(arguments.only.split(",")) if arguments.only else None
     os.sched_setaffinity(0, {process.cores()[0]})
     results = Results(machine=_machine(rounds, seconds))
-    wanted = targets(only)
-    with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as temporary:
+        folder = Path(temporary)
         model = write_bundle(folder / "mlp.onnx")
         for turn in range(rounds):
-            for target in wanted:
-                print(f"round {turn + 1}/{rounds}: {target.name}", flush=True)
-                _attempt(target.name, results, partial(pipeline.measure, target, folder, model, seconds, results))
-            _attempt("bare process", results, partial(alone.bare_process, folder, model, results))
-            _attempt("onnxruntime", results, partial(alone.onnx_loop, folder, model, seconds / 3, results))
+            for name, work in _turn(arguments, folder, model, seconds, results):
+                print(f"round {turn + 1}/{rounds}: {name}", flush=True)
+                _attempt(name, results, work)
+        for name, work in _once(arguments, folder, seconds, results):
+            print(f"once: {name}", flush=True)
+            _attempt(name, results, work)
     print("\n" + results.table(goals.GOALS))
     results.write(arguments.output)
     print(f"\nraw results: {arguments.output}")
     return 0
 
 
+def _turn(arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, results: Results) -> Iterator[Work]:
+    """What is done in every round, in this order."""
+    if "pipeline" in arguments.figures:
+        for target in targets(arguments.only):
+            yield target.name, partial(pipeline.measure, target, folder, model, seconds, results)
+        yield "bare process", partial(alone.bare_process, folder, model, results)
+        yield "onnxruntime", partial(alone.onnx_loop, folder, model, seconds / 3, results)
+    if "serial" in arguments.figures:
+        yield "serial", partial(serial_port.measure, folder, seconds, results)
+    if "outage" in arguments.figures:
+        yield "outage", partial(outage.measure, folder, model, seconds, results)
+    if "imports" in arguments.figures:
+        yield "imports", partial(imports.measure, folder, model, results)
+
+
+def _once(arguments: argparse.Namespace, folder: Path, seconds: float, results: Results) -> Iterator[Work]:
+    """What takes too long for every round."""
+    if "gateway" in arguments.figures:
+        yield "gateway", partial(gateway.measure, folder, 2 * seconds, results)
+    if "growth" in arguments.figures:
+        yield "growth", partial(gateway.growth, folder, seconds / 3, results)
+    if "instructions" in arguments.figures:
+        yield "instructions", partial(instructions.measure, folder, results)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, help=f"turns of every target (default {ROUNDS})")
     parser.add_argument("--seconds", type=float, help=f"length of a paced stretch (default {SECONDS:.0f})")
-    parser.add_argument("--only", help="targets to run, separated by commas: daemon,tutorial,floor,echo,node-red")
+    parser.add_argument("--only", type=_words, help=f"targets to run, of {','.join(NAMES)}")
+    parser.add_argument("--figures", type=_words, help=f"groups of figures, of {','.join(FIGURES)}")
     parser.add_argument("--quick", action="store_true", help="a form of two minutes, for a look")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="where the raw results go")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    for words, known in ((arguments.only, NAMES), (arguments.figures, FIGURES)):
+        if words and not words <= set(known):
+            parser.error(f"expected some of {','.join(known)}, found {','.join(sorted(words))}")
+    if arguments.figures is None:
+        arguments.figures = set(QUICK_FIGURES if arguments.quick else FIGURES)
+    return arguments
+
+
+def _words(text: str) -> set[str]:
+    return set(text.split(","))
 
 
 def _machine(rounds: int, seconds: float) -> dict[str, object]:

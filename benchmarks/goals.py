@@ -1,6 +1,6 @@
 """What the runtime is asked to reach, as bounds on the figures; the table ends with them."""
 
-from benchmarks import alone
+from benchmarks import alone, gateway, outage, serial_port
 from benchmarks import pipeline as p
 from benchmarks.results import Goal
 from benchmarks.targets import DAEMON
@@ -21,4 +21,8 @@ GOALS = [
     Goal("idle CPU, % of a core", p.IDLE, DAEMON, 0.2),
     Goal("idle wake-ups a second", p.IDLE_WAKEUPS, DAEMON, 1.2),
     Goal("bytes written per prediction, healthy link", p.WRITTEN, DAEMON, 0.0),
+    Goal("bytes written per prediction in an outage, in payloads", outage.PAYLOADS, DAEMON, 3.0),
+    Goal("serial 1 kHz, CPU % of a core", serial_port.CPU, DAEMON, 5.0),
+    Goal("serial 1 kHz, byte to prediction p99, µs", serial_port.P99, DAEMON, 3000.0),
+    Goal("gateway, predictions missing", gateway.LOST, DAEMON, 0.0),
 ]

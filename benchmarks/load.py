@@ -46,9 +46,14 @@ class Answers:
 
 
 class Load:
-    """One connection to the broker, which sends readings to `topics` in turn and hears `answers_topic`."""
+    """Sends readings to `topics` in turn and hears `answers_topic`, of another broker where `answers_port` says so.
 
-    def __init__(self, port: int, topics: Sequence[str], answers_topic: str, *, seed: int = 11) -> None:
+    `heard_bytes` counts the predictions' packets, headers included.
+    """
+
+    def __init__(
+        self, port: int, topics: Sequence[str], answers_topic: str, *, answers_port: int | None = None, seed: int = 11
+    ) -> None:
         generator = random.Random(seed)
         count = -(-LEAST_PACKETS // len(topics)) * len(topics)
         self._packets = [
@@ -58,12 +63,20 @@ class Load:
         self._next = 0
         # Two connections: on a single one the broker's acknowledgements and the predictions would wait for each other.
         self._sender = _connect(port, wire.connect("bench-sensor"))
-        self._hearer = _connect(port, wire.connect("bench-subscriber") + wire.subscribe(answers_topic, qos=0))
+        self._hearer = _connect(
+            answers_port or port, wire.connect("bench-subscriber") + wire.subscribe(answers_topic, qos=0)
+        )
         self._tails = {self._sender: b"", self._hearer: b""}
+        self.heard_bytes = 0
 
     def close(self) -> None:
         """Leave the broker."""
         self._sender.close()
+        self._hearer.close()
+
+    def stop_hearing(self) -> None:
+        """Give up the connection for predictions, before its broker is ended."""
+        del self._tails[self._hearer]
         self._hearer.close()
 
     def first_answer(self, seconds: float) -> float:
@@ -75,7 +88,7 @@ class Load:
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline:
             self._sender.sendall(self._probe)
-            if self._answers(PROBE_SECONDS):
+            if self.answers(PROBE_SECONDS):
                 moment = time.perf_counter()
                 self.drain()
                 return moment
@@ -84,7 +97,7 @@ class Load:
     def drain(self) -> int:
         """Take what is still on its way, until it has been quiet for a while; return how many predictions it was."""
         answered = 0
-        while found := self._answers(QUIET_SECONDS):
+        while found := self.answers(QUIET_SECONDS):
             answered += found
         return answered
 
@@ -103,7 +116,7 @@ class Load:
                 result.sent += due
                 last = now
             next_due = start + max(result.sent / rate_hz, now - start + tick_s) if result.sent < total else now + 0.1
-            found = self._answers(max(0.0, next_due - time.perf_counter()))
+            found = self.answers(max(0.0, next_due - time.perf_counter()))
             if found:
                 last = time.perf_counter()
                 result.answered += found
@@ -123,7 +136,7 @@ class Load:
                 self._sender.sendall(self._take(due))
                 result.sent += due
             next_tick = start + max(result.sent / rate_hz, time.perf_counter() - start + tick_s)
-            result.answered += self._answers(max(0.0, next_tick - time.perf_counter()))
+            result.answered += self.answers(max(0.0, next_tick - time.perf_counter()))
         result.seconds = time.perf_counter() - start
         return result
 
@@ -139,7 +152,7 @@ class Load:
         self._sender.sendall(self._take(outstanding))
         result.sent = outstanding
         while (now := time.perf_counter()) < end:
-            found = self._answers(STALL_SECONDS)
+            found = self.answers(STALL_SECONDS)
             if not found:
                 raise TimeoutError(f"no answer for {STALL_SECONDS:.0f} s, {outstanding} readings outstanding")
             result.answered += found
@@ -153,7 +166,7 @@ class Load:
         first, self._next = self._next, (self._next + count) % len(packets)
         return b"".join(packets[(first + i) % len(packets)] for i in range(count))
 
-    def _answers(self, seconds: float) -> int:
+    def answers(self, seconds: float) -> int:
         """How many predictions arrive within `seconds`; returns as soon as there are some."""
         deadline = time.perf_counter() + seconds
         while True:
@@ -169,7 +182,25 @@ class Load:
         data = self._tails[connection] + data
         found, used = wire.packets(data)
         self._tails[connection] = data[used:]
+        if connection is self._hearer:
+            self.heard_bytes += used
         return sum(1 for first, _, _ in found if first & 0xF0 == wire.PUBLISH)
+
+
+def wait_online(port: int, device: str, seconds: float) -> None:
+    """Wait until a device's retained status says that it is online.
+
+    Raises:
+        TimeoutError: it did not in `seconds`.
+    """
+    connection = _connect(port, wire.connect("bench-watch") + wire.subscribe(f"edge/{device}/status", qos=0))
+    deadline, data = time.monotonic() + seconds, b""
+    while not data.endswith(b"online"):
+        readable, _, _ = select.select([connection], [], [], max(0.0, deadline - time.monotonic()))
+        if not readable:
+            raise TimeoutError(f"{device} is not online after {seconds:.0f} s")
+        data += connection.recv(RECEIVE_BYTES)
+    connection.close()
 
 
 def _connect(port: int, greeting: bytes) -> socket.socket:

@@ -15,6 +15,7 @@ from benchmarks.process import Process
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
 DAEMON = "daemon"
+NAMES = (DAEMON, "tutorial", "floor", "echo", "node-red")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
 # The same as the installed command `edge-runtime`, without needing an installation.
