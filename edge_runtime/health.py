@@ -3,6 +3,7 @@
 A stage gets a `Counters` of its own and counts; nobody else writes to it. Reasons are words of the glossary.
 """
 
+from array import array
 from collections import Counter
 
 
@@ -23,3 +24,26 @@ class Counters:
         self.rejected: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+
+
+class Latencies:
+    """The last thousand latencies from bytes to payload, in seconds, for their quantiles."""
+
+    SIZE = 1024
+
+    def __init__(self) -> None:
+        self._ring = array("d", bytes(8 * self.SIZE))
+        self._count = 0
+
+    def add(self, seconds: float) -> None:
+        """Note one."""
+        self._ring[self._count % self.SIZE] = seconds
+        self._count += 1
+
+    def quantiles_ms(self) -> dict[str, float]:
+        """The median and the 99th percentile in milliseconds; empty before the first."""
+        known = sorted(self._ring[: min(self._count, self.SIZE)])
+        if not known:
+            return {}
+        at = {"p50": 0.5, "p99": 0.99}
+        return {name: round(1000 * known[min(len(known) - 1, int(q * len(known)))], 3) for name, q in at.items()}

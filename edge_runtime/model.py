@@ -19,7 +19,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.manifest import INPUT_NAME, OUTPUT_NAMES
 from edge_runtime.readings import Floats
-from edge_runtime.windows import Stream
+from edge_runtime.windows import Carry
 
 
 class ModelError(EdgeError):
@@ -74,7 +74,7 @@ class Model:
         BundleError: the file changed since it was checked, or onnxruntime refuses it.
     """
 
-    def __init__(self, bundle: Bundle, options: ModelOptions = ModelOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(self, bundle: Bundle, options: ModelOptions = ModelOptions()) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._session = _open_session(bundle, options)
@@ -84,19 +84,19 @@ class Model:
         alone = not (self.manifest.batch_invariant and self.manifest.batch_free)
         self._max_batch = 1 if alone else max(1, options.max_batch)
 
-    def run(self, windows: Floats, streams: Sequence[Stream] | None = None) -> Scores:
+    def run(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
         """Score `[n, *shape]` windows, n of 1 or more.
 
         Args:
             windows: float32, C-contiguous.
-            streams: for a recurrent model the stream of each window, in order of time: its state is read from
-                there and left there. None starts every window from the zero state.
+            carries: for a recurrent model the carry of each window's stream, in order of time: the state is read
+                from there and left there. None starts every window from the zero state.
 
         Raises:
             ModelError: onnxruntime failed, or answered with something else than the manifest says.
         """
         if self._states:
-            parts = self._run_recurrent(windows, streams)
+            parts = self._run_recurrent(windows, carries)
         elif len(windows) <= self._max_batch:
             parts = [self._call(windows, {})]
         else:
@@ -114,10 +114,10 @@ class Model:
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
 
-    def _run_recurrent(self, windows: Floats, streams: Sequence[Stream] | None) -> list[list[Any]]:
+    def _run_recurrent(self, windows: Floats, carries: Sequence[Carry] | None) -> list[list[Any]]:
         """One call a round: a round holds at most one window of each stream, so that states follow one another."""
-        if streams is None:
-            streams = [Stream(None, (1,)) for _ in range(len(windows))]
+        if carries is None:
+            carries = [Carry() for _ in range(len(windows))]
         answers: list[list[Any]] = [[] for _ in range(len(windows))]
         waiting = list(range(len(windows)))
         while waiting:
@@ -125,19 +125,19 @@ class Model:
             seen: set[int] = set()
             later: list[int] = []
             for row in waiting:
-                taken = id(streams[row]) in seen or len(rows) >= self._max_batch
+                taken = id(carries[row]) in seen or len(rows) >= self._max_batch
                 (later if taken else rows).append(row)
-                seen.add(id(streams[row]))
-            self._run_round(windows, streams, rows, answers)
+                seen.add(id(carries[row]))
+            self._run_round(windows, carries, rows, answers)
             waiting = later
         return answers
 
-    def _run_round(self, windows: Floats, streams: Sequence[Stream], rows: list[int], answers: list[list[Any]]) -> None:
+    def _run_round(self, windows: Floats, carries: Sequence[Carry], rows: list[int], answers: list[list[Any]]) -> None:
         feeds: dict[str, Floats] = {}
         for index, state in enumerate(self._states):
             fed = np.zeros((len(rows), *state.shape), np.float32)
             for place, row in enumerate(rows):
-                held = streams[row].state
+                held = carries[row].parts
                 if held is not None:
                     fed[place] = held[index]
             feeds[state.input] = fed
@@ -145,7 +145,7 @@ class Model:
         outputs, states = found[: len(self._outputs)], found[len(self._outputs) :]
         for place, row in enumerate(rows):
             answers[row] = [output[place : place + 1] for output in outputs]
-            streams[row].state = [state[place].copy() for state in states]
+            carries[row].parts = [state[place].copy() for state in states]
 
 
 def _open_session(bundle: Bundle, options: ModelOptions) -> Any:

@@ -5,7 +5,7 @@ device pays its costs per wake-up and not per reading.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class Batch:
         identities: the reading's own `id`, `seq` or `time`, as text; None where it brought none.
         receipts: what is owed to the broker; None for sources that cannot be asked again.
         arrived: `time.perf_counter()` when the bytes were read, for the latency figures.
+        own_times: every reading brought its own time, so that a jump of it is a gap in the measurement.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Batch:
     identities: list[str | None]
     receipts: list[Receipt | None]
     arrived: float = 0.0
+    own_times: bool = False
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -86,4 +88,3 @@ class Prediction:
     alarm: bool = False
     receipt: Receipt | None = None
     arrived: float = 0.0
-    changed: bool = field(default=False)

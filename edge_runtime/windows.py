@@ -23,23 +23,34 @@ class Completed:
     Attributes:
         windows: `[m, *shape]` float32. It is the windower's own buffer: valid until the next `push`.
         rows: for each window, the index in the batch of the reading that completed it.
-        streams: for each window, its stream; a recurrent model keeps its state there.
+        carries: for each window, where a recurrent model finds and leaves the state of its stream.
     """
 
     windows: Floats
     rows: list[int]
-    streams: list["Stream"]
+    carries: list["Carry"]
+
+
+class Carry:
+    """What a recurrent model carries from one window of a stream to the next; None stands for the zero state.
+
+    A gap gives the stream a new one, so that a window still being computed cannot write into the time after it.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts: list[Floats] | None = None
 
 
 class Stream:
-    """One key's ring, and the state that a recurrent model carries from window to window (None at the start)."""
+    """One key's ring, and the state of a recurrent model."""
 
-    __slots__ = ("filled", "key", "last_time", "position", "ring", "state", "touched", "until")
+    __slots__ = ("carry", "filled", "key", "last_time", "position", "ring", "touched", "until")
 
     def __init__(self, key: str | None, shape: tuple[int, ...]) -> None:
         self.key = key
         self.ring: Floats = np.zeros(shape, np.float32)
-        self.state: list[Floats] | None = None
         self.last_time = -np.inf
         self.touched = 0.0
         self.reset(shape[0])
@@ -49,7 +60,7 @@ class Stream:
         self.position = 0
         self.filled = 0
         self.until = length
-        self.state = None
+        self.carry = Carry()
 
 
 class SavedStream(msgspec.Struct, array_like=True):
@@ -89,6 +100,7 @@ class Windows:
         self._shape = shape
         self._length = length
         self._stride = stride
+        self._keep = keep
         self._max_gap = None if keep else max_gap
         self._max_keys = max_keys
         self._streams: dict[str | None, Stream] = {}
@@ -100,6 +112,10 @@ class Windows:
     def __len__(self) -> int:
         """How many keys have a stream at present."""
         return len(self._streams)
+
+    def watch_gaps(self, max_gap: float | None) -> None:
+        """From now on take a jump of more than `max_gap` seconds for a gap; None watches none."""
+        self._max_gap = None if self._keep else max_gap
 
     def push(self, values: Floats, keys: list[str | None], times: list[float], now: float) -> Completed:
         """Take a batch of readings in, and give the windows that it completed.
@@ -150,10 +166,10 @@ class Windows:
                 stream.position,
                 stream.until,
                 stream.last_time,
-                None if stream.state is None else [part.tobytes() for part in stream.state],
+                None if stream.carry.parts is None else [part.tobytes() for part in stream.carry.parts],
             )
             for stream in self._streams.values()
-            if stream.filled or stream.state is not None
+            if stream.filled or stream.carry.parts is not None
         ]
 
     def restore(self, saved: list[SavedStream], state_shapes: list[tuple[int, ...]], now: float) -> int:
@@ -171,7 +187,7 @@ class Windows:
             if item.state is not None and len(item.state) == len(state_shapes):
                 parts = [np.frombuffer(part, np.float32).copy() for part in item.state]
                 if all(part.size == int(np.prod(shape)) for part, shape in zip(parts, state_shapes, strict=True)):
-                    stream.state = [part.reshape(shape) for part, shape in zip(parts, state_shapes, strict=True)]
+                    stream.carry.parts = [part.reshape(shape) for part, shape in zip(parts, state_shapes, strict=True)]
             self._streams[item.key] = stream
             restored += 1
         return restored
@@ -181,15 +197,15 @@ class Windows:
         return self._shape if self._length > 1 else (1,)
 
     def _push_single(self, values: Floats, keys: list[str | None], times: list[float], now: float) -> Completed:
-        streams = []
+        carries = []
         for index, key in enumerate(keys):
             stream = self._stream(key, now)
             if self._is_gap(stream, times[index]):
                 self.gaps += 1
                 stream.reset(1)
             stream.last_time = times[index]
-            streams.append(stream)
-        return Completed(values.reshape(len(keys), *self._shape), list(range(len(keys))), streams)
+            carries.append(stream.carry)
+        return Completed(values.reshape(len(keys), *self._shape), list(range(len(keys))), carries)
 
     def _stream(self, key: str | None, now: float) -> Stream:
         stream = self._streams.get(key)
@@ -265,4 +281,4 @@ class Windows:
         if oldest:
             out[length - oldest :] = stream.ring[:oldest]
         done.rows.append(row)
-        done.streams.append(stream)
+        done.carries.append(stream.carry)

@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -25,6 +24,8 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.config import Broker
+from edge_runtime.endpoint import parse_endpoint
+from edge_runtime.errors import EdgeError
 from edge_runtime.health import Counters
 from edge_runtime.loop import Loop, Timer
 from edge_runtime.mqtt.whole_socket import WholeSocket
@@ -32,7 +33,6 @@ from edge_runtime.readings import Receipt
 
 CONNECT_TIMEOUT_S = 10.0
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 @dataclass(slots=True, eq=False)
@@ -87,6 +87,7 @@ class Connection:
         will: Will | None = None,
     ) -> None:
         self._settings = settings
+        self._endpoint = parse_endpoint(settings.url)
         self._client_id = client_id
         self._password = password
         self._loop = loop
@@ -169,13 +170,11 @@ class Connection:
         self.state = f"connecting to {self._settings.url}"
         try:
             client = self._make_client()
-        except (OSError, ssl.SSLError, ValueError) as error:
+        except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
             self._retry(f"cannot prepare the connection to {self._settings.url}: {error}")
             return
-        url = urlsplit(self._settings.url)
-        host, port = url.hostname or "localhost", url.port or DEFAULT_PORTS.get(url.scheme, 1883)
         threading.Thread(
-            target=self._connect_blocking, args=(client, host, port, generation), name="mqtt-connect", daemon=True
+            target=self._connect_blocking, args=(client, generation), name="mqtt-connect", daemon=True
         ).start()
 
     def _make_client(self) -> _Client:
@@ -193,7 +192,7 @@ class Connection:
         client.max_inflight_messages_set(0)  # the outbox holds the window, and status messages go beside it
         if settings.username is not None:
             client.username_pw_set(settings.username, self._password())
-        if urlsplit(settings.url).scheme == "mqtts":
+        if self._endpoint.tls:
             context = ssl.create_default_context(cafile=settings.ca_file)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if settings.cert_file is not None:
@@ -210,16 +209,22 @@ class Connection:
         client.on_socket_register_write = _leave_writing_to_the_loop
         return client
 
-    def _connect_blocking(self, client: _Client, host: str, port: int, generation: int) -> None:
+    def _connect_blocking(self, client: _Client, generation: int) -> None:
         """In a thread: everything that can block."""
         try:
             if self._settings.protocol == "5":
                 properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
                 properties.SessionExpiryInterval = int(self._settings.session_expiry)
                 properties.ReceiveMaximum = self._settings.receive_maximum
-                client.connect(host, port, self._settings.keepalive, clean_start=False, properties=properties)
+                client.connect(
+                    self._endpoint.host,
+                    self._endpoint.port,
+                    self._settings.keepalive,
+                    clean_start=False,
+                    properties=properties,
+                )
             else:
-                client.connect(host, port, self._settings.keepalive)
+                client.connect(self._endpoint.host, self._endpoint.port, self._settings.keepalive)
         except Exception as error:  # noqa: BLE001 - name, TCP and TLS errors share no base; each ends this attempt
             reason = _explain(error, self._settings.url)
             self._loop.call_soon_threadsafe(lambda: self._attempt_failed(generation, reason))

@@ -70,7 +70,7 @@ class SerialSource:
             key_field=config.key,
             time_field=config.time,
             delimiter=config.delimiter,
-            place=f"source.{config.name}",
+            place=f'source "{config.name}"',
         )
         self._fd: int | None = None
         self._reopen: Timer | None = None
@@ -141,7 +141,16 @@ class SerialSource:
         times = [now if time_ is None else time_ for time_ in decoded.times]
         nothing_owed: list[Receipt | None] = [None] * count
         self._sink(
-            Batch(self._config.name, decoded.values, decoded.keys, times, decoded.identities, nothing_owed, arrived)
+            Batch(
+                self._config.name,
+                decoded.values,
+                decoded.keys,
+                times,
+                decoded.identities,
+                nothing_owed,
+                arrived,
+                own_times=None not in decoded.times,
+            )
         )
 
     def _lose(self, why: str) -> None:

@@ -1,0 +1,338 @@
+"""One model's path from readings to predictions: contract -> windows -> model -> decide -> payload -> outbox.
+
+Guarantee: a reading's receipt is held from the moment it completes a window until the prediction is safe or withheld
+on purpose. A window on which the model fails is set aside and counted, never tried again; its neighbours are not
+touched. A model that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from edge_runtime.clock import Clock
+from edge_runtime.contract import Contract
+from edge_runtime.decide import Decider
+from edge_runtime.health import Counters, Latencies
+from edge_runtime.log import fields, get_logger
+from edge_runtime.loop import Loop
+from edge_runtime.model import Model, ModelError, Scores
+from edge_runtime.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
+from edge_runtime.publish.json_payload import JsonPayload
+from edge_runtime.readings import Batch, Floats, Receipt
+from edge_runtime.settings import Model as ModelConfig
+from edge_runtime.settings import Repair
+from edge_runtime.windows import Carry, Windows
+
+SLOW_MODEL_S = 0.005  # above this a call would delay keep-alives and other sources noticeably
+MAX_PENDING_WINDOWS = 1024
+GAP_PERIODS = 10  # a reading's own time that jumps by more than so many periods is a gap
+
+_log = get_logger("model")
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Windows on their way through the model; every list has one item a window."""
+
+    windows: Floats
+    keys: list[str | None]
+    times: list[float]
+    identities: list[str | None]
+    receipts: list[Receipt | None]
+    carries: list[Carry]
+    arrived: float
+
+
+class Pipeline:
+    """A model at work.
+
+    Args:
+        config: its table.
+        model: the loaded bundle.
+        channels: the columns of the batches of its source.
+        repair: of its source.
+        payload: encodes its predictions.
+        topic: the topic template, `{key}` still in it.
+        outbox: takes the predictions.
+        loop: the event loop.
+        clock: tells whether the wall clock is set.
+        counters: its own.
+        max_gap: seconds, or None.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        model: Model,
+        *,
+        channels: tuple[str, ...],
+        repair: Repair,
+        payload: JsonPayload,
+        topic: str,
+        outbox: Outbox,
+        loop: Loop,
+        clock: Clock,
+        counters: Counters,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.counters = counters
+        self.latencies = Latencies()
+        self._payload = payload
+        self._topic = topic
+        self._outbox = outbox
+        self._loop = loop
+        self._clock = clock
+        manifest = model.manifest
+        own = manifest.channel_names
+        self._columns = None if own == channels or not own else [channels.index(name) for name in own]
+        self._contract = Contract(manifest.input.channels, repair) if own else None
+        if self._contract is not None:
+            self._contract.rejected = counters.rejected
+        window = manifest.input.window
+        self._framed = manifest.input.shape is not None
+        self.windows = Windows(
+            manifest.input.tensor_shape,
+            length=1 if self._framed else window.length,
+            stride=config.stride or window.stride,
+            max_gap=config.max_gap,
+            keep=config.on_gap == "keep",
+            max_keys=config.max_keys,
+        )
+        self._own_time_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
+        self.decider = Decider(manifest, config)
+        self._addresses: dict[str | None, tuple[str, str]] = {}
+        self._worker: Worker | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """No window is on its way through the model."""
+        return self._worker is None or self._worker.is_idle
+
+    @property
+    def busy_for(self) -> float:
+        """How long the present call of the model has taken, for the watchdog; 0 when there is none."""
+        return 0.0 if self._worker is None else self._worker.busy_for
+
+    def warm_up(self) -> None:
+        """Run the model once or twice on zeros, and decide whether it may run on the loop.
+
+        Raises:
+            ModelError: it fails even on zeros.
+        """
+        zeros = np.zeros((1, *self.model.manifest.input.tensor_shape), np.float32)
+        self.model.run(zeros)
+        started = time.perf_counter()
+        self.model.run(zeros)
+        took = time.perf_counter() - started
+        if self.config.run == "worker" or (self.config.run == "auto" and took > SLOW_MODEL_S):
+            self._worker = Worker(self.model, self._loop, self._finish, self._failed, self.counters)
+
+    def accept(self, batch: Batch) -> None:
+        """Take the readings of one wake-up."""
+        values = batch.values if self._columns is None else batch.values[:, self._columns]
+        keys, times, rows = batch.keys, batch.times, None
+        if self._contract is not None:
+            good = self._contract.check(values, keys)
+            if good is not None:
+                rows = np.flatnonzero(good).tolist()
+                if not rows:
+                    return
+                values = values[rows]
+                keys = [keys[row] for row in rows]
+                times = [times[row] for row in rows]
+        self.windows.watch_gaps(self.config.max_gap or (self._own_time_gap if batch.own_times else None))
+        done = self.windows.push(values, keys, times, self._loop.time())
+        if not done.rows:
+            return
+        index = done.rows if rows is None else [rows[row] for row in done.rows]
+        receipts = [batch.receipts[row] for row in index]
+        for receipt in receipts:
+            if receipt is not None:
+                receipt.hold()
+        job = Job(
+            done.windows,
+            [batch.keys[row] for row in index],
+            [batch.times[row] for row in index],
+            [batch.identities[row] for row in index],
+            receipts,
+            done.carries,
+            batch.arrived,
+        )
+        if self._worker is not None:
+            self._worker.submit(job)
+            return
+        try:
+            scores = self.model.run(job.windows, job.carries)
+        except ModelError as error:
+            self._failed(job, error)
+        else:
+            self._finish(job, scores)
+
+    def expire(self) -> None:
+        """Forget the keys that were silent for longer than the configuration wants to wait."""
+        gone = self.windows.expire(self._loop.time() - self.config.key_expiry)
+        if gone:
+            self.decider.forget(gone)
+            for key in gone:
+                self._addresses.pop(key, None)
+            if self._contract is not None:
+                self._contract.forget(gone)
+        if self.windows.evicted:
+            self.counters.dropped["keys"] += self.windows.evicted
+            self.windows.evicted = 0
+
+    def stop(self) -> None:
+        """End the worker; what it holds stays unacknowledged."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def _finish(self, job: Job, scores: Scores) -> None:
+        finite = scores.finite_rows()
+        synchronised = self._clock.is_synchronised
+        for row, key in enumerate(job.keys):
+            receipt = job.receipts[row]
+            if finite is not None and not finite[row]:
+                self.counters.errors["model_not_finite"] += 1
+                _release(receipt)
+                continue
+            prediction = self.decider.decide(scores, row, key, job.times[row])
+            if prediction is None:
+                self.counters.counts["withheld"] += 1
+                _release(receipt)
+                continue
+            prediction.identity = job.identities[row]
+            address = self._addresses.get(key)
+            if address is None:
+                address = self._addresses[key] = self._address(key)
+            self._outbox.offer(
+                address[0],
+                address[1],
+                self._payload.encode(prediction, synchronised=synchronised),
+                priority=PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE,
+                receipt=receipt,
+            )
+        self.counters.counts["predictions"] += len(job.keys)
+        self.latencies.add(time.perf_counter() - job.arrived)
+
+    def _failed(self, job: Job, error: ModelError) -> None:
+        """Find the window that the model cannot take, set it aside, and go on with its neighbours."""
+        if len(job.keys) > 1:
+            for row in range(len(job.keys)):
+                alone = Job(
+                    job.windows[row : row + 1].copy(),
+                    job.keys[row : row + 1],
+                    job.times[row : row + 1],
+                    job.identities[row : row + 1],
+                    job.receipts[row : row + 1],
+                    job.carries[row : row + 1],
+                    job.arrived,
+                )
+                try:
+                    scores = self.model.run(alone.windows, alone.carries)
+                except ModelError as again:
+                    self._failed(alone, again)
+                else:
+                    self._finish(alone, scores)
+            return
+        self.counters.errors["model_failed"] += 1
+        _log.error("the model failed on a window, which is set aside", extra=fields(model=self.config.name, why=error))
+        _release(job.receipts[0])
+
+    def _address(self, key: str | None) -> tuple[str, str]:
+        """The outbox's stream and the topic of a key."""
+        name = "-" if key is None else key
+        return f"{self.config.name}/{name}", self._topic.replace("{key}", name)
+
+
+class Worker:
+    """One thread that runs a slow model, so that the loop stays punctual. Jobs stay in order."""
+
+    def __init__(
+        self,
+        model: Model,
+        loop: Loop,
+        finish: Callable[[Job, Scores], None],
+        failed: Callable[[Job, ModelError], None],
+        counters: Counters,
+    ) -> None:
+        self._model = model
+        self._loop = loop
+        self._finish = finish
+        self._failed = failed
+        self._counters = counters
+        self._waiting: deque[Job] = deque()
+        self._pending_windows = 0
+        self._running: Job | None = None
+        self._since = 0.0
+        self._requests: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is running or waiting."""
+        return self._running is None and not self._waiting
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds since the present job was begun."""
+        return 0.0 if self._running is None else self._loop.time() - self._since
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its windows are copied, as the windower will write over them."""
+        job.windows = job.windows.copy()
+        self._waiting.append(job)
+        self._pending_windows += len(job.keys)
+        while self._pending_windows > MAX_PENDING_WINDOWS and len(self._waiting) > 1:
+            if not self._drop_oldest():
+                break
+        self._next()
+
+    def stop(self) -> None:
+        """Let the thread end after its present job."""
+        self._requests.put(None)
+
+    def _drop_oldest(self) -> bool:
+        """Make room; windows whose readings have receipts stay, since they hold their broker back."""
+        for job in self._waiting:
+            if all(receipt is None for receipt in job.receipts):
+                self._waiting.remove(job)
+                self._pending_windows -= len(job.keys)
+                self._counters.dropped["model_busy"] += len(job.keys)
+                return True
+        return False
+
+    def _next(self) -> None:
+        if self._running is None and self._waiting:
+            self._running = self._waiting.popleft()
+            self._pending_windows -= len(self._running.keys)
+            self._since = self._loop.time()
+            self._requests.put(self._running)
+
+    def _serve(self) -> None:
+        while (job := self._requests.get()) is not None:
+            try:
+                scores = self._model.run(job.windows, job.carries)
+            except ModelError as error:
+                self._loop.call_soon_threadsafe(lambda job=job, error=error: self._done(job, error))  # type: ignore[misc]
+            else:
+                self._loop.call_soon_threadsafe(lambda job=job, scores=scores: self._done(job, scores))  # type: ignore[misc]
+
+    def _done(self, job: Job, found: Scores | ModelError) -> None:
+        self._running = None
+        if isinstance(found, ModelError):
+            self._failed(job, found)
+        else:
+            self._finish(job, found)
+        self._next()
+
+
+def _release(receipt: Receipt | None) -> None:
+    if receipt is not None:
+        receipt.release()

@@ -1,0 +1,154 @@
+"""A configuration and its bundles -> what is to run: checked together, before a port or a broker is touched.
+
+Whatever a person can have got wrong in the file, or in a bundle that it names, comes to light here, all at once, with
+exit code 78. `check` stops after this step; `run` goes on.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.codecs import make_decoder
+from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.model import Model, ModelError, ModelOptions
+from edge_runtime.settings import Config, MqttSource, ReplaySource, SerialSource, Source
+from edge_runtime.settings import Model as ModelConfig
+
+
+@dataclass(slots=True, eq=False)
+class PlannedModel:
+    """One model: its table, its checked bundle, and the loaded session."""
+
+    config: ModelConfig
+    bundle: Bundle
+    model: Model
+
+
+@dataclass(slots=True, eq=False)
+class PlannedSource:
+    """One source: the columns that its models want, in the order in which they will be delivered."""
+
+    config: Source
+    channels: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+    models: list[PlannedModel] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """Everything that a device runs."""
+
+    config: Config
+    sources: list[PlannedSource]
+
+
+def make_plan(config: Config) -> Plan:
+    """Open every bundle, load it, and fit it to its source.
+
+    Raises:
+        ConfigError: every mistake, one line each.
+    """
+    mistakes: list[str] = []
+    models: list[PlannedModel] = []
+    for each in config.model:
+        try:
+            models.append(_plan_model(config, each))
+        except (BundleError, ModelError) as error:
+            mistakes.extend(f'{config.path}: model "{each.name}".bundle: {line}' for line in str(error).splitlines())
+            continue
+        mistakes.extend(f'{config.path}: model "{each.name}".{mistake}' for mistake in _misfits(models[-1]))
+    sources: list[PlannedSource] = []
+    for source in config.source:
+        planned = PlannedSource(source, models=[model for model in models if model.config.source == source.name])
+        sources.append(planned)
+        mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return Plan(config, sources)
+
+
+def _plan_model(config: Config, each: ModelConfig) -> PlannedModel:
+    path = Path(each.bundle)
+    if config.store.allowed_signers is not None:
+        from edge_runtime.signature import require_signature  # noqa: PLC0415 - starts a program: only when asked for
+
+        require_signature(path, Path(config.store.allowed_signers))
+    bundle = open_bundle(path)
+    return PlannedModel(each, bundle, Model(bundle, ModelOptions(threads=each.threads, max_batch=each.max_batch)))
+
+
+def _misfits(planned: PlannedModel) -> list[str]:
+    """What a model's table asks for that its bundle cannot give."""
+    config, manifest = planned.config, planned.bundle.manifest
+    found = []
+    strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
+    if strange and manifest.task == "classification":
+        known = ", ".join(manifest.output.labels)
+        found.append(f"alarm_labels: expected some of {known}, found {', '.join(strange)}")
+    if config.alarm_labels and manifest.task != "classification":
+        found.append(
+            f"alarm_labels: the bundle is a model of the kind {manifest.task}, which has no labels: leave it out"
+        )
+    if config.publish == "alarm":
+        if manifest.task == "classification" and not config.alarm_labels:
+            found.append('publish: "alarm" needs alarm_labels, which say what an alarm is')
+        if manifest.task == "regression" and config.threshold is None:
+            found.append('publish: "alarm" needs a threshold, above which a value is an alarm')
+    if manifest.input.shape is not None and config.stride is not None:
+        found.append("stride: the bundle takes each frame by itself: leave it out")
+    return found
+
+
+def _fit(planned: PlannedSource) -> list[str]:
+    """Settle a source's columns, and try its decoder on them."""
+    shapes = {model.bundle.manifest.input.shape for model in planned.models}
+    if len(shapes) > 1:
+        return ["models: expected models of one kind of input, found frames of different shapes or frames and channels"]
+    if not planned.models:
+        return []
+    planned.shape = shapes.pop()
+    names = [name for model in planned.models for name in model.bundle.manifest.channel_names]
+    planned.channels = tuple(dict.fromkeys(names))
+    source = planned.config
+    if isinstance(source, ReplaySource):
+        return []  # its columns are known when the file is opened
+    try:
+        make_decoder(
+            source.format,
+            planned.channels,
+            shape=planned.shape,
+            fields=source.fields,
+            key_field=source.key,
+            time_field=source.time,
+            delimiter=source.delimiter,
+        )
+    except ConfigError as error:
+        return [mistake.removeprefix("source.") for mistake in error.mistakes]
+    return []
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """What runs, a line each, for people."""
+    lines = []
+    for source in plan.sources:
+        lines.append(f"{_describe_source(source.config)}")
+        for model in source.models:
+            manifest = model.bundle.manifest
+            window = manifest.input.window
+            shape = "x".join(map(str, manifest.input.tensor_shape))
+            every = f", every {model.config.stride or window.stride}" if window.length > 1 else ""
+            lines.append(
+                f"  model {model.config.name}: {manifest.name} {manifest.version}, {manifest.task}, "
+                f"window {shape}{every}, publishes {model.config.publish}"
+            )
+    return lines
+
+
+def _describe_source(source: Source) -> str:
+    if isinstance(source, SerialSource):
+        return f"source {source.name}: serial {source.port}, {source.baudrate} baud, {source.format}"
+    if isinstance(source, MqttSource):
+        return f"source {source.name}: mqtt {', '.join(source.topics)}, QoS {source.qos}, {source.format}"
+    return f"source {source.name}: replay of {len(source.files)} files at speed {msgspec.to_builtins(source.speed)}"
