@@ -275,6 +275,7 @@ class StoreThread:
     def __init__(self, store: Store, tell: Callable[[Callable[[], None]], None]) -> None:
         self._store = store
         self._tell = tell
+        self._busy_since: float | None = None
         self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="outbox", daemon=True)
         self._thread.start()
@@ -296,6 +297,11 @@ class StoreThread:
         """As `Store.fetch`."""
         self._ask(lambda: self._store.fetch(after, limit), answer)
 
+    def busy_for(self, now: float) -> float:
+        """Seconds of monotonic time that the present call has taken; 0 when there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else now - since
+
     def stop(self, deadline: float) -> bool:
         """Finish what was asked and close the file; False when that took longer than `deadline` seconds."""
         self._requests.put(None)
@@ -305,10 +311,12 @@ class StoreThread:
     def _ask(self, work: Callable[[], _Answer], answer: Callable[[_Answer | StoreError], None]) -> None:
         def request() -> None:
             found: _Answer | StoreError
+            self._busy_since = time.monotonic()
             try:
                 found = work()
             except StoreError as error:
                 found = error
+            self._busy_since = None
             self._tell(lambda: answer(found))
 
         self._requests.put(request)

@@ -115,6 +115,11 @@ class Pipeline:
         return self._worker is None or self._worker.is_idle
 
     @property
+    def has_room(self) -> bool:
+        """More windows can be taken without dropping any."""
+        return self._worker is None or self._worker.has_room
+
+    @property
     def busy_for(self) -> float:
         """How long the present call of the model has taken, for the watchdog; 0 when there is none."""
         return 0.0 if self._worker is None else self._worker.busy_for
@@ -278,6 +283,11 @@ class Worker:
     def is_idle(self) -> bool:
         """Nothing is running or waiting."""
         return self._running is None and not self._waiting
+
+    @property
+    def has_room(self) -> bool:
+        """Less than half of the bound is waiting."""
+        return self._pending_windows < MAX_PENDING_WINDOWS // 2
 
     @property
     def busy_for(self) -> float:

@@ -69,6 +69,7 @@ class Connection:
     """A connection that keeps itself up.
 
     Attributes:
+        name: what health calls it.
         connected: the broker has accepted us and the link is up, as far as is known.
         ready: connected, and every subscription is granted.
         state: one line for people.
@@ -80,12 +81,14 @@ class Connection:
         self,
         settings: Broker,
         *,
+        name: str,
         client_id: str,
         password: Callable[[], str | None],
         loop: Loop,
         counters: Counters,
         will: Will | None = None,
     ) -> None:
+        self.name = name
         self._settings = settings
         self._endpoint = parse_endpoint(settings.url)
         self._client_id = client_id

@@ -1,0 +1,58 @@
+"""`edge-runtime`: the commands and their exit codes, and nothing else. Each command is a module of `commands/`.
+
+Only the command that was asked for is imported, so that the daemon starts quickly.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from edge_runtime import __version__
+from edge_runtime.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, EdgeError
+
+COMMANDS = {
+    "run": "serve a device until it is stopped",
+    "check": "check a device file and the bundles that it names",
+    "models": "install, list and roll back the models of this device",
+    "demo": "see the whole path work, without hardware or broker",
+}
+
+_EPILOG = "exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configuration is wrong"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="edge-runtime", description="Runs trained models on live sensor data.", epilog=_EPILOG
+    )
+    parser.add_argument("--version", action="version", version=f"edge-runtime {__version__}")
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((word for word in words if not word.startswith("-")), "")
+    for name, text in COMMANDS.items():
+        command = parsers.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_EPILOG)
+        if name == wanted:
+            module = importlib.import_module(f"edge_runtime.commands.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    try:
+        parsed = parser.parse_args(words)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else EXIT_USAGE
+    try:
+        return int(parsed.run(parsed))
+    except EdgeError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
+        return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

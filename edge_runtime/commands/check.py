@@ -1,0 +1,21 @@
+"""`edge-runtime check DEVICE.toml`: everything that `run` checks before it opens a port, and nothing more."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `check` takes."""
+    parser.add_argument("device", type=Path, metavar="DEVICE.toml", help="the device file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what would run; 78 and every mistake when something is wrong."""
+    from edge_runtime.config import load_config  # noqa: PLC0415 - as in `run`
+    from edge_runtime.plan import describe_plan, make_plan  # noqa: PLC0415
+
+    plan = make_plan(load_config(args.device))
+    for line in describe_plan(plan):
+        print(line)
+    print(f"{args.device}: good")
+    return 0

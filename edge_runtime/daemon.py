@@ -1,0 +1,533 @@
+"""Wires the stages, starts and stops them, and tells systemd that they make progress.
+
+::
+
+    sources ──batches──> pipelines ──predictions──> outbox ──> connection ──> broker
+       │                                              │ store thread             ▲
+       └── MQTT sources share their broker's connection ────────────────────────┘
+
+Started from the right to the left, so that nothing is made that cannot be taken; stopped from the left to the right:
+no new readings, what is held is finished and delivered or committed, then goodbye.
+"""
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from edge_runtime import __version__
+from edge_runtime.clock import Clock
+from edge_runtime.config import differences, load_config, read_password, source_broker, upstream_broker
+from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError
+from edge_runtime.health import Counters
+from edge_runtime.log import fields, get_logger, setup
+from edge_runtime.loop import Loop
+from edge_runtime.mqtt.connection import Connection
+from edge_runtime.notify import Notifier
+from edge_runtime.outbox import Outbox
+from edge_runtime.outbox_store import Store, StoreThread
+from edge_runtime.pipeline import Pipeline
+from edge_runtime.plan import Plan, PlannedSource, describe_plan, make_plan
+from edge_runtime.publish.json_payload import JsonPayload
+from edge_runtime.publish.upstream import Upstream, last_will
+from edge_runtime.readings import Batch
+from edge_runtime.settings import Broker, Config, MqttSource, SerialSource
+from edge_runtime.sources import mqtt as mqtt_source
+from edge_runtime.state import StateFolder
+
+HOUSEKEEPING_S = 30.0
+HANG_S = 60.0  # a model or a disk that has not come back for this long is a hang, and systemd is no longer fed
+FINISH_SHARE = 0.5  # of the stop's time-out: what is in flight may be acknowledged; then it is committed
+
+_log = get_logger("daemon")
+
+
+class AnySource(Protocol):
+    """What the daemon needs of a source."""
+
+    @property
+    def is_open(self) -> bool:
+        """Readings can come."""
+
+    @property
+    def state(self) -> str:
+        """One line for people."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End; nothing more comes."""
+
+
+class Assembly:
+    """One configuration, wired. A reload makes a new one."""
+
+    def __init__(self, plan: Plan, loop: Loop, *, clock: Clock, on_change: Callable[[], None]) -> None:
+        config = plan.config
+        self.plan = plan
+        self.config = config
+        self._loop = loop
+        self._on_change = on_change
+        self.folder = StateFolder(_state_folder(config), config.device.id)
+        self.start_number = self.folder.next_start()
+        self.counters: dict[str, Counters] = {"upstream": Counters(), "outbox": Counters()}
+        self.connections: dict[Broker, Connection] = {}
+        self.upstream_connection = self._connection(upstream_broker(config), "upstream", is_upstream=True)
+        self.store = _store_thread(config, loop)
+        self.outbox = Outbox(
+            loop,
+            self.counters["outbox"],
+            store=self.store,
+            commit_interval=config.outbox.commit_interval,
+            max_memory_bytes=config.outbox.max_memory_bytes,
+            qos=config.upstream.qos,
+        )
+        self.outbox.on_state = self._outbox_state
+        self.outbox.attach(self.upstream_connection)
+        self.pipelines: list[Pipeline] = []
+        self.sources: list[tuple[str, AnySource]] = []
+        for planned in plan.sources:
+            self._add_source(planned, clock)
+        self.upstream = Upstream(
+            config.device.id,
+            self.upstream_connection,
+            loop,
+            interval=config.device.health_interval,
+            is_ready=self.is_ready,
+            health=self.health,
+            models=self.models,
+        )
+
+    def begin(self) -> None:
+        """Start everything; returns at once."""
+        self._restore_windows()
+        self.upstream_connection.on_change.append(self.outbox.link_changed)
+        for connection in self.connections.values():
+            connection.on_change.append(self._changed)
+            connection.start()
+        for _, source in self.sources:
+            source.start()
+        self._changed()
+
+    def end(self, run_loop: Callable[[Callable[[], bool], float], bool]) -> bool:
+        """Stop everything within the configured time; True when nothing was left undelivered or uncommitted.
+
+        Args:
+            run_loop: serves the loop until a condition holds, at most for so many seconds.
+        """
+        deadline = self._loop.time() + self.config.device.stop_timeout
+        for _, source in self.sources:
+            source.stop()
+        run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
+        for pipeline in self.pipelines:
+            pipeline.stop()
+        self.outbox.drain()
+        safe = run_loop(lambda: self.outbox.is_safe, max(0.1, deadline - self._loop.time()))
+        if not safe:
+            _log.error("predictions are lost with this stop", extra=fields(lost=self.outbox.queued))
+        self._save_windows()
+        self.upstream.say_goodbye()
+        for connection in self.connections.values():
+            connection.on_change.clear()
+            connection.stop()
+        if self.store is not None:
+            self.store.stop(max(1.0, deadline - self._loop.time()))
+        return safe
+
+    def is_ready(self) -> bool:
+        """Every port is open and every subscription granted."""
+        return all(connection.ready for connection in self.connections.values()) and all(
+            source.is_open for _, source in self.sources
+        )
+
+    def is_making_progress(self) -> bool:
+        """No model and no disk has been silent for too long."""
+        stuck = max((pipeline.busy_for for pipeline in self.pipelines), default=0.0)
+        return max(stuck, 0.0 if self.store is None else self.store.busy_for(time.monotonic())) < HANG_S
+
+    def status(self) -> str:
+        """One line for `systemctl status`."""
+        closed = [name for name, source in self.sources if not source.is_open]
+        published = self.counters["outbox"].counts["published"]
+        parts = [f"{published} published, {self.outbox.queued} queued", self.upstream_connection.state]
+        if closed:
+            parts.append(f"waiting for {', '.join(closed)}")
+        return "; ".join(parts)
+
+    def housekeeping(self) -> None:
+        """Forget silent keys."""
+        for pipeline in self.pipelines:
+            pipeline.expire()
+
+    def health(self) -> dict[str, Any]:
+        """The health document: totals first, then a part for every stage."""
+        totals: dict[str, dict[str, int]] = {"rejected": {}, "dropped": {}, "errors": {}}
+        for counters in self.counters.values():
+            for name, total in totals.items():
+                for reason, count in getattr(counters, name).items():
+                    if count:
+                        total[reason] = total.get(reason, 0) + count
+        outbox = self.counters["outbox"].counts
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "device": self.config.device.id,
+            "runtime": __version__,
+            "start": self.start_number,
+            "uptime_s": round(time.monotonic() - _STARTED, 1),
+            "readings": sum(counters.counts["readings"] for counters in self.counters.values()),
+            "predictions": sum(pipeline.counters.counts["predictions"] for pipeline in self.pipelines),
+            "published": outbox["published"],
+            "queued": self.outbox.queued,
+            **totals,
+            "outbox": {
+                "state": self.outbox.state,
+                "rows": self.outbox.stored_rows,
+                "memory_bytes": self.outbox.memory_bytes,
+                "stored": outbox["stored"],
+            },
+            "link": {connection.name: connection.state for connection in self.connections.values()},
+            "sources": {
+                name: {"open": source.is_open, "state": source.state, **_counts(self.counters[f"source {name}"])}
+                for name, source in self.sources
+            },
+            "models": {
+                pipeline.config.name: {
+                    "version": pipeline.model.manifest.version,
+                    "keys": len(pipeline.windows),
+                    "gaps": pipeline.windows.gaps,
+                    "latency_ms": pipeline.latencies.quantiles_ms(),
+                    **_counts(pipeline.counters),
+                }
+                for pipeline in self.pipelines
+            },
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+            "rss_bytes": _rss_bytes(),
+        }
+
+    def models(self) -> list[dict[str, Any]]:
+        """The document of `edge/{device}/models`."""
+        return [
+            {
+                "name": pipeline.config.name,
+                "bundle": pipeline.model.manifest.name,
+                "version": pipeline.model.manifest.version,
+                "digest": pipeline.model.bundle.digest,
+                "state": "active",
+                "why": None,
+            }
+            for pipeline in self.pipelines
+        ]
+
+    def _connection(self, settings: Broker, name: str, *, is_upstream: bool = False) -> Connection:
+        found = self.connections.get(settings)
+        if found is None:
+            counters = self.counters.setdefault(name, Counters())
+            found = self.connections[settings] = Connection(
+                settings,
+                name=name,
+                client_id=settings.client_id or f"edge-{self.config.device.id}",
+                password=lambda: read_password(settings),
+                loop=self._loop,
+                counters=counters,
+                will=last_will(self.config.device.id) if is_upstream else None,
+            )
+        return found
+
+    def _add_source(self, planned: PlannedSource, clock: Clock) -> None:
+        source = planned.config
+        pipelines = [self._pipeline(planned, position, clock) for position in range(len(planned.models))]
+        self.pipelines += pipelines
+        counters = self.counters[f"source {source.name}"] = Counters()
+
+        def sink(batch: Batch) -> None:
+            for pipeline in pipelines:
+                pipeline.accept(batch)
+
+        made: AnySource
+        if isinstance(source, MqttSource):
+            settings = source_broker(self.config, source)
+            made = mqtt_source.MqttSource(
+                source,
+                planned.channels,
+                planned.shape,
+                connection=self._connection(settings, f"source {source.name}"),
+                sink=sink,
+                counters=counters,
+            )
+        elif isinstance(source, SerialSource):
+            from edge_runtime.sources.serial import SerialSource as Serial  # noqa: PLC0415 - pyserial only if needed
+
+            made = Serial(
+                source, planned.channels, planned.shape, self._loop, sink, counters, on_state=self._source_changed
+            )
+        else:
+            from edge_runtime.sources.replay import ReplaySource as Replay  # noqa: PLC0415 - readers only if needed
+
+            made = Replay(
+                source,
+                planned.channels,
+                planned.shape,
+                self._loop,
+                sink,
+                counters,
+                on_state=self._source_changed,
+                paused=lambda: self.outbox.is_full or not all(pipeline.has_room for pipeline in pipelines),
+            )
+        self.sources.append((source.name, made))
+
+    def _pipeline(self, planned: PlannedSource, position: int, clock: Clock) -> Pipeline:
+        model = planned.models[position]
+        counters = self.counters[f"model {model.config.name}"] = Counters()
+        manifest = model.bundle.manifest
+        threshold = model.config.threshold if model.config.threshold is not None else manifest.output.threshold
+        pipeline = Pipeline(
+            model.config,
+            model.model,
+            channels=planned.channels,
+            repair=planned.config.repair,
+            payload=JsonPayload(
+                device=self.config.device.id,
+                model=model.config.name,
+                source=planned.config.name,
+                start=self.start_number,
+                manifest=manifest,
+                threshold=threshold,
+            ),
+            topic=self.config.upstream.topic.replace("{device}", self.config.device.id).replace(
+                "{model}", model.config.name
+            ),
+            outbox=self.outbox,
+            loop=self._loop,
+            clock=clock,
+            counters=counters,
+        )
+        pipeline.warm_up()
+        return pipeline
+
+    def _is_finished(self) -> bool:
+        """Nothing is left to do that waiting could do."""
+        if not all(pipeline.is_idle for pipeline in self.pipelines):
+            return False
+        return self.outbox.queued == 0 or not self.upstream_connection.connected
+
+    def _source_changed(self) -> None:
+        self._loop.call_soon(self._changed)
+
+    def _changed(self) -> None:
+        self.upstream.link_changed()
+        self._on_change()
+
+    def _outbox_state(self, state: str) -> None:
+        level = _log.info if state == "ok" else _log.error
+        level("outbox", extra=fields(state=state))
+        self.upstream.publish_health_soon()
+
+    def _save_windows(self) -> None:
+        saved = {
+            pipeline.config.name: (pipeline.model.bundle.digest, pipeline.windows.save()) for pipeline in self.pipelines
+        }
+        try:
+            self.folder.save_windows({name: item for name, item in saved.items() if item[1]})
+        except OSError as error:
+            _log.warning("incomplete windows are not kept", extra=fields(why=error.strerror))
+
+    def _restore_windows(self) -> None:
+        found = self.folder.take_windows()
+        if found is None:
+            return
+        age = time.time() - found.saved
+        for pipeline in self.pipelines:
+            digest, streams = found.models.get(pipeline.config.name, ("", []))
+            fresh = 0 <= age <= (pipeline.config.max_gap or pipeline.config.key_expiry)
+            if digest == pipeline.model.bundle.digest and fresh:
+                shapes = [state.shape for state in pipeline.model.manifest.state]
+                restored = pipeline.windows.restore(streams, shapes, self._loop.time())
+                _log.info("windows restored", extra=fields(model=pipeline.config.name, keys=restored, age_s=round(age)))
+
+
+class Daemon:
+    """The process: signals, reload, watchdog, and one `Assembly` at a time.
+
+    Args:
+        path: the device file, read again at SIGHUP.
+        notifier: speaks to systemd.
+    """
+
+    def __init__(self, path: Path, notifier: Notifier) -> None:
+        self._path = path
+        self._notifier = notifier
+        self._loop = Loop()
+        self._clock = Clock()
+        self._assembly: Assembly | None = None
+        self._stop_signal = ""
+        self._reload_wanted = False
+        self._announced = ""
+        self._was_ready = False
+        self._began = False
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises:
+            ConfigError: the file, or a bundle that it names, is wrong.
+        """
+        config = load_config(self._path)
+        setup(config.device.log_level, config.device.log_format)
+        plan = make_plan(config)
+        _log.info("starting", extra=fields(version=__version__, device=config.device.id, pid=os.getpid()))
+        for line in describe_plan(plan):
+            _log.info(line)
+        self._assembly = self._assemble(plan)
+        self._assembly.begin()
+        self._catch_signals()
+        self._notifier.ready(self._assembly.status())
+        self._began = True
+        self._watch()
+        self._housekeep()
+        while not self._stop_signal:
+            self._loop.run_once()
+            if self._reload_wanted:
+                self._reload()
+        _log.info("stopping", extra=fields(signal=self._stop_signal))
+        self._notifier.stopping("stopping")
+        clean = self._assembly.end(self._run_until)
+        _log.info("stopped", extra=fields(published=self._assembly.counters["outbox"].counts["published"]))
+        return EXIT_OK if clean else EXIT_FAILED
+
+    def _assemble(self, plan: Plan) -> Assembly:
+        return Assembly(plan, self._loop, clock=self._clock, on_change=self._say_status)
+
+    def _catch_signals(self) -> None:
+        def stop(number: int, _frame: object) -> None:
+            self._stop_signal = signal.Signals(number).name
+            self._loop.wake()
+
+        def reload(_number: int, _frame: object) -> None:
+            self._reload_wanted = True
+            self._loop.wake()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGHUP, reload)
+
+    def _run_until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Serve the loop until `condition` holds; False when it does not hold after `seconds`."""
+        deadline = self._loop.time() + seconds
+        while not condition():
+            left = deadline - self._loop.time()
+            if left <= 0:
+                return False
+            self._loop.run_once(min(left, 0.05))
+        return True
+
+    def _reload(self) -> None:
+        """SIGHUP: read the file again, say what changed, and run on with it, or with the old one if it is wrong."""
+        self._reload_wanted = False
+        old = self._assembly
+        assert old is not None
+        self._notifier.reloading()
+        try:
+            plan = make_plan(load_config(self._path))
+        except ConfigError as error:
+            for mistake in error.mistakes:
+                _log.error(mistake)
+            _log.error("the new configuration is wrong: running on with the old one")
+            self._notifier.ready(old.status())
+            return
+        changes = differences(old.config, plan.config) + _changed_bundles(old.plan, plan)
+        if not changes:
+            _log.info("reloaded: nothing changed")
+            self._notifier.ready(old.status())
+            return
+        for change in changes:
+            _log.info(f"reloaded: {change}")
+        setup(plan.config.device.log_level, plan.config.device.log_format)
+        old.end(self._run_until)
+        self._assembly = self._assemble(plan)
+        self._assembly.begin()
+        self._notifier.ready(self._assembly.status())
+
+    def _watch(self) -> None:
+        """Feed the watchdog from the loop, so that a loop that hangs starves it; so do a model and a disk that hang."""
+        interval = self._notifier.watchdog_interval
+        if interval is None:
+            return
+        if self._assembly is not None and self._assembly.is_making_progress():
+            self._notifier.watchdog()
+        self._loop.call_later(interval, self._watch)
+
+    def _housekeep(self) -> None:
+        if self._assembly is not None:
+            self._assembly.housekeeping()
+            self._say_status()
+        self._loop.call_later(HOUSEKEEPING_S, self._housekeep)
+
+    def _say_status(self) -> None:
+        assembly = self._assembly
+        if assembly is None:
+            return
+        state = assembly.upstream_connection.state
+        if state != self._announced:
+            self._announced = state
+            (_log.info if assembly.upstream_connection.connected else _log.warning)(state)
+        ready = assembly.is_ready()
+        if ready and not self._was_ready:
+            _log.info("online", extra=fields(device=assembly.config.device.id))
+        self._was_ready = ready
+        if self._began:
+            self._notifier.status(assembly.status())
+
+
+_STARTED = time.monotonic()
+
+
+def _changed_bundles(old: Plan, new: Plan) -> list[str]:
+    """Models whose file holds another bundle than before, though its name is the same."""
+    before = {m.config.name: m.bundle for source in old.sources for m in source.models}
+    found = []
+    for model in (model for source in new.sources for model in source.models):
+        bundle = before.get(model.config.name)
+        if bundle is not None and bundle.digest != model.bundle.digest:
+            versions = f"{bundle.manifest.version} to {model.bundle.manifest.version}"
+            found.append(f'model "{model.config.name}" changed its bundle from version {versions}')
+    return found
+
+
+def _state_folder(config: Config) -> Path | None:
+    """Beside the outbox, else where systemd says, else nowhere."""
+    if config.outbox.path is not None:
+        return Path(config.outbox.path).parent
+    folder = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(folder) if folder else None
+
+
+def _store_thread(config: Config, loop: Loop) -> StoreThread | None:
+    path = config.outbox.path
+    if path is None and (folder := _state_folder(config)) is not None:
+        path = str(folder / "outbox.db")
+    if path is None:
+        return None
+    store = Store(Path(path), config.outbox.max_bytes, config.outbox.max_age)
+    return StoreThread(store, loop.call_soon_threadsafe)
+
+
+def _counts(counters: Counters) -> dict[str, Any]:
+    parts: dict[str, Any] = dict(counters.counts)
+    for name in ("rejected", "dropped", "errors"):
+        found = {reason: count for reason, count in getattr(counters, name).items() if count}
+        if found:
+            parts[name] = found
+    return parts
+
+
+def _rss_bytes() -> int:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * resource.getpagesize()

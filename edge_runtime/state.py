@@ -1,0 +1,87 @@
+"""What outlives a start: the number of the start, and the windows that were not complete at a clean stop.
+
+Both are small files in the state folder, replaced by an atomic rename. A missing or damaged one is no fault: windows
+begin anew, and the start's number comes from the clock. Without a folder nothing is kept.
+"""
+
+import contextlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.windows import SavedStream
+
+WINDOWS_FORMAT = 1
+
+
+class SavedWindows(msgspec.Struct):
+    """The incomplete windows of a device, by model; `digest` is of the bundle that they were made for."""
+
+    format: int
+    saved: float
+    models: dict[str, tuple[str, list[SavedStream]]]
+
+
+class StateFolder:
+    """The device's folder for small files, or none."""
+
+    def __init__(self, folder: Path | None, device: str) -> None:
+        self._folder = folder
+        self._device = device
+
+    def next_start(self) -> int:
+        """The number of this start: Unix seconds, but always above that of every earlier start."""
+        now = int(time.time())
+        path = self._path("start")
+        if path is None:
+            return now
+        last = 0
+        with contextlib.suppress(OSError, ValueError):
+            last = int(path.read_text())
+        start = max(now, last + 1)
+        with contextlib.suppress(OSError):  # a read-only folder: the clock has to do
+            _replace(path, str(start).encode())
+        return start
+
+    def save_windows(self, models: dict[str, tuple[str, list[SavedStream]]]) -> None:
+        """Keep the incomplete windows.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        path = self._path("windows")
+        if path is not None:
+            _replace(path, msgspec.msgpack.encode(SavedWindows(WINDOWS_FORMAT, time.time(), models)))
+
+    def take_windows(self) -> SavedWindows | None:
+        """The windows of the last clean stop, once: a crash after this leaves none to be taken twice."""
+        path = self._path("windows")
+        if path is None:
+            return None
+        try:
+            found = msgspec.msgpack.decode(path.read_bytes(), type=SavedWindows)
+            path.unlink()
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return found if found.format == WINDOWS_FORMAT else None
+
+    def _path(self, what: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{self._device}.{what}"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
