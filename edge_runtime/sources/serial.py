@@ -41,7 +41,7 @@ class SerialSource:
         on_state: called when either changes.
     """
 
-    def __init__(  # noqa: PLR0917 - what every source is given, in this order
+    def __init__(
         self,
         config: SerialConfig,
         channels: tuple[str, ...],
