@@ -53,6 +53,7 @@ _RUN = re.compile(
 )
 _CONTINUED = bytes(range(0x80, 0x100))
 _MAX_DIM = 2**31 - 1
+_WHOLE = "the model"  # as messages call the outermost message: when that is too short, the file was cut off
 
 # First bytes of what people mistake for a bundle.
 _FOREIGN = (
@@ -161,7 +162,7 @@ class _Reader:
     def model(self) -> OnnxFacts:
         """ModelProto: ir_version 1, graph 7, opset_import 8, metadata_props 14, training_info 20, functions 25."""
         facts, main = self._facts, None
-        for number, wire, start, end in self._walk(0, len(self._data), "the model", {_MODEL_IR, _MODEL_GRAPH}):
+        for number, wire, start, end in self._walk(0, len(self._data), _WHOLE, {_MODEL_IR, _MODEL_GRAPH}):
             match number:
                 case 1:
                     facts.ir_version = self._number(wire, start, "ir_version")
@@ -480,7 +481,7 @@ class _Reader:
     # -- refusals --------------------------------------------------------------------------------------------------
 
     def _short(self, needed: int, end: int, what: str) -> BundleError:
-        if end == len(self._data):
+        if what == _WHOLE:
             return BundleError(
                 f"{self._place}: truncated: {what} needs {needed} bytes or more, found {end}: copy the file again"
             )
