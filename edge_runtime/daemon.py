@@ -474,7 +474,8 @@ class Daemon:
         state = assembly.upstream_connection.state
         if state != self._announced:
             self._announced = state
-            (_log.info if assembly.upstream_connection.connected else _log.warning)(state)
+            calm = assembly.upstream_connection.connected or state.startswith("connecting")
+            (_log.info if calm else _log.warning)(state)
         ready = assembly.is_ready()
         if ready and not self._was_ready:
             _log.info("online", extra=fields(device=assembly.config.device.id))

@@ -32,6 +32,7 @@ from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 
 CONNECT_TIMEOUT_S = 10.0
+GOODBYE_TIMEOUT_S = 2.0
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 
@@ -149,15 +150,15 @@ class Connection:
         """Say goodbye, send what is still unsent, and close. The will is not sent by the broker."""
         self._stopping = True
         self._cancel_timers()
-        client = self._client
-        if client is not None and self._socket is not None:
+        client, wrapped = self._client, self._socket
+        if client is not None and wrapped is not None:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+            self._fd = -1  # paho closes the socket with the goodbye
+            wrapped.set_patience(GOODBYE_TIMEOUT_S)
+            self._drain_to_socket(client)
             client.disconnect()
             self._drain_to_socket(client)
-            self._socket.setblocking(True)
-            try:
-                self._socket.flush()
-            except OSError:
-                self._counters.errors["disconnected"] += 1
             self._forget(f"stopped {self._settings.url}")
         self.state = "stopped"
 

@@ -6,6 +6,7 @@ The read side is bounded by `RECEIVE_BYTES` a fill (the caller drains it before 
 what the caller lets be in flight.
 """
 
+import contextlib
 import socket
 import ssl
 
@@ -93,6 +94,14 @@ class WholeSocket:
         """As a socket's."""
         self._wrapped.setblocking(flag)
 
+    def set_patience(self, seconds: float) -> None:
+        """Let the writes from now on, at the end of a connection, wait for so long at most."""
+        self._wrapped.settimeout(seconds)
+
     def close(self) -> None:
-        """As a socket's; what is unsent is lost."""
+        """As a socket's; what is unsent, such as a goodbye, is given one last chance."""
+        if self._unsent:
+            with contextlib.suppress(OSError):  # a connection that is broken needs no goodbye
+                self._wrapped.sendall(self._unsent)
+            self._unsent.clear()
         self._wrapped.close()

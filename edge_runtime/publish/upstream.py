@@ -60,18 +60,19 @@ class Upstream:
         self._health = health
         self._models = models
         self._said: bytes | None = None
+        self._greeted = False
         self._timer: Timer | None = None
 
     def link_changed(self) -> None:
         """The link came up or went down, or a source opened or closed."""
         if not self._connection.connected:
-            self._said = None
+            self._said, self._greeted = None, False
             return
-        if self._said is None:
-            self._say(ONLINE if self._is_ready() else OFFLINE)
+        if not self._greeted:
+            self._greeted = True
             self.publish_models()
             self.publish_health()
-        elif self._is_ready() and self._said != ONLINE:
+        if self._said != ONLINE and self._is_ready():
             self._say(ONLINE)
 
     def publish_models(self) -> None:
