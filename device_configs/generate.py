@@ -89,7 +89,8 @@ def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
 def schema() -> str:
     """The JSON Schema of a device file."""
     (whole,), parts = msgspec.json.schema_components([Config], ref_template="#/$defs/{name}")
-    for struct in [Config, *(struct for _, struct in tables())]:
+    structs: list[type[msgspec.Struct]] = [Config, *(struct for _, struct in tables())]
+    for struct in structs:
         described = keys(struct)
         parts[struct.__name__]["description"] = " ".join((struct.__doc__ or "").split("Attributes:")[0].split())
         for name, part in parts[struct.__name__]["properties"].items():
