@@ -54,13 +54,15 @@ def read_time(value: Any) -> float | None:
     raise RejectedError("bad_time")
 
 
-def read_time_text(value: str | None) -> float | None:
-    """The same for a text column, where Unix seconds are text too; an empty one is None.
+def read_time_text(value: Any) -> float | None:
+    """The same for a text column, where Unix seconds may be text; an empty one is None.
 
     Raises:
         RejectedError: `bad_time`.
     """
-    text = value.strip() if value else ""
+    if type(value) is not str:
+        return read_time(value)
+    text = value.strip()
     if not text:
         return None
     if "_" in text:  # Python would read 1_0 as ten

@@ -10,16 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge_runtime.codecs import (
-    IGNORED,
-    Decoded,
-    Decoder,
-    Members,
-    Rows,
-    judge,
-    make_decoder,
-    unquoted_columns,
-)
+from edge_runtime.codecs import Decoded, Decoder, make_decoder
+from edge_runtime.codecs.columns import Members, Rows, judge
+from edge_runtime.codecs.csv_codec import IGNORED, unquoted_columns
 from edge_runtime.errors import ConfigError, TransientError
 from edge_runtime.framing import LineFramer
 from edge_runtime.health import Counters

@@ -177,3 +177,21 @@ def test_each_row_is_in_the_result_or_counted_whatever_its_company(frames: list[
     assert len(decoded) + sum(rejected.values()) == len(frames)
     alone = [decode(frame)[0].values for frame in frames]
     np.testing.assert_array_equal(decoded.values, np.concatenate([np.empty((0, 2), np.float32), *alone]))
+
+
+@pytest.mark.parametrize("time", ["1763896744", "1763896744.250", "1763896744.25", "+5", "2025-11-23T11:19:04Z", "5e2"])
+@pytest.mark.parametrize("seq", ["7", "007", "-3", "1.50", "a7"])
+def test_a_row_has_the_same_origin_alone_and_in_bad_company(time: str, seq: str) -> None:
+    """A reading that is delivered twice has the same identity and time twice, whatever came with it."""
+    frame = f"{time},{seq},{seq},1".encode()
+    fields = ("time", "seq", "device", "x")
+    for mine in (fields, ("time", "_", "device", "x")):
+        alone, _ = decode(frame, channels=("x",), fields=mine, key_field="device")
+        among, _ = decode(b"x", frame, b"\xff", channels=("x",), fields=mine, key_field="device")
+        assert (alone.times, alone.identities, alone.keys) == (among.times, among.identities, among.keys)
+        assert alone.values.tolist() == [[1]]
+
+
+def test_a_source_without_channels_is_no_error() -> None:
+    """A source that no model reads yet decodes its rows all the same."""
+    assert decode(b"1,2", channels=(), fields=("x", "y"))[0].values.shape == (1, 0)

@@ -1,0 +1,119 @@
+"""What every format hands over, and the judgement that is the same for all: finite numbers and readable origins."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.health import Counters
+from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError, read_identity, read_key, read_time
+from edge_runtime.readings import Floats
+
+
+@dataclass(slots=True, eq=False)
+class Decoded:
+    """Readings in the order of their frames; every list has one item a reading.
+
+    Attributes:
+        values: `[n, channels]` float32, NaN where a channel is missing; `[n, *shape]` of a source of frames.
+        rows: the index of the frame that each reading came from.
+        keys: the stream; None where the source has no key member.
+        times: Unix seconds; None where the reading brought none.
+        identities: the reading's own `id`, `seq` or `time`, as text; None where it brought none.
+    """
+
+    values: Floats
+    rows: list[int]
+    keys: list[str | None]
+    times: list[float | None]
+    identities: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, start: int, stop: int) -> "Decoded":
+        """The readings from `start` up to `stop`."""
+        piece = slice(start, stop)
+        return Decoded(
+            self.values[piece], self.rows[piece], self.keys[piece], self.times[piece], self.identities[piece]
+        )
+
+
+@dataclass(frozen=True)
+class Members:
+    """Which member of a reading plays which part. A name that is a channel is nothing else."""
+
+    channels: tuple[str, ...]
+    key: str | None = None
+    time: str = "time"
+    place: str = "source"
+
+    def origin_names(self) -> list[str | None]:
+        """The members of `Origin` in its order; None where the source has no such member."""
+        taken = {*self.channels, self.key}
+        return [None if name in taken else name for name in (self.time, "id", "seq")] + [self.key]
+
+
+@dataclass(slots=True)
+class Rows:
+    """What a format has found, before it is judged: one item a reading.
+
+    Attributes:
+        frames: the index of the frame that each reading came from.
+        origins: its members that are no channels, as they were sent.
+        values: its channels in the order of the source; None or NaN is missing.
+    """
+
+    frames: list[int] = field(default_factory=list)
+    origins: list[Origin] = field(default_factory=list)
+    values: Any = field(default_factory=list)
+
+
+def judge(
+    found: Rows,
+    shape: tuple[int, ...],
+    counters: Counters,
+    *,
+    keyed: bool,
+    read_time: Callable[[Any], float | None] = read_time,
+) -> Decoded:
+    """Numbers that float32 can hold, and origins that can be read: the rest is counted and left out."""
+    count = len(found.frames)
+    table = np.array(found.values, dtype=np.float64).reshape(count, *shape)  # None becomes NaN
+    with np.errstate(over="ignore"):
+        values = table.astype(np.float32)
+    decoded = Decoded(values, found.frames, [None] * count, [None] * count, [None] * count)
+    reasons = _value_faults(values)
+    if keyed or found.origins.count(NO_ORIGIN) != count:
+        for index, origin in enumerate(found.origins):
+            try:
+                decoded.times[index] = read_time(origin.time)
+                decoded.identities[index] = read_identity(origin)
+                decoded.keys[index] = read_key(origin.key) if keyed else None
+            except RejectedError as error:
+                reasons.setdefault(index, error.reason)
+    if not reasons:
+        return decoded
+    counters.rejected.update(reasons.values())
+    return _without(decoded, reasons.keys())
+
+
+def _value_faults(values: Floats) -> dict[int, str]:
+    if np.isfinite(values).all():
+        return {}
+    rows = values.reshape(len(values), -1)
+    faults = dict.fromkeys(np.flatnonzero(np.isnan(rows).all(axis=1)).tolist(), "missing_channel")
+    faults.update(dict.fromkeys(np.flatnonzero(np.isinf(rows).any(axis=1)).tolist(), "not_finite"))
+    return faults
+
+
+def _without(decoded: Decoded, bad: Iterable[int]) -> Decoded:
+    keep = sorted(set(range(len(decoded))).difference(bad))
+    return Decoded(
+        decoded.values[keep],
+        [decoded.rows[i] for i in keep],
+        [decoded.keys[i] for i in keep],
+        [decoded.times[i] for i in keep],
+        [decoded.identities[i] for i in keep],
+    )
