@@ -66,8 +66,7 @@ class CsvDecoder:
             return None
         values = rows if self._in_order else list(map(self._pick, rows))
         if self._has_origin:
-            missing = repeat(None, len(rows))
-            parts = (missing if column is None else map(itemgetter(column), rows) for column in self._origin)
+            parts = (repeat(None) if column is None else map(itemgetter(column), rows) for column in self._origin)
             origins = list(map(Origin, *parts))
         else:
             origins = [NO_ORIGIN] * len(rows)
