@@ -15,6 +15,7 @@ from edge_runtime.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, EdgeError
 COMMANDS = {
     "run": "serve a device until it is stopped",
     "check": "check a device file and the bundles that it names",
+    "status": "what the daemons of this machine are doing",
     "models": "install, list and roll back the models of this device",
     "demo": "see the whole path work, without hardware or broker",
 }

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from edge_runtime import __version__
 from edge_runtime.clock import Clock
 from edge_runtime.config import differences, load_config, read_password, source_broker, upstream_broker
@@ -39,6 +41,7 @@ from edge_runtime.sources import mqtt as mqtt_source
 from edge_runtime.state import StateFolder
 
 HOUSEKEEPING_S = 30.0
+STATUS_DELAY_S = 0.5
 HANG_S = 60.0  # a model or a disk that has not come back for this long is a hang, and systemd is no longer fed
 FINISH_SHARE = 0.5  # of the stop's time-out: what is in flight may be acknowledged; then it is committed
 
@@ -369,6 +372,7 @@ class Daemon:
         self._announced = ""
         self._was_ready = False
         self._began = False
+        self._status_due = False
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT.
@@ -465,6 +469,7 @@ class Daemon:
         if self._assembly is not None:
             self._assembly.housekeeping()
             self._say_status()
+            self._write_status()
         self._loop.call_later(HOUSEKEEPING_S, self._housekeep)
 
     def _say_status(self) -> None:
@@ -482,6 +487,25 @@ class Daemon:
         self._was_ready = ready
         if self._began:
             self._notifier.status(assembly.status())
+            if not self._status_due:
+                self._status_due = True  # one file for all the changes of a moment
+                self._loop.call_later(STATUS_DELAY_S, self._write_status)
+
+    def _write_status(self) -> None:
+        """For `edge-runtime status`: in `/run`, which is memory; without systemd's folder there is no such file."""
+        self._status_due = False
+        folder = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+        if not folder or self._assembly is None:
+            return
+        document = self._assembly.health()
+        document.update(pid=os.getpid(), written=time.time(), slots=self._assembly.models())
+        path = Path(folder) / f"{self._assembly.config.device.id}.status.json"
+        beside = path.with_suffix(".new")
+        try:
+            beside.write_bytes(msgspec.json.encode(document))
+            beside.replace(path)
+        except OSError as error:
+            _log.warning("the status file cannot be written", extra=fields(path=path, why=error.strerror))
 
 
 _STARTED = time.monotonic()

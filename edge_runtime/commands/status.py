@@ -1,0 +1,76 @@
+"""`edge-runtime status [--json]`: what the daemons of this machine are doing, from the files they keep in `/run`."""
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+RUNTIME_FOLDER = Path("/run/edge-runtime")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `status` takes."""
+    parser.add_argument("device", nargs="?", help="the id of a device; every one of this machine when left out")
+    parser.add_argument("--json", action="store_true", help="the documents, as a JSON array")
+    parser.add_argument("--folder", type=Path, default=RUNTIME_FOLDER, help="where the daemons keep their state")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the state; 1 when there is none, or when a daemon is gone without a goodbye."""
+    import msgspec  # noqa: PLC0415 - as light as `--help` can be
+
+    from edge_runtime.errors import CommandError  # noqa: PLC0415
+
+    found = []
+    for path in sorted(args.folder.glob(f"**/{args.device or '*'}.status.json")):
+        try:
+            found.append(msgspec.json.decode(path.read_bytes()))
+        except (OSError, msgspec.DecodeError) as error:
+            raise CommandError(f"{path}: expected the state of a daemon, found {error}") from error
+    if not found:
+        which = f" of {args.device}" if args.device else ""
+        raise CommandError(
+            f"{args.folder}: expected the state of a daemon{which}, found none: is edge-runtime@DEVICE running?"
+        )
+    for document in found:
+        document["running"] = _is_running(document.get("pid"))
+    if args.json:
+        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+    else:
+        for document in found:
+            for line in _describe(document):
+                print(line)
+    return 0 if all(document["running"] for document in found) else 1
+
+
+def _is_running(pid: Any) -> bool:
+    if not isinstance(pid, int) or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it is there, and it is not ours
+    return True
+
+
+def _describe(document: dict[str, Any]) -> list[str]:
+    standing = "running" if document["running"] else "not running any more"
+    age = max(0, round(time.time() - float(document.get("written", 0))))
+    lines = [
+        f"{document['device']}: {standing}, pid {document.get('pid')}, as of {age} s ago",
+        f"  published {document['published']}, queued {document['queued']}, readings {document['readings']}",
+    ]
+    lines += [f"  link {name}: {state}" for name, state in document["link"].items()]
+    lines += [f"  source {name}: {source['state']}" for name, source in document["sources"].items()]
+    for model in document.get("slots", []):
+        why = f" ({model['why']})" if model.get("why") else ""
+        lines.append(
+            f"  model {model['name']}: {model['version']} {model['state']}{why}, digest {model['digest'][:12]}"
+        )
+    for name in ("rejected", "dropped", "errors"):
+        if document[name]:
+            lines.append(f"  {name}: " + ", ".join(f"{reason} {count}" for reason, count in document[name].items()))
+    return lines
