@@ -64,7 +64,16 @@ def open_bundle(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
 
 def check_bundle(path: Path, data: bytes, *, place: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Bundle:
     """As `open_bundle`, for bytes that are already here; `place` names them in messages, by default the path."""
-    place = place or str(path)
+    try:
+        return _check(path, data, place or str(path), limits)
+    except BundleError as error:
+        message = _one_line(str(error))
+        if message == str(error):
+            raise
+        raise BundleError(message) from error
+
+
+def _check(path: Path, data: bytes, place: str, limits: Limits) -> Bundle:
     facts = read_onnx(data, place, limits)
     _check_versions(facts, place)
     _check_operators(facts, place)
@@ -163,7 +172,7 @@ def _check_operators(facts: OnnxFacts, place: str) -> None:
     if foreign:
         shown = ", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else "")
         raise BundleError(
-            f"{place}: expected only operators that bundles may use, found {_printable(shown)}: "
+            f"{place}: expected only operators that bundles may use, found {_short(shown)}: "
             "convert the model again without them"
         )
     missing = sorted({domain for domain, _ in facts.operators} - facts.opsets.keys())
@@ -180,8 +189,6 @@ def _manifest(facts: OnnxFacts, place: str) -> Manifest:
         )
     try:
         manifest = read_manifest(text, place)
-    except BundleError as error:
-        raise BundleError(_printable(str(error).replace("\n", "; "))) from error
     except (RecursionError, ValueError) as error:  # nested too deep for the decoder, or text that is not UTF-8
         raise BundleError(f"{place}: manifest: expected JSON, found {type(error).__name__}: {error}") from error
     if version_key(manifest.version) is None:
@@ -265,7 +272,7 @@ def _compare(
         raise BundleError(f"{place}: expected {kind}s of different names, found one twice: convert it again")
     if named.keys() != wanted.keys():
         raise BundleError(
-            f"{place}: expected the {kind}s {', '.join(wanted)}, found {_printable(', '.join(named)) or 'none'}: "
+            f"{place}: expected the {kind}s {_short(', '.join(wanted))}, found {_short(', '.join(named)) or 'none'}: "
             "the manifest does not belong to this graph; convert it again"
         )
     for name, port in wanted.items():
@@ -285,7 +292,7 @@ def _compare(
         if not fits:
             batch = " with one window at a time (batch_free is false)" if batch_free is False else ""
             raise BundleError(
-                f"{place}: expected {kind} {name} to be {port}{batch}, found {_printable(str(value))}: "
+                f"{place}: expected {kind} {name} to be {port}{batch}, found {_short(str(value))}: "
                 "the manifest does not belong to this graph; convert it again"
             )
 
@@ -340,7 +347,11 @@ def _span(allowed: range) -> str:
     return f"{allowed.start} to {allowed.stop - 1}"
 
 
-def _printable(text: str) -> str:
-    """Text of a stranger's file, fit for one line of a terminal."""
-    shown = "".join(char if char.isprintable() else "?" for char in text)
-    return shown if len(shown) <= 400 else shown[:400] + "..."
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _one_line(text: str) -> str:
+    """Text that quotes a stranger's file, fit for one line of a terminal or a log."""
+    line = "".join(char if char.isprintable() else "?" for char in text.replace("\n", "; "))
+    return line if len(line) <= 800 else line[:800] + "..."
