@@ -344,8 +344,8 @@ class Outbox(Table, frozen=True, kw_only=True):
     """`[outbox]`: where predictions wait while they cannot be delivered.
 
     Attributes:
-        path: The database file. Left out, predictions wait in memory alone, and a power cut during an outage loses
-            them.
+        path: The database file. Left out, it is `outbox.db` in the state folder that systemd gives the service; without
+            one, predictions wait in memory alone, and a power cut during an outage loses them.
         max_bytes (B): How large the file may grow; then the oldest of the lowest priority goes, and is counted.
         max_age (s): Older predictions are dropped, and counted.
         commit_interval (s): How long a prediction may go unacknowledged before it is written to disk. A power cut
