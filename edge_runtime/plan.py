@@ -12,6 +12,7 @@ import msgspec
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.codecs import make_decoder
 from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.golden import check_golden
 from edge_runtime.model import Model, ModelError, ModelOptions
 from edge_runtime.settings import Config, MqttSource, ReplaySource, SerialSource, Source
 from edge_runtime.settings import Model as ModelConfig
@@ -76,7 +77,9 @@ def _plan_model(config: Config, each: ModelConfig) -> PlannedModel:
 
         require_signature(path, Path(config.store.allowed_signers))
     bundle = open_bundle(path)
-    return PlannedModel(each, bundle, Model(bundle, ModelOptions(threads=each.threads, max_batch=each.max_batch)))
+    model = Model(bundle, ModelOptions(threads=each.threads, max_batch=each.max_batch))
+    check_golden(model)
+    return PlannedModel(each, bundle, model)
 
 
 def _misfits(planned: PlannedModel) -> list[str]:

@@ -10,7 +10,6 @@ one slow run says more about the neighbours than about the model.
 """
 
 import argparse
-import base64
 import contextlib
 import json
 import os
@@ -27,7 +26,6 @@ from typing import Any
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.manifest import SelfTest, Tensor
 
 MIB = 1024 * 1024
 _MAX_REPORT_BYTES = 64 * 1024
@@ -244,19 +242,17 @@ def _measure(path: Path) -> Measured:
     import numpy as np  # noqa: PLC0415
     import onnxruntime  # noqa: PLC0415
 
+    from edge_runtime.golden import check_golden, read_tensor  # noqa: PLC0415
     from edge_runtime.model import Model  # noqa: PLC0415
 
     bundle = open_bundle(path)
     golden = bundle.manifest.selftest
     assert golden is not None
-    windows = _array(golden.input)
+    windows = read_tensor(golden.input)
     started = time.perf_counter()
     model = Model(bundle)
     load_ms = (time.perf_counter() - started) * 1e3
-    answers = asdict(model.run(windows))
-    for name, tensor in golden.outputs.items():
-        if answers.get(name) is not None:
-            _compare(name, _array(tensor), np.asarray(answers[name]), golden)
+    check_golden(model)
     times: list[float] = []
     until = time.perf_counter() + _RUNS_S
     one = np.ascontiguousarray(windows[:1])
@@ -278,38 +274,6 @@ def _measure(path: Path) -> Measured:
         machine=f"{platform.machine()} {platform.system()} {platform.release()}",
         onnxruntime=str(onnxruntime.__version__),
     )
-
-
-def _array(tensor: Tensor) -> Any:
-    import numpy as np  # noqa: PLC0415
-
-    values = np.frombuffer(base64.b64decode(tensor.data, validate=True), np.dtype(tensor.dtype).newbyteorder("<"))
-    return values.reshape(tensor.shape).astype(tensor.dtype)
-
-
-def _compare(name: str, expected: Any, found: Any, golden: SelfTest) -> None:
-    import numpy as np  # noqa: PLC0415
-
-    if found.shape != expected.shape:
-        raise BundleError(
-            f"expected {name} of shape {list(expected.shape)}, found {list(found.shape)}: convert it again"
-        )
-    if name == "label":
-        wrong = int(np.count_nonzero(found != expected))
-        if wrong > golden.label_mismatches:
-            raise BundleError(
-                f"expected the golden labels with at most {golden.label_mismatches} differing, "
-                f"found {wrong} of {expected.size}: convert it again for this processor"
-            )
-        return
-    if not np.isfinite(found).all():
-        raise BundleError(f"expected numbers in {name}, found NaN or infinity: convert it again")
-    off = np.abs(found.astype(np.float64) - expected)
-    if not (off <= golden.atol + golden.rtol * np.abs(expected)).all():
-        raise BundleError(
-            f"expected the golden {name} within {golden.atol:g} + {golden.rtol:g} of the value, "
-            f"found it off by {off.max():.3g}: convert it again for this processor"
-        )
 
 
 def _peak_rss_bytes() -> int:
