@@ -249,7 +249,11 @@ class Assembly:
 
         def sink(batch: Batch) -> None:
             for pipeline in pipelines:
-                pipeline.accept(batch)
+                try:
+                    pipeline.accept(batch)
+                except Exception:  # noqa: BLE001 - a fault of ours: set aside, or their broker sends them for ever
+                    counters.errors["crashed"] += 1
+                    _log.exception("readings are set aside", extra=fields(source=source.name, readings=len(batch)))
 
         made: AnySource
         if isinstance(source, MqttSource):
@@ -316,7 +320,7 @@ class Assembly:
         """Nothing is left to do that waiting could do."""
         if not all(pipeline.is_idle for pipeline in self.pipelines):
             return False
-        return self.outbox.queued == 0 or not self.upstream_connection.connected
+        return self.outbox.is_delivered or not self.upstream_connection.connected
 
     def _source_changed(self) -> None:
         self._loop.call_soon(self._changed)

@@ -16,8 +16,8 @@ Weak point: a broker that acknowledges and then forgets is beyond us.
 How it works. An entry is *waiting* (in memory), *in flight* (sent, not acknowledged), or *stored* (a row on disk, out
 of memory), or in flight and stored. Whatever is older than `commit_interval` is committed, all in one transaction.
 Stored rows are sent oldest first when the link is back. An entry of a stream that has stored rows which were not sent
-waits behind them, by becoming a row itself; an entry of any other stream is sent at once, and half of the places in
-flight are kept for such.
+waits behind them, by becoming a row itself; an entry of any other stream is sent at once, and a quarter of the places
+in flight is kept for such.
 """
 
 import time
@@ -125,6 +125,7 @@ class Outbox:
         self._in_flight: dict[int, Entry] = {}  # by order
         self._memory = 0
         self._store_open = False
+        self._opening = store is not None  # until then nobody knows which streams have rows that must go first
         self._committing = False
         self._fetching = False
         self._fetched: deque[Row] = deque()
@@ -192,6 +193,7 @@ class Outbox:
             link is not None
             and link.connected
             and not before_sending
+            and not self._opening
             and not self._waiting
             and not self._backlog[stream]
             and len(self._in_flight) < link.window
@@ -222,6 +224,11 @@ class Outbox:
         """Commit everything now (a clean stop). `is_safe` tells when that is done."""
         self._stopping = True
         self._commit_due(everything=True)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Nothing is in memory that waiting for acknowledgements could still deliver."""
+        return not self._waiting and all(entry.row is not None for entry in self._in_flight.values())
 
     @property
     def is_safe(self) -> bool:
@@ -284,13 +291,15 @@ class Outbox:
         """Fill the places in flight: live entries of streams without a backlog first, then stored rows."""
         self._pump_due = False
         link = self._link
-        if link is None or not link.connected or self._loop.time() < self._paused_until or self._stopping:
+        if link is None or not link.connected or self._opening or self._stopping:
+            return
+        if self._loop.time() < self._paused_until:
             return
         if self._waiting:
             self._send_waiting(link)
         if not self._backlog:
             return
-        reserve = link.window // 2
+        reserve = link.window // 4
         while self._fetched and len(self._in_flight) < max(1, link.window - reserve):
             if not self._send_row(self._fetched.popleft()):
                 return
@@ -476,8 +485,10 @@ class Outbox:
     # --- the disk -------------------------------------------------------------------------------------------------
 
     def _opened(self, found: Opened | StoreError) -> None:
+        self._opening = False
         if isinstance(found, StoreError):
             self._store_failed(found)
+            self._pump()
             return
         self._store_open = True
         self._reopen_delay = REOPEN_FIRST_S

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 _Answer = TypeVar("_Answer")
 
 SCHEMA_VERSION = 1
+CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
 BUSY_TIMEOUT_S = 5.0
 ROW_OVERHEAD_BYTES = 64  # what SQLite keeps beside the payload of a row, measured with 256-byte payloads
 
@@ -101,6 +102,7 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._bytes = 0
         self._rows = 0
+        self._offset = time.time() - time.monotonic()
 
     def open(self) -> Opened:
         """Open or make the file, and count what it holds.
@@ -227,6 +229,7 @@ class Store:
     def _trim(self, connection: sqlite3.Connection, size: int) -> Trimmed:
         """Keep the bounds: first what is too old, then the oldest of the lowest priority."""
         trimmed = Trimmed()
+        self._follow_clock(connection)
         old = connection.execute(
             "SELECT id, stream, topic, payload FROM entry WHERE made < ? ORDER BY id LIMIT 1000",
             (time.time() - self._max_age,),
@@ -241,6 +244,14 @@ class Store:
                 break
             self._drop(connection, trimmed, "outbox_full", found)
         return trimmed
+
+    def _follow_clock(self, connection: sqlite3.Connection) -> None:
+        """When the wall clock is set, the rows' times move with it: no row grows old by a jump of the clock."""
+        offset = time.time() - time.monotonic()
+        jump = offset - self._offset
+        if abs(jump) > CLOCK_JUMP_S:
+            connection.execute("UPDATE entry SET made = made + ?", (jump,))
+            self._offset = offset
 
     @staticmethod
     def _drop(

@@ -199,31 +199,34 @@ class Pipeline:
 
     def _finish(self, job: Job, scores: Scores) -> None:
         finite = scores.finite_rows()
-        synchronised = self._clock.is_synchronised
-        for row, key in enumerate(job.keys):
-            receipt = job.receipts[row]
-            if finite is not None and not finite[row]:
-                self.counters.errors["model_not_finite"] += 1
-                _release(receipt)
-                continue
-            prediction = self.decider.decide(scores, row, key, job.times[row])
-            if prediction is None:
-                self.counters.counts["withheld"] += 1
-                _release(receipt)
-                continue
-            prediction.identity = job.identities[row]
-            address = self._addresses.get(key)
-            if address is None:
-                address = self._addresses[key] = self._address(key)
-            self._outbox.offer(
-                address[0],
-                address[1],
-                self._payload.encode(prediction, synchronised=synchronised),
-                priority=PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE,
-                receipt=receipt,
-            )
+        for row in range(len(job.keys)):
+            try:
+                self._publish(job, row, scores, is_finite=finite is None or bool(finite[row]))
+            except Exception:  # noqa: BLE001 - a fault of ours must not stop the neighbours, nor be tried again
+                self.counters.errors["prediction_failed"] += 1
+                _log.exception("a prediction could not be made", extra=fields(model=self.config.name))
+                _release(job.receipts[row])
         self.counters.counts["predictions"] += len(job.keys)
         self.latencies.add(time.perf_counter() - job.arrived)
+
+    def _publish(self, job: Job, row: int, scores: Scores, *, is_finite: bool) -> None:
+        key, receipt = job.keys[row], job.receipts[row]
+        if not is_finite:
+            self.counters.errors["model_not_finite"] += 1
+            _release(receipt)
+            return
+        prediction = self.decider.decide(scores, row, key, job.times[row])
+        if prediction is None:
+            self.counters.counts["withheld"] += 1
+            _release(receipt)
+            return
+        prediction.identity = job.identities[row]
+        address = self._addresses.get(key)
+        if address is None:
+            address = self._addresses[key] = self._address(key)
+        payload = self._payload.encode(prediction, synchronised=self._clock.is_synchronised)
+        priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
+        self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
 
     def _failed(self, job: Job, error: ModelError) -> None:
         """Find the window that the model cannot take, set it aside, and go on with its neighbours."""

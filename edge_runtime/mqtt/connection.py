@@ -13,6 +13,7 @@ import random
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 
 CONNECT_TIMEOUT_S = 10.0
+MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
 GOODBYE_TIMEOUT_S = 2.0
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
@@ -43,6 +45,14 @@ class Message:
     topic: bytes
     payload: bytes
     receipt: Receipt | None
+
+
+@dataclass(slots=True, eq=False)
+class _Owed:
+    """One PUBACK that the broker waits for."""
+
+    mid: int
+    released: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,9 +115,11 @@ class Connection:
         self._attempts = 0
         self._generation = 0
         self._inbox: list[Message] = []
+        self._owed: deque[_Owed] = deque()
         self._outcomes: dict[int, Outcome] = {}
         self._settled: list[tuple[Outcome, bool]] = []
         self._pending_subscriptions: set[int] = set()
+        self._paused = False
         self._flush_due = False
         self._writing = False
         self._connected_at = 0.0
@@ -293,6 +305,8 @@ class Connection:
         self._outcomes.clear()
         self._settled.clear()
         self._inbox.clear()
+        self._owed.clear()
+        self._paused = False
         self._pending_subscriptions.clear()
         if client is not None:
             client.on_disconnect = None
@@ -345,12 +359,19 @@ class Connection:
         except OSError as error:
             self._lose(f"{self._settings.url}: {error.strerror or error}")
             return
+        except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
+            self._counters.errors["not_mqtt"] += 1
+            self._lose(f"{self._settings.url} sent something that is not MQTT ({type(error).__name__})")
+            return
         if self._settled:
             self._settle()
         if self._inbox:
             messages, self._inbox = self._inbox, []
             self._deliver(messages)
         self._flush_soon()
+        if len(self._owed) >= MOST_OWED and self._client is client:
+            self._paused = True  # a broker without a window of its own: let the network hold it back
+            self._loop.remove_reader(self._fd)
 
     def _deliver(self, messages: list[Message]) -> None:
         for _, _, handler in self._subscriptions:
@@ -396,19 +417,27 @@ class Connection:
         if client.want_write():
             client.loop_write()
 
-    def _acknowledge(self, generation: int, mid: int) -> None:
-        """Give the broker its PUBACK, if it is still the connection that brought the message."""
-        if generation == self._generation and self._client is not None:
-            self._client.ack(mid, 1)
+    def _acknowledge(self, generation: int, owed: "_Owed") -> None:
+        """Give the broker its PUBACKs in the order of its messages, if it is still the connection that brought them."""
+        owed.released = True
+        client = self._client
+        if generation != self._generation or client is None:
+            return
+        while self._owed and self._owed[0].released:  # MQTT 3.1.1 section 4.6: in the order of arrival
+            client.ack(self._owed.popleft().mid, 1)
             self._flush_soon()
+        if self._paused and len(self._owed) < MOST_OWED // 2:
+            self._paused = False
+            self._loop.add_reader(self._fd, self._on_readable)
 
     # --- paho's callbacks: they note what happened, and act only outside paho ------------------------------------
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         receipt = None
         if message.qos == 1:
-            generation, mid = self._generation, message.mid
-            receipt = Receipt(lambda: self._acknowledge(generation, mid))
+            generation, owed = self._generation, _Owed(message.mid)
+            self._owed.append(owed)
+            receipt = Receipt(lambda: self._acknowledge(generation, owed))
         self._inbox.append(Message(message._topic, bytes(message.payload), receipt))  # noqa: SLF001 - `topic` decodes
 
     def _on_publish(
