@@ -1,0 +1,50 @@
+"""`edge-convert compare A B --data DATA`: two bundles on the same rows, side by side."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from converter.commands.inspect import manifest_of
+from converter.spec import DataSpec, Spec, load_spec
+from edge_runtime.errors import EXIT_OK, CommandError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("a", type=Path, metavar="A", help="the bundle to compare with")
+    parser.add_argument("b", type=Path, metavar="B", help="the bundle to compare")
+    parser.add_argument("--data", type=Path, required=True, help=".npz (x, y), .csv or .parquet")
+    parser.add_argument("--spec", type=Path, metavar="SPEC.toml", help="whose [data] table says how to read the data")
+    parser.add_argument("--label", metavar="COLUMN", help="the column of the truth, where there is no --spec")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare them."""
+    from converter.data import read_data  # noqa: PLC0415 - heavy
+    from converter.evaluate import judge, latency_us, metric_name, run, session_of, start_of, truth_of  # noqa: PLC0415
+    from converter.report import Row, table  # noqa: PLC0415
+
+    first, second = manifest_of(options.a), manifest_of(options.b)
+    for place, one, other in (
+        ("task", first.task, second.task),
+        ("input", first.input.tensor_shape, second.input.tensor_shape),
+        ("labels", first.output.labels, second.output.labels),
+    ):
+        if one != other:
+            raise CommandError(f"{options.b}: {place}: expected {one} as in {options.a}, found {other}")
+    spec = load_spec(options.spec) if options.spec else Spec(data=DataSpec(label=options.label))
+    data = read_data(options.data, spec, first.input)
+    truth = truth_of(data.truth, first.task, first.output.labels, first.output.labels, data.place)
+    sessions = [session_of(path.read_bytes()) for path in (options.a, options.b)]
+    states = start_of(first.state)
+    answers = [run(session, data.windows, states=states) for session in sessions]
+    rows = []
+    for path, session, manifest, answer in zip((options.a, options.b), sessions, (first, second), answers, strict=True):
+        expected = answers[0]
+        judgement = judge(answer, expected, truth, first.task, manifest.output.threshold)
+        slow = latency_us(session, data.windows[:1], states)
+        row = Row(path.name, path.stat().st_size, judgement)
+        rows.append(replace(row, note=f"{slow:.0f} us a prediction on this machine"))
+    print(f"{len(data)} rows of {data.place}; differences are from {options.a.name}")
+    print(table(rows, metric_name(first.task, truth)))
+    return EXIT_OK

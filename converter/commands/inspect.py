@@ -1,0 +1,95 @@
+"""`edge-convert inspect`: what a bundle says about itself, for a person or (`--json`) for a program."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.errors import EXIT_OK, BundleError, CommandError
+from edge_runtime.manifest import METADATA_KEY, Manifest, read_manifest, write_manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show it."""
+    manifest = manifest_of(options.bundle)
+    if options.json:
+        print(json.dumps(json.loads(write_manifest(manifest)), indent=2, sort_keys=True))
+    else:
+        for name, value in _lines(manifest, options.bundle.stat().st_size):
+            print(f"{name:<14}{value}".rstrip())
+    return EXIT_OK
+
+
+def manifest_of(path: Path) -> Manifest:
+    """The manifest inside a bundle.
+
+    Raises:
+        CommandError: there is no such file, or it is no bundle.
+    """
+    import onnx  # noqa: PLC0415 - heavy
+
+    if not path.is_file():
+        raise CommandError(f"{path}: expected a bundle, found no such file")
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except Exception as error:
+        raise BundleError(f"{path}: expected an ONNX file, found a damaged, truncated or other one") from error
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return read_manifest(entry.value, str(path))
+    raise BundleError(
+        f"{path}: expected a bundle, found an ONNX model without a manifest: run `edge-convert build` on it"
+    )
+
+
+def _lines(manifest: Manifest, size: int) -> list[tuple[str, str]]:
+    window = manifest.input.window
+    lines = [
+        ("name", f"{manifest.name} {manifest.version}"),
+        ("task", manifest.task),
+        ("bytes", f"{size:,}"),
+    ]
+    if manifest.input.shape is not None:
+        lines.append(("input", f"a frame {' x '.join(map(str, manifest.input.shape))} {manifest.input.dtype}"))
+    else:
+        rate = f" at {window.rate_hz:g} Hz" if window.rate_hz else ""
+        lines.append(("window", f"{window.length} readings, a new one every {window.stride}{rate}"))
+    for channel in manifest.input.channels:
+        limits = f" {channel.range[0]:g} to {channel.range[1]:g}" if channel.range else ""
+        lines.append(("channel", f"{channel.name}{limits}{' ' + channel.unit if channel.unit else ''}"))
+    if manifest.output.labels:
+        lines.append(("labels", ", ".join(manifest.output.labels)))
+    for target in manifest.output.targets:
+        lines.append(("target", f"{target.name} {target.unit}"))
+    if manifest.output.threshold is not None:
+        lines.append(("threshold", f"{manifest.output.threshold:g} (a higher score is an anomaly)"))
+    lines += [("state", f"{state.input} -> {state.output} {list(state.shape)}") for state in manifest.state]
+    lines += _quantization(manifest.quantization)
+    source, needs = manifest.source, manifest.requires
+    lines += [
+        ("source", f"{source.framework} {source.version}, {source.file}, sha256 {source.digest}"),
+        ("converted", f"{source.converted} by edge-convert {source.converter}"),
+        ("requires", f"onnxruntime {needs.onnxruntime}, opset {needs.opset}, IR {needs.ir_version}"),
+        ("self-test", f"{manifest.selftest.input.shape[0]} golden rows" if manifest.selftest else "none"),
+        ("batches", "any size, same answer" if manifest.batch_invariant else "the size changes the last bits"),
+    ]
+    return lines
+
+
+def _quantization(said: dict[str, Any]) -> list[tuple[str, str]]:
+    if not said:
+        return []
+    lines = [("quantised", f"{said.get('method')}: {said.get('reason', '')}".rstrip(": "))]
+    if said.get("metric"):
+        proof = (
+            f"{said['metric']} {said.get('source_metric'):.4f} in the source, {said.get('final_metric'):.4f} here, "
+            f"on {said.get('rows')} rows; {said.get('differing_labels')} labels differ"
+        )
+        lines.append(("proof", proof))
+    return lines

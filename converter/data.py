@@ -1,0 +1,293 @@
+"""Recorded data -> windows with their truth. No window ever runs over the border of a group.
+
+`read_data` reads `.npz`, `.csv` and `.parquet`; `split` keeps the rows that calibrate apart from those that judge.
+Every mistake in the data is one message that names the file, the column and the first bad row. A window's truth
+is that of its last reading, because a prediction bears the time of its last reading.
+"""
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.spec import Spec
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Input, Window
+from edge_runtime.readings import Floats
+
+MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric
+CALIBRATION_SHARE = 0.3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Windows to calibrate or to judge with.
+
+    Attributes:
+        windows: float32 `[n, length, channels]`, or `[n, *shape]` of frames.
+        truth: what is right, one item a window; None where the data does not say.
+        groups: the recording that each window comes from; None where windows are independent.
+        readings: `[m, channels]`, each reading once, for the reference distribution.
+        overlapping: whether neighbours share readings, so that they must not be split at random.
+        place: the file, for messages.
+    """
+
+    windows: Floats
+    truth: NDArray[Any] | None
+    groups: NDArray[Any] | None
+    readings: Floats
+    overlapping: bool
+    place: str
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def take(self, rows: NDArray[np.int64]) -> "Dataset":
+        """The windows of some rows."""
+        return Dataset(
+            self.windows[rows],
+            None if self.truth is None else self.truth[rows],
+            None if self.groups is None else self.groups[rows],
+            self.readings,
+            self.overlapping,
+            self.place,
+        )
+
+
+def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
+    """Read a file of recorded readings or windows.
+
+    Args:
+        path: `.npz`, `.csv` or `.parquet`.
+        spec: how it is to be read.
+        wanted: the channels and windows, or the frames, that the bundle takes.
+
+    Raises:
+        CommandError: it cannot be read, or lacks what the specification names, or holds NaN or too few rows.
+    """
+    channels, shape = [channel.name for channel in wanted.channels], wanted.tensor_shape
+    if not path.exists():
+        raise CommandError(f"{path}: expected data, found no such file")
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        dataset = _read_npz(path, wanted, shape)
+    elif suffix in (".csv", ".parquet"):
+        if wanted.shape is not None:
+            raise CommandError(f"{path}: expected .npz for frames, found a table")
+        dataset = _read_table(path, spec, wanted)
+    else:
+        raise CommandError(f"{path}: expected .npz, .csv or .parquet, found {suffix or 'no suffix'}")
+    _check_finite(dataset.windows, channels, path)
+    if len(dataset) < MINIMUM_WINDOWS:
+        raise CommandError(
+            f"{path}: too few rows: expected at least {MINIMUM_WINDOWS} windows to judge a model by, "
+            f"found {len(dataset)}"
+        )
+    return dataset
+
+
+def split(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Calibration and evaluation rows, kept apart: by group where there are several, else by class, seeded.
+
+    Windows that overlap and come from a single recording are cut once in time, and the windows over the cut are
+    left out.
+    """
+    n = len(dataset)
+    rng = np.random.default_rng(seed)
+    wanted = max(1, round(n * CALIBRATION_SHARE))
+    groups = dataset.groups
+    if groups is not None and len(np.unique(groups)) > 1:
+        return _split_groups(dataset, groups, wanted, rng)
+    if dataset.overlapping:
+        reach = max(1, dataset.windows.shape[1] - 1)
+        start = min(n - 1, wanted + reach)
+        return dataset.take(np.arange(wanted)), dataset.take(np.arange(start, n))
+    chosen = np.zeros(n, dtype=bool)
+    keys = _strata(dataset.truth, n)
+    for key in np.unique(keys):
+        rows = np.flatnonzero(keys == key)
+        chosen[rng.permutation(rows)[: int(len(rows) * CALIBRATION_SHARE)]] = True
+    if not chosen.any():
+        chosen[rng.integers(n)] = True
+    return dataset.take(np.flatnonzero(chosen)), dataset.take(np.flatnonzero(~chosen))
+
+
+def _split_groups(
+    dataset: Dataset, groups: NDArray[Any], wanted: int, rng: np.random.Generator
+) -> tuple[Dataset, Dataset]:
+    names = rng.permutation(np.unique(groups))
+    chosen = np.zeros(len(dataset), dtype=bool)
+    for name in names[:-1]:
+        chosen |= groups == name
+        if chosen.sum() >= wanted:
+            break
+    return dataset.take(np.flatnonzero(chosen)), dataset.take(np.flatnonzero(~chosen))
+
+
+def _strata(truth: NDArray[Any] | None, n: int) -> NDArray[Any]:
+    """Class of each row where the truth is made of few classes; one class otherwise."""
+    if truth is None or truth.ndim != 1:
+        return np.zeros(n, dtype=np.int64)
+    keys = truth.astype(str)
+    return keys if len(np.unique(keys)) <= max(2, n // 5) else np.zeros(n, dtype="<U1")
+
+
+def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("x", "y", "group") if name in archive.files}
+            names = archive.files
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CommandError(f"{path}: expected a .npz archive of plain arrays: {error}") from error
+    if "x" not in arrays:
+        raise CommandError(f"{path}: expected an array `x`, found {', '.join(names) or 'nothing'}")
+    x = arrays["x"]
+    if x.dtype.kind not in "fiub":
+        raise CommandError(f"{path}: x: expected numbers, found {x.dtype}")
+    truth, groups = arrays.get("y"), arrays.get("group")
+    for name, array in (("y", truth), ("group", groups)):
+        if array is not None and len(array) != len(x):
+            raise CommandError(f"{path}: {name}: expected {len(x)} rows as in x, found {len(array)}")
+    if truth is not None:
+        _check_truth(truth, path, "y")
+        if truth.ndim == 2 and truth.shape[1] == 1:
+            truth = truth[:, 0]
+    values = x.astype(np.float32)
+    if x.ndim == 2 and len(shape) == 2 and x.shape[1] == shape[1] and shape[0] > 1:
+        return _windows(values, truth, groups, wanted.window, path)
+    if x.shape[1:] != shape and x.ndim >= 2 and int(np.prod(x.shape[1:])) == int(np.prod(shape)) and x.ndim != 3:
+        values = values.reshape(len(x), *shape)
+    if x.ndim == 1 and shape == (1, 1):
+        values = values.reshape(-1, 1, 1)
+    if values.shape[1:] != shape:
+        raise CommandError(
+            f"{path}: x: expected windows of {_by(shape)}, found {_by(x.shape[1:]) or 'single numbers'}: "
+            "mend [window] and [[channel]] of the specification, or the data"
+        )
+    readings = values.reshape(-1, shape[-1])
+    return Dataset(values, truth, groups, readings, overlapping=False, place=str(path))
+
+
+def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
+    channels = [channel.name for channel in expected.channels]
+    columns = _columns(path)
+    wanted = [*channels, *_label_columns(spec), *(name for name in (spec.data.group, spec.data.time) if name)]
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        labels = set(_label_columns(spec))
+        raise CommandError(
+            "\n".join(
+                f"{path}: expected a {'label ' if name in labels else ''}column {name!r}, "
+                f"found {', '.join(columns) or 'none'}"
+                for name in missing
+            )
+        )
+    values = np.stack([_numbers(columns[name], name, path) for name in channels], axis=1)
+    _check_finite(values, channels, path)
+    truth = None
+    if _label_columns(spec):
+        parts = [_plain(columns[name], name, path) for name in _label_columns(spec)]
+        truth = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
+    groups = _plain(columns[spec.data.group], spec.data.group, path) if spec.data.group else None
+    if spec.data.time:
+        order = np.argsort(_plain(columns[spec.data.time], spec.data.time, path), kind="stable")
+        values = values[order]
+        truth = truth[order] if truth is not None else None
+        groups = groups[order] if groups is not None else None
+    return _windows(values.astype(np.float32), truth, groups, expected.window, path)
+
+
+def _columns(path: Path) -> dict[str, Any]:
+    import pyarrow as pa  # noqa: PLC0415 - heavy, and only tables need it
+    import pyarrow.csv  # noqa: PLC0415
+    import pyarrow.parquet  # noqa: PLC0415
+
+    try:
+        is_csv = path.suffix.lower() == ".csv"
+        table = pyarrow.csv.read_csv(path) if is_csv else pyarrow.parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CommandError(f"{path}: cannot be read as a table: {str(error).splitlines()[0]}") from error
+    return {name: table.column(name) for name in table.column_names}
+
+
+def _numbers(column: Any, name: str, path: Path) -> NDArray[np.float64]:
+    import pyarrow as pa  # noqa: PLC0415
+
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    try:
+        return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+    except pa.ArrowException as error:
+        raise CommandError(f"{path}: column {name!r}: expected numbers, found {column.type}") from error
+
+
+def _plain(column: Any, name: str, path: Path) -> NDArray[Any]:
+    if column.null_count:
+        raise CommandError(f"{path}: column {name!r}: expected a value in every row, found {column.null_count} empty")
+    values = np.asarray(column.to_numpy())
+    if values.dtype == object:
+        values = values.astype(str)
+    _check_truth(values, path, f"column {name!r}")
+    return values
+
+
+def _check_truth(values: NDArray[Any], path: Path, what: str) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        row = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise CommandError(f"{path}: {what}: expected a finite number in every row, found {values[row]} in row {row}")
+
+
+def _label_columns(spec: Spec) -> tuple[str, ...]:
+    label = spec.data.label
+    return () if label is None else (label,) if isinstance(label, str) else label
+
+
+def _windows(
+    values: Floats, truth: NDArray[Any] | None, groups: NDArray[Any] | None, window: Window, path: Path
+) -> Dataset:
+    """Cut readings into windows, recording by recording."""
+    length, stride = window.length, window.stride
+    ends: list[NDArray[np.int64]] = []
+    rows_of: list[NDArray[np.int64]] = []
+    names = [None] if groups is None else list(dict.fromkeys(groups.tolist()))
+    for name in names:
+        rows = np.arange(len(values)) if groups is None else np.flatnonzero(groups == name)
+        starts = np.arange(0, len(rows) - length + 1, stride)
+        if len(starts):
+            picked = rows[starts[:, None] + np.arange(length)]
+            rows_of.append(picked)
+            ends.append(picked[:, -1])
+    if not rows_of:
+        raise CommandError(
+            f"{path}: too few rows: expected recordings of at least {length} readings, found none "
+            f"among {len(values)} rows"
+        )
+    index, last = np.concatenate(rows_of), np.concatenate(ends)
+    return Dataset(
+        values[index],
+        None if truth is None else truth[last],
+        None if groups is None else groups[last],
+        values,
+        overlapping=stride < length,
+        place=str(path),
+    )
+
+
+def _check_finite(values: NDArray[Any], channels: Sequence[str], path: Path) -> None:
+    if np.isfinite(values).all():
+        return
+    where = np.argwhere(~np.isfinite(values))[0]
+    name = f" in channel {channels[where[-1]]!r}" if len(channels) == values.shape[-1] else ""
+    count = int((~np.isfinite(values)).sum())
+    raise CommandError(
+        f"{path}: expected finite numbers, found {count} that are NaN or infinite, the first in row {where[0]}{name}: "
+        "leave such rows out, or repair them as the device's configuration would"
+    )
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)

@@ -1,0 +1,209 @@
+"""Proof before output: the source model, the float ONNX and the final ONNX answer the same rows, and are compared.
+
+Pure but for running sessions. A metric is always "higher is better"; where the data brings no truth, the source
+model's own answers are the truth, and the metric says so by its name.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.load.source import Answer, class_name
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import INPUT_NAME, State, Task
+from edge_runtime.readings import Floats
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is right for the evaluation rows, or None where only the source can be asked."""
+
+    label: NDArray[np.int64] | None = None
+    value: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One form of the model on the evaluation rows.
+
+    Attributes:
+        metric: higher is better.
+        differing: rows whose label (or alarm) differs from the source model's.
+        difference: the largest difference of any score or value from the source's.
+        quantiles: the 50, 90 and 99 % quantiles of that difference, a row each counted once.
+    """
+
+    metric: float
+    differing: int
+    difference: float
+    quantiles: tuple[float, float, float]
+
+
+def session_of(model: bytes) -> Any:
+    """A quiet single-threaded session, as a small device would make it."""
+    import onnxruntime  # noqa: PLC0415 - heavy
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, windows: Floats, batch: int = _CHUNK, states: dict[str, NDArray[Any]] | None = None) -> Answer:
+    """Answer windows in batches; states, if any, start at zero for every window."""
+    names = [output.name for output in session.get_outputs()]
+    wanted = [name for name in names if name in ("label", "scores", "value", "score")]
+    parts: list[list[NDArray[Any]]] = []
+    for start in range(0, len(windows), batch):
+        piece = windows[start : start + batch]
+        feeds: dict[str, NDArray[Any]] = {INPUT_NAME: piece}
+        for name, state in (states or {}).items():
+            feeds[name] = np.broadcast_to(state, (len(piece), *state.shape)).astype(np.float32)
+        parts.append(session.run(wanted, feeds))
+    joined = {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(wanted)}
+    return Answer(**joined)
+
+
+def start_of(states: Sequence[State]) -> dict[str, NDArray[Any]]:
+    """The states of a recurrent model at the start of a stream: zeros, without the batch axis."""
+    return {state.input: np.zeros(state.shape, dtype=np.float32) for state in states}
+
+
+def truth_of(raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classes: Sequence[str], place: str) -> Truth:
+    """The data's own words for what is right, as class indices or as numbers.
+
+    Args:
+        raw: one item a window, or None.
+        task: what is predicted.
+        labels: the bundle's labels.
+        classes: what the model itself calls them; either may stand in the data.
+        place: the data file, for messages.
+
+    Raises:
+        CommandError: a label is neither, or a number is none.
+    """
+    if raw is None:
+        return Truth()
+    if task == "regression":
+        try:
+            value = raw.astype(np.float64)
+        except ValueError as error:
+            raise CommandError(f"{place}: expected numbers as the truth of a regression: {error}") from error
+        return Truth(value=value.reshape(len(raw), -1))
+    names = [class_name(item) for item in raw.tolist()]
+    if task == "anomaly":
+        return Truth(label=_anomaly_truth(names, place))
+    known = {name: index for index, name in enumerate(classes)} | {name: index for index, name in enumerate(labels)}
+    strange = sorted({name for name in names if name not in known})
+    if strange:
+        raise CommandError(
+            f"{place}: labels: expected {', '.join(labels)}, found {', '.join(map(repr, strange[:5]))}"
+            f"{' and others' if len(strange) > 5 else ''}: the data and the model disagree"
+        )
+    return Truth(label=np.array([known[name] for name in names], dtype=np.int64))
+
+
+def _anomaly_truth(names: list[str], place: str) -> NDArray[np.int64]:
+    """1 is strange. scikit-learn says -1 for strange and 1 for ordinary; everyone else 1 and 0."""
+    found = set(names)
+    if found <= {"-1", "1"} and "-1" in found:
+        return np.array([name == "-1" for name in names], dtype=np.int64)
+    yes, no = {"1", "True", "true", "anomaly"}, {"0", "False", "false", "normal"}
+    if not found <= yes | no:
+        raise CommandError(f"{place}: labels: expected 0 and 1 (1 is an anomaly), found {', '.join(sorted(found)[:5])}")
+    return np.array([name in yes for name in names], dtype=np.int64)
+
+
+def metric_name(task: Task, truth: Truth) -> str:
+    """What the metric of a task is called."""
+    if task == "classification":
+        return "accuracy" if truth.label is not None else "agreement with the source"
+    if task == "regression":
+        return "R2" if truth.value is not None else "R2 against the source"
+    return "ROC AUC" if _both(truth) else "agreement with the source"
+
+
+def judge(answer: Answer, source: Answer, truth: Truth, task: Task, threshold: float | None = None) -> Judgement:
+    """Compare one form of the model with the source, and with the truth where it is known."""
+    if task == "classification":
+        assert answer.label is not None
+        assert source.label is not None
+        right = truth.label if truth.label is not None else source.label
+        metric = float(np.mean(answer.label == right))
+        differing = int(np.sum(answer.label != source.label))
+        gap = _gap(answer.scores, source.scores)
+    elif task == "regression":
+        assert answer.value is not None
+        assert source.value is not None
+        right_value = truth.value if truth.value is not None else source.value
+        if right_value.shape != source.value.shape:
+            raise CommandError(
+                f"data: expected {source.value.shape[1]} targets as the model gives, found {right_value.shape[1]}"
+            )
+        metric, differing = _r_squared(right_value, answer.value), 0
+        gap = _gap(answer.value, source.value)
+    else:
+        assert answer.score is not None
+        assert source.score is not None
+        limit = 0.0 if threshold is None else threshold
+        flags, expected = answer.score > limit, source.score > limit
+        differing = int(np.sum(flags != expected))
+        metric = _auc(truth.label, answer.score) if _both(truth) else float(np.mean(flags == expected))
+        gap = _gap(answer.score, source.score)
+    quantiles = tuple(float(q) for q in np.quantile(gap, [0.5, 0.9, 0.99])) if len(gap) else (0.0, 0.0, 0.0)
+    return Judgement(metric, differing, float(gap.max(initial=0.0)), (quantiles[0], quantiles[1], quantiles[2]))
+
+
+def _both(truth: Truth) -> bool:
+    return truth.label is not None and len(np.unique(truth.label)) == 2
+
+
+def _gap(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[np.float64]:
+    """The largest difference of each row; infinite where one of them is not finite."""
+    if one is None or other is None:
+        return np.zeros(0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.abs(one.astype(np.float64) - other.astype(np.float64)).reshape(len(one), -1).max(axis=1, initial=0.0)
+    return np.asarray(np.where(np.isfinite(gap), gap, np.inf), dtype=np.float64)
+
+
+def _r_squared(right: NDArray[Any], found: NDArray[Any]) -> float:
+    """R2 averaged over the targets; a target that never changes counts 1 when met and 0 when not."""
+    scores = []
+    for column in range(right.shape[1]):
+        y, p = right[:, column].astype(np.float64), found[:, column].astype(np.float64)
+        total = float(np.sum((y - y.mean()) ** 2))
+        rest = float(np.sum((y - p) ** 2))
+        scores.append(1.0 - rest / total if total > 0 else float(np.allclose(y, p, rtol=1e-5, atol=1e-8)))
+    return statistics.fmean(scores)
+
+
+def _auc(label: NDArray[np.int64] | None, score: NDArray[Any]) -> float:
+    """The chance that a strange row scores above an ordinary one; equal scores count half."""
+    assert label is not None
+    values, ranks = np.unique(score, return_inverse=True)
+    counts = np.bincount(ranks, minlength=len(values))
+    middle = np.cumsum(counts) - (counts - 1) / 2.0
+    rank = middle[ranks]
+    strange = label == 1
+    n, m = int(strange.sum()), int((~strange).sum())
+    return float((rank[strange].sum() - n * (n + 1) / 2.0) / (n * m))
+
+
+def latency_us(session: Any, window: Floats, states: dict[str, NDArray[Any]] | None = None) -> float:
+    """Median time of one prediction at batch 1 on this machine, in microseconds. For reports only."""
+    times = []
+    for _ in range(60):
+        start = time.perf_counter()
+        run(session, window, 1, states)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[10:]) * 1e6

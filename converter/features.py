@@ -1,0 +1,158 @@
+"""Window features as scikit-learn transformers: part of the model, so that training and device cannot disagree.
+
+Train with `make_pipeline(WindowFeatures(), StandardScaler(), MLPClassifier())` on windows `[n, length, channels]`;
+the converter lowers the whole pipeline to one graph of standard ONNX operators that takes raw windows. Both sides
+compute in float64 and agree to 1e-5 relative, for constant channels and for tiny and huge readings too.
+This module needs numpy and scikit-learn only.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+STATISTICS = ("mean", "std", "rms", "min", "max", "ptp", "skewness", "kurtosis", "zero_crossings")
+
+# Below this share of a channel's mean square, the power of a band is rounding noise of the transform, and is zero.
+POWER_FLOOR = 1e-18
+
+Doubles = NDArray[np.float64]
+
+
+class WindowFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
+    """Statistics and spectral powers of each channel of a window.
+
+    The result has a block of columns for each statistic, then for each band; within a block a column a channel.
+
+    - `mean`, `min`, `max`, `ptp` (max - min), `rms` (root of the mean square), `std` (population);
+    - `skewness` (third standardised moment) and `kurtosis` (fourth, minus 3); both 0 for a constant channel;
+    - `zero_crossings`: how often the sign changes from one reading to the next, zero counting as positive;
+    - bands `(low, high)`: the mean square of the part of the signal with low <= frequency < high, from the real
+      FFT; the bands of a partition of 0 to beyond half the rate sum up to the mean square (Parseval).
+
+    Args:
+        statistics: which statistics, in which order.
+        bands: frequency bands, in Hz where `rate_hz` is given, else in cycles per reading (0 to 0.5).
+        rate_hz: readings per second.
+        channels: number of channels, for windows that come flattened `[n, length * channels]`, time first.
+    """
+
+    def __init__(
+        self,
+        statistics: Sequence[str] = STATISTICS,
+        bands: Sequence[tuple[float, float]] = (),
+        rate_hz: float | None = None,
+        channels: int | None = None,
+    ) -> None:
+        self.statistics = statistics
+        self.bands = bands
+        self.rate_hz = rate_hz
+        self.channels = channels
+
+    def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803, ARG002 - scikit-learn's names
+        """Remember the shape of a window. Nothing is learnt from the values.
+
+        Raises:
+            ValueError: a statistic is unknown, a band is empty, or the windows have no shape that fits.
+        """
+        unknown = [name for name in self.statistics if name not in STATISTICS]
+        if unknown:
+            raise ValueError(f"statistics: expected some of {', '.join(STATISTICS)}, found {', '.join(unknown)}")
+        if any(not 0 <= low < high for low, high in self.bands):
+            raise ValueError(f"bands: expected pairs 0 <= low < high, found {list(self.bands)}")
+        if not len(self.statistics) and not len(self.bands):
+            raise ValueError("expected at least one statistic or band, found none")
+        x = np.asarray(X)
+        if x.ndim == 3:
+            self.window_shape_ = (int(x.shape[1]), int(x.shape[2]))
+        elif x.ndim == 2 and x.shape[1] % (self.channels or 1) == 0:
+            self.window_shape_ = (int(x.shape[1]) // (self.channels or 1), self.channels or 1)
+        else:
+            raise ValueError(f"expected windows [n, length, channels] or [n, length * channels], found {x.shape}")
+        self.takes_windows_ = x.ndim == 3
+        self.n_features_in_ = int(np.prod(self.window_shape_))
+        return self
+
+    def transform(self, X: Any) -> Doubles:  # noqa: N803 - scikit-learn's name
+        """Windows -> features `[n, (statistics + bands) * channels]`, float64."""
+        check_is_fitted(self)
+        x = np.asarray(X, dtype=np.float64).reshape(len(X), *self.window_shape_)
+        blocks = [_STATISTIC[name](x) for name in self.statistics]
+        if len(self.bands):
+            blocks.append(self._powers(x))
+        return np.concatenate(blocks, axis=1)
+
+    def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> NDArray[Any]:
+        """`mean_accel_x`, `band_0.5_3_accel_x`, ...; `input_features` are the names of the channels."""
+        check_is_fitted(self)
+        channels = self.window_shape_[1]
+        names = list(input_features) if input_features is not None else [f"x{i}" for i in range(channels)]
+        if len(names) != channels:
+            raise ValueError(f"input_features: expected {channels} channel names, found {len(names)}")
+        blocks = [*self.statistics, *(f"band_{low:g}_{high:g}" for low, high in self.bands)]
+        return np.array([f"{block}_{name}" for block in blocks for name in names], dtype=object)
+
+    def spectrum(self) -> tuple[Doubles, Doubles, Doubles]:
+        """What the bands are made of: cosines and sines `[length, bins]`, and the weight of each bin `[bins, bands]`.
+
+        A band's power is `((cosines' x)^2 + (sines' x)^2)' weight`. Only bins inside some band are kept.
+        """
+        length = self.window_shape_[0]
+        frequency = np.fft.rfftfreq(length, 1.0 / (self.rate_hz or 1.0))
+        bands = np.asarray(self.bands, dtype=np.float64).reshape(-1, 2)
+        inside = (frequency[:, None] >= bands[:, 0]) & (frequency[:, None] < bands[:, 1])
+        twice = np.full(len(frequency), 2.0)
+        twice[0] = 1.0
+        if length % 2 == 0:
+            twice[-1] = 1.0
+        weight = inside * (twice / length**2)[:, None]
+        bins = np.flatnonzero(inside.any(axis=1))
+        angle = 2.0 * np.pi * ((np.arange(length)[:, None] * bins) % length) / length
+        return np.cos(angle), np.sin(angle), weight[bins]
+
+    def _powers(self, x: Doubles) -> Doubles:
+        length = self.window_shape_[0]
+        frequency = np.fft.rfftfreq(length, 1.0 / (self.rate_hz or 1.0))
+        power = np.abs(np.fft.rfft(x, axis=1)) ** 2 / length**2
+        power[:, 1 : (length + 1) // 2] *= 2.0
+        floor = POWER_FLOOR * np.mean(x * x, axis=1)
+        blocks = []
+        for low, high in self.bands:
+            total = power[:, (frequency >= low) & (frequency < high)].sum(axis=1)
+            blocks.append(np.where(total <= floor, 0.0, total))
+        return np.concatenate(blocks, axis=1)
+
+
+def _standardised(x: Doubles, order: int) -> Doubles:
+    """Central moment over the power of the standard deviation; 0 where the channel is constant."""
+    deviation = x - x.mean(axis=1, keepdims=True)
+    constant = np.ptp(x, axis=1) == 0
+    variance = np.where(constant, 1.0, np.mean(deviation**2, axis=1))
+    # Divided before it is raised, so that neither tiny nor huge readings leave float64.
+    ratio = deviation / np.sqrt(variance)[:, None, :]
+    return np.where(constant, 0.0, np.mean(ratio**order, axis=1))
+
+
+def _std(x: Doubles) -> Doubles:
+    return np.where(np.ptp(x, axis=1) == 0, 0.0, np.std(x, axis=1))
+
+
+def _zero_crossings(x: Doubles) -> Doubles:
+    positive = x >= 0
+    return np.asarray((positive[:, 1:] != positive[:, :-1]).sum(axis=1), dtype=np.float64)
+
+
+_STATISTIC = {
+    "mean": lambda x: x.mean(axis=1),
+    "std": _std,
+    "rms": lambda x: np.sqrt(np.mean(x * x, axis=1)),
+    "min": lambda x: x.min(axis=1),
+    "max": lambda x: x.max(axis=1),
+    "ptp": lambda x: np.ptp(x, axis=1),
+    "skewness": lambda x: _standardised(x, 3),
+    "kurtosis": lambda x: np.where(np.ptp(x, axis=1) == 0, 0.0, _standardised(x, 4) - 3.0),
+    "zero_crossings": _zero_crossings,
+}

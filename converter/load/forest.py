@@ -1,0 +1,81 @@
+"""A forest of any framework as a `Core`: trees, link function and label, in float32."""
+
+from typing import Literal
+
+import numpy as np
+
+from converter.graph import DOUBLE, FLOAT, INT64, GraphBuilder
+from converter.load.source import Core
+from converter.trees import Forest, Transform, exact_thresholds, forest_node
+from edge_runtime.errors import CommandError
+
+Link = Literal["mean", "sigmoid", "sigmoid_open", "softmax", "identity", "exp", "isolation"]
+
+
+def forest_core(
+    forest: Forest,
+    columns: int,
+    link: Link,
+    transform: Transform | None = None,
+    prefix: "Core | None" = None,
+    divisor: float = 1.0,
+    shift: float = 0.0,
+) -> Core:
+    """Wrap a forest.
+
+    Args:
+        forest: the trees.
+        columns: the width of what they look at.
+        link: how sums become answers. `mean`: probabilities, divided by `divisor`. `sigmoid`: one sum, the second
+            class from zero on; `sigmoid_open`: above zero. `softmax`: a sum a class. `identity` and `exp`: values,
+            divided by `divisor`. `isolation`: `2 ** (-sum / divisor) + shift`.
+        transform: a scaler before the trees, folded into the thresholds.
+        prefix: a graph before the trees, computed in float64.
+        divisor: see `link`.
+        shift: see `link`.
+    """
+    builder = GraphBuilder()
+    if prefix is None:
+        shape: tuple[int, ...] = (columns,)
+        features = builder.input("x", FLOAT, ("N", columns))
+    else:
+        shape = prefix.shape
+        double = builder.cast(builder.input("x", FLOAT, ("N", *shape)), DOUBLE)
+        features = builder.embed(prefix.model, {prefix.input: double})[prefix.outputs["value"]]
+        features = builder.cast(features, FLOAT)
+    builder.reserve("sums", "label", "scores", "value", "score")
+    builder.add(forest_node(forest, exact_thresholds(forest, columns, transform), features, "sums"))
+    outputs = _link(builder, forest.outputs, link, divisor, shift)
+    layout = "flat" if len(shape) == 1 else "time_first"
+    return Core(builder.build("forest"), "x", shape, outputs, layout=layout)
+
+
+def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift: float) -> dict[str, str]:
+    if link in ("mean", "softmax"):
+        label = builder.node("ArgMax", "sums", axis=1, keepdims=0)
+        if link == "mean":
+            scores = builder.node("Div", "sums", builder.constant(divisor))
+        else:
+            scores = builder.node("Softmax", "sums", axis=1)
+        builder.output("label", label, INT64, ("N",))
+        builder.output("scores", scores, FLOAT, ("N", columns))
+        return {"label": "label", "scores": "scores"}
+    if link in ("sigmoid", "sigmoid_open"):
+        compare = "GreaterOrEqual" if link == "sigmoid" else "Greater"
+        yes = builder.node(compare, "sums", builder.constant(0.0))
+        label = builder.node("Reshape", builder.cast(yes, INT64), builder.constant([-1], np.int64))
+        positive = builder.node("Sigmoid", "sums")
+        negative = builder.node("Sub", builder.constant(1.0), positive)
+        builder.output("label", label, INT64, ("N",))
+        builder.output("scores", builder.node("Concat", negative, positive, axis=1), FLOAT, ("N", 2))
+        return {"label": "label", "scores": "scores"}
+    if link in ("identity", "exp"):
+        value = "sums" if divisor == 1.0 else builder.node("Div", "sums", builder.constant(divisor))
+        builder.output("value", builder.node("Exp", value) if link == "exp" else value, FLOAT, ("N", columns))
+        return {"value": "value"}
+    if link == "isolation":
+        exponent = builder.node("Mul", "sums", builder.constant(-np.log(2.0) / divisor))
+        score = builder.node("Add", builder.node("Exp", exponent), builder.constant(shift))
+        builder.output("score", builder.node("Reshape", score, builder.constant([-1], np.int64)), FLOAT, ("N",))
+        return {"score": "score"}
+    raise CommandError(f"link function {link!r} of the trees is not known")

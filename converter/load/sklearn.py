@@ -1,0 +1,372 @@
+"""scikit-learn: skops files, and pickle or joblib files that the user trusts.
+
+Steps before the last are computed in float64 inside the graph, as scikit-learn does. Tree ensembles become one
+node with exact comparisons (`trees.py`); all else goes through skl2onnx. What it gives is judged later against
+`predict`, so a converter that gets an estimator wrong is found out before a file is written.
+"""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.graph import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
+from converter.load.skops_types import untrusted
+from converter.load.source import Answer, Core, SourceModel
+from edge_runtime.errors import CommandError
+from edge_runtime.readings import Floats
+
+# They work column by column and never fall where the reading rises, so that trees can absorb them.
+_MONOTONE = (
+    "StandardScaler",
+    "MinMaxScaler",
+    "MaxAbsScaler",
+    "RobustScaler",
+    "QuantileTransformer",
+    "PowerTransformer",
+)
+# Sums of large squares and small differences: float32 is too short for them.
+_IN_DOUBLE = ("GaussianProcessClassifier", "GaussianProcessRegressor")
+
+
+def load(path: Path, kind: str, trust: bool) -> "SklearnModel":
+    """Load an estimator.
+
+    Args:
+        path: the file.
+        kind: `skops` or `pickle` (joblib included).
+        trust: whether code inside the file may run.
+
+    Raises:
+        CommandError: it is untrusted, damaged, or no estimator.
+    """
+    estimator = _load_skops(path, trust) if kind == "skops" else _load_pickle(path, trust)
+    module = type(estimator).__module__.split(".")[0]
+    if not hasattr(estimator, "predict") or not hasattr(estimator, "get_params"):
+        raise CommandError(
+            f"{path}: expected a fitted scikit-learn classifier, regressor or outlier detector, "
+            f"found {module}.{type(estimator).__name__}"
+        )
+    return SklearnModel(estimator, str(path))
+
+
+def _load_pickle(path: Path, trust: bool) -> Any:
+    if not trust:
+        raise CommandError(
+            f"{path}: this is a pickle, which can run any code while it is loaded: nothing of it was read. "
+            "If you trust where it comes from, add --trust; better, save the model with skops.io.dump"
+        )
+    import joblib  # noqa: PLC0415 - heavy, and it reads plain pickles too
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return joblib.load(path)
+    except Exception as error:
+        raise CommandError(f"{path}: cannot be unpickled: {type(error).__name__}: {error}") from error
+
+
+def _load_skops(path: Path, trust: bool) -> Any:
+    import skops.io  # noqa: PLC0415 - heavy
+
+    try:
+        names = skops.io.get_untrusted_types(file=path)
+    except Exception as error:
+        raise CommandError(f"{path}: cannot be read as a skops file: {type(error).__name__}: {error}") from error
+    strange = untrusted(names)
+    if strange and not trust:
+        raise CommandError(
+            f"{path}: it needs types that are not trusted: {', '.join(strange)}: "
+            "look at them, and add --trust if you trust where the file comes from"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return skops.io.load(path, trusted=names)
+    except Exception as error:
+        raise CommandError(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+class SklearnModel(SourceModel):
+    """A fitted estimator or pipeline."""
+
+    framework = "scikit-learn"
+
+    def __init__(self, estimator: Any, place: str) -> None:
+        import sklearn  # noqa: PLC0415 - heavy
+        from sklearn.base import is_classifier, is_outlier_detector, is_regressor  # noqa: PLC0415
+
+        super().__init__()
+        self.version = sklearn.__version__
+        self._place = place
+        _check_fitted(estimator, place)
+        self.feature_names = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
+        self._estimator = _by_position(estimator)
+        self._steps = _steps_of(self._estimator)
+        self._final = self._steps[-1]
+        first = self._steps[0]
+        self._windows = bool(getattr(first, "takes_windows_", False))
+        if self._windows:
+            self.shape = first.window_shape_
+        elif hasattr(estimator, "n_features_in_"):
+            self.shape = (int(estimator.n_features_in_),)
+        if is_outlier_detector(self._final):
+            self.task, self.threshold = "anomaly", 0.0
+        elif is_classifier(self._final):
+            self.task = "classification"
+            self.classes = _classes_of(self._final, place)
+        elif is_regressor(self._final):
+            self.task = "regression"
+        else:
+            raise CommandError(
+                f"{place}: expected a classifier, a regressor or an outlier detector as the last step, "
+                f"found {type(self._final).__name__}"
+            )
+        self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
+        if self.task == "regression":
+            probe = self._call("predict", np.zeros((2, *(self.shape or (1,))), dtype=np.float64))
+            self.targets = int(np.prod(np.asarray(probe).shape[1:]))
+        if self.task == "classification" and not hasattr(self._final, "predict_proba"):
+            self.notes.append(
+                f"{type(self._final).__name__} gives no probabilities: the scores are its decision values, squashed, "
+                "and are not calibrated"
+            )
+
+    def predict(self, windows: Floats) -> Answer:
+        """Ask scikit-learn, in float64 on the float32 values."""
+        x = windows.astype(np.float64)
+        if not self._windows:
+            x = x.reshape(len(x), -1)
+        if self.task == "anomaly":
+            return Answer(score=-np.asarray(self._call("decision_function", x), dtype=np.float64).reshape(-1))
+        if self.task == "regression":
+            return Answer(value=np.asarray(self._call("predict", x), dtype=np.float64).reshape(len(x), -1))
+        index = {name: position for position, name in enumerate(self.classes)}
+        label = np.array([index[name] for name in np.asarray(self._call("predict", x)).tolist()], dtype=np.int64)
+        if hasattr(self._final, "predict_proba"):
+            scores = np.asarray(self._call("predict_proba", x), dtype=np.float64)
+        else:
+            scores = _squash(np.asarray(self._call("decision_function", x), dtype=np.float64))
+        return Answer(label=label, scores=scores)
+
+    def core(self) -> Core:
+        """The pipeline as a graph."""
+        trees = self._tree_core()
+        return trees if trees is not None else self._skl2onnx_core()
+
+    def _call(self, method: str, x: NDArray[Any]) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(self._estimator, method)(x)
+
+    def _tree_core(self) -> Core | None:
+        from converter.load.forest import forest_core  # noqa: PLC0415 - brings in onnx
+
+        parts = _forest_of(self._final)
+        if parts is None:
+            return None
+        forest, link, divisor, shift = parts
+        columns = int(self._final.n_features_in_)
+        before = self._steps[:-1]
+        if all(type(step).__name__ in _MONOTONE for step in before):
+            transform = None
+            if before:
+                transform = _chain(before)
+            return forest_core(forest, columns, link, transform, None, divisor, shift)
+        prefix = self._convert_steps(before, FLOAT_IS_DOUBLE)
+        return forest_core(forest, columns, link, None, prefix, divisor, shift)
+
+    def _skl2onnx_core(self) -> Core:
+        assert self.shape is not None
+        before = self._steps[:-1]
+        builder = GraphBuilder()
+        x = builder.input("x", FLOAT, ("N", *self.shape))
+        kind = type(self._final).__name__
+        if before:
+            prefix = self._convert_steps(before, FLOAT_IS_DOUBLE)
+            x = builder.embed(prefix.model, {prefix.input: builder.cast(x, DOUBLE)})[prefix.outputs["value"]]
+            x = builder.cast(x, DOUBLE if kind in _IN_DOUBLE else FLOAT)
+        elif kind in _IN_DOUBLE:
+            x = builder.cast(x, DOUBLE)
+        final = self._convert_final(kind in _IN_DOUBLE)
+        values = builder.embed(final.model, {final.input: x})
+        for role, name in final.outputs.items():
+            info = next(output for output in final.model.graph.output if output.name == name)
+            builder.output(
+                f"out_{role}", values[name], info.type.tensor_type.elem_type, ("N",) if role == "label" else ("N", "K")
+            )
+        layout = "time_first" if self._windows else "flat"
+        roles = {role: f"out_{role}" for role in final.outputs}
+        classes = self.classes if "label" in roles else ()
+        return Core(builder.build("sklearn"), "x", self.shape, roles, classes, layout)
+
+    def _convert_steps(self, steps: list[Any], double: bool) -> Core:
+        """The steps before the last as one graph."""
+        from sklearn.pipeline import Pipeline  # noqa: PLC0415 - heavy
+
+        assert self.shape is not None
+        pipeline = Pipeline([(f"step{index}", step) for index, step in enumerate(steps)])
+        model = _to_onnx(pipeline, self.shape, double, {}, self._place)
+        return Core(model, model.graph.input[0].name, self.shape, {"value": model.graph.output[0].name})
+
+    def _convert_final(self, double: bool) -> Core:
+        options: dict[str, Any] = {}
+        if self.task == "classification":
+            options["zipmap"] = False
+            if not hasattr(self._final, "predict_proba"):
+                options["raw_scores"] = True
+        columns = (int(self._final.n_features_in_),)
+        model = _to_onnx(self._final, columns, double, options, self._place)
+        names = [output.name for output in model.graph.output]
+        if self.task == "regression":
+            roles = {"value": names[0]}
+        elif self.task == "anomaly":
+            roles = {"decision": names[1]}
+        else:
+            scores = "scores" if hasattr(self._final, "predict_proba") else "decisions"
+            roles = {"label": names[0], scores: names[1]}
+        return Core(model, model.graph.input[0].name, columns, roles)
+
+
+FLOAT_IS_DOUBLE = True  # steps before the last are always computed in float64, as scikit-learn does
+
+
+def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict[str, Any], place: str) -> Any:
+    from skl2onnx import convert_sklearn  # noqa: PLC0415 - heavy
+    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
+
+    from converter import lower_features  # noqa: PLC0415
+    from converter.lower_linear import lower_linear  # noqa: PLC0415
+
+    lower_features.register()
+    _check_supported(estimator, place)
+    kind = DoubleTensorType if double else FloatTensorType
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = convert_sklearn(
+                estimator,
+                name="sklearn",
+                initial_types=[("x", kind([None, *shape]))],
+                target_opset={"": OPSET, "ai.onnx.ml": OPSET_ML},
+                options={id(estimator): options} if options else None,
+            )
+            return lower_linear(model)
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        raise CommandError(
+            f"{place}: {type(estimator).__name__} cannot be converted to ONNX: "
+            f"{text[0] if text else type(error).__name__}"
+        ) from error
+
+
+def _check_supported(estimator: Any, place: str) -> None:
+    """Name every step that has no ONNX form, before skl2onnx stumbles over the first."""
+    from skl2onnx._supported_operators import sklearn_operator_name_map  # noqa: PLC0415 - heavy
+
+    known = {kind.__name__ for kind in sklearn_operator_name_map}
+    missing = sorted({type(part).__name__ for part in _parts_of(estimator) if type(part).__name__ not in known})
+    if missing:
+        raise CommandError(f"{place}: no ONNX form is known for {', '.join(missing)}: use another estimator or step")
+
+
+def _parts_of(estimator: Any) -> list[Any]:
+    """An estimator and the steps inside it, down the nested pipelines and column transformers."""
+    steps = getattr(estimator, "steps", None) or getattr(estimator, "transformer_list", None)
+    if steps is not None:
+        return [part for _, step in steps if not isinstance(step, str) for part in _parts_of(step)]
+    fitted = getattr(estimator, "transformers_", None)
+    if fitted is not None:
+        return [part for _, step, _ in fitted if not isinstance(step, str) for part in _parts_of(step)]
+    return [estimator]
+
+
+def _check_fitted(estimator: Any, place: str) -> None:
+    from sklearn.exceptions import NotFittedError  # noqa: PLC0415 - heavy
+    from sklearn.utils.validation import check_is_fitted  # noqa: PLC0415
+
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError as error:
+        raise CommandError(f"{place}: expected a fitted model, found {type(estimator).__name__} before fit") from error
+
+
+def _steps_of(estimator: Any) -> list[Any]:
+    """The steps of nested pipelines and searches in a row; steps that pass everything through are left out."""
+    if hasattr(estimator, "best_estimator_"):
+        return _steps_of(estimator.best_estimator_)
+    if not hasattr(estimator, "steps"):
+        return [estimator]
+    steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]
+    return [inner for step in steps for inner in _steps_of(step)]
+
+
+def _by_position(estimator: Any) -> Any:
+    """A copy whose column transformers speak of columns by position, so that plain arrays will do."""
+    names = list(getattr(estimator, "feature_names_in_", ()))
+    if not names:
+        return estimator
+    estimator = copy.deepcopy(estimator)
+    _forget_names(estimator, [str(name) for name in names])
+    return estimator
+
+
+def _forget_names(part: Any, names: list[str]) -> None:
+    for _, step in getattr(part, "steps", None) or ():
+        _forget_names(step, names)
+    if hasattr(part, "best_estimator_"):
+        _forget_names(part.best_estimator_, names)
+    if hasattr(part, "transformers_"):
+        part.transformers = [(name, step, _positions(columns, names)) for name, step, columns in part.transformers]
+        part.transformers_ = [(name, step, _positions(columns, names)) for name, step, columns in part.transformers_]
+        part._columns = [_positions(columns, names) for columns in part._columns]  # noqa: SLF001 - no public way
+        part._transformer_to_input_indices = {  # noqa: SLF001
+            name: list(_positions(columns, names)) for name, _, columns in part.transformers_
+        }
+        for _, step, _ in part.transformers_:
+            _forget_names(step, names)
+    if hasattr(part, "feature_names_in_"):
+        del part.feature_names_in_
+
+
+def _positions(columns: Any, names: list[str]) -> Any:
+    if isinstance(columns, str):
+        return [names.index(columns)]
+    if isinstance(columns, (list, tuple, np.ndarray)) and len(columns) and isinstance(columns[0], str):
+        return [names.index(str(column)) for column in columns]
+    return columns
+
+
+def _classes_of(final: Any, place: str) -> tuple[Any, ...]:
+    classes = final.classes_
+    if isinstance(classes, list):
+        raise CommandError(f"{place}: expected one label a window, found a classifier with {len(classes)} outputs")
+    return tuple(np.asarray(classes).tolist())
+
+
+def _squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:
+    if decision.ndim == 1:
+        positive = 1.0 / (1.0 + np.exp(-decision))
+        return np.stack([1.0 - positive, positive], axis=1)
+    power = np.exp(decision - decision.max(axis=1, keepdims=True))
+    return np.asarray(power / power.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def _chain(steps: list[Any]) -> Any:
+    def transform(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
+            warnings.simplefilter("ignore")
+            for step in steps:
+                x = step.transform(x)
+        return x
+
+    return transform
+
+
+def _forest_of(final: Any) -> Any:
+    from converter.load.sklearn_trees import forest_of  # noqa: PLC0415 - keeps this module quick to import
+
+    return forest_of(final)

@@ -1,0 +1,132 @@
+"""scikit-learn's tree ensembles as a `Forest`, read from the fitted arrays."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.load.forest import Link
+from converter.trees import Forest, ForestBuilder
+
+Parts = tuple[Forest, Link, float, float]  # forest, link, divisor, shift
+
+
+def forest_of(estimator: Any) -> Parts | None:
+    """The forest of an estimator, or None where it is none that we read (skl2onnx is asked then)."""
+    if not type(estimator).__module__.startswith("sklearn."):
+        return None
+    reader = _READERS.get(type(estimator).__name__)
+    return reader(estimator) if reader else None
+
+
+def _add(builder: ForestBuilder, tree: Any, weights: NDArray[Any], targets: list[int] | None = None) -> None:
+    feature = np.where(tree.children_left < 0, -1, tree.feature)
+    builder.add(feature, tree.threshold, tree.children_left, tree.children_right, weights, targets)
+
+
+def _voting_classifier(estimator: Any) -> Parts | None:
+    trees = getattr(estimator, "estimators_", [estimator])
+    if isinstance(estimator.classes_, list):
+        return None
+    builder = ForestBuilder(len(estimator.classes_), "<=", narrow=True)
+    for tree in trees:
+        counts = tree.tree_.value[:, 0, :]
+        _add(builder, tree.tree_, counts / counts.sum(axis=1, keepdims=True))
+    return builder.build(), "mean", float(len(trees)), 0.0
+
+
+def _averaging_regressor(estimator: Any) -> Parts | None:
+    trees = getattr(estimator, "estimators_", [estimator])
+    builder = ForestBuilder(trees[0].tree_.value.shape[1], "<=", narrow=True)
+    for tree in trees:
+        _add(builder, tree.tree_, tree.tree_.value[:, :, 0])
+    return builder.build(), "identity", float(len(trees)), 0.0
+
+
+def _boosting(estimator: Any) -> Parts | None:
+    if estimator.init_ is not None and type(estimator.init_).__name__ not in (
+        "DummyClassifier",
+        "DummyRegressor",
+        "str",
+    ):
+        return None
+    columns = estimator.estimators_.shape[1]
+    base = estimator._raw_predict_init(np.zeros((1, estimator.n_features_in_), dtype=np.float32))  # noqa: SLF001
+    builder = ForestBuilder(columns, "<=", narrow=True)
+    for row in estimator.estimators_:
+        for column, tree in enumerate(row):
+            _add(builder, tree.tree_, tree.tree_.value[:, :, 0] * estimator.learning_rate, [column])
+    if not hasattr(estimator, "classes_"):
+        return builder.build(base), "identity", 1.0, 0.0
+    if estimator.loss == "exponential":
+        return None  # its probabilities are another function of the sum
+    return builder.build(base), "sigmoid" if columns == 1 else "softmax", 1.0, 0.0
+
+
+def _histogram_boosting(estimator: Any) -> Parts | None:
+    predictors = estimator._predictors  # noqa: SLF001 - there is no public way to the trees
+    if any(tree.nodes["is_categorical"].any() for row in predictors for tree in row):
+        return None
+    columns = len(predictors[0])
+    builder = ForestBuilder(columns, "<=", narrow=False)
+    for row in predictors:
+        for column, tree in enumerate(row):
+            nodes = tree.nodes
+            feature = np.where(nodes["is_leaf"], -1, nodes["feature_idx"].astype(np.int64))
+            builder.add(
+                feature, nodes["num_threshold"], nodes["left"].astype(np.int64), nodes["right"].astype(np.int64),
+                nodes["value"][:, None], [column],
+            )  # fmt: skip
+    forest = builder.build(np.ravel(estimator._baseline_prediction))  # noqa: SLF001
+    if hasattr(estimator, "classes_"):
+        return forest, "sigmoid_open" if columns == 1 else "softmax", 1.0, 0.0
+    link = type(estimator._loss.link).__name__  # noqa: SLF001
+    if link not in ("IdentityLink", "LogLink"):
+        return None
+    return forest, "exp" if link == "LogLink" else "identity", 1.0, 0.0
+
+
+def _isolation(estimator: Any) -> Parts | None:
+    """Score = -decision_function = 2 ** (-path length / normal path length) + offset."""
+    builder = ForestBuilder(1, "<=", narrow=True)
+    for tree, columns in zip(estimator.estimators_, estimator.estimators_features_, strict=True):
+        inner = tree.tree_
+        depth = _depths(inner.children_left, inner.children_right)
+        length = depth + _average_path(inner.n_node_samples)
+        feature = np.where(inner.children_left < 0, -1, np.asarray(columns)[np.maximum(inner.feature, 0)])
+        builder.add(feature, inner.threshold, inner.children_left, inner.children_right, length[:, None])
+    normal = float(len(estimator.estimators_) * _average_path(np.array([estimator._max_samples]))[0])  # noqa: SLF001
+    return builder.build(), "isolation", normal, float(estimator.offset_)
+
+
+def _depths(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    depth = np.zeros(len(left))
+    for node in range(len(left)):  # a child always comes after its parent
+        if left[node] >= 0:
+            depth[left[node]] = depth[right[node]] = depth[node] + 1
+    return depth
+
+
+def _average_path(samples: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean length of an unsuccessful search in a binary search tree of n samples (Liu, Ting and Zhou, 2008)."""
+    n = np.asarray(samples, dtype=np.float64)
+    long = np.maximum(n, 3.0)
+    mean = 2.0 * (np.log(long - 1.0) + np.euler_gamma) - 2.0 * (long - 1.0) / long
+    return np.where(n <= 1, 0.0, np.where(n == 2, 1.0, mean))
+
+
+_READERS = {
+    "DecisionTreeClassifier": _voting_classifier,
+    "ExtraTreeClassifier": _voting_classifier,
+    "RandomForestClassifier": _voting_classifier,
+    "ExtraTreesClassifier": _voting_classifier,
+    "DecisionTreeRegressor": _averaging_regressor,
+    "ExtraTreeRegressor": _averaging_regressor,
+    "RandomForestRegressor": _averaging_regressor,
+    "ExtraTreesRegressor": _averaging_regressor,
+    "GradientBoostingClassifier": _boosting,
+    "GradientBoostingRegressor": _boosting,
+    "HistGradientBoostingClassifier": _histogram_boosting,
+    "HistGradientBoostingRegressor": _histogram_boosting,
+    "IsolationForest": _isolation,
+}

@@ -1,0 +1,123 @@
+"""What every loader hands on: a model that can answer windows in Python, and say itself as an ONNX graph.
+
+`SourceModel.predict` is the truth that every later form of the model is held to. `SourceModel.core` gives the
+same model as an ONNX graph with its own input and outputs named by role; `normal_form.py` does the rest.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.manifest import Task
+from edge_runtime.readings import Floats
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What a model says about n windows, in the terms of the normal form.
+
+    Attributes:
+        label: `[n]` index of the predicted class, in the order of the labels.
+        scores: `[n, classes]` probabilities.
+        value: `[n, targets]` of a regression.
+        score: `[n]` of an anomaly, higher is stranger.
+    """
+
+    label: NDArray[np.int64] | None = None
+    scores: NDArray[Any] | None = None
+    value: NDArray[Any] | None = None
+    score: NDArray[Any] | None = None
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """The parts that are there, by the names of the normal form's outputs."""
+        parts = {"label": self.label, "scores": self.scores, "value": self.value, "score": self.score}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(slots=True)
+class Core:
+    """A model as an ONNX graph, before the normal form.
+
+    Attributes:
+        model: the graph, in float32 or whatever it wants.
+        input: the name of the tensor that takes the window.
+        shape: what that tensor wants, without the batch axis.
+        outputs: role -> tensor. Roles: `label` (class index or class), `scores` (probabilities),
+            `logits`, `margin` (one decision value, above zero is the second class), `value`, `score`.
+        classes: the classes that `label` speaks in, where it does not speak in indices.
+        layout: how the window lies in the input.
+        float_tail: whether outputs are of another type than float32 and have to be cast.
+    """
+
+    model: "onnx.ModelProto"
+    input: str
+    shape: tuple[int, ...]
+    outputs: dict[str, str]
+    classes: tuple[Any, ...] = ()
+    layout: str = "flat"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class SourceModel(ABC):
+    """A trained model of any framework.
+
+    Attributes:
+        framework: its name, as people write it.
+        version: the release that wrote or read it.
+        task: what it predicts; None where only the specification can tell.
+        classes: its own classes, in the order of its scores.
+        shape: the shape of one input, without the batch axis, where the model tells it.
+        feature_names: the names of its flat input, where the model tells them.
+        targets: how many values a regression gives.
+        threshold: of an anomaly score.
+        trees: whether it is made of decision trees, which have nothing to quantise.
+        notes: sentences that its user should read.
+    """
+
+    framework: str = ""
+    version: str = ""
+    task: Task | None = None
+    classes: tuple[Any, ...] = ()
+    shape: tuple[int, ...] | None = None
+    feature_names: tuple[str, ...] = ()
+    targets: int = 1
+    threshold: float | None = None
+    trees: bool = False
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def predict(self, windows: Floats) -> Answer:
+        """Answer float32 windows `[n, *shape of the bundle's input]` with the source's own code."""
+
+    @abstractmethod
+    def core(self) -> Core:
+        """The model as an ONNX graph.
+
+        Raises:
+            CommandError: it cannot be expressed in ONNX.
+        """
+
+
+def class_name(value: Any) -> str:
+    """A class of a model as the label that people read: 3.0 is "3"."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def class_names(values: Sequence[Any]) -> tuple[str, ...]:
+    """Every class as a label."""
+    return tuple(class_name(value) for value in values)

@@ -1,0 +1,262 @@
+"""The final model and its manifest -> one file, tried in a fresh process before it bears its name.
+
+The write is atomic: the file is made beside its destination, tried there, signed, flushed to disk and then
+renamed. Equal inputs give equal bytes; the conversion time is `SOURCE_DATE_EPOCH` where that is set.
+"""
+
+import base64
+import contextlib
+import datetime as dt
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter import signing, trial
+from converter.data import Dataset
+from converter.evaluate import run, session_of
+from converter.graph import opset_of, requirement, serialize
+from converter.load.source import Answer, SourceModel
+from converter.plan import Plan
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import (
+    METADATA_KEY,
+    ChannelReference,
+    Manifest,
+    Output,
+    Requires,
+    SelfTest,
+    Source,
+    State,
+    Tensor,
+    write_manifest,
+)
+from edge_runtime.readings import Floats
+
+_GOLDEN_ROWS = 8
+_GOLDEN_BYTES = 262_144  # of inputs: a big frame needs fewer rows to show that a processor computes right
+_INVARIANCE_BATCHES = (2, 3, 7, 32)
+_BINS = 10
+_TRIAL_SECONDS = 300
+
+
+def golden_rows(answer: Answer, windows: Floats) -> NDArray[np.int64]:
+    """Rows for the self-test: of each label some, else spread evenly."""
+    size = max(1, int(np.prod(windows.shape[1:])) * 4)
+    count = min(len(windows), max(2, min(_GOLDEN_ROWS, _GOLDEN_BYTES // size)))
+    if answer.label is None:
+        return np.unique(np.linspace(0, len(windows) - 1, count).astype(np.int64))
+    by_label = [np.flatnonzero(answer.label == label) for label in np.unique(answer.label)]
+    picked: list[int] = []
+    turn = 0
+    while len(picked) < count:
+        for rows in by_label:
+            if turn < len(rows) and len(picked) < count:
+                picked.append(int(rows[turn]))
+        turn += 1
+    return np.array(sorted(picked), dtype=np.int64)
+
+
+def is_batch_invariant(model: bytes, windows: Floats, states: dict[str, NDArray[Any]]) -> bool:
+    """Whether rows have the same answer to the last bit whatever the batch size; measured, not proven."""
+    session = session_of(model)
+    some = windows[:64]
+    alone = run(session, some, 1, states).tensors()
+    for batch in (*_INVARIANCE_BATCHES, len(some)):
+        together = run(session, some, batch, states).tensors()
+        if any(together[name].tobytes() != part.tobytes() for name, part in alone.items()):
+            return False
+    return True
+
+
+def self_test(
+    model: bytes, windows: Floats, answer: Answer, states: dict[str, NDArray[Any]], *, invariant: bool, rough: bool
+) -> SelfTest:
+    """Golden inputs and what this machine answers to them.
+
+    Args:
+        model: the final model.
+        windows: evaluation rows.
+        answer: what it answered to them.
+        states: of a recurrent model, at the start of a stream.
+        invariant: whether the batch size does not matter; rows are answered one by one where it does.
+        rough: whether the model is quantised; other processors may then be off by some steps.
+    """
+    rows = windows[golden_rows(answer, windows)]
+    outputs = run(session_of(model), rows, len(rows) if invariant else 1, states).tensors()
+    golden = {name: _tensor(part) for name, part in outputs.items()}
+    spread = max(
+        (float(np.abs(part).max(initial=0.0)) for name, part in outputs.items() if name != "label"), default=1.0
+    )
+    atol = (2e-2 if rough else 1e-5) * max(spread, 1e-6)
+    return SelfTest(_tensor(rows), golden, atol=float(f"{atol:.3g}"), rtol=1e-3, label_mismatches=1 if rough else 0)
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    plain = np.ascontiguousarray(array)
+    data = base64.b64encode(plain.astype(plain.dtype.newbyteorder("<")).tobytes()).decode()
+    return Tensor(shape=tuple(plain.shape), dtype=str(plain.dtype), data=data)
+
+
+def reference_of(readings: Floats, names: Sequence[str]) -> tuple[ChannelReference, ...]:
+    """The distribution of each channel, for drift: quantile edges and how many readings lie between them."""
+    result = []
+    for column, name in enumerate(names):
+        values = readings[:, column].astype(np.float64)
+        edges = np.unique(np.quantile(values, np.linspace(0.0, 1.0, _BINS + 1)))
+        counts = np.histogram(values, bins=edges)[0] if len(edges) > 1 else np.array([len(values)])
+        result.append(
+            ChannelReference(
+                name=name,
+                mean=_short(values.mean()),
+                std=_short(values.std()),
+                min=_short(values.min()),
+                max=_short(values.max()),
+                edges=tuple(_short(edge) for edge in edges),
+                counts=tuple(int(count) for count in counts),
+            )
+        )
+    return tuple(result)
+
+
+def _short(value: Any) -> float:
+    return float(f"{float(value):.7g}")
+
+
+def make_manifest(
+    plan: Plan,
+    source: SourceModel,
+    file: Path,
+    model: onnx.ModelProto,
+    *,
+    selftest: SelfTest,
+    data: Dataset | None,
+    quantization: dict[str, Any],
+    batch_invariant: bool,
+    target_device: str | None,
+    batch_free: bool = True,
+    states: tuple[State, ...] = (),
+) -> Manifest:
+    """Everything that travels with the model."""
+    opset = opset_of(model)
+    ml = [entry.version for entry in model.opset_import if entry.domain == "ai.onnx.ml"]
+    names = [channel.name for channel in plan.input.channels]
+    return Manifest(
+        name=plan.name,
+        version=plan.version,
+        task=plan.task,
+        input=plan.input,
+        output=Output(labels=plan.labels, targets=plan.targets, threshold=plan.threshold),
+        reference=reference_of(data.readings, names) if data is not None and names else (),
+        quantization=quantization,
+        state=states,
+        selftest=selftest,
+        source=Source(
+            framework=source.framework,
+            version=source.version,
+            digest=hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "",
+            file=file.name,
+            converted=_now(),
+            converter=_own_version(),
+        ),
+        requires=Requires(
+            onnxruntime=requirement(opset), opset=opset, opset_ml=ml[0] if ml else None, ir_version=model.ir_version
+        ),
+        batch_invariant=batch_invariant,
+        batch_free=batch_free,
+        target_device=target_device,
+    )
+
+
+def _now() -> str:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        moment = dt.datetime.fromtimestamp(int(epoch), dt.UTC) if epoch else dt.datetime.now(dt.UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise CommandError(f"SOURCE_DATE_EPOCH: expected seconds since 1970, found {epoch!r}") from error
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("edge-inference-runtime")
+    except metadata.PackageNotFoundError:
+        return "unreleased"
+
+
+def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Path | None = None) -> None:
+    """Write the bundle, and its signature where there is a key.
+
+    Raises:
+        CommandError: it cannot be written or signed, or it fails its trial; nothing is left behind then.
+    """
+    final = onnx.ModelProto()
+    final.CopyFrom(model)
+    del final.metadata_props[:]
+    onnx.helper.set_model_props(final, {METADATA_KEY: write_manifest(manifest)})
+    signature = out.with_name(out.name + ".sig")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
+    except OSError as error:
+        raise CommandError(f"{out}: cannot be written: {error.strerror}") from error
+    part = Path(name)
+    part_signature = part.with_name(part.name + ".sig")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(serialize(final))
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        _try(part)
+        if key is not None:
+            signing.sign(part, key)
+            part_signature.replace(signature)
+        part.replace(out)
+        if key is None:
+            signature.unlink(missing_ok=True)  # it belonged to the file that was here before
+        _flush_folder(out.parent)
+    except OSError as error:
+        raise CommandError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        for left in (part, part_signature):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _try(part: Path) -> None:
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    try:
+        done = subprocess.run(
+            [sys.executable, trial.__file__, str(part)],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=_TRIAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandError(
+            f"the bundle did not answer its golden rows within {_TRIAL_SECONDS} s; none was written"
+        ) from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        why = lines[-1] if lines else f"the process ended with {done.returncode}"
+        raise CommandError(f"the bundle failed its trial in a fresh process, none was written: {why}")
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,165 @@
+"""What the bundle will say: the specification and the model, agreed. Every disagreement is found here, all at once."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.load.source import SourceModel, class_names
+from converter.spec import Spec
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Channel, Input, Target, Task, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The promises of a bundle.
+
+    Attributes:
+        name: of the model.
+        version: of the model.
+        task: what it predicts.
+        input: what it takes.
+        labels: of a classification, in the order of the scores.
+        classes: what the model itself calls its labels, in the same order.
+        order: for each label, the position of its class in the model's own scores.
+        targets: of a regression.
+        threshold: of an anomaly; None until it is computed from data.
+    """
+
+    name: str
+    version: str
+    task: Task
+    input: Input
+    labels: tuple[str, ...]
+    classes: tuple[str, ...]
+    order: tuple[int, ...]
+    targets: tuple[Target, ...]
+    threshold: float | None
+
+
+def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] = ()) -> Plan:
+    """Bring the specification and the model together.
+
+    Args:
+        spec: what the user says.
+        source: what the model says.
+        path: the model's file, which names a bundle that has no name.
+        columns: channel names to fall back on.
+
+    Raises:
+        CommandError: they disagree, or both leave something open; a line each.
+    """
+    mistakes: list[str] = []
+    task = _task(spec, source, mistakes)
+    window = _input(spec, source, columns, mistakes)
+    labels, classes, order = _labels(spec, source, task, mistakes)
+    targets = _targets(spec, source, task, mistakes)
+    if mistakes or task is None or window is None:
+        raise CommandError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    name = spec.name or re.sub(r"[^\w.-]+", "-", path.stem) or "model"
+    threshold = spec.threshold if spec.threshold is not None else source.threshold
+    return Plan(
+        name, spec.version, task, window, labels, classes, order, targets, threshold if task == "anomaly" else None
+    )
+
+
+def _task(spec: Spec, source: SourceModel, mistakes: list[str]) -> Task | None:
+    if spec.task and source.task and spec.task != source.task:
+        mistakes.append(f"task: the specification says {spec.task}, the model is a {source.task}")
+    if not spec.task and not source.task:
+        mistakes.append("task: the model does not tell; expected `task` in the specification, found nothing")
+    return spec.task or source.task
+
+
+def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: list[str]) -> Input | None:
+    if spec.frame is not None:
+        return Input(shape=spec.frame.shape, dtype=spec.frame.dtype)
+    wanted = source.shape
+    length = spec.length
+    if wanted is not None and len(wanted) == 2:
+        if spec.window is not None and wanted[0] != length:
+            mistakes.append(f"window.length: the specification says {length}, the model takes {wanted[0]} readings")
+        length = wanted[0]
+    elif wanted is not None and len(wanted) > 2:
+        mistakes.append(f"the model takes tensors of {wanted}: expected a [frame] in the specification, found none")
+        return None
+    count = _channel_count(spec, source, length, columns, mistakes)
+    if count is None:
+        return None
+    names = columns if len(columns) == count else source.feature_names if len(source.feature_names) == count else ()
+    channels = tuple(Channel(name=item.name, unit=item.unit, range=item.range) for item in spec.channel)
+    if not channels:
+        channels = tuple(Channel(name=name) for name in (names or [f"channel_{i}" for i in range(count)]))
+    stride = spec.stride if spec.window is not None else length
+    return Input(
+        channels=channels,
+        window=Window(length=length, stride=stride, rate_hz=spec.window.rate_hz if spec.window else None),
+    )
+
+
+def _channel_count(
+    spec: Spec, source: SourceModel, length: int, columns: tuple[str, ...], mistakes: list[str]
+) -> int | None:
+    said = len(spec.channel)
+    wanted = source.shape
+    if wanted is None:
+        if not said and not columns:
+            mistakes.append(
+                "channel: the model does not tell how many it takes; expected [[channel]] tables, found none"
+            )
+            return None
+        return said or len(columns)
+    if len(wanted) == 2:
+        if said and said != wanted[1]:
+            mistakes.append(f"channel: the specification has {said}, the model takes {wanted[1]}")
+        return said or wanted[1]
+    features = wanted[0]
+    if said and said * length != features:
+        mistakes.append(
+            f"channel: the specification has {said} over windows of {length}, which makes {said * length} values; "
+            f"the model takes {features}"
+        )
+        return said
+    if features % length:
+        mistakes.append(f"window.length: the model takes {features} values, which {length} readings cannot make up")
+        return None
+    return features // length
+
+
+def _labels(
+    spec: Spec, source: SourceModel, task: Task | None, mistakes: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    if task != "classification":
+        return (), (), ()
+    classes = class_names(source.classes)
+    if not spec.labels:
+        if not classes:
+            mistakes.append("labels: the model does not name its classes; expected `labels` in the specification")
+        return classes, classes, tuple(range(len(classes)))
+    if not classes:
+        return spec.labels, spec.labels, tuple(range(len(spec.labels)))
+    if len(spec.labels) != len(classes):
+        mistakes.append(f"labels: the specification has {len(spec.labels)}, the model has {len(classes)} classes")
+        return spec.labels, classes, tuple(range(len(classes)))
+    common = set(spec.labels) & set(classes)
+    if common == set(classes):
+        order = tuple(classes.index(label) for label in spec.labels)
+        return spec.labels, spec.labels, order
+    if common and isinstance(source.classes[0], str):
+        strange = ", ".join(repr(label) for label in spec.labels if label not in classes)
+        mistakes.append(f"labels: expected the model's classes {', '.join(classes)}, found {strange}")
+    else:
+        source.notes.append(
+            "labels: " + ", ".join(f"{label} is class {name}" for label, name in zip(spec.labels, classes, strict=True))
+        )
+    return spec.labels, classes, tuple(range(len(classes)))
+
+
+def _targets(spec: Spec, source: SourceModel, task: Task | None, mistakes: list[str]) -> tuple[Target, ...]:
+    if task != "regression":
+        return ()
+    said = spec.target_specs
+    if len(said) > source.targets:
+        mistakes.append(f"targets: the specification has {len(said)}, the model gives {source.targets}")
+    named = [Target(name=target.name, unit=target.unit) for target in said]
+    return (*named, *(Target(name=f"output_{i}") for i in range(len(named), source.targets)))

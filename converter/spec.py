@@ -1,0 +1,263 @@
+"""The specification TOML that goes with a model -> frozen, typed values. The one way in: nothing else reads the file.
+
+`load_spec` reports every mistake of a file at once, each with its place, what was expected and what was found,
+and for an unknown key the nearest known one. What the model itself tells need not be repeated here.
+"""
+
+import difflib
+import math
+import re
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Task
+
+_SEMANTIC_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
+_BAD_NAME = re.compile(r"[/+#\0]")
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the file: every key is known."""
+
+
+class WindowSpec(_Table, frozen=True, kw_only=True):
+    """`[window]`: how readings become one input. Left out, each reading stands on its own."""
+
+    length: int
+    stride: int | None = None
+    rate_hz: float | None = None
+
+
+class ChannelSpec(_Table, frozen=True, kw_only=True):
+    """`[[channel]]`: one measured quantity, in the order of the model's input."""
+
+    name: str
+    unit: str = ""
+    range: tuple[float, float] | None = None
+
+
+class TargetSpec(_Table, frozen=True, kw_only=True):
+    """`[[target]]`: one quantity that a regression predicts."""
+
+    name: str
+    unit: str = ""
+
+
+class FrameSpec(_Table, frozen=True, kw_only=True):
+    """`[frame]`: one reading is a whole tensor; `value * scale + offset` is baked into the graph."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "uint8", "int8", "uint16", "int16"] = "float32"
+    layout: Literal["hwc", "chw"] | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+class ModelSpec(_Table, frozen=True, kw_only=True):
+    """`[model]`: which tensors of the file are meant, and the layout that the model wants."""
+
+    input: str | None = None
+    output: str | None = None
+    label: str | None = None
+    layout: Literal["time_first", "channel_first", "flat", "hwc", "chw"] | None = None
+    activation: Literal["none", "softmax", "sigmoid"] | None = None
+    score: Literal["output", "reconstruction"] | None = None
+
+
+class StateSpec(_Table, frozen=True, kw_only=True):
+    """`[[state]]`: a tensor that a recurrent model hands from one window to the next."""
+
+    input: str
+    output: str
+    batch_axis: int = 0
+
+
+class DataSpec(_Table, frozen=True, kw_only=True):
+    """`[data]`: how `--data` is to be read, where it is a table. `label` may be several columns for a regression."""
+
+    label: str | tuple[str, ...] | None = None
+    group: str | None = None
+    time: str | None = None
+
+
+class Spec(_Table, frozen=True, kw_only=True):
+    """The whole file."""
+
+    name: str | None = None
+    version: str = "1.0.0"
+    task: Task | None = None
+    labels: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    threshold: float | None = None
+    threshold_quantile: float | None = None
+    target_device: Literal["pi3", "pi4", "pi5", "zero2w"] | None = None
+    window: WindowSpec | None = None
+    channel: tuple[ChannelSpec, ...] = ()
+    target: tuple[TargetSpec, ...] = ()
+    frame: FrameSpec | None = None
+    model: ModelSpec = ModelSpec()
+    state: tuple[StateSpec, ...] = ()
+    constants: dict[str, int | float | tuple[int, ...] | tuple[float, ...]] = {}
+    data: DataSpec = DataSpec()
+
+    @property
+    def length(self) -> int:
+        """Readings in one window."""
+        return self.window.length if self.window else 1
+
+    @property
+    def stride(self) -> int:
+        """Readings between the starts of two windows; by default windows do not overlap."""
+        return (self.window.stride or self.window.length) if self.window else 1
+
+    @property
+    def target_specs(self) -> tuple[TargetSpec, ...]:
+        """The targets, whether they were given as names or as tables."""
+        return self.target or tuple(TargetSpec(name=name) for name in self.targets)
+
+
+def load_spec(path: Path) -> Spec:
+    """Read and check a specification.
+
+    Raises:
+        CommandError: the file is missing, is no TOML, or has mistakes: all of them, a line each.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise CommandError(f"{path}: expected a specification, found no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: expected a specification in TOML: {error}") from error
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise CommandError(f"{path}: expected TOML: {error}") from error
+    return parse_spec(raw, str(path))
+
+
+def parse_spec(raw: dict[str, Any], place: str) -> Spec:
+    """Check a specification that has been read already; `place` begins every message.
+
+    Raises:
+        CommandError: every mistake found, a line each.
+    """
+    mistakes: list[str] = []
+    spec: Spec | None = _decode(Spec, raw, "", mistakes)
+    if spec is not None:
+        mistakes += _contradictions(spec)
+    if mistakes or spec is None:
+        raise CommandError("\n".join(f"{place}: {mistake}" for mistake in mistakes))
+    return spec
+
+
+def _contradictions(spec: Spec) -> list[str]:
+    """What is wrong although every key has the right type."""
+    found: list[str] = []
+    if spec.name is not None and (not spec.name or _BAD_NAME.search(spec.name)):
+        found.append(f"name: expected a word without / + #, found {spec.name!r}")
+    if not _SEMANTIC_VERSION.fullmatch(spec.version):
+        found.append(f"version: expected a semantic version such as 1.0.0, found {spec.version!r}")
+    found += _repeated("labels", spec.labels)
+    found += _repeated("channel", [channel.name for channel in spec.channel])
+    found += _repeated("target", [target.name for target in spec.target_specs])
+    if spec.targets and spec.target:
+        found.append("targets: expected either targets or [[target]], found both")
+    if len(spec.labels) == 1:
+        found.append("labels: expected two or more, found one")
+    if spec.labels and spec.task in ("regression", "anomaly"):
+        found.append(f"labels: expected none with task {spec.task!r}, found {len(spec.labels)}")
+    if spec.target_specs and spec.task in ("classification", "anomaly"):
+        found.append(f"targets: expected none with task {spec.task!r}, found {len(spec.target_specs)}")
+    if spec.window is not None:
+        for key, value in (("length", spec.window.length), ("stride", spec.window.stride)):
+            if value is not None and value < 1:
+                found.append(f"window.{key}: expected 1 or more, found {value}")
+        if spec.window.rate_hz is not None and not (math.isfinite(spec.window.rate_hz) and spec.window.rate_hz > 0):
+            found.append(f"window.rate_hz: expected a positive rate, found {spec.window.rate_hz}")
+    for channel in spec.channel:
+        if channel.range is not None and not channel.range[0] < channel.range[1]:
+            found.append(f"channel {channel.name}: range: expected low < high, found {list(channel.range)}")
+    if spec.threshold is not None and spec.threshold_quantile is not None:
+        found.append("threshold: expected either threshold or threshold_quantile, found both")
+    if spec.threshold_quantile is not None and not 0 < spec.threshold_quantile <= 1:
+        found.append(f"threshold_quantile: expected more than 0 and at most 1, found {spec.threshold_quantile}")
+    if spec.frame is not None:
+        if spec.window is not None or spec.channel:
+            found.append("frame: expected no [window] and no [[channel]] beside it, found both")
+        if not spec.frame.shape or min(spec.frame.shape) < 1:
+            found.append(f"frame.shape: expected positive sizes, found {list(spec.frame.shape)}")
+    return found
+
+
+def _repeated(place: str, names: tuple[str, ...] | list[str]) -> list[str]:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    return [f"{place}: expected different names, found {name!r} more than once" for name in twice]
+
+
+def _decode(kind: type[Any], raw: Any, place: str, mistakes: list[str]) -> Any:
+    """Decode one table field by field, because msgspec by itself stops at the first mistake."""
+    if not isinstance(raw, dict):
+        mistakes.append(f"{place}: expected a table, found {raw!r}")
+        return None
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    before = len(mistakes)
+    values: dict[str, Any] = {}
+    prefix = f"{place}." if place else ""
+    for key in raw:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(fields)}"
+            mistakes.append(f"{prefix}{key}: unknown key{hint}")
+    for key, field in fields.items():
+        if key in raw:
+            values[field.name] = _decode_value(field.type, raw[key], f"{prefix}{key}", mistakes)
+        elif field.required:
+            mistakes.append(f"{prefix}{key}: expected {_words(field.type)}, found nothing")
+    return kind(**values) if len(mistakes) == before else None
+
+
+def _decode_value(kind: Any, raw: Any, place: str, mistakes: list[str]) -> Any:
+    inner = _struct_of(kind)
+    if inner is not None and typing.get_origin(kind) is tuple:
+        if not isinstance(raw, list):
+            mistakes.append(f"{place}: expected tables ([[{place}]]), found {raw!r}")
+            return ()
+        return tuple(_decode(inner, item, f"{place}[{index}]", mistakes) for index, item in enumerate(raw))
+    if inner is not None:
+        return _decode(inner, raw, place, mistakes)
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError:
+        mistakes.append(f"{place}: expected {_words(kind)}, found {raw!r}")
+        return None
+
+
+def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
+    """The table type inside `Table`, `Table | None` or `tuple[Table, ...]`."""
+    for candidate in (kind, *typing.get_args(kind)):
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
+            return candidate
+    return None
+
+
+def _words(kind: Any) -> str:
+    """A type, as a person says it."""
+    plain = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
+    if kind in plain:
+        return plain[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return " or ".join(repr(argument) for argument in arguments)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_words(argument) for argument in arguments if argument is not type(None))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"a list, each {_words(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_words(arguments[0])}"
+    return "a table"

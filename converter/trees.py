@@ -1,0 +1,201 @@
+"""Decision trees of any framework as one `Forest`, and a forest as one ONNX node whose every comparison is exact.
+
+Frameworks compare a float64 threshold with a float32 or float64 value, often after a scaler; an ONNX tree on a
+device compares float32 with float32. Rounding a threshold to the nearest float32, or scaling in float32, moves
+rows over a split. So the thresholds are not rounded but searched: for each comparison the largest float32 reading
+is found for which the source itself, scaling included, says yes. Then `reading <= threshold` answers for every
+float32 reading as the source does, and the scaler is gone from the graph.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Transform = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Ints = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+
+_LOWEST_KEY = -int(np.array(np.finfo(np.float32).max, dtype=np.float32).view(np.int32))
+_HIGHEST_KEY = -_LOWEST_KEY
+_ROWS_AT_ONCE = 200_000  # float64 cells of a search step: 1.6 MB
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Forest:
+    """Trees side by side, as flat arrays over all nodes; the output is `base` plus the sum of the leaves reached.
+
+    Attributes:
+        tree: the tree of each node.
+        node: the number of each node within its tree; 0 is the root.
+        feature: the input column that an inner node looks at; -1 marks a leaf.
+        threshold: what it compares with, as the source holds it.
+        left: the node (within the tree) where "yes" leads.
+        right: the node where "no" leads.
+        leaf: index into the arrays above of each leaf value.
+        target: the output column that it adds to.
+        weight: what it adds.
+        outputs: output columns.
+        base: `[outputs]`, what the sum starts with.
+        compare: `<=` or `<`.
+        narrow: whether the source rounds the value to float32 before it compares.
+    """
+
+    tree: Ints
+    node: Ints
+    feature: Ints
+    threshold: Doubles
+    left: Ints
+    right: Ints
+    leaf: Ints
+    target: Ints
+    weight: Doubles
+    outputs: int
+    base: Doubles
+    compare: Literal["<=", "<"]
+    narrow: bool
+
+
+class ForestBuilder:
+    """Collects trees, node by node arrays at a time, into a `Forest`."""
+
+    def __init__(self, outputs: int, compare: Literal["<=", "<"], narrow: bool) -> None:
+        self._outputs, self._compare, self._narrow = outputs, compare, narrow
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self._leaves: list[tuple[NDArray[Any], ...]] = []
+        self._nodes = 0
+
+    def add(
+        self,
+        feature: NDArray[Any],
+        threshold: NDArray[Any],
+        left: NDArray[Any],
+        right: NDArray[Any],
+        weights: NDArray[Any],
+        targets: Sequence[int] | None = None,
+    ) -> None:
+        """Add one tree.
+
+        Args:
+            feature: the column of each node; negative marks a leaf.
+            threshold: of each node.
+            left: number of the node where "yes" leads; ignored for leaves.
+            right: number of the node where "no" leads.
+            weights: `[nodes, len(targets)]`: what each leaf adds.
+            targets: the output columns that `weights` speaks of; all by default.
+        """
+        n = len(feature)
+        feature = np.where(np.asarray(feature) < 0, -1, feature).astype(np.int64)
+        columns = np.arange(self._outputs) if targets is None else np.asarray(targets)
+        tree = np.full(n, len(self._parts), dtype=np.int64)
+        self._parts.append((tree, np.arange(n), feature, np.asarray(threshold, np.float64), left, right))
+        leaves = np.flatnonzero(feature < 0)
+        values = np.asarray(weights, dtype=np.float64).reshape(n, len(columns))[leaves]
+        keep = values != 0
+        keep[~keep.any(axis=1), 0] = True  # a leaf without any value is no leaf to onnxruntime
+        row, column = np.nonzero(keep)
+        self._leaves.append((leaves[row] + self._nodes, columns[column], values[row, column]))
+        self._nodes += n
+
+    def build(self, base: Sequence[float] | NDArray[Any] | None = None) -> Forest:
+        """All trees added so far."""
+        tree, node, feature, threshold, left, right = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        leaf, target, weight = (np.concatenate(part) for part in zip(*self._leaves, strict=True))
+        start = np.zeros(self._outputs) if base is None else np.asarray(base, dtype=np.float64).reshape(self._outputs)
+        return Forest(
+            tree, node.astype(np.int64), feature, threshold, left.astype(np.int64), right.astype(np.int64),
+            leaf, target.astype(np.int64), weight, self._outputs, start, self._compare, self._narrow,
+        )  # fmt: skip
+
+
+def exact_thresholds(forest: Forest, columns: int, transform: Transform | None = None) -> NDArray[np.float32]:
+    """For each node, the largest float32 reading for which the source's comparison holds; minus infinity if none.
+
+    Args:
+        forest: the trees.
+        columns: the width of the input.
+        transform: what the source does to a row of readings first. It must work on each column by itself and
+            never fall where the reading rises.
+    """
+    result = np.zeros(len(forest.feature), dtype=np.float32)
+    inner = np.flatnonzero(forest.feature >= 0)
+    if not len(inner):
+        return result
+    pairs, back = np.unique(
+        np.stack([forest.feature[inner].astype(np.float64), forest.threshold[inner]], axis=1),
+        axis=0,
+        return_inverse=True,
+    )
+    feature, threshold = pairs[:, 0].astype(np.int64), pairs[:, 1]
+    found = np.empty(len(pairs), dtype=np.float32)
+    step = max(1, _ROWS_AT_ONCE // columns)
+    for start in range(0, len(pairs), step):
+        part = slice(start, start + step)
+        found[part] = _search(feature[part], threshold[part], forest, columns, transform)
+    result[inner] = found[back.reshape(-1)]
+    return result
+
+
+def _search(
+    feature: Ints, threshold: Doubles, forest: Forest, columns: int, transform: Transform | None
+) -> NDArray[np.float32]:
+    """Bisect over all float32 numbers in their order, every threshold at once."""
+    rows = np.arange(len(feature))
+
+    def holds(keys: Ints) -> NDArray[np.bool_]:
+        readings = _float_of(keys).astype(np.float64)
+        if transform is None:
+            values = readings
+        else:
+            table = np.zeros((len(rows), columns))
+            table[rows, feature] = readings
+            values = transform(table)[rows, feature]
+        if forest.narrow:
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32).astype(np.float64)
+        return values <= threshold if forest.compare == "<=" else values < threshold
+
+    low = np.full(len(feature), _LOWEST_KEY, dtype=np.int64)
+    high = np.full(len(feature), _HIGHEST_KEY, dtype=np.int64)
+    never, always = ~holds(low), holds(high)
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        yes = holds(middle)
+        low, high = np.where(yes, middle, low), np.where(yes, high, middle)
+    found = np.where(always, np.finfo(np.float32).max, _float_of(low))
+    return np.where(never, np.float32(-np.inf), found).astype(np.float32)
+
+
+def _float_of(keys: Ints) -> NDArray[np.float32]:
+    """The float32 number of a rank: ranks rise with the numbers, and 0 is zero."""
+    return np.where(keys < 0, -np.abs(keys).astype(np.int32).view(np.float32), keys.astype(np.int32).view(np.float32))
+
+
+def forest_node(forest: Forest, thresholds: NDArray[np.float32], source: str, result: str) -> Any:
+    """One `TreeEnsembleRegressor` node of `ai.onnx.ml` 3: float32 `[N, columns]` in, float32 `[N, outputs]` out."""
+    from onnx import helper  # noqa: PLC0415 - heavy
+
+    inner = forest.feature >= 0
+    attributes = {
+        "aggregate_function": "SUM",
+        "n_targets": forest.outputs,
+        "nodes_falsenodeids": np.where(inner, forest.right, 0).tolist(),
+        "nodes_featureids": np.where(inner, forest.feature, 0).tolist(),
+        "nodes_modes": ["BRANCH_LEQ" if is_inner else "LEAF" for is_inner in inner],
+        "nodes_nodeids": forest.node.tolist(),
+        "nodes_treeids": forest.tree.tolist(),
+        "nodes_truenodeids": np.where(inner, forest.left, 0).tolist(),
+        "nodes_values": np.where(inner, thresholds, 0).astype(np.float32).tolist(),
+        "post_transform": "NONE",
+        "target_ids": forest.target.tolist(),
+        "target_nodeids": forest.node[forest.leaf].tolist(),
+        "target_treeids": forest.tree[forest.leaf].tolist(),
+        "target_weights": forest.weight.astype(np.float32).tolist(),
+    }
+    if forest.base.any():
+        attributes["base_values"] = forest.base.astype(np.float32).tolist()
+    return helper.make_node(
+        "TreeEnsembleRegressor", [source], [result], name="trees", domain="ai.onnx.ml", **attributes
+    )

@@ -1,0 +1,58 @@
+"""A fresh process loads a bundle and answers its golden rows at batch 1, 2 and 7, before anyone is told it is done.
+
+Run as a script by `package.py`. It imports what a device imports: numpy, onnxruntime and the manifest, not onnx.
+"""
+
+import base64
+import sys
+
+import numpy as np
+import onnxruntime
+
+from edge_runtime.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Tensor, read_manifest
+
+BATCHES = (1, 2, 7)
+
+
+def array(tensor: Tensor) -> np.ndarray:
+    """A golden tensor as an array."""
+    flat = np.frombuffer(base64.b64decode(tensor.data), dtype=np.dtype(tensor.dtype).newbyteorder("<"))
+    return flat.reshape(tensor.shape)
+
+
+def main(path: str) -> str | None:
+    """Try a bundle; what is wrong with it, or None."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    manifest = read_manifest(session.get_modelmeta().custom_metadata_map[METADATA_KEY], path)
+    golden = manifest.selftest
+    if golden is None:
+        return "it has no golden rows"
+    rows = array(golden.input)
+    names = list(OUTPUT_NAMES[manifest.task])
+    for batch in BATCHES if manifest.batch_free else (1,):
+        picked = np.arange(max(batch, len(rows))) % len(rows)
+        for start in range(0, len(picked) - batch + 1, batch):
+            index = picked[start : start + batch]
+            feeds = {INPUT_NAME: rows[index]}
+            for state in manifest.state:
+                feeds[state.input] = np.zeros((batch, *state.shape), dtype=np.float32)
+            for name, found in zip(names, session.run(names, feeds), strict=True):
+                expected = array(golden.outputs[name])[index]
+                if found.shape != expected.shape:
+                    return f"at batch {batch} its {name} has shape {found.shape}, expected {expected.shape}"
+                if found.dtype == np.int64:
+                    wrong = int(np.sum(found != expected))
+                    if wrong > golden.label_mismatches:
+                        return f"at batch {batch} {wrong} of its {name}s differ from the golden ones"
+                elif not np.allclose(found, expected, rtol=golden.rtol, atol=golden.atol):
+                    return f"at batch {batch} its {name} is off by {np.max(np.abs(found - expected)):.3g}"
+    return None
+
+
+if __name__ == "__main__":
+    problem = main(sys.argv[1])
+    if problem:
+        sys.exit(problem)
