@@ -170,6 +170,8 @@ class _Format(msgspec.Struct):
 
 _decode_format = msgspec.json.Decoder(_Format).decode
 _decode_manifest = msgspec.json.Decoder(Manifest).decode
+# msgspec skips members that it does not know without looking at their bytes, and raises these for what it does read.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _KNOWN = frozenset(Manifest.__struct_fields__)
 
 
@@ -185,7 +187,7 @@ def read_manifest(text: str | bytes, place: str) -> Manifest:
     """
     try:
         found = _decode_format(text).format
-    except msgspec.MsgspecError as error:
+    except _UNREADABLE as error:
         raise BundleError(f"{place}: manifest: expected JSON with a `format`: {error}") from error
     if found != FORMAT:
         raise BundleError(
@@ -194,12 +196,13 @@ def read_manifest(text: str | bytes, place: str) -> Manifest:
         )
     try:
         manifest = _decode_manifest(text)
-    except msgspec.MsgspecError as error:
+        document = msgspec.json.decode(text)
+    except _UNREADABLE as error:
         raise BundleError(f"{place}: manifest: {error}") from error
     mistakes = check_manifest(manifest)
     if mistakes:
         raise BundleError("\n".join(f"{place}: manifest: {mistake}" for mistake in mistakes))
-    unknown = {key: value for key, value in msgspec.json.decode(text).items() if key not in _KNOWN}
+    unknown = {key: value for key, value in document.items() if key not in _KNOWN}
     if unknown:
         manifest = msgspec.structs.replace(manifest, extra={**manifest.extra, **unknown})
     return manifest
