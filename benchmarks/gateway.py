@@ -64,7 +64,7 @@ def _point(folder: Path, keys: int, models: list[Path], seconds: float) -> dict[
     folder = Path(tempfile.mkdtemp(dir=folder))
     broker, running, load = _start(folder, _topics(keys), models)
     with broker, running:
-        load.first_answer(START_SECONDS)
+        load.first_answer(running)
         load.stream(1000.0, 2.0, TICK_SECONDS)  # every key is known before the clock starts
         load.drain()
         before = running.usage()

@@ -9,7 +9,6 @@ from benchmarks import process
 from benchmarks.broker import start_broker
 from benchmarks.load import Load
 from benchmarks.names import TOPIC_IN, TOPIC_OUT
-from benchmarks.pipeline import START_SECONDS
 from benchmarks.process import Process
 from benchmarks.results import Results
 from benchmarks.targets import COMMAND, DAEMON, ENVIRONMENT, daemon_config
@@ -27,7 +26,7 @@ def measure(folder: Path, model: Path, results: Results) -> None:
     command = [sys.executable, "-X", "importtime", *COMMAND[1:], "run", str(config)]
     with broker, Process(command, core=target_core, log=folder / "daemon.log", env=ENVIRONMENT) as running:
         load = Load(port, [TOPIC_IN], TOPIC_OUT)
-        load.first_answer(START_SECONDS)
+        load.first_answer(running)
         load.close()
     by_package = _own_times(running.said())
     for package in (*LIBRARIES, "the rest"):

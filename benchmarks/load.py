@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from benchmarks import wire
 from benchmarks.names import CHANNELS
+from benchmarks.process import Process
 
 STALL_SECONDS = 5.0  # without any answer for so long, a target is taken for stuck
 PROBE_SECONDS = 0.01
@@ -79,20 +80,22 @@ class Load:
         del self._tails[self._hearer]
         self._hearer.close()
 
-    def first_answer(self, seconds: float) -> float:
-        """Knock until the first prediction comes; return its moment on `time.perf_counter()`.
+    def first_answer(self, target: Process, seconds: float = 30.0) -> float:
+        """Knock until the first prediction of `target` comes; return the seconds since its start.
 
         Raises:
             TimeoutError: none came in `seconds`.
+            RuntimeError: the target has ended.
         """
         deadline = time.perf_counter() + seconds
         while time.perf_counter() < deadline:
+            target.check()
             self._sender.sendall(self._probe)
             if self.answers(PROBE_SECONDS):
                 moment = time.perf_counter()
                 self.drain()
-                return moment
-        raise TimeoutError(f"no prediction in {seconds:.0f} s")
+                return moment - target.started
+        raise TimeoutError(f"no prediction in {seconds:.0f} s:\n{target.said()[-2000:]}")
 
     def drain(self) -> int:
         """Take what is still on its way, until it has been quiet for a while; return how many predictions it was."""

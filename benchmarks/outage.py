@@ -8,7 +8,7 @@ from benchmarks import process
 from benchmarks.broker import start_broker
 from benchmarks.load import Load
 from benchmarks.names import TOPIC_IN, TOPIC_OUT
-from benchmarks.pipeline import RATE_HZ, START_SECONDS
+from benchmarks.pipeline import RATE_HZ
 from benchmarks.results import Results
 from benchmarks.targets import DAEMON, daemon_config, start_daemon
 
@@ -29,7 +29,7 @@ def measure(folder: Path, model: Path, seconds: float, results: Results) -> None
     )
     with sensors, upstream, start_daemon(folder, target_core, config) as running:
         load = Load(sensors_port, [TOPIC_IN], TOPIC_OUT, answers_port=upstream_port)
-        load.first_answer(START_SECONDS)
+        load.first_answer(running)
         load.heard_bytes = 0
         healthy = load.paced(RATE_HZ, 2.0)
         payload_bytes = load.heard_bytes / max(1, healthy.answered)

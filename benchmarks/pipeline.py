@@ -38,7 +38,7 @@ def measure(target: Target, folder: Path, model: Path, seconds: float, results: 
     with broker:
         load = Load(port, [TOPIC_IN], TOPIC_OUT)
         with target.start(folder, target_core, port, model) as running:
-            results.add(FIRST, target.name, load.first_answer(START_SECONDS) - running.started)
+            results.add(FIRST, target.name, load.first_answer(running))
             load.saturated(0.5, OUTSTANDING)  # warm: allocations, caches, a compiler in time where there is one
             load.drain()
             _paced(target, running, load, seconds, results)
