@@ -40,11 +40,15 @@ STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One message as it came: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1."""
+    """One message as it came: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1.
+
+    A handler sets `claimed` when the message is its own; one that nobody claims is counted as `unmatched_topic`.
+    """
 
     topic: bytes
     payload: bytes
     receipt: Receipt | None
+    claimed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -377,6 +381,8 @@ class Connection:
         for _, _, handler in self._subscriptions:
             handler(messages)
         for message in messages:
+            if not message.claimed:
+                self._counters.rejected["unmatched_topic"] += 1
             if message.receipt is not None:
                 message.receipt.release()
 

@@ -73,13 +73,6 @@ class MqttSource:
         """Leave what comes from now on with the broker."""
         self._stopped = True
 
-    def matches(self, topic: bytes) -> bool:
-        """Whether a message on `topic` belongs to this source."""
-        try:
-            return self._keys.match(topic.decode())[0]
-        except UnicodeDecodeError:
-            return False
-
     def _take(self, messages: list[Message]) -> None:
         arrived = time.perf_counter()
         frames: list[bytes] = []
@@ -92,6 +85,7 @@ class MqttSource:
                 continue  # no topic of ours; the connection's owner counts it
             if not found:
                 continue
+            message.claimed = True
             if self._stopped:
                 if message.receipt is not None:
                     message.receipt.hold()
