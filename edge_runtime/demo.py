@@ -62,7 +62,7 @@ class _Played:
 
 
 @dataclass(frozen=True)
-class _Arrival:
+class Arrival:
     """One message as the subscriber got it; `when` is on the clock of `written`."""
 
     topic: str
@@ -71,10 +71,10 @@ class _Arrival:
 
 
 @dataclass(frozen=True)
-class _Audience:
+class Audience:
     """The subscriber's side: what arrived, and the daemon that it comes from, whose end ends every wait."""
 
-    arrivals: "queue.Queue[_Arrival]"
+    arrivals: "queue.Queue[Arrival]"
     daemon: Process
     log: Path
 
@@ -86,7 +86,7 @@ class _Audience:
             if (arrival.topic, arrival.payload) == ("edge/demo/status", b"online"):
                 return
 
-    def predictions(self, count: int) -> Iterator[_Arrival]:
+    def predictions(self, count: int) -> Iterator[Arrival]:
         """The next predictions, each as soon as it is there."""
         deadline = time.monotonic() + PATIENCE
         while count:
@@ -95,14 +95,14 @@ class _Audience:
                 count -= 1
                 yield arrival
 
-    def _next(self, deadline: float, what: str) -> _Arrival:
+    def _next(self, deadline: float, what: str) -> Arrival:
         while time.monotonic() < deadline:
             with contextlib.suppress(queue.Empty):
                 return self.arrivals.get(timeout=0.2)
             if self.daemon.poll() is not None:
-                code, said = self.daemon.returncode, _last_line(self.log)
+                code, said = self.daemon.returncode, last_line(self.log)
                 raise CommandError(f"demo: the daemon ended with {code}; it said: {said}")
-        raise CommandError(f"demo: waited {PATIENCE:g} s in vain for {what}; the daemon said: {_last_line(self.log)}")
+        raise CommandError(f"demo: waited {PATIENCE:g} s in vain for {what}; the daemon said: {last_line(self.log)}")
 
 
 def demonstrate(folder: Path, data: Path | None, say: Say) -> None:
@@ -124,7 +124,7 @@ def demonstrate(folder: Path, data: Path | None, say: Say) -> None:
             f"{folder}: expected a folder to write to: {error.strerror}: name one with --folder"
         ) from error
     say("\n1. Train an activity classifier on recordings of a watch (six axes, four activities)\n")
-    _run_step([sys.executable, "-m", "converter.demo", str(folder), *(["--data", str(data)] if data else [])])
+    run_step([sys.executable, "-m", "converter.demo", str(folder), *(["--data", str(data)] if data else [])])
     say("\n2. Convert it to one small int8 file, and prove that it still gives the right answers\n")
     bundle = _convert(folder, say)
     say("\n3. Run it: broker, serial port, daemon, and a subscriber that knows the truth\n")
@@ -148,27 +148,28 @@ def _convert(folder: Path, say: Say) -> Bundle:
         *("--quantize", "int8", "-o", str(folder / "activity.onnx")),
     ]
     say(f"$ edge-convert {shlex.join(arguments)}\n")
-    _run_step([sys.executable, "-c", "import sys; from converter.cli import main; sys.exit(main())", *arguments])
+    run_step([sys.executable, "-c", "import sys; from converter.cli import main; sys.exit(main())", *arguments])
     return open_bundle(folder / "activity.onnx")
 
 
 def _run_live(folder: Path, bundle: Bundle, say: Say) -> _Outcome:
     recordings, labels = _read_held_out(folder / "held-out-recordings.npz")
     with contextlib.ExitStack() as stack:
-        broker_port = stack.enter_context(_broker())
+        broker_port = stack.enter_context(embedded_broker())
         say(f"broker      mqtt://127.0.0.1:{broker_port}  (embedded, for the demonstration only)")
         master, port = stack.enter_context(_serial_port())
         say(f"serial port {port}")
         device_file = folder / "device.toml"
         device_file.write_text(_device_file(bundle, port, broker_port))
-        arrivals = stack.enter_context(_subscription(broker_port, "edge/#"))
-        daemon = stack.enter_context(_daemon(device_file, folder / "daemon.log"))
+        arrivals = stack.enter_context(subscription(broker_port, "edge/#"))
+        daemon = stack.enter_context(running_daemon(device_file, folder / "daemon.log"))
         say(f"daemon      edge-runtime run {device_file}")
-        audience = _Audience(arrivals, daemon, folder / "daemon.log")
+        audience = Audience(arrivals, daemon, folder / "daemon.log")
         audience.wait_until_online()
         say("subscriber  edge/demo/activity/-\n")
         say("   time in the recordings   truth       prediction   score   latency")
         outcome = _Outcome()
+        _write(master, b"\n")  # a reader drops what stands before the first line end: it may have come in midway
         begin = float(int(time.time()) - int(PAUSE_BETWEEN_RECORDINGS) * (len(recordings) + 1))
         for number, (recording, label) in enumerate(zip(recordings, labels, strict=True)):
             start = begin + number * PAUSE_BETWEEN_RECORDINGS
@@ -219,14 +220,14 @@ url = "mqtt://127.0.0.1:{broker_port}"
 
 
 def _play(master: int, recording: Any, start: float, rate_hz: float) -> dict[float, float]:
-    """Write one recording as CSV lines; the result is when each reading, by its own time, had gone into the port."""
+    """Write one recording as CSV lines; the result is when each reading, by its own time, went into the port."""
     written = {}
     due = time.perf_counter()
     for number, reading in enumerate(recording):
         moment = round(start + number / rate_hz, 3)
         line = f"{moment:.3f},{','.join(f'{value:.6g}' for value in reading)}\n".encode()
-        _write(master, line)
         written[moment] = time.perf_counter()
+        _write(master, line)
         due += 1.0 / (rate_hz * SPEED)
         time.sleep(max(0.0, due - time.perf_counter()))
     return written
@@ -240,7 +241,7 @@ def _write(master: int, data: bytes) -> None:
             data = data[os.write(master, data) :]
 
 
-def _judge(arrival: _Arrival, played: _Played, outcome: _Outcome) -> str:
+def _judge(arrival: Arrival, played: _Played, outcome: _Outcome) -> str:
     """Compare one prediction with the truth, count it, and say so in one line."""
     prediction = json.loads(arrival.payload)
     moment = round(datetime.fromisoformat(prediction["time"]).timestamp(), 3)
@@ -270,7 +271,7 @@ def _close(folder: Path, bundle: Bundle, outcome: _Outcome, say: Say) -> None:
 def _sizes(folder: Path, bundle: Bundle) -> str:
     source = (folder / "activity.skops").stat().st_size
     parts = [f"source {_kilobytes(source)}"]
-    float_bytes = bundle.manifest.quantization.get("float_bytes")
+    float_bytes = bundle.manifest.quantization.get("bytes_float")
     if float_bytes:
         parts.append(f"float ONNX {_kilobytes(int(float_bytes))}")
     return ", ".join([*parts, f"int8 bundle {_kilobytes(bundle.size)}"])
@@ -280,8 +281,12 @@ def _kilobytes(size: int) -> str:
     return f"{size / 1000:.1f} kB"
 
 
-def _run_step(command: Sequence[str]) -> None:
-    """Run a step to its end; what it prints, the user sees."""
+def run_step(command: Sequence[str]) -> None:
+    """Run a step to its end; what it prints, the user sees.
+
+    Raises:
+        CommandError: it failed.
+    """
     with _child(command) as process:
         code = process.wait()
     if code != 0:
@@ -312,7 +317,8 @@ def _end(process: Process) -> None:
 
 
 @contextlib.contextmanager
-def _broker() -> Iterator[int]:
+def embedded_broker() -> Iterator[int]:
+    """A broker on the loopback address, for as long as the context lasts; the value is its port."""
     import iotcore  # noqa: PLC0415 - the embedded broker belongs to an extra; nothing else of the runtime imports it
 
     port = _free_port()
@@ -351,11 +357,12 @@ def _serial_port() -> Iterator[tuple[int, str]]:
 
 
 @contextlib.contextmanager
-def _subscription(port: int, topic: str) -> "Iterator[queue.Queue[_Arrival]]":
-    messages: queue.Queue[_Arrival] = queue.Queue()
+def subscription(port: int, topic: str) -> "Iterator[queue.Queue[Arrival]]":
+    """A client of the broker on the loopback address; what it hears, in order of arrival."""
+    messages: queue.Queue[Arrival] = queue.Queue()
     client = mqtt.Client(CallbackAPIVersion.VERSION2)
     client.on_message = lambda _client, _data, message: messages.put(
-        _Arrival(message.topic, bytes(message.payload), time.perf_counter())
+        Arrival(message.topic, bytes(message.payload), time.perf_counter())
     )
     client.connect("127.0.0.1", port)
     client.subscribe(topic, qos=1)
@@ -368,12 +375,14 @@ def _subscription(port: int, topic: str) -> "Iterator[queue.Queue[_Arrival]]":
 
 
 @contextlib.contextmanager
-def _daemon(device_file: Path, log: Path) -> Iterator[Process]:
+def running_daemon(device_file: Path, log: Path) -> Iterator[Process]:
+    """`edge-runtime run` on a device file, for as long as the context lasts; what it says goes to `log`."""
     program = "import sys; from edge_runtime.cli import main; sys.exit(main())"
     with log.open("wb") as output, _child([sys.executable, "-c", program, "run", str(device_file)], output) as process:
         yield process
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
+    """The last line of a log, for messages."""
     lines = log.read_text(errors="replace").splitlines()
     return lines[-1] if lines else "nothing"
