@@ -56,6 +56,7 @@ __all__ = [
     "differences",
     "load_config",
     "parse_endpoint",
+    "parse_toml",
     "read_password",
     "source_broker",
     "upstream_broker",
@@ -77,7 +78,7 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: with every mistake of the file, and of the files that it names, a line each.
     """
-    raw = _parse(path, _read(path))
+    raw = parse_toml(path)
     conversion = Conversion(str(Path(path).absolute().parent))
     whole = conversion.table(Config, raw, "", omit=frozenset({"path"}))
     mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables)], key=_reading_order(raw))
@@ -99,22 +100,29 @@ def _reading_order(raw: dict[str, Any]) -> Callable[[Mistake], tuple[int, int]]:
     return position
 
 
-def _read(path: Path) -> str:
+def parse_toml(path: Path, what: str = "a device file (TOML)") -> dict[str, Any]:
+    """Reads a TOML file; `what` it should be stands in the message when it is none.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    return _parse(path, _read(path, what))
+
+
+def _read(path: Path, what: str) -> str:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             kind = "a folder" if path.is_dir() else "a device or pipe"
-            raise ConfigError(f"{path}: expected a device file (TOML), found {kind}")
+            raise ConfigError(f"{path}: expected {what}, found {kind}")
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: expected a device file (TOML), found none: mend the path") from error
+        raise ConfigError(f"{path}: expected {what}, found none: mend the path") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path}: expected a device file (TOML) that can be read, found: {reason}") from error
+        raise ConfigError(f"{path}: expected {what} that can be read, found: {reason}") from error
     if len(content) > _MAX_FILE_BYTES:
-        raise ConfigError(
-            f"{path}: expected a device file (TOML) of at most {_MAX_FILE_BYTES} bytes, found a larger one"
-        )
+        raise ConfigError(f"{path}: expected {what} of at most {_MAX_FILE_BYTES} bytes, found a larger one")
     try:
         return content.decode("utf-8-sig")  # editors on Windows put a mark in front
     except UnicodeDecodeError as error:

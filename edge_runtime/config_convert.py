@@ -78,15 +78,15 @@ class Conversion:
                 if field.required:
                     self._add(where, _missing(name, field.type))
                     wrong.add(name)
-                    values[name] = None
+                    values[field.name] = None
                 continue
             good, value = self.value(field.type, raw[name], where)
             if good:
-                values[name] = value
+                values[field.name] = value
             else:
                 wrong.add(name)
                 if field.required:
-                    values[name] = value  # an array with some good items, or None
+                    values[field.name] = value  # an array with some good items, or None
         for name in raw:
             if name not in known:
                 self._unknown(place, name, known)

@@ -1,0 +1,226 @@
+"""`fleet.toml` -> the devices that we may talk to. Reports every mistake at once, as for a device file."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.config import parse_toml
+from edge_runtime.config_convert import Conversion, Converted, Mistake, nearest, quote
+from edge_runtime.errors import CommandError, ConfigError
+from edge_runtime.settings import Count, FilePath, Name, NewPath, Port16, SomeSeconds, Table, Text
+
+# A host that begins with a dash would be an option of ssh, and one with a space two words.
+Address = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[^\s\x00-\x1f\x7f-][^\s\x00-\x1f\x7f]*$",
+        extra={"expected": "a host or a name in ~/.ssh/config, such as pi@press-07.local"},
+    ),
+]
+# Part of a unit's name and of file names on the device.
+Service = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,99}$", extra={"expected": "letters, digits and _ . -"})
+]
+
+
+class Rollout(Table, frozen=True, kw_only=True):
+    """`[rollout]`: how many devices are changed at once, and in which order.
+
+    Attributes:
+        limit: How many devices are talked to at the same time.
+        canaries: How many devices go first, alone. The rest follow only when all of them did well.
+        wave: How many devices follow in each later wave; a wave in which one fails is the last. Left out, all at once.
+        soak (s): How long a wave must run the new model before the next begins.
+    """
+
+    limit: Count = 8
+    canaries: Annotated[int, Meta(ge=0)] = 1
+    wave: Count | None = None
+    soak: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class Defaults(Table, frozen=True, kw_only=True):
+    """`[defaults]`: what holds for every device that does not say otherwise.
+
+    Attributes:
+        account: The user that the daemon runs as, and that the model store belongs to.
+        runtime: The runtime's command on the device.
+        store: The model store on the device.
+        allowed_signers: The keys whose bundles the device trusts, on the device.
+        port: The port of the device's ssh server, where `~/.ssh/config` does not say.
+        connect_timeout (s): A device that does not answer for so long is unreachable.
+        stall_timeout (s): A device that falls silent in the middle of something for so long is given up.
+        ssh_config: A configuration file for ssh, instead of the user's own.
+    """
+
+    account: Service = "edge-runtime"
+    runtime: Text = "/opt/edge-runtime/bin/edge-runtime"
+    store: Text = "/var/lib/edge-runtime/models"
+    allowed_signers: Text = "/etc/edge-runtime/allowed_signers"
+    port: Port16 | None = None
+    connect_timeout: SomeSeconds = 10.0
+    stall_timeout: SomeSeconds = 15.0
+    ssh_config: FilePath | None = None
+
+
+class Device(Table, frozen=True, kw_only=True):
+    """`[[device]]`: one device.
+
+    Attributes:
+        name: What the commands call it.
+        address: A host, USER@HOST or a name in `~/.ssh/config`.
+        group: Devices that are flashed together, as `group:NAME`.
+        class_: What kind of device it is, such as `pi4`. For people, and for `--class`.
+        transport: How it is reached.
+        service: The instance of the service, `edge-runtime@SERVICE`; the device's name when left out.
+        config: The device file that `provision` installs, here on this machine.
+        port: As in `[defaults]`.
+        account: As in `[defaults]`.
+        runtime: As in `[defaults]`.
+        store: As in `[defaults]`.
+        allowed_signers: As in `[defaults]`.
+    """
+
+    name: Service
+    address: Address
+    group: Name | None = None
+    class_: Name | None = msgspec.field(default=None, name="class")
+    transport: Literal["ssh"] = "ssh"
+    service: Service | None = None
+    config: NewPath | None = None
+    port: Port16 | None = None
+    account: Service | None = None
+    runtime: Text | None = None
+    store: Text | None = None
+    allowed_signers: Text | None = None
+
+
+class Fleet(Table, frozen=True, kw_only=True):
+    """A whole inventory.
+
+    Attributes:
+        rollout: How many devices are changed at once.
+        defaults: What holds for every device.
+        device: The devices.
+        path: The file itself. No key of it.
+    """
+
+    rollout: Rollout = Rollout()
+    defaults: Defaults = Defaults()
+    device: tuple[Device, ...]
+    path: str = ""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A device with everything that is needed to talk to it."""
+
+    name: str
+    address: str
+    group: str | None
+    kind: str | None
+    service: str
+    config: str | None
+    port: int | None
+    account: str
+    runtime: str
+    store: str
+    allowed_signers: str
+    connect_timeout: float
+    stall_timeout: float
+    ssh_config: str | None
+
+
+def find_inventory(given: str | None) -> Path:
+    """The inventory that was given, else that of EDGE_FLEET, else `device_configs/fleet.toml` or `fleet.toml` here."""
+    named = given or os.environ.get("EDGE_FLEET")
+    if named:
+        return Path(named)
+    nearby = Path("device_configs/fleet.toml")
+    return nearby if nearby.exists() else Path("fleet.toml")
+
+
+def load_inventory(path: Path) -> Fleet:
+    """Reads and checks an inventory.
+
+    Raises:
+        ConfigError: every mistake, a line each.
+    """
+    conversion = Conversion(str(path.absolute().parent))
+    whole = conversion.table(Fleet, parse_toml(path, "an inventory of devices (TOML)"), "", omit=frozenset({"path"}))
+    mistakes = [*conversion.mistakes, *_rules(conversion.tables)]
+    if mistakes:
+        raise ConfigError([f"{path}: {mistake}" for mistake in mistakes])
+    fleet: Fleet = msgspec.structs.replace(whole.value, path=str(path.absolute()))
+    return fleet
+
+
+def _rules(tables: list[Converted]) -> list[Mistake]:
+    seen: dict[str, str] = {}
+    found = []
+    for table in tables:
+        device = table.value
+        if not isinstance(device, Device) or "name" in table.wrong:
+            continue
+        if device.name in seen:
+            found.append(
+                Mistake(
+                    table.key("name"), f"expected a name of its own, found that of another device, {seen[device.name]}"
+                )
+            )
+        seen.setdefault(device.name, table.place)
+    return found
+
+
+def select(fleet: Fleet, words: Sequence[str], *, everything: bool = False, kind: str | None = None) -> list[Target]:
+    """The devices that a command names, in the order of the inventory, each once.
+
+    A word is a device's name or `group:NAME`.
+
+    Raises:
+        CommandError: a word names nothing, or nothing is named.
+    """
+    names = [device.name for device in fleet.device]
+    groups = {device.group for device in fleet.device if device.group is not None}
+    wanted: set[str] = set(names) if everything else set()
+    for word in words:
+        group = word.removeprefix("group:")
+        if word.startswith("group:") and group in groups:
+            wanted |= {device.name for device in fleet.device if device.group == group}
+        elif word in names:
+            wanted.add(word)
+        else:
+            known = [*names, *(f"group:{each}" for each in groups)]
+            near = nearest(word, known)
+            hint = f"did you mean {near}?" if near else f"it knows {', '.join(known[:20])}"
+            raise CommandError(f"{fleet.path}: no device or group {quote(word)}: {hint}")
+    chosen = [each for each in fleet.device if each.name in wanted and kind in {None, each.class_}]
+    if not chosen:
+        raise CommandError(f"{fleet.path}: no device is named: name some, or a group as group:NAME, or use --all")
+    return [target(fleet, device) for device in chosen]
+
+
+def target(fleet: Fleet, device: Device) -> Target:
+    """One device, completed by the defaults."""
+    base = fleet.defaults
+    return Target(
+        name=device.name,
+        address=device.address,
+        group=device.group,
+        kind=device.class_,
+        service=device.service or device.name,
+        config=device.config,
+        port=device.port or base.port,
+        account=device.account or base.account,
+        runtime=device.runtime or base.runtime,
+        store=device.store or base.store,
+        allowed_signers=device.allowed_signers or base.allowed_signers,
+        connect_timeout=base.connect_timeout,
+        stall_timeout=base.stall_timeout,
+        ssh_config=base.ssh_config,
+    )

@@ -1,0 +1,57 @@
+"""The journal of the service on many devices, as one stream of lines that say where they come from."""
+
+import json as json_module
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from edge_runtime.errors import EdgeError
+from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.rollout import MOST_FAILURES
+from edge_runtime.fleet.ssh import Answer, Collected, as_root, raise_if_unreachable, start
+
+_lock = threading.Lock()
+
+
+def show(targets: Sequence[Target], *, lines: int, follow: bool, since: str | None, json: bool, limit: int) -> int:
+    """Prints the lines of every device; returns how many could not be asked.
+
+    Lines of one device keep their order. With `follow` all devices are asked at once, whatever the limit.
+    """
+    words = ["journalctl", "--no-pager", "--quiet", "--output", "json" if json else "short-iso", "--lines", str(lines)]
+    words += ["--follow"] if follow else []
+    words += ["--since", since] if since else []
+
+    def one(target: Target) -> bool:
+        try:
+            _stream(target, [*words, "--unit", f"edge-runtime@{target.service}"], json=json, alone=len(targets) == 1)
+        except EdgeError as error:
+            with _lock:
+                sys.stderr.write(f"{target.name}: {error}\n")
+            return False
+        return True
+
+    with ThreadPoolExecutor(max_workers=len(targets) if follow else min(limit, len(targets))) as pool:
+        answered = list(pool.map(one, targets))
+    return min(answered.count(False), MOST_FAILURES)
+
+
+def _stream(target: Target, words: list[str], *, json: bool, alone: bool) -> None:
+    with start(target, as_root(words)) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.close()
+        err = Collected(process.stderr)
+        for raw in process.stdout:
+            line = raw.decode(errors="replace").rstrip("\n")
+            if json:
+                line = json_module.dumps({"device": target.name, "entry": json_module.loads(line)})
+            with _lock:
+                sys.stdout.write((line if alone or json else f"{target.name}: {line}") + "\n")
+                sys.stdout.flush()
+        answer = Answer(process.wait(), "", err.text())
+    raise_if_unreachable(target, answer)
+    if answer.code != 0:
+        raise EdgeError(answer.reason)

@@ -1,0 +1,140 @@
+"""What every device is doing: one question to each, one row for each. A device that does not answer has a row too."""
+
+import json
+from typing import Any
+
+import msgspec
+
+from edge_runtime.errors import EdgeError
+from edge_runtime.fleet.flash import read_listing
+from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.rollout import Outcome, Watcher
+from edge_runtime.fleet.ssh import Answer, as_account, run, script
+from edge_runtime.fleet.table import duration
+
+ASK_SECONDS = 60.0
+
+# Everything in one connection. Each part may fail by itself; a line of its own tells the parts from each other.
+_MARK = "--- edge-runtime part ---"
+_QUESTION = f"""runtime=$1; service=$2; folder=$3; signers=$4
+echo '{_MARK}'; cat /proc/uptime 2>/dev/null
+echo '{_MARK}'; cat /sys/class/thermal/thermal_zone0/temp 2>/dev/null
+echo '{_MARK}'; systemctl is-active "edge-runtime@$service" 2>/dev/null
+echo '{_MARK}'; "$runtime" --version 2>/dev/null
+echo '{_MARK}'; "$runtime" status --json 2>/dev/null
+echo '{_MARK}'; "$runtime" models --store "$folder" --allowed-signers "$signers" list --json
+exit 0
+"""
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One device, as far as it is known.
+
+    Attributes:
+        name: of the device.
+        reachable: whether it answered.
+        why: what is wrong, in one line.
+        runtime: the version of its runtime.
+        service: what systemd says of its service.
+        models: its store, as `models list --json` has it.
+        uptime_s: since it was switched on.
+        temperature_c: of its processor.
+        last_prediction: when it last published, in seconds since 1970.
+        queued: predictions that wait for its broker.
+    """
+
+    name: str
+    group: str | None = None
+    kind: str | None = None
+    reachable: bool = False
+    why: str = ""
+    runtime: str = ""
+    service: str = ""
+    models: list[dict[str, Any]] = []
+    uptime_s: float | None = None
+    temperature_c: float | None = None
+    last_prediction: float | None = None
+    queued: int | None = None
+
+
+def look(target: Target, watcher: Watcher) -> Outcome:
+    """Asks one device; never raises, since being out of reach is an answer too."""
+    watcher.step(target.name, "asking")
+    row = Row(name=target.name, group=target.group, kind=target.kind)
+    arguments = (target.runtime, target.service, target.store, target.allowed_signers)
+    try:
+        answer = run(target, as_account(target.account, script(_QUESTION, *arguments)), timeout=ASK_SECONDS)
+        row.reachable = True
+        _fill(row, answer)
+    except EdgeError as error:
+        row.why = " ".join(str(error).split())
+    return Outcome(target.name, "failed" if row.why else "done", row.why, details={"row": row})
+
+
+def _fill(row: Row, answer: Answer) -> None:
+    parts = [part.strip() for part in answer.out.split(_MARK)[1:]]
+    if len(parts) != 6:
+        row.why = answer.reason
+        return
+    uptime, temperature, row.service, version, status, listed = parts
+    row.uptime_s = _number(uptime.split(" ")[0])
+    celsius = _number(temperature)
+    row.temperature_c = None if celsius is None else celsius / 1000
+    row.runtime = version.removeprefix("edge-runtime ")
+    _fill_status(row, status)
+    if not version:
+        row.why = "the runtime is not installed: provision the device first"
+    elif listed:
+        row.models = read_listing(listed)
+    else:
+        row.why = answer.reason
+
+
+def _fill_status(row: Row, text: str) -> None:
+    try:
+        documents = msgspec.json.decode(text, type=list[dict[str, Any]])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return  # an old runtime, or none runs
+    queued = [each["queued"] for each in documents if isinstance(each.get("queued"), int)]
+    row.queued = sum(queued) if queued else None
+    times = [each["last_prediction"] for each in documents if isinstance(each.get("last_prediction"), int | float)]
+    row.last_prediction = max(times) if times else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+HEADER = ("DEVICE", "REACHABLE", "MODEL", "VERSION", "STATE", "SERVICE", "UPTIME", "LAST", "QUEUE", "TEMP", "WHY")
+
+
+def cells(row: Row, now: float) -> list[list[str]]:
+    """The lines of the table for one device: one for each model that serves."""
+    serving = [each for each in row.models if each["state"] in {"active", "probation"}] or [{}]
+    lines = []
+    for model in serving:
+        last = "" if row.last_prediction is None else f"{duration(max(0.0, now - row.last_prediction))} ago"
+        lines.append(
+            [
+                row.name,
+                "yes" if row.reachable else "no",
+                str(model.get("name", "")),
+                str(model.get("version", "")),
+                str(model.get("state", "")),
+                row.service,
+                "" if row.uptime_s is None else duration(row.uptime_s),
+                last,
+                "" if row.queued is None else str(row.queued),
+                "" if row.temperature_c is None else f"{row.temperature_c:.0f} C",
+                row.why or str(model.get("why", "")),
+            ]
+        )
+    return lines
+
+
+def to_json(rows: list[Row]) -> str:
+    """All rows, for a program."""
+    return json.dumps(msgspec.to_builtins(rows), indent=2)

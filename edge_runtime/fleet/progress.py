@@ -1,0 +1,124 @@
+"""How it goes, on stderr: bars where `rich` is installed and a person watches, else a line a step."""
+
+import importlib
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from edge_runtime.fleet.rollout import Outcome, Watcher
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, device: str) -> None:
+        """Nothing."""
+
+    def step(self, device: str, text: str) -> None:
+        """Nothing."""
+
+    def bytes(self, device: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
+class Lines(Silent):
+    """A line a step, and one for every quarter of a transfer: reads well in a log."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self._quarters: dict[str, int] = {}
+
+    def step(self, device: str, text: str) -> None:
+        """A line."""
+        self.say(f"{device}: {text}")
+
+    def bytes(self, device: str, done: int, total: int) -> None:
+        """A line for each quarter."""
+        quarter = 4 * done // max(total, 1)
+        with self._lock:
+            before = self._quarters.get(device)
+            self._quarters[device] = quarter
+        if before is None and 0 < done < total:
+            self.say(f"{device}: going on after {done} of {total} bytes")
+        elif before is not None and quarter > before and done < total:
+            self.say(f"{device}: {done} of {total} bytes")
+
+    def end(self, outcome: Outcome) -> None:
+        """A line."""
+        self.say(f"{outcome.device}: {outcome.result}" + (f": {outcome.text}" if outcome.text else ""))
+
+    def say(self, text: str) -> None:
+        """A line."""
+        with self._lock:
+            print(text, file=self._stream, flush=True)
+
+
+class Bars(Silent):
+    """A bar for every device at work."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress = progress
+        self._tasks: dict[str, Any] = {}
+
+    def begin(self, device: str) -> None:
+        """A bar that does not yet know how long it will be."""
+        self._tasks[device] = self._progress.add_task(device, total=None, step="connecting")
+
+    def step(self, device: str, text: str) -> None:
+        """The words beside the bar."""
+        self._progress.update(self._tasks[device], step=text)
+
+    def bytes(self, device: str, done: int, total: int) -> None:
+        """The bar's length."""
+        self._progress.update(self._tasks[device], completed=done, total=total)
+
+    def end(self, outcome: Outcome) -> None:
+        """The bar stays, full or not, with the result beside it."""
+        task = self._tasks[outcome.device]
+        if outcome.result != "failed":
+            self._progress.update(task, completed=1, total=1)
+        self._progress.update(task, step=outcome.result)
+        self._progress.stop_task(task)
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+
+@contextmanager
+def shown(*, quiet: bool, stream: IO[str] | None = None) -> Iterator[Watcher]:
+    """The watcher that suits where we run."""
+    out = sys.stderr if stream is None else stream
+    if quiet:
+        yield Silent()
+        return
+    bars = _bars(out) if out.isatty() else None
+    if bars is None:
+        yield Lines(out)
+        return
+    with bars:
+        yield Bars(bars)
+
+
+def _bars(stream: IO[str]) -> Any | None:
+    try:
+        console, progress = importlib.import_module("rich.console"), importlib.import_module("rich.progress")
+    except ImportError:
+        return None
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TextColumn("{task.fields[step]}"),
+        progress.TimeElapsedColumn(),
+        console=console.Console(file=stream),
+    )
