@@ -40,7 +40,9 @@ NO_ORIGIN = Origin()
 
 
 def read_time(value: Any) -> float | None:
-    """Seconds since the Unix epoch, of Unix seconds or ISO 8601 (naive is UTC; finer than microseconds is cut off).
+    """Seconds since the Unix epoch, of Unix seconds, ISO 8601 or a timestamp.
+
+    Without an offset a time is UTC; what is finer than microseconds is cut off.
 
     Raises:
         RejectedError: `bad_time`.
@@ -51,6 +53,8 @@ def read_time(value: Any) -> float | None:
         return _in_range(value)
     if type(value) is str and len(value) <= 64:
         return _in_range(_iso_seconds(value))
+    if type(value) is datetime:
+        return _in_range(_seconds(value))
     raise RejectedError("bad_time")
 
 
@@ -103,6 +107,8 @@ def read_identity(origin: Origin) -> str | None:
             text = _int_text(value, "wrong_type")
         elif type(value) is float:
             text = repr(value)
+        elif type(value) is datetime:
+            text = value.isoformat()
         else:
             raise RejectedError("wrong_type")
         if len(text) <= MAX_IDENTITY_CHARACTERS:
@@ -122,6 +128,10 @@ def _iso_seconds(text: str) -> float:
         moment = datetime.fromisoformat(text.upper())  # upper: RFC 3339 allows a small t and z
     except ValueError:
         return math.nan
+    return _seconds(moment)
+
+
+def _seconds(moment: datetime) -> float:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return (moment - _EPOCH).total_seconds()

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.codecs.columns import Decoded, Members, Rows, judge
-from edge_runtime.codecs.json_codec import UNDECODABLE
+from edge_runtime.codecs.object_codec import UNDECODABLE
 from edge_runtime.framing import is_text
 from edge_runtime.health import Counters
 from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError, read_time_text
@@ -135,16 +135,22 @@ def number(text: str) -> float | None:
     return value
 
 
-def column_mistakes(columns: tuple[str, ...], members: Members, delimiter: str) -> Iterable[str]:
+def column_mistakes(columns: tuple[str, ...], members: Members) -> Iterable[str]:
     """Why columns of these names cannot give a source what its models want; nothing where they can."""
-    place = members.place
     named = [column for column in columns if column != IGNORED]
-    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '\r\n+-.eE_[]"0123456789':
-        yield f"{place}.delimiter: expected one character that no number holds, such as , or ;, found {delimiter!r}"
     if len(set(named)) != len(named):
-        yield f"{place}.fields: expected different names, found {', '.join(columns)}"
+        yield f"{members.place}.fields: expected different names, found {', '.join(columns)}"
     missing = [channel for channel in members.channels if channel not in named]
     if missing:
-        yield f"{place}.fields: expected every channel of the model, found no {', '.join(missing)}: add it to `fields`"
+        yield (
+            f"{members.place}.fields: expected every channel of the model, found no {', '.join(missing)}: "
+            "add it to `fields`"
+        )
     if members.key is not None and members.key not in named:
-        yield f"{place}.key: expected one of the fields ({', '.join(named)}), found {members.key!r}"
+        yield f"{members.place}.key: expected one of the fields ({', '.join(named)}), found {members.key!r}"
+
+
+def delimiter_mistakes(delimiter: str, place: str) -> Iterable[str]:
+    """Why a character cannot stand between columns."""
+    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '\r\n+-.eE_[]"0123456789':
+        yield f"{place}.delimiter: expected one character that no number holds, such as , or ;, found {delimiter!r}"

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from edge_runtime.codecs.columns import Decoded, Members, Rows, judge
 from edge_runtime.codecs.csv_codec import number, row_columns
 from edge_runtime.codecs.json_codec import plain_json
@@ -88,3 +90,24 @@ def _flat_numbers(document: list[Any], size: int) -> list[float]:
         return list(map(float, level))
     except OverflowError:
         raise RejectedError("not_finite") from None
+
+
+class RawFrameDecoder:
+    """A whole frame as packed numbers of one type, row-major: the bytes of a camera or a spectrum."""
+
+    def __init__(self, shape: tuple[int, ...], kind: str, *, scale: float = 1.0, big_endian: bool = False) -> None:
+        self._shape = shape
+        self._type = np.dtype((">" if big_endian else "<") + np.dtype(kind).str[1:])
+        self._scale = scale
+
+    def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
+        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        size = self._type.itemsize * math.prod(self._shape)
+        rows = [index for index, frame in enumerate(frames) if len(frame) == size]
+        if len(rows) < len(frames):
+            counters.rejected["malformed"] += len(frames) - len(rows)
+        values = np.frombuffer(b"".join(frames[index] for index in rows), dtype=self._type).astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values *= self._scale
+        values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
+        return judge(Rows(rows, [NO_ORIGIN] * len(rows), values), self._shape, counters, keyed=False)

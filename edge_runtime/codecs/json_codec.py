@@ -1,118 +1,39 @@
-"""JSON: an object of channels, or an array of such objects. Of two equal keys the last one wins.
+"""JSON objects. Of two equal keys the last one wins.
 
 `plain_json` names what keeps a frame from being JSON.
 """
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from edge_runtime.codecs.columns import Decoded, Members, Rows, judge
-from edge_runtime.errors import ConfigError
+from edge_runtime.codecs.columns import Members
+from edge_runtime.codecs.object_codec import UNDECODABLE, ObjectDecoder
 from edge_runtime.framing import is_text
-from edge_runtime.health import Counters
-from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError
 
-# What cannot be decoded, whatever the reason: also bytes that are no UTF-8, and nesting deeper than the stack.
-UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NOT_FINITE = re.compile(rb"(?<=[\s:,\[])-?(?:NaN|Infinity)(?=[\s,\]}])|^-?(?:NaN|Infinity)$")
 
 
-class JsonDecoder:
-    """An object of channels a frame, or an array of such objects."""
-
-    def __init__(self, members: Members) -> None:
-        self._shape = (len(members.channels),)
-        self._keyed = members.key is not None
-        named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
-        self._origin_width = len(named)
-        self._origin = _origin_maker(tuple(named))
-        # Struct members need names that are identifiers, and channels are called whatever their maker liked.
-        channels = {f"c{i}": name for i, name in enumerate(members.channels)}
-        typed: list[Any] = [(part, Any, None) for part in named]
-        typed += [(member, float | None, math.nan) for member in channels]
-        try:
-            reading: Any = msgspec.defstruct("Reading", typed, rename=named | channels, gc=False)
-        except ValueError as error:
-            names = ", ".join(repr(name) for name in (named | channels).values())
-            raise ConfigError(
-                f"{members.place}: JSON members: expected names without quotes, backslashes and control characters, "
-                f"found {names}"
-            ) from error
-        self._reading = reading
-        self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(reading | list.__class_getitem__(reading)).decode
-
-    def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
-        try:
-            documents = list(map(self._decode, frames))
-        except UNDECODABLE:
-            documents = []
-        if documents and list not in set(map(type, documents)) and b"".join(frames).isascii():
-            indexes, readings = list(range(len(frames))), documents
-        else:
-            indexes, readings = self._one_by_one(frames, counters)
-        rows = list(map(msgspec.structs.astuple, readings))
-        width = self._origin_width
-        members = [row[:width] for row in rows]
-        if members.count((None,) * width) == len(rows):
-            origins = [NO_ORIGIN] * len(rows)
-        else:
-            origins = [self._origin(*parts) for parts in members]
-        found = Rows(indexes, origins, [row[width:] for row in rows])
-        return judge(found, self._shape, counters, keyed=self._keyed)
-
-    def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
-        indexes: list[int] = []
-        readings: list[Any] = []
-        for index, frame in enumerate(frames):
-            try:
-                document = self._decode(frame)
-            except UNDECODABLE:
-                document = self._salvage(frame, counters)
-            else:
-                if not frame.isascii() and not is_text(frame):
-                    counters.rejected["noise"] += 1
-                    continue
-            items = document if type(document) is list else [document]
-            indexes.extend([index] * len(items))
-            readings.extend(items)
-        return indexes, readings
-
-    def _salvage(self, frame: bytes, counters: Counters) -> list[Any]:
-        """The good readings of a frame that holds a bad one, and the count of the bad."""
-        document, reason = plain_json(frame)
-        if reason:
-            counters.rejected[reason] += 1
-            return []
-        items = document if type(document) is list else [document]
-        good: list[Any] = []
-        for item in items:
-            try:
-                good.append(self._convert(item))
-            except RejectedError as error:
-                counters.rejected[error.reason] += 1
-        return good
-
-    def _convert(self, item: Any) -> Any:
-        if type(item) is not dict:
-            raise RejectedError("malformed")
-        try:
-            return msgspec.convert(item, self._reading)
-        except OverflowError:
-            raise RejectedError("not_finite") from None
-        except msgspec.ValidationError:
-            raise RejectedError("wrong_type") from None
+def json_decoder(members: Members) -> ObjectDecoder:
+    """The decoder of a source that speaks JSON."""
+    return ObjectDecoder(members, _Json())
 
 
-def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
-    """What makes an `Origin` of the values of some of its parts."""
-    if parts == Origin._fields[: len(parts)]:
-        return Origin
-    return lambda *values: Origin(**dict(zip(parts, values, strict=True)))
+class _Json:
+    def decoder(self, type_: Any) -> Callable[[bytes], Any]:
+        decode: Callable[[bytes], Any] = msgspec.json.Decoder(type_).decode
+        return decode
+
+    def plain(self, frame: bytes) -> tuple[Any, str]:
+        return plain_json(frame)
+
+    def all_sound(self, frames: Sequence[bytes]) -> bool:
+        return b"".join(frames).isascii()  # msgspec skips members that nobody wants without looking at their bytes
+
+    def is_sound(self, frame: bytes) -> bool:
+        return frame.isascii() or is_text(frame)
 
 
 def plain_json(frame: bytes) -> tuple[Any, str]:

@@ -69,6 +69,7 @@ def test_a_missing_channel_is_not_a_number_and_none_at_all_is_rejected() -> None
         (b'{"temperature": 01}', "malformed"),
         (b"7", "malformed"),
         (b"null", "malformed"),
+        (b"[]", "malformed"),
         (b'"text"', "malformed"),
         (GOOD + GOOD, "malformed"),
         (b"[" * 100_000, "malformed"),
@@ -212,7 +213,7 @@ def test_channel_names_need_not_be_identifiers() -> None:
 
 def test_a_channel_name_that_json_cannot_match_is_a_configuration_mistake() -> None:
     """A name with a quote or a control character is refused at start, not at the first reading."""
-    with pytest.raises(ConfigError, match=r"^source: JSON members: expected names without quotes.*found.*'a\"b'$"):
+    with pytest.raises(ConfigError, match=r"^source: expected member names without quotes.*found.*'a\"b'$"):
         make_decoder("json", ('a"b',))
 
 
@@ -248,8 +249,8 @@ def test_a_frame_of_another_shape_is_counted_by_reason(frame: bytes, reason: str
 
 def test_an_unknown_format_is_a_configuration_mistake() -> None:
     """An unknown format is refused with the formats that there are."""
-    with pytest.raises(ConfigError, match=r"device.toml: source.imu.format: expected json or csv, found 'xml'"):
-        make_decoder("xml", CHANNELS, place="device.toml: source.imu")
+    with pytest.raises(ConfigError, match=r"^source.imu.format: expected one of json, csv, msgpack, raw, found 'xml'$"):
+        make_decoder("xml", CHANNELS, place="source.imu")
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)

@@ -3,10 +3,11 @@
 import itertools
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.framing import LineFramer, is_text
+from edge_runtime.framing import CobsFramer, LineFramer, cobs_decode, cobs_encode, crc16, is_text, make_framer
 from edge_runtime.health import Counters
 
 LIMIT = 64
@@ -124,3 +125,76 @@ def test_text_is_utf8_without_control_characters() -> None:
     assert not is_text(b"1,\xff2")
     assert not is_text(b"\x1b[31m1")
     assert not is_text(b"1\x7f")
+
+
+# Of the paper that describes the encoding (Cheshire and Baker, 1999), and the borders of a full block.
+COBS = [
+    (b"", b"\x01"),
+    (b"\0", b"\x01\x01"),
+    (b"\0\0", b"\x01\x01\x01"),
+    (b"\x11\x22\0\x33", b"\x03\x11\x22\x02\x33"),
+    (b"\x11\0\0\0", b"\x02\x11\x01\x01\x01"),
+    (bytes(range(1, 255)), b"\xff" + bytes(range(1, 255))),
+    (bytes(range(255)), b"\x01\xff" + bytes(range(1, 255))),
+    (bytes(range(1, 256)), b"\xff" + bytes(range(1, 255)) + b"\x02\xff"),
+    (bytes(range(2, 256)) + b"\0", b"\xff" + bytes(range(2, 256)) + b"\x01\x01"),
+    (bytes(range(3, 256)) + b"\0\x01", b"\xfe" + bytes(range(3, 256)) + b"\x02\x01"),
+]
+
+
+@pytest.mark.parametrize(("data", "encoded"), COBS)
+def test_the_published_examples_of_cobs(data: bytes, encoded: bytes) -> None:
+    """Frames are encoded and decoded as everybody else does it."""
+    assert cobs_encode(data) == encoded
+    assert cobs_decode(encoded) == data
+
+
+@given(st.lists(st.sampled_from([b"\0", b"\1", b"\xff", b"x" * 253, b"y" * 254, b"z" * 300])).map(b"".join))
+def test_cobs_gives_back_what_was_encoded(data: bytes) -> None:
+    """No encoding holds a zero byte, and each gives its bytes back."""
+    encoded = cobs_encode(data)
+    assert b"\0" not in encoded
+    assert cobs_decode(encoded) == data
+
+
+def test_the_checksum_is_crc16_ccitt_false() -> None:
+    """The CRC-16 has the published check value for the digits 1 to 9."""
+    assert crc16(b"123456789") == b"\x29\xb1"
+
+
+def cobs_frames(framer: CobsFramer, *chunks: bytes) -> list[bytes]:
+    """What comes out of the chunks, behind the first frame end after opening."""
+    framer.feed(b"\0")
+    return [frame for chunk in chunks for frame in framer.feed(chunk)]
+
+
+def test_a_cobs_frame_with_a_wrong_sum_is_counted_and_the_next_one_is_read() -> None:
+    """A frame whose CRC-16 does not fit is `bad_checksum`; bytes that are no such encoding are `malformed`."""
+    counters = Counters()
+    good = cobs_encode(b"\0\1\2" + crc16(b"\0\1\2"))
+    bad = bytearray(good)
+    bad[3] ^= 1
+    stream = b"\0".join([good, bytes(bad), b"\x09abc", b"", cobs_encode(b"\0\0"), cobs_encode(b""), good, b""])
+    framer = CobsFramer(LIMIT, counters)
+    assert cobs_frames(framer, *(stream[i : i + 1] for i in range(len(stream)))) == [b"\0\1\2"] * 2
+    assert counters.rejected == {"bad_checksum": 3, "malformed": 1}
+
+
+def test_a_cobs_frame_without_a_sum_is_taken_as_it_is() -> None:
+    """`checksum = "none"` leaves every byte to the codec."""
+    framer = make_framer("cobs", LIMIT, Counters(), checksum=False)
+    framer.feed(b"\0")
+    assert framer.feed(cobs_encode(b"\0\1") + b"\0") == [b"\0\1"]
+    assert isinstance(make_framer("lines", LIMIT, Counters()), LineFramer)
+
+
+def test_an_endless_cobs_frame_costs_bounded_memory_and_one_count() -> None:
+    """A frame over the limit is counted as `too_long`, and the next one is found."""
+    counters = Counters()
+    framer = CobsFramer(LIMIT, counters)
+    framer.feed(b"\0")
+    for _ in range(100):
+        framer.feed(b"x" * 100)
+        assert framer.pending_bytes <= LIMIT
+    assert framer.feed(b"\0" + cobs_encode(b"a" + crc16(b"a")) + b"\0") == [b"a"]
+    assert counters.rejected == {"too_long": 1}
