@@ -1,0 +1,147 @@
+"""`edge-runtime models`: what is installed on this device, and how it changes. See `slots.py` for what it promises."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from edge_runtime.errors import EXIT_OK, CommandError
+from edge_runtime.selftest import MIB, Budget, Measured, run_selftest, write_measured
+from edge_runtime.slots import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, Policy, Slot, Store
+
+HELP = "install, list and roll back the models of this device"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`models [--store DIR] [--allowed-signers FILE] list|install|activate|rollback|selftest`."""
+    parser.add_argument("--store", type=Path, default=DEFAULT_STORE, metavar="DIR", help=f"default: {DEFAULT_STORE}")
+    parser.add_argument(
+        "--allowed-signers",
+        type=Path,
+        default=DEFAULT_SIGNERS,
+        metavar="FILE",
+        help=f"whose signatures are trusted, as ssh-keygen reads it; default: {DEFAULT_SIGNERS}",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    listing = verbs.add_parser("list", help="every bundle and its state")
+    listing.add_argument("--json", action="store_true", help="an array of {name, version, digest, state}")
+    _add_install(verbs.add_parser("install", help="check a bundle, let it prove itself, and make it active"))
+    activate = verbs.add_parser("activate", help="make a staged or previous version active")
+    activate.add_argument("name", metavar="NAME")
+    activate.add_argument("version", metavar="VERSION")
+    rollback = verbs.add_parser("rollback", help="go back to the version before")
+    rollback.add_argument("name", metavar="NAME")
+    selftest = verbs.add_parser("selftest", help="let the active bundle prove itself again")
+    selftest.add_argument("name", metavar="NAME")
+    selftest.add_argument("--measure", action="store_true", help="keep the figures in DIGEST.measured.json beside it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked and say what came of it.
+
+    Raises:
+        EdgeError: a refusal, in one line; nothing has changed.
+    """
+    store = Store(args.store)
+    match args.verb:
+        case "list":
+            _say(_listed_json(store.entries()) if args.json else _listed_table(store.entries(), args.store))
+        case "install":
+            _say(_installed(store.install(args.bundle, _policy(args))))
+        case "activate":
+            _say(_now(store.activate(args.name, args.version)))
+        case "rollback":
+            _say(_now(store.rollback(args.name)))
+        case _:
+            _selftest(store, args.name, measure=args.measure)
+    return EXIT_OK
+
+
+def _add_install(install: argparse.ArgumentParser) -> None:
+    install.add_argument("bundle", type=Path, metavar="BUNDLE", help="its signature is BUNDLE.sig")
+    install.add_argument("--unsigned", choices=("refuse", "allow"), default="refuse", help="default: refuse")
+    install.add_argument("--stage", action="store_true", help="do not make it active yet")
+    install.add_argument("--retry-rejected", action="store_true", help="take a bundle again that failed here")
+    install.add_argument(
+        "--allow-older", type=Path, metavar="FILE", help="a signed permission; default: BUNDLE.allow-older"
+    )
+    install.add_argument("--device", metavar="ID", help="this device's id, for a permission; default: the host name")
+    install.add_argument("--device-class", metavar="CLASS", help="refuse bundles made for another class")
+    install.add_argument(
+        "--max-latency", type=float, metavar="MS", help="refuse a bundle whose median window takes longer"
+    )
+    install.add_argument(
+        "--max-memory", type=int, metavar="MIB", help="refuse a bundle that needs more, runtime included"
+    )
+    install.add_argument("--timeout", type=float, default=120.0, metavar="S", help="for the self-test; default: 120")
+
+
+def _policy(args: argparse.Namespace) -> Policy:
+    memory = None if args.max_memory is None else args.max_memory * MIB
+    budget = Budget(wall_s=args.timeout, latency_ms=args.max_latency, memory_bytes=memory)
+    policy = Policy(
+        allowed_signers=args.allowed_signers,
+        unsigned=args.unsigned,
+        budget=budget,
+        device_class=args.device_class,
+        rejected="retry" if args.retry_rejected else "refuse",
+        activate=not args.stage,
+        allow_older=args.allow_older,
+    )
+    return policy if args.device is None else replace(policy, device=args.device)
+
+
+def _selftest(store: Store, name: str, *, measure: bool) -> None:
+    bundle = store.open(name)
+    measured = run_selftest(bundle, place=name)
+    _say(f"{name} {measured.version}: the golden answers came out; {_figures(measured)}")
+    if measure:
+        try:
+            _say(f"written to {write_measured(bundle.path, measured)}")
+        except OSError as error:
+            raise CommandError(f"{bundle.path}: its figures cannot be written: {error.strerror}") from error
+
+
+def _installed(done: Installed) -> str:
+    slot = done.slot
+    if not done.changed:
+        return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {slot.state} already: nothing to do"
+    assert done.measured is not None
+    return f"{_now(slot)}; {_figures(done.measured)}"
+
+
+def _now(slot: Slot) -> str:
+    words = {"probation": "active, on probation"}.get(slot.state, slot.state)
+    return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {words}"
+
+
+def _figures(measured: Measured) -> str:
+    memory = measured.peak_rss_bytes / MIB
+    return (
+        f"{measured.median_ms:.3g} ms a window (99th percentile {measured.p99_ms:.3g} ms), {memory:.0f} MiB at its peak"
+    )
+
+
+def _listed_json(listed: list[Listed]) -> str:
+    documents = []
+    for each in listed:
+        documents.append({"name": each.name, "version": each.version, "digest": each.digest, "state": each.state})
+        if each.why:
+            documents[-1]["why"] = each.why
+    return json.dumps(documents, indent=2)
+
+
+def _listed_table(listed: list[Listed], store: Path) -> str:
+    if not listed:
+        return f"nothing is installed in {store}"
+    rows = [("NAME", "VERSION", "STATE", "DIGEST", "WHY")]
+    rows += [(each.name, each.version, each.state, each.digest[:12], each.why) for each in listed]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

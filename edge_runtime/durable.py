@@ -1,0 +1,103 @@
+"""Files that survive a power cut whole: written beside, synchronised, renamed, and the folder synchronised too.
+
+After `replace_file` returns, the new content is on the disk as far as the disk tells the truth; a cut before that
+leaves the old content. Names of half-written files begin with `.new-`, one per target, so that leftovers never pile
+up. What root writes is given to the owner of the folder, so that the daemon, which is not root, can use it.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from edge_runtime.errors import CommandError
+
+_NEW = ".new-"
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make one folder (its parent is there), durably; a folder that exists is left alone."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o755)
+        _give_away(folder)
+        sync_folder(folder.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Create or overwrite a file and make its content durable, but not yet its name."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        _give_away(handle)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` in place of whatever `path` holds: a reader, or a power cut, sees all of the old or all of the new."""
+    new = path.with_name(_NEW + path.name)
+    write_file(new, data)
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; what is not there needs no removing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str, wait_s: float) -> Iterator[None]:
+    """Hold an exclusive lock on a file for the block. The kernel lets go of it when the process ends, however it ends.
+
+    Args:
+        path: the lock file, created if need be and never removed.
+        busy: what to say when another process holds it.
+        wait_s: how long to wait for it.
+
+    Raises:
+        CommandError: it was not to be had.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        _give_away(handle)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise CommandError(busy) from error
+                time.sleep(0.02)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _give_away(target: Path | int) -> None:
+    """What root makes belongs to the owner of the folder that it stands in."""
+    if os.geteuid() != 0:
+        return
+    path = Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else target
+    owner = path.parent.stat()
+    if (owner.st_uid, owner.st_gid) != (0, 0):
+        os.chown(target, owner.st_uid, owner.st_gid)
