@@ -1,0 +1,113 @@
+"""Which wheels of a wheelhouse a device can use, and what they are called together. Pure, but for reading the files."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.errors import CommandError
+
+DISTRIBUTION = "edge_inference_runtime"
+_WHEEL = re.compile(
+    r"^(?P<name>[A-Za-z0-9_.]+)-(?P<version>[^-]+)(-\d[^-]*)?-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl$"
+)
+# What the device needs beside the runtime itself; without one of these pip would fail there, after all was sent.
+NEEDED = ("numpy", "onnxruntime", "paho_mqtt", "pyserial", "msgspec")
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """What a device is, as `uname -m` and its Python say.
+
+    Attributes:
+        processor: such as `aarch64`.
+        python: major and minor version.
+    """
+
+    processor: str
+    python: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.processor} with Python {self.python[0]}.{self.python[1]}"
+
+
+class Wheels(msgspec.Struct, frozen=True):
+    """The wheels that are sent to one device.
+
+    Attributes:
+        files: the wheels.
+        version: of the runtime among them.
+        tag: a short name for exactly these files, so that a device that has them is known by it.
+    """
+
+    files: tuple[Path, ...]
+    version: str
+    tag: str
+
+
+def fits(name: str, machine: Machine) -> bool:
+    """Whether a wheel of this name can be installed on a machine (PEP 425 and 600, glibc)."""
+    found = _WHEEL.match(name)
+    if found is None:
+        return False
+    platforms = found["platform"].split(".")
+    on_machine = any(
+        each == "any" or (each.startswith(("manylinux", "linux")) and each.endswith(f"_{machine.processor}"))
+        for each in platforms
+    )
+    return on_machine and any(_fits_python(tag, found["abi"], machine.python) for tag in found["python"].split("."))
+
+
+def _fits_python(tag: str, abi: str, python: tuple[int, int]) -> bool:
+    if tag in {"py3", f"py3{python[1]}", f"cp{python[0]}{python[1]}"}:
+        return True
+    minor = tag.removeprefix("cp3")
+    return "abi3" in abi.split(".") and minor.isdigit() and int(minor) <= python[1]
+
+
+def choose(folder: Path, machine: Machine) -> Wheels:
+    """The wheels of a wheelhouse for one device: of each package the newest that fits.
+
+    Raises:
+        CommandError: something that the runtime needs is not there for this machine.
+    """
+    chosen: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.whl"), key=_by_version):
+        if fits(path.name, machine):
+            found = _WHEEL.match(path.name)
+            assert found is not None
+            chosen[found["name"].lower().replace("-", "_").replace(".", "_")] = path
+    missing = [name for name in (DISTRIBUTION, *NEEDED) if name not in chosen]
+    if missing:
+        raise CommandError(
+            f"{folder}: expected wheels for {machine}, found none of {', '.join(missing)}: `make wheelhouse`"
+        )
+    return bundle(chosen.values())
+
+
+def bundle(files: Iterable[Path]) -> Wheels:
+    """Names a set of wheels, the runtime among them, by its content."""
+    files = tuple(sorted(files))
+    own = next(path for path in files if path.name.startswith(f"{DISTRIBUTION}-"))
+    total = hashlib.sha256()
+    for path in files:
+        total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return Wheels(files, own.name.split("-")[1], total.hexdigest()[:12])
+
+
+def newest_wheel(folder: Path) -> Path:
+    """The newest wheel of the runtime in a folder such as `dist`.
+
+    Raises:
+        CommandError: there is none.
+    """
+    found = sorted(folder.glob(f"{DISTRIBUTION}-*.whl"), key=_by_version)
+    if not found:
+        raise CommandError(f"{folder}: expected a wheel of the runtime, found none: `make wheel`")
+    return found[-1]
+
+
+def _by_version(path: Path) -> tuple[tuple[int, ...], str]:
+    parts = path.name.split("-")
+    return tuple(int(each) for each in re.findall(r"\d+", parts[1])) if len(parts) > 1 else (), path.name
