@@ -17,6 +17,11 @@ COMMANDS = {
     "check": "check a device file and the bundles that it names",
     "status": "what the daemons of this machine are doing",
     "models": "install, list and roll back the models of this device",
+    "flash": "bring a model to devices of the fleet",
+    "rollback": "take devices of the fleet back to the model before",
+    "devices": "show what the devices of the fleet are doing",
+    "logs": "show the log of devices of the fleet",
+    "provision": "install the runtime, its service and its configuration on devices of the fleet",
     "demo": "see the whole path work, without hardware or broker",
 }
 
