@@ -99,7 +99,7 @@ class Pipeline:
         self.windows = Windows(
             manifest.input.tensor_shape,
             length=1 if self._framed else window.length,
-            stride=config.stride or window.stride,
+            stride=1 if self._framed else config.stride or window.stride,
             max_gap=config.max_gap,
             keep=config.on_gap == "keep",
             max_keys=config.max_keys,

@@ -81,7 +81,7 @@ class Windows:
     Args:
         shape: of one window: `(length, channels)`; for a model of whole frames its own shape.
         length: readings in a window; 1 for whole frames and for models that take each reading by itself.
-        stride: readings from the start of one window to the start of the next.
+        stride: readings from the start of one window to the start of the next; 1 for whole frames.
         max_gap: seconds; None to watch no gaps.
         keep: True keeps a window over a gap.
         max_keys: the most keys at a time; the one that was silent longest makes room, counted in `evicted`.
@@ -100,6 +100,7 @@ class Windows:
         self._shape = shape
         self._length = length
         self._stride = stride
+        self._is_single = length == 1 and stride == 1  # every reading is a window: nothing has to be collected
         self._keep = keep
         self._max_gap = None if keep else max_gap
         self._max_keys = max_keys
@@ -126,7 +127,7 @@ class Windows:
             times: seconds; only differences within a key matter.
             now: monotonic seconds, for `expire`.
         """
-        if self._length == 1:
+        if self._is_single:
             return self._push_single(values, keys, times, now)
         done = Completed(self._out, [], [])
         total = len(keys)
@@ -161,7 +162,7 @@ class Windows:
         return [
             SavedStream(
                 stream.key,
-                stream.ring.tobytes() if self._length > 1 else b"",
+                stream.ring.tobytes() if not self._is_single else b"",
                 stream.filled,
                 stream.position,
                 stream.until,
@@ -175,9 +176,9 @@ class Windows:
     def restore(self, saved: list[SavedStream], state_shapes: list[tuple[int, ...]], now: float) -> int:
         """Take saved streams back; returns how many fitted this model's shape."""
         restored = 0
-        expected = int(np.prod(self._shape)) * 4 if self._length > 1 else 0
+        expected = int(np.prod(self._shape)) * 4 if not self._is_single else 0
         for item in saved[: self._max_keys]:
-            if len(item.ring) != expected or not 0 <= item.position < self._length:
+            if len(item.ring) != expected or not self._is_plausible(item):
                 continue
             stream = Stream(item.key, self._ring_shape)
             if expected:
@@ -192,9 +193,16 @@ class Windows:
             restored += 1
         return restored
 
+    def _is_plausible(self, item: SavedStream) -> bool:
+        """A damaged file may say anything; the ring's own numbers must never lead out of it."""
+        length = self._length
+        return (
+            0 <= item.position < length and 0 <= item.filled <= length and 1 <= item.until <= max(length, self._stride)
+        )
+
     @property
     def _ring_shape(self) -> tuple[int, ...]:
-        return self._shape if self._length > 1 else (1,)
+        return (1,) if self._is_single else self._shape
 
     def _push_single(self, values: Floats, keys: list[str | None], times: list[float], now: float) -> Completed:
         carries = []
