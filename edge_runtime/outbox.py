@@ -165,8 +165,8 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """True when memory is at its bound: sources that can wait should."""
-        return self._memory >= self._max_memory
+        """True when sources that can wait should: at half of the bound, so that what is on its way still finds room."""
+        return self._memory >= self._max_memory // 2
 
     def attach(self, link: Link) -> None:
         """The link to send over; tell `link_changed` whenever it comes or goes."""
