@@ -197,19 +197,42 @@ def _columns(source: SerialSource | MqttSource) -> Iterator[Finding]:
             "fields",
             'expected the columns of a line in order, such as ["time", "temperature"], because format = "csv"',
         )
-    if source.format != "csv" and source.fields:
+    if source.format in {"json", "msgpack"} and source.fields:
         yield (
             "fields",
             f'expected no columns with format = "{source.format}", found {describe(source.fields)}: take it out',
         )
-    twice = _first_repeated(source.fields)
+    twice = _first_repeated(tuple(name for name in source.fields if name != "_"))
     if twice is not None:
         yield "fields", f"expected every column once, found {quote(twice)} twice"
 
 
+@_rule(SerialSource, MqttSource, keys=("format", "fields", "layout", "scale"))
+def _structure(source: SerialSource | MqttSource) -> Iterator[Finding]:
+    if source.format != "raw":
+        for key in ("layout", "scale"):
+            if getattr(source, key):
+                yield key, f'expected it only with format = "raw", found it with "{source.format}": take it out'
+        return
+    wanted = len(source.fields) or 1  # without fields the model takes whole frames, whose numbers are of one type
+    if len(source.layout) != wanted:
+        yield "layout", f"expected a type such as int16 for each of the fields ({wanted}), found {len(source.layout)}"
+    if len(source.scale) not in {0, 1, wanted}:
+        yield "scale", f"expected one factor, or one for each of the fields ({wanted}), found {len(source.scale)}"
+
+
+@_rule(SerialSource, keys=("format", "framing"))
+def _frame_ends(source: SerialSource) -> Iterator[Finding]:
+    if source.framing == "lines" and source.format in {"msgpack", "raw"}:
+        yield (
+            "framing",
+            f'expected "cobs", found "lines": format = "{source.format}" has line ends among its bytes',
+        )
+
+
 @_rule(SerialSource, MqttSource, keys=("format", "fields", "key"))
 def _key_column(source: SerialSource | MqttSource) -> Iterator[Finding]:
-    if source.format == "csv" and source.fields and source.key is not None and source.key not in source.fields:
+    if source.fields and source.key is not None and source.key not in source.fields:
         near = nearest(source.key, list(source.fields))
         yield (
             "key",

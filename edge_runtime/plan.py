@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.bundle import Bundle, open_bundle
-from edge_runtime.codecs import make_decoder
+from edge_runtime.codecs import source_decoder
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.golden import check_golden
 from edge_runtime.model import Model, ModelError, ModelOptions
@@ -118,17 +118,9 @@ def _fit(planned: PlannedSource) -> list[str]:
     if isinstance(source, ReplaySource):
         return []  # its columns are known when the file is opened
     try:
-        make_decoder(
-            source.format,
-            planned.channels,
-            shape=planned.shape,
-            fields=source.fields,
-            key_field=source.key,
-            time_field=source.time,
-            delimiter=source.delimiter,
-        )
+        source_decoder(source, planned.channels, planned.shape)
     except ConfigError as error:
-        return [mistake.removeprefix("source.") for mistake in error.mistakes]
+        return [mistake.removeprefix(f'source "{source.name}".') for mistake in error.mistakes]
     return []
 
 

@@ -43,6 +43,9 @@ Delimiter = Annotated[
         extra={"expected": 'one character that cannot be part of a number, such as "," or ";" or "\\t"'},
     ),
 ]
+RawType = Literal[
+    "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"
+]
 # Resolved against the folder of the file that names them; `config_rules.py` checks that they can be read.
 FilePath = Annotated[
     str, Meta(min_length=1, pattern=r"^[^\x00]+$", extra={"expected": "the path of a file", "path": "readable"})
@@ -158,9 +161,17 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
         parity: The parity bit.
         stopbits: Stop bits after a character.
         flow_control: How the receiver holds the sender up.
-        format: How a line is written.
-        fields: The columns of a CSV line, in order. `csv` needs it; the others name their values themselves.
+        format: How a frame is written: a CSV line, a JSON or MessagePack object, or a packed structure of numbers
+            (`raw`).
+        framing: Where a frame ends: at a line end, or at the zero byte of COBS; `auto` is `lines` for text (`csv`,
+            `json`) and `cobs` for bytes (`msgpack`, `raw`).
+        checksum: What a COBS frame ends with: a CRC-16 (CCITT-FALSE, high byte first), or nothing.
+        fields: The columns of a CSV line or of a raw structure, in order; `_` is one to skip. The other formats name
+            their values themselves.
         delimiter: What separates the columns of a CSV line.
+        layout: The type of each field of a raw structure, such as `int16` or `float32`; there is no padding.
+        scale: What the numbers of a raw structure are multiplied by: one factor for all, or one for each field.
+        byte_order: Which byte of a number of a raw structure comes first: the low one (`little`) or the high one.
         key: The field that tells one stream from another; every value has a window of its own.
         time: The field that holds the time of measurement (ISO 8601 or Unix seconds), where a reading has one.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
@@ -175,9 +186,14 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
     parity: Literal["none", "even", "odd", "mark", "space"] = "none"
     stopbits: Literal[1, 2] = 1
     flow_control: Literal["none", "rtscts", "xonxoff"] = "none"
-    format: Literal["csv", "json"] = "csv"
+    format: Literal["csv", "json", "msgpack", "raw"] = "csv"
+    framing: Literal["auto", "lines", "cobs"] = "auto"
+    checksum: Literal["crc16", "none"] = "crc16"
     fields: tuple[Text, ...] = ()
     delimiter: Delimiter = ","
+    layout: tuple[RawType, ...] = ()
+    scale: tuple[float, ...] = ()
+    byte_order: Literal["little", "big"] = "little"
     key: Text | None = None
     time: Text = "time"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 4096
@@ -207,8 +223,12 @@ class MqttSource(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt")
         key_file: As in `[upstream]`.
         qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
         format: How a message is written.
-        fields: The columns of a CSV message, in order. `csv` needs it; `json` names its values itself.
+        fields: The columns of a CSV message or of a raw structure, in order; `_` is one to skip. The other formats
+            name their values themselves.
         delimiter: What separates the columns of a CSV message.
+        layout: As in a serial source.
+        scale: As in a serial source.
+        byte_order: As in a serial source.
         key: The field that tells one stream from another, where the topic does not.
         time: The field that holds the time of measurement (ISO 8601 or Unix seconds), where a reading has one.
         max_frame_bytes (B): A longer message is skipped and counted as `too_long`.
@@ -227,9 +247,12 @@ class MqttSource(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt")
     cert_file: FilePath | None = None
     key_file: FilePath | None = None
     qos: Literal[0, 1] = 1
-    format: Literal["json", "csv"] = "json"
+    format: Literal["json", "csv", "msgpack", "raw"] = "json"
     fields: tuple[Text, ...] = ()
     delimiter: Delimiter = ","
+    layout: tuple[RawType, ...] = ()
+    scale: tuple[float, ...] = ()
+    byte_order: Literal["little", "big"] = "little"
     key: Text | None = None
     time: Text = "time"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536

@@ -5,7 +5,8 @@ each taken by itself, and the reason of its rejection named and counted. Guarant
 out of `decode`; a frame (or one reading of an array) is either in the result or counted once. Missing channels are
 NaN here; range and repair are judged per model further down.
 
-Reasons: `malformed`, `noise`, `wrong_type`, `not_finite`, `missing_channel`, `bad_time`, `bad_key`.
+Reasons: `malformed`, `noise` (bytes that are no text), `wrong_type`, `not_finite`, `missing_channel`, `bad_time`,
+`bad_key`.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from edge_runtime.codecs.msgpack_codec import msgpack_decoder
 from edge_runtime.codecs.raw_codec import RawDecoder, layout_mistakes
 from edge_runtime.errors import ConfigError
 from edge_runtime.health import Counters
+from edge_runtime.settings import MqttSource, SerialSource
 
-__all__ = ["FORMATS", "Decoded", "Decoder", "make_decoder"]
+__all__ = ["FORMATS", "Decoded", "Decoder", "make_decoder", "source_decoder"]
 
 FORMATS = ("json", "csv", "msgpack", "raw")
 
@@ -76,6 +78,29 @@ def make_decoder(
     if format == "msgpack":
         raise ConfigError(f"{place}.format: expected json, csv or raw for a model of whole frames, found 'msgpack'")
     raise ConfigError(f"{place}.format: expected one of {', '.join(FORMATS)}, found {format!r}")
+
+
+def source_decoder(
+    source: SerialSource | MqttSource, channels: Sequence[str], shape: tuple[int, ...] | None
+) -> Decoder:
+    """The decoder that a source's table asks for.
+
+    Raises:
+        ConfigError: its fields do not fit the channels.
+    """
+    return make_decoder(
+        source.format,
+        channels,
+        shape=shape,
+        fields=source.fields,
+        key_field=source.key,
+        time_field=source.time,
+        delimiter=source.delimiter,
+        layout=source.layout,
+        scale=source.scale,
+        byte_order=source.byte_order,
+        place=f'source "{source.name}"',
+    )
 
 
 def _csv(members: Members, shape: tuple[int, ...] | None, fields: tuple[str, ...], delimiter: str) -> Decoder:

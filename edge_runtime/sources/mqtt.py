@@ -7,7 +7,7 @@ reading (then it is counted). A stopped source acknowledges nothing, so that the
 import time
 from collections.abc import Callable
 
-from edge_runtime.codecs import make_decoder
+from edge_runtime.codecs import source_decoder
 from edge_runtime.health import Counters
 from edge_runtime.mqtt.connection import Connection, Message
 from edge_runtime.mqtt.topics import TopicKeys
@@ -43,16 +43,7 @@ class MqttSource:
         self._counters = counters
         self._keys = TopicKeys(config.topics)
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
-        self._decoder = make_decoder(
-            config.format,
-            channels,
-            shape=shape,
-            fields=config.fields,
-            key_field=config.key,
-            time_field=config.time,
-            delimiter=config.delimiter,
-            place=f'source "{config.name}"',
-        )
+        self._decoder = source_decoder(config, channels, shape)
         self._stopped = False
         connection.subscribe(self._keys.filters, config.qos, self._take)
 

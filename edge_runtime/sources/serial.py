@@ -3,7 +3,7 @@
 Guarantee: a port that is absent, unplugged, busy or broken is never an exit: it is closed, counted, and opened again
 under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. The work
 of one wake-up is bounded, so that a device that floods cannot starve the rest. Weak points: a serial reading cannot
-be asked for again (it has no receipt), and the first line after each opening is dropped, since it may have lost
+be asked for again (it has no receipt), and the first frame after each opening is dropped, since it may have lost
 its beginning.
 """
 
@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 
 from edge_runtime import log
-from edge_runtime.codecs import make_decoder
-from edge_runtime.framing import LineFramer
+from edge_runtime.codecs import source_decoder
+from edge_runtime.framing import make_framer
 from edge_runtime.health import Counters
 from edge_runtime.loop import Loop, Timer
 from edge_runtime.readings import Batch, Receipt
@@ -61,17 +61,12 @@ class SerialSource:
         self._sink = sink
         self._counters = counters
         self._rng = rng or random.Random()  # noqa: S311 - jitter
-        self._framer = LineFramer(config.max_frame_bytes, counters)
-        self._decoder = make_decoder(
-            config.format,
-            channels,
-            shape=shape,
-            fields=config.fields,
-            key_field=config.key,
-            time_field=config.time,
-            delimiter=config.delimiter,
-            place=f'source "{config.name}"',
-        )
+        framing = config.framing
+        if framing == "auto":
+            framing = "cobs" if config.format in {"msgpack", "raw"} else "lines"
+        checksum = config.checksum == "crc16"
+        self._framer = make_framer(framing, config.max_frame_bytes, counters, checksum=checksum)
+        self._decoder = source_decoder(config, channels, shape)
         self._fd: int | None = None
         self._reopen: Timer | None = None
         self._pause = _FIRST_PAUSE

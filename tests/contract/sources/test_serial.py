@@ -7,15 +7,18 @@ import logging
 import os
 import random
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from edge_runtime.framing import cobs_encode, crc16
 from edge_runtime.health import Counters
 from edge_runtime.loop import Loop
 from edge_runtime.readings import Batch
@@ -40,8 +43,7 @@ class Bench:
     def source(self, **options: Any) -> SerialSource:
         """A source on the port; it tries an absent port every few milliseconds, to keep tests short."""
         config = SerialConfig(**{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options})
-        channels, shape = options.get("fields", CHANNELS), None
-        source = SerialSource(config, channels, shape, self.loop, self.batches.append, self.counters)
+        source = SerialSource(config, CHANNELS, None, self.loop, self.batches.append, self.counters)
         source._pause = 0.005
         source.on_state = lambda: self.states.append((source.is_open, source.state))
         self.sources.append(source)
@@ -139,6 +141,24 @@ def test_bytes_one_at_a_time_make_the_same_readings(bench: Bench) -> None:
         bench.loop.run_once(0.01)
     bench.run_until(lambda: len(bench) == 2)
     assert bench.rows == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("kind", ["raw", "msgpack"])
+def test_bytes_come_in_cobs_frames_with_a_sum(bench: Bench, kind: str) -> None:
+    """Packed structures and MessagePack come in COBS frames; a flipped bit costs its frame and nothing else."""
+    if kind == "raw":
+        bench.started(format="raw", fields=("seq", "x", "y"), layout=("uint8", "int16", "float32"), scale=(1, 0.5, 1))
+        readings = [struct.pack("<Bhf", i, i * 2, i * 10) for i in range(5)]
+    else:
+        bench.started(format="msgpack")
+        readings = [msgspec.msgpack.encode({"x": i, "y": i * 10.0, "seq": i}) for i in range(5)]
+    frames = [bytearray(cobs_encode(data + crc16(data))) for data in readings]
+    frames[2][4] ^= 0x40  # which makes no zero of it
+    bench.port.write(b"\0" + b"\0".join(frames) + b"\0")
+    bench.run_until(lambda: len(bench) == 4)
+    assert bench.rows == [[i, i * 10] for i in (0, 1, 3, 4)]
+    assert [identity for batch in bench.batches for identity in batch.identities] == ["0", "1", "3", "4"]
+    assert bench.counters.rejected == {"bad_checksum": 1}
 
 
 def test_noise_is_counted_and_the_next_line_is_read(bench: Bench) -> None:
