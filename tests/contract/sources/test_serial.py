@@ -153,7 +153,7 @@ def test_bytes_come_in_cobs_frames_with_a_sum(bench: Bench, kind: str) -> None:
         bench.started(format="msgpack")
         readings = [msgspec.msgpack.encode({"x": i, "y": i * 10.0, "seq": i}) for i in range(5)]
     frames = [bytearray(cobs_encode(data + crc16(data))) for data in readings]
-    frames[2][4] ^= 0x40  # which makes no zero of it
+    frames[2][1] ^= 0x40  # in the data, and no zero
     bench.port.write(b"\0" + b"\0".join(frames) + b"\0")
     bench.run_until(lambda: len(bench) == 4)
     assert bench.rows == [[i, i * 10] for i in (0, 1, 3, 4)]
