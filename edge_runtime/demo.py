@@ -86,14 +86,15 @@ class Audience:
             if (arrival.topic, arrival.payload) == ("edge/demo/status", b"online"):
                 return
 
-    def predictions(self, count: int) -> Iterator[Arrival]:
-        """The next predictions, each as soon as it is there."""
-        deadline = time.monotonic() + PATIENCE
+    def predictions(self, topic: str, count: int) -> Iterator[Arrival]:
+        """The next `count` messages whose topic begins so, each as soon as it is there."""
         while count:
+            deadline = time.monotonic() + PATIENCE
             arrival = self._next(deadline, f"{count} more predictions")
-            if arrival.topic.startswith("edge/demo/activity/"):
-                count -= 1
-                yield arrival
+            while not arrival.topic.startswith(topic):
+                arrival = self._next(deadline, f"{count} more predictions")
+            count -= 1
+            yield arrival
 
     def _next(self, deadline: float, what: str) -> Arrival:
         while time.monotonic() < deadline:
@@ -174,7 +175,7 @@ def _run_live(folder: Path, bundle: Bundle, say: Say) -> _Outcome:
         for number, (recording, label) in enumerate(zip(recordings, labels, strict=True)):
             start = begin + number * PAUSE_BETWEEN_RECORDINGS
             played = _Played(number, str(label), start, _play(master, recording, start, _rate(bundle)))
-            for arrival in audience.predictions(_windows(bundle, len(recording))):
+            for arrival in audience.predictions("edge/demo/activity/", _windows(bundle, len(recording))):
                 say(_judge(arrival, played, outcome))
         return outcome
 

@@ -1,0 +1,246 @@
+"""Flashing real devices over real ssh: network namespaces with an ssh server and a file system of their own."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders import Signer, classification, signer
+from tests.namespaces import Device, Lan, require_namespaces, run
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+_numbers = itertools.count(os.getpid())
+MEGABYTE = 1024 * 1024
+
+MakeLan = Callable[..., Lan]
+
+
+@pytest.fixture
+def make_lan(tmp_path: Path) -> Iterator[MakeLan]:
+    """`make_lan(2)`: a network with two devices, their inventory, and a key whose bundles they trust."""
+    require_namespaces()
+    made: list[Lan] = []
+
+    def make(count: int, **options: int) -> Lan:
+        lan = Lan(tmp_path, next(_numbers))
+        made.append(lan)
+        signer(tmp_path)
+        for number in range(count):
+            lan.add(number, **options)
+        lan.write_inventory()
+        return lan
+
+    yield make
+    for lan in made:
+        lan.remove()
+
+
+def make_bundle(folder: Path, version: str = "1.0.0", *, padding: int = 0, target: str | None = None) -> Path:
+    """A signed bundle of the model `m`; `padding` bytes of noise make it large."""
+    draft = classification(name="m", version=version)
+    if padding:
+        draft.model.doc_string = os.urandom(padding // 2).hex()
+    if target:
+        draft.manifest["target_device"] = target
+    path = draft.save(folder / f"m-{version}-{padding}.onnx")
+    Signer(key=folder / "signing-key", allowed_signers=folder / "allowed_signers").sign(path)
+    return path
+
+
+def outcomes(text: str) -> dict[str, str]:
+    """Device and result, of what `--json` printed."""
+    return {each["device"]: each["result"] for each in json.loads(text)["devices"]}
+
+
+def why(text: str, device: str) -> str:
+    """What `--json` says about one device."""
+    return next(str(each["text"]) for each in json.loads(text)["devices"] if each["device"] == device)
+
+
+def active(device: Device) -> str | None:
+    """The version that a device runs now, asked past ssh."""
+    listed = json.loads(device.run("/opt/edge-runtime/bin/edge-runtime models list --json"))
+    return next((each["version"] for each in listed if each["state"] in {"active", "probation"}), None)
+
+
+def test_a_model_is_flashed_and_taken_back(make_lan: MakeLan, tmp_path: Path) -> None:
+    """Flash, flash again (nothing to do), flash the next version, roll back: the table and the device agree each time."""
+    lan = make_lan(2)
+    first, second = make_bundle(tmp_path), make_bundle(tmp_path, "1.1.0")
+    answer = lan.command("flash", first, "d0", "d1")
+    assert answer.returncode == 0, answer.stderr
+    assert "2 done" in answer.stdout
+    again = lan.command("flash", first, "--all", "--json", "--quiet")
+    assert outcomes(again.stdout) == {"d0": "unchanged", "d1": "unchanged"}
+    assert again.stderr == ""
+    assert lan.command("flash", second, "group:all").returncode == 0
+    assert [active(device) for device in lan.devices] == ["1.1.0", "1.1.0"]
+    back = lan.command("rollback", "d0")
+    assert back.returncode == 0, back.stderr
+    assert [active(device) for device in lan.devices] == ["1.0.0", "1.1.0"]
+    table = lan.command("devices")
+    assert table.returncode == 0
+    rows = [line.split()[:5] for line in table.stdout.splitlines()[1:]]
+    assert rows == [["d0", "yes", "m", "1.0.0", "probation"], ["d1", "yes", "m", "1.1.0", "probation"]]
+    left = lan.devices[0].run("ls /var/lib/edge-runtime/incoming")
+    assert left == ""
+
+
+def test_every_refusal_is_one_line_and_the_device_keeps_serving(make_lan: MakeLan, tmp_path: Path) -> None:
+    """Unsigned, tampered, signed by a stranger, older, for another class: refused by name, and nothing changes."""
+    lan = make_lan(1)
+    (device,) = lan.devices
+    assert lan.command("flash", make_bundle(tmp_path, "1.1.0"), "d0").returncode == 0
+
+    def refused(bundle: Path, *words: str) -> str:
+        answer = lan.command("flash", bundle, "d0", "--json", "--quiet", *words)
+        assert answer.returncode == 1
+        assert "Traceback" not in answer.stderr
+        assert active(device) == "1.1.0"
+        return why(answer.stdout, "d0") if answer.stdout else answer.stderr
+
+    older = refused(make_bundle(tmp_path))
+    assert "expected a version of m above 1.1.0, found 1.0.0" in older
+
+    unsigned = make_bundle(tmp_path, "1.2.0")
+    unsigned.with_name(unsigned.name + ".sig").unlink()
+    assert "expected its signature beside it, found no" in refused(unsigned)
+    assert "expected a signature" in refused(unsigned, "--unsigned") or "sig" in refused(unsigned, "--unsigned")
+
+    tampered = make_bundle(tmp_path, "1.3.0")
+    tampered.write_bytes(tampered.read_bytes() + classification(name="m", version="1.3.1").to_bytes()[-1:] * 0 + b"")
+    other = make_bundle(tmp_path, "1.4.0")
+    tampered.with_name(tampered.name + ".sig").write_bytes(other.with_name(other.name + ".sig").read_bytes())
+    assert "signature" in refused(tampered)
+
+    (tmp_path / "stranger").mkdir()
+    strange = make_bundle(tmp_path, "1.5.0")
+    signer(tmp_path / "stranger").sign(strange)
+    assert "sign" in refused(strange)
+
+    lan.write_inventory(more="")
+    text = (tmp_path / "fleet.toml").read_text()
+    (tmp_path / "fleet.toml").write_text(text.replace('name = "d0"', 'name = "d0"\nclass = "zero2w"'))
+    assert "expected a bundle for zero2w, found one for pi4" in refused(make_bundle(tmp_path, "1.6.0", target="pi4"))
+
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    assert "broken.onnx" in refused(broken, "--unsigned")
+
+
+def test_a_fleet_with_bad_links_full_disks_and_dead_devices_gets_the_right_table(
+    make_lan: MakeLan, tmp_path: Path
+) -> None:
+    """Of eight devices one is slow, one has a full disk, one is dead and one has changed its key: five are done."""
+    lan = make_lan(7)
+    lan.add(7, disk_bytes=3 * MEGABYTE)
+    lan.write_inventory()
+    lan.devices[1].slow_down("16mbit")
+    lan.devices[2].stop()
+    lan.devices[2].link("down")
+    known = (tmp_path / "known").read_text()
+    (tmp_path / "known").write_text(
+        known.replace(lan.devices[3].host_key.split()[2], lan.devices[4].host_key.split()[2])
+    )
+    bundle = make_bundle(tmp_path, padding=4 * MEGABYTE)
+    answer = lan.command("flash", bundle, "--all", "--json", "--quiet", "--canaries", "1", timeout=300)
+    expected = dict.fromkeys((device.name for device in lan.devices), "done") | dict.fromkeys(
+        ("d2", "d3", "d7"), "failed"
+    )
+    assert outcomes(answer.stdout) == expected, answer.stdout
+    assert answer.returncode == 3
+    assert json.loads(answer.stdout)["failed"] == ["d2", "d3", "d7"]
+    assert why(answer.stdout, "d2") in {"it does not answer", "there is no way to it"}
+    assert why(answer.stdout, "d3").startswith("its host key has changed: ")
+    assert why(answer.stdout, "d7").startswith("no space is left on the device in ")
+    assert active(lan.devices[7]) is None
+    assert active(lan.devices[1]) == "1.0.0"
+
+
+def test_a_transfer_that_is_cut_goes_on_where_it_stopped(make_lan: MakeLan, tmp_path: Path) -> None:
+    """The link is cut in the middle: the flash ends in one line, and the same command sends only the rest."""
+    lan = make_lan(1)
+    (device,) = lan.devices
+    device.slow_down("16mbit")
+    bundle = make_bundle(tmp_path, padding=8 * MEGABYTE)
+    first = lan.begin("flash", bundle, "d0")
+
+    def arrived() -> int:
+        found = device.run("cat /var/lib/edge-runtime/incoming/*/*.part* 2>/dev/null | wc -c", check=False)
+        return int(found or 0)
+
+    wait_until(lambda: arrived() > 2 * MEGABYTE, "two megabytes on the device", 60)
+    device.link("down")
+    wait_until(lambda: first.poll() is not None, "the flash that cannot go on", 90)
+    out, _ = first.communicate(timeout=10)
+    assert first.returncode == 1
+    assert "1 failed (d0)" in out
+    assert active(device) is None
+    before = arrived()
+    assert before > 2 * MEGABYTE
+    device.link("up")
+    wait_until(lambda: "yes" in lan.command("devices").stdout, "the device that is back", 60)
+    answer = lan.command("flash", bundle, "d0")
+    assert answer.returncode == 0, answer.stderr
+    assert f"d0: going on after {before} of {bundle.stat().st_size} bytes" in answer.stderr
+    assert active(device) == "1.0.0"
+
+
+def test_two_flashes_at_once_do_no_harm(make_lan: MakeLan, tmp_path: Path) -> None:
+    """Of two flashes of one device each succeeds or says in one line that another is under way."""
+    lan = make_lan(1)
+    (device,) = lan.devices
+    device.slow_down("16mbit")
+    bundle = make_bundle(tmp_path, padding=4 * MEGABYTE)
+    flashes = [lan.begin("flash", bundle, "d0", "--json", "--quiet") for _ in range(2)]
+    answers = [each.communicate(timeout=120)[0] for each in flashes]
+    results = sorted(outcomes(answer)["d0"] for answer in answers)
+    assert results in (["done", "failed"], ["done", "done"], ["done", "unchanged"])
+    for answer in answers:
+        if outcomes(answer)["d0"] == "failed":
+            assert "under way" in why(answer, "d0")
+    assert active(device) == "1.0.0"
+
+
+def test_an_unknown_host_is_refused_whatever_the_users_configuration_says(make_lan: MakeLan, tmp_path: Path) -> None:
+    """A key that is not known is never accepted by itself, even where ssh_config asks for that."""
+    lan = make_lan(1)
+    (tmp_path / "known").write_text("")
+    with (tmp_path / "ssh_config").open("a") as config:
+        config.write("StrictHostKeyChecking no\n")
+    answer = lan.command("devices")
+    assert answer.returncode == 1
+    assert "its host key is unknown: connect once by hand with `ssh 10." in answer.stdout
+
+
+def test_what_runs_as_the_daemons_user_is_run_as_it(make_lan: MakeLan, tmp_path: Path) -> None:
+    """A login as root becomes the owner of the store; a device without that user is told to be provisioned."""
+    lan = make_lan(1)
+    (device,) = lan.devices
+    device.run("printf '#!/bin/sh\\nid -un >&2\\nexit 1\\n' > /opt/edge-runtime/bin/edge-runtime")
+    lan.write_inventory(account="edge-runtime")
+    assert "edge-runtime" in lan.command("rollback", "d0", "--model", "m").stdout
+    lan.write_inventory(account="nobody-here")
+    answer = lan.command("rollback", "d0", "--model", "m")
+    assert "there is no user nobody-here: provision the device first" in answer.stdout
+
+
+def test_the_hub_can_do_without_an_inventory_file_only_by_saying_so(make_lan: MakeLan) -> None:
+    """A missing inventory is a mistake of the configuration, in one line."""
+    lan = make_lan(0)
+    (lan.folder / "fleet.toml").unlink()
+    answer = lan.command("devices")
+    assert answer.returncode == 78
+    assert answer.stderr.count("\n") == 1
+
+
+def test_namespaces_leave_nothing_behind(make_lan: MakeLan) -> None:
+    """The test rig cleans up after itself."""
+    lan = make_lan(1)
+    lan.remove()
+    assert lan.prefix not in run("ip", "netns", "list").stdout
