@@ -50,7 +50,7 @@ class Contract:
         if self._repair.out_of_range == "clip":
             finite = np.isfinite(values)
             clipped = np.clip(values, self._low, self._high)
-            self.repaired["out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
+            self.repaired["repaired_out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
             values[finite] = clipped[finite]
         inside = (values >= self._low) & (values <= self._high)
         good = np.logical_and.reduce(inside, axis=1)
@@ -66,12 +66,21 @@ class Contract:
             self._last.pop(key, None)
 
     def _fill_missing(self, values: Floats, keys: list[str | None]) -> None:
-        for row in np.flatnonzero(np.isnan(values).any(axis=1)):
-            last = self._last.get(keys[row])
-            if last is not None:
-                missing = np.isnan(values[row])
+        """Row by row, so that readings that arrive together are mended as if they had come one after the other."""
+        latest: dict[str | None, Floats] = {}
+        for row, key in enumerate(keys):
+            missing = np.isnan(values[row])
+            last = latest.get(key, self._last.get(key))
+            if last is not None and missing.any():
                 values[row, missing] = last[missing]
-                self.repaired["missing"] += 1
+                self.repaired["repaired_missing"] += 1
+            if self._would_pass(values[row]):
+                latest[key] = values[row]
+
+    def _would_pass(self, row: Floats) -> bool:
+        if self._repair.out_of_range == "clip":
+            return bool(np.isfinite(row).all())
+        return bool(((row >= self._low) & (row <= self._high)).all())
 
     def _remember(self, values: Floats, keys: list[str | None], good: NDArray[np.bool_] | None) -> None:
         for row, key in enumerate(keys):

@@ -93,7 +93,8 @@ class Pipeline:
         self._columns = None if own == channels or not own else [channels.index(name) for name in own]
         self._contract = Contract(manifest.input.channels, repair) if own else None
         if self._contract is not None:
-            self._contract.rejected = counters.rejected
+            self._contract.rejected, self._contract.repaired = counters.rejected, counters.counts
+        self._repairs = repair != Repair()
         window = manifest.input.window
         self._framed = manifest.input.shape is not None
         self.windows = Windows(
@@ -141,6 +142,8 @@ class Pipeline:
     def accept(self, batch: Batch) -> None:
         """Take the readings of one wake-up."""
         values = batch.values if self._columns is None else batch.values[:, self._columns]
+        if self._repairs and self._columns is None:
+            values = values.copy()  # what is mended for this model is not mended for its neighbours
         keys, times, rows = batch.keys, batch.times, None
         if self._contract is not None:
             good = self._contract.check(values, keys)
@@ -153,6 +156,8 @@ class Pipeline:
                 times = [times[row] for row in rows]
         self.windows.watch_gaps(self.config.max_gap or (self._own_time_gap if batch.own_times else None))
         done = self.windows.push(values, keys, times, self._loop.time())
+        if self.windows.evicted:
+            self._forget(self.windows.expire(-np.inf))
         if not done.rows:
             return
         index = done.rows if rows is None else [rows[row] for row in done.rows]
@@ -181,7 +186,10 @@ class Pipeline:
 
     def expire(self) -> None:
         """Forget the keys that were silent for longer than the configuration wants to wait."""
-        gone = self.windows.expire(self._loop.time() - self.config.key_expiry)
+        self._forget(self.windows.expire(self._loop.time() - self.config.key_expiry))
+
+    def _forget(self, gone: list[str | None]) -> None:
+        """Keys that have no window any more are remembered nowhere."""
         if gone:
             self.decider.forget(gone)
             for key in gone:
@@ -213,6 +221,7 @@ class Pipeline:
         key, receipt = job.keys[row], job.receipts[row]
         if not is_finite:
             self.counters.errors["model_not_finite"] += 1
+            job.carries[row].parts = None  # a state that has become NaN would stay so for ever
             _release(receipt)
             return
         prediction = self.decider.decide(scores, row, key, job.times[row])
