@@ -11,7 +11,7 @@ import numpy as np
 
 from edge_runtime.config import Model as ModelConfig
 from edge_runtime.manifest import Manifest
-from edge_runtime.model import Scores
+from edge_runtime.model import ModelError, Scores
 from edge_runtime.readings import Prediction
 
 
@@ -46,6 +46,7 @@ class Decider:
         self._needed, self._memory = (config.smoothing.n, config.smoothing.m) if config.smoothing else (1, 1)
         self._publish = config.publish
         self._min_interval = config.min_interval
+        self._has_verdict = self._task != "regression" or self._threshold is not None
         self._streams: dict[str | None, _Stream] = {}
         self._floor = 0  # the highest sequence number of any key that was forgotten
 
@@ -55,7 +56,11 @@ class Decider:
         return self._threshold
 
     def decide(self, scores: Scores, row: int, key: str | None, time: float) -> Prediction | None:
-        """The prediction for row `row` of `scores`, or None when the configuration withholds it."""
+        """The prediction for row `row` of `scores`, or None when the configuration withholds it.
+
+        Raises:
+            ModelError: the model names a label that its manifest does not have.
+        """
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = _Stream(self._memory, self._floor)
@@ -89,6 +94,8 @@ class Decider:
         assert scores.label is not None
         assert scores.scores is not None
         raw = int(scores.label[row])
+        if not 0 <= raw < len(self._labels):
+            raise ModelError(f"expected a label from 0 to {len(self._labels) - 1}, found {raw}")
         self._smooth(stream, raw)
         assert stream.verdict is not None
         prediction.scores = scores.scores[row]
@@ -119,8 +126,14 @@ class Decider:
             prediction.alarm = stream.alarm
 
     def _smooth(self, stream: _Stream, raw: int) -> None:
-        """The verdict becomes `raw` once n of the last m windows said so; the very first one counts at once."""
+        """The verdict becomes `raw` once n of the last m windows said so.
+
+        Something has to be said from the first window on: a classification says that window's own label, everything
+        else that there is no alarm.
+        """
         if self._memory > 1:
+            if stream.verdict is None and self._task != "classification":
+                stream.verdict = 0
             stream.recent.append(raw)
             if stream.verdict is not None and stream.recent.count(raw) < self._needed:
                 return
@@ -133,12 +146,15 @@ class Decider:
         if self._publish == "change" and not changed:
             return False
         soon = 0.0 <= time - stream.last_time < self._min_interval
-        return changed or not soon
+        if self._has_verdict:
+            return changed or not soon  # a new verdict does not wait
+        return not soon
 
     def _is_changed(self, stream: _Stream, prediction: Prediction) -> bool:
         """Whether the verdict differs from the last published; without one, any value by more than the hysteresis."""
-        if prediction.values is None or self._threshold is not None:
+        if self._has_verdict:
             return stream.verdict != stream.last_verdict
+        assert prediction.values is not None
         if stream.last_values is None:
             return True
         pairs = zip(prediction.values.tolist(), stream.last_values, strict=True)
