@@ -19,6 +19,8 @@ class TopicPattern:
         """Whether `topic` belongs here, and its key (None where the pattern has none)."""
         levels = topic.split("/")
         wanted = self.filter.split("/")
+        if topic.startswith("$") and wanted[0] != levels[0]:
+            return False, None  # MQTT 4.7.2: a leading wildcard does not match topics that begin with $
         if wanted[-1] == "#":
             wanted = wanted[:-1]
             if len(levels) < len(wanted):
@@ -28,8 +30,6 @@ class TopicPattern:
             return False, None
         if any(want not in (level, "+") for want, level in zip(wanted, levels, strict=True)):
             return False, None
-        if topic.startswith("$") and wanted[:1] != [levels[0]]:
-            return False, None  # MQTT 4.7.2: a leading wildcard does not match topics that begin with $
         return True, None if self._key_level is None else levels[self._key_level]
 
 
