@@ -1,0 +1,11 @@
+"""Recorded files in, a row of predictions for each window out: `edge-runtime predict`.
+
+::
+
+    files.py ──> parts.py ──> score.py (in every worker) ──> chunks.py ──> outputs.py
+    which        what each    recordings: text_files,        scored        csv, jsonl,
+    files        worker does  parquet_files, numpy_files     parts, kept   parquet, npy, npz
+
+Contract, windows and model are those of the stream. A part is written whole or not at all, so that a run that was
+interrupted goes on where it stopped; the output takes its name when it is complete.
+"""

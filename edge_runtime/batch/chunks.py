@@ -1,0 +1,86 @@
+"""Scored windows on disk: the file of one part, written by a worker and read once by the one that writes the output.
+
+A part is a row of records, each a length and a MessagePack body, so that neither side holds more than one record. It
+needs no pyarrow, except where columns of a Parquet file are kept, which travel as Arrow so that they keep their types.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.batch.recording import ArrowColumns, Columns, ListColumns
+from edge_runtime.model import Scores
+
+_LENGTH_BYTES = 8
+_ARRAYS: dict[str, Any] = {"label": np.int64, "scores": np.float32, "value": np.float32, "score": np.float32}
+
+
+class Chunk:
+    """Some scored windows, in order, and what is kept beside each."""
+
+    def __init__(self, count: int, scores: Scores, columns: Columns) -> None:
+        self.count = count
+        self.scores = scores
+        self.columns = columns
+
+
+class _Record(msgspec.Struct, array_like=True):
+    count: int
+    arrays: dict[str, bytes]
+    lists: dict[str, list[Any]] | None
+    arrow: bytes | None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Record).decode
+
+
+def write_chunk(file: IO[bytes], chunk: Chunk) -> None:
+    """Append one record."""
+    arrays = {name: _bytes(getattr(chunk.scores, name)) for name in _ARRAYS}
+    present = {name: data for name, data in arrays.items() if data is not None}
+    columns = chunk.columns
+    if isinstance(columns, ArrowColumns):
+        record = _Record(chunk.count, present, None, _arrow_bytes(columns.batch))
+    else:
+        assert isinstance(columns, ListColumns)
+        record = _Record(chunk.count, present, columns.columns, None)
+    body = _encode(record)
+    file.write(len(body).to_bytes(_LENGTH_BYTES, "little"))
+    file.write(body)
+
+
+def read_chunks(path: Path) -> Iterator[Chunk]:
+    """The records of a part that is complete."""
+    with path.open("rb") as file:
+        while length := file.read(_LENGTH_BYTES):
+            record = _decode(file.read(int.from_bytes(length, "little")))
+            arrays = {name: _array(record, name) for name in record.arrays}
+            columns: Columns = ListColumns(record.lists or {})
+            if record.arrow is not None:
+                import pyarrow as pa  # noqa: PLC0415 - it was there when the part was written
+
+                columns = ArrowColumns(pa.ipc.open_stream(record.arrow).read_next_batch())
+            yield Chunk(record.count, Scores(**arrays), columns)
+
+
+def _bytes(array: NDArray[Any] | None) -> bytes | None:
+    return None if array is None else array.tobytes()
+
+
+def _array(record: _Record, name: str) -> NDArray[Any]:
+    found = np.frombuffer(record.arrays[name], _ARRAYS[name])
+    return found.reshape(record.count, -1) if name in {"scores", "value"} else found
+
+
+def _arrow_bytes(batch: Any) -> bytes:
+    import pyarrow as pa  # noqa: PLC0415 - the columns came from it
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return bytes(sink.getvalue())

@@ -1,0 +1,205 @@
+"""How good a model is on recordings that say what was right: counted part by part, added up, and printed.
+
+The truth of a window is that of its last reading, because a prediction bears the time of its last reading. Windows
+whose truth is empty are not judged.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Manifest
+from edge_runtime.model import Scores
+
+_TRUE = frozenset({"1", "true", "yes", "anomaly", "anomalous"})
+_FALSE = frozenset({"0", "false", "no", "normal", "ok"})
+
+
+class Errors(msgspec.Struct):
+    """Running sums over one target."""
+
+    count: int = 0
+    absolute: float = 0.0
+    squared: float = 0.0
+    truth: float = 0.0
+    truth_squared: float = 0.0
+
+
+class Judgement(msgspec.Struct):
+    """What was counted. `confusion` is truth -> prediction -> windows; `errors` is target -> sums."""
+
+    judged: int = 0
+    without_truth: int = 0
+    confusion: dict[str, dict[str, int]] = {}
+    errors: dict[str, Errors] = {}
+
+
+class Judge(Protocol):
+    """Counts as the windows come."""
+
+    judgement: Judgement
+
+    def add(self, scores: Scores, truth: list[list[Any]]) -> None:
+        """Some windows, and their truth: a list a column."""
+
+
+def make_judge(manifest: Manifest, columns: Sequence[str]) -> Judge:
+    """The judge of a task.
+
+    Raises:
+        CommandError: the number of columns does not fit the task.
+    """
+    wanted = len(manifest.output.targets) if manifest.task == "regression" else 1
+    if len(columns) != wanted:
+        what = ", ".join(target.name for target in manifest.output.targets) or manifest.task
+        raise CommandError(f"--label: expected {wanted} columns (for {what}), found {len(columns)}")
+    return _Regression(manifest) if manifest.task == "regression" else _Verdicts(manifest)
+
+
+class _Verdicts:
+    """Labels, or anomalies, against the truth."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.judgement = Judgement()
+        self._labels = manifest.output.labels
+        self._threshold = manifest.output.threshold
+
+    def add(self, scores: Scores, truth: list[list[Any]]) -> None:
+        found: list[str]
+        if scores.label is not None:
+            found = [self._labels[index] for index in scores.label.tolist()]
+        else:
+            assert scores.score is not None
+            assert self._threshold is not None
+            found = ["anomaly" if high else "normal" for high in (scores.score > self._threshold).tolist()]
+        for value, verdict in zip(truth[0], found, strict=True):
+            right = plain(value)
+            if not right:
+                self.judgement.without_truth += 1
+                continue
+            if scores.label is None:
+                right = _anomaly(right)
+            row = self.judgement.confusion.setdefault(right, {})
+            row[verdict] = row.get(verdict, 0) + 1
+            self.judgement.judged += 1
+
+
+class _Regression:
+    """Values against the truth."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        names = [target.name for target in manifest.output.targets]
+        self.judgement = Judgement(errors={name: Errors() for name in names})
+        self._names = names
+
+    def add(self, scores: Scores, truth: list[list[Any]]) -> None:
+        assert scores.value is not None
+        right = np.array([[_number(value) for value in column] for column in truth], np.float64)
+        known = np.isfinite(right).all(axis=0)
+        self.judgement.without_truth += int((~known).sum())
+        self.judgement.judged += int(known.sum())
+        for place, name in enumerate(self._names):
+            truth_values = right[place][known]
+            off = scores.value[known, place].astype(np.float64) - truth_values
+            sums = self.judgement.errors[name]
+            sums.count += len(off)
+            sums.absolute += float(np.abs(off).sum())
+            sums.squared += float((off**2).sum())
+            sums.truth += float(truth_values.sum())
+            sums.truth_squared += float((truth_values**2).sum())
+
+
+def plain(value: Any) -> str:
+    """A label as text: the number 1.0 and the text "1" are the same class."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return str(int(value))
+    text = str(value).strip()
+    if text.endswith(".0") and text[:-2].lstrip("-").isdigit():
+        return text[:-2]
+    return "" if text.lower() == "nan" else text
+
+
+def _anomaly(text: str) -> str:
+    if text.lower() in _TRUE:
+        return "anomaly"
+    if text.lower() in _FALSE:
+        return "normal"
+    raise CommandError(f"--label: expected 1 or 0, true or false, anomaly or normal, found {text[:60]!r}")
+
+
+def _number(value: Any) -> float:
+    text = plain(value)
+    if not text:
+        return math.nan
+    try:
+        return float(text)
+    except ValueError:
+        raise CommandError(f"--label: expected numbers, found {text[:60]!r}") from None
+
+
+def total(judgements: Iterable[Judgement]) -> Judgement:
+    """The sum over all parts, in their order."""
+    whole = Judgement(confusion={}, errors={})
+    for each in judgements:
+        whole.judged += each.judged
+        whole.without_truth += each.without_truth
+        for right, row in each.confusion.items():
+            into = whole.confusion.setdefault(right, {})
+            for verdict, count in row.items():
+                into[verdict] = into.get(verdict, 0) + count
+        for name, sums in each.errors.items():
+            all_sums = whole.errors.setdefault(name, Errors())
+            for part in Errors.__struct_fields__:
+                setattr(all_sums, part, getattr(all_sums, part) + getattr(sums, part))
+    return whole
+
+
+def describe(judgement: Judgement, manifest: Manifest) -> list[str]:
+    """The metrics, and the confusion matrix, as lines for people."""
+    if not judgement.judged:
+        return ["evaluation: no window has a truth to be judged by"]
+    rest = f", {judgement.without_truth} without a truth" if judgement.without_truth else ""
+    lines = [f"evaluation over {judgement.judged} windows{rest}"]
+    if manifest.task == "regression":
+        return lines + [_describe_errors(name, sums) for name, sums in judgement.errors.items()]
+    names = list(manifest.output.labels) if manifest.task == "classification" else ["normal", "anomaly"]
+    strangers = sorted(set(judgement.confusion).difference(names))
+    right = sum(row.get(label, 0) for label, row in judgement.confusion.items())
+    lines.append(f"accuracy {right / judgement.judged:.4f}")
+    if strangers:
+        lines.append(f"labels that the model does not know: {', '.join(strangers)}")
+    width = max(9, *(len(name) for name in [*names, *strangers]))
+    lines.append(f"{'':{width}}  precision     recall         f1     windows")
+    lines += [f"{name:{width}}  {_describe_class(judgement, name)}" for name in names]
+    lines += ["confusion (a row is the truth, a column the prediction)"]
+    columns = [max(len(name), 7) for name in names]
+    lines.append(" " * width + "".join(f"  {name:>{size}}" for name, size in zip(names, columns, strict=True)))
+    for name in [*names, *strangers]:
+        row = judgement.confusion.get(name, {})
+        cells = "".join(f"  {row.get(other, 0):>{size}}" for other, size in zip(names, columns, strict=True))
+        lines.append(f"{name:{width}}{cells}")
+    return lines
+
+
+def _describe_class(judgement: Judgement, name: str) -> str:
+    hits = judgement.confusion.get(name, {}).get(name, 0)
+    true = sum(judgement.confusion.get(name, {}).values())
+    said = sum(row.get(name, 0) for row in judgement.confusion.values())
+    precision = hits / said if said else 0.0
+    recall = hits / true if true else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return f"{precision:9.4f}  {recall:9.4f}  {f1:9.4f}  {true:10}"
+
+
+def _describe_errors(name: str, sums: Errors) -> str:
+    spread = sums.truth_squared - sums.truth**2 / sums.count
+    r2 = f"{1 - sums.squared / spread:.4f}" if spread > 0 else "-"
+    return f"{name}: MAE {sums.absolute / sums.count:.6g}, RMSE {math.sqrt(sums.squared / sums.count):.6g}, R2 {r2}"

@@ -1,0 +1,324 @@
+"""Scored windows -> the output file; its suffix chooses the format.
+
+A row a window: the kept columns, then `label`, `score` and a `score_LABEL` for each label, or a column for each
+target, or `score`, `threshold` and `anomaly`. Numbers in text are the shortest that read back to the same float32.
+"""
+
+import csv
+import datetime as dt
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from edge_runtime.batch.chunks import Chunk
+from edge_runtime.batch.parquet_files import NEEDS_PYARROW
+from edge_runtime.batch.recording import ArrowColumns
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Manifest
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".npz", ".npy")
+ROW_GROUP = 1 << 18
+
+Chunks = Callable[[], Iterator[Chunk]]
+Kinds = Callable[[], Mapping[str, set[str]]]
+
+
+class Layout:
+    """The columns of the output of one model."""
+
+    def __init__(self, manifest: Manifest, kept: Sequence[str]) -> None:
+        self.manifest = manifest
+        self.kept = tuple(kept)
+        output = manifest.output
+        self.labels = output.labels
+        if manifest.task == "classification":
+            names = ["label", "score", *(f"score_{label}" for label in output.labels)]
+        elif manifest.task == "regression":
+            names = [target.name for target in output.targets]
+        else:
+            names = ["score", "threshold", "anomaly"]
+        self.names = tuple(names)
+        doubled = [name for name in kept if name in names]
+        if doubled:
+            raise CommandError(
+                f"--keep {doubled[0]}: a column of the predictions has this name: rename it in the files"
+            )
+
+    def numbers(self, chunk: Chunk) -> dict[str, NDArray[Any]]:
+        """The columns of the predictions, by name; `label` as an index into the labels."""
+        scores = chunk.scores
+        if scores.label is not None:
+            assert scores.scores is not None
+            columns = [scores.label, scores.scores[np.arange(chunk.count), scores.label], *scores.scores.T]
+        elif scores.value is not None:
+            columns = list(scores.value.T)
+        else:
+            assert scores.score is not None
+            threshold = self.manifest.output.threshold
+            assert threshold is not None
+            columns = [scores.score, np.full(chunk.count, threshold), scores.score > threshold]
+        return dict(zip(self.names, columns, strict=True))
+
+
+def check_output(path: Path) -> None:
+    """Say at once what would keep the output from being written at the end.
+
+    Raises:
+        CommandError: an unknown suffix, or a place where nothing can be written.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise CommandError(
+            f"{path}: expected an output ending in {', '.join(SUFFIXES)}, found {path.suffix or 'no suffix'}"
+        )
+    if path.is_dir():
+        raise CommandError(f"{path}: expected the name of a file, found a folder")
+    if not path.parent.is_dir():
+        raise CommandError(f"{path}: cannot be written: there is no folder {path.parent}")
+    if path.suffix.lower() == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401, PLC0415 - an extra, and slow to load
+        except ImportError as error:
+            raise CommandError(f"{path}: {NEEDS_PYARROW}") from error
+
+
+def write_output(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+    """Write everything to a file beside `path`, which then takes its name.
+
+    Args:
+        path: the output.
+        layout: its columns.
+        chunks: gives the scored windows from the first; asked more than once by formats that need to.
+        kinds: the names of the Python types in each kept column without a type; known when all chunks are.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
+    write = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy}.get(path.suffix.lower(), _write_text)
+    unfinished = path.with_name(path.name + ".new")
+    try:
+        try:
+            write(unfinished, layout, chunks, kinds)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_text(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+    del kinds
+    suffix = path.with_suffix("").suffix.lower()
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if suffix in {".csv", ".tsv"}:
+            writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
+            writer.writerow([*layout.kept, *layout.names])
+            for chunk in chunks():
+                writer.writerows(zip(*_csv_columns(layout, chunk), strict=True))
+        else:
+            heads = [msgspec.json.encode(name).decode().replace("%", "%%") for name in (*layout.kept, *layout.names)]
+            template = "{" + ",".join(f"{head}:%s" for head in heads) + "}\n"
+            for chunk in chunks():
+                file.writelines(template % row for row in zip(*_json_columns(layout, chunk), strict=True))
+
+
+def _csv_columns(layout: Layout, chunk: Chunk) -> Iterator[Sequence[Any]]:
+    for name in layout.kept:
+        yield list(map(_cell, chunk.columns.values(name)))
+    yield from _number_texts(layout, chunk, layout.labels)
+
+
+def _json_columns(layout: Layout, chunk: Chunk) -> Iterator[Sequence[str]]:
+    for name in layout.kept:
+        yield [msgspec.json.encode(value).decode() for value in chunk.columns.values(name)]
+    yield from _number_texts(layout, chunk, [msgspec.json.encode(label).decode() for label in layout.labels])
+
+
+def _number_texts(layout: Layout, chunk: Chunk, labels: Sequence[str]) -> Iterator[list[str]]:
+    for name, column in layout.numbers(chunk).items():
+        if name == "label" and column.dtype == np.int64:
+            yield [labels[index] for index in column.tolist()]
+        elif column.dtype == bool:
+            yield ["true" if value else "false" for value in column.tolist()]
+        else:
+            yield list(map(str, column))
+
+
+def _cell(value: Any) -> Any:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dt.datetime):
+        return value.isoformat()
+    if isinstance(value, dict | list):
+        return msgspec.json.encode(value).decode()
+    return value
+
+
+def _write_parquet(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+    import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
+    from pyarrow import parquet  # noqa: PLC0415
+
+    labels = pa.array(layout.labels)
+    writer: Any = None
+    held: list[Any] = []
+    try:
+        for chunk in chunks():
+            if writer is None:
+                typed = isinstance(chunk.columns, ArrowColumns)
+                schema = pa.schema([*_kept_fields(layout, chunk, kinds, pa), *_arrow_fields(layout, pa, typed=typed)])
+                writer = parquet.ParquetWriter(
+                    path, schema, use_dictionary=_texts(schema, pa), store_schema=typed, write_statistics=not typed
+                )
+            held.append(_arrow_batch(layout, chunk, labels, writer.schema, pa))
+            if sum(batch.num_rows for batch in held) >= ROW_GROUP:
+                writer.write_table(pa.Table.from_batches(held))
+                held.clear()
+        if writer is None:
+            empty = pa.schema(
+                [*(pa.field(name, pa.string()) for name in layout.kept), *_arrow_fields(layout, pa, typed=False)]
+            )
+            writer = parquet.ParquetWriter(path, empty, store_schema=False)
+        if held:
+            writer.write_table(pa.Table.from_batches(held))
+    except (pa.ArrowException, OverflowError) as error:
+        raise CommandError(f"{path.with_suffix('')}: a kept column has no Parquet type: {error}") from error
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _arrow_fields(layout: Layout, pa: Any, *, typed: bool) -> list[Any]:
+    """The columns of the predictions. A label reads back as text in any case.
+
+    Where no Arrow schema is stored beside the Parquet one (`typed` False), it may be written as a dictionary, which
+    spares hashing every label again.
+    """
+    label = pa.string() if typed else pa.dictionary(pa.int32(), pa.string())
+    kinds = {"label": label, "threshold": pa.float64(), "anomaly": pa.bool_()}
+    special = kinds if layout.manifest.task != "regression" else {}
+    return [pa.field(name, special.get(name, pa.float32())) for name in layout.names]
+
+
+def _texts(schema: Any, pa: Any) -> list[str]:
+    return [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type) or field.name == "threshold"
+    ]
+
+
+def _kept_fields(layout: Layout, chunk: Chunk, kinds: Kinds, pa: Any) -> list[Any]:
+    if not layout.kept:
+        return []
+    if isinstance(chunk.columns, ArrowColumns):
+        return [chunk.columns.batch.schema.field(name) for name in layout.kept]
+    types = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "text": pa.string()}
+    found = kinds()
+    return [pa.field(name, types[_kind(found.get(name, set()))]) for name in layout.kept]
+
+
+def _arrow_batch(layout: Layout, chunk: Chunk, labels: Any, schema: Any, pa: Any) -> Any:
+    arrays = []
+    for name in layout.kept:
+        if isinstance(chunk.columns, ArrowColumns):
+            arrays.append(chunk.columns.batch.column(name))
+            continue
+        kind = schema.field(name).type
+        values = chunk.columns.values(name)
+        arrays.append(pa.array(list(map(_text, values)) if pa.types.is_string(kind) else values, kind))
+    for name, column in layout.numbers(chunk).items():
+        if name == "label" and layout.labels:
+            found = pa.DictionaryArray.from_arrays(column.astype(np.int32), labels)
+            arrays.append(found if pa.types.is_dictionary(schema.field(name).type) else found.dictionary_decode())
+        else:
+            arrays.append(pa.array(np.ascontiguousarray(column)))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _write_npz(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+    count = sum(chunk.count for chunk in chunks())
+    types = _numpy_types(layout, chunks, kinds)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, kind in types.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                _write_head(file, count, kind)
+                for chunk in chunks():
+                    file.write(_numpy_column(layout, chunk, name, kind).tobytes())
+
+
+def _write_npy(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+    """A structured array: a field a column."""
+    count = sum(chunk.count for chunk in chunks())
+    types = _numpy_types(layout, chunks, kinds)
+    kind = np.dtype(list(types.items()))
+    with path.open("wb") as file:
+        _write_head(file, count, kind)
+        for chunk in chunks():
+            table = np.empty(chunk.count, kind)
+            for name in types:
+                table[name] = _numpy_column(layout, chunk, name, types[name])
+            file.write(table.tobytes())
+
+
+def _write_head(file: IO[bytes], count: int, kind: "np.dtype[Any]") -> None:
+    head = io.BytesIO()
+    npy.write_array_header_2_0(head, {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)})
+    file.write(head.getvalue())
+
+
+def _numpy_types(layout: Layout, chunks: Chunks, kinds: Kinds) -> dict[str, "np.dtype[Any]"]:
+    found = dict(kinds())
+    types: dict[str, np.dtype[Any]] = {}
+    for name in layout.kept:
+        names = found.get(name)
+        if names is None:  # columns of a Parquet file
+            names = {type(value).__name__ for chunk in chunks() for value in chunk.columns.values(name)}
+        kind = _kind(names)
+        if kind == "int" and "NoneType" in names:
+            kind = "float"
+        if kind == "text" or (kind == "bool" and "NoneType" in names):
+            longest = max((len(_text(v) or "") for chunk in chunks() for v in chunk.columns.values(name)), default=1)
+            types[name] = np.dtype(f"<U{max(longest, 1)}")
+        else:
+            types[name] = np.dtype({"int": "<i8", "float": "<f8", "bool": "?"}[kind])
+    for name in layout.names:
+        types[name] = np.dtype("<f4")
+    if layout.manifest.task == "classification":
+        types["label"] = np.dtype(f"<U{max(map(len, layout.labels))}")
+    elif layout.manifest.task == "anomaly":
+        types["threshold"], types["anomaly"] = np.dtype("<f8"), np.dtype("?")
+    return types
+
+
+def _numpy_column(layout: Layout, chunk: Chunk, name: str, kind: "np.dtype[Any]") -> NDArray[Any]:
+    if name in layout.kept:
+        values = chunk.columns.values(name)
+        if kind.kind == "U":
+            return np.array([_text(value) or "" for value in values], kind)
+        return np.array([np.nan if value is None else value for value in values], kind)
+    column = layout.numbers(chunk)[name]
+    if name == "label" and layout.labels:
+        return np.asarray(np.array(layout.labels, kind)[column])
+    return column.astype(kind)
+
+
+def _kind(names: set[str]) -> str:
+    """The one type that holds all values of a column: int, float, bool or text."""
+    present = names - {"NoneType"}
+    if present == {"bool"}:
+        return "bool"
+    if present == {"int"}:
+        return "int"
+    return "float" if present and present <= {"int", "float"} else "text"
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(_cell(value))

@@ -1,0 +1,156 @@
+"""Parquet: columns of numbers, read a bounded number of rows at a time. Needs pyarrow, the extra `batch`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.batch.recording import ArrowColumns, Block, Fault, ListColumns, Piece, RecordingError, Wanted
+from edge_runtime.origin import RejectedError, read_key, read_time_text
+
+NEEDS_PYARROW = "Parquet needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
+
+
+class ParquetRecording:
+    """A Parquet file with a column a channel."""
+
+    whole = False
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        try:
+            import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
+            from pyarrow import parquet  # noqa: PLC0415
+        except ImportError as error:
+            raise RecordingError(f"{path}: {NEEDS_PYARROW}") from error
+        self._pa: Any = pa
+        self._errors: tuple[type[Exception], ...] = (OSError, pa.ArrowException)
+        self._open: Any = lambda: parquet.ParquetFile(path, memory_map=False, pre_buffer=False)
+        self._path = path
+        self._wanted = wanted
+        if wanted.framed:
+            raise RecordingError(f"{path}: expected JSON Lines or NumPy for a model of whole frames, found Parquet")
+        try:
+            with self._open() as file:
+                schema, meta = file.schema_arrow, file.metadata
+                self._groups = [
+                    (meta.row_group(i).num_rows, meta.row_group(i).total_byte_size) for i in range(meta.num_row_groups)
+                ]
+        except pa.ArrowException as error:
+            raise RecordingError(f"{path}: expected a Parquet file, found none: {_first_line(error)}") from error
+        self._check(schema)
+        self.schema: Any = pa.schema([schema.field(name).remove_metadata() for name in wanted.columns])
+
+    def pieces(self, size: int | None) -> list[Piece]:
+        """Whole row groups of about `size` bytes together; the weight is in rows."""
+        found: list[Piece] = []
+        start = rows = held = 0
+        for index, (count, length) in enumerate(self._groups):
+            rows, held = rows + count, held + length
+            if index + 1 == len(self._groups) or (size is not None and held >= size):
+                found.append(Piece(str(self._path), start, index + 1, rows))
+                start, rows, held = index + 1, 0, 0
+        return found or [Piece(str(self._path), 0, 0, 0)]
+
+    def blocks(self, piece: Piece, most: int) -> Iterator[Block]:
+        """The readings of a piece, at most `most` at a time."""
+        columns = list(dict.fromkeys([*self._wanted.channels, *self._wanted.columns]))
+        groups = list(range(piece.start, piece.stop))
+        try:
+            with self._open() as file:
+                row = 1
+                for batch in file.iter_batches(most, row_groups=groups, columns=columns, use_threads=False):
+                    yield self._block(batch, row)
+                    row += batch.num_rows
+        except self._errors as error:
+            raise RecordingError(f"{self._path}: cannot be read on: {_first_line(error)}") from error
+
+    def _check(self, schema: Any) -> None:
+        wanted, types = self._wanted, self._pa.types
+        needed = tuple(dict.fromkeys([*wanted.channels, *wanted.columns]))
+        missing = [name for name in needed if name not in schema.names]
+        if missing:
+            raise RecordingError(
+                f"{self._path}: expected a column for each of {', '.join(needed)}, found none for "
+                f"{', '.join(missing)}; its columns are {', '.join(schema.names)}"
+            )
+        for channel in wanted.channels:
+            kind = schema.field(channel).type
+            if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
+                raise RecordingError(f"{self._path}: column {channel}: expected numbers, found {kind}")
+
+    def _block(self, batch: Any, row: int) -> Block:
+        wanted, count = self._wanted, batch.num_rows
+        values = np.empty((count, len(wanted.channels)), np.float32)
+        for place, name in enumerate(wanted.channels):
+            _fill(values[:, place], batch.column(name))
+        numbers = range(row, row + count)
+
+        def text(index: int) -> str:
+            return str({name: batch.column(name)[index].as_py() for name in wanted.channels})
+
+        kept = ArrowColumns(batch.select(list(wanted.columns))) if wanted.columns else ListColumns({})
+        block = Block(values, numbers, text, columns=kept)
+        reasons: dict[int, str] = {}
+        if wanted.time is not None:
+            block.times = self._times(batch.column(wanted.time), reasons)
+        if wanted.key is not None:
+            block.keys = _keys(batch.column(wanted.key), reasons)
+        if reasons:
+            faults = [Fault(numbers[index], reason, text(index)) for index, reason in sorted(reasons.items())]
+            block = block.take([index for index in range(count) if index not in reasons])
+            block.faults = faults
+        block.done = block.lines = count
+        return block
+
+    def _times(self, column: Any, reasons: dict[int, str]) -> list[float | None]:
+        """Unix seconds, of timestamps, numbers or text."""
+        pa = self._pa
+        if pa.types.is_timestamp(column.type):
+            micros = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64()).to_pylist()
+            raw: list[Any] = [None if moment is None else moment / 1e6 for moment in micros]
+        else:
+            raw = column.to_pylist()
+        times: list[float | None] = []
+        for index, value in enumerate(raw):
+            try:
+                times.append(read_time_text(value))
+            except RejectedError as error:
+                times.append(None)
+                reasons[index] = error.reason
+        return times
+
+
+def _fill(into: NDArray[np.float32], column: Any) -> None:
+    """A column as float32, by way of float64 where it is not float32 already, as the codecs do it; null is NaN."""
+    found = column.to_numpy(zero_copy_only=False)
+    if found.dtype != np.float32:
+        found = found.astype(np.float64, copy=False)
+    with np.errstate(over="ignore"):
+        into[:] = found
+
+
+def _keys(column: Any, reasons: dict[int, str]) -> list[str | None]:
+    """The streams; each different value is looked at once."""
+    encoded = column.dictionary_encode() if not hasattr(column, "dictionary") else column
+    names: list[str | None] = []
+    bad: dict[int, str] = {}
+    for place, value in enumerate(encoded.dictionary.to_pylist()):
+        try:
+            names.append(read_key(value))
+        except RejectedError as error:
+            names.append(None)
+            bad[place] = error.reason
+    keys: list[str | None] = []
+    for index, place in enumerate(encoded.indices.to_pylist()):
+        if place is None or place in bad:
+            reasons.setdefault(index, "bad_key" if place is None else bad[place])
+            keys.append(None)
+        else:
+            keys.append(names[place])
+    return keys
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

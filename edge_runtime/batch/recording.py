@@ -1,0 +1,159 @@
+"""What every kind of recorded file hands over: blocks of readings, with the columns that are kept beside them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge_runtime.errors import CommandError
+from edge_runtime.readings import Floats
+
+
+class RecordingError(CommandError):
+    """A file cannot be read, or is not what it should be."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be read from every file.
+
+    Attributes:
+        channels: the columns of the model, in its order; empty for whole frames.
+        shape: of one window, as the model takes it.
+        framed: each reading is a whole frame.
+        key: the column that names the stream; None where each file is one stream.
+        time: the column of the time of measurement; None where readings follow one another without gaps.
+        columns: what else is to be read: kept columns, key, time and truth.
+        delimiter: of CSV files; None goes by the suffix.
+        format: `auto` goes by the suffix.
+    """
+
+    channels: tuple[str, ...]
+    shape: tuple[int, ...]
+    framed: bool = False
+    key: str | None = None
+    time: str | None = None
+    columns: tuple[str, ...] = ()
+    delimiter: str | None = None
+    format: str = "auto"
+
+
+class Columns(Protocol):
+    """Columns that travel beside readings, a value a reading."""
+
+    def take(self, rows: Sequence[int]) -> "Columns":
+        """Those of some readings."""
+
+    def values(self, name: str) -> list[Any]:
+        """One column as Python values."""
+
+
+class ListColumns:
+    """Columns of a text file: whatever values stood there."""
+
+    def __init__(self, columns: dict[str, list[Any]]) -> None:
+        self.columns = columns
+
+    def take(self, rows: Sequence[int]) -> "ListColumns":
+        """Those of some readings."""
+        return ListColumns({name: [values[row] for row in rows] for name, values in self.columns.items()})
+
+    def values(self, name: str) -> list[Any]:
+        """One column as Python values."""
+        return self.columns[name]
+
+
+class ArrowColumns:
+    """Columns of a Parquet file, which keep their types. `batch` is a `pyarrow.RecordBatch`."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def take(self, rows: Sequence[int]) -> "ArrowColumns":
+        """Those of some readings."""
+        return ArrowColumns(self.batch.take(np.asarray(rows, np.int64)))
+
+    def values(self, name: str) -> list[Any]:
+        """One column as Python values."""
+        return list(self.batch.column(name).to_pylist())
+
+
+@dataclass(slots=True, frozen=True)
+class Fault:
+    """A reading that was not used: where it stood (line or row, from 1), why, and what it said."""
+
+    row: int
+    reason: str
+    text: str
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A bounded number of readings, in the order of the file.
+
+    Attributes:
+        values: `[n, channels]` float32, NaN where missing; `[n, *shape]` of frames and of windows that came whole.
+        rows: where each reading stood, from 1.
+        text: what a reading said, for the list of those that were not used.
+        keys: the streams; None where there is one.
+        times: Unix seconds; None where nothing is known.
+        columns: what is kept beside the readings.
+        faults: what stood there and was no reading.
+        done: how much of the part's weight has been read with this block.
+        lines: how many lines or rows this block covers, good or bad.
+    """
+
+    values: Floats
+    rows: Sequence[int]
+    text: Callable[[int], str]
+    keys: list[str | None] | None = None
+    times: list[float | None] | None = None
+    columns: Columns = field(default_factory=lambda: ListColumns({}))
+    faults: list[Fault] = field(default_factory=list)
+    done: int = 0
+    lines: int = 0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: list[int]) -> "Block":
+        """Some of the readings."""
+        return Block(
+            self.values[rows],
+            [self.rows[row] for row in rows],
+            lambda row: self.text(rows[row]),
+            None if self.keys is None else [self.keys[row] for row in rows],
+            None if self.times is None else [self.times[row] for row in rows],
+            self.columns.take(rows),
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one file: bytes of text, row groups of Parquet, rows of NumPy; `weight` is its share of the work."""
+
+    path: str
+    start: int
+    stop: int
+    weight: int
+
+
+class Recording(Protocol):
+    """One file that can be read."""
+
+    whole: bool
+    """Its items are windows already, and not readings."""
+
+    schema: Any
+    """The types of the kept columns, where the file has types; else None. Anything that can be compared."""
+
+    def pieces(self, size: int | None) -> list[Piece]:
+        """The file in pieces of about `size` bytes; None for one piece."""
+
+    def blocks(self, piece: Piece, most: int) -> Iterator[Block]:
+        """The readings of a piece, at most `most` at a time.
+
+        Raises:
+            RecordingError: the file cannot be read on.
+        """

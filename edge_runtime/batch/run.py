@@ -1,0 +1,215 @@
+"""A whole run: which files, in which parts, scored by which engine, written to one output, and what it came to."""
+
+import csv
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_runtime.batch.chunks import Chunk, read_chunks
+from edge_runtime.batch.evaluate import Judgement, make_judge, total
+from edge_runtime.batch.files import find_files, open_all
+from edge_runtime.batch.local_engine import run_parts
+from edge_runtime.batch.outputs import Layout, check_output, write_output
+from edge_runtime.batch.parts import Part, make_parts, part_folder, remove_parts
+from edge_runtime.batch.progress import Bar
+from edge_runtime.batch.recording import Wanted
+from edge_runtime.batch.score import Job, PartResult, read_faults
+from edge_runtime.bundle import open_bundle
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Manifest
+
+Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[PartResult]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `edge-runtime predict` was asked for."""
+
+    bundle: Path
+    files: Sequence[str]
+    output: Path | None
+    key: str | None = None
+    time: str | None = None
+    keep: Sequence[str] = ()
+    truth: Sequence[str] = ()
+    stride: int | None = None
+    max_gap: float | None = None
+    format: str = "auto"
+    delimiter: str | None = None
+    one_recording: bool = False
+    workers: int | None = None
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    manifest: Manifest
+    files: int = 0
+    readings: int = 0
+    windows: int = 0
+    gaps: int = 0
+    resumed_parts: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    rejected_file: Path | None = None
+    judgement: Judgement | None = None
+
+
+def predict(request: Request, engine: Engine | None = None) -> Outcome:
+    """Score recorded files.
+
+    Raises:
+        EdgeError: something is wrong with the bundle, the files or the output; nothing of an old output is lost.
+    """
+    bundle = open_bundle(request.bundle)
+    manifest = bundle.manifest
+    kept = tuple(dict.fromkeys(name for name in (request.key, request.time, *request.keep) if name is not None))
+    layout = Layout(manifest, kept)
+    if request.truth:
+        make_judge(manifest, request.truth)
+    if request.output is not None:
+        check_output(request.output)
+    files = find_files(request.files)
+    wanted = Wanted(
+        manifest.channel_names,
+        manifest.input.tensor_shape,
+        framed=manifest.input.shape is not None,
+        key=request.key,
+        time=request.time,
+        columns=tuple(dict.fromkeys([*kept, *request.truth])),
+        delimiter=request.delimiter,
+        format=request.format,
+    )
+    job = Job(
+        str(request.bundle),
+        bundle.digest,
+        wanted,
+        kept,
+        tuple(request.truth),
+        request.stride,
+        request.max_gap,
+    )
+    recordings = open_all(files, wanted)
+    if request.output is not None and request.output.absolute() in {path.absolute() for path in files}:
+        raise CommandError(f"{request.output}: it is one of the files to be read: choose another output")
+    with tempfile.TemporaryDirectory() if request.output is None else _beside(request.output) as name:
+        folder = Path(name)
+        with part_folder(folder, job, files) as resumed:
+            parts = make_parts(recordings, manifest, folder, one_recording=request.one_recording)
+            run = _Run(request, job, layout, parts, engine or _local(request), resumed=resumed)
+            outcome = run.complete(files)
+        if request.output is not None:
+            remove_parts(folder)
+    return outcome
+
+
+class _beside:  # noqa: N801 - used as a function
+    """The folder of an output's parts, which outlives a run that fails."""
+
+    def __init__(self, output: Path) -> None:
+        self._name = str(output.with_name(output.name + ".parts"))
+
+    def __enter__(self) -> str:
+        return self._name
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _local(request: Request) -> Engine:
+    workers = request.workers or len(os.sched_getaffinity(0))
+    return lambda job, parts, show: run_parts(job, parts, workers, show)
+
+
+class _Run:
+    """A run on its way: parts become complete while the output is being written."""
+
+    def __init__(
+        self, request: Request, job: Job, layout: Layout, parts: list[Part], engine: Engine, *, resumed: bool
+    ) -> None:
+        self._request = request
+        self._layout = layout
+        self._parts = parts
+        self._results: dict[int, PartResult] = {}
+        if resumed:
+            known = ((part.number, part.result()) for part in parts)
+            self._results = {number: result for number, result in known if result is not None}
+        self._resumed = len(self._results)
+        missing = [part for part in parts if part.number not in self._results]
+        weight = sum(part.weight for part in parts)
+        self._bar = Bar(weight, weight - sum(part.weight for part in missing))
+        self._coming = zip(missing, engine(job, missing, self._bar.show), strict=True)
+
+    def complete(self, files: Sequence[Path]) -> Outcome:
+        """Score what is missing, write the output, and add everything up."""
+        output = self._request.output
+        try:
+            if output is not None:
+                write_output(output, self._layout, self._chunks, self._kinds)
+            for part in self._parts:
+                self._result(part)
+        finally:
+            self._coming.close() if hasattr(self._coming, "close") else None
+            self._bar.clear()
+        results = [self._results[part.number] for part in self._parts]
+        outcome = Outcome(
+            self._layout.manifest,
+            files=len(files),
+            readings=sum(result.readings for result in results),
+            windows=sum(result.windows for result in results),
+            gaps=sum(result.gaps for result in results),
+            resumed_parts=self._resumed,
+        )
+        for result in results:
+            outcome.rejected.update(result.rejected)
+        if self._request.truth:
+            outcome.judgement = total(result.judgement for result in results if result.judgement is not None)
+        if output is not None:
+            outcome.rejected_file = self._write_rejected(output, any(outcome.rejected.values()))
+        return outcome
+
+    def _chunks(self) -> Iterator[Chunk]:
+        for part in self._parts:
+            self._result(part)
+            yield from read_chunks(part.target)
+
+    def _result(self, part: Part) -> PartResult:
+        while part.number not in self._results:
+            done, result = next(self._coming)
+            self._results[done.number] = result
+        return self._results[part.number]
+
+    def _kinds(self) -> dict[str, set[str]]:
+        kinds: dict[str, set[str]] = {}
+        for part in self._parts:
+            for name, found in self._result(part).kinds.items():
+                kinds.setdefault(name, set()).update(found)
+        return kinds
+
+    def _write_rejected(self, output: Path, wanted: bool) -> Path | None:
+        """The list of what was not used, beside the output; an old one goes."""
+        path = output.with_name(output.name + ".rejected.csv")
+        try:
+            if not wanted:
+                path.unlink(missing_ok=True)
+                return None
+            beside = path.with_name(path.name + ".new")
+            with beside.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(["file", "row", "reason", "text"])
+                lines: Counter[str] = Counter()  # of the pieces of each file so far
+                for part in self._parts:
+                    pieces, result = part.pieces, self._results[part.number]
+                    before = []
+                    for piece, count in zip(pieces, result.lines, strict=True):
+                        before.append(lines[piece.path])
+                        lines[piece.path] += count
+                    for index, row, reason, text in read_faults(part.target.with_suffix(".faults")):
+                        writer.writerow([pieces[index].path, row + before[index], reason, text])
+            beside.replace(path)
+        except OSError as error:
+            raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return path

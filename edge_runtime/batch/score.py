@@ -1,0 +1,303 @@
+"""One part of a run: read, judge, window, score, and write the scored windows down. The same in every worker.
+
+Guarantee: the part's file takes its name when all of it is written; a part that is interrupted leaves nothing. What
+was not used is written down with its place and reason. Memory is bounded by one block, whatever the length of the
+recordings.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+
+from edge_runtime.batch.chunks import Chunk, write_chunk
+from edge_runtime.batch.evaluate import Judge, Judgement, make_judge
+from edge_runtime.batch.files import open_recording
+from edge_runtime.batch.recording import Block, Columns, Fault, Piece, Wanted
+from edge_runtime.bundle import open_bundle
+from edge_runtime.contract import Contract
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Manifest
+from edge_runtime.model import Model, ModelError, ModelOptions, Scores
+from edge_runtime.pipeline import GAP_PERIODS
+from edge_runtime.readings import Floats
+from edge_runtime.windows import Carry, Windows
+
+BLOCK_ROWS = 16_384
+BLOCK_BYTES = 1 << 24  # the windows of one block, at the most
+CALL_BYTES = 1 << 20  # the windows of one call of the model: what fits a cache is scored fastest
+MAX_KEYS = 1_000_000
+
+
+class InterruptedPartError(CommandError):
+    """The run was stopped; the part is done again next time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every part of a run has in common.
+
+    Attributes:
+        bundle: the bundle's file, and `digest` what it must still be.
+        wanted: what is read from the files.
+        kept: the columns that stand beside the predictions.
+        truth: the columns that say what is right; empty where nothing is evaluated.
+        stride: instead of the bundle's own.
+        max_gap: seconds, instead of what the bundle's rate says.
+    """
+
+    bundle: str
+    digest: str
+    wanted: Wanted
+    kept: tuple[str, ...] = ()
+    truth: tuple[str, ...] = ()
+    stride: int | None = None
+    max_gap: float | None = None
+
+
+class PartResult(msgspec.Struct):
+    """What a part came to. `lines` is how many lines or rows each of its pieces held."""
+
+    readings: int = 0
+    windows: int = 0
+    gaps: int = 0
+    rejected: dict[str, int] = {}
+    lines: list[int] = []
+    kinds: dict[str, list[str]] = {}
+    judgement: Judgement | None = None
+
+
+@dataclass
+class Progress:
+    """Where a part says how far it is, and hears that the run is to end."""
+
+    add: Callable[[int, int], None] = lambda _weight, _readings: None
+    stopped: Callable[[], bool] = lambda: False
+
+
+_models: dict[tuple[str, str, int], Model] = {}
+
+
+def load_model(job: Job) -> Model:
+    """The job's model, loaded once in each process."""
+    path = (job.bundle, job.digest, os.getpid())
+    if path not in _models:
+        bundle = open_bundle(Path(job.bundle))
+        if bundle.digest != job.digest:
+            raise CommandError(f"{job.bundle}: it changed while it was in use: start again")
+        window_bytes = 4 * int(np.prod(bundle.manifest.input.tensor_shape))
+        most = max(64, min(4096, CALL_BYTES // window_bytes))
+        _models.clear()
+        _models[path] = Model(bundle, ModelOptions(max_batch=most, arena=True))
+    return _models[path]
+
+
+def score_part(job: Job, pieces: list[Piece], target: Path, progress: Progress) -> PartResult:
+    """Score some pieces, which follow one another, into `target`.
+
+    Raises:
+        EdgeError: a file cannot be read, the disk is full, or the run was stopped.
+    """
+    unfinished, faults = target.with_suffix(".new"), target.with_suffix(".faults")
+    try:
+        with unfinished.open("wb") as file, faults.open("wb") as fault_file:
+            result = _Part(job, load_model(job), file, fault_file, progress).run(pieces)
+        unfinished.replace(target)
+        summary = target.with_suffix(".json")
+        beside = target.with_suffix(".json-new")
+        beside.write_bytes(msgspec.json.encode(result))
+        beside.replace(summary)
+    except OSError as error:
+        raise CommandError(f"{target.parent}: cannot be written: {error.strerror or error}") from error
+    return result
+
+
+@dataclass
+class _Part:
+    """The state of a part on its way."""
+
+    job: Job
+    model: Model
+    file: IO[bytes]
+    fault_file: IO[bytes]
+    progress: Progress
+    rejected: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, set[str]] = field(default_factory=dict)
+
+    def run(self, pieces: list[Piece]) -> PartResult:
+        job, manifest = self.job, self.model.manifest
+        result = PartResult()
+        judge = make_judge(manifest, job.truth) if job.truth else None
+        windower: Windower | None = None
+        for number, piece in enumerate(pieces):
+            recording = open_recording(Path(piece.path), job.wanted)
+            if windower is None:
+                windower = Windower(manifest, job, whole=recording.whole)
+            lines = 0
+            for block in recording.blocks(piece, windower.block_rows):
+                if self.progress.stopped():
+                    raise InterruptedPartError("interrupted")
+                result.readings += len(block) + len(block.faults)
+                lines += block.lines
+                result.windows += self._take(number, block, windower, judge)
+                self.progress.add(block.done, len(block))
+            result.lines.append(lines)
+        result.gaps = windower.gaps if windower else 0
+        result.rejected = dict(self.rejected)
+        result.kinds = {name: sorted(kinds) for name, kinds in self.kinds.items()}
+        result.judgement = None if judge is None else judge.judgement
+        return result
+
+    def _take(self, piece: int, block: Block, windower: "Windower", judge: Judge | None) -> int:
+        self._note(piece, block.faults)
+        good = windower.judge(block)
+        if good is not None:
+            reasons = windower.reasons(block, good)
+            self._note(piece, [Fault(block.rows[row], reason, block.text(row)) for row, reason in reasons.items()])
+            block = block.take(np.flatnonzero(good).tolist())
+        if not len(block):
+            return 0
+        windows, rows, carries = windower.push(block)
+        if not len(windows):
+            return 0
+        scores, rows = self._score(windows, rows, carries, piece, block)
+        if not len(rows):
+            return 0
+        columns = block.columns if len(rows) == len(block) else block.columns.take(rows)
+        if judge is not None:
+            judge.add(scores, [columns.values(name) for name in self.job.truth])
+        write_chunk(self.file, Chunk(len(rows), scores, self._kept(columns)))
+        return len(rows)
+
+    def _kept(self, columns: Columns) -> Columns:
+        """Only what stands beside the predictions; of untyped values, also what types they have."""
+        from edge_runtime.batch.recording import ArrowColumns, ListColumns  # noqa: PLC0415
+
+        if isinstance(columns, ArrowColumns):
+            return ArrowColumns(columns.batch.select(list(self.job.kept))) if self.job.kept else ListColumns({})
+        kept = {name: columns.values(name) for name in self.job.kept}
+        for name, values in kept.items():
+            self.kinds.setdefault(name, set()).update({type(value).__name__ for value in values})
+        return ListColumns(kept)
+
+    def _score(
+        self, windows: Floats, rows: list[int], carries: list[Carry] | None, piece: int, block: Block
+    ) -> tuple[Scores, list[int]]:
+        """Scores and rows of the windows that the model took and answered with numbers."""
+        try:
+            scores = self.model.run(windows, carries)
+        except ModelError:
+            scores, good = self._one_by_one(windows, carries)
+        else:
+            finite = scores.finite_rows()
+            if finite is None:
+                return scores, rows
+            good = np.flatnonzero(finite).tolist()
+            scores = _rows_of(scores, good)
+        bad = sorted(set(range(len(rows))).difference(good))
+        for row in bad:
+            self._note(piece, [Fault(block.rows[rows[row]], "model_failed", block.text(rows[row]))])
+        return scores, [rows[row] for row in good]
+
+    def _one_by_one(self, windows: Floats, carries: list[Carry] | None) -> tuple[Scores, list[int]]:
+        """Find the windows that the model cannot take; their neighbours are scored."""
+        found: list[Scores] = []
+        good: list[int] = []
+        for row in range(len(windows)):
+            try:
+                scores = self.model.run(windows[row : row + 1].copy(), None if carries is None else [carries[row]])
+            except ModelError:
+                continue
+            if scores.finite_rows() is None:
+                found.append(scores)
+                good.append(row)
+        if not found:
+            return Scores(), []
+        names = [name for name in ("label", "scores", "value", "score") if getattr(found[0], name) is not None]
+        return Scores(**{name: np.concatenate([getattr(each, name) for each in found]) for name in names}), good
+
+    def _note(self, piece: int, faults: list[Fault]) -> None:
+        for fault in faults:
+            self.rejected[fault.reason] += 1
+            self.fault_file.write(msgspec.json.encode((piece, fault.row, fault.reason, fault.text)) + b"\n")
+
+
+class Windower:
+    """Readings -> windows, by the rules of the stream: the contract, then `windows.py`."""
+
+    def __init__(self, manifest: Manifest, job: Job, *, whole: bool) -> None:
+        window, shape = manifest.input.window, manifest.input.tensor_shape
+        self._whole = whole
+        self._channels = manifest.input.channels
+        self._contract = Contract(self._channels) if self._channels else None
+        framed = whole or manifest.input.shape is not None
+        length = 1 if framed else window.length
+        self._windows = Windows(
+            shape, length=length, stride=job.stride or window.stride, max_gap=None, max_keys=MAX_KEYS
+        )
+        rate_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
+        self._max_gap = job.max_gap or rate_gap
+        # A window of one reading of a model without memory is that reading: nothing has to be remembered of it.
+        self._direct = length == 1 and not manifest.state
+        self._shape = shape
+        window_bytes = 4 * int(np.prod(shape))
+        self.block_rows = max(16, min(BLOCK_ROWS, BLOCK_BYTES // window_bytes))
+
+    @property
+    def gaps(self) -> int:
+        """How often a window was begun anew."""
+        return self._windows.gaps
+
+    def judge(self, block: Block) -> Any:
+        """None when everything keeps the contract, else `[n]`, True where good."""
+        values = block.values
+        if self._contract is None:
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            return None if finite.all() else finite
+        if not self._whole:
+            return self._contract.check(values, []) if len(values) else None
+        flat = values.reshape(-1, len(self._channels))
+        good = self._contract.check(flat, [])
+        return None if good is None else good.reshape(len(values), -1).all(axis=1)
+
+    def reasons(self, block: Block, good: Any) -> dict[int, str]:
+        """Why each of the bad readings is refused."""
+        found = {}
+        for row in np.flatnonzero(~good).tolist():
+            if self._contract is None:
+                found[row] = "not_finite"
+                continue
+            alone = Contract(self._channels)
+            alone.check(block.values[row].reshape(-1, len(self._channels)), [])
+            found[row] = next(iter(alone.rejected), "out_of_range")
+        return found
+
+    def push(self, block: Block) -> tuple[Floats, list[int], list[Carry] | None]:
+        """The windows that the block completes, and for each the reading that completed it."""
+        count = len(block)
+        if self._direct:
+            return block.values.reshape(count, *self._shape), list(range(count)), None
+        keys: list[str | None] = block.keys if block.keys is not None else [None] * count
+        timed = block.times is not None and None not in block.times
+        times = [float(moment or 0.0) for moment in block.times] if block.times is not None else [0.0] * count
+        self._windows.watch_gaps(self._max_gap if timed else None)
+        done = self._windows.push(block.values, keys, times, 0.0)
+        return done.windows, done.rows, done.carries
+
+
+def _rows_of(scores: Scores, rows: list[int]) -> Scores:
+    arrays = {name: getattr(scores, name) for name in ("label", "scores", "value", "score")}
+    return Scores(**{name: array[rows] for name, array in arrays.items() if array is not None})
+
+
+def read_faults(path: Path) -> Iterator[tuple[int, int, str, str]]:
+    """Piece, row, reason and text of what a part did not use."""
+    decode = msgspec.json.Decoder(tuple[int, int, str, str]).decode
+    with path.open("rb") as file:
+        for line in file:
+            yield decode(line)

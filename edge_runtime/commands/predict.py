@@ -1,0 +1,87 @@
+"""`edge-runtime predict BUNDLE FILES... -o OUT`: recorded files in, a row of predictions for each window out."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_runtime.batch.run import Outcome, Request
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `predict` takes."""
+    add = parser.add_argument
+    add("bundle", type=Path, metavar="BUNDLE", help="the .onnx file")
+    add("files", nargs="+", metavar="FILES", help="CSV, JSON Lines, Parquet or NumPy; patterns and folders too")
+    add("-o", "--output", type=Path, metavar="OUT", help=".csv, .tsv, .jsonl, .parquet, .npz or .npy")
+    add("--key", metavar="COLUMN", help="tells one stream from another; each has windows of its own")
+    add("--time", metavar="COLUMN", help="the time of measurement, so that a gap begins a new window")
+    add("--keep", nargs="+", default=[], metavar="COLUMN", help="columns to write beside the predictions")
+    add("--label", action="append", default=[], metavar="COLUMN", help="what is right: print metrics and confusion")
+    add("--stride", type=_count, metavar="N", help="a new window every so many readings")
+    add("--max-gap", type=float, metavar="SECONDS", help="a longer pause, by --time, begins a new window")
+    add("--one-recording", action="store_true", help="windows run on from one file into the next")
+    add("--format", choices=("auto", "csv", "jsonl", "parquet", "numpy"), default="auto", help="default: by suffix")
+    add("--delimiter", metavar="CHAR", help="of CSV files; default: a comma, in .tsv a tab")
+    add("--workers", type=_count, metavar="N", help="processes; default: one a core")
+    add("--engine", choices=("local", "dask"), default="local", help="where the work is done")
+    add("--scheduler", metavar="URL", help="of a Dask cluster, such as tcp://host:8786")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, and say what it came to; 1 when something is wrong, or no reading could be used."""
+    from edge_runtime.batch.run import Request, predict  # noqa: PLC0415 - numpy, which `--help` does not need
+    from edge_runtime.errors import CommandError  # noqa: PLC0415
+
+    if args.output is None and not args.label:
+        raise CommandError("expected an output (-o OUT), or a column of truth (--label COLUMN) to evaluate by")
+    request = Request(
+        args.bundle,
+        args.files,
+        args.output,
+        args.key,
+        args.time,
+        tuple(args.keep),
+        tuple(args.label),
+        args.stride,
+        args.max_gap,
+        args.format,
+        args.delimiter,
+        args.one_recording,
+        args.workers,
+    )
+    outcome = predict(request)
+    return _report(outcome, request)
+
+
+def _report(outcome: "Outcome", request: "Request") -> int:
+    from edge_runtime.batch.evaluate import describe  # noqa: PLC0415
+    from edge_runtime.errors import CommandError  # noqa: PLC0415
+
+    rejected = sum(outcome.rejected.values())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(outcome.rejected.items()))
+    where = f", listed in {outcome.rejected_file}" if outcome.rejected_file else ""
+    if outcome.readings and rejected >= outcome.readings:
+        raise CommandError(f"none of {outcome.readings} readings could be used: {reasons}{where}")
+    target = f" to {request.output}" if request.output is not None else ""
+    resumed = f"; {outcome.resumed_parts} parts were complete already" if outcome.resumed_parts else ""
+    print(
+        f"{outcome.windows} predictions of {outcome.readings} readings in {outcome.files} files{target}{resumed}",
+        file=sys.stderr,
+    )
+    if rejected:
+        print(f"{rejected} readings were not used: {reasons}{where}", file=sys.stderr)
+    if outcome.gaps:
+        print(f"{outcome.gaps} gaps began a window anew", file=sys.stderr)
+    if outcome.judgement is not None:
+        for line in describe(outcome.judgement, outcome.manifest):
+            print(line)
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, found {value}")
+    return value
