@@ -32,18 +32,18 @@ setup: $(VENV)/.setup ## make .venv with everything that test and check need
 
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
-	$(BIN)/ruff check --fix-only --quiet $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/python -m ruff check --fix-only --quiet $(SOURCES)
+	$(BIN)/python -m ruff format $(SOURCES)
 
 .PHONY: lint
 lint: $(VENV)/.setup ## style and common mistakes
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/python -m ruff check $(SOURCES)
+	$(BIN)/python -m ruff format --check $(SOURCES)
 	$(BIN)/python .ci/check_files.py
 
 .PHONY: types
 types: $(VENV)/.setup ## mypy, strict
-	$(BIN)/mypy $(filter-out .ci,$(SOURCES))
+	$(BIN)/python -m mypy $(filter-out .ci,$(SOURCES))
 
 .PHONY: check-configs
 check-configs: $(VENV)/.setup ## every sample in device_configs/ loads, every unit in systemd/ is sound and sealed off

@@ -7,10 +7,15 @@ works() {
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
+narrow=""
 incomplete=""
 for name in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
     works "$name" || continue
     path=$("$name" -c 'import sys; print(sys.executable)')
+    if ! "$path" -c 'import sys; sys.exit(sys.maxsize < 2**32)' >/dev/null 2>&1; then
+        narrow=$path
+        continue
+    fi
     if "$path" -c 'import ensurepip, venv' >/dev/null 2>&1; then
         echo "$path"
         exit 0
@@ -21,6 +26,9 @@ done
 if [ -n "$incomplete" ]; then
     echo "make: $incomplete cannot make environments: expected the modules venv and ensurepip, found neither or one." >&2
     echo "make: on Debian and Raspberry Pi OS: sudo apt install python3-venv" >&2
+elif [ -n "$narrow" ]; then
+    echo "make: expected a 64-bit Python, found the 32-bit $narrow: numpy and onnxruntime come for 64-bit systems only." >&2
+    echo "make: on a Raspberry Pi: install the 64-bit Raspberry Pi OS." >&2
 else
     found=$(python3 --version 2>/dev/null || echo "no python3")
     echo "make: expected Python 3.11, 3.12 or 3.13 on the path, found $found." >&2
