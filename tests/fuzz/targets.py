@@ -5,18 +5,22 @@ finding too. The same targets serve the property tests, the mutation run and the
 """
 
 import itertools
+import math
 import os
+import struct
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from edge_runtime.codecs import Decoded, make_decoder
+from edge_runtime.codecs import Decoded, Decoder, make_decoder
 from edge_runtime.config import load_config
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.framing import LineFramer
+from edge_runtime.framing import CobsFramer, Framer, LineFramer, cobs_decode, cobs_encode, crc16
 from edge_runtime.health import Counters
 from edge_runtime.manifest import read_manifest, write_manifest
 
@@ -24,6 +28,7 @@ _GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "config"
 _LIMIT = 256
 _CHANNELS = ("x", "y", "accel_z")
 _FIELDS = ("time", "seq", "node", "x", "_", "y", "accel_z")
+_LAYOUT = ("float64", "uint8", "int8", "int16", "uint32", "float16", "float32")
 _DECODERS = {
     "json": make_decoder("json", _CHANNELS),
     "json, with a key": make_decoder("json", _CHANNELS, key_field="node"),
@@ -33,33 +38,60 @@ _DECODERS = {
     "json, frames": make_decoder("json", (), shape=(2, 2)),
     "csv, frames": make_decoder("csv", (), shape=(2, 2)),
 }
+_BINARY_DECODERS = {
+    "msgpack, with a key": make_decoder("msgpack", _CHANNELS, key_field="node"),
+    "raw, with a key": make_decoder("raw", _CHANNELS, fields=_FIELDS, layout=_LAYOUT, scale=(0.5,), key_field="node"),
+    "raw, frames": make_decoder("raw", (), shape=(2, 2), layout=("float16",)),
+}
 
 
 def framing(data: bytes) -> None:
     """Lines are bounded, hold no line end, and do not depend on how the bytes were cut."""
-    whole = LineFramer(_LIMIT, Counters())
+    assert all(0 < len(line) <= _LIMIT and b"\n" not in line for line in LineFramer(_LIMIT, Counters()).feed(data))
+    _check_framing(data, lambda: LineFramer(_LIMIT, Counters()), b"\n", b"good")
+
+
+def cobs(data: bytes) -> None:
+    """The same of COBS frames, with and without a sum; what was encoded comes back."""
+    assert cobs_decode(cobs_encode(data)) == data
+    assert b"\0" not in cobs_encode(data)
+    good = b"good" + crc16(b"good")
+    for checksum in (True, False):
+        _check_framing(data, partial(CobsFramer, _LIMIT, Counters(), checksum=checksum), b"\0", cobs_encode(good))
+
+
+def _check_framing(data: bytes, make: Callable[[], Framer], end: bytes, good: bytes) -> None:
+    whole = make()
     expected = whole.feed(data)
-    assert all(0 < len(line) <= _LIMIT and b"\n" not in line for line in expected)
     assert whole.pending_bytes <= _LIMIT + 1
-    step = data[0] % 7 + 1 if data else 1
-    framer = LineFramer(_LIMIT, Counters())
+    step = (data[0] % 7 if data else 0) + len(data) // 300 + 1
+    framer = make()
     pieces = [data[i : i + step] for i in range(0, len(data), step)]
     assert list(itertools.chain.from_iterable(map(framer.feed, pieces))) == expected
     assert framer.pending_bytes <= _LIMIT + 1
-    framer.feed(b"\n")
-    assert framer.feed(b"good\n") == [b"good"], "the line after nonsense is found"
+    framer.feed(end)
+    assert framer.feed(good + end)[0].startswith(b"good"), "the frame after nonsense is found"
 
 
 def codecs(data: bytes) -> None:
     """Each frame is in the result or counted, and what is in the result is fit for a model, a topic and an id."""
-    frames = data.split(b"\n")
     for name, decoder in _DECODERS.items():
-        counters = Counters()
-        decoded = decoder.decode(frames, counters)
-        _check(decoded, counters, frames, keyed="key" in name)
-        again = decoder.decode([*frames, b"\xff"], Counters())
-        assert _origins(again) == _origins(decoded), "a reading is the same in whatever company"
-        assert again.values.tobytes() == decoded.values.tobytes()
+        _check_decoder(decoder, data.split(b"\n"), keyed="key" in name)
+
+
+def binary_codecs(data: bytes) -> None:
+    """The same of the formats that are no text."""
+    for name, decoder in _BINARY_DECODERS.items():
+        _check_decoder(decoder, data.split(b"\n\n"), keyed="key" in name)
+
+
+def _check_decoder(decoder: Decoder, frames: list[bytes], *, keyed: bool) -> None:
+    counters = Counters()
+    decoded = decoder.decode(frames, counters)
+    _check(decoded, counters, frames, keyed=keyed)
+    again = decoder.decode([*frames, b"\xff"], Counters())
+    assert _origins(again) == _origins(decoded), "a reading is the same in whatever company"
+    assert again.values.tobytes() == decoded.values.tobytes()
 
 
 def _check(decoded: Decoded, counters: Counters, frames: list[bytes], *, keyed: bool) -> None:
@@ -114,7 +146,9 @@ def manifest(data: bytes) -> None:
 
 
 Target = Callable[[bytes], None]
-TARGETS: dict[str, Target] = {target.__name__: target for target in (framing, codecs, configuration, manifest)}
+TARGETS: dict[str, Target] = {
+    target.__name__: target for target in (framing, cobs, codecs, binary_codecs, configuration, manifest)
+}
 
 _MANIFEST = b"""{"format":1,"name":"vib","version":"1.0.0","task":"classification","input":{"channels":[{"name":"x",
 "unit":"g","range":[-2.5,2]},{"name":"y"}],"window":{"length":10,"stride":5,"rate_hz":10.0}},"output":{"labels":
@@ -131,6 +165,13 @@ SEEDS: dict[str, list[bytes]] = {
         b'1,2,3\n1763896744.25,7,n1,1,junk,2,3\n1;2;3\n,,\n1_0,inf,0x1\n"1","2",3\n1,2,3,4',
         b'{"x": 1, "time": 1763896744, "id": "' + b"i" * 140 + b'"}\n{"x":true}\n{"x":"1"}\n{"x":[[[[1]]]]}',
         b'{"x":1],[2\n1,2],[3,4,5\n"1,2\n3",4,5',
+    ],
+    "cobs": [cobs_encode(b"\0ab" + crc16(b"\0ab")) + b"\0\x03ab\0\0\x09a\0", b"\0" + b"x" * 300 + b"\0\x01\0"],
+    "binary_codecs": [
+        msgspec.msgpack.encode({"x": 1.5, "y": -2, "accel_z": None, "time": 1763896744.25, "seq": 7, "node": "n1"}),
+        msgspec.msgpack.encode([{"x": 1, "node": 3, "id": "a" * 130}, {"y": math.nan, "node": "n"}, 7, {}]),
+        struct.pack("<dBbhIef", 1763896744.25, 7, 3, -200, 4_000_000_000, 1.5, -2.5) + b"\n\n" + bytes(8),
+        struct.pack("<dBbhIef", math.inf, 7, -3, 5, 6, math.nan, 1e38),
     ],
     "configuration": [path.read_bytes() for path in sorted(_GOLDEN.glob("*/device.toml"))],
     "manifest": [_MANIFEST, b'{"format": 2}', b'{"format":1,"name":"a","version":"1","task":"anomaly"}'],

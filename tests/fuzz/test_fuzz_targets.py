@@ -14,8 +14,8 @@ from tests.fuzz.targets import SEEDS, TARGETS
 LONG = int(os.environ.get("EDGE_FUZZ_INPUTS", "0"))
 EXAMPLES = max(150, LONG // 100)
 # The configuration reads a file for each input; give it its share by what an input costs.
-SHORT = {"framing": 6000, "codecs": 2500, "configuration": 400, "manifest": 6000}
-SHARE = {"framing": 0.4, "codecs": 0.25, "configuration": 0.05, "manifest": 0.3}
+SHORT = {"framing": 4000, "cobs": 3000, "codecs": 2500, "binary_codecs": 4000, "configuration": 400, "manifest": 6000}
+SHARE = {"framing": 0.2, "cobs": 0.15, "codecs": 0.2, "binary_codecs": 0.2, "configuration": 0.05, "manifest": 0.2}
 
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=not LONG, suppress_health_check=[HealthCheck.too_slow]
