@@ -75,8 +75,11 @@ class ArrowColumns:
         return ArrowColumns(self.batch.take(np.asarray(rows, np.int64)))
 
     def values(self, name: str) -> list[Any]:
-        """One column as Python values."""
-        return list(self.batch.column(name).to_pylist())
+        """One column as Python values; a float32 is the shortest number that reads back to it."""
+        column = self.batch.column(name)
+        if str(column.type) == "float":
+            return [None if value is None else float(str(np.float32(value))) for value in column.to_pylist()]
+        return list(column.to_pylist())
 
 
 @dataclass(slots=True, frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from edge_runtime.batch.chunks import Chunk, write_chunk
 from edge_runtime.batch.evaluate import Judge, Judgement, make_judge
 from edge_runtime.batch.files import open_recording
-from edge_runtime.batch.recording import Block, Columns, Fault, Piece, Wanted
+from edge_runtime.batch.recording import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, Wanted
 from edge_runtime.bundle import open_bundle
 from edge_runtime.contract import Contract
 from edge_runtime.errors import CommandError
@@ -154,11 +154,11 @@ class _Part:
         return result
 
     def _take(self, piece: int, block: Block, windower: "Windower", judge: Judge | None) -> int:
-        self._note(piece, block.faults)
         good = windower.judge(block)
+        refused = windower.reasons(block, good) if good is not None else {}
+        refusals = [Fault(block.rows[row], reason, block.text(row)) for row, reason in refused.items()]
+        self._note(piece, sorted([*block.faults, *refusals], key=lambda fault: fault.row))
         if good is not None:
-            reasons = windower.reasons(block, good)
-            self._note(piece, [Fault(block.rows[row], reason, block.text(row)) for row, reason in reasons.items()])
             block = block.take(np.flatnonzero(good).tolist())
         if not len(block):
             return 0
@@ -176,8 +176,6 @@ class _Part:
 
     def _kept(self, columns: Columns) -> Columns:
         """Only what stands beside the predictions; of untyped values, also what types they have."""
-        from edge_runtime.batch.recording import ArrowColumns, ListColumns  # noqa: PLC0415
-
         if isinstance(columns, ArrowColumns):
             return ArrowColumns(columns.batch.select(list(self.job.kept))) if self.job.kept else ListColumns({})
         kept = {name: columns.values(name) for name in self.job.kept}
