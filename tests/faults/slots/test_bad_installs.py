@@ -1,0 +1,161 @@
+"""Bundles that must not get in, by the thousand, and disks that do not let them."""
+
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.errors import BundleError, CommandError, EdgeError
+from edge_runtime.selftest import Budget
+from edge_runtime.slots import Policy, Store
+from tests import builders
+from tests.faults.slots.operations import quick
+
+# The long form: EDGE_BAD_INSTALLS=10000 (or more) in the environment; two minutes for each.
+ATTEMPTS = int(os.environ.get("EDGE_BAD_INSTALLS", "300"))
+SEED = 20261123
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> builders.Signer:
+    """The key that the device trusts."""
+    return builders.signer(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.mark.timeout(3600)
+def test_no_changed_bundle_or_signature_ever_gets_in(tmp_path: Path, keys: builders.Signer) -> None:
+    """Any change of the bundle or of its signature, and any older bundle, is refused; the active one stays."""
+    store = Store(tmp_path / "models", selftest=quick)
+    policy = Policy(allowed_signers=keys.allowed)
+    files = {}
+    for version in ("1.0.0", "2.0.0", "3.0.0"):
+        path = builders.classification(version=version, seed=int(version[0])).save(tmp_path / f"{version}.onnx")
+        keys.sign(path)
+        files[version] = (path.read_bytes(), path.with_name(path.name + ".sig").read_bytes())
+    store.install(tmp_path / "2.0.0.onnx", policy)
+    active = store.slot("activity").digest
+    rng = random.Random(SEED)
+    target = tmp_path / "attempt.onnx"
+    signature = tmp_path / "attempt.onnx.sig"
+    accepted = []
+    refusals: set[str] = set()
+    for number in range(ATTEMPTS):
+        bundle, sig = files["3.0.0"]
+        match rng.randrange(8):
+            case 0 | 1 | 2:
+                bundle = _flipped(bundle, rng)
+            case 3:
+                bundle = bundle[: rng.randrange(len(bundle))]
+            case 4:
+                bundle += rng.randbytes(rng.randint(1, 64))
+            case 5:
+                sig = _spoiled_signature(sig, rng)
+            case 6:
+                sig = files[rng.choice(("1.0.0", "2.0.0"))][1]
+            case _:
+                bundle, sig = files["1.0.0"]
+        target.write_bytes(bundle)
+        signature.write_bytes(sig)
+        try:
+            store.install(target, policy)
+            accepted.append(number)
+        except EdgeError as error:
+            refusals.add(str(error))
+    assert accepted == []
+    assert [text for text in refusals if not text.isprintable()] == []
+    assert store.slot("activity").digest == active
+    assert [entry.state for entry in store.entries()] == ["probation"]
+
+
+def _flipped(data: bytes, rng: random.Random) -> bytes:
+    spoiled = bytearray(data)
+    spoiled[rng.randrange(len(spoiled))] ^= 1 << rng.randrange(8)
+    return bytes(spoiled)
+
+
+def _spoiled_signature(sig: bytes, rng: random.Random) -> bytes:
+    """Another base64 character somewhere in the armour; line breaks and padding carry nothing and are left alone."""
+    lines = sig.splitlines(keepends=True)
+    body = bytearray(b"".join(lines[1:-1]))
+    places = [at for at, char in enumerate(body) if chr(char).isalnum()][:-4]
+    at = rng.choice(places)
+    body[at] = ord("A") if body[at] != ord("A") else ord("B")
+    return lines[0] + bytes(body) + lines[-1]
+
+
+@pytest.mark.parametrize("bad", ["wrong answers", "without golden vectors", "slow", "large"])
+def test_a_bad_model_leaves_the_good_one_active(tmp_path: Path, keys: builders.Signer, bad: str) -> None:
+    """Whatever the self-test finds out, the device goes on with what it had, and a mended bundle then gets in."""
+    store = Store(tmp_path / "models")
+    budget = {"slow": Budget(latency_ms=1e-9), "large": Budget(memory_bytes=1)}.get(bad, Budget())
+    policy = Policy(allowed_signers=keys.allowed)
+    good = builders.classification().save(tmp_path / "good.onnx")
+    keys.sign(good)
+    store.install(good, policy)
+    draft = builders.classification(version="1.1.0", seed=2)
+    if bad == "wrong answers":
+        draft.manifest["selftest"] = builders.classification(seed=3).manifest["selftest"]
+    if bad == "without golden vectors":
+        del draft.manifest["selftest"]
+    path = draft.save(tmp_path / "bad.onnx")
+    keys.sign(path)
+    with pytest.raises(BundleError):
+        store.install(path, Policy(allowed_signers=keys.allowed, budget=budget))
+    assert store.slot("activity").version == "1.0.0"
+    mended = builders.classification(version="1.1.0", seed=2).save(tmp_path / "mended.onnx")
+    keys.sign(mended)
+    assert store.install(mended, policy).changed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MB, which only root can have."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "edge-test", folder], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_refuses_in_words_and_the_old_bundle_serves_on(
+    tmp_path: Path, small_disk: Path, keys: builders.Signer
+) -> None:
+    """No room is no harm: the active bundle stays, and with room again the same install succeeds."""
+    store = Store(small_disk / "models", selftest=quick)
+    policy = Policy(allowed_signers=keys.allowed)
+    for version in ("1.0.0", "1.1.0"):
+        keys.sign(builders.classification(version=version, seed=int(version[2])).save(tmp_path / f"{version}.onnx"))
+    store.install(tmp_path / "1.0.0.onnx", policy)
+    for left in (0, 4096, 512 * 1024):
+        filler = small_disk / "filler"
+        statistics = os.statvfs(small_disk)
+        filler.write_bytes(bytes(max(0, statistics.f_bavail * statistics.f_frsize - left)))
+        with pytest.raises(CommandError, match=r"expected room|the disk is full"):
+            store.install(tmp_path / "1.1.0.onnx", policy)
+        assert store.begin("activity").version == "1.0.0" if left else store.slot("activity").version == "1.0.0"
+        filler.unlink()
+    assert store.install(tmp_path / "1.1.0.onnx", policy).changed
+
+
+def test_a_read_only_disk_refuses_in_words(tmp_path: Path, small_disk: Path, keys: builders.Signer) -> None:
+    """A file system that the kernel made read-only is named, and what is on it can still be read."""
+    store = Store(small_disk / "models", selftest=quick)
+    policy = Policy(allowed_signers=keys.allowed)
+    for version in ("1.0.0", "1.1.0"):
+        keys.sign(builders.classification(version=version, seed=int(version[2])).save(tmp_path / f"{version}.onnx"))
+    store.install(tmp_path / "1.0.0.onnx", policy)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(CommandError, match="read-only"):
+        store.install(tmp_path / "1.1.0.onnx", policy)
+    assert store.active("activity").exists()
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert store.install(tmp_path / "1.1.0.onnx", policy).changed
