@@ -113,11 +113,12 @@ class Device:
                 exec {SSHD} -D -f {self.folder}/sshd_config -E {self.folder}/sshd.log
                 """)
         )
-        self._sshd = subprocess.Popen(
-            ["ip", "netns", "exec", self._namespace, "unshare", "--mount", "--pid", "--fork", "--kill-child",
-             "--propagation", "private", "sh", str(self.folder / "begin.sh")],
-            stdin=subprocess.DEVNULL, stdout=(self.folder / "out").open("wb"), stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        with (self.folder / "out").open("wb") as out:
+            self._sshd = subprocess.Popen(
+                ["ip", "netns", "exec", self._namespace, "unshare", "--mount", "--pid", "--fork", "--kill-child",
+                 "--propagation", "private", "sh", str(self.folder / "begin.sh")],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
         log = self.folder / "sshd.log"
         wait_until(lambda: log.exists() and "Server listening" in log.read_text(), self._complaint, 30)
         return self
@@ -142,6 +143,14 @@ class Device:
         inner = f"{self._lan.prefix}v{self.name.removeprefix('d')}"
         run("ip", "netns", "exec", self._lan.hub, "tc", "qdisc", "replace", "dev", inner, "root", "tbf",
             "rate", rate, "burst", "32k", "latency", "400ms")  # fmt: skip
+
+    def lose(self, percent: int) -> None:
+        """Of the packets that come in, so many are lost (where nftables is installed)."""
+        if shutil.which("nft") is None:
+            return
+        rules = "add table inet f; add chain inet f in { type filter hook input priority 0; }; "
+        rules += f"add rule inet f in numgen random mod 100 < {percent} drop"
+        run("ip", "netns", "exec", self._namespace, "nft", rules)
 
     def stop(self) -> None:
         """Switches it off; its disk is gone."""

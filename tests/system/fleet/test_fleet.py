@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def make_bundle(folder: Path, version: str = "1.0.0", *, padding: int = 0, targe
     if target:
         draft.manifest["target_device"] = target
     path = draft.save(folder / f"m-{version}-{padding}.onnx")
-    Signer(key=folder / "signing-key", allowed_signers=folder / "allowed_signers").sign(path)
+    Signer(folder / "signing-key", folder / "allowed_signers").sign(path)
     return path
 
 
@@ -69,7 +70,7 @@ def active(device: Device) -> str | None:
 
 
 def test_a_model_is_flashed_and_taken_back(make_lan: MakeLan, tmp_path: Path) -> None:
-    """Flash, flash again (nothing to do), flash the next version, roll back: the table and the device agree each time."""
+    """Flash, flash again (nothing to do), flash the next, roll back: the table and the device agree each time."""
     lan = make_lan(2)
     first, second = make_bundle(tmp_path), make_bundle(tmp_path, "1.1.0")
     answer = lan.command("flash", first, "d0", "d1")
@@ -110,10 +111,8 @@ def test_every_refusal_is_one_line_and_the_device_keeps_serving(make_lan: MakeLa
     unsigned = make_bundle(tmp_path, "1.2.0")
     unsigned.with_name(unsigned.name + ".sig").unlink()
     assert "expected its signature beside it, found no" in refused(unsigned)
-    assert "expected a signature" in refused(unsigned, "--unsigned") or "sig" in refused(unsigned, "--unsigned")
 
     tampered = make_bundle(tmp_path, "1.3.0")
-    tampered.write_bytes(tampered.read_bytes() + classification(name="m", version="1.3.1").to_bytes()[-1:] * 0 + b"")
     other = make_bundle(tmp_path, "1.4.0")
     tampered.with_name(tampered.name + ".sig").write_bytes(other.with_name(other.name + ".sig").read_bytes())
     assert "signature" in refused(tampered)
@@ -132,22 +131,26 @@ def test_every_refusal_is_one_line_and_the_device_keeps_serving(make_lan: MakeLa
     broken.write_bytes(b"no model")
     assert "broken.onnx" in refused(broken, "--unsigned")
 
+    assert lan.command("flash", unsigned, "d0", "--unsigned").returncode == 0
+    assert active(device) == "1.2.0", "whoever says that no signature is meant gets what was asked for"
+
 
 def test_a_fleet_with_bad_links_full_disks_and_dead_devices_gets_the_right_table(
     make_lan: MakeLan, tmp_path: Path
 ) -> None:
-    """Of eight devices one is slow, one has a full disk, one is dead and one has changed its key: five are done."""
+    """Of eight devices one has a bad link, one a full disk, one is dead and one has another key: five are done."""
     lan = make_lan(7)
-    lan.add(7, disk_bytes=3 * MEGABYTE)
+    lan.add(7, disk_bytes=MEGABYTE * 3 // 2)
     lan.write_inventory()
     lan.devices[1].slow_down("16mbit")
+    lan.devices[1].lose(3)
     lan.devices[2].stop()
     lan.devices[2].link("down")
     known = (tmp_path / "known").read_text()
     (tmp_path / "known").write_text(
         known.replace(lan.devices[3].host_key.split()[2], lan.devices[4].host_key.split()[2])
     )
-    bundle = make_bundle(tmp_path, padding=4 * MEGABYTE)
+    bundle = make_bundle(tmp_path, padding=2 * MEGABYTE)
     answer = lan.command("flash", bundle, "--all", "--json", "--quiet", "--canaries", "1", timeout=300)
     expected = dict.fromkeys((device.name for device in lan.devices), "done") | dict.fromkeys(
         ("d2", "d3", "d7"), "failed"
@@ -167,14 +170,14 @@ def test_a_transfer_that_is_cut_goes_on_where_it_stopped(make_lan: MakeLan, tmp_
     lan = make_lan(1)
     (device,) = lan.devices
     device.slow_down("16mbit")
-    bundle = make_bundle(tmp_path, padding=8 * MEGABYTE)
+    bundle = make_bundle(tmp_path, padding=4 * MEGABYTE)
     first = lan.begin("flash", bundle, "d0")
 
     def arrived() -> int:
         found = device.run("cat /var/lib/edge-runtime/incoming/*/*.part* 2>/dev/null | wc -c", check=False)
         return int(found or 0)
 
-    wait_until(lambda: arrived() > 2 * MEGABYTE, "two megabytes on the device", 60)
+    wait_until(lambda: arrived() > MEGABYTE, "a megabyte on the device", 60)
     device.link("down")
     wait_until(lambda: first.poll() is not None, "the flash that cannot go on", 90)
     out, _ = first.communicate(timeout=10)
@@ -182,12 +185,14 @@ def test_a_transfer_that_is_cut_goes_on_where_it_stopped(make_lan: MakeLan, tmp_
     assert "1 failed (d0)" in out
     assert active(device) is None
     before = arrived()
-    assert before > 2 * MEGABYTE
+    assert before > MEGABYTE
     device.link("up")
     wait_until(lambda: "yes" in lan.command("devices").stdout, "the device that is back", 60)
     answer = lan.command("flash", bundle, "d0")
     assert answer.returncode == 0, answer.stderr
-    assert f"d0: going on after {before} of {bundle.stat().st_size} bytes" in answer.stderr
+    found = re.search(rf"d0: going on after (\d+) of {bundle.stat().st_size} bytes", answer.stderr)
+    assert found, answer.stderr
+    assert int(found[1]) >= before
     assert active(device) == "1.0.0"
 
 
@@ -196,7 +201,7 @@ def test_two_flashes_at_once_do_no_harm(make_lan: MakeLan, tmp_path: Path) -> No
     lan = make_lan(1)
     (device,) = lan.devices
     device.slow_down("16mbit")
-    bundle = make_bundle(tmp_path, padding=4 * MEGABYTE)
+    bundle = make_bundle(tmp_path, padding=2 * MEGABYTE)
     flashes = [lan.begin("flash", bundle, "d0", "--json", "--quiet") for _ in range(2)]
     answers = [each.communicate(timeout=120)[0] for each in flashes]
     results = sorted(outcomes(answer)["d0"] for answer in answers)
