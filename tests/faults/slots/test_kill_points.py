@@ -176,6 +176,7 @@ def _check(root: Path, scenario: Scenario) -> None:
         return
     assert len(active) == 1
     assert active[0].version in {old, new}
+    assert "rebuilt" not in active[0].why, "the state was damaged: it is not replaced whole"
     assert open_bundle(store.active("activity")).digest == active[0].digest
     for entry in entries:
         if entry.state in {"previous", "staged"}:
