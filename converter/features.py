@@ -95,10 +95,10 @@ class WindowFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
         blocks = [*self.statistics, *(f"band_{low:g}_{high:g}" for low, high in self.bands)]
         return np.array([f"{block}_{name}" for block in blocks for name in names], dtype=object)
 
-    def spectrum(self) -> tuple[Doubles, Doubles, Doubles]:
-        """What the bands are made of: cosines and sines `[length, bins]`, and the weight of each bin `[bins, bands]`.
+    def spectrum(self) -> tuple[NDArray[np.int64], Doubles]:
+        """The bins of the Fourier transform that some band needs, and their weights `[bins, bands]`.
 
-        A band's power is `((cosines' x)^2 + (sines' x)^2)' weight`. Only bins inside some band are kept.
+        A band's power is the weighted sum of the squared magnitudes of these bins.
         """
         length = self.window_shape_[0]
         frequency = np.fft.rfftfreq(length, 1.0 / (self.rate_hz or 1.0))
@@ -110,8 +110,7 @@ class WindowFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             twice[-1] = 1.0
         weight = inside * (twice / length**2)[:, None]
         bins = np.flatnonzero(inside.any(axis=1))
-        angle = 2.0 * np.pi * ((np.arange(length)[:, None] * bins) % length) / length
-        return np.cos(angle), np.sin(angle), weight[bins]
+        return bins.astype(np.int64), weight[bins]
 
     def _powers(self, x: Doubles) -> Doubles:
         length = self.window_shape_[0]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.features import POWER_FLOOR, WindowFeatures
 
@@ -28,7 +29,7 @@ class _Writer:
         result = output or str(self._scope.get_unique_variable_name("wf_t"))
         name = self._scope.get_unique_operator_name(f"wf_{kind}")
         versions = {"ReduceSum": 13, "Cast": 13, "Max": 13, "Pow": 15, "Where": 16, "GreaterOrEqual": 16,
-                    "LessOrEqual": 16, "Slice": 13, "Concat": 13}  # fmt: skip
+                    "LessOrEqual": 16, "Slice": 13, "Concat": 13, "Cos": 7, "Sin": 7}  # fmt: skip
         self._container.add_node(
             kind, list(inputs), [result], name=name, op_version=versions.get(kind, 13), **attributes
         )
@@ -126,15 +127,25 @@ def _zero_crossings(write: _Writer, x: str) -> str:
     return write.reduce("ReduceSum", write.node("Abs", write.node("Sub", later, earlier)))
 
 
+def _angles(write: _Writer, length: int, bins: NDArray[np.int64]) -> str:
+    """The angles of the transform, `[length, bins]`. As nodes they are a few bytes; a session computes them once."""
+    from onnx import TensorProto  # noqa: PLC0415 - heavy
+
+    time = write.constant(np.arange(length)[:, None], np.int64)
+    turns = write.node("Mod", write.node("Mul", time, write.constant(bins, np.int64)), write.constant(length, np.int64))
+    return write.node("Mul", write.node("Cast", turns, to=TensorProto.DOUBLE), write.constant(2.0 * np.pi / length))
+
+
 def _powers(write: _Writer, x: str, features: WindowFeatures) -> list[str]:
-    cosines, sines, weight = features.spectrum()
+    bins, weight = features.spectrum()
     if not weight.size:  # the bands lie between two bins
         zero = write.node("Mul", write.reduce("ReduceMean", x), write.constant(0.0))
         return [zero] * len(features.bands)
     by_channel = write.node("Transpose", x, perm=[0, 2, 1])
+    angle = _angles(write, features.window_shape_[0], bins)
     squares = []
-    for basis in (cosines, sines):
-        part = write.node("MatMul", by_channel, write.constant(basis))
+    for wave in ("Cos", "Sin"):
+        part = write.node("MatMul", by_channel, write.node(wave, angle))
         squares.append(write.node("Mul", part, part))
     power = write.node("MatMul", write.node("Add", *squares), write.constant(weight))
     mean_square = write.reduce("ReduceMean", write.node("Mul", x, x))

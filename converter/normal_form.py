@@ -39,7 +39,7 @@ def normal_form(core: Core, plan: Plan) -> onnx.ModelProto:
     elif plan.task == "regression":
         if "value" not in core.outputs:
             raise CommandError(f"expected a model that gives values, found one that gives {', '.join(core.outputs)}")
-        columns = builder.constant([0, len(plan.targets)], np.int64)
+        columns = builder.constant([-1, len(plan.targets)], np.int64)  # some converters stack the targets of all rows
         builder.output("value", builder.node("Reshape", value("value"), columns), FLOAT, ("N", len(plan.targets)))
     else:
         _anomaly(builder, core, value)
@@ -62,7 +62,9 @@ def _feed(builder: GraphBuilder, window: str, core: Core, plan: Plan) -> str:
 def _classification(builder: GraphBuilder, core: Core, plan: Plan, value: Any, kinds: dict[str, int]) -> None:
     count = len(plan.labels)
     scores = _scores(builder, core, count, value)
-    if "label" in core.outputs:
+    if "cut" in core.extra:
+        label = _cut(builder, scores, *core.extra["cut"])
+    elif "label" in core.outputs:
         label = _class_index(builder, value("label"), kinds[core.outputs["label"]], core)
     else:
         label = builder.node("ArgMax", scores, axis=1, keepdims=0)
@@ -72,6 +74,14 @@ def _classification(builder: GraphBuilder, core: Core, plan: Plan, value: Any, k
         label = builder.node("Gather", builder.constant(back, np.int64), label, axis=0)
     builder.output("label", label, INT64, ("N",))
     builder.output("scores", scores, FLOAT, ("N", count))
+
+
+def _cut(builder: GraphBuilder, scores: str, threshold: float, positive: int) -> str:
+    """The label of a classifier that decides by a threshold of its own, and not by the largest score."""
+    column = builder.node("Gather", scores, builder.constant(positive, np.int64), axis=1)
+    yes = builder.node("GreaterOrEqual", column, builder.constant(threshold))
+    one, other = builder.constant(positive, np.int64), builder.constant(1 - positive, np.int64)
+    return builder.node("Where", yes, one, other)
 
 
 def _scores(builder: GraphBuilder, core: Core, count: int, value: Any) -> str:
@@ -85,7 +95,7 @@ def _scores(builder: GraphBuilder, core: Core, count: int, value: Any) -> str:
     for role in ("decisions", "logits"):
         if role in core.outputs:
             raw = str(value(role))
-            if count == 2:
+            if count == 2 and (role == "decisions" or core.extra.get("columns", 1) == 1):
                 return _squash_two(builder, raw, core.extra.get("columns", 1))
             return builder.node("Softmax", builder.node("Reshape", raw, builder.constant([0, count], np.int64)), axis=1)
     raise CommandError(f"expected a model that gives scores, found one that gives {', '.join(core.outputs)}")
@@ -96,8 +106,8 @@ def _two(builder: GraphBuilder, positive: str) -> str:
 
 
 def _squash_two(builder: GraphBuilder, raw: str, columns: int) -> str:
-    if columns == 2:
-        return builder.node("Softmax", builder.node("Reshape", raw, builder.constant([0, 2], np.int64)), axis=1)
+    if columns == 2:  # the decision value and its negative
+        raw = builder.node("Gather", raw, builder.constant([1], np.int64), axis=1)
     return _two(builder, builder.node("Sigmoid", builder.node("Reshape", raw, builder.constant([-1, 1], np.int64))))
 
 

@@ -103,7 +103,7 @@ class Spec(_Table, frozen=True, kw_only=True):
     frame: FrameSpec | None = None
     model: ModelSpec = ModelSpec()
     state: tuple[StateSpec, ...] = ()
-    constants: dict[str, int | float | tuple[int, ...] | tuple[float, ...]] = {}
+    constants: dict[str, int | float | tuple[float, ...]] = {}
     data: DataSpec = DataSpec()
 
     @property

@@ -24,7 +24,7 @@ def main(path: str) -> str | None:
     """Try a bundle; what is wrong with it, or None."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     manifest = read_manifest(session.get_modelmeta().custom_metadata_map[METADATA_KEY], path)
     golden = manifest.selftest

@@ -107,6 +107,10 @@ class SklearnModel(SourceModel):
         self._estimator = _by_position(estimator)
         self._steps = _steps_of(self._estimator)
         self._final = self._steps[-1]
+        self._cut = _tuned_threshold(self._final)
+        if self._cut is not None:
+            self._steps = [*self._steps[:-1], *_steps_of(self._final.estimator_)]
+            self._final = self._steps[-1]
         first = self._steps[0]
         self._windows = bool(getattr(first, "takes_windows_", False))
         if self._windows:
@@ -155,7 +159,10 @@ class SklearnModel(SourceModel):
     def core(self) -> Core:
         """The pipeline as a graph."""
         trees = self._tree_core()
-        return trees if trees is not None else self._skl2onnx_core()
+        core = trees if trees is not None else self._skl2onnx_core()
+        if self._cut is not None:
+            core.extra["cut"] = self._cut
+        return core
 
     def _call(self, method: str, x: NDArray[Any]) -> Any:
         with warnings.catch_warnings():
@@ -176,7 +183,7 @@ class SklearnModel(SourceModel):
             if before:
                 transform = _chain(before)
             return forest_core(forest, columns, link, transform, None, divisor, shift)
-        prefix = self._convert_steps(before, FLOAT_IS_DOUBLE)
+        prefix = self._convert_steps(before)
         return forest_core(forest, columns, link, None, prefix, divisor, shift)
 
     def _skl2onnx_core(self) -> Core:
@@ -186,7 +193,7 @@ class SklearnModel(SourceModel):
         x = builder.input("x", FLOAT, ("N", *self.shape))
         kind = type(self._final).__name__
         if before:
-            prefix = self._convert_steps(before, FLOAT_IS_DOUBLE)
+            prefix = self._convert_steps(before)
             x = builder.embed(prefix.model, {prefix.input: builder.cast(x, DOUBLE)})[prefix.outputs["value"]]
             x = builder.cast(x, DOUBLE if kind in _IN_DOUBLE else FLOAT)
         elif kind in _IN_DOUBLE:
@@ -201,16 +208,30 @@ class SklearnModel(SourceModel):
         layout = "time_first" if self._windows else "flat"
         roles = {role: f"out_{role}" for role in final.outputs}
         classes = self.classes if "label" in roles else ()
-        return Core(builder.build("sklearn"), "x", self.shape, roles, classes, layout)
+        return Core(builder.build("sklearn"), "x", self.shape, roles, classes, layout, dict(final.extra))
 
-    def _convert_steps(self, steps: list[Any], double: bool) -> Core:
-        """The steps before the last as one graph."""
-        from sklearn.pipeline import Pipeline  # noqa: PLC0415 - heavy
-
+    def _convert_steps(self, steps: list[Any]) -> Core:
+        """The steps before the last as one graph, float64 in and out."""
         assert self.shape is not None
-        pipeline = Pipeline([(f"step{index}", step) for index, step in enumerate(steps)])
-        model = _to_onnx(pipeline, self.shape, double, {}, self._place)
-        return Core(model, model.graph.input[0].name, self.shape, {"value": model.graph.output[0].name})
+        builder = GraphBuilder()
+        value = builder.input("x", DOUBLE, ("N", *self.shape))
+        shape = self.shape
+        for step in steps:
+            value, columns = self._add_step(builder, value, step, shape)
+            shape = (columns,)
+        builder.output("value", value, DOUBLE, ("N", *shape))
+        return Core(builder.build("steps"), "x", self.shape, {"value": "value"})
+
+    def _add_step(self, builder: GraphBuilder, value: str, step: Any, shape: tuple[int, ...]) -> tuple[str, int]:
+        """One step, in float64; in float32 where skl2onnx has no working float64 form of it."""
+        for double in (True, False):
+            model = _to_onnx(step, shape, double, {}, self._place)
+            columns = _width_of(model, shape, double).get("columns")
+            if columns is not None:
+                fed = value if double else builder.cast(value, FLOAT)
+                result = builder.embed(model, {model.graph.input[0].name: fed})[model.graph.output[0].name]
+                return (result if double else builder.cast(result, DOUBLE)), columns
+        raise CommandError(f"{self._place}: {type(step).__name__}: its ONNX form does not run")
 
     def _convert_final(self, double: bool) -> Core:
         options: dict[str, Any] = {}
@@ -219,7 +240,7 @@ class SklearnModel(SourceModel):
             if not hasattr(self._final, "predict_proba"):
                 options["raw_scores"] = True
         columns = (int(self._final.n_features_in_),)
-        model = _to_onnx(self._final, columns, double, options, self._place)
+        model = _to_onnx(_convertible(self._final), columns, double, options, self._place)
         names = [output.name for output in model.graph.output]
         if self.task == "regression":
             roles = {"value": names[0]}
@@ -228,17 +249,17 @@ class SklearnModel(SourceModel):
         else:
             scores = "scores" if hasattr(self._final, "predict_proba") else "decisions"
             roles = {"label": names[0], scores: names[1]}
-        return Core(model, model.graph.input[0].name, columns, roles)
-
-
-FLOAT_IS_DOUBLE = True  # steps before the last are always computed in float64, as scikit-learn does
+        return Core(model, model.graph.input[0].name, columns, roles, extra=_width_of(model, columns, double))
 
 
 def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict[str, Any], place: str) -> Any:
     from skl2onnx import convert_sklearn  # noqa: PLC0415 - heavy
+    from skl2onnx._supported_operators import get_model_alias  # noqa: PLC0415
+    from skl2onnx.common._registration import get_converter  # noqa: PLC0415
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
 
     from converter import lower_features  # noqa: PLC0415
+    from converter.lower_gaussian import lower_gaussian  # noqa: PLC0415
     from converter.lower_linear import lower_linear  # noqa: PLC0415
 
     lower_features.register()
@@ -247,20 +268,72 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            allowed = get_converter(get_model_alias(type(estimator))).get_allowed_options() or {}
             model = convert_sklearn(
                 estimator,
                 name="sklearn",
                 initial_types=[("x", kind([None, *shape]))],
                 target_opset={"": OPSET, "ai.onnx.ml": OPSET_ML},
-                options={id(estimator): options} if options else None,
+                options={id(estimator): {key: value for key, value in options.items() if key in allowed}},
             )
-            return lower_linear(model)
+            return lower_gaussian(lower_linear(model))
     except Exception as error:
         text = str(error).strip().splitlines()
         raise CommandError(
             f"{place}: {type(estimator).__name__} cannot be converted to ONNX: "
             f"{text[0] if text else type(error).__name__}"
         ) from error
+
+
+def _convertible(estimator: Any) -> Any:
+    """The same answers from an estimator that skl2onnx gets right."""
+    kind = type(estimator).__name__
+    if kind == "VotingClassifier":
+        estimator = copy.copy(estimator)
+        estimator.flatten_transform = False  # it shapes only what `transform` gives
+    if kind == "LinearDiscriminantAnalysis":
+        # skl2onnx doubles the decision values of two classes; as a logistic regression they are what they are.
+        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - heavy
+
+        same = LogisticRegression()
+        same.coef_, same.intercept_, same.classes_ = estimator.coef_, estimator.intercept_, estimator.classes_
+        same.n_features_in_, same.n_iter_ = estimator.n_features_in_, np.ones(1, dtype=np.int32)
+        return same
+    return estimator
+
+
+def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, Any]:
+    """How many columns the scores have, which skl2onnx does not always say."""
+    from converter.evaluate import session_of  # noqa: PLC0415 - heavy
+    from converter.graph import serialize  # noqa: PLC0415
+
+    rows = np.zeros((2, *columns), dtype=np.float64 if double else np.float32)
+    try:
+        found = session_of(serialize(model)).run(None, {model.graph.input[0].name: rows})
+    except Exception:  # noqa: BLE001 - whoever judges the whole model will say why it does not run
+        return {}
+    return {"columns": int(np.prod(np.asarray(found[-1]).shape[1:]))}
+
+
+def _tuned_threshold(final: Any) -> tuple[float, int] | None:
+    """The threshold of a classifier that has one of its own, and the position of the class that it is for."""
+    kind = type(final).__name__
+    if kind not in ("TunedThresholdClassifierCV", "FixedThresholdClassifier"):
+        return None
+    proba = hasattr(final.estimator_, "predict_proba") and final.response_method != "decision_function"
+    cut = getattr(final, "best_threshold_", None)
+    if cut is None:
+        cut = (0.5 if proba else 0.0) if final.threshold == "auto" else final.threshold
+    if not proba:
+        if hasattr(final.estimator_, "predict_proba"):
+            raise CommandError(f"{kind}: expected a threshold on probabilities, found one on decision values")
+        cut = 1.0 / (1.0 + np.exp(-cut))
+    asked = getattr(final, "_curve_scorer", None)
+    label = getattr(final, "pos_label", None)
+    if label is None and asked is not None:
+        label = asked._get_pos_label()  # noqa: SLF001 - as scikit-learn's own predict asks
+    classes = list(final.classes_)
+    return float(cut), classes.index(label) if label in classes else 1
 
 
 def _check_supported(estimator: Any, place: str) -> None:

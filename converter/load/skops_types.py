@@ -1,8 +1,8 @@
 """Which types of a skops file need no `--trust`: classes of numpy, scipy and scikit-learn, and our own features.
 
 skops calls some of scikit-learn's own types untrusted (`AdamOptimizer`, `Tree`, `KDTree`). We accept classes of
-these packages, and numpy's and scipy's element-wise functions, but no other function and nothing of their test
-and build tools: a function named by a file is code that the file chose.
+these packages, their element-wise functions and scikit-learn's own scores and metrics, but no other function and
+nothing of their test and build tools: a function named by a file is code that the file chose.
 """
 
 import importlib
@@ -12,6 +12,7 @@ import numpy as np
 
 _PACKAGES = ("numpy", "scipy", "sklearn")
 _UNFIT = frozenset({"tests", "testing", "conftest", "f2py", "distutils", "_testutils", "ctypeslib", "memmap"})
+_FUNCTIONS = ("sklearn.feature_selection.", "sklearn.metrics.", "sklearn.gaussian_process.")
 _OURS = frozenset({"converter.features.WindowFeatures"})
 
 
@@ -33,4 +34,4 @@ def _is_known(name: str) -> bool:
     if isinstance(found, type):
         # A class that merely passes through these modules (say, subprocess.Popen) belongs to somebody else.
         return found.__module__.split(".")[0] in (*_PACKAGES, "builtins")
-    return isinstance(found, np.ufunc)
+    return isinstance(found, np.ufunc) or (callable(found) and name.startswith(_FUNCTIONS))
