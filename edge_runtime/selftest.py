@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError:
         report = {"problem": _out_of_memory(args.mapped_bytes)}
     except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is becomes the report
-        text = " ".join(str(error).split())[:500] or type(error).__name__
+        text = " ".join(str(error).split())[:500].removeprefix(f"{args.bundle}: ") or type(error).__name__
         wanting = any(words in text for words in ("bad_alloc", "Failed to allocate", "bad allocation"))
         report = {"problem": _out_of_memory(args.mapped_bytes) if wanting else text}
     with os.fdopen(args.report_fd, "wb") as pipe:

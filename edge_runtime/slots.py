@@ -625,8 +625,8 @@ class Store:
             self._save_floor(name, floor)
 
     def _require_name(self, name: str, place: str) -> None:
-        if len(_quoted(name)) > 150 or not name.isprintable():
-            raise BundleError(f"{place}: manifest: name: expected at most 150 printable bytes, found {name[:64]!r}")
+        if len(_quoted(name)) > 230 or not name.isprintable():
+            raise BundleError(f"{place}: manifest: name: expected at most 230 printable bytes, found {name[:64]!r}")
 
     def _require_class(self, manifest: Manifest, policy: Policy, place: str) -> None:
         wanted = manifest.target_device

@@ -86,7 +86,7 @@ def _spoiled_signature(sig: bytes, rng: random.Random) -> bytes:
     return lines[0] + bytes(body) + lines[-1]
 
 
-@pytest.mark.parametrize("bad", ["wrong answers", "without golden vectors", "slow", "large"])
+@pytest.mark.parametrize("bad", ["wrong answers", "without golden vectors", "slow", "large", "unloadable"])
 def test_a_bad_model_leaves_the_good_one_active(tmp_path: Path, keys: builders.Signer, bad: str) -> None:
     """Whatever the self-test finds out, the device goes on with what it had, and a mended bundle then gets in."""
     store = Store(tmp_path / "models")
@@ -100,9 +100,11 @@ def test_a_bad_model_leaves_the_good_one_active(tmp_path: Path, keys: builders.S
         draft.manifest["selftest"] = builders.classification(seed=3).manifest["selftest"]
     if bad == "without golden vectors":
         del draft.manifest["selftest"]
+    if bad == "unloadable":
+        draft.model.graph.node[1].input[1] = "bias"
     path = draft.save(tmp_path / "bad.onnx")
     keys.sign(path)
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=rf"^{path}: [^/]*$"):  # the user's file, and no other path
         store.install(path, Policy(allowed_signers=keys.allowed, budget=budget))
     assert store.slot("activity").version == "1.0.0"
     mended = builders.classification(version="1.1.0", seed=2).save(tmp_path / "mended.onnx")

@@ -263,7 +263,7 @@ def test_a_name_that_would_leave_the_store_stays_inside(
 
 def test_an_endless_name_is_refused(store: Store, make: Make, policy: Policy) -> None:
     """A name that no file system takes is refused in words."""
-    assert "at most 150" in refused(store, make("1.0.0", name="x" * 200), policy)
+    assert "at most 230" in refused(store, make("1.0.0", name="x" * 240), policy)
 
 
 def test_two_installs_at_once_are_told_apart(store: Store, make: Make, policy: Policy) -> None:
