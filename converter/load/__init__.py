@@ -48,7 +48,17 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
         from converter.load import onnx  # noqa: PLC0415
 
         return onnx.load(path, spec)
-    raise CommandError(f"{path}: expected a model (skops, ONNX, pickle with --trust), found {kind}")
+    if kind == "xgboost":
+        from converter.load import xgboost  # noqa: PLC0415
+
+        return xgboost.load(path)
+    if kind == "lightgbm":
+        from converter.load import lightgbm  # noqa: PLC0415
+
+        return lightgbm.load(path)
+    raise CommandError(
+        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM; pickle and joblib with --trust), found {kind}"
+    )
 
 
 def sniff(path: Path) -> str:
@@ -69,6 +79,12 @@ def sniff(path: Path) -> str:
         return "pickle"
     if suffix == ".skops":
         raise CommandError(f"{path}: expected a skops file, found no zip archive: it is truncated or something else")
+    if head.startswith((b"tree\n", b"tree\r\n")):
+        return "lightgbm"
+    if (head.startswith(b"{") and (b'"learner"' in head or suffix == ".ubj")) or head.startswith(
+        b"{L\0\0\0\0\0\0\0\x07learner"
+    ):
+        return "xgboost"
     if suffix == ".onnx" or head[:1] == b"\x08":  # the field `ir_version`, which every ONNX file begins with
         return "onnx"
     return f"a file that no loader knows (suffix {suffix or 'none'})"

@@ -9,7 +9,7 @@ from converter.load.source import Core
 from converter.trees import Forest, Transform, exact_thresholds, forest_node
 from edge_runtime.errors import CommandError
 
-Link = Literal["mean", "sigmoid", "sigmoid_open", "softmax", "identity", "exp", "isolation"]
+Link = Literal["mean", "sigmoid", "sigmoid_open", "softmax", "identity", "exp", "logistic", "isolation"]
 
 
 def forest_core(
@@ -27,8 +27,8 @@ def forest_core(
         forest: the trees.
         columns: the width of what they look at.
         link: how sums become answers. `mean`: probabilities, divided by `divisor`. `sigmoid`: one sum, the second
-            class from zero on; `sigmoid_open`: above zero. `softmax`: a sum a class. `identity` and `exp`: values,
-            divided by `divisor`. `isolation`: `2 ** (-sum / divisor) + shift`.
+            class from zero on; `sigmoid_open`: above zero. `softmax`: a sum a class. `identity`, `exp` and `logistic`:
+            values, divided by `divisor`. `isolation`: `2 ** (-sum / divisor) + shift`.
         transform: a scaler before the trees, folded into the thresholds.
         prefix: a graph before the trees, computed in float64.
         divisor: see `link`.
@@ -69,9 +69,11 @@ def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift
         builder.output("label", label, INT64, ("N",))
         builder.output("scores", builder.node("Concat", negative, positive, axis=1), FLOAT, ("N", 2))
         return {"label": "label", "scores": "scores"}
-    if link in ("identity", "exp"):
+    if link in ("identity", "exp", "logistic"):
         value = "sums" if divisor == 1.0 else builder.node("Div", "sums", builder.constant(divisor))
-        builder.output("value", builder.node("Exp", value) if link == "exp" else value, FLOAT, ("N", columns))
+        if link != "identity":
+            value = builder.node("Exp" if link == "exp" else "Sigmoid", value)
+        builder.output("value", value, FLOAT, ("N", columns))
         return {"value": "value"}
     if link == "isolation":
         exponent = builder.node("Mul", "sums", builder.constant(-np.log(2.0) / divisor))

@@ -13,7 +13,18 @@ Parts = tuple[Forest, Link, float, float]  # forest, link, divisor, shift
 
 def forest_of(estimator: Any) -> Parts | None:
     """The forest of an estimator, or None where it is none that we read (skl2onnx is asked then)."""
-    if not type(estimator).__module__.startswith("sklearn."):
+    module = type(estimator).__module__.split(".")[0]
+    if module == "xgboost":
+        from converter.load import xgboost  # noqa: PLC0415 - an extra
+
+        forest, link, _, _ = xgboost.read(estimator.get_booster(), type(estimator).__name__)
+        return forest, link, 1.0, 0.0
+    if module == "lightgbm":
+        from converter.load import lightgbm  # noqa: PLC0415 - an extra
+
+        forest, link, _ = lightgbm.read(estimator.booster_, type(estimator).__name__)
+        return forest, link, 1.0, 0.0
+    if module != "sklearn":
         return None
     reader = _READERS.get(type(estimator).__name__)
     return reader(estimator) if reader else None

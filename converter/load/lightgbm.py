@@ -1,0 +1,128 @@
+"""LightGBM: text model files, and its estimators inside scikit-learn pipelines."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.load.forest import Link, forest_core
+from converter.load.optional import require
+from converter.load.source import Answer, Core, SourceModel
+from converter.trees import Forest, ForestBuilder
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Task
+from edge_runtime.readings import Floats
+
+_OBJECTIVES: dict[str, tuple[Task, Link]] = {
+    "binary": ("classification", "sigmoid_open"),
+    "multiclass": ("classification", "softmax"),
+    "regression": ("regression", "identity"),
+    "regression_l1": ("regression", "identity"),
+    "huber": ("regression", "identity"),
+    "fair": ("regression", "identity"),
+    "quantile": ("regression", "identity"),
+    "mape": ("regression", "identity"),
+    "poisson": ("regression", "exp"),
+    "gamma": ("regression", "exp"),
+    "tweedie": ("regression", "exp"),
+    "cross_entropy": ("regression", "logistic"),
+}
+
+
+def load(path: Path) -> "LightgbmModel":
+    """Load a model file.
+
+    Raises:
+        CommandError: lightgbm is not installed, or the file is not one that it reads, or has parts without ONNX form.
+    """
+    lightgbm = require("lightgbm", path)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if "end of trees" not in text:  # LightGBM itself crashes on some files that end early
+        raise CommandError(f"{path}: expected a LightGBM model, found a truncated one")
+    try:
+        booster = lightgbm.Booster(model_str=text)
+    except Exception as error:
+        raise CommandError(f"{path}: expected a LightGBM model, found a damaged or other file") from error
+    return LightgbmModel(booster, str(path))
+
+
+class LightgbmModel(SourceModel):
+    """A booster, as its own training saved it."""
+
+    framework = "LightGBM"
+    trees = True
+
+    def __init__(self, booster: Any, place: str) -> None:
+        super().__init__()
+        self.version = require("lightgbm", place).__version__
+        self._booster = booster
+        self._forest, self._link, self.task = read(booster, place)
+        self.shape = (int(booster.num_feature()),)
+        names = booster.feature_name()
+        self.feature_names = () if names == [f"Column_{i}" for i in range(len(names))] else tuple(names)
+        if self.task == "classification":
+            self.classes = tuple(range(2 if self._forest.outputs == 1 else self._forest.outputs))
+
+    def predict(self, windows: Floats) -> Answer:
+        """Ask LightGBM, in float64 on the float32 values."""
+        found = np.asarray(self._booster.predict(windows.reshape(len(windows), -1).astype(np.float64), num_threads=1))
+        if self.task == "regression":
+            return Answer(value=found.reshape(len(windows), -1))
+        if found.ndim == 2:
+            return Answer(label=found.argmax(axis=1), scores=found)
+        return Answer(label=(found > 0.5).astype(np.int64), scores=np.stack([1.0 - found, found], axis=1))
+
+    def core(self) -> Core:
+        """The trees."""
+        assert self.shape is not None
+        return forest_core(self._forest, self.shape[0], self._link)
+
+
+def read(booster: Any, place: str) -> tuple[Forest, Link, Task]:
+    """A booster's trees, what its sums mean, and its task.
+
+    Raises:
+        CommandError: it has parts that ONNX trees do not have.
+    """
+    model = booster.dump_model(num_iteration=booster.best_iteration if booster.best_iteration > 0 else None)
+    said = model.get("objective", "regression").split()
+    if said[0] not in _OBJECTIVES or "sqrt" in said:
+        raise CommandError(f"{place}: no ONNX form is known for the LightGBM objective {' '.join(said)!r}")
+    task, link = _OBJECTIVES[said[0]]
+    slope = next((float(word.split(":")[1]) for word in said if word.startswith("sigmoid:")), 1.0)
+    columns = model["num_tree_per_iteration"]
+    rounds = len(model["tree_info"]) // columns
+    share = slope / rounds if model.get("average_output") else slope
+    builder = ForestBuilder(columns, "<=", narrow=False)
+    for index, tree in enumerate(model["tree_info"]):
+        _add(builder, tree["tree_structure"], index % columns, share, f"{place}: tree {index}")
+    return builder.build(), link, task
+
+
+def _add(builder: ForestBuilder, root: dict[str, Any], column: int, share: float, place: str) -> None:
+    feature: list[int] = []
+    threshold: list[float] = []
+    left: list[int] = []
+    right: list[int] = []
+    value: list[float] = []
+    waiting: list[tuple[dict[str, Any], int, bool]] = [(root, -1, False)]
+    while waiting:
+        node, parent, is_left = waiting.pop()
+        number = len(feature)
+        if parent >= 0:
+            (left if is_left else right)[parent] = number
+        leaf = "leaf_value" in node
+        if "leaf_coeff" in node:
+            raise CommandError(f"{place}: expected one value a leaf, found a linear tree")
+        if not leaf and (node["decision_type"] != "<=" or node["missing_type"] == "Zero"):
+            raise CommandError(f"{place}: expected splits by number, found one by category or with zero as missing")
+        feature.append(-1 if leaf else node["split_feature"])
+        threshold.append(0.0 if leaf else node["threshold"])
+        left.append(0)
+        right.append(0)
+        value.append(node["leaf_value"] * share if leaf else 0.0)
+        if not leaf:
+            waiting += [(node["right_child"], number, False), (node["left_child"], number, True)]
+    builder.add(
+        np.array(feature), np.array(threshold), np.array(left), np.array(right), np.array(value)[:, None], [column]
+    )

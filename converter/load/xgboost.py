@@ -1,0 +1,134 @@
+"""XGBoost: model files (JSON and UBJ), and its estimators inside scikit-learn pipelines.
+
+The trees are read from the model's own JSON, so thresholds are the float32 numbers that XGBoost compares with.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.load.forest import Link, forest_core
+from converter.load.optional import require
+from converter.load.source import Answer, Core, SourceModel
+from converter.trees import Forest, ForestBuilder
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import Task
+from edge_runtime.readings import Floats
+
+# objective -> task and link. Objectives that are not here answer with something that is no label or value.
+_OBJECTIVES: dict[str, tuple[Task, Link]] = {
+    "binary:logistic": ("classification", "sigmoid_open"),
+    "multi:softprob": ("classification", "softmax"),
+    "multi:softmax": ("classification", "softmax"),
+    "reg:squarederror": ("regression", "identity"),
+    "reg:absoluteerror": ("regression", "identity"),
+    "reg:pseudohubererror": ("regression", "identity"),
+    "reg:quantileerror": ("regression", "identity"),
+    "reg:logistic": ("regression", "logistic"),
+    "reg:squaredlogerror": ("regression", "identity"),
+    "reg:gamma": ("regression", "exp"),
+    "reg:tweedie": ("regression", "exp"),
+    "count:poisson": ("regression", "exp"),
+}
+
+
+def load(path: Path) -> "XgboostModel":
+    """Load a model file.
+
+    Raises:
+        CommandError: xgboost is not installed, or the file is not one that it reads, or has parts without ONNX form.
+    """
+    xgboost = require("xgboost", path)
+    try:
+        booster = xgboost.Booster(model_file=str(path))
+    except Exception as error:
+        raise CommandError(f"{path}: expected an XGBoost model, found a damaged or other file") from error
+    return XgboostModel(booster, str(path))
+
+
+class XgboostModel(SourceModel):
+    """A booster, as its own training saved it."""
+
+    framework = "XGBoost"
+    trees = True
+
+    def __init__(self, booster: Any, place: str) -> None:
+        super().__init__()
+        self.version = require("xgboost", place).__version__
+        self._booster = booster
+        self._forest, self._link, self.task, names = read(booster, place)
+        self._rounds = _rounds(booster)
+        self.shape = (int(booster.num_features()),)
+        self.feature_names = tuple(names)
+        if self.task == "classification":
+            count = 2 if self._forest.outputs == 1 else self._forest.outputs
+            self.classes = tuple(range(count))
+        else:
+            self.targets = self._forest.outputs
+
+    def predict(self, windows: Floats) -> Answer:
+        """Ask XGBoost."""
+        x = windows.reshape(len(windows), -1)
+        kind = "margin" if self._link == "softmax" else "value"
+        found = np.asarray(self._booster.inplace_predict(x, iteration_range=(0, self._rounds), predict_type=kind))
+        if self.task == "regression":
+            return Answer(value=found.reshape(len(x), -1))
+        if self._link == "softmax":
+            power = np.exp(found.astype(np.float64) - found.max(axis=1, keepdims=True))
+            return Answer(label=found.argmax(axis=1), scores=power / power.sum(axis=1, keepdims=True))
+        return Answer(label=(found > 0.5).astype(np.int64), scores=np.stack([1.0 - found, found], axis=1))
+
+    def core(self) -> Core:
+        """The trees."""
+        assert self.shape is not None
+        return forest_core(self._forest, self.shape[0], self._link)
+
+
+def read(booster: Any, place: str) -> tuple[Forest, Link, Task, list[str]]:
+    """A booster's trees, what its sums mean, its task and the names of its features.
+
+    Raises:
+        CommandError: it is no forest, or one with parts that ONNX trees do not have.
+    """
+    model = json.loads(bytes(booster.save_raw("json")))["learner"]
+    name = model["objective"]["name"]
+    if name not in _OBJECTIVES:
+        raise CommandError(f"{place}: no ONNX form is known for the XGBoost objective {name!r}")
+    task, link = _OBJECTIVES[name]
+    machine = model["gradient_booster"]
+    if machine["name"] not in ("gbtree", "dart"):
+        raise CommandError(f"{place}: expected XGBoost trees, found a {machine['name']} model")
+    weights = machine.get("weight_drop")
+    trees = machine["gbtree"]["model"] if machine["name"] == "dart" else machine["model"]
+    settings = model["learner_model_param"]
+    columns = max(1, int(settings["num_class"]), int(settings.get("num_target", 1)))
+    builder = ForestBuilder(columns, "<", narrow=True)
+    kept = _rounds(booster) * max(1, int(trees["gbtree_model_param"]["num_parallel_tree"])) * columns
+    for index, (tree, column) in enumerate(zip(trees["trees"][:kept], trees["tree_info"], strict=False)):
+        if any(tree["split_type"]) or int(tree["tree_param"]["size_leaf_vector"]) > 1:
+            raise CommandError(f"{place}: expected splits by number and one value a leaf, found others in tree {index}")
+        left = np.array(tree["left_children"])
+        numbers = np.array(tree["split_conditions"], dtype=np.float32).astype(np.float64)
+        feature = np.where(left < 0, -1, np.array(tree["split_indices"]))
+        values = numbers[:, None] * (weights[index] if weights else 1.0)
+        builder.add(feature, numbers, left, np.array(tree["right_children"]), values, [column])
+    return builder.build(_base(settings["base_score"], link, columns)), link, task, model["feature_names"]
+
+
+def _rounds(booster: Any) -> int:
+    """How many rounds count: those up to the best one, where training stopped early."""
+    best = booster.attr("best_iteration")
+    return int(best) + 1 if best is not None else int(booster.num_boosted_rounds())
+
+
+def _base(text: Any, link: Link, columns: int) -> list[float]:
+    """What every sum starts with; files say it as an answer, not as a sum."""
+    said = json.loads(text) if isinstance(text, str) else text
+    scores = [float(np.float32(value)) for value in (said if isinstance(said, list) else [said])]
+    scores = scores * columns if len(scores) == 1 else scores
+    if link in ("sigmoid_open", "logistic"):
+        return [math.log(score / (1.0 - score)) for score in scores]
+    return [math.log(score) for score in scores] if link == "exp" else scores
