@@ -52,6 +52,7 @@ def _feed(master: int, load: Load, running: Process, seconds: float, results: Re
     generator = random.Random(5)
     lines = [",".join(f"{generator.gauss(0.0, 1.0):.4f}" for _ in CHANNELS).encode() + b"\n" for _ in range(1000)]
     _until_answer(master, load, running, lines, pause=0.001, seconds=START_SECONDS)
+    load.drain()  # what was written before the port was open may have completed several windows
     # Slowly, to learn which line completes a window; from then on it is every 64th.
     _until_answer(master, load, running, lines, pause=PHASE_SECONDS, seconds=2 * STRIDE * PHASE_SECONDS + 5.0)
     before = running.usage()
