@@ -8,24 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import Installed, clean_environment
+from tests.installed import ROOT, Installed, clean_environment
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def data(shared_data: Path) -> Path:
-    """The recordings, so that no test needs a network."""
-    return shared_data / "basic-motions"
+def options(tmp_path: Path) -> list[str | Path]:
+    """Where the files go; and the shared recordings where they are, else they are fetched as a newcomer's are."""
+    shared = ROOT.parent / "shared" / "data" / "basic-motions"
+    folder: list[str | Path] = ["--folder", tmp_path / "demo output"]
+    return [*folder, "--data", shared] if shared.is_dir() else folder
 
 
-@pytest.mark.shared_data
 @pytest.mark.slow
-def test_the_demonstration_ends_with_its_figures(installed: Installed, tmp_path: Path, data: Path) -> None:
+def test_the_demonstration_ends_with_its_figures(
+    installed: Installed, tmp_path: Path, options: list[str | Path]
+) -> None:
     """It exits 0 and closes with accuracy, latency and sizes, with units. The folder may have a space in its name."""
-    folder = tmp_path / "demo output"
-    done = installed.run(installed.edge_runtime, "demo", "--folder", folder, "--data", data, cwd=tmp_path, timeout=240)
+    done = installed.run(installed.edge_runtime, "demo", *options, cwd=tmp_path, timeout=240)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert "int8" in done.stdout, "the converter's table is shown"
     assert done.stdout.count(" ms") >= 120, "every live prediction is shown"
@@ -35,20 +37,19 @@ def test_the_demonstration_ends_with_its_figures(installed: Installed, tmp_path:
     assert 0.90 <= float(accuracy[1]) <= 1.0
     assert re.search(r"latency +\d+\.\d ms", closing)
     assert re.search(r"source [\d.]+ kB, float ONNX [\d.]+ kB, int8 bundle [\d.]+ kB", closing)
-    assert (folder / "activity.onnx").is_file()
+    assert (tmp_path / "demo output" / "activity.onnx").is_file()
 
 
-@pytest.mark.shared_data
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demonstration_leaves_nothing_running(
-    installed: Installed, tmp_path: Path, data: Path, number: signal.Signals
+    installed: Installed, tmp_path: Path, options: list[str | Path], number: signal.Signals
 ) -> None:
     """Ctrl-C or a request to end, amid the live part: one line, and every process that it started is gone."""
     output = tmp_path / "output"
     marked = clean_environment() | {"DEMO_TEST_MARK": str(tmp_path)}
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [installed.edge_runtime, "demo", "--folder", tmp_path / "demo", "--data", data],
+            [installed.edge_runtime, "demo", *options],
             cwd=tmp_path,
             env=marked,
             stdin=subprocess.DEVNULL,
