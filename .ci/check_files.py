@@ -1,5 +1,6 @@
-"""Checks every tracked file for what no other tool looks at: line ends, size, conflict marks, valid TOML."""  # noqa: INP001
+"""Checks every tracked file for what no other tool looks at: line ends, size, conflict marks, valid TOML, own paths."""  # noqa: INP001
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -19,6 +20,8 @@ def mistakes_in(path: Path) -> list[str]:
     """What is wrong with one file, as lines of `place: expected, found`."""
     data = path.read_bytes()
     found = []
+    if os.fsencode(Path.cwd()) + b"/" in data:
+        found.append(f"{path}: names the folder of this very clone, {Path.cwd()}")
     if len(data) > MAX_BYTES:
         found.append(f"{path}: expected at most {MAX_BYTES} bytes, found {len(data)}")
     if path.suffix in BINARY or not data:
