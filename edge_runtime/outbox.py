@@ -11,7 +11,9 @@
    fails, or there is none, the same holds for memory; but a prediction whose reading is not yet released is never
    dropped from memory: its broker stops sending instead.
 
-Weak point: a broker that acknowledges and then forgets is beyond us.
+Weak points: a broker that acknowledges and then forgets is beyond us. A prediction that the broker refuses is tried
+again after its stream's next ones. A disk that has been away for a minute with rows of a stream on it no longer holds
+the stream's new predictions up: should it come back, its rows come late (`order_given_up`).
 
 How it works. An entry is *waiting* (in memory), *in flight* (sent, not acknowledged), or *stored* (a row on disk, out
 of memory), or in flight and stored. Whatever is older than `commit_interval` is committed, all in one transaction.
@@ -38,6 +40,9 @@ PRIORITY_TELEMETRY = 2
 FETCH_ROWS = 64
 REOPEN_FIRST_S = 1.0
 REOPEN_MOST_S = 30.0
+ORDER_PATIENCE_S = 60.0  # how long new predictions wait for rows on a disk that fails
+REFUSED_FIRST_S = 5.0
+REFUSED_MOST_S = 300.0
 MEMORY_OVERHEAD_BYTES = 400  # an entry's objects beside its payload, measured with sys.getsizeof
 
 
@@ -137,8 +142,11 @@ class Outbox:
         self._delivered_rows: list[int] = []
         self._timer: Timer | None = None
         self._reopen_delay = REOPEN_FIRST_S
+        self._reopen_due = False
         self._stopping = False
-        self._paused_until = 0.0
+        self._refusals: Counter[str] = Counter()  # by stream, since its last acknowledgement
+        self._paused: set[str] = set()  # streams that the broker refused, until they are tried again
+        self._failing_since: float | None = None
         self._pump_due = False
         self.state = "memory only" if store is None else "opening"
         self.on_state: Callable[[str], None] | None = None
@@ -151,7 +159,7 @@ class Outbox:
     def queued(self) -> int:
         """Predictions in our care: in memory and on disk."""
         in_memory = len(self._waiting) + sum(1 for entry in self._in_flight.values() if entry.row is None)
-        return in_memory + self._stored_rows - len(self._delivered_rows)
+        return in_memory + max(0, self._stored_rows - len(self._delivered_rows))
 
     @property
     def memory_bytes(self) -> int:
@@ -188,7 +196,7 @@ class Outbox:
         entry.made = self._wall()
         self._memory += entry.size
         link = self._link
-        before_sending = self._commit_interval == 0 and self._store_open
+        before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
         free = (
             link is not None
             and link.connected
@@ -202,19 +210,22 @@ class Outbox:
         if not free:
             entry.delayed = link is None or not link.connected
             self._waiting.append(entry)
+            if self._memory > self._max_memory // 2:
+                self._commit_due(everything=True)  # memory is no place to lose what the disk could hold
             if self._memory > self._max_memory:
                 self._make_room()
+            self._pump_soon()
         if before_sending:
             self._loop.call_soon(self._commit_due)
-        elif self._timer is None:
-            self._timer = self._loop.call_later(max(self._commit_interval, 0.01), self._on_timer)
+        else:
+            self._arm_timer()
 
     def link_changed(self) -> None:
         """The link came up or went down."""
         link = self._link
         if link is not None and link.connected:
-            self._cursor = 0
-            self._fetched.clear()
+            self._paused.clear()
+            self._read_anew()
             self._pump()
             return
         if self._in_flight:
@@ -223,6 +234,8 @@ class Outbox:
     def drain(self) -> None:
         """Commit everything now (a clean stop). `is_safe` tells when that is done."""
         self._stopping = True
+        if self._store is not None and not self._store_open and not self._opening:
+            self._store.open(self._opened)  # one more chance for a disk that failed
         self._commit_due(everything=True)
 
     @property
@@ -261,6 +274,8 @@ class Outbox:
             self._refused(entry)
             return
         entry.done = True
+        if self._refusals:
+            del self._refusals[entry.stream]
         self._counters.counts["published"] += 1
         if entry.row is not None:
             self._delivered_rows.append(entry.row)
@@ -268,24 +283,42 @@ class Outbox:
         else:
             self._memory -= entry.size
         entry.release()
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Pump once for everything that a wake-up brings."""
         if (self._waiting or self._backlog) and not self._pump_due:
-            self._pump_due = True  # once for all the acknowledgements of a wake-up
+            self._pump_due = True
             self._loop.call_soon(self._pump)
 
     def _refused(self, entry: Entry) -> None:
-        """The broker said no (its ACL, its quota): keep it, and try again a little later."""
+        """The broker said no (its ACL, its quota): keep it, and try its stream again a little later."""
         self._counters.errors["refused_by_broker"] += 1
         if entry.row is None:
             entry.delayed = True
-            self._waiting.appendleft(entry)
+            self._waiting.append(entry)
             self._sort_waiting()
+            self._arm_timer()
         else:
             self._backlog[entry.stream] += 1
             self._sent_rows.discard(entry.row)
-            self._cursor = 0
-            self._fetched.clear()
-        self._paused_until = self._loop.time() + 5.0
-        self._loop.call_later(5.0, self._pump)
+            self._read_anew()
+        if entry.stream not in self._paused:
+            self._paused.add(entry.stream)
+            pause = min(REFUSED_MOST_S, REFUSED_FIRST_S * 2.0 ** min(self._refusals[entry.stream], 16))
+            self._refusals[entry.stream] += 1
+            self._loop.call_later(pause, lambda: self._resume(entry.stream))
+        self._pump_soon()
+
+    def _resume(self, stream: str) -> None:
+        self._paused.discard(stream)
+        self._read_anew()
+        self._pump()
+
+    def _read_anew(self) -> None:
+        """Rows that were read are read again, from the oldest on."""
+        self._cursor = 0
+        self._fetched.clear()
 
     def _pump(self) -> None:
         """Fill the places in flight: live entries of streams without a backlog first, then stored rows."""
@@ -293,11 +326,9 @@ class Outbox:
         link = self._link
         if link is None or not link.connected or self._opening or self._stopping:
             return
-        if self._loop.time() < self._paused_until:
-            return
         if self._waiting:
             self._send_waiting(link)
-        if not self._backlog:
+        if all(stream in self._paused for stream in self._backlog):
             return
         reserve = link.window // 4
         while self._fetched and len(self._in_flight) < max(1, link.window - reserve):
@@ -316,6 +347,7 @@ class Outbox:
             must_wait = (
                 entry.committing
                 or entry.stream in blocked
+                or entry.stream in self._paused
                 or self._backlog[entry.stream] > 0
                 or (self._commit_interval == 0 and self._store_open)
             )
@@ -327,7 +359,7 @@ class Outbox:
             del self._backlog[stream]
 
     def _send_row(self, row: Row) -> bool:
-        if row.id in self._sent_rows:
+        if row.id in self._sent_rows or row.stream in self._paused:
             return True
         self._order += 1
         entry = Entry(row.stream, row.topic, row.payload, priority=row.priority, receipt=None, order=self._order)
@@ -356,11 +388,25 @@ class Outbox:
             return
         if found:
             self._cursor = found[-1].id
-            self._fetched.extend(row for row in found if row.id not in self._sent_rows)
+            for row in found:
+                if not row.is_sound:
+                    self._drop_damaged(row)
+                elif row.id not in self._sent_rows:
+                    self._fetched.append(row)
             self._pump()
         elif not self._fetched:
-            self._backlog.clear()  # every row was handed out; a count that says otherwise counted rows that are gone
+            # every row was handed out; a count that says otherwise counted rows that are gone
+            self._backlog = Counter({s: count for s, count in self._backlog.items() if s in self._paused})
             self._pump()
+
+    def _drop_damaged(self, row: Row) -> None:
+        """The disk has changed a row: what it says now is nobody's prediction."""
+        if row.id not in self._sent_rows:
+            self._sent_rows.add(row.id)
+            self._delivered_rows.append(row.id)
+            self._lower_backlog(row.stream)
+            self._counters.dropped["row_damaged"] += 1
+            self._arm_timer()
 
     def _take_back(self) -> None:
         """The link is gone: what was in flight waits again, in its old order."""
@@ -374,8 +420,7 @@ class Outbox:
                 self._backlog[entry.stream] += 1
         self._in_flight.clear()
         self._sort_waiting()
-        self._cursor = 0
-        self._fetched.clear()
+        self._read_anew()
         self._arm_timer()
 
     def _sort_waiting(self) -> None:
@@ -384,11 +429,18 @@ class Outbox:
     # --- committing -----------------------------------------------------------------------------------------------
 
     def _arm_timer(self) -> None:
-        if self._timer is None:
+        """See to it that what is in memory is committed in time; without a disk there is nothing to be in time for."""
+        if not self._store_open:
+            return
+        if self._stopping:
+            self._loop.call_soon(lambda: self._commit_due(everything=True))
+        elif self._timer is None:
             self._timer = self._loop.call_later(max(self._commit_interval, 0.01), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
+        if not self._store_open:
+            return
         self._commit_due()
         oldest = self._oldest()
         if oldest is not None or self._delivered_rows:
@@ -454,6 +506,7 @@ class Outbox:
         if entry.done:
             self._memory += entry.size  # its acknowledgement had taken it out already
             self._delivered_rows.append(row_id)
+            self._sent_rows.add(row_id)  # until it is deleted: a fetch in between must not send it again
         elif entry.in_flight or (self._may_send(entry) and self._send(entry)):
             self._sent_rows.add(row_id)
         else:
@@ -467,7 +520,7 @@ class Outbox:
             and not self._stopping
             and not self._backlog[entry.stream]
             and len(self._in_flight) < link.window
-            and self._loop.time() >= self._paused_until
+            and entry.stream not in self._paused
         )
 
     def _forget_trimmed(self, trimmed: Trimmed) -> None:
@@ -488,21 +541,33 @@ class Outbox:
         self._opening = False
         if isinstance(found, StoreError):
             self._store_failed(found)
-            self._pump()
             return
         self._store_open = True
+        self._failing_since = None
         self._reopen_delay = REOPEN_FIRST_S
-        self._stored_rows = found.rows
-        sent = Counter(entry.stream for entry in self._in_flight.values() if entry.row is not None)
-        self._backlog = Counter(found.streams) - sent
         if found.damaged_file is not None:
             self._counters.errors["outbox_damaged"] += 1
             self._counters.counts["outbox_salvaged"] += found.salvaged
+            if found.lost:
+                self._counters.dropped["outbox_damaged"] += found.lost
+            self._forget_row_numbers()
+        self._stored_rows = found.rows
+        handed_out = Counter(entry.stream for entry in self._in_flight.values() if entry.row is not None)
+        self._backlog = Counter(found.streams) - handed_out
         self._set_state("ok" if found.damaged_file is None else f"damaged file set aside as {found.damaged_file}")
         if self._delivered_rows or self._waiting or self._in_flight:
             self._arm_timer()
-        self._cursor = 0
+        self._read_anew()
         self._pump()
+
+    def _forget_row_numbers(self) -> None:
+        """The file was replaced: a number of the old one is some other row in the new one."""
+        self._sent_rows.clear()
+        self._delivered_rows.clear()
+        for entry in self._in_flight.values():
+            if entry.row is not None:
+                entry.row = None
+                self._memory += entry.size
 
     def _store_failed(self, error: StoreError) -> None:
         """Go on in memory, and open the file anew after a while."""
@@ -510,11 +575,20 @@ class Outbox:
         self._counters.errors["outbox_disk"] += 1
         self._set_state(str(error))
         self._fetched.clear()
-        if not self._stopping:
+        now = self._loop.time()
+        if self._failing_since is None:
+            self._failing_since = now
+        if self._backlog and now - self._failing_since >= ORDER_PATIENCE_S:
+            self._backlog.clear()
+            self._counters.errors["order_given_up"] += 1
+        if not self._stopping and not self._reopen_due:
+            self._reopen_due = True  # once, however many calls the same fault has failed
             self._loop.call_later(self._reopen_delay, self._reopen)
             self._reopen_delay = min(REOPEN_MOST_S, self._reopen_delay * 2)
+        self._pump_soon()
 
     def _reopen(self) -> None:
+        self._reopen_due = False
         if self._store is not None and not self._stopping and not self._store_open:
             self._store.open(self._opened)
 

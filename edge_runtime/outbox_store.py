@@ -2,20 +2,25 @@
 
 WAL with `synchronous=FULL`; every setting is read back. After any I/O error the file is closed, opened anew and read
 before anything more is promised, because Linux reports a failed sync only once. A damaged file is set aside under a
-new name, what can still be read is taken over, and the rest is counted; it never stops the daemon.
+new name, what can still be read is taken over, and the rest is counted; it never stops the daemon. Every row carries
+a checksum, since SQLite has none: a row that a failing card has changed is dropped and counted, and never published.
 
-Weak point: a card that lies about its syncs can lose what it said was written.
+Weak points: a card that lies about its syncs can lose what it said was written. What stood in a write-ahead log that
+somebody deleted is gone without a trace.
 """
 
 import contextlib
+import functools
 import queue
+import shutil
 import sqlite3
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 _Answer = TypeVar("_Answer")
 
@@ -31,14 +36,18 @@ CREATE TABLE IF NOT EXISTS entry (
   priority INTEGER NOT NULL,
   made REAL NOT NULL,
   topic TEXT NOT NULL,
-  payload BLOB NOT NULL
+  payload BLOB NOT NULL,
+  crc INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS entry_by_priority ON entry (priority, id);
 """
 
 
 class Row(NamedTuple):
-    """One prediction at rest. `id` rises in the order in which predictions were made."""
+    """One prediction at rest. `id` rises in the order in which predictions were made.
+
+    `is_sound` is False when its bytes are not those that were written.
+    """
 
     id: int
     stream: str
@@ -46,6 +55,7 @@ class Row(NamedTuple):
     made: float
     topic: str
     payload: bytes
+    is_sound: bool = True
 
 
 class NewRow(NamedTuple):
@@ -60,12 +70,16 @@ class NewRow(NamedTuple):
 
 @dataclass(slots=True)
 class Opened:
-    """What was found when the file was opened."""
+    """What was found when the file was opened.
+
+    After a damaged file: `salvaged` rows were taken over, `lost` are missing, as far as their numbers tell.
+    """
 
     rows: int = 0
     bytes: int = 0
     streams: dict[str, int] = field(default_factory=dict)
     salvaged: int = 0
+    lost: int = 0
     damaged_file: str | None = None
 
 
@@ -92,17 +106,32 @@ class StoreError(Exception):
     """The disk failed. Nothing of the failed call may be relied on."""
 
 
+class _DamagedError(sqlite3.DatabaseError):
+    """The file is no outbox of ours, though SQLite can read it."""
+
+
 class Store:
     """The file itself; every call blocks. Use it from one thread."""
 
-    def __init__(self, path: Path, max_bytes: int, max_age: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int,
+        max_age: float,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._connection: sqlite3.Connection | None = None
         self._bytes = 0
         self._rows = 0
-        self._offset = time.time() - time.monotonic()
+        self._wall = wall
+        self._monotonic = monotonic
+        self._offset = wall() - monotonic()
+        self._is_suspect = False
 
     def open(self) -> Opened:
         """Open or make the file, and count what it holds.
@@ -113,10 +142,12 @@ class Store:
         self.close()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            return self._open()
-        except sqlite3.DatabaseError as error:
-            if _is_damage(error):
+            if self._is_suspect or any(path.is_dir() for path in _files(self._path)):
                 return self._replace_damaged()
+            return self._open()
+        except sqlite3.Error as error:
+            if _is_damage(error) or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+                return self._replace_damaged()  # a plain error while opening is a table that is not ours
             self.close()
             raise StoreError(f"{self._path}: {error}") from error
         except OSError as error:
@@ -134,14 +165,17 @@ class Store:
             ids = []
             for row in rows:
                 cursor = connection.execute(
-                    "INSERT INTO entry (stream, priority, made, topic, payload) VALUES (?, ?, ?, ?, ?)", row
+                    "INSERT INTO entry (stream, priority, made, topic, payload, crc) VALUES (?, ?, ?, ?, ?, ?)",
+                    (*row, _crc(row.stream, row.topic, row.payload)),
                 )
                 assert cursor.lastrowid is not None
                 ids.append(cursor.lastrowid)
             deleted, freed = self._delete(connection, delivered)
-            added = sum(_size(row.topic, row.payload) for row in rows)
+            added = sum(_size(row.stream, row.topic, row.payload) for row in rows)
+            jump = self._follow_clock(connection)
             trimmed = self._trim(connection, self._bytes + added - freed)
             connection.execute("COMMIT")
+            self._offset += jump
             self._bytes += added - freed - trimmed.bytes
             self._rows += len(ids) - deleted - len(trimmed.ids)
             return Committed(ids, trimmed, self._rows)
@@ -153,8 +187,8 @@ class Store:
             StoreError: the disk failed.
         """
         with self._guarded() as connection:
-            query = "SELECT id, stream, priority, made, topic, payload FROM entry WHERE id > ? ORDER BY id LIMIT ?"
-            return [Row(*row) for row in connection.execute(query, (after, limit))]
+            query = "SELECT id, stream, priority, made, topic, payload, crc FROM entry WHERE id > ? ORDER BY id LIMIT ?"
+            return [_row(found) for found in connection.execute(query, (after, limit))]
 
     def close(self) -> None:
         """Give the file back. Committed rows stay."""
@@ -166,6 +200,7 @@ class Store:
     def _open(self) -> Opened:
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         self._connection = connection
+        connection.text_factory = _text
         mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
             raise StoreError(f"{self._path}: expected the write-ahead log, found journal mode {mode}")
@@ -175,13 +210,17 @@ class Store:
         connection.execute("PRAGMA journal_size_limit=1048576")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(f"malformed: schema {version} is newer than this program")
+            raise _DamagedError(f"schema {version} is newer than this program")
         if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("malformed")
+            raise _DamagedError("its pages contradict one another")
         connection.executescript(_SCHEMA)
-        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("SELECT id, stream, priority, made, topic, payload, crc FROM entry LIMIT 1").fetchone()
+        if version != SCHEMA_VERSION:
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         opened = Opened()
-        query = "SELECT stream, count(*), sum(length(payload) + length(topic)) FROM entry GROUP BY stream"
+        query = (
+            "SELECT stream, count(*), sum(length(payload) + length(topic) + length(stream)) FROM entry GROUP BY stream"
+        )
         for stream, count, size in connection.execute(query):
             opened.streams[stream] = count
             opened.rows += count
@@ -194,20 +233,19 @@ class Store:
         self.close()
         aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
         try:
-            self._path.rename(aside)
-            for suffix in ("-wal", "-shm"):
-                beside = self._path.with_name(self._path.name + suffix)
-                if beside.exists():
-                    beside.rename(aside.with_name(aside.name + suffix))
+            for found, target in zip(_files(self._path), _files(aside), strict=True):
+                if found.exists():
+                    found.rename(target)
+            self._is_suspect = False
             opened = self._open()
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise StoreError(f"{self._path}: damaged, and cannot be set aside: {error}") from error
-        rows = _salvage(aside)
+        rows, lost = salvage(aside)
         if rows:
             self.commit(rows, ())
             opened = self._open_again()
-        opened.salvaged = len(rows)
+        opened.salvaged, opened.lost = len(rows), lost
         opened.damaged_file = str(aside)
         _keep_newest(self._path, keep=3)
         return opened
@@ -219,7 +257,8 @@ class Store:
     def _delete(self, connection: sqlite3.Connection, ids: Sequence[int]) -> tuple[int, int]:
         deleted = freed = 0
         for row_id in ids:
-            found = connection.execute("SELECT topic, payload FROM entry WHERE id = ?", (row_id,)).fetchone()
+            query = "SELECT stream, topic, payload FROM entry WHERE id = ?"
+            found = connection.execute(query, (row_id,)).fetchone()
             if found is not None:
                 deleted += 1
                 freed += _size(*found)
@@ -229,13 +268,13 @@ class Store:
     def _trim(self, connection: sqlite3.Connection, size: int) -> Trimmed:
         """Keep the bounds: first what is too old, then the oldest of the lowest priority."""
         trimmed = Trimmed()
-        self._follow_clock(connection)
-        old = connection.execute(
-            "SELECT id, stream, topic, payload FROM entry WHERE made < ? ORDER BY id LIMIT 1000",
-            (time.time() - self._max_age,),
-        ).fetchall()
-        for found in old:
-            self._drop(connection, trimmed, "too_old", found)
+        oldest = "SELECT id, stream, topic, payload, made FROM entry ORDER BY id LIMIT 1"  # not a scan for every commit
+        limit = self._wall() - self._max_age
+        for _ in range(1000):
+            head = connection.execute(oldest).fetchone()
+            if head is None or head[4] >= limit:
+                break
+            self._drop(connection, trimmed, "too_old", head[:4])
         while size - trimmed.bytes > self._max_bytes:
             found = connection.execute(
                 "SELECT id, stream, topic, payload FROM entry ORDER BY priority DESC, id LIMIT 1"
@@ -245,13 +284,13 @@ class Store:
             self._drop(connection, trimmed, "outbox_full", found)
         return trimmed
 
-    def _follow_clock(self, connection: sqlite3.Connection) -> None:
+    def _follow_clock(self, connection: sqlite3.Connection) -> float:
         """When the wall clock is set, the rows' times move with it: no row grows old by a jump of the clock."""
-        offset = time.time() - time.monotonic()
-        jump = offset - self._offset
-        if abs(jump) > CLOCK_JUMP_S:
-            connection.execute("UPDATE entry SET made = made + ?", (jump,))
-            self._offset = offset
+        jump = self._wall() - self._monotonic() - self._offset
+        if abs(jump) <= CLOCK_JUMP_S:
+            return 0.0
+        connection.execute("UPDATE entry SET made = made + ?", (jump,))
+        return jump
 
     @staticmethod
     def _drop(
@@ -262,7 +301,7 @@ class Store:
         trimmed.by_reason[reason] = trimmed.by_reason.get(reason, 0) + 1
         trimmed.by_stream[stream] = trimmed.by_stream.get(stream, 0) + 1
         trimmed.ids.append(row_id)
-        trimmed.bytes += _size(topic, payload)
+        trimmed.bytes += _size(stream, topic, payload)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
@@ -271,6 +310,7 @@ class Store:
         try:
             yield self._connection
         except sqlite3.Error as error:
+            self._is_suspect = self._is_suspect or _is_damage(error)
             self.close()  # a failed sync is reported once only: nothing is trusted until the file was read anew
             raise StoreError(f"{self._path}: {error}") from error
 
@@ -327,7 +367,11 @@ class StoreThread:
                 found = work()
             except StoreError as error:
                 found = error
-            self._busy_since = None
+            except Exception as error:  # noqa: BLE001 - a fault of ours: it ends the loop, and not this thread in silence
+                self._tell(functools.partial(_raise, error))
+                return
+            finally:
+                self._busy_since = None
             self._tell(lambda: answer(found))
 
         self._requests.put(request)
@@ -338,26 +382,70 @@ class StoreThread:
         self._store.close()
 
 
-def _size(topic: str, payload: bytes) -> int:
-    return len(topic) + len(payload) + ROW_OVERHEAD_BYTES
+def salvage(path: Path) -> tuple[list[NewRow], int]:
+    """Every row of a damaged file that can still be read, in order, and how many are missing between and after them.
+
+    It is read from both ends, so that one bad page does not hide what stands behind it.
+    """
+    forward, backward = _read_rows(path, "ASC"), _read_rows(path, "DESC")
+    by_id = {row.id: row for row in (*backward, *forward)}
+    sound = [by_id[row_id] for row_id in sorted(by_id) if by_id[row_id].is_sound]
+    span = max(by_id) - min(by_id) + 1 if by_id else 0
+    return [NewRow(row.stream, row.priority, row.made, row.topic, row.payload) for row in sound], span - len(sound)
 
 
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    text = str(error)
-    return any(word in text for word in ("malformed", "not a database", "corrupt", "file is encrypted"))
-
-
-def _salvage(path: Path) -> list[NewRow]:
-    """Every row of a damaged file that can still be read, in order."""
-    rows: list[NewRow] = []
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-            for row in connection.execute("SELECT stream, priority, made, topic, payload FROM entry ORDER BY id"):
-                if isinstance(row[0], str) and isinstance(row[3], str) and isinstance(row[4], bytes):
-                    rows.append(NewRow(*row))
-    except sqlite3.Error:
-        return rows  # the damage starts here; what stands before it is kept
+def _read_rows(path: Path, direction: str) -> list[Row]:
+    rows: list[Row] = []
+    query = f"SELECT id, stream, priority, made, topic, payload, crc FROM entry ORDER BY id {direction}"  # noqa: S608
+    with contextlib.suppress(sqlite3.Error):  # the damage starts here; what stands before it is kept
+        address = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            connection.text_factory = _text
+            for found in connection.execute(query):
+                rows.append(_row(found))
     return rows
+
+
+def _row(found: tuple[Any, ...]) -> Row:
+    row_id, stream, priority, made, topic, payload, crc = found
+    typed = (
+        isinstance(stream, str)
+        and isinstance(priority, int)
+        and isinstance(made, float)
+        and isinstance(topic, str)
+        and isinstance(payload, bytes)
+    )
+    return Row(row_id, stream, priority, made, topic, payload, typed and crc == _crc(stream, topic, payload))
+
+
+def _crc(stream: str, topic: str, payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(f"{stream}\0{topic}\0".encode()))
+
+
+def _size(stream: str, topic: str, payload: bytes) -> int:
+    return len(stream) + len(topic) + len(payload) + ROW_OVERHEAD_BYTES
+
+
+def _text(data: bytes) -> str:
+    """Text as it stands in the file; what is no UTF-8 any more is caught by the row's checksum."""
+    return data.decode(errors="replace")
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, _DamagedError) or (code is not None and code & 0xFF in _DAMAGE)
+
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+
+
+def _files(path: Path) -> tuple[Path, Path, Path]:
+    """The file and what SQLite keeps beside it."""
+    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _keep_newest(path: Path, keep: int) -> None:
@@ -367,4 +455,4 @@ def _keep_newest(path: Path, keep: int) -> None:
     )
     for old in (old for stamp in stamps[:-keep] for old in path.parent.glob(f"{path.name}.damaged-{stamp}*")):
         with contextlib.suppress(OSError):  # tidying is a courtesy; the disk may be read-only
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
