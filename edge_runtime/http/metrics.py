@@ -1,0 +1,107 @@
+"""The health document as Prometheus text, version 0.0.4. Names carry their unit; counters end in `_total`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Page:
+    """Families in the order of their first sample."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, list[str]] = {}
+
+    def add(self, name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> None:
+        """Samples of one family; a family without any is not shown."""
+        lines = [f"{name}{_labels(labels)} {_number(value)}" for labels, value in samples]
+        if lines:
+            self._families.setdefault(name, [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]).extend(lines)
+
+    def text(self) -> bytes:
+        """Everything."""
+        return "".join(line + "\n" for lines in self._families.values() for line in lines).encode()
+
+
+def render(health: Mapping[str, Any], requests: Mapping[tuple[str, int], int]) -> bytes:
+    """The text.
+
+    Args:
+        health: the document of `edge/{device}/health`; that of `serve` holds only a part of it.
+        requests: how many were answered, by route and status.
+    """
+    page = _Page()
+    labels = {"device": str(health.get("device", "")), "runtime": str(health.get("runtime", ""))}
+    page.add("edge_info", "gauge", "Which device and which release this is.", [(labels, 1)])
+    for name, kind, text, key in _TOTALS:
+        if key in health:
+            page.add(name, kind, text, [({}, health[key])])
+    models: Mapping[str, Any] = health.get("models", {})
+    page.add(
+        "edge_model_info",
+        "gauge",
+        "The version of each model.",
+        [({"model": name, "version": str(model.get("version", ""))}, 1) for name, model in models.items()],
+    )
+    page.add(
+        "edge_model_predictions_total",
+        "counter",
+        "Predictions of a model.",
+        [({"model": name}, model["predictions"]) for name, model in models.items() if "predictions" in model],
+    )
+    page.add(
+        "edge_model_latency_seconds",
+        "gauge",
+        "From the bytes of a reading to its payload, over the last thousand.",
+        [
+            ({"model": name, "quantile": {"p50": "0.5", "p99": "0.99"}.get(quantile, quantile)}, ms / 1000)
+            for name, model in models.items()
+            for quantile, ms in model.get("latency_ms", {}).items()
+        ],
+    )
+    page.add(
+        "edge_source_open",
+        "gauge",
+        "Whether readings can come from a source.",
+        [({"source": name}, float(source["open"])) for name, source in health.get("sources", {}).items()],
+    )
+    for name, key, text in _REASONS:
+        counts = health.get(key, {})
+        page.add(name, "counter", text, [({"reason": reason}, count) for reason, count in counts.items()])
+    page.add(
+        "edge_http_requests_total",
+        "counter",
+        "Answered requests.",
+        [({"route": route, "status": str(status)}, count) for (route, status), count in sorted(requests.items())],
+    )
+    return page.text()
+
+
+_TOTALS = (
+    ("edge_uptime_seconds", "gauge", "Since the start of the process.", "uptime_s"),
+    ("edge_readings_total", "counter", "Readings that arrived.", "readings"),
+    ("edge_predictions_total", "counter", "Predictions that were made.", "predictions"),
+    ("edge_published_total", "counter", "Predictions that the broker has acknowledged.", "published"),
+    ("edge_queued", "gauge", "Predictions that wait for the broker.", "queued"),
+    ("process_cpu_seconds_total", "counter", "CPU time of the process.", "cpu_s"),
+    ("process_resident_memory_bytes", "gauge", "Resident memory of the process.", "rss_bytes"),
+)
+_REASONS = (
+    ("edge_rejected_total", "rejected", "Readings out of the contract, by reason."),
+    ("edge_dropped_total", "dropped", "What was lost for want of room or time, by reason."),
+    ("edge_errors_total", "errors", "Faults of the outside world, by reason."),
+)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def _number(value: float) -> str:
+    return repr(value)
