@@ -16,6 +16,8 @@ COMMANDS = {
     "run": "serve a device until it is stopped",
     "check": "check a device file and the bundles that it names",
     "status": "what the daemons of this machine are doing",
+    "predict": "score recorded files",
+    "serve": "answer requests for predictions, without sensors",
     "models": "install, list and roll back the models of this device",
     "flash": "bring a model to devices of the fleet",
     "rollback": "take devices of the fleet back to the model before",
