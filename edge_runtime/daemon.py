@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -39,6 +39,9 @@ from edge_runtime.readings import Batch
 from edge_runtime.settings import Broker, Config, MqttSource, SerialSource
 from edge_runtime.sources import mqtt as mqtt_source
 from edge_runtime.state import StateFolder
+
+if TYPE_CHECKING:
+    from edge_runtime.http.attached import Attached
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
@@ -91,6 +94,7 @@ class Assembly:
         )
         self.outbox.on_state = self._outbox_state
         self.outbox.attach(self.upstream_connection)
+        self.http = self._http()
         self.pipelines: list[Pipeline] = []
         self.sources: list[tuple[str, AnySource]] = []
         for planned in plan.sources:
@@ -112,6 +116,8 @@ class Assembly:
         for connection in self.connections.values():
             connection.on_change.append(self._changed)
             connection.start()
+        if self.http is not None:
+            self.http.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
         for _, source in self.sources:
             source.start()
         self._changed()
@@ -123,6 +129,8 @@ class Assembly:
             run_loop: serves the loop until a condition holds, at most for so many seconds.
         """
         deadline = self._loop.time() + self.config.device.stop_timeout
+        if self.http is not None:
+            self.http.end()
         for _, source in self.sources:
             source.stop()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
@@ -142,7 +150,9 @@ class Assembly:
         return safe
 
     def is_ready(self) -> bool:
-        """Every port is open and every subscription granted."""
+        """Every port is open, every subscription granted, and HTTP, where it is wanted, listens."""
+        if self.http is not None and not self.http.is_listening:
+            return False
         return all(connection.ready for connection in self.connections.values()) and all(
             source.is_open for _, source in self.sources
         )
@@ -241,13 +251,31 @@ class Assembly:
             )
         return found
 
+    def _http(self) -> "Attached | None":
+        if self.config.http is None:
+            return None
+        from edge_runtime.http.attached import Attached  # noqa: PLC0415 - an extra, only where it is configured
+
+        return Attached(
+            self.config.http,
+            device=self.config.device.id,
+            start=self.start_number,
+            loop=self._loop,
+            health=self.health,
+            on_change=self._source_changed,
+        )
+
     def _add_source(self, planned: PlannedSource, clock: Clock) -> None:
         source = planned.config
         pipelines = [self._pipeline(planned, position, clock) for position in range(len(planned.models))]
         self.pipelines += pipelines
         counters = self.counters[f"source {source.name}"] = Counters()
 
+        http = self.http
+
         def sink(batch: Batch) -> None:
+            if http is not None:
+                http.note_readings(batch, planned.channels)
             for pipeline in pipelines:
                 try:
                     pipeline.accept(batch)
@@ -297,7 +325,7 @@ class Assembly:
             model.model,
             channels=planned.channels,
             repair=planned.config.repair,
-            payload=JsonPayload(
+            payload=(JsonPayload if self.http is None else self.http.payload)(
                 device=self.config.device.id,
                 model=model.config.name,
                 source=planned.config.name,

@@ -4,6 +4,7 @@ Whatever a person can have got wrong in the file, or in a bundle that it names, 
 exit code 78. `check` stops after this step; `run` goes on.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,10 @@ def make_plan(config: Config) -> Plan:
         ConfigError: every mistake, one line each.
     """
     mistakes: list[str] = []
+    if config.http is not None and importlib.util.find_spec("waitress") is None:
+        mistakes.append(
+            f"{config.path}: http: needs waitress, which is not installed: pip install 'edge-inference-runtime[http]'"
+        )
     models: list[PlannedModel] = []
     for each in config.model:
         try:

@@ -1,0 +1,134 @@
+"""`[http]` of a running daemon: predictions on demand and the status page, beside the stream."""
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import builders
+from tests.broker import Mosquitto
+from tests.conftest import MakeDaemon, MakeSubscriber
+from tests.devices import climate_device
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.system
+
+
+def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
+    """One request to the loopback; the body of the answer is decoded where it is JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        is_json = answer.headers.get_content_type() == "application/json"
+        return answer.status, json.loads(data) if is_json else data
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A classifier of single readings."""
+    return builders.classification().save(tmp_path / "comfort.onnx")
+
+
+def device(broker: Mosquitto, bundle: Path, port: int, more: str = "") -> str:
+    """A climate device that answers requests."""
+    return climate_device(broker, bundle) + f'\n[http]\nlisten = "127.0.0.1:{port}"\n{more}'
+
+
+def test_a_request_is_answered_as_a_subscriber_sees_it(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, bundle: Path, free_port: int
+) -> None:
+    """The same reading gives the same label and scores, on demand and over MQTT."""
+    subscriber = make_subscriber(mosquitto.port, "edge/#")
+    make_daemon(device(mosquitto, bundle, free_port)).start()
+    reading = b'{"temperature": 21.4, "humidity": 48.2}'
+    subscriber.publish("sensors/a/climate", reading)
+    published = subscriber.wait_for(1, "edge/room/comfort/a")[0].document
+    status, answered = ask(free_port, "POST", "/predict/comfort", reading)
+    assert status == 200
+    same = ("device", "model", "version", "label", "score", "scores")
+    assert [answered[name] for name in same] == [published[name] for name in same]
+    assert answered.keys() == published.keys() - {"clock"}  # where the machine does not keep its clock by the network
+    assert answered["id"] != published["id"]
+
+
+def test_online_is_published_only_when_http_listens(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, bundle: Path, free_port: int
+) -> None:
+    """An address that is in use keeps the daemon up and offline; it says so, and tries again."""
+    subscriber = make_subscriber(mosquitto.port, "edge/#")
+    with socket.create_server(("127.0.0.1", free_port)):
+        daemon = make_daemon(device(mosquitto, bundle, free_port)).start(ready=False)
+        daemon.wait_for_log("cannot be listened on: Address already in use")
+        subscriber.publish("sensors/a/climate", b'{"temperature": 21.4, "humidity": 48.2}')
+        assert all(message.text != "online" for message in subscriber.messages if message.topic.endswith("/status"))
+    subscriber.wait_for_text("edge/room/status", "online")
+    assert ask(free_port, "GET", "/v2/health/ready")[0] == 200
+
+
+def test_health_metrics_and_live_predictions_are_shown(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, bundle: Path, free_port: int
+) -> None:
+    """The status page gets the health document, each reading and each prediction as they come."""
+    subscriber = make_subscriber(mosquitto.port, "edge/#")
+    daemon = make_daemon(device(mosquitto, bundle, free_port)).start()
+    connection = http.client.HTTPConnection("127.0.0.1", free_port, timeout=20)
+    connection.request("GET", "/events")
+    events = connection.getresponse()
+    assert events.headers["Content-Type"] == "text/event-stream"
+    assert events.readline() == b"retry: 1000\n"
+    subscriber.publish("sensors/a/climate", b'{"temperature": 21.5, "humidity": 48.25}')
+    seen: dict[str, Any] = {}
+    kind = ""
+    while {"health", "reading", "prediction"} - seen.keys():
+        line = events.readline().decode()
+        if line.startswith("event: "):
+            kind = line.removeprefix("event: ").strip()
+        elif line.startswith("data: "):
+            seen[kind] = json.loads(line.removeprefix("data: "))
+    assert seen["reading"] == {"source": "climate", "key": "a", "values": {"temperature": 21.5, "humidity": 48.25}}
+    assert seen["prediction"]["key"] == "a"
+    assert seen["health"]["device"] == "room"
+    wait_until(lambda: b"edge_readings_total 1\n" in ask(free_port, "GET", "/metrics")[1], "the reading in /metrics")
+    assert ask(free_port, "GET", "/healthz") == (200, {"status": "ok"})
+    assert daemon.stop() == 0  # an open page holds nobody up
+    connection.close()
+
+
+def test_a_token_is_asked_of_everybody(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, bundle: Path, free_port: int, tmp_path: Path
+) -> None:
+    """With `token_file`, a request without the token learns nothing."""
+    (tmp_path / "token").write_text("s3cret\n")
+    make_daemon(device(mosquitto, bundle, free_port, 'token_file = "token"')).start()
+    for path in ("/", "/v2", "/metrics", "/nothing"):
+        assert ask(free_port, "GET", path)[0] == 401
+    assert ask(free_port, "GET", "/v2", Authorization="Bearer wrong")[0] == 401
+    assert ask(free_port, "GET", "/v2", Authorization="Bearer s3cret")[0] == 200
+    assert ask(free_port, "GET", "/", Authorization="Basic ZWRnZTpzM2NyZXQ=")[0] == 200
+
+
+def test_a_reload_serves_the_new_configuration(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, bundle: Path, free_port: int
+) -> None:
+    """After a reload the same address answers for the models of the new file."""
+    daemon = make_daemon(device(mosquitto, bundle, free_port)).start()
+    assert ask(free_port, "GET", "/v2/models/comfort")[0] == 200
+    daemon.config.write_text(daemon.config.read_text().replace('name = "comfort"', 'name = "indoors"'))
+    daemon.reload()
+    wait_until(lambda: ask_or_none(free_port, "/v2/models/indoors") == 200, "the model of the new file")
+    assert ask(free_port, "GET", "/v2/models/comfort")[0] == 404
+
+
+def ask_or_none(port: int, path: str) -> int | None:
+    """The status; None while nobody listens."""
+    try:
+        return ask(port, "GET", path)[0]
+    except (OSError, http.client.HTTPException):
+        return None
