@@ -69,7 +69,8 @@ class SerialSource:
         self._decoder = source_decoder(config, channels, shape)
         self._fd: int | None = None
         self._reopen: Timer | None = None
-        self._pause = _FIRST_PAUSE
+        self._first_pause = min(_FIRST_PAUSE, config.reopen_max)
+        self._pause = self._first_pause
         self._fault = ""
 
     def start(self) -> None:
@@ -122,7 +123,7 @@ class SerialSource:
             if len(chunk) < _FULL_READ:
                 break
         if frames:
-            self._pause = _FIRST_PAUSE  # a port that speaks is well; one that opens and hangs up again is not
+            self._pause = self._first_pause  # a port that speaks is well; one that opens and hangs up again is not
             self._deliver(frames, arrived, now)
         if lost:
             self._lose(lost)

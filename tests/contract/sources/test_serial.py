@@ -44,7 +44,6 @@ class Bench:
         """A source on the port; it tries an absent port every few milliseconds, to keep tests short."""
         config = SerialConfig(**{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options})
         source = SerialSource(config, CHANNELS, None, self.loop, self.batches.append, self.counters)
-        source._pause = 0.005
         source.on_state = lambda: self.states.append((source.is_open, source.state))
         self.sources.append(source)
         return source
@@ -350,17 +349,32 @@ def test_a_sink_may_stop_the_source(bench: Bench) -> None:
     assert source._fd is None
 
 
-def test_replugging_leaves_no_descriptor_behind(bench: Bench) -> None:
-    """A hundred replugs leave as many descriptors as one."""
+def replug(bench: Bench, cycles: int) -> set[int]:
+    """Unplug and plug in again, read a line each time, and count the descriptors at the end of each cycle."""
     source = bench.started()
     counts = set()
-    for _ in range(100):
+    for cycle in range(cycles):
         bench.port.unplug()
         bench.run_until(lambda: not source.is_open)
         bench.port.plug()
         bench.run_until(lambda: source.is_open)
+        bench.port.write(b"\n%d,1\n" % cycle)
+        bench.run_until(lambda cycle=cycle: len(bench) == cycle + 1)  # type: ignore[misc]
         counts.add(open_fds())
-    assert len(counts) == 1
+    assert [int(row[0]) for row in bench.rows] == list(range(cycles))
+    assert bench.counters.errors["disconnected"] == cycles
+    return counts
+
+
+def test_replugging_leaves_no_descriptor_behind(bench: Bench) -> None:
+    """After fifty replugs, each with a line read, there are as many descriptors as after one."""
+    assert len(replug(bench, 50)) == 1
+
+
+@pytest.mark.slow
+def test_a_thousand_replugs_leave_no_descriptor_behind(bench: Bench) -> None:
+    """A thousand replugs lose no line that was sent while the port was there, and no descriptor."""
+    assert len(replug(bench, 1000)) == 1
 
 
 def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(tmp_path: Path) -> None:
