@@ -120,10 +120,13 @@ def _fit(planned: PlannedSource) -> list[str]:
     names = [name for model in planned.models for name in model.bundle.manifest.channel_names]
     planned.channels = tuple(dict.fromkeys(names))
     source = planned.config
-    if isinstance(source, ReplaySource):
-        return []  # its columns are known when the file is opened
     try:
-        source_decoder(source, planned.channels, planned.shape)
+        if isinstance(source, ReplaySource):
+            from edge_runtime.sources.replay import open_recordings  # noqa: PLC0415 - readers only if needed
+
+            open_recordings(source, planned.channels, planned.shape)
+        else:
+            source_decoder(source, planned.channels, planned.shape)
     except ConfigError as error:
         return [mistake.removeprefix(f'source "{source.name}".') for mistake in error.mistakes]
     return []

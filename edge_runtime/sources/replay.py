@@ -63,7 +63,7 @@ class ReplaySource:
         self._sink = sink
         self._counters = counters
         self._paused = paused
-        self._recordings = _open_all(config, channels, shape)
+        self._recordings = open_recordings(config, channels, shape)
         self._pace = _Pace(config, loop.time)
         # A reading that is played again is another reading, and must not be dropped as a repeat of the first.
         self._keeps_identity = config.times == "recorded" and not config.loop
@@ -180,9 +180,14 @@ class _Pace:
         return due
 
 
-def _open_all(
+def open_recordings(
     config: ReplayConfig, channels: tuple[str, ...], shape: tuple[int, ...] | None
 ) -> list[tuple[Path, Recording]]:
+    """Look at every file of a source, and make ready to play them.
+
+    Raises:
+        ConfigError: one of them cannot be played; every mistake is named.
+    """
     recordings: list[tuple[Path, Recording]] = []
     mistakes: list[str] = []
     for name in config.files:
@@ -199,5 +204,5 @@ def _open_all(
             )
         recordings.append((path, recording))
     if mistakes:
-        raise ConfigError([f'source "{config.name}": {mistake}' for mistake in mistakes])
+        raise ConfigError([f'source "{config.name}".files: {mistake}' for mistake in mistakes])
     return recordings

@@ -341,7 +341,7 @@ def test_every_file_that_cannot_be_played_is_named_at_start(bench: Bench, tmp_pa
     odd.touch()
     with pytest.raises(ConfigError) as caught:
         bench.source(lacking, broken, text, odd, tmp_path / "none.csv", tmp_path)
-    found = [mistake.removeprefix('source "tape": ') for mistake in caught.value.mistakes]
+    found = [mistake.removeprefix('source "tape".files: ') for mistake in caught.value.mistakes]
     assert found[0] == f"{lacking}: expected a column for each of x, y, found none for y; its columns are time, x"
     assert found[1].startswith(f"{broken}: expected a Parquet file, found none")
     assert found[2] == f"{text}: column x: expected numbers, found string"

@@ -9,6 +9,7 @@ import random
 import signal
 import struct
 import subprocess
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -323,6 +324,44 @@ def test_a_path_that_is_no_port_is_said_so(bench: Bench, kind: str, text: str) -
     assert text in source.state
     assert bench.counters.errors == {"open_failed": 1}
     assert open_fds() == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "text"),
+    [
+        (OSError(errno.ENXIO, "No such device or address"), "absent", "no such port: waiting until it is plugged in"),
+        (
+            OSError(errno.EACCES, "Permission denied"),
+            "not_permitted",
+            "add the user of this service to the port's group",
+        ),
+        (OSError(errno.EBUSY, "Device or resource busy"), "busy", "another process holds the port"),
+        (OSError(errno.EIO, "Input/output error"), "open_failed", "cannot be opened as a serial port"),
+        (termios.error(errno.EINVAL, "Invalid argument"), "open_failed", "cannot be opened as a serial port"),
+        (ValueError("Invalid baud rate"), "open_failed", "Invalid baud rate"),
+    ],
+)
+@pytest.mark.parametrize("call", ["open", "tcsetattr"])
+def test_every_reason_not_to_open_has_its_word_and_its_sentence(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str, fault: Exception, reason: str, text: str
+) -> None:
+    """Whatever keeps a port shut is counted by reason and said with what to do; no descriptor is left behind."""
+
+    def refuse(*_: Any) -> int:
+        raise fault
+
+    bench.port.plug()
+    source = bench.source()
+    before = open_fds()
+    with monkeypatch.context() as patch:
+        patch.setattr(os if call == "open" else termios, call, refuse)
+        source.start()
+        after = len(bench.states)
+    assert text in source.state
+    assert bench.counters.errors == {reason: 1}
+    assert after == 1
+    assert open_fds() == before
+    bench.run_until(lambda: source.is_open)
 
 
 def test_stopping_gives_the_port_back_at_once(bench: Bench) -> None:
