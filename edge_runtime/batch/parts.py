@@ -52,9 +52,11 @@ def make_parts(recordings: Sequence[Recording], manifest: Manifest, folder: Path
         recordings: the files, in order.
         manifest: of the model.
         folder: where the parts are kept.
+        stride: instead of the bundle's own.
         one_recording: windows run on from one file into the next.
     """
-    alone = manifest.input.shape is not None or manifest.input.window.length == 1
+    window = manifest.input.window
+    alone = manifest.input.shape is not None or window.length == (stride or window.stride) == 1
     divisible = alone and not manifest.state
     found: list[list[Piece]] = []
     for recording in recordings:

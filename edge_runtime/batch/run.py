@@ -98,7 +98,7 @@ def predict(request: Request, engine: Engine | None = None) -> Outcome:
     with tempfile.TemporaryDirectory() if request.output is None else _beside(request.output) as name:
         folder = Path(name)
         with part_folder(folder, job, files) as resumed:
-            parts = make_parts(recordings, manifest, folder, one_recording=request.one_recording)
+            parts = make_parts(recordings, manifest, folder, stride=request.stride, one_recording=request.one_recording)
             run = _Run(request, job, layout, parts, engine or _local(request), resumed=resumed)
             outcome = run.complete(files)
         if request.output is not None:

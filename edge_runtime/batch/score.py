@@ -197,6 +197,9 @@ class _Part:
                 return scores, rows
             good = np.flatnonzero(finite).tolist()
             scores = _rows_of(scores, good)
+            for row in np.flatnonzero(~finite).tolist():
+                if carries is not None:
+                    carries[row].parts = None  # as in the stream: a state that has become NaN would stay so for ever
         bad = sorted(set(range(len(rows))).difference(good))
         for row in bad:
             self._note(piece, [Fault(block.rows[rows[row]], "model_failed", block.text(rows[row]))])
@@ -235,13 +238,12 @@ class Windower:
         self._contract = Contract(self._channels) if self._channels else None
         framed = whole or manifest.input.shape is not None
         length = 1 if framed else window.length
-        self._windows = Windows(
-            shape, length=length, stride=job.stride or window.stride, max_gap=None, max_keys=MAX_KEYS
-        )
+        stride = 1 if framed else job.stride or window.stride
+        self._windows = Windows(shape, length=length, stride=stride, max_gap=None, max_keys=MAX_KEYS)
         rate_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
         self._max_gap = job.max_gap or rate_gap
         # A window of one reading of a model without memory is that reading: nothing has to be remembered of it.
-        self._direct = length == 1 and not manifest.state
+        self._direct = length == stride == 1 and not manifest.state
         self._shape = shape
         window_bytes = 4 * int(np.prod(shape))
         self.block_rows = max(16, min(BLOCK_ROWS, BLOCK_BYTES // window_bytes))

@@ -1,0 +1,255 @@
+"""Stream, request and batch are one answer: the same windows give the same bits, whatever stands beside them."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from edge_runtime.batch.run import Request, predict
+from edge_runtime.bundle import open_bundle
+from edge_runtime.clock import Clock
+from edge_runtime.health import Counters
+from edge_runtime.http.app import App
+from edge_runtime.http.board import Board
+from edge_runtime.http.served import Served
+from edge_runtime.loop import Loop
+from edge_runtime.manifest import OUTPUT_NAMES, Manifest
+from edge_runtime.model import Model
+from edge_runtime.outbox import Outbox
+from edge_runtime.pipeline import Pipeline
+from edge_runtime.publish.json_payload import JsonPayload
+from edge_runtime.readings import Batch, Floats
+from edge_runtime.settings import Model as ModelConfig
+from edge_runtime.settings import Repair
+from tests import builders
+
+COUNT = 24
+
+
+def sensitive(draft: builders.Draft) -> builders.Draft:
+    """Say in the manifest what the converter would have measured: the kernel of its mean goes by the batch size."""
+    draft.manifest["batch_invariant"] = False
+    return draft
+
+
+KINDS: dict[str, Callable[[], builders.Draft]] = {
+    "classification": builders.classification,
+    "classification of windows": lambda: builders.classification(length=4),
+    "many classes": lambda: builders.classification(length=7, labels=[f"c{i}" for i in range(9)]),
+    "regression": lambda: builders.regression(targets=("power", "heat")),
+    "regression of windows": lambda: builders.regression(length=5),
+    "anomaly": builders.anomaly,
+    "anomaly of windows": lambda: sensitive(builders.anomaly(length=6)),
+    "memory": builders.stateful,
+    "frames": builders.frame,
+}
+
+
+class Deployment:
+    """One bundle, and its windows as every way of deploying it takes them."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.path = KINDS[kind]().save(folder / "model.onnx")
+        self.folder = folder
+        self.model = Model(open_bundle(self.path))
+        self.manifest = self.model.manifest
+        shape = (COUNT, *self.manifest.input.tensor_shape)
+        self.windows: Floats = np.random.default_rng(11).normal(scale=3, size=shape).astype(np.float32)
+        board = Board(health=dict)
+        self.app = App([Served(self.manifest.name, self.model, device="d", start=1)], board)
+
+    def stream(self, size: int) -> Floats:
+        """The scores that subscribers read, of readings that arrive `size` at a time."""
+        manifest = self.manifest
+        channels, loop = manifest.channel_names, Loop()
+        payloads: list[bytes] = []
+        outbox = SimpleNamespace(offer=lambda _stream, _topic, payload, **_: payloads.append(payload))
+        pipeline = Pipeline(
+            ModelConfig(name="m", bundle="b", source="s", run="loop"),
+            self.model,
+            channels=channels,
+            repair=Repair(),
+            payload=JsonPayload(
+                device="d", model="m", source="s", start=1, manifest=manifest, threshold=manifest.output.threshold
+            ),
+            topic="t",
+            outbox=cast("Outbox", outbox),
+            loop=loop,
+            clock=Clock(),
+            counters=Counters(),
+        )
+        readings = self.windows if manifest.input.shape else self.windows.reshape(-1, len(channels))
+        for start in range(0, len(readings), size):
+            values = readings[start : start + size].copy()
+            count = len(values)
+            pipeline.accept(Batch("s", values, [None] * count, [1.0 * start] * count, [None] * count, [None] * count))
+        loop.close()
+        return np.array([_numbers(json.loads(payload), manifest) for payload in payloads], np.float32)
+
+    def batch(self, suffix: str, *, workers: int = 1) -> Floats:
+        """The scores in the output of `predict`."""
+        readings = self.windows
+        if not self.manifest.input.shape and suffix != ".npz":
+            readings = self.windows.reshape(-1, len(self.manifest.channel_names))
+        source = self.folder / f"in{suffix}"
+        _write(source, readings, self.manifest)
+        output = self.folder / "out.jsonl"
+        predict(Request(self.path, [str(source)], output, workers=workers))
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        return np.array([_row_numbers(row, self.manifest) for row in rows], np.float32)
+
+    def request(self, sizes: list[int], *, binary: bool) -> Floats:
+        """The scores of `/infer`, some windows a request; a model with memory gets its states back as inputs."""
+        states: dict[str, Floats] = {}
+        found = []
+        start = 0
+        for size in sizes:
+            windows = self.windows[start : start + size]
+            start += size
+            outputs = _infer(self.app, self.manifest.name, {"window": windows, **states}, binary=binary)
+            states = {state.input: outputs[state.output] for state in self.manifest.state}
+            found.append(outputs[OUTPUT_NAMES[self.manifest.task][-1]].reshape(len(windows), -1))
+        return np.concatenate(found)
+
+    def by_name(self) -> Floats:
+        """The scores of `/predict`, a window a request."""
+        answers = [_post(self.app, f"/predict/{self.manifest.name}", _named(w, self.manifest)) for w in self.windows]
+        return np.array([_numbers(json.loads(answer), self.manifest) for answer in answers], np.float32)
+
+
+@pytest.fixture(params=KINDS)
+def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployment]:
+    """Every kind of bundle, deployed in every way."""
+    made = Deployment(request.param, tmp_path)
+    yield made
+    made.app.stop()
+
+
+def test_the_size_of_a_batch_of_readings_changes_no_bit(deployment: Deployment) -> None:
+    """Readings that come alone, in small groups or all at once give the same scores."""
+    alone = deployment.stream(1)
+    assert len(alone) == COUNT
+    for size in (3, 7, 1000):
+        assert deployment.stream(size).tobytes() == alone.tobytes()
+
+
+def test_recordings_score_as_the_stream_does(deployment: Deployment) -> None:
+    """Every kind of recorded file, and any number of workers, gives the scores that subscribers have read."""
+    expected = deployment.stream(5)
+    suffixes = [".npy", ".npz", ".jsonl"] + ([] if deployment.manifest.input.shape else [".csv", ".parquet"])
+    for suffix in suffixes:
+        assert deployment.batch(suffix).tobytes() == expected.tobytes(), suffix
+    assert deployment.batch(".jsonl", workers=2).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])
+def test_requests_of_tensors_score_as_the_stream_does(deployment: Deployment, binary: bool) -> None:
+    """Tensors as JSON or as bytes, one window or many a request, give the scores that subscribers have read."""
+    expected = deployment.stream(5)
+    sizes = [[1] * COUNT] if deployment.manifest.state else [[1] * COUNT, [5, 7, 12], [COUNT]]
+    for each in sizes:
+        assert deployment.request(each, binary=binary).tobytes() == expected.tobytes(), each
+
+
+def test_requests_by_name_score_as_the_stream_does(deployment: Deployment) -> None:
+    """A window of named readings gives the scores that subscribers have read; memory starts at zero each time."""
+    if deployment.manifest.state:
+        fresh = np.concatenate([deployment.request([1], binary=True)])
+        assert deployment.by_name()[:1].tobytes() == fresh.tobytes()
+        return
+    assert deployment.by_name().tobytes() == deployment.stream(5).tobytes()
+
+
+def _numbers(document: dict[str, Any], manifest: Manifest) -> list[float]:
+    if manifest.task == "classification":
+        return [document["scores"][label] for label in manifest.output.labels]
+    if manifest.task == "regression":
+        return [document["values"][target.name] for target in manifest.output.targets]
+    return [document["score"]]
+
+
+def _row_numbers(row: dict[str, Any], manifest: Manifest) -> list[float]:
+    if manifest.task == "classification":
+        return [row[f"score_{label}"] for label in manifest.output.labels]
+    if manifest.task == "regression":
+        return [row[target.name] for target in manifest.output.targets]
+    return [row["score"]]
+
+
+def _named(window: Floats, manifest: Manifest) -> bytes:
+    if manifest.input.shape:
+        return json.dumps({"frame": window.tolist()}).encode()
+    rows = [dict(zip(manifest.channel_names, row, strict=True)) for row in window.tolist()]
+    return json.dumps(rows if len(rows) > 1 else rows[0]).encode()
+
+
+def _write(path: Path, readings: Floats, manifest: Manifest) -> None:
+    names = manifest.channel_names
+    match path.suffix:
+        case ".npy":
+            np.save(path, readings)
+        case ".npz":
+            np.savez(path, x=readings)
+        case ".jsonl" if manifest.input.shape:
+            path.write_text("".join(json.dumps(frame) + "\n" for frame in readings.tolist()))
+        case ".jsonl":
+            lines = [json.dumps(dict(zip(names, row, strict=True))) for row in readings.tolist()]
+            path.write_text("\n".join(lines) + "\n")
+        case ".csv":
+            rows = [",".join(map(str, row)) for row in readings]
+            path.write_text("\n".join([",".join(names), *rows]) + "\n")
+        case ".parquet":
+            import pyarrow as pa  # noqa: PLC0415
+            from pyarrow import parquet  # noqa: PLC0415
+
+            table = pa.table(dict(zip(names, readings.T, strict=True)))
+            parquet.write_table(table, path, row_group_size=10)
+
+
+def _post(app: App, path: str, body: bytes, **headers: str) -> bytes:
+    seen: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "POST",
+        "PATH_INFO": path,
+        "CONTENT_LENGTH": str(len(body)),
+        "wsgi.input": io.BytesIO(body),
+        "HTTP_HOST": "localhost",
+        **headers,
+    }
+    answer = b"".join(app(environ, lambda status, _headers: seen.append(status)))
+    assert seen == ["200 OK"], answer
+    return answer
+
+
+def _infer(app: App, name: str, inputs: dict[str, Floats], *, binary: bool) -> dict[str, Any]:
+    tensors: list[dict[str, Any]] = []
+    raw = b""
+    for tensor, values in inputs.items():
+        document: dict[str, Any] = {"name": tensor, "datatype": "FP32", "shape": list(values.shape)}
+        if binary:
+            data = values.astype("<f4").tobytes()
+            document["parameters"] = {"binary_data_size": len(data)}
+            raw += data
+        else:
+            document["data"] = values.tolist()
+        tensors.append(document)
+    head = json.dumps({"inputs": tensors, "parameters": {"binary_data_output": binary}}).encode()
+    headers = {"HTTP_INFERENCE_HEADER_CONTENT_LENGTH": str(len(head))} if binary else {}
+    answer = _post(app, f"/v2/models/{name}/infer", head + raw, **headers)
+    document, position = json.JSONDecoder().raw_decode(answer.decode("latin-1"))
+    found = {}
+    for output in document["outputs"]:
+        kind = {"FP32": "<f4", "INT64": "<i8"}[output["datatype"]]
+        if binary:
+            size = output["parameters"]["binary_data_size"]
+            values = np.frombuffer(answer[position : position + size], kind)
+            position += size
+        else:
+            values = np.array(output["data"], kind)
+        found[output["name"]] = values.reshape(output["shape"])
+    return found
