@@ -45,7 +45,9 @@ class Part:
             return None
 
 
-def make_parts(recordings: Sequence[Recording], manifest: Manifest, folder: Path, *, one_recording: bool) -> list[Part]:
+def make_parts(
+    recordings: Sequence[Recording], manifest: Manifest, folder: Path, *, stride: int | None, one_recording: bool
+) -> list[Part]:
     """Files, or pieces of files where no window can run over the border between two.
 
     Args:
