@@ -4,10 +4,16 @@
 outcome other than "verified" is a `SignatureError`, a missing `ssh-keygen` included. A file `revoked_keys` beside
 `allowed_signers` is honoured. Keys may carry `valid-after` and `valid-before`; a clock that was never set (no real-time
 clock, no network yet) is taken for the time at which `allowed_signers` was written, so that it alone refuses nothing.
+
+Before that the signature's own form is checked, since ssh-keygen takes some changed ones (a version of 0, other bits in
+the padding): one signature has one form, and any flipped bit in it is a refusal.
 """
 
+import base64
+import binascii
 import shutil
 import stat
+import struct
 import subprocess
 import time
 from collections.abc import Sequence
@@ -19,6 +25,7 @@ from edge_runtime.onnx_file import DEFAULT_LIMITS
 
 NAMESPACE = "edge-bundle"
 SUFFIX = ".sig"
+_BEGIN, _END, _MAGIC = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----", b"SSHSIG"
 _MAX_SIGNATURE_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
 # 2025-01-01: before this code was written, so a clock that shows less was never set.
@@ -61,7 +68,7 @@ def require_signature(
     """
     place = place or str(path)
     signature = signature or path.with_name(path.name + SUFFIX)
-    _require_file(signature, place)
+    _require_form(_read_signature(signature, place), signature, place)
     program = _ssh_keygen(place)
     _require_signers(allowed_signers, place)
     if data is None:
@@ -99,15 +106,48 @@ def require_signature(
     raise SignatureError(_explain(place, complaint, allowed_signers))
 
 
-def _require_file(signature: Path, place: str) -> None:
+def _read_signature(signature: Path, place: str) -> bytes:
     try:
-        found = signature.stat()
+        if not stat.S_ISREG(signature.stat().st_mode):
+            raise SignatureError(f"{place}: {signature.name}: expected a signature, found no such file: sign it again")
+        return read_file(signature, _MAX_SIGNATURE_BYTES)
     except OSError as error:
         raise SignatureError(
             f"{place}: expected its signature in {signature.name}, found none: sign it with edge-convert sign"
         ) from error
-    if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= _MAX_SIGNATURE_BYTES:
-        raise SignatureError(f"{place}: {signature.name}: expected a signature, found no such file: sign it again")
+    except BundleError as error:
+        raise SignatureError(
+            f"{place}: {signature.name}: expected a signature, found no such file: sign it again"
+        ) from error
+
+
+def _require_form(text: bytes, signature: Path, place: str) -> None:
+    """The form of `PROTOCOL.sshsig`: armour, then magic, version, key, namespace, reserved, hash, signature."""
+    lines = text.splitlines()
+    sound = len(lines) > 2 and lines[0] == _BEGIN and lines[-1] == _END
+    if sound:
+        body = b"".join(lines[1:-1])
+        try:
+            blob = base64.b64decode(body, validate=True)
+        except binascii.Error:
+            blob = b""
+        sound = blob.startswith(_MAGIC + struct.pack(">I", 1)) and base64.b64encode(blob) == body
+        strings = _strings(blob[len(_MAGIC) + 4 :]) if sound else []
+        sound = len(strings) == 5 and strings[2] == b""
+    if not sound:
+        raise SignatureError(f"{place}: {signature.name}: expected an OpenSSH signature, found none: sign it again")
+
+
+def _strings(blob: bytes) -> list[bytes]:
+    """A row of strings with their lengths before them; empty when they do not end where the blob ends."""
+    found: list[bytes] = []
+    while blob:
+        size = int.from_bytes(blob[:4], "big")
+        if len(blob) < 4 + size:
+            return []
+        found.append(blob[4 : 4 + size])
+        blob = blob[4 + size :]
+    return found
 
 
 def _require_signers(allowed_signers: Path, place: str) -> None:

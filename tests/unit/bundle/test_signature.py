@@ -80,7 +80,23 @@ def test_the_signature_of_another_bundle_is_refused(bundle: Path, tmp_path: Path
 def test_a_sig_file_that_is_no_signature_is_refused(bundle: Path, keys: builders.Signer, text: str) -> None:
     """A damaged .sig file is a refusal."""
     bundle.with_name("model.onnx.sig").write_text(text)
-    assert "signature: " in _refusal(bundle, keys.allowed)
+    assert "expected an OpenSSH signature" in _refusal(bundle, keys.allowed)
+
+
+def test_a_signature_has_one_form_and_any_flipped_bit_is_a_refusal(bundle: Path, keys: builders.Signer) -> None:
+    """Not even the parts that ssh-keygen overlooks, such as a version of 0, may be changed."""
+    signature = bundle.with_name("model.onnx.sig")
+    good = signature.read_bytes()
+    assert b"U1NIU0lHAAAAAQ" in good  # SSHSIG, version 1
+    signature.write_bytes(good.replace(b"U1NIU0lHAAAAAQ", b"U1NIU0lHAAAAAA"))
+    assert "expected an OpenSSH signature" in _refusal(bundle, keys.allowed)
+    data = bundle.read_bytes()
+    for at in range(0, len(good), 7):
+        spoiled = bytearray(good)
+        spoiled[at] ^= 1 << at % 8
+        signature.write_bytes(spoiled)
+        with pytest.raises(SignatureError):
+            require_signature(bundle, keys.allowed, data=data)
 
 
 def test_an_empty_sig_file_is_refused(bundle: Path, keys: builders.Signer) -> None:
