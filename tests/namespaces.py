@@ -49,13 +49,14 @@ def run(*words: str | Path, check: bool = True, timeout: float = 60) -> subproce
 class Device:
     """One device: a network namespace, and a file system that is its own where it matters."""
 
-    def __init__(self, lan: "Lan", number: int, disk_bytes: int) -> None:
+    def __init__(self, lan: "Lan", number: int, disk_bytes: int, *, fresh: bool) -> None:
         self.name = f"d{number}"
         self.address = f"10.77.{lan.subnet}.{10 + number}"
         self.folder = lan.folder / self.name
         self._lan = lan
         self._namespace = f"{lan.prefix}{number}"
         self._disk_bytes = disk_bytes
+        self._fresh = fresh
         self._sshd: subprocess.Popen[bytes] | None = None
         self.folder.mkdir()
         self._make_network(number)
@@ -92,6 +93,17 @@ class Device:
                 PermitRootLogin prohibit-password
                 """)
         )
+        (self.folder / "provisioned.sh").write_text(
+            textwrap.dedent(f"""\
+                mkdir -p /var/lib/edge-runtime /etc/edge-runtime /opt/edge-runtime/bin
+                id edge-runtime >/dev/null 2>&1 || useradd --system --home-dir /var/lib/edge-runtime edge-runtime
+                chown edge-runtime: /var/lib/edge-runtime
+                cp {self._lan.folder}/allowed_signers /etc/edge-runtime/
+                printf '#!/bin/sh\\nexec env PYTHONPATH={ROOT} {sys.executable} -m edge_runtime "$@"\\n' \\
+                    > /opt/edge-runtime/bin/edge-runtime
+                chmod 755 /opt/edge-runtime/bin/edge-runtime
+                """)
+        )
         (self.folder / "begin.sh").write_text(
             textwrap.dedent(f"""\
                 set -e
@@ -101,15 +113,9 @@ class Device:
                     mount -t overlay o -o lowerdir=/$each,upperdir=/mnt/$each.upper,workdir=/mnt/$each.work /$each
                 done
                 mount -t tmpfs run /run/lock
-                mkdir -p /run/sshd /var/lib/edge-runtime /etc/edge-runtime /opt/edge-runtime/bin
-                mkdir -p {self.folder}/run /run/edge-runtime
+                mkdir -p /run/sshd {self.folder}/run /run/edge-runtime
                 mount --bind {self.folder}/run /run/edge-runtime
-                id edge-runtime >/dev/null 2>&1 || useradd --system --home-dir /var/lib/edge-runtime edge-runtime
-                chown edge-runtime: /var/lib/edge-runtime
-                cp {self._lan.folder}/allowed_signers /etc/edge-runtime/
-                printf '#!/bin/sh\\nexec env PYTHONPATH={ROOT} {sys.executable} -m edge_runtime "$@"\\n' \\
-                    > /opt/edge-runtime/bin/edge-runtime
-                chmod 755 /opt/edge-runtime/bin/edge-runtime
+                {"" if self._fresh else f". {self.folder}/provisioned.sh"}
                 exec {SSHD} -D -f {self.folder}/sshd_config -E {self.folder}/sshd.log
                 """)
         )
@@ -181,9 +187,9 @@ class Lan:
             run("ip", "-n", self.hub, "link", "set", name, "up")
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "id")
 
-    def add(self, number: int, disk_bytes: int = 64 * 1024 * 1024) -> Device:
-        """A device that is switched on."""
-        device = Device(self, number, disk_bytes)
+    def add(self, number: int, disk_bytes: int = 64 * 1024 * 1024, *, fresh: bool = False) -> Device:
+        """A device that is switched on; a `fresh` one has neither user nor runtime."""
+        device = Device(self, number, disk_bytes, fresh=fresh)
         self.devices.append(device)
         return device.start()
 

@@ -16,7 +16,7 @@ from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.inventory import Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
-from edge_runtime.fleet.ssh import Answer, as_account, run, script
+from edge_runtime.fleet.ssh import Answer, as_account, as_root, run, script
 from edge_runtime.fleet.transfer import send
 
 INSTALL_SECONDS = 300.0  # the self-test on the device has 120 of its own, and a Zero 2 W loads slowly
@@ -107,7 +107,24 @@ def flash(target: Target, watcher: Watcher, cargo: Cargo, wishes: Wishes) -> Out
     after = serving(target, cargo.name)
     if not wishes.stage and (after is None or after["digest"] != cargo.digest):
         raise CommandError(f"it took {cargo.name} {cargo.version}, but runs {_words(after)}")
-    return Outcome(target.name, "done", _last_line(answer.out), details=_details(before, after))
+    text = _last_line(answer.out) + ("" if wishes.stage else _start(target))
+    return Outcome(target.name, "done", text, details=_details(before, after))
+
+
+# A daemon that runs takes the new model by itself; one that was never started, or gave up for want of a model, may now.
+_START = """service=edge-runtime@$1
+systemctl is-enabled --quiet "$service" 2>/dev/null || exit 0
+systemctl is-active --quiet "$service" 2>/dev/null && exit 0
+systemctl start "$service" && echo started
+"""
+
+
+def _start(target: Target) -> str:
+    """Starts the service where it should run and does not; what cannot be done is no fault of the flash."""
+    answer = run(target, as_root(script(_START, target.service)), timeout=ASK_SECONDS)
+    if answer.code != 0:
+        return f"; the service does not start: {answer.reason}"
+    return "; the service is started" if "started" in answer.out else ""
 
 
 def rollback(target: Target, watcher: Watcher, name: str | None) -> Outcome:

@@ -137,7 +137,8 @@ def shared_folder() -> Path:
 
 _LOOK = """account=$1 service=$2; shift 2
 echo "processor $(uname -m)"
-python3 -c 'import sys, venv, ensurepip; print("python", *sys.version_info[:2])' 2>/dev/null || echo "python none"
+[ -x /usr/bin/python3 ] && python=/usr/bin/python3 || python=python3
+$python -c 'import sys, venv, ensurepip; print("python", *sys.version_info[:2])' 2>/dev/null || echo "python none"
 id -u "$account" >/dev/null 2>&1 && echo "account yes"
 [ -d /run/systemd/system ] && echo "systemd yes"
 [ -e /opt/edge-runtime ] && echo "runtime $(readlink /opt/edge-runtime || echo folder)"
@@ -244,7 +245,9 @@ fi
 if [ ! -f "$home/complete" ]; then
   rm -rf "$home"
   umask 022
-  python3 -m venv "$home"
+  # The system's own: one below somebody's home may be closed to the daemon's user.
+  [ -x /usr/bin/python3 ] && python=/usr/bin/python3 || python=python3
+  $python -m venv "$home"
   if [ "$offline" = yes ]; then
     "$home/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$wheels" \\
       "edge-inference-runtime==$version"

@@ -1,44 +1,22 @@
 """Flashing real devices over real ssh: network namespaces with an ssh server and a file system of their own."""
 
-import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.builders import Signer, classification, signer
-from tests.namespaces import Device, Lan, require_namespaces, run
+from tests.namespaces import Device, Lan, run
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-_numbers = itertools.count(os.getpid())
 MEGABYTE = 1024 * 1024
 
 MakeLan = Callable[..., Lan]
-
-
-@pytest.fixture
-def make_lan(tmp_path: Path) -> Iterator[MakeLan]:
-    """`make_lan(2)`: a network with two devices, their inventory, and a key whose bundles they trust."""
-    require_namespaces()
-    made: list[Lan] = []
-
-    def make(count: int, **options: int) -> Lan:
-        lan = Lan(tmp_path, next(_numbers))
-        made.append(lan)
-        signer(tmp_path)
-        for number in range(count):
-            lan.add(number, **options)
-        lan.write_inventory()
-        return lan
-
-    yield make
-    for lan in made:
-        lan.remove()
 
 
 def make_bundle(folder: Path, version: str = "1.0.0", *, padding: int = 0, target: str | None = None) -> Path:

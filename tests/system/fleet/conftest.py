@@ -1,0 +1,68 @@
+"""What the tests of the fleet share: networks of devices, and wheels for them."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.errors import CommandError
+from edge_runtime.fleet.wheelhouse import gather
+from edge_runtime.fleet.wheels import Machine
+from tests.builders import signer
+from tests.namespaces import Lan, require_namespaces
+
+ROOT = Path(__file__).resolve().parents[3]
+_numbers = itertools.count(os.getpid())
+
+MakeLan = Callable[..., Lan]
+
+
+@pytest.fixture
+def make_lan(tmp_path: Path) -> Iterator[MakeLan]:
+    """`make_lan(2)`: a network with two devices, their inventory, and a key whose bundles they trust."""
+    require_namespaces()
+    made: list[Lan] = []
+
+    def make(count: int) -> Lan:
+        lan = Lan(tmp_path, next(_numbers))
+        made.append(lan)
+        signer(tmp_path)
+        for number in range(count):
+            lan.add(number)
+        lan.write_inventory()
+        return lan
+
+    yield make
+    for lan in made:
+        lan.remove()
+
+
+@pytest.fixture(scope="session")
+def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every wheel that a device of this machine's kind needs; the tests are skipped where they cannot be had."""
+    folder = tmp_path_factory.mktemp("wheels")
+    words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "own"), str(ROOT)]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=180)
+    (wheel,) = (folder / "own").glob("*.whl")
+    machine = Machine(os.uname().machine, system_python())
+    try:
+        gather(wheel, folder / "wheelhouse", machine, ROOT / "tests" / "constraints.txt")
+    except CommandError as error:
+        pytest.skip(f"no wheels here: {error}")
+    return folder / "wheelhouse"
+
+
+def system_python() -> tuple[int, int]:
+    """The version of the Python that Debian ships here; the test is skipped where there is none with venv."""
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", "import sys, venv, ensurepip; print(*sys.version_info[:2])"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.skip("no Debian Python with venv here")
+    major, minor = done.stdout.split()
+    return int(major), int(minor)
