@@ -8,6 +8,7 @@ onnxruntime is set up for a small device: one thread, no spinning, no arena, not
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.manifest import INPUT_NAME, OUTPUT_NAMES
 from edge_runtime.readings import Floats
 from edge_runtime.windows import Carry
+
+_NO_STATES: dict[str, Floats] = {}
+FEW_NUMBERS = 16  # up to so many a look at each is cheaper than numpy's calls
 
 
 class ModelError(EdgeError):
@@ -41,7 +45,7 @@ class ModelOptions:
     arena: bool = False
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Scores:
     """What a model says about n windows; which fields are set depends on the task.
 
@@ -61,6 +65,8 @@ class Scores:
         """None when every number is finite, else `[n]`, False for the rows that must not be published."""
         numbers = self.scores if self.scores is not None else self.value if self.value is not None else self.score
         assert numbers is not None
+        if numbers.size <= FEW_NUMBERS and all(map(math.isfinite, numbers.ravel().tolist())):
+            return None
         finite = np.isfinite(numbers)
         if finite.all():
             return None
@@ -98,15 +104,17 @@ class Model:
         if self._states:
             parts = self._run_recurrent(windows, carries)
         elif len(windows) <= self._max_batch:
-            parts = [self._call(windows, {})]
+            parts = [self._call(windows, _NO_STATES)]
         else:
             step = self._max_batch
-            parts = [self._call(windows[at : at + step], {}) for at in range(0, len(windows), step)]
+            parts = [self._call(windows[at : at + step], _NO_STATES) for at in range(0, len(windows), step)]
         count = len(self._outputs)
         merged = parts[0] if len(parts) == 1 else [np.concatenate([part[i] for part in parts]) for i in range(count)]
         if len(merged[0]) != len(windows):
             raise ModelError(f"{self.manifest.name}: expected {len(windows)} answers, found {len(merged[0])}")
-        return Scores(**dict(zip(self._outputs, merged, strict=False)))
+        if count == 2:
+            return Scores(label=merged[0], scores=merged[1])
+        return Scores(value=merged[0]) if self.manifest.task == "regression" else Scores(score=merged[0])
 
     def _call(self, windows: Floats, states: dict[str, Floats]) -> list[Any]:
         try:

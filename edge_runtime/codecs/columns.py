@@ -10,6 +10,9 @@ from edge_runtime.health import Counters
 from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError, read_identity, read_key, read_time
 from edge_runtime.readings import Floats
 
+FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
+LARGEST = float(np.finfo(np.float32).max)
+
 
 @dataclass(slots=True, eq=False)
 class Decoded:
@@ -70,6 +73,12 @@ class Rows:
     values: Any = field(default_factory=list)
 
 
+def plain(values: Floats, rows: list[int]) -> Decoded:
+    """Readings of good numbers that bring nothing but their channels."""
+    count = len(rows)
+    return Decoded(values, rows, [None] * count, [None] * count, [None] * count)
+
+
 def judge(
     found: Rows,
     shape: tuple[int, ...],
@@ -83,7 +92,7 @@ def judge(
     table = np.array(found.values, dtype=np.float64).reshape(count, *shape)  # None becomes NaN
     with np.errstate(over="ignore"):
         values = table.astype(np.float32)
-    decoded = Decoded(values, found.frames, [None] * count, [None] * count, [None] * count)
+    decoded = plain(values, found.frames)
     reasons = _value_faults(values)
     if keyed or found.origins.count(NO_ORIGIN) != count:
         for index, origin in enumerate(found.origins):

@@ -106,8 +106,8 @@ class RawFrameDecoder:
         rows = [index for index, frame in enumerate(frames) if len(frame) == size]
         if len(rows) < len(frames):
             counters.rejected["malformed"] += len(frames) - len(rows)
-        values = np.frombuffer(b"".join(frames[index] for index in rows), dtype=self._type).astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values *= self._scale
+        packed = np.frombuffer(b"".join(frames[index] for index in rows), dtype=self._type)
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning
+            values = packed.astype(np.float64) * self._scale
         values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
         return judge(Rows(rows, [NO_ORIGIN] * len(rows), values), self._shape, counters, keyed=False)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from edge_runtime.codecs.columns import Decoded, Members, Rows, judge
+from edge_runtime.codecs.columns import FEW, LARGEST, Decoded, Members, Rows, judge, plain
 from edge_runtime.errors import ConfigError
 from edge_runtime.health import Counters
 from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError
@@ -75,6 +75,10 @@ class ObjectDecoder:
         width = self._origin_width
         members = [row[:width] for row in rows]
         if members.count((None,) * width) == len(rows):
+            if 0 < len(rows) <= FEW and not self._keyed:
+                values = [row[width:] for row in rows]
+                if all(value is not None and -LARGEST <= value <= LARGEST for row in values for value in row):
+                    return plain(np.array(values, np.float32), indexes)
             origins = [NO_ORIGIN] * len(rows)
         else:
             origins = [self._origin(*parts) for parts in members]

@@ -47,9 +47,9 @@ class RawDecoder:
             frames = [frames[index] for index in rows]
         table = np.frombuffer(b"".join(frames), dtype=self._structure)
         values = np.empty((len(rows), len(self._channels)), dtype=np.float64)
-        for place, column in enumerate(self._channels):
-            values[:, place] = table[f"c{column}"]
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning
+            for place, column in enumerate(self._channels):
+                values[:, place] = table[f"c{column}"]
             values *= self._factors
         values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
         return judge(Rows(rows, self._origins(table), values), self._shape, counters, keyed=self._keyed)

@@ -33,6 +33,8 @@ from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 
 CONNECT_TIMEOUT_S = 10.0
+ACK_DELAY_S = 0.2
+MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
 MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
 GOODBYE_TIMEOUT_S = 2.0
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
@@ -74,10 +76,18 @@ class _Client(paho.Client):
     """paho over a `WholeSocket`. `_create_socket` is the one private method that we replace."""
 
     def _create_socket(self) -> Any:
-        wrapped = super()._create_socket()
-        assert isinstance(wrapped, socket.socket)  # we use neither proxies nor web sockets
-        wrapped.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return WholeSocket(wrapped)
+        plain = socket.create_connection((self.host, self.port), timeout=CONNECT_TIMEOUT_S)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._ssl_context
+        if context is None:
+            return WholeSocket(plain)
+        secured = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
+        try:
+            secured.do_handshake()
+        except BaseException:
+            secured.close()  # paho would leave it to the garbage collector
+            raise
+        return WholeSocket(secured)
 
 
 class Connection:
@@ -125,8 +135,11 @@ class Connection:
         self._pending_subscriptions: set[int] = set()
         self._paused = False
         self._flush_due = False
+        self._acks_unsent = 0
+        self._ack_timer: Timer | None = None
         self._writing = False
         self._connected_at = 0.0
+        self._heard_at = 0.0
         self._timers: list[Timer] = []
         self.connected = False
         self.ready = False
@@ -154,7 +167,15 @@ class Connection:
         client = self._client
         if client is None or not self.connected:
             return False
-        info = client.publish(topic, payload, qos, retain)
+        try:
+            info = client.publish(topic, payload, qos, retain)
+        except ValueError as error:  # no broker would take it: a topic with a wildcard, a payload beyond MQTT's limit
+            self._counters.errors["publish_refused"] += 1
+            self.state = f"{self._settings.url}: a message cannot be sent: {error}"
+            if outcome is not None:
+                self._settled.append((outcome, False))
+                self._loop.call_soon(self._settle)
+            return True
         if info.rc != paho.MQTT_ERR_SUCCESS:
             return False
         if outcome is not None:
@@ -187,6 +208,7 @@ class Connection:
     def _connect(self) -> None:
         self._generation += 1
         generation = self._generation
+        self._cancel_timers()
         self.state = f"connecting to {self._settings.url}"
         try:
             client = self._make_client()
@@ -265,6 +287,7 @@ class Connection:
             wrapped.close()
             return
         self._client, self._socket, self._fd = client, wrapped, wrapped.fileno()
+        self._heard_at = self._loop.time()
         self._loop.add_reader(self._fd, self._on_readable)
         self._timers.append(self._loop.call_later(CONNECT_TIMEOUT_S, self._check_accepted))
         self._schedule_keepalive()
@@ -297,6 +320,11 @@ class Connection:
         self._forget(reason)
         self._retry(reason)
 
+    def _send_acks(self) -> None:
+        self._ack_timer = None
+        if self._acks_unsent:
+            self._flush()
+
     def _forget(self, reason: str) -> None:
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
@@ -311,6 +339,10 @@ class Connection:
         self._inbox.clear()
         self._owed.clear()
         self._paused = False
+        self._acks_unsent = 0
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
         self._pending_subscriptions.clear()
         if client is not None:
             client.on_disconnect = None
@@ -338,6 +370,10 @@ class Connection:
         client = self._client
         if client is None:
             return
+        silence = self._loop.time() - self._heard_at
+        if silence >= 1.5 * self._settings.keepalive:  # paho asks after one keep-alive, and would wait for another
+            self._lose(f"{self._settings.url} does not answer")
+            return
         if client.loop_misc() != paho.MQTT_ERR_SUCCESS or client.socket() is None:
             self._lose(f"{self._settings.url} does not answer")
             return
@@ -350,6 +386,7 @@ class Connection:
         client, wrapped = self._client, self._socket
         if client is None or wrapped is None:
             return
+        self._heard_at = self._loop.time()
         try:
             more = True
             while more and self._client is client:
@@ -372,7 +409,8 @@ class Connection:
         if self._inbox:
             messages, self._inbox = self._inbox, []
             self._deliver(messages)
-        self._flush_soon()
+        if not self._acks_unsent and client.want_write():
+            self._flush_soon()
         if len(self._owed) >= MOST_OWED and self._client is client:
             self._paused = True  # a broker without a window of its own: let the network hold it back
             self._loop.remove_reader(self._fd)
@@ -398,6 +436,7 @@ class Connection:
 
     def _flush(self) -> None:
         self._flush_due = False
+        self._acks_unsent = 0
         client, wrapped = self._client, self._socket
         if client is None or wrapped is None:
             return
@@ -431,7 +470,12 @@ class Connection:
             return
         while self._owed and self._owed[0].released:  # MQTT 3.1.1 section 4.6: in the order of arrival
             client.ack(self._owed.popleft().mid, 1)
+            self._acks_unsent += 1
+        if self._acks_unsent >= MOST_UNSENT_ACKS:
             self._flush_soon()
+        elif self._acks_unsent and self._ack_timer is None:
+            # the next publish takes it along: one write for both; this is for the case that none comes
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._send_acks)
         if self._paused and len(self._owed) < MOST_OWED // 2:
             self._paused = False
             self._loop.add_reader(self._fd, self._on_readable)
