@@ -113,6 +113,7 @@ def test_a_raw_key_and_time_are_columns() -> None:
         (PACKED.pack(1, 2, 3, 4.0) + b"\0", "malformed"),
         (PACKED.pack(1, 2, 3, math.nan), "not_finite"),
         (PACKED.pack(1, 2, 3, math.inf), "not_finite"),
+        (PACKED.pack(1, 2, 3, 0.0)[:-4] + b"\x01\x00\x80\x7f", "not_finite"),  # a signalling NaN
     ],
 )
 def test_what_is_no_structure_is_counted_by_reason(frame: bytes, reason: str) -> None:
