@@ -52,7 +52,7 @@ def in_root(tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_the_package_is_plain(package: Path) -> None:
-    """It holds the runtime and its unit, for root, and neither the converter nor anything of the machine that built it."""
+    """It holds the runtime and its unit, for root, and nothing of the machine that built it."""
     listed = subprocess.run(
         ["dpkg-deb", "-c", str(package)], capture_output=True, text=True, check=True, timeout=60
     ).stdout
@@ -67,7 +67,7 @@ def test_the_package_is_plain(package: Path) -> None:
 def test_the_package_installs_and_the_runtime_answers(
     package: Path, in_root: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """dpkg installs it without pip or network; the command works as the daemon's user, and a removal leaves data alone."""
+    """It installs without pip or network, works as the daemon's user, and its removal leaves data alone."""
     shutil.copy(package, tmp_path / "package.deb")
     said = in_root("""
         dpkg --force-depends -i /in/package.deb >/dev/null
@@ -76,7 +76,8 @@ def test_the_package_installs_and_the_runtime_answers(
         cd /
         runuser -u edge-runtime -- edge-runtime --version
         runuser -u edge-runtime -- edge-runtime models list
-        runuser -u edge-runtime -- /opt/edge-runtime/bin/python -c 'import onnxruntime, edge_runtime; print(edge_runtime.__file__)'
+        python=/opt/edge-runtime/bin/python
+        runuser -u edge-runtime -- $python -c 'import onnxruntime, edge_runtime; print(edge_runtime.__file__)'
         echo kept > /var/lib/edge-runtime/outbox.db
         dpkg --force-depends -r edge-runtime >/dev/null
         cat /var/lib/edge-runtime/outbox.db
