@@ -18,7 +18,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.manifest import INPUT_NAME, State, Task
 from edge_runtime.readings import Floats
 
-_CHUNK = 256
+CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def session_of(model: bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def run(session: Any, windows: Floats, batch: int = _CHUNK, states: dict[str, NDArray[Any]] | None = None) -> Answer:
+def run(session: Any, windows: Floats, batch: int = CHUNK, states: dict[str, NDArray[Any]] | None = None) -> Answer:
     """Answer windows in batches; states, if any, start at zero for every window."""
     names = [output.name for output in session.get_outputs()]
     wanted = [name for name in names if name in ("label", "scores", "value", "score")]
@@ -67,7 +67,7 @@ def run(session: Any, windows: Floats, batch: int = _CHUNK, states: dict[str, ND
         piece = windows[start : start + batch]
         feeds: dict[str, NDArray[Any]] = {INPUT_NAME: piece}
         for name, state in (states or {}).items():
-            feeds[name] = np.broadcast_to(state, (len(piece), *state.shape)).astype(np.float32)
+            feeds[name] = np.zeros((len(piece), *state.shape), dtype=np.float32)
         parts.append(session.run(wanted, feeds))
     joined = {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(wanted)}
     return Answer(**joined)

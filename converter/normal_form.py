@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from converter.graph import FLOAT, INT64, OPSET, GraphBuilder, opset_of
-from converter.load.source import Core
+from converter.load.source import Core, StateTensor
 from converter.plan import Plan
 from edge_runtime.errors import CommandError
 from edge_runtime.manifest import INPUT_NAME
@@ -24,10 +24,17 @@ def normal_form(core: Core, plan: Plan) -> onnx.ModelProto:
         CommandError: its outputs do not make up what the task needs.
     """
     builder = GraphBuilder(max(OPSET, opset_of(core.model)))
-    window = builder.input(INPUT_NAME, FLOAT, ("N", *plan.input.tensor_shape))
+    batch = "N" if core.batch_free else 1
+    window = builder.input(INPUT_NAME, FLOAT, (batch, *plan.input.tensor_shape))
     builder.reserve("label", "scores", "value", "score")
-    fed = _feed(builder, window, core, plan)
-    values = builder.embed(core.model, {core.input: fed})
+    builder.reserve(*(name for state in core.states for name in (state.input, state.output)))
+    fed, arranged = _feed(builder, window, core, plan)
+    feeds = {core.input: fed}
+    for name, array in core.constants.items():
+        feeds[name] = builder.constant(array, array.dtype)
+    for state in core.states:
+        feeds[state.input] = _state_in(builder, state, core, batch)
+    values = builder.embed(core.model, feeds)
     kinds = {output.name: output.type.tensor_type.elem_type for output in core.model.graph.output}
 
     def value(role: str) -> str:
@@ -39,24 +46,72 @@ def normal_form(core: Core, plan: Plan) -> onnx.ModelProto:
     elif plan.task == "regression":
         if "value" not in core.outputs:
             raise CommandError(f"expected a model that gives values, found one that gives {', '.join(core.outputs)}")
-        columns = builder.constant([-1, len(plan.targets)], np.int64)  # some converters stack the targets of all rows
-        builder.output("value", builder.node("Reshape", value("value"), columns), FLOAT, ("N", len(plan.targets)))
+        # Counted from the end, because some converters stack the targets of all rows.
+        columns = builder.constant([-1, len(plan.targets)], np.int64)
+        builder.output("value", builder.node("Reshape", value("value"), columns), FLOAT, (batch, len(plan.targets)))
     else:
-        _anomaly(builder, core, value)
+        _anomaly(builder, core, value, arranged)
+    for state in core.states:
+        _state_out(builder, state, values[state.output], kinds[state.output], batch)
     return builder.build(plan.name)
 
 
-def _feed(builder: GraphBuilder, window: str, core: Core, plan: Plan) -> str:
-    """The window as the model wants it: shape, layout and element type."""
+def _feed(builder: GraphBuilder, window: str, core: Core, plan: Plan) -> tuple[str, str]:
+    """The window as the model wants it, and the same in float32."""
     value = window
     shape = plan.input.tensor_shape
-    if core.layout == "channel_first":
-        value = builder.node("Transpose", value, perm=[0, 2, 1])
-        shape = (shape[1], shape[0])
+    layout = core.arrange
+    if layout is not None:
+        if (layout.scale, layout.offset) != (1.0, 0.0):
+            value = builder.node("Mul", value, builder.constant(layout.scale))
+            value = builder.node("Add", value, builder.constant(layout.offset))
+        if layout.perm is not None:
+            value = builder.node("Transpose", value, perm=list(layout.perm))
+            shape = tuple(shape[axis - 1] for axis in layout.perm[1:])
     if shape != core.shape:
         value = builder.node("Reshape", value, builder.constant([0, *core.shape], np.int64))
-    kind = next(item for item in core.model.graph.input if item.name == core.input).type.tensor_type.elem_type
+    kind = _kind_of(core, core.input)
+    if kind in _INTEGERS:
+        fed = builder.node("Round", value)
+        if kind in _LIMITS:
+            low, high = _LIMITS[kind]
+            fed = builder.node("Clip", fed, builder.constant(low), builder.constant(high))
+        return builder.cast(fed, kind), value
+    return (value if kind == FLOAT else builder.cast(value, kind)), value
+
+
+# Integers that a float32 window may leave; wider ones hold every whole float32 that sensors give.
+_LIMITS: dict[int, tuple[float, float]] = {
+    TensorProto.UINT8: (0.0, 255.0),
+    TensorProto.INT8: (-128.0, 127.0),
+    TensorProto.UINT16: (0.0, 65535.0),
+    TensorProto.INT16: (-32768.0, 32767.0),
+}
+
+_INTEGERS = (*_LIMITS, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT32, TensorProto.UINT64)
+
+
+def _kind_of(core: Core, name: str) -> int:
+    return int(next(item for item in core.model.graph.input if item.name == name).type.tensor_type.elem_type)
+
+
+def _state_in(builder: GraphBuilder, state: StateTensor, core: Core, batch: str | int) -> str:
+    value = builder.input(state.input, FLOAT, (batch, *state.shape))
+    if state.batch_axis:
+        axes = list(range(1, len(state.shape) + 1))
+        axes.insert(state.batch_axis, 0)
+        value = builder.node("Transpose", value, perm=axes)
+    kind = _kind_of(core, state.input)
     return value if kind == FLOAT else builder.cast(value, kind)
+
+
+def _state_out(builder: GraphBuilder, state: StateTensor, value: str, kind: int, batch: str | int) -> None:
+    if kind != FLOAT:
+        value = builder.cast(value, FLOAT)
+    if state.batch_axis:
+        axes = [state.batch_axis, *(axis for axis in range(len(state.shape) + 1) if axis != state.batch_axis)]
+        value = builder.node("Transpose", value, perm=axes)
+    builder.output(state.output, value, FLOAT, (batch, *state.shape))
 
 
 def _classification(builder: GraphBuilder, core: Core, plan: Plan, value: Any, kinds: dict[str, int]) -> None:
@@ -87,18 +142,28 @@ def _cut(builder: GraphBuilder, scores: str, threshold: float, positive: int) ->
 def _scores(builder: GraphBuilder, core: Core, count: int, value: Any) -> str:
     """Probabilities of all classes, out of what the model gives."""
     if "scores" in core.outputs:
-        scores = str(value("scores"))
+        scores = _activated(builder, str(value("scores")), count, core)
         if core.extra.get("columns", count) == 1 and count == 2:
             positive = builder.node("Reshape", scores, builder.constant([-1, 1], np.int64))
             return _two(builder, positive)
         return builder.node("Reshape", scores, builder.constant([0, count], np.int64))
-    for role in ("decisions", "logits"):
-        if role in core.outputs:
-            raw = str(value(role))
-            if count == 2 and (role == "decisions" or core.extra.get("columns", 1) == 1):
-                return _squash_two(builder, raw, core.extra.get("columns", 1))
-            return builder.node("Softmax", builder.node("Reshape", raw, builder.constant([0, count], np.int64)), axis=1)
+    if "decisions" in core.outputs:
+        raw = str(value("decisions"))
+        if count == 2:
+            return _squash_two(builder, raw, core.extra.get("columns", 1))
+        return builder.node("Softmax", builder.node("Reshape", raw, builder.constant([0, count], np.int64)), axis=1)
     raise CommandError(f"expected a model that gives scores, found one that gives {', '.join(core.outputs)}")
+
+
+def _activated(builder: GraphBuilder, scores: str, count: int, core: Core) -> str:
+    activation = core.extra.get("activation", "none")
+    if activation == "none":
+        return scores
+    columns = core.extra.get("columns", count)
+    scores = builder.node("Reshape", scores, builder.constant([0, columns], np.int64))
+    if activation == "softmax" and columns > 1:
+        return builder.node("Softmax", scores, axis=1)
+    return builder.node("Sigmoid", scores)
 
 
 def _two(builder: GraphBuilder, positive: str) -> str:
@@ -129,9 +194,17 @@ def _class_index(builder: GraphBuilder, label: str, kind: int, core: Core) -> st
     return builder.node("ArgMax", builder.cast(same, INT64), axis=1, keepdims=0)
 
 
-def _anomaly(builder: GraphBuilder, core: Core, value: Any) -> None:
+def _anomaly(builder: GraphBuilder, core: Core, value: Any, arranged: str) -> None:
     if "score" in core.outputs:
         score = str(value("score"))
+    elif "reconstruction" in core.outputs:
+        size = builder.constant([0, int(np.prod(core.shape))], np.int64)
+        rebuilt = builder.node("Reshape", value("reconstruction"), size)
+        error = builder.node("Sub", rebuilt, builder.node("Reshape", arranged, size))
+        squares = builder.node(
+            "ReduceSum", builder.node("Mul", error, error), builder.constant([1], np.int64), keepdims=0
+        )
+        score = builder.node("Div", squares, builder.constant(float(np.prod(core.shape))))
     elif "decision" in core.outputs:
         score = builder.node("Neg", value("decision"))
     else:

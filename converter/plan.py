@@ -73,6 +73,8 @@ def _task(spec: Spec, source: SourceModel, mistakes: list[str]) -> Task | None:
 
 def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: list[str]) -> Input | None:
     if spec.frame is not None:
+        if source.shape is not None:
+            mistakes.append("frame: this model takes readings; expected [window] and [[channel]], found [frame]")
         return Input(shape=spec.frame.shape, dtype=spec.frame.dtype)
     wanted = source.shape
     length = spec.length

@@ -10,6 +10,7 @@ import numpy as np
 
 from converter.spec import Spec, load_spec
 from edge_runtime.errors import EXIT_OK, CommandError
+from edge_runtime.manifest import State
 from edge_runtime.readings import Floats
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 Request = Literal["auto", "none", "int8", "dynamic", "float16"]
 MAX_DROP = 0.01
 _SYNTHETIC_ROWS = 256
+_THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold: one alarm in a hundred ordinary rows
 # A converted model may round a score differently, and with it a row that stands on the fence. More than one row in
 # a thousand is no rounding: the conversion changed the model.
 _DIFFERING_SHARE = 0.001
@@ -77,9 +79,11 @@ class _Build:
 
     def __init__(self, spec: Spec, options: argparse.Namespace) -> None:
         self._spec, self._options = spec, options
+        self._states: tuple[State, ...] = ()
+        self._batch_free = True
 
     def run(self) -> None:
-        from converter.evaluate import judge, run, session_of  # noqa: PLC0415 - heavy from here on
+        from converter.evaluate import judge  # noqa: PLC0415 - heavy from here on
         from converter.load import open_model  # noqa: PLC0415
         from converter.normal_form import normal_form  # noqa: PLC0415
         from converter.plan import agree  # noqa: PLC0415
@@ -91,17 +95,30 @@ class _Build:
         plan = agree(self._spec, source, options.model)
         material = self._material(plan, source)
         self._say(f"converting {source.framework} to ONNX")
-        model = normal_form(source.core(), plan)
+        core = source.core()
+        model = normal_form(core, plan)
+        self._states = tuple(State(input=s.input, output=s.output, shape=s.shape) for s in core.states)
+        self._batch_free = core.batch_free
         expected = _in_order(source.predict(material.evaluation), plan)
         plan = self._with_threshold(plan, source, material)
         base = candidate(model, "none", material.calibration)
-        float_answer = _checked(run, session_of, base, material.evaluation)
+        float_answer = self._answer(base, material.evaluation)
         reference = judge(expected, expected, material.truth, plan.task, plan.threshold)
         found = judge(float_answer, expected, material.truth, plan.task, plan.threshold)
         self._check_float(found, reference, expected, plan)
         for note in source.notes:
             self._say(note)
         self._choose(source, plan, model, material, expected, base, float_answer, reference, found)
+
+    def _answer(self, form: "Candidate", windows: Floats) -> "Answer":
+        from converter.evaluate import CHUNK, run, session_of, start_of  # noqa: PLC0415 - heavy
+
+        batch = CHUNK if self._batch_free else 1
+        try:
+            return run(session_of(form.model), windows, batch, start_of(self._states))
+        except Exception as error:
+            text = str(error).splitlines()[0]
+            raise CommandError(f"{form.name}: onnxruntime cannot run it: {text}") from error
 
     def _say(self, text: str) -> None:
         print(text, flush=True)
@@ -139,10 +156,10 @@ class _Build:
     def _with_threshold(self, plan: "Plan", source: "SourceModel", material: _Material) -> "Plan":
         if plan.task != "anomaly" or (plan.threshold is not None and self._spec.threshold_quantile is None):
             return plan
-        quantile = self._spec.threshold_quantile
-        if quantile is None or material.dataset is None:
+        quantile = self._spec.threshold_quantile or _THRESHOLD_QUANTILE
+        if material.dataset is None:
             raise CommandError(
-                "threshold: the model has none; expected `threshold`, or `threshold_quantile` and --data, found neither"
+                "threshold: the model has none; expected `threshold`, or --data to compute it, found neither"
             )
         scores = source.predict(material.calibration).score
         assert scores is not None
@@ -232,7 +249,7 @@ class _Build:
     def _try_all(
         self, methods: Sequence[Any], model: "onnx.ModelProto", material: _Material, expected: "Answer", plan: "Plan"
     ) -> list[tuple["Candidate", "Judgement", "Answer"]]:
-        from converter.evaluate import judge, run, session_of  # noqa: PLC0415
+        from converter.evaluate import judge  # noqa: PLC0415
         from converter.quantize import candidate  # noqa: PLC0415
 
         tried = []
@@ -240,7 +257,7 @@ class _Build:
             self._say(f"trying {method}")
             try:
                 form = candidate(model, method, material.calibration)
-                answer = _checked(run, session_of, form, material.evaluation)
+                answer = self._answer(form, material.evaluation)
             except CommandError as error:
                 if self._options.quantize != "auto":
                     raise
@@ -285,17 +302,20 @@ class _Build:
     ) -> None:
         import onnx  # noqa: PLC0415 - heavy
 
+        from converter.evaluate import start_of  # noqa: PLC0415
         from converter.package import is_batch_invariant, make_manifest, self_test, write_bundle  # noqa: PLC0415
 
         options = self._options
-        invariant = is_batch_invariant(kept.model, material.evaluation, {})
+        states = start_of(self._states)
+        invariant = self._batch_free and is_batch_invariant(kept.model, material.evaluation, states)
         golden = self_test(
-            kept.model, material.evaluation, answer, {}, invariant=invariant, rough=kept.method != "none"
+            kept.model, material.evaluation, answer, states, invariant=invariant, rough=kept.method != "none"
         )
         final = onnx.load_model_from_string(kept.model)
         manifest = make_manifest(
             plan, source, options.model, final, selftest=golden, data=material.dataset, quantization=record,
-            batch_invariant=invariant, target_device=self._spec.target_device,
+            batch_invariant=invariant, target_device=self._spec.target_device, batch_free=self._batch_free,
+            states=self._states,
         )  # fmt: skip
         write_bundle(final, manifest, options.output, options.sign)
         size = options.output.stat().st_size
@@ -334,14 +354,6 @@ def _in_order(answer: "Answer", plan: "Plan") -> "Answer":
     assert answer.label is not None
     assert answer.scores is not None
     return replace(answer, label=back[answer.label], scores=answer.scores[:, list(plan.order)])
-
-
-def _checked(run: Any, session_of: Any, form: "Candidate", windows: Floats) -> "Answer":
-    try:
-        answer: Answer = run(session_of(form.model), windows)
-    except Exception as error:
-        raise CommandError(f"{form.name}: onnxruntime cannot run it: {str(error).splitlines()[0]}") from error
-    return answer
 
 
 def _synthetic(plan: "Plan") -> Floats:

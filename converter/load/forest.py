@@ -46,8 +46,7 @@ def forest_core(
     builder.reserve("sums", "label", "scores", "value", "score")
     builder.add(forest_node(forest, exact_thresholds(forest, columns, transform), features, "sums"))
     outputs = _link(builder, forest.outputs, link, divisor, shift)
-    layout = "flat" if len(shape) == 1 else "time_first"
-    return Core(builder.build("forest"), "x", shape, outputs, layout=layout)
+    return Core(builder.build("forest"), "x", shape, outputs)
 
 
 def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift: float) -> dict[str, str]:

@@ -205,10 +205,9 @@ class SklearnModel(SourceModel):
             builder.output(
                 f"out_{role}", values[name], info.type.tensor_type.elem_type, ("N",) if role == "label" else ("N", "K")
             )
-        layout = "time_first" if self._windows else "flat"
         roles = {role: f"out_{role}" for role in final.outputs}
         classes = self.classes if "label" in roles else ()
-        return Core(builder.build("sklearn"), "x", self.shape, roles, classes, layout, dict(final.extra))
+        return Core(builder.build("sklearn"), "x", self.shape, roles, classes, dict(final.extra))
 
     def _convert_steps(self, steps: list[Any]) -> Core:
         """The steps before the last as one graph, float64 in and out."""

@@ -18,6 +18,8 @@ from edge_runtime.readings import Floats
 if TYPE_CHECKING:
     import onnx
 
+    from converter.load.tensors import Layout
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -41,6 +43,16 @@ class Answer:
         return {name: part for name, part in parts.items() if part is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """A tensor that a recurrent model hands from one window to the next; `shape` is without the batch axis."""
+
+    input: str
+    output: str
+    shape: tuple[int, ...]
+    batch_axis: int
+
+
 @dataclass(slots=True)
 class Core:
     """A model as an ONNX graph, before the normal form.
@@ -49,11 +61,15 @@ class Core:
         model: the graph, in float32 or whatever it wants.
         input: the name of the tensor that takes the window.
         shape: what that tensor wants, without the batch axis.
-        outputs: role -> tensor. Roles: `label` (class index or class), `scores` (probabilities),
-            `logits`, `margin` (one decision value, above zero is the second class), `value`, `score`.
-        classes: the classes that `label` speaks in, where it does not speak in indices.
-        layout: how the window lies in the input.
-        float_tail: whether outputs are of another type than float32 and have to be cast.
+        outputs: role -> tensor. Roles: `label` (a class, or its position), `scores` (probabilities, or what becomes
+            them by `extra["activation"]`), `decisions` (decision values), `value`, `score`,
+            `decision` (higher is more ordinary), `reconstruction` (of the input).
+        classes: the classes that `label` speaks in, where it does not speak in positions.
+        extra: `columns` of the scores, their `activation`, the `cut` of a tuned threshold.
+        arrange: how the window lies in the input; None where a reshape is enough.
+        constants: inputs that always have the same value.
+        states: inputs and outputs that carry a recurrent state.
+        batch_free: whether the graph takes any number of windows at once.
     """
 
     model: "onnx.ModelProto"
@@ -61,8 +77,11 @@ class Core:
     shape: tuple[int, ...]
     outputs: dict[str, str]
     classes: tuple[Any, ...] = ()
-    layout: str = "flat"
     extra: dict[str, Any] = field(default_factory=dict)
+    arrange: "Layout | None" = None
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    states: tuple[StateTensor, ...] = ()
+    batch_free: bool = True
 
 
 class SourceModel(ABC):
