@@ -47,7 +47,9 @@ def _decoded(served: Served, body: bytes) -> Decoded:
     decoded = decoder.decode([body], counters)
     reasons = {reason: count for reason, count in counters.rejected.items() if count}
     if _NO_JSON.intersection(reasons):
-        raise RefusedError(400, "expected a JSON object of channels, or a list of such objects", reasons=reasons)
+        shape = manifest.input.shape
+        what = f"a frame of {' x '.join(map(str, shape))} numbers" if shape else "a JSON object of channels"
+        raise RefusedError(400, f"expected {what}{'' if shape else ', or a list of such objects'}", reasons=reasons)
     if reasons:
         named = ", ".join(manifest.channel_names) or "the frame"
         raise RefusedError(422, f"expected numbers for {named}: {', '.join(reasons)}", reasons=reasons)
