@@ -177,6 +177,7 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
         repair: What may be done with a reading that is out of the contract.
         reopen_max (s): The longest pause before an absent port is tried again.
+        silent_after (s): An open port that brings no good reading for so long is reported as silent, in health and log.
     """
 
     name: Name
@@ -199,6 +200,7 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 4096
     repair: Repair = Repair()
     reopen_max: SomeSeconds = 5.0
+    silent_after: SomeSeconds | None = None
 
 
 class MqttSource(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt"):

@@ -69,6 +69,8 @@ class SerialSource:
         self._decoder = source_decoder(config, channels, shape)
         self._fd: int | None = None
         self._reopen: Timer | None = None
+        self._listen: Timer | None = None
+        self._heard = 0.0
         self._first_pause = min(_FIRST_PAUSE, config.reopen_max)
         self._pause = self._first_pause
         self._fault = ""
@@ -97,6 +99,8 @@ class SerialSource:
         self._fault = ""
         self._framer.reset()
         self._loop.add_reader(fd, self._read)
+        self._heard = self._loop.time()
+        self._listen_for(self._config.silent_after)
         _logger.info("port open", extra=log.fields(source=self._config.name, port=self._config.port))
         self._show(f"{self._config.port}: open", is_open=True)
 
@@ -134,6 +138,11 @@ class SerialSource:
         if not count:
             return
         self._counters.counts["readings"] += count
+        self._heard = self._loop.time()
+        if self._fault == "silent":
+            self._fault = ""
+            _logger.info("port speaks again", extra=log.fields(source=self._config.name, port=self._config.port))
+            self._show(f"{self._config.port}: open", is_open=True)
         times = [now if time_ is None else time_ for time_ in decoded.times]
         nothing_owed: list[Receipt | None] = [None] * count
         self._sink(
@@ -149,6 +158,21 @@ class SerialSource:
             )
         )
 
+    def _listen_for(self, patience: float | None) -> None:
+        if patience is not None:
+            self._listen = self._loop.call_later(patience, self._check_silence)
+
+    def _check_silence(self) -> None:
+        """Say so when nothing has been heard for too long; one timer, however many readings there are."""
+        patience = self._config.silent_after
+        if patience is None:
+            return
+        quiet = self._loop.time() - self._heard
+        if quiet >= patience:
+            text = f"{self._config.port}: no reading for {patience:g} s: look at the sensor, its cable and its speed"
+            self._report("silent", text, is_open=True)
+        self._listen_for(patience - quiet if quiet < patience else patience)
+
     def _lose(self, why: str) -> None:
         if self._fd is None:  # the sink has stopped us
             return
@@ -159,6 +183,8 @@ class SerialSource:
     def _close(self) -> None:
         if self._fd is not None:
             self._loop.remove_reader(self._fd)
+            if self._listen is not None:
+                self._listen.cancel()
             close_port(self._fd)
             self._fd = None
 
@@ -166,14 +192,14 @@ class SerialSource:
         self._reopen = self._loop.call_later(self._pause * self._rng.uniform(0.5, 1.0), self._open)
         self._pause = min(self._pause * 2, self._config.reopen_max)
 
-    def _report(self, reason: str, text: str) -> None:
+    def _report(self, reason: str, text: str, *, is_open: bool = False) -> None:
         """Count, log and show a fault when it begins, and not at each attempt that finds it again."""
         if reason == self._fault:
             return
         self._fault = reason
         self._counters.errors[reason] += 1
         _logger.warning(text, extra=log.fields(source=self._config.name))
-        self._show(text, is_open=False)
+        self._show(text, is_open=is_open)
 
     def _show(self, state: str, *, is_open: bool) -> None:
         self.state, self.is_open = state, is_open

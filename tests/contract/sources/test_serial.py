@@ -364,6 +364,37 @@ def test_every_reason_not_to_open_has_its_word_and_its_sentence(
     bench.run_until(lambda: source.is_open)
 
 
+def test_a_silent_sensor_is_reported_once_and_again_when_it_speaks(bench: Bench) -> None:
+    """An open port that brings no good reading for `silent_after` seconds is said to be silent, until it speaks."""
+    source = bench.started(silent_after=0.05)
+    bench.port.write(b"1,2\n")
+    bench.run_until(lambda: len(bench) == 1)
+    bench.run_until(lambda: "no reading for 0.05 s" in source.state)
+    bench.port.write(b"noise\n")
+    bench.run_until(lambda: bench.counters.rejected["malformed"] == 1)
+    since = bench.loop.progress
+    bench.run_until(lambda: bench.loop.progress > since + 5)
+    assert source.is_open
+    assert bench.counters.errors == {"silent": 1}
+    bench.port.write(b"3,4\n")
+    bench.run_until(lambda: len(bench) == 2)
+    assert source.state == f"{bench.port.path}: open"
+    assert [is_open for is_open, _ in bench.states] == [True, True, True]
+    bench.run_until(lambda: bench.counters.errors["silent"] == 2)
+
+
+def test_a_port_that_is_gone_is_not_silent_as_well(bench: Bench) -> None:
+    """Silence is of open ports; one that is unplugged is just that."""
+    source = bench.started(silent_after=0.02)
+    bench.port.unplug()
+    bench.run_until(lambda: not source.is_open and bench.counters.errors["absent"])
+    since = bench.loop.progress
+    bench.run_until(lambda: bench.loop.progress > since + 20)
+    assert "no such port" in source.state
+    assert source._listen is not None
+    assert source._listen.callback is None
+
+
 def test_stopping_gives_the_port_back_at_once(bench: Bench) -> None:
     """After `stop` the port is free, the descriptor is closed, and nothing opens it again."""
     bench.port.plug()
