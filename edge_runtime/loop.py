@@ -97,6 +97,8 @@ class Loop:
 
     def wake(self) -> None:
         """End the current wait."""
+        if self._wake_write < 0:
+            return  # closed: a thread that comes late finds nobody
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
@@ -137,8 +139,9 @@ class Loop:
     def close(self) -> None:
         """Give the descriptors back."""
         self._epoll.close()
+        wake_write, self._wake_write = self._wake_write, -1
         os.close(self._wake_read)
-        os.close(self._wake_write)
+        os.close(wake_write)
 
     def _patience(self, most: float | None) -> float | None:
         if self._soon or self._from_threads:

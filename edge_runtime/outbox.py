@@ -224,7 +224,6 @@ class Outbox:
         """The link came up or went down."""
         link = self._link
         if link is not None and link.connected:
-            self._paused.clear()
             self._read_anew()
             self._pump()
             return
@@ -292,7 +291,11 @@ class Outbox:
             self._loop.call_soon(self._pump)
 
     def _refused(self, entry: Entry) -> None:
-        """The broker said no (its ACL, its quota): keep it, and try its stream again a little later."""
+        """The broker said no (its ACL, its quota): keep it, and try its stream again a little later.
+
+        A new connection does not end the pause: some brokers (mosquitto 2.0 for one) close the connection behind a
+        refusal, and everything else would be stuck in a circle of refusals and reconnections.
+        """
         self._counters.errors["refused_by_broker"] += 1
         if entry.row is None:
             entry.delayed = True

@@ -387,33 +387,37 @@ class Connection:
         if client is None or wrapped is None:
             return
         self._heard_at = self._loop.time()
+        fault = self._read_all(client, wrapped)
+        if self._settled:
+            self._settle()  # what the broker said before the connection broke counts
+        if fault is not None:
+            self._lose(fault)
+            return
+        if self._inbox:
+            messages, self._inbox = self._inbox, []
+            self._deliver(messages)
+        self._flush_soon()
+        if len(self._owed) >= MOST_OWED and self._client is client:
+            self._paused = True  # a broker without a window of its own: let the network hold it back
+            self._loop.remove_reader(self._fd)
+
+    def _read_all(self, client: _Client, wrapped: WholeSocket) -> str | None:
+        """Let paho have everything that has arrived; says what is wrong when the connection is at its end."""
         try:
             more = True
-            while more and self._client is client:
+            while more:
                 more = wrapped.fill()
                 while wrapped.has_received and client.socket() is not None:
                     if client.loop_read() != paho.MQTT_ERR_SUCCESS:
                         break
                 if client.socket() is None:
-                    self._lose(self.state if not self.connected else f"{self._settings.url} closed the connection")
-                    return
+                    return self.state if not self.connected else f"{self._settings.url} closed the connection"
         except OSError as error:
-            self._lose(f"{self._settings.url}: {error.strerror or error}")
-            return
+            return f"{self._settings.url}: {error.strerror or error}"
         except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
             self._counters.errors["not_mqtt"] += 1
-            self._lose(f"{self._settings.url} sent something that is not MQTT ({type(error).__name__})")
-            return
-        if self._settled:
-            self._settle()
-        if self._inbox:
-            messages, self._inbox = self._inbox, []
-            self._deliver(messages)
-        if not self._acks_unsent and client.want_write():
-            self._flush_soon()
-        if len(self._owed) >= MOST_OWED and self._client is client:
-            self._paused = True  # a broker without a window of its own: let the network hold it back
-            self._loop.remove_reader(self._fd)
+            return f"{self._settings.url} sent something that is not MQTT ({type(error).__name__})"
+        return None
 
     def _deliver(self, messages: list[Message]) -> None:
         for _, _, handler in self._subscriptions:

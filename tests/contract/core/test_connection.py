@@ -1,0 +1,514 @@
+"""One connection to a real mosquitto, and to servers that behave badly."""
+
+import gc
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_runtime.health import Counters
+from edge_runtime.loop import Loop
+from edge_runtime.mqtt import connection as connection_module
+from edge_runtime.mqtt.connection import Connection, Message, Will
+from edge_runtime.settings import Broker
+from tests.broker import CertificateAuthority, Mosquitto
+from tests.conftest import MakeBroker, MakeSubscriber
+
+PROTOCOLS = ["3.1.1", "5"]
+
+
+@dataclass
+class _Client:
+    """A connection on a loop of its own, and what came over it."""
+
+    connection: Connection
+    loop: Loop
+    counters: Counters
+    messages: list[Message] = field(default_factory=list)
+    hold: bool = False
+    states: list[str] = field(default_factory=list)
+
+    def take(self, messages: list[Message]) -> None:
+        self.messages += messages
+        if self.hold:
+            for message in messages:
+                if message.receipt is not None:
+                    message.receipt.hold()
+
+    def until(self, condition: Callable[[], object], what: str, deadline: float = 20.0) -> None:
+        """Serve the loop until the condition holds.
+
+        Raises:
+            AssertionError: it does not.
+        """
+        end = time.monotonic() + deadline
+        while not condition():
+            if time.monotonic() > end:
+                raise AssertionError(f"waited {deadline:g} s in vain for {what}: {self.connection.state}")
+            self.loop.run_once(0.05)
+
+    def up(self) -> "_Client":
+        self.until(lambda: self.connection.ready, "the connection to be ready")
+        return self
+
+
+MakeClient = Callable[..., _Client]
+
+
+@pytest.fixture
+def make_client() -> Iterator[MakeClient]:
+    """Connect: `make_client(mosquitto.url, "a/#", protocol="5")`; settings of `[upstream]` by name."""
+    made: list[_Client] = []
+
+    def make(
+        url: str,
+        *filters: str,
+        qos: int = 1,
+        hold: bool = False,
+        password: str | None = None,
+        will: Will | None = None,
+        client_id: str = "edge-test",
+        **table: Any,
+    ) -> _Client:
+        settings = msgspec.convert({"url": url, "reconnect_min": 0.05, "reconnect_max": 0.2} | table, Broker)
+        loop, counters = Loop(), Counters()
+        connection = Connection(
+            settings,
+            name="upstream",
+            client_id=client_id,
+            password=lambda: password,
+            loop=loop,
+            counters=counters,
+            will=will,
+        )
+        client = _Client(connection, loop, counters, hold=hold)
+        connection.on_change.append(lambda: client.states.append(connection.state))
+        if filters:
+            connection.subscribe(list(filters), qos, client.take)
+        connection.start()
+        made.append(client)
+        return client
+
+    yield make
+    for client in made:
+        client.connection.stop()
+        client.loop.close()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("qos", [0, 1])
+def test_messages_go_both_ways(
+    protocol: str, qos: int, mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """Every message arrives once and in order, and each of ours is settled exactly once."""
+    other = make_subscriber(mosquitto.port, "out/#")
+    client = make_client(mosquitto.url, "in/#", protocol=protocol, qos=qos).up()
+    outcomes: list[bool] = []
+    for number in range(100):
+        assert client.connection.publish(f"out/{number}", b"%d" % number, qos=qos, outcome=outcomes.append)
+        other.publish(f"in/{number}", b"%d" % number, qos=qos)
+    client.until(lambda: len(outcomes) == 100 and len(client.messages) == 100, "both hundreds")
+    assert outcomes == [True] * 100
+    assert [message.payload for message in client.messages] == [b"%d" % n for n in range(100)]
+    assert [(message.receipt is None) for message in client.messages] == [qos == 0] * 100
+    assert [message.payload for message in other.wait_for(100)] == [b"%d" % n for n in range(100)]
+    client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
+
+
+def test_tls_with_the_right_authority_connects(
+    make_mosquitto: MakeBroker, authority: CertificateAuthority, make_client: MakeClient
+) -> None:
+    """`mqtts://` with the broker's authority in `ca_file`, large messages included."""
+    broker = make_mosquitto(tls=authority)
+    client = make_client(broker.url, "t", ca_file=str(authority.certificate)).up()
+    outcomes: list[bool] = []
+    payload = os.urandom(3_000_000)
+    client.connection.publish("t", payload, qos=1, outcome=outcomes.append)
+    client.until(lambda: client.messages and outcomes, "the large message to come round")
+    assert client.messages[0].payload == payload
+
+
+@pytest.mark.parametrize("fault", ["wrong authority", "wrong host", "expired", "clear text"])
+def test_a_certificate_that_is_not_right_is_refused_in_clear_words(
+    fault: str, make_mosquitto: MakeBroker, tmp_path: Path, make_client: MakeClient
+) -> None:
+    """There is no way around it and no clear text instead: the state names the broker and what is wrong."""
+    authority = CertificateAuthority(tmp_path / "own")
+    trusted = authority.certificate
+    if fault == "wrong authority":
+        trusted = CertificateAuthority(tmp_path / "other", name="stranger").certificate
+    if fault == "clear text":
+        broker = make_mosquitto()
+        url = f"mqtts://localhost:{broker.port}"
+    else:
+        if fault == "wrong host":
+            _answer_for_another_name(authority)
+        if fault == "expired":
+            _issue_expired(authority)
+        broker = make_mosquitto(tls=authority)
+        url = broker.url
+    client = make_client(url, ca_file=str(trusted))
+    client.until(lambda: client.counters.errors["connect_failed"] >= 3, "three refusals")
+    assert client.counters.counts["connects"] == 0
+    words = {"expired": "certificate has expired", "wrong host": "Hostname mismatch", "clear text": "localhost"}
+    assert any(words.get(fault, "is not trusted") in state for state in client.states), client.states
+    assert all(str(broker.port) in state for state in client.states)
+
+
+def _answer_for_another_name(authority: CertificateAuthority) -> None:
+    issue = authority.issue
+    authority.issue = lambda name, alternatives="": issue(name, "DNS:elsewhere.example")  # type: ignore[method-assign]
+
+
+def _issue_expired(authority: CertificateAuthority) -> None:
+    issue = authority.issue
+
+    def expired(name: str, alternatives: str = "DNS:localhost,IP:127.0.0.1") -> tuple[Path, Path]:
+        certificate, key = issue(name, alternatives)
+        folder = authority.folder
+        sign: list[str | Path] = [
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            folder / f"{name}.csr",
+            "-CA",
+            authority.certificate,
+        ]
+        sign += ["-CAkey", authority._key, "-CAcreateserial", "-days", "-1", "-extfile", folder / f"{name}.ext"]
+        subprocess.run([*sign, "-out", certificate], check=True, capture_output=True)
+        return certificate, key
+
+    authority.issue = expired  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_wrong_password_is_said_and_tried_again(
+    protocol: str, make_mosquitto: MakeBroker, make_client: MakeClient
+) -> None:
+    """The state names the client id and the broker's reason; when the password is mended, the next attempt succeeds."""
+    broker = make_mosquitto(users={"press": "right"})
+    passwords = ["wrong"]
+    client = make_client(broker.url, protocol=protocol, username="press")
+    client.connection._password = lambda: passwords[0]
+    client.until(lambda: client.counters.errors["refused"] >= 3, "three refusals")
+    assert any("refused the login of 'edge-test': Not authorized" in state for state in client.states), client.states
+    assert not client.connection.connected
+    passwords[0] = "right"
+    client.up()
+
+
+def test_a_refused_subscription_is_said(make_server: Any, make_client: MakeClient) -> None:
+    """The connection stays up, but is not ready: the daemon does not call itself online."""
+
+    def treat(connection: socket.socket) -> None:
+        connection.recv(1024)
+        connection.sendall(b"\x20\x02\x00\x00")  # CONNACK, accepted
+        subscribe = connection.recv(1024)
+        connection.sendall(b"\x90\x04" + subscribe[2:4] + b"\x01\x80")  # SUBACK: one granted, one refused
+
+    client = make_client(make_server(treat).url, "allowed/a", "forbidden/b")
+    client.until(lambda: client.counters.errors["subscription_refused"], "the refusal")
+    client.until(lambda: "refused a subscription" in client.states[-1], "the refusal to be said")
+    assert client.connection.connected
+    assert not client.connection.ready
+
+
+def test_a_refused_message_is_settled_as_refused(make_mosquitto: MakeBroker, make_client: MakeClient) -> None:
+    """With MQTT 5 the broker says no, and the sender learns it; what is allowed goes through."""
+    broker = make_mosquitto(users={"press": "right"}, acl="user press\ntopic readwrite allowed/#\n")
+    client = make_client(broker.url, protocol="5", username="press", password="right").up()  # noqa: S106
+    outcomes: list[bool] = []
+    client.connection.publish("forbidden/x", b"1", qos=1, outcome=outcomes.append)
+    client.until(lambda: outcomes, "the refusal")
+
+    def through() -> bool:  # mosquitto 2.0 closes the connection behind a refusal, so that one has to try again
+        client.connection.publish("allowed/x", b"1", qos=1, outcome=outcomes.append)
+        return True in outcomes
+
+    client.until(through, "the acknowledgement")
+    assert outcomes.count(False) == 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("persistence", [False, True])
+def test_a_broker_that_dies_and_comes_back_is_found_again(
+    protocol: str,
+    persistence: bool,
+    make_mosquitto: MakeBroker,
+    make_client: MakeClient,
+    make_subscriber: MakeSubscriber,
+) -> None:
+    """With or without its session: subscriptions are made again, and messages flow."""
+    broker = make_mosquitto(persistence=persistence)
+    client = make_client(broker.url, "in/#", protocol=protocol).up()
+    for turn in range(3):
+        broker.kill()
+        client.until(lambda: not client.connection.connected, "the loss to be noticed")
+        assert not client.connection.publish("out", b"", qos=1, outcome=None)
+        broker.start()
+        client.up()
+        make_subscriber(broker.port).publish(f"in/{turn}", b"")
+        client.until(lambda turn=turn: len(client.messages) > turn, "the message")  # type: ignore[misc]
+    assert client.counters.errors["disconnected"] == 3
+
+
+def test_what_came_while_we_were_away_is_delivered(
+    make_mosquitto: MakeBroker, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """The session stays with the broker: readings of an outage are not lost."""
+    broker = make_mosquitto()
+    client = make_client(broker.url, "in/#").up()
+    client.connection.stop()
+    other = make_subscriber(broker.port)
+    for number in range(50):
+        other.publish("in/x", b"%d" % number)
+    other.flush()
+    again = make_client(broker.url, "in/#").up()
+    again.until(lambda: len(again.messages) == 50, "what was kept for us")
+    assert [message.payload for message in again.messages] == [b"%d" % n for n in range(50)]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_half_open_link_is_found_within_two_keep_alives(
+    busy: bool, mosquitto: Mosquitto, make_client: MakeClient
+) -> None:
+    """A broker that is frozen answers nothing, with no reset to tell of it; whether we send or not."""
+    client = make_client(mosquitto.url, keepalive=4).up()
+    process = mosquitto._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    try:
+        frozen = time.monotonic()
+
+        def lost() -> bool:
+            if busy:
+                client.connection.publish("t", b"x", qos=1, outcome=None)
+            return not client.connection.connected
+
+        client.until(lost, "the loss to be noticed", deadline=8.0)
+        assert time.monotonic() - frozen <= 8.0
+    finally:
+        process.send_signal(signal.SIGCONT)
+    client.up()
+
+
+class _Server:
+    """A server on loopback that treats every connection in one way."""
+
+    def __init__(self, treat: Callable[[socket.socket], None]) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"mqtt://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.accepted = 0
+        self._treat = treat
+        self._open: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            self._open.append(connection)
+            self._treat(connection)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5.0)
+        for connection in self._open:
+            connection.close()
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[[Callable[[socket.socket], None]], _Server]]:
+    """Start a server of one's own: `make_server(treat)`."""
+    servers: list[_Server] = []
+
+    def make(treat: Callable[[socket.socket], None]) -> _Server:
+        servers.append(_Server(treat))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.close()
+
+
+def test_a_server_that_says_nothing_is_left(
+    make_server: Any, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else's port takes our connection and keeps silent: after the time-out we say so and try again."""
+    monkeypatch.setattr(connection_module, "CONNECT_TIMEOUT_S", 0.3)
+    server = make_server(lambda _: None)
+    client = make_client(server.url)
+    client.until(lambda: server.accepted >= 3, "three attempts")
+    assert any("does not speak MQTT to us" in state for state in client.states)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\x00" * 64,
+        b"\xff" * 64,
+        b"\x20\xff\xff\xff\xff\xff",
+        bytes(range(0x1B, 0x5B)),
+    ],
+    ids=["http", "zeros", "ones", "length", "noise"],
+)
+def test_a_server_that_speaks_something_else_does_no_harm(
+    answer: bytes, make_server: Any, make_client: MakeClient
+) -> None:
+    """Whatever bytes come, the attempt ends and another follows."""
+
+    def treat(connection: socket.socket) -> None:
+        connection.sendall(answer)
+        connection.close()
+
+    server = make_server(treat)
+    client = make_client(server.url)
+    client.until(lambda: server.accepted >= 3, "three attempts")
+    assert not client.connection.connected
+
+
+def _accept_login_and_leave(connection: socket.socket) -> None:
+    connection.recv(1024)
+    connection.sendall(b"\x20\x02\x00\x00")  # CONNACK, accepted
+    connection.close()
+
+
+def test_two_hundred_lost_connections_leave_nothing_behind(make_server: Any, make_client: MakeClient) -> None:
+    """Neither threads nor descriptors nor timers pile up."""
+    server = make_server(_accept_login_and_leave)
+    client = make_client(server.url, reconnect_min=0.001, reconnect_max=0.001)
+    client.until(lambda: client.counters.errors["disconnected"] >= 10, "the first ten")
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        ours = [thread for thread in threading.enumerate() if thread.name == "mqtt-connect"]
+        return len(os.listdir("/proc/self/fd")) - len(server._open), len(ours)  # noqa: PTH208
+
+    fds, _ = held()
+    client.until(lambda: client.counters.errors["disconnected"] >= 210, "two hundred more", deadline=60.0)
+    now, threads = held()
+    assert threads <= 1
+    assert now - fds <= 2
+    assert len(client.connection._timers) < 10
+
+
+def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(make_client: MakeClient, free_port: int) -> None:
+    """A broker that is away is asked less and less often; devices do not all ask at the same time."""
+    client = make_client(f"mqtt://127.0.0.1:{free_port}", reconnect_min=0.01, reconnect_max=0.08)
+    pauses: list[float] = []
+    later = client.loop.call_later
+
+    def call_later(delay: float, callback: Callable[[], object]) -> Any:
+        pauses.append(delay)
+        return later(delay, callback)
+
+    client.loop.call_later = call_later  # type: ignore[method-assign]
+    client.until(lambda: len(pauses) >= 30, "thirty attempts")
+    assert all(0.01 <= pause <= 0.08 for pause in pauses)
+    assert sum(pauses[:3]) / 3 < sum(pauses[-20:]) / 20
+    assert len(set(pauses[-20:])) > 10
+
+
+def test_the_receipt_of_an_old_connection_acknowledges_nothing_on_a_new_one(
+    make_mosquitto: MakeBroker, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """A message that was not acknowledged over its own connection comes again."""
+    broker = make_mosquitto(persistence=True)
+    client = make_client(broker.url, "in/#", hold=True).up()
+    make_subscriber(broker.port).publish("in/x", b"precious")
+    client.until(lambda: len(client.messages) == 1, "the message")
+    old = client.messages[0].receipt
+    assert old is not None
+    for count in (2, 3):
+        wrapped = client.connection._socket
+        assert wrapped is not None
+        wrapped._wrapped.shutdown(socket.SHUT_RDWR)
+        client.until(lambda: not client.connection.connected, "the loss")
+        client.up()
+        client.until(lambda count=count: len(client.messages) >= count, "the message again")  # type: ignore[misc]
+        if count == 2:
+            old.release()
+            for _ in range(5):
+                client.loop.run_once(0.02)
+    newest = client.messages[-1].receipt
+    assert newest is not None
+    newest.release()
+    client.until(lambda: not client.connection._owed, "the acknowledgement")
+    client.connection.stop()
+    again = make_client(broker.url, "in/#").up()
+    make_subscriber(broker.port).publish("in/y", b"next")
+    again.until(lambda: again.messages, "the next message")
+    assert [message.payload for message in again.messages] == [b"next"]
+
+
+def test_acknowledgements_go_in_the_order_of_arrival(
+    mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """A later message that is done earlier waits for the ones before it."""
+    client = make_client(mosquitto.url, "in/#", hold=True).up()
+    other = make_subscriber(mosquitto.port)
+    for number in range(3):
+        other.publish("in/x", b"%d" % number)
+    client.until(lambda: len(client.messages) == 3, "the messages")
+    receipts = [message.receipt for message in client.messages]
+    for index in (2, 1):
+        receipt = receipts[index]
+        assert receipt is not None
+        receipt.release()
+    assert len(client.connection._owed) == 3
+    first = receipts[0]
+    assert first is not None
+    first.release()
+    assert not client.connection._owed
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_the_will_is_for_those_who_vanish(
+    clean: bool, mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """A clean stop says goodbye, and what was published before it arrives; a broken link has the will published."""
+    other = make_subscriber(mosquitto.port, "status", "last")
+    client = make_client(mosquitto.url, will=Will("status", b"offline")).up()
+    client.connection.publish("last", b"words", qos=1, outcome=None)
+    if clean:
+        client.connection.stop()
+    else:
+        client.connection.poke()
+        wrapped = client.connection._socket
+        assert wrapped is not None
+        wrapped._wrapped.shutdown(socket.SHUT_RDWR)
+    assert other.wait_for(1, "last")[0].payload == b"words"
+    if not clean:
+        assert other.wait_for(1, "status")[0].payload == b"offline"
+    else:
+        make_subscriber(mosquitto.port).publish("last", b"mark")
+        other.wait_for(2, "last")
+        assert not other.on("status")
+
+
+def test_a_topic_that_no_broker_takes_is_refused_and_does_no_harm(
+    mosquitto: Mosquitto, make_client: MakeClient
+) -> None:
+    """A wildcard in a topic is refused at once, as an acknowledgement would be."""
+    client = make_client(mosquitto.url).up()
+    outcomes: list[bool] = []
+    assert client.connection.publish("a/+/b", b"", qos=1, outcome=outcomes.append)
+    client.until(lambda: outcomes, "the refusal")
+    assert outcomes == [False]
+    assert client.connection.connected
