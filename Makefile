@@ -30,6 +30,10 @@ demo: $(VENV)/.demo ## train, convert, and run a model on live sensor data; need
 setup: $(VENV)/.setup ## make .venv with everything that test and check need
 	@echo "$(VENV) is ready: $$($(BIN)/python --version)"
 
+.PHONY: boosters
+boosters: $(VENV)/.boosters ## add XGBoost and LightGBM for the tests of their loaders (140 MB), else these are skipped
+	@echo "XGBoost and LightGBM are in $(VENV)"
+
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
 	$(BIN)/python -m ruff check --fix-only --quiet $(SOURCES)
@@ -97,4 +101,8 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml $(LOCK)
 $(VENV)/.setup: $(VENV)/.demo tests/requirements.txt
 	@echo "Installing what the tests need into $(VENV)"
 	@$(INSTALL) --requirement tests/requirements.txt
+	@touch $@
+
+$(VENV)/.boosters: $(VENV)/.setup tests/boosters.txt
+	@$(INSTALL) --no-deps --requirement tests/boosters.txt
 	@touch $@
