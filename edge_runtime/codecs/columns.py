@@ -1,5 +1,6 @@
 """What every format hands over, and the judgement that is the same for all: finite numbers and readable origins."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError, read_identity,
 from edge_runtime.readings import Floats
 
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
-LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,18 +66,13 @@ class Rows:
     Attributes:
         frames: the index of the frame that each reading came from.
         origins: its members that are no channels, as they were sent.
-        values: its channels in the order of the source; None or NaN is missing.
+        values: its channels in the order of the source. In a list None is missing and NaN is a number that is none;
+            in an array, which knows no None, NaN is missing.
     """
 
     frames: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     values: Any = field(default_factory=list)
-
-
-def plain(values: Floats, rows: list[int]) -> Decoded:
-    """Readings of good numbers that bring nothing but their channels."""
-    count = len(rows)
-    return Decoded(values, rows, [None] * count, [None] * count, [None] * count)
 
 
 def judge(
@@ -89,11 +85,13 @@ def judge(
 ) -> Decoded:
     """Numbers that float32 can hold, and origins that can be read: the rest is counted and left out."""
     count = len(found.frames)
-    table = np.array(found.values, dtype=np.float64).reshape(count, *shape)  # None becomes NaN
-    with np.errstate(over="ignore"):
-        values = table.astype(np.float32)
-    decoded = plain(values, found.frames)
-    reasons = _value_faults(values)
+    values = _few_good(found.values) if count <= FEW and len(shape) == 1 else None
+    reasons: dict[int, str] = {}
+    if values is None:
+        with np.errstate(over="ignore"):
+            values = _table(found.values).reshape(count, *shape).astype(np.float32)
+        reasons = _value_faults(values)
+    decoded = Decoded(values, found.frames, [None] * count, [None] * count, [None] * count)
     if keyed or found.origins.count(NO_ORIGIN) != count:
         for index, origin in enumerate(found.origins):
             try:
@@ -106,6 +104,32 @@ def judge(
         return decoded
     counters.rejected.update(reasons.values())
     return _without(decoded, reasons.keys())
+
+
+def _few_good(rows: Any) -> Floats | None:
+    """The usual case of a device that is not busy: a few readings without a fault. None where there is any doubt."""
+    if type(rows) is not list or not rows:
+        return None
+    for row in rows:
+        for value in row:
+            if value is None or not -_LARGEST <= value <= _LARGEST:  # NaN is neither
+                return None
+    return np.array(rows, np.float32)
+
+
+def _table(values: Any) -> Any:
+    """The channels as float64: NaN where one is missing, and infinite where a sender wrote NaN.
+
+    MessagePack and packed structures can say NaN; to the models further down it would look like a missing channel.
+    """
+    if isinstance(values, np.ndarray):
+        return values
+    table = np.array(values, dtype=np.float64)  # None becomes NaN
+    if np.isnan(table).any():
+        for row, column in np.argwhere(np.isnan(table)).tolist():
+            if values[row][column] is not None:
+                table[row, column] = math.inf
+    return table
 
 
 def _value_faults(values: Floats) -> dict[int, str]:

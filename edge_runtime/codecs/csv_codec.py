@@ -36,7 +36,9 @@ class CsvDecoder:
         row: Any = tuple.__class_getitem__(tuple(self._column_type(column) for column in range(self._width)))
         self._decode_numbers: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list.__class_getitem__(row)).decode
         self._in_order = self._channels == list(range(self._width))
-        self._pick: Callable[[Any], Any] = itemgetter(*self._channels) if self._channels else lambda _: ()
+        self._pick: Callable[[Any], Sequence[Any]] = (
+            itemgetter(*self._channels) if len(self._channels) > 1 else self._few
+        )
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
         """Every reading of the frames; what is none is counted in `counters.rejected`."""
@@ -44,6 +46,9 @@ class CsvDecoder:
         if found is None:
             found = self._one_by_one(frames, counters)
         return judge(found, self._shape, counters, keyed=self._keyed, read_time=read_time_text)
+
+    def _few(self, row: Sequence[Any]) -> Sequence[Any]:
+        return [row[column] for column in self._channels]  # where itemgetter would give no sequence
 
     def _column_type(self, column: int) -> Any:
         """What a number in this column is. A whole `seq`, `id` or key is its own text; another one is read as text."""

@@ -4,14 +4,12 @@ The members are decoded straight into a typed structure made for the source's ch
 fit it is looked at a second time, to name the reason.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 
-from edge_runtime.codecs.columns import FEW, LARGEST, Decoded, Members, Rows, judge, plain
+from edge_runtime.codecs.columns import Decoded, Members, Rows, judge
 from edge_runtime.errors import ConfigError
 from edge_runtime.health import Counters
 from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError
@@ -75,14 +73,10 @@ class ObjectDecoder:
         width = self._origin_width
         members = [row[:width] for row in rows]
         if members.count((None,) * width) == len(rows):
-            if 0 < len(rows) <= FEW and not self._keyed:
-                values = [row[width:] for row in rows]
-                if all(value is not None and -LARGEST <= value <= LARGEST for row in values for value in row):
-                    return plain(np.array(values, np.float32), indexes)
             origins = [NO_ORIGIN] * len(rows)
         else:
             origins = [self._origin(*parts) for parts in members]
-        return judge(Rows(indexes, origins, _table(rows, width)), self._shape, counters, keyed=self._keyed)
+        return judge(Rows(indexes, origins, [row[width:] for row in rows]), self._shape, counters, keyed=self._keyed)
 
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
         indexes: list[int] = []
@@ -134,18 +128,3 @@ def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
     if parts == Origin._fields[: len(parts)]:
         return Origin
     return lambda *values: Origin(**dict(zip(parts, values, strict=True)))
-
-
-def _table(rows: list[tuple[Any, ...]], width: int) -> Any:
-    """The channels of the rows as float64: NaN where one is missing, and infinite where a sender wrote NaN.
-
-    JSON cannot say NaN, MessagePack can: to the models further down both would look like a missing channel.
-    """
-    channels = [row[width:] for row in rows]
-    table = np.array(channels, dtype=np.float64)
-    unknown = np.isnan(table)
-    if unknown.any():
-        for row, column in np.argwhere(unknown).tolist():
-            if channels[row][column] is not None:
-                table[row, column] = math.inf
-    return table
