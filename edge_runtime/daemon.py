@@ -27,6 +27,7 @@ from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError
 from edge_runtime.health import Counters
 from edge_runtime.log import fields, get_logger, setup
 from edge_runtime.loop import Loop
+from edge_runtime.model import Model
 from edge_runtime.mqtt.connection import Connection
 from edge_runtime.notify import Notifier
 from edge_runtime.outbox import Outbox
@@ -37,11 +38,13 @@ from edge_runtime.publish.json_payload import JsonPayload
 from edge_runtime.publish.upstream import Upstream, last_will
 from edge_runtime.readings import Batch
 from edge_runtime.settings import Broker, Config, MqttSource, SerialSource
+from edge_runtime.settings import Model as ModelConfig
 from edge_runtime.sources import mqtt as mqtt_source
 from edge_runtime.state import StateFolder
 
 if TYPE_CHECKING:
     from edge_runtime.http.attached import Attached
+    from edge_runtime.rollout import Rollout
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
@@ -72,7 +75,9 @@ class AnySource(Protocol):
 class Assembly:
     """One configuration, wired. A reload makes a new one."""
 
-    def __init__(self, plan: Plan, loop: Loop, *, clock: Clock, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, plan: Plan, loop: Loop, *, clock: Clock, on_change: Callable[[], None], reload: Callable[[], None]
+    ) -> None:
         config = plan.config
         self.plan = plan
         self.config = config
@@ -95,6 +100,7 @@ class Assembly:
         self.outbox.on_state = self._outbox_state
         self.outbox.attach(self.upstream_connection)
         self.http = self._http()
+        self.rollout = self._rollout(reload)
         self.pipelines: list[Pipeline] = []
         self.sources: list[tuple[str, AnySource]] = []
         for planned in plan.sources:
@@ -118,6 +124,8 @@ class Assembly:
             connection.start()
         if self.http is not None:
             self.http.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
+        if self.rollout is not None:
+            self.rollout.begin()
         for _, source in self.sources:
             source.start()
         self._changed()
@@ -133,6 +141,8 @@ class Assembly:
             self.http.end()
         for _, source in self.sources:
             source.stop()
+        if self.rollout is not None:
+            self.rollout.end()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
         for pipeline in self.pipelines:
             pipeline.stop()
@@ -224,17 +234,13 @@ class Assembly:
 
     def models(self) -> list[dict[str, Any]]:
         """The document of `edge/{device}/models`."""
-        return [
-            {
-                "name": pipeline.config.name,
-                "bundle": pipeline.model.manifest.name,
-                "version": pipeline.model.manifest.version,
-                "digest": pipeline.model.bundle.digest,
-                "state": "active",
-                "why": None,
-            }
-            for pipeline in self.pipelines
-        ]
+        found = []
+        for pipeline in self.pipelines:
+            state, why = ("active", None) if self.rollout is None else self.rollout.standing(pipeline)
+            manifest, digest = pipeline.model.manifest, pipeline.model.bundle.digest
+            about = {"name": pipeline.config.name, "bundle": manifest.name, "version": manifest.version}
+            found.append({**about, "digest": digest, "state": state, "why": why})
+        return found
 
     def _connection(self, settings: Broker, name: str, *, is_upstream: bool = False) -> Connection:
         found = self.connections.get(settings)
@@ -318,21 +324,12 @@ class Assembly:
     def _pipeline(self, planned: PlannedSource, position: int, clock: Clock) -> Pipeline:
         model = planned.models[position]
         counters = self.counters[f"model {model.config.name}"] = Counters()
-        manifest = model.bundle.manifest
-        threshold = model.config.threshold if model.config.threshold is not None else manifest.output.threshold
         pipeline = Pipeline(
             model.config,
             model.model,
             channels=planned.channels,
             repair=planned.config.repair,
-            payload=(JsonPayload if self.http is None else self.http.payload)(
-                device=self.config.device.id,
-                model=model.config.name,
-                source=planned.config.name,
-                start=self.start_number,
-                manifest=manifest,
-                threshold=threshold,
-            ),
+            payload=self._payload(model.config, model.model),
             topic=self.config.upstream.topic.replace("{device}", self.config.device.id).replace(
                 "{model}", model.config.name
             ),
@@ -342,7 +339,51 @@ class Assembly:
             counters=counters,
         )
         pipeline.warm_up()
+        if self.rollout is not None and model.slot is not None:
+            self.rollout.watch(pipeline, model.slot)
         return pipeline
+
+    def _payload(self, config: ModelConfig, model: Model) -> JsonPayload:
+        manifest = model.manifest
+        return (JsonPayload if self.http is None else self.http.payload)(
+            device=self.config.device.id,
+            model=config.name,
+            source=config.source,
+            start=self.start_number,
+            manifest=manifest,
+            threshold=config.threshold if config.threshold is not None else manifest.output.threshold,
+        )
+
+    def _rollout(self, reload: Callable[[], None]) -> "Rollout | None":
+        """Only for a device that takes a model from the store."""
+        if all(model.slot is None for source in self.plan.sources for model in source.models):
+            return None
+        from edge_runtime.rollout import Rollout  # noqa: PLC0415 - and the store with it
+        from edge_runtime.slots import Store as ModelStore  # noqa: PLC0415
+
+        return Rollout(
+            self._loop,
+            ModelStore(Path(self.config.store.path)),
+            self.config.store,
+            exchange=self._exchange,
+            reload=reload,
+            on_change=self._models_changed,
+        )
+
+    def _exchange(self, pipeline: Pipeline, model: Model) -> bool:
+        """Give a pipeline another bundle; False when its source does not deliver what that one wants."""
+        planned = next(each for each in self.plan.sources if each.config.name == pipeline.config.source)
+        if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):
+            return False
+        pipeline.swap(model, self._payload(pipeline.config, model))
+        if self.http is not None:
+            self.http.exchange(pipeline.config, model)
+        return True
+
+    def _models_changed(self) -> None:
+        self.upstream.publish_models()
+        self.upstream.publish_health_soon()
+        self._on_change()
 
     def _is_finished(self) -> bool:
         """Nothing is left to do that waiting could do."""
@@ -414,7 +455,7 @@ class Daemon:
         """
         config = load_config(self._path)
         setup(config.device.log_level, config.device.log_format)
-        plan = make_plan(config)
+        plan = make_plan(config, starting=True)
         _log.info("starting", extra=fields(version=__version__, device=config.device.id, pid=os.getpid()))
         for line in describe_plan(plan):
             _log.info(line)
@@ -436,7 +477,10 @@ class Daemon:
         return EXIT_OK if clean else EXIT_FAILED
 
     def _assemble(self, plan: Plan) -> Assembly:
-        return Assembly(plan, self._loop, clock=self._clock, on_change=self._say_status)
+        return Assembly(plan, self._loop, clock=self._clock, on_change=self._say_status, reload=self._want_reload)
+
+    def _want_reload(self) -> None:
+        self._reload_wanted = True
 
     def _catch_signals(self) -> None:
         def stop(number: int, _frame: object) -> None:
@@ -468,7 +512,7 @@ class Daemon:
         assert old is not None
         self._notifier.reloading()
         try:
-            plan = make_plan(load_config(self._path))
+            plan = make_plan(load_config(self._path), starting=True)
         except ConfigError as error:
             for mistake in error.mistakes:
                 _log.error(mistake)

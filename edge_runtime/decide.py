@@ -15,16 +15,32 @@ from edge_runtime.model import ModelError, Scores
 from edge_runtime.readings import Prediction
 
 
+class Sequences:
+    """The sequence numbers of a model's predictions, by key; they go on when its bundle is exchanged."""
+
+    def __init__(self) -> None:
+        self._last: dict[str | None, int] = {}
+        self._floor = 0  # the highest number of any key that was forgotten
+
+    def next(self, key: str | None) -> int:
+        """One more than the last of this key; a key that comes back goes on above every number that was used."""
+        seq = self._last[key] = self._last.get(key, self._floor) + 1
+        return seq
+
+    def forget(self, key: str | None) -> None:
+        """Drop a key that is gone."""
+        self._floor = max(self._floor, self._last.pop(key, 0))
+
+
 class _Stream:
     """What is remembered of one key: its recent verdicts, and what was published last."""
 
-    __slots__ = ("alarm", "last_time", "last_values", "last_verdict", "recent", "seq", "verdict")
+    __slots__ = ("alarm", "last_time", "last_values", "last_verdict", "recent", "verdict")
 
-    def __init__(self, memory: int, seq: int) -> None:
+    def __init__(self, memory: int) -> None:
         self.recent: deque[int] = deque(maxlen=memory)
         self.verdict: int | None = None
         self.alarm = False
-        self.seq = seq
         self.last_verdict: int | None = None
         self.last_values: tuple[float, ...] | None = None
         self.last_time = -np.inf
@@ -37,7 +53,8 @@ class Decider:
     An alarm is: one of `alarm_labels` with a score of at least `threshold`; an anomaly; a value above `threshold`.
     """
 
-    def __init__(self, manifest: Manifest, config: ModelConfig) -> None:
+    def __init__(self, manifest: Manifest, config: ModelConfig, sequences: Sequences | None = None) -> None:
+        self._sequences = sequences or Sequences()
         self._task = manifest.task
         self._labels = manifest.output.labels
         self._alarm_labels = frozenset(config.alarm_labels)
@@ -48,7 +65,6 @@ class Decider:
         self._min_interval = config.min_interval
         self._has_verdict = self._task != "regression" or self._threshold is not None
         self._streams: dict[str | None, _Stream] = {}
-        self._floor = 0  # the highest sequence number of any key that was forgotten
 
     @property
     def threshold(self) -> float | None:
@@ -63,7 +79,7 @@ class Decider:
         """
         stream = self._streams.get(key)
         if stream is None:
-            stream = self._streams[key] = _Stream(self._memory, self._floor)
+            stream = self._streams[key] = _Stream(self._memory)
         prediction = Prediction(key=key, time=time, seq=0, identity=None)
         if self._task == "classification":
             self._classify(scores, row, stream, prediction)
@@ -73,8 +89,7 @@ class Decider:
             self._judge_values(scores, row, stream, prediction)
         if not self._is_wanted(stream, prediction, time):
             return None
-        stream.seq += 1
-        prediction.seq = stream.seq
+        prediction.seq = self._sequences.next(key)
         stream.last_verdict, stream.last_time = stream.verdict, time
         if prediction.values is not None:
             stream.last_values = tuple(prediction.values.tolist())
@@ -86,9 +101,8 @@ class Decider:
         Should one come back, its sequence goes on above every number that was used, so that no `id` repeats.
         """
         for key in keys:
-            stream = self._streams.pop(key, None)
-            if stream is not None:
-                self._floor = max(self._floor, stream.seq)
+            self._streams.pop(key, None)
+            self._sequences.forget(key)
 
     def _classify(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
         assert scores.label is not None

@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_runtime.clock import Clock
 from edge_runtime.contract import Contract
-from edge_runtime.decide import Decider
+from edge_runtime.decide import Decider, Sequences
 from edge_runtime.health import Counters, Latencies
 from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop
@@ -36,9 +36,19 @@ _log = get_logger("model")
 
 
 @dataclass(slots=True, eq=False)
+class Maker:
+    """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one."""
+
+    model: Model
+    decider: Decider
+    payload: JsonPayload
+
+
+@dataclass(slots=True, eq=False)
 class Job:
     """Windows on their way through the model; every list has one item a window."""
 
+    maker: Maker
     windows: Floats
     keys: list[str | None]
     times: list[float]
@@ -80,35 +90,69 @@ class Pipeline:
         counters: Counters,
     ) -> None:
         self.config = config
-        self.model = model
         self.counters = counters
         self.latencies = Latencies()
-        self._payload = payload
+        self._channels = channels
+        self._repair = repair
+        self._repairs = repair != Repair()
         self._topic = topic
         self._outbox = outbox
         self._loop = loop
         self._clock = clock
-        manifest = model.manifest
-        own = manifest.channel_names
-        self._columns = None if own == channels or not own else [channels.index(name) for name in own]
-        self._contract = Contract(manifest.input.channels, repair) if own else None
-        if self._contract is not None:
-            self._contract.rejected, self._contract.repaired = counters.rejected, counters.counts
-        self._repairs = repair != Repair()
-        window = manifest.input.window
-        self._framed = manifest.input.shape is not None
-        self.windows = Windows(
-            manifest.input.tensor_shape,
-            length=1 if self._framed else window.length,
-            stride=1 if self._framed else config.stride or window.stride,
-            max_gap=config.max_gap,
-            keep=config.on_gap == "keep",
-            max_keys=config.max_keys,
-        )
-        self._own_time_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
-        self.decider = Decider(manifest, config)
+        self._sequences = Sequences()
         self._addresses: dict[str | None, tuple[str, str]] = {}
         self._worker: Worker | None = None
+        self._install(model, payload)
+
+    @property
+    def model(self) -> Model:
+        """The bundle that the next window meets."""
+        return self._maker.model
+
+    @property
+    def decider(self) -> Decider:
+        """The verdicts on it."""
+        return self._maker.decider
+
+    def swap(self, model: Model, payload: JsonPayload) -> None:
+        """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
+
+        Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
+        window, else they begin anew.
+
+        Raises:
+            ModelError: the new one fails on its first window; then nothing has changed.
+        """
+        slow = _is_slow(model, self.config)
+        self._install(model, payload)
+        self.latencies = Latencies()
+        if slow:
+            self._need_worker()
+
+    def _install(self, model: Model, payload: JsonPayload) -> None:
+        manifest = model.manifest
+        self._maker = Maker(model, Decider(manifest, self.config, self._sequences), payload)
+        own = manifest.channel_names
+        self._columns = None if own == self._channels or not own else [self._channels.index(name) for name in own]
+        self._contract = Contract(manifest.input.channels, self._repair) if own else None
+        if self._contract is not None:
+            self._contract.rejected, self._contract.repaired = self.counters.rejected, self.counters.counts
+        window = manifest.input.window
+        framed = manifest.input.shape is not None
+        self._own_time_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
+        stride = 1 if framed else self.config.stride or window.stride
+        wanted = (own, manifest.input.tensor_shape, stride, manifest.state)
+        if getattr(self, "_wanted", None) == wanted:
+            return
+        self._wanted = wanted
+        self.windows = Windows(
+            manifest.input.tensor_shape,
+            length=1 if framed else window.length,
+            stride=stride,
+            max_gap=self.config.max_gap,
+            keep=self.config.on_gap == "keep",
+            max_keys=self.config.max_keys,
+        )
 
     @property
     def is_idle(self) -> bool:
@@ -131,13 +175,12 @@ class Pipeline:
         Raises:
             ModelError: it fails even on zeros.
         """
-        zeros = np.zeros((1, *self.model.manifest.input.tensor_shape), np.float32)
-        self.model.run(zeros)
-        started = time.perf_counter()
-        self.model.run(zeros)
-        took = time.perf_counter() - started
-        if self.config.run == "worker" or (self.config.run == "auto" and took > SLOW_MODEL_S):
-            self._worker = Worker(self.model, self._loop, self._finish, self._failed, self.counters)
+        if _is_slow(self.model, self.config):
+            self._need_worker()
+
+    def _need_worker(self) -> None:
+        if self._worker is None:
+            self._worker = Worker(self._loop, self._finish, self._failed, self.counters)
 
     def accept(self, batch: Batch) -> None:
         """Take the readings of one wake-up."""
@@ -166,6 +209,7 @@ class Pipeline:
             if receipt is not None:
                 receipt.hold()
         job = Job(
+            self._maker,
             done.windows,
             [batch.keys[row] for row in index],
             [batch.times[row] for row in index],
@@ -178,7 +222,7 @@ class Pipeline:
             self._worker.submit(job)
             return
         try:
-            scores = self.model.run(job.windows, job.carries)
+            scores = job.maker.model.run(job.windows, job.carries)
         except ModelError as error:
             self._failed(job, error)
         else:
@@ -224,7 +268,7 @@ class Pipeline:
             job.carries[row].parts = None  # a state that has become NaN would stay so for ever
             _release(receipt)
             return
-        prediction = self.decider.decide(scores, row, key, job.times[row])
+        prediction = job.maker.decider.decide(scores, row, key, job.times[row])
         if prediction is None:
             self.counters.counts["withheld"] += 1
             _release(receipt)
@@ -233,7 +277,7 @@ class Pipeline:
         address = self._addresses.get(key)
         if address is None:
             address = self._addresses[key] = self._address(key)
-        payload = self._payload.encode(prediction, synchronised=self._clock.is_synchronised)
+        payload = job.maker.payload.encode(prediction, synchronised=self._clock.is_synchronised)
         priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
         self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
 
@@ -242,6 +286,7 @@ class Pipeline:
         if len(job.keys) > 1:
             for row in range(len(job.keys)):
                 alone = Job(
+                    job.maker,
                     job.windows[row : row + 1].copy(),
                     job.keys[row : row + 1],
                     job.times[row : row + 1],
@@ -251,7 +296,7 @@ class Pipeline:
                     job.arrived,
                 )
                 try:
-                    scores = self.model.run(alone.windows, alone.carries)
+                    scores = alone.maker.model.run(alone.windows, alone.carries)
                 except ModelError as again:
                     self._failed(alone, again)
                 else:
@@ -272,13 +317,11 @@ class Worker:
 
     def __init__(
         self,
-        model: Model,
         loop: Loop,
         finish: Callable[[Job, Scores], None],
         failed: Callable[[Job, ModelError], None],
         counters: Counters,
     ) -> None:
-        self._model = model
         self._loop = loop
         self._finish = finish
         self._failed = failed
@@ -340,7 +383,7 @@ class Worker:
     def _serve(self) -> None:
         while (job := self._requests.get()) is not None:
             try:
-                scores = self._model.run(job.windows, job.carries)
+                scores = job.maker.model.run(job.windows, job.carries)
             except ModelError as error:
                 self._loop.call_soon_threadsafe(lambda job=job, error=error: self._done(job, error))  # type: ignore[misc]
             else:
@@ -353,6 +396,20 @@ class Worker:
         else:
             self._finish(job, found)
         self._next()
+
+
+def _is_slow(model: Model, config: ModelConfig) -> bool:
+    """Whether the model would hold the loop up. Runs it on zeros, which also fills its caches.
+
+    Raises:
+        ModelError: it fails even on zeros.
+    """
+    zeros = np.zeros((1, *model.manifest.input.tensor_shape), np.float32)
+    model.run(zeros)
+    started = time.perf_counter()
+    model.run(zeros)
+    took = time.perf_counter() - started
+    return config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S)
 
 
 def _release(receipt: Receipt | None) -> None:

@@ -7,25 +7,30 @@ exit code 78. `check` stops after this step; `run` goes on.
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.codecs import source_decoder
-from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.golden import check_golden
 from edge_runtime.model import Model, ModelError, ModelOptions
 from edge_runtime.settings import Config, MqttSource, ReplaySource, SerialSource, Source
 from edge_runtime.settings import Model as ModelConfig
 
+if TYPE_CHECKING:
+    from edge_runtime.slots import Slot
+
 
 @dataclass(slots=True, eq=False)
 class PlannedModel:
-    """One model: its table, its checked bundle, and the loaded session."""
+    """One model: its table, its checked bundle, the loaded session, and the slot of the store that it came from."""
 
     config: ModelConfig
     bundle: Bundle
     model: Model
+    slot: "Slot | None" = None
 
 
 @dataclass(slots=True, eq=False)
@@ -46,8 +51,13 @@ class Plan:
     sources: list[PlannedSource]
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, *, starting: bool = False) -> Plan:
     """Open every bundle, load it, and fit it to its source.
+
+    Args:
+        config: what is to run.
+        starting: it will run now: the store counts the start of a bundle on probation, and gives up on one that
+            never lasts.
 
     Raises:
         ConfigError: every mistake, one line each.
@@ -60,8 +70,8 @@ def make_plan(config: Config) -> Plan:
     models: list[PlannedModel] = []
     for each in config.model:
         try:
-            models.append(_plan_model(config, each))
-        except (BundleError, ModelError) as error:
+            models.append(_plan_model(config, each, starting=starting))
+        except (BundleError, ModelError, CommandError) as error:
             mistakes.extend(f'{config.path}: model "{each.name}".bundle: {line}' for line in str(error).splitlines())
             continue
         mistakes.extend(f'{config.path}: model "{each.name}".{mistake}' for mistake in _misfits(models[-1]))
@@ -75,8 +85,9 @@ def make_plan(config: Config) -> Plan:
     return Plan(config, sources)
 
 
-def _plan_model(config: Config, each: ModelConfig) -> PlannedModel:
-    path = Path(each.bundle)
+def _plan_model(config: Config, each: ModelConfig, *, starting: bool) -> PlannedModel:
+    slot = None if _is_path(each.bundle) else _find_slot(config, each.bundle, starting=starting)
+    path = Path(each.bundle) if slot is None else slot.path
     if config.store.allowed_signers is not None:
         from edge_runtime.signature import require_signature  # noqa: PLC0415 - starts a program: only when asked for
 
@@ -84,7 +95,18 @@ def _plan_model(config: Config, each: ModelConfig) -> PlannedModel:
     bundle = open_bundle(path)
     model = Model(bundle, ModelOptions(threads=each.threads, max_batch=each.max_batch))
     check_golden(model)
-    return PlannedModel(each, bundle, model)
+    return PlannedModel(each, bundle, model, slot)
+
+
+def _is_path(bundle: str) -> bool:
+    return "/" in bundle or bundle.endswith(".onnx")
+
+
+def _find_slot(config: Config, name: str, *, starting: bool) -> "Slot":
+    from edge_runtime.slots import Store  # noqa: PLC0415 - only where a model comes from the store
+
+    store = Store(Path(config.store.path))
+    return store.begin(name) if starting else store.slot(name)
 
 
 def _misfits(planned: PlannedModel) -> list[str]:

@@ -392,10 +392,19 @@ class Store(Table, frozen=True, kw_only=True):
         path: The folder of the store.
         allowed_signers: The keys whose bundles are trusted (the format of OpenSSH's `allowed_signers`).
             Left out, signatures are not asked for.
+        probation (s): How long a new bundle is watched before it counts as proven.
+        probation_predictions: After so many predictions it counts as proven earlier.
+        probation_errors: So many windows on which it fails, or answers NaN, send it back to the bundle before it.
+        max_latency (s): A 99th percentile from bytes to payload above this sends it back too. Left out, latency is not
+            judged.
     """
 
     path: NewPath = "/var/lib/edge-runtime/models"
     allowed_signers: FilePath | None = None
+    probation: Seconds = 600.0
+    probation_predictions: Count = 1000
+    probation_errors: Count = 3
+    max_latency: SomeSeconds | None = None
 
 
 class Http(Table, frozen=True, kw_only=True):

@@ -58,6 +58,7 @@ class Attached:
         self._on_change = on_change
         self._board = Board(loop.call_soon_threadsafe, health)
         self._token = None if config.token_file is None else read_token(Path(config.token_file))
+        self._app: App | None = None
         self._server: Server | None = None
         self._retry: Timer | None = None
 
@@ -76,14 +77,16 @@ class Attached:
 
     def begin(self, models: list[tuple[ModelConfig, Model]]) -> None:
         """Listen, now or as soon as the address is free."""
-        served = [
-            Served(config.name, model, device=self._device, start=self._start, config=config)
-            for config, model in models
-        ]
-        app = App(served, self._board, token=self._token)
-        self._server = Server(app, self._config.listen)
+        self._app = App([self._served(*each) for each in models], self._board, token=self._token)
+        self._server = Server(self._app, self._config.listen)
         sys.setswitchinterval(SWITCH_S)
         self._listen()
+
+    def exchange(self, config: ModelConfig, model: Model) -> None:
+        """Another bundle answers from now on; a request on its way is finished by the old one."""
+        if self._app is not None:
+            served = self._served(config, model)
+            self._app.models = {**self._app.models, served.name: served}
 
     def end(self) -> None:
         """Stop listening, and answer nothing more."""
@@ -91,6 +94,9 @@ class Attached:
             self._retry.cancel()
         if self._server is not None:
             self._server.stop()
+
+    def _served(self, config: ModelConfig, model: Model) -> Served:
+        return Served(config.name, model, device=self._device, start=self._start, config=config)
 
     def _listen(self) -> None:
         assert self._server is not None
