@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.codecs import Decoded, make_decoder
+from edge_runtime.codecs import Decoded
 from edge_runtime.health import Counters
 from edge_runtime.http.answers import Answer, RefusedError
 from edge_runtime.http.scorer import Scorer
@@ -43,8 +43,7 @@ def predict(served: Served, body: bytes, scorer: Scorer) -> Answer:
 def _decoded(served: Served, body: bytes) -> Decoded:
     manifest = served.manifest
     counters = Counters()
-    decoder = make_decoder("json", manifest.channel_names, shape=manifest.input.shape, place=served.name)
-    decoded = decoder.decode([body], counters)
+    decoded = served.decoder.decode([body], counters)
     reasons = {reason: count for reason, count in counters.rejected.items() if count}
     if _NO_JSON.intersection(reasons):
         shape = manifest.input.shape

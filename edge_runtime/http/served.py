@@ -7,6 +7,7 @@ import time
 import msgspec
 import numpy as np
 
+from edge_runtime.codecs import make_decoder
 from edge_runtime.contract import Contract
 from edge_runtime.decide import Decider
 from edge_runtime.http.answers import RefusedError
@@ -37,11 +38,20 @@ class Served:
         plain = config or ModelConfig(name=name, bundle=str(model.bundle.path), source="http")
         # Each request stands by itself: what smooths a stream, or withholds parts of it, has no meaning here.
         self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
-        threshold = Decider(self.manifest, self._config).threshold
+        self._contract = Contract(self.manifest.input.channels)
+        self._decider = Decider(self.manifest, self._config)
         self._payload = JsonPayload(
-            device=device, model=name, source="http", start=start, manifest=self.manifest, threshold=threshold
+            device=device,
+            model=name,
+            source="http",
+            start=start,
+            manifest=self.manifest,
+            threshold=self._decider.threshold,
         )
-        self._lock = threading.Lock()  # the payload remembers the second it is in
+        self.decoder = make_decoder(
+            "json", self.manifest.channel_names, shape=self.manifest.input.shape, place=f"model {name}"
+        )
+        self._lock = threading.Lock()  # the payload remembers the second it is in, the decider its streams
         self._numbers = itertools.count(1)
 
     def check(self, windows: Floats) -> None:
@@ -56,10 +66,11 @@ class Served:
                 raise RefusedError(422, "the window holds NaN or infinity", reasons={"not_finite": 1})
             return
         readings = np.ascontiguousarray(windows).reshape(-1, len(channels))
+        if self._contract.check(readings, []) is None:  # which changes nothing where all is well
+            return
         contract = Contract(channels)
         good = contract.check(readings, [])
-        if good is None:
-            return
+        assert good is not None
         details = [text for row in np.flatnonzero(~good)[:MOST_DETAILS] for text in self._violations(row, readings)]
         reasons = {reason: count for reason, count in contract.rejected.items() if count}
         raise RefusedError(422, details[0], reasons=reasons, details=details[:MOST_DETAILS])
@@ -68,10 +79,10 @@ class Served:
         self, scores: Scores, *, key: str | None = None, moment: float | None = None, identity: str | None = None
     ) -> bytes:
         """The first row of `scores` as a subscriber would see it."""
-        decider = Decider(self.manifest, self._config)
-        prediction = decider.decide(scores, 0, key, time.time() if moment is None else moment)
-        assert prediction is not None
         with self._lock:
+            prediction = self._decider.decide(scores, 0, key, time.time() if moment is None else moment)
+            self._decider.forget([key])  # nothing of this request is remembered for the next
+            assert prediction is not None
             prediction.seq = next(self._numbers)
             prediction.identity = identity or f"http-{self._start}-{prediction.seq}"
             return self._payload.encode(prediction)

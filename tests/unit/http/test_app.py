@@ -311,7 +311,7 @@ class SlowModel:
 
 @pytest.fixture
 def scorer() -> Iterator[Scorer]:
-    """A scorer with a thread of its own."""
+    """A scorer of this test alone."""
     made = Scorer()
     yield made
     made.stop()
@@ -350,27 +350,29 @@ def test_too_many_requests_are_told_to_come_back(
 ) -> None:
     """A full queue is 503 with Retry-After, and so is an answer that takes too long."""
     monkeypatch.setattr(scorer_module, "MAX_WAITING", 1)
-    monkeypatch.setattr(scorer_module, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(scorer_module, "PATIENCE_S", 0.5)
     slow: Any = SlowModel(models[2].manifest)
     window = np.zeros((1, 1, 1), np.float32)
 
-    def score() -> None:
-        with pytest.raises(RefusedError):
+    def give_up() -> None:
+        with pytest.raises(RefusedError, match="no turn") as caught:
             scorer.score(slow, window)
+        assert caught.value.status == 503
 
-    first = threading.Thread(target=score)
+    first = threading.Thread(target=scorer.score, args=(slow, window))
     first.start()
     assert slow.entered.wait(20)
-    second = threading.Thread(target=score)
+    second = threading.Thread(target=give_up)
     second.start()
     while not scorer._waiting:
         pass
     with pytest.raises(RefusedError, match="too many") as caught:
         scorer.score(slow, window)
     assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "1"})
-    first.join(20)
     second.join(20)
     slow.go.set()
+    first.join(20)
+    assert not scorer._waiting
 
 
 def test_work_is_refused_at_once_when_too_much_of_it_waits_for_a_thread(models: list[Served]) -> None:
