@@ -15,7 +15,7 @@ from converter.load import open_model
 from converter.load.source import SourceModel
 from converter.normal_form import normal_form
 from converter.plan import Plan, agree
-from converter.quantize import Candidate, candidate
+from converter.quantize import Candidate, Recipe, candidate
 from converter.spec import Spec
 
 
@@ -50,7 +50,7 @@ def convert(tmp_path: Path) -> Convert:
         source = open_model(path, spec, trust)
         plan = agree(spec, source, path)
         windows = rows.astype(np.float32).reshape(len(rows), *plan.input.tensor_shape)
-        base = candidate(normal_form(source.core(), plan), "none", windows)
+        base = candidate(normal_form(source.core(), plan), Recipe("none"), windows)
         return Converted(source, plan, base, source.predict(windows), run(session_of(base.model), windows))
 
     return convert_one

@@ -14,7 +14,7 @@ from converter.evaluate import run, session_of
 from converter.load import open_model
 from converter.normal_form import normal_form
 from converter.plan import agree
-from converter.quantize import candidate
+from converter.quantize import Recipe, candidate
 from converter.spec import Spec
 from tests.contract.converter.conftest import Convert
 
@@ -37,7 +37,7 @@ def answers(path: Path, x: Any) -> tuple[Any, Any, Any]:
     source = open_model(path, Spec(), trust=False)
     plan = agree(Spec(), source, path)
     windows = x.astype(np.float32)[:, None, :]
-    model = candidate(normal_form(source.core(), plan), "none", windows).model
+    model = candidate(normal_form(source.core(), plan), Recipe("none"), windows).model
     return source.predict(windows), run(session_of(model), windows), plan
 
 

@@ -152,14 +152,15 @@ def test_over_the_limit_no_file_is_written(
     tmp_path: Path, data: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A form that loses more than `--max-drop` is refused, and the table shows by how much."""
-    from converter import quantize  # noqa: PLC0415
+    from converter import quantize, search  # noqa: PLC0415
 
     spoilt = quantize._static
 
-    def calibrated_on_nothing(before: Path, after: Path, nodes: list[str], calibration: Any) -> None:
-        spoilt(before, after, nodes, calibration * 0.0)
+    def calibrated_on_nothing(before: Path, after: Path, nodes: Any, recipe: Any, rows: Any, states: Any) -> None:
+        spoilt(before, after, nodes, recipe, rows * 0.0, states)
 
     monkeypatch.setattr(quantize, "_static", calibrated_on_nothing)
+    monkeypatch.setattr(search, "sparing", lambda *_: [])
     out = tmp_path / "net.onnx"
     assert build(model, "--data", data, "-o", out, "--quantize", "int8") == 1
     said = capsys.readouterr()

@@ -52,7 +52,7 @@ def motions(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         (make_pipeline(StandardScaler(), LogisticRegression()), "int8"),
         (make_pipeline(StandardScaler(), MLPClassifier((16,), max_iter=100, random_state=0)), "int8"),
         (make_pipeline(StandardScaler(), MLPClassifier((16,), max_iter=100, random_state=0)), "dynamic"),
-        (LinearDiscriminantAnalysis(), "none"),
+        (LinearDiscriminantAnalysis(), "int8"),
         (RandomForestClassifier(30, random_state=0), "none"),
         (make_pipeline(StandardScaler(), RandomForestClassifier(30, random_state=0)), "none"),
         (HistGradientBoostingClassifier(max_iter=30, random_state=0), "none"),

@@ -1,0 +1,260 @@
+"""One conversion, from the model's file to the bundle, step by step.
+
+Load, agree with the specification, convert to the normal form, hold that to the source, search for the form to
+ship, package. Nothing is written before the last step; a step that fails ends in one message.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from converter.data import Dataset, read_data, split
+from converter.evaluate import Judgement, Truth, metric_name, start_of, truth_of
+from converter.load import open_model
+from converter.load.source import Answer, SourceModel
+from converter.normal_form import normal_form
+from converter.package import is_batch_invariant, make_manifest, self_test, write_bundle
+from converter.plan import Plan, agree
+from converter.quantize import Recipe, candidate, products_of
+from converter.report import Proof, Row, table, write_page
+from converter.search import Bench, Form, Found, search
+from converter.spec import Spec
+from converter.targets import warnings_for
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import State
+from edge_runtime.readings import Floats
+
+_SYNTHETIC_ROWS = 256
+_THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold: one alarm in a hundred ordinary rows
+# A converted model may round a score differently, and with it a row that stands on the fence. More than one row in
+# a thousand is no rounding: the conversion changed the model.
+_DIFFERING_SHARE = 0.001
+_SLOWER = 1.25  # times below differ from run to run by less
+_VALUE_TOLERANCE = 1e-3  # of the largest of a regression's values or an anomaly's scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """The rows that calibrate and the rows that judge. `dataset` is None where there is no data."""
+
+    calibration: Floats
+    evaluation: Floats
+    truth: Truth
+    dataset: Dataset | None
+
+
+class Conversion:
+    """The steps, with what the user asked for and where progress is told."""
+
+    def __init__(self, spec: Spec, options: argparse.Namespace, say: Callable[[str], None]) -> None:
+        self._spec, self._options, self._say = spec, options, say
+
+    def run(self) -> None:
+        """Do it.
+
+        Raises:
+            CommandError: it cannot be done, or the proof failed; no bundle was written.
+        """
+        options = self._options
+        self._say(f"loading {options.model}")
+        source = open_model(options.model, self._spec, options.trust)
+        plan = agree(self._spec, source, options.model)
+        material = self._material(plan, source)
+        self._say(f"converting {source.framework} to ONNX")
+        core = source.core()
+        model = normal_form(core, plan)
+        plan = self._with_threshold(plan, source, material)
+        for note in source.notes:
+            self._say(note)
+        bench = Bench(
+            material.calibration, material.evaluation, _in_order(source.predict(material.evaluation), plan),
+            material.truth, plan.task, plan.threshold,
+            tuple(State(input=state.input, output=state.output, shape=state.shape) for state in core.states),
+            core.batch_free, self._say,
+        )  # fmt: skip
+        base = bench.try_form(candidate(model, Recipe("none"), material.calibration))
+        self._check_float(base.judgement, bench, plan)
+        found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
+        if options.quantize != "none" and not products_of(model):
+            found = Found(found.forms, base, _nothing_to_quantise(source))
+        self._finish(source, plan, material, bench, found)
+
+    def _material(self, plan: Plan, source: SourceModel) -> Material:
+        options, spec = self._options, self._spec
+        if not options.data and not options.evaluation:
+            if options.quantize != "none" and not source.trees:
+                raise CommandError(
+                    f"--quantize {options.quantize}: expected --data to calibrate and judge by, found none: "
+                    "give --data, or --quantize none"
+                )
+            rows = _synthetic(plan)
+            self._say(f"no --data: judged on {len(rows)} made-up rows, by agreement with the source only")
+            return Material(rows, rows, Truth(), None)
+        if options.data:
+            dataset = read_data(options.data, spec, plan.input)
+            needs_calibration = options.quantize in ("auto", "int8") and not source.trees
+            calibration, evaluation = split(dataset, options.seed) if needs_calibration else (dataset, dataset)
+        else:
+            dataset = calibration = read_data(options.calibration, spec, plan.input)
+            evaluation = read_data(options.evaluation, spec, plan.input)
+        if not len(evaluation):
+            raise CommandError(f"{dataset.place}: too few rows: none is left to judge by after calibration")
+        truth = truth_of(evaluation.truth, plan.task, plan.labels, plan.classes, evaluation.place)
+        how = f"{len(evaluation)} rows to judge by"
+        if calibration is not evaluation:
+            how = f"{len(calibration)} rows to calibrate with, {how}, none in both"
+        self._say(f"reading {dataset.place}: {how}")
+        return Material(calibration.windows, evaluation.windows, truth, dataset)
+
+    def _with_threshold(self, plan: Plan, source: SourceModel, material: Material) -> Plan:
+        if plan.task != "anomaly" or (plan.threshold is not None and self._spec.threshold_quantile is None):
+            return plan
+        quantile = self._spec.threshold_quantile or _THRESHOLD_QUANTILE
+        if material.dataset is None:
+            raise CommandError(
+                "threshold: the model has none; expected `threshold`, or --data to compute it, found neither"
+            )
+        scores = source.predict(material.calibration).score
+        assert scores is not None
+        threshold = float(np.float32(np.quantile(scores, quantile)))
+        self._say(f"threshold {threshold:.6g}: the {quantile:g} quantile of {len(scores)} rows")
+        return replace(plan, threshold=threshold)
+
+    def _check_float(self, found: Judgement, bench: Bench, plan: Plan) -> None:
+        """Refuse a conversion that changed the model, before anything is made of it."""
+        rows, reference, expected = len(bench.evaluation), bench.reference(), bench.expected
+        main = expected.value if expected.value is not None else expected.score
+        if main is None:
+            wrong = found.differing > max(1, int(rows * _DIFFERING_SHARE))
+        else:
+            wrong = not found.quantiles[2] <= _VALUE_TOLERANCE * max(float(np.abs(main).max(initial=0.0)), 1e-30)
+        if wrong or not np.isfinite(found.metric) or reference.metric - found.metric > self._options.max_drop:
+            name = metric_name(plan.task, bench.truth)
+            self._say(table([Row("source", None, reference), Row("float32 ONNX", None, found)], name))
+            raise CommandError(
+                f"{self._options.model}: the ONNX form does not answer as the source does "
+                f"({found.differing} of {rows} labels differ, scores by up to {found.difference:.3g}): "
+                "no file was written"
+            )
+
+    def _finish(self, source: SourceModel, plan: Plan, material: Material, bench: Bench, found: Found) -> None:
+        options = self._options
+        metric = metric_name(plan.task, material.truth)
+        rows = [Row("source", None, bench.reference())]
+        rows += [
+            Row(form.candidate.name, form.size, form.judgement, form is found.kept, latency_us=form.latency_us)
+            for form in found.forms
+        ]
+        self._say(table(rows, metric))
+        if options.report:
+            answers = [form.answer for form in found.forms]
+            kept = found.forms.index(found.kept) if found.kept else None
+            proof = Proof(str(options.model), plan, metric, rows, bench, answers, kept, found.reason)
+            write_page(options.report, proof)
+            self._say(f"wrote {options.report}")
+        if found.kept is None:
+            raise CommandError(f"{found.reason}: no file was written")
+        self._say(found.reason)
+        if found.kept.latency_us > _SLOWER * found.forms[0].latency_us:
+            self._say("note: on this machine this form is slower than float32; ask for --prefer latency to avoid that")
+        for warning in warnings_for(self._target, found.kept.size, found.kept.candidate.method):
+            self._say(f"warning: {warning}")
+        self._write(source, plan, material, bench, found.kept, self._record(found, bench, metric))
+
+    @property
+    def _target(self) -> str | None:
+        target: str | None = self._options.target or self._spec.target_device
+        return target
+
+    def _record(self, found: Found, bench: Bench, metric: str) -> dict[str, Any]:
+        """What the manifest says about quantisation. No times: equal inputs give equal bytes."""
+        base, kept = found.forms[0], found.kept
+        assert kept is not None
+        reference = bench.reference()
+        return {
+            "requested": self._options.quantize,
+            "method": kept.candidate.method,
+            "name": kept.candidate.name,
+            "reason": found.reason,
+            "metric": metric,
+            "rows": len(bench.evaluation),
+            "max_drop": self._options.max_drop,
+            "source_metric": reference.metric,
+            "float_metric": base.judgement.metric,
+            "final_metric": kept.judgement.metric,
+            "drop": reference.metric - kept.judgement.metric,
+            "differing_labels_float": base.judgement.differing,
+            "differing_labels": kept.judgement.differing,
+            "max_score_difference_float": base.judgement.difference,
+            "max_score_difference": kept.judgement.difference,
+            "score_difference_quantiles": list(kept.judgement.quantiles),
+            "bytes_float": base.size,
+            "bytes": kept.size,
+            "candidates": [
+                {
+                    "name": form.candidate.name,
+                    "bytes": form.size,
+                    "metric": form.judgement.metric,
+                    "differing_labels": form.judgement.differing,
+                }
+                for form in found.forms
+            ],
+        }
+
+    def _write(
+        self,
+        source: SourceModel,
+        plan: Plan,
+        material: Material,
+        bench: Bench,
+        kept: Form,
+        record: dict[str, Any],
+    ) -> None:
+        options, states = self._options, start_of(bench.states)
+        data, rough = kept.candidate.model, kept.candidate.method != "none"
+        invariant = bench.batch_free and is_batch_invariant(data, material.evaluation, states)
+        golden = self_test(data, material.evaluation, kept.answer, states, invariant=invariant, rough=rough)
+        final = onnx.load_model_from_string(data)
+        manifest = make_manifest(
+            plan, source, options.model, final, selftest=golden, data=material.dataset, quantization=record,
+            batch_invariant=invariant, target_device=self._target, batch_free=bench.batch_free, states=bench.states,
+        )  # fmt: skip
+        write_bundle(final, manifest, options.output, options.sign)
+        size = options.output.stat().st_size
+        self._say(f"wrote {options.output}: {size:,} bytes, loaded and run in a fresh process")
+        if options.sign:
+            self._say(f"wrote {options.output}.sig")
+
+
+def _nothing_to_quantise(source: SourceModel) -> str:
+    if source.trees:
+        return (
+            "decision trees are not quantised: they compare readings with thresholds and have no matrix products, "
+            "so there is nothing to quantise; the model stays float32"
+        )
+    return "nothing to quantise: the model has no matrix products or convolutions; it stays float32"
+
+
+def _in_order(answer: Answer, plan: Plan) -> Answer:
+    """The source's answer in the order of the bundle's labels."""
+    if plan.task != "classification" or plan.order == tuple(range(len(plan.order))):
+        return answer
+    back = np.argsort(np.array(plan.order))
+    assert answer.label is not None
+    assert answer.scores is not None
+    return replace(answer, label=back[answer.label], scores=answer.scores[:, list(plan.order)])
+
+
+def _synthetic(plan: Plan) -> Floats:
+    """Rows within the channels' ranges, for a model that comes without data."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(_SYNTHETIC_ROWS, *plan.input.tensor_shape))
+    for index, channel in enumerate(plan.input.channels):
+        if channel.range is not None:
+            low, high = channel.range
+            rows[..., index] = rng.uniform(low, high, size=rows.shape[:-1])
+    return rows.astype(np.float32)

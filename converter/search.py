@@ -1,0 +1,173 @@
+"""The search for the form to ship: every recipe is made and judged, and the best that keeps the metric is kept.
+
+"Best" is the smallest file or the shortest time, as asked. A form over the limit is never kept; where no form but
+float32 keeps the metric, or none is better than it, the model stays float32 and the reason is said in words.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx
+
+from converter.evaluate import CHUNK, Judgement, Truth, judge, latency_us, run, session_of, start_of
+from converter.load.source import Answer
+from converter.quantize import Candidate, Recipe, Request, candidate, products_of, sparing, stages
+from edge_runtime.errors import CommandError
+from edge_runtime.manifest import State, Task
+from edge_runtime.readings import Floats
+
+Prefer = Literal["size", "latency"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """One form of the model, tried: its answers on the evaluation rows, and what they are worth."""
+
+    candidate: Candidate
+    answer: Answer
+    judgement: Judgement
+    latency_us: float
+
+    @property
+    def size(self) -> int:
+        """Bytes, without the manifest."""
+        return len(self.candidate.model)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The end of a search. `kept` is None where the form that was asked for loses too much."""
+
+    forms: tuple[Form, ...]
+    kept: Form | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """What every form is tried with.
+
+    Attributes:
+        calibration: rows that show ranges.
+        evaluation: rows that judge, none of them among the others.
+        expected: the source's answers on them.
+        truth: what is right.
+        task: of the model.
+        threshold: of an anomaly.
+        states: of a recurrent model.
+        batch_free: whether rows may be asked together.
+        say: where progress goes.
+    """
+
+    calibration: Floats
+    evaluation: Floats
+    expected: Answer
+    truth: Truth
+    task: Task
+    threshold: float | None
+    states: tuple[State, ...]
+    batch_free: bool
+    say: Callable[[str], None]
+
+    def try_form(self, form: Candidate) -> Form:
+        """Run a form on the evaluation rows.
+
+        Raises:
+            CommandError: onnxruntime cannot run it.
+        """
+        start = start_of(self.states)
+        try:
+            session = session_of(form.model)
+            answer = run(session, self.evaluation, CHUNK if self.batch_free else 1, start)
+            slow = latency_us(session, self.evaluation[:1], start)
+        except Exception as error:
+            text = str(error).splitlines()[0]
+            raise CommandError(f"{form.name}: onnxruntime cannot run it: {text}") from error
+        return Form(form, answer, judge(answer, self.expected, self.truth, self.task, self.threshold), slow)
+
+    def reference(self) -> Judgement:
+        """The source, judged by the same rows."""
+        return judge(self.expected, self.expected, self.truth, self.task, self.threshold)
+
+
+def search(
+    model: onnx.ModelProto, base: Form, bench: Bench, request: Request, max_drop: float, prefer: Prefer
+) -> Found:
+    """Try what was asked for, and choose.
+
+    Args:
+        model: the float32 model in normal form.
+        base: that model, tried.
+        bench: what to try with.
+        request: which forms.
+        max_drop: how much of the metric a form may lose.
+        prefer: what is better among those that keep it.
+    """
+    forms = [base]
+    reference = bench.reference().metric
+    for recipe in _recipes(model, bench, request, lambda: _settled(forms, request, reference, max_drop)):
+        bench.say(f"trying {recipe.name}")
+        try:
+            forms.append(bench.try_form(candidate(model, recipe, bench.calibration, bench.states)))
+        except CommandError as error:
+            bench.say(f"left out: {error}")
+    kept, reason = _choose(forms, request, reference, max_drop, prefer)
+    return Found(tuple(forms), kept, reason)
+
+
+def _recipes(model: onnx.ModelProto, bench: Bench, request: Request, settled: Callable[[], bool]) -> Iterator[Recipe]:
+    """The recipes one by one; a later stage only while nothing of the earlier ones will do."""
+    if not products_of(model):
+        return
+    for stage in stages(request):
+        yield from stage
+        if settled():
+            return
+    if request in ("auto", "int8"):
+        bench.say("looking for the nodes that int8 hurts most")
+        for recipe in sparing(model, bench.calibration, bench.states):
+            yield recipe
+            if settled():
+                return
+
+
+def _settled(forms: Sequence[Form], request: Request, reference: float, max_drop: float) -> bool:
+    wanted = "int8" if request == "auto" else request
+    return any(form.candidate.method == wanted and reference - form.judgement.metric <= max_drop for form in forms)
+
+
+def _choose(
+    forms: Sequence[Form], request: Request, reference: float, max_drop: float, prefer: Prefer
+) -> tuple[Form | None, str]:
+    base, tried = forms[0], forms[1:]
+    good = [form for form in tried if reference - form.judgement.metric <= max_drop]
+    if request == "none":
+        return base, "float32: not quantised, as asked"
+    if request != "auto":
+        if not good:
+            if not tried:
+                return None, f"{request}: no form could be made"
+            best = max(tried, key=lambda form: form.judgement.metric)
+            drop = reference - best.judgement.metric
+            return None, f"{best.candidate.name}: the metric drops by {drop:.4f}, more than --max-drop {max_drop:g}"
+        best = min(good, key=lambda form: _cost(form, prefer))
+        return best, f"{best.candidate.name}: as asked{_price(best, base)}"
+    best = min([base, *good], key=lambda form: _cost(form, prefer))
+    if best is base:
+        better = "smaller" if prefer == "size" else "faster"
+        return base, f"float32: no quantised form is both {better} and within --max-drop {max_drop:g}"
+    saved = 1.0 - best.size / base.size
+    kind = "smallest" if prefer == "size" else "fastest"
+    change = f"{saved:.0%} smaller than float32" if saved > 0 else f"{-saved:.0%} larger than float32"
+    return best, f"{best.candidate.name}: the {kind} form within --max-drop {max_drop:g}, {change}"
+
+
+def _cost(form: Form, prefer: Prefer) -> float:
+    return float(form.size) if prefer == "size" else form.latency_us
+
+
+def _price(form: Form, base: Form) -> str:
+    """What a form costs that was asked for by name: int8 is neither always smaller nor always faster."""
+    more = form.size - base.size
+    return f"; it is {more:,} bytes larger than float32, because the model is small" if more > 0 else ""
