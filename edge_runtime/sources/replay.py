@@ -113,8 +113,18 @@ class ReplaySource:
         times = [moment if recorded and moment is not None else now for moment in part.times]
         identities: list[str | None] = part.identities if self._keeps_identity else [None] * count
         nothing_owed: list[Receipt | None] = [None] * count
-        arrived = time.perf_counter()
-        self._sink(Batch(self._config.name, part.values, part.keys, times, identities, nothing_owed, arrived))
+        self._sink(
+            Batch(
+                self._config.name,
+                part.values,
+                part.keys,
+                times,
+                identities,
+                nothing_owed,
+                time.perf_counter(),
+                own_times=recorded and None not in part.times,
+            )
+        )
 
     def _play(self) -> Iterator[Decoded]:
         """The blocks of all files, over and over with `loop`, as long as there is anything to play."""

@@ -131,6 +131,7 @@ def test_every_format_gives_the_same_readings(bench: Bench, tmp_path: Path, suff
     assert bench.column("times") == [START + 2 * i for i in range(5)]
     assert bench.column("keys") == [None] * 5
     assert bench.column("receipts") == [None] * 5
+    assert all(batch.own_times for batch in bench.batches)
     assert bench.counters.counts["readings"] == 5
     assert bench.batches[0].values.dtype == np.float32
 
@@ -198,6 +199,7 @@ def test_times_may_be_those_of_the_replay(bench: Bench, tmp_path: Path) -> None:
     """With `times = "now"` readings carry the time of the replay, and are other readings than the recorded ones."""
     before = time.time()
     bench.play(write_csv(tmp_path / "t.csv"), times="now")
+    assert not any(batch.own_times for batch in bench.batches)
     assert all(before <= moment <= time.time() for moment in bench.column("times"))
     assert bench.column("identities") == [None] * 5
 
