@@ -19,7 +19,7 @@ def test_distribution_is_never_a_calibrator() -> None:
     """Of onnxruntime's calibrators one is unsound, and no request reaches it."""
     tried = [
         recipe for request in ("auto", "int8", "dynamic", "float16") for stage in stages(request) for recipe in stage
-    ]  # type: ignore[arg-type]
+    ]
     assert {recipe.calibrator for recipe in tried} == {"MinMax", "Percentile", "Entropy"}
 
 
