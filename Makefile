@@ -17,6 +17,8 @@ INSTALL := $(PIP) install --quiet --constraint $(LOCK)
 SOURCES := edge_runtime converter tests benchmarks examples .ci
 # How many test processes; pytest-xdist shares the files among them. `make test JOBS=0` runs everything in one.
 JOBS ?= 2
+# What the devices are, for wheelhouse and deb: aarch64 or x86_64.
+MACHINE ?= aarch64
 # Passed to pytest: make test PYTEST="-k serial -x"
 PYTEST ?=
 
@@ -24,6 +26,12 @@ PYTEST ?=
 .PHONY: demo
 demo: $(VENV)/.demo ## train, convert, and run a model on live sensor data; needs no broker and no hardware
 	@$(BIN)/python -m edge_runtime.cli demo
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 ##@ Develop
 .PHONY: setup
@@ -54,7 +62,7 @@ check-configs: $(VENV)/.setup ## every sample in device_configs/ loads, every un
 	$(BIN)/python -m pytest --quiet --no-header tests/unit/config/test_samples.py tests/unit/systemd
 
 .PHONY: check
-check: lint types check-configs ## all of the above: what has to be green before a commit
+check: lint types check-configs ## lint, types and check-configs: what has to be green before a commit
 
 ##@ Test
 .PHONY: test
@@ -69,21 +77,54 @@ test-system: $(VENV)/.setup ## only the tests that start the installed program
 cover: $(VENV)/.setup ## which lines no test in this process reaches
 	$(BIN)/python -m pytest -m "not system" --cov=edge_runtime --cov=converter --cov-report=term-missing:skip-covered $(PYTEST)
 
+.PHONY: bench
+bench: $(VENV)/.setup ## what the runtime costs beside what you would write yourself: BENCH=--quick for two minutes
+	$(BIN)/python -m benchmarks $(BENCH)
+
 ##@ Deliver
 .PHONY: wheel
 wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+
+.PHONY: wheelhouse
+wheelhouse: wheel ## wheelhouse/: every wheel that a device needs, to install without a network (MACHINE=aarch64)
+	$(BIN)/python -m edge_runtime.fleet.wheelhouse --machine $(MACHINE) "$$(ls -t dist/*.whl | head -n 1)"
+
+.PHONY: deb
+deb: wheelhouse ## Debian packages of the runtime, made of the wheelhouse
+	$(BIN)/python -m edge_runtime.fleet.deb --machine $(MACHINE) wheelhouse
 
 .PHONY: clean
 clean: ## remove everything that make has made
 	rm -rf $(VENV) build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help
-help: ## this list
-	@awk 'BEGIN { FS = ":.*## " } \
-	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+##@ Run a fleet (device_configs/fleet.toml, or INVENTORY=file)
+FLEET = $(BIN)/python -m edge_runtime
+NAMED = $(if $(INVENTORY),--inventory "$(INVENTORY)") $(OPTIONS)
+
+.PHONY: devices
+devices: $(VENV)/.demo ## what every device is doing
+	@$(FLEET) devices $(NAMED)
+
+.PHONY: flash
+flash: $(VENV)/.demo ## bring a model to a device: make flash DEVICE=name MODEL=file.onnx
+	@$(call need,DEVICE,the name of a device)$(call need,MODEL,a bundle)$(FLEET) flash $(NAMED) "$(MODEL)" $(DEVICE)
+
+.PHONY: flash-all
+flash-all: $(VENV)/.demo ## bring a model to every device, in waves: make flash-all MODEL=file.onnx
+	@$(call need,MODEL,a bundle)$(FLEET) flash $(NAMED) --all "$(MODEL)"
+
+.PHONY: rollback
+rollback: $(VENV)/.demo ## take a device back to the model before: make rollback DEVICE=name
+	@$(call need,DEVICE,the name of a device)$(FLEET) rollback $(NAMED) $(DEVICE)
+
+.PHONY: provision
+provision: wheel ## install the runtime and its service on a device: make provision DEVICE=name
+	@$(call need,DEVICE,the name of a device)$(FLEET) provision $(NAMED) $(DEVICE)
+
+# $(call need,VARIABLE,what it is): a recipe that goes no further when the variable is not given.
+need = $(if $($(1)),,echo "make: expected $(1)=..., $(2)" >&2; exit 2; )
 
 # The environment. Each stamp is newer than what it depends on, so a second `make` starts at once.
 $(VENV)/.python:
