@@ -26,6 +26,7 @@ from edge_runtime.http.served import Served, find
 from edge_runtime.log import fields, get_logger
 
 MAX_BODY_BYTES = 8 << 20
+STREAM = "/events"
 MAX_QUEUED = 64  # requests that have arrived and wait for a thread
 STALE_S = 30.0  # a loop that has not answered for so long is not healthy
 SMALLEST_GZIP = 1024
@@ -53,16 +54,18 @@ class App:
         self.scorer = Scorer()
         self.requests: Counter[tuple[str, int]] = Counter()
         self.queued: Callable[[], int] = lambda: 0
+        self.on_streams: Callable[[int], object] = lambda _count: None
         self._gate = Gate(token)
         self._stopped = False
         model = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
         table: list[tuple[str, str, str, Handler]] = [
+            ("predict", r"/predict/(?P<model>[^/]+)", "POST", self._predict),
+            ("infer", model + r"/infer", "POST", self._infer),
             ("page", r"/", "GET", self._page),
-            ("events", r"/events", "GET", self._events),
+            ("events", STREAM, "GET", self._events),
             ("health", r"/health\.json", "GET", self._health),
             ("healthz", r"/healthz", "GET", self._healthz),
             ("metrics", r"/metrics", "GET", self._metrics),
-            ("predict", r"/predict/(?P<model>[^/]+)", "POST", self._predict),
             ("server", r"/v2/?", "GET", self._server),
             ("live", r"/v2/health/live", "GET", self._live),
             ("ready", r"/v2/health/ready", "GET", self._ready),
@@ -70,7 +73,6 @@ class App:
             ("repository", r"/v2/repository/index", "POST", self._index),
             ("model", model, "GET", self._model),
             ("model_ready", model + r"/ready", "GET", self._model_ready),
-            ("infer", model + r"/infer", "POST", self._infer),
         ]
         self._routes = [(name, re.compile(pattern), method, handler) for name, pattern, method, handler in table]
 
@@ -135,6 +137,7 @@ class App:
 
     def _stream(self, watcher: "queue.SimpleQueue[Event]") -> Iterator[bytes]:
         """Events as they come, a few times a second at most; the health document every now and then."""
+        self.on_streams(self.board.watchers)
         try:
             yield b"retry: 1000\n\n" + _event("health", msgspec.json.encode(self.board.health()))
             while not self._stopped:
@@ -149,6 +152,7 @@ class App:
                 time.sleep(EVENTS_EVERY_S)
         finally:
             self.board.leave(watcher)
+            self.on_streams(self.board.watchers)
 
     def _health(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
         return json_answer(self.board.health())

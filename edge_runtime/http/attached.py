@@ -1,8 +1,9 @@
 """`[http]` beside a running daemon: the server over the models that the stream uses.
 
 Guarantee: the stream never waits for a request. The server's threads see the models and the board, nothing else of
-the loop. They compete with it for the interpreter, so the switch interval is cut to half a millisecond: the loop waits
-at most about so long for each turn (the default is ten times that). An address that is in use is tried again.
+the loop. They compete with it for the interpreter, so the switch interval is cut to a millisecond: the loop waits at
+most about so long for each of the three threads that may be before it (the default is five times that). An address
+that is in use is tried again.
 """
 
 import sys
@@ -24,7 +25,7 @@ from edge_runtime.settings import Http
 from edge_runtime.settings import Model as ModelConfig
 
 RETRY_S = 5.0
-SWITCH_S = 0.0005
+SWITCH_S = 0.001
 
 _log = get_logger("http")
 

@@ -52,6 +52,11 @@ class Board:
         """Somebody looks at the page."""
         return bool(self._watchers)
 
+    @property
+    def watchers(self) -> int:
+        """How many look at it."""
+        return len(self._watchers)
+
     def post(self, kind: str, document: bytes) -> None:
         """Hand an event to everybody who watches."""
         for watcher in self._watchers:

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 
 from edge_runtime.errors import ConfigError, TransientError
-from edge_runtime.http.app import MAX_BODY_BYTES, App
+from edge_runtime.http.app import MAX_BODY_BYTES, STREAM, App
 
-THREADS = 8  # four of them may be held by status pages
+THREADS = 2  # measured: more of them take turns at the interpreter, and answer less; each open page adds one
 CONNECTIONS = 100
 REQUEST_S = 30.0
 IDLE_S = 60
@@ -71,10 +71,12 @@ class Server:
         server = TcpWSGIServer(
             self._app, map=self._map, _sock=listener, bind_socket=False, adj=options, sockinfo=sockinfo
         )
-        server.channel_class = _channel_class()
+        server.channel_class = _channel_class(_adjustments(listener, send_bytes=1))
         self.port = int(listener.getsockname()[1])
         self._server = server
-        self._app.queued = lambda: len(server.task_dispatcher.queue)
+        dispatcher = server.task_dispatcher
+        self._app.queued = lambda: len(dispatcher.queue)
+        self._app.on_streams = lambda count: dispatcher.set_thread_count(THREADS + count)
         self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
         self._thread.start()
 
@@ -126,7 +128,7 @@ def check_installed() -> None:
         raise ConfigError(NEEDS_WAITRESS) from error
 
 
-def _adjustments(listener: socket.socket) -> Any:
+def _adjustments(listener: socket.socket, **more: Any) -> Any:
     from waitress.adjustments import Adjustments  # noqa: PLC0415 - an extra
 
     return Adjustments(
@@ -138,14 +140,14 @@ def _adjustments(listener: socket.socket) -> Any:
         cleanup_interval=5,
         max_request_header_size=16_384,
         max_request_body_size=2 * MAX_BODY_BYTES,  # up to here the refusal is ours, with its reason
-        send_bytes=1,  # an event is sent when it comes
         clear_untrusted_proxy_headers=True,
         expose_tracebacks=False,
         log_socket_errors=False,
+        **more,
     )
 
 
-def _channel_class() -> Any:
+def _channel_class(unbuffered: Any) -> Any:
     from waitress.channel import HTTPChannel  # noqa: PLC0415 - an extra
     from waitress.task import ErrorTask  # noqa: PLC0415
 
@@ -166,6 +168,11 @@ def _channel_class() -> Any:
 
         error_task_class = JsonErrorTask
         begun: float | None = None
+
+        def service(self) -> None:
+            if self.requests and self.requests[0].path == STREAM:
+                self.adj = unbuffered  # an event is sent when it comes
+            super().service()
 
         def readable(self) -> bool:
             if self.request is None:
