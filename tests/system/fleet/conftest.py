@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.errors import CommandError
+from edge_runtime.fleet.deb import build
 from edge_runtime.fleet.wheelhouse import gather
-from edge_runtime.fleet.wheels import Machine
+from edge_runtime.fleet.wheels import Machine, choose
 from tests.builders import signer
 from tests.namespaces import Lan, require_namespaces
 
@@ -44,6 +46,7 @@ def make_lan(tmp_path: Path) -> Iterator[MakeLan]:
 @pytest.fixture(scope="session")
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every wheel that a device of this machine's kind needs; the tests are skipped where they cannot be had."""
+    require_namespaces()  # before anything is fetched that no test would use
     folder = tmp_path_factory.mktemp("wheels")
     words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "own"), str(ROOT)]
     subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=180)
@@ -54,6 +57,15 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except CommandError as error:
         pytest.skip(f"no wheels here: {error}")
     return folder / "wheelhouse"
+
+
+@pytest.fixture(scope="session")
+def package(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package for this machine's Debian."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("dpkg-deb is not installed")
+    machine = Machine(os.uname().machine, system_python())
+    return build(choose(wheelhouse, machine), machine, tmp_path_factory.mktemp("deb"), "Tester <t@localhost>")
 
 
 def system_python() -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """The Debian package, built from wheels and installed by dpkg into a root of its own."""
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -8,21 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.fleet.deb import build
-from edge_runtime.fleet.wheels import Machine, choose
 from tests.namespaces import require_namespaces
-from tests.system.fleet.conftest import system_python
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def package(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package for this machine's Debian."""
-    if shutil.which("dpkg-deb") is None:
-        pytest.skip("dpkg-deb is not installed")
-    machine = Machine(os.uname().machine, system_python())
-    return build(choose(wheelhouse, machine), machine, tmp_path_factory.mktemp("deb"), "Tester <t@localhost>")
 
 
 @pytest.fixture

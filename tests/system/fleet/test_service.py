@@ -1,0 +1,250 @@
+"""The unit under a real systemd, in a container made of this machine's own system: confined, and still at work."""
+
+import os
+import shutil
+import signal
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.builders import classification
+from tests.namespaces import require_namespaces
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+DEVICE_FILE = """
+[device]
+id = "press"
+[[source]]
+name = "imu"
+type = "serial"
+port = "/dev/ttyTEST"
+fields = ["temperature", "humidity"]
+[[model]]
+name = "m"
+bundle = "m.onnx"
+source = "imu"
+[upstream]
+url = "mqtt://127.0.0.1:1883"
+"""
+
+# What the confined process is asked to do, and must not be able to. Each is done without confinement too, so none of
+# them may reach beyond the container: no clock, no module, no write to a disk.
+PROBES = {
+    "write /etc": "touch /etc/probe",
+    "write /usr": "touch /usr/probe",
+    "write /opt": "touch /opt/edge-runtime/probe",
+    "read another home": "ls /root/.",
+    "load a kernel setting": "sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward'",
+    "open a disk": "dd if=/dev/vda of=/dev/null bs=1 count=1",
+    "make a device": "mknod /var/lib/edge-runtime/probe c 1 3",
+    "make a namespace": "unshare --user true",
+    "mount": "mount -t tmpfs t /var/lib/edge-runtime/press",
+    "a raw socket": "python3 -c 'import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)'",
+    "write and execute memory": "python3 -c 'import mmap; mmap.mmap(-1, 4096, prot=7)'",
+    "give files to others": "chown root /var/lib/edge-runtime/press",
+    "a set-user-id file": "cp /bin/true /var/lib/edge-runtime/press/s && chmod u+s /var/lib/edge-runtime/press/s",
+}
+
+
+class Container:
+    """A system that boots with systemd; its disk is thrown away."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def boot(self, package: Path) -> None:
+        """Installs the package and boots."""
+        for name in ("upper", "work", "root"):
+            (self.folder / name).mkdir()
+        (self.folder / "outer.sh").write_text(
+            textwrap.dedent(f"""\
+                set -e
+                cd {self.folder}
+                mount -t overlay o -o lowerdir=/,upperdir=upper,workdir=work root
+                mount -t proc p root/proc
+                mount --rbind /dev root/dev
+                cp {package} root/root/package.deb
+                chroot root dpkg --force-depends -i /root/package.deb
+                umount -l root/dev
+                umount root/proc
+                cp press.toml m.onnx root/etc/edge-runtime/
+                chgrp --reference=root/etc/edge-runtime root/etc/edge-runtime/*
+                : > root/etc/machine-id
+                exec systemd-nspawn -D root --boot --register=no --keep-unit --console=pipe --private-network
+                """)
+        )
+        with (self.folder / "boot.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                ["unshare", "--mount", "--propagation", "private", "sh", str(self.folder / "outer.sh")],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        wait_until(self._is_up, self._log, 180)
+
+    def _log(self) -> str:
+        return f"the container: {(self.folder / 'boot.log').read_text(errors='replace')[-2000:]}"
+
+    def _is_up(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            pytest.skip(f"systemd-nspawn does not run here: {self._log()}")
+        return self.run("systemctl is-system-running --quiet || systemctl is-active --quiet multi-user.target")[0] == 0
+
+    def run(self, script: str, timeout: float = 60) -> tuple[int, str]:
+        """Exit code and output of a shell script inside."""
+        leader = self._leader()
+        if leader is None:
+            return 1, "not yet"
+        done = subprocess.run(
+            ["nsenter", "-t", leader, "-m", "-u", "-i", "-n", "-p", "sh", "-c", script],
+            capture_output=True, text=True, check=False, timeout=timeout, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    def say(self, script: str) -> str:
+        """The output of a script that must succeed."""
+        code, text = self.run(script)
+        assert code == 0, text
+        return text
+
+    def _leader(self) -> str | None:
+        """The process id, here, of the container's systemd."""
+        assert self._process is not None
+        words = ["pgrep", "-P", str(self._process.pid)]
+        found = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10).stdout.split()
+        return found[0] if found else None
+
+    def stop(self) -> None:
+        """Switches it off: its first process takes all others with it, and systemd-nspawn follows."""
+        if self._process is None:
+            return
+        leader = self._leader()
+        if leader is not None:
+            os.kill(int(leader), signal.SIGKILL)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        wait_until(_without_cgroups, "the container's processes to be gone", 30)
+
+
+def _without_cgroups() -> bool:
+    """Removes the control groups that a container leaves behind; false while a process is still in one."""
+    top = [each for name in ("payload", "supervisor") for each in Path("/sys/fs/cgroup").glob(f"*/{name}")]
+    folders = [each for folder in top for each in [folder, *folder.rglob("*")] if each.is_dir()]
+    try:
+        for each in sorted(folders, reverse=True):
+            each.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def container(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    """A booted container with a broker, a serial port and the running service."""
+    require_namespaces()
+    missing = [each for each in ("systemd-nspawn", "mosquitto", "mosquitto_sub", "socat") if shutil.which(each) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    folder = tmp_path_factory.mktemp("container")
+    (folder / "press.toml").write_text(DEVICE_FILE)
+    classification(name="m").save(folder / "m.onnx")
+    made = Container(folder)
+    try:
+        made.boot(package)
+        made.say("""
+            ip link set lo up
+            setsid mosquitto -p 1883 >/tmp/broker.log 2>&1 </dev/null &
+            setsid socat pty,raw,echo=0,link=/dev/ttyTEST,mode=0660,group=dialout pty,raw,echo=0,link=/tmp/feed \
+                >/dev/null 2>&1 </dev/null &
+            for i in $(seq 100); do [ -e /dev/ttyTEST ] && [ -e /tmp/feed ] && break; sleep 0.1; done
+            for i in $(seq 100); do mosquitto_pub -t up -n 2>/dev/null && break; sleep 0.1; done
+            setsid mosquitto_sub -v -t 'edge/#' >/tmp/heard 2>&1 </dev/null &
+            systemctl start edge-runtime@press
+        """)
+        yield made
+    finally:
+        made.stop()
+
+
+def test_the_confined_daemon_serves(container: Container) -> None:
+    """Under all of the unit's restrictions a reading of the serial port becomes a prediction at the broker."""
+    wait_until(lambda: "status online" in container.say("cat /tmp/heard"), "online", 30)
+    container.say(r"printf '\n1.5,2.5\n3.5,4.5\n' > /tmp/feed")
+    wait_until(lambda: container.say("cat /tmp/heard").count("edge/press/m/- ") >= 1, "a prediction", 30)
+    assert "press: running" in container.say("edge-runtime status")
+    pid = container.say("systemctl show -p MainPID --value edge-runtime@press").strip()
+    status = container.say(f"cat /proc/{pid}/status")
+    assert "Seccomp:\t2" in status
+    assert "CapEff:\t0000000000000000" in status
+    log = container.say("journalctl -u edge-runtime@press --no-pager")
+    assert "edge-runtime[" in log
+    assert "Operation not permitted" not in log
+
+
+def test_a_reload_is_told_and_ends(container: Container) -> None:
+    """`systemctl reload` reads the device file again, in the same process."""
+    before = container.say("systemctl show -p MainPID --value edge-runtime@press")
+    container.say("systemctl reload edge-runtime@press")
+    wait_until(lambda: "reloaded: nothing changed" in container.say("journalctl -u edge-runtime@press"), "reload", 30)
+    assert container.say("systemctl show -p MainPID --value edge-runtime@press") == before
+
+
+def test_what_the_daemon_does_not_need_is_denied(container: Container) -> None:
+    """A process with the unit's restrictions cannot write to the system, leave its rights or look at others."""
+    lines = "".join(f"({probe}) >/dev/null 2>&1 && echo 'PROBE done: {name}'\n" for name, probe in PROBES.items())
+    script = f"#!/bin/sh\ntouch /var/lib/edge-runtime/press/ok && echo 'PROBE ok'\n{lines}echo 'PROBE end'\nexit 0\n"
+    (container.folder / "root-probe.sh").write_text(script)
+    drop_in = "/run/systemd/system/edge-runtime@probe.service.d"
+    container.say(f"mkdir -p {drop_in} /var/lib/edge-runtime/press")
+    text = "[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart=/bin/sh /usr/local/lib/probe.sh\n"
+    container.say(
+        f"cat > {drop_in}/probe.conf <<'END'\n{text}END\ncat > /usr/local/lib/probe.sh <<'END'\n{script}END\n"
+    )
+    container.say("systemctl daemon-reload; systemctl start edge-runtime@probe")
+    said = container.say("journalctl -u edge-runtime@probe -o cat --no-pager")
+    lines_said = [line for line in said.splitlines() if line.startswith("PROBE")]
+    assert lines_said == ["PROBE ok", "PROBE end"], "one of these was possible"
+
+
+def test_the_probes_are_real(container: Container) -> None:
+    """Without the restrictions most of the probes succeed, so their denial means something."""
+    possible = [name for name, probe in PROBES.items() if container.run(f"({probe}) >/dev/null 2>&1")[0] == 0]
+    assert len(possible) >= 8, possible
+    container.run("rm -f /etc/probe /usr/probe /opt/edge-runtime/probe /var/lib/edge-runtime/probe")
+    container.run("umount /var/lib/edge-runtime/press; chown -R edge-runtime: /var/lib/edge-runtime")
+
+
+def test_a_wrong_configuration_is_not_tried_again(container: Container) -> None:
+    """Exit code 78 leaves the service down, with the mistake in the journal."""
+    container.say("echo 'x =' > /etc/edge-runtime/bad.toml; chmod 644 /etc/edge-runtime/bad.toml")
+    assert container.run("systemctl start edge-runtime@bad")[0] != 0
+    shown = container.say("systemctl show -p NRestarts -p ActiveState -p ExecMainStatus edge-runtime@bad")
+    assert set(shown.split()) == {"NRestarts=0", "ActiveState=failed", "ExecMainStatus=78"}
+    assert "bad.toml: line 1, column" in container.say("journalctl -u edge-runtime@bad -o cat --no-pager")
+
+
+def test_a_daemon_that_hangs_is_started_again(container: Container) -> None:
+    """The watchdog ends a daemon that makes no progress, and systemd starts another."""
+    container.say("systemctl kill --kill-whom=main -s STOP edge-runtime@press")
+    wait_until(
+        lambda: "NRestarts=1" in container.say("systemctl show -p NRestarts edge-runtime@press"),
+        lambda: container.say("journalctl -u edge-runtime@press --no-pager | tail -5"),
+        60,
+    )
+    wait_until(lambda: container.run("systemctl is-active --quiet edge-runtime@press")[0] == 0, "the new one", 30)
+    assert "Watchdog timeout" in container.say("journalctl -u edge-runtime@press --no-pager")
+
+
+def test_a_stop_is_clean(container: Container) -> None:
+    """`systemctl stop` ends it in good order: it says goodbye, and leaves nothing in /run."""
+    container.say("systemctl stop edge-runtime@press")
+    assert container.say("systemctl show -p Result --value edge-runtime@press").strip() == "success"
+    wait_until(lambda: "status offline" in container.say("tail -1 /tmp/heard"), "the goodbye", 10)
+    assert container.run("ls /run/edge-runtime/press")[0] != 0
