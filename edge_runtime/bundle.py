@@ -67,7 +67,7 @@ def check_bundle(path: Path, data: bytes, *, place: str | None = None, limits: L
     try:
         return _check(path, data, place or str(path), limits)
     except BundleError as error:
-        message = _one_line(str(error))
+        message = one_line(str(error))
         if message == str(error):
             raise
         raise BundleError(message) from error
@@ -351,7 +351,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text that quotes a stranger's file, fit for one line of a terminal or a log."""
     line = "".join(char if char.isprintable() else "?" for char in text.replace("\n", "; "))
     return line if len(line) <= 800 else line[:800] + "..."

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.bundle import Bundle, one_line, open_bundle
 from edge_runtime.errors import BundleError
 
 MIB = 1024 * 1024
@@ -195,7 +195,7 @@ def _problem(status: int | None, report: dict[str, Any] | None, budget: Budget) 
     if report is None:
         return f"the child ended without a report (exit {status}): try again, then report it"
     problem = report.get("problem")
-    return str(problem) if problem is not None or "measured" not in report else None
+    return one_line(str(problem)) if problem is not None or "measured" not in report else None
 
 
 # -- the child -----------------------------------------------------------------------------------------------------

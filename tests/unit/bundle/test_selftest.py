@@ -192,6 +192,15 @@ def test_a_graph_that_onnxruntime_refuses_is_told_in_its_words(tmp_path: Path) -
     assert "self-test: " in _refusal(draft, tmp_path)
 
 
+def test_names_of_a_damaged_graph_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    """What onnxruntime quotes of a stranger's file is shown without its control characters."""
+    draft = builders.regression()
+    draft.model.graph.node[1].input[0] = "fl\x1b[2Jat\n"
+    message = _refusal(draft, tmp_path)
+    assert message.isprintable()
+    assert "fl?[2Jat" in message
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
