@@ -62,6 +62,7 @@ class App:
             ("predict", r"/predict/(?P<model>[^/]+)", "POST", self._predict),
             ("infer", model + r"/infer", "POST", self._infer),
             ("page", r"/", "GET", self._page),
+            ("openapi", r"/openapi\.json", "GET", self._openapi),
             ("events", STREAM, "GET", self._events),
             ("health", r"/health\.json", "GET", self._health),
             ("healthz", r"/healthz", "GET", self._healthz),
@@ -118,9 +119,8 @@ class App:
         raise RefusedError(404, f"there is nothing at {path[:100]}")
 
     def _page(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        body = resources.files("edge_runtime.http").joinpath("page.html").read_bytes()
         return Answer(
-            body=body,
+            body=_file("page.html"),
             type="text/html; charset=utf-8",
             headers={
                 "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -128,6 +128,9 @@ class App:
                 "Cache-Control": "no-cache",
             },
         )
+
+    def _openapi(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
+        return Answer(body=_file("openapi.json"))
 
     def _events(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
         watcher = self.board.watch()
@@ -200,6 +203,11 @@ class App:
 
     def _find(self, parts: Mapping[str, str]) -> Served:
         return find(self.models, parts["model"], parts.get("version"))
+
+
+def _file(name: str) -> bytes:
+    """A file of this package."""
+    return resources.files("edge_runtime.http").joinpath(name).read_bytes()
 
 
 def _headers(environ: Mapping[str, Any]) -> dict[str, str]:

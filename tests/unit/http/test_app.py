@@ -450,3 +450,21 @@ def test_the_page_is_small_and_needs_nothing_else(app: App, tmp_path: Path) -> N
     for foreign in ("http://", "https://", "src=", "@import", "url("):
         assert foreign not in text
     assert "default-src 'none'" in found.headers["Content-Security-Policy"]
+
+
+def test_the_openapi_file_names_every_route_with_its_method(app: App) -> None:
+    """What tools read about the routes is what the routes are, and its refusals look as it says."""
+    document = ask(app, "GET", "/openapi.json").document
+    described = {
+        (method.upper(), path.replace("{model}", "activity").replace("{version}", "1.0.0"))
+        for path, methods in document["paths"].items()
+        for method in methods
+    }
+    for method, path in described - {("GET", "/events")}:
+        found = ask(app, method, path, tensor())
+        assert found.status in {200, 422}, path
+        wrong = "POST" if method == "GET" else "GET"
+        assert ask(app, wrong, path).status == 405, path
+    routes = [(wanted, pattern) for _name, pattern, wanted, _handler in app._routes]
+    for wanted, pattern in routes:
+        assert any(method == wanted and pattern.fullmatch(path) for method, path in described), pattern
