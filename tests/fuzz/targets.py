@@ -4,13 +4,14 @@ A target returns quietly, or fails with the sentence that does not hold; anythin
 finding too. The same targets serve the property tests, the mutation run and the coverage-guided fuzzer.
 """
 
+import atexit
 import itertools
 import math
-import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,9 @@ SEEDS: dict[str, list[bytes]] = {
 }
 
 
-def _folder(made: list[str] = []) -> str:  # noqa: B006 - one folder a process, made when it is first needed
-    if not made or not os.path.isdir(made[0]):  # noqa: PTH112 - as quick as can be: once an input
-        made[:] = [tempfile.mkdtemp(prefix="edge-fuzz-")]
-    return made[0]
+@cache
+def _folder() -> str:
+    """One folder a process, made when it is first needed."""
+    made = tempfile.mkdtemp(prefix="edge-fuzz-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
