@@ -146,8 +146,8 @@ class Store:
                 return self._replace_damaged()
             return self._open()
         except sqlite3.Error as error:
-            if _is_damage(error) or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-                return self._replace_damaged()  # a plain error while opening is a table that is not ours
+            if _is_damage(error) or "no such column" in str(error):  # or a table that is not ours
+                return self._replace_damaged()
             self.close()
             raise StoreError(f"{self._path}: {error}") from error
         except OSError as error:
@@ -211,7 +211,10 @@ class Store:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise _DamagedError(f"schema {version} is newer than this program")
-        if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if "error code=" in verdict:  # it does not raise what the disk says: an error of reading is no damage
+            raise sqlite3.OperationalError(verdict)
+        if verdict != "ok":
             raise _DamagedError("its pages contradict one another")
         connection.executescript(_SCHEMA)
         connection.execute("SELECT id, stream, priority, made, topic, payload, crc FROM entry LIMIT 1").fetchone()
@@ -233,6 +236,7 @@ class Store:
         self.close()
         aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
         try:
+            rows, lost = salvage(self._path)
             for found, target in zip(_files(self._path), _files(aside), strict=True):
                 if found.exists():
                     found.rename(target)
@@ -241,7 +245,6 @@ class Store:
         except (OSError, sqlite3.Error) as error:
             self.close()
             raise StoreError(f"{self._path}: damaged, and cannot be set aside: {error}") from error
-        rows, lost = salvage(aside)
         if rows:
             self.commit(rows, ())
             opened = self._open_again()
@@ -386,6 +389,9 @@ def salvage(path: Path) -> tuple[list[NewRow], int]:
     """Every row of a damaged file that can still be read, in order, and how many are missing between and after them.
 
     It is read from both ends, so that one bad page does not hide what stands behind it.
+
+    Raises:
+        sqlite3.Error: the disk cannot be read at present, which is no damage.
     """
     forward, backward = _read_rows(path, "ASC"), _read_rows(path, "DESC")
     by_id = {row.id: row for row in (*backward, *forward)}
@@ -397,13 +403,16 @@ def salvage(path: Path) -> tuple[list[NewRow], int]:
 def _read_rows(path: Path, direction: str) -> list[Row]:
     rows: list[Row] = []
     query = f"SELECT id, stream, priority, made, topic, payload, crc FROM entry ORDER BY id {direction}"  # noqa: S608
-    with contextlib.suppress(sqlite3.Error):  # the damage starts here; what stands before it is kept
-        address = f"{path.absolute().as_uri()}?mode=ro"
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
             connection.text_factory = _text
             for found in connection.execute(query):
                 rows.append(_row(found))
-    return rows
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            raise
+    return rows  # where it is damaged, what stands before the damage
 
 
 def _row(found: tuple[Any, ...]) -> Row:
