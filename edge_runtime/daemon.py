@@ -43,8 +43,8 @@ from edge_runtime.sources import mqtt as mqtt_source
 from edge_runtime.state import StateFolder
 
 if TYPE_CHECKING:
+    from edge_runtime.exchange import Exchange
     from edge_runtime.http.attached import Attached
-    from edge_runtime.rollout import Rollout
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
@@ -100,7 +100,7 @@ class Assembly:
         self.outbox.on_state = self._outbox_state
         self.outbox.attach(self.upstream_connection)
         self.http = self._http()
-        self.rollout = self._rollout(reload)
+        self.exchange = self._make_exchange(reload)
         self.pipelines: list[Pipeline] = []
         self.sources: list[tuple[str, AnySource]] = []
         for planned in plan.sources:
@@ -124,8 +124,8 @@ class Assembly:
             connection.start()
         if self.http is not None:
             self.http.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
-        if self.rollout is not None:
-            self.rollout.begin()
+        if self.exchange is not None:
+            self.exchange.begin()
         for _, source in self.sources:
             source.start()
         self._changed()
@@ -141,8 +141,8 @@ class Assembly:
             self.http.end()
         for _, source in self.sources:
             source.stop()
-        if self.rollout is not None:
-            self.rollout.end()
+        if self.exchange is not None:
+            self.exchange.end()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
         for pipeline in self.pipelines:
             pipeline.stop()
@@ -236,7 +236,7 @@ class Assembly:
         """The document of `edge/{device}/models`."""
         found = []
         for pipeline in self.pipelines:
-            state, why = ("active", None) if self.rollout is None else self.rollout.standing(pipeline)
+            state, why = ("active", None) if self.exchange is None else self.exchange.standing(pipeline)
             manifest, digest = pipeline.model.manifest, pipeline.model.bundle.digest
             about = {"name": pipeline.config.name, "bundle": manifest.name, "version": manifest.version}
             found.append({**about, "digest": digest, "state": state, "why": why})
@@ -339,8 +339,8 @@ class Assembly:
             counters=counters,
         )
         pipeline.warm_up()
-        if self.rollout is not None and model.slot is not None:
-            self.rollout.watch(pipeline, model.slot)
+        if self.exchange is not None and model.slot is not None:
+            self.exchange.watch(pipeline, model.slot)
         return pipeline
 
     def _payload(self, config: ModelConfig, model: Model) -> JsonPayload:
@@ -354,23 +354,23 @@ class Assembly:
             threshold=config.threshold if config.threshold is not None else manifest.output.threshold,
         )
 
-    def _rollout(self, reload: Callable[[], None]) -> "Rollout | None":
+    def _make_exchange(self, reload: Callable[[], None]) -> "Exchange | None":
         """Only for a device that takes a model from the store."""
         if all(model.slot is None for source in self.plan.sources for model in source.models):
             return None
-        from edge_runtime.rollout import Rollout  # noqa: PLC0415 - and the store with it
+        from edge_runtime.exchange import Exchange  # noqa: PLC0415 - and the store with it
         from edge_runtime.slots import Store as ModelStore  # noqa: PLC0415
 
-        return Rollout(
+        return Exchange(
             self._loop,
             ModelStore(Path(self.config.store.path)),
             self.config.store,
-            exchange=self._exchange,
+            hand_over=self._hand_over,
             reload=reload,
             on_change=self._models_changed,
         )
 
-    def _exchange(self, pipeline: Pipeline, model: Model) -> bool:
+    def _hand_over(self, pipeline: Pipeline, model: Model) -> bool:
         """Give a pipeline another bundle; False when its source does not deliver what that one wants."""
         planned = next(each for each in self.plan.sources if each.config.name == pipeline.config.source)
         if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):

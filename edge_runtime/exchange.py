@@ -23,7 +23,7 @@ from edge_runtime.slots import Slot, Store
 
 LOOK_S = 2.0
 
-_log = get_logger("rollout")
+_log = get_logger("exchange")
 
 
 @dataclass(slots=True, eq=False)
@@ -40,14 +40,14 @@ class _Watched:
     why: str = ""
 
 
-class Rollout:
+class Exchange:
     """Watches the store for the pipelines whose bundles come from it.
 
     Args:
         loop: the event loop; everything but the loading runs in its thread.
         store: the device's store.
         config: how long probation lasts, and what ends it.
-        exchange: gives a pipeline the loaded bundle; False when the source must be rewired for it.
+        hand_over: gives a pipeline the loaded bundle; False when the source must be rewired for it.
         reload: wires everything anew.
         on_change: called when there is something new to say about a model.
     """
@@ -58,14 +58,14 @@ class Rollout:
         store: Store,
         config: StoreConfig,
         *,
-        exchange: Callable[[Pipeline, Model], bool],
+        hand_over: Callable[[Pipeline, Model], bool],
         reload: Callable[[], None],
         on_change: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._store = store
         self._config = config
-        self._exchange = exchange
+        self._hand_over = hand_over
         self._reload = reload
         self._on_change = on_change
         self._watched: list[_Watched] = []
@@ -125,7 +125,7 @@ class Rollout:
             return
         watched.stamp = self._store.stamp(slot.name)
         watched.loading = True
-        threading.Thread(target=self._load, args=(watched, slot), name="rollout", daemon=True).start()
+        threading.Thread(target=self._load, args=(watched, slot), name="exchange", daemon=True).start()
 
     def _load(self, watched: _Watched, slot: Slot) -> None:
         """In a thread: everything that takes time."""
@@ -148,7 +148,7 @@ class Rollout:
         if found.bundle.digest != slot.digest:
             return  # the store has decided anew meanwhile; the next look sees it
         try:
-            fits = self._exchange(watched.pipeline, found)
+            fits = self._hand_over(watched.pipeline, found)
         except EdgeError as error:
             self._give_back(watched, slot, f"cannot be run: {error}")
             return
@@ -214,7 +214,7 @@ class Rollout:
             self._on_change()
             return
         watched.loading = True
-        threading.Thread(target=self._load, args=(watched, now), name="rollout", daemon=True).start()
+        threading.Thread(target=self._load, args=(watched, now), name="exchange", daemon=True).start()
 
 
 def _errors(pipeline: Pipeline) -> int:
