@@ -1,12 +1,13 @@
 """`edge-runtime predict BUNDLE FILES... -o OUT`: recorded files in, a row of predictions for each window out."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_runtime.batch.run import Outcome, Request
+    from edge_runtime.batch.run import Engine, Outcome, Request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.batch.run import Request, predict  # noqa: PLC0415 - numpy, which `--help` does not need
     from edge_runtime.errors import CommandError  # noqa: PLC0415
 
+    if args.scheduler is not None and args.engine != "dask":
+        raise CommandError("--scheduler: it is a Dask cluster's: add --engine dask")
+    if args.engine == "dask":  # workers may have been started anywhere
+        args.bundle, args.files = args.bundle.absolute(), [os.path.abspath(name) for name in args.files]  # noqa: PTH100
     if args.output is None and not args.label:
         raise CommandError("expected an output (-o OUT), or a column of truth (--label COLUMN) to evaluate by")
     request = Request(
@@ -51,8 +56,15 @@ def run(args: argparse.Namespace) -> int:
         args.one_recording,
         args.workers,
     )
-    outcome = predict(request)
+    outcome = predict(request, _dask(args.scheduler, args.workers) if args.engine == "dask" else None)
     return _report(outcome, request)
+
+
+def _dask(scheduler: str | None, workers: int | None) -> "Engine":
+    from edge_runtime.batch import dask_engine  # noqa: PLC0415 - an extra
+
+    count = workers or len(os.sched_getaffinity(0))
+    return lambda job, parts, show: dask_engine.run_parts(job, parts, show, scheduler=scheduler, workers=count)
 
 
 def _report(outcome: "Outcome", request: "Request") -> int:

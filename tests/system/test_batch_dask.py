@@ -1,0 +1,114 @@
+"""`predict --engine dask`, in an environment of its own: the same file as without, also when a worker is killed."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import builders
+from tests.installed import ROOT
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+PYTHON = "EDGE_DASK_PYTHON"
+
+
+@pytest.fixture
+def python() -> str:
+    """The interpreter of an environment with the extra `batch-dask`."""
+    found = os.environ.get(PYTHON)
+    if found is None:
+        pytest.skip(f"set {PYTHON} to a Python in whose environment the extra batch-dask is installed")
+    return found
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """A bundle and a folder of recordings."""
+    builders.classification(length=10, stride=1).save(tmp_path / "motion.onnx")
+    folder = tmp_path / "recordings"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for number in range(12):
+        rows = "".join(f"{a},{b}\n" for a, b in rng.normal(size=(20_000, 2)).astype(np.float32))
+        (folder / f"{number:02}.csv").write_text("temperature,humidity\n" + rows + "bad,1\n")
+    return tmp_path
+
+
+def predict(python: str, folder: Path, output: str, *more: str) -> subprocess.Popen[str]:
+    """Start the command on the source folder."""
+    return subprocess.Popen(
+        [python, "-m", "edge_runtime.cli", "predict", "motion.onnx", "recordings", "-o", output, *more],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for the end; what it has written to stderr."""
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.fixture
+def cluster(python: str, tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A scheduler and two workers; gives the address and the workers."""
+    log = tmp_path / "scheduler.log"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    with log.open("wb") as file:
+        scheduler = subprocess.Popen(
+            [python, "-m", "distributed.cli.dask_scheduler", *options], stderr=file, stdout=file, env=environment
+        )
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        wait_until(lambda: re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text()), log.read_text, 30)
+        found = re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())
+        assert found is not None
+        for _ in range(2):
+            command = [python, "-m", "distributed.cli.dask_worker", found[0], "--nthreads", "1", "--no-nanny"]
+            command += ["--no-dashboard", "--local-directory", str(tmp_path)]
+            workers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment))
+        yield found[0], workers
+    finally:
+        for process in [*workers, scheduler]:
+            process.kill()
+            process.wait(10)
+
+
+def test_a_cluster_gives_the_same_file(
+    python: str, recordings: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    """On a cluster, with a worker killed in the middle, every byte of output and side file is as on one machine."""
+    finish(predict(python, recordings, "local.csv"))
+    process = predict(python, recordings, "cluster.csv", "--engine", "dask", "--scheduler", cluster[0])
+    parts = recordings / "cluster.csv.parts"
+    wait_until(lambda: list(parts.glob("*.json")) or process.poll() is not None, "the first part", 60)
+    cluster[1][0].send_signal(signal.SIGKILL)
+    assert "12 files" in finish(process)
+    assert (recordings / "cluster.csv").read_bytes() == (recordings / "local.csv").read_bytes()
+    rejected = (recordings / "cluster.csv.rejected.csv").read_text()
+    assert rejected.count("wrong_type") == 12
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(python: str, recordings: Path) -> None:
+    """An address where nobody answers is exit 1 and one line."""
+    began = time.monotonic()
+    error = finish(
+        predict(python, recordings, "out.csv", "--engine", "dask", "--scheduler", "tcp://127.0.0.1:9"), code=1
+    )
+    assert "tcp://127.0.0.1:9: expected a Dask scheduler, found none" in error
+    assert error.count("\n") == 1
+    assert time.monotonic() - began < 60
+    assert not (recordings / "out.csv").exists()
