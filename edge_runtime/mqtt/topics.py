@@ -1,5 +1,7 @@
 """Topics with `{key}`: what to subscribe to, and which key a message belongs to. Pure."""
 
+from edge_runtime.topics import matches
+
 _CACHED_TOPICS = 20_000
 
 
@@ -17,20 +19,9 @@ class TopicPattern:
 
     def match(self, topic: str) -> tuple[bool, str | None]:
         """Whether `topic` belongs here, and its key (None where the pattern has none)."""
-        levels = topic.split("/")
-        wanted = self.filter.split("/")
-        if topic.startswith("$") and wanted[0] != levels[0]:
-            return False, None  # MQTT 4.7.2: a leading wildcard does not match topics that begin with $
-        if wanted[-1] == "#":
-            wanted = wanted[:-1]
-            if len(levels) < len(wanted):
-                return False, None
-            levels = levels[: len(wanted)]
-        if len(levels) != len(wanted):
+        if not matches(self.filter, topic):
             return False, None
-        if any(want not in (level, "+") for want, level in zip(wanted, levels, strict=True)):
-            return False, None
-        return True, None if self._key_level is None else levels[self._key_level]
+        return True, None if self._key_level is None else topic.split("/")[self._key_level]
 
 
 class TopicKeys:
