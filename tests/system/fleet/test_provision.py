@@ -26,7 +26,7 @@ port = "/dev/serial/by-id/not-there"
 fields = ["temperature", "humidity"]
 [[model]]
 name = "m"
-bundle = "m.onnx"
+bundle = "m"
 source = "imu"
 [upstream]
 url = "mqtt://127.0.0.1:1"
@@ -99,24 +99,34 @@ def test_a_fresh_device_is_provisioned_flashed_and_serves(make_lan: MakeLan, tmp
     assert text == "would change nothing"
     assert outcome(lan.command(*words).stdout) == ("unchanged", "runtime 0.1.0 is all there")
 
-    bundle = classification(name="m").save(tmp_path / "m.onnx")
-    Signer(tmp_path / "signing-key", tmp_path / "allowed_signers").sign(bundle)
-    flashed = lan.command("flash", bundle, "d0")
+    key = Signer(tmp_path / "signing-key", tmp_path / "allowed_signers")
+    first = classification(name="m").save(tmp_path / "m.onnx")
+    second = classification(name="m", version="1.1.0", seed=2).save(tmp_path / "m2.onnx")
+    key.sign(first)
+    key.sign(second)
+    flashed = lan.command("flash", first, "d0")
     assert flashed.returncode == 0, flashed.stdout
-    result, text = outcome(lan.command(*words, "--with", bundle, timeout=120).stdout)
-    assert (result, text) == ("done", "write /etc/edge-runtime/m.onnx; start edge-runtime@d0")
+    assert "the service is started" in flashed.stdout
+    wait_until(lambda: serves(device, "1.0.0"), lambda: f"a daemon: {said(device)}", 60)
 
-    def said() -> str:
-        return device.run("cat /run/edge-runtime/log", check=False)
+    started = device.run("cat /run/edge-runtime/systemctl.log").count("start")
+    assert lan.command("flash", second, "d0").returncode == 0
+    wait_until(lambda: serves(device, "1.1.0"), lambda: f"the new model: {said(device)}", 60)
+    assert device.run("cat /run/edge-runtime/systemctl.log").count("start") == started, "no restart was needed"
+    (row,) = json.loads(lan.command("devices", "--json").stdout)
+    assert row["queued"] == 0
+    assert [each["version"] for each in row["models"]] == ["1.1.0", "1.0.0"]
 
-    wait_until(lambda: "starting" in said(), lambda: f"the daemon, which says: {said()}", 60)
-    wait_until(lambda: running(lan.command("devices", "--json").stdout), lambda: f"a running device: {said()}", 60)
+
+def said(device: Device) -> str:
+    """What the daemon has logged."""
+    return device.run("cat /run/edge-runtime/log", check=False)
 
 
-def running(text: str) -> bool:
-    """Whether `devices --json` shows a device whose daemon answers."""
-    (row,) = json.loads(text)
-    return bool(row["service"] == "" and row["queued"] == 0 and row["models"][0]["version"] == "1.0.0")
+def serves(device: Device, version: str) -> bool:
+    """Whether the daemon itself says that it runs this version."""
+    status = device.run("/opt/edge-runtime/bin/edge-runtime status --json", check=False)
+    return status != "" and f'"version": "{version}"' in status and json.loads(status)[0]["running"]
 
 
 def test_a_full_disk_is_named_and_the_runtime_that_was_there_stays(
