@@ -80,7 +80,7 @@ class Conversion:
         self._check_float(base.judgement, bench, plan)
         found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
         if options.quantize != "none" and not products_of(model):
-            found = Found(found.forms, base, _nothing_to_quantise(source))
+            found = Found(found.forms, base, _nothing_to_quantise(source, model))
         self._finish(source, plan, material, bench, found)
 
     def _material(self, plan: Plan, source: SourceModel) -> Material:
@@ -145,8 +145,15 @@ class Conversion:
         options = self._options
         metric = metric_name(plan.task, material.truth)
         rows = [Row("source", None, bench.reference())]
+        came = _is_quantised(onnx.load_model_from_string(found.forms[0].candidate.model))
         rows += [
-            Row(form.candidate.name, form.size, form.judgement, form is found.kept, latency_us=form.latency_us)
+            Row(
+                "int8, as it came" if came else form.candidate.name,
+                form.size,
+                form.judgement,
+                form is found.kept,
+                latency_us=form.latency_us,
+            )
             for form in found.forms
         ]
         self._say(table(rows, metric))
@@ -215,10 +222,11 @@ class Conversion:
         record: dict[str, Any],
     ) -> None:
         options, states = self._options, start_of(bench.states)
-        data, rough = kept.candidate.model, kept.candidate.method != "none"
+        data = kept.candidate.model
+        final = onnx.load_model_from_string(data)
+        rough = kept.candidate.method != "none" or _is_quantised(final)
         invariant = bench.batch_free and is_batch_invariant(data, material.evaluation, states)
         golden = self_test(data, material.evaluation, kept.answer, states, invariant=invariant, rough=rough)
-        final = onnx.load_model_from_string(data)
         manifest = make_manifest(
             plan, source, options.model, final, selftest=golden, data=material.dataset, quantization=record,
             batch_invariant=invariant, target_device=self._target, batch_free=bench.batch_free, states=bench.states,
@@ -230,7 +238,13 @@ class Conversion:
             self._say(f"wrote {options.output}.sig")
 
 
-def _nothing_to_quantise(source: SourceModel) -> str:
+def _is_quantised(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def _nothing_to_quantise(source: SourceModel, model: onnx.ModelProto) -> str:
+    if _is_quantised(model):
+        return "nothing to quantise: the model came quantised, and stays as it is"
     if source.trees:
         return (
             "decision trees are not quantised: they compare readings with thresholds and have no matrix products, "

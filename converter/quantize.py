@@ -100,6 +100,51 @@ def products_of(model: onnx.ModelProto) -> list[str]:
     ]
 
 
+def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose plain `Gemm` nodes are `MatMul` and `Add`, which every quantiser knows."""
+    found = {
+        index
+        for index, node in enumerate(model.graph.node)
+        if node.op_type == "Gemm" and _is_plain(node) and node.input[1] in {t.name for t in model.graph.initializer}
+    }
+    if not found:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    weights = {tensor.name: tensor for tensor in copy.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for index, node in enumerate(model.graph.node):
+        if index not in found:
+            nodes.append(node)
+            continue
+        name, product = node.name or node.output[0], f"{node.output[0]}_product"
+        weight = node.input[1]
+        if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+            turned = onnx.numpy_helper.to_array(weights[weight]).T
+            weight = f"{weight}_turned"
+            copy.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(turned), weight))
+        biased = len(node.input) > 2 and bool(node.input[2])
+        result = product if biased else node.output[0]
+        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], weight], [result], name=name))
+        if biased:
+            nodes.append(onnx.helper.make_node("Add", [product, node.input[2]], list(node.output), name=f"{name}_bias"))
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in copy.graph.initializer if tensor.name in used or _in_subgraphs(nodes)]
+    del copy.graph.initializer[:], copy.graph.node[:]
+    copy.graph.initializer.extend(kept)
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return given.get("alpha", 1.0) == 1.0 and given.get("beta", 1.0) == 1.0 and not given.get("transA", 0)
+
+
+def _in_subgraphs(nodes: list[onnx.NodeProto]) -> bool:
+    return any(attribute.type == onnx.AttributeProto.GRAPH for node in nodes for attribute in node.attribute)
+
+
 def sparing(model: onnx.ModelProto, calibration: Floats, states: Sequence[State]) -> list[Recipe]:
     """Recipes that leave the most sensitive nodes in float: first one, then two, four, and so on.
 
@@ -143,7 +188,7 @@ def candidate(model: onnx.ModelProto, recipe: Recipe, calibration: Floats, state
             return Candidate(recipe, _float16(model))
         with tempfile.TemporaryDirectory(prefix="edge-convert-") as folder:
             before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
-            ready = onnx.shape_inference.infer_shapes(equalized(model, calibration))
+            ready = onnx.shape_inference.infer_shapes(equalized(with_products(model), calibration))
             onnx.save_model(ready, before)
             nodes = [name for name in products_of(ready) if name not in recipe.spared]
             if recipe.method == "dynamic":

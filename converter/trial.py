@@ -33,6 +33,8 @@ def main(path: str) -> str | None:
     rows = array(golden.input)
     names = list(OUTPUT_NAMES[manifest.task])
     for batch in BATCHES if manifest.batch_free else (1,):
+        # Dynamic int8 has one scale for all rows of a call: only row by row are its answers its own.
+        exact = batch == 1 or manifest.quantization.get("method") != "dynamic"
         picked = np.arange(max(batch, len(rows))) % len(rows)
         for start in range(0, len(picked) - batch + 1, batch):
             index = picked[start : start + batch]
@@ -44,10 +46,12 @@ def main(path: str) -> str | None:
                 if found.shape != expected.shape:
                     return f"at batch {batch} its {name} has shape {found.shape}, expected {expected.shape}"
                 if found.dtype == np.int64:
-                    wrong = int(np.sum(found != expected))
+                    wrong = int(np.sum(found != expected)) if exact else 0
                     if wrong > golden.label_mismatches:
                         return f"at batch {batch} {wrong} of its {name}s differ from the golden ones"
-                elif not np.allclose(found, expected, rtol=golden.rtol, atol=golden.atol):
+                elif not np.isfinite(found).all():
+                    return f"at batch {batch} its {name} is not finite"
+                elif exact and not np.allclose(found, expected, rtol=golden.rtol, atol=golden.atol):
                     return f"at batch {batch} its {name} is off by {np.max(np.abs(found - expected)):.3g}"
     return None
 

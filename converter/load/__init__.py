@@ -52,12 +52,17 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
         from converter.load import xgboost  # noqa: PLC0415
 
         return xgboost.load(path)
+    if kind == "tflite":
+        from converter.load import tflite  # noqa: PLC0415
+
+        return tflite.load(path, spec)
     if kind == "lightgbm":
         from converter.load import lightgbm  # noqa: PLC0415
 
         return lightgbm.load(path)
     raise CommandError(
-        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM; pickle and joblib with --trust), found {kind}"
+        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, TFLite; pickle and joblib with --trust), "
+        f"found {kind}"
     )
 
 
@@ -79,6 +84,8 @@ def sniff(path: Path) -> str:
         return "pickle"
     if suffix == ".skops":
         raise CommandError(f"{path}: expected a skops file, found no zip archive: it is truncated or something else")
+    if head[4:8] == b"TFL3" or suffix == ".tflite":
+        return "tflite"
     if head.startswith((b"tree\n", b"tree\r\n")):
         return "lightgbm"
     if (head.startswith(b"{") and (b'"learner"' in head or suffix == ".ubj")) or head.startswith(

@@ -26,6 +26,7 @@ _NEWEST_OPSET = 22  # of onnxruntime 1.20, the oldest that devices have
 _TASK_OF: dict[str, Task] = {"label": "classification", "value": "regression", "score": "anomaly"}
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.STRING)
 _PROBE_ROWS = 16
+_TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Cast")
 
 
 def load(path: Path, spec: Spec) -> "OnnxModel":
@@ -224,7 +225,7 @@ class OnnxModel(SourceModel):
         said = self._spec.model.activation
         if said is not None or is_normal:
             return said or "none"
-        maker: str = next((node.op_type for node in self._model.graph.node if name in node.output), "")
+        maker = self._maker_of(name)
         if maker in ("Softmax", "Sigmoid", "TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"):
             return "none"
         flat = probe.reshape(len(probe), -1).astype(np.float64)
@@ -235,6 +236,13 @@ class OnnxModel(SourceModel):
             f"{name} does not hold probabilities: {activation} is applied; [model] activation changes that"
         )
         return activation
+
+    def _maker_of(self, name: str) -> str:
+        """The operator that makes a tensor, seen through what only rounds or shapes it."""
+        makers = {output: node for node in self._model.graph.node for output in node.output}
+        while name in makers and makers[name].op_type in _TRANSPARENT:
+            name = makers[name].input[0]
+        return str(makers[name].op_type) if name in makers else ""
 
     def _probe(self) -> Floats:
         shape = self._layout.window

@@ -1,0 +1,159 @@
+"""TFLite files: the interpreter, the float or int8 ONNX, and the final bundle, on recorded samples."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from converter.cli import main
+from converter.commands.inspect import manifest_of
+from converter.evaluate import run, session_of
+from converter.load import open_model
+from converter.spec import load_spec
+
+pytest.importorskip("ai_edge_litert")
+pytestmark = pytest.mark.shared_data
+
+WORDS = ["Down", "Go", "Left", "No", "Off", "On", "Right", "Stop", "Up", "Yes", "Silence", "Unknown"]
+KWS = f'task = "classification"\nlabels = {json.dumps(WORDS)}\n[frame]\nshape = [49, 10, 1]\n'
+
+
+def samples(folder: Path) -> tuple[Any, Any]:
+    """500 spoken words as int8 spectra, and which words they are."""
+    with (folder / "labels.csv").open(newline="") as file:
+        truth = [int(row["label"]) for row in csv.DictReader(file)][:500]
+    return np.load(folder / "samples_int8.npy"), np.array(truth)
+
+
+def build(tmp_path: Path, model: Path, spec: str, *arguments: str) -> Path:
+    """A bundle that must succeed."""
+    (tmp_path / "spec.toml").write_text(spec)
+    out = tmp_path / "out.onnx"
+    assert main(["build", str(model), "--spec", str(tmp_path / "spec.toml"), "-o", str(out), *arguments]) == 0
+    return out
+
+
+def test_the_int8_keyword_model_is_bit_identical_to_its_interpreter(shared_data: Path, tmp_path: Path) -> None:
+    """All 500 samples: every score of the bundle is the interpreter's, to the last bit, and it stays int8."""
+    folder = shared_data / "mlperf-tiny-kws"
+    x, y = samples(folder)
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    spec = KWS + 'dtype = "int8"\n'
+    out = build(tmp_path, folder / "kws_ref_model.tflite", spec, "--data", str(tmp_path / "d.npz"))
+    source = open_model(folder / "kws_ref_model.tflite", load_spec(tmp_path / "spec.toml"), trust=False)
+    windows = x.astype(np.float32)
+    found, expected = run(session_of(out.read_bytes()), windows), source.predict(windows)
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert "came quantised" in manifest_of(out).quantization["reason"]
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(out).graph.node}
+
+
+@pytest.mark.parametrize("method", ["auto", "int8"])
+def test_the_float_keyword_model_becomes_int8_within_a_point(method: str, shared_data: Path, tmp_path: Path) -> None:
+    """Calibrated on one half of the samples and judged by the other, int8 loses less than one point."""
+    folder = shared_data / "mlperf-tiny-kws"
+    q, y = samples(folder)
+    x = (q.astype(np.float32) - 83) * np.float32(0.5847029089927673)
+    np.savez(tmp_path / "one.npz", x=x[::2], y=y[::2])
+    np.savez(tmp_path / "other.npz", x=x[1::2], y=y[1::2])
+    files = ["--calibration", str(tmp_path / "one.npz"), "--evaluation", str(tmp_path / "other.npz")]
+    out = build(tmp_path, folder / "kws_ref_model_float32.tflite", KWS, *files, "--quantize", method)
+    record = manifest_of(out).quantization
+    assert record["float_metric"] >= 0.88
+    assert record["drop"] <= 0.01
+    assert record["differing_labels_float"] == 0
+    assert record["max_score_difference_float"] < 1e-5
+    assert record["bytes"] < record["bytes_float"] / 2
+
+
+@pytest.mark.parametrize(("name", "mean"), [("ad01_fp32", 9.7071), ("ad01_int8", None)])
+def test_an_autoencoder_s_reconstruction_error_becomes_a_score(
+    name: str, mean: float | None, shared_data: Path, tmp_path: Path
+) -> None:
+    """196 windows of one recording: the published mean of the float model, parity, a threshold from data."""
+    folder = shared_data / "mlperf-tiny-anomaly"
+    frames = np.fromfile(folder / "normal_id_01_00000000_hist_librosa.bin", "<f4").reshape(200, 128)
+    x = np.stack([frames[i : i + 5].reshape(-1) for i in range(196)])
+    np.savez(tmp_path / "d.npz", x=x)
+    spec = 'task = "anomaly"\n[frame]\nshape = [640]\n'
+    out = build(tmp_path, folder / f"{name}.tflite", spec, "--data", str(tmp_path / "d.npz"), "--quantize", "none")
+    source = open_model(folder / f"{name}.tflite", load_spec(tmp_path / "spec.toml"), trust=False)
+    score = run(session_of(out.read_bytes()), x).score
+    assert score is not None
+    expected = source.predict(x).score
+    assert expected is not None
+    # This network magnifies rounding: two kernels of TFLite itself are 8e-5 apart.
+    np.testing.assert_allclose(score, expected, rtol=2e-4)
+    if mean is not None:
+        assert score.mean() == pytest.approx(mean, abs=1e-3)
+    assert manifest_of(out).output.threshold == pytest.approx(np.quantile(score, 0.99), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "task"),
+    [
+        ("mlperf-tiny-wakeword/str_ww_ref_model", [30, 1, 40], "classification"),
+        ("tflite-micro/micro_speech_quantized", [1960], "classification"),
+        ("tflite-micro/hello_world_int8", [1], "regression"),
+        ("tflite-micro/hello_world_float", [1], "regression"),
+    ],
+)
+def test_other_small_models_answer_as_their_interpreter(
+    name: str, shape: list[int], task: str, shared_data: Path, tmp_path: Path
+) -> None:
+    """On made-up inputs: at most six int8 steps apart for one model of known difference, else none or one."""
+    kind = "" if name.endswith("float") else 'dtype = "int8"\n'
+    spec = f'task = "{task}"\n[frame]\nshape = {shape}\n{kind}'
+    (tmp_path / "spec.toml").write_text(spec)
+    source = open_model(shared_data / f"{name}.tflite", load_spec(tmp_path / "spec.toml"), trust=False)
+    rng = np.random.default_rng(0)
+    x = rng.integers(-128, 128, size=(100, *shape)) if kind else rng.uniform(0, 6.28, size=(100, *shape))
+    expected = source.predict(x.astype(np.float32))
+    np.savez(tmp_path / "d.npz", x=x.astype(np.float32))
+    out = build(tmp_path, shared_data / f"{name}.tflite", spec, "--data", str(tmp_path / "d.npz"), "--quantize", "none")
+    found = run(session_of(out.read_bytes()), x.astype(np.float32))
+    for part, array in expected.tensors().items():
+        steps = 6 if "speech" in name else 1
+        np.testing.assert_allclose(found.tensors()[part], array, atol=1e-5 if not kind else steps / 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("micro-wake-word/okay_nabu_v2", "VAR_HANDLE"),
+        ("tflite-micro/trained_lstm", "UNIDIRECTIONAL_SEQUENCE_LSTM"),
+        ("tflite-micro/audio_preprocessor_int8", "SignalWindow"),
+    ],
+)
+def test_what_has_no_onnx_form_is_refused_in_one_sentence(
+    name: str, operator: str, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Variables, recurrent cells and custom operators are named."""
+    assert (
+        main(["build", str(shared_data / f"{name}.tflite"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
+    )
+    said = capsys.readouterr().err
+    assert "no ONNX form is known for the TFLite operators" in said
+    assert operator in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "o.onnx").exists()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.99])
+def test_a_truncated_file_is_refused(
+    share: float, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it ends, there is one message."""
+    whole = (shared_data / "mlperf-tiny-kws" / "kws_ref_model.tflite").read_bytes()
+    (tmp_path / "cut.tflite").write_bytes(whole[: int(len(whole) * share)])
+    (tmp_path / "spec.toml").write_text(KWS)
+    arguments = ["build", str(tmp_path / "cut.tflite"), "--spec", str(tmp_path / "spec.toml"), "--quantize", "none"]
+    assert main([*arguments, "-o", str(tmp_path / "o.onnx")]) == 1
+    said = capsys.readouterr().err
+    assert "cut.tflite" in said
+    assert "Traceback" not in said
