@@ -475,9 +475,13 @@ class Outbox:
         for entry in due:
             entry.committing = True
         delivered, self._delivered_rows = self._delivered_rows, []
-        rows = [NewRow(entry.stream, entry.priority, entry.made, entry.topic, entry.payload) for entry in due]
+        rows = [NewRow(entry.stream, entry.priority, self._made(entry), entry.topic, entry.payload) for entry in due]
         self._committing = True
         self._store.commit(rows, delivered, lambda found: self._committed(due, delivered, found))
+
+    def _made(self, entry: Entry) -> float:
+        """When it was made, by the wall clock as it is set now: the clock may have been set since."""
+        return entry.made if entry.since == 0.0 else self._wall() - (self._loop.time() - entry.since)
 
     def _committed(self, due: list[Entry], delivered: list[int], found: Committed | StoreError) -> None:
         self._committing = False

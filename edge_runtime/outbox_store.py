@@ -142,17 +142,19 @@ class Store:
         self.close()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._is_suspect or any(path.is_dir() for path in _files(self._path)):
-                return self._replace_damaged()
-            return self._open()
+            folder = self._set_folders_aside()
+            opened = self._replace_damaged() if self._is_suspect else self._open()
+            opened.damaged_file = opened.damaged_file or folder
         except sqlite3.Error as error:
-            if _is_damage(error) or "no such column" in str(error):  # or a table that is not ours
+            is_foreign = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # tables that are not ours
+            if _is_damage(error) or is_foreign:
                 return self._replace_damaged()
             self.close()
             raise StoreError(f"{self._path}: {error}") from error
         except OSError as error:
             self.close()
             raise StoreError(f"{self._path}: {error.strerror or error}") from error
+        return opened
 
     def commit(self, rows: Sequence[NewRow], delivered: Sequence[int]) -> Committed:
         """In one transaction: put `rows` in, take the delivered ones out, and keep the bounds.
@@ -162,6 +164,7 @@ class Store:
         """
         with self._guarded() as connection:
             connection.execute("BEGIN IMMEDIATE")
+            jump = self._follow_clock(connection)
             ids = []
             for row in rows:
                 cursor = connection.execute(
@@ -172,7 +175,6 @@ class Store:
                 ids.append(cursor.lastrowid)
             deleted, freed = self._delete(connection, delivered)
             added = sum(_size(row.stream, row.topic, row.payload) for row in rows)
-            jump = self._follow_clock(connection)
             trimmed = self._trim(connection, self._bytes + added - freed)
             connection.execute("COMMIT")
             self._offset += jump
@@ -231,10 +233,21 @@ class Store:
         self._bytes, self._rows = opened.bytes, opened.rows
         return opened
 
+    def _set_folders_aside(self) -> str | None:
+        """A folder that stands where a file should be makes room."""
+        aside = self._aside()
+        for found, target in zip(_files(self._path), _files(aside), strict=True):
+            if found.is_dir():
+                found.rename(target)
+        return str(aside) if aside.exists() else None
+
+    def _aside(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+
     def _replace_damaged(self) -> Opened:
         """Set the file aside, start a new one, and take over every row that can still be read."""
         self.close()
-        aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+        aside = self._aside()
         try:
             rows, lost = salvage(self._path)
             for found, target in zip(_files(self._path), _files(aside), strict=True):
