@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from converter.data import Dataset, read_data, split
+from converter.data import Dataset, read_data, split, table_columns
 from converter.evaluate import Judgement, Truth, metric_name, start_of, truth_of
 from converter.load import open_model
 from converter.load.source import Answer, SourceModel
+from converter.load.tensors import layout_of
 from converter.normal_form import normal_form
 from converter.package import is_batch_invariant, make_manifest, self_test, write_bundle
 from converter.plan import Plan, agree
@@ -62,16 +63,24 @@ class Conversion:
         options = self._options
         self._say(f"loading {options.model}")
         source = open_model(options.model, self._spec, options.trust)
-        plan = agree(self._spec, source, options.model)
+        columns = table_columns(options.data or options.evaluation, self._spec)
+        plan = agree(self._spec, source, options.model, columns)
         material = self._material(plan, source)
         self._say(f"converting {source.framework} to ONNX")
         core = source.core()
+        layout = None
+        if self._spec.frame is not None and core.arrange is None:
+            layout = core.arrange = layout_of(core.shape, self._spec, str(options.model))
         model = normal_form(core, plan)
-        plan = self._with_threshold(plan, source, material)
+
+        def ask(windows: Floats) -> Answer:
+            return source.predict(windows if layout is None else layout.arrange(windows, np.float32))
+
+        plan = self._with_threshold(plan, ask, material)
         for note in source.notes:
             self._say(note)
         bench = Bench(
-            material.calibration, material.evaluation, _in_order(source.predict(material.evaluation), plan),
+            material.calibration, material.evaluation, _in_order(ask(material.evaluation), plan),
             material.truth, plan.task, plan.threshold,
             tuple(State(input=state.input, output=state.output, shape=state.shape) for state in core.states),
             core.batch_free, self._say,
@@ -110,7 +119,7 @@ class Conversion:
         self._say(f"reading {dataset.place}: {how}")
         return Material(calibration.windows, evaluation.windows, truth, dataset)
 
-    def _with_threshold(self, plan: Plan, source: SourceModel, material: Material) -> Plan:
+    def _with_threshold(self, plan: Plan, ask: Callable[[Floats], Answer], material: Material) -> Plan:
         if plan.task != "anomaly" or (plan.threshold is not None and self._spec.threshold_quantile is None):
             return plan
         quantile = self._spec.threshold_quantile or _THRESHOLD_QUANTILE
@@ -118,7 +127,7 @@ class Conversion:
             raise CommandError(
                 "threshold: the model has none; expected `threshold`, or --data to compute it, found neither"
             )
-        scores = source.predict(material.calibration).score
+        scores = ask(material.calibration).score
         assert scores is not None
         threshold = float(np.float32(np.quantile(scores, quantile)))
         self._say(f"threshold {threshold:.6g}: the {quantile:g} quantile of {len(scores)} rows")

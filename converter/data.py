@@ -90,6 +90,14 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
     return dataset
 
 
+def table_columns(path: Path | None, spec: Spec) -> tuple[str, ...]:
+    """The columns of a table that may be channels: all but label, group and time; none where it is no table."""
+    if path is None or path.suffix.lower() not in (".csv", ".parquet") or not path.exists():
+        return ()
+    taken = {*_label_columns(spec), spec.data.group, spec.data.time}
+    return tuple(name for name in _columns(path) if name not in taken)
+
+
 def split(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Calibration and evaluation rows, kept apart: by group where there are several, else by class, seeded.
 

@@ -1,5 +1,6 @@
 """What the bundle will say: the specification and the model, agreed. Every disagreement is found here, all at once."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,12 @@ def _task(spec: Spec, source: SourceModel, mistakes: list[str]) -> Task | None:
 
 def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: list[str]) -> Input | None:
     if spec.frame is not None:
-        if source.shape is not None:
-            mistakes.append("frame: this model takes readings; expected [window] and [[channel]], found [frame]")
+        size = math.prod(spec.frame.shape)
+        if source.shape is not None and math.prod(source.shape) != size:
+            mistakes.append(
+                f"frame.shape: the specification says {list(spec.frame.shape)}, which makes {size} values; "
+                f"the model takes {math.prod(source.shape)}"
+            )
         return Input(shape=spec.frame.shape, dtype=spec.frame.dtype)
     wanted = source.shape
     length = spec.length
@@ -88,7 +93,7 @@ def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: 
     count = _channel_count(spec, source, length, columns, mistakes)
     if count is None:
         return None
-    names = columns if len(columns) == count else source.feature_names if len(source.feature_names) == count else ()
+    names = source.feature_names if len(source.feature_names) == count else columns if len(columns) == count else ()
     channels = tuple(Channel(name=item.name, unit=item.unit, range=item.range) for item in spec.channel)
     if not channels:
         channels = tuple(Channel(name=name) for name in (names or [f"channel_{i}" for i in range(count)]))

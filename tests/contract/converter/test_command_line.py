@@ -249,6 +249,32 @@ def test_a_table_gives_windows_that_stay_within_their_recording(tmp_path: Path) 
     assert manifest.quantization["final_metric"] == pytest.approx(1.0)
 
 
+def test_columns_of_a_table_name_the_channels_that_nobody_named(model: Path, tmp_path: Path) -> None:
+    """Without [[channel]], the columns beside label, group and time are the channels."""
+    x, y = readings()
+    rows = ["speed,torque,state", *(f"{a},{b},{label}" for (a, b), label in zip(x, y, strict=True))]
+    (tmp_path / "data.csv").write_text("\n".join(rows))
+    (tmp_path / "spec.toml").write_text('[data]\nlabel = "state"')
+    out = tmp_path / "net.onnx"
+    assert build(model, "--spec", tmp_path / "spec.toml", "--data", tmp_path / "data.csv", "-o", out) == 0
+    assert manifest_of(out).channel_names == ("speed", "torque")
+
+
+def test_a_flat_model_takes_frames_of_its_size(tmp_path: Path) -> None:
+    """Pixels of a small picture are scaled in the graph and flattened row by row."""
+    pixels = np.random.default_rng(0).integers(0, 256, size=(120, 4, 4)).astype(np.uint8)
+    truth = (pixels[:, :2].mean(axis=(1, 2)) > 128).astype(int)
+    fitted = LogisticRegression(max_iter=500).fit(pixels.reshape(120, 16) / 256.0, truth)
+    skops.io.dump(fitted, tmp_path / "light.skops")
+    (tmp_path / "spec.toml").write_text('[frame]\nshape = [4, 4]\ndtype = "uint8"\nscale = 0.00390625')
+    np.savez(tmp_path / "data.npz", x=pixels, y=truth)
+    out = tmp_path / "light.onnx"
+    assert build(tmp_path / "light.skops", "--spec", tmp_path / "spec.toml", "--data", tmp_path / "data.npz", "-o", out,
+                 "--quantize", "none") == 0  # fmt: skip
+    label, _ = onnxruntime.InferenceSession(out).run(None, {"window": pixels.astype(np.float32)})
+    np.testing.assert_array_equal(label, fitted.predict(pixels.reshape(120, 16) / 256.0))
+
+
 def test_inspect_shows_the_manifest_to_people_and_programs(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
