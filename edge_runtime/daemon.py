@@ -512,7 +512,7 @@ class Daemon:
         assert old is not None
         self._notifier.reloading()
         try:
-            plan = make_plan(load_config(self._path), starting=True)
+            plan = make_plan(load_config(self._path))  # no start of the process: the store counts none
         except ConfigError as error:
             for mistake in error.mistakes:
                 _log.error(mistake)
