@@ -6,7 +6,7 @@ reaches a file system.
 
 import queue
 import re
-import time
+import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ class App:
         self.queued: Callable[[], int] = lambda: 0
         self.on_streams: Callable[[int], object] = lambda _count: None
         self._gate = Gate(token)
-        self._stopped = False
+        self._stopped = threading.Event()
         model = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
         table: list[tuple[str, str, str, Handler]] = [
             ("predict", r"/predict/(?P<model>[^/]+)", "POST", self._predict),
@@ -99,7 +99,8 @@ class App:
 
     def stop(self) -> None:
         """End the streams of events and the scorer."""
-        self._stopped = True
+        self._stopped.set()
+        self.board.post("stopping", b"{}")  # wakes those who wait for an event
         self.scorer.stop()
 
     def _make_way(self, route: str) -> None:
@@ -143,7 +144,7 @@ class App:
         self.on_streams(self.board.watchers)
         try:
             yield b"retry: 1000\n\n" + _event("health", msgspec.json.encode(self.board.health()))
-            while not self._stopped:
+            while not self._stopped.is_set():
                 try:
                     events = [watcher.get(timeout=KEEP_ALIVE_S / 5)]
                 except queue.Empty:
@@ -152,7 +153,7 @@ class App:
                     events.append(watcher.get())
                 events.append(("health", msgspec.json.encode(self.board.health())))
                 yield b"".join(_event(kind, document) for kind, document in events)
-                time.sleep(EVENTS_EVERY_S)
+                self._stopped.wait(EVENTS_EVERY_S)
         finally:
             self.board.leave(watcher)
             self.on_streams(self.board.watchers)
@@ -176,7 +177,7 @@ class App:
         return json_answer({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     def _ready(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        if self._stopped or not self.models:
+        if self._stopped.is_set() or not self.models:
             raise RefusedError(503, "no model is ready")
         return json_answer({"ready": True, "live": True})
 

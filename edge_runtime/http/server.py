@@ -21,6 +21,7 @@ THREADS = 2  # measured: more of them take turns at the interpreter, and answer 
 CONNECTIONS = 100
 REQUEST_S = 30.0
 IDLE_S = 60
+STOP_S = 1.0
 
 NEEDS_WAITRESS = "HTTP needs waitress, which is not installed: pip install 'edge-inference-runtime[http]'"
 
@@ -85,11 +86,12 @@ class Server:
         server, self._server = self._server, None
         self._stopping = True
         self._app.stop()
+        logging.getLogger("waitress").setLevel(logging.CRITICAL)  # whoever is cut off now is cut off on purpose
         if server is None or self._thread is None:
             return
         with contextlib.suppress(OSError):
             server.pull_trigger()
-        self._thread.join(2.0)
+        self._thread.join(2 * STOP_S)
 
     def _bind(self) -> socket.socket:
         host, _, port = self._listen.rpartition(":")
@@ -110,9 +112,9 @@ class Server:
         server = self._server
         while not self._stopping:
             wasyncore.loop(timeout=1.0, map=self._map, use_poll=True, count=1)
+        server.task_dispatcher.shutdown(timeout=STOP_S)  # first, as its threads still write to what is closed next
         with contextlib.suppress(OSError):
             server.close()
-        server.task_dispatcher.shutdown(timeout=1)
         wasyncore.close_all(self._map, ignore_all=True)
 
 
@@ -170,7 +172,7 @@ def _channel_class(unbuffered: Any) -> Any:
         begun: float | None = None
 
         def service(self) -> None:
-            if self.requests and self.requests[0].path == STREAM:
+            if self.requests and getattr(self.requests[0], "path", None) == STREAM:
                 self.adj = unbuffered  # an event is sent when it comes
             super().service()
 

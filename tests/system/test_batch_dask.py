@@ -94,7 +94,7 @@ def test_a_cluster_gives_the_same_file(
     finish(predict(python, recordings, "local.csv"))
     process = predict(python, recordings, "cluster.csv", "--engine", "dask", "--scheduler", cluster[0])
     parts = recordings / "cluster.csv.parts"
-    wait_until(lambda: list(parts.glob("*.json")) or process.poll() is not None, "the first part", 60)
+    wait_until(lambda: list(parts.glob("0*.json")) or process.poll() is not None, "the first part", 60)
     cluster[1][0].send_signal(signal.SIGKILL)
     assert "12 files" in finish(process)
     assert (recordings / "cluster.csv").read_bytes() == (recordings / "local.csv").read_bytes()
