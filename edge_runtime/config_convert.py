@@ -14,7 +14,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import inspect
@@ -191,9 +191,15 @@ def names_a_file(bundle: str) -> bool:
 
 def path_role(kind: Any) -> str | None:
     """What kind of path a key holds (`readable`, `new`, `bundle`), or None when it holds none."""
-    for info in _annotated(inspect.type_info(kind)):
-        if "path" in info:
-            return str(info["path"])
+    if get_origin(kind) is Annotated:
+        for note in kind.__metadata__:
+            if isinstance(note, msgspec.Meta) and note.extra is not None and "path" in note.extra:
+                return str(note.extra["path"])
+        return None
+    for each in get_args(kind) if get_origin(kind) is not Literal else ():
+        role = path_role(each)
+        if role is not None:
+            return role
     return None
 
 
@@ -305,16 +311,6 @@ def _leaves(info: inspect.Type) -> Iterator[inspect.Type]:
             yield from _leaves(each)
     else:
         yield info
-
-
-def _annotated(info: inspect.Type) -> Iterator[dict[str, Any]]:
-    if isinstance(info, inspect.Metadata):
-        yield info.extra or {}
-    elif isinstance(info, inspect.UnionType):
-        for each in info.types:
-            yield from _annotated(each)
-    elif isinstance(info, inspect.VarTupleType):
-        yield from _annotated(info.item_type)
 
 
 def _missing(name: str, kind: Any) -> str:
