@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
     parser.add_argument("-n", "--lines", type=int, default=50, metavar="N", help="how many lines back; default: 50")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines until interrupted")
-    parser.add_argument("--since", metavar="TIME", help='such as "-1h" or "today"')
+    parser.add_argument("--since", metavar="TIME", help='such as "1 hour ago" or "today"')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -213,6 +213,25 @@ def test_what_runs_as_the_daemons_user_is_run_as_it(make_lan: MakeLan, tmp_path:
     assert "there is no user nobody-here: provision the device first" in answer.stdout
 
 
+def test_logs_of_several_devices_say_where_they_come_from(make_lan: MakeLan) -> None:
+    """Each line begins with its device; for a program it is JSON; one that cannot be asked is told and counted."""
+    lan = make_lan(3)
+    for device in lan.devices:
+        device.run(
+            'printf \'#!/bin/sh\\ncase "$*" in *json*) echo {\\"MESSAGE\\":\\"hello\\"} ;; '
+            '*) echo "hello $*" ;; esac\\n\' > /usr/local/bin/journalctl; chmod 755 /usr/local/bin/journalctl'
+        )
+    lan.devices[2].stop()
+    lan.devices[2].link("down")
+    answer = lan.command("logs", "--all", "-n", "5", "--since", "today")
+    lines = sorted(answer.stdout.splitlines())
+    assert [line.split(": ")[0] for line in lines] == ["d0", "d1"]
+    assert lines[0].endswith("--lines 5 --since today --unit edge-runtime@d0")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("d2: ")
+    assert json.loads(lan.command("logs", "d0", "--json").stdout) == {"device": "d0", "entry": {"MESSAGE": "hello"}}
+
+
 def test_the_hub_can_do_without_an_inventory_file_only_by_saying_so(make_lan: MakeLan) -> None:
     """A missing inventory is a mistake of the configuration, in one line."""
     lan = make_lan(0)
