@@ -32,7 +32,7 @@ from edge_runtime.mqtt.connection import Connection
 from edge_runtime.notify import Notifier
 from edge_runtime.outbox import Outbox
 from edge_runtime.outbox_store import Store, StoreThread
-from edge_runtime.pipeline import Pipeline
+from edge_runtime.pipeline import Candidate, Pipeline
 from edge_runtime.plan import Plan, PlannedSource, describe_plan, make_plan
 from edge_runtime.publish.json_payload import JsonPayload
 from edge_runtime.publish.upstream import Upstream, last_will
@@ -370,12 +370,13 @@ class Assembly:
             on_change=self._models_changed,
         )
 
-    def _hand_over(self, pipeline: Pipeline, model: Model) -> bool:
+    def _hand_over(self, pipeline: Pipeline, candidate: Candidate) -> bool:
         """Give a pipeline another bundle; False when its source does not deliver what that one wants."""
+        model = candidate.model
         planned = next(each for each in self.plan.sources if each.config.name == pipeline.config.source)
         if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):
             return False
-        pipeline.swap(model, self._payload(pipeline.config, model))
+        pipeline.swap(candidate, self._payload(pipeline.config, model))
         if self.http is not None:
             self.http.exchange(pipeline.config, model)
         return True
@@ -388,6 +389,8 @@ class Assembly:
     def _is_finished(self) -> bool:
         """Nothing is left to do that waiting could do."""
         if not all(pipeline.is_idle for pipeline in self.pipelines):
+            return False
+        if self.exchange is not None and not self.exchange.is_idle:
             return False
         return self.outbox.is_delivered or not self.upstream_connection.connected
 

@@ -1,42 +1,55 @@
 """A model of the store at work: a new active bundle is picked up while the daemon runs, and watched until it is proven.
 
-Guarantee: a reading is neither lost nor answered twice by an exchange. The new bundle is opened, loaded and asked for
-its golden answers in a thread, and only then takes the next window. One that does not load, or whose probation fails
-(too many windows that it cannot take, or NaN, or too slow), is given back to the store, which names the bundle before
-it and does not take that digest again. One `stat` a model every two seconds is what watching costs.
+Guarantee: a reading is neither lost nor answered twice by an exchange. The new bundle is opened, loaded, asked for
+its golden answers and run once in a thread, and only then takes the next window. One that does not load, or whose
+probation fails (too many windows that it cannot take, or NaN, or too slow), is given back to the store, which names
+the bundle before it and does not take that digest again. The store is only ever asked in that thread, so that the loop
+never waits for a disk; one `stat` a model every two seconds is what watching costs.
 
-Weak point: a bundle that wants other channels than its predecessor needs the source rewired, which is a reload.
+Weak points: a bundle that wants other channels than its predecessor needs the source rewired, which is a reload. A
+model that hangs in service is ended by the watchdog, and given back after the store's `MAX_STARTS` of that.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_runtime.bundle import one_line
 from edge_runtime.errors import EdgeError
 from edge_runtime.golden import check_golden
 from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop
 from edge_runtime.model import Model, ModelOptions
-from edge_runtime.pipeline import Pipeline
+from edge_runtime.pipeline import Candidate, Pipeline, rehearse
 from edge_runtime.settings import Store as StoreConfig
 from edge_runtime.slots import Slot, Store
 
 LOOK_S = 2.0
+ENOUGH_TO_JUDGE = 20  # windows before a 99th percentile says something; a proof judges whatever there is
 
 _log = get_logger("exchange")
+
+Step = Callable[[], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    """One pipeline whose bundle comes from the store."""
+    """One pipeline whose bundle comes from the store.
+
+    Attributes:
+        stamp: of the decision that was read last; what we write ourselves is read once more, and is nothing new.
+        since: when the bundle took its first window.
+        busy: a thread is at the store for it.
+        last_resort: it has failed, and there is none before it.
+        why: what happened to the bundle before this one.
+    """
 
     pipeline: Pipeline
     slot: Slot
     stamp: tuple[int, int, int]
     since: float
-    predictions: int = 0
-    errors: int = 0
-    loading: bool = False
+    busy: bool = False
+    last_resort: bool = False
     why: str = ""
 
 
@@ -44,7 +57,7 @@ class Exchange:
     """Watches the store for the pipelines whose bundles come from it.
 
     Args:
-        loop: the event loop; everything but the loading runs in its thread.
+        loop: the event loop; everything but the store and the loading is done in its thread.
         store: the device's store.
         config: how long probation lasts, and what ends it.
         hand_over: gives a pipeline the loaded bundle; False when the source must be rewired for it.
@@ -58,7 +71,7 @@ class Exchange:
         store: Store,
         config: StoreConfig,
         *,
-        hand_over: Callable[[Pipeline, Model], bool],
+        hand_over: Callable[[Pipeline, Candidate], bool],
         reload: Callable[[], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -71,6 +84,11 @@ class Exchange:
         self._watched: list[_Watched] = []
         self._stopped = False
 
+    @property
+    def is_idle(self) -> bool:
+        """No thread is at the store."""
+        return not any(watched.busy for watched in self._watched)
+
     def watch(self, pipeline: Pipeline, slot: Slot) -> None:
         """Follow the slot that a pipeline's bundle was loaded from."""
         self._watched.append(_Watched(pipeline, slot, self._store.stamp(slot.name), self._loop.time()))
@@ -81,14 +99,11 @@ class Exchange:
             self._loop.call_later(LOOK_S, self._look)
 
     def end(self) -> None:
-        """A clean stop: a start that ends like this is no part of a crash loop."""
+        """A clean stop: a start that ends like this is no part of a crash loop. `is_idle` once that is written."""
         self._stopped = True
         for watched in self._watched:
-            if watched.slot.state == "probation":
-                try:
-                    self._store.pause(watched.slot.name, watched.slot.digest)
-                except EdgeError as error:
-                    _log.warning("the store does not take the stop down", extra=fields(why=error))
+            if not watched.busy and watched.slot.state == "probation":
+                self._pause(watched, watched.slot)
 
     def standing(self, pipeline: Pipeline) -> tuple[str, str | None]:
         """The state of a pipeline's model for `edge/{device}/models`, and why."""
@@ -101,122 +116,144 @@ class Exchange:
         if self._stopped:
             return
         for watched in self._watched:
-            if watched.loading:
+            if watched.busy:
                 continue
-            stamp = self._store.stamp(watched.slot.name)
-            if stamp != watched.stamp:
-                watched.stamp = stamp
-                self._follow(watched)
+            if self._store.stamp(watched.slot.name) != watched.stamp:
+                self._away(watched, lambda watched=watched: self._follow(watched))  # type: ignore[misc]
             elif watched.slot.state == "probation":
                 self._judge(watched)
         self._loop.call_later(LOOK_S, self._look)
 
-    def _follow(self, watched: _Watched) -> None:
+    # --- in a thread: everything that takes time. What it returns is done in the loop's thread ----------------------
+
+    def _away(self, watched: _Watched, work: Callable[[], Step]) -> None:
+        watched.busy = True
+
+        def run() -> None:
+            try:
+                then = work()
+            except EdgeError as error:
+                why = one_line(str(error))
+                then = lambda: _log.error(  # noqa: E731 - one of three ways to end
+                    "the model store cannot be followed", extra=fields(model=watched.slot.name, why=why)
+                )
+            except Exception:  # noqa: BLE001 - a fault of ours; else this model would be busy for ever
+                _log.exception("the model store cannot be followed", extra=fields(model=watched.slot.name))
+                then = _nothing
+            self._loop.call_soon_threadsafe(lambda: self._back(watched, then))
+
+        threading.Thread(target=run, name="exchange", daemon=True).start()
+
+    def _back(self, watched: _Watched, then: Step) -> None:
+        watched.busy = False
+        then()
+
+    def _follow(self, watched: _Watched) -> Step:
         """The store has decided something: load the bundle that is active now, if it is another one."""
-        try:
-            slot = self._store.slot(watched.slot.name)
-            if slot.digest == watched.slot.digest:
-                watched.slot = slot
-                self._on_change()
-                return
-            slot = self._store.begin(watched.slot.name)
-        except EdgeError as error:
-            _log.error("the model store cannot be followed", extra=fields(model=watched.slot.name, why=error))
-            return
-        watched.stamp = self._store.stamp(slot.name)
-        watched.loading = True
-        threading.Thread(target=self._load, args=(watched, slot), name="exchange", daemon=True).start()
+        name = watched.slot.name
+        watched.stamp = self._store.stamp(name)  # before reading: what changes meanwhile is seen at the next look
+        slot = self._store.slot(name)
+        if slot.digest == watched.slot.digest:
+            return lambda: self._settle(watched, slot)
+        watched.why = ""
+        return self._load(watched, self._store.begin(name))
 
-    def _load(self, watched: _Watched, slot: Slot) -> None:
-        """In a thread: everything that takes time."""
+    def _load(self, watched: _Watched, slot: Slot) -> Step:
         config = watched.pipeline.config
-        found: Model | EdgeError
         try:
-            found = Model(self._store.open(slot.name), ModelOptions(threads=config.threads, max_batch=config.max_batch))
-            check_golden(found)
+            bundle = self._store.open(slot.name)
+            if bundle.digest != slot.digest:
+                return _nothing  # the store has decided anew meanwhile; the next look sees it
+            model = Model(bundle, ModelOptions(threads=config.threads, max_batch=config.max_batch))
+            check_golden(model)
+            candidate = rehearse(model, config)
         except EdgeError as error:
-            found = error
-        self._loop.call_soon_threadsafe(lambda: self._loaded(watched, slot, found))
+            return self._fail(watched, slot, f"cannot be loaded: {one_line(str(error))}")
+        return lambda: self._take(watched, slot, candidate)
 
-    def _loaded(self, watched: _Watched, slot: Slot, found: Model | EdgeError) -> None:
-        watched.loading = False
+    def _fail(self, watched: _Watched, slot: Slot, reason: str) -> Step:
+        """Tell the store, and load what it names instead."""
+        _log.error("bundle rejected", extra=fields(model=slot.name, version=slot.version, why=reason))
+        watched.why = f"{slot.version} {reason}"
+        now = self._store.fail(slot.name, slot.digest, reason)
+        if now.digest == slot.digest:
+            watched.last_resort = True  # a doubtful model is all there is; it is not judged again
+            return lambda: self._settle(watched, now)
+        if now.digest == watched.pipeline.model.bundle.digest:
+            return lambda: self._settle(watched, now)  # the bad one never took a window: the old one serves on
+        return self._load(watched, now)
+
+    def _confirm(self, watched: _Watched) -> Step:
+        slot = self._store.confirm(watched.slot.name, watched.slot.digest)
+        return lambda: self._proven(watched, slot)
+
+    # --- in the loop's thread -------------------------------------------------------------------------------------
+
+    def _pause(self, watched: _Watched, slot: Slot) -> None:
+        def pause() -> Step:
+            self._store.pause(slot.name, slot.digest)
+            return _nothing
+
+        self._away(watched, pause)
+
+    def _take(self, watched: _Watched, slot: Slot, candidate: Candidate) -> None:
         if self._stopped:
+            if slot.state == "probation":
+                self._pause(watched, slot)
             return
-        if isinstance(found, EdgeError):
-            self._give_back(watched, slot, f"cannot be loaded: {found}")
-            return
-        if found.bundle.digest != slot.digest:
-            return  # the store has decided anew meanwhile; the next look sees it
+        before = watched.slot.version
         try:
-            fits = self._hand_over(watched.pipeline, found)
+            fits = self._hand_over(watched.pipeline, candidate)
         except EdgeError as error:
-            self._give_back(watched, slot, f"cannot be run: {error}")
+            reason = f"cannot be run: {one_line(str(error))}"
+            self._away(watched, lambda: self._fail(watched, slot, reason))
             return
+        watched.slot = slot
         if not fits:
             _log.info("the new bundle wants other channels: reloading", extra=fields(model=slot.name))
             self._reload()
             return
-        before = watched.slot.version
-        watched.slot = slot
         watched.since = self._loop.time()
-        watched.predictions = watched.pipeline.counters.counts["predictions"]
-        watched.errors = _errors(watched.pipeline)
+        watched.last_resort = False
         _log.info(
             "bundle exchanged",
             extra=fields(model=watched.pipeline.config.name, before=before, now=slot.version, state=slot.state),
         )
         self._on_change()
 
+    def _settle(self, watched: _Watched, slot: Slot) -> None:
+        if watched.slot != slot or watched.why:
+            watched.slot = slot
+            self._on_change()
+
+    def _proven(self, watched: _Watched, slot: Slot) -> None:
+        if slot.digest == watched.slot.digest:
+            _log.info("bundle proven", extra=fields(model=slot.name, version=slot.version))
+            self._settle(watched, slot)
+
     def _judge(self, watched: _Watched) -> None:
         """Probation: has the bundle failed, or proved itself?"""
-        errors = _errors(watched.pipeline) - watched.errors
-        predictions = watched.pipeline.counters.counts["predictions"] - watched.predictions
-        if errors >= self._config.probation_errors:
-            self._give_back(watched, watched.slot, f"failed on {errors} of {predictions + errors} windows in service")
+        if watched.last_resort:
             return
-        slowest_ms = watched.pipeline.latencies.quantiles_ms().get("p99", 0.0)
-        if self._config.max_latency is not None and slowest_ms > 1000 * self._config.max_latency:
-            allowed_ms = 1000 * self._config.max_latency
-            self._give_back(watched, watched.slot, f"took {slowest_ms:.1f} ms, expected at most {allowed_ms:.1f} ms")
-            return
+        did = watched.pipeline.maker
         served = self._loop.time() - watched.since
-        long_enough = served >= self._config.probation and predictions > 0
-        if long_enough or predictions >= self._config.probation_predictions:
-            try:
-                watched.slot = self._store.confirm(watched.slot.name, watched.slot.digest)
-            except EdgeError as error:
-                _log.warning("the store does not take the proof down", extra=fields(why=error))
-                return
-            watched.stamp = self._store.stamp(watched.slot.name)
-            _log.info("bundle proven", extra=fields(model=watched.slot.name, version=watched.slot.version))
-            self._on_change()
+        is_enough = did.answered >= self._config.probation_predictions
+        is_enough = is_enough or (served >= self._config.probation and did.answered > 0)
+        reason = self._fault(watched.pipeline, is_enough=is_enough)
+        if reason is not None:
+            self._away(watched, lambda: self._fail(watched, watched.slot, reason))
+        elif is_enough:
+            self._away(watched, lambda: self._confirm(watched))
 
-    def _give_back(self, watched: _Watched, slot: Slot, reason: str) -> None:
-        _log.error("bundle rejected", extra=fields(model=slot.name, version=slot.version, why=reason))
-        watched.why = f"{slot.version} {reason}"
-        try:
-            self._store.fail(slot.name, slot.digest, reason)
-        except EdgeError as error:
-            _log.error("the store does not take the failure down", extra=fields(why=error))
-            return
-        watched.stamp = (0, 0, 0)  # look at the decision at once, and load what is active now
-        self._follow_back(watched)
-
-    def _follow_back(self, watched: _Watched) -> None:
-        try:
-            now = self._store.slot(watched.slot.name)
-        except EdgeError as error:
-            _log.error("the model store cannot be followed", extra=fields(model=watched.slot.name, why=error))
-            return
-        watched.stamp = self._store.stamp(now.name)
-        if now.digest == watched.pipeline.model.bundle.digest:
-            watched.slot = now  # it never took a window: the old one serves on
-            self._on_change()
-            return
-        watched.loading = True
-        threading.Thread(target=self._load, args=(watched, now), name="exchange", daemon=True).start()
+    def _fault(self, pipeline: Pipeline, *, is_enough: bool) -> str | None:
+        did = pipeline.maker
+        if did.failed >= self._config.probation_errors:
+            return f"failed on {did.failed} of {did.answered + did.failed} windows in service"
+        if self._config.max_latency is None or not (is_enough or did.answered >= ENOUGH_TO_JUDGE):
+            return None
+        slowest_ms, allowed_ms = did.latencies.quantiles_ms().get("p99", 0.0), 1000 * self._config.max_latency
+        return None if slowest_ms <= allowed_ms else f"took {slowest_ms:.1f} ms, expected at most {allowed_ms:.1f} ms"
 
 
-def _errors(pipeline: Pipeline) -> int:
-    errors = pipeline.counters.errors
-    return errors["model_failed"] + errors["model_not_finite"]
+def _nothing() -> None:
+    """There is nothing to do."""

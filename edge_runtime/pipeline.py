@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -37,11 +37,28 @@ _log = get_logger("model")
 
 @dataclass(slots=True, eq=False)
 class Maker:
-    """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one."""
+    """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one.
+
+    Attributes:
+        answered: windows that this very bundle gave numbers for.
+        failed: windows that it could not take, or answered with NaN; those of its predecessor are not among them.
+        latencies: from bytes to payload.
+    """
 
     model: Model
     decider: Decider
     payload: JsonPayload
+    answered: int = 0
+    failed: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Candidate:
+    """A loaded bundle that has run; `slow` when the loop must not wait for it."""
+
+    model: Model
+    slow: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +108,6 @@ class Pipeline:
     ) -> None:
         self.config = config
         self.counters = counters
-        self.latencies = Latencies()
         self._channels = channels
         self._repair = repair
         self._repairs = repair != Repair()
@@ -114,19 +130,24 @@ class Pipeline:
         """The verdicts on it."""
         return self._maker.decider
 
-    def swap(self, model: Model, payload: JsonPayload) -> None:
+    @property
+    def maker(self) -> Maker:
+        """The bundle that the next window meets, with what it has done so far."""
+        return self._maker
+
+    @property
+    def latencies(self) -> Latencies:
+        """Those of the present bundle."""
+        return self._maker.latencies
+
+    def swap(self, candidate: Candidate, payload: JsonPayload) -> None:
         """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
 
         Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
         window, else they begin anew.
-
-        Raises:
-            ModelError: the new one fails on its first window; then nothing has changed.
         """
-        slow = _is_slow(model, self.config)
-        self._install(model, payload)
-        self.latencies = Latencies()
-        if slow:
+        self._install(candidate.model, payload)
+        if candidate.slow:
             self._need_worker()
 
     def _install(self, model: Model, payload: JsonPayload) -> None:
@@ -175,7 +196,7 @@ class Pipeline:
         Raises:
             ModelError: it fails even on zeros.
         """
-        if _is_slow(self.model, self.config):
+        if rehearse(self.model, self.config).slow:
             self._need_worker()
 
     def _need_worker(self) -> None:
@@ -259,15 +280,17 @@ class Pipeline:
                 _log.exception("a prediction could not be made", extra=fields(model=self.config.name))
                 _release(job.receipts[row])
         self.counters.counts["predictions"] += len(job.keys)
-        self.latencies.add(time.perf_counter() - job.arrived)
+        job.maker.latencies.add(time.perf_counter() - job.arrived)
 
     def _publish(self, job: Job, row: int, scores: Scores, *, is_finite: bool) -> None:
         key, receipt = job.keys[row], job.receipts[row]
         if not is_finite:
             self.counters.errors["model_not_finite"] += 1
+            job.maker.failed += 1
             job.carries[row].parts = None  # a state that has become NaN would stay so for ever
             _release(receipt)
             return
+        job.maker.answered += 1
         prediction = job.maker.decider.decide(scores, row, key, job.times[row])
         if prediction is None:
             self.counters.counts["withheld"] += 1
@@ -303,6 +326,7 @@ class Pipeline:
                     self._finish(alone, scores)
             return
         self.counters.errors["model_failed"] += 1
+        job.maker.failed += 1
         _log.error("the model failed on a window, which is set aside", extra=fields(model=self.config.name, why=error))
         _release(job.receipts[0])
 
@@ -398,8 +422,8 @@ class Worker:
         self._next()
 
 
-def _is_slow(model: Model, config: ModelConfig) -> bool:
-    """Whether the model would hold the loop up. Runs it on zeros, which also fills its caches.
+def rehearse(model: Model, config: ModelConfig) -> Candidate:
+    """Run a model on zeros, which also fills its caches, and see whether it would hold the loop up. Any thread may.
 
     Raises:
         ModelError: it fails even on zeros.
@@ -409,7 +433,7 @@ def _is_slow(model: Model, config: ModelConfig) -> bool:
     started = time.perf_counter()
     model.run(zeros)
     took = time.perf_counter() - started
-    return config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S)
+    return Candidate(model, config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S))
 
 
 def _release(receipt: Receipt | None) -> None:
