@@ -27,6 +27,7 @@ _Answer = TypeVar("_Answer")
 SCHEMA_VERSION = 1
 CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
 BUSY_TIMEOUT_S = 5.0
+PAGE_BYTES = 4096
 ROW_OVERHEAD_BYTES = 64  # what SQLite keeps beside the payload of a row, measured with 256-byte payloads
 
 _SCHEMA = """
@@ -39,7 +40,7 @@ CREATE TABLE IF NOT EXISTS entry (
   payload BLOB NOT NULL,
   crc INTEGER NOT NULL
 );
-CREATE INDEX IF NOT EXISTS entry_by_priority ON entry (priority, id);
+CREATE INDEX IF NOT EXISTS entry_by_worth ON entry (priority DESC, id);
 """
 
 
@@ -209,7 +210,10 @@ class Store:
         connection.execute("PRAGMA synchronous=FULL")
         if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:
             raise StoreError(f"{self._path}: synchronous=FULL is not to be had")
-        connection.execute("PRAGMA journal_size_limit=1048576")
+        # The log stands beside the bound of the file itself: a fiftieth of it, and never more than SQLite's own choice.
+        log_pages = min(1000, max(16, self._max_bytes // 50 // PAGE_BYTES))
+        connection.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
+        connection.execute(f"PRAGMA journal_size_limit={min(1 << 20, log_pages * PAGE_BYTES)}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise _DamagedError(f"schema {version} is newer than this program")
