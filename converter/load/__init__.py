@@ -6,6 +6,7 @@ of it is unpickled unless the user trusts it.
 
 import io
 import pickletools
+import re
 import zipfile
 from pathlib import Path
 
@@ -39,7 +40,15 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
     Raises:
         CommandError: it cannot be loaded; the text says why and what to do.
     """
+    if not path.exists() and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(path)):
+        from converter.load import torch  # noqa: PLC0415
+
+        return torch.load_function(str(path), spec, trust)
     kind = sniff(path)
+    if kind in ("exported program", "TorchScript"):
+        from converter.load import torch  # noqa: PLC0415
+
+        return torch.load_program(path, spec, trust) if kind == "exported program" else torch.load_script(path, spec)
     if kind in ("pickle", "skops"):
         from converter.load import sklearn  # noqa: PLC0415
 
@@ -61,7 +70,7 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
 
         return lightgbm.load(path)
     raise CommandError(
-        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, TFLite; pickle and joblib with --trust), "
+        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, TFLite, PyTorch; pickle and joblib with --trust), "
         f"found {kind}"
     )
 
@@ -124,4 +133,14 @@ def _sniff_zip(path: Path) -> str:
         raise CommandError(f"{path}: expected a whole archive, found a damaged or truncated one: {error}") from error
     if "schema.json" in names:
         return "skops"
+    inner = {name.partition("/")[2] for name in names}
+    if {"models/model.json", "archive_format"} & inner or "serialized_exported_program.json" in names:
+        return "exported program"
+    if "data.pkl" in inner:
+        if any(name.startswith("code/") for name in inner):
+            return "TorchScript"
+        raise CommandError(
+            f"{path}: expected a model, found PyTorch weights without one: "
+            "save it with torch.export.save or torch.jit.save instead"
+        )
     return "an archive that no loader knows"

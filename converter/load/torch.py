@@ -1,0 +1,193 @@
+"""PyTorch: exported programs (`.pt2`), TorchScript, and with --trust `module:function` that returns a model.
+
+All go through torch's own ONNX exporter; the truth is the module itself, in evaluation mode, without gradients.
+A `.pt2` may hold pickles: without --trust torch may read nothing but tensors from it. A file of weights alone is
+no model and is refused with a hint.
+"""
+
+import contextlib
+import importlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter.load.onnx import OnnxModel
+from converter.load.optional import require
+from converter.spec import Spec
+from edge_runtime.errors import CommandError
+from edge_runtime.readings import Floats
+
+_OPSET = 18  # the oldest that torch's exporter writes
+_SCRIPT_OPSET = 17
+
+
+def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
+    """Load an exported program.
+
+    Raises:
+        CommandError: torch is not installed, or the file is damaged, or holds more than tensors and is not trusted.
+    """
+    torch = require("torch", path)
+    try:
+        with _tensors_only(not trust), _quiet():
+            program = torch.export.load(path)
+    except Exception as error:
+        if "weights_only" in str(error) or "Weights only" in str(error):
+            raise CommandError(
+                f"{path}: it holds pickled objects, which can run any code: "
+                "add --trust if you trust where it comes from"
+            ) from error
+        raise CommandError(f"{path}: torch cannot load it as an exported program: {_first(error)}") from error
+    return _exported(program, program.module(), (), {"dynamo": True}, spec, path)
+
+
+def load_script(path: Path, spec: Spec) -> "TorchModel":
+    """Load a TorchScript file. Its code runs in torch's own interpreter, which reaches neither files nor Python.
+
+    Raises:
+        CommandError: torch is not installed, or the file is damaged, or the exporter refuses it.
+    """
+    torch = require("torch", path)
+    try:
+        with _quiet():
+            module = torch.jit.load(str(path), map_location="cpu").eval()
+    except Exception as error:
+        raise CommandError(f"{path}: torch cannot load it as TorchScript: {_first(error)}") from error
+    axes = {"input": {0: "N"}, "output": {0: "N"}}
+    how = {"dynamo": False, "opset_version": _SCRIPT_OPSET, "input_names": ["input"], "output_names": ["output"],
+           "dynamic_axes": axes}  # fmt: skip
+    return _exported(module, module, (_example(spec, path),), how, spec, path)
+
+
+def load_function(name: str, spec: Spec, trust: bool) -> "TorchModel":
+    """Call `module:function`, which returns a model.
+
+    Raises:
+        CommandError: it is not trusted, or does not return a module, or the exporter refuses it.
+    """
+    if not trust:
+        raise CommandError(f"{name}: this runs code of yours: add --trust")
+    torch = require("torch", name)
+    module_name, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = getattr(importlib.import_module(module_name), function)()
+    except Exception as error:
+        raise CommandError(f"{name}: cannot be called: {type(error).__name__}: {_first(error)}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(module, torch.nn.Module):
+        raise CommandError(f"{name}: expected a torch.nn.Module, found {type(module).__name__}")
+    module = module.eval()
+    how = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("N")},), "opset_version": _OPSET}
+    return _exported(module, module, (_example(spec, Path(name)),), how, spec, Path(name))
+
+
+def _exported(
+    program: Any, module: Any, example: tuple[Any, ...], how: dict[str, Any], spec: Spec, path: Path
+) -> "TorchModel":
+    torch = require("torch", path)
+    if how["dynamo"]:
+        require("onnxscript", path, "torch")
+    buffer = io.BytesIO()
+    try:
+        with _quiet(), torch.no_grad():
+            if how["dynamo"]:
+                model = torch.onnx.export(program, example, verbose=False, **how).model_proto
+            else:
+                torch.onnx.export(program, example, buffer, **how)
+                model = onnx.load_model_from_string(buffer.getvalue())
+    except Exception as error:
+        raise CommandError(f"{path}: torch cannot export it to ONNX: {_first(error)}") from error
+    del model.metadata_props[:]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    return TorchModel(model, spec, str(path), module)
+
+
+class TorchModel(OnnxModel):
+    """A PyTorch module, and its export."""
+
+    framework = "PyTorch"
+
+    def __init__(self, model: onnx.ModelProto, spec: Spec, place: str, module: Any) -> None:
+        self._module = module
+        super().__init__(model, spec, place)
+        self.version = str(require("torch", place).__version__)
+
+    def _run(self, windows: Floats, session: Any = None) -> dict[str, NDArray[Any]]:
+        if (session is not None and session is not self._session) or self._states or self._constants:
+            return super()._run(windows, session)
+        if self._fixed_batch and len(windows) > 1:
+            return super()._run(windows, session)
+        torch = require("torch", self._place)
+        kind = self._inputs[self._input].type
+        fed = self._layout.arrange(windows, np.float32 if "float" in kind else np.int64)
+        with torch.no_grad():
+            found = self._module(torch.from_numpy(np.ascontiguousarray(fed)))
+        found = list(found.values()) if isinstance(found, dict) else found
+        parts = list(found) if isinstance(found, (list, tuple)) else [found]
+        names = [item.name for item in self._session.get_outputs()]
+        return {name: part.detach().numpy() for name, part in zip(names, parts, strict=True)}
+
+
+def _example(spec: Spec, path: Path) -> Any:
+    """Two windows of zeros, shaped as the specification says, because the file does not tell."""
+    torch = require("torch", path)
+    if spec.frame is not None:
+        shape = spec.frame.shape
+        if (spec.frame.layout, spec.model.layout) == ("hwc", "chw"):
+            shape = (shape[2], *shape[:2])
+    elif not spec.channel:
+        raise CommandError(f"{path}: the file does not tell its input; expected [[channel]] or [frame] in --spec")
+    else:
+        length, channels = spec.length, len(spec.channel)
+        if spec.model.layout == "channel_first":
+            shape = (channels, length)
+        elif spec.model.layout == "flat" or spec.window is None:
+            shape = (length * channels,)
+        else:
+            shape = (length, channels)
+    return torch.zeros(2, *shape)
+
+
+@contextlib.contextmanager
+def _tensors_only(yes: bool) -> Iterator[None]:
+    """Torch's own switch: nothing but tensors is read out of pickles."""
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    if yes:
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's chatter, which speaks to the developers of torch."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(previous)
+
+
+def _first(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
