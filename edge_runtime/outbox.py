@@ -16,7 +16,8 @@ again after its stream's next ones. A disk that has been away for a minute with 
 the stream's new predictions up: should it come back, its rows come late (`order_given_up`).
 
 How it works. An entry is *waiting* (in memory), *in flight* (sent, not acknowledged), or *stored* (a row on disk, out
-of memory), or in flight and stored. Whatever is older than `commit_interval` is committed, all in one transaction.
+of memory), or in flight and stored. Whatever is older than `commit_interval` is committed, all in one transaction;
+without a link, whatever is younger goes along, so that there is one transaction an interval.
 Stored rows are sent oldest first when the link is back. An entry of a stream that has stored rows which were not sent
 waits behind them, by becoming a row itself; an entry of any other stream is sent at once, and a quarter of the places
 in flight is kept for such.
@@ -469,6 +470,8 @@ class Outbox:
             return
         horizon = self._loop.time() - self._commit_interval
         due = [entry for entry in self._uncommitted() if everything or entry.since <= horizon]
+        if due and not everything and (self._link is None or not self._link.connected):
+            due = list(self._uncommitted())  # each would fall due in its turn: one transaction an interval for all
         if not due and not self._delivered_rows:
             return
         due.sort(key=lambda entry: entry.order)

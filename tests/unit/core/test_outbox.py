@@ -138,6 +138,19 @@ def test_what_is_made_while_the_link_is_down_is_committed_within_the_interval(pa
     assert bench.counters.counts["stored"] >= 30
 
 
+def test_a_steady_stream_without_a_link_is_committed_once_an_interval(path: Path) -> None:
+    """Every commit writes whole pages, so that many small ones would wear the card out."""
+    bench = _Bench(path, commit_interval=1.0)
+    for _ in range(200):
+        bench.offer()
+        bench.wait(0.1)
+        oldest = bench.outbox._oldest()
+        assert oldest is None or bench.loop.now - oldest <= 1.0 + 0.1
+    assert bench.store is not None
+    assert bench.store.committed_rows >= 180
+    assert bench.store.commits <= 20
+
+
 def test_rows_are_delivered_in_order_and_marked_late(path: Path) -> None:
     """After an outage the backlog comes in the order in which it was made, each with `delayed`."""
     bench = _Bench(path)
