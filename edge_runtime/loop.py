@@ -6,6 +6,7 @@ a time, in this thread; an exception in a callback ends the loop and is raised f
 survive something catches it itself).
 """
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -64,7 +65,7 @@ class Loop:
     def remove_reader(self, fd: int) -> None:
         """Forget the reader of `fd`; harmless when there is none."""
         if self._readers.pop(fd, None) is not None:
-            self._update(fd)
+            self._withdraw(fd)
 
     def add_writer(self, fd: int, callback: Callback) -> None:
         """Call `callback` whenever `fd` can be written."""
@@ -74,7 +75,7 @@ class Loop:
     def remove_writer(self, fd: int) -> None:
         """Forget the writer of `fd`; harmless when there is none."""
         if self._writers.pop(fd, None) is not None:
-            self._update(fd)
+            self._withdraw(fd)
 
     def call_soon(self, callback: Callback) -> None:
         """Run `callback` at the end of this pass, after everything that the wake-up brought."""
@@ -169,16 +170,19 @@ class Loop:
         while self._from_threads:
             self._from_threads.popleft()()
 
+    def _mask(self, fd: int) -> int:
+        return (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
+
     def _update(self, fd: int) -> None:
-        mask = (select.EPOLLIN if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
         try:
-            if mask == 0:
-                self._epoll.unregister(fd)
-            else:
-                self._epoll.modify(fd, mask)
+            self._epoll.modify(fd, self._mask(fd))
         except FileNotFoundError:
+            self._epoll.register(fd, self._mask(fd))
+
+    def _withdraw(self, fd: int) -> None:
+        mask = self._mask(fd)
+        with contextlib.suppress(OSError):  # closed already: the kernel has forgotten it by itself
             if mask:
-                self._epoll.register(fd, mask)
-        except OSError:
-            if mask:  # a closed descriptor needs no unregistering: the kernel has forgotten it
-                raise
+                self._epoll.modify(fd, mask)
+            else:
+                self._epoll.unregister(fd)

@@ -15,6 +15,7 @@ import msgspec
 from edge_runtime.windows import SavedStream
 
 WINDOWS_FORMAT = 1
+_given: dict[str, int] = {}  # the last number of each device in this process, for those without a folder
 
 
 class SavedWindows(msgspec.Struct):
@@ -34,16 +35,15 @@ class StateFolder:
 
     def next_start(self) -> int:
         """The number of this start: Unix seconds, but always above that of every earlier start."""
-        now = int(time.time())
         path = self._path("start")
-        if path is None:
-            return now
-        last = 0
-        with contextlib.suppress(OSError, ValueError):
-            last = int(path.read_text())
-        start = max(now, last + 1)
-        with contextlib.suppress(OSError):  # a read-only folder: the clock has to do
-            _replace(path, str(start).encode())
+        last = _given.get(self._device, 0)  # a reload is a start too, and may come within a second
+        if path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                last = max(last, int(path.read_text()))
+        start = _given[self._device] = max(int(time.time()), last + 1)
+        if path is not None:
+            with contextlib.suppress(OSError):  # a read-only folder: the clock has to do
+                _replace(path, str(start).encode())
         return start
 
     def save_windows(self, models: dict[str, tuple[str, list[SavedStream]]]) -> None:
@@ -81,7 +81,17 @@ def _replace(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)
+        _sync_folder(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             Path(name).unlink()
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name outlast a power cut: a device without a clock has nothing else to tell its starts apart."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
