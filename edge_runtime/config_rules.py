@@ -276,6 +276,12 @@ def _upstream_topic(upstream: Upstream) -> Iterator[Finding]:
         yield "topic", trouble
 
 
+@_rule(Upstream, keys=("requests", "protocol"))
+def _requests(upstream: Upstream) -> Iterator[Finding]:
+    if upstream.requests == "answer" and upstream.protocol != "5":
+        yield "requests", f'expected "off" with protocol {quote(upstream.protocol)}, found "answer": set protocol = "5"'
+
+
 def _bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[str]:
     shown = quote(topic[:100])
     levels = topic.split("/")

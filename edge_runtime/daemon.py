@@ -45,6 +45,7 @@ from edge_runtime.state import StateFolder
 if TYPE_CHECKING:
     from edge_runtime.exchange import Exchange
     from edge_runtime.http.attached import Attached
+    from edge_runtime.http.over_mqtt import Requests
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
@@ -100,6 +101,7 @@ class Assembly:
         self.outbox.on_state = self._outbox_state
         self.outbox.attach(self.upstream_connection)
         self.http = self._http()
+        self.requests = self._requests()
         self.exchange = self._make_exchange(reload)
         self.pipelines: list[Pipeline] = []
         self.sources: list[tuple[str, AnySource]] = []
@@ -119,11 +121,14 @@ class Assembly:
         """Start everything; returns at once."""
         self._restore_windows()
         self.upstream_connection.on_change.append(self.outbox.link_changed)
+        models = [(pipeline.config, pipeline.model) for pipeline in self.pipelines]
+        if self.requests is not None:
+            self.requests.begin(models)
         for connection in self.connections.values():
             connection.on_change.append(self._changed)
             connection.start()
         if self.http is not None:
-            self.http.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
+            self.http.begin(models)
         if self.exchange is not None:
             self.exchange.begin()
         for _, source in self.sources:
@@ -139,6 +144,8 @@ class Assembly:
         deadline = self._loop.time() + self.config.device.stop_timeout
         if self.http is not None:
             self.http.end()
+        if self.requests is not None:
+            self.requests.end()
         for _, source in self.sources:
             source.stop()
         if self.exchange is not None:
@@ -271,6 +278,14 @@ class Assembly:
             on_change=self._source_changed,
         )
 
+    def _requests(self) -> "Requests | None":
+        if self.config.upstream.requests == "off":
+            return None
+        from edge_runtime.http.over_mqtt import Requests  # noqa: PLC0415 - only where it is configured
+
+        counters = self.counters["requests"] = Counters()
+        return Requests(self.config.device.id, self.start_number, self.upstream_connection, self._loop, counters)
+
     def _add_source(self, planned: PlannedSource, clock: Clock) -> None:
         source = planned.config
         pipelines = [self._pipeline(planned, position, clock) for position in range(len(planned.models))]
@@ -379,6 +394,8 @@ class Assembly:
         pipeline.swap(candidate, self._payload(pipeline.config, model))
         if self.http is not None:
             self.http.exchange(pipeline.config, model)
+        if self.requests is not None:
+            self.requests.exchange(pipeline.config, model)
         return True
 
     def _models_changed(self) -> None:

@@ -359,10 +359,13 @@ class Upstream(Broker, frozen=True, kw_only=True):
         topic: Where a prediction is published. `{device}`, `{model}` and `{key}` are filled in; a stream without key
             is `-`.
         qos: 1: a prediction is kept until the broker has acknowledged it. 0: it may be lost on the way.
+        requests: `answer` predicts on demand for readings on `edge/DEVICE/predict/MODEL` that name a response topic,
+            which only MQTT 5 has.
     """
 
     topic: Topic = "edge/{device}/{model}/{key}"
     qos: Literal[0, 1] = 1
+    requests: Literal["off", "answer"] = "off"
 
 
 class Outbox(Table, frozen=True, kw_only=True):
@@ -402,7 +405,7 @@ class Store(Table, frozen=True, kw_only=True):
     path: NewPath = "/var/lib/edge-runtime/models"
     allowed_signers: FilePath | None = None
     probation: Seconds = 600.0
-    probation_predictions: Count = 1000
+    probation_predictions: Count = 10_000
     probation_errors: Count = 3
     max_latency: SomeSeconds | None = None
 

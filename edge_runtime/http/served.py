@@ -28,13 +28,24 @@ class Served:
         device: who answers.
         start: the number of this start, for the ids of predictions.
         config: its table in the device file: the verdict is judged by the same threshold. None for `serve`.
+        source: how the requests come, for predictions and their ids.
     """
 
-    def __init__(self, name: str, model: Model, *, device: str, start: int, config: ModelConfig | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        *,
+        device: str,
+        start: int,
+        config: ModelConfig | None = None,
+        source: str = "http",
+    ) -> None:
         self.name = name
         self.model = model
         self.manifest = model.manifest
         self._start = start
+        self._source = source
         plain = config or ModelConfig(name=name, bundle=str(model.bundle.path), source="http")
         # Each request stands by itself: what smooths a stream, or withholds parts of it, has no meaning here.
         self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
@@ -43,7 +54,7 @@ class Served:
         self._payload = JsonPayload(
             device=device,
             model=name,
-            source="http",
+            source=source,
             start=start,
             manifest=self.manifest,
             threshold=self._decider.threshold,
@@ -84,7 +95,7 @@ class Served:
             self._decider.forget([key])  # nothing of this request is remembered for the next
             assert prediction is not None
             prediction.seq = next(self._numbers)
-            prediction.identity = identity or f"http-{self._start}-{prediction.seq}"
+            prediction.identity = identity or f"{self._source}-{self._start}-{prediction.seq}"
             return self._payload.encode(prediction)
 
     def _violations(self, row: int, readings: Floats) -> list[str]:

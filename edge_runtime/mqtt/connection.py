@@ -51,6 +51,7 @@ class Message:
     payload: bytes
     receipt: Receipt | None
     claimed: bool = False
+    properties: Properties | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +160,16 @@ class Connection:
         """Begin to connect; returns at once."""
         self._connect()
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Outcome | None) -> bool:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool = False,
+        outcome: Outcome | None,
+        properties: Properties | None = None,
+    ) -> bool:
         """Send a message; False when there is no connection, and then `outcome` is never called.
 
         `outcome` is called once, unless the connection breaks before: then nobody knows, and it is never called.
@@ -168,7 +178,7 @@ class Connection:
         if client is None or not self.connected:
             return False
         try:
-            info = client.publish(topic, payload, qos, retain)
+            info = client.publish(topic, payload, qos, retain, properties)
         except ValueError as error:  # no broker would take it: a topic with a wildcard, a payload beyond MQTT's limit
             self._counters.errors["publish_refused"] += 1
             self.state = f"{self._settings.url}: a message cannot be sent: {error}"
@@ -492,7 +502,8 @@ class Connection:
             generation, owed = self._generation, _Owed(message.mid)
             self._owed.append(owed)
             receipt = Receipt(lambda: self._acknowledge(generation, owed))
-        self._inbox.append(Message(message._topic, bytes(message.payload), receipt))  # noqa: SLF001 - `topic` decodes
+        topic: bytes = message._topic  # noqa: SLF001 - `topic` decodes
+        self._inbox.append(Message(topic, bytes(message.payload), receipt, properties=message.properties))
 
     def _on_publish(
         self, _client: paho.Client, _userdata: Any, mid: int, reason: ReasonCode, _properties: Properties

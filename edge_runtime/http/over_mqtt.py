@@ -1,0 +1,146 @@
+"""Predictions on demand over MQTT 5: a reading or window to `edge/{device}/predict/{model}`, with a response topic.
+
+The answer is what `POST /predict/{model}` answers, with the request's correlation data: a prediction, or an `error`.
+One thread answers, so that the loop is not kept; `MOST_WAITING` requests may wait, and one more is told to come back.
+Weak point: an answer that a broken connection loses is not sent again; whoever misses it asks again.
+
+A requester names the topic that we publish to, so the device's own topics are refused: only what begins with
+`edge/{device}/answers/` may stand below `edge/{device}/`.
+"""
+
+import contextlib
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from edge_runtime.health import Counters
+from edge_runtime.http import named
+from edge_runtime.http.answers import RefusedError, busy
+from edge_runtime.http.scorer import Scorer
+from edge_runtime.http.served import Served, find
+from edge_runtime.log import fields, get_logger
+from edge_runtime.loop import Loop
+from edge_runtime.model import Model
+from edge_runtime.mqtt.connection import Connection, Message
+from edge_runtime.settings import Model as ModelConfig
+
+MOST_WAITING = 64
+MAX_BYTES = 8 << 20
+
+_log = get_logger("requests")
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One request; `correlation` goes back as it came."""
+
+    model: str
+    payload: bytes
+    topic: str
+    correlation: bytes | None
+
+
+class Requests:
+    """Answers on the upstream's connection; every method belongs to the loop's thread.
+
+    Args:
+        device: the device's id.
+        start: the number of this start.
+        connection: not yet started, and of MQTT 5.
+        loop: the event loop.
+        counters: `requests`, and refusals by reason.
+    """
+
+    def __init__(self, device: str, start: int, connection: Connection, loop: Loop, counters: Counters) -> None:
+        self._device = device
+        self._start = start
+        self._connection = connection
+        self._loop = loop
+        self._counters = counters
+        self._prefix = f"edge/{device}/predict/".encode()
+        self._models: dict[str, Served] = {}
+        self._scorer = Scorer()
+        self._waiting: queue.Queue[_Asked | None] = queue.Queue(MOST_WAITING)
+        connection.subscribe([f"edge/{device}/predict/+"], 1, self._take)
+
+    def begin(self, models: list[tuple[ModelConfig, Model]]) -> None:
+        """Answer for these models from now on."""
+        for config, model in models:
+            self.exchange(config, model)
+        threading.Thread(target=self._serve, name="requests", daemon=True).start()
+
+    def exchange(self, config: ModelConfig, model: Model) -> None:
+        """Another bundle answers from now on."""
+        served = Served(config.name, model, device=self._device, start=self._start, config=config, source="mqtt")
+        self._models = {**self._models, served.name: served}
+
+    def end(self) -> None:
+        """Answer nothing more."""
+        self._scorer.stop()
+        with contextlib.suppress(queue.Full):  # those that wait are refused at once, and the thread is a daemon
+            self._waiting.put_nowait(None)
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            if not message.topic.startswith(self._prefix):
+                continue
+            message.claimed = True
+            self._counters.counts["requests"] += 1
+            asked = self._asked(message)
+            if asked is None:
+                continue
+            try:
+                self._waiting.put_nowait(asked)
+            except queue.Full:
+                self._counters.rejected["busy"] += 1
+                self._answer(asked, _body(busy("too many requests are waiting: try again in a second")))
+
+    def _asked(self, message: Message) -> _Asked | None:
+        """The request, or None where nobody could be answered."""
+        properties = message.properties
+        topic = getattr(properties, "ResponseTopic", None)
+        own = f"edge/{self._device}/"
+        if not topic or "+" in topic or "#" in topic or "\0" in topic:
+            self._counters.rejected["no_response_topic"] += 1
+            return None
+        if topic.startswith(own) and not topic.startswith(f"{own}answers/"):
+            self._counters.rejected["forbidden_response_topic"] += 1
+            _log.warning("a request wants its answer on a topic of the device", extra=fields(topic=topic))
+            return None
+        model = message.topic[len(self._prefix) :].decode("utf-8", "replace")
+        return _Asked(model, message.payload, topic, getattr(properties, "CorrelationData", None))
+
+    def _serve(self) -> None:
+        """In the thread: one request after the other, each answered in the loop's thread."""
+        while (asked := self._waiting.get()) is not None:
+            body = self._predict(asked)
+            self._loop.call_soon_threadsafe(lambda asked=asked, body=body: self._answer(asked, body))  # type: ignore[misc]
+
+    def _predict(self, asked: _Asked) -> bytes:
+        try:
+            if len(asked.payload) > MAX_BYTES:
+                raise RefusedError(413, f"expected at most {MAX_BYTES} bytes")  # noqa: TRY301
+            body = named.predict(find(self._models, asked.model), asked.payload, self._scorer).body
+        except RefusedError as error:
+            return _body(error)
+        except Exception:  # noqa: BLE001 - the stage's edge: the thread goes on, the requester is told
+            _log.exception("a request failed", extra=fields(model=asked.model))
+            return _body(RefusedError(500, "internal error: see the log"))
+        assert isinstance(body, bytes)
+        return body
+
+    def _answer(self, asked: _Asked, body: bytes) -> None:
+        properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        if asked.correlation is not None:
+            properties.CorrelationData = asked.correlation
+        self._connection.publish(asked.topic, body, qos=1, outcome=None, properties=properties)
+
+
+def _body(error: RefusedError) -> bytes:
+    body = error.answer().body
+    assert isinstance(body, bytes)
+    return body
