@@ -151,6 +151,8 @@ class App:
                     events = []
                 while not watcher.empty():
                     events.append(watcher.get())
+                if self._stopped.is_set():
+                    break  # the loop is waiting for us: it has no health to tell
                 events.append(("health", msgspec.json.encode(self.board.health())))
                 yield b"".join(_event(kind, document) for kind, document in events)
                 self._stopped.wait(EVENTS_EVERY_S)
