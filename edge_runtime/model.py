@@ -126,6 +126,15 @@ class Model:
         """One call a round: a round holds at most one window of each stream, so that states follow one another."""
         if carries is None:
             carries = [Carry() for _ in range(len(windows))]
+        before = [carry.parts for carry in carries]
+        try:
+            return self._run_rounds(windows, carries)
+        except ModelError:
+            for carry, parts in zip(carries, before, strict=True):
+                carry.parts = parts  # as if nothing had been run: the caller may try the windows one by one
+            raise
+
+    def _run_rounds(self, windows: Floats, carries: Sequence[Carry]) -> list[list[Any]]:
         answers: list[list[Any]] = [[] for _ in range(len(windows))]
         waiting = list(range(len(windows)))
         while waiting:
