@@ -317,7 +317,8 @@ def scorer() -> Iterator[Scorer]:
     made.stop()
 
 
-def test_requests_that_wait_together_are_scored_together(scorer: Scorer, models: list[Served]) -> None:
+@pytest.mark.parametrize("numbers", [range(20, 26), range(10, 16)], ids=["all good", "one of them bad"])
+def test_requests_that_wait_together_are_scored_together(scorer: Scorer, models: list[Served], numbers: range) -> None:
     """While the model is busy requests gather, and the next call takes them all; each gets its own scores."""
     slow: Any = SlowModel(models[2].manifest)
     found: dict[int, Any] = {}
@@ -328,7 +329,7 @@ def test_requests_that_wait_together_are_scored_together(scorer: Scorer, models:
         except RefusedError as error:
             found[number] = error.status
 
-    threads = [threading.Thread(target=score, args=(number,)) for number in range(10, 16)]
+    threads = [threading.Thread(target=score, args=(number,)) for number in numbers]
     threads[0].start()
     assert slow.entered.wait(20)
     for thread in threads[1:]:
@@ -339,9 +340,10 @@ def test_requests_that_wait_together_are_scored_together(scorer: Scorer, models:
     for thread in threads:
         thread.join(20)
     assert slow.sizes[:2] == [2, 10]
-    assert found.pop(13) == 422  # and it has spoiled nobody else's answer
+    if 13 in numbers:
+        assert found.pop(13) == 422  # and it has spoiled nobody else's answer
     assert {number: scores.value.tolist() for number, scores in found.items()} == {
-        number: [[number], [number]] for number in (10, 11, 12, 14, 15)
+        number: [[number], [number]] for number in numbers if number != 13
     }
 
 
