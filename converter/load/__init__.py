@@ -61,6 +61,10 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
         from converter.load import xgboost  # noqa: PLC0415
 
         return xgboost.load(path)
+    if kind == "keras":
+        from converter.load import keras  # noqa: PLC0415
+
+        return keras.load(path, spec, trust)
     if kind == "tflite":
         from converter.load import tflite  # noqa: PLC0415
 
@@ -70,8 +74,8 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
 
         return lightgbm.load(path)
     raise CommandError(
-        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, TFLite, PyTorch; pickle and joblib with --trust), "
-        f"found {kind}"
+        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, TFLite, PyTorch, Keras; "
+        f"pickle and joblib with --trust), found {kind}"
     )
 
 
@@ -93,6 +97,8 @@ def sniff(path: Path) -> str:
         return "pickle"
     if suffix == ".skops":
         raise CommandError(f"{path}: expected a skops file, found no zip archive: it is truncated or something else")
+    if head.startswith(b"\x89HDF"):
+        return "keras"
     if head[4:8] == b"TFL3" or suffix == ".tflite":
         return "tflite"
     if head.startswith((b"tree\n", b"tree\r\n")):
@@ -133,6 +139,8 @@ def _sniff_zip(path: Path) -> str:
         raise CommandError(f"{path}: expected a whole archive, found a damaged or truncated one: {error}") from error
     if "schema.json" in names:
         return "skops"
+    if "model.weights.h5" in names and "config.json" in names:
+        return "keras"
     inner = {name.partition("/")[2] for name in names}
     if {"models/model.json", "archive_format"} & inner or "serialized_exported_program.json" in names:
         return "exported program"

@@ -38,7 +38,7 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
     """
     torch = require("torch", path)
     try:
-        with _tensors_only(not trust), _quiet():
+        with _tensors_only(not trust), quiet():
             program = torch.export.load(path)
     except Exception as error:
         if "weights_only" in str(error) or "Weights only" in str(error):
@@ -47,7 +47,7 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
                 "add --trust if you trust where it comes from"
             ) from error
         raise CommandError(f"{path}: torch cannot load it as an exported program: {_first(error)}") from error
-    return _exported(program, program.module(), (), {"dynamo": True}, spec, path)
+    return exported(program.module(), (), {"dynamo": True}, spec, path, program)
 
 
 def load_script(path: Path, spec: Spec) -> "TorchModel":
@@ -58,14 +58,14 @@ def load_script(path: Path, spec: Spec) -> "TorchModel":
     """
     torch = require("torch", path)
     try:
-        with _quiet():
+        with quiet():
             module = torch.jit.load(str(path), map_location="cpu").eval()
     except Exception as error:
         raise CommandError(f"{path}: torch cannot load it as TorchScript: {_first(error)}") from error
     axes = {"input": {0: "N"}, "output": {0: "N"}}
     how = {"dynamo": False, "opset_version": _SCRIPT_OPSET, "input_names": ["input"], "output_names": ["output"],
            "dynamic_axes": axes}  # fmt: skip
-    return _exported(module, module, (_example(spec, path),), how, spec, path)
+    return exported(module, (_example(spec, path),), how, spec, path)
 
 
 def load_function(name: str, spec: Spec, trust: bool) -> "TorchModel":
@@ -89,18 +89,32 @@ def load_function(name: str, spec: Spec, trust: bool) -> "TorchModel":
         raise CommandError(f"{name}: expected a torch.nn.Module, found {type(module).__name__}")
     module = module.eval()
     how = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("N")},), "opset_version": _OPSET}
-    return _exported(module, module, (_example(spec, Path(name)),), how, spec, Path(name))
+    return exported(module, (_example(spec, Path(name)),), how, spec, Path(name))
 
 
-def _exported(
-    program: Any, module: Any, example: tuple[Any, ...], how: dict[str, Any], spec: Spec, path: Path
+def exported(
+    module: Any, example: tuple[Any, ...], how: dict[str, Any], spec: Spec, path: Path, program: Any = None
 ) -> "TorchModel":
+    """Export a module to ONNX.
+
+    Args:
+        module: in evaluation mode; it stays the truth.
+        example: what to export it with.
+        how: the exporter's own settings.
+        spec: the specification.
+        path: the file, for messages.
+        program: what to export instead of the module, where it is an exported program.
+
+    Raises:
+        CommandError: the exporter refuses it.
+    """
+    program = module if program is None else program
     torch = require("torch", path)
     if how["dynamo"]:
         require("onnxscript", path, "torch")
     buffer = io.BytesIO()
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             if how["dynamo"]:
                 model = torch.onnx.export(program, example, verbose=False, **how).model_proto
             else:
@@ -176,7 +190,7 @@ def _tensors_only(yes: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the exporter's chatter, which speaks to the developers of torch."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
