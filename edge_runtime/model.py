@@ -101,6 +101,14 @@ class Model:
         Raises:
             ModelError: onnxruntime failed, or answered with something else than the manifest says.
         """
+        try:
+            return self._run(windows, carries)
+        except ModelError:
+            raise
+        except Exception as error:  # whatever a strange model makes of numpy: its caller knows one kind of failure
+            raise ModelError(f"{self.manifest.name}: {type(error).__name__}: {_first_line(error)}") from error
+
+    def _run(self, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
         if self._states:
             parts = self._run_recurrent(windows, carries)
         elif len(windows) <= self._max_batch:

@@ -9,10 +9,13 @@ from collections.abc import Callable
 
 from edge_runtime.codecs import source_decoder
 from edge_runtime.health import Counters
+from edge_runtime.log import fields, get_logger
 from edge_runtime.mqtt.connection import Connection, Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.settings import MqttSource as MqttSourceConfig
+
+_log = get_logger("source")
 
 
 class MqttSource:
@@ -93,7 +96,12 @@ class MqttSource:
     def _decode(
         self, frames: list[bytes], keys: list[str | None], receipts: list[Receipt | None], arrived: float
     ) -> None:
-        decoded = self._decoder.decode(frames, self._counters)
+        try:
+            decoded = self._decoder.decode(frames, self._counters)
+        except Exception:  # noqa: BLE001 - a fault of ours: set aside, or the broker sends them again for ever
+            self._counters.errors["crashed"] += 1
+            _log.exception("messages are set aside", extra=fields(source=self._config.name, messages=len(frames)))
+            return
         if not len(decoded):
             return
         now = time.time()

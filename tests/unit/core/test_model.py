@@ -119,3 +119,12 @@ def test_rows_that_are_not_finite_are_named(bad: float) -> None:
         single = Scores(score=table[:, 1]).finite_rows()
         assert single is not None
         assert np.flatnonzero(~single).tolist() == [1]
+
+
+def test_whatever_goes_wrong_inside_a_model_is_its_own_error(tmp_path: Path) -> None:
+    """Also where not onnxruntime but the arithmetic around it fails: callers know one kind of failure."""
+    model = _load(builders.stateful(), tmp_path)
+    carry = Carry()
+    carry.parts = [np.zeros(99, np.float32)]
+    with pytest.raises(ModelError, match="drowsy: ValueError"):
+        model.run(_windows(1, 2, 2), [carry])
