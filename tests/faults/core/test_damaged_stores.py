@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.outbox_store import NewRow, Store
+from edge_runtime.outbox_store import NewRow, Store, StoreError
 from tests.disk_faults import LONG, report
 
 DAMAGES = 10_000 if LONG else 1_000
@@ -179,7 +179,12 @@ def test_a_damaged_file_never_keeps_the_outbox_from_starting_and_never_speaks_fa
             tally["rows taken over from them"] += opened.salvaged
             assert Path(opened.damaged_file).exists(), what
         new = NewRow("m/new", 0, 2e9, "edge/m/new", b'{"n":9999}')
-        (number,) = store.commit([new], [row.id for row in rows[:5]]).ids
+        try:
+            (number,) = store.commit([new], [row.id for row in rows[:5]]).ids
+        except StoreError:  # a damage that shows only here: the outbox opens the file anew, as after any error
+            tally["found in use"] += 1
+            assert store.open().damaged_file is not None, what
+            (number,) = store.commit([new], ()).ids
         assert store.fetch(number - 1, 1)[0].payload == new.payload, what
         store.close()
         again = _store(path)
