@@ -1,0 +1,67 @@
+"""The status page in a real browser; with EDGE_SCREENSHOTS=FOLDER it leaves its pictures there."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import builders
+from tests.broker import Mosquitto
+from tests.browser import CHROMIUM, Browser
+from tests.conftest import MakeDaemon, MakeSubscriber
+from tests.devices import climate_device
+from tests.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt install chromium"),
+]
+
+
+LINK = "document.getElementById('link').textContent"
+MODELS = "document.getElementById('models').textContent"
+LINES = "document.querySelectorAll('#channels polyline[points]').length"
+
+
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1200, 900, "dark"), (400, 1000, "light")])
+def test_the_page_shows_what_has_just_been_published_and_survives_a_restart(
+    mosquitto: Mosquitto,
+    make_daemon: MakeDaemon,
+    make_subscriber: MakeSubscriber,
+    tmp_path: Path,
+    free_port: int,
+    width: int,
+    height: int,
+    scheme: str,
+) -> None:
+    """A prediction appears as it is made; after a restart of the daemon the page finds it again. No script error."""
+    bundle = builders.classification().save(tmp_path / "comfort.onnx")
+    device = climate_device(mosquitto, bundle) + f'\n[http]\nlisten = "127.0.0.1:{free_port}"\n'
+    daemon = make_daemon(device).start()
+    client = make_subscriber(mosquitto.port, "edge/#")
+    url = f"http://127.0.0.1:{free_port}/"
+    browser = Browser(tmp_path / scheme, url, width=width, height=height, scheme=scheme)
+    try:
+        wait_until(lambda: browser.evaluate(LINK) == "live", lambda: f"live: {browser.errors()}")
+        for step in range(40):
+            for room in ("kitchen", "cellar"):
+                reading = {"temperature": 1 + math.sin(step / 6), "humidity": 1.5 + math.cos(step / 5)}
+                client.publish(f"sensors/{room}/climate", reading)
+                client.flush()
+        client.publish("sensors/kitchen/climate", b'{"temperature": "x"}')
+        wait_until(lambda: "(cellar)" in browser.evaluate(MODELS), lambda: f"{browser.evaluate(MODELS)}")
+        wait_until(lambda: browser.evaluate(LINES) >= 2, "a line for each channel")
+        assert browser.evaluate("document.getElementById('spoken').textContent").startswith("comfort: ")
+        wait_until(lambda: "wrong_type" in browser.evaluate("document.body.textContent"), "the rejection")
+        if pictures := os.environ.get("EDGE_SCREENSHOTS"):
+            browser.screenshot(Path(pictures) / f"status-page-{scheme}.png")
+        assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        daemon.stop()
+        wait_until(lambda: "no answer" in browser.evaluate(LINK), "gone")
+        daemon.start()
+        wait_until(lambda: browser.evaluate(LINK) == "live", "back", 30)
+        assert browser.errors() == []
+        assert browser.hosts() == {f"127.0.0.1:{free_port}"}
+    finally:
+        browser.close()
