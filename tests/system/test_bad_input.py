@@ -78,7 +78,9 @@ def test_a_topic_that_matches_no_source_is_counted(
     daemon.config.write_text(daemon.config.read_text().replace("sensors/{key}/climate", "rooms/{key}"))
     subscriber.publish("sensors/a/climate", GOOD)  # the broker keeps it for the session
     subscriber.flush()
+    subscriber.clear()
     daemon.start()
+    subscriber.wait_for_text("edge/room/status", "online")
     subscriber.publish("rooms/a", {**GOOD, "seq": 7})
     subscriber.wait_until(
         lambda messages: _rejected(messages, "room"), lambda: f"a rejection in health; its log:\n{daemon.log}"
