@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +164,26 @@ def test_requests_by_name_score_as_the_stream_does(deployment: Deployment) -> No
         assert deployment.by_name()[:1].tobytes() == fresh.tobytes()
         return
     assert deployment.by_name().tobytes() == deployment.stream(5).tobytes()
+
+
+def test_requests_and_stream_at_the_same_time_change_no_bit(deployment: Deployment) -> None:
+    """One session serves the loop and the threads of requests at once; each gets what it would get alone."""
+    expected = deployment.stream(5).tobytes()
+    sizes = [1] * COUNT
+    found: list[bytes] = []
+
+    def ask() -> None:
+        found.extend(deployment.request(sizes, binary=True).tobytes() for _ in range(5))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    streams = [deployment.stream(5).tobytes() for _ in range(10)]
+    for thread in threads:
+        thread.join(60)
+    assert set(streams) == {expected}
+    assert len(found) == 15
+    assert set(found) == {expected}
 
 
 def _numbers(document: dict[str, Any], manifest: Manifest) -> list[float]:
