@@ -129,10 +129,16 @@ def cells(row: Row, now: float) -> list[list[str]]:
                 last,
                 "" if row.queued is None else str(row.queued),
                 "" if row.temperature_c is None else f"{row.temperature_c:.0f} C",
-                row.why or str(model.get("why", "")),
+                row.why or str(model.get("why", "")) or _went_back(row, model.get("name")),
             ]
         )
     return lines
+
+
+def _went_back(row: Row, name: object) -> str:
+    """The bundle of a name that this device tried and left, and why; a rejected one is kept by `models list`."""
+    rejected = [each for each in row.models if each["name"] == name and each["state"] == "rejected"]
+    return f"went back from {rejected[0]['version']}: {rejected[0].get('why', '')}" if rejected else ""
 
 
 def to_json(rows: list[Row]) -> str:
