@@ -38,9 +38,9 @@ help: ## this list
 setup: $(VENV)/.setup ## make .venv with everything that test and check need
 	@echo "$(VENV) is ready: $$($(BIN)/python --version)"
 
-.PHONY: boosters
-boosters: $(VENV)/.boosters ## add XGBoost and LightGBM for the tests of their loaders (140 MB), else these are skipped
-	@echo "XGBoost and LightGBM are in $(VENV)"
+.PHONY: frameworks
+frameworks: $(VENV)/.frameworks ## add XGBoost, LightGBM and the TFLite interpreter for the tests of their loaders (160 MB), else these are skipped
+	@echo "XGBoost, LightGBM and the TFLite interpreter are in $(VENV)"
 
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
@@ -144,6 +144,6 @@ $(VENV)/.setup: $(VENV)/.demo tests/requirements.txt
 	@$(INSTALL) --requirement tests/requirements.txt
 	@touch $@
 
-$(VENV)/.boosters: $(VENV)/.setup tests/boosters.txt
-	@$(INSTALL) --no-deps --requirement tests/boosters.txt
+$(VENV)/.frameworks: $(VENV)/.setup tests/frameworks.txt
+	@$(INSTALL) --no-deps --requirement tests/frameworks.txt
 	@touch $@
