@@ -1,8 +1,9 @@
 """One broker: connect, stay connected, subscribe, receive, publish; all in the loop's thread but the connecting itself.
 
 paho is a wire here, not a queue: every connection gets a client of its own, and what that client had not delivered
-when the connection broke is its user's to send again. The blocking part of connecting (names, TCP, TLS) runs in a
-thread of its own, so that a dead broker never delays a reading.
+when the connection broke is its user's to send again. The packets of the hot path go past it (`hot_packets.py`).
+The blocking part of connecting (names, TCP, TLS) runs in a thread of its own, so that a dead broker never delays a
+reading.
 
 Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, and only over the connection
 that brought it. Retries are spaced from `reconnect_min` to `reconnect_max` seconds with jitter. TLS is verified and
@@ -29,6 +30,7 @@ from edge_runtime.endpoint import parse_endpoint
 from edge_runtime.errors import EdgeError
 from edge_runtime.health import Counters
 from edge_runtime.loop import Loop, Timer
+from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 
@@ -37,6 +39,7 @@ ACK_DELAY_S = 0.2
 MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
 MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
 GOODBYE_TIMEOUT_S = 2.0
+MOST_TOPICS = 10_000  # whose encoded form is kept
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 
@@ -52,6 +55,7 @@ class Message:
     receipt: Receipt | None
     claimed: bool = False
     properties: Properties | None = None
+    retained: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +133,10 @@ class Connection:
         self._stopping = False
         self._attempts = 0
         self._generation = 0
+        self._is_v5 = settings.protocol == "5"
+        self._no_properties = b"\0" if self._is_v5 else b""
+        self._heads: dict[str, bytes] = {}
+        self._last_id = hot_packets.FIRST_ID
         self._inbox: list[Message] = []
         self._owed: deque[_Owed] = deque()
         self._outcomes: dict[int, Outcome] = {}
@@ -174,11 +182,14 @@ class Connection:
 
         `outcome` is called once, unless the connection breaks before: then nobody knows, and it is never called.
         """
-        client = self._client
-        if client is None or not self.connected:
+        wrapped = self._socket
+        if wrapped is None or not self.connected:
             return False
+        packet_id = self._next_id() if qos else 0
+        extra = self._no_properties if properties is None else bytes(properties.pack())  # type: ignore[no-untyped-call]
         try:
-            info = client.publish(topic, payload, qos, retain, properties)
+            head = self._heads.get(topic) or self._keep_head(topic)
+            packet = hot_packets.publish(head, payload, packet_id, retain=retain, properties=extra)
         except ValueError as error:  # no broker would take it: a topic with a wildcard, a payload beyond MQTT's limit
             self._counters.errors["publish_refused"] += 1
             self.state = f"{self._settings.url}: a message cannot be sent: {error}"
@@ -186,12 +197,26 @@ class Connection:
                 self._settled.append((outcome, False))
                 self._loop.call_soon(self._settle)
             return True
-        if info.rc != paho.MQTT_ERR_SUCCESS:
-            return False
-        if outcome is not None:
-            self._outcomes[info.mid] = outcome
+        wrapped.send(packet)
+        if outcome is not None and packet_id:
+            self._outcomes[packet_id] = outcome
+        elif outcome is not None:
+            self._settled.append((outcome, True))  # the flush settles it
         self._flush_soon()
         return True
+
+    def _next_id(self) -> int:
+        """A packet id that the broker does not hold."""
+        while True:
+            self._last_id = self._last_id + 1 if self._last_id < hot_packets.LAST_ID else hot_packets.FIRST_ID
+            if self._last_id not in self._outcomes:
+                return self._last_id
+
+    def _keep_head(self, topic: str) -> bytes:
+        if len(self._heads) >= MOST_TOPICS:
+            self._heads.clear()
+        head = self._heads[topic] = hot_packets.topic_head(topic)
+        return head
 
     def stop(self) -> None:
         """Say goodbye, send what is still unsent, and close. The will is not sent by the broker."""
@@ -241,7 +266,6 @@ class Connection:
             reconnect_on_failure=False,
         )
         client.connect_timeout = CONNECT_TIMEOUT_S
-        client.max_inflight_messages_set(0)  # the outbox holds the window, and status messages go beside it
         if settings.username is not None:
             client.username_pw_set(settings.username, self._password())
         if self._endpoint.tls:
@@ -255,7 +279,6 @@ class Connection:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
-        client.on_publish = self._on_publish
         client.on_message = self._on_message
         # with this set paho leaves the writing to us: one flush at the end of a pass instead of one send a packet
         client.on_socket_register_write = _leave_writing_to_the_loop
@@ -406,7 +429,8 @@ class Connection:
         if self._inbox:
             messages, self._inbox = self._inbox, []
             self._deliver(messages)
-        self._flush_soon()
+        if client.want_write():  # paho answers something; our own packets see to themselves
+            self._flush_soon()
         if len(self._owed) >= MOST_OWED and self._client is client:
             self._paused = True  # a broker without a window of its own: let the network hold it back
             self._loop.remove_reader(self._fd)
@@ -417,7 +441,7 @@ class Connection:
             more = True
             while more:
                 more = wrapped.fill()
-                while wrapped.has_received and client.socket() is not None:
+                while client.socket() is not None and wrapped.take(self, is_v5=self._is_v5):
                     if client.loop_read() != paho.MQTT_ERR_SUCCESS:
                         break
                 if client.socket() is None:
@@ -479,11 +503,10 @@ class Connection:
     def _acknowledge(self, generation: int, owed: "_Owed") -> None:
         """Give the broker its PUBACKs in the order of its messages, if it is still the connection that brought them."""
         owed.released = True
-        client = self._client
-        if generation != self._generation or client is None:
+        if generation != self._generation or self._socket is None:
             return
         while self._owed and self._owed[0].released:  # MQTT 3.1.1 section 4.6: in the order of arrival
-            client.ack(self._owed.popleft().mid, 1)
+            self._socket.send(hot_packets.puback(self._owed.popleft().mid))
             self._acks_unsent += 1
         if self._acks_unsent >= MOST_UNSENT_ACKS:
             self._flush_soon()
@@ -494,28 +517,40 @@ class Connection:
             self._paused = False
             self._loop.add_reader(self._fd, self._on_readable)
 
-    # --- paho's callbacks: they note what happened, and act only outside paho ------------------------------------
+    # --- the hot path's packets, and paho's callbacks: they note what happened, and act when all is read ---------
 
-    def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+    def took_message(
+        self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool, properties: Properties | None = None
+    ) -> None:
+        """A message has come; see `hot_packets.Taker`."""
         receipt = None
-        if message.qos == 1:
-            generation, owed = self._generation, _Owed(message.mid)
+        if packet_id:
+            generation, owed = self._generation, _Owed(packet_id)
             self._owed.append(owed)
             receipt = Receipt(lambda: self._acknowledge(generation, owed))
-        topic: bytes = message._topic  # noqa: SLF001 - `topic` decodes
-        self._inbox.append(Message(topic, bytes(message.payload), receipt, properties=message.properties))
+        self._inbox.append(Message(topic, payload, receipt, properties=properties, retained=retained))
 
-    def _on_publish(
-        self, _client: paho.Client, _userdata: Any, mid: int, reason: ReasonCode, _properties: Properties
-    ) -> None:
-        outcome = self._outcomes.pop(mid, None)
+    def took_acknowledgement(self, packet_id: int, reason: int) -> None:
+        """The broker has answered a message of ours; see `hot_packets.Taker`."""
+        outcome = self._outcomes.pop(packet_id, None)
         if outcome is None:
             return
-        refused = reason.is_failure
+        refused = hot_packets.is_refusal(reason)
         if refused:
             self._counters.errors["publish_refused"] += 1
-            self.state = f"{self._settings.url} refused a message: {reason}"
+            why = ReasonCode(PacketTypes.PUBACK, identifier=reason)
+            self.state = f"{self._settings.url} refused a message: {why}"
         self._settled.append((outcome, not refused))
+
+    def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+        topic: bytes = message._topic  # noqa: SLF001 - `topic` decodes
+        self.took_message(
+            topic,
+            bytes(message.payload),
+            message.mid if message.qos == 1 else 0,
+            retained=message.retain,
+            properties=message.properties,
+        )
 
     def _on_connect(
         self,

@@ -2,13 +2,18 @@
 
 paho reads a packet's header byte by byte and writes packet by packet. System calls are what a message costs, so paho
 gets this in place of its socket: `recv` is served from what `fill` read, and what `send` takes goes out at `flush`.
-The read side is bounded by `RECEIVE_BYTES` a fill (the caller drains it before it fills again); the write side by
-what the caller lets be in flight.
+`take` hands the packets of the hot path out before paho sees them, and shows paho one whole packet at a time, so that
+it never stands in the middle of one.
+
+The read side is bounded by `RECEIVE_BYTES` a fill and one packet (the caller drains it before it fills again); the
+write side by what the caller lets be in flight.
 """
 
 import contextlib
 import socket
 import ssl
+
+from edge_runtime.mqtt import hot_packets
 
 RECEIVE_BYTES = 65536
 
@@ -20,6 +25,9 @@ class WholeSocket:
         self._wrapped = wrapped
         self._received = b""
         self._position = 0
+        self._visible = 0  # up to here `recv` gives out
+        self._partial = bytearray()  # a packet whose end has not come
+        self._wanted = 0  # how long it has to be to be looked at again
         self._unsent = bytearray()
         self._ended = False
 
@@ -36,14 +44,30 @@ class WholeSocket:
         if not data:
             self._ended = True
             return False
+        if self._partial:
+            self._partial += data
+            data = b""
+            if len(self._partial) >= self._wanted:
+                data = bytes(self._partial)
+                self._partial.clear()
         self._received = self._received[self._position :] + data if self._position < len(self._received) else data
-        self._position = 0
+        self._position, self._visible = 0, len(self._received)
         return isinstance(self._wrapped, ssl.SSLSocket) and self._wrapped.pending() > 0
+
+    def take(self, taker: hot_packets.Taker, *, is_v5: bool) -> bool:
+        """Hand the packets of the hot path to `taker`; True when `recv` has a whole packet, or the end, for paho."""
+        self._position, end = hot_packets.take(self._received, self._position, taker, is_v5=is_v5)
+        if end > len(self._received):
+            self._partial += self._received[self._position :]
+            self._wanted = end - self._position
+            self._received, self._position, end = b"", 0, 0
+        self._visible = end
+        return self.has_received
 
     @property
     def has_received(self) -> bool:
         """True while `recv` would return something, the end of the stream included."""
-        return self._ended or self._position < len(self._received)
+        return self._ended or self._position < self._visible
 
     @property
     def has_unsent(self) -> bool:
@@ -57,7 +81,7 @@ class WholeSocket:
             BlockingIOError: there are none at present.
         """
         position = self._position
-        data = self._received[position : position + size]
+        data = self._received[position : min(position + size, self._visible)]
         if data:
             self._position = position + len(data)
             return data

@@ -1,0 +1,133 @@
+"""The packets of the hot path, PUBLISH both ways and PUBACK, read and written whole. Pure: bytes in, bytes out.
+
+paho makes some twenty objects and takes three locks for each. What is not plainly one of these packets, well formed
+and without properties, is left to paho: QoS 2, MQTT 5 properties, every other kind, and whatever is malformed.
+"""
+
+from typing import Protocol
+
+PUBLISH, PUBACK = 0x30, 0x40
+FIRST_ID = 1024  # paho counts its own packets (a SUBSCRIBE each) from 1 on; ours never meet them
+LAST_ID = 65_535
+MOST_BYTES = 268_435_455  # MQTT 3.1.1 section 2.2.3
+MOST_TOPIC_BYTES = 65_535
+_REFUSED = 0x80  # MQTT 5 section 2.4
+
+
+class Taker(Protocol):
+    """Who is told of the packets."""
+
+    def took_message(self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool) -> None:
+        """A PUBLISH; `packet_id` is 0 at QoS 0."""
+
+    def took_acknowledgement(self, packet_id: int, reason: int) -> None:
+        """A PUBACK; a `reason` of 128 and more is a refusal."""
+
+
+def topic_head(topic: str) -> bytes:
+    """The encoded topic.
+
+    Raises:
+        ValueError: no broker would take a message to it.
+    """
+    raw = topic.encode()
+    if not raw or len(raw) > MOST_TOPIC_BYTES or any(sign in topic for sign in "+#\0"):
+        raise ValueError(f"expected a topic of 1 to {MOST_TOPIC_BYTES} bytes without wildcards, found {topic[:80]!r}")
+    return len(raw).to_bytes(2, "big") + raw
+
+
+def publish(head: bytes, payload: bytes, packet_id: int, *, retain: bool, properties: bytes) -> bytes:
+    """A PUBLISH: QoS 1 with a packet id, QoS 0 with 0 in its place; `properties` as encoded, none in MQTT 3.1.1.
+
+    Raises:
+        ValueError: it is longer than MQTT can say.
+    """
+    first = PUBLISH | (2 if packet_id else 0) | (1 if retain else 0)
+    identifier = packet_id.to_bytes(2, "big") if packet_id else b""
+    size = len(head) + len(identifier) + len(properties) + len(payload)
+    if size > MOST_BYTES:
+        raise ValueError(f"expected at most {MOST_BYTES} bytes, found {size}")
+    return b"".join((bytes((first,)), _length(size), head, identifier, properties, payload))
+
+
+def puback(packet_id: int) -> bytes:
+    """A PUBACK that says yes, the same in both versions."""
+    return b"\x40\x02" + packet_id.to_bytes(2, "big")
+
+
+def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
+    """Take the hot packets from `at` on, up to one that is paho's or not yet complete.
+
+    Returns:
+        Where that packet begins and ends. The end lies beyond `data` where it is incomplete (as far as is known by
+        then), and is the beginning where nothing is left.
+    """
+    size = len(data)
+    while at < size:
+        body, end = _bounds(data, at, size)
+        if end > size:
+            return at, end
+        first = data[at]
+        if first & 0xF4 == PUBLISH:
+            taken = _take_message(data, first, body, end, taker, is_v5=is_v5)
+        elif first == PUBACK and end - body >= 2:
+            reason = data[body + 2] if end - body > 2 else 0
+            taker.took_acknowledgement(data[body] << 8 | data[body + 1], reason)
+            taken = True
+        else:
+            taken = False
+        if not taken:
+            return at, end
+        at = end
+    return at, at
+
+
+def _take_message(data: bytes, first: int, body: int, end: int, taker: Taker, *, is_v5: bool) -> bool:
+    topic = body + 2
+    payload = topic + (data[body] << 8 | data[body + 1]) if topic <= end else end + 1
+    after = payload + (2 if first & 2 else 0) + (1 if is_v5 else 0)
+    if after > end or payload == topic or (is_v5 and data[after - 1]):  # cut short, without a topic, with properties
+        return False
+    packet_id = data[payload] << 8 | data[payload + 1] if first & 2 else 0
+    if first & 2 and not packet_id:
+        return False
+    taker.took_message(data[topic:payload], data[after:end], packet_id, retained=bool(first & 1))
+    return True
+
+
+def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
+    """Where the body of the packet at `at` begins, and where it ends; beyond `size` as long as that is not known."""
+    start = at + 2
+    if start > size:
+        return start, size + 1
+    remaining = data[at + 1]
+    if remaining < 128:
+        return start, start + remaining
+    remaining &= 127
+    for shift in (7, 14, 21):
+        if start >= size:
+            return start, size + 1
+        byte = data[start]
+        start += 1
+        remaining |= (byte & 127) << shift
+        if byte < 128:
+            return start, start + remaining
+    return start, start  # a fifth digit is no MQTT: paho is to say so
+
+
+def _length(size: int) -> bytes:
+    if size < 128:
+        return bytes((size,))
+    if size < 16_384:
+        return bytes((size & 127 | 128, size >> 7))
+    digits = bytearray()
+    while size:
+        digits.append(size & 127 | 128)
+        size >>= 7
+    digits[-1] &= 127
+    return bytes(digits)
+
+
+def is_refusal(reason: int) -> bool:
+    """Whether a PUBACK's reason code is a no."""
+    return reason >= _REFUSED
