@@ -65,6 +65,10 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
         from converter.load import keras  # noqa: PLC0415
 
         return keras.load(path, spec, trust)
+    if kind == "catboost":
+        from converter.load import catboost  # noqa: PLC0415
+
+        return catboost.load(path, spec)
     if kind == "tflite":
         from converter.load import tflite  # noqa: PLC0415
 
@@ -74,7 +78,7 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
 
         return lightgbm.load(path)
     raise CommandError(
-        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, TFLite, PyTorch, Keras; "
+        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, CatBoost, TFLite, PyTorch, Keras; "
         f"pickle and joblib with --trust), found {kind}"
     )
 
@@ -97,6 +101,8 @@ def sniff(path: Path) -> str:
         return "pickle"
     if suffix == ".skops":
         raise CommandError(f"{path}: expected a skops file, found no zip archive: it is truncated or something else")
+    if head.startswith(b"CBM1"):
+        return "catboost"
     if head.startswith(b"\x89HDF"):
         return "keras"
     if head[4:8] == b"TFL3" or suffix == ".tflite":

@@ -363,6 +363,8 @@ def _without_zipmap(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, 
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
     imports = {entry.domain: entry.version for entry in copy.opset_import}  # skl2onnx writes some of them twice
+    if not {"", "ai.onnx"} & set(imports):  # nothing but trees inside
+        imports[""] = OPSET
     del copy.opset_import[:]
     copy.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in imports.items())
     return copy, classes
