@@ -280,6 +280,7 @@ class Pipeline:
                 _log.exception("a prediction could not be made", extra=fields(model=self.config.name))
                 _release(job.receipts[row])
         self.counters.counts["predictions"] += len(job.keys)
+        self.last_prediction = time.time()
         job.maker.latencies.add(time.perf_counter() - job.arrived)
 
     def _publish(self, job: Job, row: int, scores: Scores, *, is_finite: bool) -> None:
