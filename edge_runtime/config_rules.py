@@ -25,6 +25,7 @@ from edge_runtime.settings import (
     ReplaySource,
     SerialSource,
     Smoothing,
+    Store,
     Upstream,
 )
 from edge_runtime.topics import matches, placeholders
@@ -317,6 +318,12 @@ def _alarm_labels(model: Model) -> Iterator[Finding]:
     twice = _first_repeated(model.alarm_labels)
     if twice is not None:
         yield "alarm_labels", f"expected every label once, found {quote(twice)} twice"
+
+
+@_rule(Store, keys=("over_mqtt", "allowed_signers"))
+def _who_may_send(store: Store) -> Iterator[Finding]:
+    if store.over_mqtt == "signed" and store.allowed_signers is None:
+        yield "allowed_signers", 'expected the keys that over_mqtt = "signed" trusts, found none: name their file'
 
 
 @_rule(Http, keys=("listen", "token_file"))

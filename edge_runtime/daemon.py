@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from edge_runtime.exchange import Exchange
     from edge_runtime.http.attached import Attached
     from edge_runtime.http.over_mqtt import Requests
+    from edge_runtime.ota import Ota
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
@@ -103,6 +104,7 @@ class Assembly:
         self.http = self._http()
         self.requests = self._requests()
         self.exchange = self._make_exchange(reload)
+        self.ota = self._ota()
         self.pipelines: list[Pipeline] = []
         self.sources: list[tuple[str, AnySource]] = []
         for planned in plan.sources:
@@ -150,6 +152,8 @@ class Assembly:
             source.stop()
         if self.exchange is not None:
             self.exchange.end()
+        if self.ota is not None:
+            self.ota.end()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
         for pipeline in self.pipelines:
             pipeline.stop()
@@ -211,6 +215,7 @@ class Assembly:
             "uptime_s": round(time.monotonic() - _STARTED, 1),
             "readings": sum(counters.counts["readings"] for counters in self.counters.values()),
             "predictions": sum(pipeline.counters.counts["predictions"] for pipeline in self.pipelines),
+            "last_prediction": max((p.last_prediction for p in self.pipelines if p.last_prediction), default=None),
             "published": outbox["published"],
             "queued": self.outbox.queued,
             **totals,
@@ -285,6 +290,26 @@ class Assembly:
 
         counters = self.counters["requests"] = Counters()
         return Requests(self.config.device.id, self.start_number, self.upstream_connection, self._loop, counters)
+
+    def _ota(self) -> "Ota | None":
+        store, device = self.config.store, self.config.device.id
+        if store.over_mqtt == "off" or store.allowed_signers is None:
+            return None
+        from edge_runtime.incoming import Incoming  # noqa: PLC0415 - only where it is configured
+        from edge_runtime.ota import Ota  # noqa: PLC0415
+        from edge_runtime.slots import Policy  # noqa: PLC0415
+        from edge_runtime.slots import Store as ModelStore  # noqa: PLC0415
+
+        return Ota(
+            device,
+            self.upstream_connection,
+            self._loop,
+            incoming=Incoming(
+                ModelStore(Path(store.path)), Policy(allowed_signers=Path(store.allowed_signers), device=device)
+            ),
+            rate=store.over_mqtt_rate,
+            counters=self.counters.setdefault("ota", Counters()),
+        )
 
     def _add_source(self, planned: PlannedSource, clock: Clock) -> None:
         source = planned.config
@@ -416,6 +441,8 @@ class Assembly:
 
     def _changed(self) -> None:
         self.upstream.link_changed()
+        if self.ota is not None:
+            self.ota.link_changed()
         self._on_change()
 
     def _outbox_state(self, state: str) -> None:

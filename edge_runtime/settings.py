@@ -400,6 +400,9 @@ class Store(Table, frozen=True, kw_only=True):
         probation_errors: So many windows on which it fails, or answers NaN, send it back to the bundle before it.
         max_latency (s): A 99th percentile from bytes to payload above this sends it back too. Left out, latency is not
             judged.
+        over_mqtt: `signed` takes new bundles over the upstream's broker, on `edge/{device}/ota/...`, where their
+            signature is good. Needs `allowed_signers`.
+        over_mqtt_rate (B/s): How fast such a bundle may come, at most, so that readings go first.
     """
 
     path: NewPath = "/var/lib/edge-runtime/models"
@@ -408,6 +411,8 @@ class Store(Table, frozen=True, kw_only=True):
     probation_predictions: Count = 10_000
     probation_errors: Count = 3
     max_latency: SomeSeconds | None = None
+    over_mqtt: Literal["off", "signed"] = "off"
+    over_mqtt_rate: Annotated[int, Meta(ge=1024)] = 262_144
 
 
 class Http(Table, frozen=True, kw_only=True):
