@@ -21,8 +21,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_broker(folder: Path, core: int, port: int | None = None, *, nodelay: bool = True) -> tuple[Process, int]:
-    """Start mosquitto and wait until it listens.
+def start_broker(
+    folder: Path, core: int, port: int | None = None, *, nodelay: bool = True, extra: str = ""
+) -> tuple[Process, int]:
+    """Start mosquitto, with `extra` lines in its settings, and wait until it listens.
 
     Raises:
         RuntimeError: mosquitto is not installed, or does not come up.
@@ -32,7 +34,9 @@ def start_broker(folder: Path, core: int, port: int | None = None, *, nodelay: b
         raise RuntimeError("benchmarks: expected the broker mosquitto, found none: apt install mosquitto")
     port = port or free_port()
     settings = folder / f"mosquitto-{port}.conf"
-    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay {str(nodelay).lower()}\n")
+    settings.write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay {str(nodelay).lower()}\n{extra}\n"
+    )
     broker = Process([program, "-c", str(settings)], core=core, log=folder / f"mosquitto-{port}.log")
     deadline = time.monotonic() + START_SECONDS
     while True:

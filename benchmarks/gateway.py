@@ -17,6 +17,10 @@ LENGTH, STRIDE = 128, 64
 TICK_SECONDS = 0.005
 GROWTH_RATE_HZ = 200.0
 
+# mosquitto's own choice, 1,000 messages waiting and 20 under way a client, is a tenth of a second at this rate: it
+# drops what comes during any longer pause of either side. `docs/performance.md` says the same to users.
+ROOM = "max_queued_messages 200000\nmax_inflight_messages 1000"
+
 CPU = "gateway 1,000 keys 10,000/s, CPU % of a core"
 LOST = "gateway, predictions missing"
 RSS = "gateway, RSS MiB"
@@ -87,7 +91,7 @@ def _costs(used: Usage, answers: Answers, rss: int) -> dict[str, float]:
 
 def _start(folder: Path, topics: list[str], models: list[Path]) -> tuple[Process, Process, Load]:
     generator_core, target_core = process.cores()
-    broker, port = start_broker(folder, generator_core)
+    broker, port = start_broker(folder, generator_core, extra=ROOM)
     running = start_daemon(folder, target_core, _config(folder, port, models))
     load = Load(port, topics, "edge/bench/+/+")
     wait_online(port, "bench", START_SECONDS)
