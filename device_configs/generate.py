@@ -6,6 +6,7 @@ line). `docs/configuration.md` has a row for every key between its markers; the 
 A test fails while either file is older than the types.
 """
 
+import inspect
 import json
 import re
 import sys
@@ -52,9 +53,10 @@ def keys(struct: type[msgspec.Struct]) -> dict[str, Key]:
 
 
 def _described(docstring: str) -> Iterator[Key]:
-    lines = docstring.split("Attributes:\n", 1)[1].splitlines() if "Attributes:\n" in docstring else []
+    text = inspect.cleandoc(docstring)  # Python 3.13 takes the indentation away by itself, 3.11 does not
+    lines = text.split("Attributes:\n", 1)[1].splitlines() if "Attributes:\n" in text else []
     current: list[str] = []
-    for line in [*(each.removeprefix("    ") for each in lines), "    end: "]:
+    for line in [*lines, "    end: "]:
         if _ATTRIBUTE.match(line):
             if current:
                 found = _ATTRIBUTE.match(" ".join(current))
