@@ -118,6 +118,7 @@ class Pipeline:
         self._sequences = Sequences()
         self._addresses: dict[str | None, tuple[str, str]] = {}
         self._worker: Worker | None = None
+        self.last_prediction = 0.0  # by the wall clock; 0 before the first
         self._install(model, payload)
 
     @property
