@@ -17,8 +17,9 @@ INSTALL := $(PIP) install --quiet --constraint $(LOCK)
 SOURCES := edge_runtime converter tests benchmarks examples .ci
 # How many test processes; pytest-xdist shares the files among them. `make test JOBS=0` runs everything in one.
 JOBS ?= 2
-# What the devices are, for wheelhouse and deb: aarch64 or x86_64.
-MACHINE ?= aarch64
+# What the devices are, for wheelhouse and deb: one or both of arm64 and amd64.
+MACHINE ?= arm64 amd64
+MACHINES = $(foreach machine,$(MACHINE),--machine $(machine))
 # Passed to pytest: make test PYTEST="-k serial -x"
 PYTEST ?=
 
@@ -73,6 +74,10 @@ test: $(VENV)/.setup ## every test, the system tests against an installed wheel
 test-system: $(VENV)/.setup ## only the tests that start the installed program
 	$(BIN)/python -m pytest -m system --durations=15 $(PYTEST)
 
+.PHONY: torture
+torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage: hours (see docs/reliability.md)
+	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults tests/fuzz tests/contract/core $(PYTEST)
+
 .PHONY: cover
 cover: $(VENV)/.setup ## which lines no test in this process reaches
 	$(BIN)/python -m pytest -m "not system" --cov=edge_runtime --cov=converter --cov-report=term-missing:skip-covered $(PYTEST)
@@ -87,12 +92,12 @@ wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
 .PHONY: wheelhouse
-wheelhouse: wheel ## wheelhouse/: every wheel that a device needs, to install without a network (MACHINE=aarch64)
-	$(BIN)/python -m edge_runtime.fleet.wheelhouse --machine $(MACHINE) "$$(ls -t dist/*.whl | head -n 1)"
+wheelhouse: wheel ## wheelhouse/: every wheel that a device needs, to install without a network (MACHINE=arm64)
+	$(BIN)/python -m edge_runtime.fleet.wheelhouse $(MACHINES) --constraint $(LOCK) "$$(ls -t dist/*.whl | head -n 1)"
 
 .PHONY: deb
 deb: wheelhouse ## Debian packages of the runtime, made of the wheelhouse
-	$(BIN)/python -m edge_runtime.fleet.deb --machine $(MACHINE) wheelhouse
+	$(BIN)/python -m edge_runtime.fleet.deb $(MACHINES) wheelhouse
 
 .PHONY: clean
 clean: ## remove everything that make has made
