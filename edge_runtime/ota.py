@@ -85,11 +85,13 @@ class Ota:
         self._work: queue.SimpleQueue[Callable[[], Step] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._is_up = False
         connection.subscribe([f"{self._base}/offer", f"{self._base}/chunk/+/+"], 1, self._take)
 
     def link_changed(self) -> None:
         """The link came up or went down: ask again for what may be lost, and say again how things are."""
-        if not self._connection.connected or self._stopped:
+        was_up, self._is_up = self._is_up, self._connection.connected
+        if was_up or not self._is_up or self._stopped:
             return
         if self._said is not None:
             self._publish("status", self._said)

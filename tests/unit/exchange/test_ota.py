@@ -224,7 +224,9 @@ def test_a_chunk_that_is_lost_is_asked_for_again(device: Device, cargo: Cargo) -
     _receive(device, cargo)
     device.loop.advance(ASK_AGAIN_S + 0.1)
     assert device.wants() == [0, 0]
-    device.ota.link_changed()
+    for is_up in (False, True, True):
+        device.link.connected = is_up
+        device.ota.link_changed()
     assert device.wants() == [0, 0, 0]
     _finish(device, cargo)
     assert device.state == "installed"
