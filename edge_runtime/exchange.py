@@ -13,6 +13,7 @@ model that hangs in service is ended by the watchdog, and given back after the s
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from edge_runtime.bundle import one_line
 from edge_runtime.errors import EdgeError
@@ -22,6 +23,7 @@ from edge_runtime.loop import Loop
 from edge_runtime.model import Model, ModelOptions
 from edge_runtime.pipeline import Candidate, Pipeline, rehearse
 from edge_runtime.settings import Store as StoreConfig
+from edge_runtime.signature import require_signature
 from edge_runtime.slots import Slot, Store
 
 LOOK_S = 2.0
@@ -164,6 +166,8 @@ class Exchange:
             bundle = self._store.open(slot.name)
             if bundle.digest != slot.digest:
                 return _nothing  # the store has decided anew meanwhile; the next look sees it
+            if self._config.allowed_signers is not None:  # as at a start, which would refuse what we let in here
+                require_signature(bundle.path, Path(self._config.allowed_signers))
             model = Model(bundle, ModelOptions(threads=config.threads, max_batch=config.max_batch))
             check_golden(model)
             candidate = rehearse(model, config)
