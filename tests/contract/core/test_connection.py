@@ -14,10 +14,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from edge_runtime.health import Counters
 from edge_runtime.loop import Loop
 from edge_runtime.mqtt import connection as connection_module
+from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.connection import Connection, Message, Will
 from edge_runtime.settings import Broker
 from tests.broker import CertificateAuthority, Mosquitto
@@ -512,3 +515,59 @@ def test_a_topic_that_no_broker_takes_is_refused_and_does_no_harm(
     client.until(lambda: outcomes, "the refusal")
     assert outcomes == [False]
     assert client.connection.connected
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_packet_ids_begin_again_and_pass_over_those_in_use(
+    protocol: str, mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """After 65,535 comes the first of ours, and an id that the broker still holds is not given twice."""
+    other = make_subscriber(mosquitto.port, "out/#")
+    client = make_client(mosquitto.url, protocol=protocol).up()
+    connection = client.connection
+    connection._last_id = hot_packets.LAST_ID - 5
+    connection._outcomes[hot_packets.FIRST_ID + 1] = lambda _ok: None
+    outcomes: list[bool] = []
+    for number in range(20):
+        connection.publish("out/x", b"%d" % number, qos=1, outcome=outcomes.append)
+    assert len(connection._outcomes) == 21
+    client.until(lambda: len(outcomes) == 20, "twenty acknowledgements")
+    assert list(connection._outcomes) == [hot_packets.FIRST_ID + 1]
+    assert [message.payload for message in other.wait_for(20)] == [b"%d" % n for n in range(20)]
+
+
+def test_messages_with_properties_keep_their_place_among_those_without(
+    mosquitto: Mosquitto, make_client: MakeClient
+) -> None:
+    """Those with properties are paho's, those without go past it; order, receipts and acknowledgements are one."""
+    sender = make_client(mosquitto.url, protocol="5", client_id="edge-test-sender").up()
+    client = make_client(mosquitto.url, "in/#", protocol="5").up()
+    outcomes: list[bool] = []
+    for number in range(15):
+        properties = None
+        if number % 3:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.UserProperty = ("number", str(number))
+        sender.connection.publish("in/x", b"%d" % number, qos=1, outcome=outcomes.append, properties=properties)
+    sender.until(lambda: outcomes == [True] * 15, "the sender's acknowledgements")
+    client.until(lambda: len(client.messages) == 15, "all of them")
+    assert [message.payload for message in client.messages] == [b"%d" % n for n in range(15)]
+    found = [getattr(message.properties, "UserProperty", None) for message in client.messages]
+    assert found == [[("number", str(n))] if n % 3 else None for n in range(15)]
+    assert all(message.receipt is not None for message in client.messages)
+    client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_retained_message_says_so(protocol: str, mosquitto: Mosquitto, make_client: MakeClient) -> None:
+    """What the broker kept is told from what is sent now."""
+    sender = make_client(mosquitto.url, protocol=protocol, client_id="edge-test-sender").up()
+    outcomes: list[bool] = []
+    sender.connection.publish("kept", b"old", qos=1, retain=True, outcome=outcomes.append)
+    sender.until(lambda: outcomes, "the acknowledgement")
+    client = make_client(mosquitto.url, "kept", protocol=protocol).up()
+    client.until(lambda: client.messages, "the retained message")
+    sender.connection.publish("kept", b"new", qos=1, retain=True, outcome=outcomes.append)
+    sender.until(lambda: len(outcomes) == 2, "the second acknowledgement")
+    client.until(lambda: len(client.messages) == 2, "the new message")
+    assert [(message.payload, message.retained) for message in client.messages] == [(b"old", True), (b"new", False)]
