@@ -47,6 +47,7 @@ def test_a_request_is_answered_as_a_subscriber_sees_it(
     """The same reading gives the same label and scores, on demand and over MQTT."""
     subscriber = make_subscriber(mosquitto.port, "edge/#")
     make_daemon(device(mosquitto, bundle, free_port)).start()
+    subscriber.wait_for_text("edge/room/status", "online")
     reading = b'{"temperature": 21.4, "humidity": 48.2}'
     subscriber.publish("sensors/a/climate", reading)
     published = subscriber.wait_for(1, "edge/room/comfort/a")[0].document
