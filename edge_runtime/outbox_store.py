@@ -152,6 +152,8 @@ class Store:
                 return self._replace_damaged()
             self.close()
             raise StoreError(f"{self._path}: {error}") from error
+        except UnicodeDecodeError:  # SQLite's own words quote bytes of a damaged schema, and Python cannot read them
+            return self._replace_damaged()
         except OSError as error:
             self.close()
             raise StoreError(f"{self._path}: {error.strerror or error}") from error
@@ -329,7 +331,7 @@ class Store:
             raise StoreError(f"{self._path}: not open")
         try:
             yield self._connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             self._is_suspect = self._is_suspect or _is_damage(error)
             self.close()  # a failed sync is reported once only: nothing is trusted until the file was read anew
             raise StoreError(f"{self._path}: {error}") from error
@@ -426,7 +428,7 @@ def _read_rows(path: Path, direction: str) -> list[Row]:
             connection.text_factory = _text
             for found in connection.execute(query):
                 rows.append(_row(found))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
             raise
     return rows  # where it is damaged, what stands before the damage
@@ -457,9 +459,9 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace")
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Exception) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(error, _DamagedError) or (code is not None and code & 0xFF in _DAMAGE)
+    return isinstance(error, _DamagedError | UnicodeDecodeError) or (code is not None and code & 0xFF in _DAMAGE)
 
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}

@@ -68,6 +68,8 @@ def test_an_error_at_any_call_is_no_promise_and_no_end(folder: Path) -> None:
     for turn, (call, number, _) in enumerate(_points(folder, ERRORS)):
         if met >= ERRORS:
             break
+        if call == "fcntl":
+            continue  # a lock, and no matter of the disk; SQLite waits ten seconds for one that fails
         error = ("EIO", "ENOSPC", "EROFS")[turn % 3]
         forever = "+" if turn % 2 else ""
         place = folder / "work"
