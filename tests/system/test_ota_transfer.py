@@ -18,6 +18,7 @@ from tests import builders
 from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
 from tests.daemon import Daemon
+from tests.installed import Installed
 from tests.subscriber import Subscriber
 from tests.waiting import wait_until
 
@@ -210,6 +211,22 @@ def test_only_whom_the_device_trusts_can_send(rig: Rig) -> None:
     with pytest.raises(CommandError, match="sign"):
         flash_over_mqtt(Login(url=rig.broker.url), "room", path, _silent)
     assert rig.store.slot("comfort").version == "1.0.0"
+    assert rig.daemon.stop() == 0
+
+
+def test_flash_reaches_a_device_over_the_broker(rig: Rig, installed: Installed) -> None:
+    """`edge-runtime flash --over mqtt --broker URL` needs no ssh; wishes that only ssh can grant are refused."""
+    fleet = rig.folder / "fleet.toml"
+    fleet.write_text('[[device]]\nname = "room"\naddress = "nowhere.invalid"\n')
+    path = rig.bundle("1.1.0", 40_000)
+    words = ["flash", str(path), "room", "--over", "mqtt", "--broker", rig.broker.url]
+    refused = installed.run(installed.edge_runtime, *words, "--stage", cwd=rig.folder, EDGE_FLEET=str(fleet))
+    assert refused.returncode == 1
+    assert "such wishes need ssh" in refused.stderr
+    done = installed.run(installed.edge_runtime, *words, cwd=rig.folder, EDGE_FLEET=str(fleet))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "comfort 1.1.0" in done.stdout
+    rig.wait_for_version("1.1.0")
     assert rig.daemon.stop() == 0
 
 
