@@ -322,7 +322,7 @@ class Model(Table, frozen=True, kw_only=True):
         threshold: The score from which on an anomaly is an anomaly, instead of the bundle's own.
         hysteresis: How far the score must fall below the threshold before an anomaly is over.
         smoothing: The verdict is what at least `n` of the last `m` windows said.
-        min_interval (s): The least time between two published predictions of one key; a new verdict does not wait for it.
+        min_interval (s): The least time between two published predictions of one key, unless the verdict is new.
         stride: A new window every so many readings, instead of the bundle's own stride.
         max_gap (s): A longer pause between two readings of a key is a gap. Left out, there are no gaps.
         on_gap: `reset` empties the window at a gap, `keep` goes on as if there were none.
