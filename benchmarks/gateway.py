@@ -18,7 +18,7 @@ TICK_SECONDS = 0.005
 GROWTH_RATE_HZ = 200.0
 
 # mosquitto's own choice, 1,000 messages waiting and 20 under way a client, is a tenth of a second at this rate: it
-# drops what comes during any longer pause of either side. `docs/performance.md` says the same to users.
+# may drop what comes during any longer pause. `docs/performance.md` says the same to users.
 ROOM = "max_queued_messages 200000\nmax_inflight_messages 1000"
 
 CPU = "gateway 1,000 keys 10,000/s, CPU % of a core"
