@@ -71,3 +71,35 @@ reconnect_max = 0.2
 path = "watch.db"
 commit_interval = 0.1
 """
+
+
+def stored_device(broker: Mosquitto, folder: Path, more: str = "", *, upstream: str = "") -> str:
+    """A device whose model `comfort` comes from the model store in `folder`.
+
+    `more` are further lines of `[store]`, `upstream` of its table.
+    """
+    return f"""
+[device]
+id = "room"
+
+[[source]]
+name = "climate"
+type = "mqtt"
+topics = ["sensors/{{key}}/climate"]
+
+[[model]]
+name = "comfort"
+bundle = "comfort"
+source = "climate"
+
+[upstream]
+url = "{broker.url}"
+{upstream}
+
+[outbox]
+path = "{folder / "outbox.db"}"
+
+[store]
+path = "{folder / "store"}"
+{more}
+"""

@@ -10,38 +10,12 @@ from tests import builders
 from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
 from tests.daemon import Daemon
+from tests.devices import stored_device
 from tests.installed import Installed
 from tests.subscriber import Subscriber
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.system
-
-
-def _device(broker: Mosquitto, folder: Path, more: str = "") -> str:
-    return f"""
-[device]
-id = "room"
-
-[[source]]
-name = "climate"
-type = "mqtt"
-topics = ["sensors/{{key}}/climate"]
-
-[[model]]
-name = "comfort"
-bundle = "comfort"
-source = "climate"
-
-[upstream]
-url = "{broker.url}"
-
-[outbox]
-path = "{folder / "outbox.db"}"
-
-[store]
-path = "{folder / "store"}"
-{more}
-"""
 
 
 class Shelf:
@@ -101,7 +75,7 @@ def test_an_exchange_of_models_loses_and_doubles_nothing(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, shelf: Shelf, tmp_path: Path
 ) -> None:
     """While readings come, three versions follow one another: every reading is answered once, and names its version."""
-    daemon = _start(make_daemon, subscriber, _device(mosquitto, tmp_path, "probation_predictions = 20"))
+    daemon = _start(make_daemon, subscriber, stored_device(mosquitto, tmp_path, "probation_predictions = 20"))
     sent = 0
     for version in ("1.1.0", "1.2.0"):
         _send(subscriber, sent, 100)
@@ -126,7 +100,7 @@ def test_a_model_that_fails_in_service_undoes_itself(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, shelf: Shelf, tmp_path: Path
 ) -> None:
     """A bundle that answers NaN on real readings goes back to the one before it, says why, and is not tried again."""
-    daemon = _start(make_daemon, subscriber, _device(mosquitto, tmp_path, "probation_predictions = 10"))
+    daemon = _start(make_daemon, subscriber, stored_device(mosquitto, tmp_path, "probation_predictions = 10"))
     _send(subscriber, 0, 20)
     _wait_for_model(subscriber, "1.0.0", "active")
     shelf.install(_poisoned("1.1.0"))
@@ -149,7 +123,7 @@ def test_the_model_store_is_checked_before_anything_runs(
 ) -> None:
     """A model that is not in the store is a mistake of the configuration: exit 78 and one line."""
     path = tmp_path / "device.toml"
-    path.write_text(_device(mosquitto, tmp_path))
+    path.write_text(stored_device(mosquitto, tmp_path))
     done = installed.run(installed.edge_runtime, "check", path, cwd=tmp_path)
     assert done.returncode == 78
     assert "found comfort: install it first" in done.stderr

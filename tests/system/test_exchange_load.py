@@ -25,6 +25,7 @@ from tests import builders
 from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
 from tests.daemon import Daemon
+from tests.devices import stored_device
 from tests.subscriber import Subscriber
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -104,38 +105,11 @@ def make_rig(
         first = builders.classification(name="comfort", version="1.0.0")
         slot = store.install(first.save(tmp_path / "first.onnx"), UNSIGNED).slot
         store.confirm("comfort", slot.digest)
-        daemon = make_daemon(_device(mosquitto, tmp_path, more)).start()
+        daemon = make_daemon(stored_device(mosquitto, tmp_path, more)).start()
         subscriber.wait_for_text("edge/room/status", "online")
         return Rig(tmp_path, daemon, subscriber, store)
 
     return make
-
-
-def _device(broker: Mosquitto, folder: Path, more: str) -> str:
-    return f"""
-[device]
-id = "room"
-
-[[source]]
-name = "climate"
-type = "mqtt"
-topics = ["sensors/{{key}}/climate"]
-
-[[model]]
-name = "comfort"
-bundle = "comfort"
-source = "climate"
-
-[upstream]
-url = "{broker.url}"
-
-[outbox]
-path = "{folder / "outbox.db"}"
-
-[store]
-path = "{folder / "store"}"
-{more}
-"""
 
 
 @pytest.mark.timeout(900 if LONG else 200)

@@ -18,6 +18,7 @@ from tests import builders
 from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
 from tests.daemon import Daemon
+from tests.devices import stored_device
 from tests.installed import Installed
 from tests.subscriber import Subscriber
 from tests.waiting import wait_until
@@ -75,34 +76,8 @@ def rig(mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, t
 
 
 def _device(broker: Mosquitto, folder: Path, signer: builders.Signer) -> str:
-    return f"""
-[device]
-id = "room"
-
-[[source]]
-name = "climate"
-type = "mqtt"
-topics = ["sensors/{{key}}/climate"]
-
-[[model]]
-name = "comfort"
-bundle = "comfort"
-source = "climate"
-
-[upstream]
-url = "{broker.url}"
-reconnect_min = 0.2
-reconnect_max = 1.0
-
-[outbox]
-path = "{folder / "outbox.db"}"
-
-[store]
-path = "{folder / "store"}"
-allowed_signers = "{signer.allowed}"
-over_mqtt = "signed"
-over_mqtt_rate = 200_000
-"""
+    store = f'allowed_signers = "{signer.allowed}"\nover_mqtt = "signed"\nover_mqtt_rate = 200_000'
+    return stored_device(broker, folder, store, upstream="reconnect_min = 0.2\nreconnect_max = 1.0")
 
 
 class Sending:
