@@ -1,11 +1,13 @@
 """The fixtures that every test may use. What they hand out lives in one module each beside this file."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.broker import MOSQUITTO, CertificateAuthority, Mosquitto
 from tests.daemon import Daemon
@@ -19,6 +21,16 @@ MakeBroker = Callable[..., Mosquitto]
 MakeDaemon = Callable[..., Daemon]
 MakePort = Callable[..., VirtualPort]
 MakeSubscriber = Callable[..., Subscriber]
+
+# A busy machine makes any example slow: no verdict may hang on that. The short form tries the same examples in every
+# run, so that it is red for whoever broke something and nobody else; the long form (`make torture`) tries new ones.
+settings.register_profile(
+    "everywhere",
+    deadline=None,
+    derandomize=os.environ.get("EDGE_TORTURE") != "long",
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("everywhere")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.config import (
@@ -360,9 +360,7 @@ def to_toml(value: object) -> str:
     return value.isoformat() if isinstance(value, dt.date | dt.time) else repr(value)
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(document=DOCUMENTS)
 def test_whatever_a_file_holds_it_is_loaded_or_refused(document: dict[str, object], tmp_path: Path) -> None:
     """Any TOML document gives values or readable mistakes, never a traceback."""
@@ -376,9 +374,7 @@ def test_whatever_a_file_holds_it_is_loaded_or_refused(document: dict[str, objec
             assert mistake.startswith(f"{path}: ")
 
 
-@settings(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=200))
 def test_any_bytes_are_loaded_or_refused(content: bytes, tmp_path: Path) -> None:
     """A file of arbitrary bytes is refused in readable lines."""

@@ -35,7 +35,7 @@ def neighbours(value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 @given(
     st.floats(-1e30, 1e30, allow_nan=False, allow_subnormal=True),
     st.sampled_from(["<=", "<"]),

@@ -119,7 +119,7 @@ def test_a_value_out_of_range_can_be_moved_to_the_limit() -> None:
     assert contract.rejected == {"not_finite": 1}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.lists(st.tuples(st.floats(width=32), st.floats(width=32)), min_size=1, max_size=20),
     missing=st.sampled_from(["reject", "last"]),

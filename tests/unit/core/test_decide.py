@@ -135,7 +135,7 @@ def test_a_clock_that_is_set_back_does_not_silence_a_key() -> None:
     assert decider.decide(scores, 0, None, 5.0) is not None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), max_size=60))
 def test_a_sequence_number_is_never_used_twice_for_a_key(steps: list[tuple[str | None, bool]]) -> None:
     """Also when a key was forgotten in between, its numbers only rise."""

@@ -78,7 +78,7 @@ def test_an_anomaly_carries_its_threshold() -> None:
     assert (found["score"], found["threshold"], found["anomaly"]) == (0.25, 0.1, True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(FLOATS, min_size=2, max_size=2))
 def test_every_number_reads_back_to_the_same_float32(values: list[float]) -> None:
     """The text of a number is short, and loses no bit."""
@@ -95,7 +95,7 @@ def test_every_number_reads_back_to_the_same_float32(values: list[float]) -> Non
     assert back.tobytes() == sent.tobytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(device=TEXT, model=TEXT, source=TEXT, key=st.none() | TEXT, labels=st.lists(TEXT, min_size=2, unique=True))
 def test_any_name_survives(device: str, model: str, source: str, key: str | None, labels: list[str]) -> None:
     """Quotes, percent signs, braces and every script come back as they were written."""
@@ -114,7 +114,7 @@ def test_the_reading_s_own_identity_stands_in_the_id(identity: str) -> None:
     assert _anomaly(identity=identity, key="k")["id"] == f"press-07/m/k/{identity}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.integers(0, 7_289_654_399_999_999))
 def test_time_is_kept_to_the_microsecond(micros: int) -> None:
     """Between 1970 and 2200 the time of a reading is published to the microsecond."""

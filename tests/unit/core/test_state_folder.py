@@ -61,7 +61,7 @@ def test_windows_are_taken_once(tmp_path: Path) -> None:
     assert folder.take_windows() is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.binary(max_size=200))
 def test_a_damaged_file_of_windows_is_no_fault(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever stands in it, the daemon starts with empty windows."""

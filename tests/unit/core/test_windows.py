@@ -52,7 +52,7 @@ def _push_all(windows: Windows, values: Floats, keys: list[str | None], times: l
     return [window.copy() for window in windows.push(values, keys, times, 0.0).windows]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     length=st.integers(1, 7),
     stride=st.integers(1, 9),
@@ -169,7 +169,7 @@ def test_silent_keys_expire() -> None:
     assert len(windows) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(length=st.integers(1, 5), stride=st.integers(1, 7), before=st.integers(0, 12), after=st.integers(0, 12))
 def test_a_clean_stop_does_not_show_in_the_windows(length: int, stride: int, before: int, after: int) -> None:
     """Saved and restored in between, the windows are those of a run without a stop."""
