@@ -28,7 +28,7 @@ from edge_runtime.health import Counters
 from edge_runtime.log import fields, get_logger, setup
 from edge_runtime.loop import Loop
 from edge_runtime.model import Model
-from edge_runtime.mqtt.connection import Connection
+from edge_runtime.mqtt.connection import ACK_DELAY_S, Connection
 from edge_runtime.notify import Notifier
 from edge_runtime.outbox import Outbox
 from edge_runtime.outbox_store import Store, StoreThread
@@ -154,6 +154,8 @@ class Assembly:
             self.exchange.end()
         if self.ota is not None:
             self.ota.end()
+        for connection in self.connections.values():
+            connection.hurry()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
         for pipeline in self.pipelines:
             pipeline.stop()
@@ -266,6 +268,8 @@ class Assembly:
                 loop=self._loop,
                 counters=counters,
                 will=last_will(self.config.device.id) if is_upstream else None,
+                # seen well before the outbox takes a prediction for one that has to be kept
+                ack_patience=min(ACK_DELAY_S, self.config.outbox.commit_interval / 2 or ACK_DELAY_S),
             )
         return found
 

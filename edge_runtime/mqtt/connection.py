@@ -7,7 +7,8 @@ reading.
 
 Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, and only over the connection
 that brought it. Retries are spaced from `reconnect_min` to `reconnect_max` seconds with jitter. TLS is verified and
-never falls back to clear text.
+never falls back to clear text. An acknowledgement that comes alone wakes nobody: it is read with the next message, or
+after `ack_patience` seconds.
 """
 
 import random
@@ -35,7 +36,9 @@ from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 
 CONNECT_TIMEOUT_S = 10.0
-ACK_DELAY_S = 0.2
+ACK_DELAY_S = 0.2  # how long an acknowledgement, ours or the broker's, waits for company
+LONELY_ACK_BYTES = 4  # a PUBACK; no PUBLISH is as short (MQTT 3.1.1 sections 3.3 and 3.4)
+LEAST_PATIENT_WINDOW = 4  # with fewer places in flight each acknowledgement is needed at once
 MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
 MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
 GOODBYE_TIMEOUT_S = 2.0
@@ -117,8 +120,10 @@ class Connection:
         loop: Loop,
         counters: Counters,
         will: Will | None = None,
+        ack_patience: float = ACK_DELAY_S,
     ) -> None:
         self.name = name
+        self._ack_patience = ack_patience
         self._settings = settings
         self._endpoint = parse_endpoint(settings.url)
         self._client_id = client_id
@@ -146,6 +151,8 @@ class Connection:
         self._flush_due = False
         self._acks_unsent = 0
         self._ack_timer: Timer | None = None
+        self._acks_wait = False  # the broker's, in the socket
+        self._hurried = False
         self._writing = False
         self._connected_at = 0.0
         self._heard_at = 0.0
@@ -200,6 +207,8 @@ class Connection:
         wrapped.send(packet)
         if outcome is not None and packet_id:
             self._outcomes[packet_id] = outcome
+            if self._acks_wait and self._ack_timer is None:
+                self._tidy_later()
         elif outcome is not None:
             self._settled.append((outcome, True))  # the flush settles it
         self._flush_soon()
@@ -233,6 +242,13 @@ class Connection:
             self._drain_to_socket(client)
             self._forget(f"stopped {self._settings.url}")
         self.state = "stopped"
+
+    def hurry(self) -> None:
+        """From now on be woken by every acknowledgement: somebody waits for the last of them (a stop)."""
+        self._hurried = True
+        if self._acks_wait:
+            self._let_acks_wait(want=False)
+            self._on_readable()
 
     def poke(self) -> None:
         """Write at once what was published or acknowledged; the loop does it by itself at the end of its pass."""
@@ -353,10 +369,26 @@ class Connection:
         self._forget(reason)
         self._retry(reason)
 
-    def _send_acks(self) -> None:
+    def _tidy_later(self) -> None:
+        self._ack_timer = self._loop.call_later(self._ack_patience, self._tidy)
+
+    def _tidy(self) -> None:
+        """Nothing came along that would have taken the acknowledgements with it, in or out."""
         self._ack_timer = None
+        if self._acks_wait and self._outcomes and not self._paused:
+            self._on_readable()
         if self._acks_unsent:
             self._flush()
+        if self._acks_wait and self._outcomes and self._ack_timer is None:
+            self._tidy_later()
+
+    def _let_acks_wait(self, *, want: bool = True) -> None:
+        """Let a lonely acknowledgement wait for the next message, where nothing else depends on it."""
+        wrapped = self._socket
+        patient = want and not self._hurried and self.ready and self.window >= LEAST_PATIENT_WINDOW
+        if wrapped is not None and patient != self._acks_wait:
+            least = LONELY_ACK_BYTES + 1 if patient else 1
+            self._acks_wait = wrapped.let_wait(least) and patient
 
     def _forget(self, reason: str) -> None:
         if self._fd >= 0:
@@ -373,6 +405,7 @@ class Connection:
         self._owed.clear()
         self._paused = False
         self._acks_unsent = 0
+        self._acks_wait = False
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
@@ -400,9 +433,13 @@ class Connection:
         self._timers.append(self._loop.call_later(max(1.0, self._settings.keepalive / 4), self._keep_alive))
 
     def _keep_alive(self) -> None:
-        client = self._client
-        if client is None:
+        client, wrapped = self._client, self._socket
+        if self._acks_wait and not self._paused:
+            self._on_readable()  # the answer to a ping is as short as an acknowledgement
+        if client is None or wrapped is None or self._client is not client:
             return
+        if wrapped.heard:
+            self._heard_at, wrapped.heard = self._loop.time(), False
         silence = self._loop.time() - self._heard_at
         if silence >= 1.5 * self._settings.keepalive:  # paho asks after one keep-alive, and would wait for another
             self._lose(f"{self._settings.url} does not answer")
@@ -419,7 +456,6 @@ class Connection:
         client, wrapped = self._client, self._socket
         if client is None or wrapped is None:
             return
-        self._heard_at = self._loop.time()
         fault = self._read_all(client, wrapped)
         if self._settled:
             self._settle()  # what the broker said before the connection broke counts
@@ -511,8 +547,7 @@ class Connection:
         if self._acks_unsent >= MOST_UNSENT_ACKS:
             self._flush_soon()
         elif self._acks_unsent and self._ack_timer is None:
-            # the next publish takes it along: one write for both; this is for the case that none comes
-            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._send_acks)
+            self._tidy_later()  # the next publish takes it along: one write for both; this is if none comes
         if self._paused and len(self._owed) < MOST_OWED // 2:
             self._paused = False
             self._loop.add_reader(self._fd, self._on_readable)
@@ -574,6 +609,7 @@ class Connection:
             if mid is not None:
                 self._pending_subscriptions.add(mid)
         self.ready = not self._pending_subscriptions
+        self._let_acks_wait()
         self._loop.call_soon(self._announce)
 
     def _on_subscribe(
@@ -588,6 +624,7 @@ class Connection:
         self.ready = not self._pending_subscriptions
         if self.ready:
             self._attempts = 0
+            self._let_acks_wait()
         self._loop.call_soon(self._announce)
 
     def _on_disconnect(

@@ -3,7 +3,7 @@
 paho reads a packet's header byte by byte and writes packet by packet. System calls are what a message costs, so paho
 gets this in place of its socket: `recv` is served from what `fill` read, and what `send` takes goes out at `flush`.
 `take` hands the packets of the hot path out before paho sees them, and shows paho one whole packet at a time, so that
-it never stands in the middle of one.
+it never stands in the middle of one. `let_wait` keeps acknowledgements that come alone from waking the process.
 
 The read side is bounded by `RECEIVE_BYTES` a fill and one packet (the caller drains it before it fills again); the
 write side by what the caller lets be in flight.
@@ -19,9 +19,13 @@ RECEIVE_BYTES = 65536
 
 
 class WholeSocket:
-    """Stands in for a connected `socket.socket` or `ssl.SSLSocket`, non-blocking after `setblocking(False)`."""
+    """Stands in for a connected `socket.socket` or `ssl.SSLSocket`, non-blocking after `setblocking(False)`.
+
+    `heard` becomes True with everything that comes; whoever watches for silence sets it back.
+    """
 
     def __init__(self, wrapped: socket.socket) -> None:
+        self.heard = False
         self._wrapped = wrapped
         self._received = b""
         self._position = 0
@@ -30,6 +34,28 @@ class WholeSocket:
         self._wanted = 0  # how long it has to be to be looked at again
         self._unsent = bytearray()
         self._ended = False
+        self._least = 1  # bytes that make the socket readable while no packet is incomplete
+        self._least_now = 1
+
+    def let_wait(self, least: int) -> bool:
+        """Call the socket readable only from `least` bytes on, or when a packet lacks its end; False if it cannot.
+
+        Not over TLS: a record may lack less than that, and nobody tells us so. The end of the stream always wakes.
+        """
+        if isinstance(self._wrapped, ssl.SSLSocket):
+            return False
+        self._least = least
+        try:
+            self._wake_from(1 if self._partial else least)
+        except OSError:  # not every system can: then all wakes us, as before
+            self._least = self._least_now = 1
+            return False
+        return True
+
+    def _wake_from(self, least: int) -> None:
+        if least != self._least_now:
+            self._wrapped.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+            self._least_now = least
 
     def fill(self) -> bool:
         """Read once from the network; True when there may be more at once (TLS keeps decoded bytes back).
@@ -44,6 +70,7 @@ class WholeSocket:
         if not data:
             self._ended = True
             return False
+        self.heard = True
         if self._partial:
             self._partial += data
             data = b""
@@ -61,6 +88,8 @@ class WholeSocket:
             self._partial += self._received[self._position :]
             self._wanted = end - self._position
             self._received, self._position, end = b"", 0, 0
+        if self._least > 1:
+            self._wake_from(1 if self._partial else self._least)
         self._visible = end
         return self.has_received
 

@@ -80,6 +80,7 @@ def make_client() -> Iterator[MakeClient]:
         password: str | None = None,
         will: Will | None = None,
         client_id: str = "edge-test",
+        ack_patience: float = connection_module.ACK_DELAY_S,
         **table: Any,
     ) -> _Client:
         settings = msgspec.convert({"url": url, "reconnect_min": 0.05, "reconnect_max": 0.2} | table, Broker)
@@ -92,6 +93,7 @@ def make_client() -> Iterator[MakeClient]:
             loop=loop,
             counters=counters,
             will=will,
+            ack_patience=ack_patience,
         )
         client = _Client(connection, loop, counters, hold=hold)
         connection.on_change.append(lambda: client.states.append(connection.state))
@@ -125,6 +127,35 @@ def test_messages_go_both_ways(
     assert [(message.receipt is None) for message in client.messages] == [qos == 0] * 100
     assert [message.payload for message in other.wait_for(100)] == [b"%d" % n for n in range(100)]
     client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
+
+
+def test_an_acknowledgement_waits_for_company_but_not_for_ever(
+    mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """One that comes alone is read with the next message, or when somebody is in a hurry, or after `ack_patience`."""
+    other = make_subscriber(mosquitto.port, "out/#")
+    client = make_client(mosquitto.url, "in/#", ack_patience=600.0).up()
+    outcomes: list[bool] = []
+
+    def publish() -> None:
+        had = len(other.messages)
+        assert client.connection.publish("out/1", b"x", qos=1, outcome=outcomes.append)
+        client.until(lambda: len(other.messages) > had, "the message to be delivered")
+        for _ in range(3):
+            client.loop.run_once(0.05)
+
+    publish()
+    assert outcomes == []
+    other.publish("in/1", b"reading", qos=1)
+    client.until(lambda: client.messages, "a reading")
+    assert outcomes == [True]
+    publish()
+    assert outcomes == [True]
+    client.connection.hurry()
+    client.until(lambda: len(outcomes) == 2, "the acknowledgement, at once")
+    patient = make_client(mosquitto.url, "in/#", client_id="edge-other").up()
+    patient.connection.publish("out/2", b"x", qos=1, outcome=outcomes.append)
+    patient.until(lambda: len(outcomes) == 3, "the acknowledgement, after a while")
 
 
 def test_tls_with_the_right_authority_connects(

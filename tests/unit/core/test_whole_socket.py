@@ -1,10 +1,12 @@
 """A socket that reads and writes everything at once, on a line that takes and gives little."""
 
+import select
 import socket
 from collections.abc import Iterator
 
 import pytest
 
+from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.whole_socket import RECEIVE_BYTES, WholeSocket
 
 
@@ -86,3 +88,45 @@ def test_closing_sends_what_was_taken(line: tuple[WholeSocket, socket.socket]) -
     whole.close()
     assert far.recv(100) == b"goodbye"
     assert far.recv(100) == b""
+
+
+class _Nobody:
+    def took_message(self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool) -> None:
+        """Look away."""
+
+    def took_acknowledgement(self, packet_id: int, reason: int) -> None:
+        """Look away."""
+
+
+def test_an_acknowledgement_alone_wakes_nobody_but_the_end_of_a_packet_does() -> None:
+    """With `let_wait` a PUBACK stays where it is until more comes; what a message still lacks is never waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    with near, far:
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        near.setblocking(False)
+        whole = WholeSocket(near)
+        epoll = select.epoll()
+        epoll.register(near, select.EPOLLIN)
+        message = hot_packets.publish(hot_packets.topic_head("t"), b"payload", 1, retain=False, properties=b"")
+
+        def take() -> None:
+            whole.fill()
+            whole.take(_Nobody(), is_v5=False)
+
+        assert whole.let_wait(5)
+        far.sendall(hot_packets.puback(1))
+        assert epoll.poll(0.1) == []
+        far.sendall(message[:-2])
+        assert epoll.poll(5.0)
+        take()
+        assert epoll.poll(0.0) == []
+        far.sendall(message[-2:])
+        assert epoll.poll(5.0)
+        take()
+        far.sendall(hot_packets.puback(2))
+        assert epoll.poll(0.1) == []
+        assert whole.let_wait(1)
+        assert epoll.poll(5.0)
+        epoll.close()
