@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError, EdgeError
-from edge_runtime.manifest import INPUT_NAME, OUTPUT_NAMES
+from edge_runtime.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
 from edge_runtime.readings import Floats
 from edge_runtime.windows import Carry
 
+_ONNX_TYPES = {np.float32: "tensor(float)", np.int64: "tensor(int64)"}
 _NO_STATES: dict[str, Floats] = {}
 FEW_NUMBERS = 16  # up to so many a look at each is cheaper than numpy's calls
 
@@ -89,6 +90,7 @@ class Model:
         self._fetches = self._outputs + [state.output for state in self._states]
         alone = not (self.manifest.batch_invariant and self.manifest.batch_free)
         self._max_batch = 1 if alone else max(1, options.max_batch)
+        self._single = _Single.of(self._session, self.manifest)
 
     def run(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
         """Score `[n, *shape]` windows, n of 1 or more.
@@ -107,6 +109,19 @@ class Model:
             raise
         except Exception as error:  # whatever a strange model makes of numpy: its caller knows one kind of failure
             raise ModelError(f"{self.manifest.name}: {type(error).__name__}: {_first_line(error)}") from error
+
+    def lend(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
+        """As `run`, but the answer is only lent: it holds until the next call. For who is done with it by then.
+
+        One window, the usual case of a device that is not busy, goes through buffers that onnxruntime knows already.
+        """
+        single = self._single
+        if single is None or windows.shape != single.shape:
+            return self.run(windows, carries)
+        try:
+            return single.run(windows)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
 
     def _run(self, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
         if self._states:
@@ -171,6 +186,53 @@ class Model:
         for place, row in enumerate(rows):
             answers[row] = [output[place : place + 1] for output in outputs]
             carries[row].parts = [state[place].copy() for state in states]
+
+
+class _Single:
+    """One window through buffers that were bound once: nothing is allocated, looked up or checked by name.
+
+    When a paced device wakes up its caches are cold, and the shorter way saves a quarter of a call.
+    """
+
+    def __init__(self, session: Any, manifest: Manifest) -> None:
+        self._binding = session.io_binding()
+        self._call = session.run_with_iobinding
+        self.shape = (1, *manifest.input.tensor_shape)
+        self._window = np.zeros(self.shape, np.float32)
+        self._bind(self._binding.bind_input, INPUT_NAME, self._window)
+        buffers: dict[str, Any] = {}
+        for name, (type_, shape) in _expected_outputs(manifest).items():
+            buffers[name] = np.zeros((1, *shape), type_)
+            self._bind(self._binding.bind_output, name, buffers[name])
+        self._scores = Scores(**buffers)
+
+    @classmethod
+    def of(cls, session: Any, manifest: Manifest) -> "_Single | None":
+        """None where the shapes are not known for sure, or a state goes from call to call."""
+        found = {output.name: (output.type, output.shape[1:]) for output in session.get_outputs()}
+        for name, (type_, shape) in _expected_outputs(manifest).items():
+            if found.get(name) != (_ONNX_TYPES[type_], list(shape)):
+                return None
+        return None if manifest.state else cls(session, manifest)
+
+    def run(self, window: Floats) -> Scores:
+        self._window[...] = window
+        self._call(self._binding)
+        return self._scores
+
+    @staticmethod
+    def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> None:
+        bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+
+
+def _expected_outputs(manifest: Manifest) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """The type and the shape after N of every output that the runtime reads."""
+    output = manifest.output
+    if manifest.task == "classification":
+        return {"label": (np.int64, ()), "scores": (np.float32, (len(output.labels),))}
+    if manifest.task == "regression":
+        return {"value": (np.float32, (len(output.targets),))}
+    return {"score": (np.float32, ())}
 
 
 def _open_session(bundle: Bundle, options: ModelOptions) -> Any:

@@ -49,6 +49,28 @@ def test_a_model_that_minds_its_neighbours_runs_alone(flag: str, tmp_path: Path)
     assert found.value.shape == (5, 1)
 
 
+@pytest.mark.parametrize(
+    "draft", [builders.classification(length=4), builders.regression(), builders.anomaly(), builders.stateful()]
+)
+def test_a_lent_answer_is_the_same_bits_until_the_next_one(draft: builders.Draft, tmp_path: Path) -> None:
+    """The short way of a single window gives what the long way gives, whatever the task, and so do several windows."""
+    model = _load(draft, tmp_path)
+    windows = _windows(6, *model.manifest.input.tensor_shape)
+    carry, other = Carry(), Carry()
+    for part in (windows[:1], windows[1:2], windows[2:5], windows[5:6]):
+        lent, owned = model.lend(part, [carry] * len(part)), model.run(part, [other] * len(part))
+        for name in ("label", "scores", "value", "score"):
+            one, two = getattr(lent, name), getattr(owned, name)
+            assert (one is None) == (two is None)
+            assert one is None or (one.dtype, one.shape, one.tobytes()) == (two.dtype, two.shape, two.tobytes())
+
+
+def test_a_lent_answer_to_a_window_of_the_wrong_shape_is_an_error(tmp_path: Path) -> None:
+    """Nothing is stretched to fit."""
+    with pytest.raises(ModelError):
+        _load(builders.regression(), tmp_path).lend(_windows(1, 1, 1))
+
+
 def test_a_stream_of_a_recurrent_model_is_the_run_of_its_recording(tmp_path: Path) -> None:
     """Interleaved with others and cut into batches anyhow, a stream's scores are those of it alone, one by one."""
     model = _load(builders.stateful(), tmp_path, max_batch=3)
