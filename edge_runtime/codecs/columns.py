@@ -85,7 +85,7 @@ def judge(
 ) -> Decoded:
     """Numbers that float32 can hold, and origins that can be read: the rest is counted and left out."""
     count = len(found.frames)
-    values = _few_good(found.values) if count <= FEW and len(shape) == 1 else None
+    values = few_good(found.values) if count <= FEW and len(shape) == 1 else None
     reasons: dict[int, str] = {}
     if values is None:
         with np.errstate(over="ignore"):
@@ -106,7 +106,7 @@ def judge(
     return _without(decoded, reasons.keys())
 
 
-def _few_good(rows: Any) -> Floats | None:
+def few_good(rows: Any) -> Floats | None:
     """The usual case of a device that is not busy: a few readings without a fault. None where there is any doubt."""
     if type(rows) is not list or not rows:
         return None

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edge_runtime.codecs.columns import Decoded, Members, Rows, judge
+from edge_runtime.codecs.columns import Decoded, Members, Rows, few_good, judge
 from edge_runtime.errors import ConfigError
 from edge_runtime.health import Counters
 from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError
@@ -43,6 +43,7 @@ class ObjectDecoder:
         self._syntax = syntax
         named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
         self._origin_width = len(named)
+        self._no_origin = (None,) * len(named)
         self._origin = _origin_maker(tuple(named))
         # Structure members need names that are identifiers, and channels are called whatever their maker liked.
         channels = {f"c{i}": name for i, name in enumerate(members.channels)}
@@ -61,6 +62,8 @@ class ObjectDecoder:
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
         """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        if len(frames) == 1 and (single := self._plain_reading(frames)) is not None:
+            return single
         try:
             documents = list(map(self._decode, frames))
         except UNDECODABLE:
@@ -72,11 +75,26 @@ class ObjectDecoder:
         rows = list(map(msgspec.structs.astuple, readings))
         width = self._origin_width
         members = [row[:width] for row in rows]
-        if members.count((None,) * width) == len(rows):
+        if members.count(self._no_origin) == len(rows):
             origins = [NO_ORIGIN] * len(rows)
         else:
             origins = [self._origin(*parts) for parts in members]
         return judge(Rows(indexes, origins, [row[width:] for row in rows]), self._shape, counters, keyed=self._keyed)
+
+    def _plain_reading(self, frames: Sequence[bytes]) -> Decoded | None:
+        """The one reading of a device that is not busy: good numbers and nothing else. None where it is not that."""
+        try:
+            document = self._decode(frames[0])
+        except UNDECODABLE:
+            return None
+        if type(document) is not self._reading or self._keyed or not self._syntax.all_sound(frames):
+            return None
+        row = msgspec.structs.astuple(document)
+        width = self._origin_width
+        if row[:width] != self._no_origin:
+            return None
+        values = few_good([row[width:]])
+        return None if values is None else Decoded(values, [0], [None], [None], [None])
 
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
         indexes: list[int] = []

@@ -34,7 +34,7 @@ class JsonPayload:
         self._start = start
         head = f'"device":{_text(device)},"model":{_text(model)},"version":{_text(manifest.version)}'
         self._head = f'{head},"source":{_text(source)}'
-        self._labels = {label: _text(label) for label in manifest.output.labels}
+        self._labels = {label: (place, _text(label)) for place, label in enumerate(manifest.output.labels)}
         if manifest.task == "classification":
             pairs = ",".join(f"{_literal(_text(label))}:%s" for label in manifest.output.labels)
             self._scores = f'"scores":{{{pairs}}}'
@@ -62,9 +62,10 @@ class JsonPayload:
     def _answer(self, prediction: Prediction) -> str:
         if self._task == "classification":
             assert prediction.scores is not None
-            scores = self._scores % tuple(map(str, prediction.scores))
             assert prediction.label is not None
-            return f'"label":{self._labels[prediction.label]},"score":{prediction.score!s},{scores}'
+            numbers = tuple(map(str, prediction.scores))
+            place, label = self._labels[prediction.label]  # a number's text is dear: the label's own is used twice
+            return f'"label":{label},"score":{numbers[place]},{self._scores % numbers}'
         if self._task == "regression":
             assert prediction.values is not None
             return self._scores % tuple(map(str, prediction.values))
