@@ -3,11 +3,10 @@
 Only the command that was asked for is imported, so that the daemon starts quickly.
 """
 
-import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edge_runtime import __version__
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, EdgeError
@@ -33,6 +32,19 @@ _EPILOG = "exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configuration is 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if _is_plain_run(words):
+        return _obey(lambda: importlib.import_module("edge_runtime.commands.run").serve(words[1]))
+    return _parse(words)
+
+
+def _is_plain_run(words: Sequence[str]) -> bool:
+    """How systemd calls the daemon. It needs no argparse, which is a megabyte and takes longer than our own files."""
+    return len(words) == 2 and words[0] == "run" and not words[1].startswith("-")
+
+
+def _parse(words: list[str]) -> int:
+    import argparse  # noqa: PLC0415 - see above
+
     parser = argparse.ArgumentParser(
         prog="edge-runtime", description="Runs trained models on live sensor data.", epilog=_EPILOG
     )
@@ -49,8 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser.parse_args(words)
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else EXIT_USAGE
+    return _obey(lambda: parsed.run(parsed))
+
+
+def _obey(command: Callable[[], int]) -> int:
+    """Run a command, and turn how it ends into an exit code."""
     try:
-        return int(parsed.run(parsed))
+        return int(command())
     except EdgeError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -6,7 +6,6 @@ concern other keys can still be judged. Nothing here knows what a key means.
 """
 
 import datetime as dt
-import difflib
 import json
 import math
 import os
@@ -205,6 +204,8 @@ def path_role(kind: Any) -> str | None:
 
 def nearest(word: str, known: Iterator[str] | Mapping[str, Any] | list[str]) -> str | None:
     """The known word that `word` was probably meant to be, if any is near."""
+    import difflib  # noqa: PLC0415 - only for a mistake
+
     found = difflib.get_close_matches(word[:200].lower(), list(known), n=1, cutoff=0.6)
     return found[0] if found else None
 

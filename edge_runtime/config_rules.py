@@ -5,7 +5,6 @@ gives one message, and a slip in one key never hides what is wrong with another.
 """
 
 import os
-import ssl
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,6 +125,8 @@ def _tls_files(broker: Broker | MqttSource) -> Iterator[Finding]:
 
 
 def _certificates(broker: Broker | MqttSource) -> Iterator[Finding]:
+    import ssl  # noqa: PLC0415 - a megabyte that a device without TLS need not hold
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if broker.ca_file is not None and _unreadable(broker.ca_file) is None:
         try:

@@ -68,6 +68,7 @@ def make_plan(config: Config, *, starting: bool = False) -> Plan:
             f"{config.path}: http: needs waitress, which is not installed: pip install 'edge-inference-runtime[http]'"
         )
     models: list[PlannedModel] = []
+    importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
     for each in config.model:
         try:
             models.append(_plan_model(config, each, starting=starting))

@@ -1,6 +1,5 @@
 """CSV: a row of columns, decimal numbers with a point, whatever the locale."""
 
-import csv
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
@@ -110,6 +109,8 @@ def row_columns(frame: bytes, delimiter: str, width: int) -> list[str]:
 
 def unquoted_columns(text: str, delimiter: str) -> list[str]:
     """The columns of a row in which some stand in quotes; a row that does not close its quotes has none."""
+    import csv  # noqa: PLC0415 - only for quotes, which few sensors write
+
     try:
         rows = list(csv.reader([text], delimiter=delimiter, strict=True))
     except csv.Error:

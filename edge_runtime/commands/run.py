@@ -1,18 +1,29 @@
 """`edge-runtime run DEVICE.toml`: the daemon, in the foreground, as systemd wants it."""
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime.notify import Notifier
 
+if TYPE_CHECKING:
+    import argparse
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: "argparse.ArgumentParser") -> None:
     """What `run` takes."""
     parser.add_argument("device", type=Path, metavar="DEVICE.toml", help="the device file")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM. 78 when the configuration is wrong, 1 when predictions were lost at the stop."""
-    from edge_runtime.daemon import Daemon  # noqa: PLC0415 - numpy and paho, which `--help` does not need
+def run(args: "argparse.Namespace") -> int:
+    """As `serve`."""
+    return serve(args.device)
 
-    return Daemon(args.device, Notifier()).run()
+
+def serve(device: "str | Path") -> int:
+    """Serve until SIGTERM. 78 when the configuration is wrong, 1 when predictions were lost at the stop."""
+    from edge_runtime.mqtt.light_paho import import_light  # noqa: PLC0415 - `--help` needs none of this
+
+    import_light()
+    from edge_runtime.daemon import Daemon  # noqa: PLC0415 - numpy and paho
+
+    return Daemon(Path(device), Notifier()).run()

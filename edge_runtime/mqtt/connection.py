@@ -13,7 +13,7 @@ after `ack_patience` seconds.
 
 import random
 import socket
-import ssl
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.health import Counters
 from edge_runtime.loop import Loop, Timer
 from edge_runtime.mqtt import hot_packets
+from edge_runtime.mqtt.light_paho import real_tls
 from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 
@@ -84,7 +85,9 @@ class _Client(paho.Client):
     """paho over a `WholeSocket`. `_create_socket` is the one private method that we replace."""
 
     def _create_socket(self) -> Any:
-        plain = socket.create_connection((self.host, self.port), timeout=CONNECT_TIMEOUT_S)
+        # As text the name would go through Python's IDNA, whose tables are 1.5 MiB; a name beyond ASCII has to.
+        host = self.host.encode() if self.host.isascii() else self.host
+        plain = socket.create_connection((host, self.port), timeout=CONNECT_TIMEOUT_S)  # type: ignore[arg-type]
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = self._ssl_context
         if context is None:
@@ -95,7 +98,7 @@ class _Client(paho.Client):
         except BaseException:
             secured.close()  # paho would leave it to the garbage collector
             raise
-        return WholeSocket(secured)
+        return WholeSocket(secured, real_tls())
 
 
 class Connection:
@@ -285,6 +288,7 @@ class Connection:
         if settings.username is not None:
             client.username_pw_set(settings.username, self._password())
         if self._endpoint.tls:
+            ssl = real_tls()
             context = ssl.create_default_context(cafile=settings.ca_file)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if settings.cert_file is not None:
@@ -649,9 +653,10 @@ def _leave_writing_to_the_loop(_client: paho.Client, _userdata: Any, _socket: An
 
 def _explain(error: Exception, url: str) -> str:
     """One line that says what is wrong with the connection, and where to look."""
-    if isinstance(error, ssl.SSLCertVerificationError):
+    ssl = sys.modules.get("ssl")  # not loaded: then it is no fault of TLS
+    if ssl is not None and isinstance(error, ssl.SSLCertVerificationError):
         return f"{url}: the broker's certificate is not trusted: {error.verify_message}: check ca_file and the clock"
-    if isinstance(error, ssl.SSLError):
+    if ssl is not None and isinstance(error, ssl.SSLError):
         return f"{url}: TLS failed: {error.reason or error}"
     if isinstance(error, socket.gaierror):
         return f"{url}: the name is not known: {error.strerror}"

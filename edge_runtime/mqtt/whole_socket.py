@@ -11,7 +11,7 @@ write side by what the caller lets be in flight.
 
 import contextlib
 import socket
-import ssl
+from types import ModuleType
 
 from edge_runtime.mqtt import hot_packets
 
@@ -24,8 +24,13 @@ class WholeSocket:
     `heard` becomes True with everything that comes; whoever watches for silence sets it back.
     """
 
-    def __init__(self, wrapped: socket.socket) -> None:
+    def __init__(self, wrapped: socket.socket, tls: ModuleType | None = None) -> None:
+        """Take over `wrapped`; `tls` is the module `ssl` where it is an `ssl.SSLSocket`."""
         self.heard = False
+        self._is_tls = tls is not None
+        self._not_now: tuple[type[OSError], ...] = (BlockingIOError,)
+        if tls is not None:
+            self._not_now = (BlockingIOError, tls.SSLWantReadError, tls.SSLWantWriteError)
         self._wrapped = wrapped
         self._received = b""
         self._position = 0
@@ -42,7 +47,7 @@ class WholeSocket:
 
         Not over TLS: a record may lack less than that, and nobody tells us so. The end of the stream always wakes.
         """
-        if isinstance(self._wrapped, ssl.SSLSocket):
+        if self._is_tls:
             return False
         self._least = least
         try:
@@ -65,7 +70,7 @@ class WholeSocket:
         """
         try:
             data = self._wrapped.recv(RECEIVE_BYTES)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except self._not_now:
             return False
         if not data:
             self._ended = True
@@ -79,7 +84,7 @@ class WholeSocket:
                 self._partial.clear()
         self._received = self._received[self._position :] + data if self._position < len(self._received) else data
         self._position, self._visible = 0, len(self._received)
-        return isinstance(self._wrapped, ssl.SSLSocket) and self._wrapped.pending() > 0
+        return self._is_tls and self._wrapped.pending() > 0  # type: ignore[attr-defined]
 
     def take(self, taker: hot_packets.Taker, *, is_v5: bool) -> bool:
         """Hand the packets of the hot path to `taker`; True when `recv` has a whole packet, or the end, for paho."""
@@ -131,7 +136,7 @@ class WholeSocket:
         """
         try:
             sent = self._wrapped.send(self._unsent)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except self._not_now:
             return False
         if sent == len(self._unsent):
             self._unsent.clear()
