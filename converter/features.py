@@ -3,6 +3,7 @@
 Train with `make_pipeline(WindowFeatures(), StandardScaler(), MLPClassifier())` on windows `[n, length, channels]`;
 the converter lowers the whole pipeline to one graph of standard ONNX operators that takes raw windows. Both sides
 compute in float64 and agree to 1e-5 relative, for constant channels and for tiny and huge readings too.
+Spectrograms, mel spectrograms and cepstra of sound are in `audio.py`, and are to be had from here too.
 This module needs numpy and scikit-learn only.
 """
 
@@ -11,18 +12,19 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted
+
+from converter.audio import MFCC, STFT, MelSpectrogram
+from converter.window_transformer import Doubles, WindowTransformer
+
+__all__ = ["MFCC", "STFT", "MelSpectrogram", "WindowFeatures"]
 
 STATISTICS = ("mean", "std", "rms", "min", "max", "ptp", "skewness", "kurtosis", "zero_crossings")
 
 # Below this share of a channel's mean square, the power of a band is rounding noise of the transform, and is zero.
 POWER_FLOOR = 1e-18
 
-Doubles = NDArray[np.float64]
 
-
-class WindowFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
+class WindowFeatures(WindowTransformer):
     """Statistics and spectral powers of each channel of a window.
 
     The result has a block of columns for each statistic, then for each band; within a block a column a channel.
@@ -65,21 +67,12 @@ class WindowFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
             raise ValueError(f"bands: expected pairs 0 <= low < high, found {list(self.bands)}")
         if not len(self.statistics) and not len(self.bands):
             raise ValueError("expected at least one statistic or band, found none")
-        x = np.asarray(X)
-        if x.ndim == 3:
-            self.window_shape_ = (int(x.shape[1]), int(x.shape[2]))
-        elif x.ndim == 2 and x.shape[1] % (self.channels or 1) == 0:
-            self.window_shape_ = (int(x.shape[1]) // (self.channels or 1), self.channels or 1)
-        else:
-            raise ValueError(f"expected windows [n, length, channels] or [n, length * channels], found {x.shape}")
-        self.takes_windows_ = x.ndim == 3
-        self.n_features_in_ = int(np.prod(self.window_shape_))
+        self._remember_shape(X, self.channels)
         return self
 
     def transform(self, X: Any) -> Doubles:  # noqa: N803 - scikit-learn's name
         """Windows -> features `[n, (statistics + bands) * channels]`, float64."""
-        check_is_fitted(self)
-        x = np.asarray(X, dtype=np.float64).reshape(len(X), *self.window_shape_)
+        x = self._whole(X)
         blocks = [_STATISTIC[name](x) for name in self.statistics]
         if len(self.bands):
             blocks.append(self._powers(x))
@@ -87,11 +80,7 @@ class WindowFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     def get_feature_names_out(self, input_features: Sequence[str] | None = None) -> NDArray[Any]:
         """`mean_accel_x`, `band_0.5_3_accel_x`, ...; `input_features` are the names of the channels."""
-        check_is_fitted(self)
-        channels = self.window_shape_[1]
-        names = list(input_features) if input_features is not None else [f"x{i}" for i in range(channels)]
-        if len(names) != channels:
-            raise ValueError(f"input_features: expected {channels} channel names, found {len(names)}")
+        names = self._channel_names(input_features)
         blocks = [*self.statistics, *(f"band_{low:g}_{high:g}" for low, high in self.bands)]
         return np.array([f"{block}_{name}" for block in blocks for name in names], dtype=object)
 

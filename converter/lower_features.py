@@ -10,36 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.features import POWER_FLOOR, WindowFeatures
-
-
-class _Writer:
-    """Writes nodes into a skl2onnx container under names that are free."""
-
-    def __init__(self, scope: Any, container: Any) -> None:
-        self._scope, self._container = scope, container
-
-    def constant(self, value: Any, kind: type[Any] = np.float64) -> str:
-        from onnx import numpy_helper  # noqa: PLC0415 - heavy
-
-        name = str(self._scope.get_unique_variable_name("wf_c"))
-        self._container.initializers.append(numpy_helper.from_array(np.asarray(value, dtype=kind), name))
-        return name
-
-    def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        result = output or str(self._scope.get_unique_variable_name("wf_t"))
-        name = self._scope.get_unique_operator_name(f"wf_{kind}")
-        versions = {"ReduceSum": 13, "Cast": 13, "Max": 13, "Pow": 15, "Where": 16, "GreaterOrEqual": 16,
-                    "LessOrEqual": 16, "Slice": 13, "Concat": 13, "Cos": 7, "Sin": 7}  # fmt: skip
-        self._container.add_node(
-            kind, list(inputs), [result], name=name, op_version=versions.get(kind, 13), **attributes
-        )
-        return result
-
-    def reduce(self, kind: str, x: str, keep: int = 0) -> str:
-        """Over the time axis."""
-        if kind == "ReduceSum":
-            return self.node(kind, x, self.constant([1], np.int64), keepdims=keep)
-        return self.node(kind, x, axes=[1], keepdims=keep)
+from converter.lower_writer import Writer
 
 
 def register() -> None:
@@ -61,7 +32,7 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     from skl2onnx.common.data_types import DoubleTensorType  # noqa: PLC0415
 
     features: WindowFeatures = operator.raw_operator
-    write = _Writer(scope, container)
+    write = Writer(scope, container)
     x = operator.inputs[0].full_name
     if not features.takes_windows_:
         x = write.node("Reshape", x, write.constant([0, *features.window_shape_], np.int64))
@@ -75,33 +46,33 @@ def _convert(scope: Any, operator: Any, container: Any) -> None:
     write.node("Cast", joined, output=operator.outputs[0].full_name, to=target)
 
 
-def _range(write: _Writer, x: str) -> str:
+def _range(write: Writer, x: str) -> str:
     return write.node("Sub", write.reduce("ReduceMax", x), write.reduce("ReduceMin", x))
 
 
-def _constant_channel(write: _Writer, x: str) -> str:
+def _constant_channel(write: Writer, x: str) -> str:
     return write.node("Equal", _range(write, x), write.constant(0.0))
 
 
-def _deviation(write: _Writer, x: str) -> str:
+def _deviation(write: Writer, x: str) -> str:
     return write.node("Sub", x, write.reduce("ReduceMean", x, keep=1))
 
 
-def _variance(write: _Writer, deviation: str) -> str:
+def _variance(write: Writer, deviation: str) -> str:
     return write.reduce("ReduceMean", write.node("Mul", deviation, deviation))
 
 
-def _std(write: _Writer, x: str) -> str:
+def _std(write: Writer, x: str) -> str:
     root = write.node("Sqrt", _variance(write, _deviation(write, x)))
     return write.node("Where", _constant_channel(write, x), write.constant(0.0), root)
 
 
-def _rms(write: _Writer, x: str) -> str:
+def _rms(write: Writer, x: str) -> str:
     return write.node("Sqrt", write.reduce("ReduceMean", write.node("Mul", x, x)))
 
 
-def _moment(order: int, shift: float) -> Callable[[_Writer, str], str]:
-    def lower(write: _Writer, x: str) -> str:
+def _moment(order: int, shift: float) -> Callable[[Writer, str], str]:
+    def lower(write: Writer, x: str) -> str:
         constant = _constant_channel(write, x)
         deviation = _deviation(write, x)
         variance = write.node("Where", constant, write.constant(1.0), _variance(write, deviation))
@@ -116,7 +87,7 @@ def _moment(order: int, shift: float) -> Callable[[_Writer, str], str]:
     return lower
 
 
-def _zero_crossings(write: _Writer, x: str) -> str:
+def _zero_crossings(write: Writer, x: str) -> str:
     from onnx import TensorProto  # noqa: PLC0415 - heavy
 
     sign = write.node("Cast", write.node("GreaterOrEqual", x, write.constant(0.0)), to=TensorProto.DOUBLE)
@@ -127,7 +98,7 @@ def _zero_crossings(write: _Writer, x: str) -> str:
     return write.reduce("ReduceSum", write.node("Abs", write.node("Sub", later, earlier)))
 
 
-def _angles(write: _Writer, length: int, bins: NDArray[np.int64]) -> str:
+def _angles(write: Writer, length: int, bins: NDArray[np.int64]) -> str:
     """The angles of the transform, `[length, bins]`. As nodes they are a few bytes; a session computes them once."""
     from onnx import TensorProto  # noqa: PLC0415 - heavy
 
@@ -136,7 +107,7 @@ def _angles(write: _Writer, length: int, bins: NDArray[np.int64]) -> str:
     return write.node("Mul", write.node("Cast", turns, to=TensorProto.DOUBLE), write.constant(2.0 * np.pi / length))
 
 
-def _powers(write: _Writer, x: str, features: WindowFeatures) -> list[str]:
+def _powers(write: Writer, x: str, features: WindowFeatures) -> list[str]:
     bins, weight = features.spectrum()
     if not weight.size:  # the bands lie between two bins
         zero = write.node("Mul", write.reduce("ReduceMean", x), write.constant(0.0))
@@ -157,7 +128,7 @@ def _powers(write: _Writer, x: str, features: WindowFeatures) -> list[str]:
     return [write.node("Reshape", by_band, write.constant([0, columns], np.int64))]
 
 
-_STATISTIC: dict[str, Callable[[_Writer, str], str]] = {
+_STATISTIC: dict[str, Callable[[Writer, str], str]] = {
     "mean": lambda write, x: write.reduce("ReduceMean", x),
     "std": _std,
     "rms": _rms,

@@ -100,8 +100,18 @@ def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: 
     stride = spec.stride if spec.window is not None else length
     return Input(
         channels=channels,
-        window=Window(length=length, stride=stride, rate_hz=spec.window.rate_hz if spec.window else None),
+        window=Window(length=length, stride=stride, rate_hz=_rate(spec, source, mistakes)),
     )
+
+
+def _rate(spec: Spec, source: SourceModel, mistakes: list[str]) -> float | None:
+    said = spec.window.rate_hz if spec.window is not None else None
+    if said is not None and source.rate_hz is not None and not math.isclose(said, source.rate_hz, rel_tol=1e-6):
+        mistakes.append(
+            f"window.rate_hz: the specification says {said:g} Hz, "
+            f"the model's features reckon with {source.rate_hz:g} Hz"
+        )
+    return said if said is not None else source.rate_hz
 
 
 def _channel_count(

@@ -115,6 +115,7 @@ class SklearnModel(SourceModel):
         self._windows = bool(getattr(first, "takes_windows_", False))
         if self._windows:
             self.shape = first.window_shape_
+            self.rate_hz = getattr(first, "rate_hz", None)
         elif hasattr(estimator, "n_features_in_"):
             self.shape = (int(estimator.n_features_in_),)
         if is_outlier_detector(self._final):
@@ -257,11 +258,12 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
     from skl2onnx.common._registration import get_converter  # noqa: PLC0415
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
 
-    from converter import lower_features  # noqa: PLC0415
+    from converter import lower_audio, lower_features  # noqa: PLC0415
     from converter.lower_gaussian import lower_gaussian  # noqa: PLC0415
     from converter.lower_linear import lower_linear  # noqa: PLC0415
 
     lower_features.register()
+    lower_audio.register()
     _check_supported(estimator, place)
     kind = DoubleTensorType if double else FloatTensorType
     try:

@@ -13,7 +13,14 @@ import numpy as np
 _PACKAGES = ("numpy", "scipy", "sklearn")
 _UNFIT = frozenset({"tests", "testing", "conftest", "f2py", "distutils", "_testutils", "ctypeslib", "memmap"})
 _FUNCTIONS = ("sklearn.feature_selection.", "sklearn.metrics.", "sklearn.gaussian_process.")
-_OURS = frozenset({"converter.features.WindowFeatures"})
+_OURS = frozenset(
+    {
+        "converter.features.WindowFeatures",
+        "converter.audio.STFT",
+        "converter.audio.MelSpectrogram",
+        "converter.audio.MFCC",
+    }
+)
 
 
 def untrusted(names: Iterable[str]) -> list[str]:

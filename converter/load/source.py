@@ -96,6 +96,7 @@ class SourceModel(ABC):
         feature_names: the names of its flat input, where the model tells them.
         targets: how many values a regression gives.
         threshold: of an anomaly score.
+        rate_hz: readings per second that its features reckon with.
         trees: whether it is made of decision trees, which have nothing to quantise.
         notes: sentences that its user should read.
     """
@@ -108,6 +109,7 @@ class SourceModel(ABC):
     feature_names: tuple[str, ...] = ()
     targets: int = 1
     threshold: float | None = None
+    rate_hz: float | None = None
     trees: bool = False
 
     def __init__(self) -> None:

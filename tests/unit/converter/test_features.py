@@ -11,27 +11,10 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
-from converter import lower_features
-from converter.evaluate import session_of
 from converter.features import STATISTICS, WindowFeatures
-from converter.graph import serialize
+from tests.feature_graphs import lowered
 
 BANDS = ((0.0, 0.05), (0.05, 0.2), (0.2, 0.6))
-
-
-def lowered(features: WindowFeatures, double: bool) -> Any:
-    """A session of the features alone."""
-    from skl2onnx import convert_sklearn  # noqa: PLC0415
-    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
-
-    lower_features.register()
-    kind = DoubleTensorType if double else FloatTensorType
-    shape = features.window_shape_ if features.takes_windows_ else (features.n_features_in_,)
-    model = convert_sklearn(
-        features, initial_types=[("x", kind([None, *shape]))], target_opset={"": 17, "ai.onnx.ml": 3}
-    )
-    assert {node.domain for node in model.graph.node} == {""}
-    return session_of(serialize(model))
 
 
 def windows(n: int = 64, length: int = 32, channels: int = 3) -> NDArray[np.float32]:
