@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner
 
 from converter.evaluate import session_of
+from converter.fold import folded
 from converter.graph import OPSET, STANDARD_DOMAINS, opset_of, serialize
 from converter.load.source import Answer, Core, SourceModel, StateTensor
 from converter.load.tensors import layout_of, squash
@@ -111,7 +112,7 @@ class OnnxModel(SourceModel):
             else:
                 self.notes.append("the batch of this graph is fixed at 1: devices run it window by window")
         return Core(
-            model,
+            folded(model),
             self._input,
             self._layout.wanted,
             dict(self._roles),

