@@ -20,14 +20,16 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edge_runtime.bundle import Bundle, one_line, open_bundle
 from edge_runtime.errors import BundleError
+from edge_runtime.measured import MIB, Measured
 
-MIB = 1024 * 1024
 _MAX_REPORT_BYTES = 64 * 1024
 _WARM_UP, _RUNS, _RUNS_S = 5, 200, 2.0
 # What Python, numpy and onnxruntime map before any model is there: 400 MiB on x86-64, mostly stacks and malloc's
@@ -55,23 +57,6 @@ class Budget:
 
 
 DEFAULT_BUDGET = Budget()
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What the self-test saw on this device."""
-
-    name: str
-    version: str
-    digest: str
-    rows: int
-    load_ms: float
-    median_ms: float
-    p99_ms: float
-    runs: int
-    peak_rss_bytes: int
-    machine: str
-    onnxruntime: str
 
 
 def run_selftest(bundle: Bundle, budget: Budget = DEFAULT_BUDGET, *, place: str | None = None) -> Measured:
@@ -109,13 +94,6 @@ def run_selftest(bundle: Bundle, budget: Budget = DEFAULT_BUDGET, *, place: str 
             f"found {measured.peak_rss_bytes / MIB:.0f} MiB: use a smaller model"
         )
     return measured
-
-
-def write_measured(bundle_path: Path, measured: Measured) -> Path:
-    """Keep the figures beside the bundle, in `NAME.measured.json`, and return that path."""
-    sidecar = bundle_path.with_suffix(".measured.json")
-    sidecar.write_text(json.dumps(asdict(measured), indent=2, sort_keys=True) + "\n")
-    return sidecar
 
 
 # -- the parent ----------------------------------------------------------------------------------------------------
@@ -212,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     _limit(args.cpu_s, args.wall_s, args.mapped_bytes)
     try:
-        report: dict[str, Any] = {"measured": asdict(_measure(args.bundle))}
+        report: dict[str, Any] = {"measured": msgspec.structs.asdict(_measure(args.bundle))}
     except MemoryError:
         report = {"problem": _out_of_memory(args.mapped_bytes)}
     except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is becomes the report

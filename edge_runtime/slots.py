@@ -8,6 +8,7 @@ The folder::
       .floors/NAME.json           the highest version that NAME was ever given, and the permissions used up
       NAME/state.json             THE decision: active, history, staged, rejected. Replaced by one rename
       NAME/DIGEST.onnx (.sig)     the bundles that state.json speaks of; never changed, only added and pruned
+      NAME/DIGEST.measured.json   what such a bundle cost here, where `selftest --measure` was asked for
 
 Guarantee: `state.json` alone says what is active, and it is replaced whole. A kill or a power cut anywhere leaves the
 old decision or the new one, with its bundle on the disk, and the same install then succeeds. A bundle enters only after
@@ -36,9 +37,10 @@ from edge_runtime.bundle import Bundle, check_bundle, open_bundle, read_file, ve
 from edge_runtime.durable import locked, make_folder, remove, replace_file, sync_folder, write_file
 from edge_runtime.errors import BundleError, CommandError
 from edge_runtime.manifest import Manifest
+from edge_runtime.measured import Measured, read_measured
 from edge_runtime.onnx_file import DEFAULT_LIMITS, Limits
 from edge_runtime.permission import allows_older
-from edge_runtime.selftest import DEFAULT_BUDGET, Budget, Measured, run_selftest
+from edge_runtime.selftest import DEFAULT_BUDGET, Budget, run_selftest
 from edge_runtime.signature import SUFFIX, require_signature
 
 DEFAULT_STORE = Path("/var/lib/edge-runtime/models")
@@ -188,6 +190,10 @@ class Store:
             for word, entries in groups:
                 listed += [Listed(each, entry.version, entry.digest, word, entry.why) for entry in entries]
         return listed
+
+    def measured(self, name: str, digest: str) -> Measured | None:
+        """What a bundle cost on this device; None where nobody has measured it."""
+        return read_measured(self._file(name, digest), digest)
 
     def active(self, name: str) -> Path:
         """The file that a name stands for now.

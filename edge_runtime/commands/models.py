@@ -5,9 +5,13 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from edge_runtime.errors import EXIT_OK, CommandError
-from edge_runtime.selftest import MIB, Budget, Measured, run_selftest, write_measured
+from edge_runtime.measured import MIB, write_measured
+from edge_runtime.selftest import Budget, run_selftest
 from edge_runtime.slots import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, Policy, Slot, Store
 
 HELP = "install, list and roll back the models of this device"
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     store = Store(args.store)
     match args.verb:
         case "list":
-            _say(_listed_json(store.entries()) if args.json else _listed_table(store.entries(), args.store))
+            _say(_listed_json(store) if args.json else _listed_table(store))
         case "install":
             _say(_installed(store.install(args.bundle, _policy(args))))
         case "activate":
@@ -95,7 +99,7 @@ def _policy(args: argparse.Namespace) -> Policy:
 def _selftest(store: Store, name: str, *, measure: bool) -> None:
     bundle = store.open(name)
     measured = run_selftest(bundle, place=name)
-    _say(f"{name} {measured.version}: the golden answers came out; {_figures(measured)}")
+    _say(f"{name} {measured.version}: the golden answers came out; {measured.in_words()}")
     if measure:
         try:
             _say(f"written to {write_measured(bundle.path, measured)}")
@@ -108,7 +112,7 @@ def _installed(done: Installed) -> str:
     if not done.changed:
         return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {slot.state} already: nothing to do"
     assert done.measured is not None
-    return f"{_now(slot)}; {_figures(done.measured)}"
+    return f"{_now(slot)}; {done.measured.in_words()}"
 
 
 def _now(slot: Slot) -> str:
@@ -116,31 +120,41 @@ def _now(slot: Slot) -> str:
     return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {words}"
 
 
-def _figures(measured: Measured) -> str:
-    memory = measured.peak_rss_bytes / MIB
-    return (
-        f"{measured.median_ms:.3g} ms a window (99th percentile {measured.p99_ms:.3g} ms), {memory:.0f} MiB at its peak"
-    )
-
-
-def _listed_json(listed: list[Listed]) -> str:
+def _listed_json(store: Store) -> str:
     documents = []
-    for each in listed:
-        documents.append({"name": each.name, "version": each.version, "digest": each.digest, "state": each.state})
+    for each in store.entries():
+        document: dict[str, Any] = {
+            "name": each.name,
+            "version": each.version,
+            "digest": each.digest,
+            "state": each.state,
+        }
         if each.why:
-            documents[-1]["why"] = each.why
+            document["why"] = each.why
+        measured = store.measured(each.name, each.digest)
+        if measured is not None:
+            document["measured"] = msgspec.structs.asdict(measured)
+        documents.append(document)
     return json.dumps(documents, indent=2)
 
 
-def _listed_table(listed: list[Listed], store: Path) -> str:
+def _listed_table(store: Store) -> str:
+    listed = store.entries()
     if not listed:
-        return f"nothing is installed in {store}"
-    rows = [("NAME", "VERSION", "STATE", "DIGEST", "WHY")]
-    rows += [(each.name, each.version, each.state, each.digest[:12], each.why) for each in listed]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        return f"nothing is installed in {store.root}"
+    rows = [("NAME", "VERSION", "STATE", "DIGEST", "MEASURED HERE", "WHY")]
+    rows += [
+        (each.name, each.version, each.state, each.digest[:12], _cost(store, each), each.why) for each in listed
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _cost(store: Store, listed: Listed) -> str:
+    measured = store.measured(listed.name, listed.digest)
+    return "-" if measured is None else f"{measured.median_ms:.3g} ms, {measured.peak_rss_bytes / MIB:.0f} MiB"
 
 
 def _say(text: str) -> None:

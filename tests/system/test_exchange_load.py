@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_runtime import selftest
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.selftest import Budget, Measured
+from edge_runtime.measured import Measured
+from edge_runtime.selftest import Budget
 from edge_runtime.slots import Policy, Store
 from tests import builders
 from tests.broker import Mosquitto

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edge_runtime import selftest
 from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.selftest import MIB, Budget, run_selftest, write_measured
+from edge_runtime.measured import MIB, read_measured, write_measured
+from edge_runtime.selftest import Budget, run_selftest
 from tests import builders
 
 
@@ -94,6 +95,28 @@ def test_the_figures_can_be_kept_beside_the_bundle(tmp_path: Path) -> None:
     assert sidecar == tmp_path / "model.measured.json"
     assert json.loads(sidecar.read_text())["median_ms"] > 0
     assert path.read_bytes() == before
+
+
+def test_figures_of_another_file_or_damaged_ones_are_none(tmp_path: Path) -> None:
+    """A sidecar counts only for the very file that it measured, and a broken one is as good as none."""
+    path = builders.anomaly().save(tmp_path / "model.onnx")
+    measured = run_selftest(open_bundle(path))
+    sidecar = write_measured(path, measured)
+    assert read_measured(path, measured.digest) == measured
+    assert read_measured(path, "0" * 64) is None
+    whole = sidecar.read_bytes()
+    for broken in (
+        whole[:40],
+        b"",
+        b"[]",
+        b"\xff" * 9,
+        b"[" * 30_000,
+        whole.replace(b'"median_ms": ', b'"median_ms": -'),
+    ):
+        sidecar.write_bytes(broken)
+        assert read_measured(path, measured.digest) is None
+    sidecar.unlink()
+    assert read_measured(path, measured.digest) is None
 
 
 def test_wrong_labels_are_told(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 from edge_runtime.bundle import Bundle
 from edge_runtime.health import Counters
 from edge_runtime.incoming import Incoming
+from edge_runtime.measured import Measured
 from edge_runtime.mqtt.connection import Connection, Message
 from edge_runtime.onnx_file import DEFAULT_LIMITS
 from edge_runtime.ota import ASK_AGAIN_S, CHUNK_BYTES, PATIENCE_S, Ota
-from edge_runtime.selftest import Budget, Measured
+from edge_runtime.selftest import Budget
 from edge_runtime.slots import Policy, Store
 from tests import builders
 from tests.stepped import SteppedLoop
