@@ -5,28 +5,34 @@ ship, package. Nothing is written before the last step; a step that fails ends i
 """
 
 import argparse
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
 from converter.data import Dataset, read_data, split, table_columns
-from converter.evaluate import Judgement, Truth, metric_name, start_of, truth_of
+from converter.evaluate import CHUNK, Judgement, Truth, metric_name, run, session_of, start_of, truth_of
+from converter.graph import serialize
+from converter.layers import Layer, worst_of
 from converter.load import open_model
-from converter.load.source import Answer, SourceModel
+from converter.load.source import Answer, Core, SourceModel
 from converter.load.tensors import layout_of
 from converter.normal_form import normal_form
 from converter.package import is_batch_invariant, make_manifest, self_test, write_bundle
 from converter.plan import Plan, agree
-from converter.quantize import Recipe, candidate, products_of
+from converter.quantize import Candidate, Recipe, candidate, products_of
 from converter.report import Proof, Row, table, write_page
 from converter.search import Bench, Form, Found, search
+from converter.shrink import Saving, shrunk, unasked
 from converter.spec import Spec
-from converter.targets import warnings_for
+from converter.targets import estimate, this_host, warnings_for
 from edge_runtime.errors import CommandError
 from edge_runtime.manifest import State
+from edge_runtime.measured import Measured, read_measured
 from edge_runtime.readings import Floats
 
 _SYNTHETIC_ROWS = 256
@@ -34,6 +40,7 @@ _THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold
 # A converted model may round a score differently, and with it a row that stands on the fence. More than one row in
 # a thousand is no rounding: the conversion changed the model.
 _DIFFERING_SHARE = 0.001
+_COMPARED_ROWS = 2048  # between a graph and its smaller self
 _SLOWER = 1.25  # times below differ from run to run by less
 _VALUE_TOLERANCE = 1e-3  # of the largest of a regression's values or an anomaly's scores
 
@@ -71,7 +78,7 @@ class Conversion:
         layout = None
         if self._spec.frame is not None and core.arrange is None:
             layout = core.arrange = layout_of(core.shape, self._spec, str(options.model))
-        model = normal_form(core, plan)
+        plain = normal_form(core, plan)
 
         def ask(windows: Floats) -> Answer:
             return source.predict(windows if layout is None else layout.arrange(windows, np.float32))
@@ -85,12 +92,35 @@ class Conversion:
             tuple(State(input=state.input, output=state.output, shape=state.shape) for state in core.states),
             core.batch_free, self._say,
         )  # fmt: skip
+        left = (*source.savings, *unasked(core.model, _asked(core)))
+        model, savings = self._shrink(plain, bench)
         base = bench.try_form(candidate(model, Recipe("none"), material.calibration))
+        savings = (*left, *savings, _names(base.candidate))
+        self._tell_savings(savings, base)
         self._check_float(base.judgement, bench, plan)
         found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
         if options.quantize != "none" and not products_of(model):
             found = Found(found.forms, base, _nothing_to_quantise(source, model))
-        self._finish(source, plan, material, bench, found)
+        self._finish(source, plan, material, bench, found, savings)
+
+    def _shrink(self, plain: onnx.ModelProto, bench: Bench) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
+        """The graph without what no answer needs, held to the bit: onnxruntime may join other operators in it."""
+        small, savings = shrunk(plain)
+        if not savings:
+            return plain, ()
+        rows, start = bench.evaluation[:_COMPARED_ROWS], start_of(bench.states)
+        batch = CHUNK if bench.batch_free else 1
+        one, other = (run(session_of(serialize(form)), rows, batch, start).tensors() for form in (plain, small))
+        if any(part.tobytes() != other[name].tobytes() for name, part in one.items()):
+            self._say("left as it is: the graph without its unused parts would round differently")
+            return plain, ()
+        return small, savings
+
+    def _tell_savings(self, savings: tuple[Saving, ...], base: Form) -> None:
+        saved = sum(saving.bytes for saving in savings)
+        share = saved / (base.size + saved)
+        listed = ", ".join(map(str, savings))
+        self._say(f"left out without changing an answer: {listed}; {share:.0%} of {base.size + saved:,} bytes")
 
     def _material(self, plan: Plan, source: SourceModel) -> Material:
         options, spec = self._options, self._spec
@@ -150,8 +180,15 @@ class Conversion:
                 "no file was written"
             )
 
-    def _finish(self, source: SourceModel, plan: Plan, material: Material, bench: Bench, found: Found) -> None:
-        options = self._options
+    def _finish(
+        self,
+        source: SourceModel,
+        plan: Plan,
+        material: Material,
+        bench: Bench,
+        found: Found,
+        savings: tuple[Saving, ...],
+    ) -> None:
         metric = metric_name(plan.task, material.truth)
         rows = [Row("source", None, bench.reference())]
         came = _is_quantised(onnx.load_model_from_string(found.forms[0].candidate.model))
@@ -161,25 +198,65 @@ class Conversion:
                 form.size,
                 form.judgement,
                 form is found.kept,
-                latency_us=form.latency_us,
+                speed=form.speed,
             )
             for form in found.forms
         ]
         self._say(table(rows, metric))
-        if options.report:
-            answers = [form.answer for form in found.forms]
-            kept = found.forms.index(found.kept) if found.kept else None
-            proof = Proof(str(options.model), plan, metric, rows, bench, answers, kept, found.reason)
-            write_page(options.report, proof)
-            self._say(f"wrote {options.report}")
         if found.kept is None:
+            self._report(plan, bench, found, rows, savings, [])
             raise CommandError(f"{found.reason}: no file was written")
         self._say(found.reason)
-        if found.kept.latency_us > _SLOWER * found.forms[0].latency_us:
+        layers = bench.layers(found.forms[0].candidate, found.kept.candidate) if found.kept.is_rough else ()
+        if layers:
+            self._say(f"least exact layers: {', '.join(map(_layer_in_words, worst_of(layers)))}")
+        if found.kept.speed.wall_us > _SLOWER * found.forms[0].speed.wall_us:
             self._say("note: on this machine this form is slower than float32; ask for --prefer latency to avoid that")
-        for warning in warnings_for(self._target, found.kept.size, found.kept.candidate.method):
-            self._say(f"warning: {warning}")
-        self._write(source, plan, material, bench, found.kept, self._record(found, bench, metric))
+        record = {**self._record(found, bench, metric), "left_out": [asdict(saving) for saving in savings]}
+        record["least_exact_layers"] = [
+            {"name": layer.name, "operator": layer.operator, "sqnr_db": round(layer.sqnr_db, 1)}
+            for layer in worst_of(layers)
+        ]
+        peak = self._write(source, plan, material, bench, found.kept, record)
+        told = self._advice(found.kept, peak)
+        for line in told:
+            self._say(line)
+        self._report(plan, bench, found, rows, savings, told)
+
+    def _advice(self, kept: Form, peak_bytes: int) -> list[str]:
+        """What the owner of the target device should know; a time that a device measured beats any estimate."""
+        target = self._target
+        if target is None:
+            return []
+        told = [f"warning: {text}" for text in warnings_for(target, kept.size, kept.candidate.method, peak_bytes)]
+        measured = _measured(self._options.output)
+        if measured is not None:
+            return [*told, f"measured on {measured.machine}: {measured.in_words()}"]
+        return [*told, estimate(target, kept.speed.cpu_us, this_host())]
+
+    def _report(
+        self,
+        plan: Plan,
+        bench: Bench,
+        found: Found,
+        rows: list[Row],
+        savings: tuple[Saving, ...],
+        told: list[str],
+    ) -> None:
+        options = self._options
+        if not options.report:
+            return
+        self._say("measuring every layer of every form for the report")
+        base = found.forms[0].candidate
+        proof = Proof(
+            model=str(options.model), plan=plan, metric=metric_name(plan.task, bench.truth), rows=rows, bench=bench,
+            answers=[form.answer for form in found.forms],
+            kept=found.forms.index(found.kept) if found.kept else None, reason=found.reason,
+            max_drop=options.max_drop, savings=savings,
+            layers=[bench.layers(base, form.candidate) if form.is_rough else () for form in found.forms], told=told,
+        )  # fmt: skip
+        write_page(options.report, proof)
+        self._say(f"wrote {options.report}")
 
     @property
     def _target(self) -> str | None:
@@ -229,7 +306,8 @@ class Conversion:
         bench: Bench,
         kept: Form,
         record: dict[str, Any],
-    ) -> None:
+    ) -> int:
+        """Write the bundle; the peak memory of the process that tried it."""
         options, states = self._options, start_of(bench.states)
         data = kept.candidate.model
         final = onnx.load_model_from_string(data)
@@ -240,11 +318,31 @@ class Conversion:
             plan, source, options.model, final, selftest=golden, data=material.dataset, quantization=record,
             batch_invariant=invariant, target_device=self._target, batch_free=bench.batch_free, states=bench.states,
         )  # fmt: skip
-        write_bundle(final, manifest, options.output, options.sign)
+        peak = write_bundle(final, manifest, options.output, options.sign)
         size = options.output.stat().st_size
-        self._say(f"wrote {options.output}: {size:,} bytes, loaded and run in a fresh process")
+        self._say(f"wrote {options.output}: {size:,} bytes, loaded and run in a fresh process of {peak >> 20} MB")
         if options.sign:
             self._say(f"wrote {options.output}.sig")
+        return peak
+
+
+def _asked(core: Core) -> list[str]:
+    """The tensors of a source's graph that the normal form takes over."""
+    return [*core.outputs.values(), *(state.output for state in core.states)]
+
+
+def _names(form: Candidate) -> Saving:
+    model = onnx.load_model_from_string(form.readable)
+    return Saving("names inside the graph", len(model.graph.node), len(form.readable) - len(form.model))
+
+
+def _layer_in_words(layer: Layer) -> str:
+    return f"{layer.name} ({layer.operator}) {layer.sqnr_db:.0f} dB"
+
+
+def _measured(bundle: Path) -> Measured | None:
+    """What the device measured of this very file, where its figures lie beside it."""
+    return read_measured(bundle, hashlib.sha256(bundle.read_bytes()).hexdigest())
 
 
 def _is_quantised(model: onnx.ModelProto) -> bool:

@@ -95,14 +95,14 @@ class GraphBuilder:
         for node in graph.node:
             copied = onnx.NodeProto()
             copied.CopyFrom(node)
-            _rename(copied, mapping)
+            rename(copied, mapping)
             copied.name = self._fresh(node.name or f"{node.op_type}_node")
             self._nodes.append(copied)
         return {output.name: mapping[output.name] for output in graph.output}
 
     def build(self, name: str) -> onnx.ModelProto:
         """The finished model, with what leads to no output left out."""
-        nodes, constants = _needed(self._nodes, self._constants, [output.name for output in self._outputs])
+        nodes, constants = needed(self._nodes, self._constants, [output.name for output in self._outputs])
         nodes = _without_identities(nodes, {output.name for output in self._outputs})
         graph = helper.make_graph(nodes, name, self._inputs, self._outputs, constants)
         imports = [helper.make_opsetid("", self.opset)]
@@ -121,7 +121,7 @@ class GraphBuilder:
         return name
 
 
-def _rename(node: onnx.NodeProto, mapping: Mapping[str, str]) -> None:
+def rename(node: onnx.NodeProto, mapping: Mapping[str, str]) -> None:
     """Rename the values of a node, and those that its sub-graphs take from outside."""
     for index, name in enumerate(node.input):
         node.input[index] = mapping.get(name, name)
@@ -132,30 +132,31 @@ def _rename(node: onnx.NodeProto, mapping: Mapping[str, str]) -> None:
             own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
             inner = {name: new for name, new in mapping.items() if name not in own}
             for child in graph.node:
-                _rename(child, inner)
+                rename(child, inner)
             for output in graph.output:
                 output.name = inner.get(output.name, output.name)
 
 
-def _uses(node: onnx.NodeProto) -> set[str]:
+def uses(node: onnx.NodeProto) -> set[str]:
     """Every value that a node reads, sub-graphs included."""
     names = set(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs):
             for child in graph.node:
-                names |= _uses(child)
+                names |= uses(child)
             names |= {output.name for output in graph.output}
     return names
 
 
-def _needed(
+def needed(
     nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], outputs: list[str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The nodes and constants that some output needs."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if wanted & set(node.output):
             kept.append(node)
-            wanted |= _uses(node)
+            wanted |= uses(node)
     return kept[::-1], [tensor for tensor in constants if tensor.name in wanted]
 
 
@@ -164,7 +165,7 @@ def _without_identities(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[
     mapping: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
     for node in nodes:
-        _rename(node, mapping)
+        rename(node, mapping)
         if node.op_type == "Identity" and not node.domain and node.output[0] not in outputs:
             mapping[node.output[0]] = node.input[0]
         else:

@@ -193,8 +193,11 @@ def _own_version() -> str:
         return "unreleased"
 
 
-def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Path | None = None) -> None:
+def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Path | None = None) -> int:
     """Write the bundle, and its signature where there is a key.
+
+    Returns:
+        the most memory that the fresh process took which tried it, in bytes.
 
     Raises:
         CommandError: it cannot be written or signed, or it fails its trial; nothing is left behind then.
@@ -216,7 +219,7 @@ def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Pat
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o644)
-        _try(part)
+        peak_bytes = _try(part)
         if key is not None:
             signing.sign(part, key)
             part_signature.replace(signature)
@@ -230,9 +233,10 @@ def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Pat
         for left in (part, part_signature):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
+    return peak_bytes
 
 
-def _try(part: Path) -> None:
+def _try(part: Path) -> int:
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     try:
@@ -252,6 +256,7 @@ def _try(part: Path) -> None:
         lines = done.stderr.strip().splitlines()
         why = lines[-1] if lines else f"the process ended with {done.returncode}"
         raise CommandError(f"the bundle failed its trial in a fresh process, none was written: {why}")
+    return int(done.stdout)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -5,10 +5,12 @@ stays as it is. Every candidate is a whole model; `build` judges each and keeps 
 of onnxruntime is left out on purpose: it was measured to spoil models (98 % error on a small network).
 """
 
+import contextlib
+import io
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ import onnx
 
 from converter.equalize import equalized
 from converter.graph import FLOAT, serialize
+from converter.shrink import compact
 from edge_runtime.errors import CommandError
 from edge_runtime.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
@@ -58,10 +61,11 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One form of the model."""
+    """One form of the model: as it would be shipped, and with the names that people know its layers by."""
 
     recipe: Recipe
     model: bytes
+    readable: bytes
 
     @property
     def method(self) -> Method:
@@ -80,7 +84,8 @@ def stages(request: Request) -> list[list[Recipe]]:
     Nodes to spare are not known before a measurement, so the last stage is `spared`, made by `sparing`.
     """
     static = [Recipe("int8"), Recipe("int8", per_channel=True)]
-    careful = [Recipe("int8", per_channel=True, calibrator=name) for name in ("Percentile", "Entropy")]
+    calibrators: tuple[Calibrator, ...] = ("Percentile", "Entropy")
+    careful = [Recipe("int8", per_channel=fine, calibrator=name) for name in calibrators for fine in (False, True)]
     if request == "auto":
         return [[Recipe("float16"), Recipe("dynamic"), *static], careful]
     if request == "int8":
@@ -145,27 +150,35 @@ def _in_subgraphs(nodes: list[onnx.NodeProto]) -> bool:
     return any(attribute.type == onnx.AttributeProto.GRAPH for node in nodes for attribute in node.attribute)
 
 
-def sparing(model: onnx.ModelProto, calibration: Floats, states: Sequence[State]) -> list[Recipe]:
-    """Recipes that leave the most sensitive nodes in float: first one, then two, four, and so on.
+def sparing(model: onnx.ModelProto, calibration: Floats, states: Sequence[State], like: Recipe) -> list[Recipe]:
+    """Recipes like another one that leave the most sensitive nodes in float: first one, then two, four, and so on.
 
-    A node's sensitivity is the error that appears when it alone is quantised, measured on calibration rows.
+    A node's sensitivity is the error that appears when it alone is quantised, measured on calibration rows. Of a
+    large model only the nodes are measured so that add the most noise where all are quantised.
     """
     from converter.evaluate import run, session_of, start_of  # noqa: PLC0415 - heavy
+    from converter.layers import added_noise, layer_errors  # noqa: PLC0415 - heavy
 
     nodes = products_of(model)
-    if len(nodes) < 2 or len(nodes) > _RANKED_NODES:
+    if len(nodes) < 2:
         return []
     rows, start = calibration[:_HISTOGRAM_ROWS], start_of(states)
+    suspects = nodes
+    if len(nodes) > _RANKED_NODES:
+        form = candidate(model, like, rows, states)
+        layers = layer_errors(model, onnx.load_model_from_string(form.readable), rows, states)
+        added = added_noise(model, layers)
+        suspects = sorted(nodes, key=lambda name: -added.get(name, 0.0))[:_RANKED_NODES]
     exact = run(session_of(serialize(model)), rows, 1, start).tensors()
     errors: dict[str, float] = {}
-    for name in nodes:
+    for name in suspects:
         spared = tuple(other for other in nodes if other != name)
-        form = candidate(model, Recipe("int8", per_channel=True, spared=spared), rows, states)
+        form = candidate(model, replace(like, spared=spared), rows, states)
         found = run(session_of(form.model), rows, 1, start).tensors()
         errors[name] = sum(float(np.abs(found[part] - exact[part]).mean()) for part in exact if part != "label")
-    ranked = sorted(nodes, key=lambda name: -errors[name])
+    ranked = sorted(suspects, key=lambda name: -errors[name])
     counts = [count for count in (1, 2, 4, 8, 16) if count < len(nodes)]
-    return [Recipe("int8", per_channel=True, spared=tuple(sorted(ranked[:count]))) for count in counts]
+    return [replace(like, spared=tuple(sorted(ranked[:count]))) for count in counts]
 
 
 def candidate(model: onnx.ModelProto, recipe: Recipe, calibration: Floats, states: Sequence[State] = ()) -> Candidate:
@@ -181,11 +194,11 @@ def candidate(model: onnx.ModelProto, recipe: Recipe, calibration: Floats, state
         CommandError: the quantiser failed.
     """
     if recipe.method == "none":
-        return Candidate(recipe, serialize(model))
+        return _made(recipe, model)
     logging.getLogger().addFilter(_is_not_advice)
     try:
         if recipe.method == "float16":
-            return Candidate(recipe, _float16(model))
+            return _made(recipe, _float16(model))
         with tempfile.TemporaryDirectory(prefix="edge-convert-") as folder:
             before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
             ready = onnx.shape_inference.infer_shapes(equalized(with_products(model), calibration))
@@ -200,7 +213,11 @@ def candidate(model: onnx.ModelProto, recipe: Recipe, calibration: Floats, state
         raise CommandError(f"{recipe.name}: quantisation failed: {type(error).__name__}: {error}") from error
     finally:
         logging.getLogger().removeFilter(_is_not_advice)
-    return Candidate(recipe, serialize(_clean(quantised, model)))
+    return _made(recipe, _clean(quantised, model))
+
+
+def _made(recipe: Recipe, model: onnx.ModelProto) -> Candidate:
+    return Candidate(recipe, serialize(compact(model)), serialize(model))
 
 
 def _is_not_advice(record: logging.LogRecord) -> bool:
@@ -265,23 +282,24 @@ def _static(
 
     most = _CALIBRATION_ROWS if recipe.calibrator == "MinMax" else _HISTOGRAM_ROWS
     step = max(1, len(calibration) // most)
-    quantize_static(
-        before,
-        after,
-        Reader(calibration[::step][:most], states),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=recipe.per_channel,
-        nodes_to_quantize=nodes,
-        calibrate_method=getattr(CalibrationMethod, recipe.calibrator),
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # the histograms are counted out loud
+        quantize_static(
+            before,
+            after,
+            Reader(calibration[::step][:most], states),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=recipe.per_channel,
+            nodes_to_quantize=nodes,
+            calibrate_method=getattr(CalibrationMethod, recipe.calibrator),
+        )
 
 
-def _float16(model: onnx.ModelProto) -> bytes:
+def _float16(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16  # noqa: PLC0415 - heavy
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     half = convert_float_to_float16(copy, keep_io_types=True)
-    return serialize(_clean(half, model))
+    return _clean(half, model)

@@ -4,7 +4,7 @@ The page is one file of HTML and inline SVG without any script or foreign addres
 """
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.evaluate import Judgement
+from converter import plots
+from converter.evaluate import Judgement, Speed, processor
+from converter.layers import Layer, worst_of
 from converter.load.source import Answer
 from edge_runtime.errors import CommandError
 
 if TYPE_CHECKING:
     from converter.plan import Plan
     from converter.search import Bench
+    from converter.shrink import Saving
+
+_MOST_LAYERS = 40
+_MOST_CLASSES = 40
+_LEAST_ROWS = 5  # fewer make no point of a reliability curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +36,12 @@ class Row:
     size: int | None
     judgement: Judgement
     kept: bool = False
-    note: str = ""
-    latency_us: float | None = None
+    speed: Speed | None = None
 
 
 def table(rows: Sequence[Row], metric: str) -> str:
     """The forms of a model, a line each."""
-    head = ("", "model", "bytes", metric, "drop", "differing labels", "largest score difference", "us here", "")
+    head = ("", "model", "bytes", metric, "drop", "differing labels", "largest score difference", "us here", "us CPU")
     source = rows[0].judgement.metric
     body = [
         (
@@ -46,16 +52,15 @@ def table(rows: Sequence[Row], metric: str) -> str:
             f"{source - row.judgement.metric:+.4f}" if index else "-",
             str(row.judgement.differing) if index else "-",
             f"{row.judgement.difference:.2e}" if index else "-",
-            "-" if row.latency_us is None else f"{row.latency_us:.0f}",
-            row.note,
+            "-" if row.speed is None else f"{row.speed.wall_us:.0f}",
+            "-" if row.speed is None else f"{row.speed.cpu_us:.0f}",
         )
         for index, row in enumerate(rows)
     ]
     widths = [max(len(line[column]) for line in (head, *body)) for column in range(len(head))]
-    left = {0, 1, 8}
     lines = [
         "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
+            cell.ljust(width) if column < 2 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in (head, *body)
@@ -63,9 +68,24 @@ def table(rows: Sequence[Row], metric: str) -> str:
     return "\n".join((lines[0], "-" * max(len(line) for line in lines), *lines[1:]))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Proof:
-    """All that the page shows. `answers` and `kept` speak of the forms, that is of `rows` without the first."""
+    """All that the page shows. `answers`, `layers` and `kept` speak of the forms, that is of `rows` without the first.
+
+    Attributes:
+        model: what was converted.
+        plan: what the bundle says.
+        metric: its name.
+        rows: the source, and every form that was tried.
+        bench: the rows that judged, and the truth.
+        answers: of every form.
+        kept: which form was kept, or None.
+        reason: why.
+        max_drop: how much of the metric a form might lose.
+        savings: what was left out of the graph.
+        layers: for every form, how far each of its layers is off.
+        told: sentences about the target device.
+    """
 
     model: str
     plan: "Plan"
@@ -75,16 +95,37 @@ class Proof:
     answers: list[Answer]
     kept: int | None
     reason: str
+    max_drop: float
+    savings: "Sequence[Saving]"
+    layers: "list[tuple[Layer, ...]]"
+    told: Sequence[str]
 
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c1c1c }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .7rem; text-align: right }
-th { border-bottom: 2px solid #888 } td:first-child, th:first-child { text-align: left }
-tr.kept { background: #e8f3e8; font-weight: 600 } figure { display: inline-block; margin: 1rem 1.5rem 1rem 0 }
-figcaption { font-size: 13px; color: #555; max-width: 26rem } svg text { font: 11px system-ui, sans-serif }
-"""
-_COLOURS = ("#777777", "#1b6ca8", "#b3541e", "#3a7d44", "#7b4397", "#a61e4d", "#5f6f0f", "#0f6f6f")
+:root { color-scheme: light dark; --ink: #1d2127; --soft: #5a636e; --rule: #c8ced6; --paper: #fff; --mark: #e4f1e6;
+  --cell: #1b6ca8; --c0: #5d6570; --c1: #1b6ca8; --c2: #b3541e; --c3: #2f7d43; --c4: #7b4397; --c5: #a61e4d;
+  --c6: #6f6a00; --c7: #0f6f6f }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e7ec; --soft: #9aa5b1; --rule: #434b55; --paper: #15181c;
+  --mark: #1d3324; --cell: #3f8fcb; --c0: #a3acb8; --c1: #62aee6; --c2: #f0935a; --c3: #6cc683; --c4: #c08fe0;
+  --c5: #f0739d; --c6: #cfc74a; --c7: #4fc4c4 } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+  background: var(--paper) }
+h2 { margin-top: 2.2rem } .wide { overflow-x: auto }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .6rem; text-align: right }
+td { white-space: nowrap }
+th { border-bottom: 2px solid var(--rule); font-weight: 600 } tr + tr td { border-top: 1px solid var(--rule) }
+td:first-child, th:first-child { text-align: left }
+tr.kept { background: var(--mark); font-weight: 600 }
+figure { display: inline-block; margin: 1rem 1.5rem 1rem 0; vertical-align: top; max-width: 100% }
+svg { max-width: 100%; height: auto } figcaption, .small { font-size: 13px; color: var(--soft); max-width: 28rem }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft) } svg text.name { font-weight: 700; fill: var(--ink) }
+svg text.bright { fill: #fff } .axis { fill: none; stroke: var(--rule) }
+.grid { stroke: var(--rule); stroke-opacity: .6 }
+.limit { fill: none; stroke: var(--soft); stroke-dasharray: 4 4 }
+.ring { fill: none; stroke: var(--ink); stroke-width: 1.5 }
+.cell { fill: var(--cell); stroke: var(--rule) } .dot { stroke: none } .faint { opacity: .45; stroke: none }
+svg .curve { fill: none; stroke-width: 1.8 }
+""" + "".join(f".c{i} {{ fill: var(--c{i}); stroke: var(--c{i}) }} " for i in range(plots.COLOURS))
 
 
 def write_page(path: Path, proof: Proof) -> None:
@@ -93,13 +134,18 @@ def write_page(path: Path, proof: Proof) -> None:
     Raises:
         CommandError: it cannot be written.
     """
-    parts = [_heading(proof), _table(proof), _scatter(proof), _errors(proof)]
+    parts = [_heading(proof), _table(proof), _scatter(proof), _differences(proof), _layers(proof)]
     if proof.plan.task == "classification":
         parts += [_per_class(proof), _confusions(proof), _reliability(proof)]
+    elif proof.plan.task == "regression":
+        parts.append(_values(proof))
+    else:
+        parts.append(_scores(proof))
+    parts += [_left_out(proof), _machine()]
     title = html.escape(f"{proof.plan.name} {proof.plan.version}")
     page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-        f"<body>{''.join(parts)}</body></html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
     try:
         path.write_text(page, encoding="utf-8")
@@ -112,30 +158,34 @@ def _heading(proof: Proof) -> str:
     rows = f"{len(bench.evaluation):,} rows judge"
     if bench.calibration is not bench.evaluation:
         rows += f", {len(bench.calibration):,} others calibrated"
+    told = "".join(f"<p>{html.escape(line)}</p>" for line in proof.told)
     return (
         f"<h1>{html.escape(plan.name)} {html.escape(plan.version)}</h1>"
         f"<p>{plan.task}, from {html.escape(proof.model)}; window {' × '.join(map(str, plan.input.tensor_shape))}; "  # noqa: RUF001
-        f"{rows}.</p><p><strong>{html.escape(proof.reason)}</strong></p>"
+        f"{rows}.</p><p><strong>{html.escape(proof.reason)}</strong></p>{told}"
     )
 
 
 def _table(proof: Proof) -> str:
-    head = ("form", "bytes", proof.metric, "drop", "differing labels", "score difference, median", "99 %", "largest",
-            "µs here")  # fmt: skip
+    head = ("form", "", "bytes", proof.metric, "drop", "differing labels", "score difference, median", "90 %", "99 %",
+            "largest", "µs here", "µs CPU")  # fmt: skip
     source = proof.rows[0].judgement.metric
     lines = []
     for index, row in enumerate(proof.rows):
         seen = row.judgement
-        cells = [row.name, "" if row.size is None else f"{row.size:,}", f"{seen.metric:.4f}"]
+        cells = [row.name, plots.letter(index - 1) if index else "", "" if row.size is None else f"{row.size:,}"]
+        cells.append(f"{seen.metric:.4f}")
         if index:
-            cells += [f"{source - seen.metric:+.4f}", str(seen.differing), f"{seen.quantiles[0]:.2e}",
-                      f"{seen.quantiles[2]:.2e}", f"{seen.difference:.2e}",
-                      "" if row.latency_us is None else f"{row.latency_us:.0f}"]  # fmt: skip
+            cells += [f"{source - seen.metric:+.4f}", str(seen.differing)]
+            cells += [f"{value:.1e}" for value in (*seen.quantiles, seen.difference)]
+        if row.speed is not None:
+            cells += [f"{row.speed.wall_us:.0f}", f"{row.speed.cpu_us:.0f}"]
         lines.append(_line(cells, kept=row.kept))
-    note = (
-        "<p>Times were taken on the machine that converted, one thread, batch 1; they say nothing about a device.</p>"
-    )
-    return f"<h2>Every form on the same rows</h2><table>{_line(head, 'th')}{''.join(lines)}</table>{note}"
+    return f"<h2>Every form on the same rows</h2>{_grid(head, lines)}"
+
+
+def _grid(head: Sequence[str], lines: Sequence[str]) -> str:
+    return f'<div class="wide"><table>{_line(head, "th")}{"".join(lines)}</table></div>'
 
 
 def _line(cells: Sequence[str], tag: str = "td", kept: bool = False) -> str:
@@ -145,62 +195,43 @@ def _line(cells: Sequence[str], tag: str = "td", kept: bool = False) -> str:
 
 def _scatter(proof: Proof) -> str:
     forms = proof.rows[1:]
-    sizes = [float(row.size or 0) for row in forms]
-    times = [row.latency_us or 0.0 for row in forms]
     metrics = [row.judgement.metric for row in forms]
-    names = [row.name for row in forms]
+    limit = proof.rows[0].judgement.metric - proof.max_drop
+    sizes = [float(row.size or 1) for row in forms]
+    times = [row.speed.wall_us if row.speed else 1.0 for row in forms]
     return (
         "<h2>What size and time buy</h2>"
-        + _points(sizes, metrics, names, "bytes", proof.metric)
-        + _points(times, metrics, names, "µs a prediction, here", proof.metric)
+        + plots.points(sizes, metrics, "bytes", proof.metric, limit, proof.kept)
+        + plots.points(times, metrics, "µs a prediction, here", proof.metric, limit, proof.kept)
     )
 
 
-def _points(xs: Sequence[float], ys: Sequence[float], names: Sequence[str], across: str, up: str) -> str:
-    x, y = _scale(xs, 50, 400), _scale(ys, 190, 20)
-    marks = "".join(
-        f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="5" fill="{_COLOURS[i % 8]}"/>'
-        f'<text x="{x(a) + 7:.1f}" y="{y(b) + 4 + 12 * (i % 3 - 1):.1f}">{html.escape(name)}</text>'
-        for i, (a, b, name) in enumerate(zip(xs, ys, names, strict=True))
-    )
-    ends = f'<text x="50" y="222">{min(xs):,.0f}</text><text x="380" y="222">{max(xs):,.0f}</text>'
-    ends += f'<text x="2" y="194">{min(ys):.4f}</text><text x="2" y="24">{max(ys):.4f}</text>'
-    frame = '<path d="M45 15V205H510" fill="none" stroke="#999"/>'
-    return _figure(f"{frame}{ends}{marks}", 520, 230, f"{up} over {across}.")
+def _differences(proof: Proof) -> str:
+    gaps = [_gap(answer, proof.bench.expected) for answer in proof.answers]
+    return f"<h2>How far answers move</h2>{plots.shares(gaps)}"
 
 
-def _scale(values: Sequence[float], low: float, high: float) -> Callable[[float], float]:
-    least, most = min(values), max(values)
-    span = (most - least) or 1.0
-    return lambda value: low + (value - least) / span * (high - low)
-
-
-def _figure(inside: str, width: int, height: int, caption: str) -> str:
-    svg = f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{inside}</svg>'
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
-
-
-def _errors(proof: Proof) -> str:
-    """How far each form's scores are from the source's: the share of rows below an error."""
-    parts = []
-    for index, answer in enumerate(proof.answers):
-        gap = np.sort(_gap(answer, proof.bench.expected))
-        if not len(gap):
-            continue
-        quantiles = np.linspace(0, 1, 60)
-        logs = np.log10(np.maximum(np.quantile(gap, quantiles), 1e-9))
-        points = " ".join(
-            f"{60 + (log + 9) / 10 * 400:.1f},{195 - q * 170:.1f}" for log, q in zip(logs, quantiles, strict=True)
-        )
-        name = html.escape(proof.rows[index + 1].name)
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{_COLOURS[index % 8]}" stroke-width="2"/>'
-            f'<text x="480" y="{30 + 15 * index}" fill="{_COLOURS[index % 8]}">{name}</text>'
-        )
-    ticks = "".join(f'<text x="{50 + 400 * k / 10:.0f}" y="215">1e{k - 9}</text>' for k in range(0, 11, 2))
-    frame = '<path d="M60 20V197H470" fill="none" stroke="#999"/><text x="20" y="30">100 %</text>'
-    caption = "Share of rows whose largest score difference from the source is below a value."
-    return f"<h2>Where errors arise</h2>{_figure(frame + ticks + ''.join(parts), 640, 225, caption)}"
+def _layers(proof: Proof) -> str:
+    """The error of every layer; of a large graph the layers where the kept form is least exact."""
+    forms = [
+        (index, {layer.name: layer.sqnr_db for layer in found}) for index, found in enumerate(proof.layers) if found
+    ]
+    if not forms:
+        return ""
+    longest = max((found for found in proof.layers if found), key=len)
+    operators = {layer.name: layer.operator for found in proof.layers for layer in found}
+    names = [layer.name for layer in longest]
+    note = ""
+    if len(names) > _MOST_LAYERS:
+        judged = proof.layers[proof.kept] if proof.kept else longest
+        worst = {layer.name for layer in worst_of(judged or longest, _MOST_LAYERS)}
+        note = f'<p class="small">The {_MOST_LAYERS} least exact of {len(names)} layers.</p>'
+        names = [name for name in names if name in worst]
+    shown = {name: f"{name} {operators[name]}" for name in names}
+    renamed = [
+        (index, {shown[name]: value for name, value in values.items() if name in shown}) for index, values in forms
+    ]
+    return f"<h2>Error by layer</h2>{note}{plots.layers(list(shown.values()), renamed, proof.kept)}"
 
 
 def _gap(answer: Answer, expected: Answer) -> NDArray[np.float64]:
@@ -219,27 +250,28 @@ def _right(proof: Proof) -> NDArray[np.int64]:
     return right
 
 
-def _shown(proof: Proof) -> list[tuple[str, Answer]]:
-    shown = [("source", proof.bench.expected), ("float32", proof.answers[0])]
+def _shown(proof: Proof) -> list[tuple[int, str, Answer]]:
+    """The source, the float32 form, and the form that was kept, each with its colour."""
+    shown = [(plots.COLOURS - 1, "source", proof.bench.expected), (0, proof.rows[1].name, proof.answers[0])]
     if proof.kept:
-        shown.append((proof.rows[proof.kept + 1].name, proof.answers[proof.kept]))
+        shown.append((proof.kept, proof.rows[proof.kept + 1].name, proof.answers[proof.kept]))
     return shown
 
 
 def _per_class(proof: Proof) -> str:
     right = _right(proof)
     head = ["class", "rows"]
-    for name, _ in _shown(proof):
+    for _, name, _ in _shown(proof):
         head += [f"{name}: recall", "precision"]
     lines = []
     for index, label in enumerate(proof.plan.labels):
         cells = [label, str(int((right == index).sum()))]
-        for _, answer in _shown(proof):
+        for *_, answer in _shown(proof):
             said = np.asarray(answer.label) == index
             hit = said & (right == index)
             cells += [_share(hit.sum(), (right == index).sum()), _share(hit.sum(), said.sum())]
         lines.append(_line(cells))
-    return f"<h2>Class by class</h2><table>{_line(head, 'th')}{''.join(lines)}</table>"
+    return f"<h2>Class by class</h2>{_grid(head, lines)}"
 
 
 def _share(part: Any, whole: Any) -> str:
@@ -248,55 +280,65 @@ def _share(part: Any, whole: Any) -> str:
 
 def _confusions(proof: Proof) -> str:
     right, count = _right(proof), len(proof.plan.labels)
-    if count > 40:
-        return ""
-    cell = max(14, min(46, 320 // count))
+    if count > _MOST_CLASSES:
+        return f"<h2>Confusion</h2><p>{count} classes are too many to draw; the table above has them.</p>"
     figures = []
-    for name, answer in _shown(proof):
+    for _, name, answer in _shown(proof):
         matrix = np.zeros((count, count), dtype=np.int64)
         np.add.at(matrix, (right, np.asarray(answer.label)), 1)
-        most = np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        boxes = []
-        for i in range(count):
-            boxes.append(
-                f'<text x="2" y="{20 + i * cell + cell / 2 + 4:.0f}">{html.escape(proof.plan.labels[i][:12])}</text>'
-            )
-            for j in range(count):
-                depth = matrix[i, j] / most[i, 0]
-                x, y = 84 + j * cell, 20 + i * cell
-                ink = "#fff" if depth > 0.5 else "#222"
-                place = f'x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle" fill="{ink}"'
-                boxes.append(
-                    f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" '
-                    f'fill="rgb(27 108 168 / {depth:.3f})" stroke="#ddd"/>'
-                )
-                if cell > 24 and matrix[i, j]:
-                    boxes.append(f"<text {place}>{matrix[i, j]}</text>")
-        size = count * cell
-        figures.append(_figure("".join(boxes), 90 + size, 26 + size, f"{name}: truth down, prediction across."))
+        figures.append(plots.confusion(matrix, proof.plan.labels, name))
     return f"<h2>Confusion</h2>{''.join(figures)}"
 
 
 def _reliability(proof: Proof) -> str:
     """Whether a score of 0.8 is right in 8 of 10 rows."""
     right, curves = _right(proof), []
-    for index, (name, answer) in enumerate(_shown(proof)):
+    for index, name, answer in _shown(proof):
         if answer.scores is None:
             continue
         best, hit = answer.scores.max(axis=1), answer.scores.argmax(axis=1) == right
-        points = []
-        for low in np.arange(0.0, 1.0, 0.1):
-            rows = (best >= low) & (best < low + 0.1 + (1e-6 if low > 0.85 else 0.0))
-            if rows.sum() >= 5:
-                points.append(f"{40 + best[rows].mean() * 200:.1f},{220 - hit[rows].mean() * 200:.1f}")
-        colour = _COLOURS[index % 8]
-        marks = "".join(
-            f'<circle cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="3.5" fill="{colour}"/>' for p in points
+        bins = np.minimum((best * 10).astype(np.int64), 9)
+        dots = [
+            (float(best[bins == each].mean()), float(hit[bins == each].mean()), int((bins == each).sum()))
+            for each in range(10)
+            if (bins == each).sum() >= _LEAST_ROWS
+        ]
+        curves.append((index, name, dots))
+    return f"<h2>Reliability</h2>{plots.reliability(curves)}"
+
+
+def _values(proof: Proof) -> str:
+    """Predicted over true, a plot a target and form; the first four targets."""
+    truth = proof.bench.truth.value
+    right = truth if truth is not None else np.asarray(proof.bench.expected.value, dtype=np.float64)
+    figures = [
+        plots.against(
+            right[:, column], np.asarray(answer.value, dtype=np.float64)[:, column], f"{target.name}, {name}", index
         )
-        curves.append(
-            f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}"/>{marks}'
-            f'<text x="250" y="{40 + 16 * index}" fill="{colour}">{html.escape(name)}</text>'
-        )
-    frame = '<path d="M40 20V220H240M40 220L240 20" fill="none" stroke="#bbb"/><text x="8" y="26">1</text>'
-    caption = "Share of right answers over the score of the answer; on the diagonal a score means what it says."
-    return f"<h2>Reliability</h2>{_figure(frame + ''.join(curves), 400, 235, caption)}"
+        for column, target in enumerate(proof.plan.targets[:4])
+        for index, name, answer in _shown(proof)
+    ]
+    return f"<h2>Predicted and true</h2>{''.join(figures)}"
+
+
+def _scores(proof: Proof) -> str:
+    groups = [(index, name, np.asarray(answer.score, dtype=np.float64)) for index, name, answer in _shown(proof)]
+    return f"<h2>Scores and threshold</h2>{plots.histogram(groups, proof.plan.threshold)}"
+
+
+def _left_out(proof: Proof) -> str:
+    if not proof.savings:
+        return ""
+    lines = [_line([saving.what, f"{saving.count:,}", f"{saving.bytes:,}"]) for saving in proof.savings]
+    lines.append(_line(["together", "", f"{sum(saving.bytes for saving in proof.savings):,}"], kept=True))
+    return f"<h2>Left out without changing an answer</h2>{_grid(('what', 'count', 'bytes'), lines)}"
+
+
+def _machine() -> str:
+    import onnxruntime  # noqa: PLC0415 - heavy
+
+    return (
+        '<p class="small">Times: one prediction at batch 1 on one thread of the machine that converted '
+        f"({html.escape(processor())}, onnxruntime {onnxruntime.__version__}): the median, and the mean of the "
+        "processor time. They compare forms with each other and say little about a device.</p>"
+    )

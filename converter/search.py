@@ -10,7 +10,8 @@ from typing import Literal
 
 import onnx
 
-from converter.evaluate import CHUNK, Judgement, Truth, judge, latency_us, run, session_of, start_of
+from converter.evaluate import CHUNK, Judgement, Speed, Truth, judge, run, session_of, speed_of, start_of
+from converter.layers import Layer, layer_errors
 from converter.load.source import Answer
 from converter.quantize import Candidate, Recipe, Request, candidate, products_of, sparing, stages
 from edge_runtime.errors import CommandError
@@ -18,6 +19,7 @@ from edge_runtime.manifest import State, Task
 from edge_runtime.readings import Floats
 
 Prefer = Literal["size", "latency"]
+_FINEST = Recipe("int8", per_channel=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +29,12 @@ class Form:
     candidate: Candidate
     answer: Answer
     judgement: Judgement
-    latency_us: float
+    speed: Speed
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether its layers are rounded, so that there is something to look for in them."""
+        return self.candidate.method != "none"
 
     @property
     def size(self) -> int:
@@ -83,11 +90,17 @@ class Bench:
         try:
             session = session_of(form.model)
             answer = run(session, self.evaluation, CHUNK if together else 1, start)
-            slow = latency_us(session, self.evaluation[:1], start)
+            speed = speed_of(session, self.evaluation[:1], start)
         except Exception as error:
             text = str(error).splitlines()[0]
             raise CommandError(f"{form.name}: onnxruntime cannot run it: {text}") from error
-        return Form(form, answer, judge(answer, self.expected, self.truth, self.task, self.threshold), slow)
+        return Form(form, answer, judge(answer, self.expected, self.truth, self.task, self.threshold), speed)
+
+    def layers(self, base: Candidate, form: Candidate) -> tuple[Layer, ...]:
+        """How far each layer of a form is from the float graph's, on the evaluation rows."""
+        exact, found = (onnx.load_model_from_string(each.readable) for each in (base, form))
+        together = self.batch_free and form.method != "dynamic"
+        return layer_errors(exact, found, self.evaluation, self.states, together=together)
 
     def reference(self) -> Judgement:
         """The source, judged by the same rows."""
@@ -109,7 +122,7 @@ def search(
     """
     forms = [base]
     reference = bench.reference().metric
-    for recipe in _recipes(model, bench, request, lambda: _settled(forms, request, reference, max_drop)):
+    for recipe in _recipes(model, bench, request, forms, lambda: _settled(forms, request, reference, max_drop)):
         bench.say(f"trying {recipe.name}")
         try:
             forms.append(bench.try_form(candidate(model, recipe, bench.calibration, bench.states)))
@@ -119,7 +132,9 @@ def search(
     return Found(tuple(forms), kept, reason)
 
 
-def _recipes(model: onnx.ModelProto, bench: Bench, request: Request, settled: Callable[[], bool]) -> Iterator[Recipe]:
+def _recipes(
+    model: onnx.ModelProto, bench: Bench, request: Request, forms: Sequence[Form], settled: Callable[[], bool]
+) -> Iterator[Recipe]:
     """The recipes one by one; a later stage only while nothing of the earlier ones will do."""
     if not products_of(model):
         return
@@ -129,7 +144,11 @@ def _recipes(model: onnx.ModelProto, bench: Bench, request: Request, settled: Ca
             return
     if request in ("auto", "int8"):
         bench.say("looking for the nodes that int8 hurts most")
-        for recipe in sparing(model, bench.calibration, bench.states):
+        # Of those that do as well, per channel without a calibrator of histograms: the finest, and the soonest made.
+        static = [form for form in forms if form.candidate.method == "int8"]
+        best = max(static, key=lambda form: (form.judgement.metric, form.candidate.recipe == _FINEST), default=None)
+        like = best.candidate.recipe if best else _FINEST
+        for recipe in sparing(model, bench.calibration, bench.states, like):
             yield recipe
             if settled():
                 return
@@ -167,7 +186,7 @@ def _choose(
 
 
 def _cost(form: Form, prefer: Prefer) -> float:
-    return float(form.size) if prefer == "size" else form.latency_us
+    return float(form.size) if prefer == "size" else form.speed.wall_us
 
 
 def _price(form: Form, base: Form) -> str:

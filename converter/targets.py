@@ -1,36 +1,64 @@
-"""What a kind of device can carry, for `target_device` and `--target`: budgets, and what int8 is worth on its cores.
+"""What a kind of device can carry, for `target_device` and `--target`: budgets, int8, and how long a prediction takes.
 
-Budgets are a tenth of the memory that the board has, because the daemon, its windows and the system want theirs.
-The arithmetic comes from Arm's own core manuals: Cortex-A53 and A72 lack the dot-product instructions that A76 has.
+A file may take a tenth of the memory that the board has, because onnxruntime needs about twice its size to load it;
+the whole process may take a quarter, because the daemon, its windows and the system want theirs. The arithmetic comes
+from Arm's own core manuals: Cortex-A53 and A72 lack the dot-product instructions that A76 has; clocks, instructions
+decoded and float32 operations (a multiply-add counts two) a cycle are those of core and board.
+
+A time for a device that nobody has measured is an estimate and is called one: the processor time here, scaled by the
+ratio of clock and width (calls, small models) and by the ratio of float32 throughput (large products), whichever
+is worse, and the better of the two as the other end. Caches and memory are left out, so it tells the magnitude only.
 """
 
+import functools
+import time
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+_HOST_DECODE = 4  # instructions a cycle that workstation cores decode at least
+_HOST_MHZ = 3000.0  # where /proc/cpuinfo tells none
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One kind of device."""
+    """One kind of device; `decode` and `flops` are a cycle of one core."""
 
     words: str
     file_bytes: int
+    memory_bytes: int
     dot_product: bool
+    mhz: float
+    decode: int
+    flops: int
 
 
 TARGETS = {
-    "zero2w": Target("Raspberry Pi Zero 2 W (Cortex-A53, 512 MB)", 48 << 20, dot_product=False),
-    "pi3": Target("Raspberry Pi 3 (Cortex-A53, 1 GB)", 96 << 20, dot_product=False),
-    "pi4": Target("Raspberry Pi 4 (Cortex-A72, 1 GB or more)", 96 << 20, dot_product=False),
-    "pi5": Target("Raspberry Pi 5 (Cortex-A76, 2 GB or more)", 192 << 20, dot_product=True),
+    "zero2w": Target("Raspberry Pi Zero 2 W (Cortex-A53, 512 MB)", 48 << 20, 128 << 20, False, 1000, 2, 8),
+    "pi3": Target("Raspberry Pi 3 (Cortex-A53, 1 GB)", 96 << 20, 256 << 20, False, 1200, 2, 8),
+    "pi4": Target("Raspberry Pi 4 (Cortex-A72, 1 GB or more)", 96 << 20, 256 << 20, False, 1500, 3, 8),
+    "pi5": Target("Raspberry Pi 5 (Cortex-A76, 2 GB or more)", 192 << 20, 512 << 20, True, 2400, 4, 16),
 }
 
 
-def warnings_for(target: str | None, size: int, method: str) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One core of the machine that converts, for the ratio to a device's."""
+
+    mhz: float
+    decode: int
+    flops_per_us: float
+
+
+def warnings_for(target: str | None, size: int, method: str, peak_bytes: int = 0) -> list[str]:
     """What the owner of such a device should know about a model, as sentences.
 
     Args:
         target: one of `TARGETS`, or None.
         size: of the model in bytes. onnxruntime needs about twice that to load it.
         method: how it was quantised.
+        peak_bytes: the most memory that a fresh process took to load and run it, here; 0 where nobody looked.
     """
     if target is None:
         return []
@@ -41,9 +69,55 @@ def warnings_for(target: str | None, size: int, method: str) -> list[str]:
             f"{device.words}: {size:,} bytes need about twice that to load, more than its budget of "
             f"{device.file_bytes >> 20} MB"
         )
+    if peak_bytes > device.memory_bytes:
+        found.append(
+            f"{device.words}: a process that ran it here took {peak_bytes >> 20} MB at its peak, more than the budget "
+            f"of {device.memory_bytes >> 20} MB"
+        )
     if method in ("int8", "dynamic") and not device.dot_product:
         found.append(
             f"{device.words}: its cores have no int8 dot products, so int8 saves memory but may be slower "
             "than float32: measure on the device"
         )
     return found
+
+
+def estimate(target: str, cpu_us: float, host: Host) -> str:
+    """How long one prediction may take on a device, in words that say that nobody has measured it.
+
+    Args:
+        target: one of `TARGETS`.
+        cpu_us: processor time of one prediction here.
+        host: a core of this machine.
+    """
+    device = TARGETS[target]
+    ratios = (host.mhz * host.decode / (device.mhz * device.decode), host.flops_per_us / (device.mhz * device.flops))
+    low, high = (_milliseconds(cpu_us * max(1.0, ratio)) for ratio in sorted(ratios))
+    return (
+        f"{device.words}: estimate, not measured: {low} to {high} ms a prediction, scaled from this machine's "
+        "processor time; `edge-runtime models selftest --measure` on the device tells"
+    )
+
+
+def _milliseconds(us: float) -> str:
+    return f"{us / 1000:.2g}"
+
+
+@functools.cache
+def this_host() -> Host:
+    """This machine's clock, and the float32 throughput of one core in a product of matrices."""
+    matrix = np.ones((256, 256), dtype=np.float32)
+    matrix @ matrix  # the first one starts the library
+    start = time.process_time()
+    for _ in range(40):
+        matrix @ matrix
+    spent = max(time.process_time() - start, 1e-6)
+    return Host(_clock_mhz(), _HOST_DECODE, 40 * 2 * 256**3 / (spent * 1e6))
+
+
+def _clock_mhz() -> float:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return max(float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz"))
+    except (OSError, ValueError):
+        return _HOST_MHZ

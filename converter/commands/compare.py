@@ -1,7 +1,6 @@
 """`edge-convert compare A B --data DATA`: two bundles on the same rows, side by side."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from converter.commands.inspect import manifest_of
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare them."""
     from converter.data import read_data  # noqa: PLC0415 - heavy
-    from converter.evaluate import judge, latency_us, metric_name, run, session_of, start_of, truth_of  # noqa: PLC0415
+    from converter.evaluate import judge, metric_name, run, session_of, speed_of, start_of, truth_of  # noqa: PLC0415
     from converter.report import Row, table  # noqa: PLC0415
 
     first, second = manifest_of(options.a), manifest_of(options.b)
@@ -42,9 +41,8 @@ def run(options: argparse.Namespace) -> int:
     for path, session, manifest, answer in zip((options.a, options.b), sessions, (first, second), answers, strict=True):
         expected = answers[0]
         judgement = judge(answer, expected, truth, first.task, manifest.output.threshold)
-        slow = latency_us(session, data.windows[:1], states)
-        row = Row(path.name, path.stat().st_size, judgement)
-        rows.append(replace(row, note=f"{slow:.0f} us a prediction on this machine"))
+        speed = speed_of(session, data.windows[:1], states)
+        rows.append(Row(path.name, path.stat().st_size, judgement, speed=speed))
     print(f"{len(data)} rows of {data.place}; differences are from {options.a.name}")
     print(table(rows, metric_name(first.task, truth)))
     return EXIT_OK

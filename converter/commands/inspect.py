@@ -1,12 +1,14 @@
 """`edge-convert inspect`: what a bundle says about itself, for a person or (`--json`) for a program."""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import EXIT_OK, BundleError, CommandError
 from edge_runtime.manifest import METADATA_KEY, Manifest, read_manifest, write_manifest
+from edge_runtime.measured import read_measured, sidecar_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(json.loads(write_manifest(manifest)), indent=2, sort_keys=True))
     else:
-        for name, value in _lines(manifest, options.bundle.stat().st_size):
+        for name, value in (*_lines(manifest, options.bundle.stat().st_size), _measured(options.bundle)):
             print(f"{name:<14}{value}".rstrip())
     return EXIT_OK
 
@@ -82,6 +84,14 @@ def _lines(manifest: Manifest, size: int) -> list[tuple[str, str]]:
     return lines
 
 
+def _measured(bundle: Path) -> tuple[str, str]:
+    """What a device measured of this very file, where the figures lie beside it."""
+    found = read_measured(bundle, hashlib.sha256(bundle.read_bytes()).hexdigest())
+    if found is None:
+        return ("measured", f"not on a device: {sidecar_of(bundle).name} is not beside it or speaks of another file")
+    return ("measured", f"{found.in_words()}, on {found.machine}, onnxruntime {found.onnxruntime}")
+
+
 def _quantization(said: dict[str, Any]) -> list[tuple[str, str]]:
     if not said:
         return []
@@ -92,4 +102,14 @@ def _quantization(said: dict[str, Any]) -> list[tuple[str, str]]:
             f"on {said.get('rows')} rows; {said.get('differing_labels')} labels differ"
         )
         lines.append(("proof", proof))
+    left = said.get("left_out", [])
+    if left:
+        words = ", ".join(f"{each['count']:,} {each['what']}" for each in left)
+        lines.append(("left out", f"{sum(each['bytes'] for each in left):,} bytes: {words}"))
+    layers = [
+        f"{layer['name']} ({layer['operator']}) {layer['sqnr_db']:.0f} dB"
+        for layer in said.get("least_exact_layers", [])
+    ]
+    if layers:
+        lines.append(("least exact", ", ".join(layers)))
     return lines

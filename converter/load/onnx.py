@@ -18,6 +18,7 @@ from converter.fold import folded
 from converter.graph import OPSET, STANDARD_DOMAINS, opset_of, serialize
 from converter.load.source import Answer, Core, SourceModel, StateTensor
 from converter.load.tensors import layout_of, squash
+from converter.shrink import Saving
 from converter.spec import Spec
 from edge_runtime.errors import CommandError
 from edge_runtime.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Manifest, Task, read_manifest
@@ -81,6 +82,9 @@ class OnnxModel(SourceModel):
         self.version = f"opset {opset_of(model)}"
         self.manifest = _manifest_of(model, place)
         self._model, zipped = _without_zipmap(model)
+        if zipped:
+            saved = sum(node.ByteSize() for node in model.graph.node if node.op_type == "ZipMap")
+            self.savings.append(Saving("ZipMap", len(zipped), saved))
         self.trees = any(node.op_type.startswith("TreeEnsemble") for node in self._model.graph.node)
         self._session = _session(self._model, place)
         self._inputs = {item.name: item for item in self._session.get_inputs()}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from converter.load.tensors import Layout
+    from converter.shrink import Saving
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +100,7 @@ class SourceModel(ABC):
         rate_hz: readings per second that its features reckon with.
         trees: whether it is made of decision trees, which have nothing to quantise.
         notes: sentences that its user should read.
+        savings: what the loader left out of the source's graph, since no answer needs it.
     """
 
     framework: str = ""
@@ -114,6 +116,7 @@ class SourceModel(ABC):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.savings: list[Saving] = []
 
     @abstractmethod
     def predict(self, windows: Floats) -> Answer:

@@ -69,8 +69,8 @@ def test_the_report_is_one_page_without_foreign_addresses(tmp_path: Path) -> Non
     page = tmp_path / "proof.html"
     assert main([*model_and_data(tmp_path), "--report", str(page), "--prefer", "latency", "--target", "pi4"]) == 0
     text = page.read_text()
-    for heading in ("Every form on the same rows", "What size and time buy", "Where errors arise", "Class by class",
-                    "Confusion", "Reliability"):  # fmt: skip
+    for heading in ("Every form on the same rows", "What size and time buy", "How far answers move", "Error by layer",
+                    "Class by class", "Confusion", "Reliability", "Left out without changing an answer"):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
     assert not re.search(r"https?:|<script|<link|<img", text)
     assert manifest_of(tmp_path / "m.onnx").target_device == "pi4"

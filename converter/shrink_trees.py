@@ -1,0 +1,212 @@
+"""Tree ensembles made smaller without changing a bit of any answer, for every input, NaN and infinity included.
+
+Left out are nodes that no path reaches, splits that the path to them has decided already, splits whose two sides are
+the same, numbers that say what the standard assumes anyway. Trees keep their order and their number, so that sums are
+made in the same order. Two equal trees are not made one: doubled leaves would round differently.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from onnx import helper
+
+OPERATORS = ("TreeEnsembleRegressor", "TreeEnsembleClassifier")
+
+# x <= t and x < t ask whether x is below a cut, x > t and x >= t whether it is above one; at equal t the cut of
+# "<=" and ">" lies just above t, the other just below. One kind is not the other's opposite: NaN says no to both.
+_BELOW = {"BRANCH_LEQ": 1, "BRANCH_LT": 0}
+_ABOVE = {"BRANCH_GT": 1, "BRANCH_GTE": 0}
+_LISTS = (
+    "nodes_treeids", "nodes_nodeids", "nodes_featureids", "nodes_modes", "nodes_values", "nodes_truenodeids",
+    "nodes_falsenodeids",
+)  # fmt: skip
+
+Cut = tuple[float, int]
+Leaf = tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
+class _Node:
+    """A split, or with `leaf` the end of a path; `yes` and `no` are positions among the tree's nodes."""
+
+    feature: int
+    mode: str
+    value: float
+    missing: int
+    yes: int
+    no: int
+    leaf: Leaf | None = None
+
+
+def shrink_trees(node: onnx.NodeProto) -> int:
+    """Make one ensemble smaller, in place.
+
+    Args:
+        node: one of `OPERATORS`.
+
+    Returns:
+        how many of its nodes are gone. An ensemble with float64 tables, or whose trees do not lie one after the
+        other, is left as it is.
+    """
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if any(name.endswith("_as_tensor") for name in given) or any(name not in given for name in _LISTS):
+        return 0
+    kind = "target" if node.op_type == "TreeEnsembleRegressor" else "class"
+    trees = _read(given, kind)
+    if trees is None:
+        return 0
+    smaller = [_simplified(tree) for tree in trees]
+    _write(node, smaller, kind, given)
+    return sum(map(len, trees)) - sum(map(len, smaller))
+
+
+def drop_defaults(node: onnx.NodeProto) -> int:
+    """Take out, in place, the attributes of an ensemble that say what the standard assumes without them; how many."""
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    told = {"nodes_hitrates"}  # a hint that changes no answer
+    if not any(given.get("nodes_missing_value_tracks_true", ())):
+        told.add("nodes_missing_value_tracks_true")
+    if given.get("post_transform") == b"NONE":
+        told.add("post_transform")
+    if node.op_type == "TreeEnsembleRegressor":
+        told |= {"aggregate_function"} if given.get("aggregate_function") == b"SUM" else set()
+        told |= {"base_values"} if not any(given.get("base_values", ())) else set()
+    kept = [attribute for attribute in node.attribute if attribute.name not in told]
+    dropped = len(node.attribute) - len(kept)
+    copies = onnx.NodeProto()
+    copies.attribute.extend(kept)
+    del node.attribute[:]
+    node.attribute.extend(copies.attribute)
+    return dropped
+
+
+def _read(given: dict[str, Any], kind: str) -> list[list[_Node]] | None:
+    """The trees one by one; None where they do not lie one after the other, or lead to what is not there."""
+    leaves: dict[tuple[int, int], list[tuple[int, float]]] = {}
+    for tree, number, column, weight in zip(
+        *(given.get(f"{kind}_{part}", []) for part in ("treeids", "nodeids", "ids", "weights")), strict=True
+    ):
+        leaves.setdefault((tree, number), []).append((column, weight))
+    missing = given.get("nodes_missing_value_tracks_true") or [0] * len(given["nodes_treeids"])
+    trees: dict[int, list[_Node]] = {}
+    places: dict[tuple[int, int], int] = {}
+    last = None
+    for tree, number, feature, mode, value, yes, no, tracks in zip(
+        *(given[name] for name in _LISTS), missing, strict=True
+    ):
+        if tree in trees and tree != last:
+            return None
+        last = tree
+        nodes = trees.setdefault(tree, [])
+        places[tree, number] = len(nodes)
+        leaf = tuple(sorted(leaves.get((tree, number), []), key=_column)) if mode == b"LEAF" else None
+        nodes.append(_Node(feature, mode.decode(), value, tracks, yes, no, leaf))
+    for tree, nodes in trees.items():
+        for node in nodes:
+            if node.leaf is None:
+                if (tree, node.yes) not in places or (tree, node.no) not in places:
+                    return None
+                node.yes, node.no = places[tree, node.yes], places[tree, node.no]
+    return list(trees.values())
+
+
+def _column(entry: tuple[int, float]) -> int:
+    return entry[0]
+
+
+def _simplified(tree: list[_Node]) -> list[_Node]:
+    """The nodes that are left, the root first, each before what it leads to."""
+    known: dict[tuple[Any, ...], int] = {}  # equal subtrees have one number
+    forms: list[tuple[Any, ...]] = []
+    bounds: dict[tuple[str, int], tuple[Cut, Cut]] = {}
+    widest = ((float("-inf"), -1), (float("inf"), 2))
+    done: list[int] = []  # numbers of finished subtrees, the last one on top
+    todo: list[tuple[str, Any]] = [("visit", 0)]
+    visits = 0
+
+    def intern(form: tuple[Any, ...]) -> int:
+        number = known.setdefault(form, len(forms))
+        if number == len(forms):
+            forms.append(form)
+        return number
+
+    while todo:
+        step, argument = todo.pop()
+        if step == "bound":
+            place, limits = argument
+            bounds[place] = limits
+            continue
+        node = tree[argument]
+        visits += step == "visit"
+        if visits > len(tree):
+            return tree  # some nodes have two parents: following every path might take for ever
+        if step == "join":
+            no, yes = done.pop(), done.pop()
+            same = (node.feature, node.mode, node.value, node.missing, yes, no)
+            done.append(yes if yes == no else intern(same))
+            continue
+        if node.leaf is not None:
+            done.append(intern(tuple((column, weight, str(weight)) for column, weight in node.leaf)))
+            continue
+        side = "below" if node.mode in _BELOW else "above"
+        offset = _BELOW.get(node.mode, _ABOVE.get(node.mode))
+        if offset is None or node.missing:
+            todo += [("join", argument), ("visit", node.no), ("visit", node.yes)]
+            continue
+        cut, place = (node.value, offset), (side, node.feature)
+        low, high = bounds.get(place, widest)
+        # Between low and high lies every number that comes here, seen from this kind of question.
+        if cut >= high:
+            todo.append(("visit", node.yes if side == "below" else node.no))
+            continue
+        if cut <= low:
+            todo.append(("visit", node.no if side == "below" else node.yes))
+            continue
+        lower, upper = (place, (low, cut)), (place, (cut, high))
+        first, second = (lower, upper) if side == "below" else (upper, lower)
+        todo += [
+            ("join", argument), ("bound", (place, (low, high))),
+            ("visit", node.no), ("bound", second), ("visit", node.yes), ("bound", first),
+        ]  # fmt: skip
+    return _laid_out(done[0], forms)
+
+
+def _laid_out(root: int, forms: list[tuple[Any, ...]]) -> list[_Node]:
+    """A tree once more, out of the numbers of its subtrees."""
+    nodes: list[_Node] = []
+    todo: list[tuple[int, _Node | None, str]] = [(root, None, "")]
+    while todo:
+        number, parent, side = todo.pop()
+        if parent is not None:
+            setattr(parent, side, len(nodes))
+        form = forms[number]
+        if not form or isinstance(form[0], tuple):
+            nodes.append(_Node(0, "LEAF", 0.0, 0, 0, 0, tuple((column, weight) for column, weight, _ in form)))
+            continue
+        feature, mode, value, missing, yes, no = form
+        nodes.append(_Node(feature, mode, value, missing, 0, 0))
+        todo += [(no, nodes[-1], "no"), (yes, nodes[-1], "yes")]
+    return nodes
+
+
+def _write(node: onnx.NodeProto, trees: list[list[_Node]], kind: str, given: dict[str, Any]) -> None:
+    lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
+    ends: dict[str, list[Any]] = {f"{kind}_{part}": [] for part in ("treeids", "nodeids", "ids", "weights")}
+    missing: list[int] = []
+    for tree, nodes in enumerate(trees):
+        for number, each in enumerate(nodes):
+            values = (tree, number, each.feature, each.mode, each.value, each.yes, each.no)
+            for name, value in zip(_LISTS, values, strict=True):
+                lists[name].append(value)
+            missing.append(each.missing)
+            for column, weight in each.leaf or ():
+                for name, value in zip(ends, (tree, number, column, weight), strict=True):
+                    ends[name].append(value)
+    if any(missing):
+        lists["nodes_missing_value_tracks_true"] = missing
+    for name in ("nodes_hitrates", "nodes_missing_value_tracks_true", *_LISTS, *ends):
+        given.pop(name, None)
+    attributes = {**given, **lists, **ends}
+    del node.attribute[:]
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in sorted(attributes.items()))
