@@ -40,8 +40,12 @@ setup: $(VENV)/.setup ## make .venv with everything that test and check need
 	@echo "$(VENV) is ready: $$($(BIN)/python --version)"
 
 .PHONY: frameworks
-frameworks: $(VENV)/.frameworks ## add XGBoost, LightGBM and the TFLite interpreter for the tests of their loaders (160 MB), else these are skipped
-	@echo "XGBoost, LightGBM and the TFLite interpreter are in $(VENV)"
+frameworks: $(VENV)/.frameworks ## add XGBoost, LightGBM, CatBoost, the TFLite interpreter and pandas (520 MB), else the tests of their loaders are skipped
+	@echo "XGBoost, LightGBM, CatBoost, the TFLite interpreter and pandas are in $(VENV)"
+
+.PHONY: frameworks-large
+frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and Keras on it (800 MB, 220 MB to fetch), else their tests are skipped
+	@echo "PyTorch and Keras are in $(VENV)"
 
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
@@ -151,4 +155,9 @@ $(VENV)/.setup: $(VENV)/.demo tests/requirements.txt
 
 $(VENV)/.frameworks: $(VENV)/.setup tests/frameworks.txt
 	@$(INSTALL) --no-deps --requirement tests/frameworks.txt
+	@touch $@
+
+# Not compiled ahead: of PyTorch's 2,000 modules few are ever imported.
+$(VENV)/.frameworks-large: $(VENV)/.frameworks tests/frameworks-large.txt
+	@$(INSTALL) --no-deps --no-compile --requirement tests/frameworks-large.txt
 	@touch $@
