@@ -283,7 +283,8 @@ def main() -> int:
     if arguments.write and arguments.names:
         sys.exit("--write: expected it without names, since the table is one of all models")
     os.environ.setdefault("KERAS_BACKEND", "torch")
-    lines, missing = [], []
+    lines: list[str] = []
+    missing: list[str] = []
     for case in CASES:
         if arguments.names and not any(name in case.name for name in arguments.names):
             continue
@@ -322,7 +323,8 @@ def convert_one(case: Case, data: Path) -> str:
             arguments += ["--quantize", "none"]
         else:
             for name, (x, y) in (("calibration", calibration), ("evaluation", evaluation)):
-                np.savez(folder / f"{name}.npz", **({"x": x} if y is None else {"x": x, "y": y}))
+                arrays: dict[str, Any] = {"x": x} if y is None else {"x": x, "y": y}
+                np.savez(folder / f"{name}.npz", **arrays)
                 arguments += [f"--{name}", str(folder / f"{name}.npz")]
             arguments += ["--max-drop", MAX_DROP]
         said, wrong = io.StringIO(), io.StringIO()

@@ -7,7 +7,7 @@ ship, package. Nothing is written before the last step; a step that fails ends i
 import argparse
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from converter.normal_form import normal_form
 from converter.package import is_batch_invariant, make_manifest, self_test, write_bundle
 from converter.plan import Plan, agree
 from converter.quantize import Candidate, Recipe, candidate, products_of
+from converter.record import record_of
 from converter.report import Proof, Row, table, write_page
-from converter.search import Bench, Form, Found, search
+from converter.search import Bench, Form, Found, prices, search
 from converter.shrink import Saving, shrunk, unasked
 from converter.spec import Spec
 from converter.targets import estimate, this_host, warnings_for
@@ -40,8 +41,8 @@ _THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold
 # A converted model may round a score differently, and with it a row that stands on the fence. More than one row in
 # a thousand is no rounding: the conversion changed the model.
 _DIFFERING_SHARE = 0.001
+_DRIFT_ROWS = 10_000
 _COMPARED_ROWS = 2048  # between a graph and its smaller self
-_SLOWER = 1.25  # times below differ from run to run by less
 _VALUE_TOLERANCE = 1e-3  # of the largest of a regression's values or an anomaly's scores
 
 
@@ -84,7 +85,8 @@ class Conversion:
             return source.predict(windows if layout is None else layout.arrange(windows, np.float32))
 
         plan = self._with_threshold(plan, ask, material)
-        for note in source.notes:
+        drift = _drift_in_words(source, material.evaluation)
+        for note in (*source.notes, *drift):
             self._say(note)
         bench = Bench(
             material.calibration, material.evaluation, _in_order(ask(material.evaluation), plan),
@@ -101,7 +103,7 @@ class Conversion:
         found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
         if options.quantize != "none" and not products_of(model):
             found = Found(found.forms, base, _nothing_to_quantise(source, model))
-        self._finish(source, plan, material, bench, found, savings)
+        self._finish(source, plan, material, bench, found, savings, drift)
 
     def _shrink(self, plain: onnx.ModelProto, bench: Bench) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
         """The graph without what no answer needs, held to the bit: onnxruntime may join other operators in it."""
@@ -188,6 +190,7 @@ class Conversion:
         bench: Bench,
         found: Found,
         savings: tuple[Saving, ...],
+        drift: list[str],
     ) -> None:
         metric = metric_name(plan.task, material.truth)
         rows = [Row("source", None, bench.reference())]
@@ -210,16 +213,11 @@ class Conversion:
         layers = bench.layers(found.forms[0].candidate, found.kept.candidate) if found.kept.is_rough else ()
         if layers:
             self._say(f"least exact layers: {', '.join(map(_layer_in_words, worst_of(layers)))}")
-        if found.kept.speed.wall_us > _SLOWER * found.forms[0].speed.wall_us:
-            self._say("note: on this machine this form is slower than float32; ask for --prefer latency to avoid that")
-        record = {**self._record(found, bench, metric), "left_out": [asdict(saving) for saving in savings]}
-        record["least_exact_layers"] = [
-            {"name": layer.name, "operator": layer.operator, "sqnr_db": round(layer.sqnr_db, 1)}
-            for layer in worst_of(layers)
-        ]
+        asked = self._options.quantize, self._options.max_drop
+        record = record_of(found, bench, metric, asked, savings, worst_of(layers), drift)
         peak = self._write(source, plan, material, bench, found.kept, record)
-        told = self._advice(found.kept, peak)
-        for line in told:
+        told = [*drift, *prices(found.forms), *self._advice(found.kept, peak)]
+        for line in told[len(drift) :]:
             self._say(line)
         self._report(plan, bench, found, rows, savings, told)
 
@@ -263,41 +261,6 @@ class Conversion:
         target: str | None = self._options.target or self._spec.target_device
         return target
 
-    def _record(self, found: Found, bench: Bench, metric: str) -> dict[str, Any]:
-        """What the manifest says about quantisation. No times: equal inputs give equal bytes."""
-        base, kept = found.forms[0], found.kept
-        assert kept is not None
-        reference = bench.reference()
-        return {
-            "requested": self._options.quantize,
-            "method": kept.candidate.method,
-            "name": kept.candidate.name,
-            "reason": found.reason,
-            "metric": metric,
-            "rows": len(bench.evaluation),
-            "max_drop": self._options.max_drop,
-            "source_metric": reference.metric,
-            "float_metric": base.judgement.metric,
-            "final_metric": kept.judgement.metric,
-            "drop": reference.metric - kept.judgement.metric,
-            "differing_labels_float": base.judgement.differing,
-            "differing_labels": kept.judgement.differing,
-            "max_score_difference_float": base.judgement.difference,
-            "max_score_difference": kept.judgement.difference,
-            "score_difference_quantiles": list(kept.judgement.quantiles),
-            "bytes_float": base.size,
-            "bytes": kept.size,
-            "candidates": [
-                {
-                    "name": form.candidate.name,
-                    "bytes": form.size,
-                    "metric": form.judgement.metric,
-                    "differing_labels": form.judgement.differing,
-                }
-                for form in found.forms
-            ],
-        }
-
     def _write(
         self,
         source: SourceModel,
@@ -324,6 +287,18 @@ class Conversion:
         if options.sign:
             self._say(f"wrote {options.output}.sig")
         return peak
+
+
+def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:
+    some = windows[:_DRIFT_ROWS]
+    moved = source.drift(some)
+    if moved is None:
+        return []
+    told = (
+        f"scaler and trees: in float32, {moved} of {len(some)} rows would go another way through the trees; "
+        "the scaler is folded into the thresholds, exactly, so that none does"
+    )
+    return [told]
 
 
 def _asked(core: Core) -> list[str]:

@@ -19,6 +19,7 @@ from edge_runtime.manifest import State, Task
 from edge_runtime.readings import Floats
 
 Prefer = Literal["size", "latency"]
+_SLOWER = 1.25  # times below differ from run to run by less
 _FINEST = Recipe("int8", per_channel=True)
 
 
@@ -183,6 +184,29 @@ def _choose(
     kind = "smallest" if prefer == "size" else "fastest"
     change = f"{saved:.0%} smaller than float32" if saved > 0 else f"{-saved:.0%} larger than float32"
     return best, f"{best.candidate.name}: the {kind} form within --max-drop {max_drop:g}, {change}"
+
+
+def prices(forms: Sequence[Form]) -> list[str]:
+    """Where the cheapest form of int8 is larger or slower than float32, in words; both happen, and are not hidden.
+
+    Not for the manifest: times differ from run to run, and equal inputs give equal bytes.
+    """
+    base = forms[0]
+    told = []
+    for words, method in (("static int8", "int8"), ("dynamic int8", "dynamic")):
+        tried = [form for form in forms[1:] if form.candidate.method == method]
+        if not tried:
+            continue
+        smallest = min(form.size for form in tried)
+        fastest = min(form.speed.wall_us for form in tried)
+        if smallest > base.size:
+            told.append(f"{words} is larger than float32 here: {smallest:,} bytes at least, against {base.size:,}")
+        if fastest > _SLOWER * base.speed.wall_us:
+            told.append(
+                f"{words} is slower than float32 on this machine: {fastest:.0f} us a prediction at best, "
+                f"against {base.speed.wall_us:.0f}"
+            )
+    return told
 
 
 def _cost(form: Form, prefer: Prefer) -> float:

@@ -173,6 +173,48 @@ def _float_of(keys: Ints) -> NDArray[np.float32]:
     return np.where(keys < 0, -np.abs(keys).astype(np.int32).view(np.float32), keys.astype(np.int32).view(np.float32))
 
 
+def drifting_rows(forest: Forest, rows: NDArray[np.float32], transform: Transform | None = None) -> int:
+    """How many rows would reach another leaf of some tree if scaler and comparison were computed in float32.
+
+    That is what a graph of a scaler and trees with rounded thresholds does. The exact thresholds move no row.
+
+    Args:
+        forest: the trees.
+        rows: `[n, columns]` readings.
+        transform: as in `exact_thresholds`.
+    """
+    scale = transform if transform is not None else _as_it_is
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = scale(rows.astype(np.float64))
+        if forest.narrow:
+            exact = exact.astype(np.float32).astype(np.float64)
+        rough = np.asarray(scale(rows), dtype=np.float32).astype(np.float64)  # type: ignore[arg-type]
+        rounded = forest.threshold.astype(np.float32).astype(np.float64)
+    roots = np.flatnonzero(np.diff(forest.tree, prepend=-1))
+    moved = np.zeros(len(rows), dtype=bool)
+    for root in roots:
+        moved |= _leaves(forest, int(root), forest.threshold, exact) != _leaves(forest, int(root), rounded, rough)
+    return int(moved.sum())
+
+
+def _as_it_is(values: NDArray[Any]) -> NDArray[Any]:
+    return values
+
+
+def _leaves(forest: Forest, root: int, threshold: Doubles, values: Doubles) -> Ints:
+    """The leaf of one tree that each row reaches."""
+    at = np.full(len(values), root, dtype=np.int64)
+    every = np.arange(len(values))
+    while True:
+        feature = forest.feature[at]
+        inner = feature >= 0
+        if not inner.any():
+            return at
+        value = values[every, np.maximum(feature, 0)]
+        yes = value <= threshold[at] if forest.compare == "<=" else value < threshold[at]
+        at = np.where(inner, root + np.where(yes, forest.left[at], forest.right[at]), at)
+
+
 def forest_node(forest: Forest, thresholds: NDArray[np.float32], source: str, result: str) -> Any:
     """One `TreeEnsembleRegressor` node of `ai.onnx.ml` 3: float32 `[N, columns]` in, float32 `[N, outputs]` out."""
     from onnx import helper  # noqa: PLC0415 - heavy

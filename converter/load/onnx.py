@@ -5,6 +5,7 @@ Old opsets are raised, a batch frozen at 1 is made free where the graph allows i
 The source's answers are those of the file as it came, run by onnxruntime with numpy around it.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def from_model(model: onnx.ModelProto, spec: Spec, place: str) -> "OnnxModel":
     Raises:
         CommandError: as `load`.
     """
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         raise CommandError(f"{place}: weights in other files are not accepted: save the model as one file")
     try:
         onnx.checker.check_model(model)
@@ -63,6 +64,18 @@ def from_model(model: onnx.ModelProto, spec: Spec, place: str) -> "OnnxModel":
     if strange:
         raise CommandError(f"{place}: expected standard operators, found {', '.join(strange)}")
     return OnnxModel(model, spec, place)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every constant tensor of a graph, in attributes and in the bodies of If, Loop and Scan too."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
 
 
 def _is_standard(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:

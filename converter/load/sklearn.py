@@ -165,6 +165,15 @@ class SklearnModel(SourceModel):
             core.extra["cut"] = self._cut
         return core
 
+    def drift(self, windows: Floats) -> int | None:
+        """See `SourceModel`: trees behind scalers that were folded into the thresholds."""
+        from converter.trees import drifting_rows  # noqa: PLC0415 - only for trees
+
+        parts, before = _forest_of(self._final), self._steps[:-1]
+        if parts is None or not before or not all(type(step).__name__ in _MONOTONE for step in before):
+            return None
+        return drifting_rows(parts[0], windows.reshape(len(windows), -1), _chain(before))
+
     def _call(self, method: str, x: NDArray[Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

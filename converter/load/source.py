@@ -122,6 +122,14 @@ class SourceModel(ABC):
     def predict(self, windows: Floats) -> Answer:
         """Answer float32 windows `[n, *shape of the bundle's input]` with the source's own code."""
 
+    def drift(self, windows: Floats) -> int | None:
+        """How many windows a conversion in float32 would send another way through trees; None where that is no danger.
+
+        Told to the user, who may know such a converter; ours moves the thresholds instead, and none of the windows.
+        """
+        del windows
+        return None
+
     @abstractmethod
     def core(self) -> Core:
         """The model as an ONNX graph.

@@ -273,3 +273,58 @@ def test_what_no_device_would_run_is_refused(tmp_path: Path, capsys: pytest.Capt
         assert message in said, said
         assert "Traceback" not in said
         assert not (tmp_path / "o.onnx").exists()
+
+
+def test_weights_that_are_elsewhere_or_too_large_to_be_true_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path out of the folder, a link, a constant inside a body, terabytes: one message and no file each."""
+    monkeypatch.chdir(tmp_path)
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(b"\0" * 24)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "link.bin").symlink_to(secret)
+    ends: Any = ([("x", FLOAT, ["N", 3])], [("y", FLOAT, ["N", 3])])
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+
+    def elsewhere(location: str, length: int = 3) -> onnx.TensorProto:
+        tensor = onnx.TensorProto(name="w", data_type=FLOAT, dims=[length], data_location=onnx.TensorProto.EXTERNAL)
+        tensor.external_data.add(key="location", value=location)
+        return tensor
+
+    def saved(nodes: list[Any], constants: list[Any]) -> Path:
+        inputs, outputs = ([helper.make_tensor_value_info(*item) for item in end] for end in ends)
+        graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+        opsets = [helper.make_opsetid("", 17)]
+        (tmp_path / "models" / "m.onnx").write_bytes(
+            helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+        )
+        return tmp_path / "models" / "m.onnx"
+
+    huge = onnx.TensorProto(name="w", data_type=FLOAT, dims=[1 << 20, 1 << 20], raw_data=b"\0" * 16)
+    side = onnx.numpy_helper.from_array(np.array([1 << 20, 1 << 20]), "side")
+    body = helper.make_graph(
+        [helper.make_node("Constant", [], ["inner"], value=elsewhere("link.bin"))], "body", [],
+        [helper.make_tensor_value_info("inner", FLOAT, [3])],
+    )  # fmt: skip
+    yes = onnx.numpy_helper.from_array(np.array(True), "yes")
+    chosen = helper.make_node("If", ["yes"], ["w"], then_branch=body, else_branch=body)
+    filled = helper.make_node("ConstantOfShape", ["side"], ["filled"])
+    summed = helper.make_node("ReduceSum", ["filled"], ["w"], keepdims=0)
+    elsewhere_message = "weights in other files are not accepted"
+    for nodes, constants, message in (
+        ([add], [elsewhere("../secret.bin")], elsewhere_message),
+        ([add], [elsewhere(str(secret))], elsewhere_message),
+        ([add], [elsewhere("link.bin")], elsewhere_message),
+        ([chosen, add], [yes], elsewhere_message),
+        ([add], [huge], "too small for the declared shape"),
+        ([filled, summed, add], [side], "onnxruntime cannot run it"),
+    ):
+        (tmp_path / "spec.toml").write_text('task = "regression"')
+        capsys.readouterr()
+        arguments = ["--spec", str(tmp_path / "spec.toml"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]
+        assert main(["build", str(saved(nodes, constants)), *arguments]) == 1
+        said = capsys.readouterr().err
+        assert message in said, said
+        assert len(said.strip().splitlines()) == 1
+        assert not (tmp_path / "o.onnx").exists()

@@ -1,5 +1,6 @@
 """The search for the form to ship, and what is said about it."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import onnx
 import pytest
 from sklearn.neural_network import MLPClassifier
 
+from converter import evaluate
 from converter.cli import main
 from converter.commands.inspect import manifest_of
+from converter.evaluate import Speed
 from converter.quantize import Recipe, stages
-from converter.targets import warnings_for
+from converter.search import Bench
+from converter.targets import TARGETS, Host, estimate, this_host, warnings_for
+from edge_runtime.measured import MIB, Measured, write_measured
 
 
 def test_distribution_is_never_a_calibrator() -> None:
@@ -29,14 +34,14 @@ def test_a_recipe_has_a_name_that_tells_it_apart() -> None:
     assert Recipe("dynamic").name == "int8 dynamic"
 
 
-def model_and_data(tmp_path: Path) -> list[str]:
-    """A network with three products, and the arguments that convert it."""
+def model_and_data(tmp_path: Path, layers: tuple[int, ...] = (32, 32)) -> list[str]:
+    """A network, of three products by default, and the arguments that convert it."""
     import skops.io  # noqa: PLC0415
 
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 6)).astype(np.float32)
     y = (np.sin(3 * x[:, 0]) + x[:, 1] > 0).astype(int)
-    skops.io.dump(MLPClassifier((32, 32), max_iter=300, random_state=0).fit(x, y), tmp_path / "m.skops")
+    skops.io.dump(MLPClassifier(layers, max_iter=300, random_state=0).fit(x, y), tmp_path / "m.skops")
     np.savez(tmp_path / "d.npz", x=x, y=y)
     return ["build", str(tmp_path / "m.skops"), "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "m.onnx")]
 
@@ -76,10 +81,166 @@ def test_the_report_is_one_page_without_foreign_addresses(tmp_path: Path) -> Non
     assert manifest_of(tmp_path / "m.onnx").target_device == "pi4"
 
 
+def test_the_search_goes_through_every_kind_of_int8() -> None:
+    """float16, dynamic, and static per tensor and per channel with each calibrator; float32 is there from the start."""
+    tried = {recipe.name for stage in stages("auto") for recipe in stage}
+    static = {
+        f"int8 static{fine}{name}" for fine in ("", ", per channel") for name in ("", ", percentile", ", entropy")
+    }
+    assert tried == {"float16", "int8 dynamic"} | static
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("prefer", ["size", "latency"])
+def test_the_best_form_is_the_smallest_or_the_fastest_as_asked(
+    prefer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With float16 the fastest, `--prefer latency` keeps it; that int8 is slower is said in any case."""
+    kinds: list[set[int]] = []
+    honest = evaluate.session_of
+
+    def session_of(model: bytes) -> Any:
+        kinds.append({tensor.data_type for tensor in onnx.load_model_from_string(model).graph.initializer})
+        return honest(model)
+
+    def speed(*_: Any) -> Speed:
+        """Of the session that was made last."""
+        whole = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8} & kinds[-1]
+        wall = 900.0 if whole else 10.0 if onnx.TensorProto.FLOAT16 in kinds[-1] else 100.0
+        return Speed(wall, wall)
+
+    monkeypatch.setattr("converter.search.session_of", session_of)
+    monkeypatch.setattr("converter.search.speed_of", speed)
+    assert main([*model_and_data(tmp_path), "--prefer", prefer]) == 0
+    record, said = manifest_of(tmp_path / "m.onnx").quantization, capsys.readouterr().out
+    assert record["drop"] <= 0.01
+    if prefer == "latency":
+        assert record["name"] == "float16"
+        assert "the fastest form" in record["reason"]
+    else:
+        assert record["bytes"] == min(form["bytes"] for form in record["candidates"])
+        assert "the smallest form" in record["reason"]
+    assert "static int8 is slower than float32 on this machine: 900 us" in said
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_int8_that_is_larger_than_float32_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network of a few weights grows, whether int8 was asked for or only tried."""
+    arguments = model_and_data(tmp_path, (4,))
+    for request in ("auto", "int8"):
+        assert main([*arguments, "--quantize", request, "--max-drop", "0.2"]) == 0
+        assert re.search(r"static int8 is larger than float32 here: [\d,]+ bytes at least", capsys.readouterr().out)
+    assert "larger than float32, because the model is small" in manifest_of(tmp_path / "m.onnx").quantization["reason"]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_form_that_does_not_run_is_left_out_and_the_others_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that onnxruntime refuses to load, and one that its quantiser fails to make."""
+    from converter import quantize  # noqa: PLC0415
+
+    def unloadable(model: onnx.ModelProto) -> onnx.ModelProto:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        copy.graph.node[0].op_type = "Magic"
+        return copy
+
+    def fails(*_: Any) -> None:
+        raise ValueError("no such weather")
+
+    monkeypatch.setattr(quantize, "_float16", unloadable)
+    monkeypatch.setattr(quantize, "_dynamic", fails)
+    assert main(model_and_data(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "left out: float16: onnxruntime cannot run it" in said
+    assert "left out: int8 dynamic: quantisation failed: ValueError: no such weather" in said
+    assert {form["name"] for form in manifest_of(tmp_path / "m.onnx").quantization["candidates"]} == {
+        "float32",
+        "int8 static",
+        "int8 static, per channel",
+    }
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_rows_that_judge_never_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is shown to a quantiser, or ranks nodes, is none of the rows that the metric is made of."""
+    from converter import quantize  # noqa: PLC0415
+
+    shown: list[Any] = []
+    judged: list[Any] = []
+    honest = quantize.candidate
+
+    def watched(model: Any, recipe: Any, calibration: Any, states: Any = ()) -> Any:
+        shown.append(calibration)
+        return honest(model, recipe, calibration, states)
+
+    def watched_bench(calibration: Any, evaluation: Any, *rest: Any) -> Any:
+        judged.append(evaluation)
+        return Bench(calibration, evaluation, *rest)
+
+    for module in ("quantize", "search", "conversion"):
+        monkeypatch.setattr(f"converter.{module}.candidate", watched)
+    monkeypatch.setattr("converter.conversion.Bench", watched_bench)
+    assert main([*model_and_data(tmp_path), "--quantize", "int8", "--max-drop", "0"]) in (0, 1)
+    (evaluation,) = judged
+    known = {row.tobytes() for row in evaluation}
+    assert len(known) > 200
+    assert sum(map(len, shown)) > 200
+    assert not any(row.tobytes() in known for rows in shown for row in rows)
+
+
 def test_a_target_device_warns_of_what_it_cannot_carry() -> None:
-    """Too large a file, and int8 on cores without dot products."""
+    """Too large a file, too much memory, and int8 on cores without dot products; budgets grow with the board."""
     assert warnings_for(None, 1 << 40, "int8") == []
     assert warnings_for("pi5", 1000, "int8") == []
-    large, slow = warnings_for("zero2w", 100 << 20, "dynamic")
+    large, full, slow = warnings_for("zero2w", 100 << 20, "dynamic", 200 << 20)
     assert "more than its budget of 48 MB" in large
+    assert "took 200 MB at its peak, more than the budget of 128 MB" in full
     assert "no int8 dot products" in slow
+    assert len(warnings_for("pi4", 40 << 20, "none", 200 << 20)) == 0
+    for target in ("pi3", "pi4", "zero2w"):
+        assert any("dot products" in text for text in warnings_for(target, 1, "int8"))
+
+
+def test_a_time_that_nobody_measured_is_called_an_estimate() -> None:
+    """Slower cores are said to be slower, never faster than the machine that converts."""
+    host = Host(mhz=3000.0, decode=4, flops_per_us=60_000.0)
+    texts = {target: estimate(target, 100.0, host) for target in TARGETS}
+    assert all("estimate, not measured" in text for text in texts.values())
+    assert "0.6 to 0.75 ms" in texts["zero2w"]
+    assert "0.12 to 0.16 ms" in texts["pi5"]
+    weak = Host(mhz=600.0, decode=1, flops_per_us=100.0)
+    assert "0.1 to 0.1 ms" in estimate("pi5", 100.0, weak)
+    assert this_host().flops_per_us > 0
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_what_a_device_measured_takes_the_place_of_the_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same bytes built again meet the figures beside them; those of another file are never shown."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    arguments = [*model_and_data(tmp_path), "--target", "pi4", "--quantize", "int8", "--max-drop", "1"]
+    page = tmp_path / "proof.html"
+    bundle = tmp_path / "m.onnx"
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "estimate, not measured" in said
+    assert "no int8 dot products" in said
+    assert main(["inspect", str(bundle)]) == 0
+    assert "not on a device: m.measured.json is not beside it" in capsys.readouterr().out
+    measured = Measured("m", "1.0.0", hashlib.sha256(bundle.read_bytes()).hexdigest(), 8, 1.0, 0.37, 0.5, 200, 70 * MIB,
+                        "aarch64 Linux 6.12", "1.20.1")  # fmt: skip
+    write_measured(bundle, measured)
+    assert main([*arguments, "--report", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "estimate" not in said
+    words = "0.37 ms a window (99th percentile 0.5 ms), 70 MiB at its peak"
+    assert f"measured on aarch64 Linux 6.12: {words}" in said
+    assert words in page.read_text()
+    assert main(["inspect", str(bundle)]) == 0
+    assert f"{words}, on aarch64 Linux 6.12, onnxruntime 1.20.1" in capsys.readouterr().out
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000001")
+    assert main(arguments) == 0
+    assert "estimate, not measured" in capsys.readouterr().out
