@@ -121,7 +121,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "needed"
     value = field.default
-    if value is None or value == () or isinstance(value, msgspec.Struct):
+    if value is None or value in {(), ""} or isinstance(value, msgspec.Struct):
         return "-"
     return f"`{describe(value)}`"
 

@@ -174,8 +174,13 @@ def source_broker(config: Config, source: MqttSource) -> Broker:
 
 
 def upstream_broker(config: Config) -> Broker:
-    """The broker that predictions go to, with the client id that is used when none is set."""
+    """The broker that predictions go to, and those that stand in for it (`urls`, without the first).
+
+    With the client id that is used when none is set.
+    """
     values = {key: getattr(config.upstream, key) for key in Broker.__struct_fields__}
+    values["url"], *values["urls"] = config.upstream.brokers
+    values["urls"] = tuple(values["urls"])
     if values["client_id"] is None:
         values["client_id"] = f"edge-{config.device.id}"
     return Broker(**values)

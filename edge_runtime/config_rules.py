@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.config_convert import Converted, Mistake, describe, names_a_file, nearest, path_role, quote
-from edge_runtime.endpoint import parse_endpoint
+from edge_runtime.endpoint import parse_endpoint, without_password
 from edge_runtime.settings import (
     SOURCE_PLACEHOLDERS,
     TOPIC_PLACEHOLDERS,
@@ -94,37 +94,74 @@ def _unreadable(path: str) -> str | None:
         return f"{shown} ({getattr(error, 'strerror', None) or error}): mend the path"
 
 
-@_rule(Broker, MqttSource, keys=("url",))
-def _broker_address(broker: Broker | MqttSource) -> Iterator[Finding]:
-    if broker.url is not None:
-        try:
-            parse_endpoint(broker.url)
-        except ValueError as error:
-            yield "url", str(error)
+@_rule(MqttSource, keys=("url",))
+def _broker_address(source: MqttSource) -> Iterator[Finding]:
+    if source.url is not None:
+        yield from _bad_address("url", source.url)
 
 
-@_rule(Broker, MqttSource, keys=("url", "ca_file", "cert_file", "key_file"))
-def _tls_files(broker: Broker | MqttSource) -> Iterator[Finding]:
-    if (broker.cert_file is None) != (broker.key_file is None):
-        missing, present = ("key_file", "cert_file") if broker.key_file is None else ("cert_file", "key_file")
+@_rule(Upstream, keys=("url", "urls"))
+def _broker_addresses(upstream: Upstream) -> Iterator[Finding]:
+    if not upstream.url and not upstream.urls:
+        yield "url", "expected mqtt://HOST:PORT or mqtts://HOST:PORT, but the key is missing (and so is urls)"
+    if upstream.url:
+        yield from _bad_address("url", upstream.url)
+    for url in upstream.urls:
+        yield from _bad_address("urls", url)
+    twice = _first_repeated(upstream.urls)
+    if twice is not None:
+        yield "urls", f"expected every broker once, found {quote(without_password(twice))} twice"
+    elif upstream.url in upstream.urls[1:]:
+        yield (
+            "urls",
+            (
+                f"expected {quote(without_password(upstream.url))}, which is url, in the first place or not at all: "
+                "url is the broker that is preferred"
+            ),
+        )
+
+
+def _bad_address(key: str, url: str) -> Iterator[Finding]:
+    try:
+        parse_endpoint(url)
+    except ValueError as error:
+        yield key, str(error)
+
+
+@_rule(Upstream, MqttSource, keys=("url", "urls", "ca_file", "cert_file", "key_file"))
+def _tls_files(table: Upstream | MqttSource) -> Iterator[Finding]:
+    if (table.cert_file is None) != (table.key_file is None):
+        missing, present = ("key_file", "cert_file") if table.key_file is None else ("cert_file", "key_file")
         yield (
             missing,
             f"expected a file beside {present}, but the key is missing: a certificate and its key go together",
         )
-    if broker.url is None:
-        return
     try:
-        tls = parse_endpoint(broker.url).tls
+        secured = {url: parse_endpoint(url).tls for url in _addresses(table)}
     except ValueError:
         return
+    clear = [url for url, tls in secured.items() if not tls]
+    if any(secured.values()) and clear:
+        yield (
+            "urls",
+            (
+                f"expected mqtts:// for every broker or for none, found {quote(clear[0])} among them: what is "
+                "encrypted on one link must not go in clear text over another"
+            ),
+        )
+        return
     for key in ("ca_file", "cert_file", "key_file"):
-        if not tls and getattr(broker, key) is not None:
-            yield key, f"expected a url with mqtts:// beside it, found {quote(broker.url)}: nothing is encrypted there"
-    if tls:
-        yield from _certificates(broker)
+        if clear and getattr(table, key) is not None:
+            yield key, f"expected a url with mqtts:// beside it, found {quote(clear[0])}: nothing is encrypted there"
+    if any(secured.values()):
+        yield from _certificates(table)
 
 
-def _certificates(broker: Broker | MqttSource) -> Iterator[Finding]:
+def _addresses(table: Upstream | MqttSource) -> tuple[str, ...]:
+    return table.brokers if isinstance(table, Upstream) else (table.url,) if table.url is not None else ()
+
+
+def _certificates(broker: Upstream | MqttSource) -> Iterator[Finding]:
     import ssl  # noqa: PLC0415 - a megabyte that a device without TLS need not hold
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -147,8 +184,8 @@ def _certificates(broker: Broker | MqttSource) -> Iterator[Finding]:
             )
 
 
-@_rule(Broker, MqttSource, keys=("url", "username", "password_file", "password_credential"))
-def _login(broker: Broker | MqttSource) -> Iterator[Finding]:
+@_rule(Upstream, MqttSource, keys=("url", "username", "password_file", "password_credential"))
+def _login(broker: Upstream | MqttSource) -> Iterator[Finding]:
     given = [key for key in ("password_file", "password_credential") if getattr(broker, key) is not None]
     if len(given) > 1:
         yield given[1], "expected one of password_file and password_credential, found both: take one out"
@@ -393,7 +430,7 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
             mqtt = source.value
             if not isinstance(mqtt, MqttSource) or mqtt.name != model.value.source or "topics" in source.wrong:
                 continue
-            if mqtt.url is not None and mqtt.url != config.upstream.url:
+            if mqtt.url is not None and mqtt.url not in config.upstream.brokers:
                 continue
             for topic in mqtt.topics:
                 if matches(topic.replace("{key}", "+"), filled.replace("{key}", "-")):

@@ -29,6 +29,7 @@ from edge_runtime.log import fields, get_logger, setup
 from edge_runtime.loop import Loop
 from edge_runtime.model import Model
 from edge_runtime.mqtt.connection import ACK_DELAY_S, Connection
+from edge_runtime.mqtt.failover import AnyConnection, Failover
 from edge_runtime.notify import Notifier
 from edge_runtime.outbox import Outbox
 from edge_runtime.outbox_store import Store, StoreThread
@@ -88,7 +89,7 @@ class Assembly:
         self.folder = StateFolder(_state_folder(config), config.device.id)
         self.start_number = self.folder.next_start()
         self.counters: dict[str, Counters] = {"upstream": Counters(), "outbox": Counters()}
-        self.connections: dict[Broker, Connection] = {}
+        self.connections: dict[Broker, AnyConnection] = {}
         self.upstream_connection = self._connection(upstream_broker(config), "upstream", is_upstream=True)
         self.store = _store_thread(config, loop)
         self.outbox = Outbox(
@@ -228,6 +229,7 @@ class Assembly:
                 "stored": outbox["stored"],
             },
             "link": {connection.name: connection.state for connection in self.connections.values()},
+            "broker": self._broker_in_use(),
             "sources": {
                 name: {"open": source.is_open, "state": source.state, **_counts(self.counters[f"source {name}"])}
                 for name, source in self.sources
@@ -246,6 +248,12 @@ class Assembly:
             "rss_bytes": _rss_bytes(),
         }
 
+    def _broker_in_use(self) -> dict[str, Any]:
+        """Which broker predictions go to at present, and how often that changed."""
+        connection, counts = self.upstream_connection, self.counters["upstream"].counts
+        standing = {"url": connection.url, "fallback": connection.is_fallback}
+        return {**standing, "failovers": counts["failovers"], "returns": counts["returns"]}
+
     def models(self) -> list[dict[str, Any]]:
         """The document of `edge/{device}/models`."""
         found = []
@@ -256,22 +264,40 @@ class Assembly:
             found.append({**about, "digest": digest, "state": state, "why": why})
         return found
 
-    def _connection(self, settings: Broker, name: str, *, is_upstream: bool = False) -> Connection:
+    def _connection(self, settings: Broker, name: str, *, is_upstream: bool = False) -> AnyConnection:
+        """The connection to a broker, or to the first of several that answers; equal ones are shared."""
         found = self.connections.get(settings)
-        if found is None:
-            counters = self.counters.setdefault(name, Counters())
-            found = self.connections[settings] = Connection(
-                settings,
+        if found is not None:
+            return found
+        counters = self.counters.setdefault(name, Counters())
+        will = last_will(self.config.device.id) if is_upstream else None
+
+        def connect(url: str) -> Connection:
+            return Connection(
+                msgspec.structs.replace(settings, url=url, urls=()),
                 name=name,
                 client_id=settings.client_id or f"edge-{self.config.device.id}",
                 password=lambda: read_password(settings),
                 loop=self._loop,
                 counters=counters,
-                will=last_will(self.config.device.id) if is_upstream else None,
+                will=will,
                 # seen well before the outbox takes a prediction for one that has to be kept
                 ack_patience=min(ACK_DELAY_S, self.config.outbox.commit_interval / 2 or ACK_DELAY_S),
             )
-        return found
+
+        made: AnyConnection = connect(settings.url)
+        if settings.urls:
+            made = Failover(
+                (settings.url, *settings.urls),
+                connect,
+                name=name,
+                return_after=settings.return_after,
+                loop=self._loop,
+                counters=counters,
+                will=will,
+            )
+        self.connections[settings] = made
+        return made
 
     def _http(self) -> "Attached | None":
         if self.config.http is None:

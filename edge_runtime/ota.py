@@ -31,7 +31,8 @@ from edge_runtime.health import Counters
 from edge_runtime.incoming import Incoming, Offer
 from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop, Timer
-from edge_runtime.mqtt.connection import Connection, Message
+from edge_runtime.mqtt.connection import Message
+from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.onnx_file import DEFAULT_LIMITS
 
 CHUNK_BYTES = 32 * 1024
@@ -69,7 +70,7 @@ class Ota:
     """
 
     def __init__(
-        self, device: str, connection: Connection, loop: Loop, *, incoming: Incoming, rate: float, counters: Counters
+        self, device: str, connection: AnyConnection, loop: Loop, *, incoming: Incoming, rate: float, counters: Counters
     ) -> None:
         self._base = f"edge/{device}/ota"
         self._connection = connection

@@ -50,8 +50,13 @@ MEMORY_OVERHEAD_BYTES = 400  # an entry's objects beside its payload, measured w
 class Link(Protocol):
     """What the outbox needs of a connection."""
 
-    connected: bool
-    window: int
+    @property
+    def connected(self) -> bool:
+        """The broker has accepted us, and the link is up as far as is known."""
+
+    @property
+    def window(self) -> int:
+        """How many messages may be unacknowledged."""
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Callable[[bool], None] | None

@@ -98,10 +98,13 @@ class Device(Table, frozen=True, kw_only=True):
 
 
 class Broker(Table, frozen=True, kw_only=True):
-    """How to reach one MQTT broker. Equal brokers share one connection.
+    """How to reach one MQTT broker, or the first of several that answers. Equal ones share one connection.
 
     Attributes:
         url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883.
+        urls: Brokers in order of preference: those behind the first serve while it cannot be reached. With `url`, that
+            one is the first. Login, certificates and client id are the same for all.
+        return_after (s): How long a better broker must have been back without a break before it serves again.
         client_id: The MQTT client id; `edge-{device}` when left out. Two connections with one id throw each other out.
         protocol: The MQTT version that is spoken.
         username: The user to log in as.
@@ -121,6 +124,8 @@ class Broker(Table, frozen=True, kw_only=True):
     """
 
     url: Text
+    urls: tuple[Text, ...] = ()
+    return_after: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
     client_id: Text | None = None
     protocol: Protocol = "3.1.1"
     username: Text | None = None
@@ -356,6 +361,8 @@ class Upstream(Broker, frozen=True, kw_only=True):
     """`[upstream]`: the broker that predictions go to.
 
     Attributes:
+        url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883. Needed,
+            where there is no `urls`.
         topic: Where a prediction is published. `{device}`, `{model}` and `{key}` are filled in; a stream without key
             is `-`.
         qos: 1: a prediction is kept until the broker has acknowledged it. 0: it may be lost on the way.
@@ -363,9 +370,15 @@ class Upstream(Broker, frozen=True, kw_only=True):
             which only MQTT 5 has.
     """
 
+    url: Text = ""
     topic: Topic = "edge/{device}/{model}/{key}"
     qos: Literal[0, 1] = 1
     requests: Literal["off", "answer"] = "off"
+
+    @property
+    def brokers(self) -> tuple[str, ...]:
+        """Every broker once, the preferred one first."""
+        return tuple(dict.fromkeys(url for url in (self.url, *self.urls) if url))
 
 
 class Outbox(Table, frozen=True, kw_only=True):

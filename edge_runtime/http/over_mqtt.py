@@ -25,7 +25,8 @@ from edge_runtime.http.served import Served, find
 from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop
 from edge_runtime.model import Model
-from edge_runtime.mqtt.connection import Connection, Message
+from edge_runtime.mqtt.connection import Message
+from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.settings import Model as ModelConfig
 
 MOST_WAITING = 64
@@ -55,7 +56,7 @@ class Requests:
         counters: `requests`, and refusals by reason.
     """
 
-    def __init__(self, device: str, start: int, connection: Connection, loop: Loop, counters: Counters) -> None:
+    def __init__(self, device: str, start: int, connection: AnyConnection, loop: Loop, counters: Counters) -> None:
         self._device = device
         self._start = start
         self._connection = connection

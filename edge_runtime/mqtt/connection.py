@@ -113,6 +113,8 @@ class Connection:
         on_change: called after `connected` or `ready` changed.
     """
 
+    is_fallback = False  # as `Failover` has it
+
     def __init__(
         self,
         settings: Broker,
@@ -165,6 +167,16 @@ class Connection:
         self.state = "not started"
         self.window = settings.max_inflight
         self.on_change: list[Callable[[], None]] = []
+
+    @property
+    def url(self) -> str | None:
+        """The broker, while it serves."""
+        return self._settings.url if self.connected else None
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages the broker has not answered."""
+        return len(self._outcomes)
 
     def subscribe(self, filters: list[str], qos: int, handler: Callable[[list[Message]], None]) -> None:
         """Have `handler` called with the messages of `filters`, a list per wake-up. Before `start` only.
@@ -627,7 +639,6 @@ class Connection:
         self._pending_subscriptions.discard(mid)
         self.ready = not self._pending_subscriptions
         if self.ready:
-            self._attempts = 0
             self._let_acks_wait()
         self._loop.call_soon(self._announce)
 

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from edge_runtime.loop import Loop, Timer
-from edge_runtime.mqtt.connection import Connection, Will
+from edge_runtime.mqtt.connection import Will
+from edge_runtime.mqtt.failover import AnyConnection
 
 ONLINE = b"online"
 OFFLINE = b"offline"
@@ -44,7 +45,7 @@ class Upstream:
     def __init__(
         self,
         device: str,
-        connection: Connection,
+        connection: AnyConnection,
         loop: Loop,
         *,
         interval: float,

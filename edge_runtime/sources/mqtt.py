@@ -10,7 +10,8 @@ from collections.abc import Callable
 from edge_runtime.codecs import source_decoder
 from edge_runtime.health import Counters
 from edge_runtime.log import fields, get_logger
-from edge_runtime.mqtt.connection import Connection, Message
+from edge_runtime.mqtt.connection import Message
+from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.settings import MqttSource as MqttSourceConfig
@@ -36,7 +37,7 @@ class MqttSource:
         channels: tuple[str, ...],
         shape: tuple[int, ...] | None,
         *,
-        connection: Connection,
+        connection: AnyConnection,
         sink: Callable[[Batch], None],
         counters: Counters,
     ) -> None:

@@ -1,12 +1,8 @@
 """The installed daemon under fire: killed at any moment, and on a line that breaks at every acknowledgement."""
 
-import itertools
 import random
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +14,7 @@ from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.devices import climate_device
 from tests.disk_faults import LONG, report
 from tests.fault_proxy import FREEZE, FaultProxy
+from tests.load import answered, endless_readings
 from tests.subscriber import Subscriber
 from tests.waiting import wait_until
 
@@ -34,42 +31,14 @@ def comfort(tmp_path: Path) -> Path:
     return builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
 
 
-@contextmanager
-def _readings(client: Subscriber, pause: float) -> Iterator[list[int]]:
-    """Readings without end, on three keys, each with its number; what is yielded grows, and is complete at the end."""
-    sent: list[int] = []
-    stop = threading.Event()
-
-    def run() -> None:
-        for number in itertools.count(1):
-            if stop.wait(pause):
-                return
-            reading = {"temperature": number % 50, "humidity": 40.0, "seq": number}
-            client.publish(f"sensors/{'abc'[number % 3]}/climate", reading)
-            sent.append(number)
-
-    thread = threading.Thread(target=run, name="readings")
-    thread.start()
-    try:
-        yield sent
-    finally:
-        stop.set()
-        thread.join()
-    client.flush()
-
-
-def _answered(client: Subscriber) -> Counter[int]:
-    return Counter(int(m.document["id"].rpartition("/")[2]) for m in client.on("edge/room/comfort/"))
-
-
 def _wait_for_all(client: Subscriber, sent: list[int]) -> Counter[int]:
     wanted = set(sent)
     wait_until(
-        lambda: wanted <= set(_answered(client)),
-        lambda: f"{sorted(wanted - set(_answered(client)))[:20]} to be answered, of {len(wanted)}",
+        lambda: wanted <= set(answered(client)),
+        lambda: f"{sorted(wanted - set(answered(client)))[:20]} to be answered, of {len(wanted)}",
         deadline=120.0,
     )
-    return _answered(client)
+    return answered(client)
 
 
 @pytest.mark.timeout(3600 if LONG else 280)
@@ -81,7 +50,7 @@ def test_a_daemon_that_is_killed_at_any_moment_leaves_no_reading_unanswered(
     client = make_subscriber(mosquitto.port, "edge/room/comfort/#")
     daemon = make_daemon(climate_device(mosquitto, comfort)).start()
     daemon.wait_for_log("online")
-    with _readings(client, 0.005) as sent:
+    with endless_readings(client, 0.005) as sent:
         for turn in range(KILLS):
             time.sleep(rng.uniform(0.0, 1.5))  # the random moment is the fault itself
             daemon.kill()
@@ -109,7 +78,7 @@ def test_a_line_that_breaks_at_every_acknowledgement_loses_nothing(
         )
         daemon = make_daemon(text).start()
         daemon.wait_for_log("online")  # before it has subscribed, nobody keeps readings for it
-        with _readings(client, 0.002) as sent:
+        with endless_readings(client, 0.002) as sent:
             wait_until(
                 lambda: proxy.faults >= CUTS, lambda: f"{CUTS} faults; {dict(proxy.done)}; {daemon.log[-800:]}", 1500.0
             )

@@ -1,0 +1,314 @@
+"""Several brokers in order of preference, behind the face of one connection.
+
+::
+
+    links[0]  preferred ──┐
+    links[1]  fallback  ──┼─> the one that serves: everything is published to it
+    links[2]  ...       ──┘
+
+Each broker has a `Connection` of its own, with its own pauses; nothing in here knows a socket.
+
+- A link that breaks gets one attempt to come back. When that fails, or when the link had not lasted `SETTLED_S`, or
+  when an attempt to connect fails (refused, no such name, no answer, a login or a certificate that is not right), the
+  next broker of the list is tried too. The better ones are tried all the while.
+- Without a serving broker, the best one that accepts us serves at once. While one serves, a better one takes its place
+  when it has been ready for `return_after` seconds without a break; nothing new is sent then until what is in flight is
+  acknowledged, at most for `HANDOVER_S`. The broker that is left hears our last will from ourselves.
+- A broker whose betters serve is left altogether: there is one connection, but for the moments of a return.
+
+Guarantee: what was in flight when a link breaks is given back by its sender's own rule, as on one broker, so that
+repeats are at most what was in flight. Weak points: order holds as it is sent; a subscriber who listens to two brokers
+sees two streams. Readings that a broker still holds for us when we leave it come when we are back with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paho.mqtt.properties import Properties
+
+from edge_runtime.health import Counters
+from edge_runtime.loop import Loop, Timer
+from edge_runtime.mqtt.connection import Connection, Message, Outcome, Will
+
+SETTLED_S = 30.0  # a link that lasted this long and breaks may come back before others are asked
+HANDOVER_S = 5.0
+
+Handler = Callable[[list[Message]], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """One broker of the list.
+
+    Attributes:
+        url: of the broker.
+        connection: while it is tried or up.
+        up_since: by the loop's clock; None while it is not connected.
+        failed: it has failed since it was last connected, or since it is tried.
+    """
+
+    url: str
+    connection: Connection | None = None
+    up_since: float | None = None
+    failed: bool = False
+
+
+class Failover:
+    """Takes the place of a `Connection`, for more than one broker.
+
+    Args:
+        urls: the brokers, the preferred one first.
+        make: makes the connection to one of them; it is not started yet.
+        return_after: seconds; see above.
+        will: what subscribers of a broker that is left are to hear.
+        counters: `failovers` and `returns`.
+
+    Attributes:
+        on_change: called after `connected` or `ready` changed, also when another broker took over: then they are
+            called twice, the first time as for a link that is gone.
+    """
+
+    def __init__(
+        self,
+        urls: tuple[str, ...],
+        make: Callable[[str], Connection],
+        *,
+        name: str,
+        return_after: float,
+        loop: Loop,
+        counters: Counters,
+        will: Will | None,
+    ) -> None:
+        self.name = name
+        self.on_change: list[Callable[[], None]] = []
+        self._links = [_Link(url) for url in urls]
+        self._make = make
+        self._return_after = return_after
+        self._loop = loop
+        self._counters = counters
+        self._will = will
+        self._subscriptions: list[tuple[list[str], int, Handler]] = []
+        self._serving: _Link | None = None
+        self._last: _Link | None = None
+        self._successor: _Link | None = None
+        self._deadline: Timer | None = None
+        self._window = 1
+        self._stopping = False
+        self._gap = False
+
+    # --- the face of a connection -------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """A broker serves."""
+        return self._connection is not None and self._connection.connected and not self._gap
+
+    @property
+    def ready(self) -> bool:
+        """A broker serves, and every subscription is granted there."""
+        return self.connected and self._connection is not None and self._connection.ready
+
+    @property
+    def window(self) -> int:
+        """How many messages of QoS 1 the serving broker lets be unacknowledged."""
+        if self._connection is not None:
+            self._window = self._connection.window
+        return self._window
+
+    @property
+    def url(self) -> str | None:
+        """The broker that serves."""
+        return self._serving.url if self._serving is not None and self.connected else None
+
+    @property
+    def is_fallback(self) -> bool:
+        """Another broker than the preferred one serves."""
+        return self.url is not None and self._serving is not self._links[0]
+
+    @property
+    def state(self) -> str:
+        """One line for people: the broker that serves, and how those stand that are better."""
+        if self._stopping:
+            return "stopped"
+        tried = [link for link in self._links if link.connection is not None and link is not self._serving]
+        said = [link.connection.state for link in tried if link.connection is not None]
+        if self._connection is None or self._serving is None:
+            return "; ".join(said) or "not started"
+        others = f" (fallback; {'; '.join(said)})" if self.is_fallback else ""
+        return self._connection.state + others
+
+    def subscribe(self, filters: list[str], qos: int, handler: Handler) -> None:
+        """As a connection's: on every broker."""
+        self._subscriptions.append((filters, qos, handler))
+
+    def start(self) -> None:
+        """Begin with the preferred broker; returns at once."""
+        self._try(self._links[0])
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool = False,
+        outcome: Outcome | None,
+        properties: Properties | None = None,
+    ) -> bool:
+        """As a connection's, to the broker that serves; False also in the moments of a return."""
+        connection = self._connection
+        if connection is None or self._gap or self._successor is not None:
+            return False
+        return connection.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
+
+    def poke(self) -> None:
+        """As a connection's."""
+        if self._connection is not None:
+            self._connection.poke()
+
+    def stop(self) -> None:
+        """Say goodbye to every broker."""
+        self._stopping = True
+        self._forget_successor()
+        for link in self._links:
+            self._leave(link)
+        self._serving = None
+
+    # --- links come and go --------------------------------------------------------------------------------------
+
+    @property
+    def _connection(self) -> Connection | None:
+        return None if self._serving is None else self._serving.connection
+
+    def _try(self, link: _Link) -> None:
+        """Begin to connect to a broker, unless that is under way."""
+        if link.connection is not None or self._stopping:
+            return
+        link.failed, link.up_since = False, None
+        connection = link.connection = self._make(link.url)
+        for filters, qos, handler in self._subscriptions:
+            connection.subscribe(filters, qos, handler)
+        connection.on_change.append(lambda: self._changed(link, connection))
+        connection.start()
+
+    def _leave(self, link: _Link) -> None:
+        connection, link.connection = link.connection, None
+        link.up_since = None
+        if connection is not None:
+            connection.on_change.clear()
+            connection.stop()
+
+    def _changed(self, link: _Link, connection: Connection) -> None:
+        """A link said that it is connected or ready, that it was lost, or that an attempt has failed."""
+        if self._stopping or link.connection is not connection:
+            return
+        if connection.connected:
+            self._is_up(link, connection)
+        else:
+            self._is_down(link)
+
+    def _is_up(self, link: _Link, connection: Connection) -> None:
+        link.failed = False
+        if link.up_since is None:
+            link.up_since = self._loop.time()
+            if self._serving is not None and self._is_better(link):
+                self._loop.call_later(self._return_after, lambda: self._may_return(link, connection))
+        if self._serving is None:
+            self._serve(link)
+        else:
+            self._announce()
+
+    def _is_down(self, link: _Link) -> None:
+        was_up, link.up_since = link.up_since, None
+        if was_up is None or self._loop.time() - was_up < SETTLED_S:
+            link.failed = True
+        if self._successor is link:
+            self._forget_successor()
+        if link is self._serving:
+            self._serving = None
+            self._forget_successor()
+            self._announce()  # before another one serves: what was in flight is to be sent again
+            self._serve_best()
+        if link.failed and self._serving is None:
+            self._try_next(link)
+        self._announce()
+
+    def _try_next(self, link: _Link) -> None:
+        place = self._links.index(link) + 1
+        if place < len(self._links):
+            self._try(self._links[place])
+
+    # --- which one serves ---------------------------------------------------------------------------------------
+
+    def _is_better(self, link: _Link) -> bool:
+        return self._serving is None or self._links.index(link) < self._links.index(self._serving)
+
+    def _serve_best(self) -> None:
+        for link in self._links:
+            if link.connection is not None and link.connection.connected:
+                self._serve(link)
+                return
+
+    def _serve(self, link: _Link) -> None:
+        """From now on everything goes to this broker, and those behind it in the list are left."""
+        before, self._last = self._last, link
+        self._serving = link
+        if before is not None and before is not link:
+            self._counters.counts[
+                "returns" if self._links.index(link) < self._links.index(before) else "failovers"
+            ] += 1
+        elif before is None and link is not self._links[0]:
+            self._counters.counts["failovers"] += 1
+        for other in self._links[self._links.index(link) + 1 :]:
+            self._leave(other)
+        self._announce()
+
+    def _may_return(self, link: _Link, connection: Connection) -> None:
+        """A better broker has been back for a while: finish what is in flight, then change over."""
+        if self._stopping or link.connection is not connection or link.up_since is None or not self._is_better(link):
+            return
+        left = link.up_since + self._return_after - self._loop.time()
+        if left > 0:  # there was a break: another timer runs for what came after it
+            return
+        if not connection.ready:
+            self._loop.call_later(max(self._return_after, 1.0), lambda: self._may_return(link, connection))
+            return
+        if self._successor is None or self._links.index(link) < self._links.index(self._successor):
+            self._forget_successor()
+            self._successor = link
+            self._deadline = self._loop.call_later(HANDOVER_S, self._change_over)
+            self._change_over_when_done()
+
+    def _change_over_when_done(self) -> None:
+        serving = self._connection
+        if self._successor is None:
+            return
+        if serving is None or not serving.in_flight:
+            self._change_over()
+        else:
+            self._loop.call_later(0.02, self._change_over_when_done)
+
+    def _change_over(self) -> None:
+        left, successor = self._serving, self._successor
+        self._forget_successor()
+        if successor is None or left is None:
+            return
+        if left.connection is not None and self._will is not None:
+            left.connection.publish(self._will.topic, self._will.payload, qos=1, retain=True, outcome=None)
+        self._gap = True
+        self._announce()
+        self._gap = False
+        self._serve(successor)  # leaves the other
+
+    def _forget_successor(self) -> None:
+        self._successor = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _announce(self) -> None:
+        for listener in self.on_change:
+            listener()
+
+
+AnyConnection = Connection | Failover
