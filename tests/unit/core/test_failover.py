@@ -91,7 +91,11 @@ class Bench:
 
     def until(self, condition: Callable[[], Any]) -> None:
         """Serve the loop."""
-        wait_until(lambda: self.loop.run_once(0.01) or condition(), "the condition")
+        wait_until(lambda: self._served(condition), "the condition")
+
+    def _served(self, condition: Callable[[], Any]) -> bool:
+        self.loop.run_once(0.01)
+        return bool(condition())
 
     def publish(self, payload: bytes = b"x") -> bool:
         """Send."""

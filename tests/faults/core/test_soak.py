@@ -1,0 +1,199 @@
+"""Readings without end through the installed daemon: it grows neither in memory nor in descriptors nor in threads.
+
+`EDGE_TORTURE=long` takes five million readings; `EDGE_SOAK_READINGS=N` as many as you like. The load is made and
+counted by mosquitto's own clients, so that the test is not what is measured. One reading in ten comes over a serial
+port, the others over MQTT, on a hundred keys; every one must be answered.
+"""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import builders
+from tests.broker import Mosquitto
+from tests.conftest import MakeDaemon
+from tests.daemon import Daemon
+from tests.disk_faults import LONG, report
+from tests.ports import VirtualPort
+from tests.waiting import wait_until
+
+READINGS = int(os.environ.get("EDGE_SOAK_READINGS", 5_000_000 if LONG else 50_000))
+BLOCK = 500  # readings that are written at once
+AHEAD = 4_000  # readings that may be unanswered, so that the broker's queue stays short
+KEYS = 100
+SAMPLES = 50
+WARM_SHARE = 0.2
+MOST_MB_A_MILLION = 1.0
+MOST_MB_IN_SHORT = 4.0  # what the allocator may round a short run up to
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("mosquitto_pub") is None, reason="mosquitto's clients are not installed"),
+]
+
+DEVICE = """
+[device]
+id = "soak"
+health_interval = 1.0
+
+[[source]]
+name = "climate"
+type = "mqtt"
+topics = ["sensors/all"]
+key = "k"
+
+[[source]]
+name = "line"
+type = "serial"
+port = "{port}"
+fields = ["temperature", "humidity"]
+
+[[model]]
+name = "comfort"
+bundle = "{bundle}"
+source = "climate"
+
+[[model]]
+name = "line"
+bundle = "{bundle}"
+source = "line"
+
+[upstream]
+url = "{url}"
+
+[outbox]
+path = "soak.db"
+"""
+
+
+@dataclass
+class Counted:
+    """Messages that mosquitto_sub has heard; the first of them, which only showed that it hears, are `probes`."""
+
+    messages: int = 0
+    probes: int = 0
+
+    @property
+    def answers(self) -> int:
+        """Predictions."""
+        return self.messages - self.probes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The process after so many readings."""
+
+    readings: int
+    rss_mb: float
+    descriptors: int
+    threads: int
+
+
+@contextmanager
+def _listening(port: int, topic: str) -> Iterator[Counted]:
+    """Count what arrives, a line a message."""
+    counted = Counted()
+    command = ["stdbuf", "-oL", "mosquitto_sub", "-p", str(port), "-q", "1", "-t", topic, "-t", "probe", "-F", "x"]
+    with ExitStack() as stack:
+        process = stack.enter_context(_ended(subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)))
+        pipe = process.stdout
+        assert pipe is not None
+
+        def count() -> None:
+            while block := pipe.read(65536):
+                counted.messages += block.count(b"x")
+
+        threading.Thread(target=count, name="count", daemon=True).start()
+        probe = ["mosquitto_pub", "-p", str(port), "-t", "probe", "-m", "", "-q", "1"]
+        wait_until(
+            lambda: counted.messages or subprocess.run(probe, check=True, timeout=30).returncode,
+            "mosquitto_sub to hear something",
+            30.0,
+        )
+        counted.probes = counted.messages
+        yield counted
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Whatever happens, the process does not outlive the test."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        with process:
+            pass  # waits, and closes the pipes
+
+
+def _sample(pid: int, readings: int) -> Sample:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    parts = [len(list(Path(f"/proc/{pid}/{what}").iterdir())) for what in ("fd", "task")]
+    return Sample(readings, pages * PAGE / 1e6, *parts)
+
+
+def _block(first: int, size: int) -> bytes:
+    """Numbered readings, an object a line."""
+    lines = (f'{{"temperature": {n % 50}, "humidity": 40.5, "k": "k{n % KEYS}"}}\n' for n in range(first, first + size))
+    return "".join(lines).encode()
+
+
+def _soak(daemon: Daemon, pipe: subprocess.Popen[bytes], line: VirtualPort, heard: Counted) -> list[Sample]:
+    """Send everything, never too far ahead of the answers, and look at the process now and then."""
+    assert pipe.stdin is not None
+    samples: list[Sample] = []
+    sent = 0
+    while sent < READINGS:
+        over_mqtt = min(BLOCK, READINGS - sent) * 9 // 10
+        over_serial = min(BLOCK, READINGS - sent) - over_mqtt
+        pipe.stdin.write(_block(sent, over_mqtt))
+        line.write(b"21.5,40.5\n" * over_serial)
+        sent += over_mqtt + over_serial
+        wait_until(
+            lambda: sent - heard.answers < AHEAD,  # noqa: B023 - called at once
+            lambda: f"answers: {heard.answers} of {sent}\n{daemon.log[-2000:]}",
+            120.0,
+        )
+        if sent >= READINGS * (len(samples) + 1) / SAMPLES:
+            samples.append(_sample(daemon.pid, sent))
+    wait_until(lambda: heard.answers >= READINGS, lambda: f"{heard.answers} of {READINGS} answers", 120.0)
+    return samples
+
+
+@pytest.mark.timeout(21_600 if LONG else 250)
+def test_readings_without_end_leave_nothing_behind(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, virtual_port: VirtualPort, tmp_path: Path
+) -> None:
+    """Every reading is answered once; after the warm-up memory is level, and descriptors and threads stay as many."""
+    bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
+    daemon = make_daemon(DEVICE.format(port=virtual_port.path, bundle=bundle, url=mosquitto.url)).start()
+    daemon.wait_for_log("online")
+    virtual_port.write(b"\n")
+    command = ["mosquitto_pub", "-p", str(mosquitto.port), "-q", "1", "-t", "sensors/all", "-l"]
+    with (
+        _listening(mosquitto.port, "edge/soak/+/+") as heard,
+        _ended(subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)) as pipe,
+    ):
+        samples = _soak(daemon, pipe, virtual_port, heard)
+        assert heard.answers == READINGS
+    assert daemon.stop() == 0
+    settled = [each for each in samples if each.readings >= WARM_SHARE * READINGS]
+    slope, _ = np.polyfit([each.readings / 1e6 for each in settled], [each.rss_mb for each in settled], 1)
+    grown = settled[-1].rss_mb - settled[0].rss_mb
+    report(
+        f"{READINGS} readings, all answered; RSS {settled[0].rss_mb:.1f} MB after the warm-up, {settled[-1].rss_mb:.1f} "
+        f"MB at the end, slope {slope:+.2f} MB a million; {settled[-1].descriptors} descriptors and "
+        f"{settled[-1].threads} threads, throughout"
+    )
+    assert len({each.descriptors for each in settled}) == 1, settled
+    assert len({each.threads for each in settled}) == 1, settled
+    assert grown < MOST_MB_IN_SHORT if READINGS < 1_000_000 else slope <= MOST_MB_A_MILLION, settled
