@@ -1,4 +1,4 @@
-"""Any bytes, in numbers: short on every run, long with EDGE_FUZZ_INPUTS=1000000 (`-m slow`)."""
+"""Any bytes, in numbers: short on every run, long with EDGE_TORTURE=long."""
 
 import os
 import resource
@@ -8,17 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.disk_faults import LONG
 from tests.fuzz.mutation import mutations
 from tests.fuzz.targets import SEEDS, TARGETS
 
-LONG = int(os.environ.get("EDGE_FUZZ_INPUTS", "0"))
-EXAMPLES = max(150, LONG // 100)
+INPUTS = int(os.environ.get("EDGE_FUZZ_INPUTS", "1000000" if LONG else "0"))
+EXAMPLES = max(150, INPUTS // 100)
 # The configuration reads a file for each input; give it its share by what an input costs.
 SHORT = {"framing": 4000, "cobs": 3000, "codecs": 2500, "binary_codecs": 4000, "configuration": 400, "manifest": 6000}
 SHARE = {"framing": 0.2, "cobs": 0.15, "codecs": 0.2, "binary_codecs": 0.2, "configuration": 0.05, "manifest": 0.2}
 
 fuzz = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=not LONG, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=EXAMPLES, deadline=None, derandomize=not INPUTS, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
@@ -56,11 +57,11 @@ def test_mutated_inputs_are_survived(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.skipif(not LONG, reason="long form: set EDGE_FUZZ_INPUTS to the number of inputs, such as 1000000")
+@pytest.mark.skipif(not INPUTS, reason="long form: EDGE_TORTURE=long, or EDGE_FUZZ_INPUTS=N")
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_a_million_mutated_inputs_are_survived_without_growth(name: str) -> None:
     """A million inputs, shared out over the targets, crash nothing, hang nothing and leave no memory behind."""
-    count = int(LONG * SHARE[name])
+    count = int(INPUTS * SHARE[name])
     target, slowest, begin = TARGETS[name], 0.0, time.process_time()
     baseline = 0
     for index, data in enumerate(mutations(SEEDS[name], count, seed=count)):

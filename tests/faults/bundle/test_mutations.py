@@ -8,9 +8,9 @@ import pytest
 from edge_runtime.bundle import check_bundle
 from edge_runtime.errors import BundleError
 from tests import builders
+from tests.disk_faults import LONG
 
-# The long form: EDGE_MUTATIONS=10000 (or more) in the environment.
-MUTATIONS = int(os.environ.get("EDGE_MUTATIONS", "3000"))
+MUTATIONS = int(os.environ.get("EDGE_MUTATIONS", "10000" if LONG else "3000"))
 SEED = 20261123
 
 

@@ -6,10 +6,10 @@ from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BundleError
 from edge_runtime.selftest import Budget, run_selftest
 from tests import builders
+from tests.disk_faults import LONG
 from tests.faults.bundle.test_mutations import mutate
 
-# The long form: EDGE_CHILD_MUTATIONS=1000 (or more) in the environment; a third of a second for each.
-RUNS = int(os.environ.get("EDGE_CHILD_MUTATIONS", "12"))
+RUNS = int(os.environ.get("EDGE_CHILD_MUTATIONS", "1000" if LONG else "12"))  # a third of a second for each
 SEED = 20261123
 
 
