@@ -13,6 +13,7 @@ no new readings, what is held is finished and delivered or committed, then goodb
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ import msgspec
 from edge_runtime import __version__
 from edge_runtime.clock import Clock
 from edge_runtime.config import differences, load_config, read_password, source_broker, upstream_broker
-from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError
+from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
 from edge_runtime.health import Counters
 from edge_runtime.log import fields, get_logger, setup
 from edge_runtime.loop import Loop
@@ -35,6 +36,7 @@ from edge_runtime.outbox import Outbox
 from edge_runtime.outbox_store import Store, StoreThread
 from edge_runtime.pipeline import Candidate, Pipeline
 from edge_runtime.plan import Plan, PlannedSource, describe_plan, make_plan
+from edge_runtime.progress import HANG_S, overdue
 from edge_runtime.publish.json_payload import JsonPayload
 from edge_runtime.publish.upstream import Upstream, last_will
 from edge_runtime.readings import Batch
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
-HANG_S = 60.0  # a model or a disk that has not come back for this long is a hang, and systemd is no longer fed
 FINISH_SHARE = 0.5  # of the stop's time-out: what is in flight may be acknowledged; then it is committed
 
 _log = get_logger("daemon")
@@ -181,10 +182,12 @@ class Assembly:
             source.is_open for _, source in self.sources
         )
 
-    def is_making_progress(self) -> bool:
-        """No model and no disk has been silent for too long."""
-        stuck = max((pipeline.busy_for for pipeline in self.pipelines), default=0.0)
-        return max(stuck, 0.0 if self.store is None else self.store.busy_for(time.monotonic())) < HANG_S
+    def stuck(self) -> list[str]:
+        """What has not come back for so long that it must be taken for a hang: models, the disk, and other threads."""
+        found = [f"model {pipeline.config.name}" for pipeline in self.pipelines if pipeline.busy_for >= HANG_S]
+        if self.store is not None and self.store.busy_for(time.monotonic()) >= HANG_S:
+            found.append("the outbox's disk")
+        return found + overdue()
 
     def status(self) -> str:
         """One line for `systemctl status`."""
@@ -523,6 +526,7 @@ class Daemon:
         self._was_ready = False
         self._began = False
         self._status_due = False
+        self._stuck: list[str] = []
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT.
@@ -536,6 +540,7 @@ class Daemon:
         _log.info("starting", extra=fields(version=__version__, device=config.device.id, pid=os.getpid()))
         for line in describe_plan(plan):
             _log.info(line)
+        self._watch_threads()
         self._assembly = self._assemble(plan)
         self._assembly.begin()
         self._catch_signals()
@@ -558,6 +563,20 @@ class Daemon:
 
     def _want_reload(self) -> None:
         self._reload_wanted = True
+
+    def _watch_threads(self) -> None:
+        """A thread that dies of an exception takes the process along: half a daemon is worse than a new one."""
+
+        def fail(args: threading.ExceptHookArgs) -> None:
+            name = args.thread.name if args.thread is not None else "?"
+            why = args.exc_value
+
+            def end() -> None:
+                raise EdgeError(f"thread {name} has died: {type(why).__name__}: {why}") from why
+
+            self._loop.call_soon_threadsafe(end)
+
+        threading.excepthook = fail
 
     def _catch_signals(self) -> None:
         def stop(number: int, _frame: object) -> None:
@@ -614,8 +633,12 @@ class Daemon:
         interval = self._notifier.watchdog_interval
         if interval is None:
             return
-        if self._assembly is not None and self._assembly.is_making_progress():
+        stuck = self._assembly.stuck() if self._assembly is not None else []
+        if not stuck:
             self._notifier.watchdog()
+        elif stuck != self._stuck:
+            _log.error("the watchdog is not fed: something hangs", extra=fields(what=", ".join(stuck)))
+        self._stuck = stuck
         self._loop.call_later(interval, self._watch)
 
     def _housekeep(self) -> None:

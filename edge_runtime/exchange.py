@@ -22,11 +22,13 @@ from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop
 from edge_runtime.model import Model, ModelOptions
 from edge_runtime.pipeline import Candidate, Pipeline, rehearse
+from edge_runtime.progress import working
 from edge_runtime.settings import Store as StoreConfig
 from edge_runtime.signature import require_signature
 from edge_runtime.slots import Slot, Store
 
 LOOK_S = 2.0
+EXCHANGE_S = 600.0  # to read, check, load and rehearse a bundle, on the slowest board
 ENOUGH_TO_JUDGE = 20  # windows before a 99th percentile says something; a proof judges whatever there is
 
 _log = get_logger("exchange")
@@ -133,7 +135,8 @@ class Exchange:
 
         def run() -> None:
             try:
-                then = work()
+                with working(f"the exchange of model {watched.slot.name}", EXCHANGE_S):
+                    then = work()
             except EdgeError as error:
                 why = one_line(str(error))
                 then = lambda: _log.error(  # noqa: E731 - one of three ways to end

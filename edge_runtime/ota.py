@@ -34,6 +34,7 @@ from edge_runtime.loop import Loop, Timer
 from edge_runtime.mqtt.connection import Message
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.onnx_file import DEFAULT_LIMITS
+from edge_runtime.progress import working
 
 CHUNK_BYTES = 32 * 1024
 ASK_AGAIN_S = 5.0  # a chunk that has not come is asked for again
@@ -246,7 +247,8 @@ class Ota:
         while (work := self._work.get()) is not None:
             then: Step
             try:
-                then = work()
+                with working("a bundle that comes over MQTT", PATIENCE_S * 5):  # installing tries it in a child
+                    then = work()
             except EdgeError as error:
                 then = self._failing(one_line(str(error)))
             except Exception:  # noqa: BLE001 - a fault of ours; else no transfer would ever be taken again

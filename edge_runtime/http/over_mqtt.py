@@ -27,10 +27,12 @@ from edge_runtime.loop import Loop
 from edge_runtime.model import Model
 from edge_runtime.mqtt.connection import Message
 from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.progress import working
 from edge_runtime.settings import Model as ModelConfig
 
 MOST_WAITING = 64
 MAX_BYTES = 8 << 20
+REQUEST_S = 1200.0  # twice what a hang of the model takes to be seen
 
 _log = get_logger("requests")
 
@@ -118,7 +120,8 @@ class Requests:
     def _serve(self) -> None:
         """In the thread: one request after the other, each answered in the loop's thread."""
         while (asked := self._waiting.get()) is not None:
-            body = self._predict(asked)
+            with working("a request over MQTT", REQUEST_S):
+                body = self._predict(asked)
             self._loop.call_soon_threadsafe(lambda asked=asked, body=body: self._answer(asked, body))  # type: ignore[misc]
 
     def _predict(self, asked: _Asked) -> bytes:

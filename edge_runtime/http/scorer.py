@@ -23,12 +23,14 @@ import numpy as np
 
 from edge_runtime.http.answers import RefusedError, busy
 from edge_runtime.model import Model, ModelError, Scores
+from edge_runtime.progress import working
 from edge_runtime.readings import Floats
 from edge_runtime.windows import Carry
 
 MAX_WAITING = 64
 MAX_WINDOWS = 256
 PATIENCE_S = 10.0
+HANG_S = 600.0  # a slow model may need minutes for `MAX_WINDOWS`, and no request may starve the watchdog
 _FIELDS = ("label", "scores", "value", "score")
 
 
@@ -154,9 +156,14 @@ class Scorer:
 
     def _in_parts(self, model: Model, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
         if carries is not None or len(windows) <= MAX_WINDOWS:
-            return model.run(windows, carries)
-        parts = [model.run(windows[at : at + MAX_WINDOWS]) for at in range(0, len(windows), MAX_WINDOWS)]
+            return _score(model, windows, carries)
+        parts = [_score(model, windows[at : at + MAX_WINDOWS], None) for at in range(0, len(windows), MAX_WINDOWS)]
         return Scores(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _present(parts[0])})
+
+
+def _score(model: Model, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
+    with working("a model that answers a request", HANG_S):
+        return model.run(windows, carries)
 
 
 def _share(tasks: list[_Task], scores: Scores) -> None:

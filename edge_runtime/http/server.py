@@ -16,6 +16,7 @@ import msgspec
 
 from edge_runtime.errors import ConfigError, TransientError
 from edge_runtime.http.app import MAX_BODY_BYTES, STREAM, App
+from edge_runtime.progress import working
 
 THREADS = 2  # measured: more of them take turns at the interpreter, and answer less; each open page adds one
 CONNECTIONS = 100
@@ -111,7 +112,8 @@ class Server:
 
         server = self._server
         while not self._stopping:
-            wasyncore.loop(timeout=1.0, map=self._map, use_poll=True, count=1)
+            with working("the HTTP server"):
+                wasyncore.loop(timeout=1.0, map=self._map, use_poll=True, count=1)
         server.task_dispatcher.shutdown(timeout=STOP_S)  # first, as its threads still write to what is closed next
         with contextlib.suppress(OSError):
             server.close()

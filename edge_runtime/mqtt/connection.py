@@ -11,6 +11,7 @@ never falls back to clear text. An acknowledgement that comes alone wakes nobody
 after `ack_patience` seconds.
 """
 
+import contextlib
 import random
 import socket
 import sys
@@ -34,9 +35,12 @@ from edge_runtime.loop import Loop, Timer
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.light_paho import real_tls
 from edge_runtime.mqtt.whole_socket import WholeSocket
+from edge_runtime.progress import working
 from edge_runtime.readings import Receipt
 
 CONNECT_TIMEOUT_S = 10.0
+CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that drips keeps within every single time-out
+CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be left by a new process
 ACK_DELAY_S = 0.2  # how long an acknowledgement, ours or the broker's, waits for company
 LONELY_ACK_BYTES = 4  # a PUBACK; no PUBLISH is as short (MQTT 3.1.1 sections 3.3 and 3.4)
 LEAST_PATIENT_WINDOW = 4  # with fewer places in flight each acknowledgement is needed at once
@@ -84,15 +88,23 @@ Outcome = Callable[[bool], None]  # True: the broker has it; False: the broker r
 class _Client(paho.Client):
     """paho over a `WholeSocket`. `_create_socket` is the one private method that we replace."""
 
+    _raw: socket.socket | None = None
+
+    def abort(self) -> None:
+        """End what the connecting thread waits for, be it a handshake that drips."""
+        if self._raw is not None:
+            with contextlib.suppress(OSError):
+                self._raw.shutdown(socket.SHUT_RDWR)
+
     def _create_socket(self) -> Any:
         # As text the name would go through Python's IDNA, whose tables are 1.5 MiB; a name beyond ASCII has to.
         host = self.host.encode() if self.host.isascii() else self.host
-        plain = socket.create_connection((host, self.port), timeout=CONNECT_TIMEOUT_S)  # type: ignore[arg-type]
+        plain = self._raw = socket.create_connection((host, self.port), timeout=CONNECT_TIMEOUT_S)  # type: ignore[arg-type]
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = self._ssl_context
         if context is None:
             return WholeSocket(plain)
-        secured = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
+        secured = self._raw = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
         try:
             secured.do_handshake()
         except BaseException:
@@ -281,6 +293,7 @@ class Connection:
         except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
             self._retry(f"cannot prepare the connection to {self._settings.url}: {error}")
             return
+        self._timers.append(self._loop.call_later(CONNECT_PATIENCE_S, client.abort))
         threading.Thread(
             target=self._connect_blocking, args=(client, generation), name="mqtt-connect", daemon=True
         ).start()
@@ -319,24 +332,28 @@ class Connection:
     def _connect_blocking(self, client: _Client, generation: int) -> None:
         """In a thread: everything that can block."""
         try:
-            if self._settings.protocol == "5":
-                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-                properties.SessionExpiryInterval = int(self._settings.session_expiry)
-                properties.ReceiveMaximum = self._settings.receive_maximum
-                client.connect(
-                    self._endpoint.host,
-                    self._endpoint.port,
-                    self._settings.keepalive,
-                    clean_start=False,
-                    properties=properties,
-                )
-            else:
-                client.connect(self._endpoint.host, self._endpoint.port, self._settings.keepalive)
+            with working(f"connecting to {self._settings.url}", CONNECT_HANG_S):
+                self._open(client)
         except Exception as error:  # noqa: BLE001 - name, TCP and TLS errors share no base; each ends this attempt
             reason = _explain(error, self._settings.url)
             self._loop.call_soon_threadsafe(lambda: self._attempt_failed(generation, reason))
         else:
             self._loop.call_soon_threadsafe(lambda: self._attach(client, generation))
+
+    def _open(self, client: _Client) -> None:
+        if self._settings.protocol == "5":
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = int(self._settings.session_expiry)
+            properties.ReceiveMaximum = self._settings.receive_maximum
+            client.connect(
+                self._endpoint.host,
+                self._endpoint.port,
+                self._settings.keepalive,
+                clean_start=False,
+                properties=properties,
+            )
+        else:
+            client.connect(self._endpoint.host, self._endpoint.port, self._settings.keepalive)
 
     def _attempt_failed(self, generation: int, reason: str) -> None:
         if generation == self._generation and not self._stopping:
@@ -351,6 +368,7 @@ class Connection:
         if generation != self._generation or self._stopping:
             wrapped.close()
             return
+        self._cancel_timers()  # that of the attempt
         self._client, self._socket, self._fd = client, wrapped, wrapped.fileno()
         self._heard_at = self._loop.time()
         self._loop.add_reader(self._fd, self._on_readable)

@@ -133,7 +133,12 @@ class SerialSource:
             self._lose(lost)
 
     def _deliver(self, frames: list[bytes], arrived: float, now: float) -> None:
-        decoded = self._decoder.decode(frames, self._counters)
+        try:
+            decoded = self._decoder.decode(frames, self._counters)
+        except Exception:
+            self._counters.errors["crashed"] += 1
+            _logger.exception("frames are set aside", extra=log.fields(source=self._config.name, frames=len(frames)))
+            return
         count = len(decoded)
         if not count:
             return

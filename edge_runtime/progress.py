@@ -1,0 +1,31 @@
+"""What threads are at, and for how long: the watchdog is fed only while none of it is overdue.
+
+One process has one watchdog, so there is one register. A thread says what it begins and how long that may take at
+most; the loop looks at the register before it feeds the watchdog. Guarantee: a thread that hangs in `working` starves
+the watchdog, and systemd starts the service anew. Weak point: what a thread does outside of `working` is not seen.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+HANG_S = 60.0  # for what is done in milliseconds when all is well
+
+_at_work: dict[object, tuple[str, float]] = {}
+
+
+@contextmanager
+def working(what: str, most_s: float = HANG_S) -> Iterator[None]:
+    """While a thread is at `what`, which takes `most_s` seconds at the very most."""
+    token = object()
+    _at_work[token] = (what, time.monotonic() + most_s)
+    try:
+        yield
+    finally:
+        del _at_work[token]
+
+
+def overdue() -> list[str]:
+    """What has not come back in its time."""
+    now = time.monotonic()
+    return sorted({what for what, until in list(_at_work.values()) if now > until})
