@@ -170,6 +170,59 @@ def test_noise_is_counted_and_the_next_line_is_read(bench: Bench) -> None:
     assert bench.counters.rejected == {"noise": 2, "malformed": 1}
 
 
+def test_a_line_that_crashes_its_codec_is_set_aside(bench: Bench) -> None:
+    """It is logged and counted, not tried for ever, and the next one is read: a sensor repeats itself."""
+    source = bench.started()
+    decode = source._decoder.decode
+
+    def crash(frames: Any, counters: Counters) -> Any:
+        if b"9,9" in frames:
+            raise RuntimeError("a fault of ours")
+        return decode(frames, counters)
+
+    source._decoder.decode = crash  # type: ignore[method-assign]
+    bench.port.write(b"9,9\n")
+    bench.run_until(lambda: bench.counters.errors["crashed"] == 1)
+    bench.port.write(b"1,2\n")
+    bench.run_until(lambda: len(bench) == 1)
+    assert bench.rows == [[1, 2]]
+    assert source.is_open
+
+
+def uart(data: bytes, sent: int, read: int) -> bytes:
+    """What a receiver at `read` baud makes of bytes that are sent at `sent` baud, 8 data bits, no parity, 1 stop bit.
+
+    It waits for the edge of a start bit and looks at the line in the middle of each of its own bits; without a stop bit
+    the driver of a terminal gives a zero byte (termios(3): neither IGNPAR nor PARMRK).
+    """
+    line = "1" * 10 + "".join("0" + f"{byte:08b}"[::-1] + "1" for byte in data) + "1" * 10
+    ratio = sent / read  # bits of the line for a bit of the receiver
+    level = lambda at: line[int(at)] == "1" if at < len(line) else True  # noqa: E731 - one expression
+    made, at = bytearray(), 0.0
+    while (at := line.find("0", int(at))) >= 0:
+        bits = [level(at + (bit + 1.5) * ratio) for bit in range(8)]
+        framed = level(at + 9.5 * ratio)
+        made.append(sum(bit << place for place, bit in enumerate(bits)) if framed else 0)
+        at += 9.5 * ratio
+        while at < len(line) and not level(at):
+            at += 1  # a break lasts until the line is high again
+    return bytes(made)
+
+
+@pytest.mark.parametrize("read", [1200, 9600, 19200, 57600, 230400, 921600])
+def test_a_wrong_baud_rate_makes_no_reading(bench: Bench, read: int) -> None:
+    """What a port at another speed hears is counted, or nothing at all, and is no reading; then it is said."""
+    lines = b"".join(b"%d.25,%d.5\r\n" % (n, -n) for n in range(300))
+    assert uart(lines, 115200, 115200) == lines
+    source = bench.started(silent_after=0.05)
+    bench.send(uart(lines, 115200, read) + b"\n")
+    bench.run_until(lambda: "look at the sensor, its cable and its speed" in source.state)
+    assert len(bench) == 0
+    assert source.is_open
+    bench.send(lines)
+    bench.run_until(lambda: len(bench) == 300)
+
+
 def test_the_first_line_after_opening_may_be_half_a_line_and_is_dropped(bench: Bench) -> None:
     """What stands before the first line end after opening is no reading; the line after it always is."""
     bench.port.plug()
