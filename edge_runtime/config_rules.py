@@ -37,6 +37,7 @@ _RULES: list[tuple[tuple[type, ...], tuple[str, ...], Rule]] = []
 
 # Topics of the device itself, below edge/{device}/.
 RESERVED = ("status", "models", "health")
+RESERVED_BELOW = ("ota", "shadow")  # and everything below these
 
 
 def _rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
@@ -420,7 +421,8 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
         if model.wrong.intersection({"name", "source"}):
             continue
         filled = config.upstream.topic.replace("{device}", config.device.id).replace("{model}", model.value.name)
-        if filled.replace("{key}", "-") in reserved or filled in reserved:
+        own = tuple(f"edge/{config.device.id}/{each}/" for each in RESERVED_BELOW)
+        if filled.replace("{key}", "-") in reserved or filled in reserved or filled.startswith(own):
             yield Mistake(
                 "upstream.topic",
                 f"expected a topic that the device does not use itself, found {quote(filled)} "

@@ -28,6 +28,7 @@ from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
 from edge_runtime.health import Counters
 from edge_runtime.log import fields, get_logger, setup
 from edge_runtime.loop import Loop
+from edge_runtime.memory import resident_bytes
 from edge_runtime.model import Model
 from edge_runtime.mqtt.connection import ACK_DELAY_S, Connection
 from edge_runtime.mqtt.failover import AnyConnection, Failover
@@ -119,6 +120,7 @@ class Assembly:
             is_ready=self.is_ready,
             health=self.health,
             models=self.models,
+            shadows=lambda: {} if self.exchange is None else self.exchange.shadows(),
         )
 
     def begin(self) -> None:
@@ -248,7 +250,7 @@ class Assembly:
                 for pipeline in self.pipelines
             },
             "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
-            "rss_bytes": _rss_bytes(),
+            "rss_bytes": resident_bytes(),
         }
 
     def _broker_in_use(self) -> dict[str, Any]:
@@ -259,12 +261,14 @@ class Assembly:
 
     def models(self) -> list[dict[str, Any]]:
         """The document of `edge/{device}/models`."""
-        found = []
+        found: list[dict[str, Any]] = []
         for pipeline in self.pipelines:
             state, why = ("active", None) if self.exchange is None else self.exchange.standing(pipeline)
             manifest, digest = pipeline.model.manifest, pipeline.model.bundle.digest
             about = {"name": pipeline.config.name, "bundle": manifest.name, "version": manifest.version}
             found.append({**about, "digest": digest, "state": state, "why": why})
+            if self.exchange is not None and (beside := self.exchange.beside(pipeline)) is not None:
+                found[-1]["shadow"] = beside
         return found
 
     def _connection(self, settings: Broker, name: str, *, is_upstream: bool = False) -> AnyConnection:
@@ -724,11 +728,3 @@ def _counts(counters: Counters) -> dict[str, Any]:
         if found:
             parts[name] = found
     return parts
-
-
-def _rss_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * resource.getpagesize()

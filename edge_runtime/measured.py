@@ -33,9 +33,7 @@ class Measured(msgspec.Struct, frozen=True):
     def in_words(self) -> str:
         """The time of a window and the peak of memory."""
         memory = self.peak_rss_bytes / MIB
-        return (
-            f"{self.median_ms:.3g} ms a window (99th percentile {self.p99_ms:.3g} ms), {memory:.0f} MiB at its peak"
-        )
+        return f"{self.median_ms:.3g} ms a window (99th percentile {self.p99_ms:.3g} ms), {memory:.0f} MiB at its peak"
 
 
 def sidecar_of(bundle: Path) -> Path:

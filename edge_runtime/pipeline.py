@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from edge_runtime.model import Model, ModelError, Scores
 from edge_runtime.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
 from edge_runtime.publish.json_payload import JsonPayload
 from edge_runtime.readings import Batch, Floats, Receipt
+from edge_runtime.score_drift import ScoreSample
 from edge_runtime.settings import Model as ModelConfig
 from edge_runtime.settings import Repair
 from edge_runtime.windows import Carry, Windows
@@ -43,6 +45,7 @@ class Maker:
         answered: windows that this very bundle gave numbers for.
         failed: windows that it could not take, or answered with NaN; those of its predecessor are not among them.
         latencies: from bytes to payload.
+        sample: its last answers, where drift is watched.
     """
 
     model: Model
@@ -51,6 +54,7 @@ class Maker:
     answered: int = 0
     failed: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+    sample: ScoreSample | None = None
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -73,6 +77,14 @@ class Job:
     receipts: list[Receipt | None]
     carries: list[Carry]
     arrived: float
+    took: float = 0.0  # seconds that the model needed for all of them
+
+
+class Companion(Protocol):
+    """Whoever runs beside the model. Never waits, never fails."""
+
+    def offer(self, windows: Floats, keys: list[str | None], scores: Scores, took: float) -> None:
+        """Windows that were just answered; they are valid during this call only."""
 
 
 class Pipeline:
@@ -119,6 +131,8 @@ class Pipeline:
         self._addresses: dict[str | None, tuple[str, str]] = {}
         self._worker: Worker | None = None
         self.last_prediction = 0.0  # by the wall clock; 0 before the first
+        self.companion: Companion | None = None
+        self._watches_drift = False
         self._install(model, payload)
 
     @property
@@ -141,6 +155,11 @@ class Pipeline:
         """Those of the present bundle."""
         return self._maker.latencies
 
+    def watch_drift(self) -> None:
+        """Keep the last answers of each bundle, from now on."""
+        self._watches_drift = True
+        self._maker.sample = ScoreSample()
+
     def swap(self, candidate: Candidate, payload: JsonPayload) -> None:
         """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
 
@@ -154,6 +173,7 @@ class Pipeline:
     def _install(self, model: Model, payload: JsonPayload) -> None:
         manifest = model.manifest
         self._maker = Maker(model, Decider(manifest, self.config, self._sequences), payload)
+        self._maker.sample = ScoreSample() if self._watches_drift else None
         own = manifest.channel_names
         self._columns = None if own == self._channels or not own else [self._channels.index(name) for name in own]
         self._contract = Contract(manifest.input.channels, self._repair) if own else None
@@ -244,11 +264,20 @@ class Pipeline:
             self._worker.submit(job)
             return
         try:
-            scores = job.maker.model.lend(job.windows, job.carries)  # read before the next window comes
+            scores = self._ask(job)
         except ModelError as error:
             self._failed(job, error)
         else:
             self._finish(job, scores)
+
+    def _ask(self, job: Job) -> Scores:
+        """The model's answers: only lent where nobody keeps them, and timed where somebody compares."""
+        if self.companion is None:
+            return job.maker.model.lend(job.windows, job.carries)  # read before the next window comes
+        began = time.perf_counter()
+        scores = job.maker.model.run(job.windows, job.carries)
+        job.took = time.perf_counter() - began
+        return scores
 
     def expire(self) -> None:
         """Forget the keys that were silent for longer than the configuration wants to wait."""
@@ -283,6 +312,10 @@ class Pipeline:
         self.counters.counts["predictions"] += len(job.keys)
         self.last_prediction = time.time()
         job.maker.latencies.add(time.perf_counter() - job.arrived)
+        if job.maker.sample is not None:
+            job.maker.sample.add(scores)
+        if self.companion is not None and job.took and job.maker is self._maker:
+            self.companion.offer(job.windows, job.keys, scores, job.took)
 
     def _publish(self, job: Job, row: int, scores: Scores, *, is_finite: bool) -> None:
         key, receipt = job.keys[row], job.receipts[row]
@@ -409,7 +442,9 @@ class Worker:
     def _serve(self) -> None:
         while (job := self._requests.get()) is not None:
             try:
+                began = time.perf_counter()
                 scores = job.maker.model.run(job.windows, job.carries)
+                job.took = time.perf_counter() - began
             except ModelError as error:
                 self._loop.call_soon_threadsafe(lambda job=job, error=error: self._done(job, error))  # type: ignore[misc]
             else:

@@ -29,12 +29,13 @@ import msgspec
 from edge_runtime.bundle import Bundle, one_line, open_bundle
 from edge_runtime.errors import BundleError
 from edge_runtime.measured import MIB, Measured
+from edge_runtime.memory import peak_bytes
 
 _MAX_REPORT_BYTES = 64 * 1024
 _WARM_UP, _RUNS, _RUNS_S = 5, 200, 2.0
 # What Python, numpy and onnxruntime map before any model is there: 400 MiB on x86-64, mostly stacks and malloc's
 # reserves of threads. The limit is on mapped memory, since Linux has none on resident memory.
-_MAPPED_BY_RUNTIME = 768 * MIB
+MAPPED_BY_RUNTIME = 768 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _run_child(bundle: Bundle, budget: Budget) -> tuple[int | None, dict[str, An
 
 
 def _command(bundle: Bundle, budget: Budget, pipe: int) -> list[str]:
-    mapped = _MAPPED_BY_RUNTIME + budget.model_bytes + 8 * bundle.size
+    mapped = MAPPED_BY_RUNTIME + budget.model_bytes + 8 * bundle.size
     return [
         sys.executable, "-P", "-s", "-m", "edge_runtime.selftest", str(bundle.path.absolute()),
         "--report-fd", str(pipe), "--cpu-s", str(budget.cpu_s), "--wall-s", str(budget.wall_s),
@@ -186,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--report-fd", type=int, default=1)
     parser.add_argument("--cpu-s", type=int, default=DEFAULT_BUDGET.cpu_s)
     parser.add_argument("--wall-s", type=float, default=DEFAULT_BUDGET.wall_s)
-    parser.add_argument("--mapped-bytes", type=int, default=_MAPPED_BY_RUNTIME + DEFAULT_BUDGET.model_bytes)
+    parser.add_argument("--mapped-bytes", type=int, default=MAPPED_BY_RUNTIME + DEFAULT_BUDGET.model_bytes)
     args = parser.parse_args(argv)
     _limit(args.cpu_s, args.wall_s, args.mapped_bytes)
     try:
@@ -211,7 +212,7 @@ def _limit(cpu_s: int, wall_s: float, mapped_bytes: int) -> None:
 
 
 def _out_of_memory(mapped_bytes: int) -> str:
-    spare = (mapped_bytes - _MAPPED_BY_RUNTIME) // MIB
+    spare = (mapped_bytes - MAPPED_BY_RUNTIME) // MIB
     return f"expected to need at most {spare} MiB of memory, found more: use a smaller model"
 
 
@@ -248,18 +249,10 @@ def _measure(path: Path) -> Measured:
         median_ms=round(float(np.median(steady)), 4),
         p99_ms=round(float(np.percentile(steady, 99)), 4),
         runs=len(steady),
-        peak_rss_bytes=_peak_rss_bytes(),
+        peak_rss_bytes=peak_bytes(),
         machine=f"{platform.machine()} {platform.system()} {platform.release()}",
         onnxruntime=str(onnxruntime.__version__),
     )
-
-
-def _peak_rss_bytes() -> int:
-    """The high-water mark of this program; `getrusage` would count the parent's memory at the time of the fork."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

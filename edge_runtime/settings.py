@@ -413,6 +413,9 @@ class Store(Table, frozen=True, kw_only=True):
         probation_errors: So many windows on which it fails, or answers NaN, send it back to the bundle before it.
         max_latency (s): A 99th percentile from bytes to payload above this sends it back too. Left out, latency is not
             judged.
+        max_memory_growth (B): A bundle for which the daemon comes to hold so much more memory than before goes back.
+        max_drift: A bundle whose scores differ from those of the bundle before it by a population stability index above
+            this goes back; 0.25 is a usual bound. Needs 500 windows of both. Left out, drift is not judged.
         over_mqtt: `signed` takes new bundles over the upstream's broker, on `edge/{device}/ota/...`, where their
             signature is good. Needs `allowed_signers`.
         over_mqtt_rate (B/s): How fast such a bundle may come, at most, so that readings go first.
@@ -424,6 +427,8 @@ class Store(Table, frozen=True, kw_only=True):
     probation_predictions: Count = 10_000
     probation_errors: Count = 3
     max_latency: SomeSeconds | None = None
+    max_memory_growth: Annotated[int, Meta(ge=1_048_576)] = 268_435_456
+    max_drift: Annotated[float, Meta(gt=0)] | None = None
     over_mqtt: Literal["off", "signed"] = "off"
     over_mqtt_rate: Annotated[int, Meta(ge=1024)] = 262_144
 

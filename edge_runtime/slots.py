@@ -19,6 +19,9 @@ folder may do anything; a damaged `state.json` or floor (a lying disk) is rebuil
 A new bundle is on probation until the daemon that runs it says otherwise: `begin` at every start, then
 `confirm`, or `fail`, which goes back to the last good one and remembers the digest; `pause` on a clean stop. More than
 `MAX_STARTS` starts without any of these is a crash loop, and counts as failed.
+
+At most one staged bundle a name is the shadow: the daemon runs it beside the active one and compares (`shadow.py`).
+It came in by the same checks, and is active only once somebody says `activate`.
 """
 
 import errno
@@ -63,13 +66,17 @@ class Entry(msgspec.Struct, kw_only=True):
 
 
 class SlotState(msgspec.Struct, kw_only=True):
-    """What `state.json` holds. `history` is newest first: the one before the active, and the last proven one."""
+    """What `state.json` holds. `history` is newest first: the one before the active, and the last proven one.
+
+    `shadow` is the digest of the staged bundle that runs beside the active one; empty without.
+    """
 
     format: int = 1
     active: Entry
     history: list[Entry] = []
     staged: list[Entry] = []
     rejected: list[Entry] = []
+    shadow: str = ""
 
 
 class Permission(msgspec.Struct, kw_only=True):
@@ -90,13 +97,14 @@ class Floor(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One line of `models list`."""
+    """One line of `models list`; `shadow` marks the staged bundle that runs beside the active one."""
 
     name: str
     version: str
     digest: str
     state: str
     why: str = ""
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +132,7 @@ class Policy:
         device_class: refuse a bundle that was made for another class; None accepts all.
         rejected: `retry` takes a digest again that failed here before.
         activate: False only stages the bundle.
+        shadow: stages it, and lets it run beside the active one.
         allow_older: a signed permission; None looks for `BUNDLE.allow-older`.
     """
 
@@ -135,6 +144,7 @@ class Policy:
     device_class: str | None = None
     rejected: str = "refuse"
     activate: bool = True
+    shadow: bool = False
     allow_older: Path | None = None
 
 
@@ -188,7 +198,17 @@ class Store:
             groups = [(_word(state.active), [state.active]), ("previous", state.history)]
             groups += [("staged", state.staged), ("rejected", state.rejected)]
             for word, entries in groups:
-                listed += [Listed(each, entry.version, entry.digest, word, entry.why) for entry in entries]
+                listed += [
+                    Listed(
+                        each,
+                        entry.version,
+                        entry.digest,
+                        word,
+                        entry.why,
+                        word == "staged" and _is_shadow(state, entry),
+                    )
+                    for entry in entries
+                ]
         return listed
 
     def measured(self, name: str, digest: str) -> Measured | None:
@@ -206,6 +226,12 @@ class Store:
     def slot(self, name: str) -> Slot:
         """As `active`, with version, digest and state."""
         return self._slot(name, self._required(name).active)
+
+    def shadow(self, name: str) -> Slot | None:
+        """The staged bundle that runs beside the active one; None without."""
+        state = self._required(name)
+        found = _shadow(state)
+        return None if found is None else self._slot(name, found, "staged")
 
     def stamp(self, name: str) -> tuple[int, int, int]:
         """A cheap token (one `stat`) that differs once the decision for a name has changed; zeros without one."""
@@ -278,6 +304,19 @@ class Store:
                 self._prune(name, state)
             return self._slot(name, state.active)
 
+    def fail_shadow(self, name: str, digest: str, reason: str) -> None:
+        """The shadow crashed, hangs or cannot be loaded: it ends, and its digest is remembered. The rest stays."""
+        with self._changing(name):
+            state = self._required(name)
+            entry = _shadow(state)
+            if entry is None or entry.digest != digest:
+                return
+            entry.why = f"as a shadow: {reason}"[:300]
+            state.staged = [each for each in state.staged if each is not entry]
+            state.rejected = [entry, *(each for each in state.rejected if each.digest != digest)]
+            self._save(name, state)
+            self._prune(name, state)
+
     # -- changing by hand ------------------------------------------------------------------------------------------
 
     def rollback(self, name: str) -> Slot:
@@ -296,7 +335,7 @@ class Store:
             self._require_sound(name, state.history[0])
             left, state.active, state.history = state.active, state.history[0], state.history[1:]
             left.why = "rolled back by hand"
-            state.staged = _newest(left, state.staged)
+            state.staged = _newest(left, state)
             self._save(name, state)
             self._prune(name, state)
             return self._slot(name, state.active)
@@ -324,6 +363,27 @@ class Store:
                 self._raise_floor(name, chosen)
             self._switch(name, state, chosen)
             return self._slot(name, state.active)
+
+    def promote(self, name: str) -> Slot:
+        """Make the shadow the active bundle, on probation.
+
+        Raises:
+            CommandError: there is none, or it was overtaken meanwhile.
+        """
+        return self.activate(name, self._required_shadow(name).version)
+
+    def withdraw(self, name: str) -> Slot:
+        """End the shadow; its bundle stays staged.
+
+        Raises:
+            CommandError: there is none.
+        """
+        with self._changing(name):
+            entry = self._required_shadow(name)
+            state = self._required(name)
+            state.shadow = ""
+            self._save(name, state)
+            return self._slot(name, entry, "staged")
 
     def open(self, name: str) -> Bundle:
         """Open the active bundle, and make sure that it is the file that was installed."""
@@ -379,6 +439,8 @@ class Store:
         if state is not None and state.active.digest == digest and self._damage(name, state.active) is None:
             return Installed(self._slot(name, state.active), changed=False)
         permission = self._admit(bundle, state, policy, source)
+        if policy.shadow:
+            self._require_company(bundle, state, place)
         measured = self._run_selftest(bundle, policy.budget, place)
 
         entry = Entry(version=bundle.manifest.version, digest=digest, size=bundle.size)
@@ -388,16 +450,31 @@ class Store:
             self._keep(name, digest, staged)
             if permission is not None:
                 self._use_permission(name, permission, digest)
-            if policy.activate or state is None:
-                self._raise_floor(name, entry)
-                self._switch(name, state, entry)
-            else:
-                state.staged = _newest(entry, state.staged)
+            is_staged = state is not None and (policy.shadow or not policy.activate)
+            if state is not None and is_staged:
+                if policy.shadow:
+                    state.shadow = digest
+                state.staged = _newest(entry, state)
                 self._save(name, state)
                 self._prune(name, state)
+            else:
+                self._raise_floor(name, entry)
+                self._switch(name, state, entry)
         self._settle_permissions(name, digest)
-        listed = self._slot(name, entry, "staged") if not policy.activate and state is not None else self.slot(name)
+        listed = self._slot(name, entry, "staged") if is_staged else self.slot(name)
         return Installed(listed, changed=True, measured=measured)
+
+    def _require_company(self, bundle: Bundle, state: SlotState | None, place: str) -> None:
+        """A shadow needs an active bundle to stand beside, and takes its windows as they are."""
+        if state is None:
+            raise BundleError(
+                f"{place}: expected an active {bundle.manifest.name} to run beside, found none: install it without "
+                "--shadow"
+            )
+        beside = open_bundle(self._file(bundle.manifest.name, state.active.digest)).manifest
+        problem = misfit(beside, bundle.manifest)
+        if problem is not None:
+            raise BundleError(f"{place}: cannot run beside {beside.version}: {problem}: install it without --shadow")
 
     def _stage(self, source: Path, staged: Path, policy: Policy) -> bytes:
         """Copy bundle and signature; what is checked from here on is the copy, which no stranger can change."""
@@ -494,6 +571,12 @@ class Store:
             )
         return state
 
+    def _required_shadow(self, name: str) -> Entry:
+        entry = _shadow(self._required(name))
+        if entry is None:
+            raise CommandError(f"{name}: expected a shadow, found none: install one with --shadow")
+        return entry
+
     def _state(self, name: str) -> SlotState | None:
         path = self._folder(name) / "state.json"
         try:
@@ -526,6 +609,8 @@ class Store:
 
     def _save(self, name: str, state: SlotState) -> None:
         state.rejected = state.rejected[:_MAX_REJECTED]
+        if _shadow(state) is None:
+            state.shadow = ""  # it was made active, or failed
         replace_file(self._folder(name) / "state.json", msgspec.json.encode(state))
 
     def _switch(self, name: str, state: SlotState | None, entry: Entry) -> None:
@@ -662,8 +747,43 @@ def _fail(state: SlotState, reason: str) -> None:
     state.rejected = [failed, *(entry for entry in state.rejected if entry.digest != failed.digest)]
 
 
-def _newest(entry: Entry, entries: list[Entry]) -> list[Entry]:
-    return [entry, *(each for each in entries if each.digest != entry.digest)][:_MAX_STAGED]
+def _newest(entry: Entry, state: SlotState) -> list[Entry]:
+    """The staged ones with another; the oldest goes, but never the shadow."""
+    found = [entry, *(each for each in state.staged if each.digest != entry.digest)]
+    others = [each for each in found if each is not entry and not _is_shadow(state, each)]
+    while len(found) > _MAX_STAGED and others:
+        found.remove(others.pop())
+    return found
+
+
+def _is_shadow(state: SlotState, entry: Entry) -> bool:
+    return bool(state.shadow) and entry.digest == state.shadow
+
+
+def _shadow(state: SlotState) -> Entry | None:
+    return next((entry for entry in state.staged if _is_shadow(state, entry)), None)
+
+
+def misfit(beside: Manifest, candidate: Manifest) -> str | None:
+    """Why a bundle cannot be run on the windows of another and compared with it; None when it can."""
+    for what, wanted, found in (
+        ("a task", beside.task, candidate.task),
+        ("channels", beside.channel_names, candidate.channel_names),
+        ("a window", beside.input.tensor_shape, candidate.input.tensor_shape),
+        ("labels", beside.output.labels, candidate.output.labels),
+        ("targets", _names(beside), _names(candidate)),
+    ):
+        if wanted != found:
+            return f"expected {what} of {_plain(wanted)}, found {_plain(found)}"
+    return None
+
+
+def _names(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(target.name for target in manifest.output.targets)
+
+
+def _plain(value: object) -> str:
+    return (", ".join(map(str, value)) if isinstance(value, tuple) else str(value))[:100] or "none"
 
 
 def _word(entry: Entry) -> str:

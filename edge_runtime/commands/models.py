@@ -18,7 +18,7 @@ HELP = "install, list and roll back the models of this device"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`models [--store DIR] [--allowed-signers FILE] list|install|activate|rollback|selftest`."""
+    """`models [--store DIR] [--allowed-signers FILE] list|install|activate|rollback|promote|withdraw|selftest`."""
     parser.add_argument("--store", type=Path, default=DEFAULT_STORE, metavar="DIR", help=f"default: {DEFAULT_STORE}")
     parser.add_argument(
         "--allowed-signers",
@@ -36,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     activate.add_argument("version", metavar="VERSION")
     rollback = verbs.add_parser("rollback", help="go back to the version before")
     rollback.add_argument("name", metavar="NAME")
+    promote = verbs.add_parser("promote", help="make the shadow the active version, on probation")
+    promote.add_argument("name", metavar="NAME")
+    withdraw = verbs.add_parser("withdraw", help="end the shadow; its bundle stays staged")
+    withdraw.add_argument("name", metavar="NAME")
     selftest = verbs.add_parser("selftest", help="let the active bundle prove itself again")
     selftest.add_argument("name", metavar="NAME")
     selftest.add_argument("--measure", action="store_true", help="keep the figures in DIGEST.measured.json beside it")
@@ -52,11 +56,15 @@ def run(args: argparse.Namespace) -> int:
         case "list":
             _say(_listed_json(store) if args.json else _listed_table(store))
         case "install":
-            _say(_installed(store.install(args.bundle, _policy(args))))
+            _say(_installed(store.install(args.bundle, _policy(args)), shadow=args.shadow))
         case "activate":
             _say(_now(store.activate(args.name, args.version)))
         case "rollback":
             _say(_now(store.rollback(args.name)))
+        case "promote":
+            _say(_now(store.promote(args.name)))
+        case "withdraw":
+            _say(_now(store.withdraw(args.name)))
         case _:
             _selftest(store, args.name, measure=args.measure)
     return EXIT_OK
@@ -65,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
 def _add_install(install: argparse.ArgumentParser) -> None:
     install.add_argument("bundle", type=Path, metavar="BUNDLE", help="its signature is BUNDLE.sig")
     install.add_argument("--unsigned", choices=("refuse", "allow"), default="refuse", help="default: refuse")
-    install.add_argument("--stage", action="store_true", help="do not make it active yet")
+    how = install.add_mutually_exclusive_group()
+    how.add_argument("--stage", action="store_true", help="do not make it active yet")
+    how.add_argument(
+        "--shadow", action="store_true", help="run it beside the active one, and publish only how far they agree"
+    )
     install.add_argument("--retry-rejected", action="store_true", help="take a bundle again that failed here")
     install.add_argument(
         "--allow-older", type=Path, metavar="FILE", help="a signed permission; default: BUNDLE.allow-older"
@@ -91,6 +103,7 @@ def _policy(args: argparse.Namespace) -> Policy:
         device_class=args.device_class,
         rejected="retry" if args.retry_rejected else "refuse",
         activate=not args.stage,
+        shadow=args.shadow,
         allow_older=args.allow_older,
     )
     return policy if args.device is None else replace(policy, device=args.device)
@@ -107,12 +120,13 @@ def _selftest(store: Store, name: str, *, measure: bool) -> None:
             raise CommandError(f"{bundle.path}: its figures cannot be written: {error.strerror}") from error
 
 
-def _installed(done: Installed) -> str:
+def _installed(done: Installed, *, shadow: bool) -> str:
     slot = done.slot
     if not done.changed:
         return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {slot.state} already: nothing to do"
     assert done.measured is not None
-    return f"{_now(slot)}; {done.measured.in_words()}"
+    beside = ", and runs beside the active one" if shadow else ""
+    return f"{_now(slot)}{beside}; {done.measured.in_words()}"
 
 
 def _now(slot: Slot) -> str:
@@ -129,6 +143,8 @@ def _listed_json(store: Store) -> str:
             "digest": each.digest,
             "state": each.state,
         }
+        if each.shadow:
+            document["shadow"] = True
         if each.why:
             document["why"] = each.why
         measured = store.measured(each.name, each.digest)
@@ -143,9 +159,7 @@ def _listed_table(store: Store) -> str:
     if not listed:
         return f"nothing is installed in {store.root}"
     rows = [("NAME", "VERSION", "STATE", "DIGEST", "MEASURED HERE", "WHY")]
-    rows += [
-        (each.name, each.version, each.state, each.digest[:12], _cost(store, each), each.why) for each in listed
-    ]
+    rows += [(each.name, each.version, _state(each), each.digest[:12], _cost(store, each), each.why) for each in listed]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -155,6 +169,10 @@ def _listed_table(store: Store) -> str:
 def _cost(store: Store, listed: Listed) -> str:
     measured = store.measured(listed.name, listed.digest)
     return "-" if measured is None else f"{measured.median_ms:.3g} ms, {measured.peak_rss_bytes / MIB:.0f} MiB"
+
+
+def _state(each: Listed) -> str:
+    return f"{each.state}, shadow" if each.shadow else each.state
 
 
 def _say(text: str) -> None:

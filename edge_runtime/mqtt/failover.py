@@ -161,6 +161,12 @@ class Failover:
             return False
         return connection.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
 
+    def hurry(self) -> None:
+        """As a connection's."""
+        for link in self._links:
+            if link.connection is not None:
+                link.connection.hurry()
+
     def poke(self) -> None:
         """As a connection's."""
         if self._connection is not None:

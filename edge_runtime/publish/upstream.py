@@ -1,8 +1,11 @@
-"""What the broker hears of the device as a whole: `status`, `models`, `health`. Predictions go through the outbox.
+"""What the broker hears of the device as a whole: `status`, `models`, `health`, and how shadows do.
+
+Predictions go through the outbox.
 
 `edge/{device}/status` is retained plain text: `online` once everything is open, `offline` at a clean stop and, by the
 last will, at any other. `edge/{device}/models` is retained JSON; `edge/{device}/health` is JSON at every interval and
-whenever something went wrong. None of these is kept while the link is down: the newest is sent when it is back.
+whenever something went wrong, and `edge/{device}/shadow/{model}` follows it where a candidate runs beside a model.
+None of these is kept while the link is down: the newest is sent when it is back.
 """
 
 from collections.abc import Callable
@@ -40,6 +43,7 @@ class Upstream:
         is_ready: every port is open, every subscription granted, HTTP listens.
         health: makes the health document.
         models: makes the document of the models.
+        shadows: makes the document of each shadow, by the name of the model that it runs beside.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Upstream:
         is_ready: Callable[[], bool],
         health: Callable[[], dict[str, Any]],
         models: Callable[[], list[dict[str, Any]]],
+        shadows: Callable[[], dict[str, dict[str, Any]]] = dict,
     ) -> None:
         self._device = device
         self._connection = connection
@@ -60,6 +65,7 @@ class Upstream:
         self._is_ready = is_ready
         self._health = health
         self._models = models
+        self._shadows = shadows
         self._said: bytes | None = None
         self._greeted = False
         self._timer: Timer | None = None
@@ -86,6 +92,8 @@ class Upstream:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._interval, self.publish_health)
         self._publish("health", msgspec.json.encode(self._health()), retain=False)
+        for model, document in self._shadows().items():
+            self._publish(f"shadow/{model}", msgspec.json.encode({"model": model, **document}), retain=False)
 
     def publish_health_soon(self) -> None:
         """Something went wrong: do not wait for the interval."""

@@ -16,48 +16,9 @@ from edge_runtime.permission import PERMISSION_NAMESPACE
 from edge_runtime.selftest import Budget
 from edge_runtime.slots import MAX_STARTS, Policy, Store
 from tests import builders
+from tests.faults.slots.operations import quick
 
 Make = Callable[..., Path]
-
-
-def quick(bundle: Bundle, budget: Budget, place: str) -> Measured:
-    """A self-test that everything passes, for tests about something else."""
-    manifest = bundle.manifest
-    return Measured(manifest.name, manifest.version, bundle.digest, 1, 1.0, 1.0, 1.0, 1, 1, "fake", "fake")
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> builders.Signer:
-    """The key that the device trusts."""
-    return builders.signer(tmp_path_factory.mktemp("keys"))
-
-
-@pytest.fixture
-def policy(keys: builders.Signer) -> Policy:
-    """What the device asks for."""
-    return Policy(allowed_signers=keys.allowed, device="press-07")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """An empty store whose self-test is quick."""
-    return Store(tmp_path / "models", selftest=quick)
-
-
-@pytest.fixture
-def make(tmp_path: Path, keys: builders.Signer) -> Make:
-    """Builds a signed bundle of a version."""
-
-    def build(version: str, name: str = "activity", seed: int | None = None) -> Path:
-        folder = tmp_path / "outbox"
-        folder.mkdir(exist_ok=True)
-        seed = sum(version.encode()) if seed is None else seed
-        draft = builders.classification(name=name, version=version, seed=seed)
-        path = draft.save(folder / f"{name.replace('/', '_')[:40]}-{version}-{seed}.onnx")
-        keys.sign(path)
-        return path
-
-    return build
 
 
 def states(store: Store, name: str = "activity") -> list[tuple[str, str]]:

@@ -1,0 +1,38 @@
+"""How much memory this process holds: now, at its peak, and how much more than at some moment."""
+
+import resource
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+
+def resident_bytes() -> int:
+    """Resident memory now; 0 where /proc does not say."""
+    return _field("VmRSS:")
+
+
+def peak_bytes() -> int:
+    """The high-water mark of this program; `getrusage` would count the parent's memory at the time of the fork."""
+    return _field("VmHWM:") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Growth:
+    """What was taken since this was made. A peak in between counts, unless an earlier one was higher."""
+
+    def __init__(self) -> None:
+        self._resident, self._peak = resident_bytes(), peak_bytes()
+
+    def bytes(self) -> int:
+        """So many more than then; may be negative."""
+        peak = peak_bytes()
+        return (peak if peak > self._peak else resident_bytes()) - self._resident
+
+
+def _field(name: str) -> int:
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return 0
+    return 0
