@@ -744,6 +744,7 @@ def _fail(state: SlotState, reason: str) -> None:
     state.history = [entry for entry in state.history if entry is not back]
     state.active = back
     state.active.starts = 0
+    state.active.why = f"went back from {failed.version}: {reason}"[:300]  # so that every start can say it upstream
     state.rejected = [failed, *(entry for entry in state.rejected if entry.digest != failed.digest)]
 
 

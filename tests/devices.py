@@ -73,14 +73,15 @@ commit_interval = 0.1
 """
 
 
-def stored_device(broker: Mosquitto, folder: Path, more: str = "", *, upstream: str = "") -> str:
+def stored_device(broker: Mosquitto, folder: Path, more: str = "", *, upstream: str = "", device: str = "") -> str:
     """A device whose model `comfort` comes from the model store in `folder`.
 
-    `more` are further lines of `[store]`, `upstream` of its table.
+    `more` are further lines of `[store]`, `upstream` and `device` of their tables.
     """
     return f"""
 [device]
 id = "room"
+{device}
 
 [[source]]
 name = "climate"

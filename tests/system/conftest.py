@@ -1,10 +1,18 @@
 """What only the system tests need: bundles that are converted once a run, and a daemon on a small bundle."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edge_runtime.slots import Store
+from tests import builders
+from tests.broker import Mosquitto
+from tests.conftest import MakeDaemon
+from tests.devices import stored_device
 from tests.installed import Installed
+from tests.stored import UNSIGNED, Rig, believed
+from tests.subscriber import Subscriber
 from tests.workshop import Workshop
 
 
@@ -12,3 +20,22 @@ from tests.workshop import Workshop
 def workshop(installed: Installed, shared_folder: Path) -> Workshop:
     """The workstation: trains, and converts with the installed `edge-convert`."""
     return Workshop(installed, shared_folder / "workshop")
+
+
+@pytest.fixture
+def make_rig(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
+) -> Callable[[str], Rig]:
+    """A device with version 1.0.0, proven; the text is more of its `[store]`."""
+
+    def make(more: str) -> Rig:
+        store = Store(tmp_path / "store", believed)
+        first = builders.classification(name="comfort", version="1.0.0")
+        slot = store.install(first.save(tmp_path / "first.onnx"), UNSIGNED).slot
+        store.confirm("comfort", slot.digest)
+        text = stored_device(mosquitto, tmp_path, more, device="health_interval = 0.5")
+        daemon = make_daemon(text).start()
+        subscriber.wait_for_text("edge/room/status", "online")
+        return Rig(tmp_path, daemon, subscriber, store)
+
+    return make

@@ -1,116 +1,32 @@
 """Models exchanged under load, and bad models of every kind: what is counted here is readings, answers and seconds.
 
 `EDGE_TORTURE=long` exchanges a hundred times at a thousand readings a second. Figures are reported as properties of
-the tests (`--junit-xml`, or `-rP`) and never judged: they belong to the machine.
+the tests (shown by `-rP`) and never judged: they belong to the machine.
 """
 
-import itertools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from edge_runtime import selftest
-from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.measured import Measured
 from edge_runtime.selftest import Budget
-from edge_runtime.slots import Policy, Store
-from tests import builders
-from tests.broker import Mosquitto
-from tests.conftest import MakeDaemon
-from tests.daemon import Daemon
-from tests.devices import stored_device
-from tests.subscriber import Subscriber
+from edge_runtime.slots import MAX_STARTS, Policy, Store
+from tests import bad_models, builders
+from tests.bad_models import BAD
+from tests.stored import Rig
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 LONG = os.environ.get("EDGE_TORTURE") == "long"
 SWAPS, RATE_HZ = (100, 1000) if LONG else (10, 300)
-PAUSE_S = 0.05  # between two handfuls of readings; the load is what is tested here
-BAD = 0.1  # the temperature at which a poisoned model fails
-GOOD = 0.2
-UNSIGNED = Policy(unsigned="allow")
 
 Report = Callable[[str, object], None]
-
-
-def _believed(bundle: Bundle, _budget: Budget, _place: str) -> Measured:
-    """Stands in for the self-test where the daemon is what is tested."""
-    manifest = bundle.manifest
-    return Measured(manifest.name, manifest.version, bundle.digest, 4, 1.0, 1.0, 1.0, 1, 1, "", "")
-
-
-@dataclass
-class Rig:
-    """A device at work, its store, and somebody who sends it readings."""
-
-    folder: Path
-    daemon: Daemon
-    client: Subscriber
-    store: Store
-    sent: int = 0
-
-    def install(self, draft: builders.Draft) -> None:
-        """Make a bundle active."""
-        self.store.install(draft.save(self.folder / f"{draft.manifest['version']}.onnx"), UNSIGNED)
-
-    def send(self, count: int, temperature: float = GOOD) -> None:
-        """Readings of three keys, numbered on."""
-        for number in range(self.sent, self.sent + count):
-            reading = {"temperature": temperature, "humidity": 0.2, "id": number}
-            self.client.publish(f"sensors/k{number % 3}/climate", reading)
-        self.sent += count
-
-    def state(self) -> tuple[str, str, str]:
-        """Version, state and reason, as the device last said them."""
-        found = self.client.on("edge/room/models")
-        newest: Any = found[-1].document[0] if found else {"version": "", "state": "", "why": None}
-        return newest["version"], newest["state"], newest["why"] or ""
-
-    def send_until(
-        self, done: Callable[[], bool], what: str, temperature: float = GOOD, deadline: float = 60.0
-    ) -> None:
-        """Keep the load up until something has happened.
-
-        Raises:
-            AssertionError: it did not happen in time.
-        """
-        started = time.monotonic()
-        for handful in itertools.count(1):
-            self.send(int(RATE_HZ * PAUSE_S), temperature)
-            if done():
-                return
-            assert time.monotonic() - started < deadline, f"waited in vain for {what}; {self.daemon.log[-2000:]}"
-            time.sleep(max(0.0, started + handful * PAUSE_S - time.monotonic()))
-
-    def answers(self) -> list[Any]:
-        """The predictions so far, in order of arrival."""
-        return self.client.on("edge/room/comfort/")
-
-
-@pytest.fixture
-def make_rig(
-    mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
-) -> Callable[[str], Rig]:
-    """A device with version 1.0.0, proven; the text is more of its `[store]`."""
-
-    def make(more: str) -> Rig:
-        store = Store(tmp_path / "store", _believed)
-        first = builders.classification(name="comfort", version="1.0.0")
-        slot = store.install(first.save(tmp_path / "first.onnx"), UNSIGNED).slot
-        store.confirm("comfort", slot.digest)
-        daemon = make_daemon(stored_device(mosquitto, tmp_path, more)).start()
-        subscriber.wait_for_text("edge/room/status", "online")
-        return Rig(tmp_path, daemon, subscriber, store)
-
-    return make
 
 
 @pytest.mark.timeout(900 if LONG else 200)
@@ -154,7 +70,7 @@ def test_a_model_that_begins_to_answer_nan_is_taken_back(
 ) -> None:
     """A bundle on probation that fails, at once or after a thousand good answers, goes back by itself and says why."""
     rig = make_rig("")
-    rig.install(_poisoned("1.1.0"))
+    rig.install(bad_models.poisoned("1.1.0"))
     rig.send_until(lambda: rig.state()[:2] == ("1.1.0", "probation"), "the exchange")
     good = rig.sent + good_before
     rig.send_until(lambda: rig.sent >= good, "good readings")
@@ -168,7 +84,7 @@ def test_a_model_that_is_slow_in_service_is_taken_back(make_rig: Callable[[str],
     """With `max_latency`, a bundle whose 99th percentile is above it goes back by itself."""
     rig = make_rig("max_latency = 0.02")
     began = time.monotonic()
-    rig.install(_slow("1.1.0"))
+    rig.install(bad_models.slow("1.1.0"))
     rig.send(1)
     _send_slowly(rig, lambda: rig.state()[2] != "" and rig.state()[0] == "1.0.0")
     _report_recovery(record_property, "slow", began)
@@ -181,6 +97,62 @@ def _send_slowly(rig: Rig, done: Callable[[], bool]) -> None:
         assert time.monotonic() - started < 90.0, f"never went back: {rig.daemon.log[-2000:]}"
         rig.send(1)
         time.sleep(0.2)  # a sensor that speaks five times a second
+
+
+def test_a_model_that_takes_memory_in_service_is_taken_back(
+    make_rig: Callable[[str], Rig], record_property: Report
+) -> None:
+    """A bundle for which the daemon comes to hold more than `max_memory_growth` goes back by itself."""
+    rig = make_rig("max_memory_growth = 67_108_864")
+    rig.install(bad_models.greedy("1.1.0", 20_000_000))
+    rig.send_until(lambda: rig.state()[:2] == ("1.1.0", "probation"), "the exchange")
+    began = time.monotonic()
+    rig.send(1, BAD)
+    rig.send_until(lambda: rig.state()[0] == "1.0.0", "the way back")
+    _report_recovery(record_property, "memory in service", began)
+    _assert_serves_the_old_one(rig, "MiB of memory, expected at most 64 MiB")
+
+
+def test_a_model_that_answers_unlike_the_one_before_is_taken_back(
+    make_rig: Callable[[str], Rig], record_property: Report
+) -> None:
+    """With `max_drift` other scores for the same readings are a failure; equal ones are not."""
+    rig = make_rig("max_drift = 0.25\nprobation_predictions = 1500")
+    rig.send(700)
+    rig.client.wait_for(700, "edge/room/comfort/", 60.0)
+    rig.install(builders.classification(name="comfort", version="1.1.0", seed=9))
+    rig.send_until(lambda: rig.state()[0] == "1.1.0", "the exchange")
+    began = time.monotonic()
+    rig.send_until(lambda: rig.state()[0] == "1.0.0", "the way back")
+    _report_recovery(record_property, "drift", began)
+    assert "answers unlike the bundle before it" in rig.state()[2]
+    rig.install(builders.classification(name="comfort", version="1.2.0"))
+    rig.send_until(lambda: rig.state()[:2] == ("1.2.0", "active"), "the proof of the one that answers alike")
+    assert rig.daemon.stop() == 0
+
+
+def test_a_model_that_hangs_in_service_ends_as_a_crash_loop(
+    make_rig: Callable[[str], Rig], record_property: Report
+) -> None:
+    """Ended again and again by its watchdog, the daemon comes back with the old bundle, which answers every reading."""
+    rig = make_rig("")
+    rig.install(bad_models.hanging("1.1.0"))
+    rig.send_until(lambda: rig.state()[:2] == ("1.1.0", "probation"), "the exchange")
+    rig.send(1, BAD)
+    began = time.monotonic()
+    for _ in range(MAX_STARTS):
+        rig.daemon.kill()  # what systemd does when the watchdog is not fed
+        rig.daemon.start()
+    rig.client.wait_until(lambda _: rig.state()[:2] == ("1.0.0", "active"), "the way back", 30.0)
+    _report_recovery(record_property, "crash loop", began)
+    rig.client.wait_until(lambda _: len(_answered(rig)) == rig.sent, "every answer", 60.0)
+    assert rig.store.entries("comfort")[1].state == "rejected"
+    _assert_serves_the_old_one(rig, f"started {MAX_STARTS} times on probation")
+
+
+def _answered(rig: Rig) -> set[str]:
+    """The ids of all answers; what was answered before a kill may be answered again, with the same id."""
+    return {each.document["id"] for each in rig.answers()}
 
 
 @pytest.mark.parametrize("kind", ["crash", "hang", "memory", "golden"])
@@ -204,10 +176,10 @@ def test_a_model_that_is_bad_at_once_never_takes_a_reading(
 def _bad_at_once(kind: str) -> tuple[builders.Draft, str]:
     draft = builders.classification(name="comfort", version="1.1.0")
     if kind == "hang":
-        _count_to(draft, 2**62)
+        bad_models.count_to(draft, 2**62)
         return draft, "hangs"
     if kind == "memory":
-        _fill(draft, 10_000_000_000)
+        bad_models.fill(draft, 10_000_000_000)
         return draft, "MiB of memory, found more"
     if kind == "golden":
         scores = np.full((builders.GOLDEN_ROWS, 2), 0.5, np.float32)
@@ -237,83 +209,3 @@ def _assert_serves_the_old_one(rig: Rig, words: str) -> None:
     assert set(come().values()) == {"1.0.0"}
     assert open_bundle(rig.store.active("comfort")).manifest.version == "1.0.0"
     assert rig.daemon.stop() == 0
-
-
-# --- what is wrong with the models ---
-
-
-def _rename_scores(draft: builders.Draft) -> None:
-    """The scores become `sound_scores`, so that something can stand between them and the output."""
-    for node in draft.model.graph.node:
-        for names in (node.input, node.output):
-            for position, name in enumerate(names):
-                if name == "scores":
-                    names[position] = "sound_scores"
-
-
-def _constant(draft: builders.Draft, name: str, values: Any) -> None:
-    draft.model.graph.initializer.append(numpy_helper.from_array(np.asarray(values), name))
-
-
-def _poisoned(version: str) -> builders.Draft:
-    """Right on its golden vectors, but its scores are NaN wherever the temperature is exactly `BAD`."""
-    draft = builders.classification(name="comfort", version=version)
-    _rename_scores(draft)
-    _constant(draft, "bad_value", np.float32(BAD))
-    _constant(draft, "nan_value", np.float32(np.nan))
-    _constant(draft, "first_channel", np.array([0], np.int64))
-    draft.model.graph.node.extend(
-        [
-            helper.make_node("Gather", ["window", "first_channel"], ["temperature"], axis=2),
-            helper.make_node("Equal", ["temperature", "bad_value"], ["is_bad"]),
-            helper.make_node("Cast", ["is_bad"], ["bad_number"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMax", ["bad_number"], ["row_number"], axes=[1], keepdims=0),
-            helper.make_node("Cast", ["row_number"], ["row_is_bad"], to=TensorProto.BOOL),
-            helper.make_node("Where", ["row_is_bad", "nan_value", "sound_scores"], ["scores"]),
-        ]
-    )
-    return draft
-
-
-def _count_to(draft: builders.Draft, times: int) -> None:
-    _rename_scores(draft)
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["go_on"], ["still"]), helper.make_node("Abs", ["held_in"], ["held_out"])],
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("held_in", TensorProto.FLOAT, ["N", 2]),
-        ],
-        [
-            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("held_out", TensorProto.FLOAT, ["N", 2]),
-        ],
-    )
-    _constant(draft, "times", np.int64(times))
-    _constant(draft, "yes", np.bool_(True))
-    loop = helper.make_node("Loop", ["times", "yes", "sound_scores"], ["scores"], body=body)
-    draft.model.graph.node.append(loop)
-
-
-def _slow(version: str) -> builders.Draft:
-    """Right answers, each after a long walk."""
-    draft = builders.classification(name="comfort", version=version)
-    golden = draft.manifest["selftest"]
-    _count_to(draft, 50_000)
-    draft.manifest["selftest"] = golden
-    return draft
-
-
-def _fill(draft: builders.Draft, elements: int) -> None:
-    _rename_scores(draft)
-    _constant(draft, "many", np.array([elements], np.int64))
-    seed = numpy_helper.from_array(np.array([1], np.float32), "seed")
-    draft.model.graph.node.extend(
-        [
-            helper.make_node("ConstantOfShape", ["many"], ["block"], value=seed),
-            helper.make_node("Cos", ["block"], ["cosines"]),
-            helper.make_node("ReduceMax", ["cosines"], ["most"], keepdims=0),
-            helper.make_node("Add", ["sound_scores", "most"], ["scores"]),
-        ]
-    )

@@ -28,7 +28,7 @@ HANG = "lambda *_, **__: time.sleep(1000)"
 HANGS = {
     "the disk": (
         f"import edge_runtime.outbox_store as store\nstore.Store.commit = {HANG}\n",
-        "what=\"the outbox's disk\"",
+        'what="the outbox\'s disk"',
     ),
     "a model in its thread": (
         "import edge_runtime.model as model, threading\n"
@@ -50,9 +50,7 @@ HANGS = {
 
 
 @pytest.fixture
-def make_broken(
-    mosquitto: Mosquitto, make_daemon: MakeDaemon, tmp_path: Path
-) -> Callable[[str], Daemon]:
+def make_broken(mosquitto: Mosquitto, make_daemon: MakeDaemon, tmp_path: Path) -> Callable[[str], Daemon]:
     """`make_broken(code)`: a daemon in whose process this runs first."""
 
     def make(code: str) -> Daemon:

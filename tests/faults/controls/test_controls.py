@@ -30,7 +30,17 @@ CONTROLS = [
 def test_a_weakened_product_is_noticed(weakness: str, test: str) -> None:
     """The named tests pass with the product as it is, in this same run, and fail with the weakened one."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", f"tests.faults.controls.{weakness}", "-p", "no:cacheprovider", test],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            f"tests.faults.controls.{weakness}",
+            "-p",
+            "no:cacheprovider",
+            test,
+        ],
         cwd=ROOT,
         env=os.environ | {"EDGE_BAD_INSTALLS": "60", "PYTHONPATH": str(ROOT)},
         capture_output=True,

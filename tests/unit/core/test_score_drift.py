@@ -61,5 +61,5 @@ def test_each_number_is_judged_by_itself() -> None:
     rng = np.random.default_rng(7)
     old, new = ScoreSample(), ScoreSample()
     old.add(Scores(value=rng.normal(size=(ENOUGH, 2)).astype(np.float32)))
-    new.add(Scores(value=(rng.normal(size=(ENOUGH, 2)) + [0, 2]).astype(np.float32)))
+    new.add(Scores(value=(rng.normal(size=(ENOUGH, 2)) + np.array([0, 2])).astype(np.float32)))
     assert (shift(old, new) or 0) > 0.25

@@ -105,7 +105,7 @@ def test_a_shadow_that_failed_is_remembered(shadowed: Store, make: Make, policy:
     assert standing(shadowed) == [("1.0.0", "active", False), ("1.1.0", "rejected", False)]
     assert shadowed.entries("activity")[1].why == "as a shadow: crashed"
     for asked in (policy, beside):
-        with pytest.raises(BundleError, match="has not failed here, found one that has .as a shadow: crashed"):
+        with pytest.raises(BundleError, match=r"has not failed here, found one that has \(as a shadow: crashed"):
             shadowed.install(make("1.1.0"), asked)
 
 
@@ -144,7 +144,10 @@ def test_a_shadow_that_was_overtaken_is_not_promoted(shadowed: Store, make: Make
     ("draft", "words"),
     [
         (builders.classification(version="1.1.0", length=3), "a window of 1, 2, found 3, 2"),
-        (builders.classification(version="1.1.0", labels=("low", "mid", "high")), "labels of low, high, found low, mid"),
+        (
+            builders.classification(version="1.1.0", labels=("low", "mid", "high")),
+            "labels of low, high, found low, mid",
+        ),
         (builders.regression(name="activity", version="1.1.0"), "a task of classification, found regression"),
     ],
 )

@@ -9,14 +9,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BundleError, CommandError, SignatureError
-from edge_runtime.measured import Measured
 from edge_runtime.permission import PERMISSION_NAMESPACE
 from edge_runtime.selftest import Budget
 from edge_runtime.slots import MAX_STARTS, Policy, Store
 from tests import builders
-from tests.faults.slots.operations import quick
 
 Make = Callable[..., Path]
 
