@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(parser)
     add_waves(parser)
     parser.add_argument("--unsigned", action="store_true", help="ask devices to take a bundle that nobody signed")
-    parser.add_argument("--stage", action="store_true", help="bring it there, but do not make it active")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--stage", action="store_true", help="bring it there, but do not make it active")
+    how.add_argument("--shadow", action="store_true", help="run it beside the active model, to see how far they agree")
     parser.add_argument("--retry-rejected", action="store_true", help="try again where this bundle failed before")
     parser.add_argument("--max-latency", type=float, metavar="MS", help="devices refuse a slower model")
     parser.add_argument("--max-memory", type=int, metavar="MIB", help="devices refuse a model that needs more")
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     wishes = Wishes(
         unsigned=args.unsigned,
         stage=args.stage,
+        shadow=args.shadow,
         retry_rejected=args.retry_rejected,
         max_latency_ms=args.max_latency,
         max_memory_mib=args.max_memory,

@@ -47,14 +47,21 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
 
     unsigned: bool = False
     stage: bool = False
+    shadow: bool = False
     retry_rejected: bool = False
     max_latency_ms: float | None = None
     max_memory_mib: int | None = None
+
+    @property
+    def waits(self) -> bool:
+        """The bundle is not to be active yet."""
+        return self.stage or self.shadow
 
     def words(self) -> list[str]:
         """The options."""
         found = ["--unsigned", "allow"] if self.unsigned else []
         found += ["--stage"] if self.stage else []
+        found += ["--shadow"] if self.shadow else []
         found += ["--retry-rejected"] if self.retry_rejected else []
         found += [] if self.max_latency_ms is None else ["--max-latency", f"{self.max_latency_ms:g}"]
         return found + ([] if self.max_memory_mib is None else ["--max-memory", str(self.max_memory_mib)])
@@ -87,7 +94,7 @@ def flash(target: Target, watcher: Watcher, cargo: Cargo, wishes: Wishes) -> Out
     """
     watcher.step(target.name, "asking what it runs")
     before = serving(target, cargo.name)
-    if before is not None and before["digest"] == cargo.digest and not wishes.stage:
+    if before is not None and before["digest"] == cargo.digest and not wishes.waits:
         return Outcome(target.name, "unchanged", f"{_words(before)} already", details=_details(before, before))
     folder = str(PurePosixPath(target.store).parent / "incoming" / cargo.digest)
     watcher.step(target.name, f"sending {cargo.path.stat().st_size} bytes")
@@ -105,9 +112,9 @@ def flash(target: Target, watcher: Watcher, cargo: Cargo, wishes: Wishes) -> Out
     if answer.code != 0:
         raise CommandError(_refusal(answer, folder, cargo))
     after = serving(target, cargo.name)
-    if not wishes.stage and (after is None or after["digest"] != cargo.digest):
+    if not wishes.waits and (after is None or after["digest"] != cargo.digest):
         raise CommandError(f"it took {cargo.name} {cargo.version}, but runs {_words(after)}")
-    text = _last_line(answer.out) + ("" if wishes.stage else _start(target))
+    text = _last_line(answer.out) + ("" if wishes.waits else _start(target))
     return Outcome(target.name, "done", text, details=_details(before, after))
 
 
