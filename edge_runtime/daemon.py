@@ -25,7 +25,7 @@ from edge_runtime import __version__
 from edge_runtime.clock import Clock
 from edge_runtime.config import differences, load_config, read_password, source_broker, upstream_broker
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
-from edge_runtime.health import Counters
+from edge_runtime.health import Counters, machine_state
 from edge_runtime.log import fields, get_logger, setup
 from edge_runtime.loop import Loop
 from edge_runtime.memory import resident_bytes
@@ -221,6 +221,7 @@ class Assembly:
             "runtime": __version__,
             "start": self.start_number,
             "uptime_s": round(time.monotonic() - _STARTED, 1),
+            "machine": machine_state(),
             "readings": sum(counters.counts["readings"] for counters in self.counters.values()),
             "predictions": sum(pipeline.counters.counts["predictions"] for pipeline in self.pipelines),
             "last_prediction": max((p.last_prediction for p in self.pipelines if p.last_prediction), default=None),
@@ -346,7 +347,11 @@ class Assembly:
             ),
             rate=store.over_mqtt_rate,
             counters=self.counters.setdefault("ota", Counters()),
+            on_ask=self._asked,
         )
+
+    def _asked(self) -> None:
+        self.upstream.publish_health_soon()
 
     def _add_source(self, planned: PlannedSource, clock: Clock) -> None:
         source = planned.config

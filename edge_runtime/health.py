@@ -5,6 +5,10 @@ A stage gets a `Counters` of its own and counts; nobody else writes to it. Reaso
 
 from array import array
 from collections import Counter
+from pathlib import Path
+
+_UPTIME = Path("/proc/uptime")
+_TEMPERATURE = Path("/sys/class/thermal/thermal_zone0/temp")
 
 
 class Counters:
@@ -47,3 +51,16 @@ class Latencies:
             return {}
         at = {"p50": 0.5, "p99": 0.99}
         return {name: round(1000 * known[min(len(known) - 1, int(q * len(known)))], 3) for name, q in at.items()}
+
+
+def machine_state() -> dict[str, float | None]:
+    """Since when the machine is on, and how warm its processor is; None where the kernel does not say."""
+    uptime, millidegrees = _first_number(_UPTIME), _first_number(_TEMPERATURE)
+    return {"uptime_s": uptime, "temperature_c": None if millidegrees is None else millidegrees / 1000}
+
+
+def _first_number(path: Path) -> float | None:
+    try:
+        return float(path.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None

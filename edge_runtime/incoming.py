@@ -12,15 +12,18 @@ part is dropped, and the next try begins anew.
 import hashlib
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from edge_runtime.durable import make_folder, remove, write_file
 from edge_runtime.errors import BundleError, CommandError
-from edge_runtime.signature import SUFFIX
+from edge_runtime.signature import NAMESPACE, SUFFIX, require_signature
 from edge_runtime.slots import Listed, Policy, Slot, Store
 
+ROLLBACK_NAMESPACE = f"{NAMESPACE}-rollback"
 SPARE_BYTES = 1024 * 1024
 _READ_BYTES = 1024 * 1024
 
@@ -34,6 +37,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         sha256: of the bundle, in hex.
         signature: the content of `BUNDLE.sig`.
         token: what the device said in its greeting, which shows that the sender is here now.
+        mode: what becomes of it: the active bundle, a staged one, or the shadow of the active one.
     """
 
     transfer: str
@@ -41,6 +45,25 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     signature: str
     token: str = ""
+    mode: Literal["active", "stage", "shadow"] = "active"
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rollback"):
+    """A signed word to go back. It names what it leaves, so that it does nothing once that is done.
+
+    Attributes:
+        device: whom it is for.
+        model: the name of the model.
+        digest: of the bundle that is active now, and shall not be.
+        token: of this start of the device.
+        nonce: makes each order another one.
+    """
+
+    device: str
+    model: str
+    digest: str
+    token: str
+    nonce: str
 
 
 class Incoming:
@@ -55,6 +78,7 @@ class Incoming:
         self._store = store
         self._policy = policy
         self._folder = store.root / ".incoming"
+        self._carried_out: set[str] = set()  # by this start; another start has another token
 
     def serving(self, offer: Offer) -> Listed | None:
         """The bundle, if it is active already.
@@ -124,12 +148,50 @@ class Incoming:
                 raise BundleError("expected the bundle that was announced, found other bytes: send it again")
             part.replace(bundle)
             write_file(bundle.with_name(bundle.name + SUFFIX), offer.signature.encode())
-            return self._store.install(bundle, self._policy).slot
+            policy = replace(self._policy, activate=offer.mode == "active", shadow=offer.mode == "shadow")
+            return self._store.install(bundle, policy).slot
         except OSError as error:
             raise CommandError(f"{self._folder}: cannot be written: {error.strerror}") from error
         finally:
             for path in (part, bundle, bundle.with_name(bundle.name + SUFFIX)):
                 path.unlink(missing_ok=True)
+
+    def rollback(self, text: str, signature: str, token: str) -> Slot:
+        """Carry out a signed order to go back, once.
+
+        Raises:
+            SignatureError: nobody we trust has signed it.
+            CommandError: it is for another device, start or bundle, or was carried out before.
+        """
+        order = self._read_order(text, signature)
+        active = self._store.slot(order.model)
+        wanted = (("device", order.device, self._policy.device), ("token", order.token, token))
+        for what, found, expected in (*wanted, ("digest", order.digest, active.digest)):
+            if found != expected:
+                raise CommandError(f"order to go back: {what}: expected {expected[:16]}, found {found[:16]!r}")
+        if order.nonce in self._carried_out:
+            raise CommandError("order to go back: expected a new one, found one that was carried out before")
+        self._carried_out.add(order.nonce)
+        return self._store.rollback(order.model)
+
+    def _read_order(self, text: str, signature: str) -> Order:
+        try:
+            self._store.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
+            written = self._folder / f"order{SUFFIX}"
+            write_file(written, signature.encode())
+            try:
+                require_signature(
+                    written.with_suffix(""), self._policy.allowed_signers, data=text.encode(), signature=written,
+                    namespace=ROLLBACK_NAMESPACE, place="order to go back",
+                )  # fmt: skip
+            finally:
+                written.unlink(missing_ok=True)
+            return msgspec.json.decode(text, type=Order)
+        except OSError as error:
+            raise CommandError(f"{self._folder}: cannot be written: {error.strerror}") from error
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise CommandError(f"order to go back: {error}") from error
 
     def _part(self, offer: Offer) -> Path:
         return self._folder / f"{offer.sha256}.part"

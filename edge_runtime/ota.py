@@ -6,12 +6,15 @@ Topics below `edge/{device}/ota/`, described in full in `docs/ota.md`::
     want                      device -> sender   JSON: the next chunk, by offset and length
     chunk/TRANSFER/OFFSET     sender -> device   the bytes
     status                    device -> sender   JSON: progress, and in the end what came of it
+    rollback                  sender -> device   JSON: a signed order to go back to the bundle before
+    ask                       sender -> device   anything: publish health now, and not at the end of its interval
 
 Guarantee: the device sets the pace. It asks for one chunk, writes it in a thread, and asks for the next no sooner than
 `over_mqtt_rate` allows, so that at most two chunks are in memory and readings go first. What was not asked for is
 ignored, and counted: lost, doubled, late and misplaced chunks do no harm. An offer must hold the token that the device
 made at this start, and tells whoever offers without it; so an offer that was retained or queued begins nothing. Only
 bundles signed by a key of `allowed_signers` get in, whoever may publish here; the rest is `Store.install`'s to check.
+To go back needs a signature too, of an order that names device, start and bundle and is carried out once.
 
 Weak point: whoever may publish here can keep the one transfer that there is busy; that is for the broker's access list.
 """
@@ -58,6 +61,14 @@ class _Transfer:
     reported: float = 0.0
 
 
+class _Word(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes on `rollback`: an order as the text that was signed; without a signature, a question for the token."""
+
+    transfer: str
+    order: str = ""
+    signature: str = ""
+
+
 class Ota:
     """Takes bundles from the broker.
 
@@ -68,10 +79,19 @@ class Ota:
         incoming: the disk side.
         rate: bytes a second, at most.
         counters: its own.
+        on_ask: somebody wants to know how the device is.
     """
 
     def __init__(
-        self, device: str, connection: AnyConnection, loop: Loop, *, incoming: Incoming, rate: float, counters: Counters
+        self,
+        device: str,
+        connection: AnyConnection,
+        loop: Loop,
+        *,
+        incoming: Incoming,
+        rate: float,
+        counters: Counters,
+        on_ask: Callable[[], None] = lambda: None,
     ) -> None:
         self._base = f"edge/{device}/ota"
         self._connection = connection
@@ -79,6 +99,7 @@ class Ota:
         self._incoming = incoming
         self._rate = rate
         self._counters = counters
+        self._on_ask = on_ask
         self._token = secrets.token_hex(8)
         self._transfer: _Transfer | None = None
         self._said: dict[str, Any] | None = None
@@ -88,7 +109,8 @@ class Ota:
         self._thread: threading.Thread | None = None
         self._stopped = False
         self._is_up = False
-        connection.subscribe([f"{self._base}/offer", f"{self._base}/chunk/+/+"], 1, self._take)
+        filters = ("offer", "chunk/+/+", "rollback", "ask")
+        connection.subscribe([f"{self._base}/{each}" for each in filters], 1, self._take)
 
     def link_changed(self) -> None:
         """The link came up or went down: ask again for what may be lost, and say again how things are."""
@@ -114,13 +136,17 @@ class Ota:
             if not message.topic.startswith(prefix):
                 continue
             what, _, rest = message.topic[len(prefix) :].partition(b"/")
-            if what not in {b"offer", b"chunk"}:
+            if what not in {b"offer", b"chunk", b"rollback", b"ask"}:
                 continue
             message.claimed = True
             if self._stopped:
                 continue
             if what == b"offer":
                 self._offered(message.payload)
+            elif what == b"rollback":
+                self._ordered(message.payload)
+            elif what == b"ask":
+                self._on_ask()
             else:
                 self._arrived(rest, message.payload)
 
@@ -157,6 +183,34 @@ class Ota:
             self._ask()
         else:
             self._refuse(offer, "this bundle is being written or installed: ask again in a moment")
+
+    def _ordered(self, payload: bytes) -> None:
+        try:
+            word = msgspec.json.decode(payload[:MOST_OFFER_BYTES], type=_Word)  # what is cut is no JSON any more
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self._counters.rejected["ota_malformed"] += 1
+            return
+        about = {"transfer": word.transfer[:64]}
+        if not word.signature:
+            self._publish("status", {**about, "state": "greeting", "token": self._token})
+            return
+
+        def go_back() -> Step:
+            try:
+                slot = self._incoming.rollback(word.order, word.signature, self._token)
+            except EdgeError as error:
+                why = one_line(str(error))
+                return lambda: self._answer_order({**about, "state": "refused", "why": why})
+            model = {"model": slot.name, "version": slot.version, "digest": slot.digest}
+            return lambda: self._answer_order({**about, "state": "rolled back", "why": f"it is {slot.state}", **model})
+
+        self._away(go_back)
+
+    def _answer_order(self, document: dict[str, Any]) -> None:
+        level = _log.info if document["state"] == "rolled back" else _log.warning
+        level("order to go back", extra=fields(state=document["state"], why=document["why"]))
+        self._counters.counts["ota_rolled_back" if document["state"] == "rolled back" else "ota_refused"] += 1
+        self._publish("status", document)
 
     def _arrived(self, rest: bytes, data: bytes) -> None:
         transfer = self._transfer

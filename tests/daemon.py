@@ -27,6 +27,7 @@ class Daemon:
         self._notify_path = config.with_suffix(".notify")
         self._notifications: list[str] = []
         self._listener: socket.socket | None = None
+        self.within: list[str] = []  # words before the command, such as those that enter a network namespace
 
     @property
     def log(self) -> str:
@@ -58,7 +59,7 @@ class Daemon:
         self._open_notify_socket()
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._installed.edge_runtime), "run", str(self.config)],
+                [*self.within, str(self._installed.edge_runtime), "run", str(self.config)],
                 cwd=self._folder,
                 env=clean_environment() | {"NOTIFY_SOCKET": str(self._notify_path)} | self._environment,
                 stdin=subprocess.DEVNULL,

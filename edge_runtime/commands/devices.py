@@ -5,10 +5,10 @@ import sys
 import time
 
 from edge_runtime.fleet.cli import add_selection, chosen
-from edge_runtime.fleet.inventory import Rollout
+from edge_runtime.fleet.inventory import Rollout, Target
 from edge_runtime.fleet.overview import HEADER, Row, cells, look, to_json
 from edge_runtime.fleet.progress import shown
-from edge_runtime.fleet.rollout import failures, roll_out
+from edge_runtime.fleet.rollout import Outcome, Watcher, failures, roll_out
 from edge_runtime.fleet.table import render
 
 HELP = "show what the devices of the fleet are doing"
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _, targets, rollout = chosen(args, everything=True)
     with shown(quiet=args.quiet or not sys.stderr.isatty()) as watcher:
-        outcomes = roll_out(targets, look, Rollout(limit=rollout.limit, canaries=0), watcher)
+        outcomes = roll_out(targets, _look, Rollout(limit=rollout.limit, canaries=0), watcher)
     rows = [row for outcome in outcomes if isinstance(row := outcome.details.get("row"), Row)]
     if args.json:
         sys.stdout.write(to_json(rows) + "\n")
@@ -35,3 +35,11 @@ def run(args: argparse.Namespace) -> int:
         now = time.time()
         sys.stdout.write(render(HEADER, [line for row in rows for line in cells(row, now)]) + "\n")
     return failures(outcomes)
+
+
+def _look(target: Target, watcher: Watcher) -> Outcome:
+    if target.transport == "ssh":
+        return look(target, watcher)
+    from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
+
+    return over_mqtt.look(target, watcher)

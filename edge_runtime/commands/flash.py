@@ -1,15 +1,16 @@
 """`edge-runtime flash BUNDLE DEVICE...`: a bundle to devices of the fleet, as `fleet/flash.py` promises."""
 
 import argparse
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from edge_runtime.endpoint import parse_endpoint
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.cli import add_selection, add_waves, carry_out, chosen
 from edge_runtime.fleet.flash import Cargo, Wishes, confirm, flash, load
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetBroker, Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
 HELP = "bring a model to devices of the fleet"
@@ -27,8 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-rejected", action="store_true", help="try again where this bundle failed before")
     parser.add_argument("--max-latency", type=float, metavar="MS", help="devices refuse a slower model")
     parser.add_argument("--max-memory", type=int, metavar="MIB", help="devices refuse a model that needs more")
-    parser.add_argument("--over", choices=("ssh", "mqtt"), default="ssh", help="how devices are reached; default: ssh")
-    parser.add_argument("--broker", metavar="URL", help="with --over mqtt: the devices' broker, mqtt(s)://HOST:PORT")
+    parser.add_argument(
+        "--over", choices=("ssh", "mqtt"), help="how devices are reached; default: as the inventory has it"
+    )
+    parser.add_argument(
+        "--broker", metavar="URL", help="the devices' broker, mqtt(s)://HOST:PORT; default: the inventory's"
+    )
     parser.add_argument("--broker-user", metavar="NAME", help="the account there")
     parser.add_argument("--broker-password-file", type=Path, metavar="FILE", help="its password, on the first line")
     parser.add_argument("--broker-ca-file", metavar="FILE", help="the authority of its certificate")
@@ -50,37 +55,56 @@ def run(args: argparse.Namespace) -> int:
         max_latency_ms=args.max_latency,
         max_memory_mib=args.max_memory,
     )
-    over_mqtt = _over_mqtt(args, cargo) if args.over == "mqtt" else None
+    targets = _where(args, targets)
     about: dict[str, object] = {"model": cargo.name, "version": cargo.version, "digest": cargo.digest}
+
     return carry_out(
         args,
         targets,
         rollout,
-        over_mqtt or (lambda target, watcher: flash(target, watcher, cargo, wishes)),
-        confirm=None if args.stage or over_mqtt else lambda target: confirm(target, cargo),
+        lambda target, watcher: _flash(target, watcher, cargo, wishes),
+        confirm=None if wishes.waits else lambda target: _confirm(target, cargo),
         about=about,
     )
 
 
-def _over_mqtt(args: argparse.Namespace, cargo: Cargo) -> Callable[[Target, Watcher], Outcome]:
-    """The same step over the broker, where the device's name in the inventory is its id."""
-    asked = (args.unsigned, args.stage, args.retry_rejected, args.max_latency, args.max_memory, args.soak)
-    if any(each not in {None, False} for each in asked) or args.broker is None:
-        raise CommandError("--over mqtt: expected --broker, and nothing asked of the install: such wishes need ssh")
-    from edge_runtime.fleet.mqtt_transport import Login, flash_over_mqtt  # noqa: PLC0415 - only where it is asked for
+def _flash(target: Target, watcher: Watcher, cargo: Cargo, wishes: Wishes) -> Outcome:
+    if target.transport == "ssh":
+        return flash(target, watcher, cargo, wishes)
+    from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
 
-    try:
-        parse_endpoint(args.broker)
-        found = args.broker_password_file
-        password = None if found is None else found.read_text(encoding="utf-8").partition("\n")[0]
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--over mqtt: {error}") from error
-    login = Login(url=args.broker, username=args.broker_user, password=password, ca_file=args.broker_ca_file)
+    return over_mqtt.flash(target, watcher, cargo, wishes)
 
-    def step(target: Target, watcher: Watcher) -> Outcome:
-        watcher.step(target.name, "sending over MQTT")
-        return Outcome(
-            target.name, "done", flash_over_mqtt(login, target.name, cargo.path, partial(watcher.bytes, target.name))
+
+def _confirm(target: Target, cargo: Cargo) -> str | None:
+    if target.transport == "ssh":
+        return confirm(target, cargo)
+    from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
+
+    return over_mqtt.confirm(target, cargo)
+
+
+def _where(args: argparse.Namespace, targets: list[Target]) -> list[Target]:
+    """The devices as the command line wants them reached, where it says so.
+
+    Raises:
+        CommandError: what is said of the broker is no address of one.
+    """
+    broker = None
+    if args.broker is not None:
+        try:
+            parse_endpoint(args.broker)
+        except ValueError as error:
+            raise CommandError(f"--broker: {error}") from error
+        password = None if args.broker_password_file is None else str(args.broker_password_file)
+        broker = FleetBroker(
+            url=args.broker, username=args.broker_user, password_file=password, ca_file=args.broker_ca_file
         )
-
-    return step
+    given: dict[str, Any] = {} if args.over is None else {"transport": args.over}
+    given |= {} if broker is None else {"broker": broker}
+    found = [msgspec.structs.replace(target, **given) for target in targets]
+    if any(target.transport == "mqtt" and target.broker is None for target in found):
+        raise CommandError(
+            "over MQTT: expected the devices' broker in [broker] of the inventory or --broker, found none"
+        )
+    return found

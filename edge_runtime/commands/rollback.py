@@ -1,10 +1,12 @@
 """`edge-runtime rollback DEVICE...`: devices of the fleet go back to the model before the active one."""
 
 import argparse
+from pathlib import Path
 
 from edge_runtime.fleet.cli import add_selection, carry_out, chosen
 from edge_runtime.fleet.flash import rollback
-from edge_runtime.fleet.inventory import Rollout
+from edge_runtime.fleet.inventory import Rollout, Target
+from edge_runtime.fleet.rollout import Outcome, Watcher
 
 HELP = "take devices of the fleet back to the model before"
 
@@ -12,6 +14,7 @@ HELP = "take devices of the fleet back to the model before"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The devices, and the model where there are several."""
     add_selection(parser)
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="signs the order to devices that MQTT reaches")
     parser.add_argument("--model", metavar="NAME", help="which model, where a device has several")
 
 
@@ -22,10 +25,18 @@ def run(args: argparse.Namespace) -> int:
         EdgeError: the inventory or the choice of devices is wrong; no device was touched.
     """
     _, targets, rollout = chosen(args)
+
+    def step(target: Target, watcher: Watcher) -> Outcome:
+        if target.transport == "ssh":
+            return rollback(target, watcher, args.model)
+        from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
+
+        return over_mqtt.rollback(target, watcher, args.model, args.sign)
+
     return carry_out(
         args,
         targets,
         Rollout(limit=rollout.limit, canaries=0),  # whoever goes back is in a hurry
-        lambda target, watcher: rollback(target, watcher, args.model),
+        step,
         about={"model": args.model},
     )

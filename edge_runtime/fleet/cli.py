@@ -48,7 +48,8 @@ def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet
     fleet = load_inventory(find_inventory(args.inventory))
     everything = args.all or (everything and not args.device)
     targets = select(fleet, args.device, everything=everything, kind=args.kind)
-    require_ssh()
+    if any(each.transport == "ssh" for each in targets):
+        require_ssh()
     given = {key: getattr(args, key, None) for key in ("limit", "canaries", "wave", "soak")}
     rollout: Rollout = msgspec.structs.replace(
         fleet.rollout, **{key: value for key, value in given.items() if value is not None}

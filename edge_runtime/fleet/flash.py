@@ -21,7 +21,7 @@ from edge_runtime.fleet.transfer import send
 
 INSTALL_SECONDS = 300.0  # the self-test on the device has 120 of its own, and a Zero 2 W loads slowly
 ASK_SECONDS = 60.0
-_SERVING = ("active", "probation")
+SERVING = ("active", "probation")
 
 
 class Cargo(msgspec.Struct, frozen=True):
@@ -95,7 +95,7 @@ def flash(target: Target, watcher: Watcher, cargo: Cargo, wishes: Wishes) -> Out
     watcher.step(target.name, "asking what it runs")
     before = serving(target, cargo.name)
     if before is not None and before["digest"] == cargo.digest and not wishes.waits:
-        return Outcome(target.name, "unchanged", f"{_words(before)} already", details=_details(before, before))
+        return Outcome(target.name, "unchanged", f"{words(before)} already", details=details(before, before))
     folder = str(PurePosixPath(target.store).parent / "incoming" / cargo.digest)
     watcher.step(target.name, f"sending {cargo.path.stat().st_size} bytes")
     for path in (cargo.path, *cargo.beside):
@@ -113,9 +113,9 @@ def flash(target: Target, watcher: Watcher, cargo: Cargo, wishes: Wishes) -> Out
         raise CommandError(_refusal(answer, folder, cargo))
     after = serving(target, cargo.name)
     if not wishes.waits and (after is None or after["digest"] != cargo.digest):
-        raise CommandError(f"it took {cargo.name} {cargo.version}, but runs {_words(after)}")
+        raise CommandError(f"it took {cargo.name} {cargo.version}, but runs {words(after)}")
     text = _last_line(answer.out) + ("" if wishes.waits else _start(target))
-    return Outcome(target.name, "done", text, details=_details(before, after))
+    return Outcome(target.name, "done", text, details=details(before, after))
 
 
 # A daemon that runs takes the new model by itself; one that was never started, or gave up for want of a model, may now.
@@ -142,25 +142,25 @@ def rollback(target: Target, watcher: Watcher, name: str | None) -> Outcome:
         CommandError: there is nothing to go back to.
     """
     watcher.step(target.name, "asking what it runs")
-    running = [each for each in listing(target) if each["state"] in _SERVING]
+    running = [each for each in listing(target) if each["state"] in SERVING]
     if name is None:
         if len(running) != 1:
             known = ", ".join(each["name"] for each in running) or "none"
             raise CommandError(f"expected one model, found {len(running)} ({known}): name one with --model")
         name = running[0]["name"]
     before = next((each for each in running if each["name"] == name), None)
-    watcher.step(target.name, f"going back from {_words(before)}")
+    watcher.step(target.name, f"going back from {words(before)}")
     answer = run(target, models(target, "rollback", name), timeout=ASK_SECONDS)
     if answer.code != 0:
         raise CommandError(answer.reason)
-    return Outcome(target.name, "done", _last_line(answer.out), details=_details(before, serving(target, name)))
+    return Outcome(target.name, "done", _last_line(answer.out), details=details(before, serving(target, name)))
 
 
 def confirm(target: Target, cargo: Cargo) -> str | None:
     """What is wrong with a device after it has run the new bundle for a while; None when nothing is."""
     for each in listing(target):
         if each["digest"] == cargo.digest:
-            if each["state"] in _SERVING:
+            if each["state"] in SERVING:
                 return None
             return f"{cargo.name} {cargo.version} is {each['state']}: {each.get('why') or 'it went back by itself'}"
     return f"{cargo.name} {cargo.version} is not there any more"
@@ -204,7 +204,7 @@ def read_listing(text: str) -> list[dict[str, Any]]:
 
 def serving(target: Target, name: str) -> dict[str, Any] | None:
     """The bundle of a name that a device runs now."""
-    return next((each for each in listing(target) if each["name"] == name and each["state"] in _SERVING), None)
+    return next((each for each in listing(target) if each["name"] == name and each["state"] in SERVING), None)
 
 
 def _there(cargo: Cargo, path: Path) -> str:
@@ -226,9 +226,11 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def _words(found: dict[str, Any] | None) -> str:
+def words(found: dict[str, Any] | None) -> str:
+    """A bundle of a listing, for people."""
     return "nothing" if found is None else f"{found['name']} {found['version']} ({found['digest'][:12]})"
 
 
-def _details(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, object]:
+def details(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, object]:
+    """What a program may want to know of a change."""
     return {"before": before, "after": after}

@@ -10,9 +10,11 @@ from msgspec import Meta
 
 from edge_runtime.config import parse_toml
 from edge_runtime.config_convert import Conversion, Converted, Mistake, nearest, quote
+from edge_runtime.endpoint import parse_endpoint
 from edge_runtime.errors import CommandError, ConfigError
 from edge_runtime.settings import Count, FilePath, Name, NewPath, Port16, SomeSeconds, Table, Text
 
+HOST = "a host or a name in ~/.ssh/config, such as pi@press-07.local"
 # A host that begins with a dash would be an option of ssh, and one with a space two words.
 Address = Annotated[
     str,
@@ -20,7 +22,7 @@ Address = Annotated[
         min_length=1,
         max_length=255,
         pattern=r"^[^\s\x00-\x1f\x7f-][^\s\x00-\x1f\x7f]*$",
-        extra={"expected": "a host or a name in ~/.ssh/config, such as pi@press-07.local"},
+        extra={"expected": HOST},
     ),
 ]
 # Part of a unit's name and of file names on the device.
@@ -69,15 +71,31 @@ class Defaults(Table, frozen=True, kw_only=True):
     ssh_config: FilePath | None = None
 
 
+class FleetBroker(Table, frozen=True, kw_only=True):
+    """`[broker]`: where devices with `transport = "mqtt"` are met.
+
+    Attributes:
+        url: `mqtt://HOST:PORT`, or `mqtts://` with TLS.
+        username: An account that may do what `docs/ota.md` lists.
+        password_file: A file whose first line is its password.
+        ca_file: The authority of the broker's certificate, where this machine does not know it.
+    """
+
+    url: Text
+    username: Text | None = None
+    password_file: FilePath | None = None
+    ca_file: FilePath | None = None
+
+
 class Device(Table, frozen=True, kw_only=True):
     """`[[device]]`: one device.
 
     Attributes:
-        name: What the commands call it.
-        address: A host, USER@HOST or a name in `~/.ssh/config`.
+        name: What the commands call it. Over MQTT it is the `id` in its device file.
+        address: A host, USER@HOST or a name in `~/.ssh/config`. Not needed over MQTT.
         group: Devices that are flashed together, as `group:NAME`.
         class_: What kind of device it is, such as `pi4`. For people, and for `--class`.
-        transport: How it is reached.
+        transport: How it is reached: `ssh`, or `mqtt` where only the broker of `[broker]` can reach it.
         service: The instance of the service, `edge-runtime@SERVICE`; the device's name when left out.
         config: The device file that `provision` installs, here on this machine.
         port: As in `[defaults]`.
@@ -88,10 +106,10 @@ class Device(Table, frozen=True, kw_only=True):
     """
 
     name: Service
-    address: Address
+    address: Address | None = None
     group: Name | None = None
     class_: Name | None = msgspec.field(default=None, name="class")
-    transport: Literal["ssh"] = "ssh"
+    transport: Literal["ssh", "mqtt"] = "ssh"
     service: Service | None = None
     config: NewPath | None = None
     port: Port16 | None = None
@@ -107,18 +125,20 @@ class Fleet(Table, frozen=True, kw_only=True):
     Attributes:
         rollout: How many devices are changed at once.
         defaults: What holds for every device.
+        broker: Where devices behind a router are met.
         device: The devices.
         path: The file itself. No key of it.
     """
 
     rollout: Rollout = Rollout()
     defaults: Defaults = Defaults()
+    broker: FleetBroker | None = None
     device: tuple[Device, ...]
     path: str = ""
 
 
 class Target(msgspec.Struct, frozen=True):
-    """A device with everything that is needed to talk to it."""
+    """A device with everything that is needed to talk to it; `broker` only where `transport` is `mqtt`."""
 
     name: str
     address: str
@@ -134,6 +154,8 @@ class Target(msgspec.Struct, frozen=True):
     connect_timeout: float
     stall_timeout: float
     ssh_config: str | None
+    transport: str = "ssh"
+    broker: FleetBroker | None = None
 
 
 def find_inventory(given: str | None) -> Path:
@@ -165,7 +187,16 @@ def _rules(tables: list[Converted]) -> list[Mistake]:
     found = []
     for table in tables:
         device = table.value
-        if not isinstance(device, Device) or "name" in table.wrong:
+        if isinstance(device, FleetBroker) and "url" not in table.wrong:
+            try:
+                parse_endpoint(device.url)
+            except ValueError as error:
+                found.append(Mistake(table.key("url"), str(error)))
+        if not isinstance(device, Device):
+            continue
+        if device.transport == "ssh" and device.address is None and not table.wrong & {"address", "transport"}:
+            found.append(Mistake(table.key("address"), f"expected {HOST}, but the key is missing"))
+        if "name" in table.wrong:
             continue
         if device.name in seen:
             found.append(
@@ -210,7 +241,7 @@ def target(fleet: Fleet, device: Device) -> Target:
     base = fleet.defaults
     return Target(
         name=device.name,
-        address=device.address,
+        address=device.address or "",
         group=device.group,
         kind=device.class_,
         service=device.service or device.name,
@@ -223,4 +254,6 @@ def target(fleet: Fleet, device: Device) -> Target:
         connect_timeout=base.connect_timeout,
         stall_timeout=base.stall_timeout,
         ssh_config=base.ssh_config,
+        transport=device.transport,
+        broker=fleet.broker,
     )

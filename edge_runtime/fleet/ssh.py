@@ -110,6 +110,8 @@ def run(target: Target, words: Sequence[str], *, stdin: bytes = b"", timeout: fl
 @contextlib.contextmanager
 def start(target: Target, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A command on a device with its pipes open; it is ended when the block is left."""
+    if target.transport != "ssh":
+        raise UnreachableError("it is reached over MQTT only, and this needs ssh")
     process = subprocess.Popen(
         [*command(target), target.address, "--", shlex.join(words)],
         stdin=subprocess.PIPE,

@@ -396,3 +396,99 @@ def test_a_full_disk_is_told(device: Device, cargo: Cargo, monkeypatch: pytest.M
     device.wait(lambda: device.state == "failed", "the refusal")
     assert "make room" in device.last("status")["why"]
     assert device.wants() == []
+
+
+def _order(to: Device, signer: builders.Signer, folder: Path, changes: dict[str, str] | None = None) -> dict[str, str]:
+    """A signed order to go back from what is active; the changes are made before it is signed."""
+    to.hear("rollback", {"transfer": "r"})
+    assert to.state == "greeting"
+    order = {
+        "type": "rollback",
+        "device": "room",
+        "model": "comfort",
+        "digest": to.store.slot("comfort").digest,
+        "token": to.last("status")["token"],
+        "nonce": "1",
+    } | (changes or {})
+    text = folder / "order"
+    text.write_bytes(msgspec.json.encode(order))
+    namespace = "edge-bundle-rollback"
+    return {"transfer": "r", "order": text.read_text(), "signature": signer.sign(text, namespace).read_text()}
+
+
+@pytest.fixture
+def upgraded(tmp_path: Path, signer: builders.Signer) -> Device:
+    """Version 1.1.0 runs, and 1.0.0 ran before."""
+    device = Device(tmp_path, signer)
+    for version in ("1.0.0", "1.1.0"):
+        cargo = _cargo(tmp_path / version, signer, version, f"t{version[2]}")
+        device.store.install(cargo.path, Policy(allowed_signers=signer.allowed))
+    return device
+
+
+def test_a_signed_order_takes_a_device_back_once(upgraded: Device, tmp_path: Path, signer: builders.Signer) -> None:
+    """Whoever records the order and plays it back changes nothing: not now, and not at the next start."""
+    order = _order(upgraded, signer, tmp_path)
+    upgraded.hear("rollback", order)
+    upgraded.wait(lambda: upgraded.state == "rolled back", "the way back")
+    assert upgraded.last("status")["version"] == "1.0.0"
+    upgraded.link.said.clear()
+    upgraded.store.activate("comfort", "1.1.0")
+    upgraded.hear("rollback", order)
+    upgraded.wait(lambda: upgraded.state == "refused", "the refusal")
+    assert "carried out before" in upgraded.last("status")["why"]
+    upgraded.end()
+    again = Device(tmp_path, signer)
+    again.hear("rollback", order)
+    again.wait(lambda: again.state == "refused", "the refusal of the next start")
+    assert "token: expected" in again.last("status")["why"]
+    assert again.store.slot("comfort").version == "1.1.0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": "attic"}, "device: expected room, found 'attic'"),
+        ({"digest": "0" * 64}, "digest: expected"),
+        ({"token": "0" * 16}, "token: expected"),
+        ({"type": "allow-older"}, "order to go back: "),
+        ({"model": "nothing"}, "found nothing"),
+    ],
+)
+def test_an_order_for_something_else_is_refused(
+    upgraded: Device, tmp_path: Path, signer: builders.Signer, changes: dict[str, str], words: str
+) -> None:
+    """It names one device, one start and the bundle that it leaves."""
+    upgraded.hear("rollback", _order(upgraded, signer, tmp_path, changes))
+    upgraded.wait(lambda: upgraded.state == "refused", "the refusal")
+    assert words in upgraded.last("status")["why"]
+    assert upgraded.store.slot("comfort").version == "1.1.0"
+
+
+def test_an_order_that_nobody_trusted_signed_is_refused(
+    upgraded: Device, tmp_path: Path, signer: builders.Signer
+) -> None:
+    """A stranger's key, no signature at all, and a bundle's signature."""
+    stranger = _order(upgraded, builders.signer(tmp_path / "stranger"), tmp_path)
+    good = _order(upgraded, signer, tmp_path)
+    bundles = signer.sign(tmp_path / "order").read_text()
+    for order in (stranger, good | {"signature": "none"}, good | {"signature": bundles}):
+        upgraded.link.said.clear()
+        upgraded.hear("rollback", order)
+        upgraded.wait(lambda: upgraded.state == "refused", "the refusal")
+    assert upgraded.store.slot("comfort").version == "1.1.0"
+
+
+def test_a_bundle_is_sent_as_a_shadow(device: Device, cargo: Cargo, tmp_path: Path, signer: builders.Signer) -> None:
+    """The offer says what becomes of it; as a shadow it stands beside the active one."""
+    _receive(device, cargo)
+    _finish(device, cargo)
+    candidate = _cargo(tmp_path / "candidate", signer, "1.2.0", "t2")
+    candidate.offer["mode"] = "shadow"
+    _receive(device, candidate)
+    _finish(device, candidate)
+    assert device.last("status")["why"] == "it is staged"
+    assert [(each.version, each.state, each.shadow) for each in device.store.entries()] == [
+        ("1.1.0", "probation", False),
+        ("1.2.0", "staged", True),
+    ]

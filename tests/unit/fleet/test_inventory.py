@@ -83,12 +83,12 @@ def test_every_mistake_of_an_inventory_is_told_at_once(tmp_path: Path) -> None:
             'found "-oProxyCommand=reboot"'
         ),
         'device[2] "x y".name: expected letters, digits and _ . -, found "x y"',
+        'device[2] "x y".adress: unknown key: did you mean address?',
+        'device[1] "a".name: expected a name of its own, found that of another device, device[0] "a"',
         (
             'device[2] "x y".address: expected a host or a name in ~/.ssh/config, such as pi@press-07.local, '
             "but the key is missing"
         ),
-        'device[2] "x y".adress: unknown key: did you mean address?',
-        'device[1] "a".name: expected a name of its own, found that of another device, device[0] "a"',
     ]
 
 
@@ -116,3 +116,15 @@ def test_the_sample_inventory_is_right() -> None:
     fleet = load_inventory(ROOT / "device_configs" / "fleet.toml")
     assert len(fleet.device) == 3
     assert all(Path(device.config or "").is_file() for device in fleet.device)
+
+
+def test_a_device_behind_a_router_needs_a_broker_and_no_address(tmp_path: Path) -> None:
+    """What is reached over MQTT is met at the broker of the inventory; its address is checked like any other."""
+    text = '[[device]]\nname = "roof"\ntransport = "mqtt"\n'
+    (roof,) = select(load(tmp_path, text + '[broker]\nurl = "mqtts://broker.example"\n'), ["roof"])
+    assert roof.transport == "mqtt"
+    assert roof.broker is not None
+    assert roof.broker.url == "mqtts://broker.example"
+    assert mistakes(tmp_path, text + '[broker]\nurl = "broker.example"\n') == [
+        'broker.url: expected mqtt://HOST:PORT or mqtts://HOST:PORT, found "broker.example": write mqtt://broker.example'
+    ]
