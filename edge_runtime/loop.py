@@ -14,8 +14,10 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 Callback = Callable[[], object]
+Poll = Callable[[float | None], list[tuple[int, int]]]
 
 
 class Timer:
@@ -52,6 +54,7 @@ class Loop:
         self._from_threads: deque[Callback] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._running = False
+        self._wait: Poll = self._epoll.poll
         self.progress = 0
         self.add_reader(self._wake_read, self._drain_wake_pipe)
 
@@ -123,7 +126,7 @@ class Loop:
     def run_once(self, most: float | None = None) -> None:
         """Wait for the next event, for `most` seconds at the longest, and serve everything that is due."""
         self.progress += 1
-        for fd, events in self._epoll.poll(self._patience(most)):
+        for fd, events in self._wait(self._patience(most)):
             if events & ~select.EPOLLOUT:
                 reader = self._readers.get(fd)
                 if reader is not None:
@@ -136,6 +139,10 @@ class Loop:
             self._run_timers()
         while self._soon:
             self._soon.popleft()()
+
+    def wait_through(self, around: Callable[[Poll, float | None], list[tuple[int, int]]]) -> None:
+        """Wait by `around(poll, patience)` from now on, which so learns when this thread rests."""
+        self._wait = partial(around, self._epoll.poll)
 
     def close(self) -> None:
         """Give the descriptors back."""

@@ -1,12 +1,13 @@
 """Requests and answers, without a server in sight; every refusal is JSON with an `error`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from edge_runtime.errors import EdgeError
+from edge_runtime.http.watching import Watching
 
 REASONS = {
     200: "OK",
@@ -26,23 +27,32 @@ REASONS = {
 
 @dataclass(slots=True)
 class Request:
-    """What was asked. Names of headers are in lower case."""
+    """What was asked.
+
+    Attributes:
+        method: in capitals.
+        path: its bytes as Latin-1, without the query.
+        headers: names in lower case.
+        body: as it came; unpacked once it has been looked at.
+        route: the name of what answers, for the metrics; `-` where nothing does.
+    """
 
     method: str
     path: str
-    query: str
     headers: Mapping[str, str]
     body: bytes
+    route: str = "-"
 
 
 @dataclass(slots=True)
 class Answer:
-    """What is answered. `body` may be an iterable, for a stream of events."""
+    """What is answered. With `watching`, the events from there follow for as long as the client stays."""
 
     status: int = 200
-    body: bytes | Iterable[bytes] = b""
+    body: bytes = b""
     type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
+    watching: Watching | None = None
 
 
 class RefusedError(EdgeError):

@@ -1,41 +1,37 @@
-"""The WSGI callable: token, host, size, route, answer. Every refusal is JSON with an `error`; nothing gets past as 500.
+"""The routes: token, host, size, route, answer. Every refusal is JSON with an `error`; nothing gets past as 500.
 
-Pure but for the scorer's thread: it is tested without a socket. What a path names is looked up in a table, and never
-reaches a file system.
+Two doors lead to the same place. `begin` takes a request as far as its model, so that the server can score together
+what waits together; `App` itself is a WSGI callable, which does one request from beginning to end. An `App` belongs to
+one thread. It is tested without a socket. What a path names is looked up in a table, and never reaches a file system.
 """
 
-import queue
 import re
-import threading
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
-
-import msgspec
 
 from edge_runtime import __version__
 from edge_runtime.errors import EdgeError
 from edge_runtime.http import metrics, named, tensors
 from edge_runtime.http.access import Gate
 from edge_runtime.http.answers import REASONS, Answer, RefusedError, Request, busy, json_answer
-from edge_runtime.http.board import Board, Event
-from edge_runtime.http.scorer import Scorer
+from edge_runtime.http.board import Board
+from edge_runtime.http.scorer import Scorer, Work, result
 from edge_runtime.http.served import Served, find
+from edge_runtime.http.watching import Watching
 from edge_runtime.log import fields, get_logger
 
 MAX_BODY_BYTES = 8 << 20
-STREAM = "/events"
-MAX_QUEUED = 64  # requests that have arrived and wait for a thread
 STALE_S = 30.0  # a loop that has not answered for so long is not healthy
 SMALLEST_GZIP = 1024
-EVENTS_EVERY_S = 0.25
-KEEP_ALIVE_S = 10.0
 
 _log = get_logger("http")
 
-Handler = Callable[[Request, Mapping[str, str]], Answer]
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+Handler = Callable[[Request, Mapping[str, str]], Answer | Work]
 
 
 class App:
@@ -53,17 +49,15 @@ class App:
         self.board = board
         self.scorer = Scorer()
         self.requests: Counter[tuple[str, int]] = Counter()
-        self.queued: Callable[[], int] = lambda: 0
-        self.on_streams: Callable[[int], object] = lambda _count: None
         self._gate = Gate(token)
-        self._stopped = threading.Event()
+        self._stopped = False
         model = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
         table: list[tuple[str, str, str, Handler]] = [
             ("predict", r"/predict/(?P<model>[^/]+)", "POST", self._predict),
             ("infer", model + r"/infer", "POST", self._infer),
             ("page", r"/", "GET", self._page),
             ("openapi", r"/openapi\.json", "GET", self._openapi),
-            ("events", STREAM, "GET", self._events),
+            ("events", r"/events", "GET", self._events),
             ("health", r"/health\.json", "GET", self._health),
             ("healthz", r"/healthz", "GET", self._healthz),
             ("metrics", r"/metrics", "GET", self._metrics),
@@ -78,35 +72,64 @@ class App:
         self._routes = [(name, re.compile(pattern), method, handler) for name, pattern, method, handler in table]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """One request, by the rules of WSGI."""
-        method, headers = environ["REQUEST_METHOD"], _headers(environ)
-        route = "-"
+        """One request, by the rules of WSGI. Of the events it gives those that are there, and ends."""
+        request = Request(
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            _headers(environ),
+            environ["wsgi.input"].read(min(int(environ.get("CONTENT_LENGTH") or 0), MAX_BODY_BYTES + 1)),
+        )
+        begun = self.begin(request)
+        while isinstance(begun, Work):
+            self.scorer.turn()
+            if begun.answer is not None:
+                begun = self.end(request, begun)
+        if begun.watching is not None:
+            begun.body = begun.watching.first()
+            begun.watching.leave()
+        start_response(f"{begun.status} {REASONS[begun.status]}", list(begun.headers.items()))
+        return [] if request.method == "HEAD" else [begun.body]
+
+    def begin(self, request: Request) -> Answer | Work:
+        """Answer a request, or let it wait for its model: its `Work` is in the scorer then, and `end` answers it."""
         try:
-            self._gate.admit(headers)
-            route, handler, parts = self._route(method, _path(environ))
-            self._make_way(route)
-            request = Request(method, environ["PATH_INFO"], environ.get("QUERY_STRING", ""), headers, _body(environ))
-            answer = handler(request, parts)
-        except RefusedError as error:
-            answer = error.answer()
-        except EdgeError as error:
-            answer = RefusedError(500, str(error)).answer()
-        except Exception:  # noqa: BLE001 - the stage's edge: the server goes on, the log has the traceback
-            _log.exception("a request failed", extra=fields(route=route))
-            answer = RefusedError(500, "internal error: see the log").answer()
-        self.requests[route, answer.status] += 1
-        return _respond(answer, method, headers, start_response)
+            self._gate.admit(request.headers)
+            request.route, handler, parts = self._route(request.method, _path(request.path))
+            request.body = _unpacked(request)
+            begun = handler(request, parts)
+            if isinstance(begun, Work):
+                self.scorer.add(begun)
+                return begun
+        except Exception as error:  # noqa: BLE001 - the stage's edge: the server goes on, the client is told
+            begun = _refusal(request, error)
+        return self._dressed(request, begun)
+
+    def end(self, request: Request, work: Work) -> Answer:
+        """The answer to a request whose windows have been scored, or could not be."""
+        try:
+            answer = result(work)
+        except Exception as error:  # noqa: BLE001 - as above
+            answer = _refusal(request, error)
+        return self._dressed(request, answer)
 
     def stop(self) -> None:
-        """End the streams of events and the scorer."""
-        self._stopped.set()
-        self.board.post("stopping", b"{}")  # wakes those who wait for an event
-        self.scorer.stop()
+        """Be ready for nothing more."""
+        self._stopped = True
 
-    def _make_way(self, route: str) -> None:
-        """Refuse work at once, when more of it waits for a thread than will be served soon."""
-        if route in {"predict", "infer"} and self.queued() > MAX_QUEUED:
-            raise busy("too many requests are waiting: try again in a second")
+    def _dressed(self, request: Request, answer: Answer) -> Answer:
+        """Count it, pack it, and give it its headers."""
+        self.requests[request.route, answer.status] += 1
+        body = answer.body
+        headers = {"Content-Type": answer.type, **_HEADERS, **answer.headers}
+        if answer.watching is None:
+            if len(body) >= SMALLEST_GZIP and _takes_gzip(request.headers):
+                packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+                answer.body = body = packer.compress(body) + packer.flush()
+                headers["Content-Encoding"] = "gzip"
+                headers["Vary"] = "Accept-Encoding"
+            headers["Content-Length"] = str(len(body))
+        answer.headers = headers
+        return answer
 
     def _route(self, method: str, path: str) -> tuple[str, Handler, dict[str, str]]:
         for name, pattern, wanted, handler in self._routes:
@@ -133,32 +156,14 @@ class App:
     def _openapi(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
         return Answer(body=_file("openapi.json"))
 
-    def _events(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        watcher = self.board.watch()
-        if watcher is None:
+    def _events(self, request: Request, _parts: Mapping[str, str]) -> Answer:
+        head = {"Cache-Control": "no-store"}
+        if request.method == "HEAD":
+            return Answer(type="text/event-stream", headers=head)
+        watching = Watching.begin(self.board)
+        if watching is None:
             raise busy("enough pages are open already: close one of them")
-        return Answer(body=self._stream(watcher), type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-    def _stream(self, watcher: "queue.SimpleQueue[Event]") -> Iterator[bytes]:
-        """Events as they come, a few times a second at most; the health document every now and then."""
-        self.on_streams(self.board.watchers)
-        try:
-            yield b"retry: 1000\n\n" + _event("health", msgspec.json.encode(self.board.health()))
-            while not self._stopped.is_set():
-                try:
-                    events = [watcher.get(timeout=KEEP_ALIVE_S / 5)]
-                except queue.Empty:
-                    events = []
-                while not watcher.empty():
-                    events.append(watcher.get())
-                if self._stopped.is_set():
-                    break  # the loop is waiting for us: it has no health to tell
-                events.append(("health", msgspec.json.encode(self.board.health())))
-                yield b"".join(_event(kind, document) for kind, document in events)
-                self._stopped.wait(EVENTS_EVERY_S)
-        finally:
-            self.board.leave(watcher)
-            self.on_streams(self.board.watchers)
+        return Answer(type="text/event-stream", headers=head, watching=watching)
 
     def _health(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
         return json_answer(self.board.health())
@@ -179,7 +184,7 @@ class App:
         return json_answer({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
 
     def _ready(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        if self._stopped.is_set() or not self.models:
+        if self._stopped or not self.models:
             raise RefusedError(503, "no model is ready")
         return json_answer({"ready": True, "live": True})
 
@@ -197,12 +202,12 @@ class App:
     def _model_ready(self, _request: Request, parts: Mapping[str, str]) -> Answer:
         return json_answer({"name": self._find(parts).name, "ready": True})
 
-    def _infer(self, request: Request, parts: Mapping[str, str]) -> Answer:
+    def _infer(self, request: Request, parts: Mapping[str, str]) -> Work:
         header = request.headers.get(tensors.LENGTH_HEADER.lower())
-        return tensors.infer(self._find(parts), request.body, header, self.scorer)
+        return tensors.infer(self._find(parts), request.body, header)
 
-    def _predict(self, request: Request, parts: Mapping[str, str]) -> Answer:
-        return named.predict(self._find(parts), request.body, self.scorer)
+    def _predict(self, request: Request, parts: Mapping[str, str]) -> Work:
+        return named.predict(self._find(parts), request.body)
 
     def _find(self, parts: Mapping[str, str]) -> Served:
         return find(self.models, parts["model"], parts.get("version"))
@@ -221,26 +226,25 @@ def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
     return headers
 
 
-def _path(environ: Mapping[str, Any]) -> str:
+def _path(raw: str) -> str:
     """The path, decoded: WSGI hands its bytes over as Latin-1."""
-    raw: str = environ["PATH_INFO"]
+    if raw.isascii():
+        return raw
     try:
         return raw.encode("latin-1").decode()
     except UnicodeError:
         raise RefusedError(400, "expected a path in UTF-8") from None
 
 
-def _body(environ: Mapping[str, Any]) -> bytes:
-    """The body, unpacked; never more than the limit, packed or unpacked."""
-    if environ["REQUEST_METHOD"] not in {"POST", "PUT", "PATCH"}:
+def _unpacked(request: Request) -> bytes:
+    """The body; never more than the limit, packed or unpacked."""
+    if request.method not in {"POST", "PUT", "PATCH"}:
         return b""
-    too_large = RefusedError(413, f"expected at most {MAX_BODY_BYTES} bytes")
-    if int(environ.get("CONTENT_LENGTH") or 0) > MAX_BODY_BYTES:
-        raise too_large
-    body: bytes = environ["wsgi.input"].read(MAX_BODY_BYTES + 1)
+    body = request.body
+    too_large = f"expected at most {MAX_BODY_BYTES} bytes"
     if len(body) > MAX_BODY_BYTES:
-        raise too_large
-    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower()
+        raise RefusedError(413, too_large)
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in {"identity", ""}:
         return body
     if encoding not in {"gzip", "x-gzip", "deflate"}:
@@ -251,32 +255,19 @@ def _body(environ: Mapping[str, Any]) -> bytes:
     except zlib.error as error:
         raise RefusedError(400, f"expected a body packed with {encoding}, found none: {error}") from error
     if len(unpacked) > MAX_BODY_BYTES:
-        raise too_large
+        raise RefusedError(413, too_large)
     if not unpacker.eof:
         raise RefusedError(400, f"expected a whole body packed with {encoding}, found a part of one")
     return unpacked
 
 
-def _respond(
-    answer: Answer, method: str, headers: Mapping[str, str], start_response: Callable[..., Any]
-) -> Iterable[bytes]:
-    head = {
-        "Content-Type": answer.type,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-        **answer.headers,
-    }
-    body = answer.body
-    if isinstance(body, bytes):
-        if len(body) >= SMALLEST_GZIP and _takes_gzip(headers):
-            packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
-            body = packer.compress(body) + packer.flush()
-            head["Content-Encoding"] = "gzip"
-            head["Vary"] = "Accept-Encoding"
-        head["Content-Length"] = str(len(body))
-        body = [body]
-    start_response(f"{answer.status} {REASONS.get(answer.status, 'Unknown')}", list(head.items()))
-    return [] if method == "HEAD" else body
+def _refusal(request: Request, error: Exception) -> Answer:
+    if isinstance(error, RefusedError):
+        return error.answer()
+    if not isinstance(error, EdgeError):
+        _log.error("a request failed", extra=fields(route=request.route), exc_info=error)
+        error = RefusedError(500, "internal error: see the log")
+    return RefusedError(500, str(error)).answer()
 
 
 def _takes_gzip(headers: Mapping[str, str]) -> bool:
@@ -285,7 +276,3 @@ def _takes_gzip(headers: Mapping[str, str]) -> bool:
         if name.strip() == "gzip":
             return quality.strip().replace(" ", "") not in {"q=0", "q=0.0", "q=0.00", "q=0.000"}
     return False
-
-
-def _event(kind: str, document: bytes) -> bytes:
-    return b"event: " + kind.encode() + b"\ndata: " + document.replace(b"\n", b"") + b"\n\n"

@@ -1,12 +1,9 @@
 """`[http]` beside a running daemon: the server over the models that the stream uses.
 
-Guarantee: the stream never waits for a request. The server's threads see the models and the board, nothing else of
-the loop. They compete with it for the interpreter, so the switch interval is cut to a millisecond: the loop waits at
-most about so long for each of the three threads that may be before it (the default is five times that). An address
-that is in use is tried again.
+Guarantee: the stream never waits for a request, but for the rest of one that is being read or written (`courtesy.py`).
+The server's thread sees the models and the board, nothing else of the loop. An address that is in use is tried again.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 from edge_runtime.http.access import read_token
 from edge_runtime.http.app import App
 from edge_runtime.http.board import Board, TappedPayload
+from edge_runtime.http.courtesy import courtesy_to
 from edge_runtime.http.served import Served
 from edge_runtime.http.server import ListenError, Server
 from edge_runtime.log import fields, get_logger
@@ -25,7 +23,6 @@ from edge_runtime.settings import Http
 from edge_runtime.settings import Model as ModelConfig
 
 RETRY_S = 5.0
-SWITCH_S = 0.001
 
 _log = get_logger("http")
 
@@ -56,6 +53,7 @@ class Attached:
         self._device = device
         self._start = start
         self._loop = loop
+        self._courtesy = courtesy_to(loop)
         self._on_change = on_change
         self._board = Board(loop.call_soon_threadsafe, health)
         self._token = None if config.token_file is None else read_token(Path(config.token_file))
@@ -79,8 +77,7 @@ class Attached:
     def begin(self, models: list[tuple[ModelConfig, Model]]) -> None:
         """Listen, now or as soon as the address is free."""
         self._app = App([self._served(*each) for each in models], self._board, token=self._token)
-        self._server = Server(self._app, self._config.listen)
-        sys.setswitchinterval(SWITCH_S)
+        self._server = Server(self._app, self._config.listen, self._courtesy)
         self._listen()
 
     def exchange(self, config: ModelConfig, model: Model) -> None:

@@ -15,10 +15,10 @@ import msgspec
 from edge_runtime.publish.json_payload import JsonPayload
 from edge_runtime.readings import Batch, Prediction
 
-MOST_WATCHERS = 4  # each holds a thread of the server
+MOST_WATCHERS = 4  # pages that are open
 MOST_EVENTS = 256  # waiting for one watcher
 FRESH_S = 1.0  # a health document is asked for at most so often
-PATIENCE_S = 2.0
+PATIENCE_S = 0.5  # for the loop to tell its health; all requests wait as long
 
 Event = tuple[str, bytes]
 _encode = msgspec.json.Encoder().encode
@@ -40,10 +40,11 @@ class Board:
         self._ask = ask
         self._health = health
         self._watchers: tuple[queue.SimpleQueue[Event], ...] = ()
-        self._lock = threading.Lock()  # of the server's threads; the loop never takes it
+        self._lock = threading.Lock()  # of those who ask; the loop never takes it
         self._known: dict[str, Any] = {} if ask is not None else health()
         self._known_at = float("-inf")
         self._answered = threading.Event()
+        self._asked = False
 
     # The loop's thread.
 
@@ -74,13 +75,17 @@ class Board:
     # The server's threads.
 
     def health(self) -> dict[str, Any]:
-        """The health document, at most a second old; an older one where the loop does not answer."""
+        """The health document, at most a second old; an older one where the loop does not answer.
+
+        A loop that hangs is waited for once, and not again before it has answered.
+        """
         ask = self._ask
         if ask is None:
             return self._health()
         with self._lock:
-            if time.monotonic() - self._known_at > FRESH_S:
+            if time.monotonic() - self._known_at > FRESH_S and not self._asked:
                 self._answered.clear()
+                self._asked = True
                 ask(self._answer)
                 self._answered.wait(PATIENCE_S)
             return self._known
@@ -108,6 +113,7 @@ class Board:
         """In the loop's thread."""
         self._known = self._health()
         self._known_at = time.monotonic()
+        self._asked = False
         self._answered.set()
 
 

@@ -13,14 +13,15 @@ import msgspec
 from edge_runtime.codecs import Decoded
 from edge_runtime.health import Counters
 from edge_runtime.http.answers import Answer, RefusedError
-from edge_runtime.http.scorer import Scorer
+from edge_runtime.http.scorer import Work
 from edge_runtime.http.served import Served
+from edge_runtime.model import Scores
 
 _NO_JSON = frozenset({"malformed", "noise"})
 
 
-def predict(served: Served, body: bytes, scorer: Scorer) -> Answer:
-    """Answer one reading or one window.
+def predict(served: Served, body: bytes) -> Work:
+    """Read a request of one reading or one window.
 
     Raises:
         RefusedError: 400 where the body is no JSON, 422 where it breaks the contract.
@@ -34,10 +35,15 @@ def predict(served: Served, body: bytes, scorer: Scorer) -> Answer:
         raise RefusedError(422, f"expected {what}, found {len(decoded)}", reasons={"window": 1})
     windows = decoded.values.reshape(1, *manifest.input.tensor_shape)
     served.check(windows)
-    scores = scorer.score(served.model, windows)
     moment = decoded.times[-1]
     identity = decoded.identities[-1]
-    return Answer(body=served.prediction(scores, moment=time.time() if moment is None else moment, identity=identity))
+
+    def finish(scores: Scores) -> Answer:
+        return Answer(
+            body=served.prediction(scores, moment=time.time() if moment is None else moment, identity=identity)
+        )
+
+    return Work(served.model, windows, finish)
 
 
 def _decoded(served: Served, body: bytes) -> Decoded:

@@ -20,6 +20,7 @@ from paho.mqtt.properties import Properties
 from edge_runtime.health import Counters
 from edge_runtime.http import named
 from edge_runtime.http.answers import RefusedError, busy
+from edge_runtime.http.courtesy import courtesy_to
 from edge_runtime.http.scorer import Scorer
 from edge_runtime.http.served import Served, find
 from edge_runtime.log import fields, get_logger
@@ -63,6 +64,7 @@ class Requests:
         self._start = start
         self._connection = connection
         self._loop = loop
+        self._courtesy = courtesy_to(loop)
         self._counters = counters
         self._prefix = f"edge/{device}/predict/".encode()
         self._models: dict[str, Served] = {}
@@ -83,7 +85,6 @@ class Requests:
 
     def end(self) -> None:
         """Answer nothing more."""
-        self._scorer.stop()
         with contextlib.suppress(queue.Full):  # those that wait are refused at once, and the thread is a daemon
             self._waiting.put_nowait(None)
 
@@ -120,6 +121,7 @@ class Requests:
     def _serve(self) -> None:
         """In the thread: one request after the other, each answered in the loop's thread."""
         while (asked := self._waiting.get()) is not None:
+            self._courtesy.give_way()
             with working("a request over MQTT", REQUEST_S):
                 body = self._predict(asked)
             self._loop.call_soon_threadsafe(lambda asked=asked, body=body: self._answer(asked, body))  # type: ignore[misc]
@@ -128,14 +130,14 @@ class Requests:
         try:
             if len(asked.payload) > MAX_BYTES:
                 raise RefusedError(413, f"expected at most {MAX_BYTES} bytes")  # noqa: TRY301
-            body = named.predict(find(self._models, asked.model), asked.payload, self._scorer).body
+            work = named.predict(find(self._models, asked.model), asked.payload)
+            self._courtesy.give_way()
+            return self._scorer.score(work).body
         except RefusedError as error:
             return _body(error)
         except Exception:  # noqa: BLE001 - the stage's edge: the thread goes on, the requester is told
             _log.exception("a request failed", extra=fields(model=asked.model))
             return _body(RefusedError(500, "internal error: see the log"))
-        assert isinstance(body, bytes)
-        return body
 
     def _answer(self, asked: _Asked, body: bytes) -> None:
         properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -145,6 +147,4 @@ class Requests:
 
 
 def _body(error: RefusedError) -> bytes:
-    body = error.answer().body
-    assert isinstance(body, bytes)
-    return body
+    return error.answer().body

@@ -1,27 +1,25 @@
-"""The models behind requests: one call at a time, and what waits together is scored together.
+"""The models behind requests: what waits together for the same model is scored together, one call at a time.
 
-Guarantee: at most `MAX_WAITING` requests wait; one more is refused with 503. A call of the model takes at most
-`MAX_WINDOWS` windows, so that a large request gives way to small ones. The scores are those that `model.py` gives to
-the stream, to the bit.
+Guarantee: at most `MAX_WAITING` requests wait; one more is refused with 503, and so is one that has waited for
+`PATIENCE_S`. A call of the model takes at most `MAX_WINDOWS` windows: a larger request is scored in parts, and others
+take turns with it. A request's windows never spoil another's answer. The scores are those that `model.py` gives to the
+stream, to the bit.
 
-There is no thread for it: of the threads that bring requests, the first runs the model for itself and for those who
-have come meanwhile, and then the next one does. Handing each request to a thread and back took more time than the
-models of small devices.
-
-The daemon's own sessions are used, beside the loop's thread: an onnxruntime session may be run by several threads at a
-time, and `Model.run` keeps nothing between calls. A session of its own would cost the model's memory once more, and
-windows handed to the loop would make the stream wait for each call; this costs neither.
+There is no thread in here: whoever owns a `Scorer` calls `turn` until nothing waits, and looks at its sockets in
+between. The daemon's own sessions are used, beside the loop's thread: an onnxruntime session may be run by several
+threads at a time, and `Model.run` keeps nothing between calls. A session of its own would cost the model's memory once
+more, and windows handed to the loop would make the stream wait for each call; this costs neither.
 """
 
-import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from edge_runtime.http.answers import RefusedError, busy
+from edge_runtime.http.answers import Answer, RefusedError, busy
 from edge_runtime.model import Model, ModelError, Scores
 from edge_runtime.progress import working
 from edge_runtime.readings import Floats
@@ -35,147 +33,153 @@ _FIELDS = ("label", "scores", "value", "score")
 
 
 @dataclass(slots=True, eq=False)
-class _Task:
-    """Windows of one request, and where its thread waits: for the scores, or for its turn to run the model."""
+class Work:
+    """The windows of one request, and what makes an answer of their scores.
+
+    Attributes:
+        model: what scores them.
+        windows: float32 `[n, *shape]`.
+        finish: the scores as an answer.
+        carries: the states of a recurrent model, one a window.
+        answer: the answer, or the refusal; None as long as there is neither.
+    """
 
     model: Model
     windows: Floats
-    carries: Sequence[Carry] | None
-    woken: threading.Event = field(default_factory=threading.Event)
-    leads: bool = False
-    scores: Scores | None = None
-    error: Exception | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """There is an answer."""
-        return self.scores is not None or self.error is not None
+    finish: Callable[[Scores], Answer]
+    carries: Sequence[Carry] | None = None
+    answer: Answer | RefusedError | Exception | None = None
+    since: float = field(default_factory=time.monotonic)
+    parts: list[Scores] = field(default_factory=list)
+    scored: int = 0
 
 
 class Scorer:
-    """Scores windows in the thread that brings them, or in that of another request."""
+    """What waits for a model, in the order in which it came."""
 
     def __init__(self) -> None:
-        self._waiting: deque[_Task] = deque()
-        self._lock = threading.Lock()
-        self._led = False
-        self._stopped = False
+        self._waiting: deque[Work] = deque()
 
-    def score(self, model: Model, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
-        """The scores of `[n, *shape]` windows; waits for its turn, at most for `PATIENCE_S`.
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, work: Work) -> None:
+        """Let it wait for its turn.
 
         Raises:
-            RefusedError: 503 where too many wait, 422 where the model cannot take the windows.
+            RefusedError: 503 where too many wait already.
         """
-        task = _Task(model, windows, carries)
-        with self._lock:
-            if self._stopped or len(self._waiting) >= MAX_WAITING:
-                raise busy("too many requests are waiting: try again in a second")
-            self._waiting.append(task)
-            if not self._led:
-                self._led = task.leads = True
-        if not task.leads and not task.woken.wait(PATIENCE_S):
-            self._give_up(task)
-        if task.leads:
-            try:
-                while not task.is_done:
-                    self._run(self._next())
-            finally:
-                self._pass_on()
-        if isinstance(task.error, ModelError):
-            raise RefusedError(422, f"the model cannot score these windows: {task.error}")
-        if task.error is not None:
-            raise task.error
-        assert task.scores is not None
-        if task.scores.finite_rows() is not None:
-            raise RefusedError(422, "the model answered with NaN or infinity")
-        return task.scores
+        if len(self._waiting) >= MAX_WAITING:
+            raise busy("too many requests are waiting: try again in a second")
+        self._waiting.append(work)
 
-    def stop(self) -> None:
-        """Refuse everything from now on."""
-        with self._lock:
-            self._stopped = True
-            while self._waiting:
-                task = self._waiting.popleft()
-                task.error = busy("the server is stopping")
-                task.woken.set()
-
-    def _give_up(self, task: _Task) -> None:
-        """Leave the queue, unless the answer or the turn has come at the last moment."""
-        with self._lock:
-            if task in self._waiting and not task.leads:
-                self._waiting.remove(task)
-                task.error = busy(f"no turn within {PATIENCE_S:g} s: try again later")
-        if not task.leads and not task.is_done and not task.woken.wait(PATIENCE_S):
-            task.error = busy(f"no answer within {2 * PATIENCE_S:g} s: try again later")
-
-    def _pass_on(self) -> None:
-        """Let the request that has waited longest run the model."""
-        with self._lock:
-            if not self._waiting:
-                self._led = False
-                return
-            heir = self._waiting[0]
-            heir.leads = True
-        heir.woken.set()
-
-    def _next(self) -> list[_Task]:
-        """The oldest task, and those behind it that the same call of the model can take."""
-        with self._lock:
-            if not self._waiting:
-                return []
-            first = self._waiting.popleft()
-            tasks, count = [first], len(first.windows)
-            while self._waiting and first.carries is None:
-                other = self._waiting[0]
-                count += len(other.windows)
-                if other.model is not first.model or other.carries is not None or count > MAX_WINDOWS:
-                    break
-                tasks.append(self._waiting.popleft())
-        return tasks
-
-    def _run(self, tasks: list[_Task]) -> None:
-        if not tasks:
-            return
-        try:
-            windows = tasks[0].windows if len(tasks) == 1 else np.concatenate([task.windows for task in tasks])
-            scores = self._in_parts(tasks[0].model, windows, tasks[0].carries)
-        except ModelError as error:
-            if len(tasks) > 1:
-                for task in tasks:  # one request's windows must not spoil another's
-                    self._run([task])
-                return
-            tasks[0].error = error
-        except Exception as error:  # noqa: BLE001 - another request's thread must not die of it: each raises its own
-            for task in tasks:
-                task.error = error
+    def turn(self) -> list[Work]:
+        """One call of a model, for the oldest and for those that the same call can take; what is answered by it."""
+        if not self._waiting:
+            return []
+        works = self._next()
+        late = time.monotonic() - PATIENCE_S
+        if works[0].since < late and not works[0].scored:
+            works[0].answer = busy(f"no turn within {PATIENCE_S:g} s: try again later")
         else:
-            _share(tasks, scores)
-        for task in tasks:
-            task.woken.set()
+            with working("a model that answers a request", HANG_S):
+                self._call(works)
+        return [work for work in works if work.answer is not None]
 
-    def _in_parts(self, model: Model, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
-        if carries is not None or len(windows) <= MAX_WINDOWS:
-            return _score(model, windows, carries)
-        parts = [_score(model, windows[at : at + MAX_WINDOWS], None) for at in range(0, len(windows), MAX_WINDOWS)]
-        return Scores(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _present(parts[0])})
+    def score(self, work: Work) -> Answer:
+        """One request by itself, to its end.
+
+        Raises:
+            RefusedError: 422 where the model cannot take the windows.
+        """
+        self.add(work)
+        while work.answer is None:
+            self.turn()
+        return result(work)
+
+    def _call(self, works: list[Work]) -> None:
+        if len(works) == 1:
+            self._part(works[0])
+        else:
+            _together(works)
+
+    def _next(self) -> list[Work]:
+        first = self._waiting.popleft()
+        works, count = [first], len(first.windows)
+        while self._waiting and first.carries is None:
+            other = self._waiting[0]
+            count += len(other.windows)
+            if other.model is not first.model or other.carries is not None or count > MAX_WINDOWS:
+                break
+            works.append(self._waiting.popleft())
+        return works
+
+    def _part(self, work: Work) -> None:
+        """All of a small request, the next part of a large one, which then waits behind the others."""
+        at, stop = work.scored, work.scored + MAX_WINDOWS
+        carries = None if work.carries is None else work.carries[at:stop]
+        try:
+            work.parts.append(work.model.run(work.windows[at:stop], carries))
+        except Exception as error:  # noqa: BLE001 - one request's fault; `result` tells ModelError from others
+            work.answer = error
+            return
+        work.scored = stop
+        if stop < len(work.windows):
+            self._waiting.append(work)
+        else:
+            _finish(work, _joined(work.parts))
 
 
-def _score(model: Model, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
-    with working("a model that answers a request", HANG_S):
-        return model.run(windows, carries)
+def result(work: Work) -> Answer:
+    """The answer.
+
+    Raises:
+        RefusedError: the model cannot take the windows, or the request was refused.
+        Exception: a fault of ours.
+    """
+    answer = work.answer
+    assert answer is not None
+    if isinstance(answer, ModelError):
+        raise RefusedError(422, f"the model cannot score these windows: {answer}")
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _share(tasks: list[_Task], scores: Scores) -> None:
-    if len(tasks) == 1:
-        tasks[0].scores = scores
-        return
-    start = 0
-    for task in tasks:
-        stop = start + len(task.windows)
-        parts: dict[str, Any] = {name: getattr(scores, name)[start:stop] for name in _present(scores)}
-        task.scores = Scores(**parts)
-        start = stop
+def _together(works: list[Work]) -> None:
+    try:
+        scores = works[0].model.run(np.concatenate([work.windows for work in works]))
+    except ModelError:
+        for work in works:  # one request's windows must not spoil another's
+            try:
+                _finish(work, work.model.run(work.windows))
+            except ModelError as error:
+                work.answer = error
+    except Exception as error:  # noqa: BLE001 - each of the requests is told
+        for work in works:
+            work.answer = error
+    else:
+        start = 0
+        for work in works:
+            stop = start + len(work.windows)
+            parts: dict[str, Any] = {name: getattr(scores, name)[start:stop] for name in _present(scores)}
+            _finish(work, Scores(**parts))
+            start = stop
+
+
+def _finish(work: Work, scores: Scores) -> None:
+    try:
+        if scores.finite_rows() is not None:
+            raise RefusedError(422, "the model answered with NaN or infinity")  # noqa: TRY301 - as any other refusal
+        work.answer = work.finish(scores)
+    except Exception as error:  # noqa: BLE001 - one request's fault must not keep its neighbours waiting
+        work.answer = error
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    if len(parts) == 1:
+        return parts[0]
+    return Scores(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _present(parts[0])})
 
 
 def _present(scores: Scores) -> list[str]:

@@ -1,7 +1,6 @@
 """A model as it is served: its HTTP name, its loaded bundle, and how its answers are written."""
 
 import itertools
-import threading
 import time
 
 import msgspec
@@ -62,7 +61,6 @@ class Served:
         self.decoder = make_decoder(
             "json", self.manifest.channel_names, shape=self.manifest.input.shape, place=f"model {name}"
         )
-        self._lock = threading.Lock()  # the payload remembers the second it is in, the decider its streams
         self._numbers = itertools.count(1)
 
     def check(self, windows: Floats) -> None:
@@ -90,13 +88,12 @@ class Served:
         self, scores: Scores, *, key: str | None = None, moment: float | None = None, identity: str | None = None
     ) -> bytes:
         """The first row of `scores` as a subscriber would see it."""
-        with self._lock:
-            prediction = self._decider.decide(scores, 0, key, time.time() if moment is None else moment)
-            self._decider.forget([key])  # nothing of this request is remembered for the next
-            assert prediction is not None
-            prediction.seq = next(self._numbers)
-            prediction.identity = identity or f"{self._source}-{self._start}-{prediction.seq}"
-            return self._payload.encode(prediction)
+        prediction = self._decider.decide(scores, 0, key, time.time() if moment is None else moment)
+        self._decider.forget([key])  # nothing of this request is remembered for the next
+        assert prediction is not None
+        prediction.seq = next(self._numbers)
+        prediction.identity = identity or f"{self._source}-{self._start}-{prediction.seq}"
+        return self._payload.encode(prediction)
 
     def _violations(self, row: int, readings: Floats) -> list[str]:
         found = []

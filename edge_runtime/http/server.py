@@ -1,4 +1,4 @@
-"""waitress with an `App` behind it: sockets, threads and the limits on what a client may do to us.
+"""The server: an address, a thread, and the limits on what a client may do to us.
 
 Guarantee: a header of more than 16 KiB, a body of more than 8 MiB, a request that has not arrived after 30 s, and a
 connection that says nothing for 60 s are ended; so is every one beyond the hundredth. Nobody is waited for at a stop
@@ -9,18 +9,16 @@ import contextlib
 import logging
 import socket
 import threading
-import time
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError, TransientError
-from edge_runtime.http.app import MAX_BODY_BYTES, STREAM, App
-from edge_runtime.progress import working
+from edge_runtime.http.app import MAX_BODY_BYTES, App
+from edge_runtime.http.courtesy import Courtesy
 
-THREADS = 2  # measured: more of them take turns at the interpreter, and answer less; each open page adds one
+if TYPE_CHECKING:
+    from edge_runtime.http.connections import Connections
+
 CONNECTIONS = 100
-REQUEST_S = 30.0
 IDLE_S = 60
 STOP_S = 1.0
 
@@ -37,17 +35,18 @@ class Server:
     Args:
         app: what answers.
         listen: HOST:PORT; a host in brackets is IPv6, port 0 any free one.
+        courtesy: to the event loop of this process; None where there is none.
 
     Raises:
         ConfigError: waitress is not installed.
     """
 
-    def __init__(self, app: App, listen: str) -> None:
+    def __init__(self, app: App, listen: str, courtesy: Courtesy | None = None) -> None:
         check_installed()
         self._app = app
         self._listen = listen
-        self._map: dict[int, Any] = {}
-        self._server: Any = None
+        self._courtesy = courtesy
+        self._connections: Connections | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
         self.port = 0
@@ -55,7 +54,7 @@ class Server:
     @property
     def is_listening(self) -> bool:
         """Requests are answered."""
-        return self._server is not None and not self._stopping
+        return self._connections is not None and not self._stopping
 
     def start(self) -> None:
         """Listen.
@@ -63,36 +62,27 @@ class Server:
         Raises:
             ListenError: the address is in use, or none of this machine.
         """
-        from waitress.server import TcpWSGIServer  # noqa: PLC0415 - an extra
+        from edge_runtime.http.connections import Connections  # noqa: PLC0415 - an extra
 
         listener = self._bind()
-        options = _adjustments(listener)
-        logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # its depth is answered with 503, not logged
-        logging.getLogger("waitress").setLevel(logging.ERROR)
-        sockinfo = (listener.family, listener.type, listener.proto, listener.getsockname())
-        server = TcpWSGIServer(
-            self._app, map=self._map, _sock=listener, bind_socket=False, adj=options, sockinfo=sockinfo
-        )
-        server.channel_class = _channel_class(_adjustments(listener, send_bytes=1))
+        logging.getLogger("waitress").setLevel(logging.CRITICAL)  # what clients do wrong is answered, not logged
+        self._connections = Connections(self._app, listener, _adjustments(listener), self._courtesy)
         self.port = int(listener.getsockname()[1])
-        self._server = server
-        dispatcher = server.task_dispatcher
-        self._app.queued = lambda: len(dispatcher.queue)
-        self._app.on_streams = lambda count: dispatcher.set_thread_count(THREADS + count)
-        self._thread = threading.Thread(target=self._serve, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._connections.serve, args=(lambda: self._stopping,), name="http", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
         """Close the socket and every connection; harmless when there is none."""
-        server, self._server = self._server, None
+        connections, self._connections = self._connections, None
         self._stopping = True
         self._app.stop()
-        logging.getLogger("waitress").setLevel(logging.CRITICAL)  # whoever is cut off now is cut off on purpose
-        if server is None or self._thread is None:
+        if connections is None or self._thread is None:
             return
         with contextlib.suppress(OSError):
-            server.pull_trigger()
-        self._thread.join(2 * STOP_S)
+            connections.wake()
+        self._thread.join(STOP_S)
 
     def _bind(self) -> socket.socket:
         host, _, port = self._listen.rpartition(":")
@@ -107,18 +97,6 @@ class Server:
             raise ListenError(f"{self._listen}: cannot be listened on: {reason}") from error
         return listener
 
-    def _serve(self) -> None:
-        from waitress import wasyncore  # noqa: PLC0415 - an extra
-
-        server = self._server
-        while not self._stopping:
-            with working("the HTTP server"):
-                wasyncore.loop(timeout=1.0, map=self._map, use_poll=True, count=1)
-        server.task_dispatcher.shutdown(timeout=STOP_S)  # first, as its threads still write to what is closed next
-        with contextlib.suppress(OSError):
-            server.close()
-        wasyncore.close_all(self._map, ignore_all=True)
-
 
 def check_installed() -> None:
     """See that the extra is there.
@@ -132,59 +110,16 @@ def check_installed() -> None:
         raise ConfigError(NEEDS_WAITRESS) from error
 
 
-def _adjustments(listener: socket.socket, **more: Any) -> Any:
+def _adjustments(listener: socket.socket) -> Any:
     from waitress.adjustments import Adjustments  # noqa: PLC0415 - an extra
 
     return Adjustments(
         sockets=[listener],
-        threads=THREADS,
         ident="edge-runtime",
         connection_limit=CONNECTIONS,
         channel_timeout=IDLE_S,
         cleanup_interval=5,
         max_request_header_size=16_384,
         max_request_body_size=2 * MAX_BODY_BYTES,  # up to here the refusal is ours, with its reason
-        clear_untrusted_proxy_headers=True,
-        expose_tracebacks=False,
-        log_socket_errors=False,
-        **more,
+        recv_bytes=65_536,
     )
-
-
-def _channel_class(unbuffered: Any) -> Any:
-    from waitress.channel import HTTPChannel  # noqa: PLC0415 - an extra
-    from waitress.task import ErrorTask  # noqa: PLC0415
-
-    class JsonErrorTask(ErrorTask):  # type: ignore[misc]  # waitress has no types
-        """What waitress refuses by itself, in our words."""
-
-        def execute(self) -> None:
-            error = self.request.error
-            body = msgspec.json.encode({"error": f"{error.reason}: {error.body}".strip(": ")})
-            self.status = f"{error.code} {error.reason}"
-            self.response_headers.append(("Content-Type", "application/json"))
-            self.set_close_on_finish()
-            self.content_length = len(body)
-            self.write(body)
-
-    class Channel(HTTPChannel):  # type: ignore[misc]  # waitress has no types
-        """A connection that ends when a request takes too long to arrive, one byte at a time."""
-
-        error_task_class = JsonErrorTask
-        begun: float | None = None
-
-        def service(self) -> None:
-            if self.requests and getattr(self.requests[0], "path", None) == STREAM:
-                self.adj = unbuffered  # an event is sent when it comes
-            super().service()
-
-        def readable(self) -> bool:
-            if self.request is None:
-                self.begun = None
-            elif self.begun is None:
-                self.begun = time.monotonic()
-            elif time.monotonic() - self.begun > REQUEST_S:
-                self.will_close = True
-            return bool(super().readable())
-
-    return Channel

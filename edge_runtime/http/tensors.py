@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.http.answers import Answer, RefusedError
-from edge_runtime.http.scorer import Scorer
+from edge_runtime.http.scorer import Work
 from edge_runtime.http.served import Served
 from edge_runtime.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
+from edge_runtime.model import Scores
 from edge_runtime.readings import Floats
 from edge_runtime.windows import Carry
 
@@ -66,8 +67,8 @@ def metadata(served: Served) -> dict[str, Any]:
     }
 
 
-def infer(served: Served, body: bytes, header_length: str | None, scorer: Scorer) -> Answer:
-    """Answer a request of tensors.
+def infer(served: Served, body: bytes, header_length: str | None) -> Work:
+    """Read a request of tensors.
 
     Raises:
         RefusedError: the request is not what the model takes.
@@ -78,12 +79,15 @@ def infer(served: Served, body: bytes, header_length: str | None, scorer: Scorer
     served.check(windows)
     carries = _carries(served.manifest, tensors, len(windows))
     wanted = _wanted(request, served.manifest)
-    scores = scorer.score(served.model, windows, carries)
-    found: dict[str, NDArray[Any]] = {name: getattr(scores, name) for name in _names(served.manifest)}
-    if carries is not None:
-        for place, state in enumerate(served.manifest.state):
-            found[state.output] = np.stack([_part(carry, place) for carry in carries])
-    return _write(served, request, [(name, found[name], binary) for name, binary in wanted])
+
+    def finish(scores: Scores) -> Answer:
+        found: dict[str, NDArray[Any]] = {name: getattr(scores, name) for name in _names(served.manifest)}
+        if carries is not None:
+            for place, state in enumerate(served.manifest.state):
+                found[state.output] = np.stack([_part(carry, place) for carry in carries])
+        return _write(served, request, [(name, found[name], binary) for name, binary in wanted])
+
+    return Work(served.model, windows, finish, carries)
 
 
 def _read(body: bytes, header_length: str | None) -> tuple[_Infer, bytes]:

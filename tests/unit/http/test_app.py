@@ -1,6 +1,5 @@
 import gzip
 import json
-import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from edge_runtime.bundle import open_bundle
 from edge_runtime.http import app as app_module
 from edge_runtime.http import scorer as scorer_module
-from edge_runtime.http.answers import RefusedError
+from edge_runtime.http.answers import Answer, RefusedError
 from edge_runtime.http.app import App
 from edge_runtime.http.board import Board
-from edge_runtime.http.scorer import Scorer
+from edge_runtime.http.scorer import MAX_WINDOWS, Scorer, Work, result
 from edge_runtime.http.served import Served
 from edge_runtime.model import Model, ModelError, Scores
 from edge_runtime.readings import Floats
@@ -291,96 +290,82 @@ def test_head_gives_the_head_of_get(app: App) -> None:
     assert int(found.headers["Content-Length"]) == len(ask(app, "GET", "/v2").body)
 
 
-class SlowModel:
-    """A model that waits to be let go, and says how many windows it was given at a time."""
+class CountingModel:
+    """A model that says how many windows it was given at a time, and cannot take a 13."""
 
     def __init__(self, manifest: Any) -> None:
         self.manifest = manifest
-        self.entered = threading.Event()
-        self.go = threading.Event()
         self.sizes: list[int] = []
 
     def run(self, windows: Floats, carries: object = None) -> Scores:
         self.sizes.append(len(windows))
-        self.entered.set()
-        assert self.go.wait(20)
         if (windows == 13).any():
             raise ModelError("unlucky")
         return Scores(value=windows.reshape(len(windows), -1))
 
 
 @pytest.fixture
-def scorer() -> Iterator[Scorer]:
-    """A scorer of this test alone."""
-    made = Scorer()
-    yield made
-    made.stop()
+def counting(models: list[Served]) -> Any:
+    """A model that counts."""
+    return CountingModel(models[2].manifest)
+
+
+def work(model: Any, count: int, number: float = 0.0) -> Work:
+    """A request of so many windows, which is answered with its scores."""
+    windows = np.full((count, 1, 1), number, np.float32)
+    return Work(model, windows, lambda scores: Answer(body=repr(scores.value).encode()))
 
 
 @pytest.mark.parametrize("numbers", [range(20, 26), range(10, 16)], ids=["all good", "one of them bad"])
-def test_requests_that_wait_together_are_scored_together(scorer: Scorer, models: list[Served], numbers: range) -> None:
-    """While the model is busy requests gather, and the next call takes them all; each gets its own scores."""
-    slow: Any = SlowModel(models[2].manifest)
-    found: dict[int, Any] = {}
-
-    def score(number: int) -> None:
-        try:
-            found[number] = scorer.score(slow, np.full((2, 1, 1), number, np.float32))
-        except RefusedError as error:
-            found[number] = error.status
-
-    threads = [threading.Thread(target=score, args=(number,)) for number in numbers]
-    threads[0].start()
-    assert slow.entered.wait(20)
-    for thread in threads[1:]:
-        thread.start()
-    while len(scorer._waiting) < 5:
-        pass
-    slow.go.set()
-    for thread in threads:
-        thread.join(20)
-    assert slow.sizes[:2] == [2, 10]
-    if 13 in numbers:
-        assert found.pop(13) == 422  # and it has spoiled nobody else's answer
-    assert {number: scores.value.tolist() for number, scores in found.items()} == {
-        number: [[number], [number]] for number in numbers if number != 13
-    }
+def test_requests_that_wait_together_are_scored_together(counting: Any, numbers: range) -> None:
+    """One call of the model takes all that wait for it; each gets its own scores, and a bad one spoils no other."""
+    scorer = Scorer()
+    waiting = {number: work(counting, 2, number) for number in numbers}
+    for each in waiting.values():
+        scorer.add(each)
+    assert scorer.turn() == list(waiting.values())
+    assert counting.sizes[0] == 12
+    for number, each in waiting.items():
+        if number == 13:
+            with pytest.raises(RefusedError, match="unlucky") as caught:
+                result(each)
+            assert caught.value.status == 422
+        else:
+            assert result(each).body == repr(np.full((2, 1), number, np.float32)).encode()
 
 
-def test_too_many_requests_are_told_to_come_back(
-    scorer: Scorer, models: list[Served], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A full queue is 503 with Retry-After, and so is an answer that takes too long."""
+def test_a_large_request_takes_turns_with_others(counting: Any) -> None:
+    """Nobody waits for more than one call of the model's largest batch."""
+    scorer = Scorer()
+    large, small = work(counting, 2 * MAX_WINDOWS + 1), work(counting, 1)
+    scorer.add(large)
+    scorer.add(small)
+    assert [scorer.turn(), scorer.turn(), scorer.turn(), scorer.turn()] == [[], [small], [], [large]]
+    assert counting.sizes == [MAX_WINDOWS, 1, MAX_WINDOWS, 1]
+
+
+def test_too_many_requests_are_told_to_come_back(counting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full queue is 503 with Retry-After, and so is a turn that comes too late."""
     monkeypatch.setattr(scorer_module, "MAX_WAITING", 1)
-    monkeypatch.setattr(scorer_module, "PATIENCE_S", 0.5)
-    slow: Any = SlowModel(models[2].manifest)
-    window = np.zeros((1, 1, 1), np.float32)
-
-    def give_up() -> None:
-        with pytest.raises(RefusedError, match="no turn") as caught:
-            scorer.score(slow, window)
-        assert caught.value.status == 503
-
-    first = threading.Thread(target=scorer.score, args=(slow, window))
-    first.start()
-    assert slow.entered.wait(20)
-    second = threading.Thread(target=give_up)
-    second.start()
-    while not scorer._waiting:
-        pass
+    scorer = Scorer()
+    late = work(counting, 1)
+    late.since -= scorer_module.PATIENCE_S + 1
+    scorer.add(late)
     with pytest.raises(RefusedError, match="too many") as caught:
-        scorer.score(slow, window)
+        scorer.add(work(counting, 1))
     assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "1"})
-    second.join(20)
-    slow.go.set()
-    first.join(20)
-    assert not scorer._waiting
+    assert scorer.turn() == [late]
+    with pytest.raises(RefusedError, match="no turn") as caught:
+        result(late)
+    assert caught.value.status == 503
+    assert not counting.sizes
 
 
-def test_work_is_refused_at_once_when_too_much_of_it_waits_for_a_thread(models: list[Served]) -> None:
+def test_work_is_refused_at_once_when_too_much_of_it_waits(models: list[Served], counting: Any) -> None:
     """Requests that would wait for long are told so; the small questions are answered all the same."""
     busy = App(models, Board(health=lambda: HEALTH))
-    busy.queued = lambda: app_module.MAX_QUEUED + 1
+    for _ in range(scorer_module.MAX_WAITING):
+        busy.scorer.add(work(counting, 1))
     found = ask(busy, "POST", INFER, tensor())
     refusal(found, 503, "too many")
     assert found.headers["Retry-After"] == "1"
