@@ -16,14 +16,14 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import alone, gateway, goals, imports, instructions, outage, pipeline, process, serial_port
+from benchmarks import alone, gateway, goals, imports, instructions, on_demand, outage, pipeline, process, serial_port
 from benchmarks.models import write_bundle
 from benchmarks.results import Results
 from benchmarks.targets import NAMES, ROOT, targets
 
 ROUNDS, SECONDS = 5, 30.0
 QUICK_ROUNDS, QUICK_SECONDS = 2, 4.0
-FIGURES = ("pipeline", "serial", "outage", "imports", "gateway", "growth", "instructions")
+FIGURES = ("pipeline", "serial", "outage", "imports", "gateway", "growth", "http", "instructions")
 QUICK_FIGURES = ("pipeline", "serial", "outage")
 
 Work = tuple[str, Callable[[], None]]
@@ -44,7 +44,7 @@ def main() -> int:
             for name, work in _turn(arguments, folder, model, seconds, results):
                 print(f"round {turn + 1}/{rounds}: {name}", flush=True)
                 _attempt(name, results, work)
-        for name, work in _once(arguments, folder, seconds, results):
+        for name, work in _once(arguments, folder, model, seconds, results):
             print(f"once: {name}", flush=True)
             _attempt(name, results, work)
     print("\n" + results.table(goals.GOALS))
@@ -68,12 +68,14 @@ def _turn(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
         yield "imports", partial(imports.measure, folder, model, results)
 
 
-def _once(arguments: argparse.Namespace, folder: Path, seconds: float, results: Results) -> Iterator[Work]:
+def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, results: Results) -> Iterator[Work]:
     """What takes too long for every round."""
     if "gateway" in arguments.figures:
         yield "gateway", partial(gateway.measure, folder, 2 * seconds, results)
     if "growth" in arguments.figures:
         yield "growth", partial(gateway.growth, folder, seconds / 3, results)
+    if "http" in arguments.figures:
+        yield "http", partial(on_demand.measure, folder, model, 2 * seconds, results)
     if "instructions" in arguments.figures:
         yield "instructions", partial(instructions.measure, folder, results)
 

@@ -1,6 +1,6 @@
 """What the runtime is asked to reach, as bounds on the figures; the table ends with them."""
 
-from benchmarks import alone, gateway, outage, serial_port
+from benchmarks import alone, gateway, on_demand, outage, serial_port
 from benchmarks import pipeline as p
 from benchmarks.results import Goal
 from benchmarks.targets import DAEMON
@@ -25,4 +25,8 @@ GOALS = [
     Goal("serial 1 kHz, CPU % of a core", serial_port.CPU, DAEMON, 5.0),
     Goal("serial 1 kHz, byte to prediction p99, µs", serial_port.P99, DAEMON, 3000.0),
     Goal("gateway, predictions missing", gateway.LOST, DAEMON, 0.0),
+    Goal("stream's p99 with 50 HTTP clients, beside without", on_demand.P99_RATIO, DAEMON, 2.0),
+    Goal("stream with 50 HTTP clients, predictions missing", on_demand.LOST, DAEMON, 0.0),
+    Goal("requests per CPU s, beside Flask", on_demand.REQUESTS, DAEMON, 3.0, on_demand.FLASK, at_least=True),
+    Goal("memory of [http], MiB", on_demand.RSS_USED, DAEMON, 10.0),
 ]

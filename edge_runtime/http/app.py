@@ -35,7 +35,7 @@ Handler = Callable[[Request, Mapping[str, str]], Answer | Work]
 
 
 class App:
-    """The routes over some models.
+    """The routes over some models. `pause` is called wherever a long piece of work may be interrupted.
 
     Args:
         models: by the name in the path.
@@ -49,6 +49,7 @@ class App:
         self.board = board
         self.scorer = Scorer()
         self.requests: Counter[tuple[str, int]] = Counter()
+        self.pause: Callable[[], None] = lambda: None
         self._gate = Gate(token)
         self._stopped = False
         model = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
@@ -204,7 +205,7 @@ class App:
 
     def _infer(self, request: Request, parts: Mapping[str, str]) -> Work:
         header = request.headers.get(tensors.LENGTH_HEADER.lower())
-        return tensors.infer(self._find(parts), request.body, header)
+        return tensors.infer(self._find(parts), request.body, header, self.pause)
 
     def _predict(self, request: Request, parts: Mapping[str, str]) -> Work:
         return named.predict(self._find(parts), request.body)

@@ -235,6 +235,7 @@ class Connections:
             dispatcher=_NoThreads(),
         )
         self._give_way: Callable[[], None] = (lambda: None) if courtesy is None else courtesy.give_way
+        app.pause = self._give_way
         self._share, self._burst = (1.0, MOST_AT_ONCE) if courtesy is None else (SHARE, BURST)
         self._waiting: dict[Work, tuple[Channel, Request]] = {}
         self._touched: set[Any] = set()

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from edge_runtime.codecs import Decoded
 from edge_runtime.health import Counters
@@ -17,6 +18,7 @@ from edge_runtime.http.scorer import Work
 from edge_runtime.http.served import Served
 from edge_runtime.model import Scores
 
+BYTES, NUMBER_BYTES = 1 << 16, 64  # of a body, beside its numbers and for each: so that none is long to read
 _NO_JSON = frozenset({"malformed", "noise"})
 
 
@@ -24,9 +26,13 @@ def predict(served: Served, body: bytes) -> Work:
     """Read a request of one reading or one window.
 
     Raises:
-        RefusedError: 400 where the body is no JSON, 422 where it breaks the contract.
+        RefusedError: 400 where the body is no JSON, 413 where it holds more than the model takes, 422 where it breaks
+            the contract.
     """
     manifest = served.manifest
+    most = BYTES + NUMBER_BYTES * int(np.prod(manifest.input.tensor_shape))
+    if len(body) > most:
+        raise RefusedError(413, f"expected at most {most} bytes for {served.name}, found {len(body)}")
     framed = manifest.input.shape is not None
     length = 1 if framed else manifest.input.window.length
     decoded = _decoded(served, body if framed else _rows(body, manifest.channel_names))

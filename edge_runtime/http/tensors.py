@@ -4,6 +4,7 @@ The input is `window`, FP32 `[n, *shape]`; the states of a recurrent model may c
 at zero where they do not. The outputs are those of the normal form, and the states that follow.
 """
 
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,8 @@ from edge_runtime.readings import Floats
 from edge_runtime.windows import Carry
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
+PIECE_BYTES = 1 << 15  # of JSON, read in about a millisecond
+PIECE_NUMBERS = 1 << 12
 _MOST_DIMENSIONS = 8
 _DATATYPES = {"label": "INT64"}  # everything else is FP32
 
@@ -67,14 +70,14 @@ def metadata(served: Served) -> dict[str, Any]:
     }
 
 
-def infer(served: Served, body: bytes, header_length: str | None) -> Work:
-    """Read a request of tensors.
+def infer(served: Served, body: bytes, header_length: str | None, pause: Callable[[], None] = lambda: None) -> Work:
+    """Read a request of tensors. `pause` is called between pieces of long texts, which are read and written in such.
 
     Raises:
         RefusedError: the request is not what the model takes.
     """
     request, raw = _read(body, header_length)
-    tensors = _inputs(request, raw, served.manifest)
+    tensors = _inputs(request, raw, served.manifest, pause)
     windows = tensors[INPUT_NAME]
     served.check(windows)
     carries = _carries(served.manifest, tensors, len(windows))
@@ -85,7 +88,7 @@ def infer(served: Served, body: bytes, header_length: str | None) -> Work:
         if carries is not None:
             for place, state in enumerate(served.manifest.state):
                 found[state.output] = np.stack([_part(carry, place) for carry in carries])
-        return _write(served, request, [(name, found[name], binary) for name, binary in wanted])
+        return _write(served, request, [(name, found[name], binary) for name, binary in wanted], pause)
 
     return Work(served.model, windows, finish, carries)
 
@@ -104,7 +107,7 @@ def _read(body: bytes, header_length: str | None) -> tuple[_Infer, bytes]:
         raise RefusedError(400, f"expected an inference request as JSON: {str(error)[:200]}") from error
 
 
-def _inputs(request: _Infer, raw: bytes, manifest: Manifest) -> dict[str, Floats]:
+def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[], None]) -> dict[str, Floats]:
     known = {INPUT_NAME: manifest.input.tensor_shape} | {state.input: state.shape for state in manifest.state}
     found: dict[str, Floats] = {}
     for given in request.inputs:
@@ -119,7 +122,7 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest) -> dict[str, Floats
                     f"{given.name}: binary_data_size: expected at most the {len(raw)} bytes that came, found {size}",
                 )
             part, raw = raw[:size], raw[size:]
-        found[given.name] = _tensor_values(given, part, known[given.name])
+        found[given.name] = _tensor_values(given, part, known[given.name], pause)
     if raw:
         raise RefusedError(400, f"expected binary data for the inputs only, found {len(raw)} bytes more")
     if INPUT_NAME not in found:
@@ -130,7 +133,7 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest) -> dict[str, Floats
     return found
 
 
-def _tensor_values(given: _Input, part: bytes | None, tail: tuple[int, ...]) -> Floats:
+def _tensor_values(given: _Input, part: bytes | None, tail: tuple[int, ...], pause: Callable[[], None]) -> Floats:
     name, shape = given.name, tuple(given.shape)
     if given.datatype != "FP32":
         raise RefusedError(400, f"{name}: datatype: expected FP32, found {given.datatype[:32]!r}")
@@ -142,23 +145,44 @@ def _tensor_values(given: _Input, part: bytes | None, tail: tuple[int, ...]) -> 
         if len(part) != 4 * count:
             raise RefusedError(400, f"{name}: expected {4 * count} bytes of FP32, found {len(part)}")
         return np.frombuffer(part, "<f4").reshape(shape).astype(np.float32)
-    values = _json_values(name, bytes(given.data))
+    values = _json_values(name, bytes(given.data), pause)
     if values.size != count:
         raise RefusedError(400, f"{name}: data: expected {count} numbers, found {values.size}")
     with np.errstate(over="ignore"):
         return values.reshape(shape).astype(np.float32)
 
 
-def _json_values(name: str, data: bytes) -> NDArray[np.float64]:
+def _json_values(name: str, data: bytes, pause: Callable[[], None]) -> NDArray[np.float64]:
     """Flat or nested rows of numbers; text, true and null are no numbers."""
     head = data[:256].translate(None, b" \t\r\n")
     depth = len(head) - len(head.lstrip(b"["))
     if not 1 <= depth <= _MOST_DIMENSIONS:
         raise RefusedError(400, f"{name}: data: expected a list of numbers, flat or nested as the shape")
     try:
-        return np.array(_list_decoder(depth)(data), np.float64)
+        if len(data) <= PIECE_BYTES:
+            return np.array(_list_decoder(depth)(data), np.float64)
+        pieces = []
+        for piece in _pieces(data, depth):
+            pieces.append(np.array(_list_decoder(depth)(piece), np.float64))
+            pause()
+        return np.concatenate(pieces)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RefusedError(400, f"{name}: data: expected rows of numbers of one length: {str(error)[:200]}") from error
+
+
+def _pieces(data: bytes, depth: int) -> Iterator[bytes]:
+    """A long list as several short ones, cut between its items, so that none keeps the interpreter for long."""
+    inside = data.strip()[1:-1]
+    end = b"]" * (depth - 1) + b","  # of an item
+    at = 0
+    while len(inside) - at > PIECE_BYTES:
+        cut = inside.find(end, at + PIECE_BYTES)
+        if cut < 0:
+            break
+        cut += len(end) - 1
+        yield b"[" + inside[at:cut] + b"]"
+        at = cut + 1
+    yield b"[" + inside[at:] + b"]"
 
 
 @lru_cache(_MOST_DIMENSIONS)
@@ -207,7 +231,9 @@ def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
     return value
 
 
-def _write(served: Served, request: _Infer, outputs: list[tuple[str, NDArray[Any], bool]]) -> Answer:
+def _write(
+    served: Served, request: _Infer, outputs: list[tuple[str, NDArray[Any], bool]], pause: Callable[[], None]
+) -> Answer:
     documents: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for name, values, raw in outputs:
@@ -218,7 +244,7 @@ def _write(served: Served, request: _Infer, outputs: list[tuple[str, NDArray[Any
             document["parameters"] = {"binary_data_size": len(data)}
             binary.append(data)
         else:
-            document["data"] = values.ravel().tolist()
+            document["data"] = _numbers(values.ravel(), pause)
         documents.append(document)
     head: dict[str, Any] = {"model_name": served.name, "model_version": served.manifest.version}
     if request.id is not None:
@@ -229,6 +255,16 @@ def _write(served: Served, request: _Infer, outputs: list[tuple[str, NDArray[Any
     return Answer(
         body=b"".join([body, *binary]), type="application/octet-stream", headers={LENGTH_HEADER: str(len(body))}
     )
+
+
+def _numbers(values: NDArray[Any], pause: Callable[[], None]) -> list[Any] | msgspec.Raw:
+    if len(values) <= PIECE_NUMBERS:
+        return values.tolist()  # type: ignore[no-any-return]
+    texts = []
+    for at in range(0, len(values), PIECE_NUMBERS):
+        texts.append(msgspec.json.encode(values[at : at + PIECE_NUMBERS].tolist())[1:-1])
+        pause()
+    return msgspec.Raw(b"[" + b",".join(texts) + b"]")
 
 
 def _names(manifest: Manifest) -> tuple[str, ...]:

@@ -186,6 +186,30 @@ def test_a_body_over_the_limit_is_refused(app: App) -> None:
     refusal(ask(app, "POST", INFER, bytes(app_module.MAX_BODY_BYTES + 1)), 413, "expected at most")
 
 
+def test_a_named_body_holds_no_more_than_its_model_takes(app: App) -> None:
+    """What is far longer than a window can be is refused before it is read."""
+    refusal(ask(app, "POST", "/predict/activity", b" " * 70_000 + b"{}"), 413, "expected at most 65664 bytes")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_long_texts_are_read_and_written_in_pieces(app: App, nested: bool) -> None:
+    """A request of many windows is the same as many requests, and others get their chance in between."""
+    values = np.random.default_rng(5).normal(size=(9_000, 1, 2)).astype(np.float32)
+    data: list[Any] = values.tolist() if nested else values.ravel().tolist()
+    paused = []
+    app.pause = lambda: paused.append(1)
+    found = ask(app, "POST", INFER, tensor(shape=[9_000, 1, 2], data=data)).document["outputs"]
+    app.pause = lambda: None
+    expected = builders.classification().run({"window": values})["scores"]
+    assert np.array_equal(np.array(found[1]["data"], np.float32).reshape(-1, 2), expected)
+    assert len(paused) > 10
+    data[5000:5001] = [["x"]] if nested else ["x"]
+    refusal(ask(app, "POST", INFER, tensor(shape=[9_000, 1, 2], data=data)), 400, "rows of numbers")
+    if nested:
+        data[5000] = [[1.0, 2.0, 3.0]]
+        refusal(ask(app, "POST", INFER, tensor(shape=[9_000, 1, 2], data=data)), 400, "rows of numbers")
+
+
 def test_large_answers_are_packed_for_who_can_unpack_them(app: App) -> None:
     """An answer over a kilobyte comes as gzip, if the client says that it takes it."""
     body = {"inputs": [{"name": "window", "datatype": "FP32", "shape": [200, 1, 2], "data": [1.0] * 400}]}
