@@ -163,7 +163,7 @@ def make_manifest(
         source=Source(
             framework=source.framework,
             version=source.version,
-            digest=hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "",
+            digest=_digest(file),
             file=file.name,
             converted=_now(),
             converter=_own_version(),
@@ -175,6 +175,15 @@ def make_manifest(
         batch_free=batch_free,
         target_device=target_device,
     )
+
+
+def _digest(source: Path) -> str:
+    """SHA-256 of a file; of a folder, over the names and digests of its files; nothing for a model that is neither."""
+    if source.is_dir():
+        files = sorted(path for path in source.rglob("*") if path.is_file())
+        lines = [f"{_digest(path)}  {path.relative_to(source).as_posix()}\n" for path in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
 
 
 def _now() -> str:

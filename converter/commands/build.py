@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         type=Path,
         metavar="MODEL",
-        help="skops, ONNX, XGBoost, LightGBM, PyTorch, Keras, TFLite; pickle with --trust",
+        help="skops, ONNX, XGBoost, LightGBM, PyTorch, Keras, TFLite, SavedModel; pickle with --trust",
     )
     parser.add_argument("--spec", type=Path, metavar="SPEC.toml", help="what the model does not tell")
     parser.add_argument("--data", type=Path, help=".npz (x, y), .csv or .parquet: split to calibrate and to judge")

@@ -33,7 +33,7 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
     """Load a trained model of any framework.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a SavedModel.
         spec: the specification, for what the file leaves open.
         trust: whether code inside the file may run.
 
@@ -44,6 +44,10 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
         from converter.load import torch  # noqa: PLC0415
 
         return torch.load_function(str(path), spec, trust)
+    if path.is_dir() or path.name == "saved_model.pb":
+        from converter.load import savedmodel  # noqa: PLC0415
+
+        return savedmodel.load(_folder_of(path, savedmodel.PROGRAM), spec, trust)
     kind = sniff(path)
     if kind in ("exported program", "TorchScript"):
         from converter.load import torch  # noqa: PLC0415
@@ -78,9 +82,21 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
 
         return lightgbm.load(path)
     raise CommandError(
-        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, CatBoost, TFLite, PyTorch, Keras; "
-        f"pickle and joblib with --trust), found {kind}"
+        f"{path}: expected a model (skops, ONNX, XGBoost, LightGBM, CatBoost, TFLite, PyTorch, Keras, "
+        f"TensorFlow's SavedModel; pickle and joblib with --trust), found {kind}"
     )
+
+
+def _folder_of(path: Path, program: str) -> Path:
+    """The SavedModel that a path means: the folder, or the program inside it."""
+    folder = path if path.is_dir() else path.parent
+    if not (folder / program).is_file():
+        raise CommandError(
+            f"{path}: expected a model file, or a SavedModel of TensorFlow, found a folder without {program}"
+            if path.is_dir()
+            else f"{path}: expected a model file, found no such file"
+        )
+    return folder
 
 
 def sniff(path: Path) -> str:

@@ -29,7 +29,9 @@ _NEWEST_OPSET = 22  # of onnxruntime 1.20, the oldest that devices have
 _TASK_OF: dict[str, Task] = {"label": "classification", "value": "regression", "score": "anomaly"}
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.STRING)
 _PROBE_ROWS = 16
-_TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Cast")
+_TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
+# What leaves single probabilities probabilities: they are averaged, picked or moved.
+_PICKING = ("ReduceMean", "ReduceMax", "ReduceMin", "Slice", "Gather", "Transpose", "Concat")
 
 
 def load(path: Path, spec: Spec) -> "OnnxModel":
@@ -51,6 +53,16 @@ def from_model(model: onnx.ModelProto, spec: Spec, place: str) -> "OnnxModel":
     Raises:
         CommandError: as `load`.
     """
+    check(model, place)
+    return OnnxModel(model, spec, place)
+
+
+def check(model: onnx.ModelProto, place: str) -> None:
+    """Refuse what no device would run.
+
+    Raises:
+        CommandError: the model is no sound ONNX, has weights elsewhere, or operators outside the standard.
+    """
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         raise CommandError(f"{place}: weights in other files are not accepted: save the model as one file")
     try:
@@ -63,7 +75,6 @@ def from_model(model: onnx.ModelProto, spec: Spec, place: str) -> "OnnxModel":
     strange = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if not _is_standard(node, model)})
     if strange:
         raise CommandError(f"{place}: expected standard operators, found {', '.join(strange)}")
-    return OnnxModel(model, spec, place)
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -243,8 +254,8 @@ class OnnxModel(SourceModel):
         said = self._spec.model.activation
         if said is not None or is_normal:
             return said or "none"
-        maker = self._maker_of(name)
-        if maker in ("Softmax", "Sigmoid", "TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"):
+        makers = _makers_of(name, self._model.graph, _TRANSPARENT + (_PICKING if self._columns == 1 else ()))
+        if makers and makers <= {"Softmax", "Sigmoid", "TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"}:
             return "none"
         flat = probe.reshape(len(probe), -1).astype(np.float64)
         if flat.shape[1] > 1 and (flat >= 0).all() and np.allclose(flat.sum(axis=1), 1.0, atol=1e-3):
@@ -254,13 +265,6 @@ class OnnxModel(SourceModel):
             f"{name} does not hold probabilities: {activation} is applied; [model] activation changes that"
         )
         return activation
-
-    def _maker_of(self, name: str) -> str:
-        """The operator that makes a tensor, seen through what only rounds or shapes it."""
-        makers = {output: node for node in self._model.graph.node for output in node.output}
-        while name in makers and makers[name].op_type in _TRANSPARENT:
-            name = makers[name].input[0]
-        return str(makers[name].op_type) if name in makers else ""
 
     def _probe(self) -> Floats:
         shape = self._layout.window
@@ -272,11 +276,7 @@ class OnnxModel(SourceModel):
         if self._fixed_batch and len(windows) > 1 and session is self._session:
             rows = [self._run(windows[index : index + 1]) for index in range(len(windows))]
             return {name: np.concatenate([row[name].reshape(1, -1) for row in rows]) for name in names}
-        kind = _numpy_type(self._inputs[self._input].type)
-        fed: dict[str, Any] = {self._input: self._layout.arrange(windows, kind), **self._constants}
-        for state in self._states:
-            kind = _numpy_type(self._inputs[state.input].type)
-            fed[state.input] = np.moveaxis(np.zeros((len(windows), *state.shape), dtype=kind), 0, state.batch_axis)
+        fed = self._fed(windows)
         try:
             return dict(zip(names, session.run(names, fed), strict=True))
         except Exception as error:
@@ -284,6 +284,15 @@ class OnnxModel(SourceModel):
             raise CommandError(
                 f"{self._place}: onnxruntime cannot run it on {fed[self._input].shape}: {text}"
             ) from error
+
+    def _fed(self, windows: Floats) -> dict[str, Any]:
+        """Every input of the file, states at their start."""
+        kind = _numpy_type(self._inputs[self._input].type)
+        fed: dict[str, Any] = {self._input: self._layout.arrange(windows, kind), **self._constants}
+        for state in self._states:
+            kind = _numpy_type(self._inputs[state.input].type)
+            fed[state.input] = np.moveaxis(np.zeros((len(windows), *state.shape), dtype=kind), 0, state.batch_axis)
+        return fed
 
     def _answer(self, outputs: dict[str, NDArray[Any]], windows: Floats) -> Answer:
         n = len(windows)
@@ -320,6 +329,27 @@ class OnnxModel(SourceModel):
         except Exception:  # noqa: BLE001 - whatever it says, this graph wants its batch of 1
             return False
         return True
+
+
+def _makers_of(
+    name: str, graph: onnx.GraphProto, through: tuple[str, ...], outside: dict[str, onnx.NodeProto] | None = None
+) -> set[str]:
+    """The operators that make a tensor, seen through what only rounds, shapes or picks, and in every branch of an `If`.
+
+    Empty where something else stands at its beginning, such as an input or a constant. `outside` are the makers of
+    what a branch takes from the graph around it.
+    """
+    makers = {**(outside or {}), **{output: node for node in graph.node for output in node.output}}
+    while name in makers and makers[name].op_type in through:
+        name = makers[name].input[0]
+    if name not in makers:
+        return set()
+    node = makers[name]
+    if node.op_type != "If":
+        return {str(node.op_type)}
+    place = list(node.output).index(name)
+    found = [_makers_of(item.g.output[place].name, item.g, through, makers) for item in node.attribute]
+    return set.union(*found) if all(found) else set()
 
 
 def _class_constants(model: onnx.ModelProto, count: int) -> tuple[Any, ...]:

@@ -145,6 +145,29 @@ def test_one_probability_of_two_labels_becomes_two_scores(tmp_path: Path) -> Non
     np.testing.assert_array_equal(found["label"], p > 0.5)
 
 
+@pytest.mark.parametrize("other", ["Sigmoid", "Neg"])
+def test_a_probability_made_in_a_branch_and_averaged_is_no_logit(other: str, tmp_path: Path) -> None:
+    """Silero's way: an `If` whose branches end in Sigmoid, and a mean; if one branch does not, sigmoid is applied."""
+    w = noise(3, 2)
+
+    def branch(kind: str) -> Any:
+        made = helper.make_tensor_value_info(f"b_{kind}", FLOAT, None)
+        return helper.make_graph([helper.make_node(kind, ["z"], [f"b_{kind}"])], kind, [], [made])
+
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"]),
+        helper.make_node("If", ["yes"], ["both"], then_branch=branch("Sigmoid"), else_branch=branch(other)),
+        helper.make_node("ReduceMean", ["both"], ["p"], axes=[1], keepdims=1),
+    ]
+    constants = {"w": w, "yes": np.array(True)}
+    path = save(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [("p", FLOAT, ["N", 1])], constants)
+    out = build(path, 'task = "classification"\nlabels = ["ok", "worn"]', "--quantize", "none")
+    x = noise(9, 1, 3)
+    p = (1 / (1 + np.exp(-(x[:, 0] @ w)))).mean(axis=1)
+    expected = p if other == "Sigmoid" else 1 / (1 + np.exp(-p))
+    np.testing.assert_allclose(ask(out, x)["scores"][:, 1], expected, atol=1e-6)
+
+
 def test_several_outputs_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file with two outputs of numbers says which ones there are, and [model] picks."""
     w = noise(3, 2)

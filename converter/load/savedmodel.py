@@ -1,0 +1,157 @@
+"""TensorFlow SavedModel folders: TensorFlow answers, tf2onnx converts, and nothing of what tf2onnx says is believed.
+
+tf2onnx ends with 0 for files that no runtime loads, so what it writes is checked and run like any ONNX file from
+elsewhere, against TensorFlow's own answers. A SavedModel is a program that TensorFlow runs: one that holds operators
+which reach files, the network or Python is refused without --trust. TensorFlow and tf2onnx are an extra of 2.2 GB.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter.graph import OPSET
+from converter.load.onnx import OnnxModel, check
+from converter.load.optional import require
+from converter.load.torch import quiet
+from converter.spec import Spec
+from edge_runtime.errors import CommandError
+from edge_runtime.readings import Floats
+
+PROGRAM = "saved_model.pb"
+_EXTRA = "tensorflow"
+_SIGNATURE = "serving_default"
+
+# Operators that do more than compute, by how their names begin. Restoring variables is what loading is, saving is
+# there in every file and never called: those few are looked at apart.
+_REACHING = ("PyFunc", "EagerPyFunc", "WriteFile", "ReadFile", "MatchingFiles", "WholeFileReader", "TextLineReader",
+             "FixedLengthRecord", "TFRecordReader", "IdentityReader", "LMDB", "Print", "Save", "MergeV2Checkpoints",
+             "Send", "Recv", "Rpc", "Collective", "DebugIdentity", "DebugNumericSummary", "WriteSummary",
+             "WriteGraphSummary", "WriteRawProtoSummary", "WriteAudioSummary", "WriteImageSummary", "FileSystem",
+             "CreateSummaryFileWriter", "CreateSummaryDbWriter", "DatasetToTFRecord", "SaveDataset", "LoadDataset",
+             "SnapshotDataset", "TextLineDataset", "CSVDataset", "SqlDataset", "LookupTableExport",
+             "InitializeTableFromTextFile", "DataServiceDataset", "XlaHostCompute")  # fmt: skip
+_SAVING = ("SaveV2", "MergeV2Checkpoints")
+
+
+def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
+    """Load a SavedModel.
+
+    Raises:
+        CommandError: TensorFlow or tf2onnx is not installed, or the folder is damaged or reaches out of itself and is
+            not trusted, or has no signature to ask, or tf2onnx has no ONNX form of it.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+    links = [path for path in sorted(folder.rglob("*")) if path.is_symlink()]
+    if links:
+        raise CommandError(f"{links[0]}: expected a folder that holds its own files, found a link to elsewhere")
+    tensorflow = require("tensorflow", folder, _EXTRA)
+    require("tf2onnx", folder, _EXTRA)
+    reaching = sorted(set(_reaching(folder)))
+    if reaching and not trust:
+        raise CommandError(
+            f"{folder}: it holds operators that reach files, the network or Python ({', '.join(reaching)}): "
+            "add --trust if you trust where it comes from"
+        )
+    try:
+        with quiet():
+            loaded = tensorflow.saved_model.load(str(folder))
+    except Exception as error:
+        raise CommandError(f"{folder}: TensorFlow cannot load it: {_first(str(error))}") from error
+    name = _signature_of(loaded, folder)
+    return SavedModel(_converted(folder, name), spec, str(folder), loaded, name)
+
+
+def _reaching(folder: Path) -> Iterator[str]:
+    """Operators that do more than compute, read from the file without running it."""
+    from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415 - TensorFlow is an extra
+
+    program = saved_model_pb2.SavedModel()
+    try:
+        program.ParseFromString((folder / PROGRAM).read_bytes())
+    except Exception as error:
+        raise CommandError(f"{folder}: expected a SavedModel, found a damaged or truncated {PROGRAM}") from error
+    for graph in (meta.graph_def for meta in program.meta_graphs):
+        functions = {function.signature.name: function for function in graph.library.function}
+        called = {name for function in functions.values() for node in function.node_def for name in _calls(node)}
+        for name, function in functions.items():
+            saves = name.startswith("__inference__traced_save") and name not in called
+            for node in function.node_def:
+                if node.op.startswith(_REACHING) and not (saves and node.op in _SAVING):
+                    yield node.op
+        for node in graph.node:
+            if node.op.startswith(_REACHING) and node.op not in _SAVING:
+                yield node.op
+
+
+def _calls(node: Any) -> Iterator[str]:
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield value.func.name
+        yield from (function.name for function in value.list.func)
+
+
+def _signature_of(loaded: Any, folder: Path) -> str:
+    names = sorted(loaded.signatures)
+    if _SIGNATURE in names or len(names) == 1:
+        return _SIGNATURE if _SIGNATURE in names else str(names[0])
+    raise CommandError(
+        f"{folder}: expected a signature {_SIGNATURE!r}, or just one, found {', '.join(names) or 'none'}: "
+        "save it with signatures="
+    )
+
+
+def _converted(folder: Path, signature: str) -> onnx.ModelProto:
+    """What tf2onnx makes of it, in a process of its own, since it speaks and ends as a program does."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "model.onnx"
+        command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(folder), "--output", str(out),
+                   "--signature_def", signature, "--opset", str(OPSET)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = done.stderr.splitlines()
+        strange = sorted({line.partition(": ")[2].partition("]")[0] for line in said if "is not supported" in line})
+        if strange:
+            raise CommandError(f"{folder}: no ONNX form is known for the TensorFlow operators {', '.join(strange)}")
+        if done.returncode or not out.exists():
+            reason = next((line.strip() for line in reversed(said) if line.strip()), f"exit code {done.returncode}")
+            raise CommandError(f"{folder}: tf2onnx cannot convert it: {_first(reason)}")
+        model = onnx.load_model(out)
+    check(model, str(folder))
+    return model
+
+
+class SavedModel(OnnxModel):
+    """A SavedModel: its ONNX form, and TensorFlow as the truth."""
+
+    framework = "TensorFlow"
+
+    def __init__(self, model: onnx.ModelProto, spec: Spec, place: str, loaded: Any, signature: str) -> None:
+        self._loaded = loaded  # variables live as long as it does
+        self._ask = loaded.signatures[signature]
+        super().__init__(model, spec, place)
+        self.version = str(require("tensorflow", place).__version__)
+
+    def _run(self, windows: Floats, session: Any = None) -> dict[str, NDArray[Any]]:
+        another = session is not None and session is not self._session
+        if another or (self._fixed_batch and len(windows) > 1):
+            return super()._run(windows, session)
+        tensorflow = require("tensorflow", self._place)
+        fed = {name: tensorflow.constant(np.ascontiguousarray(value)) for name, value in self._fed(windows).items()}
+        try:
+            found = self._ask(**fed)
+        except Exception as error:
+            raise CommandError(f"{self._place}: TensorFlow cannot run it: {_first(str(error))}") from error
+        return {item.name: found[item.name].numpy() for item in self._session.get_outputs()}
+
+
+def _first(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else "no reason given"
