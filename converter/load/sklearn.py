@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.graph import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
+from converter.load.gaussian import is_several, several_core
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
 from edge_runtime.errors import CommandError
@@ -216,7 +217,7 @@ class SklearnModel(SourceModel):
                 f"out_{role}", values[name], info.type.tensor_type.elem_type, ("N",) if role == "label" else ("N", "K")
             )
         roles = {role: f"out_{role}" for role in final.outputs}
-        classes = self.classes if "label" in roles else ()
+        classes = self.classes if "label" in roles and not is_several(self._final) else ()
         return Core(builder.build("sklearn"), "x", self.shape, roles, classes, dict(final.extra))
 
     def _convert_steps(self, steps: list[Any]) -> Core:
@@ -249,6 +250,10 @@ class SklearnModel(SourceModel):
             if not hasattr(self._final, "predict_proba"):
                 options["raw_scores"] = True
         columns = (int(self._final.n_features_in_),)
+        if is_several(self._final):
+            return several_core(
+                self._final, columns[0], lambda one: _to_onnx(one, columns, True, options, self._place), self._place
+            )
         model = _to_onnx(_convertible(self._final), columns, double, options, self._place)
         names = [output.name for output in model.graph.output]
         if self.task == "regression":

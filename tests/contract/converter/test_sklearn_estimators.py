@@ -26,6 +26,7 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_selection import SelectKBest
 from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import (
     ElasticNet,
@@ -55,6 +56,7 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, SVR, LinearSVC, OneClassSVM
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+from edge_runtime.errors import CommandError
 from tests.contract.converter.conftest import Convert
 
 TRAINING, COLUMNS = 400, 6
@@ -148,13 +150,28 @@ def test_a_converted_classifier_gives_the_labels_and_scores_of_its_source(
     name: str, classes: int, convert: Convert
 ) -> None:
     """A converted classifier gives its source's labels on every row, and its scores to 1e-4."""
-    if (name, classes) == ("Gaussian process", 3):
-        pytest.skip("skl2onnx knows Gaussian process classifiers of two classes only")
     x, y = rows(1200, classes)
     done = convert(CLASSIFIERS[name].fit(x[:TRAINING], y[:TRAINING]), x)
     assert np.sum(done.found.label != done.expected.label) == 0
     np.testing.assert_allclose(done.found.scores, done.expected.scores, atol=1e-4)
     np.testing.assert_allclose(np.sum(done.found.scores, axis=1), 1.0, atol=1e-4)
+
+
+def test_a_gaussian_process_of_several_named_classes_has_a_process_for_each(convert: Convert) -> None:
+    """With a kernel that tells the classes apart: labels in words, scores from near 0 to near 1, to 1e-6."""
+    x, y = rows(400)
+    kernel = ConstantKernel(4.0) * RBF(1.5)
+    process = GaussianProcessClassifier(kernel, optimizer=None)
+    model = make_pipeline(StandardScaler(), process).fit(x[:200], np.array(["low", "high", "mid"])[y[:200]])
+    done = convert(model, x)
+    assert done.plan.labels == ("high", "low", "mid")
+    np.testing.assert_array_equal(done.found.label, done.expected.label)
+    np.testing.assert_allclose(done.found.scores, done.expected.scores, atol=1e-6)
+    assert done.found.scores.max() > 0.8
+    assert done.found.scores.min() < 0.05
+    one_against_one = GaussianProcessClassifier(multi_class="one_vs_one").fit(x[:60], y[:60])
+    with pytest.raises(CommandError, match="found 'one_vs_one', which gives no probabilities"):
+        convert(one_against_one, x)
 
 
 @pytest.mark.parametrize("targets", [1, 2])
