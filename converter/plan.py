@@ -149,6 +149,11 @@ def _labels(
     if task != "classification":
         return (), (), ()
     classes = class_names(source.classes)
+    if len(classes) == 1 or len(spec.labels) == 1:
+        mistakes.append(
+            f"labels: expected two classes or more to tell apart, found one, {(classes or spec.labels)[0]!r}: "
+            "train the model on rows of several classes"
+        )
     if not spec.labels:
         if not classes:
             mistakes.append("labels: the model does not name its classes; expected `labels` in the specification")

@@ -496,9 +496,12 @@ def test_usage_is_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unfitted_model_and_a_transformer_are_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What predicts nothing is no model."""
+    """What predicts nothing, or always the same, is no model."""
     out = tmp_path / "out.onnx"
     skops.io.dump(LogisticRegression(), tmp_path / "new.skops")
     assert "expected a fitted model" in refused(capsys, out, tmp_path / "new.skops", "--data", data)
+    x, y = readings()
+    skops.io.dump(DecisionTreeClassifier().fit(x, y * 0), tmp_path / "one.skops")
+    assert "expected two classes or more" in refused(capsys, out, tmp_path / "one.skops", "--data", data)
     skops.io.dump(StandardScaler().fit(readings()[0]), tmp_path / "scaler.skops")
     assert "found sklearn.StandardScaler" in refused(capsys, out, tmp_path / "scaler.skops", "--data", data)
