@@ -219,7 +219,10 @@ class Conversion:
         told = [*drift, *prices(found.forms), *self._advice(found.kept, peak)]
         for line in told[len(drift) :]:
             self._say(line)
-        self._report(plan, bench, found, rows, savings, told)
+        try:
+            self._report(plan, bench, found, rows, savings, told)
+        except KeyboardInterrupt:
+            raise CommandError(f"interrupted: {self._options.output} was written, the report was not") from None
 
     def _advice(self, kept: Form, peak_bytes: int) -> list[str]:
         """What the owner of the target device should know; a time that a device measured beats any estimate."""
@@ -247,7 +250,7 @@ class Conversion:
         self._say("measuring every layer of every form for the report")
         base = found.forms[0].candidate
         proof = Proof(
-            model=str(options.model), plan=plan, metric=metric_name(plan.task, bench.truth), rows=rows, bench=bench,
+            model=options.model.name, plan=plan, metric=metric_name(plan.task, bench.truth), rows=rows, bench=bench,
             answers=[form.answer for form in found.forms],
             kept=found.forms.index(found.kept) if found.kept else None, reason=found.reason,
             max_drop=options.max_drop, savings=savings,

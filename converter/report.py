@@ -16,6 +16,7 @@ from converter import plots
 from converter.evaluate import Judgement, Speed, processor
 from converter.layers import Layer, worst_of
 from converter.load.source import Answer
+from edge_runtime.durable import replace_file
 from edge_runtime.errors import CommandError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Proof:
     """All that the page shows. `answers`, `layers` and `kept` speak of the forms, that is of `rows` without the first.
 
     Attributes:
-        model: what was converted.
+        model: the file that was converted, by its name: the page may be passed on.
         plan: what the bundle says.
         metric: its name.
         rows: the source, and every form that was tried.
@@ -108,7 +109,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e3e7ec; --soft: #9aa5b1; --rule: #434b55; --paper: #15181c;
   --mark: #1d3324; --cell: #3f8fcb; --c0: #a3acb8; --c1: #62aee6; --c2: #f0935a; --c3: #6cc683; --c4: #c08fe0;
   --c5: #f0739d; --c6: #cfc74a; --c7: #4fc4c4 } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
   background: var(--paper) }
 h2 { margin-top: 2.2rem } .wide { overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .6rem; text-align: right }
@@ -129,7 +130,7 @@ svg .curve { fill: none; stroke-width: 1.8 }
 
 
 def write_page(path: Path, proof: Proof) -> None:
-    """Write the page.
+    """Write the page, whole or not at all.
 
     Raises:
         CommandError: it cannot be written.
@@ -148,7 +149,7 @@ def write_page(path: Path, proof: Proof) -> None:
         f"<title>{title}</title><style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
     try:
-        path.write_text(page, encoding="utf-8")
+        replace_file(path, page.encode())
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror}") from error
 

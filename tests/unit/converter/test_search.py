@@ -244,3 +244,43 @@ def test_what_a_device_measured_takes_the_place_of_the_estimate(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000001")
     assert main(arguments) == 0
     assert "estimate, not measured" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_an_interrupt_during_the_report_says_that_the_bundle_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody is told that nothing was written when something was; and there is no half page."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("converter.report.plots.points", interrupted)
+    page = tmp_path / "proof.html"
+    assert main([*model_and_data(tmp_path), "--report", str(page)]) == 1
+    assert f"interrupted: {tmp_path / 'm.onnx'} was written, the report was not" in capsys.readouterr().err
+    assert (tmp_path / "m.onnx").exists()
+    assert not page.exists()
+
+
+@pytest.mark.parametrize("kind", ["regression", "anomaly"])
+def test_the_report_of_numbers_shows_them_against_the_truth(kind: str, tmp_path: Path) -> None:
+    """A regression's values over the true ones, an anomaly's scores beside the threshold; legible in the dark too."""
+    import skops.io  # noqa: PLC0415
+    from sklearn.ensemble import IsolationForest  # noqa: PLC0415
+    from sklearn.linear_model import LinearRegression  # noqa: PLC0415
+
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    y = x[:, 0] - x[:, 2]
+    fitted = LinearRegression().fit(x, y) if kind == "regression" else IsolationForest(random_state=0).fit(x)
+    skops.io.dump(fitted, tmp_path / "m.skops")
+    np.savez(tmp_path / "d.npz", x=x, y=y if kind == "regression" else (np.abs(x).max(axis=1) > 2).astype(int))
+    page = tmp_path / "proof.html"
+    arguments = ["build", str(tmp_path / "m.skops"), "--data", str(tmp_path / "d.npz"), "-o", str(tmp_path / "m.onnx")]
+    assert main([*arguments, "--report", str(page), "--max-drop", "0.5"]) == 0
+    text = page.read_text()
+    assert ("<h2>Predicted and true</h2>" if kind == "regression" else "<h2>Scores and threshold</h2>") in text
+    assert "prefers-color-scheme: dark" in text
+    assert str(tmp_path) not in text
+    assert evaluate.processor() in text
+    assert not re.search(r"https?:|<script|<link|<img|nan", text)

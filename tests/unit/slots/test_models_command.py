@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,22 @@ def test_measuring_writes_the_figures_beside_the_bundle(models: Command) -> None
     assert code == 0
     sidecar = Path(out.splitlines()[1].removeprefix("written to "))
     assert json.loads(sidecar.read_text())["version"] == "1.0.0"
+
+
+def test_what_was_measured_here_is_listed(models: Command) -> None:
+    """`list` shows the time and the memory of the bundles that were measured, and a dash for the others."""
+    models("install", models.bundle("1.0.0"))
+    models("selftest", "activity", "--measure")
+    models("install", models.bundle("1.1.0"))
+    head, active, previous = models("list")[1].splitlines()
+    assert "MEASURED HERE" in head
+    assert active.split()[:3] == ["activity", "1.1.0", "probation"]
+    assert re.search(r" - *$", active)
+    assert re.search(r"previous .* [\d.e-]+ ms, \d+ MiB", previous)
+    listed = json.loads(models("list", "--json")[1])
+    assert [entry.get("measured", {}).get("version") for entry in listed] == [None, "1.0.0"]
+    models("rollback", "activity")
+    assert re.search(r"1\.0\.0 .* ms, \d+ MiB", models("list")[1].splitlines()[1])
 
 
 def test_an_unknown_verb_is_wrong_usage(models: Command) -> None:
