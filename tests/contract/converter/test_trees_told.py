@@ -1,6 +1,7 @@
 """What `build` says of trees: what was left out, and how many answers a scaler in float32 would have moved."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,16 @@ def test_rows_drift_where_float32_takes_another_branch() -> None:
     assert parts is not None
     forest = parts[0]
     assert (forest.feature >= 0).sum() == 1
-    feature, threshold = int(forest.feature.max()), float(forest.threshold[forest.feature >= 0][0])
-    exact = scaler.transform(x)[:, feature] <= threshold
-    rough = scaler.transform(x.astype(np.float32)).astype(np.float32)[:, feature] <= np.float32(threshold)
-    assert drifting_rows(forest, x.astype(np.float32), scaler.transform) == int((exact != rough).sum())
-    assert drifting_rows(forest, np.zeros((3, 4), dtype=np.float32)) == 0
+    feature = int(forest.feature.max())
+    exact = scaler.transform(x)[:, feature]
+    rough = scaler.transform(x.astype(np.float32)).astype(np.float32)[:, feature]
+    # A threshold that is the scaled value of a reading, as XGBoost chooses them: float32 may put it on the other side.
+    threshold = exact[np.flatnonzero(rough > exact.astype(np.float32))[0]]
+    moved = replace(forest, threshold=np.where(forest.feature >= 0, threshold, 0.0))
+    expected = int(((exact <= threshold) != (rough <= np.float32(threshold))).sum())
+    assert expected > 0
+    assert drifting_rows(moved, x.astype(np.float32), scaler.transform) == expected
+    assert drifting_rows(moved, np.full((3, 4), 1e9, dtype=np.float32)) == 0
 
 
 def exported(tmp_path: Path, kind: str) -> tuple[Path, Any]:

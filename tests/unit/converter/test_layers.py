@@ -53,6 +53,22 @@ def test_a_layer_is_off_by_what_was_done_to_it() -> None:
     assert [layer.name for layer in worst_of(list(found.values()), 1)] == [max(found.values(), key=_noise).name]
 
 
+def test_a_tensor_is_compared_as_the_next_layer_sees_it() -> None:
+    """After its rounding, where it is rounded: the error is that of the steps, on a tensor that is exact before."""
+    exact, form = chain(1), chain(1)
+    step = np.float32(0.5)
+    form.graph.initializer.append(numpy_helper.from_array(np.array(step), "step"))
+    del form.graph.node[1:]
+    form.graph.node.extend([
+        helper.make_node("QuantizeLinear", ["y0", "step"], ["y0_QuantizeLinear_Output"]),
+        helper.make_node("DequantizeLinear", ["y0_QuantizeLinear_Output", "step"], ["y0_DequantizeLinear_Output"]),
+        helper.make_node("Identity", ["y0_DequantizeLinear_Output"], ["value"]),
+    ])  # fmt: skip
+    first, last = layer_errors(exact, form, rows())
+    assert (first.name, last.name) == ("product 0", "end")
+    assert first.noise == last.noise > 0.001
+
+
 def _noise(layer: Layer) -> float:
     return layer.noise
 
