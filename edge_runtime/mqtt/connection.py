@@ -34,7 +34,7 @@ from edge_runtime.health import Counters
 from edge_runtime.loop import Loop, Timer
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.light_paho import real_tls
-from edge_runtime.mqtt.whole_socket import WholeSocket
+from edge_runtime.mqtt.whole_socket import MOST_BYTES, WholeSocket
 from edge_runtime.progress import working
 from edge_runtime.readings import Receipt
 
@@ -149,6 +149,9 @@ class Connection:
         self._counters = counters
         self._will = will
         self._subscriptions: list[tuple[list[str], int, Callable[[list[Message]], None]]] = []
+        self._most_bytes = MOST_BYTES
+        self._most_sent = hot_packets.MOST_BYTES
+        self._parting = ""  # what the broker said when it ended the connection
         self._client: _Client | None = None
         self._socket: WholeSocket | None = None
         self._fd = -1
@@ -190,13 +193,17 @@ class Connection:
         """How many messages the broker has not answered."""
         return len(self._outcomes)
 
-    def subscribe(self, filters: list[str], qos: int, handler: Callable[[list[Message]], None]) -> None:
+    def subscribe(
+        self, filters: list[str], qos: int, handler: Callable[[list[Message]], None], *, most_bytes: int = 0
+    ) -> None:
         """Have `handler` called with the messages of `filters`, a list per wake-up. Before `start` only.
 
+        A handler that takes payloads of more than 16 MB says so by `most_bytes`; longer messages are passed over.
         When several handlers share a connection each is given every message and picks its own by topic; each takes
         its own hold on the receipts.
         """
         self._subscriptions.append((filters, qos, handler))
+        self._most_bytes = max(self._most_bytes, most_bytes + hot_packets.HEAD_BYTES)
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -224,6 +231,8 @@ class Connection:
         try:
             head = self._heads.get(topic) or self._keep_head(topic)
             packet = hot_packets.publish(head, payload, packet_id, retain=retain, properties=extra)
+            if len(packet) > self._most_sent:
+                raise ValueError(f"the broker takes at most {self._most_sent} bytes, found {len(packet)}")  # noqa: TRY301
         except ValueError as error:  # no broker would take it: a topic with a wildcard, a payload beyond MQTT's limit
             self._counters.errors["publish_refused"] += 1
             self.state = f"{self._settings.url}: a message cannot be sent: {error}"
@@ -369,6 +378,7 @@ class Connection:
             wrapped.close()
             return
         self._cancel_timers()  # that of the attempt
+        wrapped.most_bytes = self._most_bytes
         self._client, self._socket, self._fd = client, wrapped, wrapped.fileno()
         self._heard_at = self._loop.time()
         self._loop.add_reader(self._fd, self._on_readable)
@@ -438,6 +448,7 @@ class Connection:
         self._inbox.clear()
         self._owed.clear()
         self._paused = False
+        self._parting = ""
         self._acks_unsent = 0
         self._acks_wait = False
         if self._ack_timer is not None:
@@ -515,7 +526,8 @@ class Connection:
                     if client.loop_read() != paho.MQTT_ERR_SUCCESS:
                         break
                 if client.socket() is None:
-                    return self.state if not self.connected else f"{self._settings.url} closed the connection"
+                    refused = self.state if not self.connected else f"{self._settings.url} closed the connection"
+                    return self._parting or refused
         except OSError as error:
             return f"{self._settings.url}: {error.strerror or error}"
         except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
@@ -599,6 +611,15 @@ class Connection:
             receipt = Receipt(lambda: self._acknowledge(generation, owed))
         self._inbox.append(Message(topic, payload, receipt, properties=properties, retained=retained))
 
+    def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
+        """A message that nobody has room for: counted, acknowledged, and so not sent again; see `WholeSocket`."""
+        self._counters.rejected["too_long"] += 1
+        self.state = f"{self._settings.url} sent {size} bytes on {topic[:80]!r}: passed over"
+        if packet_id:
+            owed = _Owed(packet_id)
+            self._owed.append(owed)
+            self._acknowledge(self._generation, owed)
+
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
         """The broker has answered a message of ours; see `hot_packets.Taker`."""
         outcome = self._outcomes.pop(packet_id, None)
@@ -634,6 +655,7 @@ class Connection:
             return
         maximum = getattr(properties, "ReceiveMaximum", None)
         self.window = min(self._settings.max_inflight, maximum or self._settings.max_inflight)
+        self._most_sent = getattr(properties, "MaximumPacketSize", None) or hot_packets.MOST_BYTES
         self.connected = True
         self._connected_at = self._loop.time()
         self.state = f"connected to {self._settings.url}"
@@ -669,7 +691,7 @@ class Connection:
         _properties: Properties | None,
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self.state = f"{self._settings.url} ended the connection: {reason}"
+            self._parting = f"{self._settings.url} ended the connection: {reason}"
 
     def _announce(self) -> None:
         for listener in self.on_change:

@@ -87,7 +87,7 @@ class Failover:
         self._loop = loop
         self._counters = counters
         self._will = will
-        self._subscriptions: list[tuple[list[str], int, Handler]] = []
+        self._subscriptions: list[tuple[list[str], int, Handler, int]] = []
         self._serving: _Link | None = None
         self._last: _Link | None = None
         self._successor: _Link | None = None
@@ -137,9 +137,9 @@ class Failover:
         others = f" (fallback; {'; '.join(said)})" if self.is_fallback else ""
         return self._connection.state + others
 
-    def subscribe(self, filters: list[str], qos: int, handler: Handler) -> None:
+    def subscribe(self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0) -> None:
         """As a connection's: on every broker."""
-        self._subscriptions.append((filters, qos, handler))
+        self._subscriptions.append((filters, qos, handler, most_bytes))
 
     def start(self) -> None:
         """Begin with the preferred broker; returns at once."""
@@ -192,8 +192,8 @@ class Failover:
             return
         link.failed, link.up_since = False, None
         connection = link.connection = self._make(link.url)
-        for filters, qos, handler in self._subscriptions:
-            connection.subscribe(filters, qos, handler)
+        for filters, qos, handler, most_bytes in self._subscriptions:
+            connection.subscribe(filters, qos, handler, most_bytes=most_bytes)
         connection.on_change.append(lambda: self._changed(link, connection))
         connection.start()
 

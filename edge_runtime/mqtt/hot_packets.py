@@ -11,6 +11,7 @@ FIRST_ID = 1024  # paho counts its own packets (a SUBSCRIBE each) from 1 on; our
 LAST_ID = 65_535
 MOST_BYTES = 268_435_455  # MQTT 3.1.1 section 2.2.3
 MOST_TOPIC_BYTES = 65_535
+HEAD_BYTES = 5 + 2 + MOST_TOPIC_BYTES + 2  # header, topic with its length, packet id
 _REFUSED = 0x80  # MQTT 5 section 2.4
 
 
@@ -22,6 +23,9 @@ class Taker(Protocol):
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
         """A PUBACK; a `reason` of 128 and more is a refusal."""
+
+    def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
+        """A PUBLISH of so many bytes that it is passed over; see `WholeSocket.most_bytes`."""
 
 
 def topic_head(topic: str) -> bytes:
@@ -53,6 +57,20 @@ def publish(head: bytes, payload: bytes, packet_id: int, *, retain: bool, proper
 def puback(packet_id: int) -> bytes:
     """A PUBACK that says yes, the same in both versions."""
     return b"\x40\x02" + packet_id.to_bytes(2, "big")
+
+
+def head_of_message(data: bytes) -> tuple[bytes, int]:
+    """Topic and packet id (0 at QoS 0) of a PUBLISH of which at least `HEAD_BYTES` are there.
+
+    Raises:
+        ValueError: it is no PUBLISH, or not well formed.
+    """
+    body, _ = _bounds(data, 0, len(data))
+    topic = body + 2
+    end = topic + (data[body] << 8 | data[body + 1])
+    if data[0] & 0xF0 != PUBLISH or end == topic:
+        raise ValueError("expected a PUBLISH, found another packet that is far too long")
+    return data[topic:end], data[end] << 8 | data[end + 1] if data[0] & 6 else 0
 
 
 def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:

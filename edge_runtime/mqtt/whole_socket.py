@@ -5,8 +5,9 @@ gets this in place of its socket: `recv` is served from what `fill` read, and wh
 `take` hands the packets of the hot path out before paho sees them, and shows paho one whole packet at a time, so that
 it never stands in the middle of one. `let_wait` keeps acknowledgements that come alone from waking the process.
 
-The read side is bounded by `RECEIVE_BYTES` a fill and one packet (the caller drains it before it fills again); the
-write side by what the caller lets be in flight.
+The read side is bounded by `RECEIVE_BYTES` a fill and one packet of `most_bytes` (the caller drains it before it fills
+again); the write side by what the caller lets be in flight. A longer message is passed over without being kept: its
+taker is told of it once, and its bytes are dropped as they come.
 """
 
 import contextlib
@@ -16,22 +17,27 @@ from types import ModuleType
 from edge_runtime.mqtt import hot_packets
 
 RECEIVE_BYTES = 65536
+MOST_BYTES = 16 << 20
 
 
 class WholeSocket:
     """Stands in for a connected `socket.socket` or `ssl.SSLSocket`, non-blocking after `setblocking(False)`.
 
-    `heard` becomes True with everything that comes; whoever watches for silence sets it back.
+    Attributes:
+        heard: True with everything that comes; whoever watches for silence sets it back.
+        most_bytes: the longest packet that is kept.
     """
 
     def __init__(self, wrapped: socket.socket, tls: ModuleType | None = None) -> None:
         """Take over `wrapped`; `tls` is the module `ssl` where it is an `ssl.SSLSocket`."""
         self.heard = False
+        self.most_bytes = MOST_BYTES
         self._is_tls = tls is not None
         self._not_now: tuple[type[OSError], ...] = (BlockingIOError,)
         if tls is not None:
             self._not_now = (BlockingIOError, tls.SSLWantReadError, tls.SSLWantWriteError)
         self._wrapped = wrapped
+        self._passing_over = 0  # bytes that are still to be dropped
         self._received = b""
         self._position = 0
         self._visible = 0  # up to here `recv` gives out
@@ -51,7 +57,7 @@ class WholeSocket:
             return False
         self._least = least
         try:
-            self._wake_from(1 if self._partial else least)
+            self._wake_from(1 if self._partial or self._passing_over else least)
         except OSError:  # not every system can: then all wakes us, as before
             self._least = self._least_now = 1
             return False
@@ -76,6 +82,10 @@ class WholeSocket:
             self._ended = True
             return False
         self.heard = True
+        if self._passing_over:
+            dropped = min(self._passing_over, len(data))
+            self._passing_over -= dropped
+            data = data[dropped:]
         if self._partial:
             self._partial += data
             data = b""
@@ -87,14 +97,25 @@ class WholeSocket:
         return self._is_tls and self._wrapped.pending() > 0  # type: ignore[attr-defined]
 
     def take(self, taker: hot_packets.Taker, *, is_v5: bool) -> bool:
-        """Hand the packets of the hot path to `taker`; True when `recv` has a whole packet, or the end, for paho."""
+        """Hand the packets of the hot path to `taker`; True when `recv` has a whole packet, or the end, for paho.
+
+        Raises:
+            ValueError: a packet that is no message is longer than `most_bytes`.
+        """
         self._position, end = hot_packets.take(self._received, self._position, taker, is_v5=is_v5)
         if end > len(self._received):
-            self._partial += self._received[self._position :]
-            self._wanted = end - self._position
+            begun = self._received[self._position :]
+            size = end - self._position
+            if size > self.most_bytes and len(begun) >= hot_packets.HEAD_BYTES:
+                topic, packet_id = hot_packets.head_of_message(begun)
+                taker.took_too_long(topic, packet_id, size)
+                self._passing_over = size - len(begun)
+            else:
+                self._partial += begun
+                self._wanted = size if size <= self.most_bytes else hot_packets.HEAD_BYTES
             self._received, self._position, end = b"", 0, 0
         if self._least > 1:
-            self._wake_from(1 if self._partial else self._least)
+            self._wake_from(1 if self._partial or self._passing_over else self._least)
         self._visible = end
         return self.has_received
 

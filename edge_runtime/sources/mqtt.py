@@ -49,7 +49,7 @@ class MqttSource:
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
         self._decoder = source_decoder(config, channels, shape)
         self._stopped = False
-        connection.subscribe(self._keys.filters, config.qos, self._take)
+        connection.subscribe(self._keys.filters, config.qos, self._take, most_bytes=config.max_frame_bytes)
 
     @property
     def is_open(self) -> bool:

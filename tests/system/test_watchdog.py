@@ -31,19 +31,23 @@ HANGS = {
         'what="the outbox\'s disk"',
     ),
     "a model in its thread": (
-        "import edge_runtime.model as model, threading\n"
-        "run = model.Model.run\n"
-        "def slow(*a, **k):\n"
-        "    if threading.current_thread().name == 'model':\n"
-        "        time.sleep(1000)\n"
-        "    return run(*a, **k)\n"
-        "model.Model.run = slow\n",
+        (
+            "import edge_runtime.model as model, threading\n"
+            "run = model.Model.run\n"
+            "def slow(*a, **k):\n"
+            "    if threading.current_thread().name == 'model':\n"
+            "        time.sleep(1000)\n"
+            "    return run(*a, **k)\n"
+            "model.Model.run = slow\n"
+        ),
         'what="model comfort"',
     ),
     "connecting": (
-        "import edge_runtime.mqtt.connection as connection\n"
-        "connection.CONNECT_HANG_S = 1.0\n"
-        f"connection.Connection._open = {HANG}\n",
+        (
+            "import edge_runtime.mqtt.connection as connection\n"
+            "connection.CONNECT_HANG_S = 1.0\n"
+            f"connection.Connection._open = {HANG}\n"
+        ),
         'what="connecting to mqtt://localhost:',
     ),
 }

@@ -1,5 +1,6 @@
 """One connection to a real mosquitto, and to servers that behave badly."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -449,7 +450,8 @@ def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(make_client: M
     later = client.loop.call_later
 
     def call_later(delay: float, callback: Callable[[], object]) -> Any:
-        pauses.append(delay)
+        if callback == client.connection._connect:
+            pauses.append(delay)
         return later(delay, callback)
 
     client.loop.call_later = call_later  # type: ignore[method-assign]
@@ -602,3 +604,99 @@ def test_a_retained_message_says_so(protocol: str, mosquitto: Mosquitto, make_cl
     sender.until(lambda: len(outcomes) == 2, "the second acknowledgement")
     client.until(lambda: len(client.messages) == 2, "the new message")
     assert [(message.payload, message.retained) for message in client.messages] == [(b"old", True), (b"new", False)]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_session_that_another_client_takes_over_is_taken_back_more_and_more_slowly(
+    protocol: str, mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """Two devices with one client id throw each other out; neither does so without a pause."""
+    client = make_client(mosquitto.url, "in/#", protocol=protocol, reconnect_min=0.01, reconnect_max=60.0).up()
+    for turn in range(1, 5):
+        rival = make_subscriber(mosquitto.port, client_id="edge-test")
+        client.until(lambda: not client.connection.connected, "the loss to be noticed")
+        rival.close()
+        assert client.connection._attempts == turn, "a link that did not last does not shorten the next pause"
+        client.up()
+    assert client.counters.errors == {"disconnected": 4}
+
+
+def test_why_a_broker_ends_the_connection_is_said(make_server: Any, make_client: MakeClient) -> None:
+    """MQTT 5 has words for it, which the state shows (mosquitto 2.0 keeps them to itself)."""
+
+    def treat(connection: socket.socket) -> None:
+        connection.recv(1024)
+        connection.sendall(b"\x20\x03\x00\x00\x00")  # CONNACK, accepted
+        connection.sendall(b"\xe0\x02\x8e\x00")  # DISCONNECT, session taken over
+        connection.close()
+
+    client = make_client(make_server(treat).url, protocol="5")
+    client.until(lambda: client.counters.errors["disconnected"] >= 2, "two losses")
+    assert any("ended the connection: Session taken over; next attempt" in state for state in client.states)
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_message_that_is_far_too_long_is_passed_over(
+    qos: int, mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """It is counted, acknowledged and never kept; its neighbours arrive in order, over the same connection."""
+    client = make_client(mosquitto.url, "in/#", qos=qos)
+    client.connection._most_bytes = 200_000
+    client.up()
+    other = make_subscriber(mosquitto.port)
+    for number in range(10):
+        other.publish("in/x", b"%d" % number, qos=qos)
+        if number in {3, 4, 7}:
+            other.publish("in/long", bytes(5_000_000), qos=qos)
+    held = []
+
+    def all_there() -> bool:
+        wrapped = client.connection._socket
+        assert wrapped is not None
+        held.append(len(wrapped._partial))
+        return len(client.messages) == 10 and client.counters.rejected["too_long"] == 3
+
+    client.until(all_there, "ten messages and three that are passed over")
+    assert [message.payload for message in client.messages] == [b"%d" % n for n in range(10)]
+    assert max(held) < 200_000
+    client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
+    other.flush()
+    assert client.counters.counts["connects"] == 1
+
+
+def test_a_message_beyond_what_the_broker_takes_is_refused_by_us(
+    make_mosquitto: MakeBroker, make_client: MakeClient
+) -> None:
+    """MQTT 5 says what it takes; sending more would cost the connection, again and again."""
+    client = make_client(make_mosquitto(extra="max_packet_size 1000").url, protocol="5").up()
+    outcomes: list[bool] = []
+    for size in (2000, 100):
+        client.connection.publish("t", bytes(size), qos=1, outcome=outcomes.append)
+    client.until(lambda: len(outcomes) == 2, "both to be settled")
+    assert sorted(outcomes) == [False, True]
+    assert client.counters.errors == {"publish_refused": 1}
+
+
+def test_a_handshake_that_drips_is_given_up(
+    make_server: Any, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer that sends a byte now and then keeps within every time-out, and ends with the attempt as a whole."""
+    monkeypatch.setattr(connection_module, "CONNECT_PATIENCE_S", 0.5)
+    done = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        def run() -> None:
+            with contextlib.suppress(OSError):
+                connection.sendall(b"\x16\x03\x03\x40\x00")  # a record of TLS that never ends
+                while not done.wait(0.02):
+                    connection.sendall(b"\x00")
+
+        threading.Thread(target=run, daemon=True).start()
+
+    server = make_server(drip)
+    client = make_client(server.url.replace("mqtt:", "mqtts:"))
+    try:
+        client.until(lambda: server.accepted >= 3, "three attempts")
+    finally:
+        done.set()
+    assert client.counters.errors["connect_failed"] >= 2

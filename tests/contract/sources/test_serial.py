@@ -197,7 +197,10 @@ def uart(data: bytes, sent: int, read: int) -> bytes:
     """
     line = "1" * 10 + "".join("0" + f"{byte:08b}"[::-1] + "1" for byte in data) + "1" * 10
     ratio = sent / read  # bits of the line for a bit of the receiver
-    level = lambda at: line[int(at)] == "1" if at < len(line) else True  # noqa: E731 - one expression
+
+    def level(at: float) -> bool:
+        return at >= len(line) or line[int(at)] == "1"
+
     made, at = bytearray(), 0.0
     while (at := line.find("0", int(at))) >= 0:
         bits = [level(at + (bit + 1.5) * ratio) for bit in range(8)]

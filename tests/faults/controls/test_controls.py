@@ -1,7 +1,8 @@
 """The suite can fail: with a guard taken out of the product, the tests that watch it go red.
 
 Here the real product is weakened and the real tests are run. The controls of the disk's syncs and of a promise before
-the commit stand beside what they control (`test_missing_syncs_are_noticed`, `test_a_promise_before_the_commit_is_noticed`).
+the commit stand beside what they control: `test_missing_syncs_are_noticed` and
+`test_a_promise_before_the_commit_is_noticed`.
 """
 
 import os

@@ -30,7 +30,7 @@ class _Link:
     sent: list[bytes] = field(default_factory=list)
     on_change: list[Callable[[], None]] = field(default_factory=list)
 
-    def subscribe(self, *_: object) -> None:
+    def subscribe(self, *_: object, **__: object) -> None:
         """Every link is told of every subscription; see `test_one_answer` and the system tests."""
 
     def start(self) -> None:

@@ -25,6 +25,9 @@ class _Noted:
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
         self.taken.append((packet_id, reason))
 
+    def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
+        self.taken.append((topic, packet_id, size))
+
 
 def _message(payload: bytes, packet_id: int = 0, *, retain: bool = False, is_v5: bool = False) -> bytes:
     head = hot_packets.topic_head("a/b")

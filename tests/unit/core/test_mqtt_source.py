@@ -25,7 +25,7 @@ class _Line:
         self._handler: Any = None
         self._number = 0
 
-    def subscribe(self, filters: list[str], qos: int, handler: Any) -> None:
+    def subscribe(self, filters: list[str], qos: int, handler: Any, *, most_bytes: int) -> None:
         """As `Connection.subscribe`."""
         self.filters, self._handler = filters, handler
 

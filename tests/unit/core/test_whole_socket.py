@@ -90,12 +90,49 @@ def test_closing_sends_what_was_taken(line: tuple[WholeSocket, socket.socket]) -
     assert far.recv(100) == b""
 
 
-class _Nobody:
+class _Taker:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[bytes, int]] = []
+
     def took_message(self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool) -> None:
-        """Look away."""
+        self.told.append((payload, packet_id))
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
-        """Look away."""
+        self.told.append((b"ack", packet_id))
+
+    def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
+        self.told.append((b"%s: %d" % (topic, size), packet_id))
+
+
+def test_a_message_without_end_is_never_kept(line: tuple[WholeSocket, socket.socket]) -> None:
+    """However its bytes come, no more than its head is held, and what comes behind it is understood."""
+    whole, far = line
+    whole.most_bytes = 100_000
+    taker = _Taker()
+    head = hot_packets.topic_head("a")
+    long = hot_packets.publish(head, bytes(3_000_000), 2000, retain=False, properties=b"")
+    short = hot_packets.publish(head, b"x", 2001, retain=False, properties=b"")
+    stream = short + long + short + long + short
+    for at in range(0, len(stream), 3001):
+        far.sendall(stream[at : at + 3001])
+        whole.fill()
+        assert not whole.take(taker, is_v5=False)
+        assert len(whole._partial) <= hot_packets.HEAD_BYTES + RECEIVE_BYTES
+    passed_over = (b"a: %d" % len(long), 2000)
+    assert taker.told == [(b"x", 2001), passed_over, (b"x", 2001), passed_over, (b"x", 2001)]
+
+
+def test_another_packet_that_is_too_long_ends_the_connection(line: tuple[WholeSocket, socket.socket]) -> None:
+    """Only a message may be passed over: without the rest we would not know where we are."""
+    whole, far = line
+    whole.most_bytes = 100_000
+    far.sendall(b"\x90\xff\xff\xff\x7f" + bytes(100_000))
+    for _ in range(2):
+        whole.fill()
+    with pytest.raises(ValueError, match="far too long"):
+        whole.take(_Taker(), is_v5=False)
 
 
 def test_an_acknowledgement_alone_wakes_nobody_but_the_end_of_a_packet_does() -> None:
@@ -113,7 +150,7 @@ def test_an_acknowledgement_alone_wakes_nobody_but_the_end_of_a_packet_does() ->
 
         def take() -> None:
             whole.fill()
-            whole.take(_Nobody(), is_v5=False)
+            whole.take(_Taker(), is_v5=False)
 
         assert whole.let_wait(5)
         far.sendall(hot_packets.puback(1))

@@ -39,7 +39,7 @@ class Link:
     said: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     handler: Callable[[list[Message]], None] = print
 
-    def subscribe(self, _filters: list[str], _qos: int, handler: Callable[[list[Message]], None]) -> None:
+    def subscribe(self, _filters: list[str], _qos: int, handler: Callable[[list[Message]], None], **_: int) -> None:
         """As `Connection.subscribe`."""
         self.handler = handler
 
