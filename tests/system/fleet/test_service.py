@@ -211,6 +211,7 @@ def test_what_the_daemon_does_not_need_is_denied(container: Container) -> None:
     said = container.say("journalctl -u edge-runtime@probe -o cat --no-pager")
     lines_said = [line for line in said.splitlines() if line.startswith("PROBE")]
     assert lines_said == ["PROBE ok", "PROBE end"], "one of these was possible"
+    assert len(PROBES) >= 12
 
 
 def test_the_probes_are_real(container: Container) -> None:
@@ -219,6 +220,33 @@ def test_the_probes_are_real(container: Container) -> None:
     assert len(possible) >= 8, possible
     container.run("rm -f /etc/probe /usr/probe /opt/edge-runtime/probe /var/lib/edge-runtime/probe")
     container.run("umount /var/lib/edge-runtime/press; chown -R edge-runtime: /var/lib/edge-runtime")
+
+
+def test_the_password_comes_from_a_credential_and_is_shown_nowhere(container: Container) -> None:
+    """`LoadCredential=` hands the password over; neither log nor status nor what the broker hears holds it."""
+    drop_in = "/run/systemd/system/edge-runtime@secret.service.d"
+    device = DEVICE_FILE.replace("press", "secret").replace("ttyTEST", "ttyNONE").replace(":1883", ":1884")
+    device += 'username = "secret"\npassword_credential = "broker"\n'
+    container.say(f"""
+        umask 077; printf s3cr3t-w0rd > /root/broker.password
+        mosquitto_passwd -b -c /tmp/passwords secret s3cr3t-w0rd
+        printf 'listener 1884\nallow_anonymous false\npassword_file /tmp/passwords\nuser root\n' > /tmp/strict.conf
+        setsid mosquitto -c /tmp/strict.conf >/tmp/strict.log 2>&1 </dev/null &
+        umask 022; mkdir -p {drop_in}
+        printf '[Service]\nLoadCredential=broker:/root/broker.password\n' > {drop_in}/credential.conf
+        cat > /etc/edge-runtime/secret.toml <<'END'
+{device}
+END
+        chgrp --reference=/etc/edge-runtime /etc/edge-runtime/secret.toml
+        systemctl daemon-reload; systemctl start edge-runtime@secret
+    """)
+    listen = "mosquitto_sub -p 1884 -u secret -P s3cr3t-w0rd -v -t 'edge/secret/#' -W 5"
+    wait_until(lambda: "edge/secret/models" in container.run(listen)[1], "the login to be taken", 60)
+    said = container.say("journalctl -u edge-runtime@secret -o verbose --no-pager; edge-runtime status --json")
+    said += container.run(listen)[1] + container.say("systemctl show edge-runtime@secret")
+    assert "connected to mqtt://127.0.0.1:1884" in said
+    assert "s3cr3t" not in said
+    container.say("systemctl stop edge-runtime@secret")
 
 
 def test_a_wrong_configuration_is_not_tried_again(container: Container) -> None:
