@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.ports import find_free_port, wait_for_listener
+from tests.waiting import wait_until
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
@@ -120,6 +121,14 @@ class Mosquitto:
             self.kill()
             raise AssertionError(f"mosquitto did not start:\n{self.log[-2000:]}") from error
         return self
+
+    def allow(self, acl: str) -> None:
+        """Exchange the access list of a broker that was given one, while it runs."""
+        assert self._process is not None
+        (self.folder / "acl").write_text(acl)
+        before = self.log.count("Reloading config")
+        self._process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.log.count("Reloading config") > before, lambda: f"the reload: {self.log[-500:]}")
 
     def stop(self) -> None:
         """End it in good order: it says goodbye and writes its store."""

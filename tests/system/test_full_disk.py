@@ -1,0 +1,95 @@
+"""The daemon on a disk that fills up and is mended: a real file system of four megabytes.
+
+Errors of every kind at every call are in `tests/faults/core/test_outbox_kills.py`.
+"""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import builders
+from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
+from tests.daemon import Daemon
+from tests.devices import climate_device
+from tests.load import answered
+from tests.subscriber import Subscriber
+
+pytestmark = pytest.mark.system
+
+READINGS = 300
+FULL = "database or disk is full"  # in the words of SQLite
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which only root can have."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "edge-test", str(folder)]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_named_predictions_go_on_and_it_is_used_again_when_there_is_room(
+    disk: Path, make_mosquitto: MakeBroker, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path
+) -> None:
+    """Log and health say what is wrong; with the link up nothing is held up, and nothing is lost on the way."""
+    bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
+    field, upstream = make_mosquitto(), make_mosquitto()
+    sensors = make_subscriber(field.port)
+    text = climate_device(upstream, bundle, source=f'url = "{field.url}"')
+    text = text.replace('path = "room.db"', f'path = "{disk}/room.db"\ncommit_interval = 0.1')
+    daemon = make_daemon(text).start()
+    daemon.wait_for_log("online")
+    upstream.kill()
+    _say(sensors, 0, READINGS)
+    daemon.wait_for_log("Connection refused")
+    _fill(disk)
+    _say(sensors, READINGS, 2 * READINGS)
+    daemon.wait_for_log(FULL, 60.0)
+    upstream.start()
+    hub = make_subscriber(upstream.port, "edge/#")
+    _expect(hub, range(READINGS, 2 * READINGS), daemon)
+    hub.wait_until(
+        lambda _: (
+            FULL in hub.on("edge/room/health")[-1].document["outbox"]["state"] if hub.on("edge/room/health") else 0
+        ),
+        "health to name the disk",
+    )
+    (disk / "filler").unlink()
+    _expect(hub, range(2 * READINGS), daemon)
+    hub.wait_until(
+        lambda _: hub.on("edge/room/health")[-1].document["outbox"]["state"] == "ok", "health to be content", 60.0
+    )
+    assert daemon.stop() == 0
+
+
+def _say(sensors: Subscriber, first: int, after: int) -> None:
+    for number in range(first, after):
+        reading = {"temperature": 1.0, "humidity": 2.0, "seq": number}
+        sensors.publish(f"sensors/{number // READINGS}/climate", reading)
+    sensors.flush()
+
+
+def _expect(hub: Subscriber, numbers: range, daemon: Daemon) -> None:
+    wanted = set(numbers)
+    hub.wait_until(
+        lambda _: wanted <= set(answered(hub)),
+        lambda: f"{len(wanted - set(answered(hub)))} of {len(wanted)} predictions; {daemon.log[-2000:]}",
+        90.0,
+    )
+
+
+def _fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
