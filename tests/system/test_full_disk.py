@@ -59,17 +59,10 @@ def test_a_full_disk_is_named_predictions_go_on_and_it_is_used_again_when_there_
     upstream.start()
     hub = make_subscriber(upstream.port, "edge/#")
     _expect(hub, range(READINGS, 2 * READINGS), daemon)
-    hub.wait_until(
-        lambda _: (
-            FULL in hub.on("edge/room/health")[-1].document["outbox"]["state"] if hub.on("edge/room/health") else 0
-        ),
-        "health to name the disk",
-    )
+    hub.wait_until(lambda _: FULL in _state(hub), "health to name the disk")
     (disk / "filler").unlink()
     _expect(hub, range(2 * READINGS), daemon)
-    hub.wait_until(
-        lambda _: hub.on("edge/room/health")[-1].document["outbox"]["state"] == "ok", "health to be content", 60.0
-    )
+    hub.wait_until(lambda _: _state(hub) == "ok", "health to be content", 60.0)
     assert daemon.stop() == 0
 
 
@@ -78,6 +71,11 @@ def _say(sensors: Subscriber, first: int, after: int) -> None:
         reading = {"temperature": 1.0, "humidity": 2.0, "seq": number}
         sensors.publish(f"sensors/{number // READINGS}/climate", reading)
     sensors.flush()
+
+
+def _state(hub: Subscriber) -> str:
+    found = hub.on("edge/room/health")
+    return str(found[-1].document["outbox"]["state"]) if found else ""
 
 
 def _expect(hub: Subscriber, numbers: range, daemon: Daemon) -> None:
