@@ -235,6 +235,7 @@ class Assembly:
                 "stored": outbox["stored"],
             },
             "link": {connection.name: connection.state for connection in self.connections.values()},
+            "connected": {connection.name: connection.connected for connection in self.connections.values()},
             "broker": self._broker_in_use(),
             "sources": {
                 name: {"open": source.is_open, "state": source.state, **_counts(self.counters[f"source {name}"])}

@@ -65,6 +65,7 @@ def render(health: Mapping[str, Any], requests: Mapping[tuple[str, int], int]) -
         "Whether readings can come from a source.",
         [({"source": name}, float(source["open"])) for name, source in health.get("sources", {}).items()],
     )
+    _add_links(page, health)
     for name, key, text in _REASONS:
         counts = health.get(key, {})
         page.add(name, "counter", text, [({"reason": reason}, count) for reason, count in counts.items()])
@@ -75,6 +76,22 @@ def render(health: Mapping[str, Any], requests: Mapping[tuple[str, int], int]) -
         [({"route": route, "status": str(status)}, count) for (route, status), count in sorted(requests.items())],
     )
     return page.text()
+
+
+def _add_links(page: _Page, health: Mapping[str, Any]) -> None:
+    """Which brokers have accepted the device, and which one predictions go to."""
+    page.add(
+        "edge_link_connected",
+        "gauge",
+        "Whether a broker has accepted the device, and the link is up as far as is known.",
+        [({"link": name}, float(up)) for name, up in health.get("connected", {}).items()],
+    )
+    broker: Mapping[str, Any] = health.get("broker", {})
+    if broker:
+        in_use = {"url": str(broker["url"] or "")}
+        page.add("edge_broker_fallback", "gauge", "Whether a fallback serves.", [(in_use, float(broker["fallback"]))])
+        changes = [({"to": each}, broker[f"{each}s"]) for each in ("failover", "return")]
+        page.add("edge_broker_changes_total", "counter", "Changes to a fallback, and returns from one.", changes)
 
 
 _TOTALS = (

@@ -32,6 +32,8 @@ HEALTH: dict[str, Any] = {
     "rss_bytes": 1000,
     "rejected": {"out_of_range": 2},
     "sources": {"imu": {"open": True}},
+    "connected": {"upstream": True},
+    "broker": {"url": "mqtt://b:1883", "fallback": True, "failovers": 2, "returns": 1},
     "models": {"activity": {"version": "1.0.0", "predictions": 4, "latency_ms": {"p50": 0.5, "p99": 1.25}}},
 }
 
@@ -296,6 +298,10 @@ def test_metrics_are_read_by_prometheus_own_parser(app: App) -> None:
         "0.5": 0.0005,
         "0.99": 0.00125,
     }
+    assert families["edge_link_connected"].samples[0].labels == {"link": "upstream"}
+    assert families["edge_broker_fallback"].samples[0].value == 1
+    changes = {sample.labels["to"]: sample.value for sample in families["edge_broker_changes"].samples}
+    assert changes == {"failover": 2, "return": 1}
     assert families["edge_rejected"].samples[0].labels == {"reason": "out_of_range"}
     assert any(s.labels == {"route": "model", "status": "404"} for s in families["edge_http_requests"].samples)
 
