@@ -1,6 +1,8 @@
 """Two brokers in order of preference: the first one is killed and comes back, and nothing is lost."""
 
 import itertools
+import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from tests.broker import CertificateAuthority, Mosquitto
 from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
 from tests.daemon import Daemon
 from tests.devices import climate_device
+from tests.disk_faults import LONG, report
 from tests.load import answered, endless_readings
 from tests.subscriber import Subscriber
 from tests.waiting import wait_until
@@ -21,6 +24,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.system
 
 WINDOW = 20
+ROUNDS = 60 if LONG else 3
 CLIENT = "as edge-room"  # how mosquitto's log names the device
 
 
@@ -113,6 +117,43 @@ def test_the_first_broker_is_killed_and_comes_back(
     delayed = {int(m.document["seq"]) for m in second.on("edge/room/comfort/a") if m.document.get("delayed")}
     assert delayed, "what waited for the second broker says so"
     assert "fallback" in rig.daemon.log
+    assert rig.daemon.stop() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600 if LONG else 280)
+def test_brokers_that_go_and_come_in_any_order_lose_nothing(
+    make_rig: Callable[..., Rig], make_subscriber: MakeSubscriber
+) -> None:
+    """One of them, the other, or both at once, for moments or longer: every reading is answered by one or the other."""
+    rng = random.Random(20261127)
+    rig = make_rig("return_after = 0.3", persistence=True)
+    brokers = (rig.first, rig.second)
+    listeners = [make_subscriber(broker.port, "edge/room/comfort/+", client_id="listener") for broker in brokers]
+    rig.daemon.start()
+    rig.daemon.wait_for_log("online")
+
+    def total() -> Counter[int]:
+        return sum((answered(each) for each in listeners), Counter[int]())
+
+    with endless_readings(rig.sensors, 0.005) as sent:
+        for _ in range(ROUNDS):
+            going = rng.choice((brokers[:1], brokers[:1], brokers[1:], brokers))
+            for broker in going:
+                broker.stop()  # in good order: what it has acknowledged is the listener's, and not to be lost by it
+            time.sleep(rng.uniform(0.0, 2.0))  # the random moment is the fault itself
+            for broker in rng.sample(going, len(going)):
+                broker.start()
+            time.sleep(rng.uniform(0.0, 2.0))
+    wait_until(
+        lambda: set(sent) <= set(total()),
+        lambda: f"{sorted(set(sent) - set(total()))[:20]} of {len(sent)}; {rig.daemon.log[-1500:]}",
+        120.0,
+    )
+    repeats = total().total() - len(total())
+    changes = rig.daemon.log.count("connected to ")
+    report(f"{ROUNDS} rounds of two brokers, {len(sent)} readings, 0 lost, {repeats} repeats in {changes} connections")
+    assert repeats <= WINDOW * changes
     assert rig.daemon.stop() == 0
 
 
