@@ -120,7 +120,7 @@ def test_predictions_of_an_unset_clock_say_so_and_do_not_grow_old_when_it_is_set
     assert rig.daemon.stop() == 0
 
 
-@pytest.mark.parametrize("jump_s", [-10 * YEAR_S, -3600.0, 3600.0, 10 * YEAR_S], ids="{:+.0f} s".format)
+@pytest.mark.parametrize("jump_s", [-3600.0, 10 * YEAR_S], ids="{:+.0f} s".format)
 def test_a_clock_that_jumps_costs_nothing(
     make_rig: Callable[[float, str], Rig], make_subscriber: MakeSubscriber, jump_s: float
 ) -> None:
