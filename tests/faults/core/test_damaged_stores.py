@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.outbox_store import NewRow, Store, StoreError
+from edge_runtime.outbox_store import SCHEMA_VERSION, NewRow, Store, StoreError
 from tests.disk_faults import LONG, report
 
 DAMAGES = 10_000 if LONG else 1_000
@@ -251,3 +251,17 @@ def test_a_schema_that_is_no_text_any_more_is_damage(folder: Path) -> None:
     path.write_bytes(data.replace(b"tableentryentry", b"tableentr\xeeentr\xee", 1))
     assert path.read_bytes() != data
     assert _store(path).open().damaged_file is not None
+
+
+def test_a_file_of_an_older_schema_is_taken_over_as_it_stands(folder: Path) -> None:
+    """Its rows are kept, it is not set aside, and it is marked as the present one."""
+    path = _make(folder, open_end=False)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=0")
+    store = _store(path)
+    opened = store.open()
+    assert (opened.damaged_file, opened.rows) == (None, ROWS)
+    assert [row.payload for row in store.fetch(0, ROWS)] == [_row(number).payload for number in range(ROWS)]
+    store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
