@@ -225,7 +225,7 @@ def test_the_package_serves_in_a_clean_root(
     keys = builders.signer(tmp_path / "keys")
     keys.sign(bundle)
     shutil.copy(keys.allowed, shared / "allowed_signers")
-    (shared / "press.toml").write_text(DEVICE.format(url=broker.url))
+    (shared / "press.toml").write_text(DEVICE.format(url=f"mqtt://127.0.0.1:{broker.port}"))
     (shared / "inner.sh").write_text(INNER.format(processors=" ".join(filter(None, PROCESSORS[architecture]))))
     for path in shared.iterdir():
         path.chmod(0o644)
@@ -240,7 +240,7 @@ def test_the_package_serves_in_a_clean_root(
         client.wait_until(
             lambda _: inside.poll() is not None or [m for m in client.on("edge/press/status") if m.text == "online"],
             lambda: f"online; it said {(tmp_path / 'said').read_text()[-2000:]}",
-            1200.0,
+            600.0,
         )
         assert inside.poll() is None, (tmp_path / "said").read_text()[-3000:]
         for number in range(20):
