@@ -4,8 +4,8 @@ Guarantee: a reading is neither lost nor answered twice by an exchange. The new 
 its golden answers and run once in a thread, and only then takes the next window. One that does not load, or whose
 probation fails (too many windows that it cannot take, or NaN, or too slow, too much memory, or scores unlike those of
 its predecessor), is given back to the store, which names the bundle before it and does not take that digest again.
-The store is only ever asked in that thread, so that the loop never waits for a disk; one `stat` a model every two
-seconds is what watching costs. Where the store names a shadow, it runs beside the model (`shadow.py`), through
+The store is only ever asked in that thread, so that the loop never waits for a disk; one `stat` a model a second is
+what watching costs. Where the store names a shadow, it runs beside the model (`shadow.py`), through
 restarts and exchanges, until it is made active, withdrawn, or fails.
 
 Weak points: a bundle that wants other channels than its predecessor needs the source rewired, which is a reload. A
@@ -36,7 +36,7 @@ from edge_runtime.shadow import Shadow
 from edge_runtime.signature import require_signature
 from edge_runtime.slots import Slot, Store, misfit
 
-LOOK_S = 2.0
+LOOK_S = 1.0
 EXCHANGE_S = 600.0  # to read, check, load and rehearse a bundle, on the slowest board
 ENOUGH_TO_JUDGE = 20  # windows before a 99th percentile says something; a proof judges whatever there is
 

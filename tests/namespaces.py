@@ -1,4 +1,4 @@
-"""Devices that are not there: each a network namespace with its own ssh server, and its own /etc, /opt and /var/lib.
+"""Devices that are not there: each a network namespace with its own ssh server, and its own /etc, /opt, /var/lib and /var/cache.
 
 They share the machine's programs, so the runtime that answers is the one of this repository. Links can be slowed,
 cut and mended; disks are as small as a test wants. Needs root, sshd, iproute2 and overlayfs.
@@ -108,7 +108,7 @@ class Device:
             textwrap.dedent(f"""\
                 set -e
                 mount -t tmpfs -o size={self._disk_bytes} disk /mnt
-                for each in etc opt var/lib usr/local; do
+                for each in etc opt var/lib var/cache usr/local; do
                     mkdir -p /mnt/$each.upper /mnt/$each.work
                     mount -t overlay o -o lowerdir=/$each,upperdir=/mnt/$each.upper,workdir=/mnt/$each.work /$each
                 done

@@ -33,12 +33,21 @@ def operate(order: dict[str, Any]) -> None:
     match order["verb"]:
         case "install":
             signers = Path(order["allowed"])
-            policy = Policy(allowed_signers=signers, unsigned=order["unsigned"], device="press-07")
+            beside = bool(order.get("shadow"))
+            policy = Policy(allowed_signers=signers, unsigned=order["unsigned"], device="press-07", shadow=beside)
             store.install(Path(order["bundle"]), policy)
         case "activate":
             store.activate(name, order["version"])
         case "rollback":
             store.rollback(name)
+        case "promote":
+            store.promote(name)
+        case "withdraw":
+            store.withdraw(name)
+        case "fail_shadow":
+            shadow = store.shadow(name)
+            assert shadow is not None
+            store.fail_shadow(name, shadow.digest, "it crashed")
         case "begin":
             store.begin(name)
         case "confirm":

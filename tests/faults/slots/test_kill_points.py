@@ -127,6 +127,11 @@ def _staged(store: Store, bench: Bench) -> None:
     store.install(bench.bundles[NEW], replace(bench.policy, activate=False))
 
 
+def _shadowed(store: Store, bench: Bench) -> None:
+    _install(OLD)(store, bench)
+    store.install(bench.bundles[NEW], replace(bench.policy, shadow=True))
+
+
 def _half_done(store: Store, bench: Bench) -> None:
     """What an earlier kill may have left: a staged copy, a bundle that no state speaks of, half a state."""
     _install(OLD)(store, bench)
@@ -162,6 +167,10 @@ SCENARIOS = (
     Scenario("begin probation", _on_probation, {"verb": "begin"}, (NEW, NEW)),
     Scenario("confirm", _on_probation, {"verb": "confirm"}, (NEW, NEW)),
     Scenario("fail on probation", _on_probation, {"verb": "fail"}, (NEW, OLD)),
+    Scenario("install a shadow", _install(OLD), {"verb": "install", "version": NEW, "shadow": True}, (OLD, OLD)),
+    Scenario("promote a shadow", _shadowed, {"verb": "promote"}, (OLD, NEW)),
+    Scenario("withdraw a shadow", _shadowed, {"verb": "withdraw"}, (OLD, OLD)),
+    Scenario("a shadow fails", _shadowed, {"verb": "fail_shadow"}, (OLD, OLD)),
 )
 
 
@@ -189,13 +198,13 @@ def _again(root: Path, scenario: Scenario, bench: Bench) -> None:
     store = Store(root, selftest=quick)
     verb, version = scenario.order["verb"], scenario.order.get("version", NEW)
     if verb == "install":
-        store.install(bench.bundles[version], bench.policy)
+        store.install(bench.bundles[version], replace(bench.policy, shadow=bool(scenario.order.get("shadow"))))
         assert store.slot("activity").version == scenario.versions[1]
         assert not (root / ".staging").exists()
     elif verb == "activate":
         assert store.activate("activity", version).version == version
-    elif store.slot("activity").version == scenario.versions[0] and verb == "rollback":
-        assert store.rollback("activity").version == scenario.versions[1]
+    elif store.slot("activity").version == scenario.versions[0] and verb in {"rollback", "promote"}:
+        assert getattr(store, verb)("activity").version == scenario.versions[1]
     assert store.begin("activity").version in scenario.versions
     store.confirm("activity", store.slot("activity").digest)
 

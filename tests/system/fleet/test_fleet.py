@@ -71,7 +71,7 @@ def test_a_model_is_flashed_and_taken_back(make_lan: MakeLan, tmp_path: Path) ->
 
 
 def test_every_refusal_is_one_line_and_the_device_keeps_serving(make_lan: MakeLan, tmp_path: Path) -> None:
-    """Unsigned, tampered, signed by a stranger, older, for another class: refused by name, and nothing changes."""
+    """Unsigned, tampered, a stranger's, older, of another class, too big: refused by name, and nothing changes."""
     lan = make_lan(1)
     (device,) = lan.devices
     assert lan.command("flash", make_bundle(tmp_path, "1.1.0"), "d0").returncode == 0
@@ -94,6 +94,15 @@ def test_every_refusal_is_one_line_and_the_device_keeps_serving(make_lan: MakeLa
     other = make_bundle(tmp_path, "1.4.0")
     tampered.with_name(tampered.name + ".sig").write_bytes(other.with_name(other.name + ".sig").read_bytes())
     assert "signature" in refused(tampered)
+
+    changed = make_bundle(tmp_path, "1.4.1", padding=2000)
+    content = changed.read_bytes()
+    at = 100  # in the noise, so that it is a sound bundle still
+    changed.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert "the file was changed after it was signed" in refused(changed)
+
+    big = refused(make_bundle(tmp_path, "1.4.2"), "--max-memory", "1")
+    assert "expected at most 1 MiB of memory, found" in big
 
     (tmp_path / "stranger").mkdir()
     strange = make_bundle(tmp_path, "1.5.0")

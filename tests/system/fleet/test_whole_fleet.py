@@ -1,4 +1,4 @@
-"""Eight devices that run the real daemon: a bad link that is cut in the middle, a full disk, a dead one, and five others.
+"""Eight devices that run the real daemon: a bad link that is cut in the middle, a full disk, a dead one, five others.
 
 Right result and right table for each, and nobody stops answering readings.
 With `EDGE_TORTURE=long` the eight are fresh, and provisioned over ssh first; else they have the runtime already.
