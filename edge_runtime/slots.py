@@ -437,6 +437,7 @@ class Store:
         if state is not None:
             self._settle_permissions(name, state.active.digest)  # where a power cut came between
         if state is not None and state.active.digest == digest and self._damage(name, state.active) is None:
+            self._renew_signature(name, digest, staged)
             return Installed(self._slot(name, state.active), changed=False)
         permission = self._admit(bundle, state, policy, source)
         if policy.shadow:
@@ -640,6 +641,14 @@ class Store:
             signature.replace(target.with_name(target.name + SUFFIX))
         staged.replace(target)
         sync_folder(folder)
+
+    def _renew_signature(self, name: str, digest: str, staged: Path) -> None:
+        """The same bundle with another good signature: keep that, since the key of the first may be on its way out."""
+        found = staged.with_name(staged.name + SUFFIX)
+        if found.exists():
+            target = self._file(name, digest)
+            found.replace(target.with_name(target.name + SUFFIX))
+            sync_folder(target.parent)
 
     def _prune(self, name: str, state: SlotState) -> None:
         """Remove the files that the state speaks of no more. A failure costs space until the next change."""

@@ -1,4 +1,4 @@
-"""Devices that are not there: each a network namespace with its own ssh server, and its own /etc, /opt, /var/lib and /var/cache.
+"""Devices that are not there: each a network namespace with ssh server, /etc, /opt, /var/lib and /var/cache of its own.
 
 They share the machine's programs, so the runtime that answers is the one of this repository. Links can be slowed,
 cut and mended; disks are as small as a test wants. Needs root, sshd, iproute2 and overlayfs.

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Rig:
     store: Store
     rate_hz: int = 300
     sent: int = 0
+    sent_at: list[float] = field(default_factory=list)
     _looked: int = 0
     _models: Message | None = None
 
@@ -48,6 +49,7 @@ class Rig:
         """Readings of three keys, numbered on."""
         for number in range(self.sent, self.sent + count):
             reading = {"temperature": temperature, "humidity": 0.2, "id": number}
+            self.sent_at.append(time.monotonic())
             self.client.publish(f"sensors/k{number % 3}/climate", reading)
         self.sent += count
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -72,10 +73,10 @@ class Broker:
             each.kill()
             each.wait(10)
 
-    def _start(self, *words: str | Path, out: object = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+    def _start(self, *words: str | Path, out: int | IO[bytes] = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*self._within, *map(str, words)],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL,  # type: ignore[arg-type]
+            stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
     def _client(self, what: str, *words: str) -> subprocess.CompletedProcess[bytes]:

@@ -13,6 +13,7 @@ from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BundleError, CommandError, SignatureError
 from edge_runtime.permission import PERMISSION_NAMESPACE
 from edge_runtime.selftest import Budget
+from edge_runtime.signature import require_signature
 from edge_runtime.slots import MAX_STARTS, Policy, Store
 from tests import builders
 
@@ -497,3 +498,17 @@ def test_a_damaged_state_is_rebuilt_from_the_bundles(store: Store, make: Make, p
     assert states(store) == [("1.1.0", "probation"), ("1.0.0", "previous")]
     assert store.begin("activity").version == "1.1.0"
     assert store.install(make("1.2.0"), policy).changed
+
+
+def test_the_active_bundle_is_signed_anew_by_installing_it_again(
+    store: Store, make: Make, policy: Policy, keys: builders.Signer, tmp_path: Path
+) -> None:
+    """Before a key is revoked, what it signed gets the signature of its successor; the model itself is not touched."""
+    path = make("1.0.0")
+    store.install(path, policy)
+    successor = builders.signer(tmp_path / "successor", "next@example")
+    both = tmp_path / "both"
+    both.write_text(keys.allowed.read_text() + successor.allowed.read_text())
+    successor.sign(path)
+    assert not store.install(path, replace(policy, allowed_signers=both)).changed
+    assert require_signature(store.active("activity"), successor.allowed) == "next@example"
