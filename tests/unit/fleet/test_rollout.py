@@ -18,11 +18,10 @@ from edge_runtime.fleet.table import duration, render
 
 def targets(*names: str) -> list[Target]:
     """Devices that nobody talks to."""
-    rest = {"group": None, "kind": None, "config": None, "port": None, "ssh_config": None}
     return [
         Target(
             name=name, address=name, service=name, account="a", runtime="r", store="s", allowed_signers="k",
-            connect_timeout=1.0, stall_timeout=1.0, **rest,
+            connect_timeout=1.0, stall_timeout=1.0, group=None, kind=None, config=None, port=None, ssh_config=None,
         )
         for name in names
     ]  # fmt: skip
