@@ -80,7 +80,9 @@ test-system: $(VENV)/.setup ## only the tests that start the installed program
 
 .PHONY: torture
 torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage: hours (see docs/reliability.md)
-	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults tests/fuzz tests/contract/core tests/system/test_fallback.py tests/system/test_exchange_load.py $(PYTEST)
+	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults tests/fuzz tests/contract/core \
+	  tests/system/test_fallback.py tests/system/test_exchange_load.py tests/system/test_ota_transfer.py \
+	  tests/system/fleet $(PYTEST)
 
 .PHONY: cover
 cover: $(VENV)/.setup ## which lines no test in this process reaches

@@ -25,7 +25,7 @@ from edge_runtime.incoming import ROLLBACK_NAMESPACE
 CONNECT_S = 30.0
 KEPT_S = 2.0  # for what the broker keeps of a device, once the subscription is granted
 HEALTH_S = 10.0  # for its health, which it publishes a second after it is asked
-AFTER_S = 15.0  # for the daemon to take a new bundle up; it looks every two seconds
+AFTER_S = 15.0  # for the daemon to take a new bundle up; it looks every second
 
 
 class Known(msgspec.Struct):

@@ -184,7 +184,7 @@ def test_eight_devices_one_bad_link_one_full_disk_one_dead(fleet: Fleet, tmp_pat
         assert fleet.answers(device.name) == "1.0.0"
 
     bad, full, dead = (fleet.device(name) for name in (BAD_LINK, FULL, DEAD))
-    bad.slow_down("16mbit")  # half a second of queue: delay
+    bad.slow_down("16mbit")  # with 0.4 s of queue: delay
     bad.lose(3)
     full.run("dd if=/dev/zero of=/var/lib/filler bs=1M 2>/dev/null; truncate -s -256K /var/lib/filler")
     dead.stop()
