@@ -70,6 +70,10 @@ def _describe(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"  model {model['name']}: {model['version']} {model['state']}{why}, digest {model['digest'][:12]}"
         )
+        beside = model.get("shadow")
+        if beside:
+            reason = f" ({beside['why']})" if beside.get("why") else ""
+            lines.append(f"    in its shadow: {beside['version']} {beside['state']}{reason}")
     for name in ("rejected", "dropped", "errors"):
         if document[name]:
             lines.append(f"  {name}: " + ", ".join(f"{reason} {count}" for reason, count in document[name].items()))
