@@ -214,6 +214,24 @@ def test_what_the_daemon_does_not_need_is_denied(container: Container) -> None:
     assert len(PROBES) >= 12
 
 
+def test_a_shadow_runs_under_the_units_restrictions(container: Container) -> None:
+    """What the daemon starts for a candidate can load and answer there, though it may not change its priority."""
+    program = (
+        "import struct; from pathlib import Path; from edge_runtime.bundle import open_bundle; "
+        "from edge_runtime.shadow_process import ShadowProcess; "
+        "bundle = open_bundle(Path('/etc/edge-runtime/m.onnx')); asked = ShadowProcess(bundle.path, bundle.digest); "
+        "print('SHADOW', sorted(asked.ask((1, 1, 2), struct.pack('ff', 1, 2), [])[0])); asked.end()"
+    )
+    drop_in = "/run/systemd/system/edge-runtime@beside.service.d"
+    python = "/opt/edge-runtime/bin/python /usr/local/lib/beside.py"
+    text = f"[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart={python}\n"
+    container.say(f"mkdir -p {drop_in}; cat > {drop_in}/beside.conf <<'END'\n{text}END\n")
+    container.say(f"cat > /usr/local/lib/beside.py <<'END'\n{program}\nEND\n")
+    container.say("systemctl daemon-reload; systemctl start edge-runtime@beside || true")
+    said = container.say("journalctl -u edge-runtime@beside -o cat --no-pager")
+    assert "SHADOW ['arrays', 'took']" in said, said
+
+
 def test_the_probes_are_real(container: Container) -> None:
     """Without the restrictions most of the probes succeed, so their denial means something."""
     possible = [name for name, probe in PROBES.items() if container.run(f"({probe}) >/dev/null 2>&1")[0] == 0]
