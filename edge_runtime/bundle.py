@@ -15,8 +15,9 @@ import os
 import re
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from edge_runtime.errors import BundleError
 from edge_runtime.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Manifest, Tensor, read_manifest
@@ -38,8 +39,7 @@ _VERSION = re.compile(
 _ITEM_BYTES = {"float32": 4, "int64": 8}
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(msgspec.Struct, frozen=True):
     """A bundle that passed every check short of being run. `digest` is the SHA-256 of the file, in hex."""
 
     path: Path
@@ -248,8 +248,7 @@ def _check_normal_form(manifest: Manifest, facts: OnnxFacts, place: str) -> None
     _compare("output", wanted, facts.outputs, None, place)
 
 
-@dataclass(frozen=True, slots=True)
-class _Port:
+class _Port(msgspec.Struct, frozen=True):
     """What the normal form wants of one input or output; `shape` is without the batch axis."""
 
     type: int

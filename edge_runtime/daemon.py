@@ -10,6 +10,7 @@ Started from the right to the left, so that nothing is made that cannot be taken
 no new readings, what is held is finished and delivered or committed, then goodbye.
 """
 
+import gc
 import os
 import resource
 import signal
@@ -556,6 +557,8 @@ class Daemon:
         self._catch_signals()
         self._notifier.ready(self._assembly.status())
         self._began = True
+        gc.freeze()  # what is there now stays: the collector need not look through it again and again
+        gc.enable()
         self._watch()
         self._housekeep()
         while not self._stop_signal:

@@ -10,9 +10,9 @@ onnxruntime is set up for a small device: one thread, no spinning, no arena, not
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,8 +31,7 @@ class ModelError(EdgeError):
     """The model failed on these windows. It is not tried again with the same input."""
 
 
-@dataclass(slots=True, frozen=True)
-class ModelOptions:
+class ModelOptions(msgspec.Struct, frozen=True):
     """How onnxruntime is to run a model.
 
     Attributes:
@@ -46,8 +45,7 @@ class ModelOptions:
     arena: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Scores:
+class Scores(msgspec.Struct, eq=False):
     """What a model says about n windows; which fields are set depends on the task.
 
     Attributes:
@@ -81,7 +79,7 @@ class Model:
         BundleError: the file changed since it was checked, or onnxruntime refuses it.
     """
 
-    def __init__(self, bundle: Bundle, options: ModelOptions = ModelOptions()) -> None:
+    def __init__(self, bundle: Bundle, options: ModelOptions = ModelOptions()) -> None:  # noqa: B008 - frozen
         self.bundle = bundle
         self.manifest = bundle.manifest
         self._session = _open_session(bundle, options)

@@ -11,7 +11,8 @@ Field numbers are those of `onnx/onnx.proto` (IR version 14); each message below
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+import msgspec
 
 from edge_runtime.errors import BundleError
 
@@ -67,8 +68,7 @@ _FOREIGN = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """How much of a model is too much. The defaults leave room for any model that a small device can run."""
 
     max_bytes: int = 256 * 1024 * 1024
@@ -86,8 +86,7 @@ DEFAULT_LIMITS = Limits()
 Dims = tuple[int | str | None, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class ValueInfo:
+class ValueInfo(msgspec.Struct, frozen=True):
     """An input or output of the graph; a dimension is a number, a symbol, or None where nothing is said."""
 
     name: str
@@ -102,16 +101,15 @@ class ValueInfo:
         return f"{kind} [{', '.join('?' if dim is None else str(dim) for dim in self.dims)}]"
 
 
-@dataclass(slots=True)
-class OnnxFacts:
+class OnnxFacts(msgspec.Struct):
     """What the file says of itself. `operators` counts nodes by (domain, op_type), subgraphs included."""
 
     ir_version: int = 0
-    opsets: dict[str, int] = field(default_factory=dict)
-    metadata: dict[str, bytes] = field(default_factory=dict)
+    opsets: dict[str, int] = msgspec.field(default_factory=dict)
+    metadata: dict[str, bytes] = msgspec.field(default_factory=dict)
     inputs: tuple[ValueInfo, ...] = ()
     outputs: tuple[ValueInfo, ...] = ()
-    operators: dict[tuple[str, str], int] = field(default_factory=dict)
+    operators: dict[tuple[str, str], int] = msgspec.field(default_factory=dict)
     nodes: int = 0
     tensors: int = 0
     tensor_bytes: int = 0

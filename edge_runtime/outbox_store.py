@@ -12,15 +12,15 @@ somebody deleted is gone without a trace.
 import contextlib
 import functools
 import queue
-import shutil
 import sqlite3
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+import msgspec
 
 _Answer = TypeVar("_Answer")
 
@@ -69,8 +69,7 @@ class NewRow(NamedTuple):
     payload: bytes
 
 
-@dataclass(slots=True)
-class Opened:
+class Opened(msgspec.Struct):
     """What was found when the file was opened.
 
     After a damaged file: `salvaged` rows were taken over, `lost` are missing, as far as their numbers tell.
@@ -78,24 +77,22 @@ class Opened:
 
     rows: int = 0
     bytes: int = 0
-    streams: dict[str, int] = field(default_factory=dict)
+    streams: dict[str, int] = msgspec.field(default_factory=dict)
     salvaged: int = 0
     lost: int = 0
     damaged_file: str | None = None
 
 
-@dataclass(slots=True)
-class Trimmed:
+class Trimmed(msgspec.Struct):
     """Rows that had to go: by reason, and by stream."""
 
-    by_reason: dict[str, int] = field(default_factory=dict)
-    by_stream: dict[str, int] = field(default_factory=dict)
-    ids: list[int] = field(default_factory=list)
+    by_reason: dict[str, int] = msgspec.field(default_factory=dict)
+    by_stream: dict[str, int] = msgspec.field(default_factory=dict)
+    ids: list[int] = msgspec.field(default_factory=list)
     bytes: int = 0
 
 
-@dataclass(slots=True)
-class Committed:
+class Committed(msgspec.Struct):
     """One transaction that is on the disk: the ids of its new rows, what had to go, and how many rows there are now."""
 
     ids: list[int]
@@ -481,6 +478,8 @@ def _keep_newest(path: Path, keep: int) -> None:
     stamps = sorted(
         {found.name.split(".damaged-")[1].split("-")[0] for found in path.parent.glob(f"{path.name}.damaged-*")}
     )
+    import shutil  # noqa: PLC0415 - only after a damage
+
     for old in (old for stamp in stamps[:-keep] for old in path.parent.glob(f"{path.name}.damaged-{stamp}*")):
         with contextlib.suppress(OSError):  # tidying is a courtesy; the disk may be read-only
             shutil.rmtree(old) if old.is_dir() else old.unlink()

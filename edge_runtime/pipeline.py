@@ -10,9 +10,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from edge_runtime.clock import Clock
@@ -37,8 +37,7 @@ GAP_PERIODS = 10  # a reading's own time that jumps by more than so many periods
 _log = get_logger("model")
 
 
-@dataclass(slots=True, eq=False)
-class Maker:
+class Maker(msgspec.Struct, eq=False):
     """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one.
 
     Attributes:
@@ -53,20 +52,18 @@ class Maker:
     payload: JsonPayload
     answered: int = 0
     failed: int = 0
-    latencies: Latencies = field(default_factory=Latencies)
+    latencies: Latencies = msgspec.field(default_factory=Latencies)
     sample: ScoreSample | None = None
 
 
-@dataclass(slots=True, frozen=True, eq=False)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True, eq=False):
     """A loaded bundle that has run; `slow` when the loop must not wait for it."""
 
     model: Model
     slow: bool
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """Windows on their way through the model; every list has one item a window."""
 
     maker: Maker

@@ -5,7 +5,6 @@ exit code 78. `check` stops after this step; `run` goes on.
 """
 
 import importlib.util
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from edge_runtime.slots import Slot
 
 
-@dataclass(slots=True, eq=False)
-class PlannedModel:
+class PlannedModel(msgspec.Struct, eq=False):
     """One model: its table, its checked bundle, the loaded session, and the slot of the store that it came from."""
 
     config: ModelConfig
@@ -33,18 +31,16 @@ class PlannedModel:
     slot: "Slot | None" = None
 
 
-@dataclass(slots=True, eq=False)
-class PlannedSource:
+class PlannedSource(msgspec.Struct, eq=False):
     """One source: the columns that its models want, in the order in which they will be delivered."""
 
     config: Source
     channels: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
-    models: list[PlannedModel] = field(default_factory=list)
+    models: list[PlannedModel] = msgspec.field(default_factory=list)
 
 
-@dataclass(slots=True, eq=False)
-class Plan:
+class Plan(msgspec.Struct, eq=False):
     """Everything that a device runs."""
 
     config: Config

@@ -5,8 +5,8 @@ device pays its costs per wake-up and not per reading.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,8 +38,7 @@ class Receipt:
             self._acknowledge()
 
 
-@dataclass(slots=True, eq=False)
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """Readings of one source in the order of their arrival; every list has one item a reading.
 
     Attributes:
@@ -67,8 +66,7 @@ class Batch:
         return len(self.keys)
 
 
-@dataclass(slots=True, eq=False)
-class Prediction:
+class Prediction(msgspec.Struct, eq=False):
     """What one model says about one window, before it is encoded.
 
     `label` and `scores` (in the order of the manifest's labels) for a classification, `values` (in the order

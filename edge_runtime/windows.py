@@ -8,16 +8,13 @@ backward at all, starts the key's window anew, unless the policy is to keep it.
 Weak point: without times of their own, readings that were lost on the way cannot be told from a slow sensor.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 import numpy as np
 
 from edge_runtime.readings import Floats
 
 
-@dataclass(slots=True, eq=False)
-class Completed:
+class Completed(msgspec.Struct, eq=False):
     """The windows that a batch completed, in the order of their last readings.
 
     Attributes:

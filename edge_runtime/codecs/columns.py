@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edge_runtime.health import Counters
@@ -15,8 +15,7 @@ FEW = 4  # up to so many readings a look at each number is cheaper than numpy's 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-@dataclass(slots=True, eq=False)
-class Decoded:
+class Decoded(msgspec.Struct, eq=False):
     """Readings in the order of their frames; every list has one item a reading.
 
     Attributes:
@@ -44,8 +43,7 @@ class Decoded:
         )
 
 
-@dataclass(frozen=True)
-class Members:
+class Members(msgspec.Struct, frozen=True):
     """Which member of a reading plays which part. A name that is a channel is nothing else."""
 
     channels: tuple[str, ...]
@@ -59,8 +57,7 @@ class Members:
         return [None if name in taken else name for name in (self.time, "id", "seq")] + [self.key]
 
 
-@dataclass(slots=True)
-class Rows:
+class Rows(msgspec.Struct):
     """What a format has found, before it is judged: one item a reading.
 
     Attributes:
@@ -70,9 +67,9 @@ class Rows:
             in an array, which knows no None, NaN is missing.
     """
 
-    frames: list[int] = field(default_factory=list)
-    origins: list[Origin] = field(default_factory=list)
-    values: Any = field(default_factory=list)
+    frames: list[int] = msgspec.field(default_factory=list)
+    origins: list[Origin] = msgspec.field(default_factory=list)
+    values: Any = msgspec.field(default_factory=list)
 
 
 def judge(

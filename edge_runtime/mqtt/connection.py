@@ -18,9 +18,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -51,8 +51,7 @@ MOST_TOPICS = 10_000  # whose encoded form is kept
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 
-@dataclass(slots=True, eq=False)
-class Message:
+class Message(msgspec.Struct, eq=False):
     """One message as it came: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1.
 
     A handler sets `claimed` when the message is its own; one that nobody claims is counted as `unmatched_topic`.
@@ -66,16 +65,14 @@ class Message:
     retained: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class _Owed:
+class _Owed(msgspec.Struct, eq=False):
     """One PUBACK that the broker waits for."""
 
     mid: int
     released: bool = False
 
 
-@dataclass(frozen=True)
-class Will:
+class Will(msgspec.Struct, frozen=True):
     """What the broker says in our place when we are gone."""
 
     topic: str
