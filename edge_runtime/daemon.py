@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
+GAP_SHARE = 0.05  # of `max_gap`: by no more may a serial reading count as late, or gaps would be misjudged
 FINISH_SHARE = 0.5  # of the stop's time-out: what is in flight may be acknowledged; then it is committed
 
 _log = get_logger("daemon")
@@ -387,8 +388,17 @@ class Assembly:
         elif isinstance(source, SerialSource):
             from edge_runtime.sources.serial import SerialSource as Serial  # noqa: PLC0415 - pyserial only if needed
 
+            gaps = [model.config.max_gap for model in planned.models if model.config.max_gap is not None]
             made = Serial(
-                source, planned.channels, planned.shape, self._loop, sink, counters, on_state=self._source_changed
+                source,
+                planned.channels,
+                planned.shape,
+                self._loop,
+                sink,
+                counters,
+                on_state=self._source_changed,
+                needed=lambda: min((pipeline.needed for pipeline in pipelines), default=1),
+                max_rest=min([source.max_rest, *(GAP_SHARE * gap for gap in gaps)]),
             )
         else:
             from edge_runtime.sources.replay import ReplaySource as Replay  # noqa: PLC0415 - readers only if needed

@@ -194,6 +194,11 @@ class Pipeline:
         )
 
     @property
+    def needed(self) -> int:
+        """How many readings of its source can come before one may complete a window, that one included."""
+        return self.windows.needed
+
+    @property
     def is_idle(self) -> bool:
         """No window is on its way through the model."""
         return self._worker is None or self._worker.is_idle

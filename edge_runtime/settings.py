@@ -183,6 +183,9 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
         repair: What may be done with a reading that is out of the contract.
         reopen_max (s): The longest pause before an absent port is tried again.
         silent_after (s): An open port that brings no good reading for so long is reported as silent, in health and log.
+        max_rest (s): How long readings that cannot complete a window yet may wait to be read together, which saves most
+            of the wake-ups of a fast sensor; the reading that completes a window is not among them. So much later than
+            in truth such a reading may count as arrived. 0 reads each at once.
     """
 
     name: Name
@@ -206,6 +209,7 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
     repair: Repair = Repair()
     reopen_max: SomeSeconds = 5.0
     silent_after: SomeSeconds | None = None
+    max_rest: Annotated[float, Meta(ge=0, le=1)] = 0.01
 
 
 class MqttSource(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt"):

@@ -13,6 +13,8 @@ import numpy as np
 
 from edge_runtime.readings import Floats
 
+FEW_STREAMS = 16
+
 
 class Completed(msgspec.Struct, eq=False):
     """The windows that a batch completed, in the order of their last readings.
@@ -140,6 +142,13 @@ class Windows:
             start = stop
         done.windows = self._out[: len(done.rows)]
         return done
+
+    @property
+    def needed(self) -> int:
+        """How many readings can come, at least, before one of them may complete a window, that one included."""
+        if self._is_single or len(self._streams) > FEW_STREAMS:
+            return 1  # among many keys one is nearly always close
+        return min((stream.until for stream in self._streams.values()), default=self._length)
 
     def expire(self, before: float) -> list[str | None]:
         """Forget the keys that were silent since the monotonic time `before`.

@@ -22,8 +22,8 @@ sees two streams. Readings that a broker still holds for us when we leave it com
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import msgspec
 from paho.mqtt.properties import Properties
 
 from edge_runtime.health import Counters
@@ -36,8 +36,7 @@ HANDOVER_S = 5.0
 Handler = Callable[[list[Message]], None]
 
 
-@dataclass(slots=True, eq=False)
-class _Link:
+class _Link(msgspec.Struct, eq=False):
     """One broker of the list.
 
     Attributes:

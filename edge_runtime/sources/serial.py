@@ -1,12 +1,15 @@
 """A serial port that streams frames: read what has arrived, frame it, decode it, hand on one batch per wake-up.
 
 Guarantee: a port that is absent, unplugged, busy or broken is never an exit: it is closed, counted, and opened again
-under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. The work
+under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. While no reading
+can complete a window the port is looked at no more often than `max_rest` allows, and never so seldom that the kernel's
+buffer could fill at the port's speed; a reading's arrival is the moment when it is read. The work
 of one wake-up is bounded, so that a device that floods cannot starve the rest. Weak points: a serial reading cannot
 be asked for again (it has no receipt), and the first frame after each opening is dropped, since it may have lost
 its beginning.
 """
 
+import math
 import os
 import random
 import termios
@@ -28,6 +31,10 @@ _READ_BYTES = 65_536
 _FULL_READ = 2048
 _MOST_READS = 16
 _FIRST_PAUSE = 0.5
+_BITS_A_BYTE = 10  # with start and stop bit
+_LEAST_RESTING = 3  # a rest for fewer readings would save no wake-up
+_REST_SHARE = 0.9  # of the time until the reading that completes a window is due: sensors are not quite even
+_LOOP_TICK_S = 0.001  # the loop wakes up by the next whole millisecond
 
 _logger = log.get_logger("serial")
 
@@ -51,6 +58,8 @@ class SerialSource:
         counters: Counters,
         *,
         on_state: Callable[[], None] | None = None,
+        needed: Callable[[], int] = lambda: 1,
+        max_rest: float = 0.0,
         rng: random.Random | None = None,
     ) -> None:
         self.is_open = False
@@ -67,6 +76,11 @@ class SerialSource:
         checksum = config.checksum == "crc16"
         self._framer = make_framer(framing, config.max_frame_bytes, counters, checksum=checksum)
         self._decoder = source_decoder(config, channels, shape)
+        self._needed = needed
+        self._max_rest = min(max_rest, _FULL_READ * _BITS_A_BYTE / config.baudrate)
+        self._rest: Timer | None = None
+        self._read_at = 0.0
+        self._interval = math.inf  # seconds from one reading to the next, lately
         self._fd: int | None = None
         self._reopen: Timer | None = None
         self._listen: Timer | None = None
@@ -131,6 +145,27 @@ class SerialSource:
             self._deliver(frames, arrived, now)
         if lost:
             self._lose(lost)
+        elif self._max_rest:
+            self._rest_or_listen(len(frames), arrived)
+
+    def _rest_or_listen(self, readings: int, now: float) -> None:
+        """Leave the port alone until shortly before a window may be complete, else be woken by the next byte."""
+        fd = self._fd
+        if fd is None:  # the sink has stopped us
+            return
+        was_resting, self._rest = self._rest is not None, None
+        rest = 0.0
+        if readings:
+            self._interval, self._read_at = (now - self._read_at) / readings, now
+            ahead = self._needed() - 1
+            if ahead >= _LEAST_RESTING:
+                rest = min(self._max_rest, _REST_SHARE * ahead * self._interval - _LOOP_TICK_S)
+        if rest >= _LEAST_RESTING * self._interval and rest > 0.0:
+            if not was_resting:
+                self._loop.remove_reader(fd)
+            self._rest = self._loop.call_later(rest, self._read)
+        elif was_resting:
+            self._loop.add_reader(fd, self._read)
 
     def _deliver(self, frames: list[bytes], arrived: float, now: float) -> None:
         try:
@@ -186,6 +221,9 @@ class SerialSource:
         self._wait()
 
     def _close(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
         if self._fd is not None:
             self._loop.remove_reader(self._fd)
             if self._listen is not None:

@@ -21,7 +21,7 @@ import pytest
 
 from edge_runtime.framing import cobs_encode, crc16
 from edge_runtime.health import Counters
-from edge_runtime.loop import Loop
+from edge_runtime.loop import Loop, Timer
 from edge_runtime.readings import Batch
 from edge_runtime.settings import SerialSource as SerialConfig
 from edge_runtime.sources.serial import SerialSource
@@ -41,10 +41,19 @@ class Bench:
         self.states: list[tuple[bool, str]] = []
         self.sources: list[SerialSource] = []
 
-    def source(self, **options: Any) -> SerialSource:
+    def source(self, *, needed: Callable[[], int] = lambda: 1, **options: Any) -> SerialSource:
         """A source on the port; it tries an absent port every few milliseconds, to keep tests short."""
         config = SerialConfig(**{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options})
-        source = SerialSource(config, CHANNELS, None, self.loop, self.batches.append, self.counters)
+        source = SerialSource(
+            config,
+            CHANNELS,
+            None,
+            self.loop,
+            self.batches.append,
+            self.counters,
+            needed=needed,
+            max_rest=config.max_rest,
+        )
         source.on_state = lambda: self.states.append((source.is_open, source.state))
         self.sources.append(source)
         return source
@@ -97,6 +106,62 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 def open_fds() -> int:
     """How many descriptors this process has."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_cannot_complete_a_window_is_read_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port is left alone for a while, no longer than allowed, and listened to again when a window is near."""
+    rests: list[tuple[float, Callable[[], object]]] = []
+    call_later = bench.loop.call_later
+
+    def note(delay: float, callback: Callable[[], object]) -> Timer:
+        rests.append((delay, callback))
+        return call_later(600.0, callback)
+
+    needed = [1000]
+    bench.started(max_rest=0.02, needed=lambda: needed[0])
+    monkeypatch.setattr(bench.loop, "call_later", note)
+    for number in range(3):  # the second tells how fast they come
+        if not rests:
+            bench.port.write(b"%d,0\n" % number)
+            bench.run_until(lambda wanted=number + 1: len(bench) == wanted)  # type: ignore[misc]
+    read = len(bench)
+    (delay, wake) = rests.pop()
+    assert 0.0 < delay <= 0.02
+    for number in range(read, read + 5):
+        bench.port.write(b"%d,0\n" % number)
+        bench.loop.run_once(0.01)
+    assert len(bench) == read
+    needed[0] = 2
+    wake()
+    assert [row[0] for row in bench.rows] == list(range(read + 5))
+    assert len(bench.batches[-1]) == 5
+    assert rests == []
+    bench.port.write(b"7,7\n")
+    bench.run_until(lambda: len(bench) == read + 6)
+
+
+def test_a_port_that_fell_silent_during_a_rest_is_listened_to_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rest that brings nothing is the last one, and what comes then is read at once."""
+    source = bench.started(max_rest=1.0, needed=lambda: 1000)
+    call_later, rests = bench.loop.call_later, []
+
+    def note(delay: float, callback: Callable[[], object]) -> Timer:
+        rests.append(callback)
+        return call_later(600.0, callback)
+
+    monkeypatch.setattr(bench.loop, "call_later", note)
+    sent = 0
+    while not rests:
+        bench.port.write(b"1,2\n")
+        sent += 1
+        bench.run_until(lambda: len(bench) == sent)
+    rests.pop()()
+    assert rests == []
+    bench.port.write(b"3,4\n")
+    bench.run_until(lambda: len(bench) == sent + 1)
+    source.stop()
 
 
 def test_lines_become_one_batch_a_wake_up(bench: Bench) -> None:

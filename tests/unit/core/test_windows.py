@@ -233,3 +233,18 @@ def test_many_windows_of_one_batch_are_all_given() -> None:
     found = windows.push(_values(100), [None] * 100, [float(i) for i in range(100)], 0.0)
     assert len(found.windows) == 97
     assert np.array_equal(found.windows[96], _values(4, start=96))
+
+
+@pytest.mark.parametrize(("length", "stride"), [(1, 1), (5, 2), (4, 9)])
+def test_no_window_is_complete_before_the_readings_that_it_needs(length: int, stride: int) -> None:
+    """`needed` is never more than what really comes before the next window, over keys and gaps."""
+    windows = Windows((length, 1), length=length, stride=stride, max_gap=1.5)
+    random = np.random.default_rng(4)
+    time, due = 0.0, windows.needed
+    for _ in range(400):
+        time += 10.0 if random.random() < 0.05 else 1.0
+        key = None if random.random() < 0.7 else "other"
+        done = windows.push(np.zeros((1, 1), np.float32), [key], [time], 0.0)
+        due -= 1
+        assert not done.rows or due <= 0
+        due = windows.needed
