@@ -37,6 +37,8 @@ def main() -> int:
     os.sched_setaffinity(0, {process.cores()[0]})
     compileall.compile_dir(ROOT / "edge_runtime", quiet=1)  # as pip does for every package that the targets import
     results = Results(machine=_machine(rounds, seconds))
+    if arguments.add and arguments.output.exists():
+        results.read(arguments.output)
     with tempfile.TemporaryDirectory(prefix="edge-benchmark-") as temporary:
         folder = Path(temporary)
         model = write_bundle(folder / "mlp.onnx")
@@ -87,6 +89,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_words, help=f"targets to run, of {','.join(NAMES)}")
     parser.add_argument("--figures", type=_words, help=f"groups of figures, of {','.join(FIGURES)}")
     parser.add_argument("--quick", action="store_true", help="a form of two minutes, for a look")
+    parser.add_argument("--add", action="store_true", help="add to the results in --output, for a run in parts")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="where the raw results go")
     arguments = parser.parse_args()
     for words, known in ((arguments.only, NAMES), (arguments.figures, FIGURES)):

@@ -1,14 +1,17 @@
 """A gateway: 1,000 keys with sliding windows of their own in one daemon, and how costs grow with keys and models."""
 
+import statistics
 import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import process
 from benchmarks.broker import start_broker
-from benchmarks.load import Answers, Load, wait_online
+from benchmarks.load import Load, wait_online
 from benchmarks.models import write_bundle
 from benchmarks.pipeline import START_SECONDS
-from benchmarks.process import Process, Usage
+from benchmarks.process import Process
 from benchmarks.results import Results
 from benchmarks.targets import DAEMON, start_daemon
 
@@ -16,6 +19,8 @@ KEYS, RATE_HZ = 1000, 10_000.0
 LENGTH, STRIDE = 128, 64
 TICK_SECONDS = 0.005
 GROWTH_RATE_HZ = 200.0
+TURN_SECONDS = 2.0
+SIZES = ((1, 1), (10, 1), (100, 1), (1000, 1), (1, 2), (1, 4), (1, 8))  # keys, models
 
 # mosquitto's own choice, 1,000 messages waiting and 20 under way a client, is a tenth of a second at this rate: it
 # may drop what comes during any longer pause. `docs/performance.md` says the same to users.
@@ -25,6 +30,9 @@ CPU = "gateway 1,000 keys 10,000/s, CPU % of a core"
 LOST = "gateway, predictions missing"
 RSS = "gateway, RSS MiB"
 PER_KEY = "gateway, KiB per key"
+GROWTH = "growth, µs CPU per reading"
+MARGINAL = "growth, µs CPU per further model"
+KEYED, SEVERAL = "{} keys", "{} models"
 
 
 def measure(folder: Path, seconds: float, results: Results) -> None:
@@ -54,38 +62,79 @@ def measure(folder: Path, seconds: float, results: Results) -> None:
         results.note(f"gateway: {expected} predictions expected, {answered} received")
 
 
+@dataclass
+class _Grown:
+    """One size of the daemon, alive beside the others, and what each of its turns cost."""
+
+    name: str
+    keys: int
+    models: int
+    broker: Process
+    running: Process
+    load: Load
+    cpu_us: list[float] = field(default_factory=list)  # a reading
+    predictions: float = 0.0
+
+    def turn(self) -> None:
+        """One stretch of readings."""
+        before = self.running.usage()
+        answers = self.load.stream(GROWTH_RATE_HZ, TURN_SECONDS, 0.0)
+        used = self.running.usage() - before
+        answers.answered += self.load.drain()
+        self.cpu_us.append(used.cpu_s / answers.sent * 1e6)
+        self.predictions = answers.answered / answers.sent
+
+
 def growth(folder: Path, seconds: float, results: Results) -> None:
-    """CPU a reading at a fixed rate, from 1 to 1,000 keys and from 1 to 8 models."""
+    """CPU a reading at a fixed rate, from 1 to 1,000 keys and from 1 to 8 models, all alive and in turns.
+
+    Measured one after the other the drift of the machine shows as growth. A reading makes a prediction in each model,
+    so that its cost is `a + b * models`; what has to be flat is `b`, the cost of one further model.
+    """
     folder = Path(tempfile.mkdtemp(prefix="growth-", dir=folder))
     models = [write_bundle(folder / f"mlp{i}.onnx", name=f"mlp{i}") for i in range(8)]
-    keys = [{"keys": float(count), **_point(folder, count, models[:1], seconds)} for count in (1, 10, 100, 1000)]
-    several = [{"models": float(count), **_point(folder, 1, models[:count], seconds)} for count in (1, 2, 4, 8)]
-    results.curves["growth with keys, window of one, paced 200/s"] = keys
-    results.curves["growth with models on one source, paced 200/s"] = several
+    with ExitStack() as stack:
+        grown = [_grow(Path(tempfile.mkdtemp(dir=folder)), *size, models, stack) for size in SIZES]
+        for _ in range(max(3, round(seconds / TURN_SECONDS))):
+            for each in grown:
+                each.turn()
+        rss = [each.running.rss_bytes() / 2**20 for each in grown]
+        for each in grown:
+            each.load.close()
+    one = grown[0]
+    for each in grown:
+        for cpu_us, alone_us in zip(each.cpu_us, one.cpu_us, strict=True):
+            results.add(GROWTH, each.name, cpu_us)
+            if each.models > 1:
+                results.add(MARGINAL, each.name, (cpu_us - alone_us) / (each.models - 1))
+    rows = [{**_row(each, one), "RSS MiB": size} for each, size in zip(grown, rss, strict=True)]
+    by_keys = [row for row, each in zip(rows, grown, strict=True) if each.models == 1]
+    by_models = [row for row, each in zip(rows, grown, strict=True) if each.keys == 1]
+    results.curves["growth with keys, window of one, paced 200/s"] = by_keys
+    results.curves["growth with models on one source, paced 200/s"] = by_models
 
 
-def _point(folder: Path, keys: int, models: list[Path], seconds: float) -> dict[str, float]:
-    folder = Path(tempfile.mkdtemp(dir=folder))
-    broker, running, load = _start(folder, _topics(keys), models)
-    with broker, running:
-        load.first_answer(running)
-        load.stream(1000.0, 2.0, TICK_SECONDS)  # every key is known before the clock starts
-        load.drain()
-        before = running.usage()
-        answers = load.stream(GROWTH_RATE_HZ, seconds, 0.0)
-        used = running.usage() - before
-        answers.answered += load.drain()
-        rss = running.rss_bytes()
-        load.close()
-    return _costs(used, answers, rss)
+def _grow(folder: Path, keys: int, models: int, bundles: list[Path], stack: ExitStack) -> _Grown:
+    broker, running, load = _start(folder, _topics(keys), bundles[:models])
+    stack.enter_context(broker)
+    stack.enter_context(running)
+    load.first_answer(running)
+    load.stream(1000.0, 2.0, TICK_SECONDS)  # every key is known before the clock starts
+    load.drain()
+    name = KEYED.format(keys) if models == 1 else SEVERAL.format(models)
+    return _Grown(name, keys, models, broker, running, load)
 
 
-def _costs(used: Usage, answers: Answers, rss: int) -> dict[str, float]:
+def _row(each: _Grown, one: _Grown) -> dict[str, float]:
+    ratios = [mine / theirs for mine, theirs in zip(each.cpu_us, one.cpu_us, strict=True)]
+    further = [(mine - theirs) / max(1, each.models - 1) for mine, theirs in zip(each.cpu_us, one.cpu_us, strict=True)]
     return {
-        "µs CPU per reading": used.cpu_s / answers.sent * 1e6,
-        "µs CPU per prediction": used.cpu_s / max(1, answers.answered) * 1e6,
-        "predictions per reading": answers.answered / answers.sent,
-        "RSS MiB": rss / 2**20,
+        "keys": float(each.keys),
+        "models": float(each.models),
+        "µs CPU per reading": statistics.median(each.cpu_us),
+        "beside 1 key, 1 model": statistics.median(ratios),
+        "µs per further model": statistics.median(further) if each.models > 1 else 0.0,
+        "predictions per reading": each.predictions,
     }
 
 

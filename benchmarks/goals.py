@@ -13,6 +13,7 @@ GOALS = [
     Goal("predictions per CPU s, beside Node-RED", p.PER_CPU_SECOND, DAEMON, 1.5, "node-red", at_least=True),
     Goal("saturated CPU, beside the bare floor (stretch)", p.SATURATED, DAEMON, 2.0, "floor"),
     Goal("median latency over the echo, µs", p.P50, DAEMON, 150.0, "echo", kind="difference"),
+    Goal("the same of the bare floor, µs", p.P50, "floor", 150.0, "echo", kind="difference", judged=False),
     Goal("99th percentile over the echo, µs", p.P99, DAEMON, 1000.0, "echo", kind="difference"),
     Goal("memory over the bare process, MiB", p.RSS, DAEMON, 8.0, alone.BARE, kind="difference"),
     Goal("memory, beside Node-RED", p.RSS, DAEMON, 0.45, "node-red"),
@@ -29,4 +30,8 @@ GOALS = [
     Goal("stream with 50 HTTP clients, predictions missing", on_demand.LOST, DAEMON, 0.0),
     Goal("requests per CPU s, beside Flask", on_demand.REQUESTS, DAEMON, 3.0, on_demand.FLASK, at_least=True),
     Goal("memory of [http], MiB", on_demand.RSS_USED, DAEMON, 10.0),
+    Goal(
+        "CPU per reading, 1,000 keys beside 1", gateway.GROWTH, gateway.KEYED.format(1000), 1.1, gateway.KEYED.format(1)
+    ),
+    Goal("CPU per further model, 8 beside 2", gateway.MARGINAL, "8 models", 1.1, "2 models"),
 ]

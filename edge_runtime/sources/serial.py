@@ -1,9 +1,9 @@
 """A serial port that streams frames: read what has arrived, frame it, decode it, hand on one batch per wake-up.
 
 Guarantee: a port that is absent, unplugged, busy or broken is never an exit: it is closed, counted, and opened again
-under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. While no reading
-can complete a window the port is looked at no more often than `max_rest` allows, and never so seldom that the kernel's
-buffer could fill at the port's speed; a reading's arrival is the moment when it is read. The work
+under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. While no
+reading can complete a window the port rests, for `max_rest` seconds at most and never so long that the kernel's buffer
+could fill at the port's speed; a reading's arrival is the moment when it is read. The work
 of one wake-up is bounded, so that a device that floods cannot starve the rest. Weak points: a serial reading cannot
 be asked for again (it has no receipt), and the first frame after each opening is dropped, since it may have lost
 its beginning.

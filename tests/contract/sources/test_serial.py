@@ -156,7 +156,7 @@ def test_a_port_that_fell_silent_during_a_rest_is_listened_to_again(
     while not rests:
         bench.port.write(b"1,2\n")
         sent += 1
-        bench.run_until(lambda: len(bench) == sent)
+        bench.run_until(lambda wanted=sent: len(bench) == wanted)  # type: ignore[misc]
     rests.pop()()
     assert rests == []
     bench.port.write(b"3,4\n")
