@@ -55,12 +55,13 @@ class Results:
 
     def table(self, goals: "list[Goal]") -> str:
         """A row a figure and a column a target, then the goals with what was reached."""
-        names = list(dict.fromkeys(name for by_target in self.values.values() for name in by_target))
-        rows = [["figure", *names]]
-        for figure, by_target in self.values.items():
+        listed = {figure: found for figure, found in self.values.items() if not figure.startswith("growth")}  # curves
+        names = list(dict.fromkeys(name for by_target in listed.values() for name in by_target))
+        rows = [["figure", *names]] if listed else []
+        for figure, by_target in listed.items():
             cells = [_number(statistics.median(by_target[name])) if name in by_target else "" for name in names]
             rows.append([figure, *cells])
-        text = _align(rows)
+        text = _align(rows) if rows else ""
         judged = [row for goal in goals if (row := goal.row(self)) is not None]
         if judged:
             text += "\n\n" + _align([["goal", "asked", "reached", ""], *judged])
