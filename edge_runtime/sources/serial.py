@@ -33,7 +33,7 @@ _MOST_READS = 16
 _FIRST_PAUSE = 0.5
 _BITS_A_BYTE = 10  # with start and stop bit
 _LEAST_RESTING = 3  # a rest for fewer readings would save no wake-up
-_REST_SHARE = 0.9  # of the time until the reading that completes a window is due: sensors are not quite even
+_REST_SHARE = 0.5  # of the time until a window may be complete: a sensor may catch up on what it was late with
 _LOOP_TICK_S = 0.001  # the loop wakes up by the next whole millisecond
 
 _logger = log.get_logger("serial")

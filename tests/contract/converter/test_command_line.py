@@ -1,5 +1,6 @@
 """`edge-convert` from outside: what it writes, what it refuses, and what it says."""
 
+import dataclasses
 import json
 import os
 import pickle
@@ -9,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -193,7 +193,7 @@ def test_a_bundle_that_fails_in_a_fresh_process_is_not_written(
     def wrong(*arguments: Any) -> Any:
         answer = evaluate.run(*arguments)
         assert answer.scores is not None
-        return msgspec.structs.replace(answer, scores=answer.scores + np.float32(0.5))
+        return dataclasses.replace(answer, scores=answer.scores + np.float32(0.5))
 
     monkeypatch.setattr(package, "run", wrong)
     assert "failed its trial in a fresh process" in refused(capsys, tmp_path / "net.onnx", model, "--data", data)
