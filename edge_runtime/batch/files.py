@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from edge_runtime.batch.places import Place, Remote, place
 from edge_runtime.batch.recording import Recording, RecordingError, Wanted
 from edge_runtime.errors import CommandError
 
@@ -21,19 +22,22 @@ FORMATS = {
 }
 
 
-def find_files(names: Sequence[str]) -> list[Path]:
-    """Files, patterns and folders, as they were named; a folder stands for what is in it, in the order of the names.
+def find_files(names: Sequence[str]) -> list[Place]:
+    """Files, patterns and folders, as they were named, here or behind a URL.
+
+    A folder stands for what is in it, in the order of the names.
 
     Raises:
         CommandError: one of them stands for nothing.
     """
-    found: dict[Path, None] = {}
+    found: dict[Place, None] = {}
     mistakes = []
     for name in names:
-        files = list(_files(name))
+        there = place(name)
+        files = list(_files(there))
         if not files:
             kinds = ", ".join(FORMATS)
-            what = f"a folder without {kinds}" if Path(name).is_dir() else "nothing of that name"
+            what = f"a folder without {kinds}" if there.is_dir() else "nothing of that name"
             mistakes.append(f"{name}: expected recorded files, found {what}")
         found.update(dict.fromkeys(files))
     if mistakes:
@@ -41,16 +45,21 @@ def find_files(names: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _files(name: str) -> Iterable[Path]:
-    path = Path(name)
+def _files(path: Place) -> Iterable[Place]:
+    if isinstance(path, Remote):
+        try:
+            files = list(path.files())
+        except OSError as error:
+            raise CommandError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return files if len(files) == 1 else [file for file in files if file.suffix.lower() in FORMATS]
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.suffix.lower() in FORMATS and file.is_file())
     if path.exists():
         return [path]
-    return sorted(Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file())  # noqa: PTH207
+    return sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())  # noqa: PTH207
 
 
-def open_recording(path: Path, wanted: Wanted) -> Recording:
+def open_recording(path: Place, wanted: Wanted) -> Recording:
     """Look at the head of a file and make ready to read it.
 
     Raises:
@@ -62,7 +71,7 @@ def open_recording(path: Path, wanted: Wanted) -> Recording:
             f"{path}: expected one of {', '.join(FORMATS)}, found {path.suffix or 'no suffix'}: say it with --format"
         )
     try:
-        if not os.access(path, os.R_OK):
+        if isinstance(path, Path) and not os.access(path, os.R_OK):
             path.open("rb").close()  # names the reason better
         if name == "parquet":
             from edge_runtime.batch.parquet_files import ParquetRecording  # noqa: PLC0415 - an extra, and slow to load
@@ -79,7 +88,7 @@ def open_recording(path: Path, wanted: Wanted) -> Recording:
         raise RecordingError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def open_all(paths: Sequence[Path], wanted: Wanted) -> list[Recording]:
+def open_all(paths: Sequence[Place], wanted: Wanted) -> list[Recording]:
     """Every file, looked at before any is read; all mistakes at once.
 
     Raises:

@@ -6,13 +6,13 @@ Nothing is unpickled. Arrays are read a bounded number of rows at a time, also f
 import contextlib
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from edge_runtime.batch.places import Place
 from edge_runtime.batch.recording import Block, Fault, ListColumns, Piece, RecordingError, Wanted
 from edge_runtime.origin import RejectedError, read_key, read_time_text
 
@@ -54,7 +54,7 @@ class NumpyRecording:
 
     schema = None
 
-    def __init__(self, path: Path, wanted: Wanted) -> None:
+    def __init__(self, path: Place, wanted: Wanted) -> None:
         self._path = path
         self._wanted = wanted
         with contextlib.ExitStack() as stack:
@@ -97,7 +97,7 @@ class NumpyRecording:
                 raise RecordingError(f"{self._path}: an .npy file has no columns, so no {', '.join(wanted.columns)}")
             return {READINGS: _Rows(stack.enter_context(self._path.open("rb")), str(self._path))}
         try:
-            archive = stack.enter_context(zipfile.ZipFile(self._path))
+            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(self._path.open("rb"))))
         except zipfile.BadZipFile as error:
             raise RecordingError(f"{self._path}: expected an .npz archive, found none: {error}") from error
         names = {name.removesuffix(".npy") for name in archive.namelist()}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.batch.chunks import Chunk
 from edge_runtime.batch.parquet_files import NEEDS_PYARROW
+from edge_runtime.batch.places import Place
 from edge_runtime.batch.recording import ArrowColumns
 from edge_runtime.errors import CommandError
 from edge_runtime.manifest import Manifest
@@ -67,7 +68,7 @@ class Layout:
         return dict(zip(self.names, columns, strict=True))
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Place) -> None:
     """Say at once what would keep the output from being written at the end.
 
     Raises:
@@ -77,9 +78,9 @@ def check_output(path: Path) -> None:
         raise CommandError(
             f"{path}: expected an output ending in {', '.join(SUFFIXES)}, found {path.suffix or 'no suffix'}"
         )
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         raise CommandError(f"{path}: expected the name of a file, found a folder")
-    if not path.parent.is_dir():
+    if isinstance(path, Path) and not path.parent.is_dir():
         raise CommandError(f"{path}: cannot be written: there is no folder {path.parent}")
     if path.suffix.lower() == ".parquet":
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.batch.places import Place
 from edge_runtime.batch.recording import ArrowColumns, Block, Fault, ListColumns, Piece, RecordingError, Wanted
 from edge_runtime.origin import RejectedError, read_key, read_time_text
 
@@ -18,7 +19,7 @@ class ParquetRecording:
 
     whole = False
 
-    def __init__(self, path: Path, wanted: Wanted) -> None:
+    def __init__(self, path: Place, wanted: Wanted) -> None:
         try:
             import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
             from pyarrow import parquet  # noqa: PLC0415
@@ -26,7 +27,10 @@ class ParquetRecording:
             raise RecordingError(f"{path}: {NEEDS_PYARROW}") from error
         self._pa: Any = pa
         self._errors: tuple[type[Exception], ...] = (OSError, pa.ArrowException)
-        self._open: Any = lambda: parquet.ParquetFile(path, memory_map=False, pre_buffer=False)
+        remote = not isinstance(path, Path)
+        self._open: Any = lambda: parquet.ParquetFile(
+            path.open("rb") if remote else path, memory_map=False, pre_buffer=remote
+        )
         self._path = path
         self._wanted = wanted
         if wanted.framed:

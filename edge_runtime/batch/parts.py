@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from edge_runtime import __version__
+from edge_runtime.batch.places import Place, mark
 from edge_runtime.batch.recording import Piece, Recording
 from edge_runtime.batch.score import Job, PartResult
 from edge_runtime.errors import CommandError
@@ -70,7 +70,7 @@ def make_parts(
 
 
 @contextlib.contextmanager
-def part_folder(folder: Path, job: Job, files: Sequence[Path]) -> Iterator[bool]:
+def part_folder(folder: Path, job: Job, files: Sequence[Place]) -> Iterator[bool]:
     """Hold the folder of a run; gives whether a run of the same kind was begun in it.
 
     Raises:
@@ -108,10 +108,7 @@ def _resume(folder: Path, wanted: bytes) -> bool:
     return False
 
 
-def _describe(job: Job, files: Sequence[Path]) -> bytes:
-    found: list[Any] = []
-    for path in files:
-        status = path.stat()
-        found.append([str(path), status.st_size, status.st_mtime_ns])
+def _describe(job: Job, files: Sequence[Place]) -> bytes:
+    found = [mark(file) for file in files]
     wanted = {"runtime": __version__, "job": msgspec.to_builtins(job), "files": found, "piece": PIECE_BYTES}
     return msgspec.json.encode(wanted)

@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_runtime.batch.chunks import Chunk, read_chunks
@@ -14,6 +14,7 @@ from edge_runtime.batch.files import find_files, open_all
 from edge_runtime.batch.local_engine import run_parts
 from edge_runtime.batch.outputs import Layout, check_output, write_output
 from edge_runtime.batch.parts import Part, make_parts, part_folder, remove_parts
+from edge_runtime.batch.places import Place, Remote
 from edge_runtime.batch.progress import Bar
 from edge_runtime.batch.recording import Wanted
 from edge_runtime.batch.score import Job, PartResult, read_faults
@@ -30,7 +31,7 @@ class Request:
 
     bundle: Path
     files: Sequence[str]
-    output: Path | None
+    output: Place | None
     key: str | None = None
     time: str | None = None
     keep: Sequence[str] = ()
@@ -54,7 +55,7 @@ class Outcome:
     gaps: int = 0
     resumed_parts: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
-    rejected_file: Path | None = None
+    rejected_file: Place | None = None
     judgement: Judgement | None = None
 
 
@@ -93,30 +94,62 @@ def predict(request: Request, engine: Engine | None = None) -> Outcome:
         request.max_gap,
     )
     recordings = open_all(files, wanted)
-    if request.output is not None and request.output.absolute() in {path.absolute() for path in files}:
+    if request.output is not None and _whole(request.output) in map(_whole, files):
         raise CommandError(f"{request.output}: it is one of the files to be read: choose another output")
     with tempfile.TemporaryDirectory() if request.output is None else _beside(request.output) as name:
         folder = Path(name)
         with part_folder(folder, job, files) as resumed:
             parts = make_parts(recordings, manifest, folder, stride=request.stride, one_recording=request.one_recording)
-            run = _Run(request, job, layout, parts, engine or _local(request), resumed=resumed)
+            here = replace(request, output=_staged(request.output, folder))
+            run = _Run(here, job, layout, parts, engine or _local(request), resumed=resumed)
             outcome = run.complete(files)
+            if isinstance(request.output, Remote):
+                outcome.rejected_file = _upload(request.output, here.output, outcome.rejected_file)
         if request.output is not None:
             remove_parts(folder)
     return outcome
 
 
 class _beside:  # noqa: N801 - used as a function
-    """The folder of an output's parts, which outlives a run that fails."""
+    """The folder of an output's parts, which outlives a run that fails; of a remote output in the current folder."""
 
-    def __init__(self, output: Path) -> None:
-        self._name = str(output.with_name(output.name + ".parts"))
+    def __init__(self, output: Place) -> None:
+        name = output.name + ".parts"
+        self._name = name if isinstance(output, Remote) else str(output.with_name(name))
 
     def __enter__(self) -> str:
         return self._name
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+def _whole(file: Place) -> str:
+    return str(file if isinstance(file, Remote) else file.absolute())
+
+
+def _staged(output: Place | None, folder: Path) -> Path | None:
+    """Where the output is written: at its place, or here, to be uploaded when it is complete."""
+    return folder / output.name if isinstance(output, Remote) else output
+
+
+def _upload(output: Remote, file: Place | None, rejected: Place | None) -> Remote | None:
+    """Bring output and side file to where they belong.
+
+    Raises:
+        CommandError: they cannot be written there; the parts are kept, so that the same command goes on.
+    """
+    assert isinstance(file, Path)
+    beside = output.with_name(output.name + ".rejected.csv")
+    try:
+        if isinstance(rejected, Path):
+            beside.take(rejected)
+        else:
+            beside.remove()
+        output.take(file)
+    except OSError as error:
+        raise CommandError(f"{output}: cannot be written: {error.strerror or error}") from error
+    return None if rejected is None else beside
 
 
 def _local(request: Request) -> Engine:
@@ -143,9 +176,10 @@ class _Run:
         self._bar = Bar(weight, weight - sum(part.weight for part in missing))
         self._coming = zip(missing, engine(job, missing, self._bar.show), strict=True)
 
-    def complete(self, files: Sequence[Path]) -> Outcome:
+    def complete(self, files: Sequence[Place]) -> Outcome:
         """Score what is missing, write the output, and add everything up."""
         output = self._request.output
+        assert not isinstance(output, Remote)
         try:
             if output is not None:
                 write_output(output, self._layout, self._chunks, self._kinds)

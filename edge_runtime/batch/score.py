@@ -18,6 +18,7 @@ import numpy as np
 from edge_runtime.batch.chunks import Chunk, write_chunk
 from edge_runtime.batch.evaluate import Judge, Judgement, make_judge
 from edge_runtime.batch.files import open_recording
+from edge_runtime.batch.places import place
 from edge_runtime.batch.recording import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, Wanted
 from edge_runtime.bundle import open_bundle
 from edge_runtime.contract import Contract
@@ -135,7 +136,7 @@ class _Part:
         judge = make_judge(manifest, job.truth) if job.truth else None
         windower: Windower | None = None
         for number, piece in enumerate(pieces):
-            recording = open_recording(Path(piece.path), job.wanted)
+            recording = open_recording(place(piece.path), job.wanted)
             if windower is None:
                 windower = Windower(manifest, job, whole=recording.whole)
             lines = 0

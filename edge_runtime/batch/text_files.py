@@ -6,11 +6,11 @@ of a CSV column is taken for the end of the row, and counted as `malformed`.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
+from edge_runtime.batch.places import Place
 from edge_runtime.batch.recording import Block, Fault, ListColumns, Piece, RecordingError, Wanted
 from edge_runtime.codecs import Decoded, Decoder, make_decoder
 from edge_runtime.codecs.csv_codec import IGNORED, row_columns, unquoted_columns
@@ -24,7 +24,7 @@ _NO_TIME = "(no time)"  # the codecs want a name, and no column is called that
 Keep = Callable[[Sequence[bytes], Decoded], ListColumns]
 
 
-def open_csv(path: Path, wanted: Wanted) -> "TextRecording":
+def open_csv(path: Place, wanted: Wanted) -> "TextRecording":
     """A CSV file with a header row.
 
     Raises:
@@ -60,7 +60,7 @@ def open_csv(path: Path, wanted: Wanted) -> "TextRecording":
     return TextRecording(path, decoder, keep, header=len(head))
 
 
-def open_json_lines(path: Path, wanted: Wanted) -> "TextRecording":
+def open_json_lines(path: Place, wanted: Wanted) -> "TextRecording":
     """A file with a JSON object, or an array of objects, on each line."""
     decoder = _decoder("json", path, wanted, fields=[], delimiter=",")
 
@@ -77,7 +77,7 @@ class TextRecording:
     whole = False
     schema = None
 
-    def __init__(self, path: Path, decoder: Decoder, keep: Keep, *, header: int) -> None:
+    def __init__(self, path: Place, decoder: Decoder, keep: Keep, *, header: int) -> None:
         self._path = path
         self._decoder = decoder
         self._keep = keep
@@ -168,7 +168,7 @@ class TextRecording:
         return faults
 
 
-def _decoder(name: str, path: Path, wanted: Wanted, *, fields: Sequence[str], delimiter: str) -> Decoder:
+def _decoder(name: str, path: Place, wanted: Wanted, *, fields: Sequence[str], delimiter: str) -> Decoder:
     try:
         return make_decoder(
             name,

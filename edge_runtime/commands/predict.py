@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", type=Path, metavar="BUNDLE", help="the .onnx file")
     add("files", nargs="+", metavar="FILES", help="CSV, JSON Lines, Parquet or NumPy; patterns and folders too")
-    add("-o", "--output", type=Path, metavar="OUT", help=".csv, .tsv, .jsonl, .parquet, .npz or .npy")
+    add("-o", "--output", metavar="OUT", help=".csv, .tsv, .jsonl, .parquet, .npz or .npy; a file, or a URL")
     add("--key", metavar="COLUMN", help="tells one stream from another; each has windows of its own")
     add("--time", metavar="COLUMN", help="the time of measurement, so that a gap begins a new window")
     add("--keep", nargs="+", default=[], metavar="COLUMN", help="columns to write beside the predictions")
@@ -32,19 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, and say what it came to; 1 when something is wrong, or no reading could be used."""
+    from edge_runtime.batch.places import place  # noqa: PLC0415
     from edge_runtime.batch.run import Request, predict  # noqa: PLC0415 - numpy, which `--help` does not need
     from edge_runtime.errors import CommandError  # noqa: PLC0415
 
     if args.scheduler is not None and args.engine != "dask":
         raise CommandError("--scheduler: it is a Dask cluster's: add --engine dask")
     if args.engine == "dask":  # workers may have been started anywhere
-        args.bundle, args.files = args.bundle.absolute(), [os.path.abspath(name) for name in args.files]  # noqa: PTH100
+        args.bundle = args.bundle.absolute()
+        args.files = [name if "://" in name else os.path.abspath(name) for name in args.files]  # noqa: PTH100
     if args.output is None and not args.label:
         raise CommandError("expected an output (-o OUT), or a column of truth (--label COLUMN) to evaluate by")
     request = Request(
         args.bundle,
         args.files,
-        args.output,
+        None if args.output is None else place(args.output),
         args.key,
         args.time,
         tuple(args.keep),

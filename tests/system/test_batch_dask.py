@@ -102,6 +102,22 @@ def test_a_cluster_gives_the_same_file(
     assert rejected.count("wrong_type") == 12
 
 
+def test_workers_read_and_the_command_writes_by_url(
+    python: str, recordings: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    """Recordings and output behind URLs give the same file as files of this machine."""
+    (recordings / "recordings/00.csv").rename(recordings / "one.csv")
+    finish(predict(python, recordings, "local.parquet"))
+    url = f"local://{recordings}"
+    command = [python, "-m", "edge_runtime.cli", "predict", "motion.onnx", f"{url}/recordings", "-o", f"{url}/c.parquet"]
+    command += ["--engine", "dask", "--scheduler", cluster[0]]
+    done = subprocess.run(
+        command, cwd=recordings, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (recordings / "c.parquet").read_bytes() == (recordings / "local.parquet").read_bytes()
+
+
 def test_a_scheduler_that_is_not_there_is_one_line(python: str, recordings: Path) -> None:
     """An address where nobody answers is exit 1 and one line."""
     began = time.monotonic()
