@@ -47,6 +47,9 @@ frameworks: $(VENV)/.frameworks ## add XGBoost, LightGBM, CatBoost, the TFLite i
 frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and Keras on it (800 MB, 220 MB to fetch), else their tests are skipped
 	@echo "PyTorch and Keras are in $(VENV)"
 
+.PHONY: clients
+clients: $(VENV)/.clients ## add tritonclient and Dask, each in an environment of its own (60 MB), for the tests that use them
+
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
 	$(BIN)/python -m ruff check --fix-only --quiet $(SOURCES)
@@ -72,11 +75,11 @@ check: lint types check-configs ## lint, types and check-configs: what has to be
 ##@ Test
 .PHONY: test
 test: $(VENV)/.setup ## every test, the system tests against an installed wheel
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(PYTEST)
+	$(CLIENTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(PYTEST)
 
 .PHONY: test-system
 test-system: $(VENV)/.setup ## only the tests that start the installed program
-	$(BIN)/python -m pytest -m system --durations=15 $(PYTEST)
+	$(CLIENTS) $(BIN)/python -m pytest -m system --durations=15 $(PYTEST)
 
 .PHONY: torture
 torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage: hours (see docs/reliability.md)
@@ -163,3 +166,15 @@ $(VENV)/.frameworks: $(VENV)/.setup tests/frameworks.txt
 $(VENV)/.frameworks-large: $(VENV)/.frameworks tests/frameworks-large.txt
 	@$(INSTALL) --no-deps --no-compile --requirement tests/frameworks-large.txt
 	@touch $@
+
+# Environments that see .venv's packages, and have their own beside them.
+$(VENV)/.clients: $(VENV)/.setup tests/client-triton.txt tests/client-dask.txt
+	@for name in triton dask; do \
+	  $(BIN)/python -m venv --clear --without-pip $(VENV)/$$name && \
+	  beside="$$($(VENV)/$$name/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
+	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$beside/beside.pth" && \
+	  $(PIP) --python $(VENV)/$$name/bin/python install --quiet --no-deps --constraint $(LOCK) \
+	    --requirement tests/client-$$name.txt || exit 1; \
+	done
+	@touch $@
+CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python")

@@ -36,8 +36,8 @@ def recordings(tmp_path: Path) -> Path:
     folder = tmp_path / "recordings"
     folder.mkdir()
     rng = np.random.default_rng(1)
-    for number in range(12):
-        rows = "".join(f"{a},{b}\n" for a, b in rng.normal(size=(20_000, 2)).astype(np.float32))
+    for number in range(8):
+        rows = "".join(f"{a},{b}\n" for a, b in rng.normal(size=(8_000, 2)).astype(np.float32))
         (folder / f"{number:02}.csv").write_text("temperature,humidity\n" + rows + "bad,1\n")
     return tmp_path
 
@@ -96,10 +96,10 @@ def test_a_cluster_gives_the_same_file(
     parts = recordings / "cluster.csv.parts"
     wait_until(lambda: list(parts.glob("0*.json")) or process.poll() is not None, "the first part", 60)
     cluster[1][0].send_signal(signal.SIGKILL)
-    assert "12 files" in finish(process)
+    assert "8 files" in finish(process)
     assert (recordings / "cluster.csv").read_bytes() == (recordings / "local.csv").read_bytes()
     rejected = (recordings / "cluster.csv.rejected.csv").read_text()
-    assert rejected.count("wrong_type") == 12
+    assert rejected.count("wrong_type") == 8
 
 
 def test_workers_read_and_the_command_writes_by_url(
