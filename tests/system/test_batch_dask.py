@@ -109,7 +109,16 @@ def test_workers_read_and_the_command_writes_by_url(
     (recordings / "recordings/00.csv").rename(recordings / "one.csv")
     finish(predict(python, recordings, "local.parquet"))
     url = f"local://{recordings}"
-    command = [python, "-m", "edge_runtime.cli", "predict", "motion.onnx", f"{url}/recordings", "-o", f"{url}/c.parquet"]
+    command = [
+        python,
+        "-m",
+        "edge_runtime.cli",
+        "predict",
+        "motion.onnx",
+        f"{url}/recordings",
+        "-o",
+        f"{url}/c.parquet",
+    ]
     command += ["--engine", "dask", "--scheduler", cluster[0]]
     done = subprocess.run(
         command, cwd=recordings, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False

@@ -3,7 +3,7 @@
 import io
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -27,28 +27,9 @@ from edge_runtime.publish.json_payload import JsonPayload
 from edge_runtime.readings import Batch, Floats
 from edge_runtime.settings import Model as ModelConfig
 from edge_runtime.settings import Repair
-from tests import builders
+from tests.kinds import KINDS, named, numbers, row_numbers
 
 COUNT = 24
-
-
-def sensitive(draft: builders.Draft) -> builders.Draft:
-    """Say in the manifest what the converter would have measured: the kernel of its mean goes by the batch size."""
-    draft.manifest["batch_invariant"] = False
-    return draft
-
-
-KINDS: dict[str, Callable[[], builders.Draft]] = {
-    "classification": builders.classification,
-    "classification of windows": lambda: builders.classification(length=4),
-    "many classes": lambda: builders.classification(length=7, labels=[f"c{i}" for i in range(9)]),
-    "regression": lambda: builders.regression(targets=("power", "heat")),
-    "regression of windows": lambda: builders.regression(length=5),
-    "anomaly": builders.anomaly,
-    "anomaly of windows": lambda: sensitive(builders.anomaly(length=6)),
-    "memory": builders.stateful,
-    "frames": builders.frame,
-}
 
 
 class Deployment:
@@ -61,8 +42,11 @@ class Deployment:
         self.manifest = self.model.manifest
         shape = (COUNT, *self.manifest.input.tensor_shape)
         self.windows: Floats = np.random.default_rng(11).normal(scale=3, size=shape).astype(np.float32)
-        board = Board(health=dict)
-        self.app = App([Served(self.manifest.name, self.model, device="d", start=1)], board)
+        self.app = self.make_app()
+
+    def make_app(self) -> App:
+        """A server of this model, for one thread."""
+        return App([Served(self.manifest.name, self.model, device="d", start=1)], Board(health=dict))
 
     def stream(self, size: int) -> Floats:
         """The scores that subscribers read, of readings that arrive `size` at a time."""
@@ -90,7 +74,7 @@ class Deployment:
             count = len(values)
             pipeline.accept(Batch("s", values, [None] * count, [1.0 * start] * count, [None] * count, [None] * count))
         loop.close()
-        return np.array([_numbers(json.loads(payload), manifest) for payload in payloads], np.float32)
+        return np.array([numbers(json.loads(payload), manifest) for payload in payloads], np.float32)
 
     def batch(self, suffix: str, *, workers: int = 1) -> Floats:
         """The scores in the output of `predict`."""
@@ -102,9 +86,9 @@ class Deployment:
         output = self.folder / "out.jsonl"
         predict(Request(self.path, [str(source)], output, workers=workers))
         rows = [json.loads(line) for line in output.read_text().splitlines()]
-        return np.array([_row_numbers(row, self.manifest) for row in rows], np.float32)
+        return np.array([row_numbers(row, self.manifest) for row in rows], np.float32)
 
-    def request(self, sizes: list[int], *, binary: bool) -> Floats:
+    def request(self, sizes: list[int], *, binary: bool, app: App | None = None) -> Floats:
         """The scores of `/infer`, some windows a request; a model with memory gets its states back as inputs."""
         states: dict[str, Floats] = {}
         found = []
@@ -112,15 +96,15 @@ class Deployment:
         for size in sizes:
             windows = self.windows[start : start + size]
             start += size
-            outputs = _infer(self.app, self.manifest.name, {"window": windows, **states}, binary=binary)
+            outputs = _infer(app or self.app, self.manifest.name, {"window": windows, **states}, binary=binary)
             states = {state.input: outputs[state.output] for state in self.manifest.state}
             found.append(outputs[OUTPUT_NAMES[self.manifest.task][-1]].reshape(len(windows), -1))
         return np.concatenate(found)
 
     def by_name(self) -> Floats:
         """The scores of `/predict`, a window a request."""
-        answers = [_post(self.app, f"/predict/{self.manifest.name}", _named(w, self.manifest)) for w in self.windows]
-        return np.array([_numbers(json.loads(answer), self.manifest) for answer in answers], np.float32)
+        answers = [_post(self.app, f"/predict/{self.manifest.name}", named(w, self.manifest)) for w in self.windows]
+        return np.array([numbers(json.loads(answer), self.manifest) for answer in answers], np.float32)
 
 
 @pytest.fixture(params=KINDS)
@@ -173,7 +157,8 @@ def test_requests_and_stream_at_the_same_time_change_no_bit(deployment: Deployme
     found: list[bytes] = []
 
     def ask() -> None:
-        found.extend(deployment.request(sizes, binary=True).tobytes() for _ in range(5))
+        app = deployment.make_app()
+        found.extend(deployment.request(sizes, binary=True, app=app).tobytes() for _ in range(5))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -184,29 +169,6 @@ def test_requests_and_stream_at_the_same_time_change_no_bit(deployment: Deployme
     assert set(streams) == {expected}
     assert len(found) == 15
     assert set(found) == {expected}
-
-
-def _numbers(document: dict[str, Any], manifest: Manifest) -> list[float]:
-    if manifest.task == "classification":
-        return [document["scores"][label] for label in manifest.output.labels]
-    if manifest.task == "regression":
-        return [document["values"][target.name] for target in manifest.output.targets]
-    return [document["score"]]
-
-
-def _row_numbers(row: dict[str, Any], manifest: Manifest) -> list[float]:
-    if manifest.task == "classification":
-        return [row[f"score_{label}"] for label in manifest.output.labels]
-    if manifest.task == "regression":
-        return [row[target.name] for target in manifest.output.targets]
-    return [row["score"]]
-
-
-def _named(window: Floats, manifest: Manifest) -> bytes:
-    if manifest.input.shape:
-        return json.dumps({"frame": window.tolist()}).encode()
-    rows = [dict(zip(manifest.channel_names, row, strict=True)) for row in window.tolist()]
-    return json.dumps(rows if len(rows) > 1 else rows[0]).encode()
 
 
 def _write(path: Path, readings: Floats, manifest: Manifest) -> None:
