@@ -16,14 +16,26 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import alone, gateway, goals, imports, instructions, on_demand, outage, pipeline, process, serial_port
+from benchmarks import (
+    alone,
+    gateway,
+    goals,
+    imports,
+    instructions,
+    on_demand,
+    outage,
+    pipeline,
+    process,
+    recordings,
+    serial_port,
+)
 from benchmarks.models import write_bundle
 from benchmarks.results import Results
 from benchmarks.targets import NAMES, ROOT, targets
 
 ROUNDS, SECONDS = 5, 30.0
 QUICK_ROUNDS, QUICK_SECONDS = 2, 4.0
-FIGURES = ("pipeline", "serial", "outage", "imports", "gateway", "growth", "http", "instructions")
+FIGURES = ("pipeline", "serial", "outage", "imports", "gateway", "growth", "http", "batch", "instructions")
 QUICK_FIGURES = ("pipeline", "serial", "outage")
 
 Work = tuple[str, Callable[[], None]]
@@ -78,6 +90,8 @@ def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
         yield "growth", partial(gateway.growth, folder, seconds / 3, results)
     if "http" in arguments.figures:
         yield "http", partial(on_demand.measure, folder, model, 2 * seconds, results)
+    if "batch" in arguments.figures:
+        yield "batch", partial(recordings.measure, folder, model, results)
     if "instructions" in arguments.figures:
         yield "instructions", partial(instructions.measure, folder, results)
 

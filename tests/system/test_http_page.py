@@ -52,6 +52,10 @@ def test_the_page_shows_what_has_just_been_published_and_survives_a_restart(
         client.publish("sensors/kitchen/climate", b'{"temperature": "x"}')
         wait_until(lambda: "(cellar)" in browser.evaluate(MODELS), lambda: f"{browser.evaluate(MODELS)}")
         wait_until(lambda: browser.evaluate(LINES) >= 2, "a line for each channel")
+        assert (
+            browser.evaluate("document.querySelectorAll('#models polyline[points]').length") == 4
+        )  # labels of each key
+        assert browser.evaluate("document.querySelectorAll('main').length") == 1
         assert browser.evaluate("document.getElementById('spoken').textContent").startswith("comfort: ")
         wait_until(lambda: "wrong_type" in browser.evaluate("document.body.textContent"), "the rejection")
         if pictures := os.environ.get("EDGE_SCREENSHOTS"):
