@@ -245,6 +245,9 @@ fi
 if [ ! -f "$home/complete" ]; then
   rm -rf "$home"
   umask 022
+  # Unpacked it is four times as large, and what a full disk does to venv and pip they do not always say.
+  needed=$(( $(du -sk "$wheels" | cut -f1) * 4 ))
+  if [ "$(df -Pk /opt | awk 'NR == 2 { print $4 }')" -lt "$needed" ]; then echo "No space left" >&2; exit 74; fi
   # The system's own: one below somebody's home may be closed to the daemon's user.
   [ -x /usr/bin/python3 ] && python=/usr/bin/python3 || python=python3
   $python -m venv "$home"
