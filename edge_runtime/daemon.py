@@ -591,6 +591,8 @@ class Daemon:
         """A thread that dies of an exception takes the process along: half a daemon is worse than a new one."""
 
         def fail(args: threading.ExceptHookArgs) -> None:
+            if args.exc_type is SystemExit:
+                return  # a thread that ends on purpose
             name = args.thread.name if args.thread is not None else "?"
             why = args.exc_value
 
