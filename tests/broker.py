@@ -138,6 +138,16 @@ class Mosquitto:
         """End it without warning."""
         self._end(signal.SIGKILL)
 
+    def pause(self) -> None:
+        """Let it hang: its kernel takes connections and bytes, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End a `pause`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def restart(self) -> None:
         """Stop and start on the same port."""
         self.stop()

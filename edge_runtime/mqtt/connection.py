@@ -7,8 +7,8 @@ reading.
 
 Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, and only over the connection
 that brought it. Retries are spaced from `reconnect_min` to `reconnect_max` seconds with jitter. TLS is verified and
-never falls back to clear text. An acknowledgement that comes alone wakes nobody: it is read with the next message, or
-after `ack_patience` seconds.
+never falls back to clear text. While few messages are in flight, an acknowledgement that comes alone wakes nobody: it
+is read with the next message, or after `ack_patience` seconds.
 """
 
 import contextlib
@@ -44,6 +44,8 @@ CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be l
 ACK_DELAY_S = 0.2  # how long an acknowledgement, ours or the broker's, waits for company
 LONELY_ACK_BYTES = 4  # a PUBACK; no PUBLISH is as short (MQTT 3.1.1 sections 3.3 and 3.4)
 LEAST_PATIENT_WINDOW = 4  # with fewer places in flight each acknowledgement is needed at once
+PATIENT_SHARE = 4  # acknowledgements wait while no more than a quarter of the places is taken
+CALM_S = 1.0  # after a rush, so long with few places taken
 MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
 MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
 GOODBYE_TIMEOUT_S = 2.0
@@ -169,6 +171,8 @@ class Connection:
         self._acks_unsent = 0
         self._ack_timer: Timer | None = None
         self._acks_wait = False  # the broker's, in the socket
+        self._rush_timer: Timer | None = None  # while there is a rush
+        self._most_in_flight = 0  # of the rush's last look
         self._hurried = False
         self._writing = False
         self._connected_at = 0.0
@@ -240,8 +244,8 @@ class Connection:
         wrapped.send(packet)
         if outcome is not None and packet_id:
             self._outcomes[packet_id] = outcome
-            if self._acks_wait and self._ack_timer is None:
-                self._tidy_later()
+            if self._acks_wait or self._rush_timer is not None:
+                self._watch_rush()
         elif outcome is not None:
             self._settled.append((outcome, True))  # the flush settles it
         self._flush_soon()
@@ -423,10 +427,36 @@ class Connection:
         if self._acks_wait and self._outcomes and self._ack_timer is None:
             self._tidy_later()
 
+    def _watch_rush(self) -> None:
+        """Something was sent: in a rush no acknowledgement may wait, be it only a moment.
+
+        A broker without TCP_NODELAY sends its next packet when the kernel has acknowledged the last one, and the kernel
+        takes up to 40 ms for that while nobody reads; with every place taken that would be the speed of the stream.
+        """
+        taken = len(self._outcomes)
+        if self._rush_timer is not None:
+            self._most_in_flight = max(self._most_in_flight, taken)
+        elif taken > self.window // PATIENT_SHARE:
+            self._let_acks_wait(want=False)
+            self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
+        elif self._ack_timer is None:
+            self._tidy_later()
+
+    def _calm_down(self) -> None:
+        self._rush_timer = None
+        most, self._most_in_flight = self._most_in_flight, len(self._outcomes)
+        if max(most, self._most_in_flight) > self.window // PATIENT_SHARE:
+            self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
+            return
+        self._let_acks_wait()
+        if self._acks_wait and self._outcomes and self._ack_timer is None:
+            self._tidy_later()
+
     def _let_acks_wait(self, *, want: bool = True) -> None:
         """Let a lonely acknowledgement wait for the next message, where nothing else depends on it."""
         wrapped = self._socket
-        patient = want and not self._hurried and self.ready and self.window >= LEAST_PATIENT_WINDOW
+        is_calm = self.ready and not self._hurried and self._rush_timer is None
+        patient = want and is_calm and self.window >= LEAST_PATIENT_WINDOW
         if wrapped is not None and patient != self._acks_wait:
             least = LONELY_ACK_BYTES + 1 if patient else 1
             self._acks_wait = wrapped.let_wait(least) and patient
@@ -451,6 +481,10 @@ class Connection:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
+        if self._rush_timer is not None:
+            self._rush_timer.cancel()
+            self._rush_timer = None
+        self._most_in_flight = 0
         self._pending_subscriptions.clear()
         if client is not None:
             client.on_disconnect = None

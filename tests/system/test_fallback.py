@@ -94,7 +94,11 @@ def test_the_first_broker_is_killed_and_comes_back(
     first.wait_for_text("edge/room/status", "online")
     with endless_readings(rig.sensors, 0.005) as sent:
         first.wait_for(100, "edge/room/comfort/")
+        rig.second.pause()  # for a moment nobody takes predictions, so that some have to wait
         rig.first.kill()
+        before = len(sent)
+        wait_until(lambda: len(sent) > before + 30, "readings meanwhile")
+        rig.second.resume()
         second.wait_for_text("edge/room/status", "online", 60.0)
         second.wait_for(100, "edge/room/comfort/")
         wait_until(lambda: _broker_in_use(second)["fallback"], "health to name the broker in use")

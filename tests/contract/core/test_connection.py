@@ -130,6 +130,31 @@ def test_messages_go_both_ways(
     client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
 
 
+def test_in_a_rush_no_acknowledgement_waits(
+    mosquitto: Mosquitto, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more than a quarter of the places taken each acknowledgement wakes; when it is calm again, none does."""
+    monkeypatch.setattr(connection_module, "CALM_S", 0.05)
+    client = make_client(mosquitto.url, ack_patience=600.0).up()
+    outcomes: list[bool] = []
+
+    def publish() -> None:
+        assert client.connection.publish("out/x", b"x", qos=1, outcome=outcomes.append)
+
+    def again(accepted: bool) -> None:
+        outcomes.append(accepted)
+        if len(outcomes) < 300:
+            assert client.connection.publish("out/x", b"x", qos=1, outcome=again)
+
+    for _ in range(client.connection.window // connection_module.PATIENT_SHARE + 1):
+        assert client.connection.publish("out/x", b"x", qos=1, outcome=again)
+    assert not client.connection._acks_wait
+    client.until(lambda: len(outcomes) >= 300 and not client.connection._outcomes, "every acknowledgement")
+    client.until(lambda: client.connection._acks_wait, "the calm")
+    publish()
+    assert client.connection._acks_wait
+
+
 def test_an_acknowledgement_waits_for_company_but_not_for_ever(
     mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
 ) -> None:
