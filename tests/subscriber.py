@@ -43,7 +43,9 @@ class Subscriber:
 
     Args:
         port: of a broker on loopback.
-        topics: filters to subscribe to at QoS 1, again after each reconnection.
+        topics: filters to subscribe to, again after each reconnection.
+        qos: of the subscriptions. With 0 the broker hands a message on at once or never; with 1 it keeps what exceeds
+            20 unacknowledged ones to itself, and a killed broker takes that along.
         protocol: MQTT 3.1.1 or 5.
         login: user and password.
         ca_file: the authority to trust; given, the connection is TLS.
@@ -55,6 +57,7 @@ class Subscriber:
         self,
         port: int,
         *topics: str,
+        qos: int = 1,
         protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311,
         login: tuple[str, str] | None = None,
         ca_file: Path | None = None,
@@ -63,6 +66,7 @@ class Subscriber:
     ) -> None:
         self.messages: list[Message] = []
         self._topics = topics
+        self._qos = qos
         self._sent: set[int] = set()
         self._acknowledged: set[int] = set()
         self._changed = threading.Condition()
@@ -183,7 +187,7 @@ class Subscriber:
         if reason.is_failure:
             return
         if self._topics:
-            client.subscribe([(topic, 1) for topic in self._topics])
+            client.subscribe([(topic, self._qos) for topic in self._topics])
         else:
             self._mark_subscribed()
 
