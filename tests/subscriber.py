@@ -180,6 +180,9 @@ class Subscriber:
         """Disconnect; a kept session stays with the broker."""
         self._client.disconnect()
         self._client.loop_stop()
+        # paho closes its wake-up sockets only when the client goes, and a circle would leave the order to the collector
+        self._client.on_connect = self._client.on_subscribe = None
+        self._client.on_message = self._client.on_publish = None
 
     def _on_connect(
         self, client: mqtt.Client, _userdata: object, _flags: object, reason: ReasonCode, _properties: object

@@ -81,7 +81,7 @@ def make_rig(
         clock, folder = tmp_path / "clock", tmp_path / "moved"
         folder.mkdir()
         (folder / "sitecustomize.py").write_text(CLOCK.format(path=str(clock)))
-        field, broker = make_mosquitto(), make_mosquitto()
+        field, broker = make_mosquitto(), make_mosquitto(persistence=True)
         text = climate_device(broker, bundle, source=f'url = "{field.url}"')
         daemon = make_daemon(text.replace('room.db"', 'room.db"\ncommit_interval = 0.05'), PYTHONPATH=str(folder))
         rig = Rig(daemon, broker, make_subscriber(field.port), clock)
@@ -100,16 +100,16 @@ def test_predictions_of_an_unset_clock_say_so_and_do_not_grow_old_when_it_is_set
 ) -> None:
     """What was stored in 1970 is delivered in 2026, in order and under its own `id`; nothing is dropped for its age."""
     rig = make_rig(SINCE_1970, "unset")
+    hub = make_subscriber(rig.broker.port, "edge/#", client_id="hub")  # heard by its session also while it is away
     rig.daemon.start()
     rig.daemon.wait_for_log("online")
-    rig.broker.kill()
+    rig.broker.stop()
     rig.daemon.wait_for_log("Connection refused")
     rig.say(1, 2, 3)
     wait_until(lambda: rig.stored() == 3, lambda: f"three rows, not {rig.stored()}")
     rig.set_clock(0.0, "set")
     rig.say(4, 5)
     rig.broker.start()
-    hub = make_subscriber(rig.broker.port, "edge/#")
     found = [message.document for message in hub.wait_for(5, "edge/room/comfort/", 60.0)]
     assert [each.get("clock") for each in found] == ["unsynchronised"] * 3 + [None] * 2
     assert [moment.year < 1975 for moment in _times(hub)] == [True] * 3 + [False] * 2
