@@ -58,6 +58,7 @@ def test_a_shadow_publishes_agreement_and_nothing_else(make_rig: MakeRig, tmp_pa
     assert document["latency_ms"].keys() == {"active", "shadow"}
     assert rig.state()[:2] == ("1.0.0", "active")
     assert (beside(rig) or {})["version"] == "1.1.0"
+    assert versions_of_answers(rig) == {"1.0.0"}  # all of them, so that none comes after the restart
     assert rig.daemon.stop() == 0
 
     rig.client.clear()
