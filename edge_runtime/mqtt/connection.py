@@ -415,7 +415,8 @@ class Connection:
         self._retry(reason)
 
     def _tidy_later(self) -> None:
-        self._ack_timer = self._loop.call_later(self._ack_patience, self._tidy)
+        if self._ack_timer is None:
+            self._ack_timer = self._loop.call_later(self._ack_patience, self._tidy)
 
     def _tidy(self) -> None:
         """Nothing came along that would have taken the acknowledgements with it, in or out."""
@@ -424,7 +425,7 @@ class Connection:
             self._on_readable()
         if self._acks_unsent:
             self._flush()
-        if self._acks_wait and self._outcomes and self._ack_timer is None:
+        if self._acks_wait and self._outcomes:
             self._tidy_later()
 
     def _watch_rush(self) -> None:
@@ -436,20 +437,23 @@ class Connection:
         taken = len(self._outcomes)
         if self._rush_timer is not None:
             self._most_in_flight = max(self._most_in_flight, taken)
-        elif taken > self.window // PATIENT_SHARE:
+        elif self._is_rush(taken):
             self._let_acks_wait(want=False)
             self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
-        elif self._ack_timer is None:
+        else:
             self._tidy_later()
+
+    def _is_rush(self, taken: int) -> bool:
+        return taken > self.window // PATIENT_SHARE
 
     def _calm_down(self) -> None:
         self._rush_timer = None
         most, self._most_in_flight = self._most_in_flight, len(self._outcomes)
-        if max(most, self._most_in_flight) > self.window // PATIENT_SHARE:
+        if self._is_rush(max(most, self._most_in_flight)):
             self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
             return
         self._let_acks_wait()
-        if self._acks_wait and self._outcomes and self._ack_timer is None:
+        if self._acks_wait and self._outcomes:
             self._tidy_later()
 
     def _let_acks_wait(self, *, want: bool = True) -> None:
@@ -623,7 +627,7 @@ class Connection:
             self._acks_unsent += 1
         if self._acks_unsent >= MOST_UNSENT_ACKS:
             self._flush_soon()
-        elif self._acks_unsent and self._ack_timer is None:
+        elif self._acks_unsent:
             self._tidy_later()  # the next publish takes it along: one write for both; this is if none comes
         if self._paused and len(self._owed) < MOST_OWED // 2:
             self._paused = False
