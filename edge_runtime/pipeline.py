@@ -76,6 +76,17 @@ class Job(msgspec.Struct, eq=False):
     arrived: float
     took: float = 0.0  # seconds that the model needed for all of them
 
+    def run(self) -> Scores:
+        """Answers of their own, and how long they took.
+
+        Raises:
+            ModelError: the model failed.
+        """
+        began = time.perf_counter()
+        scores = self.maker.model.run(self.windows, self.carries)
+        self.took = time.perf_counter() - began
+        return scores
+
 
 class Companion(Protocol):
     """Whoever runs beside the model. Never waits, never fails."""
@@ -276,10 +287,7 @@ class Pipeline:
         """The model's answers: only lent where nobody keeps them, and timed where somebody compares."""
         if self.companion is None:
             return job.maker.model.lend(job.windows, job.carries)  # read before the next window comes
-        began = time.perf_counter()
-        scores = job.maker.model.run(job.windows, job.carries)
-        job.took = time.perf_counter() - began
-        return scores
+        return job.run()
 
     def expire(self) -> None:
         """Forget the keys that were silent for longer than the configuration wants to wait."""
@@ -444,9 +452,7 @@ class Worker:
     def _serve(self) -> None:
         while (job := self._requests.get()) is not None:
             try:
-                began = time.perf_counter()
-                scores = job.maker.model.run(job.windows, job.carries)
-                job.took = time.perf_counter() - began
+                scores = job.run()
             except ModelError as error:
                 self._loop.call_soon_threadsafe(lambda job=job, error=error: self._done(job, error))  # type: ignore[misc]
             else:
