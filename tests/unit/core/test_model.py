@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.model import Model, ModelError, ModelOptions, Scores
+from edge_runtime.model import Model, ModelError, ModelOptions, Scores, _bound_call
 from edge_runtime.windows import Carry
 from tests import builders
 
@@ -63,6 +64,22 @@ def test_a_lent_answer_is_the_same_bits_until_the_next_one(draft: builders.Draft
             one, two = getattr(lent, name), getattr(owned, name)
             assert (one is None) == (two is None)
             assert one is None or (one.dtype, one.shape, one.tobytes()) == (two.dtype, two.shape, two.tobytes())
+
+
+def test_a_bound_call_goes_past_the_wrapper_where_it_knows_the_inside(tmp_path: Path) -> None:
+    """This onnxruntime is called directly; one that looks different inside is called as it asks to be."""
+    path = builders.regression().save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    call: Any = _bound_call(session, session.io_binding())
+    assert call.func == session._sess.run_with_iobinding
+
+    class Other:
+        """A session without an inside."""
+
+        def run_with_iobinding(self, binding: str) -> str:
+            return f"ran over {binding}"
+
+    assert _bound_call(Other(), "the buffers")() == "ran over the buffers"
 
 
 def test_a_lent_answer_to_a_window_of_the_wrong_shape_is_an_error(tmp_path: Path) -> None:
