@@ -13,29 +13,37 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 
-class Receipt:
+class Receipt(msgspec.Struct, eq=False):
     """What we owe a broker for one QoS 1 message: an acknowledgement, once every reader of it is done.
 
     A message is read by every model of its source; each takes one hold when it accepts the reading and
     releases it when the reading's prediction is safe. The acknowledgement is sent when the last hold is
     released. A receipt of a connection that is gone acknowledges nothing: its broker sends again.
+
+    Attributes:
+        acknowledge: called when the last hold is released.
+        number: what its maker knows it by.
+        holds: how many there are; the first is the source's own, until the batch has been handed to every model.
     """
 
-    __slots__ = ("_acknowledge", "_holds")
+    acknowledge: Callable[[], object]
+    number: int = 0
+    holds: int = 1
 
-    def __init__(self, acknowledge: Callable[[], None]) -> None:
-        self._acknowledge = acknowledge
-        self._holds = 1  # the source's own hold, released when the batch has been handed to every model
+    @property
+    def is_released(self) -> bool:
+        """Nobody holds it any more."""
+        return self.holds == 0
 
     def hold(self) -> None:
         """Put the acknowledgement off until one more `release`."""
-        self._holds += 1
+        self.holds += 1
 
     def release(self) -> None:
         """Give one hold back; the last one acknowledges."""
-        self._holds -= 1
-        if self._holds == 0:
-            self._acknowledge()
+        self.holds -= 1
+        if self.holds == 0:
+            self.acknowledge()
 
 
 class Batch(msgspec.Struct, eq=False):

@@ -9,6 +9,9 @@ Guarantee: a message is acknowledged to the broker only when its `Receipt` is re
 that brought it. Retries are spaced from `reconnect_min` to `reconnect_max` seconds with jitter. TLS is verified and
 never falls back to clear text. While few messages are in flight, an acknowledgement that comes alone wakes nobody: it
 is read with the next message, or after `ack_patience` seconds.
+
+What is published while messages are delivered leaves in one write as soon as they are, our own acknowledgements behind
+it; only then is settled what the broker has acknowledged, unless so many places are taken that it has to come first.
 """
 
 import contextlib
@@ -42,7 +45,6 @@ CONNECT_TIMEOUT_S = 10.0
 CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that drips keeps within every single time-out
 CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be left by a new process
 ACK_DELAY_S = 0.2  # how long an acknowledgement, ours or the broker's, waits for company
-LONELY_ACK_BYTES = 4  # a PUBACK; no PUBLISH is as short (MQTT 3.1.1 sections 3.3 and 3.4)
 LEAST_PATIENT_WINDOW = 4  # with fewer places in flight each acknowledgement is needed at once
 PATIENT_SHARE = 4  # acknowledgements wait while no more than a quarter of the places is taken
 CALM_S = 1.0  # after a rush, so long with few places taken
@@ -65,13 +67,6 @@ class Message(msgspec.Struct, eq=False):
     claimed: bool = False
     properties: Properties | None = None
     retained: bool = False
-
-
-class _Owed(msgspec.Struct, eq=False):
-    """One PUBACK that the broker waits for."""
-
-    mid: int
-    released: bool = False
 
 
 class Will(msgspec.Struct, frozen=True):
@@ -162,13 +157,14 @@ class Connection:
         self._heads: dict[str, bytes] = {}
         self._last_id = hot_packets.FIRST_ID
         self._inbox: list[Message] = []
-        self._owed: deque[_Owed] = deque()
+        self._owed: deque[Receipt] = deque()  # the broker waits for their PUBACKs
         self._outcomes: dict[int, Outcome] = {}
         self._settled: list[tuple[Outcome, bool]] = []
         self._pending_subscriptions: set[int] = set()
         self._paused = False
         self._flush_due = False
-        self._acks_unsent = 0
+        self._delivering = False  # while a batch is with its handlers
+        self._acks = bytearray()  # ours, on their way to the socket
         self._ack_timer: Timer | None = None
         self._acks_wait = False  # the broker's, in the socket
         self._rush_timer: Timer | None = None  # while there is a rush
@@ -244,8 +240,6 @@ class Connection:
         wrapped.send(packet)
         if outcome is not None and packet_id:
             self._outcomes[packet_id] = outcome
-            if self._acks_wait or self._rush_timer is not None:
-                self._watch_rush()
         elif outcome is not None:
             self._settled.append((outcome, True))  # the flush settles it
         self._flush_soon()
@@ -274,6 +268,7 @@ class Connection:
             self._loop.remove_writer(self._fd)
             self._fd = -1  # paho closes the socket with the goodbye
             wrapped.set_patience(GOODBYE_TIMEOUT_S)
+            self._add_acks(wrapped)
             self._drain_to_socket(client)
             client.disconnect()
             self._drain_to_socket(client)
@@ -423,13 +418,13 @@ class Connection:
         self._ack_timer = None
         if self._acks_wait and self._outcomes and not self._paused:
             self._on_readable()
-        if self._acks_unsent:
+        if self._acks:
             self._flush()
         if self._acks_wait and self._outcomes:
             self._tidy_later()
 
     def _watch_rush(self) -> None:
-        """Something was sent: in a rush no acknowledgement may wait, be it only a moment.
+        """Something was written: in a rush no acknowledgement may wait, be it only a moment.
 
         A broker without TCP_NODELAY sends its next packet when the kernel has acknowledged the last one, and the kernel
         takes up to 40 ms for that while nobody reads; with every place taken that would be the speed of the stream.
@@ -440,7 +435,7 @@ class Connection:
         elif self._is_rush(taken):
             self._let_acks_wait(want=False)
             self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
-        else:
+        elif taken:
             self._tidy_later()
 
     def _is_rush(self, taken: int) -> bool:
@@ -462,7 +457,7 @@ class Connection:
         is_calm = self.ready and not self._hurried and self._rush_timer is None
         patient = want and is_calm and self.window >= LEAST_PATIENT_WINDOW
         if wrapped is not None and patient != self._acks_wait:
-            least = LONELY_ACK_BYTES + 1 if patient else 1
+            least = hot_packets.PUBACK_BYTES + 1 if patient else 1
             self._acks_wait = wrapped.let_wait(least) and patient
 
     def _forget(self, reason: str) -> None:
@@ -480,7 +475,7 @@ class Connection:
         self._owed.clear()
         self._paused = False
         self._parting = ""
-        self._acks_unsent = 0
+        self._acks.clear()
         self._acks_wait = False
         if self._ack_timer is not None:
             self._ack_timer.cancel()
@@ -537,7 +532,7 @@ class Connection:
         if client is None or wrapped is None:
             return
         fault = self._read_all(client, wrapped)
-        if self._settled:
+        if self._settled and not (self._acks_wait and self._inbox and fault is None):
             self._settle()  # what the broker said before the connection broke counts
         if fault is not None:
             self._lose(fault)
@@ -545,6 +540,8 @@ class Connection:
         if self._inbox:
             messages, self._inbox = self._inbox, []
             self._deliver(messages)
+        if self._settled:  # few are in flight, so that nobody waited for this: the answer to a reading went first
+            self._settle()
         if client.want_write():  # paho answers something; our own packets see to themselves
             self._flush_soon()
         if len(self._owed) >= MOST_OWED and self._client is client:
@@ -557,12 +554,13 @@ class Connection:
             more = True
             while more:
                 more = wrapped.fill()
-                while client.socket() is not None and wrapped.take(self, is_v5=self._is_v5):
-                    if client.loop_read() != paho.MQTT_ERR_SUCCESS:
+                while wrapped.take(self, is_v5=self._is_v5):
+                    result = client.loop_read()
+                    if client.socket() is None:
+                        refused = self.state if not self.connected else f"{self._settings.url} closed the connection"
+                        return self._parting or refused
+                    if result != paho.MQTT_ERR_SUCCESS:
                         break
-                if client.socket() is None:
-                    refused = self.state if not self.connected else f"{self._settings.url} closed the connection"
-                    return self._parting or refused
         except OSError as error:
             return f"{self._settings.url}: {error.strerror or error}"
         except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
@@ -571,8 +569,13 @@ class Connection:
         return None
 
     def _deliver(self, messages: list[Message]) -> None:
+        self._delivering = True  # what is published meanwhile leaves in one write
         for _, _, handler in self._subscriptions:
             handler(messages)
+        self._delivering = False
+        if self._flush_due:
+            self._flush_due = False
+            self._write()
         for message in messages:
             if not message.claimed:
                 self._counters.rejected["unmatched_topic"] += 1
@@ -587,17 +590,23 @@ class Connection:
     def _flush_soon(self) -> None:
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            if not self._delivering:
+                self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Write what paho has to say, and what we have."""
         self._flush_due = False
-        self._acks_unsent = 0
-        client, wrapped = self._client, self._socket
-        if client is None or wrapped is None:
-            return
-        self._drain_to_socket(client)
+        if self._client is not None:
+            self._drain_to_socket(self._client)
+        self._write()
         if self._settled:  # QoS 0: sent is settled
             self._loop.call_soon(self._settle)
+
+    def _write(self) -> None:
+        wrapped = self._socket
+        if wrapped is None:
+            return
+        self._add_acks(wrapped)
         if not wrapped.has_unsent:
             return
         try:
@@ -611,23 +620,32 @@ class Connection:
                 self._loop.remove_writer(self._fd)
             else:
                 self._loop.add_writer(self._fd, self._flush)
+        if self._acks_wait or self._rush_timer is not None:
+            self._watch_rush()
+
+    def _add_acks(self, wrapped: WholeSocket) -> None:
+        """Ours go behind what was published: a broker takes one packet after the other, and people wait for those."""
+        if self._acks:
+            wrapped.send(self._acks)
+            self._acks.clear()
 
     @staticmethod
     def _drain_to_socket(client: _Client) -> None:
         if client.want_write():
             client.loop_write()
 
-    def _acknowledge(self, generation: int, owed: "_Owed") -> None:
-        """Give the broker its PUBACKs in the order of its messages, if it is still the connection that brought them."""
-        owed.released = True
-        if generation != self._generation or self._socket is None:
+    def _acknowledge(self) -> None:
+        """A receipt was released: give the broker its PUBACKs, in the order of its messages.
+
+        A receipt of an earlier connection is owed to nobody: `_owed` knows those of the present one only.
+        """
+        if self._socket is None:
             return
-        while self._owed and self._owed[0].released:  # MQTT 3.1.1 section 4.6: in the order of arrival
-            self._socket.send(hot_packets.puback(self._owed.popleft().mid))
-            self._acks_unsent += 1
-        if self._acks_unsent >= MOST_UNSENT_ACKS:
+        while self._owed and self._owed[0].is_released:  # MQTT 3.1.1 section 4.6: in the order of arrival
+            self._acks += hot_packets.puback(self._owed.popleft().number)
+        if len(self._acks) >= MOST_UNSENT_ACKS * hot_packets.PUBACK_BYTES:
             self._flush_soon()
-        elif self._acks_unsent:
+        elif self._acks:
             self._tidy_later()  # the next publish takes it along: one write for both; this is if none comes
         if self._paused and len(self._owed) < MOST_OWED // 2:
             self._paused = False
@@ -641,9 +659,8 @@ class Connection:
         """A message has come; see `hot_packets.Taker`."""
         receipt = None
         if packet_id:
-            generation, owed = self._generation, _Owed(packet_id)
-            self._owed.append(owed)
-            receipt = Receipt(lambda: self._acknowledge(generation, owed))
+            receipt = Receipt(self._acknowledge, packet_id)
+            self._owed.append(receipt)
         self._inbox.append(Message(topic, payload, receipt, properties=properties, retained=retained))
 
     def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
@@ -651,9 +668,9 @@ class Connection:
         self._counters.rejected["too_long"] += 1
         self.state = f"{self._settings.url} sent {size} bytes on {topic[:80]!r}: passed over"
         if packet_id:
-            owed = _Owed(packet_id)
-            self._owed.append(owed)
-            self._acknowledge(self._generation, owed)
+            receipt = Receipt(self._acknowledge, packet_id)
+            self._owed.append(receipt)
+            receipt.release()
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
         """The broker has answered a message of ours; see `hot_packets.Taker`."""

@@ -7,6 +7,7 @@ and without properties, is left to paho: QoS 2, MQTT 5 properties, every other k
 from typing import Protocol
 
 PUBLISH, PUBACK = 0x30, 0x40
+PUBACK_BYTES = 4  # no PUBLISH is as short (MQTT 3.1.1 sections 3.3 and 3.4)
 FIRST_ID = 1024  # paho counts its own packets (a SUBSCRIBE each) from 1 on; ours never meet them
 LAST_ID = 65_535
 MOST_BYTES = 268_435_455  # MQTT 3.1.1 section 2.2.3
@@ -82,7 +83,11 @@ def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
     """
     size = len(data)
     while at < size:
-        body, end = _bounds(data, at, size)
+        body = at + 2
+        if body <= size and data[body - 1] < 128:  # as `_bounds`, which a short packet need not call
+            end = body + data[body - 1]
+        else:
+            body, end = _bounds(data, at, size)
         if end > size:
             return at, end
         first = data[at]

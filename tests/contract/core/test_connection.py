@@ -23,6 +23,7 @@ from edge_runtime.loop import Loop
 from edge_runtime.mqtt import connection as connection_module
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.connection import Connection, Message, Will
+from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.settings import Broker
 from tests.broker import CertificateAuthority, Mosquitto
 from tests.conftest import MakeBroker, MakeSubscriber
@@ -148,11 +149,50 @@ def test_in_a_rush_no_acknowledgement_waits(
 
     for _ in range(client.connection.window // connection_module.PATIENT_SHARE + 1):
         assert client.connection.publish("out/x", b"x", qos=1, outcome=again)
+    client.connection.poke()
     assert not client.connection._acks_wait
     client.until(lambda: len(outcomes) >= 300 and not client.connection._outcomes, "every acknowledgement")
     client.until(lambda: client.connection._acks_wait, "the calm")
     publish()
     assert client.connection._acks_wait
+
+
+def test_an_answer_leaves_before_acknowledgements_and_before_the_books_are_kept(
+    mosquitto: Mosquitto,
+    make_client: MakeClient,
+    make_subscriber: MakeSubscriber,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is published for a message goes out first; our PUBACK behind it; then what the broker said is settled."""
+    client = make_client(mosquitto.url, ack_patience=600.0)
+    events: list[bytes] = []
+
+    def answer(messages: list[Message]) -> None:
+        for _ in messages:
+            assert client.connection.publish("out/x", b"x", qos=1, outcome=lambda _: events.append(b"settled"))
+
+    client.connection.subscribe(["in/#"], 1, answer)
+    client.up()
+    flush = WholeSocket.flush
+
+    def noting(wrapped: WholeSocket) -> bool:
+        events.append(bytes(wrapped._unsent))
+        return flush(wrapped)
+
+    monkeypatch.setattr(WholeSocket, "flush", noting)
+    other = make_subscriber(mosquitto.port, "out/#")
+    for number in range(1, 4):
+        other.publish("in/x", b"")
+        client.until(lambda number=number: len(other.messages) == number, "the answer")  # type: ignore[misc]
+    head = b"\x32\x0a\x00\x05out/x"
+    first, second, settled, third, settled_too = events
+    assert first.startswith(head)
+    assert len(first) == 12
+    assert second.startswith(head)
+    assert second[12:] == hot_packets.puback(1)
+    assert third.startswith(head)
+    assert third[12:] == hot_packets.puback(2)
+    assert settled == settled_too == b"settled"
 
 
 def test_an_acknowledgement_waits_for_company_but_not_for_ever(
