@@ -65,11 +65,11 @@ class Contract:
     def _are_inside(self, values: Floats) -> bool:
         if len(values) <= FEW:
             limits = self._limits
-            return all(
-                low <= value <= high  # NaN is neither
-                for row in values.tolist()
-                for value, (low, high) in zip(row, limits, strict=True)
-            )
+            for row in values.tolist():
+                for value, (low, high) in zip(row, limits, strict=True):
+                    if not low <= value <= high:  # NaN is neither
+                        return False
+            return True
         return bool(((values >= self._low) & (values <= self._high)).all())
 
     def forget(self, keys: Iterable[str | None]) -> None:

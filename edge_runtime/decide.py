@@ -4,15 +4,16 @@ The smoothed verdict is what is published as `label` or `anomaly`; `score` and `
 itself. What is withheld was withheld on purpose: its reading is acknowledged at once.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
-
-import numpy as np
 
 from edge_runtime.config import Model as ModelConfig
 from edge_runtime.manifest import Manifest
 from edge_runtime.model import ModelError, Scores
 from edge_runtime.readings import Prediction
+
+_NEVER = -math.inf
 
 
 class Sequences:
@@ -43,7 +44,7 @@ class _Stream:
         self.alarm = False
         self.last_verdict: int | None = None
         self.last_values: tuple[float, ...] | None = None
-        self.last_time = -np.inf
+        self.last_time = _NEVER
 
 
 class Decider:
@@ -63,6 +64,7 @@ class Decider:
         self._needed, self._memory = (config.smoothing.n, config.smoothing.m) if config.smoothing else (1, 1)
         self._publish = config.publish
         self._min_interval = config.min_interval
+        self._publishes_all = config.publish == "always" and config.min_interval <= 0
         self._has_verdict = self._task != "regression" or self._threshold is not None
         self._streams: dict[str | None, _Stream] = {}
 
@@ -87,7 +89,7 @@ class Decider:
             self._judge_anomaly(scores, row, stream, prediction)
         else:
             self._judge_values(scores, row, stream, prediction)
-        if not self._is_wanted(stream, prediction, time):
+        if not (self._publishes_all or self._is_wanted(stream, prediction, time)):
             return None
         prediction.seq = self._sequences.next(key)
         stream.last_verdict, stream.last_time = stream.verdict, time
@@ -115,7 +117,7 @@ class Decider:
         prediction.scores = scores.scores[row]
         prediction.label = self._labels[stream.verdict]
         prediction.score = prediction.scores[stream.verdict]
-        limit = -np.inf if self._threshold is None else self._threshold
+        limit = _NEVER if self._threshold is None else self._threshold
         if stream.alarm:
             limit -= self._hysteresis
         stream.alarm = prediction.label in self._alarm_labels and bool(prediction.score >= limit)

@@ -16,6 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
+_TO_READ = ~select.EPOLLOUT  # also what has hung up: reading tells why
+_TO_WRITE = select.EPOLLOUT | select.EPOLLERR
+
 Callback = Callable[[], object]
 Poll = Callable[[float | None], list[tuple[int, int]]]
 
@@ -127,11 +130,11 @@ class Loop:
         """Wait for the next event, for `most` seconds at the longest, and serve everything that is due."""
         self.progress += 1
         for fd, events in self._wait(self._patience(most)):
-            if events & ~select.EPOLLOUT:
+            if events & _TO_READ:
                 reader = self._readers.get(fd)
                 if reader is not None:
                     reader()
-            if events & (select.EPOLLOUT | select.EPOLLERR):
+            if events & _TO_WRITE:
                 writer = self._writers.get(fd)
                 if writer is not None:
                     writer()

@@ -28,6 +28,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import msgspec
+
 from edge_runtime.health import Counters
 from edge_runtime.loop import Loop, Timer
 from edge_runtime.outbox_store import Committed, NewRow, Opened, Row, StoreError, StoreThread, Trimmed
@@ -64,28 +66,22 @@ class Link(Protocol):
         """Send; False when that is impossible now. `outcome(True)` on the acknowledgement, `(False)` on a refusal."""
 
 
-class Entry:
+class Entry(msgspec.Struct, eq=False):
     """One prediction in our care."""
 
-    __slots__ = ("committing", "delayed", "done", "in_flight", "made", "order", "payload", "priority", "receipt",
-                 "row", "since", "stream", "topic")  # fmt: skip
-
-    def __init__(
-        self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None, order: int
-    ) -> None:
-        self.stream = stream
-        self.topic = topic
-        self.payload = payload
-        self.priority = priority
-        self.receipt = receipt
-        self.order = order
-        self.made = 0.0
-        self.since = 0.0
-        self.row: int | None = None
-        self.in_flight = False
-        self.committing = False
-        self.done = False
-        self.delayed = False
+    stream: str
+    topic: str
+    payload: bytes
+    priority: int
+    receipt: Receipt | None
+    order: int
+    made: float
+    since: float = 0.0
+    row: int | None = None
+    in_flight: bool = False
+    committing: bool = False
+    done: bool = False
+    delayed: bool = False
 
     @property
     def size(self) -> int:
@@ -197,9 +193,7 @@ class Outbox:
             receipt: held by the caller for us; released when the prediction is safe.
         """
         self._order += 1
-        entry = Entry(stream, topic, payload, priority=priority, receipt=receipt, order=self._order)
-        entry.since = self._loop.time()
-        entry.made = self._wall()
+        entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
         self._memory += entry.size
         link = self._link
         before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
@@ -209,7 +203,7 @@ class Outbox:
             and not before_sending
             and not self._opening
             and not self._waiting
-            and not self._backlog[stream]
+            and not self._backlog.get(stream)
             and len(self._in_flight) < link.window
             and self._send(entry)
         )
@@ -371,8 +365,8 @@ class Outbox:
         if row.id in self._sent_rows or row.stream in self._paused:
             return True
         self._order += 1
-        entry = Entry(row.stream, row.topic, row.payload, priority=row.priority, receipt=None, order=self._order)
-        entry.row, entry.delayed, entry.made = row.id, True, row.made
+        entry = Entry(row.stream, row.topic, row.payload, row.priority, None, self._order, row.made)
+        entry.row, entry.delayed = row.id, True
         if not self._send(entry):
             self._fetched.appendleft(row)
             return False

@@ -258,21 +258,15 @@ class Pipeline:
             self._forget(self.windows.expire(-np.inf))
         if not done.rows:
             return
-        index = done.rows if rows is None else [rows[row] for row in done.rows]
-        receipts = [batch.receipts[row] for row in index]
+        keys, times, identities, receipts = batch.keys, batch.times, batch.identities, batch.receipts
+        if len(done.rows) < len(batch):
+            index = done.rows if rows is None else [rows[row] for row in done.rows]
+            keys, times = [keys[row] for row in index], [times[row] for row in index]
+            identities, receipts = [identities[row] for row in index], [receipts[row] for row in index]
         for receipt in receipts:
             if receipt is not None:
                 receipt.hold()
-        job = Job(
-            self._maker,
-            done.windows,
-            [batch.keys[row] for row in index],
-            [batch.times[row] for row in index],
-            [batch.identities[row] for row in index],
-            receipts,
-            done.carries,
-            batch.arrived,
-        )
+        job = Job(self._maker, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
         if self._worker is not None:
             self._worker.submit(job)
             return

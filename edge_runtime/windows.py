@@ -8,12 +8,15 @@ backward at all, starts the key's window anew, unless the policy is to keep it.
 Weak point: without times of their own, readings that were lost on the way cannot be told from a slow sensor.
 """
 
+import math
+
 import msgspec
 import numpy as np
 
 from edge_runtime.readings import Floats
 
 FEW_STREAMS = 16
+_NEVER = -math.inf
 
 
 class Completed(msgspec.Struct, eq=False):
@@ -50,7 +53,7 @@ class Stream:
     def __init__(self, key: str | None, shape: tuple[int, ...]) -> None:
         self.key = key
         self.ring: Floats = np.zeros(shape, np.float32)
-        self.last_time = -np.inf
+        self.last_time = _NEVER
         self.touched = 0.0
         self.reset(shape[0])
 
@@ -235,7 +238,7 @@ class Windows:
         return stream
 
     def _is_gap(self, stream: Stream, time: float) -> bool:
-        if self._max_gap is None or stream.last_time == -np.inf:
+        if self._max_gap is None or stream.last_time == _NEVER:
             return False
         return not 0.0 <= time - stream.last_time <= self._max_gap
 

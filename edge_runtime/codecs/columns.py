@@ -1,6 +1,7 @@
 """What every format hands over, and the judgement that is the same for all: finite numbers and readable origins."""
 
 import math
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from edge_runtime.readings import Floats
 
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
 _LARGEST = float(np.finfo(np.float32).max)
+_FLOAT32 = np.dtype(np.float32)  # the object itself: numpy need not look for it at each call
 
 
 class Decoded(msgspec.Struct, eq=False):
@@ -112,6 +114,29 @@ def few_good(rows: Any) -> Floats | None:
             if value is None or not -_LARGEST <= value <= _LARGEST:  # NaN is neither
                 return None
     return np.array(rows, np.float32)
+
+
+class OneRow:
+    """The usual case of a device that is not busy: one reading, and nothing wrong with it.
+
+    Args:
+        width: how many channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._shape = (1, width)
+        self._pack = struct.Struct(f"={width}f").pack_into  # without the sign, what is too large becomes infinite
+
+    def take(self, row: tuple[Any, ...]) -> Floats | None:
+        """`[1, width]` float32, or None where there is any doubt: a number is missing, not finite, or too large."""
+        try:
+            if not math.isfinite(sum(row)):  # one that is not finite makes the sum so
+                return None
+            values = np.empty(self._shape, _FLOAT32)
+            self._pack(values, 0, *row)  # type: ignore[arg-type]  # an array is a buffer, which its stubs do not say
+        except (TypeError, OverflowError, struct.error):  # None, or beyond float32
+            return None
+        return values
 
 
 def _table(values: Any) -> Any:

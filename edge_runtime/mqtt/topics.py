@@ -29,19 +29,25 @@ class TopicKeys:
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self.patterns = [TopicPattern(pattern) for pattern in patterns]
-        self._known: dict[str, tuple[bool, str | None]] = {}
+        self._known: dict[bytes, tuple[bool, str | None]] = {}
 
     @property
     def filters(self) -> list[str]:
         """The topic filters to subscribe to."""
         return [pattern.filter for pattern in self.patterns]
 
-    def match(self, topic: str) -> tuple[bool, str | None]:
-        """As `TopicPattern.match`, for the first pattern that fits."""
+    def match(self, topic: bytes) -> tuple[bool, str | None]:
+        """As `TopicPattern.match`, for the first pattern that fits. What is no UTF-8 fits none."""
         found = self._known.get(topic)
         if found is None:
             if len(self._known) >= _CACHED_TOPICS:
                 self._known.clear()
-            found = next((match for match in (p.match(topic) for p in self.patterns) if match[0]), (False, None))
-            self._known[topic] = found
+            found = self._known[topic] = self._match_first(topic)
         return found
+
+    def _match_first(self, topic: bytes) -> tuple[bool, str | None]:
+        try:
+            name = topic.decode()
+        except UnicodeDecodeError:
+            return False, None
+        return next((match for match in (pattern.match(name) for pattern in self.patterns) if match[0]), (False, None))

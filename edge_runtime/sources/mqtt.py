@@ -74,12 +74,9 @@ class MqttSource:
         keys: list[str | None] = []
         receipts: list[Receipt | None] = []
         for message in messages:
-            try:
-                found, key = self._keys.match(message.topic.decode())
-            except UnicodeDecodeError:
-                continue  # no topic of ours; the connection's owner counts it
+            found, key = self._keys.match(message.topic)
             if not found:
-                continue
+                continue  # no topic of ours; the connection's owner counts it
             message.claimed = True
             if self._stopped:
                 if message.receipt is not None:

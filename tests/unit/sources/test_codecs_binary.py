@@ -170,3 +170,18 @@ def test_any_bytes_are_a_reading_or_a_count(frames: list[bytes], kind: str) -> N
     assert len(decoded) + sum(rejected.values()) >= len(frames)
     alone = [decode(kind, frame, **options)[0].values for frame in frames]
     np.testing.assert_array_equal(decoded.values, np.concatenate([np.empty((0, 2), np.float32), *alone]))
+
+
+LARGEST = float(np.finfo(np.float32).max)
+EDGES = [LARGEST, -LARGEST, 3.4028235677973365e38, 3.4028235677973362e38, 1e39, 1.7e308, math.nan, math.inf, -math.inf]
+
+
+@given(st.tuples(*[st.one_of(st.none(), st.sampled_from(EDGES), st.floats(), st.integers(-(2**60), 2**60))] * 2))
+def test_a_reading_by_itself_is_judged_as_among_others(row: tuple[float | None, float | None]) -> None:
+    """The short way of a single reading gives the same bits, or the same reason, as the long one of many."""
+    frame = pack(dict(zip(CHANNELS, row, strict=True)))
+    alone, rejected_alone = decode("msgpack", frame)
+    among, rejected_among = decode("msgpack", *[frame] * 9)
+    assert {reason: 9 * count for reason, count in rejected_alone.items()} == rejected_among
+    assert alone.values.tobytes() * 9 == among.values.tobytes()
+    assert (alone.values.dtype, alone.values.shape[1:]) == (among.values.dtype, among.values.shape[1:])
