@@ -34,6 +34,7 @@ from edge_runtime.model import Model
 from edge_runtime.mqtt.connection import ACK_DELAY_S, Connection
 from edge_runtime.mqtt.failover import AnyConnection, Failover
 from edge_runtime.notify import Notifier
+from edge_runtime.optimised import chosen, is_settled, wants_copy
 from edge_runtime.outbox import Outbox
 from edge_runtime.outbox_store import Store, StoreThread
 from edge_runtime.pipeline import Candidate, Pipeline
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from edge_runtime.exchange import Exchange
     from edge_runtime.http.attached import Attached
     from edge_runtime.http.over_mqtt import Requests
+    from edge_runtime.optimised_maker import Copies
     from edge_runtime.ota import Ota
 
 HOUSEKEEPING_S = 30.0
@@ -110,6 +112,7 @@ class Assembly:
         self.requests = self._requests()
         self.exchange = self._make_exchange(reload)
         self.ota = self._ota()
+        self.copies: Copies | None = None
         self.pipelines: list[Pipeline] = []
         self.sources: list[tuple[str, AnySource]] = []
         for planned in plan.sources:
@@ -160,6 +163,8 @@ class Assembly:
             self.exchange.end()
         if self.ota is not None:
             self.ota.end()
+        if self.copies is not None:
+            self.copies.end()
         for connection in self.connections.values():
             connection.hurry()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
@@ -433,6 +438,7 @@ class Assembly:
             counters=counters,
         )
         pipeline.warm_up()
+        self._tend_copy(pipeline)
         if self.exchange is not None and model.slot is not None:
             self.exchange.watch(pipeline, model.slot)
         return pipeline
@@ -471,11 +477,23 @@ class Assembly:
         if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):
             return False
         pipeline.swap(candidate, self._payload(pipeline.config, model))
+        self._tend_copy(pipeline)
         if self.http is not None:
             self.http.exchange(pipeline.config, model)
         if self.requests is not None:
             self.requests.exchange(pipeline.config, model)
         return True
+
+    def _tend_copy(self, pipeline: Pipeline) -> None:
+        """See to the optimised copy of the bundle that a pipeline runs."""
+        model, keep = pipeline.model, chosen(pipeline.config, self.config.store)
+        if is_settled(model, keep):
+            return
+        if self.copies is None:
+            from edge_runtime.optimised_maker import Copies  # noqa: PLC0415 - only where a copy is missing, or too many
+
+            self.copies = Copies(self._loop)
+        self.copies.tend(model.bundle, wanted=wants_copy(model.bundle, keep))
 
     def _models_changed(self) -> None:
         self.upstream.publish_models()

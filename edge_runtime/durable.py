@@ -51,7 +51,12 @@ def write_file(path: Path, data: bytes) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Put `data` in place of whatever `path` holds: a reader, or a power cut, sees all of the old or all of the new."""
     new = path.with_name(_NEW + path.name)
-    write_file(new, data)
+    try:
+        write_file(new, data)
+    except OSError:
+        with contextlib.suppress(OSError):  # a full disk is not helped by half a file
+            new.unlink()
+        raise
     new.replace(path)
     sync_folder(path.parent)
 

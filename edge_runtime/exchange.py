@@ -21,13 +21,13 @@ from typing import Any
 
 from edge_runtime.bundle import one_line, open_bundle
 from edge_runtime.errors import BundleError, EdgeError
-from edge_runtime.golden import check_golden
 from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop
 from edge_runtime.manifest import Manifest
 from edge_runtime.measured import MIB
 from edge_runtime.memory import Growth
-from edge_runtime.model import Model, ModelOptions
+from edge_runtime.model import ModelOptions
+from edge_runtime.optimised import chosen, load_model
 from edge_runtime.pipeline import Candidate, Maker, Pipeline, rehearse
 from edge_runtime.progress import working
 from edge_runtime.score_drift import ScoreSample, shift
@@ -235,8 +235,8 @@ class Exchange:
                 return _nothing  # the store has decided anew meanwhile; the next look sees it
             if self._config.allowed_signers is not None:  # as at a start, which would refuse what we let in here
                 require_signature(bundle.path, Path(self._config.allowed_signers))
-            model = Model(bundle, ModelOptions(threads=config.threads, max_batch=config.max_batch))
-            check_golden(model)
+            options = ModelOptions(threads=config.threads, max_batch=config.max_batch)
+            model = load_model(bundle, options, chosen(config, self._config))
             candidate = rehearse(model, config)
         except EdgeError as error:
             return self._fail(watched, slot, f"cannot be loaded: {one_line(str(error))}")

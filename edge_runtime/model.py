@@ -25,6 +25,7 @@ from edge_runtime.windows import Carry
 
 _ONNX_TYPES = {np.float32: "tensor(float)", np.int64: "tensor(int64)"}
 _NO_STATES: dict[str, Floats] = {}
+GRAPH_LEVEL = "ORT_ENABLE_ALL"  # the one option that decides what onnxruntime makes of a graph (`optimised.py`)
 FEW_NUMBERS = 16  # up to so many a look at each is cheaper than numpy's calls
 
 
@@ -76,14 +77,26 @@ class Scores(msgspec.Struct, eq=False):
 class Model:
     """A bundle that is loaded and ready to run. Not safe for two threads at a time.
 
+    Args:
+        bundle: the bundle, opened.
+        options: how to run it.
+        optimised: its optimised copy, already checked (`optimised.py`), to be loaded in the place of the file.
+
     Raises:
         BundleError: the file changed since it was checked, or onnxruntime refuses it.
     """
 
-    def __init__(self, bundle: Bundle, options: ModelOptions = ModelOptions()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
+        *,
+        optimised: bytes | None = None,
+    ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
-        self._session = _open_session(bundle, options)
+        self.is_optimised = optimised is not None
+        self._session = _open_session(bundle, options) if optimised is None else _open_copy(bundle, options, optimised)
         self._outputs = list(OUTPUT_NAMES[self.manifest.task])
         self._states = self.manifest.state
         self._fetches = self._outputs + [state.output for state in self._states]
@@ -248,25 +261,58 @@ def _expected_outputs(manifest: Manifest) -> dict[str, tuple[Any, tuple[int, ...
     return {"score": (np.float32, ())}
 
 
-def _open_session(bundle: Bundle, options: ModelOptions) -> Any:
+def read_unchanged(bundle: Bundle) -> bytes:
+    """The bytes of the bundle's file.
+
+    Raises:
+        BundleError: they are not those that were checked.
+    """
+    data = bundle.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != bundle.digest:
+        raise BundleError(f"{bundle.path}: expected the file that was checked, found another: install it again")
+    return data
+
+
+def session_settings(options: ModelOptions) -> Any:
+    """What onnxruntime is told for a bundle's own graph: its `SessionOptions`."""
     import onnxruntime  # noqa: PLC0415 - slow to import: only when a model is really loaded
 
     settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, GRAPH_LEVEL)
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1
     settings.enable_cpu_mem_arena = options.arena
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    data = bundle.path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != bundle.digest:
-        raise BundleError(f"{bundle.path}: expected the file that was checked, found another: install it again")
+    return settings
+
+
+def _open_session(bundle: Bundle, options: ModelOptions) -> Any:
+    settings = session_settings(options)
+    return make_session(read_unchanged(bundle), settings, str(bundle.path))
+
+
+def _open_copy(bundle: Bundle, options: ModelOptions, data: bytes) -> Any:
+    import onnxruntime  # noqa: PLC0415 - as above
+
+    settings = session_settings(options)
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nothing is left to do
+    return make_session(data, settings, f"the optimised copy of {bundle.path}")
+
+
+def make_session(data: bytes, settings: Any, place: str) -> Any:
+    """An onnxruntime session on the processor alone.
+
+    Raises:
+        BundleError: onnxruntime refuses the model.
+    """
+    import onnxruntime  # noqa: PLC0415 - as above
+
     try:
         return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise BundleError(
-            f"{bundle.path}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}"
-        ) from error
+        raise BundleError(f"{place}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

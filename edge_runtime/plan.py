@@ -13,8 +13,8 @@ import msgspec
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.codecs import source_decoder
 from edge_runtime.errors import BundleError, CommandError, ConfigError
-from edge_runtime.golden import check_golden
 from edge_runtime.model import Model, ModelError, ModelOptions
+from edge_runtime.optimised import chosen, load_model
 from edge_runtime.settings import Config, MqttSource, ReplaySource, SerialSource, Source
 from edge_runtime.settings import Model as ModelConfig
 
@@ -90,8 +90,8 @@ def _plan_model(config: Config, each: ModelConfig, *, starting: bool) -> Planned
 
         require_signature(path, Path(config.store.allowed_signers))
     bundle = open_bundle(path)
-    model = Model(bundle, ModelOptions(threads=each.threads, max_batch=each.max_batch))
-    check_golden(model)
+    options = ModelOptions(threads=each.threads, max_batch=each.max_batch)
+    model = load_model(bundle, options, chosen(each, config.store))
     return PlannedModel(each, bundle, model, slot)
 
 

@@ -66,6 +66,7 @@ Bytes = Annotated[int, Meta(ge=1)]
 Port16 = Annotated[int, Meta(ge=1, le=MAX_UINT16)]
 
 Protocol = Literal["3.1.1", "5"]
+KeepOptimised = Literal["auto", "always", "never"]
 
 # What `upstream.topic` may contain in braces.
 TOPIC_PLACEHOLDERS = ("device", "model", "key")
@@ -340,6 +341,7 @@ class Model(Table, frozen=True, kw_only=True):
         max_batch: How many windows are handed to the model at once, at most.
         threads: Threads of the model's own arithmetic.
         run: `loop` runs the model between two reads, `worker` in a thread of its own, `auto` measures and decides.
+        keep_optimised: As in `[store]`, for this model alone; what `[store]` says when left out.
     """
 
     name: Name
@@ -359,6 +361,7 @@ class Model(Table, frozen=True, kw_only=True):
     max_batch: Annotated[int, Meta(ge=1, le=65_536)] = 256
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     run: Literal["auto", "loop", "worker"] = "auto"
+    keep_optimised: KeepOptimised | None = None
 
 
 class Upstream(Broker, frozen=True, kw_only=True):
@@ -423,6 +426,9 @@ class Store(Table, frozen=True, kw_only=True):
         over_mqtt: `signed` takes new bundles over the upstream's broker, on `edge/{device}/ota/...`, where their
             signature is good. Needs `allowed_signers`.
         over_mqtt_rate (B/s): How fast such a bundle may come, at most, so that readings go first.
+        keep_optimised: Whether what onnxruntime makes of a model is kept beside its bundle, as `BUNDLE.optimised`, so
+            that the next start is quicker. `auto` keeps it for models that gain by it, and for none where
+            `allowed_signers` is set, since a copy has no signature; `always` for all, there too; `never` for none.
     """
 
     path: NewPath = "/var/lib/edge-runtime/models"
@@ -435,6 +441,7 @@ class Store(Table, frozen=True, kw_only=True):
     max_drift: Annotated[float, Meta(gt=0)] | None = None
     over_mqtt: Literal["off", "signed"] = "off"
     over_mqtt_rate: Annotated[int, Meta(ge=1024)] = 262_144
+    keep_optimised: KeepOptimised = "auto"
 
 
 class Http(Table, frozen=True, kw_only=True):
