@@ -14,6 +14,7 @@ Weak points: for a second or so it costs the memory of a second runtime with the
 
 import contextlib
 import fcntl
+import importlib
 import os
 import resource
 import shutil
@@ -170,6 +171,7 @@ def make_copy(path: Path, digest: str) -> int:
         BundleError: the bundle is another one, or its copy answers otherwise; the copy that was there is removed.
         OSError: the disk refuses it.
     """
+    importlib.import_module("onnxruntime")  # loaded, it says its release itself, as it does in the daemon
     with _alone(path) as is_alone:
         if not is_alone:
             return EXIT_BUSY
