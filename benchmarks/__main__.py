@@ -28,6 +28,7 @@ from benchmarks import (
     process,
     recordings,
     serial_port,
+    sessions,
 )
 from benchmarks.models import write_bundle
 from benchmarks.results import Results
@@ -35,7 +36,7 @@ from benchmarks.targets import NAMES, ROOT, targets
 
 ROUNDS, SECONDS = 5, 30.0
 QUICK_ROUNDS, QUICK_SECONDS = 2, 4.0
-FIGURES = ("pipeline", "serial", "outage", "imports", "gateway", "growth", "http", "batch", "instructions")
+FIGURES = ("pipeline", "serial", "outage", "imports", "sessions", "gateway", "growth", "http", "batch", "instructions")
 QUICK_FIGURES = ("pipeline", "serial", "outage")
 
 Work = tuple[str, Callable[[], None]]
@@ -80,6 +81,8 @@ def _turn(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
         yield "outage", partial(outage.measure, folder, model, seconds, results)
     if "imports" in arguments.figures:
         yield "imports", partial(imports.measure, folder, model, results)
+    if "sessions" in arguments.figures:
+        yield "sessions", partial(sessions.measure, folder, results)
 
 
 def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, results: Results) -> Iterator[Work]:

@@ -1,6 +1,6 @@
 """What the runtime is asked to reach, as bounds on the figures; the table ends with them."""
 
-from benchmarks import alone, gateway, on_demand, outage, recordings, serial_port
+from benchmarks import alone, gateway, on_demand, outage, recordings, serial_port, sessions
 from benchmarks import pipeline as p
 from benchmarks.results import Goal
 from benchmarks.targets import DAEMON
@@ -31,6 +31,20 @@ GOALS = [
     Goal("requests per CPU s, beside Flask", on_demand.REQUESTS, DAEMON, 3.0, on_demand.FLASK, at_least=True),
     Goal("batch, readings per s, beside a bare loop", recordings.RATE, DAEMON, 0.8, recordings.LOOP, at_least=True),
     Goal("batch, peak memory MiB", recordings.PEAK, DAEMON, 400.0),
+    Goal(
+        "loading 41 MiB of convolutions from the copy, beside the bundle",
+        sessions.LOAD.format("convolutions"),
+        sessions.COPY,
+        0.75,
+        sessions.BUNDLE,
+    ),
+    Goal(
+        "loading 3,000 small nodes from the copy, beside the bundle",
+        sessions.LOAD.format("small nodes"),
+        sessions.COPY,
+        0.75,
+        sessions.BUNDLE,
+    ),
     Goal("memory of [http], MiB", on_demand.RSS_USED, DAEMON, 10.0),
     Goal(
         "CPU per reading, 1,000 keys beside 1", gateway.GROWTH, gateway.KEYED.format(1000), 1.1, gateway.KEYED.format(1)

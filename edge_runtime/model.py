@@ -80,7 +80,7 @@ class Model:
     Args:
         bundle: the bundle, opened.
         options: how to run it.
-        optimised: its optimised copy, already checked (`optimised.py`), to be loaded in the place of the file.
+        optimised: the path of its optimised copy, already checked (`optimised.py`), to be loaded in its place.
 
     Raises:
         BundleError: the file changed since it was checked, or onnxruntime refuses it.
@@ -91,7 +91,7 @@ class Model:
         bundle: Bundle,
         options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
         *,
-        optimised: bytes | None = None,
+        optimised: str | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -293,16 +293,21 @@ def _open_session(bundle: Bundle, options: ModelOptions) -> Any:
     return make_session(read_unchanged(bundle), settings, str(bundle.path))
 
 
-def _open_copy(bundle: Bundle, options: ModelOptions, data: bytes) -> Any:
+def _open_copy(bundle: Bundle, options: ModelOptions, copy: str) -> Any:
     import onnxruntime  # noqa: PLC0415 - as above
 
     settings = session_settings(options)
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nothing is left to do
-    return make_session(data, settings, f"the optimised copy of {bundle.path}")
+    return make_session(copy, settings, f"the optimised copy of {bundle.path}")
 
 
-def make_session(data: bytes, settings: Any, place: str) -> Any:
+def make_session(model: bytes | str, settings: Any, place: str) -> Any:
     """An onnxruntime session on the processor alone.
+
+    Args:
+        model: the bytes of the file, or its path.
+        settings: of `session_settings`.
+        place: its name in messages.
 
     Raises:
         BundleError: onnxruntime refuses the model.
@@ -310,9 +315,12 @@ def make_session(data: bytes, settings: Any, place: str) -> Any:
     import onnxruntime  # noqa: PLC0415 - as above
 
     try:
-        return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(f"{place}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}") from error
+    # It keeps the bytes, to make itself anew for other hardware, which nobody asks for: a large model's whole file.
+    session._model_bytes = None  # noqa: SLF001 - where another release calls it otherwise, memory is all that is lost
+    return session
 
 
 def _first_line(error: Exception) -> str:

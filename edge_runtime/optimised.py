@@ -2,14 +2,16 @@
 
 `load_model` is how the daemon gets a model: from the copy where there is a good one, else from the bundle. The copy is
 an ONNX file, which ends with one more metadata entry, its seal: a digest of all that decides what onnxruntime makes of
-a graph (bundle, release of onnxruntime, processor, options), and one of the bytes before.
+a graph (bundle, release of onnxruntime, processor, options), and a checksum of the bytes before. It is read in pieces,
+and by onnxruntime itself once it was found good, so that it never stands in memory as a whole.
 
 Guarantee: the bundle has been read and checked in full before its copy is looked at. A copy that is torn, damaged, made
 for another bundle, release, processor or with other options, or that others can write to, is not loaded; one that does
 not load or fails its self-test is given up for the bundle itself. The scores are the same bits: whoever makes a copy
 (`optimised_maker.py`) compares them first. Nothing is written here.
 
-Weak points: the seal is no signature. A copy is worth as much as the folder and the owner of its bundle, so where
+Weak points: the seal is no signature, and its checksum (CRC-32, three to ten times as fast as a digest on a small
+board) is made for accidents. A copy is worth as much as the folder and the owner of its bundle, so where
 signatures are asked for there is none, unless the device file says `always`. There is one copy a bundle: two boards
 that share a folder take it from each other at every start.
 """
@@ -19,6 +21,9 @@ import logging
 import os
 import platform
 import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -36,17 +41,17 @@ from edge_runtime.settings import Model as ModelConfig
 SUFFIX = ".optimised"
 FORMAT = 1  # of the seal, and of how copies are made
 MAX_BYTES = 2 * DEFAULT_LIMITS.max_bytes  # constants that were folded take room
-# From which on `auto` keeps a copy. Measured, docs/performance.md: 25 to 50 µs a node, and 2 ms for each MiB of a
-# convolution's weights; below these bounds no more than a twentieth of a start.
+# From which on `auto` keeps a copy. Measured, docs/performance.md: 25 to 50 µs a node, 1 ms for each MiB and 2 of a
+# convolution's weights; below these bounds that is no more than a twentieth of a start.
 MANY_NODES = 200
-MUCH_CONVOLUTION = 4 * 1024 * 1024
-_CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv")
+MANY_BYTES = 4 * 1024 * 1024
 # What /proc/cpuinfo says of a processor's kind and abilities, on x86 and ARM; clock rates and the like are left out.
 _OF_PROCESSOR = frozenset({
     "vendor_id", "cpu family", "model", "flags",
     "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features", "isa",
 })  # fmt: skip
-_HEX = hashlib.sha256().digest_size * 2
+_PIECE_BYTES = 256 * 1024
+_KEY_CHARS, _SUM_CHARS = hashlib.sha256().digest_size * 2, 8
 
 _log = get_logger("optimised")
 
@@ -63,19 +68,25 @@ def load_model(bundle: Bundle, options: ModelOptions, keep: KeepOptimised) -> Mo
         BundleError: the bundle does not load, or gives other answers.
         ModelError: it cannot even run.
     """
-    copy = read_copy(bundle) if wants_copy(bundle, keep) else None
-    if copy is not None:
-        try:
-            model = Model(bundle, options, optimised=copy)
-            check_golden(model)
-            model.run(np.zeros((1, *bundle.manifest.input.tensor_shape), np.float32))  # a bundle may have no goldens
-        except EdgeError as error:
-            _say_unused(bundle, one_line(str(error)))
-        else:
-            _log.info("loaded from its optimised copy", extra=fields(bundle=bundle.manifest.name))
+    if wants_copy(bundle, keep):
+        with open_copy(bundle) as copy:
+            model = None if copy is None else _try_copy(bundle, options, copy)
+        if model is not None:
             return model
     model = Model(bundle, options)
     check_golden(model)
+    return model
+
+
+def _try_copy(bundle: Bundle, options: ModelOptions, copy: str) -> Model | None:
+    try:
+        model = Model(bundle, options, optimised=copy)
+        check_golden(model)
+        model.run(np.zeros((1, *bundle.manifest.input.tensor_shape), np.float32))  # a bundle may have no golden answers
+    except EdgeError as error:
+        _say_unused(bundle, one_line(str(error)))
+        return None
+    _log.info("loaded from its optimised copy", extra=fields(bundle=bundle.manifest.name))
     return model
 
 
@@ -89,10 +100,7 @@ def wants_copy(bundle: Bundle, keep: KeepOptimised) -> bool:
     """Whether a copy is to be kept; `auto` does so where it gains something."""
     if keep != "auto":
         return keep == "always"
-    facts = bundle.facts
-    if facts.nodes >= MANY_NODES:
-        return True
-    return facts.tensor_bytes >= MUCH_CONVOLUTION and any(op in _CONVOLUTIONS for _, op in facts.operators)
+    return bundle.facts.nodes >= MANY_NODES or bundle.size >= MANY_BYTES
 
 
 def is_settled(model: Model, keep: KeepOptimised) -> bool:
@@ -105,40 +113,68 @@ def copy_path(bundle: Path) -> Path:
     return bundle.with_name(bundle.name + SUFFIX)
 
 
-def read_copy(bundle: Bundle) -> bytes | None:
-    """The copy of a bundle, fit to be loaded; None, and a line in the log where there is something else."""
-    path = copy_path(bundle.path)
+@contextmanager
+def open_copy(bundle: Bundle) -> Iterator[str | None]:
+    """A path of a bundle's copy, fit to be loaded within the block: that of the open file, whatever its name becomes.
+
+    None where there is no copy, or something else in its place, about which the log has a line then.
+    """
+    handle = -1
     try:
-        data = _read_private(path, bundle.path)
+        handle = os.open(copy_path(bundle.path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        _require_private(os.fstat(handle), bundle.path)
+        check_seal(bundle, handle)
     except FileNotFoundError:
-        return None
-    except OSError as error:
-        _say_unused(bundle, error.strerror or str(error))
-        return None
-    except _UnfitError as error:
-        _say_unused(bundle, str(error))
-        return None
-    if not is_sealed(bundle, data):
-        made_for, made_of = _seals(data)
-        if made_for is None:
-            _say_unused(bundle, "it is torn or damaged")
-        elif made_for != key_of(bundle):
-            _say_unused(bundle, "it was made for another bundle, runtime or processor", logging.INFO)
-        else:
-            _say_unused(bundle, f"it is damaged: expected the digest {made_of[:12]}")
-        return None
-    return data
+        fit = False
+    except _StaleError as error:
+        fit = False
+        _say_unused(bundle, str(error), logging.INFO)
+    except (_UnfitError, OSError) as error:
+        fit = False
+        _say_unused(bundle, (error.strerror if isinstance(error, OSError) else None) or str(error))
+    else:
+        fit = True
+    try:
+        yield path_of(handle) if fit else None
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
-def seal(bundle: Bundle, model: bytes) -> bytes:
-    """The copy: an optimised model with its seal, one more of its metadata entries, at the end."""
-    return model + _entry(key_of(bundle), hashlib.sha256(model).hexdigest())
+def path_of(handle: int) -> str:
+    """A path that leads to an open file."""
+    return f"/proc/self/fd/{handle}"
 
 
-def is_sealed(bundle: Bundle, data: bytes) -> bool:
-    """The bytes are a whole copy of this bundle, made by this onnxruntime for this processor and these options."""
-    body = memoryview(data)[: max(0, len(data) - _ENTRY_BYTES)]
-    return data.endswith(_entry(key_of(bundle), hashlib.sha256(body).hexdigest()))
+def seal_of(bundle: Bundle, model: bytes) -> bytes:
+    """What makes an optimised model a copy: one more of its metadata entries, to be put at its end."""
+    return _entry(key_of(bundle), f"{zlib.crc32(model):08x}")
+
+
+def check_seal(bundle: Bundle, handle: int) -> None:
+    """Make sure that an open file is a whole copy of this bundle, made by this onnxruntime for this processor.
+
+    Raises:
+        _UnfitError: it is not.
+        OSError: it cannot be read.
+    """
+    end = max(0, os.fstat(handle).st_size - _ENTRY_BYTES)
+    entry = os.pread(handle, _ENTRY_BYTES, end)
+    words = entry[-_KEY_CHARS - _SUM_CHARS :].decode("ascii", "replace")
+    key, checksum = words[:_KEY_CHARS], words[_KEY_CHARS:]
+    if entry != _entry(key, checksum):
+        raise _UnfitError("it is torn or damaged")
+    if key != key_of(bundle):
+        raise _StaleError("it was made for another bundle, runtime or processor")
+    found, at = 0, 0
+    buffer = memoryview(bytearray(_PIECE_BYTES))
+    while at < end:
+        count = os.preadv(handle, [buffer[: end - at]], at)
+        if not count:
+            break
+        found, at = zlib.crc32(buffer[:count], found), at + count
+    if f"{found:08x}" != checksum:
+        raise _UnfitError("it is damaged")
 
 
 def key_of(bundle: Bundle) -> str:
@@ -162,25 +198,24 @@ class _UnfitError(Exception):
     """A file that must not be loaded, and why."""
 
 
-def _read_private(path: Path, bundle: Path) -> bytes:
-    """The bytes of a regular file that nobody can write to who could not write to the bundle.
+class _StaleError(_UnfitError):
+    """A sound copy of something else."""
+
+
+def _require_private(found: os.stat_result, bundle: Path) -> None:
+    """A regular file that nobody can write to who could not write to the bundle.
 
     Raises:
-        OSError: it cannot be read.
         _UnfitError: it is something else.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise _UnfitError("it is no regular file")
-        if found.st_uid not in {0, os.geteuid(), bundle.stat().st_uid}:
-            raise _UnfitError("it belongs to somebody else: remove it")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise _UnfitError("others can write to it: remove it")
-        if found.st_size > MAX_BYTES:
-            raise _UnfitError(f"it is larger than {MAX_BYTES} bytes")
-        return file.read(MAX_BYTES + 1)
+    if not stat.S_ISREG(found.st_mode):
+        raise _UnfitError("it is no regular file")
+    if found.st_uid not in {0, os.geteuid(), bundle.stat().st_uid}:
+        raise _UnfitError("it belongs to somebody else: remove it")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _UnfitError("others can write to it: remove it")
+    if found.st_size > MAX_BYTES:
+        raise _UnfitError(f"it is larger than {MAX_BYTES} bytes")
 
 
 def _say_unused(bundle: Bundle, why: str, level: int = logging.WARNING) -> None:
@@ -189,29 +224,17 @@ def _say_unused(bundle: Bundle, why: str, level: int = logging.WARNING) -> None:
 
 
 # An entry of `metadata_props` as protobuf writes it (onnx.proto: field 14 of ModelProto, strings 1 and 2 of the entry).
-# Fields of a message may come in any order, so that one more at its end leaves a whole ONNX file.
+# Fields of a message may come in any order, so that one more at its end leaves a whole ONNX file. Lengths stay below
+# 128, where protobuf writes them in one byte.
 _NAME = b"edge_runtime.optimised"
 _HEAD = bytes([14 << 3 | 2])
 _NAME_FIELD = bytes([1 << 3 | 2, len(_NAME)]) + _NAME
 
 
-def _entry(key: str, digest: str) -> bytes:
-    value = (key + digest).encode()
-    inner = _NAME_FIELD + bytes([2 << 3 | 2]) + _varint(len(value)) + value
-    return _HEAD + _varint(len(inner)) + inner
+def _entry(key: str, checksum: str) -> bytes:
+    value = (key + checksum).encode("utf-8", "replace")
+    inner = _NAME_FIELD + bytes([2 << 3 | 2, len(value)]) + value
+    return _HEAD + bytes([len(inner)]) + inner
 
 
-def _varint(number: int) -> bytes:
-    """Below 2^14 in two bytes, as protobuf writes numbers from 128 on."""
-    return bytes([number & 0x7F | 0x80, number >> 7])
-
-
-_ENTRY_BYTES = len(_entry("0" * _HEX, "0" * _HEX))
-
-
-def _seals(data: bytes) -> tuple[str | None, str]:
-    """The two digests of a seal; None for the first where there is none."""
-    entry = data[-_ENTRY_BYTES:]
-    words = entry[-2 * _HEX :].decode("ascii", "replace")
-    key, digest = words[:_HEX], words[_HEX:]
-    return (key, digest) if entry == _entry(key, digest) else (None, "")
+_ENTRY_BYTES = len(_entry("0" * _KEY_CHARS, "0" * _SUM_CHARS))

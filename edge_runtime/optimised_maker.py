@@ -36,7 +36,7 @@ from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop
 from edge_runtime.measured import MIB
 from edge_runtime.model import Model, ModelOptions, make_session, read_unchanged, session_settings
-from edge_runtime.optimised import MAX_BYTES, copy_path, read_copy, seal
+from edge_runtime.optimised import MAX_BYTES, copy_path, open_copy, path_of, seal_of
 from edge_runtime.selftest import MAPPED_BY_RUNTIME
 
 WAIT_S = 3.0  # after a start or an exchange: the first readings go first
@@ -90,9 +90,11 @@ class Copies:
                 with contextlib.suppress(OSError):  # not ours to remove; it is not read either
                     remove(copy_path(bundle.path))
                 return
+            if not os.access(bundle.path.parent, os.W_OK):  # as it should be for a bundle that others look after
+                _log.info("no optimised copy is kept", extra=_with(about, why="its folder cannot be written"))
+                return
             began = time.monotonic()
             try:
-                _require_writable(bundle.path.parent)
                 status, why = self._make(bundle)
             except (EdgeError, OSError) as error:
                 status, why = EXIT_FAILED, one_line(str(error))
@@ -144,11 +146,6 @@ def _with(about: dict[str, dict[str, object]], **more: object) -> dict[str, dict
     return {"fields": {**about["fields"], **more}}
 
 
-def _require_writable(folder: Path) -> None:
-    if not os.access(folder, os.W_OK):
-        raise CommandError(f"{folder} cannot be written")
-
-
 # -- the child -----------------------------------------------------------------------------------------------------
 
 
@@ -178,23 +175,44 @@ def make_copy(path: Path, digest: str) -> int:
         bundle = open_bundle(path)
         if bundle.digest != digest:
             raise BundleError("expected the bundle that is loaded, found another: it is left to the next start")
-        target = copy_path(path)
         try:
-            if (there := read_copy(bundle)) is not None:
-                require_same_bits(bundle, there)
-                return EXIT_KEPT
+            with open_copy(bundle) as there:
+                if there is not None:
+                    require_same_bits(bundle, there)
+                    return EXIT_KEPT
         except EdgeError:
-            remove(target)
-        copy = seal(bundle, _optimise(bundle))
-        require_same_bits(bundle, copy)
+            remove(copy_path(path))
+        copy = _make_good_copy(bundle)
         free = shutil.disk_usage(path.parent).free
         if free < len(copy) + _SPARE_BYTES:
             raise CommandError(f"expected room for {len(copy)} bytes and 1 MiB to spare, found {free} free")
-        replace_file(target, copy)
+        replace_file(copy_path(path), copy)
         return EXIT_KEPT
 
 
-def require_same_bits(bundle: Bundle, copy: bytes) -> None:
+def _make_good_copy(bundle: Bundle) -> bytes:
+    """A copy that was loaded and compared, through a file that is memory: a disk gets only what was found good."""
+    with os.fdopen(os.memfd_create("optimised", os.MFD_CLOEXEC), "r+b", buffering=0) as file:
+        optimise(bundle, path_of(file.fileno()))
+        model = file.read(MAX_BYTES + 1)
+        if not model:
+            raise BundleError("expected an optimised model, but onnxruntime wrote none")
+        if len(model) > MAX_BYTES // 2:
+            raise BundleError(f"expected at most {MAX_BYTES // 2} bytes, found more: none is kept for this model")
+        seal = seal_of(bundle, model)
+        file.write(seal)
+        require_same_bits(bundle, path_of(file.fileno()))
+    return model + seal
+
+
+def optimise(bundle: Bundle, path: str) -> None:
+    """Have onnxruntime write what it makes of a bundle's graph."""
+    settings = session_settings(ModelOptions())
+    settings.optimized_model_filepath = path
+    make_session(read_unchanged(bundle), settings, str(bundle.path))
+
+
+def require_same_bits(bundle: Bundle, copy: str) -> None:
     """Make sure that a copy loads, passes the self-test and gives the very scores of its bundle.
 
     Raises:
@@ -207,8 +225,8 @@ def require_same_bits(bundle: Bundle, copy: bytes) -> None:
     if golden is not None:
         windows.append(np.ascontiguousarray(read_tensor(golden.input)))
     found = []
-    for data in (None, copy):
-        model = Model(bundle, ModelOptions(), optimised=data)
+    for path in (None, copy):
+        model = Model(bundle, ModelOptions(), optimised=path)
         check_golden(model)
         answers = [model.run(each) for each in windows]
         found.append([_bits(getattr(answer, name)) for answer in answers for name in answer.__struct_fields__])
@@ -219,21 +237,6 @@ def require_same_bits(bundle: Bundle, copy: bytes) -> None:
 
 def _bits(numbers: object) -> bytes:
     return b"" if numbers is None else np.asarray(numbers).tobytes()
-
-
-def _optimise(bundle: Bundle) -> bytes:
-    """What onnxruntime makes of the graph, through a file that is memory: a disk gets only what was found good."""
-    handle = os.memfd_create("optimised", os.MFD_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        settings = session_settings(ModelOptions())
-        settings.optimized_model_filepath = f"/proc/self/fd/{handle}"
-        make_session(read_unchanged(bundle), settings, str(bundle.path))
-        model = file.read(MAX_BYTES + 1)
-    if not model:
-        raise BundleError("expected an optimised model, but onnxruntime wrote none")
-    if len(model) > MAX_BYTES // 2:
-        raise BundleError(f"expected at most {MAX_BYTES // 2} bytes, found more: none is kept for this model")
-    return model
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import helper, numpy_helper
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from tests import builders
 
@@ -34,7 +34,11 @@ def _normal(*shape: int, seed: int = 1) -> NDArray[np.float32]:
 
 def convolutions(blocks: int = 3) -> builders.Draft:
     """Convolutions with normalisation and a shortcut: fused, and their weights laid out for the processor."""
-    constants = {"axis": np.array([1], np.int64), "out": _normal(16, 1), "first": _normal(16, 1, 3, 3)}
+    constants: dict[str, NDArray[Any]] = {
+        "axis": np.array([1], np.int64),
+        "out": _normal(16, 1),
+        "first": _normal(16, 1, 3, 3),
+    }
     nodes = [
         helper.make_node("Unsqueeze", ["window", "axis"], ["image"]),
         helper.make_node("Conv", ["image", "first"], ["b0"], pads=[1] * 4),
@@ -61,7 +65,7 @@ def convolutions(blocks: int = 3) -> builders.Draft:
 def quantised() -> builders.Draft:
     """A matrix product between quantised numbers, which becomes one integer operator."""
     rng = np.random.default_rng(3)
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "step": np.array(0.05, np.float32),
         "zero": np.array(0, np.int8),
         "weights": rng.integers(-127, 128, (LENGTH * len(CHANNELS), 1)).astype(np.int8),
@@ -80,9 +84,12 @@ def quantised() -> builders.Draft:
 
 def recurrent() -> builders.Draft:
     """An LSTM over the window."""
-    constants = {
-        "w": _normal(1, 16, 2), "r": _normal(1, 16, 4, seed=2), "out": _normal(4, 1), "axis": np.array([0], np.int64),
-    }  # fmt: skip
+    constants: dict[str, NDArray[Any]] = {
+        "w": _normal(1, 16, 2),
+        "r": _normal(1, 16, 4, seed=2),
+        "out": _normal(4, 1),
+        "axis": np.array([0], np.int64),
+    }
     nodes = [
         helper.make_node("Transpose", ["window"], ["steps"], perm=[1, 0, 2]),
         helper.make_node("LSTM", ["steps", "w", "r"], ["", "last"], hidden_size=4),
@@ -95,10 +102,16 @@ def recurrent() -> builders.Draft:
 def attention() -> builders.Draft:
     """Normalisation, attention of the readings to one another, and GELU spelt out: what a transformer is made of."""
     constants = {
-        "gain": np.abs(_normal(2)) + np.float32(0.5), "bias": _normal(2), "q": _normal(2, 4), "k": _normal(2, 4, seed=2),
-        "v": _normal(2, 4, seed=3), "half": np.array(0.5, np.float32), "root": np.array(2**0.5, np.float32),
-        "one": np.array(1.0, np.float32), "out": _normal(4, 1),
-    }  # fmt: skip
+        "gain": np.abs(_normal(2)) + np.float32(0.5),
+        "bias": _normal(2),
+        "q": _normal(2, 4),
+        "k": _normal(2, 4, seed=2),
+        "v": _normal(2, 4, seed=3),
+        "half": np.array(0.5, np.float32),
+        "root": np.array(2**0.5, np.float32),
+        "one": np.array(1.0, np.float32),
+        "out": _normal(4, 1),
+    }
     nodes = [helper.make_node("LayerNormalization", ["window", "gain", "bias"], ["x"])]
     nodes += [helper.make_node("MatMul", ["x", name], [f"x{name}"]) for name in "qkv"]
     nodes += [

@@ -1,4 +1,4 @@
-"""The optimised copy beside a bundle, with the installed daemon: made once, used from the second start on, never missed."""
+"""The optimised copy beside a bundle, with the installed daemon: made once, used from then on, never missed."""
 
 import os
 import shutil
@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bundle import open_bundle
-from edge_runtime.optimised import copy_path, is_sealed, seal
+from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.optimised import copy_path, open_copy, seal_of
+from edge_runtime.slots import Store
 from tests import builders
 from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
 from tests.daemon import Daemon
 from tests.devices import climate_device, stored_device
-from tests.stored import UNSIGNED, Store, believed
+from tests.stored import UNSIGNED, believed
 from tests.subscriber import Subscriber
 from tests.waiting import wait_until
 
@@ -29,6 +30,17 @@ def comfort(tmp_path: Path) -> Path:
     folder = tmp_path / "bundles"
     folder.mkdir()
     return builders.classification(name="comfort").save(folder / "comfort.onnx")
+
+
+def _put(bundle: Bundle, model: bytes, cut: int = 0) -> None:
+    """A copy that holds this model, well sealed, without its last bytes where it is to be torn."""
+    data = model + seal_of(bundle, model)
+    copy_path(bundle.path).write_bytes(data[: len(data) - cut])
+
+
+def _is_whole(bundle: Path) -> bool:
+    with open_copy(open_bundle(bundle)) as copy:
+        return copy is not None
 
 
 def _start(daemon: Daemon, times: int = 1) -> None:
@@ -55,7 +67,7 @@ def test_the_second_start_comes_from_the_copy(
     assert USED not in daemon.log
     assert daemon.stop() == 0
     made = copy_path(comfort).stat()
-    assert is_sealed(open_bundle(comfort), copy_path(comfort).read_bytes())
+    assert _is_whole(comfort)
     for start in (2, 3):
         _start(daemon, start)
         assert _ask(subscriber) == first
@@ -70,14 +82,13 @@ def test_a_torn_copy_is_replaced(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, comfort: Path
 ) -> None:
     """After a power cut at the wrong moment the daemon starts from the bundle as ever, and makes the copy anew."""
-    bundle = open_bundle(comfort)
-    copy_path(comfort).write_bytes(seal(bundle, comfort.read_bytes())[:-20])
+    _put(open_bundle(comfort), comfort.read_bytes(), cut=20)
     daemon = make_daemon(climate_device(mosquitto, comfort, model=KEEP))
     _start(daemon)
     _ask(subscriber)
     assert UNUSED in daemon.log
     daemon.wait_for_log(KEPT, 60.0)
-    assert is_sealed(bundle, copy_path(comfort).read_bytes())
+    assert _is_whole(comfort)
     assert daemon.stop() == 0
 
 
@@ -93,7 +104,8 @@ def test_where_nothing_can_be_written_the_daemon_starts_as_ever(
     _start(daemon)
     _ask(subscriber)
     daemon.wait_for_log("no optimised copy is kept", 60.0)
-    assert f"{comfort.parent} cannot be written" in daemon.log
+    assert "its folder cannot be written" in daemon.log
+    assert "WARNING" not in daemon.log
     assert daemon.stop() == 0
     assert list(comfort.parent.iterdir()) == [comfort]
 
@@ -108,7 +120,7 @@ def test_where_signatures_are_asked_for_an_unsigned_copy_is_not_loaded(
     _lengthen(draft, 300)
     bundle = open_bundle(draft.save(tmp_path / "comfort.onnx"))
     signer.sign(bundle.path)
-    copy_path(bundle.path).write_bytes(seal(bundle, builders.classification(seed=9).to_bytes()))
+    _put(bundle, builders.classification(seed=9).to_bytes())
     text = climate_device(mosquitto, bundle.path)
     daemon = make_daemon(text + f'\n[store]\nallowed_signers = "{signer.allowed}"\n')
     _start(daemon)
@@ -175,7 +187,7 @@ def test_two_daemons_on_one_bundle_make_one_copy(
     for daemon in daemons:
         daemon.wait_for_log(": online")
     wait_until(lambda: any(KEPT in daemon.log for daemon in daemons), "the copy", 60.0)
-    assert is_sealed(open_bundle(comfort), copy_path(comfort).read_bytes())
+    assert _is_whole(comfort)
     for daemon in daemons:
         assert daemon.stop() == 0
     for daemon in daemons:

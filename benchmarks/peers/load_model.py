@@ -1,0 +1,33 @@
+"""A target: checks and loads one bundle as the daemon does, and answers one window.
+
+Usage: load_model.py BUNDLE make|always|never. `make` only makes the optimised copy. Prints the CPU seconds of loading
+and of everything since the start, and the bytes of memory that the model has taken.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime  # noqa: F401 - its import is no part of loading
+
+from edge_runtime.bundle import open_bundle
+from edge_runtime.memory import resident_bytes
+from edge_runtime.model import ModelOptions
+from edge_runtime.optimised import load_model
+
+path, way = Path(sys.argv[1]), sys.argv[2]
+if way == "make":
+    from edge_runtime.optimised_maker import make_copy
+
+    make_copy(path, open_bundle(path).digest)
+    print(0, 0, 0)
+    sys.exit()
+bundle = open_bundle(path)
+before, began = resident_bytes(), time.process_time()
+model = load_model(bundle, ModelOptions(), "always" if way == "always" else "never")
+loaded = time.process_time() - began
+model.run(np.zeros((1, *bundle.manifest.input.tensor_shape), np.float32))
+if model.is_optimised != (way == "always"):
+    sys.exit(f"expected the model {way} from its copy")
+print(loaded, time.process_time(), resident_bytes() - before)
