@@ -256,7 +256,21 @@ def test_what_is_no_file_is_not_waited_for(what: str, bundle: Bundle, said: Call
     else:
         path.mkdir()
     assert not _is_used(bundle)
-    assert "the optimised copy is not used" in said()
+    assert ("symbolic links" if what == "link" else "it is no regular file") in said()
+
+
+def test_a_disk_that_cannot_read_the_copy_is_one_line(
+    bundle: Bundle, said: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector: the bundle is loaded, as if there were no copy."""
+    _made(bundle)
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", broken)
+    assert not _is_used(bundle)
+    assert 'why="Input/output error"' in said()
 
 
 def test_a_disk_that_refuses_the_copy_is_one_line(
