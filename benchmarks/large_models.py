@@ -78,7 +78,7 @@ def _small_nodes(random: np.random.Generator, layers: int = 600, width: int = 64
 
 
 def _products(random: np.random.Generator, width: int = 2048) -> Graph:
-    """A few wide layers, 36 MiB: what gains nothing."""
+    """A few wide layers, 35 MiB: nothing in them to optimise."""
     sizes = (LENGTH * len(CHANNELS), width, width, width, 1)
     nodes = [helper.make_node("Flatten", ["window"], ["x0"], axis=1)]
     constants: dict[str, NDArray[Any]] = {}

@@ -9,6 +9,7 @@ The folder::
       NAME/state.json             THE decision: active, history, staged, rejected. Replaced by one rename
       NAME/DIGEST.onnx (.sig)     the bundles that state.json speaks of; never changed, only added and pruned
       NAME/DIGEST.measured.json   what such a bundle cost here, where `selftest --measure` was asked for
+      NAME/DIGEST.onnx.optimised  what onnxruntime made of it (`optimised.py`); goes with the bundle
 
 Guarantee: `state.json` alone says what is active, and it is replaced whole. A kill or a power cut anywhere leaves the
 old decision or the new one, with its bundle on the disk, and the same install then succeeds. A bundle enters only after

@@ -175,7 +175,11 @@ def test_a_copy_made_with_other_options_is_made_anew(bundle: Bundle, monkeypatch
             keys.add(optimised.key_of(bundle))
     assert len(keys) == 3
     _made(bundle)
-    assert load_model(bundle, ModelOptions(threads=2, arena=True), "always").is_optimised
+    other = ModelOptions(threads=2, arena=True)
+    copy, plain = load_model(bundle, other, "always"), load_model(bundle, other, "never")
+    assert copy.is_optimised
+    windows = np.random.default_rng(4).normal(size=(9, *bundle.manifest.input.tensor_shape)).astype(np.float32)
+    assert _bits(copy, windows) == _bits(plain, windows)
 
 
 def test_another_bundle_at_the_same_path_is_not_taken_for_the_first(tmp_path: Path) -> None:
