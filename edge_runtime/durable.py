@@ -53,11 +53,11 @@ def replace_file(path: Path, data: bytes) -> None:
     new = path.with_name(_NEW + path.name)
     try:
         write_file(new, data)
+        new.replace(path)
     except OSError:
         with contextlib.suppress(OSError):  # a full disk is not helped by half a file
             new.unlink()
         raise
-    new.replace(path)
     sync_folder(path.parent)
 
 

@@ -13,7 +13,8 @@ not load or fails its self-test is given up for the bundle itself. The scores ar
 Weak points: the seal is no signature, and its checksum (CRC-32, three to ten times as fast as a digest on a small
 board) is made for accidents. A copy is worth as much as the folder and the owner of its bundle, so where
 signatures are asked for there is none, unless the device file says `always`. There is one copy a bundle: two boards
-that share a folder take it from each other at every start.
+that share a folder take it from each other at every start. A copy that crashed onnxruntime would do so at every start;
+whoever made it has loaded it on this machine.
 """
 
 import hashlib
@@ -159,11 +160,10 @@ def check_seal(bundle: Bundle, handle: int) -> None:
         OSError: it cannot be read.
     """
     end = max(0, os.fstat(handle).st_size - _ENTRY_BYTES)
-    entry = os.pread(handle, _ENTRY_BYTES, end)
-    words = entry[-_KEY_CHARS - _SUM_CHARS :].decode("ascii", "replace")
-    key, checksum = words[:_KEY_CHARS], words[_KEY_CHARS:]
-    if entry != _entry(key, checksum):
+    seal = _read_entry(os.pread(handle, _ENTRY_BYTES, end))
+    if seal is None:
         raise _UnfitError("it is torn or damaged")
+    key, checksum = seal
     if key != key_of(bundle):
         raise _StaleError("it was made for another bundle, runtime or processor")
     found, at = 0, 0
@@ -175,6 +175,17 @@ def check_seal(bundle: Bundle, handle: int) -> None:
         found, at = zlib.crc32(buffer[:count], found), at + count
     if f"{found:08x}" != checksum:
         raise _UnfitError("it is damaged")
+
+
+def has_seal(path: Path) -> bool:
+    """Whether a file ends like a copy, of whatever bundle.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _ENTRY_BYTES))
+        return _read_entry(file.read(_ENTRY_BYTES)) is not None
 
 
 def key_of(bundle: Bundle) -> str:
@@ -235,6 +246,13 @@ def _entry(key: str, checksum: str) -> bytes:
     value = (key + checksum).encode("utf-8", "replace")
     inner = _NAME_FIELD + bytes([2 << 3 | 2, len(value)]) + value
     return _HEAD + bytes([len(inner)]) + inner
+
+
+def _read_entry(entry: bytes) -> tuple[str, str] | None:
+    """Key and checksum of a seal; None where it is none."""
+    words = entry[-_KEY_CHARS - _SUM_CHARS :].decode("ascii", "replace")
+    key, checksum = words[:_KEY_CHARS], words[_KEY_CHARS:]
+    return (key, checksum) if entry == _entry(key, checksum) else None
 
 
 _ENTRY_BYTES = len(_entry("0" * _KEY_CHARS, "0" * _SUM_CHARS))

@@ -29,14 +29,14 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.bundle import Bundle, one_line, open_bundle
-from edge_runtime.durable import remove, replace_file
+from edge_runtime.durable import replace_file
 from edge_runtime.errors import BundleError, CommandError, EdgeError
 from edge_runtime.golden import check_golden, read_tensor
 from edge_runtime.log import fields, get_logger
 from edge_runtime.loop import Loop
 from edge_runtime.measured import MIB
 from edge_runtime.model import Model, ModelOptions, make_session, read_unchanged, session_settings
-from edge_runtime.optimised import MAX_BYTES, copy_path, open_copy, path_of, seal_of
+from edge_runtime.optimised import MAX_BYTES, copy_path, has_seal, open_copy, path_of, seal_of
 from edge_runtime.selftest import MAPPED_BY_RUNTIME
 
 WAIT_S = 3.0  # after a start or an exchange: the first readings go first
@@ -88,7 +88,7 @@ class Copies:
         with self._turn:
             if not wanted:
                 with contextlib.suppress(OSError):  # not ours to remove; it is not read either
-                    remove(copy_path(bundle.path))
+                    remove_copy(bundle.path)
                 return
             if not os.access(bundle.path.parent, os.W_OK):  # as it should be for a bundle that others look after
                 _log.info("no optimised copy is kept", extra=_with(about, why="its folder cannot be written"))
@@ -181,7 +181,7 @@ def make_copy(path: Path, digest: str) -> int:
                     require_same_bits(bundle, there)
                     return EXIT_KEPT
         except EdgeError:
-            remove(copy_path(path))
+            remove_copy(path)
         copy = _make_good_copy(bundle)
         free = shutil.disk_usage(path.parent).free
         if free < len(copy) + _SPARE_BYTES:
@@ -203,6 +203,17 @@ def _make_good_copy(bundle: Bundle) -> bytes:
         file.write(seal)
         require_same_bits(bundle, path_of(file.fileno()))
     return model + seal
+
+
+def remove_copy(bundle: Path) -> None:
+    """Remove the copy of a bundle; what has no seal is somebody else's file, and stays.
+
+    Raises:
+        OSError: it cannot be read or removed.
+    """
+    path = copy_path(bundle)
+    if has_seal(path):
+        path.unlink()
 
 
 def optimise(bundle: Bundle, path: str) -> None:

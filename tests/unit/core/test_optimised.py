@@ -380,6 +380,19 @@ def test_a_copy_that_is_not_wanted_any_more_is_removed(bundle: Bundle, monkeypat
     assert optimised.is_settled(load_model(bundle, OPTIONS, "never"), "never")
 
 
+def test_only_copies_are_removed(bundle: Bundle) -> None:
+    """A file or a folder of somebody else that happens to have that name stays."""
+    path = copy_path(bundle.path)
+    path.write_text("notes of mine")
+    optimised_maker.remove_copy(bundle.path)
+    assert path.read_text() == "notes of mine"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        optimised_maker.remove_copy(bundle.path)
+    assert path.is_dir()
+
+
 def test_a_process_that_cannot_make_the_copy_is_one_line(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: Callable[[], str]
 ) -> None:
