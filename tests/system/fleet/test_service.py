@@ -232,6 +232,33 @@ def test_a_shadow_runs_under_the_units_restrictions(container: Container) -> Non
     assert "SHADOW ['arrays', 'took']" in said, said
 
 
+def test_an_optimised_copy_is_made_under_the_units_restrictions(container: Container) -> None:
+    """The process that makes it may optimise into memory there, lock the bundle, and write beside it."""
+    program = """
+import shutil, time
+from pathlib import Path
+from edge_runtime.bundle import open_bundle
+from edge_runtime.loop import Loop
+from edge_runtime.optimised import open_copy
+from edge_runtime.optimised_maker import Copies
+bundle = open_bundle(Path(shutil.copy("/etc/edge-runtime/m.onnx", "/var/lib/edge-runtime/copy/m.onnx")))
+loop, until = Loop(), time.monotonic() + 50
+Copies(loop).tend(bundle, wanted=True)
+while time.monotonic() < until and not Path(f"{bundle.path}.optimised").exists():
+    loop.run_once(0.1)
+with open_copy(bundle) as copy:
+    print("COPY", copy is not None)
+"""
+    drop_in = "/run/systemd/system/edge-runtime@copy.service.d"
+    python = "/opt/edge-runtime/bin/python /usr/local/lib/make_copy.py"
+    text = f"[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart={python}\n"
+    container.say(f"mkdir -p {drop_in}; cat > {drop_in}/copy.conf <<'END'\n{text}END\n")
+    container.say(f"cat > /usr/local/lib/make_copy.py <<'END'\n{program}\nEND\n")
+    container.say("systemctl daemon-reload; systemctl start edge-runtime@copy || true")
+    said = container.say("journalctl -u edge-runtime@copy -o cat --no-pager")
+    assert "COPY True" in said, said
+
+
 def test_the_probes_are_real(container: Container) -> None:
     """Without the restrictions most of the probes succeed, so their denial means something."""
     possible = [name for name, probe in PROBES.items() if container.run(f"({probe}) >/dev/null 2>&1")[0] == 0]

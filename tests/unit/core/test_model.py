@@ -1,5 +1,6 @@
 """Windows into scores: the same bits however they come, and states that follow one another."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from edge_runtime import model as model_module
 from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BundleError
 from edge_runtime.model import Model, ModelError, ModelOptions, Scores, _bound_call
@@ -167,3 +169,14 @@ def test_whatever_goes_wrong_inside_a_model_is_its_own_error(tmp_path: Path) -> 
     carry.parts = [np.zeros(99, np.float32)]
     with pytest.raises(ModelError, match="drowsy: ValueError"):
         model.run(_windows(1, 2, 2), [carry])
+
+
+def test_the_bytes_of_a_bundle_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the session is made nobody holds the file's bytes: a large model would take its size twice."""
+    bundle = open_bundle(builders.classification().save(tmp_path / "model.onnx"))
+    data = bundle.path.read_bytes()
+    monkeypatch.setattr(model_module, "read_unchanged", lambda _: data)
+    before = sys.getrefcount(data)
+    model = Model(bundle)
+    assert sys.getrefcount(data) == before
+    assert len(model.run(_windows(2, *bundle.manifest.input.tensor_shape)).scores) == 2  # type: ignore[arg-type]
