@@ -10,11 +10,11 @@ for another bundle, release, processor or with other options, or that others can
 not load or fails its self-test is given up for the bundle itself. The scores are the same bits: whoever makes a copy
 (`optimised_maker.py`) compares them first. Nothing is written here.
 
-Weak points: the seal is no signature, and its checksum (CRC-32, three to ten times as fast as a digest on a small
-board) is made for accidents. A copy is worth as much as the folder and the owner of its bundle, so where
-signatures are asked for there is none, unless the device file says `always`. There is one copy a bundle: two boards
-that share a folder take it from each other at every start. A copy that crashed onnxruntime would do so at every start;
-whoever made it has loaded it on this machine.
+Weak points: the seal is no signature, and its checksum is made for accidents (CRC-32: faster than a digest, above all
+on boards whose processor has no instructions for those). A copy is worth as much as the folder and the owner of its
+bundle, so where signatures are asked for there is none, unless the device file says `always`. There is one copy a
+bundle: two boards that share a folder take it from each other at every start. A copy that crashed onnxruntime would do
+so at every start; whoever made it has loaded it on this machine.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ SUFFIX = ".optimised"
 FORMAT = 1  # of the seal, and of how copies are made
 MAX_BYTES = 2 * DEFAULT_LIMITS.max_bytes  # constants that were folded take room
 # From which on `auto` keeps a copy. Measured, docs/performance.md: 25 to 50 µs a node, 1 ms for each MiB and 2 of a
-# convolution's weights; below these bounds that is no more than a twentieth of a start.
+# convolution's weights; at these bounds that is a twentieth of a start.
 MANY_NODES = 200
 MANY_BYTES = 4 * 1024 * 1024
 # What /proc/cpuinfo says of a processor's kind and abilities, on x86 and ARM; clock rates and the like are left out.
