@@ -196,10 +196,11 @@ class Outbox:
         entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
         self._memory += entry.size
         link = self._link
+        is_linked = link is not None and link.connected
         before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
         free = (
-            link is not None
-            and link.connected
+            is_linked
+            and link is not None
             and not before_sending
             and not self._opening
             and not self._waiting
@@ -208,7 +209,7 @@ class Outbox:
             and self._send(entry)
         )
         if not free:
-            entry.delayed = link is None or not link.connected
+            entry.delayed = not is_linked
             self._waiting.append(entry)
             if self._memory > self._max_memory // 2:
                 self._commit_due(everything=True)  # memory is no place to lose what the disk could hold
@@ -467,23 +468,35 @@ class Outbox:
         """Commit what is older than the interval, and delete what was delivered, in one transaction."""
         if self._store is None or not self._store_open or self._committing:
             return
-        horizon = self._loop.time() - self._commit_interval
-        due = [entry for entry in self._uncommitted() if everything or entry.since <= horizon]
-        if due and not everything and (self._link is None or not self._link.connected):
-            due = list(self._uncommitted())  # each would fall due in its turn: one transaction an interval for all
+        now = self._loop.time()
+        due = list(self._uncommitted())
+        horizon = now - self._commit_interval
+        if not everything and (self._is_linked() or not any(entry.since <= horizon for entry in due)):
+            # without a link each would fall due in its turn: once one is due, one transaction an interval for all
+            due = [entry for entry in due if entry.since <= horizon]
         if not due and not self._delivered_rows:
             return
         due.sort(key=lambda entry: entry.order)
         for entry in due:
             entry.committing = True
         delivered, self._delivered_rows = self._delivered_rows, []
-        rows = [NewRow(entry.stream, entry.priority, self._made(entry), entry.topic, entry.payload) for entry in due]
+        # When it was made, by the wall clock as it is set now: the clock may have been set since.
+        set_by = self._wall() - now
+        rows = [
+            NewRow(
+                entry.stream,
+                entry.priority,
+                entry.since + set_by if entry.since else entry.made,
+                entry.topic,
+                entry.payload,
+            )
+            for entry in due
+        ]
         self._committing = True
         self._store.commit(rows, delivered, lambda found: self._committed(due, delivered, found))
 
-    def _made(self, entry: Entry) -> float:
-        """When it was made, by the wall clock as it is set now: the clock may have been set since."""
-        return entry.made if entry.since == 0.0 else self._wall() - (self._loop.time() - entry.since)
+    def _is_linked(self) -> bool:
+        return self._link is not None and self._link.connected
 
     def _committed(self, due: list[Entry], delivered: list[int], found: Committed | StoreError) -> None:
         self._committing = False

@@ -5,6 +5,9 @@ before anything more is promised, because Linux reports a failed sync only once.
 new name, what can still be read is taken over, and the rest is counted; it never stops the daemon. Every row carries
 a checksum, since SQLite has none: a row that a failing card has changed is dropped and counted, and never published.
 
+It writes little: payloads are packed, rows are numbered here and not by SQLite, and no index stands beside the table,
+since each of these would be pages more in every commit (`docs/decisions/0012-rows-are-packed-and-have-no-index.md`).
+
 Weak points: a card that lies about its syncs can lose what it said was written. What stood in a write-ahead log that
 somebody deleted is gone without a trace.
 """
@@ -22,26 +25,32 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from edge_runtime.outbox_packing import UnpackError, pack, unpack
+
 _Answer = TypeVar("_Answer")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
 BUSY_TIMEOUT_S = 5.0
 PAGE_BYTES = 4096
 ROW_OVERHEAD_BYTES = 64  # what SQLite keeps beside the payload of a row, measured with 256-byte payloads
 
+HIGHEST_ID = 1 << 62  # no device makes so many: a number above it was made by a damage, and leaves none to go on with
+
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS entry (
-  id INTEGER PRIMARY KEY AUTOINCREMENT,
+CREATE TABLE entry (
+  id INTEGER PRIMARY KEY,
   stream TEXT NOT NULL,
   priority INTEGER NOT NULL,
   made REAL NOT NULL,
   topic TEXT NOT NULL,
   payload BLOB NOT NULL,
-  crc INTEGER NOT NULL
-);
-CREATE INDEX IF NOT EXISTS entry_by_worth ON entry (priority DESC, id);
+  crc INTEGER NOT NULL,
+  packing INTEGER NOT NULL DEFAULT 0
+)
 """
+_COLUMNS = "id, stream, priority, made, topic, payload, crc, packing"
+_COLUMNS_OF_1 = "id, stream, priority, made, topic, payload, crc, 0"
 
 
 class Row(NamedTuple):
@@ -126,6 +135,8 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._bytes = 0
         self._rows = 0
+        self._next_id = 1  # never lowered: a number that the outbox still holds means no other row
+        self._first: dict[int, int] = {}  # by priority: no row of it has a lower number; no entry: it has no row
         self._wall = wall
         self._monotonic = monotonic
         self._offset = wall() - monotonic()
@@ -165,21 +176,15 @@ class Store:
         with self._guarded() as connection:
             connection.execute("BEGIN IMMEDIATE")
             jump = self._follow_clock(connection)
-            ids = []
-            for row in rows:
-                cursor = connection.execute(
-                    "INSERT INTO entry (stream, priority, made, topic, payload, crc) VALUES (?, ?, ?, ?, ?, ?)",
-                    (*row, _crc(row.stream, row.topic, row.payload)),
-                )
-                assert cursor.lastrowid is not None
-                ids.append(cursor.lastrowid)
+            added = self._insert(connection, rows)
             deleted, freed = self._delete(connection, delivered)
-            added = sum(_size(row.stream, row.topic, row.payload) for row in rows)
             trimmed = self._trim(connection, self._bytes + added - freed)
             connection.execute("COMMIT")
+            ids = list(range(self._next_id, self._next_id + len(rows)))
+            self._next_id += len(rows)
             self._offset += jump
             self._bytes += added - freed - trimmed.bytes
-            self._rows += len(ids) - deleted - len(trimmed.ids)
+            self._rows += len(rows) - deleted - len(trimmed.ids)
             return Committed(ids, trimmed, self._rows)
 
     def fetch(self, after: int, limit: int) -> list[Row]:
@@ -189,7 +194,7 @@ class Store:
             StoreError: the disk failed.
         """
         with self._guarded() as connection:
-            query = "SELECT id, stream, priority, made, topic, payload, crc FROM entry WHERE id > ? ORDER BY id LIMIT ?"
+            query = f"SELECT {_COLUMNS} FROM entry WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
             return [_row(found) for found in connection.execute(query, (after, limit))]
 
     def close(self) -> None:
@@ -221,18 +226,52 @@ class Store:
             raise sqlite3.OperationalError(verdict)
         if verdict != "ok":
             raise _DamagedError("its pages contradict one another")
-        connection.executescript(_SCHEMA)
-        connection.execute("SELECT id, stream, priority, made, topic, payload, crc FROM entry LIMIT 1").fetchone()
-        if version != SCHEMA_VERSION:
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._bring_up_to_date(connection, version)
+        return self._take_stock(connection)
+
+    @staticmethod
+    def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
+        """Make the table, or make the present one of an older one where it stands, in one transaction.
+
+        Nothing is copied, so that a large file on a full disk is taken over as well. A table of version 1 has SQLite
+        count its rows, which nothing but a new table ends: it is made as soon as there is no row to be moved.
+        """
+        found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'entry'").fetchone()
+        if found is not None:
+            connection.execute(f"SELECT {_COLUMNS_OF_1} FROM entry LIMIT 1").fetchone()  # noqa: S608
+        numbers_rows = found is not None and "AUTOINCREMENT" in str(found[0])
+        is_spent = numbers_rows and connection.execute("SELECT 1 FROM entry LIMIT 1").fetchone() is None
+        if version == SCHEMA_VERSION and found is not None and not is_spent:
+            connection.execute(f"SELECT {_COLUMNS} FROM entry LIMIT 1").fetchone()  # noqa: S608
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        if is_spent:
+            connection.execute("DROP TABLE entry")
+        if found is None or is_spent:
+            connection.execute(_SCHEMA)
+        else:
+            connection.execute("DROP INDEX IF EXISTS entry_by_worth")
+            if not any(name == "packing" for _, name, *_ in connection.execute("PRAGMA table_info(entry)")):
+                connection.execute("ALTER TABLE entry ADD COLUMN packing INTEGER NOT NULL DEFAULT 0")
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+
+    def _take_stock(self, connection: sqlite3.Connection) -> Opened:
         opened = Opened()
+        self._first = {}
         query = (
-            "SELECT stream, count(*), sum(length(payload) + length(topic) + length(stream)) FROM entry GROUP BY stream"
+            "SELECT stream, priority, count(*), sum(length(payload) + length(topic) + length(stream)), min(id), max(id)"
+            " FROM entry GROUP BY stream, priority"
         )
-        for stream, count, size in connection.execute(query):
-            opened.streams[stream] = count
+        for stream, priority, count, size, first, last in connection.execute(query):
+            if last >= HIGHEST_ID:
+                raise _DamagedError(f"row {last} was never written")
+            opened.streams[stream] = opened.streams.get(stream, 0) + count
             opened.rows += count
             opened.bytes += size + count * ROW_OVERHEAD_BYTES
+            if isinstance(priority, int):  # anything else is a damage: such a row goes when it is read
+                self._first[priority] = min(first, self._first.get(priority, first))
+            self._next_id = max(self._next_id, last + 1)
         self._bytes, self._rows = opened.bytes, opened.rows
         return opened
 
@@ -273,10 +312,25 @@ class Store:
         self.close()
         return self._open()
 
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[NewRow]) -> int:
+        """Put rows in, numbered from `_next_id` on; how much they add to the size."""
+        added = 0
+        values = []
+        packed = pack([row.payload for row in rows])
+        for number, ((stream, priority, made, topic, payload), (packing, kept)) in enumerate(
+            zip(rows, packed, strict=True), self._next_id
+        ):
+            values.append((number, stream, priority, made, topic, kept, _crc(stream, topic, payload), packing))
+            added += _size(stream, topic, len(kept))
+            if priority not in self._first:
+                self._first[priority] = number
+        connection.executemany(f"INSERT INTO entry ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+        return added
+
     def _delete(self, connection: sqlite3.Connection, ids: Sequence[int]) -> tuple[int, int]:
         deleted = freed = 0
         for row_id in ids:
-            query = "SELECT stream, topic, payload FROM entry WHERE id = ?"
+            query = "SELECT stream, topic, length(payload) FROM entry WHERE id = ?"
             found = connection.execute(query, (row_id,)).fetchone()
             if found is not None:
                 deleted += 1
@@ -287,7 +341,7 @@ class Store:
     def _trim(self, connection: sqlite3.Connection, size: int) -> Trimmed:
         """Keep the bounds: first what is too old, then the oldest of the lowest priority."""
         trimmed = Trimmed()
-        oldest = "SELECT id, stream, topic, payload, made FROM entry ORDER BY id LIMIT 1"  # not a scan for every commit
+        oldest = "SELECT id, stream, topic, length(payload), made FROM entry ORDER BY id LIMIT 1"
         limit = self._wall() - self._max_age
         for _ in range(1000):
             head = connection.execute(oldest).fetchone()
@@ -295,13 +349,30 @@ class Store:
                 break
             self._drop(connection, trimmed, "too_old", head[:4])
         while size - trimmed.bytes > self._max_bytes:
-            found = connection.execute(
-                "SELECT id, stream, topic, payload FROM entry ORDER BY priority DESC, id LIMIT 1"
-            ).fetchone()
+            found = self._least_worth(connection)
             if found is None:
                 break
             self._drop(connection, trimmed, "outbox_full", found)
         return trimmed
+
+    def _least_worth(self, connection: sqlite3.Connection) -> tuple[int, str, str, int] | None:
+        """The oldest row of the lowest priority.
+
+        Without an index, and without a search of the whole table either: a search goes on where the last one of its
+        priority has ended, since new rows have higher numbers. So it passes each row once at most.
+        """
+        query = (
+            "SELECT id, stream, topic, length(payload) FROM entry WHERE id >= ? AND priority = ? ORDER BY id LIMIT 1"
+        )
+        for priority in sorted(self._first, reverse=True):
+            found: tuple[int, str, str, int] | None = connection.execute(
+                query, (self._first[priority], priority)
+            ).fetchone()
+            if found is not None:
+                self._first[priority] = found[0]
+                return found
+            del self._first[priority]
+        return None
 
     def _follow_clock(self, connection: sqlite3.Connection) -> float:
         """When the wall clock is set, the rows' times move with it: no row grows old by a jump of the clock."""
@@ -312,15 +383,13 @@ class Store:
         return jump
 
     @staticmethod
-    def _drop(
-        connection: sqlite3.Connection, trimmed: Trimmed, reason: str, found: tuple[int, str, str, bytes]
-    ) -> None:
-        row_id, stream, topic, payload = found
+    def _drop(connection: sqlite3.Connection, trimmed: Trimmed, reason: str, found: tuple[int, str, str, int]) -> None:
+        row_id, stream, topic, length = found
         connection.execute("DELETE FROM entry WHERE id = ?", (row_id,))
         trimmed.by_reason[reason] = trimmed.by_reason.get(reason, 0) + 1
         trimmed.by_stream[stream] = trimmed.by_stream.get(stream, 0) + 1
         trimmed.ids.append(row_id)
-        trimmed.bytes += _size(stream, topic, payload)
+        trimmed.bytes += _size(stream, topic, length)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
@@ -412,18 +481,21 @@ def salvage(path: Path) -> tuple[list[NewRow], int]:
     forward, backward = _read_rows(path, "ASC"), _read_rows(path, "DESC")
     by_id = {row.id: row for row in (*backward, *forward)}
     sound = [by_id[row_id] for row_id in sorted(by_id) if by_id[row_id].is_sound]
-    span = max(by_id) - min(by_id) + 1 if by_id else 0
-    return [NewRow(row.stream, row.priority, row.made, row.topic, row.payload) for row in sound], span - len(sound)
+    numbers = [row_id for row_id in by_id if row_id < HIGHEST_ID]
+    span = max(numbers) - min(numbers) + 1 if numbers else 0
+    rows = [NewRow(row.stream, row.priority, row.made, row.topic, row.payload) for row in sound]
+    return rows, max(0, span - len(sound))
 
 
 def _read_rows(path: Path, direction: str) -> list[Row]:
     rows: list[Row] = []
-    query = f"SELECT id, stream, priority, made, topic, payload, crc FROM entry ORDER BY id {direction}"  # noqa: S608
     address = f"{path.absolute().as_uri()}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
             connection.text_factory = _text
-            for found in connection.execute(query):
+            is_packed = any(name == "packing" for _, name, *_ in connection.execute("PRAGMA table_info(entry)"))
+            columns = _COLUMNS if is_packed else _COLUMNS_OF_1
+            for found in connection.execute(f"SELECT {columns} FROM entry ORDER BY id {direction}"):  # noqa: S608
                 rows.append(_row(found))
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
@@ -432,23 +504,32 @@ def _read_rows(path: Path, direction: str) -> list[Row]:
 
 
 def _row(found: tuple[Any, ...]) -> Row:
-    row_id, stream, priority, made, topic, payload, crc = found
+    row_id, stream, priority, made, topic, packed, crc, packing = found
     typed = (
         isinstance(stream, str)
         and isinstance(priority, int)
         and isinstance(made, float)
         and isinstance(topic, str)
-        and isinstance(payload, bytes)
+        and isinstance(packed, bytes)
     )
-    return Row(row_id, stream, priority, made, topic, payload, typed and crc == _crc(stream, topic, payload))
+    if typed:
+        with contextlib.suppress(UnpackError):
+            payload = unpack(packing, packed)
+            return Row(row_id, stream, priority, made, topic, payload, crc == _crc(stream, topic, payload))
+    return Row(row_id, stream, priority, made, topic, packed, is_sound=False)
 
 
 def _crc(stream: str, topic: str, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(f"{stream}\0{topic}\0".encode()))
+    return zlib.crc32(payload, _crc_of_place(stream, topic))
 
 
-def _size(stream: str, topic: str, payload: bytes) -> int:
-    return len(stream) + len(topic) + len(payload) + ROW_OVERHEAD_BYTES
+@functools.lru_cache(1024)
+def _crc_of_place(stream: str, topic: str) -> int:
+    return zlib.crc32(f"{stream}\0{topic}\0".encode())
+
+
+def _size(stream: str, topic: str, length: int) -> int:
+    return len(stream) + len(topic) + length + ROW_OVERHEAD_BYTES
 
 
 def _text(data: bytes) -> str:

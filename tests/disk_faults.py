@@ -148,19 +148,35 @@ _ESCAPED = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 def record(folder: Path, seed: int, *words: str) -> list[Act]:
     """Run one child under strace and return what it did to its files, in order."""
-    assert STRACE is not None
-    log = folder / "record.strace"
-    calls = "openat,pwrite64,write,fdatasync,fsync,ftruncate,unlink,close"
-    command = [STRACE, "-f", "-qq", "-xx", "-s", "200000", "-e", f"trace={calls}", "-e", "signal=none", "-o", str(log)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    program = [sys.executable, str(WORKLOAD), str(folder), str(seed), *words]
-    subprocess.run([*command, *program], env=environment, check=True, capture_output=True, timeout=120)
-    lines = log.read_text().splitlines()
+    lines = _trace(folder / "record.strace", [str(WORKLOAD), str(folder), str(seed), *words])
     child = lines[-1].split()[0] if lines[-1].split()[0] != lines[0].split()[0] else ""
     children = Counter(line.split()[0] for line in lines)
     parent = lines[0].split()[0]
     child = max((pid for pid in children if pid != parent), key=lambda pid: children[pid], default=child)
     return _acts([line for line in lines if line.startswith(f"{child} ")], folder / str(seed))
+
+
+def record_takeover(path: Path) -> list[Act]:
+    """What stands on the disk, all of it synced, and then what a new process does to this outbox file."""
+    acts = []
+    for file in (path, path.with_name(path.name + "-wal")):
+        acts += [Act("create", file.name), Act("write", file.name, 0, file.read_bytes()), Act("sync", file.name)]
+    program = (
+        "import pathlib, sys; from edge_runtime.outbox_store import Store; "
+        "store = Store(pathlib.Path(sys.argv[1]), 1 << 30, 1e12); store.open(); store.close()"
+    )
+    return acts + _acts(_trace(path.with_name("takeover.strace"), ["-c", program, str(path)]), path.parent)
+
+
+def _trace(log: Path, arguments: list[str]) -> list[str]:
+    assert STRACE is not None
+    calls = "openat,pwrite64,write,fdatasync,fsync,ftruncate,unlink,close"
+    command = [STRACE, "-f", "-qq", "-xx", "-s", "200000", "-e", f"trace={calls}", "-e", "signal=none", "-o", str(log)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run(
+        [*command, sys.executable, *arguments], env=environment, check=True, capture_output=True, timeout=120
+    )
+    return log.read_text().splitlines()
 
 
 def _acts(lines: list[str], folder: Path) -> list[Act]:

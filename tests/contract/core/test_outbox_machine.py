@@ -6,10 +6,8 @@ breaks with messages on the wire, a disk that fails before or after it did what 
 
 import json
 import os
-import sqlite3
 import tempfile
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from edge_runtime.health import Counters
 from edge_runtime.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
+from edge_runtime.outbox_store import salvage
 from edge_runtime.readings import Receipt
 from tests.stepped import SteppedLink, SteppedLoop, SteppedStore
 
@@ -244,12 +243,8 @@ class OutboxMachine(RuleBasedStateMachine):
         """What a process that starts now would find."""
         if not self.path.exists():
             return set()
-        with closing(sqlite3.connect(self.path)) as connection:
-            try:
-                found = connection.execute("SELECT payload FROM entry").fetchall()
-            except sqlite3.OperationalError:  # killed before the table was made
-                return set()
-        return {cast("str", json.loads(payload)["id"]) for (payload,) in found}
+        rows, _ = salvage(self.path)
+        return {cast("str", json.loads(row.payload)["id"]) for row in rows}
 
 
 OutboxMachine.TestCase.settings = settings(

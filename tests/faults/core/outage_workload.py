@@ -5,6 +5,7 @@ object of figures.
 """
 
 import json
+import random
 import sys
 import time
 from collections import deque
@@ -73,9 +74,11 @@ def main() -> None:
     outbox = Outbox(loop, counters, store=store, commit_interval=0.05, max_memory_bytes=4 << 20)
     broker = Broker(loop)
     outbox.attach(broker)
+    rng = random.Random(20261123)
     largest = base = 0
     for number in range(1, rows + 1):
-        payload = json.dumps({"id": f"d/m/{number % STREAMS}/1/{number}", "seq": number, "fill": "x" * 180}).encode()
+        fill = rng.randbytes(90).hex()
+        payload = json.dumps({"id": f"d/m/{number % STREAMS}/1/{number}", "seq": number, "fill": fill}).encode()
         priority = PRIORITY_ALARM if number % 100 == 0 else PRIORITY_ROUTINE
         outbox.offer(f"m/{number % STREAMS}", f"edge/{number % STREAMS}", payload, priority=priority, receipt=None)
         while outbox.memory_bytes > 1 << 17:

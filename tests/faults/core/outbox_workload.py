@@ -72,7 +72,8 @@ class Worker:
         for _ in range(self.rng.randint(0, 6)):
             self.number += 1
             numbers.append(self.number)
-            payload = json.dumps({"n": self.number, "fill": "x" * self.rng.choice([10, 200, 900, 5000])}).encode()
+            fill = self.rng.randbytes(self.rng.choice([5, 100, 500, 4000])).hex()  # packs to half: some fill pages
+            payload = json.dumps({"n": self.number, "fill": fill}).encode()
             rows.append(NewRow("m/a", 1, 1e9, "edge/m/a", payload))
         gone = [row_id for row_id in sorted(self.stored)[:10] if self.rng.random() < 0.15]
         self.say("going", [self.stored[row_id] for row_id in gone])

@@ -28,9 +28,8 @@ def folder() -> Iterator[Path]:
 
 
 def _row(number: int) -> NewRow:
-    return NewRow(
-        f"m/{number % 3}", 1, 1e9, f"edge/m/{number % 3}", b'{"n":%d,"fill":"%s"}' % (number, b"x" * (number * 7 % 400))
-    )
+    fill = random.Random(number).randbytes(number * 7 % 400).hex().encode()
+    return NewRow(f"m/{number % 3}", 1, 1e9, f"edge/m/{number % 3}", b'{"n":%d,"fill":"%s"}' % (number, fill))
 
 
 def _store(path: Path) -> Store:
@@ -118,7 +117,7 @@ def _directory(path: Path, rng: random.Random) -> None:
 
 def _newer_schema(path: Path, rng: random.Random) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(f"PRAGMA user_version={rng.randint(2, 1000)}")
+        connection.execute(f"PRAGMA user_version={rng.randint(SCHEMA_VERSION + 1, 1000)}")
 
 
 def _foreign_table(path: Path, rng: random.Random) -> None:

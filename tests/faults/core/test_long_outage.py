@@ -44,7 +44,7 @@ def test_an_outage_of_days_drains_in_order_and_in_little_memory(tmp_path: Path) 
 
 
 def test_the_bound_of_the_disk_holds_with_everything_that_sqlite_keeps(tmp_path: Path) -> None:
-    """The file, its log and its index stay within five percent of `max_bytes`; every row that had to go is counted."""
+    """The file and its log stay within five percent of `max_bytes`; every row that had to go is counted."""
     bound = 64_000_000 if LONG else 4_000_000
     found = _outage(tmp_path / "outbox.db", ROWS if not LONG else 2 * ROWS, bound)
     assert found["dropped"]["outbox_full"] > 0

@@ -2,13 +2,17 @@
 
 import random
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.disk_faults import LONG, STRACE, Act, cut, judge, record, report
+from edge_runtime.outbox_store import Store
+from tests.disk_faults import LONG, STRACE, Act, cut, judge, record, record_takeover, report
+from tests.older_outbox import OLDER_ROWS, copy_older_file
 
 IMAGES = 10_000 if LONG else 1_000
 SEEDS = range(1, 41) if LONG else range(1, 6)
@@ -57,3 +61,25 @@ def test_missing_syncs_are_noticed(folder: Path) -> None:
     acts = record(folder / "record", 1, "--no-sync")
     found, _ = _violations(folder, [acts], 60, random.Random(1))
     assert len(found) > 10
+
+
+def test_a_power_cut_while_an_older_file_is_taken_over_loses_no_row(folder: Path) -> None:
+    """After a cut at any call the next start finds every row, in a file that was never set aside."""
+    acts = record_takeover(copy_older_file(folder))
+    before = 6  # what stood on the disk when the process began
+    assert len(acts) > before + 5
+    rng = random.Random(20261127)
+    versions = set()
+    for turn in range(20 * (len(acts) - before + 1)):
+        image = folder / "image"
+        at = before + turn % (len(acts) - before + 1)
+        cut(acts, at, rng, image)
+        with closing(sqlite3.connect(f"{(image / 'outbox.db').as_uri()}?mode=ro", uri=True)) as connection:
+            versions.add(connection.execute("PRAGMA user_version").fetchone()[0])
+        store = Store(image / "outbox.db", 1 << 30, 1e12)
+        opened = store.open()
+        found = {row.id: row.payload for row in store.fetch(0, 1000) if row.is_sound}
+        store.close()
+        assert (opened.damaged_file, found) == (None, OLDER_ROWS), f"cut after {at} calls"
+        shutil.rmtree(image)
+    assert versions == {1, 2}  # cuts before and behind the moment at which it became a file of today
