@@ -5,6 +5,7 @@ but forgets threads that have ended, which the process's CPU clock does not. Tic
 coarse for a target that sleeps most of the time.
 """
 
+import functools
 import os
 import subprocess
 import time
@@ -17,8 +18,12 @@ from typing import Self
 STOP_SECONDS = 10.0
 
 
+@functools.cache
 def cores() -> tuple[int, int]:
-    """The core of load generator and broker, and the core of the target; the same one where there is only one."""
+    """The core of load generator and broker, and the core of the target; the same one where there is only one.
+
+    As the machine gave them at the first call: the benchmark then stays on its own core, and would see no other.
+    """
     available = sorted(os.sched_getaffinity(0))
     return available[0], available[-1]
 
