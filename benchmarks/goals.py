@@ -45,9 +45,39 @@ GOALS = [
         0.75,
         sessions.BUNDLE,
     ),
-    Goal("memory of [http], MiB", on_demand.RSS_USED, DAEMON, 10.0),
     Goal(
-        "CPU per reading, 1,000 keys beside 1", gateway.GROWTH, gateway.KEYED.format(1000), 1.1, gateway.KEYED.format(1)
+        "batch, peak memory, a recording 4 times as long",
+        recordings.LENGTH_PEAK,
+        recordings.LONG,
+        1.1,
+        recordings.SHORT,
     ),
-    Goal("CPU per further model, 8 beside 2", gateway.MARGINAL, "8 models", 1.1, "2 models"),
+    *(
+        Goal(
+            f"batch, {what}, readings per s, default beside {way}",
+            recordings.ALL_RATE.format(what),
+            recordings.DEFAULT,
+            0.9,
+            way,
+            at_least=True,
+        )
+        for what in (recordings.SMALL, recordings.HEAVY, recordings.HEAVY_ALONE)
+        for way in (recordings.ONE_CORE, recordings.PROCESSES, recordings.THREADS, recordings.INTRA_OP)
+    ),
+    Goal("memory of [http], MiB", on_demand.RSS_USED, DAEMON, 10.0),
+    Goal("CPU per reading, 1,000 keys beside 1", gateway.GROWTH, str(gateway.BY_KEYS[-1]), 1.1, str(gateway.ONE)),
+    Goal(
+        "CPU per reading, 8 models with a source each beside 1",
+        gateway.GROWTH,
+        str(gateway.ON_THEIR_OWN[-1]),
+        1.1,
+        str(gateway.ONE),
+    ),
+    Goal(
+        "CPU per prediction, 8 models on one source beside 1",
+        gateway.PER_PREDICTION,
+        str(gateway.ON_ONE_SOURCE[-1]),
+        1.1,
+        str(gateway.ONE),
+    ),
 ]

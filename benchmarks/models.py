@@ -1,4 +1,4 @@
-"""The one model that every target of the benchmark runs: an MLP 6-32-16-3 with fixed random weights.
+"""The model that every target of the benchmark runs, an MLP 6-32-16-3 with fixed random weights; and a heavier one.
 
 It is made here, in the bundle's normal form, and not trained: only its size matters. The windowed form puts a
 mean over the window before the same layers, so that a window of 128 readings costs little more than one reading
@@ -22,7 +22,16 @@ LAYERS = (6, 32, 16, 3)
 
 def write_bundle(path: Path, *, name: str = "mlp", length: int = 1, stride: int = 1) -> Path:
     """Write the model for windows of `length` readings, one every `stride`, and return its path."""
-    model = helper.make_model(_graph(length), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return _write(path, _graph(length), name, length, stride)
+
+
+def write_convolution(path: Path, *, length: int, stride: int) -> Path:
+    """Write a model that has something to do: two 1-D convolutions of 64 filters over the window, 6 MFLOP a window."""
+    return _write(path, _convolution(length), "convolution", length, stride)
+
+
+def _write(path: Path, graph: onnx.GraphProto, name: str, length: int, stride: int) -> Path:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     manifest = m.Manifest(
         name=name,
         version="1.0.0",
@@ -59,6 +68,28 @@ def _graph(length: int) -> onnx.GraphProto:
     label = helper.make_tensor_value_info("label", TensorProto.INT64, ["N"])
     scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", len(LABELS)])
     return helper.make_graph(nodes, "mlp", [window], [label, scores], weights)
+
+
+def _convolution(length: int) -> onnx.GraphProto:
+    random = np.random.default_rng(7)
+    shapes = {"w0": (64, len(CHANNELS), 5), "b0": (64,), "w1": (64, 64, 5), "b1": (64,)}
+    shapes |= {"w2": (64, len(LABELS)), "b2": (len(LABELS),)}
+    weights = [numpy_helper.from_array(_normal(random, shape, 0.1), name) for name, shape in shapes.items()]
+    nodes = [
+        helper.make_node("Transpose", ["window"], ["c"], perm=[0, 2, 1]),
+        helper.make_node("Conv", ["c", "w0", "b0"], ["c0"], kernel_shape=[5], pads=[2, 2]),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], kernel_shape=[5], pads=[2, 2]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("ReduceMean", ["r1"], ["mean"], axes=[2], keepdims=0),
+        helper.make_node("Gemm", ["mean", "w2", "b2"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
+        helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+    ]
+    window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", length, len(CHANNELS)])
+    label = helper.make_tensor_value_info("label", TensorProto.INT64, ["N"])
+    scores = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", len(LABELS)])
+    return helper.make_graph(nodes, "convolution", [window], [label, scores], weights)
 
 
 def _normal(random: np.random.Generator, shape: tuple[int, ...], scale: float) -> NDArray[np.float32]:

@@ -1,4 +1,9 @@
-"""Recordings in batch: `predict` over ten million readings of Parquet beside a bare loop, on one core, in turns."""
+"""Recordings in batch: `predict` over ten million readings of Parquet beside a bare loop, on one core, in turns.
+
+Then all cores, by processes, by models side by side in threads, and by onnxruntime's own intra-op threads, for a
+small model and for one that has something to do;
+and the memory of a recording beside that of one four times as long.
+"""
 
 import os
 import subprocess
@@ -9,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.models import write_convolution
 from benchmarks.names import CHANNELS
 from benchmarks.process import cores
 from benchmarks.results import Results
@@ -23,6 +29,15 @@ RATE = "batch, million readings per s, one core"
 CPU = "batch, million readings per CPU s"
 PEAK = "batch, peak memory MiB"
 
+SMALL, HEAVY, HEAVY_ALONE = "MLP", "convolution, 4 files", "convolution, 1 file"
+WINDOW, WINDOW_STRIDE = 128, 64
+WINDOW_READINGS, FILES = 3_000_000, 4
+ONE_CORE, PROCESSES, THREADS, INTRA_OP, DEFAULT = "one core", "processes", "threads", "intra-op", "default"
+ALL_RATE = "batch, {}, thousand readings per s"
+ALL_CPU = "batch, {}, µs CPU per reading"
+LENGTH_PEAK = "batch, peak memory MiB by length"
+SHORT, LONG = "2.5 million readings", "10 million readings"
+
 
 def measure(folder: Path, model: Path, results: Results, readings: int = READINGS) -> None:
     """Both, in turns."""
@@ -36,6 +51,40 @@ def measure(folder: Path, model: Path, results: Results, readings: int = READING
             results.add(RATE, name, readings / seconds / 1e6)
             results.add(CPU, name, readings / cpu_s / 1e6)
             results.add(PEAK, name, peak / 1024)
+    short = _write(folder / "short.parquet", readings // 4)
+    for _ in range(TURNS):
+        for name, file in ((SHORT, short), (LONG, source)):
+            command = [*COMMAND, "predict", str(model), str(file), "-o", str(folder / "out.parquet"), "--workers", "1"]
+            results.add(LENGTH_PEAK, name, _run(command, folder)[2] / 1024)
+    _all_cores(folder, model, source, readings, results)
+
+
+def _all_cores(folder: Path, model: Path, source: Path, readings: int, results: Results) -> None:
+    """The same work on one core, by a process a core, and by one process with a thread a core, of either kind."""
+    heavy = write_convolution(folder / "convolution.onnx", length=WINDOW, stride=WINDOW_STRIDE)
+    several = [_write(folder / f"part{i}.parquet", WINDOW_READINGS // FILES) for i in range(FILES)]
+    whole = _write(folder / "whole.parquet", WINDOW_READINGS)
+    everything = set(cores())
+    count = str(len(everything))
+    intra_op = [sys.executable, str(PEERS / "batch_intra_op.py"), count]
+    ways = {
+        ONE_CORE: (COMMAND, ["--workers", "1", "--threads", "1"], {cores()[1]}),
+        PROCESSES: (COMMAND, ["--workers", count, "--threads", "1"], everything),
+        THREADS: (COMMAND, ["--workers", "1", "--threads", count], everything),
+        INTRA_OP: (intra_op, ["--workers", "1", "--threads", "1"], everything),
+        DEFAULT: (COMMAND, [], everything),
+    }
+    for _ in range(TURNS):
+        for name, (program, options, on) in ways.items():
+            out = ["-o", str(folder / "out.parquet"), *options]
+            for what, bundle, files, total in (
+                (SMALL, model, [source], readings),
+                (HEAVY, heavy, several, WINDOW_READINGS),
+                (HEAVY_ALONE, heavy, [whole], WINDOW_READINGS),
+            ):
+                seconds, cpu_s, _ = _run([*program, "predict", str(bundle), *map(str, files), *out], folder, on)
+                results.add(ALL_RATE.format(what), name, total / seconds / 1e3)
+                results.add(ALL_CPU.format(what), name, cpu_s / total * 1e6)
 
 
 def _write(path: Path, readings: int) -> Path:
@@ -52,15 +101,16 @@ def _write(path: Path, readings: int) -> Path:
     return path
 
 
-def _run(command: list[str], folder: Path) -> tuple[float, float, float]:
-    """Wall time, CPU time and peak memory in KiB of a command."""
+def _run(command: list[str], folder: Path, on: set[int] | None = None) -> tuple[float, float, float]:
+    """Wall time, CPU time and peak memory in KiB (of its largest process) of a command, by default on one core."""
+    allowed = on or {cores()[1]}
     began = time.perf_counter()
     process = subprocess.Popen(
         command,
         cwd=folder,
         env={**os.environ, **ENVIRONMENT},
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: os.sched_setaffinity(0, {cores()[1]}),  # noqa: PLW1509 - no thread is running
+        preexec_fn=lambda: os.sched_setaffinity(0, allowed),  # noqa: PLW1509 - no thread is running
     )
     assert process.stderr is not None
     said = process.stderr.read()

@@ -42,6 +42,7 @@ class Request:
     delimiter: str | None = None
     one_recording: bool = False
     workers: int | None = None
+    threads: int | None = None
 
 
 @dataclass
@@ -153,8 +154,14 @@ def _upload(output: Remote, file: Place | None, rejected: Place | None) -> Remot
 
 
 def _local(request: Request) -> Engine:
-    workers = request.workers or len(os.sched_getaffinity(0))
-    return lambda job, parts, show: run_parts(job, parts, workers, show)
+    """A process a core; cores that would have no part take windows of the others, unless the user chose processes."""
+    cores = request.workers or len(os.sched_getaffinity(0))
+
+    def run(job: Job, parts: Sequence[Part], show: Callable[[int, int], None]) -> Iterator[PartResult]:
+        spare = 1 if request.workers else cores // max(1, min(cores, len(parts)))
+        return run_parts(replace(job, threads=request.threads or spare), parts, cores, show)
+
+    return run
 
 
 class _Run:

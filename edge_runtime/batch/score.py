@@ -20,6 +20,7 @@ from edge_runtime.batch.evaluate import Judge, Judgement, make_judge
 from edge_runtime.batch.files import open_recording
 from edge_runtime.batch.places import place
 from edge_runtime.batch.recording import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, Wanted
+from edge_runtime.batch.side_by_side import SideBySide, join
 from edge_runtime.bundle import open_bundle
 from edge_runtime.contract import Contract
 from edge_runtime.errors import CommandError
@@ -50,6 +51,7 @@ class Job:
         truth: the columns that say what is right; empty where nothing is evaluated.
         stride: instead of the bundle's own.
         max_gap: seconds, instead of what the bundle's rate says.
+        threads: models side by side in each process; no part of what a run is asked for, since they change no bit.
     """
 
     bundle: str
@@ -59,6 +61,7 @@ class Job:
     truth: tuple[str, ...] = ()
     stride: int | None = None
     max_gap: float | None = None
+    threads: int = 1
 
 
 class PartResult(msgspec.Struct):
@@ -81,12 +84,12 @@ class Progress:
     stopped: Callable[[], bool] = lambda: False
 
 
-_models: dict[tuple[str, str, int], Model] = {}
+_models: dict[tuple[str, str, int, int], SideBySide] = {}
 
 
-def load_model(job: Job) -> Model:
+def load_model(job: Job) -> SideBySide:
     """The job's model, loaded once in each process."""
-    path = (job.bundle, job.digest, os.getpid())
+    path = (job.bundle, job.digest, os.getpid(), job.threads)
     if path not in _models:
         bundle = open_bundle(Path(job.bundle))
         if bundle.digest != job.digest:
@@ -94,7 +97,8 @@ def load_model(job: Job) -> Model:
         window_bytes = 4 * int(np.prod(bundle.manifest.input.tensor_shape))
         most = max(64, min(4096, CALL_BYTES // window_bytes))
         _models.clear()
-        _models[path] = Model(bundle, ModelOptions(max_batch=most, arena=True))
+        options = ModelOptions(max_batch=most, arena=True)
+        _models[path] = SideBySide(lambda: Model(bundle, options), job.threads)
     return _models[path]
 
 
@@ -123,7 +127,7 @@ class _Part:
     """The state of a part on its way."""
 
     job: Job
-    model: Model
+    model: SideBySide
     file: IO[bytes]
     fault_file: IO[bytes]
     progress: Progress
@@ -220,8 +224,7 @@ class _Part:
                 good.append(row)
         if not found:
             return Scores(), []
-        names = [name for name in ("label", "scores", "value", "score") if getattr(found[0], name) is not None]
-        return Scores(**{name: np.concatenate([getattr(each, name) for each in found]) for name in names}), good
+        return join(found), good
 
     def _note(self, piece: int, faults: list[Fault]) -> None:
         for fault in faults:

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=("auto", "csv", "jsonl", "parquet", "numpy"), default="auto", help="default: by suffix")
     add("--delimiter", metavar="CHAR", help="of CSV files; default: a comma, in .tsv a tab")
     add("--workers", type=_count, metavar="N", help="processes; default: one a core")
+    add("--threads", type=_count, metavar="N", help="threads of each process; default: the cores without a part")
     add("--engine", choices=("local", "dask"), default="local", help="where the work is done")
     add("--scheduler", metavar="URL", help="of a Dask cluster, such as tcp://host:8786")
 
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         args.delimiter,
         args.one_recording,
         args.workers,
+        args.threads,
     )
     outcome = predict(request, _dask(args.scheduler, args.workers) if args.engine == "dask" else None)
     return _report(outcome, request)

@@ -9,9 +9,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from edge_runtime.batch import local_engine
 from edge_runtime.batch.run import Outcome, Request, predict
 from edge_runtime.batch.score import InterruptedPartError, score_part
+from edge_runtime.batch.side_by_side import SideBySide
+from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import CommandError, EdgeError
+from edge_runtime.model import Model, ModelError, Scores
 from edge_runtime.readings import Floats
 from tests import builders
 
@@ -306,6 +310,97 @@ def test_processes_give_the_same_file(tmp_path: Path, bundle: Path, readings: Fl
     run(bundle, *files, output=tmp_path / "one.csv")
     predict(Request(bundle, [str(tmp_path / "*.parquet")], tmp_path / "two.csv", workers=2))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_threads_give_the_same_file(tmp_path: Path, readings: Floats) -> None:
+    """The number of threads changes nothing either, also for windows that run over one another."""
+    bundle = builders.classification(channels=CHANNELS, length=8, stride=2).save(tmp_path / "w.onnx")
+    source = write_csv(tmp_path / "in.csv", readings)
+    run(bundle, source, output=tmp_path / "one.csv", threads=1)
+    run(bundle, source, output=tmp_path / "four.csv", threads=4)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "four.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "expected"),
+    [
+        (1, {}, (4, 4)),
+        (2, {}, (4, 2)),
+        (3, {}, (4, 1)),
+        (9, {}, (4, 1)),
+        (1, {"workers": 1}, (1, 1)),
+        (2, {"workers": 4}, (4, 1)),
+        (2, {"workers": 1, "threads": 3}, (1, 3)),
+    ],
+)
+def test_cores_without_a_part_take_windows_of_the_others(
+    tmp_path: Path,
+    bundle: Path,
+    readings: Floats,
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+    options: dict[str, Any],
+    expected: tuple[int, int],
+) -> None:
+    """Four cores: a process each while there are parts for them, else threads; what the user chose is what is done."""
+    seen = []
+
+    def parts(job: Any, parts: Any, workers: int, show: Any) -> Any:
+        seen.append((workers, job.threads))
+        return local_engine.run_parts(job, parts, 1, show)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr("edge_runtime.batch.run.run_parts", parts)
+    sources = [write_csv(tmp_path / f"{n}.csv", readings[:10]) for n in range(files)]
+    predict(Request(bundle, [str(file) for file in sources], tmp_path / "out.csv", **options))
+    assert seen == [expected]
+
+
+def test_models_side_by_side_share_out_the_windows(bundle: Path) -> None:
+    """Each takes its share, and the answer is that of one model, bit for bit and in order; a few go to one alone."""
+    opened, asked = open_bundle(bundle), []
+
+    class Heard(Model):
+        def run(self, windows: Floats, carries: Any = None) -> Scores:
+            asked.append(len(windows))
+            return super().run(windows, carries)
+
+    model = SideBySide(lambda: Heard(opened), 3)
+    windows = np.random.default_rng(3).normal(size=(100, 1, 2)).astype(np.float32)
+    found, expected = model.run(windows), Model(opened).run(windows)
+    assert sorted(asked) == [33, 33, 34]
+    assert found.scores is not None
+    assert expected.scores is not None
+    assert found.scores.tobytes() == expected.scores.tobytes()
+    assert model.run(windows[:5]).scores is not None
+    assert asked[3:] == [5]
+
+
+def test_a_model_that_fails_beside_others_fails_the_call(bundle: Path) -> None:
+    """Nobody takes half of an answer for the whole; afterwards the models answer again."""
+    opened = open_bundle(bundle)
+
+    class Failing(Model):
+        def run(self, windows: Floats, carries: Any = None) -> Scores:
+            if windows[0, 0, 0] == 7.0:
+                raise ModelError("this one")
+            return super().run(windows, carries)
+
+    model = SideBySide(lambda: Failing(opened), 2)
+    windows = np.zeros((40, 1, 2), np.float32)
+    windows[20] = 7.0
+    with pytest.raises(ModelError, match="this one"):
+        model.run(windows)
+    assert model.run(windows[:20]).label is not None
+
+
+def test_a_model_with_memory_is_run_by_one_thread(tmp_path: Path, readings: Floats) -> None:
+    """Each of its windows needs the one before."""
+    bundle = builders.stateful(channels=CHANNELS).save(tmp_path / "memory.onnx")
+    source = write_csv(tmp_path / "in.csv", readings)
+    run(bundle, source, output=tmp_path / "one.csv", threads=1)
+    run(bundle, source, output=tmp_path / "four.csv", threads=4)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "four.csv").read_bytes()
 
 
 def test_a_mistake_in_a_worker_is_one_line(tmp_path: Path, bundle: Path, readings: Floats) -> None:
