@@ -264,7 +264,7 @@ class Store:
             " FROM entry GROUP BY stream, priority"
         )
         for stream, priority, count, size, first, last in connection.execute(query):
-            if last >= HIGHEST_ID:
+            if not isinstance(last, int) or last >= HIGHEST_ID:  # no number: a damage has made `id` a plain column
                 raise _DamagedError(f"row {last} was never written")
             opened.streams[stream] = opened.streams.get(stream, 0) + count
             opened.rows += count
@@ -496,7 +496,8 @@ def _read_rows(path: Path, direction: str) -> list[Row]:
             is_packed = any(name == "packing" for _, name, *_ in connection.execute("PRAGMA table_info(entry)"))
             columns = _COLUMNS if is_packed else _COLUMNS_OF_1
             for found in connection.execute(f"SELECT {columns} FROM entry ORDER BY id {direction}"):  # noqa: S608
-                rows.append(_row(found))
+                if isinstance(found[0], int):  # see `_take_stock`: without a number it has no place in the order
+                    rows.append(_row(found))
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
             raise

@@ -180,3 +180,17 @@ def test_the_older_file_of_these_tests_is_one(tmp_path: Path) -> None:
     shutil.copy(copy_older_file(tmp_path), alone)
     with closing(sqlite3.connect(alone)) as connection:
         assert connection.execute("SELECT count(*) FROM entry").fetchone()[0] < len(OLDER_ROWS)
+
+
+def test_rows_without_numbers_are_a_damage(tmp_path: Path) -> None:
+    """A bit of the schema has flipped, so that SQLite no longer takes `id` for the row's number."""
+    store = _open(tmp_path / "o.db")
+    store.commit([_row(1)], ())
+    store.close()
+    data = (tmp_path / "o.db").read_bytes()
+    broken = data.replace(b"PRIMARY KEY,", b"/*MARY KE*/,", 1)
+    assert broken != data
+    assert len(broken) == len(data)
+    (tmp_path / "o.db").write_bytes(broken)
+    opened = Store(tmp_path / "o.db", 1 << 30, 1e12).open()
+    assert opened.damaged_file is not None
