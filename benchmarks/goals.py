@@ -8,6 +8,7 @@ from benchmarks.targets import DAEMON
 GOALS = [
     Goal("paced CPU, beside the tutorial script", p.PACED, DAEMON, 0.85, "tutorial"),
     Goal("paced CPU, beside Node-RED", p.PACED, DAEMON, 0.35, "node-red"),
+    Goal("the same of wire and JSON without any model", p.PACED, "wire", 0.35, "node-red", judged=False),
     Goal("paced CPU, beside the bare floor", p.PACED, DAEMON, 1.75, "floor"),
     Goal("predictions per CPU s, beside the tutorial script", p.PER_CPU_SECOND, DAEMON, 1.6, "tutorial", at_least=True),
     Goal("predictions per CPU s, beside Node-RED", p.PER_CPU_SECOND, DAEMON, 1.5, "node-red", at_least=True),

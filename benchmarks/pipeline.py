@@ -16,6 +16,7 @@ from benchmarks.targets import Target
 RATE_HZ = 100.0
 OUTSTANDING = 200  # below mosquitto's default queue of 1,000 messages, so that the broker drops nothing
 START_SECONDS = 30.0
+SETTLE_SECONDS = 2.0  # the last acknowledgements, and whatever a target still does for the stretch before
 
 PACED = "CPU s/10k, paced 100/s"
 SATURATED = "CPU s/10k, saturated"
@@ -62,6 +63,7 @@ def _paced(target: Target, running: Process, load: Load, seconds: float, results
 
 
 def _idle(target: Target, running: Process, seconds: float, results: Results) -> None:
+    time.sleep(SETTLE_SECONDS)
     before = running.usage()
     time.sleep(seconds)
     used = running.usage() - before

@@ -15,7 +15,7 @@ from benchmarks.process import Process
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
 DAEMON = "daemon"
-NAMES = (DAEMON, "tutorial", "floor", "echo", "node-red")
+NAMES = (DAEMON, "tutorial", "floor", "wire", "echo", "node-red")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
 # The same as the installed command `edge-runtime`, without needing an installation.
@@ -44,6 +44,11 @@ def _tutorial(folder: Path, core: int, port: int, model: Path) -> Process:
 
 def _floor(folder: Path, core: int, port: int, model: Path) -> Process:
     return script("floor", str(port), str(model), TOPIC_IN, TOPIC_OUT, folder=folder, core=core)
+
+
+def _wire(folder: Path, core: int, port: int, model: Path) -> Process:
+    del model
+    return script("floor", str(port), "", TOPIC_IN, TOPIC_OUT, folder=folder, core=core)
 
 
 def _echo(folder: Path, core: int, port: int, model: Path) -> Process:
@@ -92,6 +97,7 @@ def targets(only: set[str] | None = None) -> list[Target]:
         Target(DAEMON, _daemon),
         Target("tutorial", _tutorial),
         Target("floor", _floor),
+        Target("wire", _wire),
         Target("echo", _echo),
     ]
     if only is None or "node-red" in only:

@@ -1,12 +1,15 @@
 """A target: the bare floor. A raw socket, the packets put together by hand, one model call a wake-up.
 
-Usage: floor.py PORT MODEL TOPIC_IN TOPIC_OUT. No keep-alive, no reconnection, no resend, no outbox, no checks: the
-least that Python can do between the wire and the model, and not something to deploy.
+Usage: floor.py PORT MODEL TOPIC_IN TOPIC_OUT; with "" for MODEL it is the wire and JSON alone, without any model. No
+keep-alive, no reconnection, no resend, no outbox, no checks: the least that Python can do between the wire and the
+model, and not something to deploy.
 """
 
 import json
 import socket
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -18,11 +21,20 @@ MOST_ROWS = 1024
 RECEIVE_BYTES = 262144
 
 
-def main(port: int, model: str, topic_in: str, topic_out: str) -> None:
-    """Serve until the broker closes the connection."""
+def make_predict(model: str) -> Callable[[Any], list[Any]]:
+    """What answers windows with labels and scores."""
+    if not model:
+        answers = np.zeros(MOST_ROWS, np.int64), np.full((MOST_ROWS, len(LABELS)), 0.25, np.float32)
+        return lambda windows: [answer[: len(windows)] for answer in answers]
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda windows: session.run(["label", "scores"], {"window": windows})
+
+
+def main(port: int, model: str, topic_in: str, topic_out: str) -> None:
+    """Serve until the broker closes the connection."""
+    predict = make_predict(model)
     rows = np.empty((MOST_ROWS, 1, len(CHANNELS)), np.float32)
     connection = socket.create_connection(("127.0.0.1", port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -45,7 +57,7 @@ def main(port: int, model: str, topic_in: str, topic_out: str) -> None:
             count += 1
         if not count:
             continue
-        labels, scores = session.run(["label", "scores"], {"window": rows[:count]})
+        labels, scores = predict(rows[:count])
         for label, row in zip(labels.tolist(), scores.tolist(), strict=True):
             packet_id = packet_id % 65535 + 1
             text = json.dumps(
