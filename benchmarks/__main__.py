@@ -59,11 +59,12 @@ def main() -> int:
             for name, work in _turn(arguments, folder, model, seconds, results):
                 print(f"round {turn + 1}/{rounds}: {name}", flush=True)
                 _attempt(name, results, work)
+            results.write(arguments.output)  # a run of an hour that is broken off keeps what it has
         for name, work in _once(arguments, folder, model, seconds, results):
             print(f"once: {name}", flush=True)
             _attempt(name, results, work)
+            results.write(arguments.output)
     print("\n" + results.table(goals.GOALS))
-    results.write(arguments.output)
     print(f"\nraw results: {arguments.output}")
     return 0
 

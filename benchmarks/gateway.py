@@ -11,10 +11,11 @@ from benchmarks import process
 from benchmarks.broker import start_broker
 from benchmarks.load import Load, wait_online
 from benchmarks.models import write_bundle
+from benchmarks.names import DAEMON
 from benchmarks.pipeline import START_SECONDS
 from benchmarks.process import Process
 from benchmarks.results import Results
-from benchmarks.targets import DAEMON, start_daemon
+from benchmarks.targets import start_daemon
 
 KEYS, RATE_HZ = 1000, 10_000.0
 LENGTH, STRIDE = 128, 64

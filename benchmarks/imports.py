@@ -8,11 +8,12 @@ from pathlib import Path
 from benchmarks import process
 from benchmarks.broker import start_broker
 from benchmarks.load import Load
-from benchmarks.names import TOPIC_IN, TOPIC_OUT
+from benchmarks.names import DAEMON, TOPIC_IN, TOPIC_OUT
 from benchmarks.process import Process
 from benchmarks.results import Results
-from benchmarks.targets import COMMAND, DAEMON, ENVIRONMENT, daemon_config
+from benchmarks.targets import COMMAND, ENVIRONMENT, daemon_config
 
+SHARE = "import time of the runtime itself, beside numpy and onnxruntime"
 LIBRARIES = ("numpy", "onnxruntime", "paho", "msgspec", "serial", "sqlite3", "edge_runtime")
 
 
@@ -31,6 +32,7 @@ def measure(folder: Path, model: Path, results: Results) -> None:
     by_package = _own_times(running.said())
     for package in (*LIBRARIES, "the rest"):
         results.add(f"import ms, {package}", DAEMON, by_package.get(package, 0.0))
+    results.add(SHARE, DAEMON, by_package["edge_runtime"] / (by_package["numpy"] + by_package["onnxruntime"]))
 
 
 def _own_times(log: str) -> dict[str, float]:

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.names import DAEMON
 from benchmarks.results import Results
-from benchmarks.targets import DAEMON, ENVIRONMENT, PEERS
+from benchmarks.targets import ENVIRONMENT, PEERS
 
+FIGURE = "instructions per reading, {}, batch {}"
 READINGS = (2_000, 12_000)  # in the short run and in the long one
 BATCHES = (1, 32)
 SECONDS = 300.0
@@ -29,7 +31,7 @@ def measure(folder: Path, results: Results) -> None:
             rounds = [readings // batch for readings in READINGS]
             short, long = (_count(valgrind, folder, path, batch, count) for count in rounds)
             per_reading = (long - short) / (rounds[1] - rounds[0]) / batch
-            results.add(f"instructions per reading, {path}, batch {batch}", DAEMON, per_reading)
+            results.add(FIGURE.format(path, batch), DAEMON, per_reading)
 
 
 def _count(valgrind: str, folder: Path, path: str, batch: int, rounds: int) -> int:

@@ -4,3 +4,4 @@ CHANNELS = ("accel_x", "accel_y", "accel_z", "gyro_x", "gyro_y", "gyro_z")
 LABELS = ("ok", "loose", "worn")
 TOPIC_IN = "sensors/machine"
 TOPIC_OUT = "edge/bench/mlp/-"
+DAEMON = "daemon"  # our own column of the table

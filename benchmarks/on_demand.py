@@ -19,11 +19,11 @@ from pathlib import Path
 
 from benchmarks.broker import free_port, start_broker
 from benchmarks.load import Load, wait_online
-from benchmarks.names import TOPIC_IN, TOPIC_OUT
+from benchmarks.names import DAEMON, TOPIC_IN, TOPIC_OUT
 from benchmarks.pipeline import START_SECONDS
 from benchmarks.process import Process, cores
 from benchmarks.results import Results
-from benchmarks.targets import COMMAND, DAEMON, ENVIRONMENT, PEERS, daemon_config, start_daemon
+from benchmarks.targets import COMMAND, ENVIRONMENT, PEERS, daemon_config, start_daemon
 
 CLIENTS = 50
 RATE_HZ = 200.0

@@ -8,10 +8,10 @@ from pathlib import Path
 from benchmarks import process
 from benchmarks.broker import start_broker
 from benchmarks.load import Load
-from benchmarks.names import TOPIC_IN, TOPIC_OUT
+from benchmarks.names import DAEMON, TOPIC_IN, TOPIC_OUT
 from benchmarks.pipeline import RATE_HZ
 from benchmarks.results import Results
-from benchmarks.targets import DAEMON, daemon_config, start_daemon
+from benchmarks.targets import daemon_config, start_daemon
 
 WRITTEN = "bytes written per prediction, outage"
 PAYLOADS = "the same, in payloads"

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.models import write_convolution
-from benchmarks.names import CHANNELS
+from benchmarks.names import CHANNELS, DAEMON
 from benchmarks.process import cores
 from benchmarks.results import Results
-from benchmarks.targets import COMMAND, DAEMON, ENVIRONMENT, PEERS
+from benchmarks.targets import COMMAND, ENVIRONMENT, PEERS
 
 READINGS = 10_000_000
 GROUP = 1 << 17

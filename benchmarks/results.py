@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.names import DAEMON
+
 
 @dataclass
 class Results:
@@ -54,14 +56,9 @@ class Results:
         path.write_text(json.dumps(document, indent=1))
 
     def table(self, goals: "list[Goal]") -> str:
-        """A row a figure and a column a target, then the goals with what was reached."""
+        """A row a figure and a column a target, figures of the same targets together; then the goals and the curves."""
         listed = {figure: found for figure, found in self.values.items() if not figure.startswith("growth")}  # curves
-        names = list(dict.fromkeys(name for by_target in listed.values() for name in by_target))
-        rows = [["figure", *names]] if listed else []
-        for figure, by_target in listed.items():
-            cells = [_number(statistics.median(by_target[name])) if name in by_target else "" for name in names]
-            rows.append([figure, *cells])
-        text = _align(rows) if rows else ""
+        text = "\n\n".join(_align(_rows(block)) for block in _blocks(listed))
         judged = [row for goal in goals if (row := goal.row(self)) is not None]
         if judged:
             text += "\n\n" + _align([["goal", "asked", "reached", ""], *judged])
@@ -71,6 +68,33 @@ class Results:
         if self.notes:
             text += "\n\n" + "\n".join(f"! {note}" for note in self.notes)
         return text
+
+
+Figures = dict[str, dict[str, list[float]]]
+
+
+def _blocks(figures: Figures) -> list[Figures]:
+    """Figures that share a target beside our own belong together, and so do those of our own alone."""
+    blocks: list[tuple[set[str], Figures]] = []
+    for figure, by_target in figures.items():
+        others = set(by_target) - {DAEMON}
+        for known, block in blocks:
+            if known & others or not (known or others):
+                known.update(others)
+                block[figure] = by_target
+                break
+        else:
+            blocks.append((others, {figure: by_target}))
+    return [block for _, block in blocks]
+
+
+def _rows(block: Figures) -> list[list[str]]:
+    names = list(dict.fromkeys(name for by_target in block.values() for name in by_target))
+    cells = [
+        [figure, *(_number(statistics.median(found[name])) if name in found else "" for name in names)]
+        for figure, found in block.items()
+    ]
+    return [["figure", *names], *cells]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from benchmarks import process
 from benchmarks.broker import start_broker
 from benchmarks.load import Load
 from benchmarks.models import write_bundle
-from benchmarks.names import CHANNELS, TOPIC_IN, TOPIC_OUT
+from benchmarks.names import CHANNELS, DAEMON, TOPIC_IN, TOPIC_OUT
 from benchmarks.pipeline import START_SECONDS
 from benchmarks.process import Process
 from benchmarks.results import Results
-from benchmarks.targets import DAEMON, start_daemon
+from benchmarks.targets import start_daemon
 
 RATE_HZ = 1000.0
 LENGTH, STRIDE = 128, 64

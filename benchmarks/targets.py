@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import nodered
-from benchmarks.names import TOPIC_IN, TOPIC_OUT
+from benchmarks.names import DAEMON, TOPIC_IN, TOPIC_OUT
 from benchmarks.process import Process
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
-DAEMON = "daemon"
 NAMES = (DAEMON, "tutorial", "floor", "wire", "echo", "node-red")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
