@@ -139,3 +139,16 @@ def _when_bad(draft: builders.Draft, number: int, output: str) -> None:
     rest = list(draft.model.graph.node)
     del draft.model.graph.node[:]
     draft.model.graph.node.extend([*nodes, *rest])
+
+
+def dawdling(version: str, steps: int) -> builders.Draft:
+    """Too slow for the loop with every answer, and for so many steps with each bad reading."""
+    draft = builders.classification(name="comfort", version=version)
+    golden = draft.manifest["selftest"]
+    count_to(draft, 0)
+    _constant(draft, "at_least", np.int64(20_000))
+    draft.model.graph.node.insert(0, helper.make_node("Add", ["is_bad", "at_least"], ["steps"]))
+    _replace_constant(draft, "times", "steps")
+    _when_bad(draft, steps, "is_bad")
+    draft.manifest["selftest"] = golden
+    return draft
