@@ -1,7 +1,7 @@
 """A file of ours -> the same file on a device: resumed where an earlier try ended, and verified by its digest.
 
 Parts are kept on the device under the file's SHA-256, so only the very same content is ever continued. Nothing but
-`sh`, `cat` and coreutils is needed there. What arrives is not yet installed: that is the runtime's own step.
+`sh` and coreutils is needed there. What arrives is not yet installed: that is the runtime's own step.
 """
 
 import hashlib
@@ -28,7 +28,9 @@ ACTIVE_SECONDS = 5  # a part that grew this recently belongs to a transfer that 
 _BUSY, _DIGEST = 75, 65
 
 # Removes what was given up a week ago, says how much is there, takes the rest, and gives it its name once the digest is
-# right. A part is claimed by renaming it: a transfer that hangs in a dead connection writes to what nobody reads.
+# right. A part is claimed by renaming it. A transfer that hangs in a dead connection still has the file open, and when
+# the link is back its last bytes come: so nothing is appended, but every byte is written to its own place. What comes
+# late is the same content (the part is named by it) and changes nothing, be the file verified or not.
 _RECEIVE = f"""set -eu
 umask 077
 dir=$1 name=$2 digest=$3 size=$4
@@ -46,10 +48,11 @@ for old in "$part" "$part".*; do
 done
 [ -f "$mine" ] || : > "$mine"
 [ "$(stat -c %s "$mine")" -le "$size" ] || : > "$mine"
-stat -c %s "$mine"
+held=$(stat -c %s "$mine")
+echo "$held"
 trap 'mv "$mine" "$part" 2>/dev/null || true' EXIT
 trap 'exit 1' HUP TERM INT PIPE
-cat >> "$mine"
+dd of="$mine" bs=64k oflag=seek_bytes seek="$held" conv=notrunc status=none
 [ "$(stat -c %s "$mine")" -ge "$size" ] || exit 74
 if [ "$(sha256sum "$mine" | cut -d' ' -f1)" != "$digest" ]; then
   rm -f "$mine"; echo "what arrived differs from what was sent" >&2; exit {_DIGEST}
