@@ -14,6 +14,7 @@ from edge_runtime.model import ModelError, Scores
 from edge_runtime.readings import Prediction
 
 _NEVER = -math.inf
+_NO_VERDICTS: deque[int] = deque(maxlen=0)  # of every key without smoothing: a deque is 700 bytes, and keys are many
 
 
 class Sequences:
@@ -39,7 +40,7 @@ class _Stream:
     __slots__ = ("alarm", "last_time", "last_values", "last_verdict", "recent", "verdict")
 
     def __init__(self, memory: int) -> None:
-        self.recent: deque[int] = deque(maxlen=memory)
+        self.recent = deque(maxlen=memory) if memory > 1 else _NO_VERDICTS
         self.verdict: int | None = None
         self.alarm = False
         self.last_verdict: int | None = None

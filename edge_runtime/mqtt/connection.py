@@ -160,6 +160,7 @@ class Connection:
         self._owed: deque[Receipt] = deque()  # the broker waits for their PUBACKs
         self._outcomes: dict[int, Outcome] = {}
         self._settled: list[tuple[Outcome, bool]] = []
+        self._handed: list[Outcome] = []  # of QoS 0, which is settled with the write
         self._pending_subscriptions: set[int] = set()
         self._paused = False
         self._flush_due = False
@@ -241,7 +242,7 @@ class Connection:
         if outcome is not None and packet_id:
             self._outcomes[packet_id] = outcome
         elif outcome is not None:
-            self._settled.append((outcome, True))  # the flush settles it
+            self._handed.append(outcome)
         self._flush_soon()
         return True
 
@@ -471,6 +472,7 @@ class Connection:
         self._writing = False
         self._outcomes.clear()
         self._settled.clear()
+        self._handed.clear()
         self._inbox.clear()
         self._owed.clear()
         self._paused = False
@@ -599,8 +601,6 @@ class Connection:
         if self._client is not None:
             self._drain_to_socket(self._client)
         self._write()
-        if self._settled:  # QoS 0: sent is settled
-            self._loop.call_soon(self._settle)
 
     def _write(self) -> None:
         wrapped = self._socket
@@ -612,8 +612,13 @@ class Connection:
         try:
             done = wrapped.flush()
         except OSError as error:
+            self._settle()  # what the broker said before the connection broke counts
             self._lose(f"{self._settings.url}: {error.strerror or error}")
             return
+        if self._handed:
+            self._settled += [(outcome, True) for outcome in self._handed]
+            self._handed.clear()
+            self._loop.call_soon(self._settle)
         if done == self._writing:  # a writer is registered exactly while something is left
             self._writing = not done
             if done:

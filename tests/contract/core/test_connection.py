@@ -195,6 +195,42 @@ def test_an_answer_leaves_before_acknowledgements_and_before_the_books_are_kept(
     assert settled == settled_too == b"settled"
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_write_that_fails_settles_what_was_acknowledged_and_nothing_else(
+    qos: int,
+    mosquitto: Mosquitto,
+    make_client: MakeClient,
+    make_subscriber: MakeSubscriber,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An acknowledgement that was read with the message counts, though the answer to that message breaks the link."""
+    client = make_client(mosquitto.url, ack_patience=600.0)
+    outcomes: list[str] = []
+
+    def answer(messages: list[Message]) -> None:
+        for _ in messages:
+            assert client.connection.publish("out/x", b"x", qos=qos, outcome=lambda _: outcomes.append("after"))
+
+    client.connection.subscribe(["in/#"], 1, answer)
+    client.up()
+    other = make_subscriber(mosquitto.port, "out/#")
+    assert client.connection.publish("out/x", b"x", qos=1, outcome=lambda _: outcomes.append("before"))
+    client.until(lambda: len(other.messages) == 1, "the first message to be delivered")
+    for _ in range(3):
+        client.loop.run_once(0.05)  # its acknowledgement comes, and waits in the socket
+    assert not outcomes
+
+    def broken(_: WholeSocket) -> bool:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(WholeSocket, "flush", broken)
+    other.publish("in/x", b"")
+    client.until(lambda: client.counters.errors["disconnected"], "the loss")
+    assert outcomes == ["before"]
+    monkeypatch.undo()
+    client.until(lambda: outcomes == ["before", "after"], "the answer, once the broker has sent the message again")
+
+
 def test_an_acknowledgement_waits_for_company_but_not_for_ever(
     mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
 ) -> None:
