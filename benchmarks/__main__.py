@@ -29,6 +29,7 @@ from benchmarks import (
     recordings,
     serial_port,
     sessions,
+    turns,
 )
 from benchmarks.models import write_bundle
 from benchmarks.results import Results
@@ -36,7 +37,19 @@ from benchmarks.targets import NAMES, ROOT, targets
 
 ROUNDS, SECONDS = 5, 30.0
 QUICK_ROUNDS, QUICK_SECONDS = 2, 4.0
-FIGURES = ("pipeline", "serial", "outage", "imports", "sessions", "gateway", "growth", "http", "batch", "instructions")
+FIGURES = (
+    "pipeline",
+    "turns",
+    "serial",
+    "outage",
+    "imports",
+    "sessions",
+    "gateway",
+    "growth",
+    "http",
+    "batch",
+    "instructions",
+)
 QUICK_FIGURES = ("pipeline", "serial", "outage")
 
 Work = tuple[str, Callable[[], None]]
@@ -88,6 +101,8 @@ def _turn(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
 
 def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, results: Results) -> Iterator[Work]:
     """What takes too long for every round."""
+    if "turns" in arguments.figures:
+        yield "turns", partial(turns.measure, targets(arguments.only), folder, model, 5 * seconds, results)
     if "gateway" in arguments.figures:
         yield "gateway", partial(gateway.measure, folder, 2 * seconds, results)
     if "growth" in arguments.figures:

@@ -1,6 +1,17 @@
 """What the runtime is asked to reach, as bounds on the figures; the table ends with them."""
 
-from benchmarks import alone, gateway, imports, instructions, on_demand, outage, recordings, serial_port, sessions
+from benchmarks import (
+    alone,
+    gateway,
+    imports,
+    instructions,
+    on_demand,
+    outage,
+    recordings,
+    serial_port,
+    sessions,
+    turns,
+)
 from benchmarks import pipeline as p
 from benchmarks.names import DAEMON
 from benchmarks.results import Goal
@@ -18,6 +29,12 @@ GOALS = [
     Goal("saturated CPU, beside the bare floor (stretch)", p.SATURATED, DAEMON, 2.0, "floor"),
     Goal("median latency over the echo, µs", p.P50, DAEMON, 150.0, "echo", kind="difference"),
     Goal("the same of the bare floor, µs", p.P50, "floor", 150.0, "echo", kind="difference", judged=False),
+    Goal("paced CPU in turns, beside the tutorial script", turns.CPU, DAEMON, 0.85, "tutorial"),
+    Goal("paced CPU in turns, beside Node-RED", turns.CPU, DAEMON, 0.35, "node-red"),
+    Goal("the same of wire and JSON without any model", turns.CPU, "wire", 0.35, "node-red", judged=False),
+    Goal("paced CPU in turns, beside the bare floor", turns.CPU, DAEMON, 1.75, "floor"),
+    Goal("median latency in turns over the echo, µs", turns.P50, DAEMON, 150.0, "echo", kind="difference"),
+    Goal("the same of the bare floor, µs", turns.P50, "floor", 150.0, "echo", kind="difference", judged=False),
     Goal("99th percentile over the echo, µs", p.P99, DAEMON, 1000.0, "echo", kind="difference"),
     Goal("memory over the bare process, MiB", p.RSS, DAEMON, 8.0, alone.BARE, kind="difference"),
     Goal("memory, beside Node-RED", p.RSS, DAEMON, 0.45, "node-red"),

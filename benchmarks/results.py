@@ -41,6 +41,13 @@ class Results:
         ratios = [a / b for a, b in zip(above, below, strict=False) if b]
         return statistics.median(ratios) if ratios else None
 
+    def difference(self, figure: str, target: str, reference: str) -> float | None:
+        """The same of the difference."""
+        ours, theirs = self.values.get(figure, {}).get(target), self.values.get(figure, {}).get(reference)
+        if not ours or not theirs:
+            return None
+        return statistics.median(a - b for a, b in zip(ours, theirs, strict=False))
+
     def read(self, path: Path) -> None:
         """Take the values of an earlier run, which this one's follow; its machine has to be the same."""
         document = json.loads(path.read_text())
@@ -128,8 +135,7 @@ class Goal:
             return results.median(self.figure, self.target)
         if self.kind == "ratio":
             return results.ratio(self.figure, self.target, self.reference)
-        ours, theirs = results.median(self.figure, self.target), results.median(self.figure, self.reference)
-        return None if ours is None or theirs is None else ours - theirs
+        return results.difference(self.figure, self.target, self.reference)
 
 
 def _number(value: float) -> str:
