@@ -210,7 +210,7 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
     repair: Repair = Repair()
     reopen_max: SomeSeconds = 5.0
     silent_after: SomeSeconds | None = None
-    max_rest: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    max_rest: Annotated[float, Meta(ge=0, le=1)] = 0.02
 
 
 class MqttSource(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt"):
