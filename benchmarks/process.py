@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -135,7 +135,8 @@ def _cpu_seconds(pid: int) -> float:
 def _wakeups(pid: int) -> int:
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int(_status(task / "status")["voluntary_ctxt_switches"])
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since
+            total += int(_status(task / "status")["voluntary_ctxt_switches"])
     return total
 
 
