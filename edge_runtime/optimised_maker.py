@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import importlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.bundle import Bundle, one_line, open_bundle
+from edge_runtime.child import module_command, start_child, step_back
 from edge_runtime.durable import replace_file
 from edge_runtime.errors import BundleError, CommandError, EdgeError
 from edge_runtime.golden import check_golden, read_tensor
@@ -111,20 +111,9 @@ class Copies:
     def _make(self, bundle: Bundle) -> tuple[int, str]:
         """Run the process; its exit code, and why where it failed."""
         mapped = MAPPED_BY_RUNTIME + MODEL_BYTES + 16 * bundle.size
-        command = [
-            sys.executable, "-P", "-s", "-m", "edge_runtime.optimised_maker",
-            str(bundle.path.absolute()), bundle.digest, str(mapped),
-        ]  # fmt: skip
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "ORT_DISABLE_TELEMETRY": "1",
-        }
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=environment, cwd="/", start_new_session=True,
-        ) as child:  # fmt: skip
+        words = (str(bundle.path.absolute()), bundle.digest, str(mapped))
+        command = module_command("edge_runtime.optimised_maker", *words)
+        with start_child(command, stdout=subprocess.PIPE) as child:
             self._child = child
             try:
                 if self._stopped:
@@ -265,13 +254,8 @@ def _alone(path: Path) -> Iterator[bool]:
 
 
 def _step_back(mapped_bytes: int) -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes, mapped_bytes))
+    step_back(mapped_bytes)
     signal.setitimer(signal.ITIMER_REAL, MAKE_S + 1)  # ends us even where the daemon is gone
-    with contextlib.suppress(OSError):  # the service's unit does not let it
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.bundle import Bundle, one_line, open_bundle
+from edge_runtime.child import module_command, start_child
 from edge_runtime.errors import BundleError
 from edge_runtime.measured import MIB, Measured
 from edge_runtime.memory import peak_bytes
@@ -103,18 +104,9 @@ def run_selftest(bundle: Bundle, budget: Budget = DEFAULT_BUDGET, *, place: str 
 def _run_child(bundle: Bundle, budget: Budget) -> tuple[int | None, dict[str, Any] | None]:
     """Start the child and wait; the status is None when it had to be killed, the report None when none came."""
     ours, theirs = os.pipe()
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
     try:
         with contextlib.closing(os.fdopen(ours, "rb", buffering=0)) as reader:
-            child = subprocess.Popen(
-                _command(bundle, budget, theirs),
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                pass_fds=(theirs,), env=environment, cwd="/", start_new_session=True,
-            )  # fmt: skip
+            child = start_child(_command(bundle, budget, theirs), pass_fds=(theirs,))
             os.close(theirs)
             theirs = -1
             try:
@@ -129,11 +121,11 @@ def _run_child(bundle: Bundle, budget: Budget) -> tuple[int | None, dict[str, An
 
 def _command(bundle: Bundle, budget: Budget, pipe: int) -> list[str]:
     mapped = MAPPED_BY_RUNTIME + budget.model_bytes + 8 * bundle.size
-    return [
-        sys.executable, "-P", "-s", "-m", "edge_runtime.selftest", str(bundle.path.absolute()),
+    return module_command(
+        "edge_runtime.selftest", str(bundle.path.absolute()),
         "--report-fd", str(pipe), "--cpu-s", str(budget.cpu_s), "--wall-s", str(budget.wall_s),
         "--mapped-bytes", str(mapped),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def _await(child: subprocess.Popen[bytes], pipe: int, wall_s: float) -> tuple[int | None, dict[str, Any] | None]:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from edge_runtime.child import module_command, start_child, step_back
 from edge_runtime.errors import EdgeError
 from edge_runtime.measured import MIB
 from edge_runtime.selftest import MAPPED_BY_RUNTIME
@@ -53,21 +54,10 @@ class ShadowProcess:
 
     def __init__(self, bundle: Path, digest: str, *, threads: int = 1) -> None:
         mapped = MAPPED_BY_RUNTIME + MODEL_BYTES + 8 * bundle.stat().st_size
-        command = [
-            sys.executable, "-P", "-s", "-m", "edge_runtime.shadow_process",
-            str(bundle.absolute()), digest, str(threads), str(mapped),
-        ]  # fmt: skip
-        environment = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "ORT_DISABLE_TELEMETRY": "1",
-        }
+        words = (str(bundle.absolute()), digest, str(threads), str(mapped))
+        command = module_command("edge_runtime.shadow_process", *words)
         try:
-            self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                env=environment, cwd="/", start_new_session=True,
-            )  # fmt: skip
+            self._child = start_child(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         except OSError as error:
             raise ShadowError(f"cannot be started: {error.strerror}") from error
         try:
@@ -191,13 +181,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _step_back(mapped_bytes: int) -> None:
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    step_back(mapped_bytes)  # where the service's unit keeps our priority as it is, the asker's pauses bound us
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes, mapped_bytes))
-    with contextlib.suppress(OSError):  # the service's unit does not let it; the asker's pauses bound us there
-        os.setpriority(os.PRIO_PROCESS, 0, 19)
 
 
 class _Server:
