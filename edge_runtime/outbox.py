@@ -196,11 +196,10 @@ class Outbox:
         entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
         self._memory += entry.size
         link = self._link
-        is_linked = link is not None and link.connected
         before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
         free = (
-            is_linked
-            and link is not None
+            link is not None
+            and link.connected
             and not before_sending
             and not self._opening
             and not self._waiting
@@ -209,7 +208,7 @@ class Outbox:
             and self._send(entry)
         )
         if not free:
-            entry.delayed = not is_linked
+            entry.delayed = not self._is_linked()
             self._waiting.append(entry)
             if self._memory > self._max_memory // 2:
                 self._commit_due(everything=True)  # memory is no place to lose what the disk could hold

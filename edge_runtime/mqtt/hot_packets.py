@@ -83,11 +83,7 @@ def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
     """
     size = len(data)
     while at < size:
-        body = at + 2
-        if body <= size and data[body - 1] < 128:  # as `_bounds`, which a short packet need not call
-            end = body + data[body - 1]
-        else:
-            body, end = _bounds(data, at, size)
+        body, end = _bounds(data, at, size)
         if end > size:
             return at, end
         first = data[at]
