@@ -53,7 +53,7 @@ def _paced(target: Target, running: Process, load: Load, seconds: float, results
     before = running.usage()
     answers = load.paced(RATE_HZ, seconds)
     used = running.usage() - before
-    _account(target, answers, results)
+    account(target.name, answers, results)
     results.add(PACED, target.name, per_10k(used, answers))
     results.add(WAKEUPS, target.name, used.wakeups / max(1, answers.answered))
     results.add(WRITTEN, target.name, used.written_bytes / max(1, answers.answered))
@@ -88,6 +88,7 @@ def per_10k(used: Usage, answers: Answers) -> float:
     return used.cpu_s / max(1, answers.answered) * 10_000
 
 
-def _account(target: Target, answers: Answers, results: Results) -> None:
+def account(name: str, answers: Answers, results: Results) -> None:
+    """Say aloud what was lost, or came twice."""
     if answers.answered != answers.sent:
-        results.note(f"{target.name}: {answers.sent} readings sent, {answers.answered} predictions received")
+        results.note(f"{name}: {answers.sent} readings sent, {answers.answered} predictions received")

@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,18 @@ class Results:
 
     def ratio(self, figure: str, target: str, reference: str) -> float | None:
         """The median over the rounds of the ratio in the same round, so that a slow stretch hits both."""
-        above, below = self.values.get(figure, {}).get(target), self.values.get(figure, {}).get(reference)
-        if not above or not below:
-            return None
-        ratios = [a / b for a, b in zip(above, below, strict=False) if b]
+        ratios = [a / b for a, b in self._rounds(figure, target, reference) if b]
         return statistics.median(ratios) if ratios else None
 
     def difference(self, figure: str, target: str, reference: str) -> float | None:
         """The same of the difference."""
-        ours, theirs = self.values.get(figure, {}).get(target), self.values.get(figure, {}).get(reference)
-        if not ours or not theirs:
-            return None
-        return statistics.median(a - b for a, b in zip(ours, theirs, strict=False))
+        differences = [a - b for a, b in self._rounds(figure, target, reference)]
+        return statistics.median(differences) if differences else None
+
+    def _rounds(self, figure: str, target: str, reference: str) -> Iterable[tuple[float, float]]:
+        """What both came to, round by round."""
+        found = self.values.get(figure, {})
+        return zip(found.get(target, ()), found.get(reference, ()), strict=False)
 
     def read(self, path: Path) -> None:
         """Take the values of an earlier run, which this one's follow; its machine has to be the same."""

@@ -15,7 +15,7 @@ from benchmarks import process
 from benchmarks.broker import start_broker
 from benchmarks.load import Load
 from benchmarks.names import TOPIC_IN, TOPIC_OUT
-from benchmarks.pipeline import OUTSTANDING, RATE_HZ, per_10k
+from benchmarks.pipeline import OUTSTANDING, RATE_HZ, account, per_10k
 from benchmarks.process import Process
 from benchmarks.results import Results
 from benchmarks.targets import Target
@@ -39,8 +39,7 @@ class _Alive:
         used = self.running.usage() - before
         results.add(CPU, self.name, per_10k(used, answers))
         results.add(P50, self.name, statistics.median(answers.latencies_s) * 1e6)
-        if answers.answered != answers.sent:
-            results.note(f"{self.name}: {answers.sent} readings sent, {answers.answered} predictions received")
+        account(self.name, answers, results)
 
 
 def measure(targets: list[Target], folder: Path, model: Path, seconds: float, results: Results) -> None:

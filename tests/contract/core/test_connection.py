@@ -49,6 +49,15 @@ class _Client:
                 if message.receipt is not None:
                     message.receipt.hold()
 
+    def answer(self, qos: int, outcome: Callable[[bool], None]) -> None:
+        """Answer every message to `in/#` with one to `out/x`. Before it is up only."""
+
+        def publish(messages: list[Message]) -> None:
+            for _ in messages:
+                assert self.connection.publish("out/x", b"x", qos=qos, outcome=outcome)
+
+        self.connection.subscribe(["in/#"], 1, publish)
+
     def until(self, condition: Callable[[], object], what: str, deadline: float = 20.0) -> None:
         """Serve the loop until the condition holds.
 
@@ -164,14 +173,9 @@ def test_an_answer_leaves_before_acknowledgements_and_before_the_books_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is published for a message goes out first; our PUBACK behind it; then what the broker said is settled."""
-    client = make_client(mosquitto.url, ack_patience=600.0)
     events: list[bytes] = []
-
-    def answer(messages: list[Message]) -> None:
-        for _ in messages:
-            assert client.connection.publish("out/x", b"x", qos=1, outcome=lambda _: events.append(b"settled"))
-
-    client.connection.subscribe(["in/#"], 1, answer)
+    client = make_client(mosquitto.url, ack_patience=600.0)
+    client.answer(1, lambda _: events.append(b"settled"))
     client.up()
     flush = WholeSocket.flush
 
@@ -204,14 +208,9 @@ def test_a_write_that_fails_settles_what_was_acknowledged_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An acknowledgement that was read with the message counts, though the answer to that message breaks the link."""
-    client = make_client(mosquitto.url, ack_patience=600.0)
     outcomes: list[str] = []
-
-    def answer(messages: list[Message]) -> None:
-        for _ in messages:
-            assert client.connection.publish("out/x", b"x", qos=qos, outcome=lambda _: outcomes.append("after"))
-
-    client.connection.subscribe(["in/#"], 1, answer)
+    client = make_client(mosquitto.url, ack_patience=600.0)
+    client.answer(qos, lambda _: outcomes.append("after"))
     client.up()
     other = make_subscriber(mosquitto.port, "out/#")
     assert client.connection.publish("out/x", b"x", qos=1, outcome=lambda _: outcomes.append("before"))

@@ -214,6 +214,16 @@ def test_what_the_daemon_does_not_need_is_denied(container: Container) -> None:
     assert len(PROBES) >= 12
 
 
+def _run_confined(container: Container, instance: str, program: str) -> str:
+    """What a program says that runs once under the unit's restrictions, in the place of the daemon."""
+    drop_in, path = f"/run/systemd/system/edge-runtime@{instance}.service.d", f"/usr/local/lib/run_{instance}.py"
+    text = f"[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart=/opt/edge-runtime/bin/python {path}\n"
+    container.say(f"mkdir -p {drop_in}; cat > {drop_in}/{instance}.conf <<'END'\n{text}END\n")
+    container.say(f"cat > {path} <<'END'\n{program}\nEND\n")
+    container.say(f"systemctl daemon-reload; systemctl start edge-runtime@{instance} || true")
+    return container.say(f"journalctl -u edge-runtime@{instance} -o cat --no-pager")
+
+
 def test_a_shadow_runs_under_the_units_restrictions(container: Container) -> None:
     """What the daemon starts for a candidate can load and answer there, though it may not change its priority."""
     program = (
@@ -222,13 +232,7 @@ def test_a_shadow_runs_under_the_units_restrictions(container: Container) -> Non
         "bundle = open_bundle(Path('/etc/edge-runtime/m.onnx')); asked = ShadowProcess(bundle.path, bundle.digest); "
         "print('SHADOW', sorted(asked.ask((1, 1, 2), struct.pack('ff', 1, 2), [])[0])); asked.end()"
     )
-    drop_in = "/run/systemd/system/edge-runtime@beside.service.d"
-    python = "/opt/edge-runtime/bin/python /usr/local/lib/beside.py"
-    text = f"[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart={python}\n"
-    container.say(f"mkdir -p {drop_in}; cat > {drop_in}/beside.conf <<'END'\n{text}END\n")
-    container.say(f"cat > /usr/local/lib/beside.py <<'END'\n{program}\nEND\n")
-    container.say("systemctl daemon-reload; systemctl start edge-runtime@beside || true")
-    said = container.say("journalctl -u edge-runtime@beside -o cat --no-pager")
+    said = _run_confined(container, "beside", program)
     assert "SHADOW ['arrays', 'took']" in said, said
 
 
@@ -249,13 +253,7 @@ while time.monotonic() < until and not Path(f"{bundle.path}.optimised").exists()
 with open_copy(bundle) as copy:
     print("COPY", copy is not None)
 """
-    drop_in = "/run/systemd/system/edge-runtime@copy.service.d"
-    python = "/opt/edge-runtime/bin/python /usr/local/lib/make_copy.py"
-    text = f"[Service]\nType=oneshot\nRestart=no\nExecStart=\nExecStart={python}\n"
-    container.say(f"mkdir -p {drop_in}; cat > {drop_in}/copy.conf <<'END'\n{text}END\n")
-    container.say(f"cat > /usr/local/lib/make_copy.py <<'END'\n{program}\nEND\n")
-    container.say("systemctl daemon-reload; systemctl start edge-runtime@copy || true")
-    said = container.say("journalctl -u edge-runtime@copy -o cat --no-pager")
+    said = _run_confined(container, "copy", program)
     assert "COPY True" in said, said
 
 
