@@ -3,7 +3,6 @@
 import math
 import struct
 from collections.abc import Callable, Iterable
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError, read_identity,
 from edge_runtime.readings import Floats
 
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
+_LARGEST = float(np.finfo(np.float32).max)
 _FLOAT32 = np.dtype(np.float32)  # the object itself: numpy need not look for it at each call
 
 
@@ -84,7 +84,7 @@ def judge(
 ) -> Decoded:
     """Numbers that float32 can hold, and origins that can be read: the rest is counted and left out."""
     count = len(found.frames)
-    values = few_good(found.values, *shape) if count <= FEW and len(shape) == 1 else None
+    values = few_good(found.values) if count <= FEW and len(shape) == 1 else None
     reasons: dict[int, str] = {}
     if values is None:
         with np.errstate(over="ignore"):
@@ -105,29 +105,40 @@ def judge(
     return _without(decoded, reasons.keys())
 
 
-def few_good(rows: Any, width: int) -> Floats | None:
-    """The usual case of a device that is not busy: a few readings of `width` channels without a fault.
-
-    Returns:
-        `[n, width]` float32, or None where there is any doubt: a number is missing, not finite, or too large.
-    """
+def few_good(rows: Any) -> Floats | None:
+    """The usual case of a device that is not busy: a few readings without a fault. None where there is any doubt."""
     if type(rows) is not list or not rows:
         return None
-    values = np.empty((len(rows), width), _FLOAT32)
-    pack = _packer(width)
-    try:
-        for index, row in enumerate(rows):
+    for row in rows:
+        for value in row:
+            if value is None or not -_LARGEST <= value <= _LARGEST:  # NaN is neither
+                return None
+    return np.array(rows, np.float32)
+
+
+class OneRow:
+    """The usual case of a device that is not busy: one reading, and nothing wrong with it.
+
+    Not `few_good` with one row: packed in the same way, that costs an eighth more instructions for the whole decoding.
+
+    Args:
+        width: how many channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._shape = (1, width)
+        self._pack = struct.Struct(f"={width}f").pack_into  # without the sign, what is too large becomes infinite
+
+    def take(self, row: tuple[Any, ...]) -> Floats | None:
+        """`[1, width]` float32, or None where there is any doubt: a number is missing, not finite, or too large."""
+        try:
             if not math.isfinite(sum(row)):  # one that is not finite makes the sum so
                 return None
-            pack(values, 4 * width * index, *row)
-    except (TypeError, OverflowError, struct.error):  # None, or beyond float32
-        return None
-    return values
-
-
-@cache
-def _packer(width: int) -> Callable[..., None]:
-    return struct.Struct(f"={width}f").pack_into  # without the sign, what is too large would become infinite
+            values = np.empty(self._shape, _FLOAT32)
+            self._pack(values, 0, *row)  # type: ignore[arg-type]  # an array is a buffer, which its stubs do not say
+        except (TypeError, OverflowError, struct.error):  # None, or beyond float32
+            return None
+        return values
 
 
 def _table(values: Any) -> Any:

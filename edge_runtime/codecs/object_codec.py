@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edge_runtime.codecs.columns import Decoded, Members, Rows, few_good, judge
+from edge_runtime.codecs.columns import Decoded, Members, OneRow, Rows, judge
 from edge_runtime.errors import ConfigError
 from edge_runtime.health import Counters
 from edge_runtime.origin import NO_ORIGIN, Origin, RejectedError
@@ -39,6 +39,7 @@ class ObjectDecoder:
 
     def __init__(self, members: Members, syntax: Syntax) -> None:
         self._shape = (len(members.channels),)
+        self._one = OneRow(len(members.channels))
         self._keyed = members.key is not None
         self._syntax = syntax
         named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
@@ -93,7 +94,7 @@ class ObjectDecoder:
         width = self._origin_width
         if row[:width] != self._no_origin:
             return None
-        values = few_good([row[width:]], *self._shape)
+        values = self._one.take(row[width:])
         return None if values is None else Decoded(values, [0], [None], [None], [None])
 
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
