@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.names import CHANNELS
-from edge_runtime import manifest as m
+from edge_runtime.bundle import manifest as m
 
 LENGTH = 64
 Graph = tuple[list[Any], dict[str, NDArray[Any]]]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.names import CHANNELS, LABELS
-from edge_runtime import manifest as m
+from edge_runtime.bundle import manifest as m
 
 LAYERS = (6, 32, 16, 3)
 

@@ -1,4 +1,4 @@
-"""Loading models: from the bundle and from its optimised copy (`edge_runtime/optimised.py`), in turns.
+"""Loading models: from the bundle and from its optimised copy (`edge_runtime/bundle/optimised_copy.py`), in turns.
 
 CPU time of the process, since a start waits for nothing else; each load is a process of its own. `make bench` takes
 the large models of `large_models.py`; `python -m benchmarks.sessions [--forms] BUNDLE...` takes any bundles, and with

@@ -16,7 +16,8 @@ import onnx
 
 from converter.data import Dataset, read_data, split, table_columns
 from converter.evaluate import CHUNK, Judgement, Truth, metric_name, run, session_of, start_of, truth_of
-from converter.graph import serialize
+from converter.graph.build import serialize
+from converter.graph.shrink import Saving, shrunk, unasked
 from converter.layers import Layer, worst_of
 from converter.load import open_model
 from converter.load.source import Answer, Core, SourceModel
@@ -28,12 +29,11 @@ from converter.quantize import Candidate, Recipe, candidate, products_of
 from converter.record import record_of
 from converter.report import Proof, Row, table, write_page
 from converter.search import Bench, Form, Found, prices, search
-from converter.shrink import Saving, shrunk, unasked
 from converter.spec import Spec
 from converter.targets import estimate, this_host, warnings_for
+from edge_runtime.bundle.manifest import State
+from edge_runtime.bundle.measured import Measured, read_measured
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import State
-from edge_runtime.measured import Measured, read_measured
 from edge_runtime.readings import Floats
 
 _SYNTHETIC_ROWS = 256

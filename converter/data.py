@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.spec import Spec
+from edge_runtime.bundle.manifest import Input, Window
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import Input, Window
 from edge_runtime.readings import Floats
 
 MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric

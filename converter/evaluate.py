@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.load.source import Answer, class_name
+from edge_runtime.bundle.manifest import INPUT_NAME, State, Task
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import INPUT_NAME, State, Task
 from edge_runtime.readings import Floats
 
 CHUNK = 256

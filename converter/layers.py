@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 
 from converter.evaluate import session_of, start_of
-from converter.graph import serialize
-from edge_runtime.manifest import INPUT_NAME, State
+from converter.graph.build import serialize
+from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
 
 _ROWS = 64  # a power over 64 rows of a whole tensor moves no more than a tenth of a decibel

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from converter.graph import FLOAT, INT64, OPSET, GraphBuilder, opset_of
+from converter.graph.build import FLOAT, INT64, OPSET, GraphBuilder, opset_of
 from converter.load.source import Core, StateTensor
 from converter.plan import Plan
+from edge_runtime.bundle.manifest import INPUT_NAME
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import INPUT_NAME
 
 
 def normal_form(core: Core, plan: Plan) -> onnx.ModelProto:

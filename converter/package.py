@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from converter import signing, trial
 from converter.data import Dataset
 from converter.evaluate import run, session_of
-from converter.graph import opset_of, requirement, serialize
+from converter.graph.build import opset_of, requirement, serialize
 from converter.load.source import Answer, SourceModel
 from converter.plan import Plan
-from edge_runtime.errors import CommandError
-from edge_runtime.manifest import (
+from edge_runtime.bundle.manifest import (
     METADATA_KEY,
     ChannelReference,
     Manifest,
@@ -40,6 +39,7 @@ from edge_runtime.manifest import (
     Tensor,
     write_manifest,
 )
+from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
 _GOLDEN_ROWS = 8

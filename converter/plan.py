@@ -7,8 +7,8 @@ from pathlib import Path
 
 from converter.load.source import SourceModel, class_names
 from converter.spec import Spec
+from edge_runtime.bundle.manifest import Channel, Input, Target, Task, Window
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import Channel, Input, Target, Task, Window
 
 
 @dataclass(frozen=True, slots=True)

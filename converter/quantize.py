@@ -17,11 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
-from converter.equalize import equalized
-from converter.graph import FLOAT, serialize
-from converter.shrink import compact
+from converter.graph.build import FLOAT, serialize
+from converter.graph.equalize import equalized
+from converter.graph.shrink import compact
+from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
 
 Method = Literal["none", "int8", "dynamic", "float16"]

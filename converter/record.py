@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from converter.graph.shrink import Saving
 from converter.layers import Layer
 from converter.search import Bench, Found
-from converter.shrink import Saving
 
 
 def record_of(

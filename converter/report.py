@@ -16,13 +16,13 @@ from converter import plots
 from converter.evaluate import Judgement, Speed, processor
 from converter.layers import Layer, worst_of
 from converter.load.source import Answer
-from edge_runtime.durable import replace_file
 from edge_runtime.errors import CommandError
+from edge_runtime.system.durable import replace_file
 
 if TYPE_CHECKING:
+    from converter.graph.shrink import Saving
     from converter.plan import Plan
     from converter.search import Bench
-    from converter.shrink import Saving
 
 _MOST_LAYERS = 40
 _MOST_CLASSES = 40

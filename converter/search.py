@@ -14,8 +14,8 @@ from converter.evaluate import CHUNK, Judgement, Speed, Truth, judge, run, sessi
 from converter.layers import Layer, layer_errors
 from converter.load.source import Answer
 from converter.quantize import Candidate, Recipe, Request, candidate, products_of, sparing, stages
+from edge_runtime.bundle.manifest import State, Task
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import State, Task
 from edge_runtime.readings import Floats
 
 Prefer = Literal["size", "latency"]

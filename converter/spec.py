@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import Task
 
 _SEMANTIC_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 _BAD_NAME = re.compile(r"[/+#\0]")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edge_runtime.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Tensor, read_manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Tensor, read_manifest
 
 BATCHES = (1, 2, 7)
 

@@ -1,5 +1,5 @@
 # ruff: noqa: INP001  this folder holds files for devices, and is no package
-"""Writes what is made of the types in `edge_runtime/settings.py`: `python -m device_configs.generate`.
+"""Writes what is made of the types in `edge_runtime/config/tables.py`: `python -m device_configs.generate`.
 
 `config.schema.json` lets an editor complete and check a device file (`#:schema ./config.schema.json` on its first
 line). `docs/configuration.md` has a row for every key between its markers; the text around the rows is written by hand.
@@ -16,8 +16,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from edge_runtime.config_convert import describe, describe_type
-from edge_runtime.settings import Config
+from edge_runtime.config.convert import describe, describe_type
+from edge_runtime.config.tables import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "device_configs" / "config.schema.json"

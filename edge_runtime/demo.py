@@ -29,7 +29,7 @@ import numpy as np
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.errors import CommandError
 
 LOWEST_ACCURACY = 0.90

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.broker import MOSQUITTO, CertificateAuthority, Mosquitto
-from tests.daemon import Daemon
-from tests.installed import Installed, install
-from tests.ports import VirtualPort, find_free_port
-from tests.subscriber import Subscriber
+from tests.support.broker import MOSQUITTO, CertificateAuthority, Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.installed import Installed, install
+from tests.support.ports import VirtualPort, find_free_port
+from tests.support.subscriber import Subscriber
 
 ROOT = Path(__file__).resolve().parents[1]
 

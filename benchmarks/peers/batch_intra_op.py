@@ -8,7 +8,7 @@ from functools import partial
 
 from edge_runtime import cli
 from edge_runtime.batch import score
-from edge_runtime.model import ModelOptions
+from edge_runtime.bundle.model import ModelOptions
 
 threads = int(sys.argv.pop(1))
 vars(score)["ModelOptions"] = partial(ModelOptions, threads=threads)

@@ -11,8 +11,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from edge_runtime.memory import resident_bytes
-from edge_runtime.model import ModelOptions, session_settings
+from edge_runtime.bundle.model import ModelOptions, session_settings
+from edge_runtime.system.memory import resident_bytes
 
 # What is loaded, whether by its path or from bytes, and further entries of the session's configuration.
 FORMS: dict[str, tuple[str, bool, dict[str, str]]] = {

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime  # noqa: F401 - its import is no part of loading
 
-from edge_runtime.bundle import open_bundle
-from edge_runtime.memory import resident_bytes
-from edge_runtime.model import ModelOptions
-from edge_runtime.optimised import load_model
+from edge_runtime.bundle.model import ModelOptions
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.optimised_copy import load_model
+from edge_runtime.system.memory import resident_bytes
 
 path, way = Path(sys.argv[1]), sys.argv[2]
 if way == "make":
-    from edge_runtime.optimised_maker import make_copy
+    from edge_runtime.bundle.optimised_copy_maker import make_copy
 
     make_copy(path, open_bundle(path).digest)
     print(0, 0, 0)

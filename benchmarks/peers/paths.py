@@ -12,14 +12,14 @@ import numpy as np
 
 from benchmarks.load import reading
 from benchmarks.names import CHANNELS, LABELS
-from edge_runtime.codecs import make_decoder
-from edge_runtime.config import Model
-from edge_runtime.decide import Decider
-from edge_runtime.health import Counters
-from edge_runtime.manifest import Channel, Input, Manifest, Output
-from edge_runtime.model import Scores
-from edge_runtime.publish.json_payload import JsonPayload
-from edge_runtime.windows import Windows
+from edge_runtime.bundle.manifest import Channel, Input, Manifest, Output
+from edge_runtime.bundle.model import Scores
+from edge_runtime.config.load import Model
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.stream.codecs import make_decoder
+from edge_runtime.stream.decide import Decider
+from edge_runtime.stream.windows import Windows
+from edge_runtime.system.counters import Counters
 
 TIME = 1763896744.123456
 

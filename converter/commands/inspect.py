@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.bundle.manifest import METADATA_KEY, Manifest, read_manifest, write_manifest
+from edge_runtime.bundle.measured import read_measured, sidecar_of
 from edge_runtime.errors import EXIT_OK, BundleError, CommandError
-from edge_runtime.manifest import METADATA_KEY, Manifest, read_manifest, write_manifest
-from edge_runtime.measured import read_measured, sidecar_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from edge_runtime.bundle.signature import require_signature
 from edge_runtime.errors import EXIT_OK
-from edge_runtime.signature import require_signature
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

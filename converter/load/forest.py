@@ -4,9 +4,9 @@ from typing import Literal
 
 import numpy as np
 
-from converter.graph import DOUBLE, FLOAT, INT64, GraphBuilder
+from converter.graph.build import DOUBLE, FLOAT, INT64, GraphBuilder
+from converter.graph.trees import Forest, Transform, exact_thresholds, forest_node
 from converter.load.source import Core
-from converter.trees import Forest, Transform, exact_thresholds, forest_node
 from edge_runtime.errors import CommandError
 
 Link = Literal["mean", "sigmoid", "sigmoid_open", "softmax", "identity", "exp", "logistic", "isolation"]

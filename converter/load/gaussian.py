@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from converter.graph import DOUBLE, INT64, GraphBuilder
+from converter.graph.build import DOUBLE, INT64, GraphBuilder
 from converter.load.source import Core
 from edge_runtime.errors import CommandError
 

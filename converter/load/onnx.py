@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner
 
 from converter.evaluate import session_of
-from converter.fold import folded
-from converter.graph import OPSET, STANDARD_DOMAINS, opset_of, serialize
+from converter.graph.build import OPSET, STANDARD_DOMAINS, opset_of, serialize
+from converter.graph.fold import folded
+from converter.graph.shrink import Saving
 from converter.load.source import Answer, Core, SourceModel, StateTensor
 from converter.load.tensors import layout_of, squash
-from converter.shrink import Saving
 from converter.spec import Spec
+from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Manifest, Task, read_manifest
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Manifest, Task, read_manifest
 from edge_runtime.readings import Floats
 
 _NEWEST_OPSET = 22  # of onnxruntime 1.20, the oldest that devices have

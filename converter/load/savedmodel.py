@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.graph import OPSET
+from converter.graph.build import OPSET
 from converter.load.onnx import OnnxModel, check
 from converter.load.optional import require
 from converter.load.torch import quiet

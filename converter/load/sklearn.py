@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.graph import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
+from converter.graph.build import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
 from converter.load.gaussian import is_several, several_core
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
@@ -168,7 +168,7 @@ class SklearnModel(SourceModel):
 
     def drift(self, windows: Floats) -> int | None:
         """See `SourceModel`: trees behind scalers that were folded into the thresholds."""
-        from converter.trees import drifting_rows  # noqa: PLC0415 - only for trees
+        from converter.graph.trees import drifting_rows  # noqa: PLC0415 - only for trees
 
         parts, before = _forest_of(self._final), self._steps[:-1]
         if parts is None or not before or not all(type(step).__name__ in _MONOTONE for step in before):
@@ -272,11 +272,11 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
     from skl2onnx.common._registration import get_converter  # noqa: PLC0415
     from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
 
-    from converter import lower_audio, lower_features  # noqa: PLC0415
-    from converter.lower_gaussian import lower_gaussian  # noqa: PLC0415
-    from converter.lower_linear import lower_linear  # noqa: PLC0415
+    from converter.features import lower_audio, lower_statistics  # noqa: PLC0415
+    from converter.graph.lower_gaussian import lower_gaussian  # noqa: PLC0415
+    from converter.graph.lower_linear import lower_linear  # noqa: PLC0415
 
-    lower_features.register()
+    lower_statistics.register()
     lower_audio.register()
     _check_supported(estimator, place)
     kind = DoubleTensorType if double else FloatTensorType
@@ -320,7 +320,7 @@ def _convertible(estimator: Any) -> Any:
 def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, Any]:
     """How many columns the scores have, which skl2onnx does not always say."""
     from converter.evaluate import session_of  # noqa: PLC0415 - heavy
-    from converter.graph import serialize  # noqa: PLC0415
+    from converter.graph.build import serialize  # noqa: PLC0415
 
     rows = np.zeros((2, *columns), dtype=np.float64 if double else np.float32)
     try:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.graph.trees import Forest, ForestBuilder
 from converter.load.forest import Link
-from converter.trees import Forest, ForestBuilder
 
 Parts = tuple[Forest, Link, float, float]  # forest, link, divisor, shift
 

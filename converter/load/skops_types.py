@@ -14,12 +14,9 @@ _PACKAGES = ("numpy", "scipy", "sklearn")
 _UNFIT = frozenset({"tests", "testing", "conftest", "f2py", "distutils", "_testutils", "ctypeslib", "memmap"})
 _FUNCTIONS = ("sklearn.feature_selection.", "sklearn.metrics.", "sklearn.gaussian_process.")
 _OURS = frozenset(
-    {
-        "converter.features.WindowFeatures",
-        "converter.audio.STFT",
-        "converter.audio.MelSpectrogram",
-        "converter.audio.MFCC",
-    }
+    {f"converter.features.{name}" for name in ("WindowFeatures", "STFT", "MelSpectrogram", "MFCC")}
+    # As version 0.1 wrote them.
+    | {f"converter.audio.{name}" for name in ("STFT", "MelSpectrogram", "MFCC")}
 )
 
 

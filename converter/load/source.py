@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.manifest import Task
+from edge_runtime.bundle.manifest import Task
 from edge_runtime.readings import Floats
 
 if TYPE_CHECKING:
     import onnx
 
+    from converter.graph.shrink import Saving
     from converter.load.tensors import Layout
-    from converter.shrink import Saving
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from converter.graph import FLOAT, GraphBuilder
+from converter.graph.build import FLOAT, GraphBuilder
 from converter.load.onnx import OnnxModel
 from converter.load.optional import require
 from converter.spec import Spec

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from converter.graph.trees import Forest, ForestBuilder
 from converter.load.forest import Link, forest_core
 from converter.load.optional import require
 from converter.load.source import Answer, Core, SourceModel
-from converter.trees import Forest, ForestBuilder
+from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import Task
 from edge_runtime.readings import Floats
 
 # objective -> task and link. Objectives that are not here answer with something that is no label or value.

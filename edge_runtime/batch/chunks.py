@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.batch.recording import ArrowColumns, Columns, ListColumns
-from edge_runtime.model import Scores
+from edge_runtime.bundle.model import Scores
 
 _LENGTH_BYTES = 8
 _ARRAYS: dict[str, Any] = {"label": np.int64, "scores": np.float32, "value": np.float32, "score": np.float32}

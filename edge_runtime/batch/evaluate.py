@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.model import Scores
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import Manifest
-from edge_runtime.model import Scores
 
 _TRUE = frozenset({"1", "true", "yes", "anomaly", "anomalous"})
 _FALSE = frozenset({"0", "false", "no", "normal", "ok"})

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from edge_runtime.batch.places import Place, Remote, place
+from edge_runtime.batch.locations import Place, Remote, place
 from edge_runtime.batch.recording import Recording, RecordingError, Wanted
 from edge_runtime.errors import CommandError
 

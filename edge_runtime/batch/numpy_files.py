@@ -12,9 +12,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from edge_runtime.batch.places import Place
+from edge_runtime.batch.locations import Place
 from edge_runtime.batch.recording import Block, Fault, ListColumns, Piece, RecordingError, Wanted
-from edge_runtime.origin import RejectedError, read_key, read_time_text
+from edge_runtime.stream.origin import RejectedError, read_key, read_time_text
 
 READINGS = "x"
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.batch.places import Place
+from edge_runtime.batch.locations import Place
 from edge_runtime.batch.recording import ArrowColumns, Block, Fault, ListColumns, Piece, RecordingError, Wanted
-from edge_runtime.origin import RejectedError, read_key, read_time_text
+from edge_runtime.stream.origin import RejectedError, read_key, read_time_text
 
 NEEDS_PYARROW = "Parquet needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
 

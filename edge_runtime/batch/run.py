@@ -12,15 +12,15 @@ from edge_runtime.batch.chunks import Chunk, read_chunks
 from edge_runtime.batch.evaluate import Judgement, make_judge, total
 from edge_runtime.batch.files import find_files, open_all
 from edge_runtime.batch.local_engine import run_parts
+from edge_runtime.batch.locations import Place, Remote
 from edge_runtime.batch.outputs import Layout, check_output, write_output
 from edge_runtime.batch.parts import Part, make_parts, part_folder, remove_parts
-from edge_runtime.batch.places import Place, Remote
 from edge_runtime.batch.progress import Bar
 from edge_runtime.batch.recording import Wanted
 from edge_runtime.batch.score import Job, PartResult, read_faults
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import Manifest
 
 Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[PartResult]]
 

@@ -10,12 +10,12 @@ from typing import IO, Any
 
 import msgspec
 
-from edge_runtime.batch.places import Place
+from edge_runtime.batch.locations import Place
 from edge_runtime.batch.recording import Block, Fault, ListColumns, Piece, RecordingError, Wanted
-from edge_runtime.codecs import Decoded, Decoder, make_decoder
-from edge_runtime.codecs.csv_codec import IGNORED, row_columns, unquoted_columns
 from edge_runtime.errors import ConfigError
-from edge_runtime.health import Counters
+from edge_runtime.stream.codecs import Decoded, Decoder, make_decoder
+from edge_runtime.stream.codecs.csv_codec import IGNORED, row_columns, unquoted_columns
+from edge_runtime.system.counters import Counters
 
 MAX_LINE_BYTES = 1 << 24
 BLOCK_BYTES = 1 << 22  # a block ends here, however few lines it holds

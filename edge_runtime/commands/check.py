@@ -11,8 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what would run; 78 and every mistake when something is wrong."""
-    from edge_runtime.config import load_config  # noqa: PLC0415 - as in `run`
-    from edge_runtime.plan import describe_plan, make_plan  # noqa: PLC0415
+    from edge_runtime.config.load import load_config  # noqa: PLC0415 - as in `run`
+    from edge_runtime.daemon.plan import describe_plan, make_plan  # noqa: PLC0415
 
     plan = make_plan(load_config(args.device))
     for line in describe_plan(plan):

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.endpoint import parse_endpoint
+from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.cli import add_selection, add_waves, carry_out, chosen
 from edge_runtime.fleet.flash import Cargo, Wishes, confirm, flash, load

@@ -1,4 +1,4 @@
-"""`edge-runtime models`: what is installed on this device, and how it changes. See `slots.py` for what it promises."""
+"""`edge-runtime models`: what is installed on this device, and how it changes. See `store/`."""
 
 import argparse
 import json
@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime.bundle.measured import MIB, write_measured
+from edge_runtime.bundle.selftest import Budget, run_selftest
 from edge_runtime.errors import EXIT_OK, CommandError
-from edge_runtime.measured import MIB, write_measured
-from edge_runtime.selftest import Budget, run_selftest
-from edge_runtime.slots import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, Policy, Slot, Store
+from edge_runtime.store.store import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, Policy, Slot, Store
 
 HELP = "install, list and roll back the models of this device"
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, and say what it came to; 1 when something is wrong, or no reading could be used."""
-    from edge_runtime.batch.places import place  # noqa: PLC0415
+    from edge_runtime.batch.locations import place  # noqa: PLC0415
     from edge_runtime.batch.run import Request, predict  # noqa: PLC0415 - numpy, which `--help` does not need
     from edge_runtime.errors import CommandError  # noqa: PLC0415
 

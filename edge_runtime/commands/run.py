@@ -4,7 +4,7 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.notify import Notifier
+from edge_runtime.system.systemd import Notifier
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +26,6 @@ def serve(device: "str | Path") -> int:
     from edge_runtime.mqtt.light_paho import import_light  # noqa: PLC0415 - `--help` needs none of this
 
     import_light()
-    from edge_runtime.daemon import Daemon  # noqa: PLC0415 - numpy and paho
+    from edge_runtime.daemon.process import Daemon  # noqa: PLC0415 - numpy and paho
 
     return Daemon(Path(device), Notifier()).run()

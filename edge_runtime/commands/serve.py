@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    from edge_runtime.http.stand import open_stand  # noqa: PLC0415 - numpy, which `--help` does not need
-    from edge_runtime.log import setup  # noqa: PLC0415
-    from edge_runtime.notify import Notifier  # noqa: PLC0415
+    from edge_runtime.http.standalone import open_stand  # noqa: PLC0415 - numpy, which `--help` does not need
+    from edge_runtime.system.log import setup  # noqa: PLC0415
+    from edge_runtime.system.systemd import Notifier  # noqa: PLC0415
 
     setup()
     stopped = threading.Event()

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.inventory import Target
 from edge_runtime.fleet.rollout import Outcome, Watcher

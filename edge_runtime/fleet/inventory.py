@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_runtime.config import parse_toml
-from edge_runtime.config_convert import Conversion, Converted, Mistake, nearest, quote
-from edge_runtime.endpoint import parse_endpoint
+from edge_runtime.config.addresses import parse_endpoint
+from edge_runtime.config.convert import Conversion, Converted, Mistake, nearest, quote
+from edge_runtime.config.load import parse_toml
+from edge_runtime.config.tables import Count, FilePath, Name, NewPath, Port16, SomeSeconds, Table, Text
 from edge_runtime.errors import CommandError, ConfigError
-from edge_runtime.settings import Count, FilePath, Name, NewPath, Port16, SomeSeconds, Table, Text
 
 HOST = "a host or a name in ~/.ssh/config, such as pi@press-07.local"
 # A host that begins with a dash would be an option of ssh, and one with a space two words.

@@ -17,7 +17,7 @@ import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_runtime.endpoint import parse_endpoint
+from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.errors import CommandError, TransientError
 
 OFFER_AGAIN_S = 5.0

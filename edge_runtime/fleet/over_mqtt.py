@@ -20,7 +20,7 @@ from edge_runtime.fleet.inventory import Target
 from edge_runtime.fleet.mqtt_transport import Line, Login, MqttTransport
 from edge_runtime.fleet.overview import Row
 from edge_runtime.fleet.rollout import Outcome, Watcher
-from edge_runtime.incoming import ROLLBACK_NAMESPACE
+from edge_runtime.store.ota_parts import ROLLBACK_NAMESPACE
 
 CONNECT_S = 30.0
 KEPT_S = 2.0  # for what the broker keeps of a device, once the subscription is granted

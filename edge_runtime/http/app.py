@@ -14,14 +14,16 @@ from typing import Any
 
 from edge_runtime import __version__
 from edge_runtime.errors import EdgeError
-from edge_runtime.http import metrics, named, tensors
-from edge_runtime.http.access import Gate
-from edge_runtime.http.answers import REASONS, Answer, RefusedError, Request, busy, json_answer
-from edge_runtime.http.board import Board
+from edge_runtime.http import metrics
+from edge_runtime.http import oip_v2 as tensors
+from edge_runtime.http import predict_api as named
+from edge_runtime.http.auth import Gate
+from edge_runtime.http.event_stream import Watching
+from edge_runtime.http.live_view import Board
+from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request, busy, json_answer
 from edge_runtime.http.scorer import Scorer, Work, result
-from edge_runtime.http.served import Served, find
-from edge_runtime.http.watching import Watching
-from edge_runtime.log import fields, get_logger
+from edge_runtime.http.served_model import Served, find
+from edge_runtime.system.log import fields, get_logger
 
 MAX_BODY_BYTES = 8 << 20
 STALE_S = 30.0  # a loop that has not answered for so long is not healthy

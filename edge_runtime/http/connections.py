@@ -3,7 +3,7 @@
 waitress would hand each request to a thread and wake its own thread for each answer; on a small device those hand-offs
 cost more than the models do. Here the thread that reads also answers: it takes what all sockets have brought, then
 lets the models score it together, and looks at the sockets again after each call of a model. Beside a stream it gives
-way to the event loop between any two steps, and works in short bursts with rests between them (`courtesy.py`).
+way to the event loop between any two steps, and works in short bursts with rests between them (`yield_to_loop.py`).
 
 Guarantee: no client is waited for; what a client does not read is kept up to `MOST_UNREAD`, then it is cut off.
 """
@@ -22,12 +22,12 @@ from waitress.parser import HTTPRequestParser
 from waitress.receiver import FixedStreamReceiver
 from waitress.server import TcpWSGIServer
 
-from edge_runtime.http.answers import REASONS, Answer, RefusedError, Request
 from edge_runtime.http.app import App
-from edge_runtime.http.courtesy import BURST, SHARE, Courtesy
+from edge_runtime.http.event_stream import EVENTS_EVERY_S, Watching
+from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request
 from edge_runtime.http.scorer import HANG_S, Work
-from edge_runtime.http.watching import EVENTS_EVERY_S, Watching
-from edge_runtime.progress import working
+from edge_runtime.http.yield_to_loop import BURST, SHARE, Courtesy
+from edge_runtime.system.watchdog import working
 
 REQUEST_S = 30.0
 PASS_S = 2 * HANG_S  # a model inside it is given `HANG_S`

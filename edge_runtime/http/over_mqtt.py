@@ -17,19 +17,19 @@ from typing import Any
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_runtime.health import Counters
-from edge_runtime.http import named
-from edge_runtime.http.answers import RefusedError, busy
-from edge_runtime.http.courtesy import courtesy_to
+from edge_runtime.bundle.model import Model
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.http import predict_api as named
+from edge_runtime.http.responses import RefusedError, busy
 from edge_runtime.http.scorer import Scorer
-from edge_runtime.http.served import Served, find
-from edge_runtime.log import fields, get_logger
-from edge_runtime.loop import Loop
-from edge_runtime.model import Model
+from edge_runtime.http.served_model import Served, find
+from edge_runtime.http.yield_to_loop import courtesy_to
 from edge_runtime.mqtt.connection import Message
 from edge_runtime.mqtt.failover import AnyConnection
-from edge_runtime.progress import working
-from edge_runtime.settings import Model as ModelConfig
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop
+from edge_runtime.system.watchdog import working
 
 MOST_WAITING = 64
 MAX_BYTES = 8 << 20

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.http.answers import Answer, RefusedError, busy
-from edge_runtime.model import Model, ModelError, Scores
-from edge_runtime.progress import working
+from edge_runtime.bundle.model import Model, ModelError, Scores
+from edge_runtime.http.responses import Answer, RefusedError, busy
 from edge_runtime.readings import Floats
-from edge_runtime.windows import Carry
+from edge_runtime.stream.windows import Carry
+from edge_runtime.system.watchdog import working
 
 MAX_WAITING = 64
 MAX_WINDOWS = 256

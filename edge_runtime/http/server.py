@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError, TransientError
 from edge_runtime.http.app import MAX_BODY_BYTES, App
-from edge_runtime.http.courtesy import Courtesy
+from edge_runtime.http.yield_to_loop import Courtesy
 
 if TYPE_CHECKING:
     from edge_runtime.http.connections import Connections

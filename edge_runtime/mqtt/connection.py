@@ -30,16 +30,16 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_runtime.config import Broker
-from edge_runtime.endpoint import parse_endpoint
+from edge_runtime.config.addresses import parse_endpoint
+from edge_runtime.config.load import Broker
 from edge_runtime.errors import EdgeError
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop, Timer
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.light_paho import real_tls
 from edge_runtime.mqtt.whole_socket import MOST_BYTES, WholeSocket
-from edge_runtime.progress import working
 from edge_runtime.readings import Receipt
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop, Timer
+from edge_runtime.system.watchdog import working
 
 CONNECT_TIMEOUT_S = 10.0
 CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that drips keeps within every single time-out

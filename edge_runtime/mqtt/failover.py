@@ -26,9 +26,9 @@ from collections.abc import Callable
 import msgspec
 from paho.mqtt.properties import Properties
 
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop, Timer
 from edge_runtime.mqtt.connection import Connection, Message, Outcome, Will
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop, Timer
 
 SETTLED_S = 30.0  # a link that lasted this long and breaks may come back before others are asked
 HANDOVER_S = 5.0

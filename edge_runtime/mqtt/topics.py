@@ -1,6 +1,6 @@
 """Topics with `{key}`: what to subscribe to, and which key a message belongs to. Pure."""
 
-from edge_runtime.topics import matches
+from edge_runtime.config.topics import matches
 
 _CACHED_TOPICS = 20_000
 

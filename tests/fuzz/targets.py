@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edge_runtime.codecs import Decoded, Decoder, make_decoder
-from edge_runtime.config import load_config
+from edge_runtime.bundle.manifest import read_manifest, write_manifest
+from edge_runtime.config.load import load_config
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.framing import CobsFramer, Framer, LineFramer, cobs_decode, cobs_encode, crc16
-from edge_runtime.health import Counters
-from edge_runtime.manifest import read_manifest, write_manifest
+from edge_runtime.stream.codecs import Decoded, Decoder, make_decoder
+from edge_runtime.stream.framing import CobsFramer, Framer, LineFramer, cobs_decode, cobs_encode, crc16
+from edge_runtime.system.counters import Counters
 
 _GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "config"
 _LIMIT = 256

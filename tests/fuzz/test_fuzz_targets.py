@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.disk_faults import LONG
 from tests.fuzz.mutation import mutations
 from tests.fuzz.targets import SEEDS, TARGETS
+from tests.support.disk_faults import LONG
 
 INPUTS = int(os.environ.get("EDGE_FUZZ_INPUTS", "1000000" if LONG else "0"))
 EXAMPLES = max(150, INPUTS // 100)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from edge_runtime.codecs import make_decoder
-from edge_runtime.framing import CobsFramer, Framer, LineFramer, cobs_encode, crc16
-from edge_runtime.health import Counters
+from edge_runtime.stream.codecs import make_decoder
+from edge_runtime.stream.framing import CobsFramer, Framer, LineFramer, cobs_encode, crc16
+from edge_runtime.system.counters import Counters
 
 FRAMES = 10_000
 ROUNDS = 10_000

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.slots import Store
-from tests import builders
-from tests.broker import Mosquitto
+from edge_runtime.store.store import Store
 from tests.conftest import MakeDaemon
-from tests.devices import stored_device
-from tests.installed import Installed
-from tests.stored import UNSIGNED, Rig, believed
-from tests.subscriber import Subscriber
-from tests.workshop import Workshop
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import stored_device
+from tests.support.installed import Installed
+from tests.support.stored import UNSIGNED, Rig, believed
+from tests.support.subscriber import Subscriber
+from tests.support.workshop import Workshop
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from examples import machine_temperature
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakeSubscriber
-from tests.installed import ROOT
-from tests.workshop import Workshop
+from tests.support.broker import Mosquitto
+from tests.support.installed import ROOT
+from tests.support.workshop import Workshop
 
 pytestmark = [pytest.mark.system, pytest.mark.shared_data, pytest.mark.slow]
 

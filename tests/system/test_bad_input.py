@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakePort
-from tests.devices import climate_device, watch_device
-from tests.subscriber import Message, Subscriber
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device, watch_device
+from tests.support.subscriber import Message, Subscriber
 
 pytestmark = pytest.mark.system
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tests import builders
-from tests.installed import Installed, clean_environment
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.installed import Installed, clean_environment
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import builders
-from tests.installed import ROOT
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.installed import ROOT
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
-from tests.installed import Installed
+from tests.support import builders
+from tests.support.installed import Installed
 
 pytestmark = pytest.mark.system
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
-from tests.daemon import Daemon
-from tests.devices import climate_device
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.devices import climate_device
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 
@@ -31,7 +31,7 @@ def moved():
         return true() + float(file.read().split()[0])
 time.time = moved
 time.time_ns = lambda: int(moved() * 1e9)
-import edge_runtime.clock as clock
+import edge_runtime.system.clock as clock
 clock.RECHECK_S = 0.0
 def said():
     with open({path!r}) as file:

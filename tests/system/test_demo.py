@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import ROOT, Installed, clean_environment
-from tests.waiting import wait_until
+from tests.support.installed import ROOT, Installed, clean_environment
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
-from tests.daemon import Daemon
-from tests.devices import stored_device
-from tests.installed import Installed
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.devices import stored_device
+from tests.support.installed import Installed
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

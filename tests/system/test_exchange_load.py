@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge_runtime import selftest
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle import selftest
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.selftest import Budget
 from edge_runtime.errors import BundleError
-from edge_runtime.selftest import Budget
-from edge_runtime.slots import MAX_STARTS, Policy, Store
-from tests import bad_models, builders
-from tests.bad_models import BAD
-from tests.installer import Installer
-from tests.stored import Rig
+from edge_runtime.store.store import MAX_STARTS, Policy, Store
+from tests.support import bad_models, builders
+from tests.support.bad_models import BAD
+from tests.support.installer import Installer
+from tests.support.stored import Rig
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests import builders
-from tests.broker import CertificateAuthority, Mosquitto
 from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
-from tests.daemon import Daemon
-from tests.devices import climate_device
-from tests.disk_faults import LONG, report
-from tests.load import answered, endless_readings
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import CertificateAuthority, Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.devices import climate_device
+from tests.support.disk_faults import LONG, report
+from tests.support.load import answered, endless_readings
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
 from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
-from tests.daemon import Daemon
-from tests.devices import climate_device
-from tests.load import answered
-from tests.subscriber import Subscriber
+from tests.support import builders
+from tests.support.daemon import Daemon
+from tests.support.devices import climate_device
+from tests.support.load import answered
+from tests.support.subscriber import Subscriber
 
 pytestmark = pytest.mark.system
 

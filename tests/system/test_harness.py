@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker import CertificateAuthority
 from tests.conftest import MakeBroker, MakePort, MakeSubscriber
-from tests.waiting import wait_until
+from tests.support.broker import CertificateAuthority
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

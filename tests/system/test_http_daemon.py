@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakeSubscriber
-from tests.devices import climate_device
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

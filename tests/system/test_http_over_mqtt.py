@@ -13,10 +13,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
-from tests.devices import climate_device
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device
 
 pytestmark = pytest.mark.system
 

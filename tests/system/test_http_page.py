@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
-from tests.browser import CHROMIUM, Browser
 from tests.conftest import MakeDaemon, MakeSubscriber
-from tests.devices import climate_device
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.browser import CHROMIUM, Browser
+from tests.support.devices import climate_device
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.system,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
-from tests.installed import Installed, clean_environment
+from tests.support import builders
+from tests.support.installed import Installed, clean_environment
 
 pytestmark = pytest.mark.system
 

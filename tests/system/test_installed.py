@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import ROOT, Installed
+from tests.support.installed import ROOT, Installed
 
 pytestmark = pytest.mark.system
 

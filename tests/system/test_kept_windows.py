@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
-from tests.devices import climate_device
-from tests.subscriber import Subscriber
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device
+from tests.support.subscriber import Subscriber
 
 pytestmark = pytest.mark.system
 

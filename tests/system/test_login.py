@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from tests import builders
-from tests.broker import CertificateAuthority
 from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
-from tests.devices import climate_device
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import CertificateAuthority
+from tests.support.devices import climate_device
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

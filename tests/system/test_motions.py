@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 
 from converter import demo
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakePort, MakeSubscriber
-from tests.workshop import Workshop
+from tests.support.broker import Mosquitto
+from tests.support.workshop import Workshop
 
 pytestmark = [pytest.mark.system, pytest.mark.shared_data]
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakeSubscriber
-from tests.recordings import OCCUPANCY_CHANNELS, OCCUPANCY_SPEC, Table, read_occupancy, train_occupancy
-from tests.subscriber import Message
-from tests.workshop import Workshop
+from tests.support.broker import Mosquitto
+from tests.support.recordings import OCCUPANCY_CHANNELS, OCCUPANCY_SPEC, Table, read_occupancy, train_occupancy
+from tests.support.subscriber import Message
+from tests.support.workshop import Workshop
 
 pytestmark = [pytest.mark.system, pytest.mark.shared_data, pytest.mark.slow]
 

@@ -16,13 +16,13 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_runtime.bundle import open_bundle
-from edge_runtime.manifest import Manifest
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.readings import Floats
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakeSubscriber
-from tests.installed import ROOT, Installed
-from tests.kinds import KINDS, named, numbers, row_numbers
+from tests.support.broker import Mosquitto
+from tests.support.installed import ROOT, Installed
+from tests.support.kinds import KINDS, named, numbers, row_numbers
 
 pytestmark = pytest.mark.system
 

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bundle import Bundle, open_bundle
-from edge_runtime.optimised import copy_path, open_copy, seal_of
-from edge_runtime.slots import Store
-from tests import builders
-from tests.broker import Mosquitto
+from edge_runtime.bundle.open import Bundle, open_bundle
+from edge_runtime.bundle.optimised_copy import copy_path, open_copy, seal_of
+from edge_runtime.store.store import Store
 from tests.conftest import MakeDaemon
-from tests.daemon import Daemon
-from tests.devices import climate_device, stored_device
-from tests.stored import UNSIGNED, believed
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.devices import climate_device, stored_device
+from tests.support.stored import UNSIGNED, believed
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

@@ -14,16 +14,16 @@ from onnx import numpy_helper
 
 from edge_runtime.errors import CommandError, EdgeError
 from edge_runtime.fleet.mqtt_transport import Login, MqttTransport
-from edge_runtime.slots import Policy, Store
-from tests import builders
-from tests.broker import Mosquitto
+from edge_runtime.store.store import Policy, Store
 from tests.conftest import MakeDaemon
-from tests.daemon import Daemon
-from tests.devices import stored_device
-from tests.installed import Installed
-from tests.lossy_link import LossyLink
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.devices import stored_device
+from tests.support.installed import Installed
+from tests.support.lossy_link import LossyLink
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeBroker, MakeDaemon, MakePort, MakeSubscriber
-from tests.devices import climate_device, watch_device
-from tests.subscriber import Message, Subscriber
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device, watch_device
+from tests.support.subscriber import Message, Subscriber
 
 pytestmark = pytest.mark.system
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
 from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
-from tests.devices import climate_device
-from tests.load import answered
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.devices import climate_device
+from tests.support.load import answered
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

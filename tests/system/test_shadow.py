@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests import bad_models, builders
-from tests.bad_models import BAD
-from tests.stored import Rig
-from tests.waiting import wait_until
+from tests.support import bad_models, builders
+from tests.support.bad_models import BAD
+from tests.support.stored import Rig
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.bundle import open_bundle
-from edge_runtime.model import Model
-from tests import bad_models
-from tests.broker import Mosquitto
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.open import open_bundle
 from tests.conftest import MakeDaemon
-from tests.devices import climate_device
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import bad_models
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 

@@ -10,29 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakeSubscriber
-from tests.daemon import Daemon
-from tests.devices import climate_device
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.devices import climate_device
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 
 WATCHDOG_S = 0.3
 BEATS = "WATCHDOG=1"
-SHORT = "import time\nimport edge_runtime.daemon as daemon\ndaemon.HANG_S = 1.0\n"
+SHORT = "import time\nimport edge_runtime.daemon.process as daemon\ndaemon.HANG_S = 1.0\n"
 HANG = "lambda *_, **__: time.sleep(1000)"
 
 # name -> (what goes wrong, what the log says of it)
 HANGS = {
     "the disk": (
-        f"import edge_runtime.outbox_store as store\nstore.Store.commit = {HANG}\n",
+        f"import edge_runtime.delivery.outbox_file as store\nstore.Store.commit = {HANG}\n",
         'what="the outbox\'s disk"',
     ),
     "a model in its thread": (
         (
-            "import edge_runtime.model as model, threading\n"
+            "import edge_runtime.bundle.model as model, threading\n"
             "run = model.Model.run\n"
             "def slow(*a, **k):\n"
             "    if threading.current_thread().name == 'model':\n"
@@ -121,7 +121,7 @@ def test_a_healthy_daemon_feeds_the_watchdog(make_broken: Callable[[str], Daemon
 def test_a_thread_that_dies_ends_the_daemon_in_one_line(make_broken: Callable[[str], Daemon]) -> None:
     """Half a daemon is worse than a new one: it ends with 1, says why, and systemd starts it again."""
     daemon = make_broken(
-        "import edge_runtime.outbox_store as store\n"
+        "import edge_runtime.delivery.outbox_file as store\n"
         "def die(self):\n"
         "    raise RuntimeError('a fault of ours')\n"
         "store.StoreThread._serve = die\n"

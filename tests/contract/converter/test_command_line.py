@@ -22,8 +22,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from edge_runtime.bundle import open_bundle
-from edge_runtime.manifest import METADATA_KEY, read_manifest
+from edge_runtime.bundle.manifest import METADATA_KEY, read_manifest
+from edge_runtime.bundle.open import open_bundle
 
 Write = Callable[[Any], Path]
 

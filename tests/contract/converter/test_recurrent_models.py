@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from edge_runtime.bundle import open_bundle
-from edge_runtime.model import Model
-from edge_runtime.windows import Windows
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.stream.windows import Windows
 
 RATE = 16000.0
 CUTS = (1, 700, 3, 2048, 511, 40, 4096)  # readings that arrive together

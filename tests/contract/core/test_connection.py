@@ -18,15 +18,15 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop
+from edge_runtime.config.tables import Broker
 from edge_runtime.mqtt import connection as connection_module
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.connection import Connection, Message, Will
 from edge_runtime.mqtt.whole_socket import WholeSocket
-from edge_runtime.settings import Broker
-from tests.broker import CertificateAuthority, Mosquitto
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
 from tests.conftest import MakeBroker, MakeSubscriber
+from tests.support.broker import CertificateAuthority, Mosquitto
 
 PROTOCOLS = ["3.1.1", "5"]
 

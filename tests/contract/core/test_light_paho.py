@@ -3,8 +3,8 @@
 import subprocess
 import sys
 
-from tests.broker import CertificateAuthority
 from tests.conftest import MakeBroker
+from tests.support.broker import CertificateAuthority
 
 _PROGRAM = """
 import sys
@@ -13,10 +13,10 @@ import_light()
 heavy = [name for name in ("ssl", "urllib.request", "http.client", "email.message") if name in sys.modules]
 assert not heavy, heavy
 
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
 from edge_runtime.mqtt.connection import Connection
-from edge_runtime.settings import Broker
+from edge_runtime.config.tables import Broker
 
 url, ca_file = sys.argv[1:]
 loop, outcomes = Loop(), []

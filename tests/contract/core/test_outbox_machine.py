@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_runtime.health import Counters
-from edge_runtime.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
-from edge_runtime.outbox_store import salvage
+from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
+from edge_runtime.delivery.outbox_file import salvage
 from edge_runtime.readings import Receipt
-from tests.stepped import SteppedLink, SteppedLoop, SteppedStore
+from edge_runtime.system.counters import Counters
+from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
 
 STREAMS = ["m/a", "m/b", "m/-"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime import shadow_process
-from edge_runtime.bundle import open_bundle
-from edge_runtime.model import Model
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.readings import Floats
-from edge_runtime.shadow_process import ShadowError, ShadowProcess
-from edge_runtime.windows import Carry
-from tests import bad_models, builders
+from edge_runtime.store import shadow_process
+from edge_runtime.store.shadow_process import ShadowError, ShadowProcess
+from edge_runtime.stream.windows import Carry
+from tests.support import bad_models, builders
 
 
 def process(draft: builders.Draft, folder: Path) -> ShadowProcess:

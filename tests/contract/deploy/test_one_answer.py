@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 
 from edge_runtime.batch.run import Request, predict
-from edge_runtime.bundle import open_bundle
-from edge_runtime.clock import Clock
-from edge_runtime.health import Counters
+from edge_runtime.bundle.manifest import OUTPUT_NAMES, Manifest
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import Repair
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.http.app import App
-from edge_runtime.http.board import Board
-from edge_runtime.http.served import Served
-from edge_runtime.loop import Loop
-from edge_runtime.manifest import OUTPUT_NAMES, Manifest
-from edge_runtime.model import Model
-from edge_runtime.outbox import Outbox
-from edge_runtime.pipeline import Pipeline
-from edge_runtime.publish.json_payload import JsonPayload
+from edge_runtime.http.live_view import Board
+from edge_runtime.http.served_model import Served
 from edge_runtime.readings import Batch, Floats
-from edge_runtime.settings import Model as ModelConfig
-from edge_runtime.settings import Repair
-from tests.kinds import KINDS, named, numbers, row_numbers
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.system.clock import Clock
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
+from tests.support.kinds import KINDS, named, numbers, row_numbers
 
 COUNT = 24
 

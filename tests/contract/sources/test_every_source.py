@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop
+from edge_runtime.config.tables import ReplaySource as ReplayConfig
+from edge_runtime.config.tables import SerialSource as SerialConfig
 from edge_runtime.readings import Batch
-from edge_runtime.settings import ReplaySource as ReplayConfig
-from edge_runtime.settings import SerialSource as SerialConfig
-from edge_runtime.sources.replay import ReplaySource
-from edge_runtime.sources.serial import SerialSource
-from tests.fakes import FakeSource
-from tests.ports import VirtualPort
+from edge_runtime.stream.sources.replay import ReplaySource
+from edge_runtime.stream.sources.serial import SerialSource
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
+from tests.support.fakes import FakeSource
+from tests.support.ports import VirtualPort
 
 CHANNELS = ("x", "y")
 ROWS = [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]

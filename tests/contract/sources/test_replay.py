@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from edge_runtime.config.tables import ReplaySource as ReplayConfig
 from edge_runtime.errors import ConfigError
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop
 from edge_runtime.readings import Batch
-from edge_runtime.settings import ReplaySource as ReplayConfig
-from edge_runtime.sources.replay import ReplaySource
+from edge_runtime.stream.sources.replay import ReplaySource
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
 
 CHANNELS = ("x", "y")
 START = 1_763_896_744.0

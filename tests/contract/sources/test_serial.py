@@ -20,13 +20,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.framing import cobs_encode, crc16
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop, Timer
+from edge_runtime.config.tables import SerialSource as SerialConfig
 from edge_runtime.readings import Batch
-from edge_runtime.settings import SerialSource as SerialConfig
-from edge_runtime.sources.serial import SerialSource
-from tests.ports import VirtualPort
+from edge_runtime.stream.framing import cobs_encode, crc16
+from edge_runtime.stream.sources.serial import SerialSource
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop, Timer
+from tests.support.ports import VirtualPort
 
 CHANNELS = ("x", "y")
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bundle import check_bundle, open_bundle
+from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
+from edge_runtime.bundle.open import check_bundle, open_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.onnx_file import DEFAULT_LIMITS
-from tests.hostile_bundles import CASES
+from tests.support.hostile_bundles import CASES
 
 SECONDS = 5.0
 

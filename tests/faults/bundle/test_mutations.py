@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bundle import check_bundle
+from edge_runtime.bundle.open import check_bundle
 from edge_runtime.errors import BundleError
-from tests import builders
-from tests.disk_faults import LONG
+from tests.support import builders
+from tests.support.disk_faults import LONG
 
 MUTATIONS = int(os.environ.get("EDGE_MUTATIONS", "10000" if LONG else "3000"))
 SEED = 20261123

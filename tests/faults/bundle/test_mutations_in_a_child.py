@@ -2,12 +2,12 @@ import os
 import random
 from pathlib import Path
 
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.selftest import Budget, run_selftest
 from edge_runtime.errors import BundleError
-from edge_runtime.selftest import Budget, run_selftest
-from tests import builders
-from tests.disk_faults import LONG
 from tests.faults.bundle.test_mutations import mutate
+from tests.support import builders
+from tests.support.disk_faults import LONG
 
 RUNS = int(os.environ.get("EDGE_CHILD_MUTATIONS", "1000" if LONG else "12"))  # a third of a second for each
 SEED = 20261123

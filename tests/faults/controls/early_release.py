@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_runtime.outbox import Entry, Outbox
+from edge_runtime.delivery.outbox import Entry, Outbox
 
 _send = Outbox._send
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_runtime import slots
+from edge_runtime.store import store as slots
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ CONTROLS = [
     ),
     pytest.param(
         "early_release",
-        "tests/unit/core/test_outbox.py::test_a_reading_is_released_by_the_acknowledgement_and_not_before",
+        "tests/unit/delivery/test_outbox.py::test_a_reading_is_released_by_the_acknowledgement_and_not_before",
         id="a reading is acknowledged when its prediction is sent",
     ),
 ]

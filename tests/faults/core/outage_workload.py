@@ -12,10 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_runtime.health import Counters
-from edge_runtime.loop import Loop
-from edge_runtime.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
-from edge_runtime.outbox_store import Store, StoreThread
+from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
+from edge_runtime.delivery.outbox_file import Store, StoreThread
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
 
 STREAMS = 7
 LIVE_EVERY = 200

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from edge_runtime import outbox_store
-from edge_runtime.outbox_store import NewRow, Store, StoreError
+from edge_runtime.delivery import outbox_file as outbox_store
+from edge_runtime.delivery.outbox_file import NewRow, Store, StoreError
 
 STEPS = 24
 

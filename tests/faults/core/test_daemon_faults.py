@@ -8,15 +8,15 @@ from typing import cast
 
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon, MakeSubscriber
-from tests.devices import climate_device
-from tests.disk_faults import LONG, report
-from tests.fault_proxy import FREEZE, FaultProxy
-from tests.load import answered, endless_readings
-from tests.subscriber import Subscriber
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device
+from tests.support.disk_faults import LONG, report
+from tests.support.fault_proxy import FREEZE, FaultProxy
+from tests.support.load import answered, endless_readings
+from tests.support.subscriber import Subscriber
+from tests.support.waiting import wait_until
 
 KILLS = 200 if LONG else 16
 CUTS = 500 if LONG else 40

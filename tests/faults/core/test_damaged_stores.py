@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.outbox_store import SCHEMA_VERSION, NewRow, Store, StoreError
-from tests.disk_faults import LONG, report
+from edge_runtime.delivery.outbox_file import SCHEMA_VERSION, NewRow, Store, StoreError
+from tests.support.disk_faults import LONG, report
 
 DAMAGES = 10_000 if LONG else 1_000
 ROWS = 120

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.disk_faults import LONG, ROOT, report
+from tests.support.disk_faults import LONG, ROOT, report
 
 ROWS = 259_200 if LONG else 20_000
 MEGABYTE = 1 << 20

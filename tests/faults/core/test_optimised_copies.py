@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bundle import Bundle, open_bundle
-from edge_runtime.optimised import SUFFIX, copy_path, open_copy
-from edge_runtime.optimised_maker import EXIT_FAILED, EXIT_KEPT
-from tests.disk_faults import ROOT, STRACE
-from tests.operator_kinds import convolutions
+from edge_runtime.bundle.open import Bundle, open_bundle
+from edge_runtime.bundle.optimised_copy import SUFFIX, copy_path, open_copy
+from edge_runtime.bundle.optimised_copy_maker import EXIT_FAILED, EXIT_KEPT
+from tests.support.disk_faults import ROOT, STRACE
+from tests.support.operator_kinds import convolutions
 
 pytestmark = pytest.mark.skipif(STRACE is None, reason="strace is not installed: apt install strace")
 
@@ -35,7 +35,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 def _make(bundle: Bundle, call: str = "", fault: str = "") -> tuple[int, str, str]:
     """Run the process, under strace where there is a fault: how it ended, what it said, and what strace saw."""
-    command = [sys.executable, "-m", "edge_runtime.optimised_maker"]
+    command = [sys.executable, "-m", "edge_runtime.bundle.optimised_copy_maker"]
     command += [str(bundle.path), bundle.digest, str(MAPPED_BYTES)]
     log = bundle.path.parent.parent / "strace"
     if fault:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.disk_faults import CALLS, LONG, STRACE, count_calls, judge, read_said, report, run_workload
+from tests.support.disk_faults import CALLS, LONG, STRACE, count_calls, judge, read_said, report, run_workload
 
 SEEDS = [1, 2, 3, 4, 5, 6]
 KILLS = 15_000 if LONG else 500

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.outbox_store import Store
-from tests.disk_faults import LONG, STRACE, Act, cut, judge, record, record_takeover, report
-from tests.older_outbox import OLDER_ROWS, copy_older_file
+from edge_runtime.delivery.outbox_file import Store
+from tests.support.disk_faults import LONG, STRACE, Act, cut, judge, record, record_takeover, report
+from tests.support.older_outbox import OLDER_ROWS, copy_older_file
 
 IMAGES = 10_000 if LONG else 1_000
 SEEDS = range(1, 41) if LONG else range(1, 6)

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeDaemon
-from tests.daemon import Daemon
-from tests.disk_faults import LONG, report
-from tests.ports import VirtualPort
-from tests.waiting import wait_until
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.disk_faults import LONG, report
+from tests.support.ports import VirtualPort
+from tests.support.waiting import wait_until
 
 READINGS = int(os.environ.get("EDGE_SOAK_READINGS", "5000000" if LONG else "50000"))
 BLOCK = 500  # readings that are written at once

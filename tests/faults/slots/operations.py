@@ -14,10 +14,10 @@ from typing import Any
 
 import onnxruntime  # noqa: F401 - so that no child looks for its version on the disk, a hundred calls that prove nothing
 
-from edge_runtime.bundle import Bundle
-from edge_runtime.measured import Measured
-from edge_runtime.selftest import Budget
-from edge_runtime.slots import Policy, Store
+from edge_runtime.bundle.measured import Measured
+from edge_runtime.bundle.open import Bundle
+from edge_runtime.bundle.selftest import Budget
+from edge_runtime.store.store import Policy, Store
 
 
 def quick(bundle: Bundle, budget: Budget, place: str) -> Measured:

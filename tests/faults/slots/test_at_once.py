@@ -5,16 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edge_runtime.bundle import open_bundle
-from edge_runtime.slots import Policy, Store
-from tests import builders
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.store.store import Policy, Store
 from tests.faults.slots.operations import quick
+from tests.support import builders
 
 INSTALLER = """
 import sys, time
 from pathlib import Path
 from edge_runtime.errors import EdgeError
-from edge_runtime.slots import Policy, Store
+from edge_runtime.store.store import Policy, Store
 from tests.faults.slots.operations import quick
 store, policy = Store(Path(sys.argv[1]), selftest=quick), Policy(unsigned="allow")
 done = 0
@@ -34,7 +34,7 @@ print(done)
 DAEMON = """
 import sys, time
 from pathlib import Path
-from edge_runtime.slots import Store
+from edge_runtime.store.store import Store
 store = Store(Path(sys.argv[1]))
 end = time.monotonic() + 60
 while time.monotonic() < end and not Path(sys.argv[2]).exists():

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.bundle.selftest import Budget
 from edge_runtime.errors import BundleError, CommandError, EdgeError
-from edge_runtime.selftest import Budget
-from edge_runtime.slots import Policy, Store
-from tests import builders
+from edge_runtime.store.store import Policy, Store
 from tests.faults.slots.operations import quick
+from tests.support import builders
 
 # The long form takes a sixteenth of a second for each.
 ATTEMPTS = 10_000 if os.environ.get("EDGE_TORTURE") == "long" else 300

@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_runtime.bundle import open_bundle
-from edge_runtime.permission import PERMISSION_NAMESPACE
-from edge_runtime.slots import Policy, Store
-from tests import builders
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.store.permission import PERMISSION_NAMESPACE
+from edge_runtime.store.store import Policy, Store
 from tests.faults.slots.operations import quick
+from tests.support import builders
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.slots import Policy, Store
-from tests import builders
-from tests.broker import Mosquitto
+from edge_runtime.store.store import Policy, Store
 from tests.conftest import MakeDaemon
-from tests.devices import stored_device
-from tests.disk_faults import LONG, report
 from tests.faults.slots.operations import quick
-from tests.subscriber import Subscriber
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import stored_device
+from tests.support.disk_faults import LONG, report
+from tests.support.subscriber import Subscriber
 
 SWAPS = 200 if LONG else 5
 WARM = SWAPS // 5

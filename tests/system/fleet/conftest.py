@@ -14,8 +14,8 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.deb import build
 from edge_runtime.fleet.wheelhouse import gather
 from edge_runtime.fleet.wheels import Machine, choose
-from tests.builders import signer
-from tests.namespaces import Lan, require_namespaces
+from tests.support.builders import signer
+from tests.support.namespaces import Lan, require_namespaces
 
 ROOT = Path(__file__).resolve().parents[3]
 _numbers = itertools.count(os.getpid())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.namespaces import require_namespaces
+from tests.support.namespaces import require_namespaces
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -44,7 +44,7 @@ def test_the_package_is_plain(package: Path) -> None:
         ["dpkg-deb", "-c", str(package)], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert "./usr/lib/systemd/system/edge-runtime@.service" in listed
-    assert "/site-packages/edge_runtime/daemon.py" in listed
+    assert "/site-packages/edge_runtime/daemon/process.py" in listed
     assert "/site-packages/converter/" not in listed
     assert "./usr/share/doc/edge-runtime/examples/vibration-usb-serial.toml" in listed
     assert all(line.split()[1] == "root/root" for line in listed.splitlines())

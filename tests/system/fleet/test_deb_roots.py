@@ -17,18 +17,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.deb import build
 from edge_runtime.fleet.wheelhouse import MACHINES, gather
 from edge_runtime.fleet.wheels import Machine, choose
-from tests import builders
-from tests.broker import Mosquitto
 from tests.conftest import MakeBroker
-from tests.installed import build_wheel
-from tests.namespaces import require_namespaces
-from tests.subscriber import Subscriber
-from tests.workshop import Workshop
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.installed import build_wheel
+from tests.support.namespaces import require_namespaces
+from tests.support.subscriber import Subscriber
+from tests.support.workshop import Workshop
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import Signer, classification, signer
-from tests.namespaces import Device, Lan, run
-from tests.waiting import wait_until
+from tests.support.builders import Signer, classification, signer
+from tests.support.namespaces import Device, Lan, run
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

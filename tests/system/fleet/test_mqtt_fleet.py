@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.slots import Policy, Store
-from tests import builders
-from tests.broker import Mosquitto
+from edge_runtime.store.store import Policy, Store
 from tests.conftest import MakeDaemon
-from tests.daemon import Daemon
-from tests.devices import stored_device
-from tests.installed import Installed
-from tests.subscriber import Subscriber
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.daemon import Daemon
+from tests.support.devices import stored_device
+from tests.support.installed import Installed
+from tests.support.subscriber import Subscriber
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

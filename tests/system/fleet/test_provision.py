@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import Signer, classification
-from tests.namespaces import Device, Lan
-from tests.waiting import wait_until
+from tests.support.builders import Signer, classification
+from tests.support.namespaces import Device, Lan
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import classification
-from tests.namespaces import require_namespaces
-from tests.waiting import wait_until
+from tests.support.builders import classification
+from tests.support.namespaces import require_namespaces
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -227,8 +227,8 @@ def _run_confined(container: Container, instance: str, program: str) -> str:
 def test_a_shadow_runs_under_the_units_restrictions(container: Container) -> None:
     """What the daemon starts for a candidate can load and answer there, though it may not change its priority."""
     program = (
-        "import struct; from pathlib import Path; from edge_runtime.bundle import open_bundle; "
-        "from edge_runtime.shadow_process import ShadowProcess; "
+        "import struct; from pathlib import Path; from edge_runtime.bundle.open import open_bundle; "
+        "from edge_runtime.store.shadow_process import ShadowProcess; "
         "bundle = open_bundle(Path('/etc/edge-runtime/m.onnx')); asked = ShadowProcess(bundle.path, bundle.digest); "
         "print('SHADOW', sorted(asked.ask((1, 1, 2), struct.pack('ff', 1, 2), [])[0])); asked.end()"
     )
@@ -241,10 +241,10 @@ def test_an_optimised_copy_is_made_under_the_units_restrictions(container: Conta
     program = """
 import shutil, time
 from pathlib import Path
-from edge_runtime.bundle import open_bundle
-from edge_runtime.loop import Loop
-from edge_runtime.optimised import open_copy
-from edge_runtime.optimised_maker import Copies
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.system.loop import Loop
+from edge_runtime.bundle.optimised_copy import open_copy
+from edge_runtime.bundle.optimised_copy_maker import Copies
 bundle = open_bundle(Path(shutil.copy("/etc/edge-runtime/m.onnx", "/var/lib/edge-runtime/copy/m.onnx")))
 loop, until = Loop(), time.monotonic() + 50
 Copies(loop).tend(bundle, wanted=True)

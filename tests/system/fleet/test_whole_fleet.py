@@ -14,10 +14,10 @@ from typing import IO
 
 import pytest
 
-from tests.namespaces import Device, Lan
+from tests.support.namespaces import Device, Lan
+from tests.support.waiting import wait_until
 from tests.system.fleet.test_fleet import MEGABYTE, MakeLan, make_bundle, outcomes, why
 from tests.system.fleet.test_provision import SYSTEMCTL, said
-from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 

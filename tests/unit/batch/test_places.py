@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from edge_runtime.batch.places import Remote, place
+from edge_runtime.batch.locations import Remote, place
 from edge_runtime.batch.run import Outcome, Request, predict
 from edge_runtime.errors import CommandError
-from tests import builders
+from tests.support import builders
 
 ROWS = 3_000
 

@@ -13,11 +13,11 @@ from edge_runtime.batch import local_engine
 from edge_runtime.batch.run import Outcome, Request, predict
 from edge_runtime.batch.score import InterruptedPartError, score_part
 from edge_runtime.batch.side_by_side import SideBySide
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle.model import Model, ModelError, Scores
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError, EdgeError
-from edge_runtime.model import Model, ModelError, Scores
 from edge_runtime.readings import Floats
-from tests import builders
+from tests.support import builders
 
 CHANNELS = ("temperature", "humidity")
 

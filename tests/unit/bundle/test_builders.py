@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.manifest import METADATA_KEY, read_manifest
-from tests import builders
+from edge_runtime.bundle.manifest import METADATA_KEY, read_manifest
+from tests.support import builders
 
 KINDS: list[Callable[[], builders.Draft]] = [
     builders.classification,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bundle import open_bundle, version_key
+from edge_runtime.bundle.onnx_file import Limits
+from edge_runtime.bundle.open import open_bundle, version_key
 from edge_runtime.errors import BundleError
-from edge_runtime.onnx_file import Limits
-from tests import builders
+from tests.support import builders
 
 KINDS: list[Callable[[], builders.Draft]] = [
     builders.classification,
@@ -46,7 +46,7 @@ def test_opening_does_not_import_onnxruntime(tmp_path: Path) -> None:
 
     path = builders.classification().save(tmp_path / "model.onnx")
     code = (
-        "import sys; from pathlib import Path; from edge_runtime.bundle import open_bundle; "
+        "import sys; from pathlib import Path; from edge_runtime.bundle.open import open_bundle; "
         f"open_bundle(Path({str(path)!r})); "
         "print(sorted({'onnx', 'onnxruntime', 'numpy'} & sys.modules.keys()))"
     )

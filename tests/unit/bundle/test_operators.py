@@ -1,6 +1,6 @@
 import onnx
 
-from edge_runtime import operators
+from edge_runtime.bundle import operators
 
 
 def _known(domain: str) -> set[str]:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_runtime import selftest
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle import selftest
+from edge_runtime.bundle.measured import MIB, read_measured, write_measured
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.selftest import Budget, run_selftest
 from edge_runtime.errors import BundleError
-from edge_runtime.measured import MIB, read_measured, write_measured
-from edge_runtime.selftest import Budget, run_selftest
-from tests import builders
+from tests.support import builders
 
 
 def _refusal(draft: builders.Draft, folder: Path, budget: Budget = Budget()) -> str:  # noqa: B008 - frozen
@@ -255,10 +255,10 @@ def test_a_child_that_reports_nothing_sensible_has_failed(
 def test_a_child_can_write_no_file(tmp_path: Path) -> None:
     """The limits of the child hold: not one byte goes to a file."""
     code = (
-        "import pathlib, sys; from edge_runtime import selftest; selftest._limit(5, 5.0, 1 << 30); "
+        "import pathlib, sys; from edge_runtime.bundle import selftest; selftest._limit(5, 5.0, 1 << 30); "
         "pathlib.Path(sys.argv[1]).write_text('x')"
     )
-    root = str(Path(selftest.__file__).parents[1])
+    root = str(Path(selftest.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", code, str(tmp_path / "x")]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime import signature
+from edge_runtime.bundle import signature
+from edge_runtime.bundle.signature import require_signature
 from edge_runtime.errors import SignatureError
-from edge_runtime.signature import require_signature
-from tests import builders
+from tests.support import builders
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.config import (
+from edge_runtime.config.load import (
     Broker,
     Config,
     MqttSource,

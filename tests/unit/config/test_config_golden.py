@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_runtime.config import load_config
+from edge_runtime.config.load import load_config
 from edge_runtime.errors import ConfigError
 
 CASES = sorted(

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from device_configs import generate
-from edge_runtime.config import load_config
-from edge_runtime.settings import Config, Device
+from edge_runtime.config.load import load_config
+from edge_runtime.config.tables import Config, Device
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "configuration.md"

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
-from edge_runtime.config import Config, load_config
+from edge_runtime.config.load import Config, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = sorted(path for path in (ROOT / "device_configs").glob("*.toml") if path.name != "fleet.toml")

@@ -9,9 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from converter import lower_audio
-from converter.features import MFCC, STFT, MelSpectrogram
-from tests.feature_graphs import lowered
+from converter.features import MFCC, STFT, MelSpectrogram, lower_audio
+from tests.support.feature_graphs import lowered
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "audio"
 CASES: dict[str, Any] = {case["name"]: case for case in json.loads((GOLDEN / "cases.json").read_text())}

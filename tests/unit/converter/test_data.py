@@ -8,8 +8,8 @@ import pytest
 
 from converter.data import Dataset, read_data, split
 from converter.spec import DataSpec, Spec
+from edge_runtime.bundle.manifest import Channel, Input, Window
 from edge_runtime.errors import CommandError
-from edge_runtime.manifest import Channel, Input, Window
 
 
 def takes(length: int, stride: int, *names: str) -> Input:

@@ -11,8 +11,9 @@ from scipy import stats
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
-from converter.features import STATISTICS, WindowFeatures
-from tests.feature_graphs import lowered
+from converter.features import WindowFeatures
+from converter.features.statistics import STATISTICS
+from tests.support.feature_graphs import lowered
 
 BANDS = ((0.0, 0.05), (0.05, 0.2), (0.2, 0.6))
 

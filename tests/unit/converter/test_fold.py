@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from converter.fold import folded
+from converter.graph.fold import folded
 
 FLOAT = TensorProto.FLOAT
 

@@ -17,7 +17,7 @@ from converter.evaluate import Speed
 from converter.quantize import Recipe, stages
 from converter.search import Bench
 from converter.targets import TARGETS, Host, estimate, this_host, warnings_for
-from edge_runtime.measured import MIB, Measured, write_measured
+from edge_runtime.bundle.measured import MIB, Measured, write_measured
 
 
 def test_distribution_is_never_a_calibrator() -> None:

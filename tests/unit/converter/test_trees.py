@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from converter.evaluate import session_of
-from converter.trees import Forest, ForestBuilder, exact_thresholds, forest_node
+from converter.graph.trees import Forest, ForestBuilder, exact_thresholds, forest_node
 
 Compare = Literal["<=", "<"]
 

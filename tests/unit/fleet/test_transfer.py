@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.fleet.transfer import _RECEIVE, ACTIVE_SECONDS
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 CONTENT = os.urandom(300_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle.model import Model, ModelError, Scores
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.http import app as app_module
 from edge_runtime.http import scorer as scorer_module
-from edge_runtime.http.answers import Answer, RefusedError
 from edge_runtime.http.app import App
-from edge_runtime.http.board import Board
+from edge_runtime.http.live_view import Board
+from edge_runtime.http.responses import Answer, RefusedError
 from edge_runtime.http.scorer import MAX_WINDOWS, Scorer, Work, result
-from edge_runtime.http.served import Served
-from edge_runtime.model import Model, ModelError, Scores
+from edge_runtime.http.served_model import Served
 from edge_runtime.readings import Floats
-from tests import builders
-from tests.asking import Answered, ask
+from tests.support import builders
+from tests.support.asking import Answered, ask
 
 INFER = "/v2/models/activity/infer"
 HEALTH: dict[str, Any] = {
@@ -405,7 +405,7 @@ def test_work_is_refused_at_once_when_too_much_of_it_waits(models: list[Served],
 
 def test_a_daemon_that_does_not_answer_is_not_healthy(models: list[Served], monkeypatch: pytest.MonkeyPatch) -> None:
     """When the loop hangs, `/healthz` is 503 while the server itself still answers."""
-    monkeypatch.setattr("edge_runtime.http.board.PATIENCE_S", 0.01)
+    monkeypatch.setattr("edge_runtime.http.live_view.PATIENCE_S", 0.01)
     hung = App(models, Board(lambda _call: None, lambda: HEALTH))
     refusal(ask(hung, "GET", "/healthz"), 503, "the daemon has not answered")
     assert ask(hung, "GET", "/v2/health/live").status == 200

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from edge_runtime.bundle import open_bundle
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.http import connections as connections_module
 from edge_runtime.http import server as server_module
 from edge_runtime.http.app import App
-from edge_runtime.http.board import MOST_WATCHERS, Board
-from edge_runtime.http.courtesy import Courtesy
-from edge_runtime.http.served import Served
+from edge_runtime.http.live_view import MOST_WATCHERS, Board
+from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
-from edge_runtime.loop import Loop
-from edge_runtime.model import Model
-from tests import builders
-from tests.waiting import wait_until
+from edge_runtime.http.yield_to_loop import Courtesy
+from edge_runtime.system.loop import Loop
+from tests.support import builders
+from tests.support.waiting import wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
 POST = b"POST /predict/activity HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%b\r\n"
@@ -217,7 +217,7 @@ def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch)
         order.append("request")
         loop.wake()
 
-    monkeypatch.setattr("edge_runtime.http.courtesy.MOST_S", 20.0)
+    monkeypatch.setattr("edge_runtime.http.yield_to_loop.MOST_S", 20.0)
     thread = threading.Thread(target=other)
 
     def reading() -> None:
@@ -231,6 +231,6 @@ def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch)
     loop.run_once(20.0)
     thread.join(20)
     assert order == ["stream", "request"]
-    monkeypatch.setattr("edge_runtime.http.courtesy.MOST_S", 0.01)
+    monkeypatch.setattr("edge_runtime.http.yield_to_loop.MOST_S", 0.01)
     courtesy.give_way()  # the loop is "at work" now, and does not come back: the request goes on
     loop.close()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.config.tables import Device
 from edge_runtime.errors import EXIT_CONFIG
-from edge_runtime.settings import Device
 
 FOLDER = Path(__file__).resolve().parents[3] / "systemd"
 UNIT = FOLDER / "edge-runtime@.service"

@@ -1,0 +1,172 @@
+"""A graph made smaller without changing a bit of any answer, and what each step saved, in bytes.
+
+Runs between the normal form and the search. `shrunk` is for models whose names people still need, `compact` takes
+the names away and comes last: inside a graph they serve only readers, and in a small model they are a fifth of it.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import onnx
+
+from converter.graph.build import needed, rename, serialize
+from converter.graph.shrink_trees import OPERATORS, drop_defaults, shrink_trees
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What one step left out: how many of what, and the bytes that these took."""
+
+    what: str
+    count: int
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.count:,} {self.what} ({self.bytes:,} bytes)"
+
+
+def shrunk(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
+    """A smaller model of the same answers, and what that saved."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    savings = []
+    for what, step in _STEPS:
+        before = len(serialize(copy))
+        count = step(copy)
+        saved = before - len(serialize(copy))
+        if saved > 0:
+            savings.append(Saving(what, count, saved))
+    return copy, tuple(savings)
+
+
+def compact(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without names inside the graph, but for inputs and outputs, without remarks, and each constant once."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _equal_constants(copy)
+    graph = copy.graph
+    fixed = {value.name for value in (*graph.input, *graph.output)} | _names_in_subgraphs(graph.node)
+    mapping: dict[str, str] = {}
+    for name in (*(tensor.name for tensor in graph.initializer), *(out for node in graph.node for out in node.output)):
+        if name and name not in fixed and name not in mapping:
+            mapping[name] = _short(len(mapping), fixed)
+    for tensor in graph.initializer:
+        tensor.name = mapping.get(tensor.name, tensor.name)
+        tensor.doc_string = ""
+    for node in graph.node:
+        rename(node, mapping)
+        node.name = node.doc_string = ""
+    del graph.value_info[:]
+    graph.doc_string = copy.doc_string = ""
+    return copy
+
+
+def _short(number: int, taken: set[str]) -> str:
+    """The shortest name for a number; `_` before it where somebody has it already."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    name = ""
+    number += 1
+    while number:
+        number, rest = divmod(number - 1, 26)
+        name = letters[rest] + name
+    while name in taken:
+        name = f"_{name}"
+    return name
+
+
+def _names_in_subgraphs(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """Every name that a body of If, Loop or Scan knows: these keep theirs."""
+    found: set[str] = set()
+    for node in nodes:
+        for attribute in node.attribute:
+            for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs):
+                found |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+                found |= {name for child in graph.node for name in (*child.input, *child.output)}
+                found |= {output.name for output in graph.output} | _names_in_subgraphs(graph.node)
+    return found
+
+
+def unasked(model: onnx.ModelProto, outputs: Iterable[str]) -> tuple[Saving, ...]:
+    """What a source's graph holds that none of some outputs needs; the normal form leaves it out."""
+    nodes, constants = needed(list(model.graph.node), list(model.graph.initializer), list(outputs))
+    kept = {id(item) for item in (*nodes, *constants)}
+    left = [item for item in (*model.graph.node, *model.graph.initializer) if id(item) not in kept]
+    if not left:
+        return ()
+    return (Saving("nodes and constants that no output needs", len(left), sum(item.ByteSize() for item in left)),)
+
+
+def _ensembles(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.domain == "ai.onnx.ml" and node.op_type in OPERATORS]
+
+
+def _tree_lists(model: onnx.ModelProto) -> int:
+    return sum(map(drop_defaults, _ensembles(model)))
+
+
+def _tree_nodes(model: onnx.ModelProto) -> int:
+    return sum(map(shrink_trees, _ensembles(model)))
+
+
+def _equal_constants(model: onnx.ModelProto) -> int:
+    """Constants of one type, shape and content become one."""
+    first: dict[bytes, str] = {}
+    mapping: dict[str, str] = {}
+    kept = []
+    protected = {value.name for value in (*model.graph.input, *model.graph.output)}
+    for tensor in model.graph.initializer:
+        name, tensor.name = tensor.name, ""
+        content = tensor.SerializeToString(deterministic=True)
+        tensor.name = name
+        if name not in protected and first.setdefault(content, name) != name:
+            mapping[name] = first[content]
+        else:
+            kept.append(tensor)
+    return _replace(model, mapping, list(model.graph.node), kept)
+
+
+def _equal_nodes(model: onnx.ModelProto) -> int:
+    """Nodes that compute the same of the same become one."""
+    first: dict[bytes, list[str]] = {}
+    mapping: dict[str, str] = {}
+    kept = []
+    protected = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        rename(node, mapping)
+        bare = onnx.NodeProto()
+        bare.CopyFrom(node)
+        bare.name = bare.doc_string = ""
+        del bare.output[:]
+        content = bare.SerializeToString(deterministic=True) + bytes([len(node.output)])
+        outputs = list(node.output)
+        if any(attribute.g.node or attribute.graphs for attribute in node.attribute) or protected & set(outputs):
+            kept.append(node)
+        elif first.setdefault(content, outputs) != outputs:
+            mapping.update(zip(outputs, first[content], strict=True))
+        else:
+            kept.append(node)
+    return _replace(model, mapping, kept, list(model.graph.initializer))
+
+
+def _replace(
+    model: onnx.ModelProto, mapping: dict[str, str], nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]
+) -> int:
+    if not mapping:
+        return 0
+    before = len(model.graph.node) + len(model.graph.initializer)
+    for node in nodes:
+        rename(node, mapping)
+    graph = onnx.GraphProto()
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants)
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.MergeFrom(graph)
+    return before - len(nodes) - len(constants)
+
+
+_STEPS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
+    ("lists of tree attributes that say nothing", _tree_lists),
+    ("tree nodes that decide nothing", _tree_nodes),
+    ("constants that are there twice", _equal_constants),
+    ("computations that are there twice", _equal_nodes),
+)

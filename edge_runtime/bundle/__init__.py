@@ -1,0 +1,1 @@
+"""One `.onnx` file: what it says, whether it may be run, and the only caller of onnxruntime."""

@@ -1,0 +1,59 @@
+"""Does a loaded model still give its golden answers here? Asked in the self-test's child, and before a daemon starts.
+
+The manifest carries inputs, the outputs of the converter's machine, and how far another processor may be off.
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.bundle.manifest import SelfTest, Tensor
+from edge_runtime.bundle.model import Model
+from edge_runtime.errors import BundleError
+
+
+def check_golden(model: Model) -> None:
+    """Run the golden vectors; a bundle without any passes.
+
+    Raises:
+        BundleError: an answer is not what it should be.
+        ModelError: the model cannot even run.
+    """
+    golden = model.manifest.selftest
+    if golden is None:
+        return
+    scores = model.run(read_tensor(golden.input))
+    for name, tensor in golden.outputs.items():
+        found = getattr(scores, name, None)
+        if found is not None:
+            _compare(name, read_tensor(tensor), np.asarray(found), golden)
+
+
+def read_tensor(tensor: Tensor) -> Any:
+    """The values of a golden tensor, in its shape."""
+    values = np.frombuffer(base64.b64decode(tensor.data, validate=True), np.dtype(tensor.dtype).newbyteorder("<"))
+    return values.reshape(tensor.shape).astype(tensor.dtype)
+
+
+def _compare(name: str, expected: Any, found: Any, golden: SelfTest) -> None:
+    if found.shape != expected.shape:
+        raise BundleError(
+            f"expected {name} of shape {list(expected.shape)}, found {list(found.shape)}: convert it again"
+        )
+    if name == "label":
+        wrong = int(np.count_nonzero(found != expected))
+        if wrong > golden.label_mismatches:
+            raise BundleError(
+                f"expected the golden labels with at most {golden.label_mismatches} differing, "
+                f"found {wrong} of {expected.size}: convert it again for this processor"
+            )
+        return
+    if not np.isfinite(found).all():
+        raise BundleError(f"expected numbers in {name}, found NaN or infinity: convert it again")
+    off = np.abs(found.astype(np.float64) - expected)
+    if not (off <= golden.atol + golden.rtol * np.abs(expected)).all():
+        raise BundleError(
+            f"expected the golden {name} within {golden.atol:g} + {golden.rtol:g} of the value, "
+            f"found it off by {off.max():.3g}: convert it again for this processor"
+        )

@@ -1,0 +1,327 @@
+"""Windows -> scores: the only caller of onnxruntime, for the stream, on demand and in batch alike.
+
+Guarantee: the scores of a window are the same bits whichever way it comes in and whatever stands beside it in the
+batch. A model whose kernels change the last bits with the batch size (`batch_invariant` false in its manifest) is
+therefore run one window at a time, and so is one whose batch axis could not be made free.
+
+onnxruntime is set up for a small device: one thread, no spinning, no arena, nothing but the CPU.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.bundle.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
+from edge_runtime.bundle.open import Bundle
+from edge_runtime.errors import BundleError, EdgeError
+from edge_runtime.readings import Floats
+from edge_runtime.stream.windows import Carry
+
+_ONNX_TYPES = {np.float32: "tensor(float)", np.int64: "tensor(int64)"}
+_NO_STATES: dict[str, Floats] = {}
+GRAPH_LEVEL = "ORT_ENABLE_ALL"  # the one option that decides what onnxruntime makes of a graph (`optimised_copy.py`)
+FEW_NUMBERS = 16  # up to so many a look at each is cheaper than numpy's calls
+
+
+class ModelError(EdgeError):
+    """The model failed on these windows. It is not tried again with the same input."""
+
+
+class ModelOptions(msgspec.Struct, frozen=True):
+    """How onnxruntime is to run a model.
+
+    Attributes:
+        threads: intra-op threads; 1 leaves the other cores to the rest of the device.
+        max_batch: the most windows in one call, which bounds memory.
+        arena: True lets onnxruntime keep freed memory for itself: faster for large models, never smaller.
+    """
+
+    threads: int = 1
+    max_batch: int = 256
+    arena: bool = False
+
+
+class Scores(msgspec.Struct, eq=False):
+    """What a model says about n windows; which fields are set depends on the task.
+
+    Attributes:
+        label: classification, int64 `[n]`, an index into the manifest's labels.
+        scores: classification, float32 `[n, classes]`.
+        value: regression, float32 `[n, targets]`.
+        score: anomaly, float32 `[n]`.
+    """
+
+    label: NDArray[np.int64] | None = None
+    scores: Floats | None = None
+    value: Floats | None = None
+    score: Floats | None = None
+
+    def finite_rows(self) -> NDArray[np.bool_] | None:
+        """None when every number is finite, else `[n]`, False for the rows that must not be published."""
+        numbers = self.scores if self.scores is not None else self.value if self.value is not None else self.score
+        assert numbers is not None
+        if numbers.size <= FEW_NUMBERS and math.isfinite(sum(numbers.ravel().tolist())):
+            return None
+        finite = np.isfinite(numbers)
+        if finite.all():
+            return None
+        return finite if finite.ndim == 1 else np.logical_and.reduce(finite, axis=1)
+
+
+class Model:
+    """A bundle that is loaded and ready to run. Not safe for two threads at a time.
+
+    Args:
+        bundle: the bundle, opened.
+        options: how to run it.
+        optimised: the path of its optimised copy, already checked (`optimised_copy.py`), to be loaded in its place.
+
+    Raises:
+        BundleError: the file changed since it was checked, or onnxruntime refuses it.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: ModelOptions = ModelOptions(),  # noqa: B008 - frozen
+        *,
+        optimised: str | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.is_optimised = optimised is not None
+        self._session = _open_session(bundle, options) if optimised is None else _open_copy(bundle, options, optimised)
+        self._outputs = list(OUTPUT_NAMES[self.manifest.task])
+        self._states = self.manifest.state
+        self._fetches = self._outputs + [state.output for state in self._states]
+        alone = not (self.manifest.batch_invariant and self.manifest.batch_free)
+        self._max_batch = 1 if alone else max(1, options.max_batch)
+        self._single = _Single.of(self._session, self.manifest)
+
+    def run(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
+        """Score `[n, *shape]` windows, n of 1 or more.
+
+        Args:
+            windows: float32, C-contiguous.
+            carries: for a recurrent model the carry of each window's stream, in order of time: the state is read
+                from there and left there. None starts every window from the zero state.
+
+        Raises:
+            ModelError: onnxruntime failed, or answered with something else than the manifest says.
+        """
+        try:
+            return self._run(windows, carries)
+        except ModelError:
+            raise
+        except Exception as error:  # whatever a strange model makes of numpy: its caller knows one kind of failure
+            raise ModelError(f"{self.manifest.name}: {type(error).__name__}: {_first_line(error)}") from error
+
+    def lend(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
+        """As `run`, but the answer is only lent: it holds until the next call. For who is done with it by then.
+
+        One window, the usual case of a device that is not busy, goes through buffers that onnxruntime knows already.
+        """
+        single = self._single
+        if single is None or windows.shape != single.shape:
+            return self.run(windows, carries)
+        try:
+            return single.run(windows)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
+
+    def _run(self, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
+        if self._states:
+            parts = self._run_recurrent(windows, carries)
+        elif len(windows) <= self._max_batch:
+            parts = [self._call(windows, _NO_STATES)]
+        else:
+            step = self._max_batch
+            parts = [self._call(windows[at : at + step], _NO_STATES) for at in range(0, len(windows), step)]
+        count = len(self._outputs)
+        merged = parts[0] if len(parts) == 1 else [np.concatenate([part[i] for part in parts]) for i in range(count)]
+        if len(merged[0]) != len(windows):
+            raise ModelError(f"{self.manifest.name}: expected {len(windows)} answers, found {len(merged[0])}")
+        if count == 2:
+            return Scores(label=merged[0], scores=merged[1])
+        return Scores(value=merged[0]) if self.manifest.task == "regression" else Scores(score=merged[0])
+
+    def _call(self, windows: Floats, states: dict[str, Floats]) -> list[Any]:
+        try:
+            return self._session.run(self._fetches, {INPUT_NAME: windows, **states})  # type: ignore[no-any-return]
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
+
+    def _run_recurrent(self, windows: Floats, carries: Sequence[Carry] | None) -> list[list[Any]]:
+        """One call a round: a round holds at most one window of each stream, so that states follow one another."""
+        if carries is None:
+            carries = [Carry() for _ in range(len(windows))]
+        before = [carry.parts for carry in carries]
+        try:
+            return self._run_rounds(windows, carries)
+        except ModelError:
+            for carry, parts in zip(carries, before, strict=True):
+                carry.parts = parts  # as if nothing had been run: the caller may try the windows one by one
+            raise
+
+    def _run_rounds(self, windows: Floats, carries: Sequence[Carry]) -> list[list[Any]]:
+        answers: list[list[Any]] = [[] for _ in range(len(windows))]
+        waiting = list(range(len(windows)))
+        while waiting:
+            rows: list[int] = []
+            seen: set[int] = set()
+            later: list[int] = []
+            for row in waiting:
+                taken = id(carries[row]) in seen or len(rows) >= self._max_batch
+                (later if taken else rows).append(row)
+                seen.add(id(carries[row]))
+            self._run_round(windows, carries, rows, answers)
+            waiting = later
+        return answers
+
+    def _run_round(self, windows: Floats, carries: Sequence[Carry], rows: list[int], answers: list[list[Any]]) -> None:
+        feeds: dict[str, Floats] = {}
+        for index, state in enumerate(self._states):
+            fed = np.zeros((len(rows), *state.shape), np.float32)
+            for place, row in enumerate(rows):
+                held = carries[row].parts
+                if held is not None:
+                    fed[place] = held[index]
+            feeds[state.input] = fed
+        found = self._call(np.ascontiguousarray(windows[rows]), feeds)
+        outputs, states = found[: len(self._outputs)], found[len(self._outputs) :]
+        for place, row in enumerate(rows):
+            answers[row] = [output[place : place + 1] for output in outputs]
+            carries[row].parts = [state[place].copy() for state in states]
+
+
+class _Single:
+    """One window through buffers that were bound once: nothing is allocated, looked up or checked by name.
+
+    When a paced device wakes up its caches are cold, and the shorter way saves a quarter of a call.
+    """
+
+    def __init__(self, session: Any, manifest: Manifest) -> None:
+        binding = session.io_binding()
+        self.shape = (1, *manifest.input.tensor_shape)
+        self._window = np.zeros(self.shape, np.float32)
+        self._bind(binding.bind_input, INPUT_NAME, self._window)
+        buffers: dict[str, Any] = {}
+        for name, (type_, shape) in _expected_outputs(manifest).items():
+            buffers[name] = np.zeros((1, *shape), type_)
+            self._bind(binding.bind_output, name, buffers[name])
+        self._scores = Scores(**buffers)
+        self._call = _bound_call(session, binding)
+
+    @classmethod
+    def of(cls, session: Any, manifest: Manifest) -> "_Single | None":
+        """None where the shapes are not known for sure, or a state goes from call to call."""
+        found = {output.name: (output.type, output.shape[1:]) for output in session.get_outputs()}
+        for name, (type_, shape) in _expected_outputs(manifest).items():
+            if found.get(name) != (_ONNX_TYPES[type_], list(shape)):
+                return None
+        return None if manifest.state else cls(session, manifest)
+
+    def run(self, window: Floats) -> Scores:
+        self._window[:] = window
+        self._call()
+        return self._scores
+
+    @staticmethod
+    def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> None:
+        bind(name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data)
+
+
+def _bound_call(session: Any, binding: Any) -> Callable[[], object]:
+    """Runs a session over what is bound.
+
+    onnxruntime's own wrapper asks about GPU graphs first, and has new run options made for each call: together a
+    quarter of a cold one. Where onnxruntime looks different inside, its wrapper is called.
+    """
+    import onnxruntime  # noqa: PLC0415 - see `_open_session`
+
+    inner, bound = getattr(session, "_sess", None), getattr(binding, "_iobinding", None)
+    if inner is None or bound is None:
+        return partial(session.run_with_iobinding, binding)
+    return partial(inner.run_with_iobinding, bound, onnxruntime.RunOptions())
+
+
+def _expected_outputs(manifest: Manifest) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """The type and the shape after N of every output that the runtime reads."""
+    output = manifest.output
+    if manifest.task == "classification":
+        return {"label": (np.int64, ()), "scores": (np.float32, (len(output.labels),))}
+    if manifest.task == "regression":
+        return {"value": (np.float32, (len(output.targets),))}
+    return {"score": (np.float32, ())}
+
+
+def read_unchanged(bundle: Bundle) -> bytes:
+    """The bytes of the bundle's file.
+
+    Raises:
+        BundleError: they are not those that were checked.
+    """
+    data = bundle.path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != bundle.digest:
+        raise BundleError(f"{bundle.path}: expected the file that was checked, found another: install it again")
+    return data
+
+
+def session_settings(options: ModelOptions) -> Any:
+    """What onnxruntime is told for a bundle's own graph: its `SessionOptions`."""
+    import onnxruntime  # noqa: PLC0415 - slow to import: only when a model is really loaded
+
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, GRAPH_LEVEL)
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.enable_cpu_mem_arena = options.arena
+    settings.log_severity_level = 3
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return settings
+
+
+def _open_session(bundle: Bundle, options: ModelOptions) -> Any:
+    settings = session_settings(options)
+    return make_session(read_unchanged(bundle), settings, str(bundle.path))
+
+
+def _open_copy(bundle: Bundle, options: ModelOptions, copy: str) -> Any:
+    import onnxruntime  # noqa: PLC0415 - as above
+
+    settings = session_settings(options)
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nothing is left to do
+    return make_session(copy, settings, f"the optimised copy of {bundle.path}")
+
+
+def make_session(model: bytes | str, settings: Any, place: str) -> Any:
+    """An onnxruntime session on the processor alone.
+
+    Args:
+        model: the bytes of the file, or its path.
+        settings: of `session_settings`.
+        place: its name in messages.
+
+    Raises:
+        BundleError: onnxruntime refuses the model.
+    """
+    import onnxruntime  # noqa: PLC0415 - as above
+
+    try:
+        session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise BundleError(f"{place}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}") from error
+    # It keeps the bytes, to make itself anew for other hardware, which nobody asks for: a large model's whole file.
+    session._model_bytes = None  # noqa: SLF001 - where another release calls it otherwise, memory is all that is lost
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]

@@ -1,0 +1,356 @@
+"""A parsed TOML table -> a struct of `config/tables.py`, with every mistake named at its place.
+
+msgspec stops at the first mistake of a struct; here each key is converted by itself, so that one run shows them all.
+A key that is wrong keeps its default (or None) in the result and is remembered in `Converted.wrong`, so that rules that
+concern other keys can still be judged. Nothing here knows what a key means.
+"""
+
+import datetime as dt
+import json
+import math
+import os
+import re
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import msgspec
+from msgspec import inspect
+
+_BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
+_LONGEST_FOUND = 120
+_SECRETS = frozenset({"password", "token", "secret", "passphrase"})
+
+
+class Mistake(msgspec.Struct, frozen=True):
+    """One thing that is wrong: `place: expected ..., found ...: remedy`."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}" if self.place else self.text
+
+
+class Converted(msgspec.Struct, frozen=True):
+    """One table after conversion.
+
+    Attributes:
+        value: the struct; wrong keys hold their default, or None where they have none.
+        place: where the table stands in the file, such as `source[1] "climate"`; empty for the file itself.
+        wrong: keys that are wrong or missing. A rule that concerns one of them has nothing to judge.
+        given: keys that the file holds.
+    """
+
+    value: Any
+    place: str
+    wrong: frozenset[str]
+    given: frozenset[str]
+
+    def key(self, name: str) -> str:
+        """The place of one key of this table."""
+        return f"{self.place}.{name}" if self.place else name
+
+
+class Conversion:
+    """Collects what is wrong, and the tables that were found, while a file is converted."""
+
+    def __init__(self, folder: str) -> None:
+        """Begins a conversion; relative paths start from `folder`."""
+        self._folder = folder
+        self.mistakes: list[Mistake] = []
+        self.tables: list[Converted] = []
+
+    def table(
+        self, struct: type[msgspec.Struct], raw: Mapping[str, Any], place: str, omit: frozenset[str]
+    ) -> Converted:
+        """Converts one table and all tables in it; `omit` names attributes of the struct that are no keys."""
+        fields = {field.encode_name: field for field in msgspec.structs.fields(struct) if field.encode_name not in omit}
+        tag = struct.__struct_config__.tag_field
+        known = [*([tag] if tag else []), *fields]
+        values: dict[str, Any] = {}
+        wrong: set[str] = set()
+        for name, field in fields.items():
+            where = f"{place}.{name}" if place else name
+            if name not in raw:
+                if field.required:
+                    self._add(where, _missing(name, field.type))
+                    wrong.add(name)
+                    values[field.name] = None
+                continue
+            good, value = self.value(field.type, raw[name], where)
+            if good:
+                values[field.name] = value
+            else:
+                wrong.add(name)
+                if field.required:
+                    values[field.name] = value  # an array with some good items, or None
+        for name in raw:
+            if name not in known:
+                self._unknown(place, name, known)
+        converted = Converted(struct(**values), place, frozenset(wrong), frozenset(raw))
+        self.tables.append(converted)
+        return converted
+
+    def value(self, kind: Any, raw: Any, place: str) -> tuple[bool, Any]:
+        """Converts one value; the answer begins with whether it is good."""
+        structs = _structs(kind)
+        if structs:
+            return self._struct(structs, raw, place)
+        item = _item_type(kind)
+        if item is not None:
+            return self._array(item, raw, place)
+        if isinstance(raw, float) and not math.isfinite(raw):
+            self._add(place, f"expected {describe_type(kind)}, found {describe(raw)}: a setting is a finite number")
+            return False, None
+        try:
+            return True, self._resolved(kind, msgspec.convert(raw, kind))
+        except (msgspec.ValidationError, OverflowError):
+            remedy = _remedy(kind, raw)
+            self._add(
+                place, f"expected {describe_type(kind)}, found {describe(raw)}" + (f": {remedy}" if remedy else "")
+            )
+            return False, None
+
+    def _resolved(self, kind: Any, value: Any) -> Any:
+        role = path_role(kind)
+        if role is None or not isinstance(value, str) or (role == "bundle" and not names_a_file(value)):
+            return value
+        return os.path.normpath(Path(self._folder, value))
+
+    def _struct(self, structs: list[type[msgspec.Struct]], raw: Any, place: str) -> tuple[bool, Any]:
+        if not isinstance(raw, Mapping):
+            remedy = f": write [{place}] with single brackets" if isinstance(raw, list) and "." not in place else ""
+            self._add(place, f"expected a table, found {describe(raw)}{remedy}")
+            return False, None
+        struct = structs[0]
+        if len(structs) > 1:
+            chosen = self._chosen(structs, raw, place)
+            if chosen is None:
+                return False, None
+            struct = chosen
+        before = len(self.mistakes)
+        converted = self.table(struct, raw, place, frozenset())
+        # A mistake deeper down is told there; up here the table is good enough to be looked at by rules.
+        return len(self.mistakes) == before, converted.value
+
+    def _chosen(
+        self, structs: list[type[msgspec.Struct]], raw: Mapping[str, Any], place: str
+    ) -> type[msgspec.Struct] | None:
+        field = str(structs[0].__struct_config__.tag_field)
+        by_tag = {str(struct.__struct_config__.tag): struct for struct in structs}
+        expected = _either([quote(tag) for tag in by_tag])
+        if field not in raw:
+            self._add(f"{place}.{field}", f"expected {expected}, but the key is missing")
+            return None
+        tag = raw[field]
+        if isinstance(tag, str) and tag in by_tag:
+            return by_tag[tag]
+        near = nearest(tag, by_tag) if isinstance(tag, str) else None
+        hint = f": did you mean {quote(near)}?" if near else ""
+        self._add(f"{place}.{field}", f"expected {expected}, found {describe(tag)}{hint}")
+        return None
+
+    def _array(self, item: Any, raw: Any, place: str) -> tuple[bool, Any]:
+        if not isinstance(raw, list):
+            if _structs(item):
+                remedy = f": write [[{place}]] with double brackets" if isinstance(raw, Mapping) else ""
+                self._add(place, f"expected an array of tables, found {describe(raw)}{remedy}")
+            else:
+                remedy = f": write [{describe(raw)}]" if isinstance(raw, str) else ""
+                self._add(place, f"expected an array, each item {describe_type(item)}, found {describe(raw)}{remedy}")
+            return False, None
+        results = [self.value(item, each, _item_place(place, index, each)) for index, each in enumerate(raw)]
+        # Items are judged one by one, so the good ones among values are worth a rule's look; half a table is not.
+        enough = all if _structs(item) else any
+        return not raw or enough(good for good, _ in results), tuple(value for _, value in results if value is not None)
+
+    def _unknown(self, place: str, name: str, known: list[str]) -> None:
+        shown = name if _BARE_KEY.match(name) else quote(name)
+        where = f"{place}.{shown}" if place else shown
+        near = nearest(name, known)
+        if name.lower() in _SECRETS and f"{name.lower()}_file" in known:
+            word = name.lower()
+            remedy = f"a {word} has no place here: write it into a file of its own and name that in {word}_file"
+        elif near:
+            remedy = f"did you mean {near}?"
+        else:
+            remedy = f"known keys are {', '.join(known)}"
+        self._add(where, f"unknown key: {remedy}")
+
+    def _add(self, place: str, text: str) -> None:
+        self.mistakes.append(Mistake(place, text))
+
+
+def names_a_file(bundle: str) -> bool:
+    """Whether `bundle` is the path of a file, and not the name of a model in the model store."""
+    return "/" in bundle or bundle.endswith(".onnx")
+
+
+def path_role(kind: Any) -> str | None:
+    """What kind of path a key holds (`readable`, `new`, `bundle`), or None when it holds none."""
+    if get_origin(kind) is Annotated:
+        for note in kind.__metadata__:
+            if isinstance(note, msgspec.Meta) and note.extra is not None and "path" in note.extra:
+                return str(note.extra["path"])
+        return None
+    for each in get_args(kind) if get_origin(kind) is not Literal else ():
+        role = path_role(each)
+        if role is not None:
+            return role
+    return None
+
+
+def nearest(word: str, known: Iterator[str] | Mapping[str, Any] | list[str]) -> str | None:
+    """The known word that `word` was probably meant to be, if any is near."""
+    import difflib  # noqa: PLC0415 - only for a mistake
+
+    found = difflib.get_close_matches(word[:200].lower(), list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def quote(text: str) -> str:
+    """Text as TOML would hold it, on one line."""
+    # Whatever is not printable could turn a terminal's text around, or hide.
+    shown = json.dumps(text, ensure_ascii=False)
+    return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in shown)
+
+
+def describe(value: Any) -> str:
+    """A value that was found, in the words of a TOML file, short and on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return quote(value if len(value) <= _LONGEST_FOUND else value[:_LONGEST_FOUND] + "…")
+    if isinstance(value, int):
+        # Above this Python may refuse to print it, and nobody would read it.
+        return str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, list | tuple):
+        return f"an array of {len(value)}"
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return f"the {'time' if isinstance(value, dt.time) else 'date'} {value.isoformat()}"
+    return "nothing" if value is None else type(value).__name__
+
+
+def describe_type(kind: Any) -> str:
+    """What a key wants, in words: `a whole number from 1 to 65535`."""
+    return _describe(inspect.type_info(kind))
+
+
+def _describe(info: inspect.Type) -> str:
+    words = "a value"
+    if isinstance(info, inspect.Metadata):
+        extra = info.extra or {}
+        words = str(extra["expected"]) if "expected" in extra else _describe(info.type)
+    elif isinstance(info, inspect.UnionType):
+        words = _either([_describe(each) for each in info.types if not isinstance(each, inspect.NoneType)])
+    elif isinstance(info, inspect.LiteralType):
+        words = _either([describe(value) for value in info.values])
+    elif isinstance(info, inspect.BoolType):
+        words = "true or false"
+    elif isinstance(info, inspect.IntType | inspect.FloatType):
+        words = ("a whole number" if isinstance(info, inspect.IntType) else "a number") + _range(info)
+    elif isinstance(info, inspect.StrType):
+        words = "text"
+    elif isinstance(info, inspect.VarTupleType):
+        words = f"an array, each item {_describe(info.item_type)}"
+        if isinstance(info.item_type, inspect.UnionType | inspect.StructType):
+            words = "an array of tables"
+    elif isinstance(info, inspect.StructType):
+        words = "a table"
+    return words
+
+
+def _range(info: inspect.IntType | inspect.FloatType) -> str:
+    if info.ge is not None and info.le is not None:
+        return f" from {info.ge} to {info.le}"
+    parts = []
+    if info.gt is not None:
+        parts.append(f"above {info.gt}")
+    if info.ge is not None:
+        parts.append(f"of at least {info.ge}")
+    if info.le is not None:
+        parts.append(f"of at most {info.le}")
+    return " " + " and ".join(parts) if parts else ""
+
+
+def _remedy(kind: Any, raw: Any) -> str | None:
+    infos = list(_leaves(inspect.type_info(kind)))
+    numeric = any(isinstance(info, inspect.IntType | inspect.FloatType) for info in infos)
+    texts = [
+        str(v) for info in infos if isinstance(info, inspect.LiteralType) for v in info.values if isinstance(v, str)
+    ]
+    if isinstance(raw, str):
+        numbers = [
+            v for info in infos if isinstance(info, inspect.LiteralType) for v in info.values if isinstance(v, int)
+        ]
+        if raw in {"true", "false"} and any(isinstance(info, inspect.BoolType) for info in infos):
+            return "take the quotation marks away"
+        if (numeric or numbers) and _is_number(raw):
+            return "take the quotation marks away"
+        near = nearest(raw, texts) if texts else None
+        return f"did you mean {quote(near)}?" if near else None
+    if (
+        not isinstance(raw, bool)
+        and isinstance(raw, int | float)
+        and any(isinstance(i, inspect.StrType) for i in infos)
+    ):
+        return f'put it in quotation marks: "{raw}"' if abs(raw) < 1e15 else None
+    return None
+
+
+def _leaves(info: inspect.Type) -> Iterator[inspect.Type]:
+    if isinstance(info, inspect.Metadata):
+        yield from _leaves(info.type)
+    elif isinstance(info, inspect.UnionType):
+        for each in info.types:
+            yield from _leaves(each)
+    else:
+        yield info
+
+
+def _missing(name: str, kind: Any) -> str:
+    if _structs(kind):
+        return f"expected the table [{name}], found none"
+    item = _item_type(kind)
+    if item is not None and _structs(item):
+        return f"expected at least one [[{name}]], found none"
+    return f"expected {describe_type(kind)}, but the key is missing"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _either(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _structs(kind: Any) -> list[type[msgspec.Struct]]:
+    """The structs that a type consists of, None aside; empty when it is no struct."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        return [kind]
+    if get_origin(kind) in {Union, types.UnionType}:
+        return [struct for each in get_args(kind) for struct in _structs(each)]
+    return []
+
+
+def _item_type(kind: Any) -> Any:
+    """What a `tuple[X, ...]` holds, or None when the type is no such tuple."""
+    if get_origin(kind) is Annotated:
+        return _item_type(get_args(kind)[0])
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+def _item_place(place: str, index: int, raw: Any) -> str:
+    """`source[1] "climate"`: the number finds the item, the name tells a person which one it is."""
+    name = raw.get("name") if isinstance(raw, Mapping) else None
+    return f"{place}[{index}] {describe(name)}" if isinstance(name, str) else f"{place}[{index}]"

@@ -1,0 +1,265 @@
+"""The device's TOML file -> frozen, typed values. The one way in: nothing else reads the file.
+
+`load_config` reports every mistake of a file at once, each with its place, what was expected, what was found
+and, for an unknown key, the nearest known one. Secrets never enter a `Config`: it holds the names of their files,
+and `read_password` reads them when they are needed, so a changed password needs no restart.
+The tables themselves stand in `config/tables.py`.
+"""
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_runtime.config.addresses import Endpoint, parse_endpoint
+from edge_runtime.config.convert import Conversion, Mistake, describe
+from edge_runtime.config.rules import broken_rules
+from edge_runtime.config.tables import (
+    Broker,
+    Config,
+    Device,
+    Http,
+    Model,
+    MqttSource,
+    Outbox,
+    Repair,
+    ReplaySource,
+    SerialSource,
+    Smoothing,
+    Source,
+    Store,
+    Upstream,
+)
+from edge_runtime.errors import ConfigError, TransientError
+
+__all__ = [
+    "Broker",
+    "Config",
+    "Device",
+    "Endpoint",
+    "Http",
+    "Model",
+    "MqttSource",
+    "Outbox",
+    "Repair",
+    "ReplaySource",
+    "SerialSource",
+    "Smoothing",
+    "Source",
+    "Store",
+    "Upstream",
+    "differences",
+    "load_config",
+    "parse_endpoint",
+    "parse_toml",
+    "read_password",
+    "source_broker",
+    "upstream_broker",
+]
+
+# A device file is a page or two; more is another kind of file, or an endless one.
+_MAX_FILE_BYTES = 1_048_576
+_MAX_PASSWORD_BYTES = 65_535  # MQTT 3.1.1 section 3.1.3.5
+_WHERE = re.compile(r"^(?P<what>.*?) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$", re.DOTALL)
+_TABLE = re.compile(r"^(?P<table>[A-Za-z0-9_-]+)(?:\[(?P<index>\d+)\])?")
+
+
+def load_config(path: Path) -> Config:
+    """Reads and checks one device file.
+
+    Paths in the result are absolute; those of the file are taken from its own folder. A serial port that is absent, a
+    broker that is down or a bundle that is broken inside is not judged here.
+
+    Raises:
+        ConfigError: with every mistake of the file, and of the files that it names, a line each.
+    """
+    raw = parse_toml(path)
+    conversion = Conversion(str(Path(path).absolute().parent))
+    whole = conversion.table(Config, raw, "", omit=frozenset({"path"}))
+    mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables)], key=_reading_order(raw))
+    if mistakes:
+        raise ConfigError([f"{path}: {mistake}" for mistake in mistakes])
+    config: Config = msgspec.structs.replace(whole.value, path=str(Path(path).absolute()))
+    return config
+
+
+def _reading_order(raw: dict[str, Any]) -> Callable[[Mistake], tuple[int, int]]:
+    """Sorts mistakes by the table that they stand in, in the order of the file."""
+    tables = list(raw)
+
+    def position(mistake: Mistake) -> tuple[int, int]:
+        found = _TABLE.match(mistake.place)
+        table, index = (found["table"], int(found["index"] or 0)) if found else ("", 0)
+        return (tables.index(table) if table in tables else len(tables)), index
+
+    return position
+
+
+def parse_toml(path: Path, what: str = "a device file (TOML)") -> dict[str, Any]:
+    """Reads a TOML file; `what` it should be stands in the message when it is none.
+
+    Raises:
+        ConfigError: in one line.
+    """
+    return _parse(path, _read(path, what))
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "a device or pipe"
+            raise ConfigError(f"{path}: expected {what}, found {kind}")
+        with path.open("rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: expected {what}, found none: mend the path") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path}: expected {what} that can be read, found: {reason}") from error
+    if len(content) > _MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: expected {what} of at most {_MAX_FILE_BYTES} bytes, found a larger one")
+    try:
+        return content.decode("utf-8-sig")  # editors on Windows put a mark in front
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}: line {line}: expected text in UTF-8, found byte 0x{content[error.start]:02x}: "
+            "save the file in UTF-8"
+        ) from error
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid TOML: arrays or tables are nested too deeply") from error
+    except tomllib.TOMLDecodeError as error:
+        found = _WHERE.match(str(error))
+        what = _one_line(found["what"] if found else str(error))
+        where = (
+            "at its end" if found is None or not found["line"] else f"line {found['line']}, column {found['column']}"
+        )
+        raise ConfigError(f"{path}: {where}: not valid TOML: {what[:1].lower()}{what[1:]}") from error
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise ConfigError(f"{path}: not valid TOML: a number is too long to be read") from error
+
+
+def _one_line(text: str) -> str:
+    return "".join(each if each.isprintable() else " " for each in text)[:200]
+
+
+def source_broker(config: Config, source: MqttSource) -> Broker:
+    """The broker that an MQTT source reads from.
+
+    Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is
+    changed it equals
+    `upstream_broker(config)`, and one connection serves both. With a `url` it is a broker of its own that takes over
+    nothing.
+    """
+    upstream = upstream_broker(config)
+    given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) is not None}
+    if source.url is None:
+        if "password_file" in given or "password_credential" in given:
+            given = {"password_file": None, "password_credential": None, **given}
+        changed: Broker = msgspec.structs.replace(upstream, **given)
+        if changed == upstream or source.client_id is not None:
+            return changed
+        return msgspec.structs.replace(changed, client_id=_own_client_id(config, source))
+    return Broker(**{"client_id": _own_client_id(config, source), **given})
+
+
+def upstream_broker(config: Config) -> Broker:
+    """The broker that predictions go to, and those that stand in for it (`urls`, without the first).
+
+    With the client id that is used when none is set.
+    """
+    values = {key: getattr(config.upstream, key) for key in Broker.__struct_fields__}
+    values["url"], *values["urls"] = config.upstream.brokers
+    values["urls"] = tuple(values["urls"])
+    if values["client_id"] is None:
+        values["client_id"] = f"edge-{config.device.id}"
+    return Broker(**values)
+
+
+_CONNECTION_KEYS = tuple(key for key in MqttSource.__struct_fields__ if key in Broker.__struct_fields__)
+
+
+def _own_client_id(config: Config, source: MqttSource) -> str:
+    return f"edge-{config.device.id}-{source.name}"
+
+
+def read_password(broker: Broker) -> str | None:
+    """The password of a broker, read now, or None when none is set. Never put it into a message.
+
+    Raises:
+        ConfigError: it is to come from a systemd credential, and systemd did not start us.
+        TransientError: its file cannot be read at this moment.
+    """
+    if broker.password_credential is not None:
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if folder is None:
+            raise ConfigError(
+                f"password_credential: expected a credential {broker.password_credential} from systemd, found no "
+                "$CREDENTIALS_DIRECTORY: start the service, or use password_file"
+            )
+        return _first_line(Path(folder, broker.password_credential))
+    return None if broker.password_file is None else _first_line(Path(broker.password_file))
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_PASSWORD_BYTES).split(b"\n", 1)[0].rstrip(b"\r").decode()
+    except UnicodeDecodeError:
+        # Neither the text nor the cause may show what stands in the file.
+        raise TransientError(f"{path}: expected a password in UTF-8, found other bytes") from None
+    except OSError as error:
+        raise TransientError(f"{path}: the password cannot be read: {error.strerror}") from error
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """What changed from one configuration to another, a sentence each; empty when nothing did."""
+    sentences: list[str] = []
+    for table in ("device", "upstream", "outbox", "store", "http"):
+        sentences.extend(_changed(table, getattr(old, table), getattr(new, table)))
+    for table in ("source", "model"):
+        before = {each.name: each for each in getattr(old, table)}
+        after = {each.name: each for each in getattr(new, table)}
+        for name in before.keys() | after.keys():
+            place = f"{table} {describe(name)}"
+            if name not in after:
+                sentences.append(f"{place} was removed")
+            elif name not in before:
+                sentences.append(f"{place} was added")
+            else:
+                sentences.extend(_changed(place, before[name], after[name]))
+        if list(before) != list(after) and before.keys() == after.keys():
+            sentences.append(f"the order of the {table}s changed")
+    return sentences
+
+
+def _changed(place: str, old: msgspec.Struct | None, new: msgspec.Struct | None) -> Iterator[str]:
+    if old is None or new is None:
+        if old is not new:
+            yield f"{place} was {'added' if old is None else 'removed'}"
+        return
+    if type(old) is not type(new):
+        yield f"{place} changed its type from {old.__struct_config__.tag} to {new.__struct_config__.tag}"
+        return
+    for key in old.__struct_fields__:
+        before, after = getattr(old, key), getattr(new, key)
+        if isinstance(before, msgspec.Struct) or isinstance(after, msgspec.Struct):
+            yield from _changed(f"{place}.{key}", before, after)
+        elif before != after:
+            yield f"{place}.{key} changed from {_shown(before)} to {_shown(after)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) <= 5:
+        return f"[{', '.join(map(_shown, value))}]"
+    return describe(value)

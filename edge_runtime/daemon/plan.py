@@ -1,0 +1,176 @@
+"""A configuration and its bundles -> what is to run: checked together, before a port or a broker is touched.
+
+Whatever a person can have got wrong in the file, or in a bundle that it names, comes to light here, all at once, with
+exit code 78. `check` stops after this step; `run` goes on.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime.bundle.model import Model, ModelError, ModelOptions
+from edge_runtime.bundle.open import Bundle, open_bundle
+from edge_runtime.bundle.optimised_copy import chosen, load_model
+from edge_runtime.config.tables import Config, MqttSource, ReplaySource, SerialSource, Source
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.errors import BundleError, CommandError, ConfigError
+from edge_runtime.stream.codecs import source_decoder
+
+if TYPE_CHECKING:
+    from edge_runtime.store.store import Slot
+
+
+class PlannedModel(msgspec.Struct, eq=False):
+    """One model: its table, its checked bundle, the loaded session, and the slot of the store that it came from."""
+
+    config: ModelConfig
+    bundle: Bundle
+    model: Model
+    slot: "Slot | None" = None
+
+
+class PlannedSource(msgspec.Struct, eq=False):
+    """One source: the columns that its models want, in the order in which they will be delivered."""
+
+    config: Source
+    channels: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+    models: list[PlannedModel] = msgspec.field(default_factory=list)
+
+
+class Plan(msgspec.Struct, eq=False):
+    """Everything that a device runs."""
+
+    config: Config
+    sources: list[PlannedSource]
+
+
+def make_plan(config: Config, *, starting: bool = False) -> Plan:
+    """Open every bundle, load it, and fit it to its source.
+
+    Args:
+        config: what is to run.
+        starting: it will run now: the store counts the start of a bundle on probation, and gives up on one that
+            never lasts.
+
+    Raises:
+        ConfigError: every mistake, one line each.
+    """
+    mistakes: list[str] = []
+    if config.http is not None and importlib.util.find_spec("waitress") is None:
+        mistakes.append(
+            f"{config.path}: http: needs waitress, which is not installed: pip install 'edge-inference-runtime[http]'"
+        )
+    models: list[PlannedModel] = []
+    importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
+    for each in config.model:
+        try:
+            models.append(_plan_model(config, each, starting=starting))
+        except (BundleError, ModelError, CommandError) as error:
+            mistakes.extend(f'{config.path}: model "{each.name}".bundle: {line}' for line in str(error).splitlines())
+            continue
+        mistakes.extend(f'{config.path}: model "{each.name}".{mistake}' for mistake in _misfits(models[-1]))
+    sources: list[PlannedSource] = []
+    for source in config.source:
+        planned = PlannedSource(source, models=[model for model in models if model.config.source == source.name])
+        sources.append(planned)
+        mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return Plan(config, sources)
+
+
+def _plan_model(config: Config, each: ModelConfig, *, starting: bool) -> PlannedModel:
+    slot = None if _is_path(each.bundle) else _find_slot(config, each.bundle, starting=starting)
+    path = Path(each.bundle) if slot is None else slot.path
+    if config.store.allowed_signers is not None:
+        from edge_runtime.bundle.signature import require_signature  # noqa: PLC0415 - starts a program: only when asked for
+
+        require_signature(path, Path(config.store.allowed_signers))
+    bundle = open_bundle(path)
+    options = ModelOptions(threads=each.threads, max_batch=each.max_batch)
+    model = load_model(bundle, options, chosen(each, config.store))
+    return PlannedModel(each, bundle, model, slot)
+
+
+def _is_path(bundle: str) -> bool:
+    return "/" in bundle or bundle.endswith(".onnx")
+
+
+def _find_slot(config: Config, name: str, *, starting: bool) -> "Slot":
+    from edge_runtime.store.store import Store  # noqa: PLC0415 - only where a model comes from the store
+
+    store = Store(Path(config.store.path))
+    return store.begin(name) if starting else store.slot(name)
+
+
+def _misfits(planned: PlannedModel) -> list[str]:
+    """What a model's table asks for that its bundle cannot give."""
+    config, manifest = planned.config, planned.bundle.manifest
+    found = []
+    strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
+    if strange and manifest.task == "classification":
+        known = ", ".join(manifest.output.labels)
+        found.append(f"alarm_labels: expected some of {known}, found {', '.join(strange)}")
+    if config.alarm_labels and manifest.task != "classification":
+        found.append(
+            f"alarm_labels: the bundle is a model of the kind {manifest.task}, which has no labels: leave it out"
+        )
+    if config.publish == "alarm":
+        if manifest.task == "classification" and not config.alarm_labels:
+            found.append('publish: "alarm" needs alarm_labels, which say what an alarm is')
+        if manifest.task == "regression" and config.threshold is None:
+            found.append('publish: "alarm" needs a threshold, above which a value is an alarm')
+    if manifest.input.shape is not None and config.stride is not None:
+        found.append("stride: the bundle takes each frame by itself: leave it out")
+    return found
+
+
+def _fit(planned: PlannedSource) -> list[str]:
+    """Settle a source's columns, and try its decoder on them."""
+    shapes = {model.bundle.manifest.input.shape for model in planned.models}
+    if len(shapes) > 1:
+        return ["models: expected models of one kind of input, found frames of different shapes or frames and channels"]
+    if not planned.models:
+        return []
+    planned.shape = shapes.pop()
+    names = [name for model in planned.models for name in model.bundle.manifest.channel_names]
+    planned.channels = tuple(dict.fromkeys(names))
+    source = planned.config
+    try:
+        if isinstance(source, ReplaySource):
+            from edge_runtime.stream.sources.replay import open_recordings  # noqa: PLC0415 - readers only if needed
+
+            open_recordings(source, planned.channels, planned.shape)
+        else:
+            source_decoder(source, planned.channels, planned.shape)
+    except ConfigError as error:
+        return [mistake.removeprefix(f'source "{source.name}".') for mistake in error.mistakes]
+    return []
+
+
+def describe_plan(plan: Plan) -> list[str]:
+    """What runs, a line each, for people."""
+    lines = []
+    for source in plan.sources:
+        lines.append(f"{_describe_source(source.config)}")
+        for model in source.models:
+            manifest = model.bundle.manifest
+            window = manifest.input.window
+            shape = "x".join(map(str, manifest.input.tensor_shape))
+            every = f", every {model.config.stride or window.stride}" if window.length > 1 else ""
+            lines.append(
+                f"  model {model.config.name}: {manifest.name} {manifest.version}, {manifest.task}, "
+                f"window {shape}{every}, publishes {model.config.publish}"
+            )
+    return lines
+
+
+def _describe_source(source: Source) -> str:
+    if isinstance(source, SerialSource):
+        return f"source {source.name}: serial {source.port}, {source.baudrate} baud, {source.format}"
+    if isinstance(source, MqttSource):
+        return f"source {source.name}: mqtt {', '.join(source.topics)}, QoS {source.qos}, {source.format}"
+    return f"source {source.name}: replay of {len(source.files)} files at speed {msgspec.to_builtins(source.speed)}"

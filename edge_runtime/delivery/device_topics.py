@@ -1,0 +1,119 @@
+"""What the broker hears of the device as a whole: `status`, `models`, `health`, and how shadows do.
+
+Predictions go through the outbox.
+
+`edge/{device}/status` is retained plain text: `online` once everything is open, `offline` at a clean stop and, by the
+last will, at any other. `edge/{device}/models` is retained JSON; `edge/{device}/health` is JSON at every interval and
+whenever something went wrong, and `edge/{device}/shadow/{model}` follows it where a candidate runs beside a model.
+None of these is kept while the link is down: the newest is sent when it is back.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from edge_runtime.mqtt.connection import Will
+from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.system.loop import Loop, Timer
+
+ONLINE = b"online"
+OFFLINE = b"offline"
+SOON_S = 1.0  # after something went wrong, health follows this soon, and not more often
+
+
+def status_topic(device: str) -> str:
+    """Where the status stands."""
+    return f"edge/{device}/status"
+
+
+def last_will(device: str) -> Will:
+    """What the broker says when we vanish."""
+    return Will(status_topic(device), OFFLINE)
+
+
+class Upstream:
+    """The device's own messages.
+
+    Args:
+        device: its id.
+        connection: the link upstream.
+        loop: the event loop.
+        interval: seconds between two health messages.
+        is_ready: every port is open, every subscription granted, HTTP listens.
+        health: makes the health document.
+        models: makes the document of the models.
+        shadows: makes the document of each shadow, by the name of the model that it runs beside.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        connection: AnyConnection,
+        loop: Loop,
+        *,
+        interval: float,
+        is_ready: Callable[[], bool],
+        health: Callable[[], dict[str, Any]],
+        models: Callable[[], list[dict[str, Any]]],
+        shadows: Callable[[], dict[str, dict[str, Any]]] = dict,
+    ) -> None:
+        self._device = device
+        self._connection = connection
+        self._loop = loop
+        self._interval = interval
+        self._is_ready = is_ready
+        self._health = health
+        self._models = models
+        self._shadows = shadows
+        self._said: bytes | None = None
+        self._greeted = False
+        self._timer: Timer | None = None
+
+    def link_changed(self) -> None:
+        """The link came up or went down, or a source opened or closed."""
+        if not self._connection.connected:
+            self._said, self._greeted = None, False
+            return
+        if not self._greeted:
+            self._greeted = True
+            self.publish_models()
+            self.publish_health()
+        if self._said != ONLINE and self._is_ready():
+            self._say(ONLINE)
+
+    def publish_models(self) -> None:
+        """Say anew which models run."""
+        self._publish("models", msgspec.json.encode(self._models()), retain=True)
+
+    def publish_health(self) -> None:
+        """Say how things are now, and again after the interval."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._interval, self.publish_health)
+        self._publish("health", msgspec.json.encode(self._health()), retain=False)
+        for model, document in self._shadows().items():
+            self._publish(f"shadow/{model}", msgspec.json.encode({"model": model, **document}), retain=False)
+
+    def publish_health_soon(self) -> None:
+        """Something went wrong: do not wait for the interval."""
+        soon = self._loop.time() + SOON_S
+        if self._timer is None or self._timer.when > soon:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(soon, self.publish_health)
+
+    def say_goodbye(self) -> None:
+        """The last words of a clean stop."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connection.connected:
+            self._publish("health", msgspec.json.encode(self._health()), retain=False)
+            self._say(OFFLINE)
+
+    def _say(self, status: bytes) -> None:
+        if self._publish("status", status, retain=True):
+            self._said = status
+
+    def _publish(self, what: str, payload: bytes, *, retain: bool) -> bool:
+        return self._connection.publish(f"edge/{self._device}/{what}", payload, qos=1, retain=retain, outcome=None)

@@ -1,0 +1,104 @@
+"""A prediction as a JSON object, the default payload.
+
+Everything that does not change from prediction to prediction is encoded once, when the model is wired; the rest is
+put in by one `%`. Numbers are the shortest text that reads back to the same float32.
+"""
+
+import json
+from datetime import UTC, datetime
+from json.encoder import encode_basestring
+
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.readings import Prediction
+
+_DELAYED = b',"delayed":true}'
+_UNSYNCHRONISED = b',"clock":"unsynchronised"}'
+
+
+class JsonPayload:
+    """Encodes the predictions of one model.
+
+    Args:
+        device: the device's id.
+        model: the model's name in the configuration.
+        source: the source's name.
+        start: the number of this start of the daemon; no earlier start had it.
+        manifest: of the bundle: its version, labels and targets go into the text.
+        threshold: the anomaly threshold in force.
+    """
+
+    def __init__(
+        self, *, device: str, model: str, source: str, start: int, manifest: Manifest, threshold: float | None
+    ) -> None:
+        self._id = _text(f"{device}/{model}/")[:-1]
+        self._start = start
+        head = f'"device":{_text(device)},"model":{_text(model)},"version":{_text(manifest.version)}'
+        self._head = f'{head},"source":{_text(source)}'
+        self._labels = {label: (place, _text(label)) for place, label in enumerate(manifest.output.labels)}
+        if manifest.task == "classification":
+            pairs = ",".join(f"{_literal(_text(label))}:%s" for label in manifest.output.labels)
+            self._scores = f'"scores":{{{pairs}}}'
+        elif manifest.task == "regression":
+            pairs = ",".join(f"{_literal(_text(target.name))}:%s" for target in manifest.output.targets)
+            self._scores = f'"values":{{{pairs}}}'
+        self._task = manifest.task
+        self._threshold = json.dumps(threshold)
+        self._keys: dict[str | None, tuple[str, str]] = {None: ("-", "null")}
+        self._second = -1
+        self._prefix = ""
+
+    def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
+        """The payload. `synchronised` False adds that the device's clock was not yet set."""
+        key_id, key = self._key(prediction.key)
+        tail = prediction.identity if prediction.identity is not None else f"{self._start}/{prediction.seq}"
+        if prediction.identity is not None:
+            tail = _text(tail)[1:-1]
+        body = (
+            f'{{"id":{self._id}{key_id}/{tail}","seq":{prediction.seq},{self._head},"key":{key},'
+            f'"time":"{self._time(prediction.time)}",{self._answer(prediction)}}}'
+        ).encode()
+        return body if synchronised else body[:-1] + _UNSYNCHRONISED
+
+    def _answer(self, prediction: Prediction) -> str:
+        if self._task == "classification":
+            assert prediction.scores is not None
+            assert prediction.label is not None
+            numbers = tuple(map(str, prediction.scores))
+            place, label = self._labels[prediction.label]  # a number's text is dear: the label's own is used twice
+            return f'"label":{label},"score":{numbers[place]},{self._scores % numbers}'
+        if self._task == "regression":
+            assert prediction.values is not None
+            return self._scores % tuple(map(str, prediction.values))
+        anomaly = "true" if prediction.anomaly else "false"
+        return f'"score":{prediction.score!s},"threshold":{self._threshold},"anomaly":{anomaly}'
+
+    def _key(self, key: str | None) -> tuple[str, str]:
+        found = self._keys.get(key)
+        if found is None:
+            if len(self._keys) > 10_000:
+                self._keys = {None: ("-", "null")}
+            text = _text(key)
+            found = self._keys[key] = (text[1:-1], text)
+        return found
+
+    def _time(self, time: float) -> str:
+        micros = round(time * 1_000_000)
+        second, micros = divmod(micros, 1_000_000)
+        if second != self._second:
+            self._second = second
+            self._prefix = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._prefix}.{micros:06d}Z"
+
+
+def mark_delayed(payload: bytes) -> bytes:
+    """The payload of a prediction that is delivered late from the outbox."""
+    return payload[:-1] + _DELAYED
+
+
+def _text(value: str | None) -> str:
+    return "null" if value is None else encode_basestring(value)
+
+
+def _literal(text: str) -> str:
+    """Text that is safe inside a `%` template."""
+    return text.replace("%", "%%")

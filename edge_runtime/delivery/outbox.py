@@ -1,0 +1,634 @@
+"""What is not yet delivered, and the place where the daemon's guarantee is kept.
+
+1. A prediction, once offered, is delivered at least once, in order per model and key. It leaves our care only on the
+   broker's PUBACK. Repeats carry the same `id`.
+2. The reading of a prediction is released (and with it the acknowledgement to the reading's broker) only when the
+   prediction is acknowledged upstream or committed to disk. With a healthy link nothing is written to disk.
+3. What was offered and is neither acknowledged nor committed is at most `commit_interval` old, so that a power cut
+   loses at most that much of what cannot be asked for again. With `commit_interval = 0` a prediction is committed
+   before it is sent.
+4. When the disk's bound is reached, the oldest of the lowest priority goes first, and is counted. While the disk
+   fails, or there is none, the same holds for memory; but a prediction whose reading is not yet released is never
+   dropped from memory: its broker stops sending instead.
+
+Weak points: a broker that acknowledges and then forgets is beyond us. A prediction that the broker refuses is tried
+again after its stream's next ones. A disk that has been away for a minute with rows of a stream on it no longer holds
+the stream's new predictions up: should it come back, its rows come late (`order_given_up`).
+
+How it works. An entry is *waiting* (in memory), *in flight* (sent, not acknowledged), or *stored* (a row on disk, out
+of memory), or in flight and stored. Whatever is older than `commit_interval` is committed, all in one transaction;
+without a link, whatever is younger goes along, so that there is one transaction an interval.
+Stored rows are sent oldest first when the link is back. An entry of a stream that has stored rows which were not sent
+waits behind them, by becoming a row itself; an entry of any other stream is sent at once, and a quarter of the places
+in flight is kept for such.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from edge_runtime.delivery.json_payload import mark_delayed
+from edge_runtime.delivery.outbox_file import Committed, NewRow, Opened, Row, StoreError, StoreThread, Trimmed
+from edge_runtime.readings import Receipt
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop, Timer
+
+PRIORITY_ALARM = 0
+PRIORITY_ROUTINE = 1
+PRIORITY_TELEMETRY = 2
+
+FETCH_ROWS = 64
+REOPEN_FIRST_S = 1.0
+REOPEN_MOST_S = 30.0
+ORDER_PATIENCE_S = 60.0  # how long new predictions wait for rows on a disk that fails
+REFUSED_FIRST_S = 5.0
+REFUSED_MOST_S = 300.0
+MEMORY_OVERHEAD_BYTES = 400  # an entry's objects beside its payload, measured with sys.getsizeof
+
+
+class Link(Protocol):
+    """What the outbox needs of a connection."""
+
+    @property
+    def connected(self) -> bool:
+        """The broker has accepted us, and the link is up as far as is known."""
+
+    @property
+    def window(self) -> int:
+        """How many messages may be unacknowledged."""
+
+    def publish(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Callable[[bool], None] | None
+    ) -> bool:
+        """Send; False when that is impossible now. `outcome(True)` on the acknowledgement, `(False)` on a refusal."""
+
+
+class Entry(msgspec.Struct, eq=False):
+    """One prediction in our care."""
+
+    stream: str
+    topic: str
+    payload: bytes
+    priority: int
+    receipt: Receipt | None
+    order: int
+    made: float
+    since: float = 0.0
+    row: int | None = None
+    in_flight: bool = False
+    committing: bool = False
+    done: bool = False
+    delayed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return len(self.payload) + len(self.topic) + MEMORY_OVERHEAD_BYTES
+
+    def release(self) -> None:
+        """The prediction is safe: its reading may be acknowledged."""
+        receipt, self.receipt = self.receipt, None
+        if receipt is not None:
+            receipt.release()
+
+
+class Outbox:
+    """The queue between the models and the upstream link.
+
+    Args:
+        loop: the event loop; everything here runs in its thread.
+        counters: `published`, `stored`, dropped and errors by reason.
+        store: the disk, or None for memory only.
+        commit_interval: seconds; see the guarantee.
+        max_memory_bytes: the bound of what waits in memory.
+        qos: 1, or 0 for a user who does not mind: then sent is delivered.
+        wall: the wall clock, for the age of rows.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        counters: Counters,
+        *,
+        store: StoreThread | None,
+        commit_interval: float,
+        max_memory_bytes: int,
+        qos: int = 1,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._loop = loop
+        self._counters = counters
+        self._store = store
+        self._commit_interval = commit_interval
+        self._max_memory = max_memory_bytes
+        self._qos = qos
+        self._wall = wall
+        self._link: Link | None = None
+        self._order = 0
+        self._waiting: deque[Entry] = deque()
+        self._in_flight: dict[int, Entry] = {}  # by order
+        self._memory = 0
+        self._store_open = False
+        self._opening = store is not None  # until then nobody knows which streams have rows that must go first
+        self._committing = False
+        self._fetching = False
+        self._fetched: deque[Row] = deque()
+        self._sent_rows: set[int] = set()  # rows in flight or delivered, not yet deleted
+        self._cursor = 0  # every row up to here was fetched over this connection
+        self._backlog: Counter[str] = Counter()  # stored rows by stream that are not in flight
+        self._stored_rows = 0
+        self._stored_bytes = 0
+        self._delivered_rows: list[int] = []
+        self._timer: Timer | None = None
+        self._reopen_delay = REOPEN_FIRST_S
+        self._reopen_due = False
+        self._stopping = False
+        self._refusals: Counter[str] = Counter()  # by stream, since its last acknowledgement
+        self._paused: set[str] = set()  # streams that the broker refused, until they are tried again
+        self._failing_since: float | None = None
+        self._pump_due = False
+        self.state = "memory only" if store is None else "opening"
+        self.on_state: Callable[[str], None] | None = None
+        if store is not None:
+            store.open(self._opened)
+
+    # --- what others see ------------------------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Predictions in our care: in memory and on disk."""
+        in_memory = len(self._waiting) + sum(1 for entry in self._in_flight.values() if entry.row is None)
+        return in_memory + max(0, self._stored_rows - len(self._delivered_rows))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of predictions in memory, as counted against the bound."""
+        return self._memory
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows on disk."""
+        return self._stored_rows
+
+    @property
+    def is_full(self) -> bool:
+        """True when sources that can wait should: at half of the bound, so that what is on its way still finds room."""
+        return self._memory >= self._max_memory // 2
+
+    def attach(self, link: Link) -> None:
+        """The link to send over; tell `link_changed` whenever it comes or goes."""
+        self._link = link
+
+    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
+        """Take a prediction into our care, and send it if that is possible now.
+
+        Args:
+            stream: the model and key; order is kept within it.
+            topic: where it goes.
+            payload: a JSON object.
+            priority: `PRIORITY_ALARM` and so on; decides what is dropped first.
+            receipt: held by the caller for us; released when the prediction is safe.
+        """
+        self._order += 1
+        entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
+        self._memory += entry.size
+        link = self._link
+        before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
+        free = (
+            link is not None
+            and link.connected
+            and not before_sending
+            and not self._opening
+            and not self._waiting
+            and not self._backlog.get(stream)
+            and len(self._in_flight) < link.window
+            and self._send(entry)
+        )
+        if not free:
+            entry.delayed = not self._is_linked()
+            self._waiting.append(entry)
+            if self._memory > self._max_memory // 2:
+                self._commit_due(everything=True)  # memory is no place to lose what the disk could hold
+            if self._memory > self._max_memory:
+                self._make_room()
+            self._pump_soon()
+        if before_sending:
+            self._loop.call_soon(self._commit_due)
+        else:
+            self._arm_timer()
+
+    def link_changed(self) -> None:
+        """The link came up or went down."""
+        link = self._link
+        if link is not None and link.connected:
+            self._read_anew()
+            self._pump()
+            return
+        if self._in_flight:
+            self._take_back()
+
+    def drain(self) -> None:
+        """Commit everything now (a clean stop). `is_safe` tells when that is done."""
+        self._stopping = True
+        if self._store is not None and not self._store_open and not self._opening:
+            self._store.open(self._opened)  # one more chance for a disk that failed
+        self._commit_due(everything=True)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Nothing is in memory that waiting for acknowledgements could still deliver."""
+        return not self._waiting and all(entry.row is not None for entry in self._in_flight.values())
+
+    @property
+    def is_safe(self) -> bool:
+        """Nothing would be lost if we were killed now."""
+        if self._committing:
+            return False
+        if not self._store_open:
+            return not self._waiting and not self._in_flight
+        return not self._delivered_rows and all(
+            entry.row is not None for entry in (*self._waiting, *self._in_flight.values())
+        )
+
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    def _send(self, entry: Entry) -> bool:
+        link = self._link
+        assert link is not None
+        payload = mark_delayed(entry.payload) if entry.delayed else entry.payload
+        if not link.publish(entry.topic, payload, qos=self._qos, outcome=lambda ok: self._settled(entry, ok)):
+            return False
+        entry.in_flight = True
+        self._in_flight[entry.order] = entry
+        return True
+
+    def _settled(self, entry: Entry, accepted: bool) -> None:
+        """The broker acknowledged or refused an entry that is in flight on the present connection."""
+        self._in_flight.pop(entry.order, None)
+        entry.in_flight = False
+        if not accepted:
+            self._refused(entry)
+            return
+        entry.done = True
+        if self._refusals:
+            del self._refusals[entry.stream]
+        self._counters.counts["published"] += 1
+        if entry.row is not None:
+            self._delivered_rows.append(entry.row)
+            self._arm_timer()
+        else:
+            self._memory -= entry.size
+        entry.release()
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Pump once for everything that a wake-up brings."""
+        if (self._waiting or self._backlog) and not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _refused(self, entry: Entry) -> None:
+        """The broker said no (its ACL, its quota): keep it, and try its stream again a little later.
+
+        A new connection does not end the pause: some brokers (mosquitto 2.0 for one) close the connection behind a
+        refusal, and everything else would be stuck in a circle of refusals and reconnections.
+        """
+        self._counters.errors["refused_by_broker"] += 1
+        if entry.row is None:
+            entry.delayed = True
+            self._waiting.append(entry)
+            self._sort_waiting()
+            self._arm_timer()
+        else:
+            self._backlog[entry.stream] += 1
+            self._sent_rows.discard(entry.row)
+            self._read_anew()
+        if entry.stream not in self._paused:
+            self._paused.add(entry.stream)
+            pause = min(REFUSED_MOST_S, REFUSED_FIRST_S * 2.0 ** min(self._refusals[entry.stream], 16))
+            self._refusals[entry.stream] += 1
+            self._loop.call_later(pause, lambda: self._resume(entry.stream))
+        self._pump_soon()
+
+    def _resume(self, stream: str) -> None:
+        self._paused.discard(stream)
+        self._read_anew()
+        self._pump()
+
+    def _read_anew(self) -> None:
+        """Rows that were read are read again, from the oldest on."""
+        self._cursor = 0
+        self._fetched.clear()
+
+    def _pump(self) -> None:
+        """Fill the places in flight: live entries of streams without a backlog first, then stored rows."""
+        self._pump_due = False
+        link = self._link
+        if link is None or not link.connected or self._opening or self._stopping:
+            return
+        if self._waiting:
+            self._send_waiting(link)
+        if all(stream in self._paused for stream in self._backlog):
+            return
+        reserve = link.window // 4
+        while self._fetched and len(self._in_flight) < max(1, link.window - reserve):
+            if not self._send_row(self._fetched.popleft()):
+                return
+        if len(self._fetched) < FETCH_ROWS // 2 and self._store_open and not self._fetching and self._store is not None:
+            self._fetching = True
+            cursor = self._cursor
+            self._store.fetch(cursor, FETCH_ROWS, lambda found: self._rows_fetched(found, cursor))
+
+    def _send_waiting(self, link: Link) -> None:
+        kept: list[Entry] = []
+        blocked: set[str] = set()
+        while self._waiting and len(self._in_flight) < link.window:
+            entry = self._waiting.popleft()
+            must_wait = (
+                entry.committing
+                or entry.stream in blocked
+                or entry.stream in self._paused
+                or self._backlog[entry.stream] > 0
+                or (self._commit_interval == 0 and self._store_open)
+            )
+            if must_wait or not self._send(entry):
+                kept.append(entry)
+                blocked.add(entry.stream)
+        self._waiting.extendleft(reversed(kept))
+        for stream in [stream for stream, count in self._backlog.items() if count <= 0]:
+            del self._backlog[stream]
+
+    def _send_row(self, row: Row) -> bool:
+        if row.id in self._sent_rows or row.stream in self._paused:
+            return True
+        self._order += 1
+        entry = Entry(row.stream, row.topic, row.payload, row.priority, None, self._order, row.made)
+        entry.row, entry.delayed = row.id, True
+        if not self._send(entry):
+            self._fetched.appendleft(row)
+            return False
+        self._sent_rows.add(row.id)
+        self._lower_backlog(row.stream)
+        return True
+
+    def _lower_backlog(self, stream: str, count: int = 1) -> None:
+        left = self._backlog[stream] - count
+        if left > 0:
+            self._backlog[stream] = left
+        else:
+            del self._backlog[stream]
+
+    def _rows_fetched(self, found: list[Row] | StoreError, cursor: int) -> None:
+        self._fetching = False
+        if isinstance(found, StoreError):
+            self._store_failed(found)
+            return
+        if cursor != self._cursor:  # the link was lost meanwhile: what was read is stale
+            self._pump()
+            return
+        if found:
+            self._cursor = found[-1].id
+            for row in found:
+                if not row.is_sound:
+                    self._drop_damaged(row)
+                elif row.id not in self._sent_rows:
+                    self._fetched.append(row)
+            self._pump()
+        elif not self._fetched:
+            # every row was handed out; a count that says otherwise counted rows that are gone
+            self._backlog = Counter({s: count for s, count in self._backlog.items() if s in self._paused})
+            self._pump()
+
+    def _drop_damaged(self, row: Row) -> None:
+        """The disk has changed a row: what it says now is nobody's prediction."""
+        if row.id not in self._sent_rows:
+            self._sent_rows.add(row.id)
+            self._delivered_rows.append(row.id)
+            self._lower_backlog(row.stream)
+            self._counters.dropped["row_damaged"] += 1
+            self._arm_timer()
+
+    def _take_back(self) -> None:
+        """The link is gone: what was in flight waits again, in its old order."""
+        for entry in sorted(self._in_flight.values(), key=lambda entry: entry.order):
+            entry.in_flight = False
+            if entry.row is None:
+                entry.delayed = True
+                self._waiting.append(entry)
+            else:
+                self._sent_rows.discard(entry.row)
+                self._backlog[entry.stream] += 1
+        self._in_flight.clear()
+        self._sort_waiting()
+        self._read_anew()
+        self._arm_timer()
+
+    def _sort_waiting(self) -> None:
+        self._waiting = deque(sorted(self._waiting, key=lambda entry: entry.order))
+
+    # --- committing -----------------------------------------------------------------------------------------------
+
+    def _arm_timer(self) -> None:
+        """See to it that what is in memory is committed in time; without a disk there is nothing to be in time for."""
+        if not self._store_open:
+            return
+        if self._stopping:
+            self._loop.call_soon(lambda: self._commit_due(everything=True))
+        elif self._timer is None:
+            self._timer = self._loop.call_later(max(self._commit_interval, 0.01), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._store_open:
+            return
+        self._commit_due()
+        oldest = self._oldest()
+        if oldest is not None or self._delivered_rows:
+            since = self._loop.time() if oldest is None else oldest
+            due = since + self._commit_interval - self._loop.time()
+            self._timer = self._loop.call_later(max(due, 0.01, self._commit_interval / 4), self._on_timer)
+
+    def _oldest(self) -> float | None:
+        candidates = [entry.since for entry in self._uncommitted()]
+        return min(candidates) if candidates else None
+
+    def _uncommitted(self) -> Iterable[Entry]:
+        for entry in self._in_flight.values():
+            if entry.row is None and not entry.committing:
+                yield entry
+        for entry in self._waiting:
+            if not entry.committing:
+                yield entry
+
+    def _commit_due(self, *, everything: bool = False) -> None:
+        """Commit what is older than the interval, and delete what was delivered, in one transaction."""
+        if self._store is None or not self._store_open or self._committing:
+            return
+        now = self._loop.time()
+        due = list(self._uncommitted())
+        horizon = now - self._commit_interval
+        if not everything and (self._is_linked() or not any(entry.since <= horizon for entry in due)):
+            # without a link each would fall due in its turn: once one is due, one transaction an interval for all
+            due = [entry for entry in due if entry.since <= horizon]
+        if not due and not self._delivered_rows:
+            return
+        due.sort(key=lambda entry: entry.order)
+        for entry in due:
+            entry.committing = True
+        delivered, self._delivered_rows = self._delivered_rows, []
+        # When it was made, by the wall clock as it is set now: the clock may have been set since.
+        set_by = self._wall() - now
+        rows = [
+            NewRow(
+                entry.stream,
+                entry.priority,
+                entry.since + set_by if entry.since else entry.made,
+                entry.topic,
+                entry.payload,
+            )
+            for entry in due
+        ]
+        self._committing = True
+        self._store.commit(rows, delivered, lambda found: self._committed(due, delivered, found))
+
+    def _is_linked(self) -> bool:
+        return self._link is not None and self._link.connected
+
+    def _committed(self, due: list[Entry], delivered: list[int], found: Committed | StoreError) -> None:
+        self._committing = False
+        for entry in due:
+            entry.committing = False
+        if isinstance(found, StoreError):
+            self._delivered_rows = delivered + self._delivered_rows
+            self._store_failed(found)
+            return
+        self._sent_rows.difference_update(delivered)
+        self._counters.counts["stored"] += len(found.ids)
+        for entry, row_id in zip(due, found.ids, strict=True):
+            self._now_stored(entry, row_id)
+        self._waiting = deque(entry for entry in self._waiting if entry.row is None)
+        self._stored_rows = found.rows
+        self._forget_trimmed(found.trimmed)
+        self._set_state("ok")
+        if self._stopping:
+            self._commit_due(everything=True)
+        elif self._delivered_rows or self._commit_interval == 0:
+            self._arm_timer()
+        self._pump()
+
+    def _now_stored(self, entry: Entry, row_id: int) -> None:
+        """An entry is on disk: out of memory's count, its reading released, and sent from memory where that is fair."""
+        entry.row = row_id
+        self._memory -= entry.size
+        entry.release()
+        if entry.done:
+            self._memory += entry.size  # its acknowledgement had taken it out already
+            self._delivered_rows.append(row_id)
+            self._sent_rows.add(row_id)  # until it is deleted: a fetch in between must not send it again
+        elif entry.in_flight or (self._may_send(entry) and self._send(entry)):
+            self._sent_rows.add(row_id)
+        else:
+            self._backlog[entry.stream] += 1
+
+    def _may_send(self, entry: Entry) -> bool:
+        link = self._link
+        return (
+            link is not None
+            and link.connected
+            and not self._stopping
+            and not self._backlog[entry.stream]
+            and len(self._in_flight) < link.window
+            and entry.stream not in self._paused
+        )
+
+    def _forget_trimmed(self, trimmed: Trimmed) -> None:
+        for reason, count in trimmed.by_reason.items():
+            self._counters.dropped[reason] += count
+        gone = set(trimmed.ids)
+        if gone:
+            in_flight = {entry.row for entry in self._in_flight.values()}
+            self._fetched = deque(row for row in self._fetched if row.id not in gone)
+            for stream, count in trimmed.by_stream.items():
+                sent = sum(1 for entry in self._in_flight.values() if entry.stream == stream and entry.row in gone)
+                self._lower_backlog(stream, count - sent)
+            self._sent_rows -= gone - in_flight
+
+    # --- the disk -------------------------------------------------------------------------------------------------
+
+    def _opened(self, found: Opened | StoreError) -> None:
+        self._opening = False
+        if isinstance(found, StoreError):
+            self._store_failed(found)
+            return
+        self._store_open = True
+        self._failing_since = None
+        self._reopen_delay = REOPEN_FIRST_S
+        if found.damaged_file is not None:
+            self._counters.errors["outbox_damaged"] += 1
+            self._counters.counts["outbox_salvaged"] += found.salvaged
+            if found.lost:
+                self._counters.dropped["outbox_damaged"] += found.lost
+            self._forget_row_numbers()
+        self._stored_rows = found.rows
+        handed_out = Counter(entry.stream for entry in self._in_flight.values() if entry.row is not None)
+        self._backlog = Counter(found.streams) - handed_out
+        self._set_state("ok" if found.damaged_file is None else f"damaged file set aside as {found.damaged_file}")
+        if self._delivered_rows or self._waiting or self._in_flight:
+            self._arm_timer()
+        self._read_anew()
+        self._pump()
+
+    def _forget_row_numbers(self) -> None:
+        """The file was replaced: a number of the old one is some other row in the new one."""
+        self._sent_rows.clear()
+        self._delivered_rows.clear()
+        for entry in self._in_flight.values():
+            if entry.row is not None:
+                entry.row = None
+                self._memory += entry.size
+
+    def _store_failed(self, error: StoreError) -> None:
+        """Go on in memory, and open the file anew after a while."""
+        self._store_open = False
+        self._counters.errors["outbox_disk"] += 1
+        self._set_state(str(error))
+        self._fetched.clear()
+        now = self._loop.time()
+        if self._failing_since is None:
+            self._failing_since = now
+        if self._backlog and now - self._failing_since >= ORDER_PATIENCE_S:
+            self._backlog.clear()
+            self._counters.errors["order_given_up"] += 1
+        if not self._stopping and not self._reopen_due:
+            self._reopen_due = True  # once, however many calls the same fault has failed
+            self._loop.call_later(self._reopen_delay, self._reopen)
+            self._reopen_delay = min(REOPEN_MOST_S, self._reopen_delay * 2)
+        self._pump_soon()
+
+    def _reopen(self) -> None:
+        self._reopen_due = False
+        if self._store is not None and not self._stopping and not self._store_open:
+            self._store.open(self._opened)
+
+    def _set_state(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            if self.on_state is not None:
+                self.on_state(state)
+
+    def _make_room(self) -> None:
+        """Memory is full: drop the oldest of the lowest priority among what nobody could send us again."""
+        candidates = [entry for entry in self._waiting if entry.receipt is None and not entry.committing]
+        candidates.sort(key=lambda entry: (-entry.priority, entry.order))
+        dropped: set[int] = set()
+        for entry in candidates:
+            if self._memory <= 0.9 * self._max_memory:  # a tenth at once, so that a flood does not sort every time
+                break
+            self._memory -= entry.size
+            dropped.add(entry.order)
+            self._counters.dropped["memory_full"] += 1
+        if dropped:
+            self._waiting = deque(entry for entry in self._waiting if entry.order not in dropped)

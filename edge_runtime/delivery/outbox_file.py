@@ -1,0 +1,567 @@
+"""The outbox on disk: a SQLite file that keeps a commit through a power cut, in a thread of its own.
+
+WAL with `synchronous=FULL`; every setting is read back. After any I/O error the file is closed, opened anew and read
+before anything more is promised, because Linux reports a failed sync only once. A damaged file is set aside under a
+new name, what can still be read is taken over, and the rest is counted; it never stops the daemon. Every row carries
+a checksum, since SQLite has none: a row that a failing card has changed is dropped and counted, and never published.
+
+It writes little: payloads are packed, rows are numbered here and not by SQLite, and no index stands beside the table,
+since each of these would be pages more in every commit (`docs/decisions/0012-rows-are-packed-and-have-no-index.md`).
+
+Weak points: a card that lies about its syncs can lose what it said was written. What stood in a write-ahead log that
+somebody deleted is gone without a trace.
+"""
+
+import contextlib
+import functools
+import queue
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from edge_runtime.delivery.row_packing import UnpackError, pack, unpack
+
+_Answer = TypeVar("_Answer")
+
+SCHEMA_VERSION = 2
+CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
+BUSY_TIMEOUT_S = 5.0
+PAGE_BYTES = 4096
+ROW_OVERHEAD_BYTES = 64  # what SQLite keeps beside the payload of a row, measured with 256-byte payloads
+
+HIGHEST_ID = 1 << 62  # no device makes so many: a number above it was made by a damage, and leaves none to go on with
+
+_SCHEMA = """
+CREATE TABLE entry (
+  id INTEGER PRIMARY KEY,
+  stream TEXT NOT NULL,
+  priority INTEGER NOT NULL,
+  made REAL NOT NULL,
+  topic TEXT NOT NULL,
+  payload BLOB NOT NULL,
+  crc INTEGER NOT NULL,
+  packing INTEGER NOT NULL DEFAULT 0
+)
+"""
+_COLUMNS = "id, stream, priority, made, topic, payload, crc, packing"
+_COLUMNS_OF_1 = "id, stream, priority, made, topic, payload, crc, 0"
+
+
+class Row(NamedTuple):
+    """One prediction at rest. `id` rises in the order in which predictions were made.
+
+    `is_sound` is False when its bytes are not those that were written.
+    """
+
+    id: int
+    stream: str
+    priority: int
+    made: float
+    topic: str
+    payload: bytes
+    is_sound: bool = True
+
+
+class NewRow(NamedTuple):
+    """One prediction on its way to the disk."""
+
+    stream: str
+    priority: int
+    made: float
+    topic: str
+    payload: bytes
+
+
+class Opened(msgspec.Struct):
+    """What was found when the file was opened.
+
+    After a damaged file: `salvaged` rows were taken over, `lost` are missing, as far as their numbers tell.
+    """
+
+    rows: int = 0
+    bytes: int = 0
+    streams: dict[str, int] = msgspec.field(default_factory=dict)
+    salvaged: int = 0
+    lost: int = 0
+    damaged_file: str | None = None
+
+
+class Trimmed(msgspec.Struct):
+    """Rows that had to go: by reason, and by stream."""
+
+    by_reason: dict[str, int] = msgspec.field(default_factory=dict)
+    by_stream: dict[str, int] = msgspec.field(default_factory=dict)
+    ids: list[int] = msgspec.field(default_factory=list)
+    bytes: int = 0
+
+
+class Committed(msgspec.Struct):
+    """One transaction that is on the disk: the ids of its new rows, what had to go, and how many rows there are now."""
+
+    ids: list[int]
+    trimmed: Trimmed
+    rows: int
+
+
+class StoreError(Exception):
+    """The disk failed. Nothing of the failed call may be relied on."""
+
+
+class _DamagedError(sqlite3.DatabaseError):
+    """The file is no outbox of ours, though SQLite can read it."""
+
+
+class Store:
+    """The file itself; every call blocks. Use it from one thread."""
+
+    def __init__(
+        self,
+        path: Path,
+        max_bytes: int,
+        max_age: float,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._connection: sqlite3.Connection | None = None
+        self._bytes = 0
+        self._rows = 0
+        self._next_id = 1  # never lowered: a number that the outbox still holds means no other row
+        self._first: dict[int, int] = {}  # by priority: no row of it has a lower number; no entry: it has no row
+        self._wall = wall
+        self._monotonic = monotonic
+        self._offset = wall() - monotonic()
+        self._is_suspect = False
+
+    def open(self) -> Opened:
+        """Open or make the file, and count what it holds.
+
+        Raises:
+            StoreError: the folder cannot be written, or the disk fails.
+        """
+        self.close()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            folder = self._set_folders_aside()
+            opened = self._replace_damaged() if self._is_suspect else self._open()
+            opened.damaged_file = opened.damaged_file or folder
+        except sqlite3.Error as error:
+            is_foreign = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # tables that are not ours
+            if _is_damage(error) or is_foreign:
+                return self._replace_damaged()
+            self.close()
+            raise StoreError(f"{self._path}: {error}") from error
+        except UnicodeDecodeError:  # SQLite's own words quote bytes of a damaged schema, and Python cannot read them
+            return self._replace_damaged()
+        except OSError as error:
+            self.close()
+            raise StoreError(f"{self._path}: {error.strerror or error}") from error
+        return opened
+
+    def commit(self, rows: Sequence[NewRow], delivered: Sequence[int]) -> Committed:
+        """In one transaction: put `rows` in, take the delivered ones out, and keep the bounds.
+
+        Raises:
+            StoreError: nothing of this may be relied on.
+        """
+        with self._guarded() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            jump = self._follow_clock(connection)
+            added = self._insert(connection, rows)
+            deleted, freed = self._delete(connection, delivered)
+            trimmed = self._trim(connection, self._bytes + added - freed)
+            connection.execute("COMMIT")
+            ids = list(range(self._next_id, self._next_id + len(rows)))
+            self._next_id += len(rows)
+            self._offset += jump
+            self._bytes += added - freed - trimmed.bytes
+            self._rows += len(rows) - deleted - len(trimmed.ids)
+            return Committed(ids, trimmed, self._rows)
+
+    def fetch(self, after: int, limit: int) -> list[Row]:
+        """The oldest rows with an id above `after`.
+
+        Raises:
+            StoreError: the disk failed.
+        """
+        with self._guarded() as connection:
+            query = f"SELECT {_COLUMNS} FROM entry WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
+            return [_row(found) for found in connection.execute(query, (after, limit))]
+
+    def close(self) -> None:
+        """Give the file back. Committed rows stay."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):  # what is committed is committed; nothing else is owed here
+                connection.close()
+
+    def _open(self) -> Opened:
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        self._connection = connection
+        connection.text_factory = _text
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreError(f"{self._path}: expected the write-ahead log, found journal mode {mode}")
+        connection.execute("PRAGMA synchronous=FULL")
+        if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:
+            raise StoreError(f"{self._path}: synchronous=FULL is not to be had")
+        # The log stands beside the bound of the file itself: a fiftieth of it, and never more than SQLite's own choice.
+        log_pages = min(1000, max(16, self._max_bytes // 50 // PAGE_BYTES))
+        connection.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
+        connection.execute(f"PRAGMA journal_size_limit={min(1 << 20, log_pages * PAGE_BYTES)}")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise _DamagedError(f"schema {version} is newer than this program")
+        verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if "error code=" in verdict:  # it does not raise what the disk says: an error of reading is no damage
+            raise sqlite3.OperationalError(verdict)
+        if verdict != "ok":
+            raise _DamagedError("its pages contradict one another")
+        self._bring_up_to_date(connection, version)
+        return self._take_stock(connection)
+
+    @staticmethod
+    def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
+        """Make the table, or make the present one of an older one where it stands, in one transaction.
+
+        Nothing is copied, so that a large file on a full disk is taken over as well. A table of version 1 has SQLite
+        count its rows, which nothing but a new table ends: it is made as soon as there is no row to be moved.
+        """
+        found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'entry'").fetchone()
+        if found is not None:
+            connection.execute(f"SELECT {_COLUMNS_OF_1} FROM entry LIMIT 1").fetchone()  # noqa: S608
+        numbers_rows = found is not None and "AUTOINCREMENT" in str(found[0])
+        is_spent = numbers_rows and connection.execute("SELECT 1 FROM entry LIMIT 1").fetchone() is None
+        if version == SCHEMA_VERSION and found is not None and not is_spent:
+            connection.execute(f"SELECT {_COLUMNS} FROM entry LIMIT 1").fetchone()  # noqa: S608
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        if is_spent:
+            connection.execute("DROP TABLE entry")
+        if found is None or is_spent:
+            connection.execute(_SCHEMA)
+        else:
+            connection.execute("DROP INDEX IF EXISTS entry_by_worth")
+            if not any(name == "packing" for _, name, *_ in connection.execute("PRAGMA table_info(entry)")):
+                connection.execute("ALTER TABLE entry ADD COLUMN packing INTEGER NOT NULL DEFAULT 0")
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("COMMIT")
+
+    def _take_stock(self, connection: sqlite3.Connection) -> Opened:
+        opened = Opened()
+        self._first = {}
+        query = (
+            "SELECT stream, priority, count(*), sum(length(payload) + length(topic) + length(stream)), min(id), max(id)"
+            " FROM entry GROUP BY stream, priority"
+        )
+        for stream, priority, count, size, first, last in connection.execute(query):
+            if not isinstance(last, int) or last >= HIGHEST_ID:  # no number: a damage has made `id` a plain column
+                raise _DamagedError(f"row {last} was never written")
+            opened.streams[stream] = opened.streams.get(stream, 0) + count
+            opened.rows += count
+            opened.bytes += size + count * ROW_OVERHEAD_BYTES
+            if isinstance(priority, int):  # anything else is a damage: such a row goes when it is read
+                self._first[priority] = min(first, self._first.get(priority, first))
+            self._next_id = max(self._next_id, last + 1)
+        self._bytes, self._rows = opened.bytes, opened.rows
+        return opened
+
+    def _set_folders_aside(self) -> str | None:
+        """A folder that stands where a file should be makes room."""
+        aside = self._aside()
+        for found, target in zip(_files(self._path), _files(aside), strict=True):
+            if found.is_dir():
+                found.rename(target)
+        return str(aside) if aside.exists() else None
+
+    def _aside(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+
+    def _replace_damaged(self) -> Opened:
+        """Set the file aside, start a new one, and take over every row that can still be read."""
+        self.close()
+        aside = self._aside()
+        try:
+            rows, lost = salvage(self._path)
+            for found, target in zip(_files(self._path), _files(aside), strict=True):
+                if found.exists():
+                    found.rename(target)
+            self._is_suspect = False
+            opened = self._open()
+        except (OSError, sqlite3.Error) as error:
+            self.close()
+            raise StoreError(f"{self._path}: damaged, and cannot be set aside: {error}") from error
+        if rows:
+            self.commit(rows, ())
+            opened = self._open_again()
+        opened.salvaged, opened.lost = len(rows), lost
+        opened.damaged_file = str(aside)
+        _keep_newest(self._path, keep=3)
+        return opened
+
+    def _open_again(self) -> Opened:
+        self.close()
+        return self._open()
+
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[NewRow]) -> int:
+        """Put rows in, numbered from `_next_id` on; how much they add to the size."""
+        added = 0
+        values = []
+        packed = pack([row.payload for row in rows])
+        for number, ((stream, priority, made, topic, payload), (packing, kept)) in enumerate(
+            zip(rows, packed, strict=True), self._next_id
+        ):
+            values.append((number, stream, priority, made, topic, kept, _crc(stream, topic, payload), packing))
+            added += _size(stream, topic, len(kept))
+            if priority not in self._first:
+                self._first[priority] = number
+        connection.executemany(f"INSERT INTO entry ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+        return added
+
+    def _delete(self, connection: sqlite3.Connection, ids: Sequence[int]) -> tuple[int, int]:
+        deleted = freed = 0
+        for row_id in ids:
+            query = "SELECT stream, topic, length(payload) FROM entry WHERE id = ?"
+            found = connection.execute(query, (row_id,)).fetchone()
+            if found is not None:
+                deleted += 1
+                freed += _size(*found)
+                connection.execute("DELETE FROM entry WHERE id = ?", (row_id,))
+        return deleted, freed
+
+    def _trim(self, connection: sqlite3.Connection, size: int) -> Trimmed:
+        """Keep the bounds: first what is too old, then the oldest of the lowest priority."""
+        trimmed = Trimmed()
+        oldest = "SELECT id, stream, topic, length(payload), made FROM entry ORDER BY id LIMIT 1"
+        limit = self._wall() - self._max_age
+        for _ in range(1000):
+            head = connection.execute(oldest).fetchone()
+            if head is None or head[4] >= limit:
+                break
+            self._drop(connection, trimmed, "too_old", head[:4])
+        while size - trimmed.bytes > self._max_bytes:
+            found = self._least_worth(connection)
+            if found is None:
+                break
+            self._drop(connection, trimmed, "outbox_full", found)
+        return trimmed
+
+    def _least_worth(self, connection: sqlite3.Connection) -> tuple[int, str, str, int] | None:
+        """The oldest row of the lowest priority.
+
+        Without an index, and without a search of the whole table either: a search goes on where the last one of its
+        priority has ended, since new rows have higher numbers. So it passes each row once at most.
+        """
+        query = (
+            "SELECT id, stream, topic, length(payload) FROM entry WHERE id >= ? AND priority = ? ORDER BY id LIMIT 1"
+        )
+        for priority in sorted(self._first, reverse=True):
+            found: tuple[int, str, str, int] | None = connection.execute(
+                query, (self._first[priority], priority)
+            ).fetchone()
+            if found is not None:
+                self._first[priority] = found[0]
+                return found
+            del self._first[priority]
+        return None
+
+    def _follow_clock(self, connection: sqlite3.Connection) -> float:
+        """When the wall clock is set, the rows' times move with it: no row grows old by a jump of the clock."""
+        jump = self._wall() - self._monotonic() - self._offset
+        if abs(jump) <= CLOCK_JUMP_S:
+            return 0.0
+        connection.execute("UPDATE entry SET made = made + ?", (jump,))
+        return jump
+
+    @staticmethod
+    def _drop(connection: sqlite3.Connection, trimmed: Trimmed, reason: str, found: tuple[int, str, str, int]) -> None:
+        row_id, stream, topic, length = found
+        connection.execute("DELETE FROM entry WHERE id = ?", (row_id,))
+        trimmed.by_reason[reason] = trimmed.by_reason.get(reason, 0) + 1
+        trimmed.by_stream[stream] = trimmed.by_stream.get(stream, 0) + 1
+        trimmed.ids.append(row_id)
+        trimmed.bytes += _size(stream, topic, length)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[sqlite3.Connection]:
+        if self._connection is None:
+            raise StoreError(f"{self._path}: not open")
+        try:
+            yield self._connection
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            self._is_suspect = self._is_suspect or _is_damage(error)
+            self.close()  # a failed sync is reported once only: nothing is trusted until the file was read anew
+            raise StoreError(f"{self._path}: {error}") from error
+
+
+class StoreThread:
+    """A `Store` behind a queue: the loop asks, and is told in its own thread.
+
+    Args:
+        store: opened in the thread, not before.
+        tell: runs a callback in the loop's thread.
+    """
+
+    def __init__(self, store: Store, tell: Callable[[Callable[[], None]], None]) -> None:
+        self._store = store
+        self._tell = tell
+        self._busy_since: float | None = None
+        self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="outbox", daemon=True)
+        self._thread.start()
+
+    def open(self, answer: Callable[[Opened | StoreError], None]) -> None:
+        """Open the file, again if need be."""
+        self._ask(self._store.open, answer)
+
+    def commit(
+        self,
+        rows: Sequence[NewRow],
+        delivered: Sequence[int],
+        answer: Callable[[Committed | StoreError], None],
+    ) -> None:
+        """As `Store.commit`."""
+        self._ask(lambda: self._store.commit(rows, delivered), answer)
+
+    def fetch(self, after: int, limit: int, answer: Callable[[list[Row] | StoreError], None]) -> None:
+        """As `Store.fetch`."""
+        self._ask(lambda: self._store.fetch(after, limit), answer)
+
+    def busy_for(self, now: float) -> float:
+        """Seconds of monotonic time that the present call has taken; 0 when there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else now - since
+
+    def stop(self, deadline: float) -> bool:
+        """Finish what was asked and close the file; False when that took longer than `deadline` seconds."""
+        self._requests.put(None)
+        self._thread.join(deadline)
+        return not self._thread.is_alive()
+
+    def _ask(self, work: Callable[[], _Answer], answer: Callable[[_Answer | StoreError], None]) -> None:
+        def request() -> None:
+            found: _Answer | StoreError
+            self._busy_since = time.monotonic()
+            try:
+                found = work()
+            except StoreError as error:
+                found = error
+            except Exception as error:  # noqa: BLE001 - a fault of ours: it ends the loop, and not this thread in silence
+                self._tell(functools.partial(_raise, error))
+                return
+            finally:
+                self._busy_since = None
+            self._tell(lambda: answer(found))
+
+        self._requests.put(request)
+
+    def _serve(self) -> None:
+        while (request := self._requests.get()) is not None:
+            request()
+        self._store.close()
+
+
+def salvage(path: Path) -> tuple[list[NewRow], int]:
+    """Every row of a damaged file that can still be read, in order, and how many are missing between and after them.
+
+    It is read from both ends, so that one bad page does not hide what stands behind it.
+
+    Raises:
+        sqlite3.Error: the disk cannot be read at present, which is no damage.
+    """
+    forward, backward = _read_rows(path, "ASC"), _read_rows(path, "DESC")
+    by_id = {row.id: row for row in (*backward, *forward)}
+    sound = [by_id[row_id] for row_id in sorted(by_id) if by_id[row_id].is_sound]
+    numbers = [row_id for row_id in by_id if row_id < HIGHEST_ID]
+    span = max(numbers) - min(numbers) + 1 if numbers else 0
+    rows = [NewRow(row.stream, row.priority, row.made, row.topic, row.payload) for row in sound]
+    return rows, max(0, span - len(sound))
+
+
+def _read_rows(path: Path, direction: str) -> list[Row]:
+    rows: list[Row] = []
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            connection.text_factory = _text
+            is_packed = any(name == "packing" for _, name, *_ in connection.execute("PRAGMA table_info(entry)"))
+            columns = _COLUMNS if is_packed else _COLUMNS_OF_1
+            for found in connection.execute(f"SELECT {columns} FROM entry ORDER BY id {direction}"):  # noqa: S608
+                if isinstance(found[0], int):  # see `_take_stock`: without a number it has no place in the order
+                    rows.append(_row(found))
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+            raise
+    return rows  # where it is damaged, what stands before the damage
+
+
+def _row(found: tuple[Any, ...]) -> Row:
+    row_id, stream, priority, made, topic, packed, crc, packing = found
+    typed = (
+        isinstance(stream, str)
+        and isinstance(priority, int)
+        and isinstance(made, float)
+        and isinstance(topic, str)
+        and isinstance(packed, bytes)
+    )
+    if typed:
+        with contextlib.suppress(UnpackError):
+            payload = unpack(packing, packed)
+            return Row(row_id, stream, priority, made, topic, payload, crc == _crc(stream, topic, payload))
+    return Row(row_id, stream, priority, made, topic, packed, is_sound=False)
+
+
+def _crc(stream: str, topic: str, payload: bytes) -> int:
+    return zlib.crc32(payload, _crc_of_place(stream, topic))
+
+
+@functools.lru_cache(1024)
+def _crc_of_place(stream: str, topic: str) -> int:
+    return zlib.crc32(f"{stream}\0{topic}\0".encode())
+
+
+def _size(stream: str, topic: str, length: int) -> int:
+    return len(stream) + len(topic) + length + ROW_OVERHEAD_BYTES
+
+
+def _text(data: bytes) -> str:
+    """Text as it stands in the file; what is no UTF-8 any more is caught by the row's checksum."""
+    return data.decode(errors="replace")
+
+
+def _is_damage(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, _DamagedError | UnicodeDecodeError) or (code is not None and code & 0xFF in _DAMAGE)
+
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+
+
+def _files(path: Path) -> tuple[Path, Path, Path]:
+    """The file and what SQLite keeps beside it."""
+    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _keep_newest(path: Path, keep: int) -> None:
+    """Damaged files are kept for a person to look at, but only the newest few."""
+    stamps = sorted(
+        {found.name.split(".damaged-")[1].split("-")[0] for found in path.parent.glob(f"{path.name}.damaged-*")}
+    )
+    import shutil  # noqa: PLC0415 - only after a damage
+
+    for old in (old for stamp in stamps[:-keep] for old in path.parent.glob(f"{path.name}.damaged-{stamp}*")):
+        with contextlib.suppress(OSError):  # tidying is a courtesy; the disk may be read-only
+            shutil.rmtree(old) if old.is_dir() else old.unlink()

@@ -1,0 +1,109 @@
+"""`[http]` beside a running daemon: the server over the models that the stream uses.
+
+Guarantee: the stream never waits for a request, but for the rest of one that is being read or written
+(`yield_to_loop.py`). The server's thread sees the models and the board, nothing else of the loop. An address that
+is in use is tried again.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.bundle.model import Model
+from edge_runtime.config.tables import Http
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.http.app import App
+from edge_runtime.http.auth import read_token
+from edge_runtime.http.live_view import Board, TappedPayload
+from edge_runtime.http.served_model import Served
+from edge_runtime.http.server import ListenError, Server
+from edge_runtime.http.yield_to_loop import courtesy_to
+from edge_runtime.readings import Batch
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop, Timer
+
+RETRY_S = 5.0
+
+_log = get_logger("http")
+
+
+class Attached:
+    """The HTTP side of a daemon; every method belongs to the loop's thread.
+
+    Args:
+        config: its table.
+        device: the device's id.
+        start: the number of this start.
+        loop: the event loop.
+        health: makes the health document, in the loop's thread.
+        on_change: is called when it begins to listen.
+    """
+
+    def __init__(
+        self,
+        config: Http,
+        *,
+        device: str,
+        start: int,
+        loop: Loop,
+        health: Callable[[], dict[str, Any]],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._device = device
+        self._start = start
+        self._loop = loop
+        self._courtesy = courtesy_to(loop)
+        self._on_change = on_change
+        self._board = Board(loop.call_soon_threadsafe, health)
+        self._token = None if config.token_file is None else read_token(Path(config.token_file))
+        self._app: App | None = None
+        self._server: Server | None = None
+        self._retry: Timer | None = None
+
+    @property
+    def is_listening(self) -> bool:
+        """Requests are answered."""
+        return self._server is not None and self._server.is_listening
+
+    def payload(self, **arguments: Any) -> JsonPayload:
+        """A payload whose predictions the status page sees as well."""
+        return TappedPayload(self._board, **arguments)
+
+    def note_readings(self, batch: Batch, channels: tuple[str, ...]) -> None:
+        """What came in, for the status page."""
+        self._board.note_readings(batch, channels)
+
+    def begin(self, models: list[tuple[ModelConfig, Model]]) -> None:
+        """Listen, now or as soon as the address is free."""
+        self._app = App([self._served(*each) for each in models], self._board, token=self._token)
+        self._server = Server(self._app, self._config.listen, self._courtesy)
+        self._listen()
+
+    def exchange(self, config: ModelConfig, model: Model) -> None:
+        """Another bundle answers from now on; a request on its way is finished by the old one."""
+        if self._app is not None:
+            served = self._served(config, model)
+            self._app.models = {**self._app.models, served.name: served}
+
+    def end(self) -> None:
+        """Stop listening, and answer nothing more."""
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._server is not None:
+            self._server.stop()
+
+    def _served(self, config: ModelConfig, model: Model) -> Served:
+        return Served(config.name, model, device=self._device, start=self._start, config=config)
+
+    def _listen(self) -> None:
+        assert self._server is not None
+        try:
+            self._server.start()
+        except ListenError as error:
+            _log.warning(str(error), extra=fields(again_in_s=RETRY_S))
+            self._retry = self._loop.call_later(RETRY_S, self._listen)
+        else:
+            _log.info("listening", extra=fields(listen=self._config.listen))
+            self._on_change()

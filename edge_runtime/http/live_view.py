@@ -1,0 +1,132 @@
+"""What the daemon shows to HTTP: the one place that the event loop and the threads of the server both touch.
+
+The loop posts without ever waiting: a snapshot of its health when one is asked for, and, while somebody watches, each
+prediction and the last reading of each wake-up. A watcher that is slow loses events, never the loop time.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.readings import Batch, Prediction
+
+MOST_WATCHERS = 4  # pages that are open
+MOST_EVENTS = 256  # waiting for one watcher
+FRESH_S = 1.0  # a health document is asked for at most so often
+PATIENCE_S = 0.5  # for the loop to tell its health; all requests wait as long
+
+Event = tuple[str, bytes]
+_encode = msgspec.json.Encoder().encode
+
+
+class Board:
+    """The daemon's side is `post` and `note_readings`; the server's is the rest.
+
+    Args:
+        ask: runs a callable in the loop's thread, such as `Loop.call_soon_threadsafe`; None where there is no loop.
+        health: makes the health document, in the loop's thread.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Callable[[], object]], None] | None = None,
+        health: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
+        self._ask = ask
+        self._health = health
+        self._watchers: tuple[queue.SimpleQueue[Event], ...] = ()
+        self._lock = threading.Lock()  # of those who ask; the loop never takes it
+        self._known: dict[str, Any] = {} if ask is not None else health()
+        self._known_at = float("-inf")
+        self._answered = threading.Event()
+        self._asked = False
+
+    # The loop's thread.
+
+    @property
+    def is_watched(self) -> bool:
+        """Somebody looks at the page."""
+        return bool(self._watchers)
+
+    @property
+    def watchers(self) -> int:
+        """How many look at it."""
+        return len(self._watchers)
+
+    def post(self, kind: str, document: bytes) -> None:
+        """Hand an event to everybody who watches."""
+        for watcher in self._watchers:
+            if watcher.qsize() < MOST_EVENTS:
+                watcher.put((kind, document))
+
+    def note_readings(self, batch: Batch, channels: tuple[str, ...]) -> None:
+        """The last reading of a wake-up, for the lines of the page."""
+        if not self._watchers or not channels or not len(batch):
+            return
+        values = [float(str(value)) if value == value else None for value in batch.values[-1]]  # noqa: PLR0124 - NaN
+        document = {"source": batch.source, "key": batch.keys[-1], "values": dict(zip(channels, values, strict=False))}
+        self.post("reading", _encode(document))
+
+    # The server's threads.
+
+    def health(self) -> dict[str, Any]:
+        """The health document, at most a second old; an older one where the loop does not answer.
+
+        A loop that hangs is waited for once, and not again before it has answered.
+        """
+        ask = self._ask
+        if ask is None:
+            return self._health()
+        with self._lock:
+            if time.monotonic() - self._known_at > FRESH_S and not self._asked:
+                self._answered.clear()
+                self._asked = True
+                ask(self._answer)
+                self._answered.wait(PATIENCE_S)
+            return self._known
+
+    @property
+    def age_s(self) -> float:
+        """How old the health document is; that of a loop that hangs grows."""
+        return 0.0 if self._ask is None else time.monotonic() - self._known_at
+
+    def watch(self) -> "queue.SimpleQueue[Event] | None":
+        """Begin to watch; None when there are enough watchers."""
+        with self._lock:
+            if len(self._watchers) >= MOST_WATCHERS:
+                return None
+            watcher: queue.SimpleQueue[Event] = queue.SimpleQueue()
+            self._watchers = (*self._watchers, watcher)
+            return watcher
+
+    def leave(self, watcher: "queue.SimpleQueue[Event]") -> None:
+        """Stop watching."""
+        with self._lock:
+            self._watchers = tuple(other for other in self._watchers if other is not watcher)
+
+    def _answer(self) -> None:
+        """In the loop's thread."""
+        self._known = self._health()
+        self._known_at = time.monotonic()
+        self._asked = False
+        self._answered.set()
+
+
+class TappedPayload(JsonPayload):
+    """A payload that the board sees as well, while somebody watches."""
+
+    def __init__(self, board: Board, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._board = board
+
+    def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
+        """The payload, as without a board."""
+        payload = super().encode(prediction, synchronised=synchronised)
+        if self._board.is_watched:
+            self._board.post("prediction", payload)
+        return payload

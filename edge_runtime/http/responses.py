@@ -1,0 +1,79 @@
+"""Requests and answers, without a server in sight; every refusal is JSON with an `error`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from edge_runtime.errors import EdgeError
+from edge_runtime.http.event_stream import Watching
+
+REASONS = {
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+@dataclass(slots=True)
+class Request:
+    """What was asked.
+
+    Attributes:
+        method: in capitals.
+        path: its bytes as Latin-1, without the query.
+        headers: names in lower case.
+        body: as it came; unpacked once it has been looked at.
+        route: the name of what answers, for the metrics; `-` where nothing does.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    route: str = "-"
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is answered. With `watching`, the events from there follow for as long as the client stays."""
+
+    status: int = 200
+    body: bytes = b""
+    type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
+    watching: Watching | None = None
+
+
+class RefusedError(EdgeError):
+    """A request that is not served, with its status and what else the client is told."""
+
+    def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.more = more
+
+    def answer(self) -> Answer:
+        """The refusal as JSON."""
+        return Answer(self.status, msgspec.json.encode({"error": str(self), **self.more}), headers=self.headers)
+
+
+def busy(message: str) -> RefusedError:
+    """Too much is asked at the moment; the same request may be sent again in a second."""
+    return RefusedError(503, message, headers={"Retry-After": "1"})
+
+
+def json_answer(document: Any) -> Answer:
+    """A document as JSON."""
+    return Answer(body=msgspec.json.encode(document))

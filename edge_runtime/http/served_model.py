@@ -1,0 +1,126 @@
+"""A model as it is served: its HTTP name, its loaded bundle, and how its answers are written."""
+
+import itertools
+import time
+
+import msgspec
+import numpy as np
+
+from edge_runtime.bundle.model import Model, Scores
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.http.responses import RefusedError
+from edge_runtime.readings import Floats
+from edge_runtime.stream.codecs import make_decoder
+from edge_runtime.stream.contract import Contract
+from edge_runtime.stream.decide import Decider
+
+MOST_DETAILS = 20  # of the violations of one request
+
+
+class Served:
+    """One model on demand.
+
+    Args:
+        name: of the model in the path.
+        model: the loaded bundle.
+        device: who answers.
+        start: the number of this start, for the ids of predictions.
+        config: its table in the device file: the verdict is judged by the same threshold. None for `serve`.
+        source: how the requests come, for predictions and their ids.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        *,
+        device: str,
+        start: int,
+        config: ModelConfig | None = None,
+        source: str = "http",
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.manifest = model.manifest
+        self._start = start
+        self._source = source
+        plain = config or ModelConfig(name=name, bundle=str(model.bundle.path), source="http")
+        # Each request stands by itself: what smooths a stream, or withholds parts of it, has no meaning here.
+        self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
+        self._contract = Contract(self.manifest.input.channels)
+        self._decider = Decider(self.manifest, self._config)
+        self._payload = JsonPayload(
+            device=device,
+            model=name,
+            source=source,
+            start=start,
+            manifest=self.manifest,
+            threshold=self._decider.threshold,
+        )
+        self.decoder = make_decoder(
+            "json", self.manifest.channel_names, shape=self.manifest.input.shape, place=f"model {name}"
+        )
+        self._numbers = itertools.count(1)
+
+    def check(self, windows: Floats) -> None:
+        """Hold windows against the contract, as the stream does.
+
+        Raises:
+            RefusedError: 422, with the reasons counted and the first violations by reading and channel.
+        """
+        channels = self.manifest.input.channels
+        if not channels:
+            if not np.isfinite(windows).all():
+                raise RefusedError(422, "the window holds NaN or infinity", reasons={"not_finite": 1})
+            return
+        readings = np.ascontiguousarray(windows).reshape(-1, len(channels))
+        if self._contract.check(readings, []) is None:  # which changes nothing where all is well
+            return
+        contract = Contract(channels)
+        good = contract.check(readings, [])
+        assert good is not None
+        details = [text for row in np.flatnonzero(~good)[:MOST_DETAILS] for text in self._violations(row, readings)]
+        reasons = {reason: count for reason, count in contract.rejected.items() if count}
+        raise RefusedError(422, details[0], reasons=reasons, details=details[:MOST_DETAILS])
+
+    def prediction(
+        self, scores: Scores, *, key: str | None = None, moment: float | None = None, identity: str | None = None
+    ) -> bytes:
+        """The first row of `scores` as a subscriber would see it."""
+        prediction = self._decider.decide(scores, 0, key, time.time() if moment is None else moment)
+        self._decider.forget([key])  # nothing of this request is remembered for the next
+        assert prediction is not None
+        prediction.seq = next(self._numbers)
+        prediction.identity = identity or f"{self._source}-{self._start}-{prediction.seq}"
+        return self._payload.encode(prediction)
+
+    def _violations(self, row: int, readings: Floats) -> list[str]:
+        found = []
+        for place, channel in enumerate(self.manifest.input.channels):
+            value = readings[row, place]
+            low, high = channel.range or (-np.inf, np.inf)
+            where = f"reading {row}: {channel.name}" if len(readings) > 1 else channel.name
+            unit = f" {channel.unit}" if channel.unit and channel.unit != "1" else ""
+            if np.isnan(value):
+                found.append(f"{where}: expected a number, found none")
+            elif np.isinf(value):
+                found.append(f"{where}: expected a number, found infinity")
+            elif not np.float32(low) <= value <= np.float32(high):
+                found.append(f"{where}: expected {low:g} to {high:g}{unit}, found {value!s}")
+        return found
+
+
+def find(models: dict[str, Served], name: str, version: str | None = None) -> Served:
+    """The model of this name and, where it is given, version.
+
+    Raises:
+        RefusedError: 404.
+    """
+    served = models.get(name)
+    if served is None:
+        known = ", ".join(models) or "none"
+        raise RefusedError(404, f"expected one of the models {known}, found {name[:64]!r}")
+    if version is not None and version != served.manifest.version:
+        raise RefusedError(404, f"{name}: expected version {served.manifest.version}, found {version[:64]!r}")
+    return served

@@ -1,0 +1,410 @@
+"""A model of the store at work: a new active bundle is picked up while the daemon runs, and watched until it is proven.
+
+Guarantee: a reading is neither lost nor answered twice by an exchange. The new bundle is opened, loaded, asked for
+its golden answers and run once in a thread, and only then takes the next window. One that does not load, or whose
+probation fails (too many windows that it cannot take, or NaN, or too slow, too much memory, or scores unlike those of
+its predecessor), is given back to the store, which names the bundle before it and does not take that digest again.
+The store is only ever asked in that thread, so that the loop never waits for a disk; one `stat` a model a second is
+what watching costs. Where the store names a shadow, it runs beside the model (`shadow.py`), through
+restarts and exchanges, until it is made active, withdrawn, or fails.
+
+Weak points: a bundle that wants other channels than its predecessor needs the source rewired, which is a reload. A
+model that hangs in service is ended by the watchdog, and given back after the store's `MAX_STARTS` of that. Memory is
+that of the whole process, so a neighbour's growth counts too; drift is not judged across a restart.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.measured import MIB
+from edge_runtime.bundle.model import ModelOptions
+from edge_runtime.bundle.open import one_line, open_bundle
+from edge_runtime.bundle.optimised_copy import chosen, load_model
+from edge_runtime.bundle.signature import require_signature
+from edge_runtime.config.tables import Store as StoreConfig
+from edge_runtime.errors import BundleError, EdgeError
+from edge_runtime.store.score_drift import ScoreSample, shift
+from edge_runtime.store.shadow import Shadow
+from edge_runtime.store.store import Slot, Store, misfit
+from edge_runtime.stream.pipeline import Candidate, Maker, Pipeline, rehearse
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop
+from edge_runtime.system.memory import Growth
+from edge_runtime.system.watchdog import working
+
+LOOK_S = 1.0
+EXCHANGE_S = 600.0  # to read, check, load and rehearse a bundle, on the slowest board
+ENOUGH_TO_JUDGE = 20  # windows before a 99th percentile says something; a proof judges whatever there is
+
+_log = get_logger("exchange")
+
+Step = Callable[[], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """One pipeline whose bundle comes from the store.
+
+    Attributes:
+        stamp: of the decision that was read last; what we write ourselves is read once more, and is nothing new.
+        since: when the bundle took its first window.
+        busy: a thread is at the store for it.
+        last_resort: it has failed, and there is none before it.
+        why: what happened to the bundle before this one.
+        growth: of memory, since before the bundle was loaded.
+        before: the last scores of its predecessor, where drift is watched.
+        shadow: the candidate beside it.
+        farewell: what the last shadow that ended by itself had found, not yet published.
+        ended: the last shadow that ended by itself, for the list of models.
+    """
+
+    pipeline: Pipeline
+    slot: Slot
+    stamp: tuple[int, int, int]
+    since: float
+    busy: bool = False
+    last_resort: bool = False
+    why: str = ""
+    growth: Growth = field(default_factory=Growth)
+    before: ScoreSample | None = None
+    shadow: Shadow | None = None
+    farewell: dict[str, Any] | None = None
+    ended: dict[str, str] | None = None
+
+
+class Exchange:
+    """Watches the store for the pipelines whose bundles come from it.
+
+    Args:
+        loop: the event loop; everything but the store and the loading is done in its thread.
+        store: the device's store.
+        config: how long probation lasts, and what ends it.
+        hand_over: gives a pipeline the loaded bundle; False when the source must be rewired for it.
+        reload: wires everything anew.
+        on_change: called when there is something new to say about a model.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        store: Store,
+        config: StoreConfig,
+        *,
+        hand_over: Callable[[Pipeline, Candidate], bool],
+        reload: Callable[[], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._store = store
+        self._config = config
+        self._hand_over = hand_over
+        self._reload = reload
+        self._on_change = on_change
+        self._watched: list[_Watched] = []
+        self._stopped = False
+
+    @property
+    def is_idle(self) -> bool:
+        """No thread is at the store."""
+        return not any(watched.busy for watched in self._watched)
+
+    def watch(self, pipeline: Pipeline, slot: Slot) -> None:
+        """Follow the slot that a pipeline's bundle was loaded from."""
+        self._watched.append(_Watched(pipeline, slot, self._store.stamp(slot.name), self._loop.time()))
+        if self._config.max_drift is not None:
+            pipeline.watch_drift()
+
+    def begin(self) -> None:
+        """Look from now on."""
+        if self._watched:
+            self._loop.call_later(LOOK_S, self._look)
+        for watched in self._watched:
+            self._away(watched, lambda watched=watched: self._look_beside(watched))  # type: ignore[misc]
+
+    def end(self) -> None:
+        """A clean stop: a start that ends like this is no part of a crash loop. `is_idle` once that is written."""
+        self._stopped = True
+        for watched in self._watched:
+            if watched.shadow is not None:
+                watched.shadow.stop()
+            if not watched.busy and watched.slot.state == "probation":
+                self._pause(watched, watched.slot)
+
+    def standing(self, pipeline: Pipeline) -> tuple[str, str | None]:
+        """The state of a pipeline's model for `edge/{device}/models`, and why."""
+        for watched in self._watched:
+            if watched.pipeline is pipeline:
+                return watched.slot.state, watched.why or watched.slot.why or None
+        return "active", None
+
+    def beside(self, pipeline: Pipeline) -> dict[str, str | None] | None:
+        """The shadow of a pipeline's model for `edge/{device}/models`: version, digest, state, and why."""
+        for watched in self._watched:
+            if watched.pipeline is not pipeline:
+                continue
+            if watched.shadow is not None:
+                slot = watched.shadow.slot
+                return {"version": slot.version, "digest": slot.digest, "state": "staged", "why": None}
+            if watched.ended is not None:
+                return {**watched.ended}
+        return None
+
+    def shadows(self) -> dict[str, dict[str, Any]]:
+        """What each shadow has found, by the name of its model; the last words of one that ended come once."""
+        found = {}
+        for watched in self._watched:
+            name = watched.pipeline.config.name
+            if watched.farewell is not None:
+                found[name], watched.farewell = watched.farewell, None
+            elif watched.shadow is not None:
+                found[name] = watched.shadow.document()
+        return found
+
+    def _look(self) -> None:
+        if self._stopped:
+            return
+        for watched in self._watched:
+            if watched.busy:
+                continue
+            if self._store.stamp(watched.slot.name) != watched.stamp:
+                self._away(watched, lambda watched=watched: self._follow_both(watched))  # type: ignore[misc]
+            elif watched.slot.state == "probation":
+                self._judge(watched)
+        self._loop.call_later(LOOK_S, self._look)
+
+    # --- in a thread: everything that takes time. What it returns is done in the loop's thread ----------------------
+
+    def _away(self, watched: _Watched, work: Callable[[], Step]) -> None:
+        watched.busy = True
+
+        def run() -> None:
+            try:
+                with working(f"the exchange of model {watched.slot.name}", EXCHANGE_S):
+                    then = work()
+            except EdgeError as error:
+                why = one_line(str(error))
+                then = lambda: _log.error(  # noqa: E731 - one of three ways to end
+                    "the model store cannot be followed", extra=fields(model=watched.slot.name, why=why)
+                )
+            except Exception:  # noqa: BLE001 - a fault of ours; else this model would be busy for ever
+                _log.exception("the model store cannot be followed", extra=fields(model=watched.slot.name))
+                then = _nothing
+            self._loop.call_soon_threadsafe(lambda: self._back(watched, then))
+
+        threading.Thread(target=run, name="exchange", daemon=True).start()
+
+    def _back(self, watched: _Watched, then: Step) -> None:
+        watched.busy = False
+        then()
+
+    def _follow_both(self, watched: _Watched) -> Step:
+        then = self._follow(watched)
+        beside = self._look_beside(watched)
+
+        def both() -> None:
+            then()
+            beside()
+
+        return both
+
+    def _look_beside(self, watched: _Watched) -> Step:
+        """Which shadow does the store name?"""
+        slot = self._store.shadow(watched.slot.name)
+        return lambda: self._accompany(watched, slot)
+
+    def _follow(self, watched: _Watched) -> Step:
+        """The store has decided something: load the bundle that is active now, if it is another one."""
+        name = watched.slot.name
+        watched.stamp = self._store.stamp(name)  # before reading: what changes meanwhile is seen at the next look
+        slot = self._store.slot(name)
+        if slot.digest == watched.slot.digest:
+            return lambda: self._settle(watched, slot)
+        watched.why = ""
+        return self._load(watched, self._store.begin(name))
+
+    def _load(self, watched: _Watched, slot: Slot) -> Step:
+        config = watched.pipeline.config
+        growth = Growth()
+        try:
+            bundle = self._store.open(slot.name)
+            if bundle.digest != slot.digest:
+                return _nothing  # the store has decided anew meanwhile; the next look sees it
+            if self._config.allowed_signers is not None:  # as at a start, which would refuse what we let in here
+                require_signature(bundle.path, Path(self._config.allowed_signers))
+            options = ModelOptions(threads=config.threads, max_batch=config.max_batch)
+            model = load_model(bundle, options, chosen(config, self._config))
+            candidate = rehearse(model, config)
+        except EdgeError as error:
+            return self._fail(watched, slot, f"cannot be loaded: {one_line(str(error))}")
+        return lambda: self._take(watched, slot, candidate, growth)
+
+    def _fail(self, watched: _Watched, slot: Slot, reason: str) -> Step:
+        """Tell the store, and load what it names instead."""
+        _log.error("bundle rejected", extra=fields(model=slot.name, version=slot.version, why=reason))
+        watched.why = f"{slot.version} {reason}"
+        now = self._store.fail(slot.name, slot.digest, reason)
+        if now.digest == slot.digest:
+            watched.last_resort = True  # a doubtful model is all there is; it is not judged again
+            return lambda: self._settle(watched, now)
+        if now.digest == watched.pipeline.model.bundle.digest:
+            return lambda: self._settle(watched, now)  # the bad one never took a window: the old one serves on
+        return self._load(watched, now)
+
+    def _confirm(self, watched: _Watched) -> Step:
+        slot = self._store.confirm(watched.slot.name, watched.slot.digest)
+        return lambda: self._proven(watched, slot)
+
+    def _examine(self, path: Path, beside: Manifest) -> Manifest:
+        """As at an install: what stands in the store may have been put there by somebody else.
+
+        Raises:
+            EdgeError: the shadow may not run.
+        """
+        if self._config.allowed_signers is not None:
+            require_signature(path, Path(self._config.allowed_signers))
+        manifest = open_bundle(path).manifest
+        problem = misfit(beside, manifest)
+        if problem is not None:
+            raise BundleError(f"cannot run beside {beside.version}: {problem}")
+        return manifest
+
+    # --- in the loop's thread -------------------------------------------------------------------------------------
+
+    def _pause(self, watched: _Watched, slot: Slot) -> None:
+        def pause() -> Step:
+            self._store.pause(slot.name, slot.digest)
+            return _nothing
+
+        self._away(watched, pause)
+
+    def _accompany(self, watched: _Watched, slot: Slot | None) -> None:
+        """Have this shadow beside the model, or none."""
+        present, maker = watched.shadow, watched.pipeline.maker
+        wanted = None if slot is None or self._stopped else (slot.digest, maker.model.bundle.digest)
+        if present is not None and (present.slot.digest, present.active.digest) == wanted:
+            return
+        if present is not None:
+            present.stop()
+            watched.shadow = watched.pipeline.companion = None
+        if slot is not None and wanted is not None:
+            beside, config = maker.model.manifest, watched.pipeline.config
+            watched.ended = watched.farewell = None
+            watched.shadow = watched.pipeline.companion = Shadow(
+                slot,
+                watched.slot,
+                beside,
+                threshold=config.threshold,
+                threads=config.threads,
+                check=lambda path: self._examine(path, beside),
+                loop=self._loop,
+                on_end=lambda why: self._shadow_ended(watched, why),
+            )
+        if present is not None or wanted is not None:
+            self._on_change()
+
+    def _shadow_ended(self, watched: _Watched, why: str) -> None:
+        shadow = watched.shadow
+        if shadow is None:
+            return
+        slot = shadow.slot
+        _log.error("shadow rejected", extra=fields(model=slot.name, version=slot.version, why=why))
+        watched.farewell = shadow.document()
+        watched.ended = {"version": slot.version, "digest": slot.digest, "state": "rejected", "why": why}
+        watched.shadow = watched.pipeline.companion = None
+
+        def fail() -> Step:
+            self._store.fail_shadow(slot.name, slot.digest, why)
+            return self._on_change
+
+        self._away(watched, fail)
+
+    def _take(self, watched: _Watched, slot: Slot, candidate: Candidate, growth: Growth) -> None:
+        if self._stopped:
+            if slot.state == "probation":
+                self._pause(watched, slot)
+            return
+        before, sample = watched.slot.version, watched.pipeline.maker.sample
+        try:
+            fits = self._hand_over(watched.pipeline, candidate)
+        except EdgeError as error:
+            reason = f"cannot be run: {one_line(str(error))}"
+            self._away(watched, lambda: self._fail(watched, slot, reason))
+            return
+        watched.slot = slot
+        if not fits:
+            _log.info("the new bundle wants other channels: reloading", extra=fields(model=slot.name))
+            self._reload()
+            return
+        watched.since = self._loop.time()
+        watched.last_resort = False
+        watched.growth, watched.before = growth, sample
+        if watched.shadow is not None and watched.shadow.slot.digest != slot.digest:
+            self._accompany(watched, watched.shadow.slot)  # the statistics begin anew, beside the new one
+        _log.info(
+            "bundle exchanged",
+            extra=fields(model=watched.pipeline.config.name, before=before, now=slot.version, state=slot.state),
+        )
+        self._on_change()
+
+    def _settle(self, watched: _Watched, slot: Slot) -> None:
+        if watched.slot != slot or watched.why:
+            watched.slot = slot
+            self._on_change()
+
+    def _proven(self, watched: _Watched, slot: Slot) -> None:
+        if slot.digest == watched.slot.digest:
+            _log.info("bundle proven", extra=fields(model=slot.name, version=slot.version))
+            self._settle(watched, slot)
+
+    def _judge(self, watched: _Watched) -> None:
+        """Probation: has the bundle failed, or proved itself?"""
+        if watched.last_resort:
+            return
+        did = watched.pipeline.maker
+        served = self._loop.time() - watched.since
+        is_enough = did.answered >= self._config.probation_predictions
+        is_enough = is_enough or (served >= self._config.probation and did.answered > 0)
+        reason = self._fault(watched, is_enough=is_enough)
+        if reason is not None:
+            self._away(watched, lambda: self._fail(watched, watched.slot, reason))
+        elif is_enough:
+            self._away(watched, lambda: self._confirm(watched))
+
+    def _fault(self, watched: _Watched, *, is_enough: bool) -> str | None:
+        did = watched.pipeline.maker
+        if did.failed >= self._config.probation_errors:
+            return f"failed on {did.failed} of {did.answered + did.failed} windows in service"
+        return (
+            self._overgrown(watched)
+            or (self._slowness(did) if is_enough or did.answered >= ENOUGH_TO_JUDGE else None)
+            or self._strangeness(watched, did)
+        )
+
+    def _overgrown(self, watched: _Watched) -> str | None:
+        grown, allowed = watched.growth.bytes(), self._config.max_memory_growth
+        if grown <= allowed:
+            return None
+        return f"took {grown / MIB:.0f} MiB of memory, expected at most {allowed / MIB:.0f} MiB"
+
+    def _slowness(self, did: Maker) -> str | None:
+        if self._config.max_latency is None:
+            return None
+        slowest_ms, allowed_ms = did.latencies.quantiles_ms().get("p99", 0.0), 1000 * self._config.max_latency
+        return None if slowest_ms <= allowed_ms else f"took {slowest_ms:.1f} ms, expected at most {allowed_ms:.1f} ms"
+
+    def _strangeness(self, watched: _Watched, did: Maker) -> str | None:
+        allowed = self._config.max_drift
+        found = None if allowed is None else shift(watched.before, did.sample)
+        if allowed is None or found is None or found <= allowed:
+            return None
+        return (
+            f"answers unlike the bundle before it: expected a stability index of at most {allowed:g}, found {found:.2f}"
+        )
+
+
+def _nothing() -> None:
+    """There is nothing to do."""

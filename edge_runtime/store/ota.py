@@ -1,0 +1,367 @@
+"""New bundles over the MQTT connection that the device already has, for devices that ssh does not reach.
+
+Topics below `edge/{device}/ota/`, described in full in `docs/ota.md`::
+
+    offer                     sender -> device   JSON: size, SHA-256 and signature of a bundle
+    want                      device -> sender   JSON: the next chunk, by offset and length
+    chunk/TRANSFER/OFFSET     sender -> device   the bytes
+    status                    device -> sender   JSON: progress, and in the end what came of it
+    rollback                  sender -> device   JSON: a signed order to go back to the bundle before
+    ask                       sender -> device   anything: publish health now, and not at the end of its interval
+
+Guarantee: the device sets the pace. It asks for one chunk, writes it in a thread, and asks for the next no sooner than
+`over_mqtt_rate` allows, so that at most two chunks are in memory and readings go first. What was not asked for is
+ignored, and counted: lost, doubled, late and misplaced chunks do no harm. An offer must hold the token that the device
+made at this start, and tells whoever offers without it; so an offer that was retained or queued begins nothing. Only
+bundles signed by a key of `allowed_signers` get in, whoever may publish here; the rest is `Store.install`'s to check.
+To go back needs a signature too, of an order that names device, start and bundle and is carried out once.
+
+Weak point: whoever may publish here can keep the one transfer that there is busy; that is for the broker's access list.
+"""
+
+import queue
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
+from edge_runtime.bundle.open import one_line
+from edge_runtime.errors import EdgeError
+from edge_runtime.mqtt.connection import Message
+from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.store.ota_parts import Incoming, Offer
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop, Timer
+from edge_runtime.system.watchdog import working
+
+CHUNK_BYTES = 32 * 1024
+ASK_AGAIN_S = 5.0  # a chunk that has not come is asked for again
+PATIENCE_S = 120.0  # a sender that is silent for so long is given up; the part stays for the next one
+PROGRESS_S = 2.0  # between two reports of progress
+MOST_OFFER_BYTES = 64 * 1024
+
+_log = get_logger("ota")
+
+Step = Callable[[], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    """The one that is under way. `asked` is the offset of the chunk that is awaited; None while the disk works."""
+
+    offer: Offer
+    held: int = 0
+    asked: int | None = None
+    heard: float = 0.0
+    reported: float = 0.0
+
+
+class _Word(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes on `rollback`: an order as the text that was signed; without a signature, a question for the token."""
+
+    transfer: str
+    order: str = ""
+    signature: str = ""
+
+
+class Ota:
+    """Takes bundles from the broker.
+
+    Args:
+        device: its id.
+        connection: the link upstream; not yet started.
+        loop: the event loop; everything but the disk is done in its thread.
+        incoming: the disk side.
+        rate: bytes a second, at most.
+        counters: its own.
+        on_ask: somebody wants to know how the device is.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        connection: AnyConnection,
+        loop: Loop,
+        *,
+        incoming: Incoming,
+        rate: float,
+        counters: Counters,
+        on_ask: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._base = f"edge/{device}/ota"
+        self._connection = connection
+        self._loop = loop
+        self._incoming = incoming
+        self._rate = rate
+        self._counters = counters
+        self._on_ask = on_ask
+        self._token = secrets.token_hex(8)
+        self._transfer: _Transfer | None = None
+        self._said: dict[str, Any] | None = None
+        self._timer: Timer | None = None
+        self._pace: Timer | None = None
+        self._work: queue.SimpleQueue[Callable[[], Step] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+        self._is_up = False
+        filters = ("offer", "chunk/+/+", "rollback", "ask")
+        connection.subscribe([f"{self._base}/{each}" for each in filters], 1, self._take)
+
+    def link_changed(self) -> None:
+        """The link came up or went down: ask again for what may be lost, and say again how things are."""
+        was_up, self._is_up = self._is_up, self._connection.connected
+        if was_up or not self._is_up or self._stopped:
+            return
+        if self._said is not None:
+            self._publish("status", self._said)
+        if self._transfer is not None and self._transfer.asked is not None:
+            self._ask()
+
+    def end(self) -> None:
+        """Stop; the part stays."""
+        self._stopped = True
+        self._cancel()
+        self._work.put(None)
+
+    # --- what comes ---------------------------------------------------------------------------------------------
+
+    def _take(self, messages: list[Message]) -> None:
+        prefix = f"{self._base}/".encode()
+        for message in messages:
+            if not message.topic.startswith(prefix):
+                continue
+            what, _, rest = message.topic[len(prefix) :].partition(b"/")
+            if what not in {b"offer", b"chunk", b"rollback", b"ask"}:
+                continue
+            message.claimed = True
+            if self._stopped:
+                continue
+            if what == b"offer":
+                self._offered(message.payload)
+            elif what == b"rollback":
+                self._ordered(message.payload)
+            elif what == b"ask":
+                self._on_ask()
+            else:
+                self._arrived(rest, message.payload)
+
+    def _offered(self, payload: bytes) -> None:
+        if len(payload) > MOST_OFFER_BYTES:
+            self._counters.rejected["ota_malformed"] += 1
+            return
+        try:
+            offer = msgspec.json.decode(payload, type=Offer)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self._counters.rejected["ota_malformed"] += 1
+            return
+        if not (0 < len(offer.transfer) <= 64 and offer.transfer.isascii() and offer.transfer.isalnum()):
+            self._counters.rejected["ota_malformed"] += 1
+            return
+        if offer.token != self._token:  # retained, or queued while we were away; or a sender's first word
+            self._counters.counts["ota_greeted"] += 1
+            self._publish("status", {"transfer": offer.transfer, "state": "greeting", "token": self._token})
+            return
+        problem = _problem(offer)
+        if problem is not None:
+            self._refuse(offer, problem)
+        elif self._said is not None and self._said["transfer"] == offer.transfer and self._transfer is None:
+            self._publish("status", self._said)  # it has not heard how it ended
+        elif self._transfer is None:
+            self._begin(offer)
+        elif self._transfer.offer.sha256 != offer.sha256:
+            share = 100 * self._transfer.held // self._transfer.offer.size
+            self._refuse(offer, f"another transfer is under way, {share} % of it are here: wait for it to end")
+        elif self._transfer.offer.transfer == offer.transfer:
+            self._report("receiving")
+        elif self._transfer.asked is not None:
+            self._transfer.offer = offer  # the same bundle from another sender, or from one that began anew
+            self._ask()
+        else:
+            self._refuse(offer, "this bundle is being written or installed: ask again in a moment")
+
+    def _ordered(self, payload: bytes) -> None:
+        try:
+            word = msgspec.json.decode(payload[:MOST_OFFER_BYTES], type=_Word)  # what is cut is no JSON any more
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            self._counters.rejected["ota_malformed"] += 1
+            return
+        about = {"transfer": word.transfer[:64]}
+        if not word.signature:
+            self._publish("status", {**about, "state": "greeting", "token": self._token})
+            return
+
+        def go_back() -> Step:
+            try:
+                slot = self._incoming.rollback(word.order, word.signature, self._token)
+            except EdgeError as error:
+                why = one_line(str(error))
+                return lambda: self._answer_order({**about, "state": "refused", "why": why})
+            model = {"model": slot.name, "version": slot.version, "digest": slot.digest}
+            return lambda: self._answer_order({**about, "state": "rolled back", "why": f"it is {slot.state}", **model})
+
+        self._away(go_back)
+
+    def _answer_order(self, document: dict[str, Any]) -> None:
+        level = _log.info if document["state"] == "rolled back" else _log.warning
+        level("order to go back", extra=fields(state=document["state"], why=document["why"]))
+        self._counters.counts["ota_rolled_back" if document["state"] == "rolled back" else "ota_refused"] += 1
+        self._publish("status", document)
+
+    def _arrived(self, rest: bytes, data: bytes) -> None:
+        transfer = self._transfer
+        name, _, offset = rest.partition(b"/")
+        if transfer is None or transfer.asked is None or name != transfer.offer.transfer.encode():
+            self._counters.counts["ota_unasked"] += 1
+            return
+        if offset != b"%d" % transfer.asked or len(data) != _length(transfer):
+            self._counters.counts["ota_unasked"] += 1
+            return
+        transfer.asked, transfer.heard = None, self._loop.time()
+        self._cancel()
+        offer, at = transfer.offer, transfer.held
+        began = transfer.heard
+
+        def write() -> Step:
+            self._incoming.append(offer, at, data)
+            return lambda: self._written(transfer, len(data), began)
+
+        self._away(write)
+
+    # --- what is done -------------------------------------------------------------------------------------------
+
+    def _begin(self, offer: Offer) -> None:
+        transfer = self._transfer = _Transfer(offer, heard=self._loop.time())
+        _log.info("bundle offered", extra=fields(bytes=offer.size, sha256=offer.sha256[:12]))
+
+        def prepare() -> Step:
+            found = self._incoming.serving(offer)
+            if found is not None:
+                model = {"model": found.name, "version": found.version, "digest": found.digest}
+                return lambda: self._finish("installed", "it is active already", model)
+            held = self._incoming.prepare(offer)
+            return lambda: self._prepared(transfer, held)
+
+        self._away(prepare)
+
+    def _prepared(self, transfer: _Transfer, held: int) -> None:
+        transfer.held = held
+        self._report("receiving")
+        self._go_on(transfer)
+
+    def _written(self, transfer: _Transfer, count: int, began: float) -> None:
+        transfer.held += count
+        if self._loop.time() - transfer.reported >= PROGRESS_S:
+            self._report("receiving")
+        due = began + count / self._rate
+        self._pace = self._loop.call_at(due, lambda: self._go_on(transfer))
+
+    def _go_on(self, transfer: _Transfer) -> None:
+        if self._stopped or self._transfer is not transfer:
+            return
+        if transfer.held < transfer.offer.size:
+            transfer.asked = transfer.held
+            self._ask()
+            return
+        self._report("installing")
+        offer = transfer.offer
+
+        def install() -> Step:
+            slot = self._incoming.install(offer)
+            model = {"model": slot.name, "version": slot.version, "digest": slot.digest}
+            return lambda: self._finish("installed", f"it is {slot.state}", model)
+
+        self._away(install)
+
+    def _ask(self) -> None:
+        """Ask for the chunk that is awaited, and again until it comes."""
+        transfer = self._transfer
+        if transfer is None or transfer.asked is None or self._stopped:
+            return
+        if self._loop.time() - transfer.heard > PATIENCE_S:
+            self._finish("failed", f"the sender has been silent for {PATIENCE_S:.0f} s: offer it again to go on", {})
+            return
+        want = {"transfer": transfer.offer.transfer, "offset": transfer.asked, "bytes": _length(transfer)}
+        self._publish("want", want)
+        self._cancel()
+        self._timer = self._loop.call_later(ASK_AGAIN_S, self._ask)
+
+    def _away(self, work: Callable[[], Step]) -> None:
+        """Do `work` in the thread, and what it returns on the loop."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="ota", daemon=True)
+            self._thread.start()
+        self._work.put(work)
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            then: Step
+            try:
+                with working("a bundle that comes over MQTT", PATIENCE_S * 5):  # installing tries it in a child
+                    then = work()
+            except EdgeError as error:
+                then = self._failing(one_line(str(error)))
+            except Exception:  # noqa: BLE001 - a fault of ours; else no transfer would ever be taken again
+                _log.exception("a transfer is given up")
+                then = self._failing("a fault of the runtime, which its log describes")
+            self._loop.call_soon_threadsafe(then)
+
+    def _failing(self, why: str) -> Step:
+        return lambda: self._finish("failed", why, {})
+
+    # --- what is said -------------------------------------------------------------------------------------------
+
+    def _refuse(self, offer: Offer, why: str) -> None:
+        """For an offer that is not begun; what is under way goes on."""
+        self._counters.counts["ota_refused"] += 1
+        _log.warning("bundle refused", extra=fields(why=why))
+        self._publish("status", {"transfer": offer.transfer, "state": "refused", "why": why})
+
+    def _report(self, state: str) -> None:
+        transfer = self._transfer
+        if transfer is not None:
+            transfer.reported = self._loop.time()
+            self._say(transfer, state, None, {})
+
+    def _finish(self, state: str, why: str, model: dict[str, str]) -> None:
+        transfer, self._transfer = self._transfer, None
+        self._cancel()
+        if transfer is None or self._stopped:
+            return
+        self._counters.counts[f"ota_{state}"] += 1
+        (_log.info if state == "installed" else _log.error)(f"bundle {state}", extra=fields(**model, why=why))
+        self._say(transfer, state, why, model)
+
+    def _say(self, transfer: _Transfer, state: str, why: str | None, model: dict[str, str]) -> None:
+        offer = transfer.offer
+        about = {"transfer": offer.transfer, "state": state, "received": transfer.held, "size": offer.size}
+        self._said = {**about, "sha256": offer.sha256, "why": why, **model}
+        self._publish("status", self._said)
+
+    def _publish(self, what: str, document: dict[str, Any]) -> None:
+        self._connection.publish(f"{self._base}/{what}", msgspec.json.encode(document), qos=1, outcome=None)
+
+    def _cancel(self) -> None:
+        for timer in (self._timer, self._pace):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._pace = None
+
+
+def _length(transfer: _Transfer) -> int:
+    return min(CHUNK_BYTES, transfer.offer.size - transfer.held)
+
+
+def _problem(offer: Offer) -> str | None:
+    """What is wrong with an offer, before a byte of it is taken."""
+    if not 0 < offer.size <= DEFAULT_LIMITS.max_bytes:
+        return f"expected a bundle of at most {DEFAULT_LIMITS.max_bytes} bytes, found {offer.size}"
+    if len(offer.sha256) != 64 or not set(offer.sha256) <= set("0123456789abcdef"):
+        return "expected the SHA-256 in hex, found something else"
+    if not offer.signature.startswith("-----BEGIN SSH SIGNATURE-----"):
+        return "expected the bundle's signature, found none: sign it, only signed bundles are taken over MQTT"
+    return None

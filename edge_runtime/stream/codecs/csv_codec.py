@@ -1,0 +1,162 @@
+"""CSV: a row of columns, decimal numbers with a point, whatever the locale."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+from operator import itemgetter
+from typing import Any
+
+import msgspec
+
+from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
+from edge_runtime.stream.codecs.object_codec import UNDECODABLE
+from edge_runtime.stream.framing import is_text
+from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError, read_time_text
+from edge_runtime.system.counters import Counters
+
+IGNORED = "_"  # a column that nobody wants
+
+_decode_number: Callable[[str], int | float] = msgspec.json.Decoder(int | float).decode
+
+
+class CsvDecoder:
+    """A row of columns a frame: decimal numbers with a point, whatever the locale; quotes are taken off."""
+
+    def __init__(self, columns: tuple[str, ...], members: Members, delimiter: str) -> None:
+        self._shape = (len(members.channels),)
+        self._keyed = members.key is not None
+        self._width = len(columns)
+        self._delimiter = delimiter
+        self._channels = [columns.index(name) for name in members.channels]
+        self._origin = [columns.index(name) if name in columns else None for name in members.origin_names()]
+        self._has_origin = any(column is not None for column in self._origin)
+        # Rows of plain numbers are JSON in all but brackets, and msgspec reads them four times faster than float().
+        # A bracket inside a frame could only add rows, never take one away, so that the number of rows unmasks it.
+        row: Any = tuple.__class_getitem__(tuple(self._column_type(column) for column in range(self._width)))
+        self._decode_numbers: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list.__class_getitem__(row)).decode
+        self._in_order = self._channels == list(range(self._width))
+        self._pick: Callable[[Any], Sequence[Any]] = (
+            itemgetter(*self._channels) if len(self._channels) > 1 else self._few
+        )
+
+    def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
+        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        found = self._all_numbers(frames)
+        if found is None:
+            found = self._one_by_one(frames, counters)
+        return judge(found, self._shape, counters, keyed=self._keyed, read_time=read_time_text)
+
+    def _few(self, row: Sequence[Any]) -> Sequence[Any]:
+        return [row[column] for column in self._channels]  # where itemgetter would give no sequence
+
+    def _column_type(self, column: int) -> Any:
+        """What a number in this column is. A whole `seq`, `id` or key is its own text; another one is read as text."""
+        if column == self._origin[0]:
+            return int | float
+        return int if column in self._origin else float
+
+    def _all_numbers(self, frames: Sequence[bytes]) -> Rows | None:
+        """All rows at once, if there is nothing but plain numbers in them."""
+        joined = b"],[".join(frames)
+        if self._delimiter != ",":
+            if joined.count(b",") != len(frames) - 1:
+                return None  # a decimal comma must not become a border between columns
+            joined = joined.replace(self._delimiter.encode(), b",")
+        try:
+            rows = self._decode_numbers(b"[[" + joined + b"]]")
+        except UNDECODABLE:
+            return None
+        if len(rows) != len(frames):
+            return None
+        values = rows if self._in_order else list(map(self._pick, rows))
+        if self._has_origin:
+            parts = (repeat(None) if column is None else map(itemgetter(column), rows) for column in self._origin)
+            origins = list(map(Origin, *parts))
+        else:
+            origins = [NO_ORIGIN] * len(rows)
+        return Rows(list(range(len(rows))), origins, values)
+
+    def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> Rows:
+        found = Rows()
+        for index, frame in enumerate(frames):
+            try:
+                columns = row_columns(frame, self._delimiter, self._width)
+                values = [number(columns[column]) for column in self._channels]
+            except RejectedError as error:
+                counters.rejected[error.reason] += 1
+                continue
+            found.frames.append(index)
+            found.values.append(values)
+            time, *others = (None if column is None else columns[column].strip() for column in self._origin)
+            found.origins.append(Origin(_number_or_text(time), *others))
+        return found
+
+
+def row_columns(frame: bytes, delimiter: str, width: int) -> list[str]:
+    """The columns of a row.
+
+    Raises:
+        RejectedError: `noise`, or `malformed` where there are not `width` of them.
+    """
+    if not is_text(frame):
+        raise RejectedError("noise")
+    text = frame.decode()
+    columns = text.split(delimiter) if '"' not in text else unquoted_columns(text, delimiter)
+    if len(columns) != width:
+        raise RejectedError("malformed")
+    return columns
+
+
+def unquoted_columns(text: str, delimiter: str) -> list[str]:
+    """The columns of a row in which some stand in quotes; a row that does not close its quotes has none."""
+    import csv  # noqa: PLC0415 - only for quotes, which few sensors write
+
+    try:
+        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error:
+        return []
+    return rows[0] if len(rows) == 1 else []
+
+
+def _number_or_text(text: str | None) -> int | float | str | None:
+    """A time as the quick way reads it, so that a row has the same identity whichever way it came."""
+    try:
+        return _decode_number(text) if text else None
+    except UNDECODABLE:
+        return text
+
+
+def number(text: str) -> float | None:
+    """The number of one column; None where it is empty."""
+    try:
+        value = float(text)
+    except ValueError:
+        if not text.strip():
+            return None
+        raise RejectedError("wrong_type") from None
+    if "_" in text or not text.isascii():  # Python reads 1_0 as ten, and the digits of every script
+        raise RejectedError("wrong_type")
+    if not math.isfinite(value):
+        raise RejectedError("not_finite")
+    return value
+
+
+def column_mistakes(columns: tuple[str, ...], members: Members) -> Iterable[str]:
+    """Why columns of these names cannot give a source what its models want; nothing where they can."""
+    named = [column for column in columns if column != IGNORED]
+    if len(set(named)) != len(named):
+        yield f"{members.place}.fields: expected different names, found {', '.join(columns)}"
+    missing = [channel for channel in members.channels if channel not in named]
+    if missing:
+        yield (
+            f"{members.place}.fields: expected every channel of the model, found no {', '.join(missing)}: "
+            "add it to `fields`"
+        )
+    if members.key is not None and members.key not in named:
+        yield f"{members.place}.key: expected one of the fields ({', '.join(named)}), found {members.key!r}"
+
+
+def delimiter_mistakes(delimiter: str, place: str) -> Iterable[str]:
+    """Why a character cannot stand between columns."""
+    if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '\r\n+-.eE_[]"0123456789':
+        yield f"{place}.delimiter: expected one character that no number holds, such as , or ;, found {delimiter!r}"

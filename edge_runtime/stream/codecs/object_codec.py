@@ -1,0 +1,149 @@
+"""Objects of named members, in JSON or MessagePack, or arrays of such objects: what is the same for both.
+
+The members are decoded straight into a typed structure made for the source's channels; only a frame that does not
+fit it is looked at a second time, to name the reason.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.stream.codecs.columns import Decoded, Members, OneRow, Rows, judge
+from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
+from edge_runtime.system.counters import Counters
+
+# What cannot be decoded, whatever the reason: also bytes that are no UTF-8, and nesting deeper than the stack.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class Syntax(Protocol):
+    """How objects are written."""
+
+    def decoder(self, type_: Any) -> Callable[[bytes], Any]:
+        """What decodes frames into a type."""
+
+    def plain(self, frame: bytes) -> tuple[Any, str]:
+        """The document of a frame without a type, or the reason why there is none."""
+
+    def all_sound(self, frames: Sequence[bytes]) -> bool:
+        """Whether frames that decode are surely good bytes throughout, also where nobody has read them."""
+
+    def is_sound(self, frame: bytes) -> bool:
+        """The same for one frame, looked at closely."""
+
+
+class ObjectDecoder:
+    """An object of channels a frame, or an array of such objects."""
+
+    def __init__(self, members: Members, syntax: Syntax) -> None:
+        self._shape = (len(members.channels),)
+        self._one = OneRow(len(members.channels))
+        self._keyed = members.key is not None
+        self._syntax = syntax
+        named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
+        self._origin_width = len(named)
+        self._no_origin = (None,) * len(named)
+        self._origin = _origin_maker(tuple(named))
+        # Structure members need names that are identifiers, and channels are called whatever their maker liked.
+        channels = {f"c{i}": name for i, name in enumerate(members.channels)}
+        typed: list[Any] = [(part, Any, None) for part in named]
+        typed += [(member, float | None, None) for member in channels]
+        try:
+            reading: Any = msgspec.defstruct("Reading", typed, rename=named | channels, gc=False)
+        except ValueError as error:
+            names = ", ".join(repr(name) for name in (named | channels).values())
+            raise ConfigError(
+                f"{members.place}: expected member names without quotes, backslashes and control characters, "
+                f"found {names}"
+            ) from error
+        self._reading = reading
+        self._decode = syntax.decoder(reading | list.__class_getitem__(reading))
+
+    def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
+        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        if len(frames) == 1 and (single := self._plain_reading(frames)) is not None:
+            return single
+        try:
+            documents = list(map(self._decode, frames))
+        except UNDECODABLE:
+            documents = []
+        if documents and list not in set(map(type, documents)) and self._syntax.all_sound(frames):
+            indexes, readings = list(range(len(frames))), documents
+        else:
+            indexes, readings = self._one_by_one(frames, counters)
+        rows = list(map(msgspec.structs.astuple, readings))
+        width = self._origin_width
+        members = [row[:width] for row in rows]
+        if members.count(self._no_origin) == len(rows):
+            origins = [NO_ORIGIN] * len(rows)
+        else:
+            origins = [self._origin(*parts) for parts in members]
+        return judge(Rows(indexes, origins, [row[width:] for row in rows]), self._shape, counters, keyed=self._keyed)
+
+    def _plain_reading(self, frames: Sequence[bytes]) -> Decoded | None:
+        """The one reading of a device that is not busy: good numbers and nothing else. None where it is not that."""
+        try:
+            document = self._decode(frames[0])
+        except UNDECODABLE:
+            return None
+        if type(document) is not self._reading or self._keyed or not self._syntax.all_sound(frames):
+            return None
+        row = msgspec.structs.astuple(document)
+        width = self._origin_width
+        if row[:width] != self._no_origin:
+            return None
+        values = self._one.take(row[width:])
+        return None if values is None else Decoded(values, [0], [None], [None], [None])
+
+    def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
+        indexes: list[int] = []
+        readings: list[Any] = []
+        for index, frame in enumerate(frames):
+            try:
+                document = self._decode(frame)
+            except UNDECODABLE:
+                document = self._salvage(frame, counters)
+            else:
+                if not self._syntax.is_sound(frame):
+                    counters.rejected["noise"] += 1
+                    continue
+                if document == []:
+                    counters.rejected["malformed"] += 1
+            items = document if type(document) is list else [document]
+            indexes.extend([index] * len(items))
+            readings.extend(items)
+        return indexes, readings
+
+    def _salvage(self, frame: bytes, counters: Counters) -> list[Any]:
+        """The good readings of a frame that holds a bad one, and the count of the bad."""
+        document, reason = self._syntax.plain(frame)
+        if reason:
+            counters.rejected[reason] += 1
+            return []
+        items = document if type(document) is list else [document]
+        good: list[Any] = []
+        for item in items:
+            try:
+                good.append(self._convert(item))
+            except RejectedError as error:
+                counters.rejected[error.reason] += 1
+        return good
+
+    def _convert(self, item: Any) -> Any:
+        if type(item) is not dict:
+            raise RejectedError("malformed")
+        try:
+            return msgspec.convert(item, self._reading)
+        except OverflowError:
+            raise RejectedError("not_finite") from None
+        except msgspec.ValidationError:
+            raise RejectedError("wrong_type") from None
+
+
+def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
+    """What makes an `Origin` of the values of some of its parts."""
+    if parts == Origin._fields[: len(parts)]:
+        return Origin
+    return lambda *values: Origin(**dict(zip(parts, values, strict=True)))

@@ -1,0 +1,79 @@
+"""Raw: a packed structure of numbers a frame, as a microcontroller keeps it in memory.
+
+Every type has a fixed size and there is no padding, so that a frame of another length is `malformed`. Integers become
+units by `scale`. A NaN is `not_finite`: a structure has no way to leave a channel out.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
+from edge_runtime.stream.origin import NO_ORIGIN, Origin
+from edge_runtime.system.counters import Counters
+
+TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
+
+
+class RawDecoder:
+    """A structure of `columns`, each of the type that stands in its place in `layout`."""
+
+    def __init__(
+        self,
+        columns: tuple[str, ...],
+        members: Members,
+        layout: Sequence[str],
+        *,
+        scale: Sequence[float] = (),
+        big_endian: bool = False,
+    ) -> None:
+        order = ">" if big_endian else "<"
+        self._structure = np.dtype([(f"c{i}", order + np.dtype(kind).str[1:]) for i, kind in enumerate(layout)])
+        self._shape = (len(members.channels),)
+        self._keyed = members.key is not None
+        self._channels = [columns.index(name) for name in members.channels]
+        factors = tuple(scale) * len(columns) if len(scale) == 1 else tuple(scale) or (1.0,) * len(columns)
+        self._factors = np.array([factors[column] for column in self._channels], dtype=np.float64)
+        self._origin = [columns.index(name) if name in columns else None for name in members.origin_names()]
+
+    def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
+        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        size = self._structure.itemsize
+        rows = [index for index, frame in enumerate(frames) if len(frame) == size]
+        if len(rows) < len(frames):
+            counters.rejected["malformed"] += len(frames) - len(rows)
+            frames = [frames[index] for index in rows]
+        table = np.frombuffer(b"".join(frames), dtype=self._structure)
+        values = np.empty((len(rows), len(self._channels)), dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning
+            for place, column in enumerate(self._channels):
+                values[:, place] = table[f"c{column}"]
+            values *= self._factors
+        values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
+        return judge(Rows(rows, self._origins(table), values), self._shape, counters, keyed=self._keyed)
+
+    def _origins(self, table: Any) -> list[Origin]:
+        if all(column is None for column in self._origin):
+            return [NO_ORIGIN] * len(table)
+        missing = [None] * len(table)
+        return [
+            Origin(*parts)
+            for parts in zip(
+                *(missing if column is None else table[f"c{column}"].tolist() for column in self._origin), strict=True
+            )
+        ]
+
+
+def layout_mistakes(columns: Sequence[str], layout: Sequence[str], scale: Sequence[float]) -> list[tuple[str, str]]:
+    """What is wrong with a structure, as pairs of a key and a sentence; empty where it is sound."""
+    found = []
+    strange = [kind for kind in layout if kind not in TYPES]
+    if strange:
+        found.append(("layout", f"expected types such as int16 or float32, found {', '.join(strange)}"))
+    if len(layout) != len(columns):
+        found.append(("layout", f"expected a type for each of the {len(columns)} fields, found {len(layout)}"))
+    if len(scale) not in {0, 1, len(columns)}:
+        found.append(("scale", f"expected one factor, or one for each of {len(columns)} fields, found {len(scale)}"))
+    return found

@@ -1,0 +1,111 @@
+"""Readings against the manifest: what is missing, not finite or out of range never reaches the model. Pure.
+
+The manifest's ranges are compared as float32, the type in which the model sees the values, so that a reading of
+exactly the limit is inside. With `repair` a missing value may be replaced by the key's last one, and a value out of
+range by the limit; both are counted too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.bundle.manifest import Channel
+from edge_runtime.config.load import Repair
+from edge_runtime.readings import Floats
+
+FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
+
+
+class Contract:
+    """The rules for the channels of one model.
+
+    Args:
+        channels: in the order of the columns that `check` will see.
+        repair: what may be mended instead of rejected.
+    """
+
+    def __init__(self, channels: tuple[Channel, ...], repair: Repair = Repair()) -> None:  # noqa: B008 - frozen
+        largest = float(np.finfo(np.float32).max)  # an open side: finite values only
+        limits = [channel.range or (-largest, largest) for channel in channels]
+        self._low = np.array([max(low, -largest) for low, _ in limits], np.float32)
+        self._high = np.array([min(high, largest) for _, high in limits], np.float32)
+        self._limits = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
+        self._repair = repair
+        self._last: dict[str | None, Floats] = {}
+        self.rejected: Counter[str] = Counter()
+        self.repaired: Counter[str] = Counter()
+
+    def check(self, values: Floats, keys: list[str | None]) -> NDArray[np.bool_] | None:
+        """Judge `[n, channels]` readings, mending them in place where the configuration says so.
+
+        Returns:
+            None when every reading is good (the usual case, and the cheap one), else `[n]`, True where good.
+        """
+        if self._are_inside(values):
+            if self._repair.missing == "last":
+                self._remember(values, keys, None)
+            return None
+        if self._repair.missing == "last":
+            self._fill_missing(values, keys)
+        if self._repair.out_of_range == "clip":
+            finite = np.isfinite(values)
+            clipped = np.clip(values, self._low, self._high)
+            self.repaired["repaired_out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
+            values[finite] = clipped[finite]
+        inside = (values >= self._low) & (values <= self._high)
+        good = np.logical_and.reduce(inside, axis=1)
+        for row in np.flatnonzero(~good):
+            self.rejected[_reason(values[row])] += 1
+        if self._repair.missing == "last":
+            self._remember(values, keys, good)
+        return None if good.all() else good
+
+    def _are_inside(self, values: Floats) -> bool:
+        if len(values) <= FEW:
+            limits = self._limits
+            for row in values.tolist():
+                for value, (low, high) in zip(row, limits, strict=True):
+                    if not low <= value <= high:  # NaN is neither
+                        return False
+            return True
+        return bool(((values >= self._low) & (values <= self._high)).all())
+
+    def forget(self, keys: Iterable[str | None]) -> None:
+        """Drop the last values of keys that are gone."""
+        for key in keys:
+            self._last.pop(key, None)
+
+    def _fill_missing(self, values: Floats, keys: list[str | None]) -> None:
+        """Row by row, so that readings that arrive together are mended as if they had come one after the other."""
+        latest: dict[str | None, Floats] = {}
+        for row, key in enumerate(keys):
+            missing = np.isnan(values[row])
+            last = latest.get(key, self._last.get(key))
+            if last is not None and missing.any():
+                values[row, missing] = last[missing]
+                self.repaired["repaired_missing"] += 1
+            if self._would_pass(values[row]):
+                latest[key] = values[row]
+
+    def _would_pass(self, row: Floats) -> bool:
+        if self._repair.out_of_range == "clip":
+            return bool(np.isfinite(row).all())
+        return bool(((row >= self._low) & (row <= self._high)).all())
+
+    def _remember(self, values: Floats, keys: list[str | None], good: NDArray[np.bool_] | None) -> None:
+        for row, key in enumerate(keys):
+            if good is None or good[row]:
+                self._last[key] = values[row].copy()
+        while len(self._last) > 10_000:  # the bound of `max_keys`: the oldest entry makes room
+            del self._last[next(iter(self._last))]
+
+
+def _reason(row: Floats) -> str:
+    """Why one reading is refused. NaN stands for a missing channel: codecs let no literal NaN pass."""
+    if np.isnan(row).any():
+        return "missing_channel"
+    if np.isinf(row).any():
+        return "not_finite"
+    return "out_of_range"

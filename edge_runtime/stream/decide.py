@@ -1,0 +1,178 @@
+"""Scores -> verdicts: threshold, hysteresis, n-of-m, and whether a prediction is published. Pure.
+
+The smoothed verdict is what is published as `label` or `anomaly`; `score` and `scores` are always those of the window
+itself. What is withheld was withheld on purpose: its reading is acknowledged at once.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.model import ModelError, Scores
+from edge_runtime.config.load import Model as ModelConfig
+from edge_runtime.readings import Prediction
+
+_NEVER = -math.inf
+_NO_VERDICTS: deque[int] = deque(maxlen=0)  # of every key without smoothing: a deque is 700 bytes, and keys are many
+
+
+class Sequences:
+    """The sequence numbers of a model's predictions, by key; they go on when its bundle is exchanged."""
+
+    def __init__(self) -> None:
+        self._last: dict[str | None, int] = {}
+        self._floor = 0  # the highest number of any key that was forgotten
+
+    def next(self, key: str | None) -> int:
+        """One more than the last of this key; a key that comes back goes on above every number that was used."""
+        seq = self._last[key] = self._last.get(key, self._floor) + 1
+        return seq
+
+    def forget(self, key: str | None) -> None:
+        """Drop a key that is gone."""
+        self._floor = max(self._floor, self._last.pop(key, 0))
+
+
+class _Stream:
+    """What is remembered of one key: its recent verdicts, and what was published last."""
+
+    __slots__ = ("alarm", "last_time", "last_values", "last_verdict", "recent", "verdict")
+
+    def __init__(self, memory: int) -> None:
+        self.recent = deque(maxlen=memory) if memory > 1 else _NO_VERDICTS
+        self.verdict: int | None = None
+        self.alarm = False
+        self.last_verdict: int | None = None
+        self.last_values: tuple[float, ...] | None = None
+        self.last_time = _NEVER
+
+
+class Decider:
+    """The verdicts of one model.
+
+    A classification's verdict is the index of its label, an anomaly's is 1 or 0, a regression has none.
+    An alarm is: one of `alarm_labels` with a score of at least `threshold`; an anomaly; a value above `threshold`.
+    """
+
+    def __init__(self, manifest: Manifest, config: ModelConfig, sequences: Sequences | None = None) -> None:
+        self._sequences = sequences or Sequences()
+        self._task = manifest.task
+        self._labels = manifest.output.labels
+        self._alarm_labels = frozenset(config.alarm_labels)
+        self._threshold = config.threshold if config.threshold is not None else manifest.output.threshold
+        self._hysteresis = config.hysteresis
+        self._needed, self._memory = (config.smoothing.n, config.smoothing.m) if config.smoothing else (1, 1)
+        self._publish = config.publish
+        self._min_interval = config.min_interval
+        self._publishes_all = config.publish == "always" and config.min_interval <= 0
+        self._has_verdict = self._task != "regression" or self._threshold is not None
+        self._streams: dict[str | None, _Stream] = {}
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold in force: the configuration's, else the manifest's."""
+        return self._threshold
+
+    def decide(self, scores: Scores, row: int, key: str | None, time: float) -> Prediction | None:
+        """The prediction for row `row` of `scores`, or None when the configuration withholds it.
+
+        Raises:
+            ModelError: the model names a label that its manifest does not have.
+        """
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _Stream(self._memory)
+        prediction = Prediction(key=key, time=time, seq=0, identity=None)
+        if self._task == "classification":
+            self._classify(scores, row, stream, prediction)
+        elif self._task == "anomaly":
+            self._judge_anomaly(scores, row, stream, prediction)
+        else:
+            self._judge_values(scores, row, stream, prediction)
+        if not (self._publishes_all or self._is_wanted(stream, prediction, time)):
+            return None
+        prediction.seq = self._sequences.next(key)
+        stream.last_verdict, stream.last_time = stream.verdict, time
+        if prediction.values is not None:
+            stream.last_values = tuple(prediction.values.tolist())
+        return prediction
+
+    def forget(self, keys: Iterable[str | None]) -> None:
+        """Drop what is remembered of keys that are gone.
+
+        Should one come back, its sequence goes on above every number that was used, so that no `id` repeats.
+        """
+        for key in keys:
+            self._streams.pop(key, None)
+            self._sequences.forget(key)
+
+    def _classify(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
+        assert scores.label is not None
+        assert scores.scores is not None
+        raw = int(scores.label[row])
+        if not 0 <= raw < len(self._labels):
+            raise ModelError(f"expected a label from 0 to {len(self._labels) - 1}, found {raw}")
+        self._smooth(stream, raw)
+        assert stream.verdict is not None
+        prediction.scores = scores.scores[row]
+        prediction.label = self._labels[stream.verdict]
+        prediction.score = prediction.scores[stream.verdict]
+        limit = _NEVER if self._threshold is None else self._threshold
+        if stream.alarm:
+            limit -= self._hysteresis
+        stream.alarm = prediction.label in self._alarm_labels and bool(prediction.score >= limit)
+        prediction.alarm = stream.alarm
+
+    def _judge_anomaly(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
+        assert scores.score is not None
+        assert self._threshold is not None
+        prediction.score = scores.score[row]
+        limit = self._threshold - self._hysteresis if stream.verdict else self._threshold
+        self._smooth(stream, int(prediction.score > limit))
+        stream.alarm = stream.verdict == 1
+        prediction.anomaly = prediction.alarm = stream.alarm
+
+    def _judge_values(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
+        assert scores.value is not None
+        prediction.values = scores.value[row]
+        if self._threshold is not None:
+            limit = self._threshold - self._hysteresis if stream.alarm else self._threshold
+            self._smooth(stream, int(bool((prediction.values > limit).any())))
+            stream.alarm = stream.verdict == 1
+            prediction.alarm = stream.alarm
+
+    def _smooth(self, stream: _Stream, raw: int) -> None:
+        """The verdict becomes `raw` once n of the last m windows said so.
+
+        Something has to be said from the first window on: a classification says that window's own label, everything
+        else that there is no alarm.
+        """
+        if self._memory > 1:
+            if stream.verdict is None and self._task != "classification":
+                stream.verdict = 0
+            stream.recent.append(raw)
+            if stream.verdict is not None and stream.recent.count(raw) < self._needed:
+                return
+        stream.verdict = raw
+
+    def _is_wanted(self, stream: _Stream, prediction: Prediction, time: float) -> bool:
+        if self._publish == "alarm" and not prediction.alarm:
+            return False
+        changed = self._is_changed(stream, prediction)
+        if self._publish == "change" and not changed:
+            return False
+        soon = 0.0 <= time - stream.last_time < self._min_interval
+        if self._has_verdict:
+            return changed or not soon  # a new verdict does not wait
+        return not soon
+
+    def _is_changed(self, stream: _Stream, prediction: Prediction) -> bool:
+        """Whether the verdict differs from the last published; without one, any value by more than the hysteresis."""
+        if self._has_verdict:
+            return stream.verdict != stream.last_verdict
+        assert prediction.values is not None
+        if stream.last_values is None:
+            return True
+        pairs = zip(prediction.values.tolist(), stream.last_values, strict=True)
+        return any(abs(value - last) > self._hysteresis for value, last in pairs)

@@ -1,0 +1,183 @@
+"""Bytes -> frames: the first step behind a port, with no port in sight.
+
+Guarantee: every frame that arrives whole comes out once, unchanged and in order, however its bytes were split or
+merged; memory is bounded by `max_frame_bytes` plus one chunk under endless nonsense, and the frame after a bad one
+is found. Weak point: what stands before the first frame end after opening is dropped, whole or not, since a number
+whose first digits are missing still reads as a number.
+Whether a line is sensible is the codec's question; `is_text` names the difference between noise and a typing error.
+"""
+
+import binascii
+from typing import Literal, Protocol
+
+from edge_runtime.system.counters import Counters
+
+# Characters that no text frame holds: the C0 controls without tab, line feed and carriage return, and DEL.
+_CONTROLS = bytes(set(range(32)) - {9, 10, 13}) + b"\x7f"
+
+
+class Framer(Protocol):
+    """What a source asks of a framing."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much of an unfinished frame is held."""
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The frames that `chunk` completes, in order."""
+
+    def reset(self) -> None:
+        """Forget the unfinished frame, and drop what comes before the next frame end: the port was opened anew."""
+
+
+def make_framer(
+    framing: Literal["lines", "cobs"], max_frame_bytes: int, counters: Counters, *, checksum: bool = True
+) -> Framer:
+    """The framing of one source; `checksum` is whether a COBS frame ends with a CRC-16."""
+    if framing == "lines":
+        return LineFramer(max_frame_bytes, counters)
+    return CobsFramer(max_frame_bytes, counters, checksum=checksum)
+
+
+class _DelimitedFramer:
+    """Frames that end with a byte that stands nowhere inside them. An empty frame is none.
+
+    Counts `too_long` (a frame over `max_frame_bytes`, skipped up to its end).
+    """
+
+    _end = b"\n"
+    _spare = 1  # how many bytes of a frame end may be held before it is seen to be one
+
+    def __init__(self, max_frame_bytes: int, counters: Counters) -> None:
+        self._most = max_frame_bytes
+        self._counters = counters
+        self._tail = bytearray()
+        self._skipping = True
+
+    @property
+    def pending_bytes(self) -> int:
+        """How much of an unfinished frame is held."""
+        return len(self._tail)
+
+    def reset(self) -> None:
+        """Forget the unfinished frame, and drop what comes before the next frame end."""
+        self._tail.clear()
+        self._skipping = True
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The frames that `chunk` completes, without their ends."""
+        if self._end not in chunk:
+            self._keep(chunk)
+            return []
+        frames = self._with_tail(chunk).split(self._end)
+        self._tail.clear()
+        rest = frames.pop()
+        if self._skipping:
+            self._skipping = False
+            del frames[0]
+        self._keep(rest)
+        return self._checked(frames)
+
+    def _with_tail(self, chunk: bytes) -> bytes:
+        return bytes(self._tail) + chunk if self._tail else chunk
+
+    def _keep(self, rest: bytes) -> None:
+        if self._skipping:
+            return
+        self._tail += rest
+        if len(self._tail) > self._most + self._spare:
+            self._counters.rejected["too_long"] += 1
+            self._tail.clear()
+            self._skipping = True
+
+    def _checked(self, frames: list[bytes]) -> list[bytes]:
+        if not frames:
+            return frames
+        lengths = list(map(len, frames))
+        if max(lengths) > self._most:
+            self._counters.rejected["too_long"] += sum(length > self._most for length in lengths)
+            frames = [frame for frame in frames if len(frame) <= self._most]
+        if 0 in lengths:
+            frames = [frame for frame in frames if frame]
+        return frames
+
+
+class LineFramer(_DelimitedFramer):
+    """Frames that end with a line feed; a carriage return before it belongs to the line end."""
+
+    def _with_tail(self, chunk: bytes) -> bytes:
+        data = super()._with_tail(chunk)
+        return data.replace(b"\r\n", b"\n") if b"\r" in data else data
+
+
+class CobsFramer(_DelimitedFramer):
+    """Frames in Consistent Overhead Byte Stuffing, which end with a zero byte.
+
+    With `checksum` the last two bytes of a frame are its CRC-16 (CCITT-FALSE: polynomial 0x1021, start 0xFFFF, high
+    byte first). Counts `malformed` (no such encoding) and `bad_checksum`. `max_frame_bytes` counts encoded bytes.
+    """
+
+    _end = b"\0"
+    _spare = 0
+
+    def __init__(self, max_frame_bytes: int, counters: Counters, *, checksum: bool = True) -> None:
+        super().__init__(max_frame_bytes, counters)
+        self._checksum = checksum
+
+    def _checked(self, frames: list[bytes]) -> list[bytes]:
+        decoded = []
+        for encoded in super()._checked(frames):
+            frame = cobs_decode(encoded)
+            if frame is None:
+                self._counters.rejected["malformed"] += 1
+            elif not self._checksum:
+                decoded.append(frame)
+            elif len(frame) > 2 and binascii.crc_hqx(frame, 0xFFFF) == 0:  # over data and sum together it is zero
+                decoded.append(frame[:-2])
+            else:
+                self._counters.rejected["bad_checksum"] += 1
+        return decoded
+
+
+def cobs_decode(encoded: bytes) -> bytes | None:
+    """The bytes behind an encoded frame without its final zero; None where it is no such encoding."""
+    pieces: list[bytes] = []
+    at, size = 0, len(encoded)
+    while at < size:
+        code = encoded[at]
+        end = at + code
+        if code == 0 or end > size:
+            return None
+        pieces.append(encoded[at + 1 : end])
+        if code < 0xFF and end < size:
+            pieces.append(b"\0")
+        at = end
+    return b"".join(pieces)
+
+
+def cobs_encode(data: bytes) -> bytes:
+    """The encoding of any bytes, without the final zero: for tests, demonstrations and senders in Python."""
+    pieces: list[bytes] = []
+    blocks = data.split(b"\0")
+    for last, block in enumerate(blocks, 1 - len(blocks)):
+        full, rest = divmod(len(block), 254)
+        pieces += [b"\xff" + block[i * 254 : i * 254 + 254] for i in range(full)]
+        if rest or not full or last < 0:
+            pieces.append(bytes([rest + 1]) + block[full * 254 :])
+    return b"".join(pieces)
+
+
+def crc16(data: bytes) -> bytes:
+    """The two bytes that a frame with `checksum` ends with."""
+    return binascii.crc_hqx(data, 0xFFFF).to_bytes(2, "big")
+
+
+def is_text(frame: bytes) -> bool:
+    """Whether a frame is text at all: UTF-8 without control characters."""
+    if frame.translate(None, _CONTROLS) != frame:
+        return False
+    try:
+        frame.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

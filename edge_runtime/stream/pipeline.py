@@ -1,0 +1,481 @@
+"""One model's path from readings to predictions: contract -> windows -> model -> decide -> payload -> outbox.
+
+Guarantee: a reading's receipt is held from the moment it completes a window until the prediction is safe or withheld
+on purpose. A window on which the model fails is set aside and counted, never tried again; its neighbours are not
+touched. A model that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from edge_runtime.bundle.model import Model, ModelError, Scores
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import Repair
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
+from edge_runtime.readings import Batch, Floats, Receipt
+from edge_runtime.store.score_drift import ScoreSample
+from edge_runtime.stream.contract import Contract
+from edge_runtime.stream.decide import Decider, Sequences
+from edge_runtime.stream.windows import Carry, Windows
+from edge_runtime.system.clock import Clock
+from edge_runtime.system.counters import Counters, Latencies
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop
+
+SLOW_MODEL_S = 0.005  # above this a call would delay keep-alives and other sources noticeably
+MAX_PENDING_WINDOWS = 1024
+GAP_PERIODS = 10  # a reading's own time that jumps by more than so many periods is a gap
+
+_log = get_logger("model")
+
+
+class Maker(msgspec.Struct, eq=False):
+    """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one.
+
+    Attributes:
+        answered: windows that this very bundle gave numbers for.
+        failed: windows that it could not take, or answered with NaN; those of its predecessor are not among them.
+        latencies: from bytes to payload.
+        sample: its last answers, where drift is watched.
+    """
+
+    model: Model
+    decider: Decider
+    payload: JsonPayload
+    answered: int = 0
+    failed: int = 0
+    latencies: Latencies = msgspec.field(default_factory=Latencies)
+    sample: ScoreSample | None = None
+
+
+class Candidate(msgspec.Struct, frozen=True, eq=False):
+    """A loaded bundle that has run; `slow` when the loop must not wait for it."""
+
+    model: Model
+    slow: bool
+
+
+class Job(msgspec.Struct, eq=False):
+    """Windows on their way through the model; every list has one item a window."""
+
+    maker: Maker
+    windows: Floats
+    keys: list[str | None]
+    times: list[float]
+    identities: list[str | None]
+    receipts: list[Receipt | None]
+    carries: list[Carry]
+    arrived: float
+    took: float = 0.0  # seconds that the model needed for all of them
+
+    def run(self) -> Scores:
+        """Answers of their own, and how long they took.
+
+        Raises:
+            ModelError: the model failed.
+        """
+        began = time.perf_counter()
+        scores = self.maker.model.run(self.windows, self.carries)
+        self.took = time.perf_counter() - began
+        return scores
+
+
+class Companion(Protocol):
+    """Whoever runs beside the model. Never waits, never fails."""
+
+    def offer(self, windows: Floats, keys: list[str | None], scores: Scores, took: float) -> None:
+        """Windows that were just answered; they are valid during this call only."""
+
+
+class Pipeline:
+    """A model at work.
+
+    Args:
+        config: its table.
+        model: the loaded bundle.
+        channels: the columns of the batches of its source.
+        repair: of its source.
+        payload: encodes its predictions.
+        topic: the topic template, `{key}` still in it.
+        outbox: takes the predictions.
+        loop: the event loop.
+        clock: tells whether the wall clock is set.
+        counters: its own.
+        max_gap: seconds, or None.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        model: Model,
+        *,
+        channels: tuple[str, ...],
+        repair: Repair,
+        payload: JsonPayload,
+        topic: str,
+        outbox: Outbox,
+        loop: Loop,
+        clock: Clock,
+        counters: Counters,
+    ) -> None:
+        self.config = config
+        self.counters = counters
+        self._channels = channels
+        self._repair = repair
+        self._repairs = repair != Repair()
+        self._topic = topic
+        self._outbox = outbox
+        self._loop = loop
+        self._clock = clock
+        self._sequences = Sequences()
+        self._addresses: dict[str | None, tuple[str, str]] = {}
+        self._worker: Worker | None = None
+        self.last_prediction = 0.0  # by the wall clock; 0 before the first
+        self.companion: Companion | None = None
+        self._watches_drift = False
+        self._install(model, payload)
+
+    @property
+    def model(self) -> Model:
+        """The bundle that the next window meets."""
+        return self._maker.model
+
+    @property
+    def decider(self) -> Decider:
+        """The verdicts on it."""
+        return self._maker.decider
+
+    @property
+    def maker(self) -> Maker:
+        """The bundle that the next window meets, with what it has done so far."""
+        return self._maker
+
+    @property
+    def latencies(self) -> Latencies:
+        """Those of the present bundle."""
+        return self._maker.latencies
+
+    def watch_drift(self) -> None:
+        """Keep the last answers of each bundle, from now on."""
+        self._watches_drift = True
+        self._maker.sample = ScoreSample()
+
+    def swap(self, candidate: Candidate, payload: JsonPayload) -> None:
+        """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
+
+        Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
+        window, else they begin anew.
+        """
+        self._install(candidate.model, payload)
+        if candidate.slow:
+            self._need_worker()
+
+    def _install(self, model: Model, payload: JsonPayload) -> None:
+        manifest = model.manifest
+        self._maker = Maker(model, Decider(manifest, self.config, self._sequences), payload)
+        self._maker.sample = ScoreSample() if self._watches_drift else None
+        own = manifest.channel_names
+        self._columns = None if own == self._channels or not own else [self._channels.index(name) for name in own]
+        self._contract = Contract(manifest.input.channels, self._repair) if own else None
+        if self._contract is not None:
+            self._contract.rejected, self._contract.repaired = self.counters.rejected, self.counters.counts
+        window = manifest.input.window
+        framed = manifest.input.shape is not None
+        self._own_time_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
+        stride = 1 if framed else self.config.stride or window.stride
+        wanted = (own, manifest.input.tensor_shape, stride, manifest.state)
+        if getattr(self, "_wanted", None) == wanted:
+            return
+        self._wanted = wanted
+        self.windows = Windows(
+            manifest.input.tensor_shape,
+            length=1 if framed else window.length,
+            stride=stride,
+            max_gap=self.config.max_gap,
+            keep=self.config.on_gap == "keep",
+            max_keys=self.config.max_keys,
+        )
+
+    @property
+    def needed(self) -> int:
+        """How many readings of its source can come before one may complete a window, that one included."""
+        return self.windows.needed
+
+    @property
+    def is_idle(self) -> bool:
+        """No window is on its way through the model."""
+        return self._worker is None or self._worker.is_idle
+
+    @property
+    def has_room(self) -> bool:
+        """More windows can be taken without dropping any."""
+        return self._worker is None or self._worker.has_room
+
+    @property
+    def busy_for(self) -> float:
+        """How long the present call of the model has taken, for the watchdog; 0 when there is none."""
+        return 0.0 if self._worker is None else self._worker.busy_for
+
+    def warm_up(self) -> None:
+        """Run the model once or twice on zeros, and decide whether it may run on the loop.
+
+        Raises:
+            ModelError: it fails even on zeros.
+        """
+        if rehearse(self.model, self.config).slow:
+            self._need_worker()
+
+    def _need_worker(self) -> None:
+        if self._worker is None:
+            self._worker = Worker(self._loop, self._finish, self._failed, self.counters)
+
+    def accept(self, batch: Batch) -> None:
+        """Take the readings of one wake-up."""
+        values = batch.values if self._columns is None else batch.values[:, self._columns]
+        if self._repairs and self._columns is None:
+            values = values.copy()  # what is mended for this model is not mended for its neighbours
+        keys, times, rows = batch.keys, batch.times, None
+        if self._contract is not None:
+            good = self._contract.check(values, keys)
+            if good is not None:
+                rows = np.flatnonzero(good).tolist()
+                if not rows:
+                    return
+                values = values[rows]
+                keys = [keys[row] for row in rows]
+                times = [times[row] for row in rows]
+        self.windows.watch_gaps(self.config.max_gap or (self._own_time_gap if batch.own_times else None))
+        done = self.windows.push(values, keys, times, self._loop.time())
+        if self.windows.evicted:
+            self._forget(self.windows.expire(-np.inf))
+        if not done.rows:
+            return
+        keys, times, identities, receipts = batch.keys, batch.times, batch.identities, batch.receipts
+        if len(done.rows) < len(batch):
+            index = done.rows if rows is None else [rows[row] for row in done.rows]
+            keys, times = [keys[row] for row in index], [times[row] for row in index]
+            identities, receipts = [identities[row] for row in index], [receipts[row] for row in index]
+        for receipt in receipts:
+            if receipt is not None:
+                receipt.hold()
+        job = Job(self._maker, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
+        if self._worker is not None:
+            self._worker.submit(job)
+            return
+        try:
+            scores = self._ask(job)
+        except ModelError as error:
+            self._failed(job, error)
+        else:
+            self._finish(job, scores)
+
+    def _ask(self, job: Job) -> Scores:
+        """The model's answers: only lent where nobody keeps them, and timed where somebody compares."""
+        if self.companion is None:
+            return job.maker.model.lend(job.windows, job.carries)  # read before the next window comes
+        return job.run()
+
+    def expire(self) -> None:
+        """Forget the keys that were silent for longer than the configuration wants to wait."""
+        self._forget(self.windows.expire(self._loop.time() - self.config.key_expiry))
+
+    def _forget(self, gone: list[str | None]) -> None:
+        """Keys that have no window any more are remembered nowhere."""
+        if gone:
+            self.decider.forget(gone)
+            for key in gone:
+                self._addresses.pop(key, None)
+            if self._contract is not None:
+                self._contract.forget(gone)
+        if self.windows.evicted:
+            self.counters.dropped["keys"] += self.windows.evicted
+            self.windows.evicted = 0
+
+    def stop(self) -> None:
+        """End the worker; what it holds stays unacknowledged."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def _finish(self, job: Job, scores: Scores) -> None:
+        finite = scores.finite_rows()
+        for row in range(len(job.keys)):
+            try:
+                self._publish(job, row, scores, is_finite=finite is None or bool(finite[row]))
+            except Exception:  # noqa: BLE001 - a fault of ours must not stop the neighbours, nor be tried again
+                self.counters.errors["prediction_failed"] += 1
+                _log.exception("a prediction could not be made", extra=fields(model=self.config.name))
+                _release(job.receipts[row])
+        self.counters.counts["predictions"] += len(job.keys)
+        self.last_prediction = time.time()
+        job.maker.latencies.add(time.perf_counter() - job.arrived)
+        if job.maker.sample is not None:
+            job.maker.sample.add(scores)
+        if self.companion is not None and job.took and job.maker is self._maker:
+            self.companion.offer(job.windows, job.keys, scores, job.took)
+
+    def _publish(self, job: Job, row: int, scores: Scores, *, is_finite: bool) -> None:
+        key, receipt = job.keys[row], job.receipts[row]
+        if not is_finite:
+            self.counters.errors["model_not_finite"] += 1
+            job.maker.failed += 1
+            job.carries[row].parts = None  # a state that has become NaN would stay so for ever
+            _release(receipt)
+            return
+        job.maker.answered += 1
+        prediction = job.maker.decider.decide(scores, row, key, job.times[row])
+        if prediction is None:
+            self.counters.counts["withheld"] += 1
+            _release(receipt)
+            return
+        prediction.identity = job.identities[row]
+        address = self._addresses.get(key)
+        if address is None:
+            address = self._addresses[key] = self._address(key)
+        payload = job.maker.payload.encode(prediction, synchronised=self._clock.is_synchronised)
+        priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
+        self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
+
+    def _failed(self, job: Job, error: ModelError) -> None:
+        """Find the window that the model cannot take, set it aside, and go on with its neighbours."""
+        if len(job.keys) > 1:
+            for row in range(len(job.keys)):
+                alone = Job(
+                    job.maker,
+                    job.windows[row : row + 1].copy(),
+                    job.keys[row : row + 1],
+                    job.times[row : row + 1],
+                    job.identities[row : row + 1],
+                    job.receipts[row : row + 1],
+                    job.carries[row : row + 1],
+                    job.arrived,
+                )
+                try:
+                    scores = alone.maker.model.run(alone.windows, alone.carries)
+                except ModelError as again:
+                    self._failed(alone, again)
+                else:
+                    self._finish(alone, scores)
+            return
+        self.counters.errors["model_failed"] += 1
+        job.maker.failed += 1
+        _log.error("the model failed on a window, which is set aside", extra=fields(model=self.config.name, why=error))
+        _release(job.receipts[0])
+
+    def _address(self, key: str | None) -> tuple[str, str]:
+        """The outbox's stream and the topic of a key."""
+        name = "-" if key is None else key
+        return f"{self.config.name}/{name}", self._topic.replace("{key}", name)
+
+
+class Worker:
+    """One thread that runs a slow model, so that the loop stays punctual. Jobs stay in order."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        finish: Callable[[Job, Scores], None],
+        failed: Callable[[Job, ModelError], None],
+        counters: Counters,
+    ) -> None:
+        self._loop = loop
+        self._finish = finish
+        self._failed = failed
+        self._counters = counters
+        self._waiting: deque[Job] = deque()
+        self._pending_windows = 0
+        self._running: Job | None = None
+        self._since = 0.0
+        self._requests: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is running or waiting."""
+        return self._running is None and not self._waiting
+
+    @property
+    def has_room(self) -> bool:
+        """Less than half of the bound is waiting."""
+        return self._pending_windows < MAX_PENDING_WINDOWS // 2
+
+    @property
+    def busy_for(self) -> float:
+        """Seconds since the present job was begun."""
+        return 0.0 if self._running is None else self._loop.time() - self._since
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its windows are copied, as the windower will write over them."""
+        job.windows = job.windows.copy()
+        self._waiting.append(job)
+        self._pending_windows += len(job.keys)
+        while self._pending_windows > MAX_PENDING_WINDOWS and len(self._waiting) > 1:
+            if not self._drop_oldest():
+                break
+        self._next()
+
+    def stop(self) -> None:
+        """Let the thread end after its present job."""
+        self._requests.put(None)
+
+    def _drop_oldest(self) -> bool:
+        """Make room; windows whose readings have receipts stay, since they hold their broker back."""
+        for job in self._waiting:
+            if all(receipt is None for receipt in job.receipts):
+                self._waiting.remove(job)
+                self._pending_windows -= len(job.keys)
+                self._counters.dropped["model_busy"] += len(job.keys)
+                return True
+        return False
+
+    def _next(self) -> None:
+        if self._running is None and self._waiting:
+            self._running = self._waiting.popleft()
+            self._pending_windows -= len(self._running.keys)
+            self._since = self._loop.time()
+            self._requests.put(self._running)
+
+    def _serve(self) -> None:
+        while (job := self._requests.get()) is not None:
+            try:
+                scores = job.run()
+            except ModelError as error:
+                self._loop.call_soon_threadsafe(lambda job=job, error=error: self._done(job, error))  # type: ignore[misc]
+            else:
+                self._loop.call_soon_threadsafe(lambda job=job, scores=scores: self._done(job, scores))  # type: ignore[misc]
+
+    def _done(self, job: Job, found: Scores | ModelError) -> None:
+        self._running = None
+        if isinstance(found, ModelError):
+            self._failed(job, found)
+        else:
+            self._finish(job, found)
+        self._next()
+
+
+def rehearse(model: Model, config: ModelConfig) -> Candidate:
+    """Run a model on zeros, which also fills its caches, and see whether it would hold the loop up. Any thread may.
+
+    Raises:
+        ModelError: it fails even on zeros.
+    """
+    zeros = np.zeros((1, *model.manifest.input.tensor_shape), np.float32)
+    model.run(zeros)
+    model.lend(zeros)
+    started = time.perf_counter()
+    model.run(zeros)
+    took = time.perf_counter() - started
+    return Candidate(model, config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S))
+
+
+def _release(receipt: Receipt | None) -> None:
+    if receipt is not None:
+        receipt.release()

@@ -1,0 +1,96 @@
+"""Open one serial port: raw, not blocking, for us alone, and without resetting the board behind it.
+
+Guarantee: `open_port` either returns an open port or raises `PortError` and leaves no descriptor behind.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import termios
+from typing import Any
+
+from edge_runtime.config.tables import SerialSource
+from edge_runtime.errors import TransientError
+
+# Major numbers of the terminal side of pseudo-terminals (Documentation/admin-guide/devices.txt of the kernel).
+_PSEUDO_TERMINALS = range(136, 144)
+_PARITIES = {"none": "N", "even": "E", "odd": "O", "mark": "M", "space": "S"}
+
+
+class PortError(TransientError):
+    """A port cannot be opened now; `reason` is the word that is counted, the text is for people."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+def open_port(config: SerialSource) -> int:
+    """Open and configure the port that stands under the path now; its descriptor, to be given to `close_port`.
+
+    Raises:
+        PortError: `absent`, `busy`, `not_permitted` or `open_failed`.
+    """
+    import serial  # noqa: PLC0415 - a device without serial sources need not load it
+
+    class Port(serial.Serial):  # type: ignore[misc]
+        def _reset_input_buffer(self) -> None:
+            """Keep what the device has sent already: the framer drops no more than the first line of it."""
+
+    port: Any = Port()
+    port.port = config.port
+    port.baudrate = config.baudrate
+    port.bytesize = config.bytesize
+    port.parity = _PARITIES[config.parity]
+    port.stopbits = config.stopbits
+    port.rtscts = config.flow_control == "rtscts"
+    port.xonxoff = config.flow_control == "xonxoff"
+    port.timeout = 0
+    # VMIN 1, VTIME 0: an empty read then means a hang-up, and never just that nothing has come.
+    port.inter_byte_timeout = 0
+    port.exclusive = True
+    # pyserial lets termios.error, which is no OSError, and ValueError for a speed that the driver refuses, through.
+    try:
+        port.open()
+        # pyserial keeps four descriptors of its own beside each port. A duplicate keeps settings and lock without them.
+        fd = os.dup(port.fd)
+        with contextlib.suppress(OSError):
+            port.close()
+    except (OSError, ValueError, termios.error) as error:
+        raise _port_error(config.port, error) from error
+    try:
+        _claim(fd)
+    except (OSError, termios.error) as error:
+        close_port(fd)
+        raise _port_error(config.port, error) from error
+    return fd
+
+
+def close_port(fd: int) -> None:
+    """Give the port back. Never raises: a port that is gone is closed as well."""
+    with contextlib.suppress(OSError):  # the device has gone, and our claim with it
+        fcntl.ioctl(fd, termios.TIOCNXCL)
+    with contextlib.suppress(OSError):  # the descriptor is free all the same: what close(2) reports are late writes
+        os.close(fd)
+
+
+def _claim(fd: int) -> None:
+    """Keep others out who do not ask for the lock, and keep DTR up when we close, so that opening again is no reset."""
+    if os.major(os.fstat(fd).st_rdev) not in _PSEUDO_TERMINALS:
+        # The other end of a pseudo-terminal may outlive us, and with it a claim that a killed process left behind.
+        fcntl.ioctl(fd, termios.TIOCEXCL)
+    attributes = termios.tcgetattr(fd)
+    attributes[2] &= ~termios.HUPCL
+    termios.tcsetattr(fd, termios.TCSANOW, attributes)
+
+
+def _port_error(path: str, error: Exception) -> PortError:
+    number = error.args[0] if error.args and isinstance(error.args[0], int) else None
+    if number in {errno.ENOENT, errno.ENXIO, errno.ENODEV}:
+        return PortError("absent", f"{path}: no such port: waiting until it is plugged in")
+    if number in {errno.EAGAIN, errno.EBUSY}:
+        return PortError("busy", f"{path}: another process holds the port: stop it (ModemManager is a frequent one)")
+    if number in {errno.EACCES, errno.EPERM}:
+        return PortError("not_permitted", f"{path}: not permitted: add the user of this service to the port's group")
+    return PortError("open_failed", f"{path}: cannot be opened as a serial port: {error}")

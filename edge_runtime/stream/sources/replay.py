@@ -1,0 +1,218 @@
+"""Recorded files as if they were measured now: at the pace of the recording, faster, or as fast as can be.
+
+Guarantee: every good row is delivered once and in order, at most `BLOCK_READINGS` of them a wake-up, and none while
+`paused` says that the way downstream is full; other work of the loop gets its turn between any two blocks.
+The end is announced once: `finished` is true, `state` says so. Weak point: after a pause a paced replay catches up
+in a burst, as a device with a buffer would.
+"""
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from pathlib import Path
+
+from edge_runtime.config.tables import ReplaySource as ReplayConfig
+from edge_runtime.errors import ConfigError
+from edge_runtime.readings import Batch, Receipt
+from edge_runtime.stream.codecs import Decoded
+from edge_runtime.stream.sources.recordings import Recording, RecordingError, open_recording
+from edge_runtime.system import log
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop, Timer
+
+# How soon to ask again while the way downstream is full.
+_PAUSE = 0.01
+
+_logger = log.get_logger("replay")
+
+
+class ReplaySource:
+    """One `[[source]]` of type `replay`.
+
+    Attributes:
+        is_open: whether it has been started; a replay that has ended is not at fault.
+        finished: whether everything has been delivered.
+        state: one line for people.
+        on_state: called when one of them changes.
+    """
+
+    def __init__(
+        self,
+        config: ReplayConfig,
+        channels: tuple[str, ...],
+        shape: tuple[int, ...] | None,
+        loop: Loop,
+        sink: Callable[[Batch], None],
+        counters: Counters,
+        *,
+        on_state: Callable[[], None] | None = None,
+        paused: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Look at every file.
+
+        Raises:
+            ConfigError: one of them cannot be played; every mistake is named.
+        """
+        self.is_open = False
+        self.finished = False
+        self.state = "not started"
+        self.on_state = on_state
+        self._config = config
+        self._loop = loop
+        self._sink = sink
+        self._counters = counters
+        self._paused = paused
+        self._recordings = open_recordings(config, channels, shape)
+        self._pace = _Pace(config, loop.time)
+        # A reading that is played again is another reading, and must not be dropped as a repeat of the first.
+        self._keeps_identity = config.times == "recorded" and not config.loop
+        self._blocks: Iterator[Decoded] = iter(())
+        self._block: Decoded | None = None
+        self._due: list[float] = []
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Begin to play."""
+        self._blocks = self._play()
+        self._show("playing", is_open=True)
+        self._timer = self._loop.call_later(0.0, self._step)
+
+    def stop(self) -> None:
+        """Stop where it is."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._blocks, self._block = iter(()), None
+        self._show("stopped", is_open=False)
+
+    def _step(self) -> None:
+        """Deliver what is due, a block at most, and come back for the rest."""
+        self._timer = None
+        if self._paused():
+            self._timer = self._loop.call_later(_PAUSE, self._step)
+            return
+        if self._block is None:
+            self._block = next(self._blocks, None)
+            if self._block is None:
+                self._finish()
+                return
+            self._due = self._pace.due(self._block)
+        ready = bisect_right(self._due, self._loop.time())
+        part, rest = self._block.part(0, ready), self._block.part(ready, len(self._block))
+        self._block, self._due = (rest, self._due[ready:]) if len(rest) else (None, [])
+        # The timer goes first: the sink may stop us. A timer, since `call_soon` would keep others from their turn.
+        self._timer = self._loop.call_at(self._due[0] if self._due else self._loop.time(), self._step)
+        if len(part):
+            self._deliver(part)
+
+    def _deliver(self, part: Decoded) -> None:
+        count, now = len(part), time.time()
+        self._counters.counts["readings"] += count
+        recorded = self._config.times == "recorded"
+        times = [moment if recorded and moment is not None else now for moment in part.times]
+        identities: list[str | None] = part.identities if self._keeps_identity else [None] * count
+        nothing_owed: list[Receipt | None] = [None] * count
+        self._sink(
+            Batch(
+                self._config.name,
+                part.values,
+                part.keys,
+                times,
+                identities,
+                nothing_owed,
+                time.perf_counter(),
+                own_times=recorded and None not in part.times,
+            )
+        )
+
+    def _play(self) -> Iterator[Decoded]:
+        """The blocks of all files, over and over with `loop`, as long as there is anything to play."""
+        while True:
+            found = 0
+            for path, recording in self._recordings:
+                self._pace.restart(recording)
+                try:
+                    for block in recording.blocks(self._counters):
+                        found += len(block)
+                        yield block
+                except RecordingError as error:
+                    self._counters.errors["read_failed"] += 1
+                    _logger.warning(str(error), extra=log.fields(source=self._config.name, file=str(path)))
+            if not found or not self._config.loop:
+                return
+
+    def _finish(self) -> None:
+        if not self.finished:
+            self.finished = True
+            _logger.info("replay finished", extra=log.fields(source=self._config.name))
+            self._show("finished", is_open=True)
+
+    def _show(self, state: str, *, is_open: bool) -> None:
+        self.state, self.is_open = state, is_open
+        if self.on_state is not None:
+            self.on_state()
+
+
+class _Pace:
+    """When each reading is due, in the loop's time."""
+
+    def __init__(self, config: ReplayConfig, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._full = config.speed == "full"
+        self._factor = config.speed if isinstance(config.speed, float | int) else 1.0
+        self._step = None if config.rate_hz is None else 1.0 / config.rate_hz
+        self._by_step = False
+        self._first: float | None = None
+        self._last = 0.0
+
+    def restart(self, recording: Recording) -> None:
+        """A file begins: its first reading is due when the last one of the file before was, or now."""
+        self._first = None
+        self._by_step = recording.has_time is False
+        self._last = max(self._last, self._clock())
+
+    def due(self, block: Decoded) -> list[float]:
+        """A time for each reading, never before that of the one before it."""
+        if self._full or not len(block):
+            return [0.0] * len(block)
+        begin = self._last
+        if self._by_step or block.times[0] is None:
+            step = (self._step or 0.0) / self._factor
+            due = [begin + step * (i + 1) for i in range(len(block))]
+        else:
+            if self._first is None:
+                self._first, self._anchor = block.times[0], begin
+            first, anchor = self._first, self._anchor
+            wanted = [begin if t is None else anchor + (t - first) / self._factor for t in block.times]
+            due = list(accumulate(wanted, max, initial=begin))[1:]
+        self._last = due[-1]
+        return due
+
+
+def open_recordings(
+    config: ReplayConfig, channels: tuple[str, ...], shape: tuple[int, ...] | None
+) -> list[tuple[Path, Recording]]:
+    """Look at every file of a source, and make ready to play them.
+
+    Raises:
+        ConfigError: one of them cannot be played; every mistake is named.
+    """
+    recordings: list[tuple[Path, Recording]] = []
+    mistakes: list[str] = []
+    for name in config.files:
+        path = Path(name)
+        try:
+            recording = open_recording(path, config, channels, shape)
+        except ConfigError as error:
+            mistakes.extend(error.mistakes)
+            continue
+        if recording.has_time is False and config.rate_hz is None and config.speed != "full":
+            mistakes.append(
+                f"{path}: expected a column {config.time!r} to keep the pace by, found none: set `rate_hz`, `time` or "
+                '`speed = "full"`'
+            )
+        recordings.append((path, recording))
+    if mistakes:
+        raise ConfigError([f'source "{config.name}".files: {mistake}' for mistake in mistakes])
+    return recordings

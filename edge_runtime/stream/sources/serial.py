@@ -1,0 +1,250 @@
+"""A serial port that streams frames: read what has arrived, frame it, decode it, hand on one batch per wake-up.
+
+Guarantee: a port that is absent, unplugged, busy or broken is never an exit: it is closed, counted, and opened again
+under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. While no
+reading can complete a window the port rests, for `max_rest` seconds at most and never so long that the kernel's buffer
+could fill at the port's speed; a reading's arrival is the moment when it is read. The work
+of one wake-up is bounded, so that a device that floods cannot starve the rest. Weak points: a serial reading cannot
+be asked for again (it has no receipt), and the first frame after each opening is dropped, since it may have lost
+its beginning.
+"""
+
+import math
+import os
+import random
+import termios
+import time
+from collections.abc import Callable
+
+from edge_runtime.config.tables import SerialSource as SerialConfig
+from edge_runtime.readings import Batch, Receipt
+from edge_runtime.stream.codecs import source_decoder
+from edge_runtime.stream.framing import make_framer
+from edge_runtime.stream.sources.port import PortError, close_port, open_port
+from edge_runtime.system import log
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop, Timer
+
+_READ_BYTES = 65_536
+# A terminal holds 4095 bytes for its reader (N_TTY_BUF_SIZE of the kernel). A read of half of that means that more is
+# waiting behind it; sixteen reads are 64 KiB, about 10 ms of work for a flood of short CSV lines.
+_FULL_READ = 2048
+_MOST_READS = 16
+_FIRST_PAUSE = 0.5
+_BITS_A_BYTE = 10  # with start and stop bit
+_LEAST_RESTING = 3  # a rest for fewer readings would save no wake-up
+_REST_SHARE = 0.5  # of the time until a window may be complete: a sensor may catch up on what it was late with
+_LOOP_TICK_S = 0.001  # the loop wakes up by the next whole millisecond
+
+_logger = log.get_logger("serial")
+
+
+class SerialSource:
+    """One `[[source]]` of type `serial`.
+
+    Attributes:
+        is_open: whether the port is open now.
+        state: one line for people: what the port is doing.
+        on_state: called when either changes.
+    """
+
+    def __init__(
+        self,
+        config: SerialConfig,
+        channels: tuple[str, ...],
+        shape: tuple[int, ...] | None,
+        loop: Loop,
+        sink: Callable[[Batch], None],
+        counters: Counters,
+        *,
+        on_state: Callable[[], None] | None = None,
+        needed: Callable[[], int] = lambda: 1,
+        max_rest: float = 0.0,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.is_open = False
+        self.state = f"{config.port}: not started"
+        self.on_state = on_state
+        self._config = config
+        self._loop = loop
+        self._sink = sink
+        self._counters = counters
+        self._rng = rng or random.Random()  # noqa: S311 - jitter
+        framing = config.framing
+        if framing == "auto":
+            framing = "cobs" if config.format in {"msgpack", "raw"} else "lines"
+        checksum = config.checksum == "crc16"
+        self._framer = make_framer(framing, config.max_frame_bytes, counters, checksum=checksum)
+        self._decoder = source_decoder(config, channels, shape)
+        self._needed = needed
+        self._max_rest = min(max_rest, _FULL_READ * _BITS_A_BYTE / config.baudrate)
+        self._rest: Timer | None = None
+        self._read_at = 0.0
+        self._interval = math.inf  # seconds from one reading to the next, lately
+        self._fd: int | None = None
+        self._reopen: Timer | None = None
+        self._listen: Timer | None = None
+        self._heard = 0.0
+        self._first_pause = min(_FIRST_PAUSE, config.reopen_max)
+        self._pause = self._first_pause
+        self._fault = ""
+
+    def start(self) -> None:
+        """Open the port, or begin to wait for it."""
+        self._open()
+
+    def stop(self) -> None:
+        """Close the port, and do not open it again."""
+        if self._reopen is not None:
+            self._reopen.cancel()
+            self._reopen = None
+        self._close()
+        self._show(f"{self._config.port}: stopped", is_open=False)
+
+    def _open(self) -> None:
+        self._reopen = None
+        try:
+            fd = open_port(self._config)
+        except PortError as error:
+            self._report(error.reason, str(error))
+            self._wait()
+            return
+        self._fd = fd
+        self._fault = ""
+        self._framer.reset()
+        self._loop.add_reader(fd, self._read)
+        self._heard = self._loop.time()
+        self._listen_for(self._config.silent_after)
+        _logger.info("port open", extra=log.fields(source=self._config.name, port=self._config.port))
+        self._show(f"{self._config.port}: open", is_open=True)
+
+    def _read(self) -> None:
+        fd = self._fd
+        if fd is None:
+            return
+        arrived, now = time.perf_counter(), time.time()
+        frames: list[bytes] = []
+        lost = ""
+        for _ in range(_MOST_READS):
+            try:
+                chunk = os.read(fd, _READ_BYTES)
+            except BlockingIOError:
+                break
+            except (OSError, termios.error) as error:
+                lost = str(error)
+                break
+            if not chunk:
+                lost = "hang-up"
+                break
+            self._counters.counts["bytes"] += len(chunk)
+            frames += self._framer.feed(chunk)
+            if len(chunk) < _FULL_READ:
+                break
+        if frames:
+            self._pause = self._first_pause  # a port that speaks is well; one that opens and hangs up again is not
+            self._deliver(frames, arrived, now)
+        if lost:
+            self._lose(lost)
+        elif self._max_rest:
+            self._rest_or_listen(len(frames), arrived)
+
+    def _rest_or_listen(self, readings: int, now: float) -> None:
+        """Leave the port alone until shortly before a window may be complete, else be woken by the next byte."""
+        fd = self._fd
+        if fd is None:  # the sink has stopped us
+            return
+        was_resting, self._rest = self._rest is not None, None
+        rest = 0.0
+        if readings:
+            self._interval, self._read_at = (now - self._read_at) / readings, now
+            ahead = self._needed() - 1
+            if ahead >= _LEAST_RESTING:
+                rest = min(self._max_rest, _REST_SHARE * ahead * self._interval - _LOOP_TICK_S)
+        if rest >= _LEAST_RESTING * self._interval and rest > 0.0:
+            if not was_resting:
+                self._loop.remove_reader(fd)
+            self._rest = self._loop.call_later(rest, self._read)
+        elif was_resting:
+            self._loop.add_reader(fd, self._read)
+
+    def _deliver(self, frames: list[bytes], arrived: float, now: float) -> None:
+        try:
+            decoded = self._decoder.decode(frames, self._counters)
+        except Exception:
+            self._counters.errors["crashed"] += 1
+            _logger.exception("frames are set aside", extra=log.fields(source=self._config.name, frames=len(frames)))
+            return
+        count = len(decoded)
+        if not count:
+            return
+        self._counters.counts["readings"] += count
+        self._heard = self._loop.time()
+        if self._fault == "silent":
+            self._fault = ""
+            _logger.info("port speaks again", extra=log.fields(source=self._config.name, port=self._config.port))
+            self._show(f"{self._config.port}: open", is_open=True)
+        times = [now if time_ is None else time_ for time_ in decoded.times]
+        nothing_owed: list[Receipt | None] = [None] * count
+        self._sink(
+            Batch(
+                self._config.name,
+                decoded.values,
+                decoded.keys,
+                times,
+                decoded.identities,
+                nothing_owed,
+                arrived,
+                own_times=None not in decoded.times,
+            )
+        )
+
+    def _listen_for(self, patience: float | None) -> None:
+        if patience is not None:
+            self._listen = self._loop.call_later(patience, self._check_silence)
+
+    def _check_silence(self) -> None:
+        """Say so when nothing has been heard for too long; one timer, however many readings there are."""
+        patience = self._config.silent_after
+        if patience is None:
+            return
+        quiet = self._loop.time() - self._heard
+        if quiet >= patience:
+            text = f"{self._config.port}: no reading for {patience:g} s: look at the sensor, its cable and its speed"
+            self._report("silent", text, is_open=True)
+        self._listen_for(patience - quiet if quiet < patience else patience)
+
+    def _lose(self, why: str) -> None:
+        if self._fd is None:  # the sink has stopped us
+            return
+        self._close()
+        self._report("disconnected", f"{self._config.port}: lost ({why}): waiting until it is back")
+        self._wait()
+
+    def _close(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+            self._rest = None
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            if self._listen is not None:
+                self._listen.cancel()
+            close_port(self._fd)
+            self._fd = None
+
+    def _wait(self) -> None:
+        self._reopen = self._loop.call_later(self._pause * self._rng.uniform(0.5, 1.0), self._open)
+        self._pause = min(self._pause * 2, self._config.reopen_max)
+
+    def _report(self, reason: str, text: str, *, is_open: bool = False) -> None:
+        """Count, log and show a fault when it begins, and not at each attempt that finds it again."""
+        if reason == self._fault:
+            return
+        self._fault = reason
+        self._counters.errors[reason] += 1
+        _logger.warning(text, extra=log.fields(source=self._config.name))
+        self._show(text, is_open=is_open)
+
+    def _show(self, state: str, *, is_open: bool) -> None:
+        self.state, self.is_open = state, is_open
+        if self.on_state is not None:
+            self.on_state()

@@ -1,0 +1,1 @@
+"""What tests share: builders of bundles, fakes, brokers, ports and devices."""

@@ -1,0 +1,156 @@
+"""A prediction as JSON: what is read back is what the model said, whatever the names hold."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.bundle.manifest import Input, Manifest, Output, Target
+from edge_runtime.delivery.json_payload import JsonPayload, mark_delayed
+from edge_runtime.readings import Prediction
+
+# What TOML and JSON text can hold: no lone surrogates; configuration and codecs let none pass.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+NASTY = ['a"b', "a\\b", "50%", "%s", "%(x)s %d", "{}", "Grüße", "日本", "\x7f\x01\n", "💧", "</script>"]
+
+
+def _refuse(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def _read(payload: bytes) -> Any:
+    return json.loads(payload, parse_constant=_refuse)
+
+
+def _payload(manifest: Manifest, *, device: str = "press-07", model: str = "m", source: str = "s") -> JsonPayload:
+    return JsonPayload(
+        device=device,
+        model=model,
+        source=source,
+        start=1763896744,
+        manifest=manifest,
+        threshold=manifest.output.threshold,
+    )
+
+
+def _classifier(*labels: str) -> Manifest:
+    return Manifest(name="m", version="1.4.0", task="classification", input=Input(), output=Output(labels=labels))
+
+
+def _prediction(time: float = 1763896744.123456, **fields: Any) -> Prediction:
+    return Prediction(**({"key": None, "time": time, "seq": 1234, "identity": None} | fields))
+
+
+def _anomaly(**fields: Any) -> dict[str, Any]:
+    manifest = Manifest(name="m", version="1", task="anomaly", input=Input(), output=Output(threshold=0.1))
+    prediction = _prediction(score=np.float32(0.25), anomaly=True, **fields)
+    found: dict[str, Any] = _read(_payload(manifest).encode(prediction))
+    return found
+
+
+def test_a_classification_reads_as_documented() -> None:
+    """Every field of the documentation, and no other."""
+    scores = np.array([0.027, 0.973], np.float32)
+    prediction = _prediction(label="worn", score=scores[1], scores=scores)
+    assert _read(_payload(_classifier("ok", "worn")).encode(prediction)) == {
+        "id": "press-07/m/-/1763896744/1234",
+        "seq": 1234,
+        "device": "press-07",
+        "model": "m",
+        "version": "1.4.0",
+        "source": "s",
+        "key": None,
+        "time": "2025-11-23T11:19:04.123456Z",
+        "label": "worn",
+        "score": 0.973,
+        "scores": {"ok": 0.027, "worn": 0.973},
+    }
+
+
+def test_an_anomaly_carries_its_threshold() -> None:
+    """`score`, `threshold` and `anomaly` stand beside one another."""
+    found = _anomaly()
+    assert (found["score"], found["threshold"], found["anomaly"]) == (0.25, 0.1, True)
+
+
+@settings(max_examples=300)
+@given(st.lists(FLOATS, min_size=2, max_size=2))
+def test_every_number_reads_back_to_the_same_float32(values: list[float]) -> None:
+    """The text of a number is short, and loses no bit."""
+    manifest = Manifest(
+        name="m",
+        version="1",
+        task="regression",
+        input=Input(),
+        output=Output(targets=(Target("50%"), Target("%s"))),
+    )
+    sent = np.array(values, np.float32)
+    found = _read(_payload(manifest).encode(_prediction(values=sent)))["values"]
+    back = np.array([found["50%"], found["%s"]], np.float32)
+    assert back.tobytes() == sent.tobytes()
+
+
+@settings(max_examples=200)
+@given(device=TEXT, model=TEXT, source=TEXT, key=st.none() | TEXT, labels=st.lists(TEXT, min_size=2, unique=True))
+def test_any_name_survives(device: str, model: str, source: str, key: str | None, labels: list[str]) -> None:
+    """Quotes, percent signs, braces and every script come back as they were written."""
+    payload = _payload(_classifier(*labels), device=device, model=model, source=source)
+    scores = np.arange(len(labels), dtype=np.float32)
+    found = _read(payload.encode(_prediction(key=key, label=labels[1], score=scores[1], scores=scores)))
+    assert (found["device"], found["model"], found["source"], found["key"]) == (device, model, source, key)
+    assert found["label"] == labels[1]
+    assert list(found["scores"]) == labels
+    assert found["id"] == f"{device}/{model}/{'-' if key is None else key}/1763896744/1234"
+
+
+@pytest.mark.parametrize("identity", [*NASTY, "1763896744", ""])
+def test_the_reading_s_own_identity_stands_in_the_id(identity: str) -> None:
+    """A reading that is delivered twice gives the same `id` twice."""
+    assert _anomaly(identity=identity, key="k")["id"] == f"press-07/m/k/{identity}"
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 7_289_654_399_999_999))
+def test_time_is_kept_to_the_microsecond(micros: int) -> None:
+    """Between 1970 and 2200 the time of a reading is published to the microsecond."""
+    text = _anomaly(time=micros / 1e6)["time"]
+    found = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    assert found == datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=round(micros / 1e6 * 1e6))
+
+
+def test_a_time_that_rounds_up_carries_into_the_next_second() -> None:
+    """There is no microsecond number 1000000."""
+    assert _anomaly(time=59.9999996)["time"] == "1970-01-01T00:01:00.000000Z"
+
+
+def test_the_second_is_not_remembered_wrongly() -> None:
+    """Times that go back and forth are each their own."""
+    manifest = Manifest(name="m", version="1", task="anomaly", input=Input(), output=Output(threshold=0.1))
+    payload = _payload(manifest)
+    seconds = [10.5, 11.5, 10.25, 3600.0]
+    found = [_read(payload.encode(_prediction(t, score=np.float32(0), anomaly=False)))["time"] for t in seconds]
+    assert [text[14:22] for text in found] == ["00:10.50", "00:11.50", "00:10.25", "00:00.00"]
+
+
+def test_marks_are_added_behind_and_together() -> None:
+    """A late prediction of a device whose clock was not set says both."""
+    manifest = Manifest(name="m", version="1", task="anomaly", input=Input(), output=Output(threshold=0.1))
+    prediction = _prediction(score=np.float32(1), anomaly=True)
+    plain = _payload(manifest).encode(prediction)
+    both = mark_delayed(_payload(manifest).encode(prediction, synchronised=False))
+    assert _read(both) == _read(plain) | {"clock": "unsynchronised", "delayed": True}
+
+
+def test_very_many_keys_are_all_their_own() -> None:
+    """What is remembered of keys is bounded, and never mixed up."""
+    manifest = Manifest(name="m", version="1", task="anomaly", input=Input(), output=Output(threshold=0.1))
+    payload = _payload(manifest)
+    for number in range(10_050):
+        prediction = _prediction(key=f"k{number}", score=np.float32(1), anomaly=False)
+        assert f'"key":"k{number}"'.encode() in payload.encode(prediction)
+    assert b'"key":null' in payload.encode(_prediction(score=np.float32(1), anomaly=False))

@@ -1,0 +1,455 @@
+"""The outbox step by step: what each sentence of its guarantee means in one course of events."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, PRIORITY_TELEMETRY, Outbox
+from edge_runtime.readings import Receipt
+from edge_runtime.system.counters import Counters
+from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
+
+
+class _Bench:
+    """An outbox with everything around it."""
+
+    def __init__(
+        self, path: Path | None, *, memory: int = 1 << 30, window: int = 4, begin: bool = True, **options: Any
+    ) -> None:
+        self.loop = SteppedLoop()
+        self.link = SteppedLink(window=window)
+        self.counters = Counters()
+        self.released: list[str] = []
+        self.states: list[str] = []
+        self.numbers = itertools.count(1)
+        self.store = None if path is None else SteppedStore(path, max_bytes=options.pop("max_bytes", 1 << 30))
+        self.outbox = Outbox(
+            self.loop.as_loop,
+            self.counters,
+            store=None if self.store is None else self.store.as_thread,
+            commit_interval=options.pop("commit_interval", 1.0),
+            max_memory_bytes=memory,
+            **options,
+        )
+        self.outbox.on_state = self.states.append
+        self.outbox.attach(self.link)
+        if begin:
+            self.work()
+
+    def offer(
+        self, stream: str = "m/a", *, receipt: bool = False, priority: int = PRIORITY_ROUTINE, size: int = 0
+    ) -> str:
+        number = next(self.numbers)
+        name = f"{stream}/{number}"
+        fill = random.Random(number).randbytes(size).hex()[:size]  # nothing that packs to nothing
+        payload = json.dumps({"id": name, "seq": number, "fill": fill}).encode()
+        held = Receipt(lambda: self.released.append(name)) if receipt else None
+        self.outbox.offer(stream, f"edge/{stream}", payload, priority=priority, receipt=held)
+        return name
+
+    def work(self) -> None:
+        """Everything that is due now happens, on the loop and on the disk."""
+        for _ in range(50):
+            self.loop.settle()
+            if self.store is None or self.store.is_idle:
+                return
+            self.store.work()
+
+    def wait(self, seconds: float) -> None:
+        """Time passes, in steps that a disk can follow."""
+        for _ in range(round(seconds / 0.1)):
+            self.loop.advance(0.1)
+            self.work()
+
+    def link_up(self) -> None:
+        self.link.connected = True
+        self.outbox.link_changed()
+        self.work()
+
+    def link_down(self, arriving: int = 0) -> None:
+        self.link.break_down(arriving)
+        self.outbox.link_changed()
+        self.work()
+
+    def acknowledge_all(self) -> None:
+        for _ in range(2000):
+            if not self.link.acknowledge(self.link.window):
+                return
+            self.work()
+        raise AssertionError("it never ends")
+
+    @property
+    def arrived(self) -> list[str]:
+        return [document["id"] for document in self.link.arrived]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file will be."""
+    return tmp_path / "outbox.db"
+
+
+def test_with_a_healthy_link_nothing_is_written(path: Path) -> None:
+    """Predictions that are acknowledged within the commit interval never touch the disk."""
+    bench = _Bench(path)
+    bench.link_up()
+    for _ in range(500):
+        bench.offer(receipt=True)
+        bench.wait(0.1)
+        bench.link.acknowledge(4)
+    assert bench.store is not None
+    assert bench.store.commits == 0
+    assert len(bench.arrived) == len(bench.released) == 500
+    assert bench.outbox.queued == bench.outbox.memory_bytes == 0
+
+
+def test_a_reading_is_released_by_the_acknowledgement_and_not_before(path: Path) -> None:
+    """Sent is not delivered."""
+    bench = _Bench(path)
+    bench.link_up()
+    name = bench.offer(receipt=True)
+    assert bench.released == []
+    bench.link.acknowledge()
+    assert bench.released == [name]
+
+
+def test_without_a_link_a_reading_is_released_by_the_commit(path: Path) -> None:
+    """After the commit interval the prediction is on disk, and its reading acknowledged."""
+    bench = _Bench(path)
+    name = bench.offer(receipt=True)
+    bench.wait(0.5)
+    assert bench.released == []
+    bench.wait(1.0)
+    assert bench.released == [name]
+    assert bench.outbox.stored_rows == bench.outbox.queued == 1
+    assert bench.outbox.memory_bytes == 0
+
+
+def test_what_is_made_while_the_link_is_down_is_committed_within_the_interval(path: Path) -> None:
+    """At no time is anything uncommitted that is older than the interval and the time of one wake-up."""
+    bench = _Bench(path, commit_interval=2.0)
+    for _ in range(40):
+        bench.offer()
+        bench.wait(0.3)
+        oldest = bench.outbox._oldest()
+        assert oldest is None or bench.loop.now - oldest <= 2.0 * 1.25 + 0.1
+    assert bench.counters.counts["stored"] >= 30
+
+
+def test_a_steady_stream_without_a_link_is_committed_once_an_interval(path: Path) -> None:
+    """Every commit writes whole pages, so that many small ones would wear the card out."""
+    bench = _Bench(path, commit_interval=1.0)
+    for _ in range(200):
+        bench.offer()
+        bench.wait(0.1)
+        oldest = bench.outbox._oldest()
+        assert oldest is None or bench.loop.now - oldest <= 1.0 + 0.1
+    assert bench.store is not None
+    assert bench.store.committed_rows >= 180
+    assert bench.store.commits <= 20
+
+
+def test_rows_are_delivered_in_order_and_marked_late(path: Path) -> None:
+    """After an outage the backlog comes in the order in which it was made, each with `delayed`."""
+    bench = _Bench(path)
+    names = []
+    for _ in range(300):
+        names.append(bench.offer())
+        bench.wait(0.1)
+    bench.link_up()
+    bench.acknowledge_all()
+    assert bench.arrived == names
+    assert all(document["delayed"] is True for document in bench.link.arrived)
+    bench.wait(3.0)
+    assert bench.outbox.queued == bench.outbox.stored_rows == 0
+
+
+def test_a_live_prediction_is_not_marked_late(path: Path) -> None:
+    """`delayed` is for what waited for the link."""
+    bench = _Bench(path)
+    bench.link_up()
+    bench.offer()
+    bench.acknowledge_all()
+    assert "delayed" not in bench.link.arrived[0]
+
+
+def test_a_long_backlog_does_not_hold_up_other_streams(path: Path) -> None:
+    """While stream a drains, a prediction of stream b is among the next in flight."""
+    bench = _Bench(path, window=8)
+    for _ in range(200):
+        bench.offer("m/a")
+    bench.wait(2.0)
+    bench.link_up()
+    live = bench.offer("m/b")
+    bench.work()
+    bench.link.acknowledge(8)
+    assert live in bench.arrived
+
+
+def test_a_prediction_of_a_stream_with_a_backlog_comes_after_it(path: Path) -> None:
+    """Order is kept within a stream also from the disk to the live ones."""
+    bench = _Bench(path)
+    names = [bench.offer() for _ in range(10)]
+    bench.wait(2.0)
+    bench.link_up()
+    names += [bench.offer() for _ in range(10)]
+    for _ in range(60):
+        bench.link.acknowledge(2)
+        bench.wait(0.3)
+    assert bench.arrived == names
+
+
+def test_what_was_in_flight_when_the_link_broke_comes_again_with_the_same_id(path: Path) -> None:
+    """At least once: repeats are at most what was in flight."""
+    bench = _Bench(path, window=4)
+    bench.link_up()
+    names = [bench.offer() for _ in range(6)]
+    bench.link_down(arriving=4)
+    bench.link_up()
+    bench.acknowledge_all()
+    assert bench.arrived == names[:4] + names
+    assert bench.outbox.queued == 0
+
+
+def test_after_a_start_the_old_rows_go_first(path: Path) -> None:
+    """A link that is up before the file has been read does not let new predictions overtake the old ones."""
+    bench = _Bench(path)
+    old = bench.offer()
+    bench.wait(2.0)
+    assert bench.store is not None
+    bench.store.store.close()
+    again = _Bench(path, begin=False)
+    again.link.connected = True
+    again.outbox.link_changed()
+    new = again.offer()
+    again.loop.settle()
+    assert not again.link.wire
+    again.work()
+    for _ in range(30):
+        again.acknowledge_all()
+        again.wait(0.1)
+    assert [name.rpartition("/")[0] for name in again.arrived] == ["m/a", "m/a"]
+    assert again.link.arrived[0]["delayed"] is True
+    assert (old, new) == ("m/a/1", "m/a/1")  # numbers begin anew with a bench: only the marks tell them apart
+
+
+def test_with_interval_zero_every_prediction_is_committed_before_it_is_sent(path: Path) -> None:
+    """`commit_interval = 0` leaves nothing for a power cut."""
+    bench = _Bench(path, commit_interval=0.0)
+    bench.link_up()
+    bench.offer(receipt=True)
+    bench.loop.settle()
+    assert not bench.link.wire
+    bench.work()
+    assert len(bench.link.wire) == 1
+    assert len(bench.released) == 1
+
+
+@pytest.mark.parametrize("interval", [0.0, 1.0])
+def test_a_disk_that_fails_does_not_hold_up_a_healthy_link(path: Path, interval: float) -> None:
+    """Predictions go on from memory, and what failed is said and counted."""
+    bench = _Bench(path, commit_interval=interval)
+    bench.link_up()
+    assert bench.store is not None
+    bench.store.fault = "before"
+    names = []
+    for _ in range(30):
+        names.append(bench.offer(receipt=True))
+        bench.wait(0.3)
+        bench.link.acknowledge(2)
+    bench.wait(1.0)
+    bench.acknowledge_all()
+    assert bench.arrived == names
+    assert sorted(bench.released) == sorted(names)
+    if interval == 0.0:
+        assert bench.counters.errors["outbox_disk"] > 0
+        assert bench.states[-1] == "the disk failed"
+
+
+def test_a_disk_that_comes_back_is_used_again(path: Path) -> None:
+    """The file is opened anew after a while, and the state says so."""
+    bench = _Bench(path)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.offer(receipt=True)
+    bench.wait(5.0)
+    assert bench.released == []
+    bench.store.fault = ""
+    bench.wait(35.0)
+    assert len(bench.released) == 1
+    assert bench.outbox.state == "ok"
+
+
+def test_a_disk_that_stays_away_gives_new_predictions_free(path: Path) -> None:
+    """After a minute new predictions of a stream no longer wait for its rows on a dead disk."""
+    bench = _Bench(path)
+    bench.offer()
+    bench.wait(2.0)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.link_up()
+    live = bench.offer()
+    bench.wait(20.0)
+    bench.acknowledge_all()
+    assert bench.arrived == []
+    bench.wait(90.0)
+    bench.acknowledge_all()
+    assert bench.arrived == [live]
+    assert bench.counters.errors["order_given_up"] == 1
+
+
+def test_an_idle_outbox_with_a_dead_disk_does_not_keep_the_loop_busy(path: Path) -> None:
+    """A thousand waiting predictions, no link, no disk: next to no work is done."""
+    bench = _Bench(path, commit_interval=0.0)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    for _ in range(1000):
+        bench.offer()
+    bench.wait(60.0)
+    before = bench.loop.served
+    bench.wait(60.0)
+    assert bench.loop.served - before < 20
+
+
+def test_a_stream_that_the_broker_refuses_does_not_hold_up_the_others(path: Path) -> None:
+    """A topic that the ACL forbids is tried now and then; everything else flows."""
+    bench = _Bench(path, window=4)
+    bench.link_up()
+    for _ in range(20):
+        bench.offer("forbidden/a")
+    delivered = []
+    for _ in range(200):
+        delivered.append(bench.offer("good/b"))
+        bench.wait(0.1)
+        while bench.link.wire:
+            accept = not json.loads(bench.link.wire[0].payload)["id"].startswith("forbidden")
+            bench.link.acknowledge(accept=accept)
+        bench.work()
+    assert [name for name in bench.arrived if name.startswith("good")] == delivered
+    assert 0 < len(bench.link.refused) < 60
+    assert bench.outbox.queued == 20
+    bench.wait(600.0)
+    bench.acknowledge_all()
+    bench.wait(2.0)
+    assert bench.outbox.queued == 0
+
+
+def test_memory_is_bounded_without_a_disk_and_the_oldest_of_the_lowest_priority_goes_first() -> None:
+    """Telemetry goes before routine, routine before an alarm, and every loss is counted."""
+    bench = _Bench(None, memory=100_000)
+    kept = [bench.offer(priority=PRIORITY_ALARM) for _ in range(20)]
+    for _ in range(100):
+        bench.offer(priority=PRIORITY_TELEMETRY)
+    for _ in range(400):
+        bench.offer(priority=PRIORITY_ROUTINE)
+        assert bench.outbox.memory_bytes <= 100_000
+    bench.link_up()
+    bench.acknowledge_all()
+    assert bench.arrived[:20] == kept
+    assert len(bench.arrived) + bench.counters.dropped["memory_full"] == 520
+    numbers = [int(name.rpartition("/")[2]) for name in bench.arrived]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] == 520
+
+
+def test_a_prediction_whose_reading_can_be_asked_for_is_never_dropped_from_memory() -> None:
+    """Its broker stops sending instead, so that memory cannot grow for ever."""
+    bench = _Bench(None, memory=10_000)
+    for _ in range(100):
+        bench.offer(receipt=True)
+    assert bench.outbox.is_full
+    assert bench.outbox.queued == 100
+    assert not bench.counters.dropped
+
+
+def test_a_flood_is_committed_rather_than_dropped(path: Path) -> None:
+    """While the disk works, memory's bound makes the outbox commit early; nothing is lost to it."""
+    bench = _Bench(path, memory=100_000, commit_interval=10.0)
+    for _ in range(1000):
+        bench.offer()
+        bench.work()
+    bench.wait(11.0)
+    assert not bench.counters.dropped
+    assert bench.outbox.stored_rows == 1000
+
+
+def test_a_full_disk_bound_drops_the_oldest_of_the_lowest_priority(path: Path) -> None:
+    """`max_bytes` holds, alarms stay, every loss is counted, and what is left is delivered in order."""
+    bench = _Bench(path, max_bytes=40_000)
+    alarms = [bench.offer("m/alarm", priority=PRIORITY_ALARM, size=100) for _ in range(10)]
+    for _ in range(500):
+        bench.offer("m/a", size=100)
+        bench.wait(0.1)
+    bench.wait(2.0)
+    dropped = bench.counters.dropped["outbox_full"]
+    assert dropped > 200
+    assert bench.outbox.queued == 510 - dropped
+    bench.link_up()
+    bench.acknowledge_all()
+    bench.wait(3.0)
+    bench.acknowledge_all()
+    assert [name for name in bench.arrived if name.startswith("m/alarm")] == alarms
+    assert len(bench.arrived) == 510 - dropped
+    assert bench.outbox.queued == 0
+
+
+def test_the_bound_may_drop_rows_that_are_in_flight(path: Path) -> None:
+    """Counts stay sound when a row goes for want of room while it is on the wire."""
+    bench = _Bench(path, max_bytes=8_000, window=4)
+    for _ in range(40):
+        bench.offer("m/a", size=100)
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.link.wire
+    for _ in range(40):
+        bench.offer("m/b", size=100, priority=PRIORITY_ALARM)
+    bench.link_down()
+    bench.wait(3.0)
+    bench.link_up()
+    for _ in range(30):
+        bench.acknowledge_all()
+        bench.wait(0.5)
+    assert bench.outbox.queued == bench.outbox.stored_rows == bench.outbox.memory_bytes == 0
+    assert len(set(bench.arrived)) + bench.counters.dropped["outbox_full"] == 80
+
+
+def test_a_clean_stop_commits_everything_at_once(path: Path) -> None:
+    """However long the commit interval, a stop waits for the disk and for nothing else."""
+    bench = _Bench(path, commit_interval=3600.0)
+    bench.link_up()
+    for _ in range(10):
+        bench.offer(receipt=True)
+    bench.outbox.drain()
+    bench.work()
+    bench.link.acknowledge(2)
+    bench.offer()
+    bench.work()
+    assert bench.outbox.is_safe
+    assert bench.outbox.queued == 9
+
+
+def test_a_file_that_was_replaced_is_not_read_by_its_old_numbers(path: Path) -> None:
+    """When a damaged file is set aside while rows are in flight, their acknowledgements delete no other row."""
+    bench = _Bench(path, window=2)
+    for _ in range(6):
+        bench.offer()
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.link.wire
+    assert bench.store is not None
+    bench.store.store.close()
+    path.write_bytes(b"this is no database" * 1000)
+    for beside in ("-wal", "-shm"):
+        path.with_name(path.name + beside).unlink(missing_ok=True)
+    bench.outbox.offer("m/b", "edge/m/b", b'{"id":"m/b/x","seq":1}', priority=PRIORITY_ROUTINE, receipt=None)
+    bench.wait(5.0)
+    for _ in range(20):
+        bench.acknowledge_all()
+        bench.wait(0.5)
+    assert bench.counters.errors["outbox_damaged"] == 1
+    assert "m/b/x" in bench.arrived
+    assert bench.outbox.queued == bench.outbox.stored_rows == 0

@@ -1,0 +1,65 @@
+"""The stability index: small for samples of one distribution, large for those of two, silent where there are few."""
+
+import numpy as np
+import pytest
+
+from edge_runtime.bundle.model import Scores
+from edge_runtime.store.score_drift import ENOUGH, KEPT, ScoreSample, shift, stability_index
+
+
+def sample(values: object) -> ScoreSample:
+    """A bundle's answers."""
+    found = ScoreSample()
+    found.add(Scores(score=np.asarray(values, np.float32)))
+    return found
+
+
+def test_chance_alone_stays_far_below_the_usual_bound() -> None:
+    """Two samples of one distribution, a hundred times over."""
+    rng = np.random.default_rng(5)
+    found = [shift(sample(rng.normal(size=ENOUGH)), sample(rng.normal(size=ENOUGH))) for _ in range(100)]
+    assert max(each or 0.0 for each in found) < 0.12
+
+
+@pytest.mark.parametrize(("by", "times"), [(1.0, 1.0), (0.0, 3.0)])
+def test_a_moved_or_widened_distribution_is_far_above_it(by: float, times: float) -> None:
+    """One standard deviation aside, or three times as wide."""
+    rng = np.random.default_rng(6)
+    found = shift(sample(rng.normal(size=ENOUGH)), sample(rng.normal(size=ENOUGH) * times + by))
+    assert found is not None
+    assert found > 0.25
+
+
+def test_scores_that_never_change_do_not_drift() -> None:
+    """A model that always says the same has one bin; another constant is another distribution."""
+    old = np.full(ENOUGH, 0.5, np.float32)
+    assert stability_index(old, old) == pytest.approx(0.0)
+    assert stability_index(old, old + 0.1) > 1.0
+
+
+def test_too_few_windows_say_nothing() -> None:
+    """Without enough of both there is no verdict, nor without a predecessor, nor between different outputs."""
+    many, few = sample(np.zeros(ENOUGH)), sample(np.zeros(ENOUGH - 1))
+    assert shift(many, few) is None
+    assert shift(None, many) is None
+    other = ScoreSample()
+    other.add(Scores(value=np.zeros((ENOUGH, 2), np.float32)))
+    assert shift(many, other) is None
+
+
+def test_a_sample_holds_the_last_answers() -> None:
+    """Memory is bounded, and what is not finite is left out."""
+    found = sample(np.zeros(KEPT))
+    found.add(Scores(score=np.full(3 * KEPT, 7, np.float32)))
+    found.add(Scores(score=np.array([np.nan], np.float32)))
+    assert found.rows.shape == (KEPT, 1)
+    assert (found.rows == 7).all()
+
+
+def test_each_number_is_judged_by_itself() -> None:
+    """The largest index counts."""
+    rng = np.random.default_rng(7)
+    old, new = ScoreSample(), ScoreSample()
+    old.add(Scores(value=rng.normal(size=(ENOUGH, 2)).astype(np.float32)))
+    new.add(Scores(value=(rng.normal(size=(ENOUGH, 2)) + np.array([0, 2])).astype(np.float32)))
+    assert (shift(old, new) or 0) > 0.25

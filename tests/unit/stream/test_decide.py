@@ -1,0 +1,167 @@
+"""Scores into verdicts, and which of them are published."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.bundle.manifest import Input, Manifest, Output, Target
+from edge_runtime.bundle.model import ModelError, Scores
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.readings import Prediction
+from edge_runtime.stream.decide import Decider
+
+LABELS = ("ok", "worn", "broken")
+
+
+def _decider(task: Any, **table: Any) -> Decider:
+    output = {
+        "classification": Output(labels=LABELS),
+        "regression": Output(targets=(Target("power"),)),
+        "anomaly": Output(threshold=2.0),
+    }[task]
+    manifest = Manifest(name="m", version="1.0.0", task=task, input=Input(), output=output)
+    config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s"} | table, ModelConfig)
+    return Decider(manifest, config)
+
+
+def _anomalies(decider: Decider, *scores: float, key: str | None = None) -> list[Prediction | None]:
+    found = Scores(score=np.array(scores, np.float32))
+    return [decider.decide(found, row, key, float(row)) for row in range(len(scores))]
+
+
+def _labels(decider: Decider, *labels: int, score: float = 0.9, step: float = 1.0) -> list[Prediction | None]:
+    table = np.full((len(labels), len(LABELS)), (1 - score) / 2, np.float32)
+    table[np.arange(len(labels)), labels] = score
+    found = Scores(label=np.array(labels, np.int64), scores=table)
+    return [decider.decide(found, row, None, row * step) for row in range(len(labels))]
+
+
+def _values(decider: Decider, *values: float, step: float = 1.0) -> list[Prediction | None]:
+    found = Scores(value=np.array(values, np.float32)[:, None])
+    return [decider.decide(found, row, None, row * step) for row in range(len(values))]
+
+
+def test_an_anomaly_is_above_the_threshold_and_not_at_it() -> None:
+    """The manifest's threshold decides, unless the configuration names another."""
+    found = _anomalies(_decider("anomaly"), 2.0, 2.01)
+    assert [p.anomaly for p in found if p] == [False, True]
+    assert [p.alarm for p in found if p] == [False, True]
+    (low,) = _anomalies(_decider("anomaly", threshold=1.0), 1.5)
+    assert low is not None
+    assert low.anomaly is True
+
+
+def test_hysteresis_keeps_an_anomaly_until_the_score_has_fallen_far_enough() -> None:
+    """The way back is lower by the hysteresis."""
+    found = _anomalies(_decider("anomaly", hysteresis=0.5), 1.9, 2.1, 1.9, 1.6, 1.5, 1.9)
+    assert [p.anomaly for p in found if p] == [False, True, True, True, False, False]
+
+
+def test_an_anomaly_needs_n_of_the_last_m_windows_also_at_the_start() -> None:
+    """With `{n = 2, m = 3}` no single window raises or ends an alarm, the first one neither."""
+    found = _anomalies(_decider("anomaly", smoothing={"n": 2, "m": 3}), 9, 0, 0, 9, 9, 0, 9, 0, 0)
+    assert [p.anomaly for p in found if p] == [False, False, False, False, True, True, True, False, False]
+    assert [p.score for p in found if p][:2] == [9.0, 0.0]
+
+
+def test_a_label_changes_when_n_of_the_last_m_windows_agree() -> None:
+    """The first window's label counts at once; `score` is that of the smoothed label in this window."""
+    found = _labels(_decider("classification", smoothing={"n": 2, "m": 3}), 0, 1, 0, 1, 1, 2, 2)
+    assert [p.label for p in found if p] == ["ok", "ok", "ok", "worn", "worn", "worn", "broken"]
+    second = found[1]
+    assert second is not None
+    assert second.score == pytest.approx(0.05)
+
+
+def test_an_alarm_label_is_an_alarm_from_its_threshold_on() -> None:
+    """Below the threshold the label is published all the same, without being an alarm."""
+    decider = _decider("classification", alarm_labels=["broken"], threshold=0.8)
+    (low,) = _labels(decider, 2, score=0.7)
+    (high,) = _labels(decider, 2, score=0.9)
+    (other,) = _labels(decider, 1, score=0.99)
+    assert low is not None
+    assert high is not None
+    assert other is not None
+    assert (low.label, low.alarm) == ("broken", False)
+    assert (high.alarm, other.alarm) == (True, False)
+
+
+def test_a_value_above_the_threshold_is_an_alarm() -> None:
+    """A regression has alarms only where the configuration sets a threshold."""
+    assert [p.alarm for p in _values(_decider("regression"), 1e6) if p] == [False]
+    assert [p.alarm for p in _values(_decider("regression", threshold=5.0), 5.0, 5.1) if p] == [False, True]
+
+
+def test_change_publishes_a_verdict_once() -> None:
+    """With `publish = "change"` the same verdict is not said again."""
+    found = _labels(_decider("classification", publish="change"), 0, 0, 1, 1, 0)
+    assert [p.label if p else None for p in found] == ["ok", None, "worn", None, "ok"]
+    assert [p.seq for p in found if p] == [1, 2, 3]
+
+
+def test_change_of_a_value_is_a_step_beyond_the_hysteresis() -> None:
+    """A regression without threshold is published when it moved far enough from what was published last."""
+    found = _values(_decider("regression", publish="change", hysteresis=1.0), 0.0, 0.6, 1.2, 1.9, 2.3)
+    assert [p is not None for p in found] == [True, False, True, False, True]
+
+
+def test_alarm_publishes_alarms_only() -> None:
+    """With `publish = "alarm"` everything else is withheld."""
+    found = _anomalies(_decider("anomaly", publish="alarm"), 1, 3, 4, 1)
+    assert [p is not None for p in found] == [False, True, True, False]
+
+
+def test_min_interval_spares_repeats_but_not_a_new_verdict() -> None:
+    """Equal verdicts keep the interval; another one goes out at once."""
+    found = _labels(_decider("classification", min_interval=10.0), 0, 0, 0, 1, 1, 0, step=4.0)
+    assert [p is not None for p in found] == [True, False, False, True, False, True]
+
+
+def test_min_interval_holds_for_values() -> None:
+    """A regression's values always differ a little, and keep the interval nevertheless."""
+    found = _values(_decider("regression", min_interval=10.0), 0.0, 0.1, 0.2, 0.3, step=4.0)
+    assert [p is not None for p in found] == [True, False, False, True]
+
+
+def test_a_clock_that_is_set_back_does_not_silence_a_key() -> None:
+    """`min_interval` counts forward: a time before the last published one is not soon after it."""
+    decider = _decider("anomaly", min_interval=10.0)
+    scores = Scores(score=np.zeros(1, np.float32))
+    assert decider.decide(scores, 0, None, 1e9) is not None
+    assert decider.decide(scores, 0, None, 5.0) is not None
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", None]), st.booleans()), max_size=60))
+def test_a_sequence_number_is_never_used_twice_for_a_key(steps: list[tuple[str | None, bool]]) -> None:
+    """Also when a key was forgotten in between, its numbers only rise."""
+    decider = _decider("anomaly")
+    scores = Scores(score=np.zeros(1, np.float32))
+    used: dict[str | None, int] = {}
+    for key, forget in steps:
+        if forget:
+            decider.forget([key, "never seen"])
+        else:
+            found = decider.decide(scores, 0, key, 0.0)
+            assert found is not None
+            assert found.seq > used.get(key, 0)
+            used[key] = found.seq
+
+
+def test_keys_do_not_share_their_verdicts() -> None:
+    """Each key has its own hysteresis, memory and sequence."""
+    decider = _decider("anomaly", hysteresis=0.5)
+    assert [p.anomaly for p in _anomalies(decider, 3.0, key="a") if p] == [True]
+    assert [(p.anomaly, p.seq) for p in _anomalies(decider, 1.9, key="b") if p] == [(False, 1)]
+
+
+@pytest.mark.parametrize("label", [-1, 3, 2**40])
+def test_a_label_that_the_manifest_does_not_have_is_an_error_of_the_model(label: int) -> None:
+    """It is never mapped to some other label."""
+    scores = Scores(label=np.array([label], np.int64), scores=np.full((1, 3), 0.3, np.float32))
+    with pytest.raises(ModelError, match=f"expected a label from 0 to 2, found {label}"):
+        _decider("classification").decide(scores, 0, None, 0.0)

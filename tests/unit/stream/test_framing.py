@@ -1,0 +1,200 @@
+"""Bytes become lines: whole, in order, bounded."""
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.stream.framing import CobsFramer, LineFramer, cobs_decode, cobs_encode, crc16, is_text, make_framer
+from edge_runtime.system.counters import Counters
+
+LIMIT = 64
+
+
+def opened(counters: Counters | None = None, limit: int = LIMIT) -> LineFramer:
+    """A framer behind the first line end after opening."""
+    framer = LineFramer(limit, counters or Counters())
+    framer.feed(b"\n")
+    return framer
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    """The pieces of `data` between the places `at`."""
+    places = [0, *sorted(place % (len(data) + 1) for place in at), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(places)]
+
+
+def test_a_line_ends_with_a_line_feed_with_or_without_carriage_return() -> None:
+    """Lines end with a line feed, and a carriage return before it is no part of them."""
+    assert opened().feed(b"1,2\r\n3,4\n\r\n\n5,6\r\n") == [b"1,2", b"3,4", b"5,6"]
+
+
+def test_what_stands_before_the_first_line_end_is_dropped_and_nothing_later() -> None:
+    """The first line after opening may have lost its beginning, so it is dropped; the second never is."""
+    framer = LineFramer(LIMIT, Counters())
+    assert framer.feed(b"3.5,2") == []
+    assert framer.feed(b",1\n1,2\n") == [b"1,2"]
+    framer.reset()
+    assert framer.feed(b"\n1,2\n") == [b"1,2"]
+
+
+def test_a_reset_forgets_the_unfinished_line() -> None:
+    """After a replug the beginning of an old line is never glued to the end of a new one."""
+    framer = opened()
+    framer.feed(b"1,")
+    framer.reset()
+    assert framer.feed(b"2\n3,4\n") == [b"3,4"]
+
+
+def test_a_carriage_return_and_its_line_feed_may_arrive_apart() -> None:
+    """A line end that is split over two reads is still one line end."""
+    framer = opened()
+    assert framer.feed(b"1,2\r") == []
+    assert framer.feed(b"\n3,4\n") == [b"1,2", b"3,4"]
+
+
+def test_a_line_of_exactly_the_limit_passes_and_one_more_byte_does_not() -> None:
+    """`max_frame_bytes` counts the line without its line end."""
+    for end in (b"\n", b"\r\n"):
+        counters = Counters()
+        framer = opened(counters)
+        assert framer.feed(b"x" * LIMIT + end) == [b"x" * LIMIT]
+        assert framer.feed(b"x" * (LIMIT + 1) + end + b"1\n") == [b"1"]
+        assert counters.rejected == {"too_long": 1}
+
+
+def test_an_endless_line_costs_bounded_memory_and_one_count() -> None:
+    """Ten megabytes without a line end hold no more than the limit, count once, and the next line is found."""
+    counters = Counters()
+    framer = opened(counters)
+    most = 0
+    for _ in range(10 * 1024):
+        assert framer.feed(b"x" * 1024) == []
+        most = max(most, framer.pending_bytes)
+    assert most <= LIMIT + 1
+    assert framer.feed(b"\n1,2\n") == [b"1,2"]
+    assert counters.rejected == {"too_long": 1}
+
+
+@given(
+    lines=st.lists(st.binary(min_size=1, max_size=LIMIT).map(lambda b: b.translate(None, b"\r\n") or b"x")),
+    at=st.lists(st.integers(min_value=0)),
+    end=st.sampled_from([b"\n", b"\r\n"]),
+)
+def test_lines_come_out_whole_however_their_bytes_are_cut(lines: list[bytes], at: list[int], end: bytes) -> None:
+    """Every line comes out once and in order, however reads split or merge it."""
+    counters = Counters()
+    framer = opened(counters)
+    stream = b"".join(line + end for line in lines)
+    assert [line for piece in cut(stream, at) for line in framer.feed(piece)] == lines
+    assert not counters.rejected
+
+
+@given(data=st.binary(max_size=2000), at=st.lists(st.integers(min_value=0)))
+def test_frames_do_not_depend_on_the_cuts(data: bytes, at: list[int]) -> None:
+    """Any bytes give the same frames and the same counts, whole or in pieces."""
+    whole, pieces = Counters(), Counters()
+    expected = opened(whole).feed(data)
+    framer = opened(pieces)
+    assert [line for piece in cut(data, at) for line in framer.feed(piece)] == expected
+    lines, tail = expected, data.rsplit(b"\n", 1)[-1]
+    assert all(len(line) <= LIMIT for line in lines)
+    if len(tail) <= LIMIT:  # of a line that has not ended, the count may still be open
+        assert pieces.rejected == whole.rejected
+
+
+def test_ten_thousand_random_cuts_lose_no_line() -> None:
+    """Ten thousand ways to cut a stream, bytes one by one among them, give the same lines."""
+    rng = random.Random(4)
+    lines = [b"%d,%d" % (i, rng.randrange(10**6)) for i in range(40)]
+    stream = b"\n" + b"\r\n".join(lines) + b"\r\n"
+    for round_ in range(10_000):
+        pieces = cut(stream, [rng.randrange(len(stream)) for _ in range(rng.randrange(1, 20))])
+        if round_ % 500 == 0:
+            pieces = [stream[i : i + 1] for i in range(len(stream))]
+        framer = LineFramer(LIMIT, Counters())
+        assert [line for piece in pieces for line in framer.feed(piece)] == lines
+
+
+def test_text_is_utf8_without_control_characters() -> None:
+    """Noise is what is no UTF-8 or holds control characters; a tab and an umlaut are text."""
+    assert is_text("1,2\tgrün\r".encode())
+    assert not is_text(b"1,2\x00")
+    assert not is_text(b"1,\xff2")
+    assert not is_text(b"\x1b[31m1")
+    assert not is_text(b"1\x7f")
+
+
+# Of the paper that describes the encoding (Cheshire and Baker, 1999), and the borders of a full block.
+COBS = [
+    (b"", b"\x01"),
+    (b"\0", b"\x01\x01"),
+    (b"\0\0", b"\x01\x01\x01"),
+    (b"\x11\x22\0\x33", b"\x03\x11\x22\x02\x33"),
+    (b"\x11\0\0\0", b"\x02\x11\x01\x01\x01"),
+    (bytes(range(1, 255)), b"\xff" + bytes(range(1, 255))),
+    (bytes(range(255)), b"\x01\xff" + bytes(range(1, 255))),
+    (bytes(range(1, 256)), b"\xff" + bytes(range(1, 255)) + b"\x02\xff"),
+    (bytes(range(2, 256)) + b"\0", b"\xff" + bytes(range(2, 256)) + b"\x01\x01"),
+    (bytes(range(3, 256)) + b"\0\x01", b"\xfe" + bytes(range(3, 256)) + b"\x02\x01"),
+]
+
+
+@pytest.mark.parametrize(("data", "encoded"), COBS)
+def test_the_published_examples_of_cobs(data: bytes, encoded: bytes) -> None:
+    """Frames are encoded and decoded as everybody else does it."""
+    assert cobs_encode(data) == encoded
+    assert cobs_decode(encoded) == data
+
+
+@given(st.lists(st.sampled_from([b"\0", b"\1", b"\xff", b"x" * 253, b"y" * 254, b"z" * 300])).map(b"".join))
+def test_cobs_gives_back_what_was_encoded(data: bytes) -> None:
+    """No encoding holds a zero byte, and each gives its bytes back."""
+    encoded = cobs_encode(data)
+    assert b"\0" not in encoded
+    assert cobs_decode(encoded) == data
+
+
+def test_the_checksum_is_crc16_ccitt_false() -> None:
+    """The CRC-16 has the published check value for the digits 1 to 9."""
+    assert crc16(b"123456789") == b"\x29\xb1"
+
+
+def cobs_frames(framer: CobsFramer, *chunks: bytes) -> list[bytes]:
+    """What comes out of the chunks, behind the first frame end after opening."""
+    framer.feed(b"\0")
+    return [frame for chunk in chunks for frame in framer.feed(chunk)]
+
+
+def test_a_cobs_frame_with_a_wrong_sum_is_counted_and_the_next_one_is_read() -> None:
+    """A frame whose CRC-16 does not fit is `bad_checksum`; bytes that are no such encoding are `malformed`."""
+    counters = Counters()
+    good = cobs_encode(b"\0\1\2" + crc16(b"\0\1\2"))
+    bad = bytearray(good)
+    bad[3] ^= 1
+    stream = b"\0".join([good, bytes(bad), b"\x09abc", b"", cobs_encode(b"\0\0"), cobs_encode(b""), good, b""])
+    framer = CobsFramer(LIMIT, counters)
+    assert cobs_frames(framer, *(stream[i : i + 1] for i in range(len(stream)))) == [b"\0\1\2"] * 2
+    assert counters.rejected == {"bad_checksum": 3, "malformed": 1}
+
+
+def test_a_cobs_frame_without_a_sum_is_taken_as_it_is() -> None:
+    """`checksum = "none"` leaves every byte to the codec."""
+    framer = make_framer("cobs", LIMIT, Counters(), checksum=False)
+    framer.feed(b"\0")
+    assert framer.feed(cobs_encode(b"\0\1") + b"\0") == [b"\0\1"]
+    assert isinstance(make_framer("lines", LIMIT, Counters()), LineFramer)
+
+
+def test_an_endless_cobs_frame_costs_bounded_memory_and_one_count() -> None:
+    """A frame over the limit is counted as `too_long`, and the next one is found."""
+    counters = Counters()
+    framer = CobsFramer(LIMIT, counters)
+    framer.feed(b"\0")
+    for _ in range(100):
+        framer.feed(b"x" * 100)
+        assert framer.pending_bytes <= LIMIT
+    assert framer.feed(b"\0" + cobs_encode(b"a" + crc16(b"a")) + b"\0") == [b"a"]
+    assert counters.rejected == {"too_long": 1}

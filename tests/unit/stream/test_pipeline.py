@@ -1,0 +1,283 @@
+"""One model's path: what becomes of readings, windows and receipts on the way to the outbox."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_runtime.bundle.model import Model, ModelError
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import Repair
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.delivery.outbox import Outbox
+from edge_runtime.readings import Batch, Receipt
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.system.clock import Clock
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
+from tests.support import builders
+from tests.support.stepped import SteppedLoop
+from tests.support.waiting import wait_until
+
+POISON = 666.0
+
+
+class _Taken:
+    """Stands in for the outbox: keeps what it is offered, receipts and all."""
+
+    def __init__(self) -> None:
+        self.documents: list[dict[str, Any]] = []
+        self.topics: list[str] = []
+        self.receipts: list[Receipt | None] = []
+
+    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
+        """As `Outbox.offer`."""
+        self.documents.append(json.loads(payload))
+        self.topics.append(topic)
+        self.receipts.append(receipt)
+
+
+class _Bench:
+    """A pipeline with everything around it."""
+
+    def __init__(
+        self,
+        draft: builders.Draft,
+        folder: Path,
+        *,
+        loop: Loop | None = None,
+        repair: Repair = Repair(),  # noqa: B008 - frozen
+        channels: tuple[str, ...] | None = None,
+        **table: Any,
+    ) -> None:
+        model = Model(open_bundle(draft.save(folder / f"{draft.manifest['name']}.onnx")))
+        config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s", "run": "loop"} | table, ModelConfig)
+        self.counters = Counters()
+        self.taken = _Taken()
+        threshold = model.manifest.output.threshold
+        self.pipeline = Pipeline(
+            config,
+            model,
+            channels=channels or model.manifest.channel_names,
+            repair=repair,
+            payload=JsonPayload(
+                device="d", model="m", source="s", start=1, manifest=model.manifest, threshold=threshold
+            ),
+            topic="edge/d/m/{key}",
+            outbox=cast("Outbox", self.taken),
+            loop=loop or SteppedLoop().as_loop,
+            clock=Clock(lambda: True),
+            counters=self.counters,
+        )
+        self.pipeline.warm_up()
+
+    def poison(self) -> None:
+        """From now on the model fails on every window that holds 666."""
+        model = self.pipeline.model
+        call = model._call
+
+        def fail(windows: Any, states: Any) -> Any:
+            if (windows == POISON).any():
+                raise ModelError("it cannot take this")
+            return call(windows, states)
+
+        model._call = fail  # type: ignore[method-assign]
+
+
+class _Receipts:
+    """Receipts by number, and which of them were acknowledged."""
+
+    def __init__(self, count: int) -> None:
+        self.acknowledged: list[int] = []
+        self.all = [Receipt(self._note(number)) for number in range(count)]
+
+    def _note(self, number: int) -> Callable[[], None]:
+        return lambda: self.acknowledged.append(number)
+
+    def hand_over(self) -> None:
+        """The source gives its own hold back, as it does when every model has had the batch."""
+        for receipt in self.all:
+            receipt.release()
+
+
+def _batch(rows: list[list[float]], receipts: _Receipts | None = None, keys: list[str | None] | None = None) -> Batch:
+    count = len(rows)
+    return Batch(
+        "s",
+        np.array(rows, np.float32),
+        keys or [None] * count,
+        [float(1_700_000_000 + i) for i in range(count)],
+        [str(i) for i in range(count)],
+        list(receipts.all) if receipts else [None] * count,
+    )
+
+
+def test_a_receipt_is_held_until_the_outbox_lets_go(tmp_path: Path) -> None:
+    """Handing a batch over acknowledges nothing; the outbox's release does."""
+    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(3)
+    bench.pipeline.accept(_batch([[1, 2], [3, 4], [5, 6]], receipts))
+    receipts.hand_over()
+    assert receipts.acknowledged == []
+    for receipt in bench.taken.receipts:
+        assert receipt is not None
+        receipt.release()
+    assert receipts.acknowledged == [0, 1, 2]
+
+
+def test_a_reading_that_is_out_of_the_contract_is_acknowledged_at_once(tmp_path: Path) -> None:
+    """Its neighbours keep theirs, and each prediction has the identity of its own reading."""
+    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(3)
+    bench.pipeline.accept(_batch([[1, 2], [float("nan"), 4], [5, 6]], receipts))
+    receipts.hand_over()
+    assert receipts.acknowledged == [1]
+    assert [document["id"] for document in bench.taken.documents] == ["d/m/-/0", "d/m/-/2"]
+    assert bench.counters.rejected == {"missing_channel": 1}
+
+
+def test_a_withheld_prediction_acknowledges_its_reading(tmp_path: Path) -> None:
+    """What `publish` keeps back was kept back on purpose."""
+    bench, receipts = _Bench(builders.anomaly(), tmp_path, publish="alarm"), _Receipts(2)
+    bench.pipeline.accept(_batch([[0, 0, 0], [9, 9, 9]], receipts))
+    receipts.hand_over()
+    assert receipts.acknowledged == [0]
+    assert bench.counters.counts["withheld"] == 1
+
+
+def test_a_reading_of_a_longer_window_is_acknowledged_when_it_has_entered_it(tmp_path: Path) -> None:
+    """Only the reading that completes the window waits for the prediction."""
+    bench, receipts = _Bench(builders.classification(length=3), tmp_path), _Receipts(4)
+    bench.pipeline.accept(_batch([[1, 2]] * 4, receipts))
+    receipts.hand_over()
+    assert receipts.acknowledged == [0, 1, 3]
+    assert [document["id"] for document in bench.taken.documents] == ["d/m/-/2"]
+
+
+def test_a_poison_pill_is_set_aside_alone(tmp_path: Path) -> None:
+    """A window on which the model fails is counted and acknowledged; its neighbours are published."""
+    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(5)
+    bench.poison()
+    bench.pipeline.accept(_batch([[1, 2], [POISON, 2], [3, 4], [POISON, 1], [5, 6]], receipts))
+    receipts.hand_over()
+    assert [document["id"] for document in bench.taken.documents] == ["d/m/-/0", "d/m/-/2", "d/m/-/4"]
+    assert receipts.acknowledged == [1, 3]
+    assert bench.counters.errors["model_failed"] == 2
+
+
+def test_a_recurrent_model_is_not_thrown_off_by_a_poison_pill(tmp_path: Path) -> None:
+    """The windows around it get the scores that they would have had without it."""
+    rows = [[0.1, 0.2], [0.3, 0.4], [POISON, 0.0], [0.5, 0.6], [0.7, 0.8]]
+    bench = _Bench(builders.stateful(length=1), tmp_path)
+    bench.poison()
+    bench.pipeline.accept(_batch(rows))
+    clean = _Bench(builders.stateful(length=1), tmp_path)
+    clean.pipeline.accept(_batch([row for row in rows if row[0] != POISON]))
+    found = [document["scores"] for document in bench.taken.documents]
+    assert found == [document["scores"] for document in clean.taken.documents]
+
+
+def test_an_answer_that_is_not_finite_is_never_published(tmp_path: Path) -> None:
+    """It is counted, its reading is acknowledged, and the state of its stream begins anew."""
+    bench, receipts = _Bench(builders.regression(), tmp_path), _Receipts(2)
+    call = bench.pipeline.model._call
+
+    def spoil(windows: Any, states: Any) -> Any:
+        (values,) = call(windows, states)
+        values[0] = np.nan
+        return [values]
+
+    bench.pipeline.model._call = spoil  # type: ignore[method-assign]
+    bench.pipeline.accept(_batch([[1, 2], [3, 4]], receipts))
+    receipts.hand_over()
+    assert [document["id"] for document in bench.taken.documents] == ["d/m/-/1"]
+    assert receipts.acknowledged == [0]
+    assert bench.counters.errors["model_not_finite"] == 1
+
+
+def test_two_models_of_one_source_each_hold_the_receipt(tmp_path: Path) -> None:
+    """A reading is acknowledged when the last of its predictions is safe."""
+    one, other = _Bench(builders.classification(), tmp_path), _Bench(builders.classification(seed=5), tmp_path)
+    receipts = _Receipts(1)
+    batch = _batch([[1, 2]], receipts)
+    one.pipeline.accept(batch)
+    other.pipeline.accept(batch)
+    receipts.hand_over()
+    first, second = one.taken.receipts[0], other.taken.receipts[0]
+    assert first is not None
+    assert second is not None
+    first.release()
+    assert receipts.acknowledged == []
+    second.release()
+    assert receipts.acknowledged == [0]
+
+
+def test_what_is_mended_for_one_model_is_not_mended_for_another(tmp_path: Path) -> None:
+    """A value moved to the limit of one model's range is what it was for its neighbours."""
+    draft = builders.classification()
+    draft.manifest["input"]["channels"][0]["range"] = [0.0, 1.0]
+    bench = _Bench(draft, tmp_path, repair=Repair(out_of_range="clip"))
+    batch = _batch([[5.0, 2.0]])
+    bench.pipeline.accept(batch)
+    assert batch.values.tolist() == [[5.0, 2.0]]
+    assert len(bench.taken.documents) == 1
+    assert bench.counters.counts["repaired_out_of_range"] == 1
+
+
+def test_a_model_takes_its_channels_in_its_own_order(tmp_path: Path) -> None:
+    """A source delivers the channels of all its models; each picks its own."""
+    plain = _Bench(builders.classification(), tmp_path)
+    plain.pipeline.accept(_batch([[1, 2]]))
+    mixed = _Bench(builders.classification(), tmp_path, channels=("other", "humidity", "temperature"))
+    mixed.pipeline.accept(_batch([[9, 2, 1]]))
+    assert plain.taken.documents[0]["scores"] == mixed.taken.documents[0]["scores"]
+
+
+def test_keys_have_topics_of_their_own(tmp_path: Path) -> None:
+    """A stream without key is a dash."""
+    bench = _Bench(builders.classification(), tmp_path)
+    bench.pipeline.accept(_batch([[1, 2], [1, 2]], keys=["hall-3", None]))
+    assert bench.taken.topics == ["edge/d/m/hall-3", "edge/d/m/-"]
+
+
+def test_a_flood_of_keys_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Beyond `max_keys` the silent ones go everywhere at once, and are counted; no `id` comes twice."""
+    bench = _Bench(builders.classification(), tmp_path, max_keys=10)
+    for number in range(500):
+        batch = _batch([[1, 2]], keys=[f"k{number % 50}"])
+        batch.identities = [None]
+        bench.pipeline.accept(batch)
+    assert len(bench.pipeline._addresses) <= 10
+    assert len(bench.pipeline.decider._streams) <= 10
+    assert bench.counters.dropped["keys"] == 490
+    identities = [document["id"] for document in bench.taken.documents]
+    assert len(set(identities)) == len(identities) == 500
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_keeps_the_order_and_the_loop_free(fails: bool, tmp_path: Path) -> None:
+    """Jobs come back in the order in which they went, poison pills among them."""
+    loop = Loop()
+    bench = _Bench(builders.classification(), tmp_path, loop=loop, run="worker")
+    if fails:
+        bench.poison()
+    receipts = _Receipts(60)
+    for number in range(60):
+        batch = _batch([[POISON if fails and number % 7 == 3 else number, 2]])
+        batch.identities, batch.receipts = [str(number)], [receipts.all[number]]
+        bench.pipeline.accept(batch)
+    receipts.hand_over()
+
+    def idle() -> bool:
+        loop.run_once(0.05)
+        return bench.pipeline.is_idle
+
+    wait_until(idle, "the worker to be done")
+    numbers = [int(document["id"].rpartition("/")[2]) for document in bench.taken.documents]
+    assert numbers == [number for number in range(60) if not (fails and number % 7 == 3)]
+    assert len(receipts.acknowledged) == 60 - len(numbers)
+    bench.pipeline.stop()
+    loop.close()

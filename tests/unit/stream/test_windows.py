@@ -1,0 +1,250 @@
+"""Windows against a list: whatever the length, the stride, the keys and the cutting into batches."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.readings import Floats
+from edge_runtime.stream.windows import SavedStream, Windows
+
+CHANNELS = 2
+
+
+@dataclass
+class _Naive:
+    """The definition, written down without a thought for speed: a list of readings for each key."""
+
+    length: int
+    stride: int
+    max_gap: float | None = None
+    lists: dict[str | None, list[tuple[float, Floats]]] = field(default_factory=dict)
+    skip: dict[str | None, int] = field(default_factory=dict)
+
+    def push(self, value: Floats, key: str | None, time: float) -> Floats | None:
+        kept = self.lists.setdefault(key, [])
+        if kept and self.max_gap is not None and not 0 <= time - kept[-1][0] <= self.max_gap:
+            kept.clear()
+            self.skip[key] = 0
+        kept.append((time, value))
+        left = self.skip.get(key, 0)
+        if len(kept) < self.length + left:
+            return None
+        window = np.stack([value for _, value in kept[-self.length :]])
+        # the next window starts `stride` readings after this one did
+        start = len(kept) - self.length + self.stride
+        self.lists[key] = kept[min(start, len(kept) - 1) :]
+        self.skip[key] = 0
+        if start < len(kept):
+            return window
+        # everything so far lies before the next window; the last one is kept for its time only
+        self.skip[key] = 1 + start - len(kept)
+        return window
+
+
+def _values(count: int, start: int = 0) -> Floats:
+    return np.arange(start * CHANNELS, (start + count) * CHANNELS, dtype=np.float32).reshape(count, CHANNELS)
+
+
+def _push_all(windows: Windows, values: Floats, keys: list[str | None], times: list[float]) -> list[Floats]:
+    return [window.copy() for window in windows.push(values, keys, times, 0.0).windows]
+
+
+@settings(max_examples=300)
+@given(
+    length=st.integers(1, 7),
+    stride=st.integers(1, 9),
+    max_gap=st.sampled_from([None, 1.0, 2.5]),
+    readings=st.lists(st.tuples(st.sampled_from([None, "a", "b"]), st.sampled_from([0, 1, 2, 3, -1])), max_size=60),
+    cuts=st.lists(st.integers(1, 9), min_size=1, max_size=20),
+)
+def test_windows_are_those_of_a_plain_list(
+    length: int,
+    stride: int,
+    max_gap: float | None,
+    readings: list[tuple[str | None, int]],
+    cuts: list[int],
+) -> None:
+    """A window is the last `length` readings of its key, every `stride` readings, and starts anew at a gap."""
+    windows = Windows((length, CHANNELS), length=length, stride=stride, max_gap=max_gap)
+    naive = _Naive(length, stride, max_gap)
+    keys = [key for key, _ in readings]
+    times = np.cumsum([step for _, step in readings], dtype=float).tolist()
+    values = _values(len(readings))
+    expected = []
+    for index, key in enumerate(keys):
+        window = naive.push(values[index], key, times[index])
+        if window is not None:
+            expected.append((index, window))
+    found: list[tuple[int, Floats]] = []
+    at = turn = 0
+    while at < len(keys):
+        stop = min(len(keys), at + cuts[turn % len(cuts)])
+        done = windows.push(values[at:stop], keys[at:stop], times[at:stop], 0.0)
+        assert len(done.windows) == len(done.rows) == len(done.carries)
+        found += [(at + row, window.copy()) for row, window in zip(done.rows, done.windows, strict=True)]
+        at, turn = stop, turn + 1
+    assert [index for index, _ in found] == [index for index, _ in expected]
+    for (_, one), (_, other) in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_stride_beyond_the_length_leaves_readings_out() -> None:
+    """With length 2 and stride 5, readings 0-1 and 5-6 are windows, and 2-4 are in none."""
+    windows = Windows((2, CHANNELS), length=2, stride=5)
+    found = windows.push(_values(8), [None] * 8, [float(i) for i in range(8)], 0.0)
+    assert found.rows == [1, 6]
+
+
+def test_a_window_of_one_reading_has_a_stride_too() -> None:
+    """With length 1 and stride 3 every third reading is a window, beginning with the first."""
+    windows = Windows((1, CHANNELS), length=1, stride=3)
+    assert windows.push(_values(4), [None] * 4, [0.0] * 4, 0.0).rows == [0, 3]
+    assert windows.push(_values(4), [None] * 4, [0.0] * 4, 0.0).rows == [2]
+
+
+def test_a_frame_is_a_window_by_itself() -> None:
+    """A model of whole frames gets each of them in its own shape."""
+    windows = Windows((4, 6, 3), length=1, stride=1)
+    frames = np.arange(2 * 72, dtype=np.float32).reshape(2, 4, 6, 3)
+    found = windows.push(frames, ["a", "b"], [0.0, 0.0], 0.0)
+    assert found.windows.shape == (2, 4, 6, 3)
+    assert np.array_equal(found.windows, frames)
+
+
+@pytest.mark.parametrize("step", [3.0, -0.5])
+def test_a_jump_of_time_starts_the_window_anew_and_is_counted(step: float) -> None:
+    """Forward by more than `max_gap`, or backward at all: what was collected is given up."""
+    windows = Windows((3, CHANNELS), length=3, stride=3, max_gap=2.0)
+    times = [0.0, 1.0, 1.0 + step, 2.0 + step, 3.0 + step]
+    found = windows.push(_values(5), [None] * 5, times, 0.0)
+    assert found.rows == [4]
+    assert np.array_equal(found.windows[0], _values(3, start=2))
+    assert windows.gaps == 1
+
+
+def test_a_gap_can_be_kept() -> None:
+    """With `on_gap = "keep"` a window runs on over a gap."""
+    windows = Windows((3, CHANNELS), length=3, stride=3, max_gap=2.0, keep=True)
+    windows.watch_gaps(2.0)
+    assert windows.push(_values(3), [None] * 3, [0.0, 100.0, 50.0], 0.0).rows == [2]
+    assert windows.gaps == 0
+
+
+def test_a_gap_gives_a_recurrent_model_a_new_state() -> None:
+    """What is still being computed for the time before a gap cannot write into the time after it."""
+    windows = Windows((1, CHANNELS), length=1, stride=1, max_gap=2.0)
+    found = windows.push(_values(3), [None] * 3, [0.0, 1.0, 9.0], 0.0)
+    assert found.carries[0] is found.carries[1]
+    assert found.carries[2] is not found.carries[1]
+
+
+def test_the_key_that_was_silent_longest_makes_room() -> None:
+    """At `max_keys` the oldest key goes, is counted, and is named once to whoever remembers it too."""
+    windows = Windows((2, CHANNELS), length=2, stride=2, max_keys=2)
+    for now, key in enumerate(["a", "b", "a", "c"]):
+        windows.push(_values(1), [key], [float(now)], float(now))
+    assert windows.evicted == 1
+    assert len(windows) == 2
+    assert windows.expire(-1.0) == ["b"]
+    assert windows.expire(-1.0) == []
+
+
+def test_a_key_that_comes_back_is_not_named_as_gone() -> None:
+    """A key that was evicted and has a stream again must not be forgotten by the others."""
+    windows = Windows((2, CHANNELS), length=2, stride=2, max_keys=1)
+    for now, key in enumerate(["a", "b", "a"]):
+        windows.push(_values(1), [key], [float(now)], float(now))
+    assert windows.expire(-1.0) == ["b"]
+
+
+def test_silent_keys_expire() -> None:
+    """A key that said nothing since the given time is forgotten; others stay."""
+    windows = Windows((2, CHANNELS), length=2, stride=2)
+    windows.push(_values(1), ["old"], [0.0], 10.0)
+    windows.push(_values(1), ["new"], [0.0], 20.0)
+    assert windows.expire(15.0) == ["old"]
+    assert len(windows) == 1
+
+
+@settings(max_examples=60)
+@given(length=st.integers(1, 5), stride=st.integers(1, 7), before=st.integers(0, 12), after=st.integers(0, 12))
+def test_a_clean_stop_does_not_show_in_the_windows(length: int, stride: int, before: int, after: int) -> None:
+    """Saved and restored in between, the windows are those of a run without a stop."""
+    straight = Windows((length, CHANNELS), length=length, stride=stride)
+    first = Windows((length, CHANNELS), length=length, stride=stride)
+    second = Windows((length, CHANNELS), length=length, stride=stride)
+    one, two = _values(before), _values(after, start=before)
+    _push_all(straight, one, ["k"] * before, [0.0] * before)
+    _push_all(first, one, ["k"] * before, [0.0] * before)
+    second.restore(first.save(), [], 0.0)
+    expected = _push_all(straight, two, ["k"] * after, [0.0] * after)
+    found = _push_all(second, two, ["k"] * after, [0.0] * after)
+    assert np.array_equal(np.array(expected), np.array(found))
+
+
+def test_the_state_of_a_recurrent_model_is_kept_over_a_stop() -> None:
+    """`save` takes the carried state along, and `restore` gives it back in its shape."""
+    windows = Windows((1, CHANNELS), length=1, stride=1)
+    (carry,) = windows.push(_values(1), ["k"], [0.0], 0.0).carries
+    carry.parts = [np.arange(6, dtype=np.float32).reshape(2, 3)]
+    again = Windows((1, CHANNELS), length=1, stride=1)
+    assert again.restore(windows.save(), [(2, 3)], 0.0) == 1
+    (restored,) = again.push(_values(1), ["k"], [1.0], 0.0).carries
+    assert restored.parts is not None
+    assert np.array_equal(restored.parts[0], carry.parts[0])
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"ring": b"short"},
+        {"position": 9},
+        {"position": -1},
+        {"until": 0},
+        {"until": -3},
+        {"until": 99},
+        {"filled": -1},
+        {"filled": 77},
+    ],
+)
+def test_a_saved_window_that_does_not_fit_is_left_out(spoilt: dict[str, object]) -> None:
+    """A state file of another model, or a damaged one, never makes a window that hangs or lies."""
+    good: dict[str, object] = {
+        "key": "k",
+        "ring": _values(3).tobytes(),
+        "filled": 2,
+        "position": 2,
+        "until": 1,
+        "last_time": 0.0,
+        "state": None,
+    }
+    windows = Windows((3, CHANNELS), length=3, stride=3)
+    assert windows.restore([SavedStream(**good)], [], 0.0) == 1  # type: ignore[arg-type]
+    windows = Windows((3, CHANNELS), length=3, stride=3)
+    assert windows.restore([SavedStream(**(good | spoilt))], [], 0.0) == 0  # type: ignore[arg-type]
+
+
+def test_many_windows_of_one_batch_are_all_given() -> None:
+    """The buffer of windows grows with what a batch completes."""
+    windows = Windows((4, CHANNELS), length=4, stride=1)
+    found = windows.push(_values(100), [None] * 100, [float(i) for i in range(100)], 0.0)
+    assert len(found.windows) == 97
+    assert np.array_equal(found.windows[96], _values(4, start=96))
+
+
+@pytest.mark.parametrize(("length", "stride"), [(1, 1), (5, 2), (4, 9)])
+def test_no_window_is_complete_before_the_readings_that_it_needs(length: int, stride: int) -> None:
+    """`needed` is never more than what really comes before the next window, over keys and gaps."""
+    windows = Windows((length, 1), length=length, stride=stride, max_gap=1.5)
+    random = np.random.default_rng(4)
+    time, due = 0.0, windows.needed
+    for _ in range(400):
+        time += 10.0 if random.random() < 0.05 else 1.0
+        key = None if random.random() < 0.7 else "other"
+        done = windows.push(np.zeros((1, 1), np.float32), [key], [time], 0.0)
+        due -= 1
+        assert not done.rows or due <= 0
+        due = windows.needed
