@@ -14,7 +14,7 @@ from benchmarks.load import reading
 from benchmarks.names import CHANNELS, LABELS
 from edge_runtime.bundle.manifest import Channel, Input, Manifest, Output
 from edge_runtime.bundle.model import Scores
-from edge_runtime.config.load import Model
+from edge_runtime.config.load import ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.stream.codecs import make_decoder
 from edge_runtime.stream.decide import Decider
@@ -49,7 +49,7 @@ def encode_path(batch: int) -> Callable[[], None]:
         input=Input(channels=tuple(Channel(name=name) for name in CHANNELS)),
         output=Output(labels=LABELS),
     )
-    decider = Decider(manifest, Model(name="mlp", bundle="mlp.onnx", source="machine"))
+    decider = Decider(manifest, ModelTable(name="mlp", bundle="mlp.onnx", source="machine"))
     payload = JsonPayload(device="bench", model="mlp", source="machine", start=1, manifest=manifest, threshold=None)
     table = np.random.default_rng(3).dirichlet(np.ones(len(LABELS)), batch).astype(np.float32)
     scores = Scores(label=table.argmax(axis=1), scores=table)

@@ -34,8 +34,7 @@ from edge_runtime.bundle.golden import check_golden
 from edge_runtime.bundle.model import GRAPH_LEVEL, Model, ModelOptions
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import Bundle, installed_onnxruntime, one_line
-from edge_runtime.config.tables import KeepOptimised, Store
-from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import KeepOptimised, ModelTable, StoreTable
 from edge_runtime.errors import EdgeError
 from edge_runtime.system.log import fields, get_logger
 
@@ -91,7 +90,7 @@ def _try_copy(bundle: Bundle, options: ModelOptions, copy: str) -> Model | None:
     return model
 
 
-def chosen(config: ModelConfig, store: Store) -> KeepOptimised:
+def chosen(config: ModelTable, store: StoreTable) -> KeepOptimised:
     """What a device file wants for one of its models: nothing unsigned where signatures are asked for, by itself."""
     keep = config.keep_optimised or store.keep_optimised
     return "never" if keep == "auto" and store.allowed_signers is not None else keep

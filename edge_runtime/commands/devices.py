@@ -5,7 +5,7 @@ import sys
 import time
 
 from edge_runtime.fleet.cli import add_selection, chosen
-from edge_runtime.fleet.inventory import Rollout, Target
+from edge_runtime.fleet.inventory import RolloutTable, Target
 from edge_runtime.fleet.overview import HEADER, Row, cells, look, to_json
 from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import Outcome, Watcher, failures, roll_out
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _, targets, rollout = chosen(args, everything=True)
     with shown(quiet=args.quiet or not sys.stderr.isatty()) as watcher:
-        outcomes = roll_out(targets, _look, Rollout(limit=rollout.limit, canaries=0), watcher)
+        outcomes = roll_out(targets, _look, RolloutTable(limit=rollout.limit, canaries=0), watcher)
     rows = [row for outcome in outcomes if isinstance(row := outcome.details.get("row"), Row)]
     if args.json:
         sys.stdout.write(to_json(rows) + "\n")

@@ -10,7 +10,7 @@ from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.cli import add_selection, add_waves, carry_out, chosen
 from edge_runtime.fleet.flash import Cargo, Wishes, confirm, flash, load
-from edge_runtime.fleet.inventory import FleetBroker, Target
+from edge_runtime.fleet.inventory import FleetBrokerTable, Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
 HELP = "bring a model to devices of the fleet"
@@ -97,7 +97,7 @@ def _where(args: argparse.Namespace, targets: list[Target]) -> list[Target]:
         except ValueError as error:
             raise CommandError(f"--broker: {error}") from error
         password = None if args.broker_password_file is None else str(args.broker_password_file)
-        broker = FleetBroker(
+        broker = FleetBrokerTable(
             url=args.broker, username=args.broker_user, password_file=password, ca_file=args.broker_ca_file
         )
     given: dict[str, Any] = {} if args.over is None else {"transport": args.over}

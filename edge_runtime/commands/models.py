@@ -12,7 +12,7 @@ import msgspec
 from edge_runtime.bundle.measured import MIB, write_measured
 from edge_runtime.bundle.selftest import Budget, run_selftest
 from edge_runtime.errors import EXIT_OK, CommandError
-from edge_runtime.store.store import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, Policy, Slot, Store
+from edge_runtime.store.store import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, ModelStore, Policy, Slot
 
 HELP = "install, list and roll back the models of this device"
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EdgeError: a refusal, in one line; nothing has changed.
     """
-    store = Store(args.store)
+    store = ModelStore(args.store)
     match args.verb:
         case "list":
             _say(_listed_json(store) if args.json else _listed_table(store))
@@ -109,7 +109,7 @@ def _policy(args: argparse.Namespace) -> Policy:
     return policy if args.device is None else replace(policy, device=args.device)
 
 
-def _selftest(store: Store, name: str, *, measure: bool) -> None:
+def _selftest(store: ModelStore, name: str, *, measure: bool) -> None:
     bundle = store.open(name)
     measured = run_selftest(bundle, place=name)
     _say(f"{name} {measured.version}: the golden answers came out; {measured.in_words()}")
@@ -134,7 +134,7 @@ def _now(slot: Slot) -> str:
     return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {words}"
 
 
-def _listed_json(store: Store) -> str:
+def _listed_json(store: ModelStore) -> str:
     documents = []
     for each in store.entries():
         document: dict[str, Any] = {
@@ -154,7 +154,7 @@ def _listed_json(store: Store) -> str:
     return json.dumps(documents, indent=2)
 
 
-def _listed_table(store: Store) -> str:
+def _listed_table(store: ModelStore) -> str:
     listed = store.entries()
     if not listed:
         return f"nothing is installed in {store.root}"
@@ -166,7 +166,7 @@ def _listed_table(store: Store) -> str:
     )
 
 
-def _cost(store: Store, listed: Listed) -> str:
+def _cost(store: ModelStore, listed: Listed) -> str:
     measured = store.measured(listed.name, listed.digest)
     return "-" if measured is None else f"{measured.median_ms:.3g} ms, {measured.peak_rss_bytes / MIB:.0f} MiB"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge_runtime.fleet.cli import add_selection, carry_out, chosen
 from edge_runtime.fleet.flash import rollback
-from edge_runtime.fleet.inventory import Rollout, Target
+from edge_runtime.fleet.inventory import RolloutTable, Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
 HELP = "take devices of the fleet back to the model before"
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     return carry_out(
         args,
         targets,
-        Rollout(limit=rollout.limit, canaries=0),  # whoever goes back is in a hurry
+        RolloutTable(limit=rollout.limit, canaries=0),  # whoever goes back is in a hurry
         step,
         about={"model": args.model},
     )

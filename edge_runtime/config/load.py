@@ -20,39 +20,39 @@ from edge_runtime.config.addresses import Endpoint, parse_endpoint
 from edge_runtime.config.convert import Conversion, Mistake, describe
 from edge_runtime.config.rules import broken_rules
 from edge_runtime.config.tables import (
-    Broker,
+    BrokerTable,
     Config,
-    Device,
-    Http,
-    Model,
-    MqttSource,
-    Outbox,
-    Repair,
-    ReplaySource,
-    SerialSource,
-    Smoothing,
-    Source,
-    Store,
-    Upstream,
+    DeviceTable,
+    HttpTable,
+    ModelTable,
+    MqttSourceTable,
+    OutboxTable,
+    RepairTable,
+    ReplaySourceTable,
+    SerialSourceTable,
+    SmoothingTable,
+    SourceTable,
+    StoreTable,
+    UpstreamTable,
 )
 from edge_runtime.errors import ConfigError, TransientError
 
 __all__ = [
-    "Broker",
+    "BrokerTable",
     "Config",
-    "Device",
+    "DeviceTable",
     "Endpoint",
-    "Http",
-    "Model",
-    "MqttSource",
-    "Outbox",
-    "Repair",
-    "ReplaySource",
-    "SerialSource",
-    "Smoothing",
-    "Source",
-    "Store",
-    "Upstream",
+    "HttpTable",
+    "ModelTable",
+    "MqttSourceTable",
+    "OutboxTable",
+    "RepairTable",
+    "ReplaySourceTable",
+    "SerialSourceTable",
+    "SmoothingTable",
+    "SourceTable",
+    "StoreTable",
+    "UpstreamTable",
     "differences",
     "load_config",
     "parse_endpoint",
@@ -153,7 +153,7 @@ def _one_line(text: str) -> str:
     return "".join(each if each.isprintable() else " " for each in text)[:200]
 
 
-def source_broker(config: Config, source: MqttSource) -> Broker:
+def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
     """The broker that an MQTT source reads from.
 
     Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is
@@ -166,34 +166,34 @@ def source_broker(config: Config, source: MqttSource) -> Broker:
     if source.url is None:
         if "password_file" in given or "password_credential" in given:
             given = {"password_file": None, "password_credential": None, **given}
-        changed: Broker = msgspec.structs.replace(upstream, **given)
+        changed: BrokerTable = msgspec.structs.replace(upstream, **given)
         if changed == upstream or source.client_id is not None:
             return changed
         return msgspec.structs.replace(changed, client_id=_own_client_id(config, source))
-    return Broker(**{"client_id": _own_client_id(config, source), **given})
+    return BrokerTable(**{"client_id": _own_client_id(config, source), **given})
 
 
-def upstream_broker(config: Config) -> Broker:
+def upstream_broker(config: Config) -> BrokerTable:
     """The broker that predictions go to, and those that stand in for it (`urls`, without the first).
 
     With the client id that is used when none is set.
     """
-    values = {key: getattr(config.upstream, key) for key in Broker.__struct_fields__}
+    values = {key: getattr(config.upstream, key) for key in BrokerTable.__struct_fields__}
     values["url"], *values["urls"] = config.upstream.brokers
     values["urls"] = tuple(values["urls"])
     if values["client_id"] is None:
         values["client_id"] = f"edge-{config.device.id}"
-    return Broker(**values)
+    return BrokerTable(**values)
 
 
-_CONNECTION_KEYS = tuple(key for key in MqttSource.__struct_fields__ if key in Broker.__struct_fields__)
+_CONNECTION_KEYS = tuple(key for key in MqttSourceTable.__struct_fields__ if key in BrokerTable.__struct_fields__)
 
 
-def _own_client_id(config: Config, source: MqttSource) -> str:
+def _own_client_id(config: Config, source: MqttSourceTable) -> str:
     return f"edge-{config.device.id}-{source.name}"
 
 
-def read_password(broker: Broker) -> str | None:
+def read_password(broker: BrokerTable) -> str | None:
     """The password of a broker, read now, or None when none is set. Never put it into a message.
 
     Raises:

@@ -16,16 +16,16 @@ from edge_runtime.config.convert import Converted, Mistake, describe, names_a_fi
 from edge_runtime.config.tables import (
     SOURCE_PLACEHOLDERS,
     TOPIC_PLACEHOLDERS,
-    Broker,
+    BrokerTable,
     Config,
-    Http,
-    Model,
-    MqttSource,
-    ReplaySource,
-    SerialSource,
-    Smoothing,
-    Store,
-    Upstream,
+    HttpTable,
+    ModelTable,
+    MqttSourceTable,
+    ReplaySourceTable,
+    SerialSourceTable,
+    SmoothingTable,
+    StoreTable,
+    UpstreamTable,
 )
 from edge_runtime.config.topics import matches, placeholders
 
@@ -95,14 +95,14 @@ def _unreadable(path: str) -> str | None:
         return f"{shown} ({getattr(error, 'strerror', None) or error}): mend the path"
 
 
-@_rule(MqttSource, keys=("url",))
-def _broker_address(source: MqttSource) -> Iterator[Finding]:
+@_rule(MqttSourceTable, keys=("url",))
+def _broker_address(source: MqttSourceTable) -> Iterator[Finding]:
     if source.url is not None:
         yield from _bad_address("url", source.url)
 
 
-@_rule(Upstream, keys=("url", "urls"))
-def _broker_addresses(upstream: Upstream) -> Iterator[Finding]:
+@_rule(UpstreamTable, keys=("url", "urls"))
+def _broker_addresses(upstream: UpstreamTable) -> Iterator[Finding]:
     if not upstream.url and not upstream.urls:
         yield "url", "expected mqtt://HOST:PORT or mqtts://HOST:PORT, but the key is missing (and so is urls)"
     if upstream.url:
@@ -129,8 +129,8 @@ def _bad_address(key: str, url: str) -> Iterator[Finding]:
         yield key, str(error)
 
 
-@_rule(Upstream, MqttSource, keys=("url", "urls", "ca_file", "cert_file", "key_file"))
-def _tls_files(table: Upstream | MqttSource) -> Iterator[Finding]:
+@_rule(UpstreamTable, MqttSourceTable, keys=("url", "urls", "ca_file", "cert_file", "key_file"))
+def _tls_files(table: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
     if (table.cert_file is None) != (table.key_file is None):
         missing, present = ("key_file", "cert_file") if table.key_file is None else ("cert_file", "key_file")
         yield (
@@ -158,11 +158,11 @@ def _tls_files(table: Upstream | MqttSource) -> Iterator[Finding]:
         yield from _certificates(table)
 
 
-def _addresses(table: Upstream | MqttSource) -> tuple[str, ...]:
-    return table.brokers if isinstance(table, Upstream) else (table.url,) if table.url is not None else ()
+def _addresses(table: UpstreamTable | MqttSourceTable) -> tuple[str, ...]:
+    return table.brokers if isinstance(table, UpstreamTable) else (table.url,) if table.url is not None else ()
 
 
-def _certificates(broker: Upstream | MqttSource) -> Iterator[Finding]:
+def _certificates(broker: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
     import ssl  # noqa: PLC0415 - a megabyte that a device without TLS need not hold
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -185,8 +185,8 @@ def _certificates(broker: Upstream | MqttSource) -> Iterator[Finding]:
             )
 
 
-@_rule(Upstream, MqttSource, keys=("url", "username", "password_file", "password_credential"))
-def _login(broker: Upstream | MqttSource) -> Iterator[Finding]:
+@_rule(UpstreamTable, MqttSourceTable, keys=("url", "username", "password_file", "password_credential"))
+def _login(broker: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
     given = [key for key in ("password_file", "password_credential") if getattr(broker, key) is not None]
     if len(given) > 1:
         yield given[1], "expected one of password_file and password_credential, found both: take one out"
@@ -221,8 +221,8 @@ def _first_line(key: str, path: str, what: str) -> Iterator[Finding]:
         yield key, f"expected a {what} as the first line of {quote(path)}, found an empty line"
 
 
-@_rule(Broker, keys=("reconnect_min", "reconnect_max"))
-def _pauses(broker: Broker) -> Iterator[Finding]:
+@_rule(BrokerTable, keys=("reconnect_min", "reconnect_max"))
+def _pauses(broker: BrokerTable) -> Iterator[Finding]:
     if broker.reconnect_max < broker.reconnect_min:
         yield (
             "reconnect_max",
@@ -230,8 +230,8 @@ def _pauses(broker: Broker) -> Iterator[Finding]:
         )
 
 
-@_rule(SerialSource, MqttSource, keys=("format", "fields"))
-def _columns(source: SerialSource | MqttSource) -> Iterator[Finding]:
+@_rule(SerialSourceTable, MqttSourceTable, keys=("format", "fields"))
+def _columns(source: SerialSourceTable | MqttSourceTable) -> Iterator[Finding]:
     if source.format == "csv" and not source.fields:
         yield (
             "fields",
@@ -247,8 +247,8 @@ def _columns(source: SerialSource | MqttSource) -> Iterator[Finding]:
         yield "fields", f"expected every column once, found {quote(twice)} twice"
 
 
-@_rule(SerialSource, MqttSource, keys=("format", "fields", "layout", "scale"))
-def _structure(source: SerialSource | MqttSource) -> Iterator[Finding]:
+@_rule(SerialSourceTable, MqttSourceTable, keys=("format", "fields", "layout", "scale"))
+def _structure(source: SerialSourceTable | MqttSourceTable) -> Iterator[Finding]:
     if source.format != "raw":
         for key in ("layout", "scale"):
             if getattr(source, key):
@@ -261,8 +261,8 @@ def _structure(source: SerialSource | MqttSource) -> Iterator[Finding]:
         yield "scale", f"expected one factor, or one for each of the fields ({wanted}), found {len(source.scale)}"
 
 
-@_rule(SerialSource, keys=("format", "framing"))
-def _frame_ends(source: SerialSource) -> Iterator[Finding]:
+@_rule(SerialSourceTable, keys=("format", "framing"))
+def _frame_ends(source: SerialSourceTable) -> Iterator[Finding]:
     if source.framing == "lines" and source.format in {"msgpack", "raw"}:
         yield (
             "framing",
@@ -270,8 +270,8 @@ def _frame_ends(source: SerialSource) -> Iterator[Finding]:
         )
 
 
-@_rule(SerialSource, MqttSource, keys=("format", "fields", "key"))
-def _key_column(source: SerialSource | MqttSource) -> Iterator[Finding]:
+@_rule(SerialSourceTable, MqttSourceTable, keys=("format", "fields", "key"))
+def _key_column(source: SerialSourceTable | MqttSourceTable) -> Iterator[Finding]:
     if source.fields and source.key is not None and source.key not in source.fields:
         near = nearest(source.key, list(source.fields))
         yield (
@@ -280,20 +280,20 @@ def _key_column(source: SerialSource | MqttSource) -> Iterator[Finding]:
         )
 
 
-@_rule(SerialSource, MqttSource, ReplaySource, keys=("key", "time"))
-def _key_is_not_time(source: SerialSource | MqttSource | ReplaySource) -> Iterator[Finding]:
+@_rule(SerialSourceTable, MqttSourceTable, ReplaySourceTable, keys=("key", "time"))
+def _key_is_not_time(source: SerialSourceTable | MqttSourceTable | ReplaySourceTable) -> Iterator[Finding]:
     if source.key is not None and source.key == source.time:
         yield "key", f"expected another field than time, found {quote(source.key)} in both"
 
 
-@_rule(ReplaySource, keys=("files",))
-def _recordings(source: ReplaySource) -> Iterator[Finding]:
+@_rule(ReplaySourceTable, keys=("files",))
+def _recordings(source: ReplaySourceTable) -> Iterator[Finding]:
     if not source.files:
         yield "files", "expected at least one recording, found an array of 0"
 
 
-@_rule(MqttSource, keys=("topics",))
-def _topics(source: MqttSource) -> Iterator[Finding]:
+@_rule(MqttSourceTable, keys=("topics",))
+def _topics(source: MqttSourceTable) -> Iterator[Finding]:
     if not source.topics:
         yield "topics", "expected at least one topic, found an array of 0"
     for topic in source.topics:
@@ -310,14 +310,14 @@ def _topics(source: MqttSource) -> Iterator[Finding]:
         )
 
 
-@_rule(Upstream, keys=("topic",))
-def _upstream_topic(upstream: Upstream) -> Iterator[Finding]:
+@_rule(UpstreamTable, keys=("topic",))
+def _upstream_topic(upstream: UpstreamTable) -> Iterator[Finding]:
     for trouble in _bad_topic(upstream.topic, TOPIC_PLACEHOLDERS, filters=False):
         yield "topic", trouble
 
 
-@_rule(Upstream, keys=("requests", "protocol"))
-def _requests(upstream: Upstream) -> Iterator[Finding]:
+@_rule(UpstreamTable, keys=("requests", "protocol"))
+def _requests(upstream: UpstreamTable) -> Iterator[Finding]:
     if upstream.requests == "answer" and upstream.protocol != "5":
         yield "requests", f'expected "off" with protocol {quote(upstream.protocol)}, found "answer": set protocol = "5"'
 
@@ -346,27 +346,27 @@ def _bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator
         yield f"expected # as the whole last level, found {shown}"
 
 
-@_rule(Smoothing, keys=("n", "m"))
-def _majority(smoothing: Smoothing) -> Iterator[Finding]:
+@_rule(SmoothingTable, keys=("n", "m"))
+def _majority(smoothing: SmoothingTable) -> Iterator[Finding]:
     if smoothing.n > smoothing.m:
         yield "n", f"expected at most m ({smoothing.m}), found {smoothing.n}: n of the last m windows must agree"
 
 
-@_rule(Model, keys=("publish", "alarm_labels"))
-def _alarm_labels(model: Model) -> Iterator[Finding]:
+@_rule(ModelTable, keys=("publish", "alarm_labels"))
+def _alarm_labels(model: ModelTable) -> Iterator[Finding]:
     twice = _first_repeated(model.alarm_labels)
     if twice is not None:
         yield "alarm_labels", f"expected every label once, found {quote(twice)} twice"
 
 
-@_rule(Store, keys=("over_mqtt", "allowed_signers"))
-def _who_may_send(store: Store) -> Iterator[Finding]:
+@_rule(StoreTable, keys=("over_mqtt", "allowed_signers"))
+def _who_may_send(store: StoreTable) -> Iterator[Finding]:
     if store.over_mqtt == "signed" and store.allowed_signers is None:
         yield "allowed_signers", 'expected the keys that over_mqtt = "signed" trusts, found none: name their file'
 
 
-@_rule(Http, keys=("listen", "token_file"))
-def _listening(http: Http) -> Iterator[Finding]:
+@_rule(HttpTable, keys=("listen", "token_file"))
+def _listening(http: HttpTable) -> Iterator[Finding]:
     host, colon, port = http.listen.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 <= int(port[:6]) <= 65_535:
         yield "listen", f'expected HOST:PORT, such as "127.0.0.1:8080", found {quote(http.listen)}'
@@ -384,11 +384,13 @@ def _listening(http: Http) -> Iterator[Finding]:
 
 
 def _across(tables: list[Converted]) -> Iterator[Mistake]:
-    sources = [table for table in tables if isinstance(table.value, SerialSource | MqttSource | ReplaySource)]
-    models = [table for table in tables if isinstance(table.value, Model)]
+    sources = [
+        table for table in tables if isinstance(table.value, SerialSourceTable | MqttSourceTable | ReplaySourceTable)
+    ]
+    models = [table for table in tables if isinstance(table.value, ModelTable)]
     for group, what in ((sources, "source"), (models, "model")):
         yield from _unique(group, "name", f"expected a name of its own, found that of another {what}")
-    serial = [table for table in sources if isinstance(table.value, SerialSource)]
+    serial = [table for table in sources if isinstance(table.value, SerialSourceTable)]
     yield from _unique(serial, "port", "expected a port of its own, found that of another source")
     for table in tables:
         if isinstance(table.value, Config):
@@ -409,7 +411,7 @@ def _whole_file(table: Converted, sources: list[Converted], models: list[Convert
                 near = nearest(wanted, names)
                 remedy = f"did you mean {quote(near)}?" if near else f"the sources are {', '.join(map(quote, names))}"
                 yield Mistake(model.key("source"), f"expected the name of a source, found {quote(wanted)}: {remedy}")
-    if isinstance(config.device, msgspec.Struct) and isinstance(config.upstream, Upstream):
+    if isinstance(config.device, msgspec.Struct) and isinstance(config.upstream, UpstreamTable):
         yield from _published_topics(config, sources, models)
 
 
@@ -430,7 +432,7 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
             )
         for source in sources:
             mqtt = source.value
-            if not isinstance(mqtt, MqttSource) or mqtt.name != model.value.source or "topics" in source.wrong:
+            if not isinstance(mqtt, MqttSourceTable) or mqtt.name != model.value.source or "topics" in source.wrong:
                 continue
             if mqtt.url is not None and mqtt.url not in config.upstream.brokers:
                 continue

@@ -78,7 +78,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """A table of the file: every key is known, and a default here is the default that the samples show."""
 
 
-class Device(Table, frozen=True, kw_only=True):
+class DeviceTable(Table, frozen=True, kw_only=True):
     """`[device]`: who we are, and how the daemon as a whole behaves.
 
     Attributes:
@@ -98,7 +98,7 @@ class Device(Table, frozen=True, kw_only=True):
     log_format: Literal["auto", "text", "journal", "json"] = "auto"
 
 
-class Broker(Table, frozen=True, kw_only=True):
+class BrokerTable(Table, frozen=True, kw_only=True):
     """How to reach one MQTT broker, or the first of several that answers. Equal ones share one connection.
 
     Attributes:
@@ -143,7 +143,7 @@ class Broker(Table, frozen=True, kw_only=True):
     reconnect_max: SomeSeconds = 120.0
 
 
-class Repair(Table, frozen=True, kw_only=True):
+class RepairTable(Table, frozen=True, kw_only=True):
     """`repair`: what may be done with a reading that is out of the contract, instead of rejecting it.
 
     Attributes:
@@ -155,7 +155,7 @@ class Repair(Table, frozen=True, kw_only=True):
     out_of_range: Literal["reject", "clip"] = "reject"
 
 
-class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="serial"):
+class SerialSourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="serial"):
     """`[[source]]` with `type = "serial"`: a port that streams frames.
 
     Attributes:
@@ -207,13 +207,13 @@ class SerialSource(Table, frozen=True, kw_only=True, tag_field="type", tag="seri
     key: Text | None = None
     time: Text = "time"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 4096
-    repair: Repair = Repair()
+    repair: RepairTable = RepairTable()
     reopen_max: SomeSeconds = 5.0
     silent_after: SomeSeconds | None = None
     max_rest: Annotated[float, Meta(ge=0, le=1)] = 0.02
 
 
-class MqttSource(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt"):
+class MqttSourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt"):
     """`[[source]]` with `type = "mqtt"`: topics of a broker; every message is one reading, or a JSON array of them.
 
     Without `url` the source uses the connection of `[upstream]`, and a key of the connection that is given here
@@ -268,10 +268,10 @@ class MqttSource(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt")
     key: Text | None = None
     time: Text = "time"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
-    repair: Repair = Repair()
+    repair: RepairTable = RepairTable()
 
 
-class ReplaySource(Table, frozen=True, kw_only=True, tag_field="type", tag="replay"):
+class ReplaySourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="replay"):
     """`[[source]]` with `type = "replay"`: recorded files, as if they were measured now.
 
     Attributes:
@@ -301,13 +301,13 @@ class ReplaySource(Table, frozen=True, kw_only=True, tag_field="type", tag="repl
     time: Text = "time"
     times: Literal["recorded", "now"] = "recorded"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
-    repair: Repair = Repair()
+    repair: RepairTable = RepairTable()
 
 
-Source = SerialSource | MqttSource | ReplaySource
+SourceTable = SerialSourceTable | MqttSourceTable | ReplaySourceTable
 
 
-class Smoothing(Table, frozen=True, kw_only=True):
+class SmoothingTable(Table, frozen=True, kw_only=True):
     """`smoothing = {n = 3, m = 5}`: the verdict is what at least `n` of the last `m` windows said.
 
     Attributes:
@@ -319,7 +319,7 @@ class Smoothing(Table, frozen=True, kw_only=True):
     m: Annotated[int, Meta(ge=1, le=10_000)]
 
 
-class Model(Table, frozen=True, kw_only=True):
+class ModelTable(Table, frozen=True, kw_only=True):
     """`[[model]]`: which bundle runs on which source, and what of it is published.
 
     Attributes:
@@ -351,7 +351,7 @@ class Model(Table, frozen=True, kw_only=True):
     alarm_labels: tuple[Text, ...] = ()
     threshold: float | None = None
     hysteresis: Annotated[float, Meta(ge=0)] = 0.0
-    smoothing: Smoothing | None = None
+    smoothing: SmoothingTable | None = None
     min_interval: Seconds = 0.0
     stride: Count | None = None
     max_gap: SomeSeconds | None = None
@@ -364,7 +364,7 @@ class Model(Table, frozen=True, kw_only=True):
     keep_optimised: KeepOptimised | None = None
 
 
-class Upstream(Broker, frozen=True, kw_only=True):
+class UpstreamTable(BrokerTable, frozen=True, kw_only=True):
     """`[upstream]`: the broker that predictions go to.
 
     Attributes:
@@ -388,7 +388,7 @@ class Upstream(Broker, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(url for url in (self.url, *self.urls) if url))
 
 
-class Outbox(Table, frozen=True, kw_only=True):
+class OutboxTable(Table, frozen=True, kw_only=True):
     """`[outbox]`: where predictions wait while they cannot be delivered.
 
     Attributes:
@@ -408,7 +408,7 @@ class Outbox(Table, frozen=True, kw_only=True):
     max_memory_bytes: Annotated[int, Meta(ge=1024)] = 8_388_608
 
 
-class Store(Table, frozen=True, kw_only=True):
+class StoreTable(Table, frozen=True, kw_only=True):
     """`[store]`: the model store, which `edge-runtime models install` fills.
 
     Attributes:
@@ -444,7 +444,7 @@ class Store(Table, frozen=True, kw_only=True):
     keep_optimised: KeepOptimised = "auto"
 
 
-class Http(Table, frozen=True, kw_only=True):
+class HttpTable(Table, frozen=True, kw_only=True):
     """`[http]`: predictions on demand, a status page and metrics. Left out, nothing listens. Needs the extra `http`.
 
     Attributes:
@@ -470,11 +470,11 @@ class Config(Table, frozen=True, kw_only=True):
         path: The file itself. No key of it.
     """
 
-    device: Device
-    upstream: Upstream
-    source: tuple[Source, ...]
-    model: tuple[Model, ...]
-    outbox: Outbox = Outbox()
-    store: Store = Store()
-    http: Http | None = None
+    device: DeviceTable
+    upstream: UpstreamTable
+    source: tuple[SourceTable, ...]
+    model: tuple[ModelTable, ...]
+    outbox: OutboxTable = OutboxTable()
+    store: StoreTable = StoreTable()
+    http: HttpTable | None = None
     path: str = ""

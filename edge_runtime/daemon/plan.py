@@ -13,8 +13,14 @@ import msgspec
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
-from edge_runtime.config.tables import Config, MqttSource, ReplaySource, SerialSource, Source
-from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import (
+    Config,
+    ModelTable,
+    MqttSourceTable,
+    ReplaySourceTable,
+    SerialSourceTable,
+    SourceTable,
+)
 from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.codecs import source_decoder
 
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 class PlannedModel(msgspec.Struct, eq=False):
     """One model: its table, its checked bundle, the loaded session, and the slot of the store that it came from."""
 
-    config: ModelConfig
+    config: ModelTable
     bundle: Bundle
     model: Model
     slot: "Slot | None" = None
@@ -34,7 +40,7 @@ class PlannedModel(msgspec.Struct, eq=False):
 class PlannedSource(msgspec.Struct, eq=False):
     """One source: the columns that its models want, in the order in which they will be delivered."""
 
-    config: Source
+    config: SourceTable
     channels: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
     models: list[PlannedModel] = msgspec.field(default_factory=list)
@@ -82,7 +88,7 @@ def make_plan(config: Config, *, starting: bool = False) -> Plan:
     return Plan(config, sources)
 
 
-def _plan_model(config: Config, each: ModelConfig, *, starting: bool) -> PlannedModel:
+def _plan_model(config: Config, each: ModelTable, *, starting: bool) -> PlannedModel:
     slot = None if _is_path(each.bundle) else _find_slot(config, each.bundle, starting=starting)
     path = Path(each.bundle) if slot is None else slot.path
     if config.store.allowed_signers is not None:
@@ -100,9 +106,9 @@ def _is_path(bundle: str) -> bool:
 
 
 def _find_slot(config: Config, name: str, *, starting: bool) -> "Slot":
-    from edge_runtime.store.store import Store  # noqa: PLC0415 - only where a model comes from the store
+    from edge_runtime.store.store import ModelStore  # noqa: PLC0415 - only where a model comes from the store
 
-    store = Store(Path(config.store.path))
+    store = ModelStore(Path(config.store.path))
     return store.begin(name) if starting else store.slot(name)
 
 
@@ -140,7 +146,7 @@ def _fit(planned: PlannedSource) -> list[str]:
     planned.channels = tuple(dict.fromkeys(names))
     source = planned.config
     try:
-        if isinstance(source, ReplaySource):
+        if isinstance(source, ReplaySourceTable):
             from edge_runtime.stream.sources.replay import open_recordings  # noqa: PLC0415 - readers only if needed
 
             open_recordings(source, planned.channels, planned.shape)
@@ -168,9 +174,9 @@ def describe_plan(plan: Plan) -> list[str]:
     return lines
 
 
-def _describe_source(source: Source) -> str:
-    if isinstance(source, SerialSource):
+def _describe_source(source: SourceTable) -> str:
+    if isinstance(source, SerialSourceTable):
         return f"source {source.name}: serial {source.port}, {source.baudrate} baud, {source.format}"
-    if isinstance(source, MqttSource):
+    if isinstance(source, MqttSourceTable):
         return f"source {source.name}: mqtt {', '.join(source.topics)}, QoS {source.qos}, {source.format}"
     return f"source {source.name}: replay of {len(source.files)} files at speed {msgspec.to_builtins(source.speed)}"

@@ -26,14 +26,13 @@ from edge_runtime import __version__
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.load import differences, load_config, read_password, source_broker, upstream_broker
-from edge_runtime.config.tables import Broker, Config, MqttSource, SerialSource
-from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import BrokerTable, Config, ModelTable, MqttSourceTable, SerialSourceTable
 from edge_runtime.daemon.plan import Plan, PlannedSource, describe_plan, make_plan
 from edge_runtime.daemon.state import StateFolder
 from edge_runtime.delivery.device_topics import Upstream, last_will
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
-from edge_runtime.delivery.outbox_file import Store, StoreThread
+from edge_runtime.delivery.outbox_file import OutboxFile, StoreThread
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
 from edge_runtime.mqtt.connection import ACK_DELAY_S, Connection
 from edge_runtime.mqtt.failover import AnyConnection, Failover
@@ -95,7 +94,7 @@ class Assembly:
         self.folder = StateFolder(_state_folder(config), config.device.id)
         self.start_number = self.folder.next_start()
         self.counters: dict[str, Counters] = {"upstream": Counters(), "outbox": Counters()}
-        self.connections: dict[Broker, AnyConnection] = {}
+        self.connections: dict[BrokerTable, AnyConnection] = {}
         self.upstream_connection = self._connection(upstream_broker(config), "upstream", is_upstream=True)
         self.store = _store_thread(config, loop)
         self.outbox = Outbox(
@@ -280,7 +279,7 @@ class Assembly:
                 found[-1]["shadow"] = beside
         return found
 
-    def _connection(self, settings: Broker, name: str, *, is_upstream: bool = False) -> AnyConnection:
+    def _connection(self, settings: BrokerTable, name: str, *, is_upstream: bool = False) -> AnyConnection:
         """The connection to a broker, or to the first of several that answers; equal ones are shared."""
         found = self.connections.get(settings)
         if found is not None:
@@ -343,8 +342,7 @@ class Assembly:
             return None
         from edge_runtime.store.ota import Ota  # noqa: PLC0415
         from edge_runtime.store.ota_parts import Incoming  # noqa: PLC0415 - only where it is configured
-        from edge_runtime.store.store import Policy  # noqa: PLC0415
-        from edge_runtime.store.store import Store as ModelStore  # noqa: PLC0415
+        from edge_runtime.store.store import ModelStore, Policy  # noqa: PLC0415
 
         return Ota(
             device,
@@ -380,7 +378,7 @@ class Assembly:
                     _log.exception("readings are set aside", extra=fields(source=source.name, readings=len(batch)))
 
         made: AnySource
-        if isinstance(source, MqttSource):
+        if isinstance(source, MqttSourceTable):
             settings = source_broker(self.config, source)
             made = mqtt_source.MqttSource(
                 source,
@@ -390,7 +388,7 @@ class Assembly:
                 sink=sink,
                 counters=counters,
             )
-        elif isinstance(source, SerialSource):
+        elif isinstance(source, SerialSourceTable):
             from edge_runtime.stream.sources.serial import SerialSource as Serial  # noqa: PLC0415 - pyserial only if needed
 
             gaps = [model.config.max_gap for model in planned.models if model.config.max_gap is not None]
@@ -443,7 +441,7 @@ class Assembly:
             self.exchange.watch(pipeline, model.slot)
         return pipeline
 
-    def _payload(self, config: ModelConfig, model: Model) -> JsonPayload:
+    def _payload(self, config: ModelTable, model: Model) -> JsonPayload:
         manifest = model.manifest
         return (JsonPayload if self.http is None else self.http.payload)(
             device=self.config.device.id,
@@ -459,7 +457,7 @@ class Assembly:
         if all(model.slot is None for source in self.plan.sources for model in source.models):
             return None
         from edge_runtime.store.exchange import Exchange  # noqa: PLC0415 - and the store with it
-        from edge_runtime.store.store import Store as ModelStore  # noqa: PLC0415
+        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
 
         return Exchange(
             self._loop,
@@ -756,7 +754,7 @@ def _store_thread(config: Config, loop: Loop) -> StoreThread | None:
         path = str(folder / "outbox.db")
     if path is None:
         return None
-    store = Store(Path(path), config.outbox.max_bytes, config.outbox.max_age)
+    store = OutboxFile(Path(path), config.outbox.max_bytes, config.outbox.max_age)
     return StoreThread(store, loop.call_soon_threadsafe)
 
 

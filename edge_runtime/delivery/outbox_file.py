@@ -117,7 +117,7 @@ class _DamagedError(sqlite3.DatabaseError):
     """The file is no outbox of ours, though SQLite can read it."""
 
 
-class Store:
+class OutboxFile:
     """The file itself; every call blocks. Use it from one thread."""
 
     def __init__(
@@ -404,14 +404,14 @@ class Store:
 
 
 class StoreThread:
-    """A `Store` behind a queue: the loop asks, and is told in its own thread.
+    """A `OutboxFile` behind a queue: the loop asks, and is told in its own thread.
 
     Args:
         store: opened in the thread, not before.
         tell: runs a callback in the loop's thread.
     """
 
-    def __init__(self, store: Store, tell: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, store: OutboxFile, tell: Callable[[Callable[[], None]], None]) -> None:
         self._store = store
         self._tell = tell
         self._busy_since: float | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.fleet.inventory import Fleet, Rollout, Target, find_inventory, load_inventory, select
+from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory, select
 from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import Outcome, Watcher, failures, roll_out
 from edge_runtime.fleet.ssh import require_ssh
@@ -38,7 +38,7 @@ def add_waves(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-going", action="store_true", help="go on after a wave in which a device failed")
 
 
-def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet, list[Target], Rollout]:
+def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet, list[Target], RolloutTable]:
     """The inventory, the devices that were named, and how they are gone through.
 
     Raises:
@@ -51,7 +51,7 @@ def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet
     if any(each.transport == "ssh" for each in targets):
         require_ssh()
     given = {key: getattr(args, key, None) for key in ("limit", "canaries", "wave", "soak")}
-    rollout: Rollout = msgspec.structs.replace(
+    rollout: RolloutTable = msgspec.structs.replace(
         fleet.rollout, **{key: value for key, value in given.items() if value is not None}
     )
     return fleet, targets, rollout
@@ -60,7 +60,7 @@ def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet
 def carry_out(
     args: argparse.Namespace,
     targets: Sequence[Target],
-    rollout: Rollout,
+    rollout: RolloutTable,
     work: Callable[[Target, Watcher], Outcome],
     *,
     confirm: Callable[[Target], str | None] | None = None,

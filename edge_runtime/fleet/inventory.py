@@ -31,7 +31,7 @@ Service = Annotated[
 ]
 
 
-class Rollout(Table, frozen=True, kw_only=True):
+class RolloutTable(Table, frozen=True, kw_only=True):
     """`[rollout]`: how many devices are changed at once, and in which order.
 
     Attributes:
@@ -47,7 +47,7 @@ class Rollout(Table, frozen=True, kw_only=True):
     soak: Annotated[float, Meta(ge=0)] = 0.0
 
 
-class Defaults(Table, frozen=True, kw_only=True):
+class DefaultsTable(Table, frozen=True, kw_only=True):
     """`[defaults]`: what holds for every device that does not say otherwise.
 
     Attributes:
@@ -71,7 +71,7 @@ class Defaults(Table, frozen=True, kw_only=True):
     ssh_config: FilePath | None = None
 
 
-class FleetBroker(Table, frozen=True, kw_only=True):
+class FleetBrokerTable(Table, frozen=True, kw_only=True):
     """`[broker]`: where devices with `transport = "mqtt"` are met.
 
     Attributes:
@@ -87,7 +87,7 @@ class FleetBroker(Table, frozen=True, kw_only=True):
     ca_file: FilePath | None = None
 
 
-class Device(Table, frozen=True, kw_only=True):
+class FleetDeviceTable(Table, frozen=True, kw_only=True):
     """`[[device]]`: one device.
 
     Attributes:
@@ -130,10 +130,10 @@ class Fleet(Table, frozen=True, kw_only=True):
         path: The file itself. No key of it.
     """
 
-    rollout: Rollout = Rollout()
-    defaults: Defaults = Defaults()
-    broker: FleetBroker | None = None
-    device: tuple[Device, ...]
+    rollout: RolloutTable = RolloutTable()
+    defaults: DefaultsTable = DefaultsTable()
+    broker: FleetBrokerTable | None = None
+    device: tuple[FleetDeviceTable, ...]
     path: str = ""
 
 
@@ -155,7 +155,7 @@ class Target(msgspec.Struct, frozen=True):
     stall_timeout: float
     ssh_config: str | None
     transport: str = "ssh"
-    broker: FleetBroker | None = None
+    broker: FleetBrokerTable | None = None
 
 
 def find_inventory(given: str | None) -> Path:
@@ -187,12 +187,12 @@ def _rules(tables: list[Converted]) -> list[Mistake]:
     found = []
     for table in tables:
         device = table.value
-        if isinstance(device, FleetBroker) and "url" not in table.wrong:
+        if isinstance(device, FleetBrokerTable) and "url" not in table.wrong:
             try:
                 parse_endpoint(device.url)
             except ValueError as error:
                 found.append(Mistake(table.key("url"), str(error)))
-        if not isinstance(device, Device):
+        if not isinstance(device, FleetDeviceTable):
             continue
         if device.transport == "ssh" and device.address is None and not table.wrong & {"address", "transport"}:
             found.append(Mistake(table.key("address"), f"expected {HOST}, but the key is missing"))
@@ -236,7 +236,7 @@ def select(fleet: Fleet, words: Sequence[str], *, everything: bool = False, kind
     return [target(fleet, device) for device in chosen]
 
 
-def target(fleet: Fleet, device: Device) -> Target:
+def target(fleet: Fleet, device: FleetDeviceTable) -> Target:
     """One device, completed by the defaults."""
     base = fleet.defaults
     return Target(

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from edge_runtime.errors import EdgeError
-from edge_runtime.fleet.inventory import Rollout, Target
+from edge_runtime.fleet.inventory import RolloutTable, Target
 
 Result = Literal["done", "unchanged", "failed", "not tried"]
 
@@ -61,7 +61,7 @@ class Watcher(Protocol):
 Work = Callable[[Target, Watcher], Outcome]
 
 
-def waves(targets: Sequence[Target], rollout: Rollout) -> list[list[Target]]:
+def waves(targets: Sequence[Target], rollout: RolloutTable) -> list[list[Target]]:
     """The devices in the order in which they are changed: canaries, then the rest in waves."""
     canaries = rollout.canaries if len(targets) > rollout.canaries else 0
     rest = list(targets[canaries:])
@@ -73,7 +73,7 @@ def waves(targets: Sequence[Target], rollout: Rollout) -> list[list[Target]]:
 def roll_out(
     targets: Sequence[Target],
     work: Work,
-    rollout: Rollout,
+    rollout: RolloutTable,
     watcher: Watcher,
     *,
     confirm: Callable[[Target], str | None] | None = None,

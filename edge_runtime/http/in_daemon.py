@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.bundle.model import Model
-from edge_runtime.config.tables import Http
-from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import HttpTable, ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import read_token
@@ -42,7 +41,7 @@ class Attached:
 
     def __init__(
         self,
-        config: Http,
+        config: HttpTable,
         *,
         device: str,
         start: int,
@@ -75,13 +74,13 @@ class Attached:
         """What came in, for the status page."""
         self._board.note_readings(batch, channels)
 
-    def begin(self, models: list[tuple[ModelConfig, Model]]) -> None:
+    def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
         """Listen, now or as soon as the address is free."""
         self._app = App([self._served(*each) for each in models], self._board, token=self._token)
         self._server = Server(self._app, self._config.listen, self._courtesy)
         self._listen()
 
-    def exchange(self, config: ModelConfig, model: Model) -> None:
+    def exchange(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers from now on; a request on its way is finished by the old one."""
         if self._app is not None:
             served = self._served(config, model)
@@ -94,7 +93,7 @@ class Attached:
         if self._server is not None:
             self._server.stop()
 
-    def _served(self, config: ModelConfig, model: Model) -> Served:
+    def _served(self, config: ModelTable, model: Model) -> Served:
         return Served(config.name, model, device=self._device, start=self._start, config=config)
 
     def _listen(self) -> None:

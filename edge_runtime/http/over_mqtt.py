@@ -18,7 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_runtime.bundle.model import Model
-from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import ModelTable
 from edge_runtime.http import predict_api as named
 from edge_runtime.http.responses import RefusedError, busy
 from edge_runtime.http.scorer import Scorer
@@ -72,13 +72,13 @@ class Requests:
         self._waiting: queue.Queue[_Asked | None] = queue.Queue(MOST_WAITING)
         connection.subscribe([f"edge/{device}/predict/+"], 1, self._take)
 
-    def begin(self, models: list[tuple[ModelConfig, Model]]) -> None:
+    def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
         """Answer for these models from now on."""
         for config, model in models:
             self.exchange(config, model)
         threading.Thread(target=self._serve, name="requests", daemon=True).start()
 
-    def exchange(self, config: ModelConfig, model: Model) -> None:
+    def exchange(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers from now on."""
         served = Served(config.name, model, device=self._device, start=self._start, config=config, source="mqtt")
         self._models = {**self._models, served.name: served}

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.bundle.model import Model, Scores
-from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.http.responses import RefusedError
 from edge_runtime.readings import Floats
@@ -37,7 +37,7 @@ class Served:
         *,
         device: str,
         start: int,
-        config: ModelConfig | None = None,
+        config: ModelTable | None = None,
         source: str = "http",
     ) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Served:
         self.manifest = model.manifest
         self._start = start
         self._source = source
-        plain = config or ModelConfig(name=name, bundle=str(model.bundle.path), source="http")
+        plain = config or ModelTable(name=name, bundle=str(model.bundle.path), source="http")
         # Each request stands by itself: what smooths a stream, or withholds parts of it, has no meaning here.
         self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
         self._contract = Contract(self.manifest.input.channels)

@@ -31,7 +31,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.config.addresses import parse_endpoint
-from edge_runtime.config.load import Broker
+from edge_runtime.config.load import BrokerTable
 from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.light_paho import real_tls
@@ -123,7 +123,7 @@ class Connection:
 
     def __init__(
         self,
-        settings: Broker,
+        settings: BrokerTable,
         *,
         name: str,
         client_id: str,

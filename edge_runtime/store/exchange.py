@@ -25,11 +25,11 @@ from edge_runtime.bundle.model import ModelOptions
 from edge_runtime.bundle.open import one_line, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.bundle.signature import require_signature
-from edge_runtime.config.tables import Store as StoreConfig
+from edge_runtime.config.tables import StoreTable
 from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.store.score_drift import ScoreSample, shift
 from edge_runtime.store.shadow import Shadow
-from edge_runtime.store.store import Slot, Store, misfit
+from edge_runtime.store.store import ModelStore, Slot, misfit
 from edge_runtime.stream.pipeline import Candidate, Maker, Pipeline, rehearse
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
@@ -91,8 +91,8 @@ class Exchange:
     def __init__(
         self,
         loop: Loop,
-        store: Store,
-        config: StoreConfig,
+        store: ModelStore,
+        config: StoreTable,
         *,
         hand_over: Callable[[Pipeline, Candidate], bool],
         reload: Callable[[], None],

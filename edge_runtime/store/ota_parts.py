@@ -20,7 +20,7 @@ import msgspec
 
 from edge_runtime.bundle.signature import NAMESPACE, SUFFIX, require_signature
 from edge_runtime.errors import BundleError, CommandError
-from edge_runtime.store.store import Listed, Policy, Slot, Store
+from edge_runtime.store.store import Listed, ModelStore, Policy, Slot
 from edge_runtime.system.durable import make_folder, remove, write_file
 
 ROLLBACK_NAMESPACE = f"{NAMESPACE}-rollback"
@@ -74,7 +74,7 @@ class Incoming:
         policy: what an install asks for; its signers are trusted, and nothing unsigned is taken.
     """
 
-    def __init__(self, store: Store, policy: Policy) -> None:
+    def __init__(self, store: ModelStore, policy: Policy) -> None:
         self._store = store
         self._policy = policy
         self._folder = store.root / ".incoming"

@@ -165,7 +165,7 @@ def _selftest(bundle: Bundle, budget: Budget, place: str) -> Measured:
     return run_selftest(bundle, budget, place=place)
 
 
-class Store:
+class ModelStore:
     """The model store of one device.
 
     Args:

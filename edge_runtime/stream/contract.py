@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import Channel
-from edge_runtime.config.load import Repair
+from edge_runtime.config.load import RepairTable
 from edge_runtime.readings import Floats
 
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
@@ -26,7 +26,7 @@ class Contract:
         repair: what may be mended instead of rejected.
     """
 
-    def __init__(self, channels: tuple[Channel, ...], repair: Repair = Repair()) -> None:  # noqa: B008 - frozen
+    def __init__(self, channels: tuple[Channel, ...], repair: RepairTable = RepairTable()) -> None:  # noqa: B008 - frozen
         largest = float(np.finfo(np.float32).max)  # an open side: finite values only
         limits = [channel.range or (-largest, largest) for channel in channels]
         self._low = np.array([max(low, -largest) for low, _ in limits], np.float32)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import ModelError, Scores
-from edge_runtime.config.load import Model as ModelConfig
+from edge_runtime.config.load import ModelTable
 from edge_runtime.readings import Prediction
 
 _NEVER = -math.inf
@@ -55,7 +55,7 @@ class Decider:
     An alarm is: one of `alarm_labels` with a score of at least `threshold`; an anomaly; a value above `threshold`.
     """
 
-    def __init__(self, manifest: Manifest, config: ModelConfig, sequences: Sequences | None = None) -> None:
+    def __init__(self, manifest: Manifest, config: ModelTable, sequences: Sequences | None = None) -> None:
         self._sequences = sequences or Sequences()
         self._task = manifest.task
         self._labels = manifest.output.labels

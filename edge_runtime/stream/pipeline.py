@@ -16,8 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.bundle.model import Model, ModelError, Scores
-from edge_runtime.config.tables import Model as ModelConfig
-from edge_runtime.config.tables import Repair
+from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
 from edge_runtime.readings import Batch, Floats, Receipt
@@ -114,11 +113,11 @@ class Pipeline:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelTable,
         model: Model,
         *,
         channels: tuple[str, ...],
-        repair: Repair,
+        repair: RepairTable,
         payload: JsonPayload,
         topic: str,
         outbox: Outbox,
@@ -130,7 +129,7 @@ class Pipeline:
         self.counters = counters
         self._channels = channels
         self._repair = repair
-        self._repairs = repair != Repair()
+        self._repairs = repair != RepairTable()
         self._topic = topic
         self._outbox = outbox
         self._loop = loop
@@ -461,7 +460,7 @@ class Worker:
         self._next()
 
 
-def rehearse(model: Model, config: ModelConfig) -> Candidate:
+def rehearse(model: Model, config: ModelTable) -> Candidate:
     """Run a model on zeros, which also fills its caches, and see whether it would hold the loop up. Any thread may.
 
     Raises:

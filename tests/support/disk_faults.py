@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_runtime.delivery.outbox_file import Store, StoreError
+from edge_runtime.delivery.outbox_file import OutboxFile, StoreError
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOAD = ROOT / "tests" / "faults" / "core" / "outbox_workload.py"
@@ -102,7 +102,7 @@ def read_said(folder: Path) -> Said:
 def judge(folder: Path, said: Said) -> list[str]:
     """What is wrong with the file that was left; nothing is. The shipping code opens it."""
     problems = []
-    store = Store(folder / "outbox.db", 1 << 30, 1e12)
+    store = OutboxFile(folder / "outbox.db", 1 << 30, 1e12)
     try:
         opened = store.open()
         rows = store.fetch(0, 1_000_000)
@@ -162,8 +162,8 @@ def record_takeover(path: Path) -> list[Act]:
     for file in (path, path.with_name(path.name + "-wal")):
         acts += [Act("create", file.name), Act("write", file.name, 0, file.read_bytes()), Act("sync", file.name)]
     program = (
-        "import pathlib, sys; from edge_runtime.delivery.outbox_file import Store; "
-        "store = Store(pathlib.Path(sys.argv[1]), 1 << 30, 1e12); store.open(); store.close()"
+        "import pathlib, sys; from edge_runtime.delivery.outbox_file import OutboxFile; "
+        "store = OutboxFile(pathlib.Path(sys.argv[1]), 1 << 30, 1e12); store.open(); store.close()"
     )
     return acts + _acts(_trace(path.with_name("takeover.strace"), ["-c", program, str(path)]), path.parent)
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edge_runtime.store.store import Store
+from edge_runtime.store.store import ModelStore
 from tests.support.stored import UNSIGNED, believed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ class Installer:
 
 def main() -> None:
     """Serve until the input ends."""
-    store = Store(Path(sys.argv[1]), believed)
+    store = ModelStore(Path(sys.argv[1]), believed)
     for line in sys.stdin:
         store.install(Path(line.strip()), UNSIGNED)
 

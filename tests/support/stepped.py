@@ -1,8 +1,8 @@
 """A loop, a link and a disk thread that move only when a test says so, for everything that waits.
 
 `SteppedLoop` keeps the contract of `edge_runtime.system.loop.Loop` with a clock of its own; `SteppedStore` stands in
-for `StoreThread` around a real `Store`, and can fail before or after the disk did its work; `SteppedLink` is a broker's
-end of the wire. `tests/unit/support/test_stepped.py` holds them to their word.
+for `StoreThread` around a real `OutboxFile`, and can fail before or after the disk did its work; `SteppedLink` is a
+broker's end of the wire. `tests/unit/support/test_stepped.py` holds them to their word.
 """
 
 import heapq
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from edge_runtime.delivery.outbox_file import Committed, NewRow, Opened, Row, Store, StoreError, StoreThread
+from edge_runtime.delivery.outbox_file import Committed, NewRow, Opened, OutboxFile, Row, StoreError, StoreThread
 from edge_runtime.system.loop import Callback, Loop, Timer
 
 MOST_CALLBACKS = 100_000  # a pass that runs longer is a hot loop, which is a fault
@@ -92,7 +92,7 @@ class SteppedStore:
     """A `StoreThread` that works when `work` is called; `fault` makes the disk fail before or after its work."""
 
     def __init__(self, path: Path, *, max_bytes: int = 1 << 30, max_age: float = 1e12) -> None:
-        self.store = Store(path, max_bytes, max_age)
+        self.store = OutboxFile(path, max_bytes, max_age)
         self.fault: Fault = ""
         self.commits = 0
         self.committed_rows = 0

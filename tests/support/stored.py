@@ -10,7 +10,7 @@ from typing import Any
 from edge_runtime.bundle.measured import Measured
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.bundle.selftest import Budget
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.support import builders
 from tests.support.bad_models import GOOD
 from tests.support.daemon import Daemon
@@ -33,7 +33,7 @@ class Rig:
     folder: Path
     daemon: Daemon
     client: Subscriber
-    store: Store
+    store: ModelStore
     rate_hz: int = 300
     sent: int = 0
     sent_at: list[float] = field(default_factory=list)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.store.store import Store
+from edge_runtime.store.store import ModelStore
 from tests.conftest import MakeDaemon
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -29,7 +29,7 @@ def make_rig(
     """A device with version 1.0.0, proven; the text is more of its `[store]`."""
 
     def make(more: str) -> Rig:
-        store = Store(tmp_path / "store", believed)
+        store = ModelStore(tmp_path / "store", believed)
         first = builders.classification(name="comfort", version="1.0.0")
         slot = store.install(first.save(tmp_path / "first.onnx"), UNSIGNED).slot
         store.confirm("comfort", slot.digest)

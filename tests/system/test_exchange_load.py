@@ -17,7 +17,7 @@ from edge_runtime.bundle import selftest
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.bundle.selftest import Budget
 from edge_runtime.errors import BundleError
-from edge_runtime.store.store import MAX_STARTS, Policy, Store
+from edge_runtime.store.store import MAX_STARTS, ModelStore, Policy
 from tests.support import bad_models, builders
 from tests.support.bad_models import BAD
 from tests.support.installer import Installer
@@ -211,7 +211,7 @@ def test_a_model_that_is_bad_at_once_never_takes_a_reading(
     rig.send(50)
     began = time.monotonic()
     with pytest.raises(BundleError, match=words):
-        Store(rig.folder / "store").install(path, Policy(unsigned="allow", budget=Budget(wall_s=3.0)))
+        ModelStore(rig.folder / "store").install(path, Policy(unsigned="allow", budget=Budget(wall_s=3.0)))
     _report_recovery(record_property, kind, began)
     _assert_serves_the_old_one(rig, "")
 

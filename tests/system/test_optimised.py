@@ -8,7 +8,7 @@ import pytest
 
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import copy_path, open_copy, seal_of
-from edge_runtime.store.store import Store
+from edge_runtime.store.store import ModelStore
 from tests.conftest import MakeDaemon
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -152,7 +152,7 @@ def test_an_exchange_and_the_way_back_have_their_copies(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
 ) -> None:
     """A new bundle gets its copy after it has taken over; that of the one before stays, and serves the rollback."""
-    store = Store(tmp_path / "store", believed)
+    store = ModelStore(tmp_path / "store", believed)
 
     def install(version: str) -> Path:
         draft = builders.classification(name="comfort", version=version)

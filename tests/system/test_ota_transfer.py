@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from edge_runtime.errors import CommandError, EdgeError
 from edge_runtime.fleet.mqtt_transport import Login, MqttTransport
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.conftest import MakeDaemon
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -42,7 +42,7 @@ class Rig:
     daemon: Daemon
     client: Subscriber
     signer: builders.Signer
-    store: Store
+    store: ModelStore
 
     def bundle(self, version: str, ballast: int = BALLAST_BYTES) -> Path:
         """A signed bundle that is as large as a real one."""
@@ -71,7 +71,7 @@ class Rig:
 def rig(mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path) -> Rig:
     """Version 1.0.0 runs."""
     signer = builders.signer(tmp_path / "keys")
-    store = Store(tmp_path / "store")
+    store = ModelStore(tmp_path / "store")
     first = builders.classification(name="comfort", version="1.0.0").save(tmp_path / "first.onnx")
     signer.sign(first)
     store.install(first, Policy(allowed_signers=signer.allowed))

@@ -27,7 +27,7 @@ HANG = "lambda *_, **__: time.sleep(1000)"
 # name -> (what goes wrong, what the log says of it)
 HANGS = {
     "the disk": (
-        f"import edge_runtime.delivery.outbox_file as store\nstore.Store.commit = {HANG}\n",
+        f"import edge_runtime.delivery.outbox_file as store\nstore.OutboxFile.commit = {HANG}\n",
         'what="the outbox\'s disk"',
     ),
     "a model in its thread": (

@@ -12,7 +12,7 @@ Reasons: `malformed`, `noise` (bytes that are no text), `wrong_type`, `not_finit
 from collections.abc import Sequence
 from typing import Protocol
 
-from edge_runtime.config.tables import MqttSource, SerialSource
+from edge_runtime.config.tables import MqttSourceTable, SerialSourceTable
 from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Decoded, Members
 from edge_runtime.stream.codecs.csv_codec import CsvDecoder, column_mistakes, delimiter_mistakes
@@ -81,7 +81,7 @@ def make_decoder(
 
 
 def source_decoder(
-    source: SerialSource | MqttSource, channels: Sequence[str], shape: tuple[int, ...] | None
+    source: SerialSourceTable | MqttSourceTable, channels: Sequence[str], shape: tuple[int, ...] | None
 ) -> Decoder:
     """The decoder that a source's table asks for.
 

@@ -7,7 +7,7 @@ reading (then it is counted). A stopped source acknowledges nothing, so that the
 import time
 from collections.abc import Callable
 
-from edge_runtime.config.tables import MqttSource as MqttSourceConfig
+from edge_runtime.config.tables import MqttSourceTable
 from edge_runtime.mqtt.connection import Message
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.topics import TopicKeys
@@ -33,7 +33,7 @@ class MqttSource:
 
     def __init__(
         self,
-        config: MqttSourceConfig,
+        config: MqttSourceTable,
         channels: tuple[str, ...],
         shape: tuple[int, ...] | None,
         *,

@@ -10,7 +10,7 @@ import os
 import termios
 from typing import Any
 
-from edge_runtime.config.tables import SerialSource
+from edge_runtime.config.tables import SerialSourceTable
 from edge_runtime.errors import TransientError
 
 # Major numbers of the terminal side of pseudo-terminals (Documentation/admin-guide/devices.txt of the kernel).
@@ -26,7 +26,7 @@ class PortError(TransientError):
         self.reason = reason
 
 
-def open_port(config: SerialSource) -> int:
+def open_port(config: SerialSourceTable) -> int:
     """Open and configure the port that stands under the path now; its descriptor, to be given to `close_port`.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edge_runtime.config.tables import ReplaySource
+from edge_runtime.config.tables import ReplaySourceTable
 from edge_runtime.errors import ConfigError, TransientError
 from edge_runtime.stream.codecs import Decoded, Decoder, make_decoder
 from edge_runtime.stream.codecs.columns import Members, Rows, judge
@@ -54,7 +54,7 @@ class Recording(Protocol):
 
 
 def open_recording(
-    path: Path, config: ReplaySource, channels: tuple[str, ...], shape: tuple[int, ...] | None
+    path: Path, config: ReplaySourceTable, channels: tuple[str, ...], shape: tuple[int, ...] | None
 ) -> Recording:
     """Look at a file and make ready to play it.
 
@@ -79,13 +79,13 @@ def open_recording(
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _json_decoder(config: ReplaySource, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+def _json_decoder(config: ReplaySourceTable, members: Members, shape: tuple[int, ...] | None) -> Decoder:
     return make_decoder(
         "json", members.channels, shape=shape, key_field=config.key, time_field=config.time, place=members.place
     )
 
 
-def _open_csv(path: Path, config: ReplaySource, members: Members) -> Recording:
+def _open_csv(path: Path, config: ReplaySourceTable, members: Members) -> Recording:
     with path.open("rb") as file:
         head, row = file.readline(config.max_frame_bytes), file.readline(config.max_frame_bytes)
     columns = _header(head, config.delimiter)

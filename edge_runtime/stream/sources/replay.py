@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
-from edge_runtime.config.tables import ReplaySource as ReplayConfig
+from edge_runtime.config.tables import ReplaySourceTable
 from edge_runtime.errors import ConfigError
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import Decoded
@@ -39,7 +39,7 @@ class ReplaySource:
 
     def __init__(
         self,
-        config: ReplayConfig,
+        config: ReplaySourceTable,
         channels: tuple[str, ...],
         shape: tuple[int, ...] | None,
         loop: Loop,
@@ -157,7 +157,7 @@ class ReplaySource:
 class _Pace:
     """When each reading is due, in the loop's time."""
 
-    def __init__(self, config: ReplayConfig, clock: Callable[[], float]) -> None:
+    def __init__(self, config: ReplaySourceTable, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._full = config.speed == "full"
         self._factor = config.speed if isinstance(config.speed, float | int) else 1.0
@@ -191,7 +191,7 @@ class _Pace:
 
 
 def open_recordings(
-    config: ReplayConfig, channels: tuple[str, ...], shape: tuple[int, ...] | None
+    config: ReplaySourceTable, channels: tuple[str, ...], shape: tuple[int, ...] | None
 ) -> list[tuple[Path, Recording]]:
     """Look at every file of a source, and make ready to play them.
 

@@ -16,7 +16,7 @@ import termios
 import time
 from collections.abc import Callable
 
-from edge_runtime.config.tables import SerialSource as SerialConfig
+from edge_runtime.config.tables import SerialSourceTable
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import source_decoder
 from edge_runtime.stream.framing import make_framer
@@ -50,7 +50,7 @@ class SerialSource:
 
     def __init__(
         self,
-        config: SerialConfig,
+        config: SerialSourceTable,
         channels: tuple[str, ...],
         shape: tuple[int, ...] | None,
         loop: Loop,

@@ -18,7 +18,7 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_runtime.config.tables import Broker
+from edge_runtime.config.tables import BrokerTable
 from edge_runtime.mqtt import connection as connection_module
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.connection import Connection, Message, Will
@@ -94,7 +94,7 @@ def make_client() -> Iterator[MakeClient]:
         ack_patience: float = connection_module.ACK_DELAY_S,
         **table: Any,
     ) -> _Client:
-        settings = msgspec.convert({"url": url, "reconnect_min": 0.05, "reconnect_max": 0.2} | table, Broker)
+        settings = msgspec.convert({"url": url, "reconnect_min": 0.05, "reconnect_max": 0.2} | table, BrokerTable)
         loop, counters = Loop(), Counters()
         connection = Connection(
             settings,

@@ -15,8 +15,7 @@ from edge_runtime.batch.run import Request, predict
 from edge_runtime.bundle.manifest import OUTPUT_NAMES, Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
-from edge_runtime.config.tables import Model as ModelConfig
-from edge_runtime.config.tables import Repair
+from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.http.app import App
@@ -55,10 +54,10 @@ class Deployment:
         payloads: list[bytes] = []
         outbox = SimpleNamespace(offer=lambda _stream, _topic, payload, **_: payloads.append(payload))
         pipeline = Pipeline(
-            ModelConfig(name="m", bundle="b", source="s", run="loop"),
+            ModelTable(name="m", bundle="b", source="s", run="loop"),
             self.model,
             channels=channels,
-            repair=Repair(),
+            repair=RepairTable(),
             payload=JsonPayload(
                 device="d", model="m", source="s", start=1, manifest=manifest, threshold=manifest.output.threshold
             ),

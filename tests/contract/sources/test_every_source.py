@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from edge_runtime.config.tables import ReplaySource as ReplayConfig
-from edge_runtime.config.tables import SerialSource as SerialConfig
+from edge_runtime.config.tables import ReplaySourceTable, SerialSourceTable
 from edge_runtime.readings import Batch
 from edge_runtime.stream.sources.replay import ReplaySource
 from edge_runtime.stream.sources.serial import SerialSource
@@ -51,12 +50,12 @@ class Rig:
             self.source, self.feed = fake, lambda: fake.deliver(ROWS)
         elif kind == "serial":
             self.port.plug()
-            self.source = SerialSource(SerialConfig(name="port", port=str(self.port.path)), *given)
+            self.source = SerialSource(SerialSourceTable(name="port", port=str(self.port.path)), *given)
             self.feed = lambda: self.port.write(b"\n" + b"".join(b"%f,%f\n" % (x, y) for x, y in ROWS))
         else:
             tape = folder / "tape.csv"
             tape.write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in ROWS))
-            self.source = ReplaySource(ReplayConfig(name="tape", files=(str(tape),), speed="full"), *given)
+            self.source = ReplaySource(ReplaySourceTable(name="tape", files=(str(tape),), speed="full"), *given)
         self.source.on_state = lambda: self.changes.append((self.source.is_open, self.source.state))
 
     def run_until(self, condition: Callable[[], object]) -> None:

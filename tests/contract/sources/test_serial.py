@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.config.tables import SerialSource as SerialConfig
+from edge_runtime.config.tables import SerialSourceTable
 from edge_runtime.readings import Batch
 from edge_runtime.stream.framing import cobs_encode, crc16
 from edge_runtime.stream.sources.serial import SerialSource
@@ -44,7 +44,7 @@ class Bench:
 
     def source(self, *, needed: Callable[[], int] = lambda: 1, **options: Any) -> SerialSource:
         """A source on the port; it tries an absent port every few milliseconds, to keep tests short."""
-        config = SerialConfig(**{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options})
+        config = SerialSourceTable(**{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options})
         source = SerialSource(
             config,
             CHANNELS,
@@ -579,7 +579,7 @@ def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(tmp_path: Path
             pauses.append(delay)
             return super().call_later(delay, callback)
 
-    loop, config = Clock(), SerialConfig(name="imu", port=str(tmp_path / "none"), reopen_max=5.0)
+    loop, config = Clock(), SerialSourceTable(name="imu", port=str(tmp_path / "none"), reopen_max=5.0)
     source = SerialSource(config, CHANNELS, None, loop, lambda _: None, Counters(), rng=random.Random(1))
     for _ in range(10):
         source._open()

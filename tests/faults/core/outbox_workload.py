@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edge_runtime.delivery import outbox_file as outbox_store
-from edge_runtime.delivery.outbox_file import NewRow, Store, StoreError
+from edge_runtime.delivery.outbox_file import NewRow, OutboxFile, StoreError
 
 STEPS = 24
 
@@ -31,7 +31,7 @@ class Worker:
         said = folder / "said"
         self.number = _last_number(said)
         self.log = os.open(said, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-        self.store = Store(folder / "outbox.db", 1 << 30, 1e12)
+        self.store = OutboxFile(folder / "outbox.db", 1 << 30, 1e12)
         self.stored: dict[int, int] = {}
 
     def run(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.delivery.outbox_file import SCHEMA_VERSION, NewRow, Store, StoreError
+from edge_runtime.delivery.outbox_file import SCHEMA_VERSION, NewRow, OutboxFile, StoreError
 from tests.support.disk_faults import LONG, report
 
 DAMAGES = 10_000 if LONG else 1_000
@@ -32,8 +32,8 @@ def _row(number: int) -> NewRow:
     return NewRow(f"m/{number % 3}", 1, 1e9, f"edge/m/{number % 3}", b'{"n":%d,"fill":"%s"}' % (number, fill))
 
 
-def _store(path: Path) -> Store:
-    return Store(path, 1 << 30, 1e12)
+def _store(path: Path) -> OutboxFile:
+    return OutboxFile(path, 1 << 30, 1e12)
 
 
 def _make(folder: Path, *, open_end: bool) -> Path:
@@ -229,7 +229,7 @@ def test_only_the_newest_damaged_files_are_kept(folder: Path) -> None:
 def test_rows_never_grow_old_by_a_clock_that_is_set(folder: Path) -> None:
     """A device without a clock wakes up in 1970; when the time is set, its rows are as old as before."""
     wall, mono = [100.0], [10.0]
-    store = Store(folder / "outbox.db", 1 << 30, 3600.0, wall=lambda: wall[0], monotonic=lambda: mono[0])
+    store = OutboxFile(folder / "outbox.db", 1 << 30, 3600.0, wall=lambda: wall[0], monotonic=lambda: mono[0])
     store.open()
     store.commit([NewRow("m/a", 1, 100.0, "t", b"{}")], ())
     wall[0] += 1.7e9

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.delivery.outbox_file import Store
+from edge_runtime.delivery.outbox_file import OutboxFile
 from tests.support.disk_faults import LONG, STRACE, Act, cut, judge, record, record_takeover, report
 from tests.support.older_outbox import OLDER_ROWS, copy_older_file
 
@@ -76,7 +76,7 @@ def test_a_power_cut_while_an_older_file_is_taken_over_loses_no_row(folder: Path
         cut(acts, at, rng, image)
         with closing(sqlite3.connect(f"{(image / 'outbox.db').as_uri()}?mode=ro", uri=True)) as connection:
             versions.add(connection.execute("PRAGMA user_version").fetchone()[0])
-        store = Store(image / "outbox.db", 1 << 30, 1e12)
+        store = OutboxFile(image / "outbox.db", 1 << 30, 1e12)
         opened = store.open()
         found = {row.id: row.payload for row in store.fetch(0, 1000) if row.is_sound}
         store.close()

@@ -17,7 +17,7 @@ import onnxruntime  # noqa: F401 - so that no child looks for its version on the
 from edge_runtime.bundle.measured import Measured
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.bundle.selftest import Budget
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 
 
 def quick(bundle: Bundle, budget: Budget, place: str) -> Measured:
@@ -28,7 +28,7 @@ def quick(bundle: Bundle, budget: Budget, place: str) -> Measured:
 
 def operate(order: dict[str, Any]) -> None:
     """Do one operation on a store."""
-    store = Store(Path(order["store"]), selftest=quick)
+    store = ModelStore(Path(order["store"]), selftest=quick)
     name = "activity"
     match order["verb"]:
         case "install":

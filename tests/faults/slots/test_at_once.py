@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from edge_runtime.bundle.open import open_bundle
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.faults.slots.operations import quick
 from tests.support import builders
 
@@ -14,9 +14,9 @@ INSTALLER = """
 import sys, time
 from pathlib import Path
 from edge_runtime.errors import EdgeError
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.faults.slots.operations import quick
-store, policy = Store(Path(sys.argv[1]), selftest=quick), Policy(unsigned="allow")
+store, policy = ModelStore(Path(sys.argv[1]), selftest=quick), Policy(unsigned="allow")
 done = 0
 for path in sys.argv[2:]:
     end = time.monotonic() + 60
@@ -34,8 +34,8 @@ print(done)
 DAEMON = """
 import sys, time
 from pathlib import Path
-from edge_runtime.store.store import Store
-store = Store(Path(sys.argv[1]))
+from edge_runtime.store.store import ModelStore
+store = ModelStore(Path(sys.argv[1]))
 end = time.monotonic() + 60
 while time.monotonic() < end and not Path(sys.argv[2]).exists():
     slot = store.begin("activity")
@@ -47,7 +47,7 @@ while time.monotonic() < end and not Path(sys.argv[2]).exists():
 def test_installs_and_a_daemon_at_once_leave_one_whole_active_bundle(tmp_path: Path) -> None:
     """Two installers race and a daemon confirms all the while: every look shows one active bundle."""
     root = tmp_path / "models"
-    store = Store(root, selftest=quick)
+    store = ModelStore(root, selftest=quick)
     paths = []
     for number in range(31):
         draft = builders.classification(version=f"1.{number}.0", seed=number)

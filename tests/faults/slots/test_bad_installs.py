@@ -11,7 +11,7 @@ import pytest
 
 from edge_runtime.bundle.selftest import Budget
 from edge_runtime.errors import BundleError, CommandError, EdgeError
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.faults.slots.operations import quick
 from tests.support import builders
 
@@ -29,7 +29,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> builders.Signer:
 @pytest.mark.timeout(3600)
 def test_no_changed_bundle_or_signature_ever_gets_in(tmp_path: Path, keys: builders.Signer) -> None:
     """Any change of the bundle or its signature, and any older bundle, is refused, also as a shadow."""
-    store = Store(tmp_path / "models", selftest=quick)
+    store = ModelStore(tmp_path / "models", selftest=quick)
     policy = Policy(allowed_signers=keys.allowed)
     files = {}
     for version in ("1.0.0", "2.0.0", "3.0.0"):
@@ -82,7 +82,7 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
 @pytest.mark.parametrize("bad", ["wrong answers", "without golden vectors", "slow", "large", "unloadable"])
 def test_a_bad_model_leaves_the_good_one_active(tmp_path: Path, keys: builders.Signer, bad: str) -> None:
     """Whatever the self-test finds out, the device goes on with what it had, and a mended bundle then gets in."""
-    store = Store(tmp_path / "models")
+    store = ModelStore(tmp_path / "models")
     budget = {"slow": Budget(latency_ms=1e-9), "large": Budget(memory_bytes=1)}.get(bad, Budget())
     policy = Policy(allowed_signers=keys.allowed)
     good = builders.classification().save(tmp_path / "good.onnx")
@@ -125,7 +125,7 @@ def test_a_full_disk_refuses_in_words_and_the_old_bundle_serves_on(
     tmp_path: Path, small_disk: Path, keys: builders.Signer
 ) -> None:
     """No room is no harm: the active bundle stays, and with room again the same install succeeds."""
-    store = Store(small_disk / "models", selftest=quick)
+    store = ModelStore(small_disk / "models", selftest=quick)
     policy = Policy(allowed_signers=keys.allowed)
     for version in ("1.0.0", "1.1.0"):
         keys.sign(builders.classification(version=version, seed=int(version[2])).save(tmp_path / f"{version}.onnx"))
@@ -143,7 +143,7 @@ def test_a_full_disk_refuses_in_words_and_the_old_bundle_serves_on(
 
 def test_a_read_only_disk_refuses_in_words(tmp_path: Path, small_disk: Path, keys: builders.Signer) -> None:
     """A file system that the kernel made read-only is named, and what is on it can still be read."""
-    store = Store(small_disk / "models", selftest=quick)
+    store = ModelStore(small_disk / "models", selftest=quick)
     policy = Policy(allowed_signers=keys.allowed)
     for version in ("1.0.0", "1.1.0"):
         keys.sign(builders.classification(version=version, seed=int(version[2])).save(tmp_path / f"{version}.onnx"))

@@ -19,7 +19,7 @@ import pytest
 
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.store.permission import PERMISSION_NAMESPACE
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.faults.slots.operations import quick
 from tests.support import builders
 
@@ -37,7 +37,7 @@ class Scenario:
     """A store as it was before, one operation, and the versions that may be active after a kill (old, new)."""
 
     name: str
-    prepare: Callable[[Store, "Bench"], None]
+    prepare: Callable[[ModelStore, "Bench"], None]
     order: dict[str, Any]
     versions: tuple[str | None, str]
 
@@ -107,8 +107,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     made.close()
 
 
-def _install(*versions: str, prove: bool = True) -> Callable[[Store, Bench], None]:
-    def prepare(store: Store, bench: Bench) -> None:
+def _install(*versions: str, prove: bool = True) -> Callable[[ModelStore, Bench], None]:
+    def prepare(store: ModelStore, bench: Bench) -> None:
         for version in versions:
             store.install(bench.bundles[version], bench.policy)
             if prove:
@@ -117,22 +117,22 @@ def _install(*versions: str, prove: bool = True) -> Callable[[Store, Bench], Non
     return prepare
 
 
-def _on_probation(store: Store, bench: Bench) -> None:
+def _on_probation(store: ModelStore, bench: Bench) -> None:
     _install(OLD)(store, bench)
     store.install(bench.bundles[NEW], bench.policy)
 
 
-def _staged(store: Store, bench: Bench) -> None:
+def _staged(store: ModelStore, bench: Bench) -> None:
     _install(OLD)(store, bench)
     store.install(bench.bundles[NEW], replace(bench.policy, activate=False))
 
 
-def _shadowed(store: Store, bench: Bench) -> None:
+def _shadowed(store: ModelStore, bench: Bench) -> None:
     _install(OLD)(store, bench)
     store.install(bench.bundles[NEW], replace(bench.policy, shadow=True))
 
 
-def _half_done(store: Store, bench: Bench) -> None:
+def _half_done(store: ModelStore, bench: Bench) -> None:
     """What an earlier kill may have left: a staged copy, a bundle that no state speaks of, half a state."""
     _install(OLD)(store, bench)
     (store.root / ".staging").mkdir()
@@ -141,7 +141,7 @@ def _half_done(store: Store, bench: Bench) -> None:
     (store.root / "activity" / ".new-state.json").write_text('{"format": 1, "act')
 
 
-def _permitted(store: Store, bench: Bench) -> None:
+def _permitted(store: ModelStore, bench: Bench) -> None:
     _install(NEXT)(store, bench)
     bundle = open_bundle(bench.bundles[NEW])
     permission = bundle.path.with_name(bundle.path.name + ".allow-older")
@@ -176,7 +176,7 @@ SCENARIOS = (
 
 def _check(root: Path, scenario: Scenario) -> None:
     """After the kill: one active bundle, old or new, whole and loadable."""
-    store = Store(root, selftest=quick)
+    store = ModelStore(root, selftest=quick)
     entries = store.entries()
     active = [entry for entry in entries if entry.state in {"active", "probation"}]
     old, new = scenario.versions
@@ -195,7 +195,7 @@ def _check(root: Path, scenario: Scenario) -> None:
 
 def _again(root: Path, scenario: Scenario, bench: Bench) -> None:
     """The same order then succeeds, and leaves nothing behind that the state does not speak of."""
-    store = Store(root, selftest=quick)
+    store = ModelStore(root, selftest=quick)
     verb, version = scenario.order["verb"], scenario.order.get("version", NEW)
     if verb == "install":
         store.install(bench.bundles[version], replace(bench.policy, shadow=bool(scenario.order.get("shadow"))))
@@ -219,7 +219,7 @@ def test_a_kill_at_any_call_leaves_one_whole_active_bundle(bench: Bench, tmp_pat
     fired: collections.Counter[str] = collections.Counter()
     for scenario in SCENARIOS:
         before = tmp_path / scenario.name.replace(" ", "-")
-        scenario.prepare(Store(before, selftest=quick), bench)
+        scenario.prepare(ModelStore(before, selftest=quick), bench)
         trial = tmp_path / "trial"
         _fresh(before, trial)
         status, log = bench.operate(scenario.order, trial, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.conftest import MakeDaemon
 from tests.faults.slots.operations import quick
 from tests.support import builders
@@ -31,7 +31,7 @@ def test_exchanged_models_leave_nothing_behind(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
 ) -> None:
     """After the warm-up the process grows by no more than five megabytes, and holds as many descriptors and threads."""
-    store, policy = Store(tmp_path / "store", quick), Policy(unsigned="allow")
+    store, policy = ModelStore(tmp_path / "store", quick), Policy(unsigned="allow")
     first = builders.classification(name="comfort", version="1.0.0").save(tmp_path / "first.onnx")
     store.confirm("comfort", store.install(first, policy).slot.digest)
     daemon = make_daemon(stored_device(mosquitto, tmp_path, "probation_predictions = 1")).start()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.conftest import MakeDaemon
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -40,7 +40,7 @@ class Fleet:
         """A device that runs version 1.0.0."""
         home = self.folder / name
         home.mkdir()
-        Store(home / "store").install(self.bundle("1.0.0"), Policy(allowed_signers=self.keys.allowed))
+        ModelStore(home / "store").install(self.bundle("1.0.0"), Policy(allowed_signers=self.keys.allowed))
         more = f'allowed_signers = "{self.keys.allowed}"\nover_mqtt = "signed"\nover_mqtt_rate = 4_000_000'
         text = stored_device(self._broker, home, more).replace('id = "room"', f'id = "{name}"')
         self.daemons[name] = self._make(text).start()
@@ -54,7 +54,7 @@ class Fleet:
 
     def version(self, name: str) -> str:
         """What the store of a device says."""
-        return Store(self.folder / name / "store").slot("comfort").version
+        return ModelStore(self.folder / name / "store").slot("comfort").version
 
     def __call__(self, *words: str | Path) -> tuple[int, dict[str, Any]]:
         """`edge-runtime ... --json`: the exit code and the devices by name."""
@@ -117,7 +117,9 @@ def test_flash_rollback_and_devices_reach_behind_a_router(fleet: Fleet, subscrib
 
     code, found = fleet("flash", fleet.bundle("1.2.0"), "hall", "--shadow")
     assert (code, found["hall"]["text"][-12:]) == (0, "it is staged")
-    assert [each.shadow for each in Store(fleet.folder / "hall/store").entries() if each.version == "1.2.0"] == [True]
+    assert [each.shadow for each in ModelStore(fleet.folder / "hall/store").entries() if each.version == "1.2.0"] == [
+        True
+    ]
 
 
 def test_what_only_ssh_can_do_is_named(fleet: Fleet) -> None:

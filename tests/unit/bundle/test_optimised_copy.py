@@ -22,10 +22,9 @@ from edge_runtime.bundle.model import Model, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import copy_path, load_model, open_copy, seal_of, wants_copy
 from edge_runtime.bundle.optimised_copy_maker import EXIT_BUSY, EXIT_FAILED, EXIT_KEPT, Copies, make_copy
-from edge_runtime.config.tables import Model as ModelConfig
-from edge_runtime.config.tables import Store as StoreConfig
+from edge_runtime.config.tables import ModelTable, StoreTable
 from edge_runtime.errors import BundleError
-from edge_runtime.store.store import Store
+from edge_runtime.store.store import ModelStore
 from edge_runtime.system.log import TextFormatter
 from edge_runtime.system.loop import Loop
 from tests.support import builders
@@ -330,8 +329,8 @@ def test_where_signatures_are_asked_for_nothing_unsigned_is_kept_by_itself() -> 
     """`auto` means none there; a model's own word goes before that of the store."""
 
     def keep(model: Any, store: Any, signers: str | None) -> str:
-        config = ModelConfig(name="m", bundle="m", source="s", keep_optimised=model)
-        return optimised.chosen(config, StoreConfig(keep_optimised=store, allowed_signers=signers))
+        config = ModelTable(name="m", bundle="m", source="s", keep_optimised=model)
+        return optimised.chosen(config, StoreTable(keep_optimised=store, allowed_signers=signers))
 
     assert keep(None, "auto", None) == "auto"
     assert keep(None, "auto", "/keys") == "never"
@@ -343,7 +342,7 @@ def test_where_signatures_are_asked_for_nothing_unsigned_is_kept_by_itself() -> 
 
 def test_a_copy_stays_as_long_as_its_slot(tmp_path: Path) -> None:
     """The copy of the previous bundle is there for a rollback; that of a bundle that leaves the store goes with it."""
-    store = Store(tmp_path / "store", believed)
+    store = ModelStore(tmp_path / "store", believed)
     paths = []
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         draft = builders.classification(name="comfort", version=version)

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.config.load import (
-    Broker,
+    BrokerTable,
     Config,
-    MqttSource,
+    MqttSourceTable,
     differences,
     load_config,
     parse_endpoint,
@@ -196,7 +196,7 @@ def test_a_password_is_the_first_line_of_its_file(folder: Path) -> None:
     (folder / "broker.password").unlink()
     with pytest.raises(TransientError, match="cannot be read"):
         read_password(broker)
-    assert read_password(Broker(url="mqtt://h")) is None
+    assert read_password(BrokerTable(url="mqtt://h")) is None
 
 
 def test_a_password_may_come_from_a_systemd_credential(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,13 +213,13 @@ def test_a_password_may_come_from_a_systemd_credential(folder: Path, monkeypatch
     assert read_password(upstream_broker(load(folder, text))) == "hunter2"
 
 
-def mqtt_source(folder: Path, keys: str, upstream: str = "") -> tuple[Config, MqttSource]:
+def mqtt_source(folder: Path, keys: str, upstream: str = "") -> tuple[Config, MqttSourceTable]:
     """A configuration with one MQTT source, and that source."""
     head, _, rest = DEVICE.partition('type = "serial"')
     tail = rest.partition('fields = ["x"]')[2]
     config = load(folder, head + f'type = "mqtt"\ntopics = ["a"]\n{keys}' + tail + upstream)
     source = config.source[0]
-    assert isinstance(source, MqttSource)
+    assert isinstance(source, MqttSourceTable)
     return config, source
 
 

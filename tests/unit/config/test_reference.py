@@ -10,7 +10,7 @@ import pytest
 
 from device_configs import generate
 from edge_runtime.config.load import load_config
-from edge_runtime.config.tables import Config, Device
+from edge_runtime.config.tables import Config, DeviceTable
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -31,7 +31,7 @@ def test_every_key_has_a_sentence_and_every_sentence_a_key() -> None:
     for _, struct in generate.tables():
         assert all(key.text.endswith(".") for key in generate.keys(struct).values())
 
-    class Undescribed(Device, frozen=True, kw_only=True):
+    class Undescribed(DeviceTable, frozen=True, kw_only=True):
         """A table whose key is not described."""
 
         colour: str = "red"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.delivery.outbox_file import HIGHEST_ID, SCHEMA_VERSION, NewRow, Store, StoreError
+from edge_runtime.delivery.outbox_file import HIGHEST_ID, SCHEMA_VERSION, NewRow, OutboxFile, StoreError
 from tests.support.older_outbox import OLDER_ROWS, copy_older_file
 
 PAYLOAD = b'{"id":"a/m/-/1/2","seq":2,"device":"a","model":"m","version":"1.0.0","source":"s","key":null}'
@@ -18,8 +18,8 @@ def _row(priority: int, payload: bytes = PAYLOAD) -> NewRow:
     return NewRow("m/-", priority, 1e9, "edge/a/m/-", payload)
 
 
-def _open(path: Path, max_bytes: int = 1 << 30) -> Store:
-    store = Store(path, max_bytes, 1e12)
+def _open(path: Path, max_bytes: int = 1 << 30) -> OutboxFile:
+    store = OutboxFile(path, max_bytes, 1e12)
     store.open()
     return store
 
@@ -101,7 +101,7 @@ def test_a_row_number_that_no_device_reaches_is_a_damage(tmp_path: Path) -> None
     with closing(sqlite3.connect(tmp_path / "o.db")) as connection:
         connection.execute("UPDATE entry SET id = ? WHERE id = 2", (HIGHEST_ID + 5,))
         connection.commit()
-    store = Store(tmp_path / "o.db", 1 << 30, 1e12)
+    store = OutboxFile(tmp_path / "o.db", 1 << 30, 1e12)
     opened = store.open()
     assert opened.damaged_file is not None
     assert (opened.salvaged, opened.lost) == (2, 0)
@@ -112,7 +112,7 @@ def test_a_row_number_that_no_device_reaches_is_a_damage(tmp_path: Path) -> None
 def test_a_file_of_version_1_is_taken_over_with_every_row(tmp_path: Path) -> None:
     """As a killed process left it, with rows in the log: none is missing, and new ones go behind them."""
     path = copy_older_file(tmp_path)
-    store = Store(path, 1 << 30, 1e12)
+    store = OutboxFile(path, 1 << 30, 1e12)
     opened = store.open()
     assert (opened.damaged_file, opened.rows) == (None, len(OLDER_ROWS))
     assert {row.id: row.payload for row in store.fetch(0, 1000)} == OLDER_ROWS
@@ -149,7 +149,7 @@ def test_a_damaged_file_of_version_1_is_salvaged(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[(root - 1) * 4096 : root * 4096] = bytes(4096)
     path.write_bytes(data)
-    store = Store(path, 1 << 30, 1e12)
+    store = OutboxFile(path, 1 << 30, 1e12)
     opened = store.open()
     assert opened.damaged_file is not None
     assert opened.salvaged == len(OLDER_ROWS)
@@ -192,5 +192,5 @@ def test_rows_without_numbers_are_a_damage(tmp_path: Path) -> None:
     assert broken != data
     assert len(broken) == len(data)
     (tmp_path / "o.db").write_bytes(broken)
-    opened = Store(tmp_path / "o.db", 1 << 30, 1e12).open()
+    opened = OutboxFile(tmp_path / "o.db", 1 << 30, 1e12).open()
     assert opened.damaged_file is not None

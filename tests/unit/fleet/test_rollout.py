@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edge_runtime.errors import CommandError, TransientError
-from edge_runtime.fleet.inventory import Rollout, Target
+from edge_runtime.fleet.inventory import RolloutTable, Target
 from edge_runtime.fleet.progress import Lines, Silent, shown
 from edge_runtime.fleet.rollout import MOST_FAILURES, Outcome, Watcher, failures, roll_out, waves
 from edge_runtime.fleet.table import duration, render
@@ -35,14 +35,14 @@ def names(groups: list[list[Target]]) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("rollout", "expected"),
     [
-        (Rollout(), [["a"], ["b", "c", "d", "e"]]),
-        (Rollout(canaries=2, wave=2), [["a", "b"], ["c", "d"], ["e"]]),
-        (Rollout(canaries=0), [["a", "b", "c", "d", "e"]]),
-        (Rollout(canaries=5), [["a", "b", "c", "d", "e"]]),
-        (Rollout(canaries=9, wave=4), [["a", "b", "c", "d"], ["e"]]),
+        (RolloutTable(), [["a"], ["b", "c", "d", "e"]]),
+        (RolloutTable(canaries=2, wave=2), [["a", "b"], ["c", "d"], ["e"]]),
+        (RolloutTable(canaries=0), [["a", "b", "c", "d", "e"]]),
+        (RolloutTable(canaries=5), [["a", "b", "c", "d", "e"]]),
+        (RolloutTable(canaries=9, wave=4), [["a", "b", "c", "d"], ["e"]]),
     ],
 )
-def test_canaries_go_first_and_the_rest_in_waves(rollout: Rollout, expected: list[list[str]]) -> None:
+def test_canaries_go_first_and_the_rest_in_waves(rollout: RolloutTable, expected: list[list[str]]) -> None:
     """The canaries are a wave of their own when anybody is left to follow them."""
     assert names(waves(targets(*"abcde"), rollout)) == expected
 
@@ -63,7 +63,7 @@ def work(failing: str = "", seen: list[str] | None = None) -> Callable[[Target, 
 def test_a_failing_canary_keeps_the_others_from_harm() -> None:
     """When the canary fails nobody else is touched, and each of the others is named as not tried."""
     seen: list[str] = []
-    outcomes = roll_out(targets(*"abc"), work("a", seen), Rollout(), Silent())
+    outcomes = roll_out(targets(*"abc"), work("a", seen), RolloutTable(), Silent())
     assert seen == ["a"]
     assert [(each.device, each.result, each.text) for each in outcomes] == [
         ("a", "failed", "it refuses"),
@@ -75,7 +75,7 @@ def test_a_failing_canary_keeps_the_others_from_harm() -> None:
 
 def test_a_wave_is_finished_even_when_one_of_it_fails() -> None:
     """Within a wave every device is tried; the next wave is not begun; errors are one line each."""
-    outcomes = roll_out(targets(*"abcde"), work("bc"), Rollout(wave=3), Silent())
+    outcomes = roll_out(targets(*"abcde"), work("bc"), RolloutTable(wave=3), Silent())
     assert [each.result for each in outcomes] == ["done", "failed", "failed", "done", "not tried"]
     assert outcomes[1].text == "it does not answer"
     assert failures(outcomes) == 2
@@ -83,7 +83,7 @@ def test_a_wave_is_finished_even_when_one_of_it_fails() -> None:
 
 def test_keep_going_tries_everybody() -> None:
     """On request a failure stops nothing."""
-    outcomes = roll_out(targets(*"abc"), work("a"), Rollout(), Silent(), keep_going=True)
+    outcomes = roll_out(targets(*"abc"), work("a"), RolloutTable(), Silent(), keep_going=True)
     assert [each.result for each in outcomes] == ["failed", "done", "done"]
 
 
@@ -91,7 +91,7 @@ def test_a_wave_is_looked_at_again_before_the_next_begins() -> None:
     """After the soak a device that went back by itself counts as failed, and stops the rollout."""
     pauses: list[float] = []
     outcomes = roll_out(
-        targets(*"ab"), work(), Rollout(soak=30), Silent(),
+        targets(*"ab"), work(), RolloutTable(soak=30), Silent(),
         confirm=lambda target: "rejected: NaN" if target.name == "a" else None, pause=pauses.append,
     )  # fmt: skip
     assert pauses == [30]
@@ -116,7 +116,7 @@ def test_no_more_devices_than_the_limit_are_at_work_at_once() -> None:
             running -= 1
         return Outcome(target.name, "done")
 
-    roll_out(targets(*"abcdef"), one, Rollout(limit=2, canaries=0), Silent())
+    roll_out(targets(*"abcdef"), one, RolloutTable(limit=2, canaries=0), Silent())
     assert most == 2
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.faults.slots.operations import quick
 from tests.support import builders
 
@@ -25,9 +25,9 @@ def policy(keys: builders.Signer) -> Policy:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> ModelStore:
     """An empty store whose self-test is quick."""
-    return Store(tmp_path / "models", selftest=quick)
+    return ModelStore(tmp_path / "models", selftest=quick)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from edge_runtime.bundle.selftest import Budget
 from edge_runtime.mqtt.connection import Connection, Message
 from edge_runtime.store.ota import ASK_AGAIN_S, CHUNK_BYTES, PATIENCE_S, Ota
 from edge_runtime.store.ota_parts import Incoming
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from edge_runtime.system.counters import Counters
 from tests.support import builders
 from tests.support.stepped import SteppedLoop
@@ -57,7 +57,7 @@ class Device:
         self.loop = SteppedLoop()
         self.link = Link()
         self.counters = Counters()
-        self.store = Store(folder / "store", _believed)
+        self.store = ModelStore(folder / "store", _believed)
         policy = Policy(allowed_signers=signer.allowed, device="room")
         self.ota = Ota(
             "room",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.errors import BundleError, CommandError, SignatureError
-from edge_runtime.store.store import Policy, Store
+from edge_runtime.store.store import ModelStore, Policy
 from tests.faults.slots.operations import quick
 from tests.support import builders
 
@@ -20,13 +20,13 @@ def beside(policy: Policy) -> Policy:
     return replace(policy, shadow=True)
 
 
-def standing(store: Store) -> list[tuple[str, str, bool]]:
+def standing(store: ModelStore) -> list[tuple[str, str, bool]]:
     """Version, state and whether it is the shadow, of every entry."""
     return [(entry.version, entry.state, entry.shadow) for entry in store.entries("activity")]
 
 
 @pytest.fixture
-def shadowed(store: Store, make: Make, policy: Policy, beside: Policy) -> Store:
+def shadowed(store: ModelStore, make: Make, policy: Policy, beside: Policy) -> ModelStore:
     """Version 1.0.0 is proven, and 1.1.0 its shadow."""
     store.install(make("1.0.0"), policy)
     store.confirm("activity", store.begin("activity").digest)
@@ -34,10 +34,10 @@ def shadowed(store: Store, make: Make, policy: Policy, beside: Policy) -> Store:
     return store
 
 
-def test_a_shadow_is_staged_and_the_active_one_stays(shadowed: Store, make: Make) -> None:
+def test_a_shadow_is_staged_and_the_active_one_stays(shadowed: ModelStore, make: Make) -> None:
     """Exactly one bundle is active, the shadow is listed as staged, and both outlive a restart."""
     assert standing(shadowed) == [("1.0.0", "active", False), ("1.1.0", "staged", True)]
-    again = Store(shadowed.root, selftest=quick)
+    again = ModelStore(shadowed.root, selftest=quick)
     found = again.shadow("activity")
     assert found is not None
     assert (found.version, found.state) == ("1.1.0", "staged")
@@ -45,26 +45,26 @@ def test_a_shadow_is_staged_and_the_active_one_stays(shadowed: Store, make: Make
     assert again.begin("activity").version == "1.0.0"
 
 
-def test_a_shadow_is_promoted_to_probation(shadowed: Store) -> None:
+def test_a_shadow_is_promoted_to_probation(shadowed: ModelStore) -> None:
     """`promote` is an activation like any other: probation, and the bundle before it to go back to."""
     assert shadowed.promote("activity").state == "probation"
     assert standing(shadowed) == [("1.1.0", "probation", False), ("1.0.0", "previous", False)]
     assert shadowed.shadow("activity") is None
 
 
-def test_a_shadow_is_activated_by_its_version(shadowed: Store) -> None:
+def test_a_shadow_is_activated_by_its_version(shadowed: ModelStore) -> None:
     """`activate NAME VERSION` promotes it as well."""
     shadowed.activate("activity", "1.1.0")
     assert standing(shadowed)[0] == ("1.1.0", "probation", False)
 
 
-def test_installing_it_without_shadow_promotes_it(shadowed: Store, make: Make, policy: Policy) -> None:
+def test_installing_it_without_shadow_promotes_it(shadowed: ModelStore, make: Make, policy: Policy) -> None:
     """The same flash without --shadow makes it active, on one device or on all."""
     shadowed.install(make("1.1.0"), policy)
     assert standing(shadowed) == [("1.1.0", "probation", False), ("1.0.0", "previous", False)]
 
 
-def test_a_withdrawn_shadow_stays_staged(shadowed: Store) -> None:
+def test_a_withdrawn_shadow_stays_staged(shadowed: ModelStore) -> None:
     """Whoever has seen enough ends it; its bundle is still there."""
     shadowed.withdraw("activity")
     assert standing(shadowed) == [("1.0.0", "active", False), ("1.1.0", "staged", False)]
@@ -73,7 +73,7 @@ def test_a_withdrawn_shadow_stays_staged(shadowed: Store) -> None:
             order("activity")
 
 
-def test_a_newer_shadow_takes_the_place_of_the_older(shadowed: Store, make: Make, beside: Policy) -> None:
+def test_a_newer_shadow_takes_the_place_of_the_older(shadowed: ModelStore, make: Make, beside: Policy) -> None:
     """There is one shadow a name."""
     shadowed.install(make("1.2.0"), beside)
     assert standing(shadowed) == [
@@ -83,7 +83,7 @@ def test_a_newer_shadow_takes_the_place_of_the_older(shadowed: Store, make: Make
     ]
 
 
-def test_staging_others_does_not_end_a_shadow(shadowed: Store, make: Make, policy: Policy) -> None:
+def test_staging_others_does_not_end_a_shadow(shadowed: ModelStore, make: Make, policy: Policy) -> None:
     """Of what is staged the oldest goes, but the shadow stays."""
     for version in ("1.2.0", "1.3.0", "1.4.0"):
         shadowed.install(make(version), replace(policy, activate=False))
@@ -95,7 +95,7 @@ def test_staging_others_does_not_end_a_shadow(shadowed: Store, make: Make, polic
     assert shadowed.shadow("activity").path.exists()  # type: ignore[union-attr]
 
 
-def test_a_shadow_that_failed_is_remembered(shadowed: Store, make: Make, policy: Policy, beside: Policy) -> None:
+def test_a_shadow_that_failed_is_remembered(shadowed: ModelStore, make: Make, policy: Policy, beside: Policy) -> None:
     """The active bundle stays, and that digest is taken again neither as a shadow nor as the active one."""
     found = shadowed.shadow("activity")
     assert found is not None
@@ -109,14 +109,14 @@ def test_a_shadow_that_failed_is_remembered(shadowed: Store, make: Make, policy:
             shadowed.install(make("1.1.0"), asked)
 
 
-def test_a_shadow_needs_an_active_bundle(store: Store, make: Make, beside: Policy) -> None:
+def test_a_shadow_needs_an_active_bundle(store: ModelStore, make: Make, beside: Policy) -> None:
     """There is nothing to compare the first bundle of a name with."""
     with pytest.raises(BundleError, match="expected an active activity to run beside, found none"):
         store.install(make("1.0.0"), beside)
     assert store.entries() == []
 
 
-def test_the_rules_of_signature_and_version_hold_for_a_shadow(shadowed: Store, make: Make, beside: Policy) -> None:
+def test_the_rules_of_signature_and_version_hold_for_a_shadow(shadowed: ModelStore, make: Make, beside: Policy) -> None:
     """Unsigned, tampered and older bundles do not get in by the side door."""
     unsigned = make("1.2.0")
     signature = unsigned.with_name(unsigned.name + ".sig")
@@ -133,7 +133,7 @@ def test_the_rules_of_signature_and_version_hold_for_a_shadow(shadowed: Store, m
     assert standing(shadowed)[1] == ("1.1.0", "staged", True)
 
 
-def test_a_shadow_that_was_overtaken_is_not_promoted(shadowed: Store, make: Make, policy: Policy) -> None:
+def test_a_shadow_that_was_overtaken_is_not_promoted(shadowed: ModelStore, make: Make, policy: Policy) -> None:
     """Being a shadow is no way around the floor."""
     shadowed.install(make("1.2.0"), policy)
     with pytest.raises(CommandError, match=r"1\.2\.0 or above"):
@@ -152,7 +152,13 @@ def test_a_shadow_that_was_overtaken_is_not_promoted(shadowed: Store, make: Make
     ],
 )
 def test_what_cannot_be_compared_is_no_shadow(
-    store: Store, make: Make, policy: Policy, keys: builders.Signer, tmp_path: Path, draft: builders.Draft, words: str
+    store: ModelStore,
+    make: Make,
+    policy: Policy,
+    keys: builders.Signer,
+    tmp_path: Path,
+    draft: builders.Draft,
+    words: str,
 ) -> None:
     """A shadow takes the windows of the active one and answers in its words; else the install says what differs."""
     store.install(make("1.0.0"), policy)

@@ -14,30 +14,30 @@ from edge_runtime.bundle.selftest import Budget
 from edge_runtime.bundle.signature import require_signature
 from edge_runtime.errors import BundleError, CommandError, SignatureError
 from edge_runtime.store.permission import PERMISSION_NAMESPACE
-from edge_runtime.store.store import MAX_STARTS, Policy, Store
+from edge_runtime.store.store import MAX_STARTS, ModelStore, Policy
 from tests.support import builders
 
 Make = Callable[..., Path]
 
 
-def states(store: Store, name: str = "activity") -> list[tuple[str, str]]:
+def states(store: ModelStore, name: str = "activity") -> list[tuple[str, str]]:
     """Version and state of every entry of a name."""
     return [(entry.version, entry.state) for entry in store.entries(name)]
 
 
-def prove(store: Store, name: str = "activity") -> None:
+def prove(store: ModelStore, name: str = "activity") -> None:
     """What a daemon does with a bundle that behaves."""
     store.confirm(name, store.begin(name).digest)
 
 
-def test_an_empty_store_lists_nothing(store: Store) -> None:
+def test_an_empty_store_lists_nothing(store: ModelStore) -> None:
     """A device without models is no error."""
     assert store.entries() == []
     assert store.names() == []
     assert store.stamp("activity") == (0, 0, 0)
 
 
-def test_a_first_bundle_is_active_on_probation(store: Store, make: Make, policy: Policy) -> None:
+def test_a_first_bundle_is_active_on_probation(store: ModelStore, make: Make, policy: Policy) -> None:
     """What has just been installed serves at once, and has to prove itself."""
     path = make("1.0.0")
     done = store.install(path, policy)
@@ -47,14 +47,14 @@ def test_a_first_bundle_is_active_on_probation(store: Store, make: Make, policy:
     assert open_bundle(store.active("activity")).digest == done.slot.digest
 
 
-def test_a_confirmed_bundle_is_active(store: Store, make: Make, policy: Policy) -> None:
+def test_a_confirmed_bundle_is_active(store: ModelStore, make: Make, policy: Policy) -> None:
     """A bundle that served well is active, without reservation."""
     store.install(make("1.0.0"), policy)
     prove(store)
     assert states(store) == [("1.0.0", "active")]
 
 
-def test_an_upgrade_keeps_the_one_before(store: Store, make: Make, policy: Policy) -> None:
+def test_an_upgrade_keeps_the_one_before(store: ModelStore, make: Make, policy: Policy) -> None:
     """There is always a bundle to go back to, and older ones are removed."""
     for version in ("1.0.0", "1.1.0", "1.2.0"):
         store.install(make(version), policy)
@@ -64,7 +64,7 @@ def test_an_upgrade_keeps_the_one_before(store: Store, make: Make, policy: Polic
 
 
 def test_without_a_daemon_the_previous_bundle_is_the_one_installed_before(
-    store: Store, make: Make, policy: Policy
+    store: ModelStore, make: Make, policy: Policy
 ) -> None:
     """Where nobody watches a probation, a rollback goes back by one install."""
     for version in ("1.0.0", "1.1.0", "1.2.0"):
@@ -72,7 +72,9 @@ def test_without_a_daemon_the_previous_bundle_is_the_one_installed_before(
     assert store.rollback("activity").version == "1.1.0"
 
 
-def test_an_install_over_an_unproven_bundle_keeps_the_last_proven_one(store: Store, make: Make, policy: Policy) -> None:
+def test_an_install_over_an_unproven_bundle_keeps_the_last_proven_one(
+    store: ModelStore, make: Make, policy: Policy
+) -> None:
     """Two doubtful bundles in a row do not push the good one out."""
     store.install(make("1.0.0"), policy)
     prove(store)
@@ -82,7 +84,7 @@ def test_an_install_over_an_unproven_bundle_keeps_the_last_proven_one(store: Sto
     assert states(store) == [("1.2.0", "probation"), ("1.0.0", "previous")]
 
 
-def test_installing_the_active_bundle_again_succeeds(store: Store, make: Make, policy: Policy) -> None:
+def test_installing_the_active_bundle_again_succeeds(store: ModelStore, make: Make, policy: Policy) -> None:
     """A flash that is repeated changes nothing, and is no failure."""
     path = make("1.0.0")
     store.install(path, policy)
@@ -91,7 +93,7 @@ def test_installing_the_active_bundle_again_succeeds(store: Store, make: Make, p
     assert store.stamp("activity") == before
 
 
-def test_the_stamp_tells_a_change_with_one_stat(store: Store, make: Make, policy: Policy) -> None:
+def test_the_stamp_tells_a_change_with_one_stat(store: ModelStore, make: Make, policy: Policy) -> None:
     """A daemon notices a new bundle by looking at one file's metadata."""
     store.install(make("1.0.0"), policy)
     before = store.stamp("activity")
@@ -103,7 +105,7 @@ def test_the_stamp_tells_a_change_with_one_stat(store: Store, make: Make, policy
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-def refused(store: Store, path: Path, policy: Policy, error: type[Exception] = BundleError) -> str:
+def refused(store: ModelStore, path: Path, policy: Policy, error: type[Exception] = BundleError) -> str:
     """Install, expect a refusal, and see that nothing has changed."""
     before = [(entry.version, entry.state, entry.digest) for entry in store.entries()]
     with pytest.raises(error) as caught:
@@ -116,14 +118,14 @@ def refused(store: Store, path: Path, policy: Policy, error: type[Exception] = B
     return message
 
 
-def test_an_unsigned_bundle_is_refused(store: Store, make: Make, policy: Policy) -> None:
+def test_an_unsigned_bundle_is_refused(store: ModelStore, make: Make, policy: Policy) -> None:
     """Without BUNDLE.sig nothing gets in, and the message names the file that is missing."""
     path = make("1.0.0")
     path.with_name(path.name + ".sig").unlink()
     assert f"{path.name}.sig" in refused(store, path, policy, SignatureError)
 
 
-def test_an_unsigned_bundle_needs_an_explicit_setting(store: Store, make: Make, policy: Policy) -> None:
+def test_an_unsigned_bundle_needs_an_explicit_setting(store: ModelStore, make: Make, policy: Policy) -> None:
     """A workshop device may take unsigned bundles, but a bad signature is refused there too."""
     path = make("1.0.0")
     signature = path.with_name(path.name + ".sig")
@@ -137,7 +139,7 @@ def test_an_unsigned_bundle_needs_an_explicit_setting(store: Store, make: Make, 
 
 
 def test_a_tampered_bundle_is_refused_before_it_is_parsed(
-    store: Store, make: Make, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, make: Make, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parser is never entered for a file whose signature is wrong."""
     path = make("1.0.0")
@@ -150,19 +152,19 @@ def test_a_tampered_bundle_is_refused_before_it_is_parsed(
     assert parsed == []
 
 
-def test_an_older_version_is_refused(store: Store, make: Make, policy: Policy) -> None:
+def test_an_older_version_is_refused(store: ModelStore, make: Make, policy: Policy) -> None:
     """A bundle that was good last year does not come back by itself."""
     store.install(make("1.1.0"), policy)
     assert "above 1.1.0, found 1.0.9" in refused(store, make("1.0.9"), policy)
 
 
-def test_the_same_version_with_other_content_is_refused(store: Store, make: Make, policy: Policy) -> None:
+def test_the_same_version_with_other_content_is_refused(store: ModelStore, make: Make, policy: Policy) -> None:
     """One version is one content."""
     store.install(make("1.1.0"), policy)
     assert "found 1.1.0 of other content" in refused(store, make("1.1.0", seed=99), policy)
 
 
-def test_the_floor_outlives_the_slots(store: Store, make: Make, policy: Policy) -> None:
+def test_the_floor_outlives_the_slots(store: ModelStore, make: Make, policy: Policy) -> None:
     """Removing a model's folder, or restoring an old backup of it, does not let older versions in."""
     store.install(make("2.0.0"), policy)
     shutil.rmtree(store.root / "activity")
@@ -170,7 +172,7 @@ def test_the_floor_outlives_the_slots(store: Store, make: Make, policy: Policy) 
     assert store.install(make("2.0.0"), policy).changed
 
 
-def test_a_rollback_does_not_lower_the_floor(store: Store, make: Make, policy: Policy) -> None:
+def test_a_rollback_does_not_lower_the_floor(store: ModelStore, make: Make, policy: Policy) -> None:
     """After going back, the next install must still be newer than what was there."""
     for version in ("1.0.0", "2.0.0"):
         store.install(make(version), policy)
@@ -179,7 +181,7 @@ def test_a_rollback_does_not_lower_the_floor(store: Store, make: Make, policy: P
     assert store.install(make("2.0.1"), policy).changed
 
 
-def test_a_damaged_floor_falls_back_on_what_is_installed(store: Store, make: Make, policy: Policy) -> None:
+def test_a_damaged_floor_falls_back_on_what_is_installed(store: ModelStore, make: Make, policy: Policy) -> None:
     """A floor that a bad disk destroyed is replaced by the versions that are here."""
     store.install(make("1.0.0"), policy)
     store.install(make("2.0.0"), policy)
@@ -188,7 +190,7 @@ def test_a_damaged_floor_falls_back_on_what_is_installed(store: Store, make: Mak
 
 
 def test_a_bundle_for_another_class_of_device_is_refused(
-    store: Store, tmp_path: Path, keys: builders.Signer, policy: Policy
+    store: ModelStore, tmp_path: Path, keys: builders.Signer, policy: Policy
 ) -> None:
     """A bundle made for a Pi 5 does not get onto a Zero that says what it is."""
     draft = builders.classification()
@@ -201,7 +203,7 @@ def test_a_bundle_for_another_class_of_device_is_refused(
 
 def test_a_bundle_that_fails_its_self_test_is_refused(tmp_path: Path, make: Make, policy: Policy) -> None:
     """The golden vectors run in a child before anything changes; too slow is one of the reasons."""
-    store = Store(tmp_path / "models")
+    store = ModelStore(tmp_path / "models")
     store.install(make("1.0.0"), policy)
     slow = replace(policy, budget=Budget(latency_ms=1e-9))
     assert "ms a window" in refused(store, make("1.1.0"), slow)
@@ -209,7 +211,7 @@ def test_a_bundle_that_fails_its_self_test_is_refused(tmp_path: Path, make: Make
 
 
 def test_a_name_that_would_leave_the_store_stays_inside(
-    store: Store, tmp_path: Path, keys: builders.Signer, policy: Policy
+    store: ModelStore, tmp_path: Path, keys: builders.Signer, policy: Policy
 ) -> None:
     """A name with dots, blanks or letters of other alphabets is a name of a folder in the store, and nothing else."""
     for name in ("..", ".staging", "a b", "Türe", "%2e"):
@@ -222,12 +224,12 @@ def test_a_name_that_would_leave_the_store_stays_inside(
     )
 
 
-def test_an_endless_name_is_refused(store: Store, make: Make, policy: Policy) -> None:
+def test_an_endless_name_is_refused(store: ModelStore, make: Make, policy: Policy) -> None:
     """A name that no file system takes is refused in words."""
     assert "at most 230" in refused(store, make("1.0.0", name="x" * 240), policy)
 
 
-def test_two_installs_at_once_are_told_apart(store: Store, make: Make, policy: Policy) -> None:
+def test_two_installs_at_once_are_told_apart(store: ModelStore, make: Make, policy: Policy) -> None:
     """The second one says that the first is still at work, and changes nothing."""
     store.install(make("1.0.0"), policy)
     with (store.root / ".install.lock").open("rb") as lock:
@@ -238,7 +240,7 @@ def test_two_installs_at_once_are_told_apart(store: Store, make: Make, policy: P
 
 
 def test_a_clock_that_was_never_set_refuses_nothing(
-    store: Store, make: Make, policy: Policy, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, make: Make, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In 1970 a good bundle installs as it does today."""
     monkeypatch.setattr(time, "time", lambda: 100.0)
@@ -246,7 +248,7 @@ def test_a_clock_that_was_never_set_refuses_nothing(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to become another user")
-def test_a_store_that_cannot_be_written_says_so(store: Store, make: Make, policy: Policy) -> None:
+def test_a_store_that_cannot_be_written_says_so(store: ModelStore, make: Make, policy: Policy) -> None:
     """A user without the right to install is told whose right it is."""
     store.install(make("1.0.0"), policy)
     path = make("1.1.0")
@@ -281,7 +283,7 @@ def permit(path: Path, keys: builders.Signer, namespace: str = PERMISSION_NAMESP
 
 
 def test_a_signed_permission_lets_one_older_bundle_in(
-    store: Store, make: Make, policy: Policy, keys: builders.Signer
+    store: ModelStore, make: Make, policy: Policy, keys: builders.Signer
 ) -> None:
     """An emergency is possible, but only with a signature, and only once."""
     store.install(make("1.0.0"), policy)
@@ -302,7 +304,7 @@ def test_a_signed_permission_lets_one_older_bundle_in(
     "change", [{"device": "press-08"}, {"digest": "0" * 64}, {"version": "0.9.0"}, {"name": "other"}, {"type": "any"}]
 )
 def test_a_permission_for_something_else_is_none(
-    store: Store, make: Make, policy: Policy, keys: builders.Signer, change: dict[str, str]
+    store: ModelStore, make: Make, policy: Policy, keys: builders.Signer, change: dict[str, str]
 ) -> None:
     """A permission names the one bundle and the one device that it is for."""
     store.install(make("2.0.0"), policy)
@@ -312,7 +314,7 @@ def test_a_permission_for_something_else_is_none(
 
 
 def test_a_permission_that_a_bundle_key_signed_for_another_purpose_is_none(
-    store: Store, make: Make, policy: Policy, keys: builders.Signer
+    store: ModelStore, make: Make, policy: Policy, keys: builders.Signer
 ) -> None:
     """A signature for a bundle does not make a permission."""
     store.install(make("2.0.0"), policy)
@@ -321,7 +323,7 @@ def test_a_permission_that_a_bundle_key_signed_for_another_purpose_is_none(
     assert "for another purpose" in refused(store, old, policy, SignatureError)
 
 
-def test_an_unsigned_permission_is_none(store: Store, make: Make, policy: Policy, keys: builders.Signer) -> None:
+def test_an_unsigned_permission_is_none(store: ModelStore, make: Make, policy: Policy, keys: builders.Signer) -> None:
     """Not even a device that takes unsigned bundles takes an unsigned permission."""
     store.install(make("2.0.0"), policy)
     old = make("1.0.0")
@@ -333,7 +335,7 @@ def test_an_unsigned_permission_is_none(store: Store, make: Make, policy: Policy
 # -- by hand -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_rollback_and_the_way_forward_again(store: Store, make: Make, policy: Policy) -> None:
+def test_a_rollback_and_the_way_forward_again(store: ModelStore, make: Make, policy: Policy) -> None:
     """What was rolled back stays here, staged, until it is activated again."""
     for version in ("1.0.0", "1.1.0"):
         store.install(make(version), policy)
@@ -344,7 +346,7 @@ def test_a_rollback_and_the_way_forward_again(store: Store, make: Make, policy: 
     assert states(store) == [("1.1.0", "active"), ("1.0.0", "previous")]
 
 
-def test_a_rollback_without_a_previous_bundle_says_so(store: Store, make: Make, policy: Policy) -> None:
+def test_a_rollback_without_a_previous_bundle_says_so(store: ModelStore, make: Make, policy: Policy) -> None:
     """The only bundle there is stays active."""
     store.install(make("1.0.0"), policy)
     with pytest.raises(CommandError, match="expected a previous bundle"):
@@ -354,7 +356,7 @@ def test_a_rollback_without_a_previous_bundle_says_so(store: Store, make: Make, 
     assert states(store) == [("1.0.0", "probation")]
 
 
-def test_a_staged_bundle_waits_until_it_is_activated(store: Store, make: Make, policy: Policy) -> None:
+def test_a_staged_bundle_waits_until_it_is_activated(store: ModelStore, make: Make, policy: Policy) -> None:
     """`--stage` checks and keeps a bundle without switching to it."""
     store.install(make("1.0.0"), policy)
     done = store.install(make("1.1.0"), replace(policy, activate=False))
@@ -364,7 +366,7 @@ def test_a_staged_bundle_waits_until_it_is_activated(store: Store, make: Make, p
     assert states(store) == [("1.1.0", "probation"), ("1.0.0", "previous")]
 
 
-def test_a_staged_bundle_that_was_overtaken_is_not_activated(store: Store, make: Make, policy: Policy) -> None:
+def test_a_staged_bundle_that_was_overtaken_is_not_activated(store: ModelStore, make: Make, policy: Policy) -> None:
     """Staging is no way around the floor."""
     store.install(make("1.0.0"), policy)
     store.install(make("1.1.0"), replace(policy, activate=False))
@@ -373,7 +375,7 @@ def test_a_staged_bundle_that_was_overtaken_is_not_activated(store: Store, make:
         store.activate("activity", "1.1.0")
 
 
-def test_an_unknown_version_names_those_that_are_here(store: Store, make: Make, policy: Policy) -> None:
+def test_an_unknown_version_names_those_that_are_here(store: ModelStore, make: Make, policy: Policy) -> None:
     """A wrong version number is answered with the right ones."""
     store.install(make("1.0.0"), policy)
     store.install(make("1.1.0"), policy)
@@ -381,7 +383,7 @@ def test_an_unknown_version_names_those_that_are_here(store: Store, make: Make, 
         store.activate("activity", "3.0.0")
 
 
-def test_a_damaged_previous_bundle_is_not_gone_back_to(store: Store, make: Make, policy: Policy) -> None:
+def test_a_damaged_previous_bundle_is_not_gone_back_to(store: ModelStore, make: Make, policy: Policy) -> None:
     """A file that the disk spoiled is found out before it is made active."""
     store.install(make("1.0.0"), policy)
     store.install(make("1.1.0"), policy)
@@ -395,7 +397,9 @@ def test_a_damaged_previous_bundle_is_not_gone_back_to(store: Store, make: Make,
 # -- probation ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_that_fails_on_probation_gives_way_to_the_one_before(store: Store, make: Make, policy: Policy) -> None:
+def test_a_bundle_that_fails_on_probation_gives_way_to_the_one_before(
+    store: ModelStore, make: Make, policy: Policy
+) -> None:
     """The device is back on the old bundle, says why, and does not take the bad one again."""
     store.install(make("1.0.0"), policy)
     prove(store)
@@ -411,7 +415,7 @@ def test_a_bundle_that_fails_on_probation_gives_way_to_the_one_before(store: Sto
 
 
 def test_a_bundle_that_was_replaced_meanwhile_can_neither_fail_nor_be_confirmed(
-    store: Store, make: Make, policy: Policy
+    store: ModelStore, make: Make, policy: Policy
 ) -> None:
     """A late verdict about a bundle that is not active any more changes nothing."""
     store.install(make("1.0.0"), policy)
@@ -422,7 +426,7 @@ def test_a_bundle_that_was_replaced_meanwhile_can_neither_fail_nor_be_confirmed(
     assert states(store) == [("1.1.0", "probation"), ("1.0.0", "previous")]
 
 
-def test_a_crash_loop_ends_on_the_bundle_before(store: Store, make: Make, policy: Policy) -> None:
+def test_a_crash_loop_ends_on_the_bundle_before(store: ModelStore, make: Make, policy: Policy) -> None:
     """A bundle that takes the daemon down with it is given up after a few starts, without anybody's help."""
     store.install(make("1.0.0"), policy)
     prove(store)
@@ -436,7 +440,7 @@ def test_a_crash_loop_ends_on_the_bundle_before(store: Store, make: Make, policy
     assert f"started {MAX_STARTS} times" in rejected.why
 
 
-def test_clean_restarts_are_no_crash_loop(store: Store, make: Make, policy: Policy) -> None:
+def test_clean_restarts_are_no_crash_loop(store: ModelStore, make: Make, policy: Policy) -> None:
     """A daemon that is restarted by hand during a probation does not count against the bundle."""
     store.install(make("1.0.0"), policy)
     prove(store)
@@ -447,7 +451,7 @@ def test_clean_restarts_are_no_crash_loop(store: Store, make: Make, policy: Poli
         store.pause("activity", slot.digest)
 
 
-def test_a_doubtful_bundle_is_kept_where_there_is_no_other(store: Store, make: Make, policy: Policy) -> None:
+def test_a_doubtful_bundle_is_kept_where_there_is_no_other(store: ModelStore, make: Make, policy: Policy) -> None:
     """A first bundle that fails stays, since there is nothing better, and the reason stands beside it."""
     store.install(make("1.0.0"), policy)
     slot = store.fail("activity", store.begin("activity").digest, "slow")
@@ -456,7 +460,7 @@ def test_a_doubtful_bundle_is_kept_where_there_is_no_other(store: Store, make: M
         assert store.begin("activity").version == "1.0.0"
 
 
-def test_a_failed_bundle_gives_way_to_the_last_proven_one(store: Store, make: Make, policy: Policy) -> None:
+def test_a_failed_bundle_gives_way_to_the_last_proven_one(store: ModelStore, make: Make, policy: Policy) -> None:
     """Of two bundles before it, the one that proved itself is gone back to."""
     store.install(make("1.0.0"), policy)
     prove(store)
@@ -469,7 +473,7 @@ def test_a_failed_bundle_gives_way_to_the_last_proven_one(store: Store, make: Ma
 # -- damage ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_active_bundle_gives_way_to_the_one_before(store: Store, make: Make, policy: Policy) -> None:
+def test_a_damaged_active_bundle_gives_way_to_the_one_before(store: ModelStore, make: Make, policy: Policy) -> None:
     """A daemon that starts on a spoiled file serves with the previous one."""
     for version in ("1.0.0", "1.1.0"):
         store.install(make(version), policy)
@@ -478,7 +482,7 @@ def test_a_damaged_active_bundle_gives_way_to_the_one_before(store: Store, make:
     assert store.begin("activity").version == "1.0.0"
 
 
-def test_a_damaged_active_bundle_can_be_installed_again(store: Store, make: Make, policy: Policy) -> None:
+def test_a_damaged_active_bundle_can_be_installed_again(store: ModelStore, make: Make, policy: Policy) -> None:
     """The very same file mends the store."""
     path = make("1.0.0")
     store.install(path, policy)
@@ -490,7 +494,9 @@ def test_a_damaged_active_bundle_can_be_installed_again(store: Store, make: Make
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\0" * 200, b"[" * 100_000, b'{"format": 1}'])
-def test_a_damaged_state_is_rebuilt_from_the_bundles(store: Store, make: Make, policy: Policy, damage: bytes) -> None:
+def test_a_damaged_state_is_rebuilt_from_the_bundles(
+    store: ModelStore, make: Make, policy: Policy, damage: bytes
+) -> None:
     """A state file that a bad disk destroyed costs no service: the newest bundle is active."""
     store.install(make("1.0.0"), policy)
     store.install(make("1.1.0"), policy)
@@ -501,7 +507,7 @@ def test_a_damaged_state_is_rebuilt_from_the_bundles(store: Store, make: Make, p
 
 
 def test_the_active_bundle_is_signed_anew_by_installing_it_again(
-    store: Store, make: Make, policy: Policy, keys: builders.Signer, tmp_path: Path
+    store: ModelStore, make: Make, policy: Policy, keys: builders.Signer, tmp_path: Path
 ) -> None:
     """Before a key is revoked, what it signed gets the signature of its successor; the model itself is not touched."""
     path = make("1.0.0")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.bundle.manifest import Channel
-from edge_runtime.config.tables import Repair
+from edge_runtime.config.tables import RepairTable
 from edge_runtime.readings import Floats
 from edge_runtime.stream.contract import Contract
 
@@ -71,7 +71,7 @@ def test_a_range_beyond_float32_is_an_open_one() -> None:
 
 def test_a_missing_value_can_be_the_last_one_of_its_key() -> None:
     """`missing = "last"` takes the value of the same channel and key, and counts it; another key's is no help."""
-    contract = Contract(LIMITED, Repair(missing="last"))
+    contract = Contract(LIMITED, RepairTable(missing="last"))
     contract.check(_table((-1.0, 5.0)), ["a"])
     table = _table((float("nan"), 7.0), (float("nan"), 7.0))
     good = contract.check(table, ["a", "b"])
@@ -84,7 +84,7 @@ def test_a_missing_value_can_be_the_last_one_of_its_key() -> None:
 
 def test_the_last_value_is_that_of_the_reading_before_also_within_a_batch() -> None:
     """Readings that arrive together are mended as if they had come one by one."""
-    contract = Contract(LIMITED, Repair(missing="last"))
+    contract = Contract(LIMITED, RepairTable(missing="last"))
     table = _table((-1.0, 5.0), (float("nan"), 6.0), (-3.0, float("nan")), (float("nan"), float("nan")))
     assert contract.check(table, ["a"] * 4) is None
     assert table.tolist() == [[-1.0, 5.0], [-1.0, 6.0], [-3.0, 6.0], [-3.0, 6.0]]
@@ -92,7 +92,7 @@ def test_the_last_value_is_that_of_the_reading_before_also_within_a_batch() -> N
 
 def test_a_refused_reading_is_no_last_value() -> None:
     """What was out of the contract never mends another reading."""
-    contract = Contract(LIMITED, Repair(missing="last"))
+    contract = Contract(LIMITED, RepairTable(missing="last"))
     contract.check(_table((-1.0, 5.0), (-1.0, 5000.0)), ["a", "a"])
     table = _table((-2.0, float("nan")))
     assert contract.check(table, ["a"]) is None
@@ -101,7 +101,7 @@ def test_a_refused_reading_is_no_last_value() -> None:
 
 def test_a_key_that_is_gone_mends_nothing() -> None:
     """After `forget` a missing value of the key is missing."""
-    contract = Contract(LIMITED, Repair(missing="last"))
+    contract = Contract(LIMITED, RepairTable(missing="last"))
     contract.check(_table((-1.0, 5.0)), ["a"])
     contract.forget(["a", "never seen"])
     assert contract.check(_table((float("nan"), 5.0)), ["a"]) is not None
@@ -109,7 +109,7 @@ def test_a_key_that_is_gone_mends_nothing() -> None:
 
 def test_a_value_out_of_range_can_be_moved_to_the_limit() -> None:
     """`out_of_range = "clip"` mends finite values only, and counts the readings it touched."""
-    contract = Contract(LIMITED, Repair(out_of_range="clip"))
+    contract = Contract(LIMITED, RepairTable(out_of_range="clip"))
     table = _table((5.0, -3.0), (0.0, 1.0), (float("inf"), 1.0))
     good = contract.check(table, [None] * 3)
     assert good is not None
@@ -127,7 +127,7 @@ def test_a_value_out_of_range_can_be_moved_to_the_limit() -> None:
 )
 def test_nothing_out_of_the_contract_passes(rows: list[tuple[float, float]], missing: str, beyond: str) -> None:
     """Whatever comes and whatever may be mended: what passes is finite and in range, and every reading is counted."""
-    contract = Contract(LIMITED, Repair(missing=missing, out_of_range=beyond))  # type: ignore[arg-type]
+    contract = Contract(LIMITED, RepairTable(missing=missing, out_of_range=beyond))  # type: ignore[arg-type]
     table = _table(*rows)
     good = contract.check(table, ["k"] * len(rows))
     kept = table if good is None else table[good]

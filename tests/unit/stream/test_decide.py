@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.bundle.manifest import Input, Manifest, Output, Target
 from edge_runtime.bundle.model import ModelError, Scores
-from edge_runtime.config.tables import Model as ModelConfig
+from edge_runtime.config.tables import ModelTable
 from edge_runtime.readings import Prediction
 from edge_runtime.stream.decide import Decider
 
@@ -24,7 +24,7 @@ def _decider(task: Any, **table: Any) -> Decider:
         "anomaly": Output(threshold=2.0),
     }[task]
     manifest = Manifest(name="m", version="1.0.0", task=task, input=Input(), output=output)
-    config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s"} | table, ModelConfig)
+    config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s"} | table, ModelTable)
     return Decider(manifest, config)
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from edge_runtime.config.tables import MqttSource as MqttSourceConfig
+from edge_runtime.config.tables import MqttSourceTable
 from edge_runtime.mqtt.connection import Connection, Message
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.sources.mqtt import MqttSource
@@ -44,7 +44,7 @@ class _Line:
 class _Bench:
     def __init__(self, **table: Any) -> None:
         config = msgspec.convert(
-            {"name": "s", "topics": ["sensors/{key}/climate"], "type": "mqtt"} | table, MqttSourceConfig
+            {"name": "s", "topics": ["sensors/{key}/climate"], "type": "mqtt"} | table, MqttSourceTable
         )
         self.line, self.counters = _Line(), Counters()
         self.batches: list[Batch] = []

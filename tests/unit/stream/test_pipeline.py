@@ -11,8 +11,7 @@ import pytest
 
 from edge_runtime.bundle.model import Model, ModelError
 from edge_runtime.bundle.open import open_bundle
-from edge_runtime.config.tables import Model as ModelConfig
-from edge_runtime.config.tables import Repair
+from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.readings import Batch, Receipt
@@ -51,12 +50,12 @@ class _Bench:
         folder: Path,
         *,
         loop: Loop | None = None,
-        repair: Repair = Repair(),  # noqa: B008 - frozen
+        repair: RepairTable = RepairTable(),  # noqa: B008 - frozen
         channels: tuple[str, ...] | None = None,
         **table: Any,
     ) -> None:
         model = Model(open_bundle(draft.save(folder / f"{draft.manifest['name']}.onnx")))
-        config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s", "run": "loop"} | table, ModelConfig)
+        config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s", "run": "loop"} | table, ModelTable)
         self.counters = Counters()
         self.taken = _Taken()
         threshold = model.manifest.output.threshold
@@ -219,7 +218,7 @@ def test_what_is_mended_for_one_model_is_not_mended_for_another(tmp_path: Path) 
     """A value moved to the limit of one model's range is what it was for its neighbours."""
     draft = builders.classification()
     draft.manifest["input"]["channels"][0]["range"] = [0.0, 1.0]
-    bench = _Bench(draft, tmp_path, repair=Repair(out_of_range="clip"))
+    bench = _Bench(draft, tmp_path, repair=RepairTable(out_of_range="clip"))
     batch = _batch([[5.0, 2.0]])
     bench.pipeline.accept(batch)
     assert batch.values.tolist() == [[5.0, 2.0]]

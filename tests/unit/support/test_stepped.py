@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.delivery.outbox_file import NewRow, Store, StoreError, StoreThread
+from edge_runtime.delivery.outbox_file import NewRow, OutboxFile, StoreError, StoreThread
 from edge_runtime.system.loop import Loop
 from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
 from tests.support.waiting import wait_until
@@ -63,7 +63,7 @@ def test_a_store_answers_in_order(kind: str, tmp_path: Path) -> None:
     row = NewRow("m/a", 1, 1.0, "t", b"{}")
     if kind == "real":
         loop = Loop()
-        store = StoreThread(Store(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
+        store = StoreThread(OutboxFile(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
         stepped = None
     else:
         stepped = SteppedStore(tmp_path / "o.db")
@@ -124,7 +124,7 @@ def test_a_broken_link_takes_nothing_and_acknowledges_nothing() -> None:
 def test_a_store_thread_that_meets_the_unexpected_says_so(tmp_path: Path) -> None:
     """A fault of ours in the disk's thread comes up in the loop, and is never silent."""
     loop = Loop()
-    store = StoreThread(Store(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
+    store = StoreThread(OutboxFile(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
     store.open(lambda _: None)
     store.commit([NewRow("\ud800", 1, 1.0, "t", b"{}")], (), lambda _: None)
     raised: list[Exception] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.config.tables import Device
+from edge_runtime.config.tables import DeviceTable
 from edge_runtime.errors import EXIT_CONFIG
 
 FOLDER = Path(__file__).resolve().parents[3] / "systemd"
@@ -67,7 +67,7 @@ def test_the_unit_speaks_the_daemons_protocol() -> None:
 
 def test_a_stop_has_the_time_that_a_device_file_may_ask_for() -> None:
     """The service manager waits longer for a stop than `device.stop_timeout` can be."""
-    longest = next(each for each in Device.__annotations__["stop_timeout"].__metadata__ if each.le is not None).le
+    longest = next(each for each in DeviceTable.__annotations__["stop_timeout"].__metadata__ if each.le is not None).le
     assert int(values("TimeoutStopSec")[0]) > longest
 
 
