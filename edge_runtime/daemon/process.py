@@ -34,7 +34,8 @@ from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile, StoreThread
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
-from edge_runtime.mqtt.connection import ACK_DELAY_S, Connection
+from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
+from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.failover import AnyConnection, Failover
 from edge_runtime.readings import Batch
 from edge_runtime.stream.pipeline import Candidate, Pipeline
@@ -165,7 +166,7 @@ class Assembly:
         if self.copies is not None:
             self.copies.end()
         for connection in self.connections.values():
-            connection.hurry()
+            connection.acknowledge_at_once()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
         for pipeline in self.pipelines:
             pipeline.stop()

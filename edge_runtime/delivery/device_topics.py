@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.mqtt.connection import Will
 from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.messages import Will
 from edge_runtime.system.loop import Loop, Timer
 
 ONLINE = b"online"

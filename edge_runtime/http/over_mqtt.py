@@ -24,8 +24,8 @@ from edge_runtime.http.responses import RefusedError, busy
 from edge_runtime.http.scorer import Scorer
 from edge_runtime.http.served_model import Served, find
 from edge_runtime.http.yield_to_loop import courtesy_to
-from edge_runtime.mqtt.connection import Message
 from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop

@@ -26,14 +26,13 @@ from collections.abc import Callable
 import msgspec
 from paho.mqtt.properties import Properties
 
-from edge_runtime.mqtt.connection import Connection, Message, Outcome, Will
+from edge_runtime.mqtt.connection import Connection
+from edge_runtime.mqtt.messages import Handler, Outcome, Will
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 
 SETTLED_S = 30.0  # a link that lasted this long and breaks may come back before others are asked
 HANDOVER_S = 5.0
-
-Handler = Callable[[list[Message]], None]
 
 
 class _Link(msgspec.Struct, eq=False):
@@ -160,11 +159,11 @@ class Failover:
             return False
         return connection.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
 
-    def hurry(self) -> None:
+    def acknowledge_at_once(self) -> None:
         """As a connection's."""
         for link in self._links:
             if link.connection is not None:
-                link.connection.hurry()
+                link.connection.acknowledge_at_once()
 
     def poke(self) -> None:
         """As a connection's."""

@@ -12,12 +12,13 @@ FIRST_ID = 1024  # paho counts its own packets (a SUBSCRIBE each) from 1 on; our
 LAST_ID = 65_535
 MOST_BYTES = 268_435_455  # MQTT 3.1.1 section 2.2.3
 MOST_TOPIC_BYTES = 65_535
+MOST_TOPICS = 10_000  # whose encoded form is kept
 HEAD_BYTES = 5 + 2 + MOST_TOPIC_BYTES + 2  # header, topic with its length, packet id
 _REFUSED = 0x80  # MQTT 5 section 2.4
 
 
 class Taker(Protocol):
-    """Who is told of the packets."""
+    """Takes the packets."""
 
     def took_message(self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool) -> None:
         """A PUBLISH; `packet_id` is 0 at QoS 0."""
@@ -39,6 +40,16 @@ def topic_head(topic: str) -> bytes:
     if not raw or len(raw) > MOST_TOPIC_BYTES or any(sign in topic for sign in "+#\0"):
         raise ValueError(f"expected a topic of 1 to {MOST_TOPIC_BYTES} bytes without wildcards, found {topic[:80]!r}")
     return len(raw).to_bytes(2, "big") + raw
+
+
+class TopicHeads(dict[str, bytes]):
+    """The encoded form of topics, the latest `MOST_TOPICS`; looking one up raises as `topic_head` does."""
+
+    def __missing__(self, topic: str) -> bytes:
+        if len(self) >= MOST_TOPICS:
+            self.clear()
+        head = self[topic] = topic_head(topic)
+        return head
 
 
 def publish(head: bytes, payload: bytes, packet_id: int, *, retain: bool, properties: bytes) -> bytes:

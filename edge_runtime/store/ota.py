@@ -31,8 +31,8 @@ import msgspec
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import one_line
 from edge_runtime.errors import EdgeError
-from edge_runtime.mqtt.connection import Message
 from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.ota_parts import Incoming, Offer
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger

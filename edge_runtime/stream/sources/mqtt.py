@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from edge_runtime.config.tables import MqttSourceTable
-from edge_runtime.mqtt.connection import Message
 from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import source_decoder

@@ -19,9 +19,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edge_runtime.config.tables import BrokerTable
+from edge_runtime.mqtt import ack_coalescing, hot_packets
 from edge_runtime.mqtt import connection as connection_module
-from edge_runtime.mqtt import hot_packets
-from edge_runtime.mqtt.connection import Connection, Message, Will
+from edge_runtime.mqtt.connection import Connection
+from edge_runtime.mqtt.hot_path import HotPath
+from edge_runtime.mqtt.messages import Message, Will
 from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
@@ -41,6 +43,13 @@ class _Client:
     messages: list[Message] = field(default_factory=list)
     hold: bool = False
     states: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> HotPath:
+        """The present connection's hot path."""
+        path = self.connection._path
+        assert path is not None
+        return path
 
     def take(self, messages: list[Message]) -> None:
         self.messages += messages
@@ -91,7 +100,7 @@ def make_client() -> Iterator[MakeClient]:
         password: str | None = None,
         will: Will | None = None,
         client_id: str = "edge-test",
-        ack_patience: float = connection_module.ACK_DELAY_S,
+        ack_patience: float = ack_coalescing.ACK_DELAY_S,
         **table: Any,
     ) -> _Client:
         settings = msgspec.convert({"url": url, "reconnect_min": 0.05, "reconnect_max": 0.2} | table, BrokerTable)
@@ -137,14 +146,14 @@ def test_messages_go_both_ways(
     assert [message.payload for message in client.messages] == [b"%d" % n for n in range(100)]
     assert [(message.receipt is None) for message in client.messages] == [qos == 0] * 100
     assert [message.payload for message in other.wait_for(100)] == [b"%d" % n for n in range(100)]
-    client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
+    client.until(lambda: not client.path.owed, "every acknowledgement to be given")
 
 
 def test_in_a_rush_no_acknowledgement_waits(
     mosquitto: Mosquitto, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With more than a quarter of the places taken each acknowledgement wakes; when it is calm again, none does."""
-    monkeypatch.setattr(connection_module, "CALM_S", 0.05)
+    monkeypatch.setattr(ack_coalescing, "CALM_S", 0.05)
     client = make_client(mosquitto.url, ack_patience=600.0).up()
     outcomes: list[bool] = []
 
@@ -156,14 +165,14 @@ def test_in_a_rush_no_acknowledgement_waits(
         if len(outcomes) < 300:
             assert client.connection.publish("out/x", b"x", qos=1, outcome=again)
 
-    for _ in range(client.connection.window // connection_module.PATIENT_SHARE + 1):
+    for _ in range(client.connection.window // ack_coalescing.PATIENT_SHARE + 1):
         assert client.connection.publish("out/x", b"x", qos=1, outcome=again)
     client.connection.poke()
-    assert not client.connection._acks_wait
-    client.until(lambda: len(outcomes) >= 300 and not client.connection._outcomes, "every acknowledgement")
-    client.until(lambda: client.connection._acks_wait, "the calm")
+    assert not client.path.acks.holding
+    client.until(lambda: len(outcomes) >= 300 and not client.path.outcomes, "every acknowledgement")
+    client.until(lambda: client.path.acks.holding, "the calm")
     publish()
-    assert client.connection._acks_wait
+    assert client.path.acks.holding
 
 
 def test_an_answer_leaves_before_acknowledgements_and_before_the_books_are_kept(
@@ -252,7 +261,7 @@ def test_an_acknowledgement_waits_for_company_but_not_for_ever(
     assert outcomes == [True]
     publish()
     assert outcomes == [True]
-    client.connection.hurry()
+    client.connection.acknowledge_at_once()
     client.until(lambda: len(outcomes) == 2, "the acknowledgement, at once")
     patient = make_client(mosquitto.url, "in/#", client_id="edge-other").up()
     patient.connection.publish("out/2", b"x", qos=1, outcome=outcomes.append)
@@ -572,8 +581,7 @@ def test_the_receipt_of_an_old_connection_acknowledges_nothing_on_a_new_one(
     old = client.messages[0].receipt
     assert old is not None
     for count in (2, 3):
-        wrapped = client.connection._socket
-        assert wrapped is not None
+        wrapped = client.path.wrapped
         wrapped._wrapped.shutdown(socket.SHUT_RDWR)
         client.until(lambda: not client.connection.connected, "the loss")
         client.up()
@@ -585,7 +593,7 @@ def test_the_receipt_of_an_old_connection_acknowledges_nothing_on_a_new_one(
     newest = client.messages[-1].receipt
     assert newest is not None
     newest.release()
-    client.until(lambda: not client.connection._owed, "the acknowledgement")
+    client.until(lambda: not client.path.owed, "the acknowledgement")
     client.connection.stop()
     again = make_client(broker.url, "in/#").up()
     make_subscriber(broker.port).publish("in/y", b"next")
@@ -607,11 +615,11 @@ def test_acknowledgements_go_in_the_order_of_arrival(
         receipt = receipts[index]
         assert receipt is not None
         receipt.release()
-    assert len(client.connection._owed) == 3
+    assert len(client.path.owed) == 3
     first = receipts[0]
     assert first is not None
     first.release()
-    assert not client.connection._owed
+    assert not client.path.owed
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -626,8 +634,7 @@ def test_the_will_is_for_those_who_vanish(
         client.connection.stop()
     else:
         client.connection.poke()
-        wrapped = client.connection._socket
-        assert wrapped is not None
+        wrapped = client.path.wrapped
         wrapped._wrapped.shutdown(socket.SHUT_RDWR)
     assert other.wait_for(1, "last")[0].payload == b"words"
     if not clean:
@@ -658,14 +665,14 @@ def test_packet_ids_begin_again_and_pass_over_those_in_use(
     other = make_subscriber(mosquitto.port, "out/#")
     client = make_client(mosquitto.url, protocol=protocol).up()
     connection = client.connection
-    connection._last_id = hot_packets.LAST_ID - 5
-    connection._outcomes[hot_packets.FIRST_ID + 1] = lambda _ok: None
+    client.path.last_id = hot_packets.LAST_ID - 5
+    client.path.outcomes[hot_packets.FIRST_ID + 1] = lambda _ok: None
     outcomes: list[bool] = []
     for number in range(20):
         connection.publish("out/x", b"%d" % number, qos=1, outcome=outcomes.append)
-    assert len(connection._outcomes) == 21
+    assert len(client.path.outcomes) == 21
     client.until(lambda: len(outcomes) == 20, "twenty acknowledgements")
-    assert list(connection._outcomes) == [hot_packets.FIRST_ID + 1]
+    assert list(client.path.outcomes) == [hot_packets.FIRST_ID + 1]
     assert [message.payload for message in other.wait_for(20)] == [b"%d" % n for n in range(20)]
 
 
@@ -688,7 +695,7 @@ def test_messages_with_properties_keep_their_place_among_those_without(
     found = [getattr(message.properties, "UserProperty", None) for message in client.messages]
     assert found == [[("number", str(n))] if n % 3 else None for n in range(15)]
     assert all(message.receipt is not None for message in client.messages)
-    client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
+    client.until(lambda: not client.path.owed, "every acknowledgement to be given")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -751,15 +758,14 @@ def test_a_message_that_is_far_too_long_is_passed_over(
     held = []
 
     def all_there() -> bool:
-        wrapped = client.connection._socket
-        assert wrapped is not None
+        wrapped = client.path.wrapped
         held.append(len(wrapped._partial))
         return len(client.messages) == 10 and client.counters.rejected["too_long"] == 3
 
     client.until(all_there, "ten messages and three that are passed over")
     assert [message.payload for message in client.messages] == [b"%d" % n for n in range(10)]
     assert max(held) < 200_000
-    client.until(lambda: not client.connection._owed, "every acknowledgement to be given")
+    client.until(lambda: not client.path.owed, "every acknowledgement to be given")
     other.flush()
     assert client.counters.counts["connects"] == 1
 

@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 
 from edge_runtime.mqtt import failover
-from edge_runtime.mqtt.connection import Connection, Will
+from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.failover import Failover
+from edge_runtime.mqtt.messages import Will
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from tests.support.waiting import wait_until

@@ -14,7 +14,8 @@ from edge_runtime.bundle.measured import Measured
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.bundle.selftest import Budget
-from edge_runtime.mqtt.connection import Connection, Message
+from edge_runtime.mqtt.connection import Connection
+from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.ota import ASK_AGAIN_S, CHUNK_BYTES, PATIENCE_S, Ota
 from edge_runtime.store.ota_parts import Incoming
 from edge_runtime.store.store import ModelStore, Policy

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from edge_runtime.config.tables import MqttSourceTable
-from edge_runtime.mqtt.connection import Connection, Message
+from edge_runtime.mqtt.connection import Connection
+from edge_runtime.mqtt.messages import Message
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.sources.mqtt import MqttSource
 from edge_runtime.system.counters import Counters

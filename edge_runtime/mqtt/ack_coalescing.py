@@ -1,0 +1,153 @@
+"""When the PUBACKs of one connection travel, ours and the broker's: together with messages where they can.
+
+An acknowledgement by itself costs a system call here and a wake-up there, and nearly always a message follows. So ours
+are delayed until the next publish takes them along, `ACK_DELAY_S` at the longest; and those of the broker stay in the
+socket (`WholeSocket.let_wait`) until a message comes, while few messages are in flight.
+
+Guarantee: no acknowledgement waits for longer than the patience that the connection was given, nor at all where places
+in flight are short: in a rush (more than a quarter of the places taken), with fewer than `LEAST_PATIENT_WINDOW` places,
+and after `at_once`. Weak point: over TLS, and where the kernel knows no SO_RCVLOWAT, each one wakes the process.
+"""
+
+from typing import Protocol
+
+from edge_runtime.mqtt import hot_packets
+from edge_runtime.mqtt.whole_socket import WholeSocket
+from edge_runtime.system.loop import Loop, Timer
+
+ACK_DELAY_S = 0.2  # how long an acknowledgement, ours or the broker's, is delayed at the most
+LEAST_PATIENT_WINDOW = 4  # with fewer places in flight each acknowledgement is needed at once
+PATIENT_SHARE = 4  # acknowledgements wait while no more than a quarter of the places is taken
+CALM_S = 1.0  # after a rush, so long with few places taken
+MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
+
+
+class Path(Protocol):
+    """What this needs of the connection whose acknowledgements it delays."""
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages of ours the broker has not acknowledged."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Nothing is read at present."""
+
+    @property
+    def window(self) -> int:
+        """How many messages of ours may be in flight."""
+
+    def read(self) -> None:
+        """Read what is in the socket, and handle it."""
+
+    def flush(self) -> None:
+        """Write what is to be written, with `ours`."""
+
+
+class AckCoalescing:
+    """The acknowledgements of one connection, for as long as it is up.
+
+    Attributes:
+        ours: our PUBACKs, encoded, on their way to the socket.
+        holding: the broker's stay in the socket until a message comes.
+    """
+
+    def __init__(self, path: Path, wrapped: WholeSocket, loop: Loop, patience: float) -> None:
+        self.ours = bytearray()
+        self.holding = False
+        self._path = path
+        self._wrapped = wrapped
+        self._loop = loop
+        self._patience = patience
+        self._allowed = False  # the connection is ready, and nobody has asked for `at_once`
+        self._timer: Timer | None = None
+        self._rush_timer: Timer | None = None  # while there is a rush
+        self._most_in_flight = 0  # of the rush's last look
+
+    @property
+    def watches(self) -> bool:
+        """Whether `wrote` wants to be called."""
+        return self.holding or self._rush_timer is not None
+
+    def allow(self) -> None:
+        """The connection is ready: acknowledgements may wait from now on."""
+        self._allowed = True
+        self._hold()
+
+    def at_once(self) -> None:
+        """From now on the broker's acknowledgements are read as they come: a stop waits for the last of them."""
+        self._allowed = False
+        if self.holding:
+            self._release()
+            self._path.read()
+
+    def acknowledge(self, packet_id: int) -> None:
+        """One more of ours; `settle_ours` follows."""
+        self.ours += hot_packets.puback(packet_id)
+
+    @property
+    def is_full(self) -> bool:
+        """Ours are so many that they leave now, message or not."""
+        return len(self.ours) >= MOST_UNSENT_ACKS * hot_packets.PUBACK_BYTES
+
+    def tidy_later(self) -> None:
+        """Look after the patience whether acknowledgements still wait, in or out."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._patience, self._tidy)
+
+    def wrote(self) -> None:
+        """Something was written: in a rush no acknowledgement may wait, be it only a moment.
+
+        A broker without TCP_NODELAY sends its next packet when the kernel has acknowledged the last one, and the kernel
+        takes up to 40 ms for that while nothing is read; with every place taken that would be the speed of the stream.
+        """
+        taken = self._path.in_flight
+        if self._rush_timer is not None:
+            self._most_in_flight = max(self._most_in_flight, taken)
+        elif self._is_rush(taken):
+            self._release()
+            self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
+        elif taken:
+            self.tidy_later()
+
+    def end(self) -> None:
+        """The connection is gone."""
+        for timer in (self._timer, self._rush_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._rush_timer = None
+        self.holding = False
+        self.ours.clear()
+
+    def _tidy(self) -> None:
+        """No message came that would have taken the acknowledgements along."""
+        self._timer = None
+        if self.holding and self._path.in_flight and not self._path.is_paused:
+            self._path.read()
+        if self.ours:
+            self._path.flush()
+        if self.holding and self._path.in_flight:
+            self.tidy_later()
+
+    def _is_rush(self, taken: int) -> bool:
+        return taken > self._path.window // PATIENT_SHARE
+
+    def _calm_down(self) -> None:
+        self._rush_timer = None
+        most, self._most_in_flight = self._most_in_flight, self._path.in_flight
+        if self._is_rush(max(most, self._most_in_flight)):
+            self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
+            return
+        self._hold()
+        if self.holding and self._path.in_flight:
+            self.tidy_later()
+
+    def _hold(self) -> None:
+        may_wait = self._allowed and self._rush_timer is None and self._path.window >= LEAST_PATIENT_WINDOW
+        if may_wait and not self.holding:
+            self.holding = self._wrapped.let_wait(hot_packets.PUBACK_BYTES + 1)
+
+    def _release(self) -> None:
+        if self.holding:
+            self.holding = False
+            self._wrapped.let_wait(1)

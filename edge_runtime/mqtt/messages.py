@@ -1,0 +1,33 @@
+"""What goes over a connection: a message that came, the last will, and how the sender learns what became of its own."""
+
+from collections.abc import Callable
+
+import msgspec
+from paho.mqtt.properties import Properties
+
+from edge_runtime.readings import Receipt
+
+
+class Message(msgspec.Struct, eq=False):
+    """One message as it came: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1.
+
+    A handler sets `claimed` when the message is its own; an unclaimed one is counted as `unmatched_topic`.
+    """
+
+    topic: bytes
+    payload: bytes
+    receipt: Receipt | None
+    claimed: bool = False
+    properties: Properties | None = None
+    retained: bool = False
+
+
+class Will(msgspec.Struct, frozen=True):
+    """What the broker publishes in our place when the connection ends without a DISCONNECT."""
+
+    topic: str
+    payload: bytes
+
+
+Outcome = Callable[[bool], None]  # True: the broker has it; False: the broker refused it for good
+Handler = Callable[[list[Message]], None]  # takes the messages of one wake-up

@@ -1,0 +1,150 @@
+"""paho as we use it: a client for one connection, over a `WholeSocket`; and every private name of paho that we touch.
+
+paho is a wire here, not a queue: it makes the CONNECT and SUBSCRIBE packets and reads what is not on the hot path.
+Weak point: `PRIVATE_NAMES` are not paho's interface. `pyproject.toml` bounds paho's release, `check_paho` compares the
+installed one at the start, and `tests/unit/mqtt/test_private_names.py` holds the list to the code.
+"""
+
+import contextlib
+import socket
+import sys
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
+from edge_runtime.config.addresses import parse_endpoint
+from edge_runtime.config.tables import BrokerTable
+from edge_runtime.errors import ConfigError
+from edge_runtime.mqtt.light_paho import real_tls
+from edge_runtime.mqtt.messages import Will
+from edge_runtime.mqtt.whole_socket import WholeSocket
+
+CONNECT_TIMEOUT_S = 10.0
+PRIVATE_NAMES = {  # what of paho is private and used here, by its owner
+    "paho.mqtt.client.Client": ("_create_socket", "_ssl_context"),
+    "paho.mqtt.client.MQTTMessage": ("_topic",),
+}
+PAHO_RELEASES = (2, 1), (2, 3)  # tested: from the first on, below the second; the bounds in `pyproject.toml`
+
+
+class PahoClient(paho.Client):
+    """paho over a `WholeSocket`. `_create_socket` is the one private method that we replace."""
+
+    _raw: socket.socket | None = None
+
+    def abort(self) -> None:
+        """End what the connecting thread waits for, such as a handshake that never completes."""
+        if self._raw is not None:
+            with contextlib.suppress(OSError):
+                self._raw.shutdown(socket.SHUT_RDWR)
+
+    def _create_socket(self) -> Any:
+        # As text the name would go through Python's IDNA, whose tables are 1.5 MiB; a name beyond ASCII has to.
+        host = self.host.encode() if self.host.isascii() else self.host
+        plain = self._raw = socket.create_connection((host, self.port), timeout=CONNECT_TIMEOUT_S)  # type: ignore[arg-type]
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        context = self._ssl_context
+        if context is None:
+            return WholeSocket(plain)
+        secured = self._raw = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
+        try:
+            secured.do_handshake()
+        except BaseException:
+            secured.close()  # paho would leave it to the garbage collector
+            raise
+        return WholeSocket(secured, real_tls())
+
+
+def make_client(settings: BrokerTable, client_id: str, password: str | None, will: Will | None) -> PahoClient:
+    """A client for one connection, without callbacks.
+
+    Raises:
+        OSError: a certificate or key file cannot be read.
+        ValueError: it is not what it should be.
+    """
+    is_v5 = settings.protocol == "5"
+    client = PahoClient(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        protocol=paho.MQTTv5 if is_v5 else paho.MQTTv311,
+        clean_session=None if is_v5 else False,
+        manual_ack=True,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = CONNECT_TIMEOUT_S
+    if settings.username is not None:
+        client.username_pw_set(settings.username, password)
+    if parse_endpoint(settings.url).tls:
+        ssl = real_tls()
+        context = ssl.create_default_context(cafile=settings.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if settings.cert_file is not None:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+        client.tls_set_context(context)
+    if will is not None:
+        client.will_set(will.topic, will.payload, qos=1, retain=True)
+    # with this set paho leaves the writing to us: one flush at the end of a pass instead of one send a packet
+    client.on_socket_register_write = _leave_writing_to_the_loop
+    return client
+
+
+def topic_of(message: paho.MQTTMessage) -> bytes:
+    """The topic as it came; paho's own `topic` decodes it, and raises where it is no UTF-8."""
+    topic: bytes = message._topic  # noqa: SLF001 - see `PRIVATE_NAMES`
+    return topic
+
+
+def check_paho() -> None:
+    """See that the installed paho has what we use of it.
+
+    Raises:
+        ConfigError: it has not, so that no connection could ever work.
+    """
+    missing = [
+        f"{owner.rpartition('.')[2]}.{name}"
+        for owner, names in PRIVATE_NAMES.items()
+        for name in names
+        if not _has(getattr(paho, owner.rpartition(".")[2]), name)
+    ]
+    if missing:
+        lowest, beyond = (".".join(map(str, release)) for release in PAHO_RELEASES)
+        raise ConfigError(
+            f"paho-mqtt {_paho_version()}: {', '.join(missing)} not found, which this program needs: "
+            f"expected a release from {lowest} on and below {beyond}: pip install 'paho-mqtt>={lowest},<{beyond}'"
+        )
+
+
+def _has(owner: type, name: str) -> bool:
+    """Whether instances of `owner` have `name`: as a method or slot of the class, or as set by its constructor."""
+    constructor = getattr(vars(owner).get("__init__"), "__code__", None)
+    return hasattr(owner, name) or (constructor is not None and name in constructor.co_names)
+
+
+def _paho_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - only for the message
+
+    try:
+        return version("paho-mqtt")
+    except PackageNotFoundError:
+        return "of an unknown release"
+
+
+def explain(error: Exception, url: str) -> str:
+    """One line that says what is wrong with the connection, and where to look."""
+    ssl = sys.modules.get("ssl")  # not loaded: then it is no fault of TLS
+    if ssl is not None and isinstance(error, ssl.SSLCertVerificationError):
+        return f"{url}: the broker's certificate is not trusted: {error.verify_message}: check ca_file and the clock"
+    if ssl is not None and isinstance(error, ssl.SSLError):
+        return f"{url}: TLS failed: {error.reason or error}"
+    if isinstance(error, socket.gaierror):
+        return f"{url}: the name is not known: {error.strerror}"
+    if isinstance(error, TimeoutError):
+        return f"{url}: no answer within {CONNECT_TIMEOUT_S:.0f} s"
+    if isinstance(error, OSError):
+        return f"{url}: {error.strerror or error}"
+    return f"{url}: {type(error).__name__}: {error}"
+
+
+def _leave_writing_to_the_loop(_client: paho.Client, _userdata: Any, _socket: Any) -> None:
+    """Take paho's request to write; the flush at the end of the pass serves it."""
