@@ -32,7 +32,8 @@ from edge_runtime.daemon.state import StateFolder
 from edge_runtime.delivery.device_topics import Upstream, last_will
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
-from edge_runtime.delivery.outbox_file import OutboxFile, StoreThread
+from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
 from edge_runtime.mqtt.connection import Connection
@@ -749,14 +750,14 @@ def _state_folder(config: Config) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _store_thread(config: Config, loop: Loop) -> StoreThread | None:
+def _store_thread(config: Config, loop: Loop) -> OutboxThread | None:
     path = config.outbox.path
     if path is None and (folder := _state_folder(config)) is not None:
         path = str(folder / "outbox.db")
     if path is None:
         return None
     store = OutboxFile(Path(path), config.outbox.max_bytes, config.outbox.max_age)
-    return StoreThread(store, loop.call_soon_threadsafe)
+    return OutboxThread(store, loop.call_soon_threadsafe)
 
 
 def _counts(counters: Counters) -> dict[str, Any]:

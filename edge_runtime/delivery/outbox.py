@@ -21,6 +21,10 @@ without a link, whatever is younger goes along, so that there is one transaction
 Stored rows are sent oldest first when the link is back. An entry of a stream that has stored rows which were not sent
 waits behind them, by becoming a row itself; an entry of any other stream is sent at once, and a quarter of the places
 in flight is kept for such.
+
+Longer than 500 lines, and one class of more than 400, on purpose: where an entry is (in memory, in flight, on disk) is
+one state that sending, committing and losing the link change together, and the guarantee is read off that one state.
+What can be told apart stands elsewhere: the file (`outbox_file.py`), its rows, its thread, and payloads.
 """
 
 import time
@@ -31,7 +35,8 @@ from typing import Protocol
 import msgspec
 
 from edge_runtime.delivery.json_payload import mark_delayed
-from edge_runtime.delivery.outbox_file import Committed, NewRow, Opened, Row, StoreError, StoreThread, Trimmed
+from edge_runtime.delivery.outbox_thread import OutboxThread
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row, Trimmed
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
@@ -113,7 +118,7 @@ class Outbox:
         loop: Loop,
         counters: Counters,
         *,
-        store: StoreThread | None,
+        store: OutboxThread | None,
         commit_interval: float,
         max_memory_bytes: int,
         qos: int = 1,
@@ -381,9 +386,9 @@ class Outbox:
         else:
             del self._backlog[stream]
 
-    def _rows_fetched(self, found: list[Row] | StoreError, cursor: int) -> None:
+    def _rows_fetched(self, found: list[Row] | OutboxFileError, cursor: int) -> None:
         self._fetching = False
-        if isinstance(found, StoreError):
+        if isinstance(found, OutboxFileError):
             self._store_failed(found)
             return
         if cursor != self._cursor:  # the link was lost meanwhile: what was read is stale
@@ -497,11 +502,11 @@ class Outbox:
     def _is_linked(self) -> bool:
         return self._link is not None and self._link.connected
 
-    def _committed(self, due: list[Entry], delivered: list[int], found: Committed | StoreError) -> None:
+    def _committed(self, due: list[Entry], delivered: list[int], found: Committed | OutboxFileError) -> None:
         self._committing = False
         for entry in due:
             entry.committing = False
-        if isinstance(found, StoreError):
+        if isinstance(found, OutboxFileError):
             self._delivered_rows = delivered + self._delivered_rows
             self._store_failed(found)
             return
@@ -558,9 +563,9 @@ class Outbox:
 
     # --- the disk -------------------------------------------------------------------------------------------------
 
-    def _opened(self, found: Opened | StoreError) -> None:
+    def _opened(self, found: Opened | OutboxFileError) -> None:
         self._opening = False
-        if isinstance(found, StoreError):
+        if isinstance(found, OutboxFileError):
             self._store_failed(found)
             return
         self._store_open = True
@@ -590,7 +595,7 @@ class Outbox:
                 entry.row = None
                 self._memory += entry.size
 
-    def _store_failed(self, error: StoreError) -> None:
+    def _store_failed(self, error: OutboxFileError) -> None:
         """Go on in memory, and open the file anew after a while."""
         self._store_open = False
         self._counters.errors["outbox_disk"] += 1

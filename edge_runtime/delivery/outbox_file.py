@@ -1,4 +1,4 @@
-"""The outbox on disk: a SQLite file that keeps a commit through a power cut, in a thread of its own.
+"""The outbox on disk: a SQLite file that keeps a commit through a power cut.
 
 WAL with `synchronous=FULL`; every setting is read back. After any I/O error the file is closed, opened anew and read
 before anything more is promised, because Linux reports a failed sync only once. A damaged file is set aside under a
@@ -13,108 +13,37 @@ somebody deleted is gone without a trace.
 """
 
 import contextlib
-import functools
-import queue
 import sqlite3
-import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
 
-import msgspec
-
-from edge_runtime.delivery.row_packing import UnpackError, pack, unpack
-
-_Answer = TypeVar("_Answer")
+from edge_runtime.delivery.row_packing import pack
+from edge_runtime.delivery.rows import (
+    COLUMNS,
+    COLUMNS_OF_1,
+    HIGHEST_ID,
+    ROW_OVERHEAD_BYTES,
+    SCHEMA,
+    Committed,
+    DamagedError,
+    NewRow,
+    Opened,
+    OutboxFileError,
+    Row,
+    Trimmed,
+    crc_of,
+    is_damage,
+    read_row,
+    size_of,
+    text_of,
+)
+from edge_runtime.delivery.salvage import files_of, keep_newest, salvage
 
 SCHEMA_VERSION = 2
 CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
 BUSY_TIMEOUT_S = 5.0
 PAGE_BYTES = 4096
-ROW_OVERHEAD_BYTES = 64  # what SQLite keeps beside the payload of a row, measured with 256-byte payloads
-
-HIGHEST_ID = 1 << 62  # no device makes so many: a number above it was made by a damage, and leaves none to go on with
-
-_SCHEMA = """
-CREATE TABLE entry (
-  id INTEGER PRIMARY KEY,
-  stream TEXT NOT NULL,
-  priority INTEGER NOT NULL,
-  made REAL NOT NULL,
-  topic TEXT NOT NULL,
-  payload BLOB NOT NULL,
-  crc INTEGER NOT NULL,
-  packing INTEGER NOT NULL DEFAULT 0
-)
-"""
-_COLUMNS = "id, stream, priority, made, topic, payload, crc, packing"
-_COLUMNS_OF_1 = "id, stream, priority, made, topic, payload, crc, 0"
-
-
-class Row(NamedTuple):
-    """One prediction at rest. `id` rises in the order in which predictions were made.
-
-    `is_sound` is False when its bytes are not those that were written.
-    """
-
-    id: int
-    stream: str
-    priority: int
-    made: float
-    topic: str
-    payload: bytes
-    is_sound: bool = True
-
-
-class NewRow(NamedTuple):
-    """One prediction on its way to the disk."""
-
-    stream: str
-    priority: int
-    made: float
-    topic: str
-    payload: bytes
-
-
-class Opened(msgspec.Struct):
-    """What was found when the file was opened.
-
-    After a damaged file: `salvaged` rows were taken over, `lost` are missing, as far as their numbers tell.
-    """
-
-    rows: int = 0
-    bytes: int = 0
-    streams: dict[str, int] = msgspec.field(default_factory=dict)
-    salvaged: int = 0
-    lost: int = 0
-    damaged_file: str | None = None
-
-
-class Trimmed(msgspec.Struct):
-    """Rows that had to go: by reason, and by stream."""
-
-    by_reason: dict[str, int] = msgspec.field(default_factory=dict)
-    by_stream: dict[str, int] = msgspec.field(default_factory=dict)
-    ids: list[int] = msgspec.field(default_factory=list)
-    bytes: int = 0
-
-
-class Committed(msgspec.Struct):
-    """One transaction that is on the disk: the ids of its new rows, what had to go, and how many rows there are now."""
-
-    ids: list[int]
-    trimmed: Trimmed
-    rows: int
-
-
-class StoreError(Exception):
-    """The disk failed. Nothing of the failed call may be relied on."""
-
-
-class _DamagedError(sqlite3.DatabaseError):
-    """The file is no outbox of ours, though SQLite can read it."""
 
 
 class OutboxFile:
@@ -146,7 +75,7 @@ class OutboxFile:
         """Open or make the file, and count what it holds.
 
         Raises:
-            StoreError: the folder cannot be written, or the disk fails.
+            OutboxFileError: the folder cannot be written, or the disk fails.
         """
         self.close()
         try:
@@ -156,22 +85,22 @@ class OutboxFile:
             opened.damaged_file = opened.damaged_file or folder
         except sqlite3.Error as error:
             is_foreign = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # tables that are not ours
-            if _is_damage(error) or is_foreign:
+            if is_damage(error) or is_foreign:
                 return self._replace_damaged()
             self.close()
-            raise StoreError(f"{self._path}: {error}") from error
+            raise OutboxFileError(f"{self._path}: {error}") from error
         except UnicodeDecodeError:  # SQLite's own words quote bytes of a damaged schema, and Python cannot read them
             return self._replace_damaged()
         except OSError as error:
             self.close()
-            raise StoreError(f"{self._path}: {error.strerror or error}") from error
+            raise OutboxFileError(f"{self._path}: {error.strerror or error}") from error
         return opened
 
     def commit(self, rows: Sequence[NewRow], delivered: Sequence[int]) -> Committed:
         """In one transaction: put `rows` in, take the delivered ones out, and keep the bounds.
 
         Raises:
-            StoreError: nothing of this may be relied on.
+            OutboxFileError: nothing of this may be relied on.
         """
         with self._guarded() as connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -191,11 +120,11 @@ class OutboxFile:
         """The oldest rows with an id above `after`.
 
         Raises:
-            StoreError: the disk failed.
+            OutboxFileError: the disk failed.
         """
         with self._guarded() as connection:
-            query = f"SELECT {_COLUMNS} FROM entry WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
-            return [_row(found) for found in connection.execute(query, (after, limit))]
+            query = f"SELECT {COLUMNS} FROM entry WHERE id > ? ORDER BY id LIMIT ?"  # noqa: S608
+            return [read_row(found) for found in connection.execute(query, (after, limit))]
 
     def close(self) -> None:
         """Give the file back. Committed rows stay."""
@@ -207,25 +136,25 @@ class OutboxFile:
     def _open(self) -> Opened:
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         self._connection = connection
-        connection.text_factory = _text
+        connection.text_factory = text_of
         mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
-            raise StoreError(f"{self._path}: expected the write-ahead log, found journal mode {mode}")
+            raise OutboxFileError(f"{self._path}: expected the write-ahead log, found journal mode {mode}")
         connection.execute("PRAGMA synchronous=FULL")
         if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:
-            raise StoreError(f"{self._path}: synchronous=FULL is not to be had")
+            raise OutboxFileError(f"{self._path}: synchronous=FULL is not to be had")
         # The log stands beside the bound of the file itself: a fiftieth of it, and never more than SQLite's own choice.
         log_pages = min(1000, max(16, self._max_bytes // 50 // PAGE_BYTES))
         connection.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         connection.execute(f"PRAGMA journal_size_limit={min(1 << 20, log_pages * PAGE_BYTES)}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            raise _DamagedError(f"schema {version} is newer than this program")
+            raise DamagedError(f"schema {version} is newer than this program")
         verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
         if "error code=" in verdict:  # it does not raise what the disk says: an error of reading is no damage
             raise sqlite3.OperationalError(verdict)
         if verdict != "ok":
-            raise _DamagedError("its pages contradict one another")
+            raise DamagedError("its pages contradict one another")
         self._bring_up_to_date(connection, version)
         return self._take_stock(connection)
 
@@ -238,17 +167,17 @@ class OutboxFile:
         """
         found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'entry'").fetchone()
         if found is not None:
-            connection.execute(f"SELECT {_COLUMNS_OF_1} FROM entry LIMIT 1").fetchone()  # noqa: S608
+            connection.execute(f"SELECT {COLUMNS_OF_1} FROM entry LIMIT 1").fetchone()  # noqa: S608
         numbers_rows = found is not None and "AUTOINCREMENT" in str(found[0])
         is_spent = numbers_rows and connection.execute("SELECT 1 FROM entry LIMIT 1").fetchone() is None
         if version == SCHEMA_VERSION and found is not None and not is_spent:
-            connection.execute(f"SELECT {_COLUMNS} FROM entry LIMIT 1").fetchone()  # noqa: S608
+            connection.execute(f"SELECT {COLUMNS} FROM entry LIMIT 1").fetchone()  # noqa: S608
             return
         connection.execute("BEGIN IMMEDIATE")
         if is_spent:
             connection.execute("DROP TABLE entry")
         if found is None or is_spent:
-            connection.execute(_SCHEMA)
+            connection.execute(SCHEMA)
         else:
             connection.execute("DROP INDEX IF EXISTS entry_by_worth")
             if not any(name == "packing" for _, name, *_ in connection.execute("PRAGMA table_info(entry)")):
@@ -265,7 +194,7 @@ class OutboxFile:
         )
         for stream, priority, count, size, first, last in connection.execute(query):
             if not isinstance(last, int) or last >= HIGHEST_ID:  # no number: a damage has made `id` a plain column
-                raise _DamagedError(f"row {last} was never written")
+                raise DamagedError(f"row {last} was never written")
             opened.streams[stream] = opened.streams.get(stream, 0) + count
             opened.rows += count
             opened.bytes += size + count * ROW_OVERHEAD_BYTES
@@ -278,7 +207,7 @@ class OutboxFile:
     def _set_folders_aside(self) -> str | None:
         """A folder that stands where a file should be makes room."""
         aside = self._aside()
-        for found, target in zip(_files(self._path), _files(aside), strict=True):
+        for found, target in zip(files_of(self._path), files_of(aside), strict=True):
             if found.is_dir():
                 found.rename(target)
         return str(aside) if aside.exists() else None
@@ -292,20 +221,20 @@ class OutboxFile:
         aside = self._aside()
         try:
             rows, lost = salvage(self._path)
-            for found, target in zip(_files(self._path), _files(aside), strict=True):
+            for found, target in zip(files_of(self._path), files_of(aside), strict=True):
                 if found.exists():
                     found.rename(target)
             self._is_suspect = False
             opened = self._open()
         except (OSError, sqlite3.Error) as error:
             self.close()
-            raise StoreError(f"{self._path}: damaged, and cannot be set aside: {error}") from error
+            raise OutboxFileError(f"{self._path}: damaged, and cannot be set aside: {error}") from error
         if rows:
             self.commit(rows, ())
             opened = self._open_again()
         opened.salvaged, opened.lost = len(rows), lost
         opened.damaged_file = str(aside)
-        _keep_newest(self._path, keep=3)
+        keep_newest(self._path, keep=3)
         return opened
 
     def _open_again(self) -> Opened:
@@ -320,11 +249,11 @@ class OutboxFile:
         for number, ((stream, priority, made, topic, payload), (packing, kept)) in enumerate(
             zip(rows, packed, strict=True), self._next_id
         ):
-            values.append((number, stream, priority, made, topic, kept, _crc(stream, topic, payload), packing))
-            added += _size(stream, topic, len(kept))
+            values.append((number, stream, priority, made, topic, kept, crc_of(stream, topic, payload), packing))
+            added += size_of(stream, topic, len(kept))
             if priority not in self._first:
                 self._first[priority] = number
-        connection.executemany(f"INSERT INTO entry ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+        connection.executemany(f"INSERT INTO entry ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
         return added
 
     def _delete(self, connection: sqlite3.Connection, ids: Sequence[int]) -> tuple[int, int]:
@@ -334,7 +263,7 @@ class OutboxFile:
             found = connection.execute(query, (row_id,)).fetchone()
             if found is not None:
                 deleted += 1
-                freed += _size(*found)
+                freed += size_of(*found)
                 connection.execute("DELETE FROM entry WHERE id = ?", (row_id,))
         return deleted, freed
 
@@ -389,179 +318,15 @@ class OutboxFile:
         trimmed.by_reason[reason] = trimmed.by_reason.get(reason, 0) + 1
         trimmed.by_stream[stream] = trimmed.by_stream.get(stream, 0) + 1
         trimmed.ids.append(row_id)
-        trimmed.bytes += _size(stream, topic, length)
+        trimmed.bytes += size_of(stream, topic, length)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[sqlite3.Connection]:
         if self._connection is None:
-            raise StoreError(f"{self._path}: not open")
+            raise OutboxFileError(f"{self._path}: not open")
         try:
             yield self._connection
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            self._is_suspect = self._is_suspect or _is_damage(error)
+            self._is_suspect = self._is_suspect or is_damage(error)
             self.close()  # a failed sync is reported once only: nothing is trusted until the file was read anew
-            raise StoreError(f"{self._path}: {error}") from error
-
-
-class StoreThread:
-    """A `OutboxFile` behind a queue: the loop asks, and is told in its own thread.
-
-    Args:
-        store: opened in the thread, not before.
-        tell: runs a callback in the loop's thread.
-    """
-
-    def __init__(self, store: OutboxFile, tell: Callable[[Callable[[], None]], None]) -> None:
-        self._store = store
-        self._tell = tell
-        self._busy_since: float | None = None
-        self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="outbox", daemon=True)
-        self._thread.start()
-
-    def open(self, answer: Callable[[Opened | StoreError], None]) -> None:
-        """Open the file, again if need be."""
-        self._ask(self._store.open, answer)
-
-    def commit(
-        self,
-        rows: Sequence[NewRow],
-        delivered: Sequence[int],
-        answer: Callable[[Committed | StoreError], None],
-    ) -> None:
-        """As `Store.commit`."""
-        self._ask(lambda: self._store.commit(rows, delivered), answer)
-
-    def fetch(self, after: int, limit: int, answer: Callable[[list[Row] | StoreError], None]) -> None:
-        """As `Store.fetch`."""
-        self._ask(lambda: self._store.fetch(after, limit), answer)
-
-    def busy_for(self, now: float) -> float:
-        """Seconds of monotonic time that the present call has taken; 0 when there is none."""
-        since = self._busy_since
-        return 0.0 if since is None else now - since
-
-    def stop(self, deadline: float) -> bool:
-        """Finish what was asked and close the file; False when that took longer than `deadline` seconds."""
-        self._requests.put(None)
-        self._thread.join(deadline)
-        return not self._thread.is_alive()
-
-    def _ask(self, work: Callable[[], _Answer], answer: Callable[[_Answer | StoreError], None]) -> None:
-        def request() -> None:
-            found: _Answer | StoreError
-            self._busy_since = time.monotonic()
-            try:
-                found = work()
-            except StoreError as error:
-                found = error
-            except Exception as error:  # noqa: BLE001 - a fault of ours: it ends the loop, and not this thread in silence
-                self._tell(functools.partial(_raise, error))
-                return
-            finally:
-                self._busy_since = None
-            self._tell(lambda: answer(found))
-
-        self._requests.put(request)
-
-    def _serve(self) -> None:
-        while (request := self._requests.get()) is not None:
-            request()
-        self._store.close()
-
-
-def salvage(path: Path) -> tuple[list[NewRow], int]:
-    """Every row of a damaged file that can still be read, in order, and how many are missing between and after them.
-
-    It is read from both ends, so that one bad page does not hide what stands behind it.
-
-    Raises:
-        sqlite3.Error: the disk cannot be read at present, which is no damage.
-    """
-    forward, backward = _read_rows(path, "ASC"), _read_rows(path, "DESC")
-    by_id = {row.id: row for row in (*backward, *forward)}
-    sound = [by_id[row_id] for row_id in sorted(by_id) if by_id[row_id].is_sound]
-    numbers = [row_id for row_id in by_id if row_id < HIGHEST_ID]
-    span = max(numbers) - min(numbers) + 1 if numbers else 0
-    rows = [NewRow(row.stream, row.priority, row.made, row.topic, row.payload) for row in sound]
-    return rows, max(0, span - len(sound))
-
-
-def _read_rows(path: Path, direction: str) -> list[Row]:
-    rows: list[Row] = []
-    address = f"{path.absolute().as_uri()}?mode=ro"
-    try:
-        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
-            connection.text_factory = _text
-            is_packed = any(name == "packing" for _, name, *_ in connection.execute("PRAGMA table_info(entry)"))
-            columns = _COLUMNS if is_packed else _COLUMNS_OF_1
-            for found in connection.execute(f"SELECT {columns} FROM entry ORDER BY id {direction}"):  # noqa: S608
-                if isinstance(found[0], int):  # see `_take_stock`: without a number it has no place in the order
-                    rows.append(_row(found))
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
-            raise
-    return rows  # where it is damaged, what stands before the damage
-
-
-def _row(found: tuple[Any, ...]) -> Row:
-    row_id, stream, priority, made, topic, packed, crc, packing = found
-    typed = (
-        isinstance(stream, str)
-        and isinstance(priority, int)
-        and isinstance(made, float)
-        and isinstance(topic, str)
-        and isinstance(packed, bytes)
-    )
-    if typed:
-        with contextlib.suppress(UnpackError):
-            payload = unpack(packing, packed)
-            return Row(row_id, stream, priority, made, topic, payload, crc == _crc(stream, topic, payload))
-    return Row(row_id, stream, priority, made, topic, packed, is_sound=False)
-
-
-def _crc(stream: str, topic: str, payload: bytes) -> int:
-    return zlib.crc32(payload, _crc_of_place(stream, topic))
-
-
-@functools.lru_cache(1024)
-def _crc_of_place(stream: str, topic: str) -> int:
-    return zlib.crc32(f"{stream}\0{topic}\0".encode())
-
-
-def _size(stream: str, topic: str, length: int) -> int:
-    return len(stream) + len(topic) + length + ROW_OVERHEAD_BYTES
-
-
-def _text(data: bytes) -> str:
-    """Text as it stands in the file; what is no UTF-8 any more is caught by the row's checksum."""
-    return data.decode(errors="replace")
-
-
-def _is_damage(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    return isinstance(error, _DamagedError | UnicodeDecodeError) or (code is not None and code & 0xFF in _DAMAGE)
-
-
-_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
-
-
-def _files(path: Path) -> tuple[Path, Path, Path]:
-    """The file and what SQLite keeps beside it."""
-    return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
-
-
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def _keep_newest(path: Path, keep: int) -> None:
-    """Damaged files are kept for a person to look at, but only the newest few."""
-    stamps = sorted(
-        {found.name.split(".damaged-")[1].split("-")[0] for found in path.parent.glob(f"{path.name}.damaged-*")}
-    )
-    import shutil  # noqa: PLC0415 - only after a damage
-
-    for old in (old for stamp in stamps[:-keep] for old in path.parent.glob(f"{path.name}.damaged-{stamp}*")):
-        with contextlib.suppress(OSError):  # tidying is a courtesy; the disk may be read-only
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            raise OutboxFileError(f"{self._path}: {error}") from error

@@ -17,7 +17,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_runtime.delivery.outbox_file import OutboxFile, StoreError
+from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.delivery.rows import OutboxFileError
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOAD = ROOT / "tests" / "faults" / "core" / "outbox_workload.py"
@@ -106,7 +107,7 @@ def judge(folder: Path, said: Said) -> list[str]:
     try:
         opened = store.open()
         rows = store.fetch(0, 1_000_000)
-    except StoreError as error:
+    except OutboxFileError as error:
         return [f"it does not open: {error}"]
     finally:
         store.close()

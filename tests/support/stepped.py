@@ -1,7 +1,7 @@
 """A loop, a link and a disk thread that move only when a test says so, for everything that waits.
 
 `SteppedLoop` keeps the contract of `edge_runtime.system.loop.Loop` with a clock of its own; `SteppedStore` stands in
-for `StoreThread` around a real `OutboxFile`, and can fail before or after the disk did its work; `SteppedLink` is a
+for `OutboxThread` around a real `OutboxFile`, and can fail before or after the disk did its work; `SteppedLink` is a
 broker's end of the wire. `tests/unit/support/test_stepped.py` holds them to their word.
 """
 
@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from edge_runtime.delivery.outbox_file import Committed, NewRow, Opened, OutboxFile, Row, StoreError, StoreThread
+from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.delivery.outbox_thread import OutboxThread
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row
 from edge_runtime.system.loop import Callback, Loop, Timer
 
 MOST_CALLBACKS = 100_000  # a pass that runs longer is a hot loop, which is a fault
@@ -89,7 +91,7 @@ Fault = Literal["", "before", "after"]
 
 
 class SteppedStore:
-    """A `StoreThread` that works when `work` is called; `fault` makes the disk fail before or after its work."""
+    """A `OutboxThread` that works when `work` is called; `fault` makes the disk fail before or after its work."""
 
     def __init__(self, path: Path, *, max_bytes: int = 1 << 30, max_age: float = 1e12) -> None:
         self.store = OutboxFile(path, max_bytes, max_age)
@@ -99,29 +101,29 @@ class SteppedStore:
         self._requests: deque[Callable[[], None]] = deque()
 
     @property
-    def as_thread(self) -> StoreThread:
+    def as_thread(self) -> OutboxThread:
         """For those that ask for the real one."""
-        return cast("StoreThread", self)
+        return cast("OutboxThread", self)
 
     @property
     def is_idle(self) -> bool:
         """Nothing is asked for."""
         return not self._requests
 
-    def open(self, answer: Callable[[Opened | StoreError], None]) -> None:
-        """As `StoreThread.open`."""
+    def open(self, answer: Callable[[Opened | OutboxFileError], None]) -> None:
+        """As `OutboxThread.open`."""
         self._requests.append(lambda: answer(self._try(self.store.open)))
 
     def commit(
-        self, rows: Sequence[NewRow], delivered: Sequence[int], answer: Callable[[Committed | StoreError], None]
+        self, rows: Sequence[NewRow], delivered: Sequence[int], answer: Callable[[Committed | OutboxFileError], None]
     ) -> None:
-        """As `StoreThread.commit`."""
+        """As `OutboxThread.commit`."""
         self.commits += 1
         self.committed_rows += len(rows)
         self._requests.append(lambda: answer(self._try(lambda: self.store.commit(rows, delivered))))
 
-    def fetch(self, after: int, limit: int, answer: Callable[[list[Row] | StoreError], None]) -> None:
-        """As `StoreThread.fetch`."""
+    def fetch(self, after: int, limit: int, answer: Callable[[list[Row] | OutboxFileError], None]) -> None:
+        """As `OutboxThread.fetch`."""
         self._requests.append(lambda: answer(self._try(lambda: self.store.fetch(after, limit))))
 
     def work(self, most: int = 1000) -> None:
@@ -138,13 +140,13 @@ class SteppedStore:
             found = call()
             if self.fault == "after":
                 self._fail()
-        except StoreError as error:
+        except OutboxFileError as error:
             return error
         return found
 
     def _fail(self) -> None:
         self.store.close()  # as the real one does: nothing is trusted until the file was read anew
-        raise StoreError("the disk failed")
+        raise OutboxFileError("the disk failed")
 
 
 @dataclass

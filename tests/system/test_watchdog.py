@@ -121,10 +121,10 @@ def test_a_healthy_daemon_feeds_the_watchdog(make_broken: Callable[[str], Daemon
 def test_a_thread_that_dies_ends_the_daemon_in_one_line(make_broken: Callable[[str], Daemon]) -> None:
     """Half a daemon is worse than a new one: it ends with 1, says why, and systemd starts it again."""
     daemon = make_broken(
-        "import edge_runtime.delivery.outbox_file as store\n"
+        "import edge_runtime.delivery.outbox_thread as store\n"
         "def die(self):\n"
         "    raise RuntimeError('a fault of ours')\n"
-        "store.StoreThread._serve = die\n"
+        "store.OutboxThread._serve = die\n"
     )
     wait_until(lambda: daemon.returncode is not None, lambda: f"the end: {daemon.log[-1500:]}", 30.0)
     assert daemon.returncode == 1

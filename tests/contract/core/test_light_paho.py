@@ -16,11 +16,11 @@ assert not heavy, heavy
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from edge_runtime.mqtt.connection import Connection
-from edge_runtime.config.tables import Broker
+from edge_runtime.config.tables import BrokerTable
 
 url, ca_file = sys.argv[1:]
 loop, outcomes = Loop(), []
-settings = Broker(url=url, ca_file=ca_file or None)
+settings = BrokerTable(url=url, ca_file=ca_file or None)
 connection = Connection(
     settings, name="upstream", client_id="edge-light", password=lambda: None, loop=loop, counters=Counters()
 )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
-from edge_runtime.delivery.outbox_file import salvage
+from edge_runtime.delivery.salvage import salvage
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
 from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
-from edge_runtime.delivery.outbox_file import OutboxFile, StoreThread
+from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
@@ -70,7 +71,7 @@ def main() -> None:
     """Fill, then drain."""
     path, rows, max_bytes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     loop, counters = Loop(), Counters()
-    store = StoreThread(OutboxFile(path, max_bytes, 1e9), loop.call_soon_threadsafe)
+    store = OutboxThread(OutboxFile(path, max_bytes, 1e9), loop.call_soon_threadsafe)
     outbox = Outbox(loop, counters, store=store, commit_interval=0.05, max_memory_bytes=4 << 20)
     broker = Broker(loop)
     outbox.attach(broker)

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edge_runtime.delivery import outbox_file as outbox_store
-from edge_runtime.delivery.outbox_file import NewRow, OutboxFile, StoreError
+from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.delivery.rows import NewRow, OutboxFileError
 
 STEPS = 24
 
@@ -41,7 +42,7 @@ class Worker:
         for _ in range(STEPS):
             try:
                 self.step()
-            except StoreError as error:
+            except OutboxFileError as error:
                 self.say("error", [str(error).replace("\n", " ")])
                 if not self.open():
                     return
@@ -58,7 +59,7 @@ class Worker:
                 if self.no_sync:
                     connection.execute("PRAGMA synchronous=OFF")
                 rows = self.store.fetch(0, 10_000)
-            except StoreError as error:
+            except OutboxFileError as error:
                 self.say("error", [str(error).replace("\n", " ")])
                 continue
             self.stored = {row.id: json.loads(row.payload)["n"] for row in rows}

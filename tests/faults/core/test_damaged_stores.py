@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.delivery.outbox_file import SCHEMA_VERSION, NewRow, OutboxFile, StoreError
+from edge_runtime.delivery.outbox_file import SCHEMA_VERSION, OutboxFile
+from edge_runtime.delivery.rows import NewRow, OutboxFileError
 from tests.support.disk_faults import LONG, report
 
 DAMAGES = 10_000 if LONG else 1_000
@@ -181,7 +182,7 @@ def test_a_damaged_file_never_keeps_the_outbox_from_starting_and_never_speaks_fa
         new = NewRow("m/new", 0, 2e9, "edge/m/new", b'{"n":9999}')
         try:
             (number,) = store.commit([new], [row.id for row in rows[:5]]).ids
-        except StoreError:  # a damage that shows only here: the outbox opens the file anew, as after any error
+        except OutboxFileError:  # a damage that shows only here: the outbox opens the file anew, as after any error
             tally["found in use"] += 1
             assert store.open().damaged_file is not None, what
             (number,) = store.commit([new], ()).ids

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.delivery.outbox_file import HIGHEST_ID, SCHEMA_VERSION, NewRow, OutboxFile, StoreError
+from edge_runtime.delivery.outbox_file import SCHEMA_VERSION, OutboxFile
+from edge_runtime.delivery.rows import HIGHEST_ID, NewRow, OutboxFileError
 from tests.support.older_outbox import OLDER_ROWS, copy_older_file
 
 PAYLOAD = b'{"id":"a/m/-/1/2","seq":2,"device":"a","model":"m","version":"1.0.0","source":"s","key":null}'
@@ -41,7 +42,7 @@ def test_rows_that_went_leave_no_gap_in_the_numbers(tmp_path: Path) -> None:
     store = _open(tmp_path / "o.db")
     (first,) = store.commit([_row(1)], ()).ids
     broken = NewRow("m/-", 1, None, "edge/a/m/-", PAYLOAD)  # type: ignore[arg-type] # the file refuses it
-    with pytest.raises(StoreError, match="NOT NULL"):
+    with pytest.raises(OutboxFileError, match="NOT NULL"):
         store.commit([_row(1), broken], ())
     store.open()
     assert store.commit([_row(1)], ()).ids == [first + 1]

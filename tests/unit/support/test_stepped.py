@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.delivery.outbox_file import NewRow, OutboxFile, StoreError, StoreThread
+from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.delivery.outbox_thread import OutboxThread
+from edge_runtime.delivery.rows import NewRow, OutboxFileError
 from edge_runtime.system.loop import Loop
 from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
 from tests.support.waiting import wait_until
@@ -63,7 +65,7 @@ def test_a_store_answers_in_order(kind: str, tmp_path: Path) -> None:
     row = NewRow("m/a", 1, 1.0, "t", b"{}")
     if kind == "real":
         loop = Loop()
-        store = StoreThread(OutboxFile(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
+        store = OutboxThread(OutboxFile(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
         stepped = None
     else:
         stepped = SteppedStore(tmp_path / "o.db")
@@ -99,7 +101,7 @@ def test_a_stepped_disk_fails_before_or_after_its_work(fault: Any, kept: int, tm
     store.commit([NewRow("m/a", 1, 1.0, "t", b"{}")], (), answers.append)
     store.fetch(0, 10, answers.append)
     store.work()
-    assert all(isinstance(answer, StoreError) for answer in answers[1:])
+    assert all(isinstance(answer, OutboxFileError) for answer in answers[1:])
     store.fault = ""
     store.open(answers.append)
     store.work()
@@ -124,7 +126,7 @@ def test_a_broken_link_takes_nothing_and_acknowledges_nothing() -> None:
 def test_a_store_thread_that_meets_the_unexpected_says_so(tmp_path: Path) -> None:
     """A fault of ours in the disk's thread comes up in the loop, and is never silent."""
     loop = Loop()
-    store = StoreThread(OutboxFile(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
+    store = OutboxThread(OutboxFile(tmp_path / "o.db", 1 << 20, 1e12), loop.call_soon_threadsafe)
     store.open(lambda _: None)
     store.commit([NewRow("\ud800", 1, 1.0, "t", b"{}")], (), lambda _: None)
     raised: list[Exception] = []

@@ -1,0 +1,142 @@
+"""Rows of the outbox's file: what they hold, how they are packed and checked, and how to read them back.
+
+Guarantee: a row whose bytes are not those that were written is recognised by its checksum (`Row.is_sound`).
+"""
+
+import contextlib
+import functools
+import sqlite3
+import zlib
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edge_runtime.delivery.row_packing import UnpackError, unpack
+
+ROW_OVERHEAD_BYTES = 64  # what SQLite keeps beside the payload of a row, measured with 256-byte payloads
+HIGHEST_ID = 1 << 62  # no device makes so many: a number above it was made by a damage, and leaves none to go on with
+
+SCHEMA = """
+CREATE TABLE entry (
+  id INTEGER PRIMARY KEY,
+  stream TEXT NOT NULL,
+  priority INTEGER NOT NULL,
+  made REAL NOT NULL,
+  topic TEXT NOT NULL,
+  payload BLOB NOT NULL,
+  crc INTEGER NOT NULL,
+  packing INTEGER NOT NULL DEFAULT 0
+)
+"""
+COLUMNS = "id, stream, priority, made, topic, payload, crc, packing"
+COLUMNS_OF_1 = "id, stream, priority, made, topic, payload, crc, 0"
+
+
+class Row(NamedTuple):
+    """One prediction at rest. `id` rises in the order in which predictions were made.
+
+    `is_sound` is False when its bytes are not those that were written.
+    """
+
+    id: int
+    stream: str
+    priority: int
+    made: float
+    topic: str
+    payload: bytes
+    is_sound: bool = True
+
+
+class NewRow(NamedTuple):
+    """One prediction on its way to the disk."""
+
+    stream: str
+    priority: int
+    made: float
+    topic: str
+    payload: bytes
+
+
+class Opened(msgspec.Struct):
+    """What was found when the file was opened.
+
+    After a damaged file: `salvaged` rows were taken over, `lost` are missing, as far as their numbers tell.
+    """
+
+    rows: int = 0
+    bytes: int = 0
+    streams: dict[str, int] = msgspec.field(default_factory=dict)
+    salvaged: int = 0
+    lost: int = 0
+    damaged_file: str | None = None
+
+
+class Trimmed(msgspec.Struct):
+    """Rows that had to go: by reason, and by stream."""
+
+    by_reason: dict[str, int] = msgspec.field(default_factory=dict)
+    by_stream: dict[str, int] = msgspec.field(default_factory=dict)
+    ids: list[int] = msgspec.field(default_factory=list)
+    bytes: int = 0
+
+
+class Committed(msgspec.Struct):
+    """One transaction that is on the disk: the ids of its new rows, what had to go, and how many rows there are now."""
+
+    ids: list[int]
+    trimmed: Trimmed
+    rows: int
+
+
+class OutboxFileError(Exception):
+    """The disk failed. Nothing of the failed call may be relied on."""
+
+
+class DamagedError(sqlite3.DatabaseError):
+    """The file is no outbox of ours, though SQLite can read it."""
+
+
+def read_row(found: tuple[Any, ...]) -> Row:
+    """One result of `SELECT COLUMNS`, unpacked and compared with its checksum."""
+    row_id, stream, priority, made, topic, packed, crc, packing = found
+    typed = (
+        isinstance(stream, str)
+        and isinstance(priority, int)
+        and isinstance(made, float)
+        and isinstance(topic, str)
+        and isinstance(packed, bytes)
+    )
+    if typed:
+        with contextlib.suppress(UnpackError):
+            payload = unpack(packing, packed)
+            return Row(row_id, stream, priority, made, topic, payload, crc == crc_of(stream, topic, payload))
+    return Row(row_id, stream, priority, made, topic, packed, is_sound=False)
+
+
+def crc_of(stream: str, topic: str, payload: bytes) -> int:
+    """The checksum of a row."""
+    return zlib.crc32(payload, _crc_of_place(stream, topic))
+
+
+@functools.lru_cache(1024)
+def _crc_of_place(stream: str, topic: str) -> int:
+    return zlib.crc32(f"{stream}\0{topic}\0".encode())
+
+
+def size_of(stream: str, topic: str, length: int) -> int:
+    """Bytes that a row is counted as, `length` those of its packed payload."""
+    return len(stream) + len(topic) + length + ROW_OVERHEAD_BYTES
+
+
+def text_of(data: bytes) -> str:
+    """Text as it stands in the file; what is no UTF-8 any more is caught by the row's checksum."""
+    return data.decode(errors="replace")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error of SQLite means that the file is damaged, and not that the disk fails."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return isinstance(error, DamagedError | UnicodeDecodeError) or (code is not None and code & 0xFF in _DAMAGE)
+
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
