@@ -1,1 +1,1 @@
-"""The running daemon: what is to run (`plan`), its wiring and life (`process`), and what outlives a start (`state`)."""
+"""The running daemon: plan, wiring (`assembly`), life (`process`), documents, and what outlives a start (`state`)."""

@@ -5,16 +5,21 @@ begin anew, and the start's number comes from the clock. Without a folder nothin
 """
 
 import contextlib
-import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.windows import SavedStream
+from edge_runtime.system.durable import replace_file
+from edge_runtime.system.log import fields, get_logger
 
 WINDOWS_FORMAT = 1
-_given: dict[str, int] = {}  # the last number of each device in this process, for those without a folder
+OWNER_ONLY = 0o600  # the windows hold readings
+
+_log = get_logger("daemon")
 
 
 class SavedWindows(msgspec.Struct):
@@ -32,17 +37,21 @@ class StateFolder:
         self._folder = folder
         self._device = device
 
-    def next_start(self) -> int:
-        """The number of this start: Unix seconds, but always above that of every earlier start."""
+    def next_start(self, above: int = 0) -> int:
+        """The number of this start: Unix seconds, but always above that of every earlier start.
+
+        Args:
+            above: the last number of this process, for a device without a folder: a reload may come within a second.
+        """
         path = self._path("start")
-        last = _given.get(self._device, 0)  # a reload is a start too, and may come within a second
+        last = above
         if path is not None:
             with contextlib.suppress(OSError, ValueError):
                 last = max(last, int(path.read_text()))
-        start = _given[self._device] = max(int(time.time()), last + 1)
+        start = max(int(time.time()), last + 1)
         if path is not None:
             with contextlib.suppress(OSError):  # a read-only folder: the clock has to do
-                _replace(path, str(start).encode())
+                self._replace(path, str(start).encode())
         return start
 
     def save_windows(self, models: dict[str, tuple[str, list[SavedStream]]]) -> None:
@@ -53,7 +62,7 @@ class StateFolder:
         """
         path = self._path("windows")
         if path is not None:
-            _replace(path, msgspec.msgpack.encode(SavedWindows(WINDOWS_FORMAT, time.time(), models)))
+            self._replace(path, msgspec.msgpack.encode(SavedWindows(WINDOWS_FORMAT, time.time(), models)))
 
     def take_windows(self) -> SavedWindows | None:
         """The windows of the last clean stop, once: a crash after this leaves none to be taken twice."""
@@ -70,27 +79,36 @@ class StateFolder:
     def _path(self, what: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{self._device}.{what}"
 
+    def _replace(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, data, mode=OWNER_ONLY)
 
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+
+def save_windows(folder: StateFolder, pipelines: Sequence[Pipeline]) -> None:
+    """Keep the incomplete windows of a clean stop."""
+    saved = {each.config.name: (each.model.bundle.digest, each.windows.save()) for each in pipelines}
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-        _sync_folder(path.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            new.unlink()
-        raise
+        folder.save_windows({name: item for name, item in saved.items() if item[1]})
+    except OSError as error:
+        _log.warning("incomplete windows are not kept", extra=fields(why=error.strerror))
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name outlast a power cut: a device without a clock has nothing else to tell its starts apart."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def restore_windows(folder: StateFolder, pipelines: Sequence[Pipeline], now: float) -> None:
+    """Fill the windows from those that the last clean stop kept, where bundle and age allow it.
+
+    Args:
+        folder: where they are.
+        pipelines: whose windows are filled.
+        now: the loop's time.
+    """
+    found = folder.take_windows()
+    if found is None:
+        return
+    age = time.time() - found.saved
+    for each in pipelines:
+        digest, streams = found.models.get(each.config.name, ("", []))
+        fresh = 0 <= age <= (each.config.max_gap or each.config.key_expiry)
+        if digest == each.model.bundle.digest and fresh:
+            shapes = [state.shape for state in each.model.manifest.state]
+            restored = each.windows.restore(streams, shapes, now)
+            _log.info("windows restored", extra=fields(model=each.config.name, keys=restored, age_s=round(age)))

@@ -8,7 +8,6 @@ up. What root writes is given to the owner of the folder, so that the daemon, wh
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +34,9 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Create or overwrite a file and make its content durable, but not yet its name."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         rest = memoryview(data)
         while rest:
@@ -48,11 +47,11 @@ def write_file(path: Path, data: bytes) -> None:
         os.close(handle)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Put `data` in place of whatever `path` holds: a reader, or a power cut, sees all of the old or all of the new."""
     new = path.with_name(_NEW + path.name)
     try:
-        write_file(new, data)
+        write_file(new, data, mode=mode)
         new.replace(path)
     except OSError:
         with contextlib.suppress(OSError):  # a full disk is not helped by half a file
@@ -64,6 +63,8 @@ def replace_file(path: Path, data: bytes) -> None:
 def remove(path: Path) -> None:
     """Remove a file or a folder with all that is in it; what is not there needs no removing."""
     if path.is_dir() and not path.is_symlink():
+        import shutil  # noqa: PLC0415 - drags in the archive formats, which a start does not need
+
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

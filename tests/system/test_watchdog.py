@@ -21,7 +21,7 @@ pytestmark = pytest.mark.system
 
 WATCHDOG_S = 0.3
 BEATS = "WATCHDOG=1"
-SHORT = "import time\nimport edge_runtime.daemon.process as daemon\ndaemon.HANG_S = 1.0\n"
+SHORT = "import time\nimport edge_runtime.daemon.assembly as daemon\ndaemon.HANG_S = 1.0\n"
 HANG = "lambda *_, **__: time.sleep(1000)"
 
 # name -> (what goes wrong, what the log says of it)

@@ -25,7 +25,9 @@ def test_the_number_of_a_start_is_always_above_every_earlier_one(
 
 def test_starts_without_a_folder_differ_within_a_process() -> None:
     """A reload in the second of the start must not repeat its ids."""
-    numbers = [StateFolder(None, "d").next_start() for _ in range(5)]
+    numbers = [0]
+    for _ in range(5):
+        numbers.append(StateFolder(None, "d").next_start(above=numbers[-1]))
     assert numbers == sorted(set(numbers))
 
 

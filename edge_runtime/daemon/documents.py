@@ -1,0 +1,180 @@
+"""What the daemon publishes and shows of itself: health, models, one line for systemd, and the status file.
+
+Each document is made from the running parts when it is asked for; nothing is kept here. The numbers are those that the
+stages counted.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from edge_runtime import __version__
+from edge_runtime.config.tables import Config
+from edge_runtime.delivery.outbox import Outbox
+from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.system.counters import Counters, machine_state
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.memory import resident_bytes
+
+_log = get_logger("daemon")
+
+
+class SourceState(Protocol):
+    """What the documents show of a source."""
+
+    @property
+    def is_open(self) -> bool:
+        """Readings can come."""
+
+    @property
+    def state(self) -> str:
+        """One line for people."""
+
+
+class Standings(Protocol):
+    """What the documents ask of the exchange."""
+
+    def standing(self, pipeline: Pipeline) -> tuple[str, str | None]:
+        """State and reason of the bundle that a pipeline runs."""
+
+    def beside(self, pipeline: Pipeline) -> dict[str, Any] | None:
+        """The shadow beside it, or None."""
+
+
+class Described(Protocol):
+    """The running parts that the documents are made of."""
+
+    started: float
+    start_number: int
+    upstream_connection: AnyConnection
+    outbox: Outbox
+    pipelines: list[Pipeline]
+    counters: dict[str, Counters]
+
+    @property
+    def config(self) -> Config:
+        """What runs."""
+
+    @property
+    def exchange(self) -> Standings | None:
+        """Where bundles come from the store."""
+
+    @property
+    def connections(self) -> Mapping[Any, AnyConnection]:
+        """Every broker's."""
+
+    @property
+    def sources(self) -> Sequence[tuple[str, SourceState]]:
+        """With their names."""
+
+
+def health_document(daemon: Described) -> dict[str, Any]:
+    """The health document: totals first, then a part for every stage."""
+    totals: dict[str, dict[str, int]] = {"rejected": {}, "dropped": {}, "errors": {}}
+    for counters in daemon.counters.values():
+        for name, total in totals.items():
+            for reason, count in getattr(counters, name).items():
+                if count:
+                    total[reason] = total.get(reason, 0) + count
+    outbox = daemon.counters["outbox"].counts
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "device": daemon.config.device.id,
+        "runtime": __version__,
+        "start": daemon.start_number,
+        "uptime_s": round(time.monotonic() - daemon.started, 1),
+        "machine": machine_state(),
+        "readings": sum(counters.counts["readings"] for counters in daemon.counters.values()),
+        "predictions": sum(pipeline.counters.counts["predictions"] for pipeline in daemon.pipelines),
+        "last_prediction": max((p.last_prediction for p in daemon.pipelines if p.last_prediction), default=None),
+        "published": outbox["published"],
+        "queued": daemon.outbox.queued,
+        **totals,
+        "outbox": {
+            "state": daemon.outbox.state,
+            "rows": daemon.outbox.stored_rows,
+            "memory_bytes": daemon.outbox.memory_bytes,
+            "stored": outbox["stored"],
+        },
+        "link": {connection.name: connection.state for connection in daemon.connections.values()},
+        "connected": {connection.name: connection.connected for connection in daemon.connections.values()},
+        "broker": _broker_in_use(daemon),
+        "sources": {
+            name: {"open": source.is_open, "state": source.state, **_counts(daemon.counters[f"source {name}"])}
+            for name, source in daemon.sources
+        },
+        "models": {
+            pipeline.config.name: {
+                "version": pipeline.model.manifest.version,
+                "keys": len(pipeline.windows),
+                "gaps": pipeline.windows.gaps,
+                "latency_ms": pipeline.latencies.quantiles_ms(),
+                **_counts(pipeline.counters),
+            }
+            for pipeline in daemon.pipelines
+        },
+        "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+        "rss_bytes": resident_bytes(),
+    }
+
+
+def models_document(daemon: Described) -> list[dict[str, Any]]:
+    """The document of `edge/{device}/models`."""
+    found: list[dict[str, Any]] = []
+    for pipeline in daemon.pipelines:
+        state, why = ("active", None) if daemon.exchange is None else daemon.exchange.standing(pipeline)
+        manifest, digest = pipeline.model.manifest, pipeline.model.bundle.digest
+        about = {"name": pipeline.config.name, "bundle": manifest.name, "version": manifest.version}
+        found.append({**about, "digest": digest, "state": state, "why": why})
+        if daemon.exchange is not None and (beside := daemon.exchange.beside(pipeline)) is not None:
+            found[-1]["shadow"] = beside
+    return found
+
+
+def status_line(daemon: Described) -> str:
+    """One line for `systemctl status`."""
+    closed = [name for name, source in daemon.sources if not source.is_open]
+    published = daemon.counters["outbox"].counts["published"]
+    parts = [f"{published} published, {daemon.outbox.queued} queued", daemon.upstream_connection.state]
+    if closed:
+        parts.append(f"waiting for {', '.join(closed)}")
+    return "; ".join(parts)
+
+
+def write_status_file(daemon: Described) -> None:
+    """For `edge-runtime status`: in `/run`, which is memory; without systemd's folder there is no such file."""
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    if not folder:
+        return
+    document = health_document(daemon)
+    document.update(pid=os.getpid(), written=time.time(), slots=models_document(daemon))
+    path = Path(folder) / f"{daemon.config.device.id}.status.json"
+    beside = path.with_suffix(".new")
+    try:
+        beside.write_bytes(msgspec.json.encode(document))
+        beside.replace(path)
+    except OSError as error:
+        _log.warning("the status file cannot be written", extra=fields(path=path, why=error.strerror))
+
+
+def _broker_in_use(daemon: Described) -> dict[str, Any]:
+    """Which broker predictions go to at present, and how often that changed."""
+    connection, counts = daemon.upstream_connection, daemon.counters["upstream"].counts
+    standing = {"url": connection.url, "fallback": connection.is_fallback}
+    return {**standing, "failovers": counts["failovers"], "returns": counts["returns"]}
+
+
+def _counts(counters: Counters) -> dict[str, Any]:
+    parts: dict[str, Any] = dict(counters.counts)
+    for name in ("rejected", "dropped", "errors"):
+        found = {reason: count for reason, count in getattr(counters, name).items() if count}
+        if found:
+            parts[name] = found
+    return parts
