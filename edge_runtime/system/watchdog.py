@@ -15,10 +15,10 @@ _at_work: dict[object, tuple[str, float]] = {}
 
 
 @contextmanager
-def working(what: str, most_s: float = HANG_S) -> Iterator[None]:
-    """While a thread is at `what`, which takes `most_s` seconds at the very most."""
+def working(what: str, most_s: float | None = None) -> Iterator[None]:
+    """While a thread is at `what`, which takes `most_s` seconds at the very most; `HANG_S` when left out."""
     token = object()
-    _at_work[token] = (what, time.monotonic() + most_s)
+    _at_work[token] = (what, time.monotonic() + (HANG_S if most_s is None else most_s))
     try:
         yield
     finally:
