@@ -20,10 +20,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from edge_runtime.bundle.open import Bundle, one_line, open_bundle
 from edge_runtime.bundle.optimised_copy import MAX_BYTES, copy_path, has_seal, open_copy, path_of, seal_of
 from edge_runtime.bundle.selftest import MAPPED_BY_RUNTIME
 from edge_runtime.errors import BundleError, CommandError, EdgeError
+from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.child import module_command, start_child, step_back
 from edge_runtime.system.durable import replace_file
 from edge_runtime.system.log import fields, get_logger
@@ -43,10 +45,19 @@ WAIT_S = 3.0  # after a start or an exchange: the first readings go first
 MAKE_S = 600.0
 MODEL_BYTES = 1024 * MIB  # that it may map beyond the runtime itself and sixteen times the file
 EXIT_KEPT, EXIT_FAILED, EXIT_BUSY = 0, 1, 3
+REMOVED, NOT_WRITABLE = -1, -2  # outcomes without a process
 _SPARE_BYTES = 1 * MIB
 _MAX_WHY = 500
 
 _log = get_logger("optimised")
+
+
+class Outcome(NamedTuple):
+    """How the process ended, or why it was not started."""
+
+    status: int
+    why: str = ""
+    took_s: float = 0.0
 
 
 class Copies:
@@ -58,7 +69,7 @@ class Copies:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._turn = threading.Lock()  # one process at a time
+        self._thread = BackgroundThread("optimised", loop.call_soon_threadsafe)  # one process at a time
         self._seen: set[tuple[Path, str]] = set()
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -73,43 +84,48 @@ class Copies:
     def end(self) -> None:
         """Give up what is under way."""
         self._stopped = True
+        self._thread.stop()
         child = self._child
         if child is not None:
             child.kill()
 
     def _begin(self, bundle: Bundle, *, wanted: bool) -> None:
-        if not self._stopped:
-            threading.Thread(target=self._work, args=(bundle, wanted), name="optimised", daemon=True).start()
+        if self._stopped:
+            return
+        work = partial(self._make if wanted else self._remove, bundle)
+        about = {"bundle": bundle.manifest.name, "copy": copy_path(bundle.path)}
+        self._thread.submit(
+            work, partial(self._made, about), partial(self._failed, about), what="an optimised copy", most_s=2 * MAKE_S
+        )
+
+    def _made(self, about: dict[str, object], outcome: Outcome) -> None:
+        if self._stopped or outcome.status == EXIT_BUSY:
+            return
+        if outcome.status == EXIT_KEPT:
+            _log.info("optimised copy kept", extra=fields(**about, took_s=outcome.took_s))
+        elif outcome.status == NOT_WRITABLE:
+            _log.info("no optimised copy is kept", extra=fields(**about, why="its folder cannot be written"))
+        elif outcome.status != REMOVED:
+            _log.warning("no optimised copy is kept", extra=fields(**about, why=outcome.why))
+
+    def _failed(self, about: dict[str, object], error: Exception) -> None:
+        if isinstance(error, EdgeError | OSError):
+            self._made(about, Outcome(EXIT_FAILED, one_line(str(error))))
+        else:  # a fault of ours, which must not end the daemon
+            _log.error("no optimised copy is kept", extra=fields(**about), exc_info=error)
 
     # --- in a thread ------------------------------------------------------------------------------------------------
 
-    def _work(self, bundle: Bundle, wanted: bool) -> None:
-        about = fields(bundle=bundle.manifest.name, copy=copy_path(bundle.path))
-        with self._turn:
-            if not wanted:
-                with contextlib.suppress(OSError):  # not ours to remove; it is not read either
-                    remove_copy(bundle.path)
-                return
-            if not os.access(bundle.path.parent, os.W_OK):  # as it should be for a bundle that others look after
-                _log.info("no optimised copy is kept", extra=_with(about, why="its folder cannot be written"))
-                return
-            began = time.monotonic()
-            try:
-                status, why = self._make(bundle)
-            except (EdgeError, OSError) as error:
-                status, why = EXIT_FAILED, one_line(str(error))
-            except Exception:  # noqa: BLE001 - a fault of ours, of which the daemon must not die
-                _log.exception("no optimised copy is kept", extra=about)
-                return
-        if self._stopped or status == EXIT_BUSY:
-            return
-        if status == EXIT_KEPT:
-            _log.info("optimised copy kept", extra=_with(about, took_s=round(time.monotonic() - began, 1)))
-        else:
-            _log.warning("no optimised copy is kept", extra=_with(about, why=why))
+    def _remove(self, bundle: Bundle) -> Outcome:
+        with contextlib.suppress(OSError):  # not ours to remove; it is not read either
+            remove_copy(bundle.path)
+        return Outcome(REMOVED)
 
-    def _make(self, bundle: Bundle) -> tuple[int, str]:
+    def _make(self, bundle: Bundle) -> Outcome:
         """Run the process; its exit code, and why where it failed."""
+        if not os.access(bundle.path.parent, os.W_OK):  # as it should be for a bundle that others look after
+            return Outcome(NOT_WRITABLE)
+        began = time.monotonic()
         mapped = MAPPED_BY_RUNTIME + MODEL_BYTES + 16 * bundle.size
         words = (str(bundle.path.absolute()), bundle.digest, str(mapped))
         command = module_command("edge_runtime.bundle.optimised_copy_maker", *words)
@@ -120,19 +136,16 @@ class Copies:
                     child.kill()
                 said, _ = child.communicate(timeout=MAKE_S)
             except subprocess.TimeoutExpired:
-                return EXIT_FAILED, f"it was not made within {MAKE_S:g} s"
+                return Outcome(EXIT_FAILED, f"it was not made within {MAKE_S:g} s")
             finally:
                 self._child = None
                 child.kill()
         if child.returncode >= 0:
-            return child.returncode, one_line(said.decode(errors="replace").strip()) or "no reason given"
+            why = one_line(said.decode(errors="replace").strip()) or "no reason given"
+            return Outcome(child.returncode, why, round(time.monotonic() - began, 1))
         if child.returncode == -signal.SIGKILL:
-            return EXIT_FAILED, "its process was killed, most likely for want of memory"
-        return EXIT_FAILED, f"onnxruntime crashed ({signal.Signals(-child.returncode).name})"
-
-
-def _with(about: dict[str, dict[str, object]], **more: object) -> dict[str, dict[str, object]]:
-    return {"fields": {**about["fields"], **more}}
+            return Outcome(EXIT_FAILED, "its process was killed, most likely for want of memory")
+        return Outcome(EXIT_FAILED, f"onnxruntime crashed ({signal.Signals(-child.returncode).name})")
 
 
 # -- the child -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ no new readings, what is held is finished and delivered or committed, then goodb
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,6 @@ from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
-from edge_runtime.system.watchdog import HANG_S, overdue
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
@@ -202,13 +200,6 @@ class Assembly:
         return all(connection.ready for connection in self.connections.values()) and all(
             source.is_open for _, source in self.sources
         )
-
-    def stuck(self) -> list[str]:
-        """What has not come back for so long that it must be taken for a hang: models, the disk, and other threads."""
-        found = [f"model {pipeline.config.name}" for pipeline in self.pipelines if pipeline.busy_for >= HANG_S]
-        if self.store is not None and self.store.busy_for(time.monotonic()) >= HANG_S:
-            found.append("the outbox's disk")
-        return found + overdue()
 
     def housekeeping(self) -> None:
         """Forget silent keys."""

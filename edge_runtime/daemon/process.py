@@ -22,6 +22,7 @@ from edge_runtime.system.clock import Clock
 from edge_runtime.system.log import fields, get_logger, setup
 from edge_runtime.system.loop import Loop
 from edge_runtime.system.systemd import Notifier
+from edge_runtime.system.watchdog import overdue
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
@@ -169,7 +170,7 @@ class Daemon:
         interval = self._notifier.watchdog_interval
         if interval is None:
             return
-        stuck = self._assembly.stuck() if self._assembly is not None else []
+        stuck = overdue()
         if not stuck:
             self._notifier.watchdog()
         elif stuck != self._stuck:

@@ -1,17 +1,15 @@
 """The outbox's file in a thread of its own, so that no write holds up the event loop.
 
-Guarantee: requests are served one after the other, and each is answered once, in the loop's thread.
+Guarantee: requests are served one after the other, and each is answered once, in the loop's thread. A failure that is
+no `OutboxFileError` is a fault of ours, and ends the loop.
 """
 
-import functools
-import queue
-import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row
+from edge_runtime.system.background import BackgroundThread
 
 _Answer = TypeVar("_Answer")
 
@@ -24,13 +22,9 @@ class OutboxThread:
         tell: runs a callback in the loop's thread.
     """
 
-    def __init__(self, store: OutboxFile, tell: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, store: OutboxFile, tell: Callable[[Callable[[], object]], None]) -> None:
         self._store = store
-        self._tell = tell
-        self._busy_since: float | None = None
-        self._requests: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="outbox", daemon=True)
-        self._thread.start()
+        self._thread = BackgroundThread("outbox", tell, at_end=store.close)
 
     def open(self, answer: Callable[[Opened | OutboxFileError], None]) -> None:
         """Open the file, again if need be."""
@@ -49,39 +43,14 @@ class OutboxThread:
         """As `OutboxFile.fetch`."""
         self._ask(lambda: self._store.fetch(after, limit), answer)
 
-    def busy_for(self, now: float) -> float:
-        """Seconds of monotonic time that the present call has taken; 0 when there is none."""
-        since = self._busy_since
-        return 0.0 if since is None else now - since
-
     def stop(self, deadline: float) -> bool:
         """Finish what was asked and close the file; False when that took longer than `deadline` seconds."""
-        self._requests.put(None)
-        self._thread.join(deadline)
-        return not self._thread.is_alive()
+        return self._thread.stop(deadline)
 
     def _ask(self, work: Callable[[], _Answer], answer: Callable[[_Answer | OutboxFileError], None]) -> None:
-        def request() -> None:
-            found: _Answer | OutboxFileError
-            self._busy_since = time.monotonic()
-            try:
-                found = work()
-            except OutboxFileError as error:
-                found = error
-            except Exception as error:  # noqa: BLE001 - a fault of ours: it ends the loop, and not this thread in silence
-                self._tell(functools.partial(_raise, error))
-                return
-            finally:
-                self._busy_since = None
-            self._tell(lambda: answer(found))
+        def failed(error: Exception) -> None:
+            if not isinstance(error, OutboxFileError):
+                raise error
+            answer(error)
 
-        self._requests.put(request)
-
-    def _serve(self) -> None:
-        while (request := self._requests.get()) is not None:
-            request()
-        self._store.close()
-
-
-def _raise(error: Exception) -> None:
-    raise error
+        self._thread.submit(work, answer, failed, what="the outbox's disk")

@@ -8,10 +8,8 @@ A requester names the topic that we publish to, so the device's own topics are r
 `edge/{device}/answers/` may stand below `edge/{device}/`.
 """
 
-import contextlib
-import queue
-import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paho.mqtt.packettypes import PacketTypes
@@ -26,10 +24,10 @@ from edge_runtime.http.served_model import Served, find
 from edge_runtime.http.yield_to_loop import courtesy_to
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
+from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
-from edge_runtime.system.watchdog import working
 
 MOST_WAITING = 64
 MAX_BYTES = 8 << 20
@@ -63,20 +61,18 @@ class Requests:
         self._device = device
         self._start = start
         self._connection = connection
-        self._loop = loop
         self._courtesy = courtesy_to(loop)
         self._counters = counters
         self._prefix = f"edge/{device}/predict/".encode()
         self._models: dict[str, Served] = {}
         self._scorer = Scorer()
-        self._waiting: queue.Queue[_Asked | None] = queue.Queue(MOST_WAITING)
+        self._thread = BackgroundThread("requests", loop.call_soon_threadsafe)
         connection.subscribe([f"edge/{device}/predict/+"], 1, self._take)
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
         """Answer for these models from now on."""
         for config, model in models:
             self.exchange(config, model)
-        threading.Thread(target=self._serve, name="requests", daemon=True).start()
 
     def exchange(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers from now on."""
@@ -85,8 +81,7 @@ class Requests:
 
     def end(self) -> None:
         """Answer nothing more."""
-        with contextlib.suppress(queue.Full):  # those that wait are refused at once, and the thread is a daemon
-            self._waiting.put_nowait(None)
+        self._thread.stop()
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
@@ -97,11 +92,16 @@ class Requests:
             asked = self._asked(message)
             if asked is None:
                 continue
-            try:
-                self._waiting.put_nowait(asked)
-            except queue.Full:
+            if self._thread.waiting >= MOST_WAITING:
                 self._counters.rejected["busy"] += 1
                 self._answer(asked, _body(busy("too many requests are waiting: try again in a second")))
+                continue
+            self._thread.submit(
+                partial(self._predict, asked),
+                partial(self._answer, asked),
+                what="a request over MQTT",
+                most_s=REQUEST_S,
+            )
 
     def _asked(self, message: Message) -> _Asked | None:
         """The request, or None where nobody could be answered."""
@@ -118,15 +118,9 @@ class Requests:
         model = message.topic[len(self._prefix) :].decode("utf-8", "replace")
         return _Asked(model, message.payload, topic, getattr(properties, "CorrelationData", None))
 
-    def _serve(self) -> None:
-        """In the thread: one request after the other, each answered in the loop's thread."""
-        while (asked := self._waiting.get()) is not None:
-            self._courtesy.give_way()
-            with working("a request over MQTT", REQUEST_S):
-                body = self._predict(asked)
-            self._loop.call_soon_threadsafe(lambda asked=asked, body=body: self._answer(asked, body))  # type: ignore[misc]
-
     def _predict(self, asked: _Asked) -> bytes:
+        """In the thread."""
+        self._courtesy.give_way()
         try:
             if len(asked.payload) > MAX_BYTES:
                 raise RefusedError(413, f"expected at most {MAX_BYTES} bytes")  # noqa: TRY301

@@ -9,11 +9,13 @@ import contextlib
 import logging
 import socket
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError, TransientError
 from edge_runtime.http.app import MAX_BODY_BYTES, App
 from edge_runtime.http.yield_to_loop import Courtesy
+from edge_runtime.system.background import start_thread
 
 if TYPE_CHECKING:
     from edge_runtime.http.connections import Connections
@@ -68,10 +70,7 @@ class Server:
         logging.getLogger("waitress").setLevel(logging.CRITICAL)  # what clients do wrong is answered, not logged
         self._connections = Connections(self._app, listener, _adjustments(listener), self._courtesy)
         self.port = int(listener.getsockname()[1])
-        self._thread = threading.Thread(
-            target=self._connections.serve, args=(lambda: self._stopping,), name="http", daemon=True
-        )
-        self._thread.start()
+        self._thread = start_thread("http", partial(self._connections.serve, lambda: self._stopping))
 
     def stop(self) -> None:
         """Close the socket and every connection; harmless when there is none."""

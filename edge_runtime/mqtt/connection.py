@@ -11,7 +11,6 @@ cannot be resolved keeps its thread for as long as the resolver likes; after `CO
 """
 
 import random
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,9 +28,9 @@ from edge_runtime.mqtt.hot_path import HotPath
 from edge_runtime.mqtt.messages import Handler, Outcome, Will
 from edge_runtime.mqtt.paho_client import CONNECT_TIMEOUT_S, PahoClient, explain, make_client
 from edge_runtime.mqtt.whole_socket import MOST_BYTES, WholeSocket
+from edge_runtime.system.background import run_beside
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
-from edge_runtime.system.watchdog import working
 
 CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that drips keeps within every single timeout
 CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be left by a new process
@@ -173,22 +172,19 @@ class Connection:
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = self._on_subscribe
         self._timers.append(self._loop.call_later(CONNECT_PATIENCE_S, client.abort))
-        threading.Thread(
-            target=self._connect_blocking, args=(client, generation), name="mqtt-connect", daemon=True
-        ).start()
-
-    def _connect_blocking(self, client: PahoClient, generation: int) -> None:
-        """In a thread: everything that can block."""
-        try:
-            with working(f"connecting to {self._settings.url}", CONNECT_HANG_S):
-                self._open(client)
-        except Exception as error:  # noqa: BLE001 - name, TCP and TLS errors share no base; each ends this attempt
-            reason = explain(error, self._settings.url)
-            self._loop.call_soon_threadsafe(lambda: self._attempt_failed(generation, reason))
-        else:
-            self._loop.call_soon_threadsafe(lambda: self._attach(client, generation))
+        run_beside(
+            "mqtt-connect",
+            self._loop.call_soon_threadsafe,
+            lambda: self._open(client),
+            lambda _: self._attach(client, generation),
+            # name, TCP and TLS errors share no base; each ends this attempt
+            lambda error: self._attempt_failed(generation, explain(error, self._settings.url)),
+            what=f"connecting to {self._settings.url}",
+            most_s=CONNECT_HANG_S,
+        )
 
     def _open(self, client: PahoClient) -> None:
+        """In a thread: everything that can block."""
         if self._settings.protocol == "5":
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = int(self._settings.session_expiry)

@@ -13,7 +13,6 @@ model that hangs in service is ended by the watchdog, and given back after the s
 that of the whole process, so a neighbour's growth counts too; drift is not judged across a restart.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +30,10 @@ from edge_runtime.store.score_drift import ScoreSample, shift
 from edge_runtime.store.shadow import Shadow
 from edge_runtime.store.store import ModelStore, Slot, misfit
 from edge_runtime.stream.pipeline import Candidate, Maker, Pipeline, rehearse
+from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 from edge_runtime.system.memory import Growth
-from edge_runtime.system.watchdog import working
 
 LOOK_S = 1.0
 EXCHANGE_S = 600.0  # to read, check, load and rehearse a bundle, on the slowest board
@@ -180,26 +179,20 @@ class Exchange:
 
     def _away(self, watched: _Watched, work: Callable[[], Step]) -> None:
         watched.busy = True
+        model = watched.slot.name
 
-        def run() -> None:
-            try:
-                with working(f"the exchange of model {watched.slot.name}", EXCHANGE_S):
-                    then = work()
-            except EdgeError as error:
-                why = one_line(str(error))
-                then = lambda: _log.error(  # noqa: E731 - one of three ways to end
-                    "the model store cannot be followed", extra=fields(model=watched.slot.name, why=why)
-                )
-            except Exception:  # noqa: BLE001 - a fault of ours; else this model would be busy for ever
-                _log.exception("the model store cannot be followed", extra=fields(model=watched.slot.name))
-                then = _nothing
-            self._loop.call_soon_threadsafe(lambda: self._back(watched, then))
+        def done(then: Step) -> None:
+            watched.busy = False
+            then()
 
-        threading.Thread(target=run, name="exchange", daemon=True).start()
+        def failed(error: Exception) -> None:
+            watched.busy = False  # whatever it was: else this model would be busy for ever
+            known = isinstance(error, EdgeError)
+            about = fields(model=model, why=one_line(str(error))) if known else fields(model=model)
+            _log.error("the model store cannot be followed", extra=about, exc_info=None if known else error)
 
-    def _back(self, watched: _Watched, then: Step) -> None:
-        watched.busy = False
-        then()
+        what = f"the exchange of model {model}"
+        run_beside("exchange", self._loop.call_soon_threadsafe, work, done, failed, what=what, most_s=EXCHANGE_S)
 
     def _follow_both(self, watched: _Watched) -> Step:
         then = self._follow(watched)

@@ -19,9 +19,7 @@ To go back needs a signature too, of an order that names device, start and bundl
 Weak point: whoever may publish here can keep the one transfer that there is busy; that is for the broker's access list.
 """
 
-import queue
 import secrets
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +32,10 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.ota_parts import Incoming, Offer
+from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
-from edge_runtime.system.watchdog import working
 
 CHUNK_BYTES = 32 * 1024
 ASK_AGAIN_S = 5.0  # a chunk that has not come is asked for again
@@ -105,8 +103,7 @@ class Ota:
         self._said: dict[str, Any] | None = None
         self._timer: Timer | None = None
         self._pace: Timer | None = None
-        self._work: queue.SimpleQueue[Callable[[], Step] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread("ota", loop.call_soon_threadsafe)
         self._stopped = False
         self._is_up = False
         filters = ("offer", "chunk/+/+", "rollback", "ask")
@@ -126,7 +123,7 @@ class Ota:
         """Stop; the part stays."""
         self._stopped = True
         self._cancel()
-        self._work.put(None)
+        self._thread.stop()
 
     # --- what comes ---------------------------------------------------------------------------------------------
 
@@ -292,26 +289,20 @@ class Ota:
 
     def _away(self, work: Callable[[], Step]) -> None:
         """Do `work` in the thread, and what it returns on the loop."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="ota", daemon=True)
-            self._thread.start()
-        self._work.put(work)
+        self._thread.submit(
+            work,
+            lambda then: then(),
+            self._failed,
+            what="a bundle that comes over MQTT",
+            most_s=PATIENCE_S * 5,  # installing tries it in a child
+        )
 
-    def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            then: Step
-            try:
-                with working("a bundle that comes over MQTT", PATIENCE_S * 5):  # installing tries it in a child
-                    then = work()
-            except EdgeError as error:
-                then = self._failing(one_line(str(error)))
-            except Exception:  # noqa: BLE001 - a fault of ours; else no transfer would ever be taken again
-                _log.exception("a transfer is given up")
-                then = self._failing("a fault of the runtime, which its log describes")
-            self._loop.call_soon_threadsafe(then)
-
-    def _failing(self, why: str) -> Step:
-        return lambda: self._finish("failed", why, {})
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, EdgeError):
+            self._finish("failed", one_line(str(error)), {})
+            return
+        _log.error("a transfer is given up", exc_info=error)  # a fault of ours, which must not end the daemon
+        self._finish("failed", "a fault of the runtime, which its log describes", {})
 
     # --- what is said -------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from edge_runtime.readings import Floats
 from edge_runtime.store.agreement import Agreement
 from edge_runtime.store.shadow_process import ShadowError, ShadowProcess
 from edge_runtime.store.store import Slot
+from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
@@ -78,7 +79,6 @@ class Shadow:
         self._threshold = threshold
         self._threads = threads
         self._check = check
-        self._loop = loop
         self._on_end = on_end
         self._since = time.time()
         self._agreement: Agreement | None = None
@@ -93,7 +93,9 @@ class Shadow:
         self._process: ShadowProcess | None = None
         self._stopped = threading.Event()
         self.why = ""
-        threading.Thread(target=self._serve, name="shadow", daemon=True).start()
+        run_beside(
+            "shadow", loop.call_soon_threadsafe, self._serve, lambda _: None, self._given_up, most_s=float("inf")
+        )
 
     def offer(self, windows: Floats, keys: Sequence[str | None], scores: Scores, took: float) -> None:
         """Windows that the active model has just answered, in `took` seconds; on the loop. Never waits.
@@ -142,16 +144,23 @@ class Shadow:
         if self._process is not None:
             self._process.kill()
 
+    def _given_up(self, error: Exception) -> None:
+        """The thread ended with a failure; the active model goes on."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        if isinstance(error, EdgeError | ValueError):
+            self.why = one_line(str(error))
+        else:
+            _log.error("a shadow is given up", exc_info=error)
+            self.why = "a fault of the runtime, which its log describes"
+        self._on_end(self.why)
+
     # --- in the shadow's thread -------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         try:
             self._run()
-        except (EdgeError, ValueError) as error:
-            self._ended(one_line(str(error)))
-        except Exception:  # noqa: BLE001 - a fault of ours; the active model must not notice
-            _log.exception("a shadow is given up")
-            self._ended("a fault of the runtime, which its log describes")
         finally:
             if self._process is not None:
                 self._process.end()
@@ -192,16 +201,6 @@ class Shadow:
                 agreement.took("shadow", float(header["took"]) / count)
                 agreement.add(question.scores, _scores(header, body, count))
         return took
-
-    def _ended(self, why: str) -> None:
-        def tell() -> None:
-            if not self._stopped.is_set():
-                self._stopped.set()
-                self.why = why
-                self._on_end(why)
-
-        if not self._stopped.is_set():
-            self._loop.call_soon_threadsafe(tell)
 
 
 def sorted_keys(keys: set[str | None]) -> list[str | None]:

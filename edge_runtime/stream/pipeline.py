@@ -5,11 +5,10 @@ on purpose. A window on which the model fails is set aside and counted, never tr
 touched. A model that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue.
 """
 
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -24,6 +23,7 @@ from edge_runtime.store.score_drift import ScoreSample
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
 from edge_runtime.stream.windows import Carry, Windows
+from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters, Latencies
 from edge_runtime.system.log import fields, get_logger
@@ -218,11 +218,6 @@ class Pipeline:
         """More windows can be taken without dropping any."""
         return self._worker is None or self._worker.has_room
 
-    @property
-    def busy_for(self) -> float:
-        """How long the present call of the model has taken, for the watchdog; 0 when there is none."""
-        return 0.0 if self._worker is None else self._worker.busy_for
-
     def warm_up(self) -> None:
         """Run the model once or twice on zeros, and decide whether it may run on the loop.
 
@@ -234,7 +229,7 @@ class Pipeline:
 
     def _need_worker(self) -> None:
         if self._worker is None:
-            self._worker = Worker(self._loop, self._finish, self._failed, self.counters)
+            self._worker = Worker(self.config.name, self._loop, self._finish, self._failed, self.counters)
 
     def accept(self, batch: Batch) -> None:
         """Take the readings of one wake-up."""
@@ -379,22 +374,20 @@ class Worker:
 
     def __init__(
         self,
+        model: str,
         loop: Loop,
         finish: Callable[[Job, Scores], None],
         failed: Callable[[Job, ModelError], None],
         counters: Counters,
     ) -> None:
-        self._loop = loop
         self._finish = finish
         self._failed = failed
         self._counters = counters
         self._waiting: deque[Job] = deque()
         self._pending_windows = 0
         self._running: Job | None = None
-        self._since = 0.0
-        self._requests: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
-        self._thread.start()
+        self._what = f"model {model}"
+        self._thread = BackgroundThread("model", loop.call_soon_threadsafe)
 
     @property
     def is_idle(self) -> bool:
@@ -405,11 +398,6 @@ class Worker:
     def has_room(self) -> bool:
         """Less than half of the bound is waiting."""
         return self._pending_windows < MAX_PENDING_WINDOWS // 2
-
-    @property
-    def busy_for(self) -> float:
-        """Seconds since the present job was begun."""
-        return 0.0 if self._running is None else self._loop.time() - self._since
 
     def submit(self, job: Job) -> None:
         """Queue a job; its windows are copied, as the windower will write over them."""
@@ -423,7 +411,7 @@ class Worker:
 
     def stop(self) -> None:
         """Let the thread end after its present job."""
-        self._requests.put(None)
+        self._thread.stop()
 
     def _drop_oldest(self) -> bool:
         """Make room; windows whose readings have receipts stay, since they hold their broker back."""
@@ -439,24 +427,19 @@ class Worker:
         if self._running is None and self._waiting:
             self._running = self._waiting.popleft()
             self._pending_windows -= len(self._running.keys)
-            self._since = self._loop.time()
-            self._requests.put(self._running)
+            job = self._running
+            self._thread.submit(job.run, partial(self._done, job), partial(self._could_not, job), what=self._what)
 
-    def _serve(self) -> None:
-        while (job := self._requests.get()) is not None:
-            try:
-                scores = job.run()
-            except ModelError as error:
-                self._loop.call_soon_threadsafe(lambda job=job, error=error: self._done(job, error))  # type: ignore[misc]
-            else:
-                self._loop.call_soon_threadsafe(lambda job=job, scores=scores: self._done(job, scores))  # type: ignore[misc]
-
-    def _done(self, job: Job, found: Scores | ModelError) -> None:
+    def _done(self, job: Job, scores: Scores) -> None:
         self._running = None
-        if isinstance(found, ModelError):
-            self._failed(job, found)
-        else:
-            self._finish(job, found)
+        self._finish(job, scores)
+        self._next()
+
+    def _could_not(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, ModelError):
+            raise error  # a fault of ours
+        self._running = None
+        self._failed(job, error)
         self._next()
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.system
 
 WATCHDOG_S = 0.3
 BEATS = "WATCHDOG=1"
-SHORT = "import time\nimport edge_runtime.daemon.assembly as daemon\ndaemon.HANG_S = 1.0\n"
+SHORT = "import time\nimport edge_runtime.system.watchdog as watchdog\nwatchdog.HANG_S = 1.0\n"
 HANG = "lambda *_, **__: time.sleep(1000)"
 
 # name -> (what goes wrong, what the log says of it)
@@ -103,7 +103,7 @@ def test_a_hang_starves_the_watchdog(
 
 def test_a_loop_that_hangs_starves_the_watchdog(make_broken: Callable[[str], Daemon]) -> None:
     """Whatever keeps the loop, nothing else feeds the watchdog."""
-    daemon = make_broken(f"daemon.Assembly.housekeeping = {HANG}\n")
+    daemon = make_broken(f"import edge_runtime.daemon.assembly as daemon\ndaemon.Assembly.housekeeping = {HANG}\n")
     _starves(daemon)
     daemon.kill()
 
@@ -121,10 +121,10 @@ def test_a_healthy_daemon_feeds_the_watchdog(make_broken: Callable[[str], Daemon
 def test_a_thread_that_dies_ends_the_daemon_in_one_line(make_broken: Callable[[str], Daemon]) -> None:
     """Half a daemon is worse than a new one: it ends with 1, says why, and systemd starts it again."""
     daemon = make_broken(
-        "import edge_runtime.delivery.outbox_thread as store\n"
+        "import edge_runtime.system.background as background\n"
         "def die(self):\n"
         "    raise RuntimeError('a fault of ours')\n"
-        "store.OutboxThread._serve = die\n"
+        "background.BackgroundThread._serve = die\n"
     )
     wait_until(lambda: daemon.returncode is not None, lambda: f"the end: {daemon.log[-1500:]}", 30.0)
     assert daemon.returncode == 1
