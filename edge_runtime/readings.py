@@ -94,3 +94,15 @@ class Prediction(msgspec.Struct, eq=False):
     alarm: bool = False
     receipt: Receipt | None = None
     arrived: float = 0.0
+
+
+class Carry:
+    """What a recurrent model carries from one window of a stream to the next; None stands for the zero state.
+
+    A gap gives the stream a new one, so that a window still being computed cannot write into the time after it.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts: list[Floats] | None = None

@@ -25,10 +25,10 @@ from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
-from edge_runtime.readings import Floats
+from edge_runtime.readings import Carry, Floats
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.pipeline import GAP_PERIODS
-from edge_runtime.stream.windows import Carry, Windows
+from edge_runtime.stream.windows import Windows
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 1 << 24  # the windows of one block, at the most

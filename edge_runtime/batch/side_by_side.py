@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 
 from edge_runtime.bundle.model import Model, Scores
-from edge_runtime.readings import Floats
-from edge_runtime.stream.windows import Carry
+from edge_runtime.readings import Carry, Floats
 
 LEAST_WINDOWS = 8  # for each model: below, handing over costs what it saves
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from edge_runtime.bundle.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.errors import BundleError, EdgeError
-from edge_runtime.readings import Floats
-from edge_runtime.stream.windows import Carry
+from edge_runtime.readings import Carry, Floats
 
 _ONNX_TYPES = {np.float32: "tensor(float)", np.int64: "tensor(int64)"}
 _NO_STATES: dict[str, Floats] = {}

@@ -17,8 +17,7 @@ from edge_runtime.bundle.model import Scores
 from edge_runtime.http.responses import Answer, RefusedError
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served
-from edge_runtime.readings import Floats
-from edge_runtime.stream.windows import Carry
+from edge_runtime.readings import Carry, Floats
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 PIECE_BYTES = 1 << 15  # of JSON, read in about a millisecond

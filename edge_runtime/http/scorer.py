@@ -21,8 +21,7 @@ import numpy as np
 
 from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.http.responses import Answer, RefusedError, busy
-from edge_runtime.readings import Floats
-from edge_runtime.stream.windows import Carry
+from edge_runtime.readings import Carry, Floats
 from edge_runtime.system.watchdog import working
 
 MAX_WAITING = 64

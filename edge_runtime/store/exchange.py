@@ -26,10 +26,10 @@ from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.bundle.signature import require_signature
 from edge_runtime.config.tables import StoreTable
 from edge_runtime.errors import BundleError, EdgeError
-from edge_runtime.store.score_drift import ScoreSample, shift
 from edge_runtime.store.shadow import Shadow
 from edge_runtime.store.store import ModelStore, Slot, misfit
 from edge_runtime.stream.pipeline import Candidate, Maker, Pipeline, rehearse
+from edge_runtime.stream.score_drift import ScoreSample, shift
 from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop

@@ -194,7 +194,7 @@ class _Server:
         from edge_runtime.bundle.model import Model, ModelOptions  # noqa: PLC0415
         from edge_runtime.bundle.open import open_bundle  # noqa: PLC0415
         from edge_runtime.errors import BundleError  # noqa: PLC0415
-        from edge_runtime.stream.windows import Carry  # noqa: PLC0415
+        from edge_runtime.readings import Carry  # noqa: PLC0415
 
         bundle = open_bundle(path)
         if bundle.digest != digest:

@@ -18,11 +18,11 @@ from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
-from edge_runtime.readings import Batch, Floats, Receipt
-from edge_runtime.store.score_drift import ScoreSample
+from edge_runtime.readings import Batch, Carry, Floats, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
-from edge_runtime.stream.windows import Carry, Windows
+from edge_runtime.stream.score_drift import ScoreSample
+from edge_runtime.stream.windows import Windows
 from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters, Latencies

@@ -13,7 +13,7 @@ import math
 import msgspec
 import numpy as np
 
-from edge_runtime.readings import Floats
+from edge_runtime.readings import Carry, Floats
 
 FEW_STREAMS = 16
 _NEVER = -math.inf
@@ -30,19 +30,7 @@ class Completed(msgspec.Struct, eq=False):
 
     windows: Floats
     rows: list[int]
-    carries: list["Carry"]
-
-
-class Carry:
-    """What a recurrent model carries from one window of a stream to the next; None stands for the zero state.
-
-    A gap gives the stream a new one, so that a window still being computed cannot write into the time after it.
-    """
-
-    __slots__ = ("parts",)
-
-    def __init__(self) -> None:
-        self.parts: list[Floats] | None = None
+    carries: list[Carry]
 
 
 class Stream:

@@ -9,10 +9,9 @@ import pytest
 
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
-from edge_runtime.readings import Floats
+from edge_runtime.readings import Carry, Floats
 from edge_runtime.store import shadow_process
 from edge_runtime.store.shadow_process import ShadowError, ShadowProcess
-from edge_runtime.stream.windows import Carry
 from tests.support import bad_models, builders
 
 

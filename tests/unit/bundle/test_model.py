@@ -12,7 +12,7 @@ from edge_runtime.bundle import model as model_module
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores, _bound_call
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.stream.windows import Carry
+from edge_runtime.readings import Carry
 from tests.support import builders
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.bundle.model import Scores
-from edge_runtime.store.score_drift import ENOUGH, KEPT, ScoreSample, shift, stability_index
+from edge_runtime.stream.score_drift import ENOUGH, KEPT, ScoreSample, shift, stability_index
 
 
 def sample(values: object) -> ScoreSample:
