@@ -5,8 +5,6 @@ import signal
 import sys
 from pathlib import Path
 
-HELP = "train, convert and run a model on live readings; needs no broker and no hardware"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""

@@ -11,8 +11,6 @@ from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import Outcome, Watcher, failures, roll_out
 from edge_runtime.fleet.table import render
 
-HELP = "show what the devices of the fleet are doing"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The devices; all of them when none is named."""

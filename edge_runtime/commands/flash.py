@@ -13,8 +13,6 @@ from edge_runtime.fleet.flash import Cargo, Wishes, confirm, flash, load
 from edge_runtime.fleet.inventory import FleetBrokerTable, Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
-HELP = "bring a model to devices of the fleet"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """BUNDLE, the devices, the waves, and what is asked of the install."""

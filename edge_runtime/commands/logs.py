@@ -5,8 +5,6 @@ import argparse
 from edge_runtime.fleet.cli import add_selection, chosen
 from edge_runtime.fleet.journal import show
 
-HELP = "show the log of devices of the fleet"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The devices, how many lines, and whether to follow."""

@@ -14,8 +14,6 @@ from edge_runtime.bundle.selftest import Budget, run_selftest
 from edge_runtime.errors import EXIT_OK, CommandError
 from edge_runtime.store.store import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, ModelStore, Policy, Slot
 
-HELP = "install, list and roll back the models of this device"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`models [--store DIR] [--allowed-signers FILE] list|install|activate|rollback|promote|withdraw|selftest`."""

@@ -8,8 +8,6 @@ from edge_runtime.fleet.cli import add_selection, add_waves, carry_out, chosen, 
 from edge_runtime.fleet.provision import Supply, provision
 from edge_runtime.fleet.wheels import newest_wheel
 
-HELP = "install the runtime, its service and its configuration on devices of the fleet"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The devices, the waves, and what is brought."""

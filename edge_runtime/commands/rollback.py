@@ -8,8 +8,6 @@ from edge_runtime.fleet.flash import rollback
 from edge_runtime.fleet.inventory import RolloutTable, Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
-HELP = "take devices of the fleet back to the model before"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The devices, and the model where there are several."""

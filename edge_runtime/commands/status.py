@@ -1,29 +1,35 @@
-"""`edge-runtime status [--json]`: what the daemons of this machine are doing, from the files they keep in `/run`."""
+"""`edge-runtime status [--json]`: what the daemons of this machine are doing, from the files that they keep in memory.
+
+It shows the services, and the daemons that the same user runs in the foreground (`daemon/status_file.py`).
+"""
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
-
-RUNTIME_FOLDER = Path("/run/edge-runtime")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `status` takes."""
     parser.add_argument("device", nargs="?", help="the id of a device; every one of this machine when left out")
     parser.add_argument("--json", action="store_true", help="the documents, as a JSON array")
-    parser.add_argument("--folder", type=Path, default=RUNTIME_FOLDER, help="where the daemons keep their state")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the daemons keep their state; /run/edge-runtime and this user's own when left out",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the state; 1 when there is none, or when a daemon is gone without a goodbye."""
     import msgspec  # noqa: PLC0415 - as light as `--help` can be
 
+    from edge_runtime.daemon.status_file import all_folders, is_running, status_files  # noqa: PLC0415
     from edge_runtime.errors import CommandError  # noqa: PLC0415
 
+    folders = [args.folder] if args.folder is not None else all_folders()
     found = []
-    for path in sorted(args.folder.glob(f"**/{args.device or '*'}.status.json")):
+    for path in (path for folder in folders for path in status_files(folder, args.device)):
         try:
             found.append(msgspec.json.decode(path.read_bytes()))
         except (OSError, msgspec.DecodeError) as error:
@@ -31,10 +37,11 @@ def run(args: argparse.Namespace) -> int:
     if not found:
         which = f" of {args.device}" if args.device else ""
         raise CommandError(
-            f"{args.folder}: expected the state of a daemon{which}, found none: is edge-runtime@DEVICE running?"
+            f"{' and '.join(map(str, folders))}: expected the state of a daemon{which}, found none: "
+            "is edge-runtime@DEVICE running, or edge-runtime run by this user?"
         )
     for document in found:
-        document["running"] = _is_running(document.get("pid"))
+        document["running"] = is_running(document.get("pid"))
     if args.json:
         print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
     else:
@@ -42,18 +49,6 @@ def run(args: argparse.Namespace) -> int:
             for line in _describe(document):
                 print(line)
     return 0 if all(document["running"] for document in found) else 1
-
-
-def _is_running(pid: Any) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it is there, and it is not ours
-    return True
 
 
 def _describe(document: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the daemon publishes and shows of itself: health, models, one line for systemd, and the status file.
+"""What the daemon publishes and shows of itself: health, models, one line for systemd, and what `status` prints.
 
 Each document is made from the running parts when it is asked for; nothing is kept here. The numbers are those that the
 stages counted.
@@ -8,10 +8,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
-
-import msgspec
 
 from edge_runtime import __version__
 from edge_runtime.config.tables import Config
@@ -19,10 +16,7 @@ from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.system.counters import Counters, machine_state
-from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.memory import resident_bytes
-
-_log = get_logger("daemon")
 
 
 class SourceState(Protocol):
@@ -148,20 +142,10 @@ def status_line(daemon: Described) -> str:
     return "; ".join(parts)
 
 
-def write_status_file(daemon: Described) -> None:
-    """For `edge-runtime status`: in `/run`, which is memory; without systemd's folder there is no such file."""
-    folder = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    if not folder:
-        return
-    document = health_document(daemon)
-    document.update(pid=os.getpid(), written=time.time(), slots=models_document(daemon))
-    path = Path(folder) / f"{daemon.config.device.id}.status.json"
-    beside = path.with_suffix(".new")
-    try:
-        beside.write_bytes(msgspec.json.encode(document))
-        beside.replace(path)
-    except OSError as error:
-        _log.warning("the status file cannot be written", extra=fields(path=path, why=error.strerror))
+def status_document(daemon: Described) -> dict[str, Any]:
+    """What `edge-runtime status` shows: the health document, the models, and the process."""
+    about = {"pid": os.getpid(), "written": time.time(), "slots": models_document(daemon)}
+    return health_document(daemon) | about
 
 
 def _broker_in_use(daemon: Described) -> dict[str, Any]:

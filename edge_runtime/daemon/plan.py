@@ -13,6 +13,7 @@ import msgspec
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
+from edge_runtime.config.convert import names_a_file
 from edge_runtime.config.tables import (
     Config,
     ModelTable,
@@ -89,7 +90,7 @@ def make_plan(config: Config, *, starting: bool = False) -> Plan:
 
 
 def _plan_model(config: Config, each: ModelTable, *, starting: bool) -> PlannedModel:
-    slot = None if _is_path(each.bundle) else _find_slot(config, each.bundle, starting=starting)
+    slot = None if names_a_file(each.bundle) else _find_slot(config, each.bundle, starting=starting)
     path = Path(each.bundle) if slot is None else slot.path
     if config.store.allowed_signers is not None:
         from edge_runtime.bundle.signature import require_signature  # noqa: PLC0415 - starts a program: only when asked for
@@ -99,10 +100,6 @@ def _plan_model(config: Config, each: ModelTable, *, starting: bool) -> PlannedM
     options = ModelOptions(threads=each.threads, max_batch=each.max_batch)
     model = load_model(bundle, options, chosen(each, config.store))
     return PlannedModel(each, bundle, model, slot)
-
-
-def _is_path(bundle: str) -> bool:
-    return "/" in bundle or bundle.endswith(".onnx")
 
 
 def _find_slot(config: Config, name: str, *, starting: bool) -> "Slot":

@@ -15,8 +15,9 @@ from pathlib import Path
 from edge_runtime import __version__
 from edge_runtime.config.load import differences, load_config
 from edge_runtime.daemon.assembly import Assembly
-from edge_runtime.daemon.documents import status_line, write_status_file
+from edge_runtime.daemon.documents import status_document, status_line
 from edge_runtime.daemon.plan import Plan, describe_plan, make_plan
+from edge_runtime.daemon.status_file import StatusFile
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.log import fields, get_logger, setup
@@ -66,6 +67,7 @@ class Daemon:
         for line in describe_plan(plan):
             _log.info(line)
         self._watch_threads()
+        self._status_file = StatusFile(config.device.id)
         self._assembly = self._assemble(plan)
         self._assembly.begin()
         self._catch_signals()
@@ -82,6 +84,7 @@ class Daemon:
         _log.info("stopping", extra=fields(signal=self._stop_signal))
         self._notifier.stopping("stopping")
         clean = self._assembly.end(self._run_until)
+        self._status_file.remove()
         _log.info("stopped", extra=fields(published=self._assembly.counters["outbox"].counts["published"]))
         return EXIT_OK if clean else EXIT_FAILED
 
@@ -207,7 +210,7 @@ class Daemon:
     def _write_status(self) -> None:
         self._status_due = False
         if self._assembly is not None:
-            write_status_file(self._assembly)
+            self._status_file.write(status_document(self._assembly))
 
 
 def _changed_bundles(old: Plan, new: Plan) -> list[str]:

@@ -1,0 +1,46 @@
+"""`edge-runtime status` beside a daemon that a user runs in the foreground."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakeDaemon
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.devices import climate_device
+from tests.support.installed import Installed
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.system
+
+
+def test_status_shows_a_daemon_in_the_foreground(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, installed: Installed, tmp_path: Path
+) -> None:
+    """Without a service there is a state to show too, for as long as the daemon runs, and not after its clean stop."""
+    session = tmp_path / "session"
+    session.mkdir(mode=0o700)
+    bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
+    daemon = make_daemon(climate_device(mosquitto, bundle, device="foreground"), XDG_RUNTIME_DIR=str(session)).start()
+
+    def status(*words: str) -> tuple[int, str]:
+        done = installed.run(
+            installed.edge_runtime, "status", "foreground", *words, cwd=tmp_path, XDG_RUNTIME_DIR=str(session)
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    wait_until(lambda: status()[0] == 0, lambda: f"the state; {status()}", 20.0)
+    code, text = status("--json")
+    assert code == 0
+    (document,) = json.loads(text)
+    assert (document["device"], document["pid"], document["running"]) == ("foreground", daemon.pid, True)
+    daemon.kill()
+    code, text = status()
+    assert code == 1
+    assert "not running any more" in text
+    daemon.start()
+    assert daemon.stop() == 0
+    code, text = status()
+    assert code == 1
+    assert "found none" in text
