@@ -16,8 +16,10 @@ from typing import Any, get_args
 
 import msgspec
 
-from edge_runtime.config.convert import describe, describe_type
-from edge_runtime.config.tables import Config
+from edge_runtime.config.convert import describe, describe_type, is_spread, variants
+from edge_runtime.config.tables import Config, SourceTable
+from edge_runtime.registered import CODECS
+from edge_runtime.stream.codecs import CodecTable
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "device_configs" / "config.schema.json"
@@ -73,25 +75,36 @@ def tables() -> Iterator[tuple[str, type[msgspec.Struct]]]:
         for struct in _structs(field.type):
             tag = struct.__struct_config__.tag
             title = f"[[{field.name}]]" if "tuple" in str(field.type) else f"[{field.name}]"
-            yield f'{title} type = "{tag}"' if tag else title, struct
+            yield f'{title} {struct.__struct_config__.tag_field} = "{tag}"' if tag else title, struct
             for inner in msgspec.structs.fields(struct):
+                if is_spread(struct, inner.name):
+                    continue
                 for deeper in _structs(inner.type):
                     title_of_inner = f"{field.name}.{inner.name}"
                     if tag in {None, "serial"}:  # `repair` is the same for every kind of source
                         yield title_of_inner, deeper
+        if field.name == "source":
+            for word in CODECS:
+                if CODECS.load(word).__struct_fields__:
+                    yield f'[[source]] format = "{word}"', CODECS.load(word)
 
 
 def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        yield kind
+        registry = variants(kind)
+        if registry is None:
+            yield kind
+        else:
+            yield from (registry.load(word) for word in registry)
     for each in get_args(kind):
         yield from _structs(each)
 
 
 def schema() -> str:
     """The JSON Schema of a device file."""
-    (whole,), parts = msgspec.json.schema_components([Config], ref_template="#/$defs/{name}")
-    structs: list[type[msgspec.Struct]] = [Config, *(struct for _, struct in tables())]
+    listed: list[type[msgspec.Struct]] = [Config, *(struct for _, struct in tables())]
+    structs = list(dict.fromkeys([*listed, *(CODECS.load(word) for word in CODECS)]))
+    (whole, *_), parts = msgspec.json.schema_components(structs, ref_template="#/$defs/{name}")
     for struct in structs:
         described = keys(struct)
         parts[struct.__name__]["description"] = " ".join((struct.__doc__ or "").split("Attributes:")[0].split())
@@ -99,22 +112,61 @@ def schema() -> str:
             if name in described:
                 unit = f" Unit: {described[name].unit}." if described[name].unit else ""
                 part["description"] = described[name].text + unit
+    for struct in structs:
+        _resolve(struct, parts)
     del parts["Config"]["properties"]["path"]  # where the file was read; no key of it
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A device file"}
-    document = {**head, **whole, "$defs": parts}
+    bases = {type_.__name__ for type_ in (SourceTable, CodecTable)}  # those stand for the kinds that are registered
+    document = {**head, **whole, "$defs": {name: part for name, part in parts.items() if name not in bases}}
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _resolve(struct: type[msgspec.Struct], parts: dict[str, Any]) -> None:
+    """Put the registered kinds in the place of a table that is one of several; spread the keys of a choice."""
+    properties = parts[struct.__name__]["properties"]
+    for field in msgspec.structs.fields(struct):
+        if is_spread(struct, field.name):
+            del properties[field.name]
+            tag, registry = field.type.__struct_config__.tag_field, variants(field.type)
+            assert registry is not None
+            default = field.default.__struct_config__.tag
+            properties[tag] = {"enum": list(registry), "default": default, "description": keys(struct)[field.name].text}
+            for word in registry:
+                others = parts[registry.load(word).__name__]["properties"]
+                properties |= {name: part for name, part in others.items() if name != tag}
+        elif "tuple" in str(field.type):
+            for item in get_args(field.type):
+                if isinstance(item, type) and issubclass(item, msgspec.Struct) and variants(item) is not None:
+                    names = {word.__struct_config__.tag: word.__name__ for word in _structs(item)}
+                    refs = {word: f"#/$defs/{name}" for word, name in names.items()}
+                    discriminator = {"propertyName": item.__struct_config__.tag_field, "mapping": refs}
+                    choice = {"anyOf": [{"$ref": ref} for ref in refs.values()], "discriminator": discriminator}
+                    properties[field.name]["items"] = choice
 
 
 def rows(struct: type[msgspec.Struct]) -> str:
     """The keys of one table, as a table of the reference."""
     described = keys(struct)
     lines = ["| Key | Value | Default | Meaning |", "|---|---|---|---|"]
-    for field in msgspec.structs.fields(struct):
+    own = {"name": 0} | dict.fromkeys(struct.__annotations__, 1)  # then what all kinds of a table share
+    for field in sorted(msgspec.structs.fields(struct), key=lambda field: own.get(field.name, 2)):
         key = described[field.name]
+        if is_spread(struct, field.name):
+            lines.append(_choice_row(field, key))
+            continue
         unit = f", in {key.unit}" if key.unit else ""
         value = _cell(describe_type(field.type) + unit)
         lines.append(f"| `{key.name}` | {value} | {_default(field)} | {_cell(key.text)} |")
     return "\n".join(lines)
+
+
+def _choice_row(field: msgspec.structs.FieldInfo, key: Key) -> str:
+    """The row of a choice whose keys stand among those of the table: its word, and where the keys are listed."""
+    registry = variants(field.type)
+    assert registry is not None
+    words = ", ".join(describe(word) for word in registry)
+    default, tag = field.default.__struct_config__.tag, field.type.__struct_config__.tag_field
+    return f"| `{tag}` | one of {words} | `{describe(default)}` | {_cell(key.text)} Each has keys of its own, below. |"
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:

@@ -14,7 +14,8 @@ from edge_runtime.batch.locations import Place
 from edge_runtime.batch.recording import Block, Fault, ListColumns, Piece, RecordingError, Wanted
 from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs import Decoded, Decoder, make_decoder
-from edge_runtime.stream.codecs.csv_codec import IGNORED, row_columns, unquoted_columns
+from edge_runtime.stream.codecs.kind import IGNORED
+from edge_runtime.stream.codecs.rows_of_text import row_columns, unquoted_columns
 from edge_runtime.system.counters import Counters
 
 MAX_LINE_BYTES = 1 << 24
@@ -62,7 +63,7 @@ def open_csv(path: Place, wanted: Wanted) -> "TextRecording":
 
 def open_json_lines(path: Place, wanted: Wanted) -> "TextRecording":
     """A file with a JSON object, or an array of objects, on each line."""
-    decoder = _decoder("json", path, wanted, fields=[], delimiter=",")
+    decoder = _decoder("json", path, wanted)
 
     def keep(frames: Sequence[bytes], decoded: Decoded) -> ListColumns:
         objects = _objects(frames, decoded, None if wanted.framed else decoder) if wanted.columns else []
@@ -168,17 +169,16 @@ class TextRecording:
         return faults
 
 
-def _decoder(name: str, path: Place, wanted: Wanted, *, fields: Sequence[str], delimiter: str) -> Decoder:
+def _decoder(name: str, path: Place, wanted: Wanted, **keys: Any) -> Decoder:
     try:
         return make_decoder(
             name,
             wanted.channels,
             shape=wanted.shape if wanted.framed else None,
-            fields=fields,
             key_field=wanted.key,
             time_field=wanted.time or _NO_TIME,
-            delimiter=delimiter,
             place=str(path),
+            **keys,
         )
     except ConfigError as error:
         raise RecordingError(str(error)) from error

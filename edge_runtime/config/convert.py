@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import msgspec
 from msgspec import inspect
 
+from edge_runtime.registered import Registry
+
 _BARE_KEY = re.compile(r"^[A-Za-z0-9_-]+$")
 _LONGEST_FOUND = 120
 _SECRETS = frozenset({"password", "token", "secret", "passphrase"})
@@ -67,12 +69,20 @@ class Conversion:
     ) -> Converted:
         """Converts one table and all tables in it; `omit` names attributes of the struct that are no keys."""
         fields = {field.encode_name: field for field in msgspec.structs.fields(struct) if field.encode_name not in omit}
+        spread = {name: field for name, field in fields.items() if is_spread(struct, name)}
         tag = struct.__struct_config__.tag_field
         known = [*([tag] if tag else []), *fields]
         values: dict[str, Any] = {}
         wrong: set[str] = set()
         for name, field in fields.items():
             where = f"{place}.{name}" if place else name
+            if name in spread:
+                part = self._spread(field, raw, place)
+                values[field.name] = part.value
+                wrong |= part.wrong
+                at = known.index(name)
+                known[at : at + 1] = [part.value.__struct_config__.tag_field, *part.value.__struct_fields__]
+                continue
             if name not in raw:
                 if field.required:
                     self._add(where, _missing(name, field.type))
@@ -87,11 +97,49 @@ class Conversion:
                 if field.required:
                     values[field.name] = value  # an array with some good items, or None
         for name in raw:
-            if name not in known:
+            if name not in known and not any(self._elsewhere(values[part], raw, name, place) for part in spread):
                 self._unknown(place, name, known)
         converted = Converted(struct(**values), place, frozenset(wrong), frozenset(raw))
         self.tables.append(converted)
         return converted
+
+    def _spread(self, field: msgspec.structs.FieldInfo, raw: Mapping[str, Any], place: str) -> Converted:
+        """A choice whose keys stand among those of the table that holds it."""
+        tag = str(field.type.__struct_config__.tag_field)
+        chosen = type(field.default)
+        wrong = frozenset[str]()
+        if tag in raw:
+            found = self._chosen([field.type], raw, place)
+            wrong = frozenset([tag]) if found is None else wrong
+            chosen = found or chosen
+        mine = {name: value for name, value in raw.items() if name in chosen.__struct_fields__}
+        part = self.table(chosen, mine, place, frozenset())
+        if wrong:
+            part = msgspec.structs.replace(part, wrong=part.wrong | wrong)
+            self.tables[-1] = part
+        return part
+
+    def _elsewhere(self, part: msgspec.Struct, raw: Mapping[str, Any], name: str, place: str) -> bool:
+        """Whether a key belongs to another choice than the one that was made; then it is refused, or does no harm."""
+        field, chosen = part.__struct_config__.tag_field, quote(str(part.__struct_config__.tag))
+        registry = part.variants  # type: ignore[attr-defined]  # only a choice with variants is spread
+        having = {}
+        for word in registry:
+            keys = {key.encode_name: key for key in msgspec.structs.fields(registry.load(word))}
+            if name in keys:
+                having[word] = keys[name]
+        if not having:
+            return False
+        instead = _extra(next(iter(having.values())).type, "elsewhere") if raw[name] else None
+        if str(field) in raw and raw[str(field)] != part.__struct_config__.tag:
+            instead = None  # the choice itself is wrong, and has its own message
+        if instead == "only":
+            only = _either([quote(word) for word in having])
+            self._add(f"{place}.{name}", f"expected it only with {field} = {only}, found it with {chosen}: take it out")
+        elif instead is not None:
+            found = describe(raw[name])
+            self._add(f"{place}.{name}", f"expected {instead} with {field} = {chosen}, found {found}: take it out")
+        return True
 
     def value(self, kind: Any, raw: Any, place: str) -> tuple[bool, Any]:
         """Converts one value; the answer begins with whether it is good."""
@@ -125,7 +173,7 @@ class Conversion:
             self._add(place, f"expected a table, found {describe(raw)}{remedy}")
             return False, None
         struct = structs[0]
-        if len(structs) > 1:
+        if len(structs) > 1 or variants(struct):
             chosen = self._chosen(structs, raw, place)
             if chosen is None:
                 return False, None
@@ -139,15 +187,16 @@ class Conversion:
         self, structs: list[type[msgspec.Struct]], raw: Mapping[str, Any], place: str
     ) -> type[msgspec.Struct] | None:
         field = str(structs[0].__struct_config__.tag_field)
-        by_tag = {str(struct.__struct_config__.tag): struct for struct in structs}
+        by_tag = variants(structs[0]) or {str(struct.__struct_config__.tag): struct for struct in structs}
         expected = _either([quote(tag) for tag in by_tag])
         if field not in raw:
             self._add(f"{place}.{field}", f"expected {expected}, but the key is missing")
             return None
         tag = raw[field]
         if isinstance(tag, str) and tag in by_tag:
-            return by_tag[tag]
-        near = nearest(tag, by_tag) if isinstance(tag, str) else None
+            found: type[msgspec.Struct] = by_tag[tag] if isinstance(by_tag, dict) else by_tag.load(tag)
+            return found
+        near = nearest(tag, list(by_tag)) if isinstance(tag, str) else None
         hint = f": did you mean {quote(near)}?" if near else ""
         self._add(f"{place}.{field}", f"expected {expected}, found {describe(tag)}{hint}")
         return None
@@ -190,15 +239,33 @@ def names_a_file(bundle: str) -> bool:
 
 def path_role(kind: Any) -> str | None:
     """What kind of path a key holds (`readable`, `new`, `bundle`), or None when it holds none."""
+    return _extra(kind, "path")
+
+
+def variants(struct: type[msgspec.Struct]) -> Registry | None:
+    """The registered kinds of a table, where it is one of several; None for a kind itself."""
+    found: Registry | None = getattr(struct, "variants", None)
+    return found if found is not None and struct.__struct_config__.tag not in found else None
+
+
+def is_spread(table: msgspec.Struct | type[msgspec.Struct], name: str) -> bool:
+    """Whether a key holds a choice of several tables whose keys stand among its neighbours."""
+    struct = table if isinstance(table, type) else type(table)
+    kind = next((field.type for field in msgspec.structs.fields(struct) if field.name == name), None)
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct) and variants(kind) is not None
+
+
+def _extra(kind: Any, name: str) -> str | None:
+    """A note beside a type, also inside an array or a choice with None."""
     if get_origin(kind) is Annotated:
         for note in kind.__metadata__:
-            if isinstance(note, msgspec.Meta) and note.extra is not None and "path" in note.extra:
-                return str(note.extra["path"])
+            if isinstance(note, msgspec.Meta) and note.extra is not None and name in note.extra:
+                return str(note.extra[name])
         return None
     for each in get_args(kind) if get_origin(kind) is not Literal else ():
-        role = path_role(each)
-        if role is not None:
-            return role
+        found = _extra(each, name)
+        if found is not None:
+            return found
     return None
 
 

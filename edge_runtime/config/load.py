@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.config.addresses import Endpoint, parse_endpoint
-from edge_runtime.config.convert import Conversion, Mistake, describe
+from edge_runtime.config.convert import Conversion, Mistake, describe, is_spread
 from edge_runtime.config.rules import broken_rules
 from edge_runtime.config.tables import (
     BrokerTable,
@@ -25,11 +25,8 @@ from edge_runtime.config.tables import (
     DeviceTable,
     HttpTable,
     ModelTable,
-    MqttSourceTable,
     OutboxTable,
     RepairTable,
-    ReplaySourceTable,
-    SerialSourceTable,
     SmoothingTable,
     SourceTable,
     StoreTable,
@@ -44,11 +41,8 @@ __all__ = [
     "Endpoint",
     "HttpTable",
     "ModelTable",
-    "MqttSourceTable",
     "OutboxTable",
     "RepairTable",
-    "ReplaySourceTable",
-    "SerialSourceTable",
     "SmoothingTable",
     "SourceTable",
     "StoreTable",
@@ -58,7 +52,6 @@ __all__ = [
     "parse_endpoint",
     "parse_toml",
     "read_password",
-    "source_broker",
     "upstream_broker",
 ]
 
@@ -153,26 +146,6 @@ def _one_line(text: str) -> str:
     return "".join(each if each.isprintable() else " " for each in text)[:200]
 
 
-def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
-    """The broker that an MQTT source reads from.
-
-    Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is
-    changed it equals
-    `upstream_broker(config)`, and one connection serves both. With a `url` it is a broker of its own that takes over
-    nothing.
-    """
-    upstream = upstream_broker(config)
-    given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) is not None}
-    if source.url is None:
-        if "password_file" in given or "password_credential" in given:
-            given = {"password_file": None, "password_credential": None, **given}
-        changed: BrokerTable = msgspec.structs.replace(upstream, **given)
-        if changed == upstream or source.client_id is not None:
-            return changed
-        return msgspec.structs.replace(changed, client_id=_own_client_id(config, source))
-    return BrokerTable(**{"client_id": _own_client_id(config, source), **given})
-
-
 def upstream_broker(config: Config) -> BrokerTable:
     """The broker that predictions go to, and those that stand in for it (`urls`, without the first).
 
@@ -184,13 +157,6 @@ def upstream_broker(config: Config) -> BrokerTable:
     if values["client_id"] is None:
         values["client_id"] = f"edge-{config.device.id}"
     return BrokerTable(**values)
-
-
-_CONNECTION_KEYS = tuple(key for key in MqttSourceTable.__struct_fields__ if key in BrokerTable.__struct_fields__)
-
-
-def _own_client_id(config: Config, source: MqttSourceTable) -> str:
-    return f"edge-{config.device.id}-{source.name}"
 
 
 def read_password(broker: BrokerTable) -> str | None:
@@ -253,10 +219,25 @@ def _changed(place: str, old: msgspec.Struct | None, new: msgspec.Struct | None)
         return
     for key in old.__struct_fields__:
         before, after = getattr(old, key), getattr(new, key)
+        if is_spread(old, key):  # its keys stand among those of this table
+            yield from _changed_choice(place, before, after)
+            continue
         if isinstance(before, msgspec.Struct) or isinstance(after, msgspec.Struct):
             yield from _changed(f"{place}.{key}", before, after)
         elif before != after:
             yield f"{place}.{key} changed from {_shown(before)} to {_shown(after)}"
+
+
+def _changed_choice(place: str, old: msgspec.Struct, new: msgspec.Struct) -> Iterator[str]:
+    if type(old) is type(new):
+        yield from _changed(place, old, new)
+        return
+    field, before, after = (
+        old.__struct_config__.tag_field,
+        old.__struct_config__.tag,
+        new.__struct_config__.tag,
+    )
+    yield f"{place}.{field} changed from {describe(before)} to {describe(after)}"
 
 
 def _shown(value: Any) -> str:

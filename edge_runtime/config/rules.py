@@ -7,23 +7,20 @@ gives one message, and a slip in one key never hides what is wrong with another.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from edge_runtime.config.addresses import parse_endpoint, without_password
-from edge_runtime.config.convert import Converted, Mistake, describe, names_a_file, nearest, path_role, quote
+from edge_runtime.config.convert import Converted, Mistake, names_a_file, nearest, path_role, quote
 from edge_runtime.config.tables import (
-    SOURCE_PLACEHOLDERS,
     TOPIC_PLACEHOLDERS,
     BrokerTable,
     Config,
     HttpTable,
     ModelTable,
-    MqttSourceTable,
-    ReplaySourceTable,
-    SerialSourceTable,
     SmoothingTable,
+    SourceTable,
     StoreTable,
     UpstreamTable,
 )
@@ -33,6 +30,43 @@ from edge_runtime.config.topics import matches, placeholders
 Finding = tuple[str, str]
 Rule = Callable[[Any], Iterable[Finding]]
 
+
+class HasBrokers(Protocol):
+    """The keys of a connection, which `[upstream]` and some sources have."""
+
+    @property
+    def brokers(self) -> tuple[str, ...]:
+        """The address of each broker."""
+
+    @property
+    def url(self) -> str | None:
+        """The first of them, where it is given by itself."""
+
+    @property
+    def username(self) -> str | None:
+        """The user to log in as."""
+
+    @property
+    def password_file(self) -> str | None:
+        """The file of the password."""
+
+    @property
+    def password_credential(self) -> str | None:
+        """The systemd credential of the password."""
+
+    @property
+    def ca_file(self) -> str | None:
+        """The certificates that are trusted."""
+
+    @property
+    def cert_file(self) -> str | None:
+        """The certificate that is shown."""
+
+    @property
+    def key_file(self) -> str | None:
+        """Its key."""
+
+
 _RULES: list[tuple[tuple[type, ...], tuple[str, ...], Rule]] = []
 
 # Topics of the device itself, below edge/{device}/.
@@ -40,7 +74,14 @@ RESERVED = ("status", "models", "health")
 RESERVED_BELOW = ("ota", "shadow")  # and everything below these
 
 
-def _rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
+def rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
+    """Judge every table of these kinds, and of kinds that are made of them, by a function of the table.
+
+    Args:
+        tables: the kinds.
+        keys: those that the rule reads: where one of them is wrong in itself, the rule is not asked.
+    """
+
     def register(rule: Rule) -> Rule:
         _RULES.append((tables, keys, rule))
         return rule
@@ -95,13 +136,13 @@ def _unreadable(path: str) -> str | None:
         return f"{shown} ({getattr(error, 'strerror', None) or error}): mend the path"
 
 
-@_rule(MqttSourceTable, keys=("url",))
-def _broker_address(source: MqttSourceTable) -> Iterator[Finding]:
-    if source.url is not None:
-        yield from _bad_address("url", source.url)
+def broker_address(table: HasBrokers) -> Iterator[Finding]:
+    """An address that cannot be one."""
+    for url in table.brokers:
+        yield from _bad_address("url", url)
 
 
-@_rule(UpstreamTable, keys=("url", "urls"))
+@rule(UpstreamTable, keys=("url", "urls"))
 def _broker_addresses(upstream: UpstreamTable) -> Iterator[Finding]:
     if not upstream.url and not upstream.urls:
         yield "url", "expected mqtt://HOST:PORT or mqtts://HOST:PORT, but the key is missing (and so is urls)"
@@ -109,7 +150,7 @@ def _broker_addresses(upstream: UpstreamTable) -> Iterator[Finding]:
         yield from _bad_address("url", upstream.url)
     for url in upstream.urls:
         yield from _bad_address("urls", url)
-    twice = _first_repeated(upstream.urls)
+    twice = first_repeated(upstream.urls)
     if twice is not None:
         yield "urls", f"expected every broker once, found {quote(without_password(twice))} twice"
     elif upstream.url in upstream.urls[1:]:
@@ -129,8 +170,9 @@ def _bad_address(key: str, url: str) -> Iterator[Finding]:
         yield key, str(error)
 
 
-@_rule(UpstreamTable, MqttSourceTable, keys=("url", "urls", "ca_file", "cert_file", "key_file"))
-def _tls_files(table: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
+@rule(UpstreamTable, keys=("url", "urls", "ca_file", "cert_file", "key_file"))
+def tls_files(table: HasBrokers) -> Iterator[Finding]:
+    """Certificates without a key, without TLS, or that are none."""
     if (table.cert_file is None) != (table.key_file is None):
         missing, present = ("key_file", "cert_file") if table.key_file is None else ("cert_file", "key_file")
         yield (
@@ -138,7 +180,7 @@ def _tls_files(table: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
             f"expected a file beside {present}, but the key is missing: a certificate and its key go together",
         )
     try:
-        secured = {url: parse_endpoint(url).tls for url in _addresses(table)}
+        secured = {url: parse_endpoint(url).tls for url in table.brokers}
     except ValueError:
         return
     clear = [url for url, tls in secured.items() if not tls]
@@ -158,11 +200,7 @@ def _tls_files(table: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
         yield from _certificates(table)
 
 
-def _addresses(table: UpstreamTable | MqttSourceTable) -> tuple[str, ...]:
-    return table.brokers if isinstance(table, UpstreamTable) else (table.url,) if table.url is not None else ()
-
-
-def _certificates(broker: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
+def _certificates(broker: HasBrokers) -> Iterator[Finding]:
     import ssl  # noqa: PLC0415 - a megabyte that a device without TLS need not hold
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -185,8 +223,9 @@ def _certificates(broker: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
             )
 
 
-@_rule(UpstreamTable, MqttSourceTable, keys=("url", "username", "password_file", "password_credential"))
-def _login(broker: UpstreamTable | MqttSourceTable) -> Iterator[Finding]:
+@rule(UpstreamTable, keys=("url", "username", "password_file", "password_credential"))
+def login(broker: HasBrokers) -> Iterator[Finding]:
+    """A password without a user, twice, or that cannot be read."""
     given = [key for key in ("password_file", "password_credential") if getattr(broker, key) is not None]
     if len(given) > 1:
         yield given[1], "expected one of password_file and password_credential, found both: take one out"
@@ -221,7 +260,7 @@ def _first_line(key: str, path: str, what: str) -> Iterator[Finding]:
         yield key, f"expected a {what} as the first line of {quote(path)}, found an empty line"
 
 
-@_rule(BrokerTable, keys=("reconnect_min", "reconnect_max"))
+@rule(BrokerTable, keys=("reconnect_min", "reconnect_max"))
 def _pauses(broker: BrokerTable) -> Iterator[Finding]:
     if broker.reconnect_max < broker.reconnect_min:
         yield (
@@ -230,99 +269,26 @@ def _pauses(broker: BrokerTable) -> Iterator[Finding]:
         )
 
 
-@_rule(SerialSourceTable, MqttSourceTable, keys=("format", "fields"))
-def _columns(source: SerialSourceTable | MqttSourceTable) -> Iterator[Finding]:
-    if source.format == "csv" and not source.fields:
-        yield (
-            "fields",
-            'expected the columns of a line in order, such as ["time", "temperature"], because format = "csv"',
-        )
-    if source.format in {"json", "msgpack"} and source.fields:
-        yield (
-            "fields",
-            f'expected no columns with format = "{source.format}", found {describe(source.fields)}: take it out',
-        )
-    twice = _first_repeated(tuple(name for name in source.fields if name != "_"))
-    if twice is not None:
-        yield "fields", f"expected every column once, found {quote(twice)} twice"
-
-
-@_rule(SerialSourceTable, MqttSourceTable, keys=("format", "fields", "layout", "scale"))
-def _structure(source: SerialSourceTable | MqttSourceTable) -> Iterator[Finding]:
-    if source.format != "raw":
-        for key in ("layout", "scale"):
-            if getattr(source, key):
-                yield key, f'expected it only with format = "raw", found it with "{source.format}": take it out'
-        return
-    wanted = len(source.fields) or 1  # without fields the model takes whole frames, whose numbers are of one type
-    if len(source.layout) != wanted:
-        yield "layout", f"expected a type such as int16 for each of the fields ({wanted}), found {len(source.layout)}"
-    if len(source.scale) not in {0, 1, wanted}:
-        yield "scale", f"expected one factor, or one for each of the fields ({wanted}), found {len(source.scale)}"
-
-
-@_rule(SerialSourceTable, keys=("format", "framing"))
-def _frame_ends(source: SerialSourceTable) -> Iterator[Finding]:
-    if source.framing == "lines" and source.format in {"msgpack", "raw"}:
-        yield (
-            "framing",
-            f'expected "cobs", found "lines": format = "{source.format}" has line ends among its bytes',
-        )
-
-
-@_rule(SerialSourceTable, MqttSourceTable, keys=("format", "fields", "key"))
-def _key_column(source: SerialSourceTable | MqttSourceTable) -> Iterator[Finding]:
-    if source.fields and source.key is not None and source.key not in source.fields:
-        near = nearest(source.key, list(source.fields))
-        yield (
-            "key",
-            f"expected one of the fields, found {quote(source.key)}" + (f": did you mean {near}?" if near else ""),
-        )
-
-
-@_rule(SerialSourceTable, MqttSourceTable, ReplaySourceTable, keys=("key", "time"))
-def _key_is_not_time(source: SerialSourceTable | MqttSourceTable | ReplaySourceTable) -> Iterator[Finding]:
+@rule(SourceTable, keys=("key", "time"))
+def _key_is_not_time(source: SourceTable) -> Iterator[Finding]:
     if source.key is not None and source.key == source.time:
         yield "key", f"expected another field than time, found {quote(source.key)} in both"
 
 
-@_rule(ReplaySourceTable, keys=("files",))
-def _recordings(source: ReplaySourceTable) -> Iterator[Finding]:
-    if not source.files:
-        yield "files", "expected at least one recording, found an array of 0"
-
-
-@_rule(MqttSourceTable, keys=("topics",))
-def _topics(source: MqttSourceTable) -> Iterator[Finding]:
-    if not source.topics:
-        yield "topics", "expected at least one topic, found an array of 0"
-    for topic in source.topics:
-        for trouble in _bad_topic(topic, SOURCE_PLACEHOLDERS, filters=True):
-            yield "topics", trouble
-    twice = _first_repeated(source.topics)
-    if twice is not None:
-        yield "topics", f"expected every topic once, found {quote(twice)} twice"
-    keyed = [topic for topic in source.topics if "{key}" in topic]
-    if keyed and source.key is not None:
-        yield (
-            "key",
-            f"expected the key in the topic or in a field, found {quote(keyed[0])} and key = {quote(source.key)}",
-        )
-
-
-@_rule(UpstreamTable, keys=("topic",))
+@rule(UpstreamTable, keys=("topic",))
 def _upstream_topic(upstream: UpstreamTable) -> Iterator[Finding]:
-    for trouble in _bad_topic(upstream.topic, TOPIC_PLACEHOLDERS, filters=False):
+    for trouble in bad_topic(upstream.topic, TOPIC_PLACEHOLDERS, filters=False):
         yield "topic", trouble
 
 
-@_rule(UpstreamTable, keys=("requests", "protocol"))
+@rule(UpstreamTable, keys=("requests", "protocol"))
 def _requests(upstream: UpstreamTable) -> Iterator[Finding]:
     if upstream.requests == "answer" and upstream.protocol != "5":
         yield "requests", f'expected "off" with protocol {quote(upstream.protocol)}, found "answer": set protocol = "5"'
 
 
-def _bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[str]:
+def bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[str]:
+    """What is wrong with a topic; with `filters` it is subscribed to, else published to."""
     shown = quote(topic[:100])
     levels = topic.split("/")
     try:
@@ -346,26 +312,26 @@ def _bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator
         yield f"expected # as the whole last level, found {shown}"
 
 
-@_rule(SmoothingTable, keys=("n", "m"))
+@rule(SmoothingTable, keys=("n", "m"))
 def _majority(smoothing: SmoothingTable) -> Iterator[Finding]:
     if smoothing.n > smoothing.m:
         yield "n", f"expected at most m ({smoothing.m}), found {smoothing.n}: n of the last m windows must agree"
 
 
-@_rule(ModelTable, keys=("publish", "alarm_labels"))
+@rule(ModelTable, keys=("publish", "alarm_labels"))
 def _alarm_labels(model: ModelTable) -> Iterator[Finding]:
-    twice = _first_repeated(model.alarm_labels)
+    twice = first_repeated(model.alarm_labels)
     if twice is not None:
         yield "alarm_labels", f"expected every label once, found {quote(twice)} twice"
 
 
-@_rule(StoreTable, keys=("over_mqtt", "allowed_signers"))
+@rule(StoreTable, keys=("over_mqtt", "allowed_signers"))
 def _who_may_send(store: StoreTable) -> Iterator[Finding]:
     if store.over_mqtt == "signed" and store.allowed_signers is None:
         yield "allowed_signers", 'expected the keys that over_mqtt = "signed" trusts, found none: name their file'
 
 
-@_rule(HttpTable, keys=("listen", "token_file"))
+@rule(HttpTable, keys=("listen", "token_file"))
 def _listening(http: HttpTable) -> Iterator[Finding]:
     host, colon, port = http.listen.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 <= int(port[:6]) <= 65_535:
@@ -384,14 +350,13 @@ def _listening(http: HttpTable) -> Iterator[Finding]:
 
 
 def _across(tables: list[Converted]) -> Iterator[Mistake]:
-    sources = [
-        table for table in tables if isinstance(table.value, SerialSourceTable | MqttSourceTable | ReplaySourceTable)
-    ]
+    sources = [table for table in tables if isinstance(table.value, SourceTable)]
     models = [table for table in tables if isinstance(table.value, ModelTable)]
     for group, what in ((sources, "source"), (models, "model")):
         yield from _unique(group, "name", f"expected a name of its own, found that of another {what}")
-    serial = [table for table in sources if isinstance(table.value, SerialSourceTable)]
-    yield from _unique(serial, "port", "expected a port of its own, found that of another source")
+    for key in dict.fromkeys(key for table in sources for key in table.value.own_keys):
+        having = [table for table in sources if key in table.value.own_keys]
+        yield from _unique(having, key, f"expected a {key} of its own, found that of another source")
     for table in tables:
         if isinstance(table.value, Config):
             yield from _whole_file(table, sources, models)
@@ -431,13 +396,10 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
                 f"for model {quote(model.value.name)}: choose another topic or name",
             )
         for source in sources:
-            mqtt = source.value
-            if not isinstance(mqtt, MqttSourceTable) or mqtt.name != model.value.source or "topics" in source.wrong:
+            if source.value.name != model.value.source or "topics" in source.wrong:
                 continue
-            if mqtt.url is not None and mqtt.url not in config.upstream.brokers:
-                continue
-            for topic in mqtt.topics:
-                if matches(topic.replace("{key}", "+"), filled.replace("{key}", "-")):
+            for topic, topic_filter in source.value.read_topics(config.upstream).items():
+                if matches(topic_filter, filled.replace("{key}", "-")):
                     yield Mistake(
                         source.key("topics"),
                         f"expected topics that model {quote(model.value.name)} does not publish to, "
@@ -456,5 +418,6 @@ def _unique(tables: list[Converted], key: str, text: str) -> Iterator[Mistake]:
         seen.setdefault(value, table.place)
 
 
-def _first_repeated(words: tuple[str, ...]) -> str | None:
+def first_repeated(words: tuple[str, ...]) -> str | None:
+    """The first word that stands twice among them."""
     return next((word for index, word in enumerate(words) if word in words[:index]), None)

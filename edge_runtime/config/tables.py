@@ -5,10 +5,12 @@ This is the one definition. `config/load.py` reads a file into it, the JSON Sche
 A range stands here when it concerns one key; what concerns several keys stands in `config/rules.py`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
+
+from edge_runtime.registered import SOURCES, Registry
 
 MAX_PACKET_BYTES = 268_435_455  # the largest remaining length of an MQTT packet, MQTT 3.1.1 section 2.2.3
 MAX_UINT16 = 65_535
@@ -34,18 +36,6 @@ Topic = Annotated[
         extra={"expected": "a topic of 1 to 65535 characters"},
     ),
 ]
-Delimiter = Annotated[
-    str,
-    Meta(
-        min_length=1,
-        max_length=1,
-        pattern=r"""^[^\r\n"0-9A-Za-z.+\-]$""",
-        extra={"expected": 'one character that cannot be part of a number, such as "," or ";" or "\\t"'},
-    ),
-]
-RawType = Literal[
-    "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"
-]
 # Resolved against the folder of the file that names them; `config/rules.py` checks that they can be read.
 FilePath = Annotated[
     str, Meta(min_length=1, pattern=r"^[^\x00]+$", extra={"expected": "the path of a file", "path": "readable"})
@@ -70,12 +60,15 @@ KeepOptimised = Literal["auto", "always", "never"]
 
 # What `upstream.topic` may contain in braces.
 TOPIC_PLACEHOLDERS = ("device", "model", "key")
-# What a topic of an MQTT source may contain in braces.
-SOURCE_PLACEHOLDERS = ("key",)
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of the file: every key is known, and a default here is the default that the samples show."""
+
+
+def tag_of(table: Table) -> str:
+    """The word of a device file that this kind of table goes by."""
+    return str(table.__struct_config__.tag)
 
 
 class DeviceTable(Table, frozen=True, kw_only=True):
@@ -153,158 +146,6 @@ class RepairTable(Table, frozen=True, kw_only=True):
 
     missing: Literal["reject", "last"] = "reject"
     out_of_range: Literal["reject", "clip"] = "reject"
-
-
-class SerialSourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="serial"):
-    """`[[source]]` with `type = "serial"`: a port that streams frames.
-
-    Attributes:
-        name: What models call this source.
-        port: The device node. `/dev/serial/by-id/...` stays the same whichever socket the plug goes into. A port that
-            is absent is waited for.
-        baudrate (bit/s): The speed of the line.
-        bytesize (bit): Data bits of a character.
-        parity: The parity bit.
-        stopbits: Stop bits after a character.
-        flow_control: How the receiver holds the sender up.
-        format: How a frame is written: a CSV line, a JSON or MessagePack object, or a packed structure of numbers
-            (`raw`).
-        framing: Where a frame ends: at a line end, or at the zero byte of COBS; `auto` is `lines` for text (`csv`,
-            `json`) and `cobs` for bytes (`msgpack`, `raw`).
-        checksum: What a COBS frame ends with: a CRC-16 (CCITT-FALSE, high byte first), or nothing.
-        fields: The columns of a CSV line or of a raw structure, in order; `_` is one to skip. The other formats name
-            their values themselves.
-        delimiter: What separates the columns of a CSV line.
-        layout: The type of each field of a raw structure, such as `int16` or `float32`; there is no padding.
-        scale: What the numbers of a raw structure are multiplied by: one factor for all, or one for each field.
-        byte_order: Which byte of a number of a raw structure comes first: the low one (`little`) or the high one.
-        key: The field that tells one stream from another; every value has a window of its own.
-        time: The field that holds the time of measurement (ISO 8601 or Unix seconds), where a reading has one.
-        max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
-        repair: What may be done with a reading that is out of the contract.
-        reopen_max (s): The longest pause before an absent port is tried again.
-        silent_after (s): An open port that brings no good reading for so long is reported as silent, in health and log.
-        max_rest (s): How long readings that cannot complete a window yet may wait to be read together, which saves most
-            of the wake-ups of a fast sensor; the reading that completes a window is not among them. So much later than
-            in truth such a reading may count as arrived. 0 reads each at once.
-    """
-
-    name: Name
-    port: Text
-    baudrate: Annotated[int, Meta(ge=50, le=12_000_000)] = 115200
-    bytesize: Literal[5, 6, 7, 8] = 8
-    parity: Literal["none", "even", "odd", "mark", "space"] = "none"
-    stopbits: Literal[1, 2] = 1
-    flow_control: Literal["none", "rtscts", "xonxoff"] = "none"
-    format: Literal["csv", "json", "msgpack", "raw"] = "csv"
-    framing: Literal["auto", "lines", "cobs"] = "auto"
-    checksum: Literal["crc16", "none"] = "crc16"
-    fields: tuple[Text, ...] = ()
-    delimiter: Delimiter = ","
-    layout: tuple[RawType, ...] = ()
-    scale: tuple[float, ...] = ()
-    byte_order: Literal["little", "big"] = "little"
-    key: Text | None = None
-    time: Text = "time"
-    max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 4096
-    repair: RepairTable = RepairTable()
-    reopen_max: SomeSeconds = 5.0
-    silent_after: SomeSeconds | None = None
-    max_rest: Annotated[float, Meta(ge=0, le=1)] = 0.02
-
-
-class MqttSourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="mqtt"):
-    """`[[source]]` with `type = "mqtt"`: topics of a broker; every message is one reading, or a JSON array of them.
-
-    Without `url` the source uses the connection of `[upstream]`, and a key of the connection that is given here
-    differs from it.
-    With `url` it is a connection of its own, and nothing is taken over: no password goes to another broker by accident.
-
-    Attributes:
-        name: What models call this source.
-        topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. `+`
-            and `#` are allowed.
-        url: The broker, as in `[upstream]`; the broker of `[upstream]` when left out.
-        client_id: As in `[upstream]`. A broker of its own is met as `edge-{device}-{name of the source}` when left out.
-        protocol: As in `[upstream]`; `3.1.1` when left out beside a `url`.
-        username: As in `[upstream]`.
-        password_file: As in `[upstream]`.
-        password_credential: As in `[upstream]`.
-        ca_file: As in `[upstream]`.
-        cert_file: As in `[upstream]`.
-        key_file: As in `[upstream]`.
-        qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
-        format: How a message is written.
-        fields: The columns of a CSV message or of a raw structure, in order; `_` is one to skip. The other formats
-            name their values themselves.
-        delimiter: What separates the columns of a CSV message.
-        layout: As in a serial source.
-        scale: As in a serial source.
-        byte_order: As in a serial source.
-        key: The field that tells one stream from another, where the topic does not.
-        time: The field that holds the time of measurement (ISO 8601 or Unix seconds), where a reading has one.
-        max_frame_bytes (B): A longer message is skipped and counted as `too_long`.
-        repair: What may be done with a reading that is out of the contract.
-    """
-
-    name: Name
-    topics: tuple[Topic, ...]
-    url: Text | None = None
-    client_id: Text | None = None
-    protocol: Protocol | None = None
-    username: Text | None = None
-    password_file: FilePath | None = None
-    password_credential: Name | None = None
-    ca_file: FilePath | None = None
-    cert_file: FilePath | None = None
-    key_file: FilePath | None = None
-    qos: Literal[0, 1] = 1
-    format: Literal["json", "csv", "msgpack", "raw"] = "json"
-    fields: tuple[Text, ...] = ()
-    delimiter: Delimiter = ","
-    layout: tuple[RawType, ...] = ()
-    scale: tuple[float, ...] = ()
-    byte_order: Literal["little", "big"] = "little"
-    key: Text | None = None
-    time: Text = "time"
-    max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
-    repair: RepairTable = RepairTable()
-
-
-class ReplaySourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="replay"):
-    """`[[source]]` with `type = "replay"`: recorded files, as if they were measured now.
-
-    Attributes:
-        name: What models call this source.
-        files: The recordings, played one after the other.
-        speed: `recorded` keeps the pace of the recording, a number plays it so many times faster, `full` as fast as
-            the device can.
-        rate_hz (Hz): The pace of a recording that holds no times.
-        loop: Whether to begin again after the last file.
-        format: How the files are written; `auto` goes by their suffix.
-        delimiter: What separates the columns of a CSV file.
-        key: The column that tells one stream from another.
-        time: The column that holds the time of measurement (ISO 8601 or Unix seconds).
-        times: Whether predictions carry the time of the recording or the time of the replay.
-        max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
-        repair: What may be done with a reading that is out of the contract.
-    """
-
-    name: Name
-    files: tuple[FilePath, ...]
-    speed: Literal["recorded", "full"] | Annotated[float, Meta(gt=0)] = "recorded"
-    rate_hz: Annotated[float, Meta(gt=0)] | None = None
-    loop: bool = False
-    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
-    delimiter: Delimiter = ","
-    key: Text | None = None
-    time: Text = "time"
-    times: Literal["recorded", "now"] = "recorded"
-    max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
-    repair: RepairTable = RepairTable()
-
-
-SourceTable = SerialSourceTable | MqttSourceTable | ReplaySourceTable
 
 
 class SmoothingTable(Table, frozen=True, kw_only=True):
@@ -386,6 +227,30 @@ class UpstreamTable(BrokerTable, frozen=True, kw_only=True):
     def brokers(self) -> tuple[str, ...]:
         """Every broker once, the preferred one first."""
         return tuple(dict.fromkeys(url for url in (self.url, *self.urls) if url))
+
+
+class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="source"):
+    """`[[source]]`: where readings come from. Each kind of source has a table of its own, named in `registered.py`.
+
+    Attributes:
+        name: What models call this source.
+        key: The field that tells one stream from another; every value has a window of its own.
+        time: The field that holds the time of measurement (ISO 8601 or Unix seconds), where a reading has one.
+        repair: What may be done with a reading that is out of the contract.
+    """
+
+    variants: ClassVar[Registry] = SOURCES
+    own_keys: ClassVar[tuple[str, ...]] = ()  # keys whose values no two sources of this kind may share
+
+    name: Name
+    key: Text | None = None
+    time: Text = "time"
+    repair: RepairTable = RepairTable()
+
+    def read_topics(self, upstream: UpstreamTable) -> dict[str, str]:
+        """Its topics at the broker that predictions go to, and the filter that each subscribes to."""
+        del upstream
+        return {}
 
 
 class OutboxTable(Table, frozen=True, kw_only=True):

@@ -14,14 +14,14 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
-from edge_runtime.config.load import read_password, source_broker, upstream_broker
-from edge_runtime.config.tables import BrokerTable, Config, ModelTable, MqttSourceTable, SerialSourceTable
+from edge_runtime.config.load import read_password, upstream_broker
+from edge_runtime.config.tables import BrokerTable, Config, ModelTable
 from edge_runtime.daemon.documents import health_document, models_document
 from edge_runtime.daemon.plan import Plan, PlannedSource
 from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows
@@ -35,7 +35,7 @@ from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.failover import AnyConnection, Failover
 from edge_runtime.readings import Batch
 from edge_runtime.stream.pipeline import Candidate, Pipeline
-from edge_runtime.stream.sources import mqtt as mqtt_source
+from edge_runtime.stream.sources.kind import AnySource, Wiring
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
@@ -48,28 +48,9 @@ if TYPE_CHECKING:
     from edge_runtime.store.exchange import Exchange
     from edge_runtime.store.ota import Ota
 
-GAP_SHARE = 0.05  # of `max_gap`: by no more may a serial reading count as late, or gaps would be misjudged
 FINISH_SHARE = 0.5  # of the stop's time-out: what is in flight may be acknowledged; then it is committed
 
 _log = get_logger("daemon")
-
-
-class AnySource(Protocol):
-    """What the daemon needs of a source."""
-
-    @property
-    def is_open(self) -> bool:
-        """Readings can come."""
-
-    @property
-    def state(self) -> str:
-        """One line for people."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def stop(self) -> None:
-        """End; nothing more comes."""
 
 
 class Assembly:
@@ -304,45 +285,22 @@ class Assembly:
                     counters.errors["crashed"] += 1
                     _log.exception("readings are set aside", extra=fields(source=source.name, readings=len(batch)))
 
-        made: AnySource
-        if isinstance(source, MqttSourceTable):
-            settings = source_broker(self.config, source)
-            made = mqtt_source.MqttSource(
-                source,
-                planned.channels,
-                planned.shape,
-                connection=self._connection(settings, f"source {source.name}"),
+        gaps = [model.config.max_gap for model in planned.models if model.config.max_gap is not None]
+        made = source.make(
+            Wiring(
+                config=self.config,
+                channels=planned.channels,
+                shape=planned.shape,
+                loop=self._loop,
                 sink=sink,
                 counters=counters,
-            )
-        elif isinstance(source, SerialSourceTable):
-            from edge_runtime.stream.sources.serial import SerialSource as Serial  # noqa: PLC0415 - pyserial only if needed
-
-            gaps = [model.config.max_gap for model in planned.models if model.config.max_gap is not None]
-            made = Serial(
-                source,
-                planned.channels,
-                planned.shape,
-                self._loop,
-                sink,
-                counters,
                 on_state=self._source_changed,
                 needed=lambda: min((pipeline.needed for pipeline in pipelines), default=1),
-                max_rest=min([source.max_rest, *(GAP_SHARE * gap for gap in gaps)]),
-            )
-        else:
-            from edge_runtime.stream.sources.replay import ReplaySource as Replay  # noqa: PLC0415 - readers only if needed
-
-            made = Replay(
-                source,
-                planned.channels,
-                planned.shape,
-                self._loop,
-                sink,
-                counters,
-                on_state=self._source_changed,
                 paused=lambda: self.outbox.is_full or not all(pipeline.has_room for pipeline in pipelines),
+                max_gap=min(gaps, default=None),
+                connect=self._connection,
             )
+        )
         self.sources.append((source.name, made))
 
     def _pipeline(self, planned: PlannedSource, position: int, clock: Clock) -> Pipeline:

@@ -14,16 +14,9 @@ from edge_runtime.bundle.model import Model, ModelError, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.config.convert import names_a_file
-from edge_runtime.config.tables import (
-    Config,
-    ModelTable,
-    MqttSourceTable,
-    ReplaySourceTable,
-    SerialSourceTable,
-    SourceTable,
-)
+from edge_runtime.config.tables import Config, ModelTable
 from edge_runtime.errors import BundleError, CommandError, ConfigError
-from edge_runtime.stream.codecs import source_decoder
+from edge_runtime.stream.sources.kind import SourceKindTable, as_kind
 
 if TYPE_CHECKING:
     from edge_runtime.store.store import Slot
@@ -41,7 +34,7 @@ class PlannedModel(msgspec.Struct, eq=False):
 class PlannedSource(msgspec.Struct, eq=False):
     """One source: the columns that its models want, in the order in which they will be delivered."""
 
-    config: SourceTable
+    config: SourceKindTable
     channels: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
     models: list[PlannedModel] = msgspec.field(default_factory=list)
@@ -81,7 +74,9 @@ def make_plan(config: Config, *, starting: bool = False) -> Plan:
         mistakes.extend(f'{config.path}: model "{each.name}".{mistake}' for mistake in _misfits(models[-1]))
     sources: list[PlannedSource] = []
     for source in config.source:
-        planned = PlannedSource(source, models=[model for model in models if model.config.source == source.name])
+        planned = PlannedSource(
+            as_kind(source), models=[model for model in models if model.config.source == source.name]
+        )
         sources.append(planned)
         mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned))
     if mistakes:
@@ -143,12 +138,7 @@ def _fit(planned: PlannedSource) -> list[str]:
     planned.channels = tuple(dict.fromkeys(names))
     source = planned.config
     try:
-        if isinstance(source, ReplaySourceTable):
-            from edge_runtime.stream.sources.replay import open_recordings  # noqa: PLC0415 - readers only if needed
-
-            open_recordings(source, planned.channels, planned.shape)
-        else:
-            source_decoder(source, planned.channels, planned.shape)
+        source.check_channels(planned.channels, planned.shape)
     except ConfigError as error:
         return [mistake.removeprefix(f'source "{source.name}".') for mistake in error.mistakes]
     return []
@@ -158,7 +148,7 @@ def describe_plan(plan: Plan) -> list[str]:
     """What runs, a line each, for people."""
     lines = []
     for source in plan.sources:
-        lines.append(f"{_describe_source(source.config)}")
+        lines.append(f"source {source.config.name}: {source.config.describe()}")
         for model in source.models:
             manifest = model.bundle.manifest
             window = manifest.input.window
@@ -169,11 +159,3 @@ def describe_plan(plan: Plan) -> list[str]:
                 f"window {shape}{every}, publishes {model.config.publish}"
             )
     return lines
-
-
-def _describe_source(source: SourceTable) -> str:
-    if isinstance(source, SerialSourceTable):
-        return f"source {source.name}: serial {source.port}, {source.baudrate} baud, {source.format}"
-    if isinstance(source, MqttSourceTable):
-        return f"source {source.name}: mqtt {', '.join(source.topics)}, QoS {source.qos}, {source.format}"
-    return f"source {source.name}: replay of {len(source.files)} files at speed {msgspec.to_builtins(source.speed)}"

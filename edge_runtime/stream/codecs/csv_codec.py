@@ -1,20 +1,31 @@
 """CSV: a row of columns, decimal numbers with a point, whatever the locale."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from operator import itemgetter
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
+from edge_runtime.config.rules import Finding, rule
 from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
+from edge_runtime.stream.codecs.frame_codec import CsvFrameDecoder
+from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE
-from edge_runtime.stream.framing import is_text
+from edge_runtime.stream.codecs.rows_of_text import number, row_columns
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError, read_time_text
 from edge_runtime.system.counters import Counters
 
-IGNORED = "_"  # a column that nobody wants
+Delimiter = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=1,
+        pattern=r"""^[^\r\n"0-9A-Za-z.+\-]$""",
+        extra={"expected": 'one character that cannot be part of a number, such as "," or ";" or "\\t"'},
+    ),
+]
 
 _decode_number: Callable[[str], int | float] = msgspec.json.Decoder(int | float).decode
 
@@ -92,32 +103,6 @@ class CsvDecoder:
         return found
 
 
-def row_columns(frame: bytes, delimiter: str, width: int) -> list[str]:
-    """The columns of a row.
-
-    Raises:
-        RejectedError: `noise`, or `malformed` where there are not `width` of them.
-    """
-    if not is_text(frame):
-        raise RejectedError("noise")
-    text = frame.decode()
-    columns = text.split(delimiter) if '"' not in text else unquoted_columns(text, delimiter)
-    if len(columns) != width:
-        raise RejectedError("malformed")
-    return columns
-
-
-def unquoted_columns(text: str, delimiter: str) -> list[str]:
-    """The columns of a row in which some stand in quotes; a row that does not close its quotes has none."""
-    import csv  # noqa: PLC0415 - only for quotes, which few sensors write
-
-    try:
-        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
-    except csv.Error:
-        return []
-    return rows[0] if len(rows) == 1 else []
-
-
 def _number_or_text(text: str | None) -> int | float | str | None:
     """A time as the quick way reads it, so that a row has the same identity whichever way it came."""
     try:
@@ -126,34 +111,32 @@ def _number_or_text(text: str | None) -> int | float | str | None:
         return text
 
 
-def number(text: str) -> float | None:
-    """The number of one column; None where it is empty."""
-    try:
-        value = float(text)
-    except ValueError:
-        if not text.strip():
-            return None
-        raise RejectedError("wrong_type") from None
-    if "_" in text or not text.isascii():  # Python reads 1_0 as ten, and the digits of every script
-        raise RejectedError("wrong_type")
-    if not math.isfinite(value):
-        raise RejectedError("not_finite")
-    return value
+class CsvTable(ColumnsTable, frozen=True, kw_only=True, tag="csv"):
+    """`format = "csv"`: a line of columns.
+
+    Attributes:
+        delimiter: What separates the columns of a CSV line.
+    """
+
+    delimiter: Delimiter = ","
+
+    def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+        """The decoder of rows, or of whole frames as one row each."""
+        mistakes = list(delimiter_mistakes(self.delimiter, members.place))
+        columns = self.fields or members.channels
+        if shape is None:
+            mistakes.extend(column_mistakes(columns, members))
+        refuse(mistakes)
+        return CsvDecoder(columns, members, self.delimiter) if shape is None else CsvFrameDecoder(shape, self.delimiter)
 
 
-def column_mistakes(columns: tuple[str, ...], members: Members) -> Iterable[str]:
-    """Why columns of these names cannot give a source what its models want; nothing where they can."""
-    named = [column for column in columns if column != IGNORED]
-    if len(set(named)) != len(named):
-        yield f"{members.place}.fields: expected different names, found {', '.join(columns)}"
-    missing = [channel for channel in members.channels if channel not in named]
-    if missing:
+@rule(CsvTable, keys=("fields",))
+def _columns_are_named(table: CsvTable) -> Iterable[Finding]:
+    if not table.fields:
         yield (
-            f"{members.place}.fields: expected every channel of the model, found no {', '.join(missing)}: "
-            "add it to `fields`"
+            "fields",
+            'expected the columns of a line in order, such as ["time", "temperature"], because format = "csv"',
         )
-    if members.key is not None and members.key not in named:
-        yield f"{members.place}.key: expected one of the fields ({', '.join(named)}), found {members.key!r}"
 
 
 def delimiter_mistakes(delimiter: str, place: str) -> Iterable[str]:

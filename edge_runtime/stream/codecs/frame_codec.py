@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
-from edge_runtime.stream.codecs.csv_codec import number, row_columns
-from edge_runtime.stream.codecs.json_codec import plain_json
+from edge_runtime.stream.codecs.object_codec import plain_json
+from edge_runtime.stream.codecs.rows_of_text import number, row_columns
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 

@@ -1,24 +1,23 @@
-"""JSON objects. Of two equal keys the last one wins.
+"""JSON objects. Of two equal keys the last one wins."""
 
-`plain_json` names what keeps a frame from being JSON.
-"""
-
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from edge_runtime.stream.codecs.columns import Members
-from edge_runtime.stream.codecs.object_codec import UNDECODABLE, ObjectDecoder
+from edge_runtime.stream.codecs.frame_codec import JsonFrameDecoder
+from edge_runtime.stream.codecs.kind import CodecTable, Decoder
+from edge_runtime.stream.codecs.object_codec import ObjectDecoder, plain_json
 from edge_runtime.stream.framing import is_text
 
-_NOT_FINITE = re.compile(rb"(?<=[\s:,\[])-?(?:NaN|Infinity)(?=[\s,\]}])|^-?(?:NaN|Infinity)$")
 
+class JsonTable(CodecTable, frozen=True, kw_only=True, tag="json"):
+    """`format = "json"`: an object of channels, or an array of such objects."""
 
-def json_decoder(members: Members) -> ObjectDecoder:
-    """The decoder of a source that speaks JSON."""
-    return ObjectDecoder(members, _Json())
+    def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+        """The decoder of objects, or of whole frames as rows of numbers."""
+        return ObjectDecoder(members, _Json()) if shape is None else JsonFrameDecoder(shape, members)
 
 
 class _Json:
@@ -34,29 +33,3 @@ class _Json:
 
     def is_sound(self, frame: bytes) -> bool:
         return frame.isascii() or is_text(frame)
-
-
-def plain_json(frame: bytes) -> tuple[Any, str]:
-    """The document, or the reason why there is none."""
-    if not is_text(frame):
-        return None, "noise"
-    try:
-        return msgspec.json.decode(frame), ""
-    except msgspec.ValidationError:  # without a type to check, only a number beyond float64 gets here
-        return None, "not_finite"
-    except msgspec.DecodeError:
-        return None, "not_finite" if _holds_not_finite(frame) else "malformed"
-    except RecursionError:
-        return None, "malformed"
-
-
-def _holds_not_finite(frame: bytes) -> bool:
-    """Whether nothing but the literals NaN and Infinity, which some senders write, keeps a frame from being JSON."""
-    mended, count = _NOT_FINITE.subn(b"0", frame)
-    if not count:
-        return False
-    try:
-        msgspec.json.decode(mended)
-    except UNDECODABLE:
-        return False
-    return True

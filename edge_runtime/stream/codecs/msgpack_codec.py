@@ -1,17 +1,32 @@
 """MessagePack: maps of channels, as JSON objects are; a time may be a MessagePack timestamp as well."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
+from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Members
+from edge_runtime.stream.codecs.kind import CodecTable, Decoder
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE, ObjectDecoder
 
 
-def msgpack_decoder(members: Members) -> ObjectDecoder:
-    """The decoder of a source that speaks MessagePack."""
-    return ObjectDecoder(members, _Msgpack())
+class MsgpackTable(CodecTable, frozen=True, kw_only=True, tag="msgpack"):
+    """`format = "msgpack"`: a map of channels, or an array of such maps."""
+
+    is_text: ClassVar[bool] = False
+
+    def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+        """The decoder of maps.
+
+        Raises:
+            ConfigError: the model takes whole frames.
+        """
+        if shape is not None:
+            raise ConfigError(
+                f"{members.place}.format: expected json, csv or raw for a model of whole frames, found 'msgpack'"
+            )
+        return ObjectDecoder(members, _Msgpack())
 
 
 class _Msgpack:

@@ -1,9 +1,10 @@
 """Objects of named members, in JSON or MessagePack, or arrays of such objects: what is the same for both.
 
 The members are decoded straight into a typed structure made for the source's channels; only a frame that does not
-fit it is looked at a second time, to name the reason.
+fit it is looked at a second time, to name the reason. `plain_json` names what keeps a frame from being JSON.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -11,11 +12,13 @@ import msgspec
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Decoded, Members, OneRow, Rows, judge
+from edge_runtime.stream.framing import is_text
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 
 # What cannot be decoded, whatever the reason: also bytes that are no UTF-8, and nesting deeper than the stack.
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_NOT_FINITE = re.compile(rb"(?<=[\s:,\[])-?(?:NaN|Infinity)(?=[\s,\]}])|^-?(?:NaN|Infinity)$")
 
 
 class Syntax(Protocol):
@@ -147,3 +150,29 @@ def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
     if parts == Origin._fields[: len(parts)]:
         return Origin
     return lambda *values: Origin(**dict(zip(parts, values, strict=True)))
+
+
+def plain_json(frame: bytes) -> tuple[Any, str]:
+    """The document, or the reason why there is none."""
+    if not is_text(frame):
+        return None, "noise"
+    try:
+        return msgspec.json.decode(frame), ""
+    except msgspec.ValidationError:  # without a type to check, only a number beyond float64 gets here
+        return None, "not_finite"
+    except msgspec.DecodeError:
+        return None, "not_finite" if _holds_not_finite(frame) else "malformed"
+    except RecursionError:
+        return None, "malformed"
+
+
+def _holds_not_finite(frame: bytes) -> bool:
+    """Whether nothing but the literals NaN and Infinity, which some senders write, keeps a frame from being JSON."""
+    mended, count = _NOT_FINITE.subn(b"0", frame)
+    if not count:
+        return False
+    try:
+        msgspec.json.decode(mended)
+    except UNDECODABLE:
+        return False
+    return True

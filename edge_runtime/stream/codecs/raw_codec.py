@@ -5,16 +5,61 @@ units by `scale`. A NaN is `not_finite`: a structure has no way to leave a chann
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
+from msgspec import Meta
 
+from edge_runtime.config.rules import Finding, rule
 from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
+from edge_runtime.stream.codecs.frame_codec import RawFrameDecoder
+from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
 from edge_runtime.stream.origin import NO_ORIGIN, Origin
 from edge_runtime.system.counters import Counters
 
-TYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64")
+RawType = Literal[
+    "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64"
+]
+
+
+class RawTable(ColumnsTable, frozen=True, kw_only=True, tag="raw"):
+    """`format = "raw"`: a packed structure of numbers.
+
+    Attributes:
+        layout: The type of each field of a raw structure, such as `int16` or `float32`; there is no padding.
+        scale: What the numbers of a raw structure are multiplied by: one factor for all, or one for each field.
+        byte_order: Which byte of a number of a raw structure comes first: the low one (`little`) or the high one.
+    """
+
+    is_text: ClassVar[bool] = False
+
+    layout: Annotated[tuple[RawType, ...], Meta(extra={"elsewhere": "only"})] = ()
+    scale: Annotated[tuple[float, ...], Meta(extra={"elsewhere": "only"})] = ()
+    byte_order: Literal["little", "big"] = "little"
+
+    def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+        """The decoder of structures, or of whole frames as numbers of one type."""
+        columns = (self.fields or members.channels) if shape is None else ("frame",)
+        found = layout_mistakes(columns, self.layout, self.scale)
+        mistakes = [f"{members.place}.{key}: {text}" for key, text in found]
+        if shape is None:
+            mistakes.extend(column_mistakes(columns, members))
+        refuse(mistakes)
+        big_endian = self.byte_order == "big"
+        if shape is None:
+            return RawDecoder(columns, members, self.layout, scale=self.scale, big_endian=big_endian)
+        factor = self.scale[0] if self.scale else 1.0
+        return RawFrameDecoder(shape, self.layout[0], scale=factor, big_endian=big_endian)
+
+
+@rule(RawTable, keys=("fields", "layout", "scale"))
+def _a_type_for_each_field(table: RawTable) -> Iterator[Finding]:
+    wanted = len(table.fields) or 1  # without fields the model takes whole frames, whose numbers are of one type
+    if len(table.layout) != wanted:
+        yield "layout", f"expected a type such as int16 for each of the fields ({wanted}), found {len(table.layout)}"
+    if len(table.scale) not in {0, 1, wanted}:
+        yield "scale", f"expected one factor, or one for each of the fields ({wanted}), found {len(table.scale)}"
 
 
 class RawDecoder:
@@ -69,7 +114,7 @@ class RawDecoder:
 def layout_mistakes(columns: Sequence[str], layout: Sequence[str], scale: Sequence[float]) -> list[tuple[str, str]]:
     """What is wrong with a structure, as pairs of a key and a sentence; empty where it is sound."""
     found = []
-    strange = [kind for kind in layout if kind not in TYPES]
+    strange = [kind for kind in layout if kind not in get_args(RawType)]
     if strange:
         found.append(("layout", f"expected types such as int16 or float32, found {', '.join(strange)}"))
     if len(layout) != len(columns):

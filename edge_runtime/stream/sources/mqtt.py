@@ -5,18 +5,155 @@ reading (then it is counted). A stopped source acknowledges nothing, so that the
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Annotated, Literal
 
-from edge_runtime.config.tables import MqttSourceTable
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.config.convert import quote
+from edge_runtime.config.load import upstream_broker
+from edge_runtime.config.rules import Finding, bad_topic, broker_address, first_repeated, login, rule, tls_files
+from edge_runtime.config.tables import (
+    MAX_PACKET_BYTES,
+    BrokerTable,
+    Config,
+    FilePath,
+    Name,
+    Protocol,
+    Text,
+    Topic,
+    UpstreamTable,
+    tag_of,
+)
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import source_decoder
+from edge_runtime.stream.codecs import CodecTable
+from edge_runtime.stream.codecs.json_codec import JsonTable
+from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 
+PLACEHOLDERS = ("key",)  # what a topic may contain in braces
+
 _log = get_logger("source")
+
+
+class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
+    """`[[source]]` with `type = "mqtt"`: topics of a broker; every message is one reading, or a JSON array of them.
+
+    Without `url` the source uses the connection of `[upstream]`, and a key of the connection that is given here
+    differs from it.
+    With `url` it is a connection of its own, and nothing is taken over: no password goes to another broker by accident.
+
+    Attributes:
+        topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. `+`
+            and `#` are allowed.
+        url: The broker, as in `[upstream]`; the broker of `[upstream]` when left out.
+        client_id: As in `[upstream]`. A broker of its own is met as `edge-{device}-{name of the source}` when left out.
+        protocol: As in `[upstream]`; `3.1.1` when left out beside a `url`.
+        username: As in `[upstream]`.
+        password_file: As in `[upstream]`.
+        password_credential: As in `[upstream]`.
+        ca_file: As in `[upstream]`.
+        cert_file: As in `[upstream]`.
+        key_file: As in `[upstream]`.
+        qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
+        max_frame_bytes (B): A longer message is skipped and counted as `too_long`.
+    """
+
+    codec: CodecTable = JsonTable()
+    topics: tuple[Topic, ...]
+    url: Text | None = None
+    client_id: Text | None = None
+    protocol: Protocol | None = None
+    username: Text | None = None
+    password_file: FilePath | None = None
+    password_credential: Name | None = None
+    ca_file: FilePath | None = None
+    cert_file: FilePath | None = None
+    key_file: FilePath | None = None
+    qos: Literal[0, 1] = 1
+    max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
+
+    @property
+    def brokers(self) -> tuple[str, ...]:
+        """The broker of its own, where it has one."""
+        return () if self.url is None else (self.url,)
+
+    def read_topics(self, upstream: UpstreamTable) -> dict[str, str]:
+        """Its topics at the broker that predictions go to, and the filter that each subscribes to."""
+        if self.url is not None and self.url not in upstream.brokers:
+            return {}
+        return {topic: topic.replace("{key}", "+") for topic in self.topics}
+
+    def describe(self) -> str:
+        """The topics."""
+        return f"mqtt {', '.join(self.topics)}, QoS {self.qos}, {tag_of(self.codec)}"
+
+    def make(self, wiring: Wiring) -> "MqttSource":
+        """The source, subscribed through the connection of its broker."""
+        broker = source_broker(wiring.config, self)
+        return MqttSource(
+            self,
+            wiring.channels,
+            wiring.shape,
+            connection=wiring.connect(broker, f"source {self.name}"),
+            sink=wiring.sink,
+            counters=wiring.counters,
+        )
+
+
+rule(MqttSourceTable, keys=("url",))(broker_address)
+rule(MqttSourceTable, keys=("url", "ca_file", "cert_file", "key_file"))(tls_files)
+rule(MqttSourceTable, keys=("url", "username", "password_file", "password_credential"))(login)
+
+
+@rule(MqttSourceTable, keys=("topics",))
+def _topics(source: MqttSourceTable) -> Iterator[Finding]:
+    if not source.topics:
+        yield "topics", "expected at least one topic, found an array of 0"
+    for topic in source.topics:
+        for trouble in bad_topic(topic, PLACEHOLDERS, filters=True):
+            yield "topics", trouble
+    twice = first_repeated(source.topics)
+    if twice is not None:
+        yield "topics", f"expected every topic once, found {quote(twice)} twice"
+    keyed = [topic for topic in source.topics if "{key}" in topic]
+    if keyed and source.key is not None:
+        yield (
+            "key",
+            f"expected the key in the topic or in a field, found {quote(keyed[0])} and key = {quote(source.key)}",
+        )
+
+
+def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
+    """The broker that an MQTT source reads from.
+
+    Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is
+    changed it equals
+    `upstream_broker(config)`, and one connection serves both. With a `url` it is a broker of its own that takes over
+    nothing.
+    """
+    upstream = upstream_broker(config)
+    given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) is not None}
+    if source.url is None:
+        if "password_file" in given or "password_credential" in given:
+            given = {"password_file": None, "password_credential": None, **given}
+        changed: BrokerTable = msgspec.structs.replace(upstream, **given)
+        if changed == upstream or source.client_id is not None:
+            return changed
+        return msgspec.structs.replace(changed, client_id=_own_client_id(config, source))
+    return BrokerTable(**{"client_id": _own_client_id(config, source), **given})
+
+
+_CONNECTION_KEYS = tuple(key for key in MqttSourceTable.__struct_fields__ if key in BrokerTable.__struct_fields__)
+
+
+def _own_client_id(config: Config, source: MqttSourceTable) -> str:
+    return f"edge-{config.device.id}-{source.name}"
 
 
 class MqttSource:
@@ -47,7 +184,7 @@ class MqttSource:
         self._counters = counters
         self._keys = TopicKeys(config.topics)
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
-        self._decoder = source_decoder(config, channels, shape)
+        self._decoder = config.decoder(channels, shape)
         self._stopped = False
         connection.subscribe(self._keys.filters, config.qos, self._take, most_bytes=config.max_frame_bytes)
 

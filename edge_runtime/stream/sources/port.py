@@ -8,10 +8,12 @@ import errno
 import fcntl
 import os
 import termios
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edge_runtime.config.tables import SerialSourceTable
 from edge_runtime.errors import TransientError
+
+if TYPE_CHECKING:
+    from edge_runtime.stream.sources.serial import SerialSourceTable
 
 # Major numbers of the terminal side of pseudo-terminals (Documentation/admin-guide/devices.txt of the kernel).
 _PSEUDO_TERMINALS = range(136, 144)
@@ -26,7 +28,7 @@ class PortError(TransientError):
         self.reason = reason
 
 
-def open_port(config: SerialSourceTable) -> int:
+def open_port(config: "SerialSourceTable") -> int:
     """Open and configure the port that stands under the path now; its descriptor, to be given to `close_port`.
 
     Raises:

@@ -6,18 +6,21 @@ is read in pieces of bounded size, whatever its length; a bad row is counted as 
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edge_runtime.config.tables import ReplaySourceTable
 from edge_runtime.errors import ConfigError, TransientError
 from edge_runtime.stream.codecs import Decoded, Decoder, make_decoder
 from edge_runtime.stream.codecs.columns import Members, Rows, judge
-from edge_runtime.stream.codecs.csv_codec import IGNORED, unquoted_columns
+from edge_runtime.stream.codecs.kind import IGNORED
+from edge_runtime.stream.codecs.rows_of_text import unquoted_columns
 from edge_runtime.stream.framing import LineFramer
 from edge_runtime.stream.origin import Origin
 from edge_runtime.system.counters import Counters
+
+if TYPE_CHECKING:
+    from edge_runtime.stream.sources.replay import ReplaySourceTable
 
 BLOCK_READINGS = 256
 _CHUNK_BYTES = 16_384
@@ -54,7 +57,7 @@ class Recording(Protocol):
 
 
 def open_recording(
-    path: Path, config: ReplaySourceTable, channels: tuple[str, ...], shape: tuple[int, ...] | None
+    path: Path, config: "ReplaySourceTable", channels: tuple[str, ...], shape: tuple[int, ...] | None
 ) -> Recording:
     """Look at a file and make ready to play it.
 
@@ -79,13 +82,13 @@ def open_recording(
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def _json_decoder(config: ReplaySourceTable, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+def _json_decoder(config: "ReplaySourceTable", members: Members, shape: tuple[int, ...] | None) -> Decoder:
     return make_decoder(
         "json", members.channels, shape=shape, key_field=config.key, time_field=config.time, place=members.place
     )
 
 
-def _open_csv(path: Path, config: ReplaySourceTable, members: Members) -> Recording:
+def _open_csv(path: Path, config: "ReplaySourceTable", members: Members) -> Recording:
     with path.open("rb") as file:
         head, row = file.readline(config.max_frame_bytes), file.readline(config.max_frame_bytes)
     columns = _header(head, config.delimiter)

@@ -11,11 +11,18 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import Annotated, Literal
 
-from edge_runtime.config.tables import ReplaySourceTable
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.config.rules import Finding, rule
+from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath
 from edge_runtime.errors import ConfigError
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import Decoded
+from edge_runtime.stream.codecs.csv_codec import Delimiter
+from edge_runtime.stream.sources.kind import SourceKindTable, Wiring
 from edge_runtime.stream.sources.recordings import Recording, RecordingError, open_recording
 from edge_runtime.system import log
 from edge_runtime.system.counters import Counters
@@ -25,6 +32,58 @@ from edge_runtime.system.loop import Loop, Timer
 _PAUSE = 0.01
 
 _logger = log.get_logger("replay")
+
+
+class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"):
+    """`[[source]]` with `type = "replay"`: recorded files, as if they were measured now.
+
+    Attributes:
+        files: The recordings, played one after the other.
+        speed: `recorded` keeps the pace of the recording, a number plays it so many times faster, `full` as fast as
+            the device can.
+        rate_hz (Hz): The pace of a recording that holds no times.
+        loop: Whether to begin again after the last file.
+        format: How the files are written; `auto` goes by their suffix.
+        delimiter: What separates the columns of a CSV file.
+        times: Whether predictions carry the time of the recording or the time of the replay.
+        max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
+    """
+
+    files: tuple[FilePath, ...]
+    speed: Literal["recorded", "full"] | Annotated[float, Meta(gt=0)] = "recorded"
+    rate_hz: Annotated[float, Meta(gt=0)] | None = None
+    loop: bool = False
+    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
+    delimiter: Delimiter = ","
+    times: Literal["recorded", "now"] = "recorded"
+    max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
+
+    def describe(self) -> str:
+        """How many files, and how fast."""
+        return f"replay of {len(self.files)} files at speed {msgspec.to_builtins(self.speed)}"
+
+    def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
+        """Look at the head of every file."""
+        open_recordings(self, channels, shape)
+
+    def make(self, wiring: Wiring) -> "ReplaySource":
+        """The source, which waits while the way downstream is full."""
+        return ReplaySource(
+            self,
+            wiring.channels,
+            wiring.shape,
+            wiring.loop,
+            wiring.sink,
+            wiring.counters,
+            on_state=wiring.on_state,
+            paused=wiring.paused,
+        )
+
+
+@rule(ReplaySourceTable, keys=("files",))
+def _recordings(source: ReplaySourceTable) -> Iterator[Finding]:
+    if not source.files:
+        yield "files", "expected at least one recording, found an array of 0"
 
 
 class ReplaySource:

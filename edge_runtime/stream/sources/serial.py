@@ -14,12 +14,18 @@ import os
 import random
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Annotated, ClassVar, Literal
 
-from edge_runtime.config.tables import SerialSourceTable
+from msgspec import Meta
+
+from edge_runtime.config.rules import Finding, rule
+from edge_runtime.config.tables import MAX_PACKET_BYTES, SomeSeconds, Text, tag_of
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import source_decoder
+from edge_runtime.stream.codecs import CodecTable
+from edge_runtime.stream.codecs.csv_codec import CsvTable
 from edge_runtime.stream.framing import make_framer
+from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
 from edge_runtime.stream.sources.port import PortError, close_port, open_port
 from edge_runtime.system import log
 from edge_runtime.system.counters import Counters
@@ -34,9 +40,77 @@ _FIRST_PAUSE = 0.5
 _BITS_A_BYTE = 10  # with start and stop bit
 _LEAST_RESTING = 3  # a rest for fewer readings would save no wake-up
 _REST_SHARE = 0.5  # of the time until a window may be complete: a sensor may catch up on what it was late with
+GAP_SHARE = 0.05  # of `max_gap`: by no more may a reading count as late, or gaps would be misjudged
 _LOOP_TICK_S = 0.001  # the loop wakes up by the next whole millisecond
 
 _logger = log.get_logger("serial")
+
+
+class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="serial"):
+    """`[[source]]` with `type = "serial"`: a port that streams frames.
+
+    Attributes:
+        port: The device node. `/dev/serial/by-id/...` stays the same whichever socket the plug goes into. A port that
+            is absent is waited for.
+        baudrate (bit/s): The speed of the line.
+        bytesize (bit): Data bits of a character.
+        parity: The parity bit.
+        stopbits: Stop bits after a character.
+        flow_control: How the receiver holds the sender up.
+        framing: Where a frame ends: at a line end, or at the zero byte of COBS; `auto` is `lines` for text (`csv`,
+            `json`) and `cobs` for bytes (`msgpack`, `raw`).
+        checksum: What a COBS frame ends with: a CRC-16 (CCITT-FALSE, high byte first), or nothing.
+        max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
+        reopen_max (s): The longest pause before an absent port is tried again.
+        silent_after (s): An open port that brings no good reading for so long is reported as silent, in health and log.
+        max_rest (s): How long readings that cannot complete a window yet may wait to be read together, which saves most
+            of the wake-ups of a fast sensor; the reading that completes a window is not among them. So much later than
+            in truth such a reading may count as arrived. 0 reads each at once.
+    """
+
+    own_keys: ClassVar[tuple[str, ...]] = ("port",)
+
+    codec: CodecTable = CsvTable()
+    port: Text
+    baudrate: Annotated[int, Meta(ge=50, le=12_000_000)] = 115200
+    bytesize: Literal[5, 6, 7, 8] = 8
+    parity: Literal["none", "even", "odd", "mark", "space"] = "none"
+    stopbits: Literal[1, 2] = 1
+    flow_control: Literal["none", "rtscts", "xonxoff"] = "none"
+    framing: Literal["auto", "lines", "cobs"] = "auto"
+    checksum: Literal["crc16", "none"] = "crc16"
+    max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 4096
+    reopen_max: SomeSeconds = 5.0
+    silent_after: SomeSeconds | None = None
+    max_rest: Annotated[float, Meta(ge=0, le=1)] = 0.02
+
+    def describe(self) -> str:
+        """The port and its speed."""
+        return f"serial {self.port}, {self.baudrate} baud, {tag_of(self.codec)}"
+
+    def make(self, wiring: Wiring) -> "SerialSource":
+        """The source; readings whose arrival shows gaps wait for no longer than a small share of a gap."""
+        rests = [self.max_rest] + ([] if wiring.max_gap is None else [GAP_SHARE * wiring.max_gap])
+        return SerialSource(
+            self,
+            wiring.channels,
+            wiring.shape,
+            wiring.loop,
+            wiring.sink,
+            wiring.counters,
+            on_state=wiring.on_state,
+            needed=wiring.needed,
+            max_rest=min(rests),
+        )
+
+
+@rule(SerialSourceTable, keys=("format", "framing"))
+def _frame_ends(source: SerialSourceTable) -> Iterator[Finding]:
+    if source.framing == "lines" and not source.codec.is_text:
+        yield (
+            "framing",
+            f'expected "cobs", found "lines": format = "{tag_of(source.codec)}" has line ends among its bytes',
+        )
 
 
 class SerialSource:
@@ -72,10 +146,10 @@ class SerialSource:
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         framing = config.framing
         if framing == "auto":
-            framing = "cobs" if config.format in {"msgpack", "raw"} else "lines"
+            framing = "lines" if config.codec.is_text else "cobs"
         checksum = config.checksum == "crc16"
         self._framer = make_framer(framing, config.max_frame_bytes, counters, checksum=checksum)
-        self._decoder = source_decoder(config, channels, shape)
+        self._decoder = config.decoder(channels, shape)
         self._needed = needed
         self._max_rest = min(max_rest, _FULL_READ * _BITS_A_BYTE / config.baudrate)
         self._rest: Timer | None = None

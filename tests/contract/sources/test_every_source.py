@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from edge_runtime.config.tables import ReplaySourceTable, SerialSourceTable
 from edge_runtime.readings import Batch
-from edge_runtime.stream.sources.replay import ReplaySource
-from edge_runtime.stream.sources.serial import SerialSource
+from edge_runtime.stream.sources.replay import ReplaySource, ReplaySourceTable
+from edge_runtime.stream.sources.serial import SerialSource, SerialSourceTable
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from tests.support.fakes import FakeSource
 from tests.support.ports import VirtualPort
+from tests.support.tables import table
 
 CHANNELS = ("x", "y")
 ROWS = [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]
@@ -50,12 +50,12 @@ class Rig:
             self.source, self.feed = fake, lambda: fake.deliver(ROWS)
         elif kind == "serial":
             self.port.plug()
-            self.source = SerialSource(SerialSourceTable(name="port", port=str(self.port.path)), *given)
+            self.source = SerialSource(table(SerialSourceTable, name="port", port=str(self.port.path)), *given)
             self.feed = lambda: self.port.write(b"\n" + b"".join(b"%f,%f\n" % (x, y) for x, y in ROWS))
         else:
             tape = folder / "tape.csv"
             tape.write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in ROWS))
-            self.source = ReplaySource(ReplaySourceTable(name="tape", files=(str(tape),), speed="full"), *given)
+            self.source = ReplaySource(table(ReplaySourceTable, name="tape", files=(str(tape),), speed="full"), *given)
         self.source.on_state = lambda: self.changes.append((self.source.is_open, self.source.state))
 
     def run_until(self, condition: Callable[[], object]) -> None:

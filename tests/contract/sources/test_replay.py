@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from edge_runtime.config.tables import ReplaySourceTable
 from edge_runtime.errors import ConfigError
 from edge_runtime.readings import Batch
-from edge_runtime.stream.sources.replay import ReplaySource
+from edge_runtime.stream.sources.replay import ReplaySource, ReplaySourceTable
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
+from tests.support.tables import table
 
 CHANNELS = ("x", "y")
 START = 1_763_896_744.0
@@ -63,7 +63,9 @@ class Bench:
         """A source of these files at full speed, unless told otherwise."""
         arguments = {key: options.pop(key) for key in ("shape", "paused") if key in options}
         shape = arguments.pop("shape", None)
-        config = ReplaySourceTable(**{"name": "tape", "files": tuple(map(str, files)), "speed": "full", **options})
+        config = table(
+            ReplaySourceTable, **{"name": "tape", "files": tuple(map(str, files)), "speed": "full", **options}
+        )
         source = ReplaySource(config, channels, shape, self.loop, self.take, self.counters, **arguments)
         source.on_state = lambda: self.states.append((source.state, source.finished))
         return source
@@ -158,7 +160,9 @@ def test_batches_are_bounded_and_others_get_their_turn(bench: Bench, tmp_path: P
 def test_the_real_loop_serves_a_replay_at_full_speed(bench: Bench, tmp_path: Path) -> None:
     """On the daemon's loop a full-speed replay lets each pass end."""
     loop = Loop()
-    config = ReplaySourceTable(name="tape", files=(str(write_csv(tmp_path / "t.csv", count=2000)),), speed="full")
+    config = table(
+        ReplaySourceTable, name="tape", files=(str(write_csv(tmp_path / "t.csv", count=2000)),), speed="full"
+    )
     source = ReplaySource(config, CHANNELS, None, loop, bench.take, bench.counters)
     source.start()
     until = time.monotonic() + 20

@@ -20,13 +20,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.config.tables import SerialSourceTable
 from edge_runtime.readings import Batch
 from edge_runtime.stream.framing import cobs_encode, crc16
-from edge_runtime.stream.sources.serial import SerialSource
+from edge_runtime.stream.sources.serial import SerialSource, SerialSourceTable
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 from tests.support.ports import VirtualPort
+from tests.support.tables import table
 
 CHANNELS = ("x", "y")
 
@@ -44,7 +44,9 @@ class Bench:
 
     def source(self, *, needed: Callable[[], int] = lambda: 1, **options: Any) -> SerialSource:
         """A source on the port; it tries an absent port every few milliseconds, to keep tests short."""
-        config = SerialSourceTable(**{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options})
+        config = table(
+            SerialSourceTable, **{"name": "imu", "port": str(self.port.path), "reopen_max": 0.005, **options}
+        )
         source = SerialSource(
             config,
             CHANNELS,
@@ -457,7 +459,7 @@ def test_a_path_that_is_no_port_is_said_so(bench: Bench, kind: str, text: str) -
             "not_permitted",
             "add the user of this service to the port's group",
         ),
-        (OSError(errno.EBUSY, "Device or resource busy"), "busy", "another process holds the port"),
+        (OSError(errno.EBUSY, "DeviceTable or resource busy"), "busy", "another process holds the port"),
         (OSError(errno.EIO, "Input/output error"), "open_failed", "cannot be opened as a serial port"),
         (termios.error(errno.EINVAL, "Invalid argument"), "open_failed", "cannot be opened as a serial port"),
         (ValueError("Invalid baud rate"), "open_failed", "Invalid baud rate"),
@@ -579,7 +581,7 @@ def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(tmp_path: Path
             pauses.append(delay)
             return super().call_later(delay, callback)
 
-    loop, config = Clock(), SerialSourceTable(name="imu", port=str(tmp_path / "none"), reopen_max=5.0)
+    loop, config = Clock(), table(SerialSourceTable, name="imu", port=str(tmp_path / "none"), reopen_max=5.0)
     source = SerialSource(config, CHANNELS, None, loop, lambda _: None, Counters(), rng=random.Random(1))
     for _ in range(10):
         source._open()

@@ -16,15 +16,14 @@ from hypothesis import strategies as st
 from edge_runtime.config.load import (
     BrokerTable,
     Config,
-    MqttSourceTable,
     differences,
     load_config,
     parse_endpoint,
     read_password,
-    source_broker,
     upstream_broker,
 )
 from edge_runtime.errors import EXIT_CONFIG, ConfigError, TransientError
+from edge_runtime.stream.sources.mqtt import MqttSourceTable, source_broker
 
 DEVICE = """
 [device]

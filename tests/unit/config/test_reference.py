@@ -11,6 +11,7 @@ import pytest
 from device_configs import generate
 from edge_runtime.config.load import load_config
 from edge_runtime.config.tables import Config, DeviceTable
+from edge_runtime.registered import CODECS
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -46,14 +47,22 @@ def test_a_table_without_a_place_on_the_page_is_noticed() -> None:
         generate.reference("# Configuration\n")
 
 
+def _keys(struct: type[msgspec.Struct]) -> set[str]:
+    """The keys that a table of the file may hold: its own, and those of every format where it holds frames."""
+    names = set(struct.__struct_fields__)
+    if "codec" in names:
+        names = names - {"codec"} | {name for word in CODECS for name in CODECS.load(word).__struct_fields__}
+    return names
+
+
 def test_the_schema_knows_every_key_and_refuses_others() -> None:
     """An editor completes the keys of every table, with their sentences, and marks unknown ones."""
     parts = json.loads(generate.SCHEMA.read_text(encoding="utf-8"))["$defs"]
     for _, struct in generate.tables():
         part = parts[struct.__name__]
         assert part["additionalProperties"] is False
-        assert set(part["properties"]) - {"type"} == set(struct.__struct_fields__)
-        assert all("description" in each for name, each in part["properties"].items() if name != "type")
+        assert set(part["properties"]) - {"type", "format"} == _keys(struct) - {"format"}
+        assert all("description" in each for name, each in part["properties"].items() if name not in {"type", "format"})
     assert "path" not in parts["Config"]["properties"]
 
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from edge_runtime.config.load import Config, load_config
+from edge_runtime.registered import SOURCES
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = sorted(path for path in (ROOT / "device_configs").glob("*.toml") if path.name != "fleet.toml")
@@ -32,8 +33,8 @@ def tables_of(sample: Path) -> dict[str, type[msgspec.Struct]]:
     """The struct behind each table header of a sample; a `[[source]]` is the kind that its `type` says."""
     fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
     found: dict[str, type[msgspec.Struct]] = {}
-    kinds = {kind.__struct_config__.tag: kind for kind in get_args(get_args(fields["source"])[0])}
-    source = kinds[tomllib.loads(sample.read_text())["source"][0]["type"]]
+    keys = tomllib.loads(sample.read_text())["source"][0]
+    source = SOURCES.load(keys["type"])
     for name, kind in fields.items():
         structs = [
             each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, msgspec.Struct)
@@ -41,6 +42,14 @@ def tables_of(sample: Path) -> dict[str, type[msgspec.Struct]]:
         found[name] = source if name == "source" else (structs or [Config])[0]
     found["source.repair"] = next(field.type for field in msgspec.structs.fields(source) if field.name == "repair")
     return found
+
+
+def fields_of(struct: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    """The fields of a table by key; those of a source's format stand among them."""
+    fields = {each.name: each for each in msgspec.structs.fields(struct)}
+    if "codec" in fields:
+        fields |= fields_of(type(fields["codec"].default))
+    return fields
 
 
 def commented(sample: Path) -> list[tuple[str, str, Any]]:
@@ -70,7 +79,11 @@ def test_a_default_shown_commented_out_is_the_real_default(sample: Path) -> None
     shown = commented(sample)
     assert shown
     for table, key, value in shown:
-        field = {each.name: each for each in msgspec.structs.fields(tables[table])}[key]
+        fields = fields_of(tables[table])
+        if key == "format" and "codec" in fields:
+            assert value == fields["codec"].default.__struct_config__.tag
+            continue
+        field = fields[key]
         assert not field.required, f"{table}.{key} has no default: show it without #"
         if field.default not in (None, ()):
             assert msgspec.to_builtins(field.default) == value, f"{table}.{key}"

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Any, cast
 
-import msgspec
 import pytest
 
-from edge_runtime.config.tables import MqttSourceTable
 from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.sources.mqtt import MqttSource
+from edge_runtime.stream.sources.mqtt import MqttSource, MqttSourceTable
 from edge_runtime.system.counters import Counters
+from tests.support.tables import table
 
 
 class _Line:
@@ -43,10 +42,8 @@ class _Line:
 
 
 class _Bench:
-    def __init__(self, **table: Any) -> None:
-        config = msgspec.convert(
-            {"name": "s", "topics": ["sensors/{key}/climate"], "type": "mqtt"} | table, MqttSourceTable
-        )
+    def __init__(self, **keys: Any) -> None:
+        config = table(MqttSourceTable, **{"name": "s", "topics": ["sensors/{key}/climate"], **keys})
         self.line, self.counters = _Line(), Counters()
         self.batches: list[Batch] = []
         self.source = MqttSource(

@@ -1,0 +1,102 @@
+"""What every format is: a table of keys, its rules, its facts, and the decoder that it makes.
+
+A format is one file beside this one and one line in `registered.py`. Its keys stand among those of the source that
+uses it.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Protocol
+
+from msgspec import Meta
+
+from edge_runtime.config.convert import quote
+from edge_runtime.config.rules import Finding, first_repeated, rule
+from edge_runtime.config.tables import Table, Text
+from edge_runtime.errors import ConfigError
+from edge_runtime.registered import CODECS, Registry
+from edge_runtime.stream.codecs.columns import Decoded, Members
+from edge_runtime.system.counters import Counters
+
+IGNORED = "_"  # a column that nothing reads
+
+# `elsewhere` is what a source is expected to have instead when it gives the key beside a format that has no such key.
+Columns = Annotated[tuple[Text, ...], Meta(extra={"elsewhere": "no columns"})]
+
+
+class Decoder(Protocol):
+    """One format, made for the channels of one source."""
+
+    def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
+        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+
+
+class CodecTable(Table, frozen=True, kw_only=True, tag_field="format", tag="codec"):
+    """The keys of one format.
+
+    Attributes of the class:
+        is_text: a frame is a line of text; else it is bytes, which need a framing that tells where they end.
+    """
+
+    variants: ClassVar[Registry] = CODECS
+    is_text: ClassVar[bool] = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a frame by name and in order; empty where a frame names its values itself."""
+        return ()
+
+    def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+        """The decoder for a source of these members, or of whole frames of `shape`.
+
+        Raises:
+            ConfigError: the keys do not fit the members, or the format holds no whole frames.
+        """
+        raise NotImplementedError
+
+
+class ColumnsTable(CodecTable, frozen=True, kw_only=True, tag="columns"):
+    """The keys of a format whose values have places and no names.
+
+    Attributes:
+        fields: The columns of a CSV line or of a raw structure, in order; `_` is one to skip. The other formats name
+            their values themselves.
+    """
+
+    fields: Columns = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a frame by name and in order."""
+        return self.fields
+
+
+@rule(ColumnsTable, keys=("fields",))
+def _each_column_once(table: ColumnsTable) -> Iterator[Finding]:
+    twice = first_repeated(tuple(name for name in table.fields if name != IGNORED))
+    if twice is not None:
+        yield "fields", f"expected every column once, found {quote(twice)} twice"
+
+
+def column_mistakes(columns: Sequence[str], members: Members) -> Iterator[str]:
+    """Why columns of these names cannot give a source what its models want; nothing where they can."""
+    named = [column for column in columns if column != IGNORED]
+    if len(set(named)) != len(named):
+        yield f"{members.place}.fields: expected different names, found {', '.join(columns)}"
+    missing = [channel for channel in members.channels if channel not in named]
+    if missing:
+        yield (
+            f"{members.place}.fields: expected every channel of the model, found no {', '.join(missing)}: "
+            "add it to `fields`"
+        )
+    if members.key is not None and members.key not in named:
+        yield f"{members.place}.key: expected one of the fields ({', '.join(named)}), found {members.key!r}"
+
+
+def refuse(mistakes: Sequence[str]) -> None:
+    """Raise what is wrong, where anything is.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    if mistakes:
+        raise ConfigError(list(mistakes))

@@ -1,0 +1,47 @@
+"""A row of text columns, taken apart: what CSV readings, whole frames in CSV and recorded files share."""
+
+import math
+
+from edge_runtime.stream.framing import is_text
+from edge_runtime.stream.origin import RejectedError
+
+
+def row_columns(frame: bytes, delimiter: str, width: int) -> list[str]:
+    """The columns of a row.
+
+    Raises:
+        RejectedError: `noise`, or `malformed` where there are not `width` of them.
+    """
+    if not is_text(frame):
+        raise RejectedError("noise")
+    text = frame.decode()
+    columns = text.split(delimiter) if '"' not in text else unquoted_columns(text, delimiter)
+    if len(columns) != width:
+        raise RejectedError("malformed")
+    return columns
+
+
+def unquoted_columns(text: str, delimiter: str) -> list[str]:
+    """The columns of a row in which some stand in quotes; a row that does not close its quotes has none."""
+    import csv  # noqa: PLC0415 - only for quotes, which few sensors write
+
+    try:
+        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error:
+        return []
+    return rows[0] if len(rows) == 1 else []
+
+
+def number(text: str) -> float | None:
+    """The number of one column; None where it is empty."""
+    try:
+        value = float(text)
+    except ValueError:
+        if not text.strip():
+            return None
+        raise RejectedError("wrong_type") from None
+    if "_" in text or not text.isascii():  # Python reads 1_0 as ten, and the digits of every script
+        raise RejectedError("wrong_type")
+    if not math.isfinite(value):
+        raise RejectedError("not_finite")
+    return value
