@@ -18,13 +18,13 @@ class Registry:
     """
 
     def __init__(self, places: dict[str, str]) -> None:
-        self._places = places
+        self.places = places
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.places)
 
     def __contains__(self, word: object) -> bool:
-        return word in self._places
+        return word in self.places
 
     def load(self, word: str) -> Any:
         """The class behind a word.
@@ -32,7 +32,7 @@ class Registry:
         Raises:
             KeyError: the word stands not here.
         """
-        module, _, name = self._places[word].partition(":")
+        module, _, name = self.places[word].partition(":")
         return getattr(importlib.import_module(module), name)
 
 
