@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.batch.recording import ArrowColumns, Columns, ListColumns
 from edge_runtime.bundle.model import Scores
+from edge_runtime.recordings.blocks import ArrowColumns, Columns, ListColumns
 
 _LENGTH_BYTES = 8
 _ARRAYS: dict[str, Any] = {"label": np.int64, "scores": np.float32, "value": np.float32, "score": np.float32}

@@ -14,9 +14,9 @@ from typing import Any
 
 from edge_runtime.batch.local_engine import Show
 from edge_runtime.batch.parts import Part
-from edge_runtime.batch.recording import Piece
 from edge_runtime.batch.score import Job, PartResult, Progress, score_part
 from edge_runtime.errors import CommandError, EdgeError
+from edge_runtime.recordings.blocks import Piece
 
 CONNECT_S = 10
 POLL_S = 0.5

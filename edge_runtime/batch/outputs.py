@@ -18,11 +18,11 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from edge_runtime.batch.chunks import Chunk
-from edge_runtime.batch.locations import Place
-from edge_runtime.batch.parquet_files import NEEDS_PYARROW
-from edge_runtime.batch.recording import ArrowColumns
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.errors import CommandError
+from edge_runtime.recordings.blocks import ArrowColumns
+from edge_runtime.recordings.locations import Place
+from edge_runtime.recordings.parquet import NEEDS_PYARROW
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".npz", ".npy")
 ROW_GROUP = 1 << 18

@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime import __version__
-from edge_runtime.batch.locations import Place, mark
-from edge_runtime.batch.recording import Piece, Recording
 from edge_runtime.batch.score import Job, PartResult
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.errors import CommandError
+from edge_runtime.recordings.blocks import Piece, Recording
+from edge_runtime.recordings.locations import Place, mark
 
 PIECE_BYTES = 1 << 25
 _PLAN = "run.json"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from edge_runtime.batch.chunks import Chunk, read_chunks
 from edge_runtime.batch.evaluate import Judgement, make_judge, total
-from edge_runtime.batch.files import find_files, open_all
 from edge_runtime.batch.local_engine import run_parts
-from edge_runtime.batch.locations import Place, Remote
 from edge_runtime.batch.outputs import Layout, check_output, write_output
 from edge_runtime.batch.parts import Part, make_parts, part_folder, remove_parts
 from edge_runtime.batch.progress import Bar
-from edge_runtime.batch.recording import Wanted
 from edge_runtime.batch.score import Job, PartResult, read_faults
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
+from edge_runtime.recordings.blocks import Wanted
+from edge_runtime.recordings.files import find_files, open_all
+from edge_runtime.recordings.locations import Place, Remote
 
 Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[PartResult]]
 
@@ -40,6 +40,7 @@ class Request:
     max_gap: float | None = None
     format: str = "auto"
     delimiter: str | None = None
+    index_column: bool = False
     one_recording: bool = False
     workers: int | None = None
     threads: int | None = None
@@ -84,6 +85,7 @@ def predict(request: Request, engine: Engine | None = None) -> Outcome:
         columns=tuple(dict.fromkeys([*kept, *request.truth])),
         delimiter=request.delimiter,
         format=request.format,
+        index_column=request.index_column,
     )
     job = Job(
         str(request.bundle),

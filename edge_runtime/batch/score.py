@@ -17,15 +17,15 @@ import numpy as np
 
 from edge_runtime.batch.chunks import Chunk, write_chunk
 from edge_runtime.batch.evaluate import Judge, Judgement, make_judge
-from edge_runtime.batch.files import open_recording
-from edge_runtime.batch.locations import place
-from edge_runtime.batch.recording import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, Wanted
 from edge_runtime.batch.side_by_side import SideBySide, join
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Carry, Floats
+from edge_runtime.recordings.blocks import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, Wanted
+from edge_runtime.recordings.files import open_recording
+from edge_runtime.recordings.locations import place
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.pipeline import GAP_PERIODS
 from edge_runtime.stream.windows import Windows

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--one-recording", action="store_true", help="windows run on from one file into the next")
     add("--format", choices=("auto", "csv", "jsonl", "parquet", "numpy"), default="auto", help="default: by suffix")
     add("--delimiter", metavar="CHAR", help="of CSV files; default: a comma, in .tsv a tab")
+    add("--index-column", action="store_true", help="CSV rows begin with a column that the header does not name")
     add("--workers", type=_count, metavar="N", help="processes; default: one a core")
     add("--threads", type=_count, metavar="N", help="threads of each process; default: the cores without a part")
     add("--engine", choices=("local", "dask"), default="local", help="where the work is done")
@@ -33,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, and say what it came to; 1 when something is wrong, or no reading could be used."""
-    from edge_runtime.batch.locations import place  # noqa: PLC0415
     from edge_runtime.batch.run import Request, predict  # noqa: PLC0415 - numpy, which `--help` does not need
     from edge_runtime.errors import CommandError  # noqa: PLC0415
+    from edge_runtime.recordings.locations import place  # noqa: PLC0415
 
     if args.scheduler is not None and args.engine != "dask":
         raise CommandError("--scheduler: it is a Dask cluster's: add --engine dask")
@@ -48,17 +49,18 @@ def run(args: argparse.Namespace) -> int:
         args.bundle,
         args.files,
         None if args.output is None else place(args.output),
-        args.key,
-        args.time,
-        tuple(args.keep),
-        tuple(args.label),
-        args.stride,
-        args.max_gap,
-        args.format,
-        args.delimiter,
-        args.one_recording,
-        args.workers,
-        args.threads,
+        key=args.key,
+        time=args.time,
+        keep=tuple(args.keep),
+        truth=tuple(args.label),
+        stride=args.stride,
+        max_gap=args.max_gap,
+        format=args.format,
+        delimiter=args.delimiter,
+        index_column=args.index_column,
+        one_recording=args.one_recording,
+        workers=args.workers,
+        threads=args.threads,
     )
     outcome = predict(request, _dask(args.scheduler, args.workers) if args.engine == "dask" else None)
     return _report(outcome, request)

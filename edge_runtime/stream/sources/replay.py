@@ -20,14 +20,16 @@ from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath
 from edge_runtime.errors import ConfigError
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import Decoded
+from edge_runtime.recordings.blocks import Block, Recording, RecordingError, Wanted
+from edge_runtime.recordings.files import open_recording
+from edge_runtime.stream.codecs import Decoded, Members
 from edge_runtime.stream.codecs.csv_codec import Delimiter
 from edge_runtime.stream.sources.kind import SourceKindTable, Wiring
-from edge_runtime.stream.sources.recordings import Recording, RecordingError, open_recording
 from edge_runtime.system import log
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 
+BLOCK_READINGS = 256
 # How soon to ask again while the way downstream is full.
 _PAUSE = 0.01
 
@@ -44,7 +46,8 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         rate_hz (Hz): The pace of a recording that holds no times.
         loop: Whether to begin again after the last file.
         format: How the files are written; `auto` goes by their suffix.
-        delimiter: What separates the columns of a CSV file.
+        delimiter: What separates the columns of a CSV file; left out, a comma, and in a `.tsv` a tab.
+        index_column: The rows of a CSV file begin with a column that its header does not name, as R writes row names.
         times: Whether predictions carry the time of the recording or the time of the replay.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
     """
@@ -53,8 +56,9 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
     speed: Literal["recorded", "full"] | Annotated[float, Meta(gt=0)] = "recorded"
     rate_hz: Annotated[float, Meta(gt=0)] | None = None
     loop: bool = False
-    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
-    delimiter: Delimiter = ","
+    format: Literal["auto", "csv", "jsonl", "parquet", "numpy"] = "auto"
+    delimiter: Delimiter | None = None
+    index_column: bool = False
     times: Literal["recorded", "now"] = "recorded"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
 
@@ -192,7 +196,7 @@ class ReplaySource:
             for path, recording in self._recordings:
                 self._pace.restart(recording)
                 try:
-                    for block in recording.blocks(self._counters):
+                    for block in self._blocks_of(recording):
                         found += len(block)
                         yield block
                 except RecordingError as error:
@@ -200,6 +204,15 @@ class ReplaySource:
                     _logger.warning(str(error), extra=log.fields(source=self._config.name, file=str(path)))
             if not found or not self._config.loop:
                 return
+
+    def _blocks_of(self, recording: Recording) -> Iterator[Decoded]:
+        for piece in recording.pieces(None):
+            for block in recording.blocks(piece, BLOCK_READINGS):
+                if recording.counts_bytes:
+                    self._counters.counts["bytes"] += block.done
+                for fault in block.faults:
+                    self._counters.rejected[fault.reason] += 1
+                yield _readings(block)
 
     def _finish(self) -> None:
         if not self.finished:
@@ -249,6 +262,18 @@ class _Pace:
         return due
 
 
+def _readings(block: Block) -> Decoded:
+    """A block of a file as the readings of a source."""
+    nothing: list[None] = [None] * len(block)
+    return Decoded(
+        block.values,
+        list(range(len(block))),
+        block.keys or [*nothing],
+        block.times or [*nothing],
+        block.identities or [*nothing],
+    )
+
+
 def open_recordings(
     config: ReplaySourceTable, channels: tuple[str, ...], shape: tuple[int, ...] | None
 ) -> list[tuple[Path, Recording]]:
@@ -261,10 +286,26 @@ def open_recordings(
     mistakes: list[str] = []
     for name in config.files:
         path = Path(name)
+        wanted = Wanted(
+            channels,
+            shape,
+            framed=shape is not None,
+            key=config.key,
+            delimiter=config.delimiter,
+            format=config.format,
+            index_column=config.index_column,
+            max_line_bytes=config.max_frame_bytes,
+            members=Members(channels, config.key, config.time, name),
+        )
         try:
-            recording = open_recording(path, config, channels, shape)
-        except ConfigError as error:
-            mistakes.extend(error.mistakes)
+            recording = open_recording(path, wanted)
+        except RecordingError as error:
+            text = (
+                str(error)
+                .replace("--index-column", "index_column = true")
+                .replace("say it with --format", "set `format`")
+            )
+            mistakes.extend(text.splitlines())
             continue
         if recording.has_time is False and config.rate_hz is None and config.speed != "full":
             mistakes.append(

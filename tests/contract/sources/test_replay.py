@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.readings import Batch
+from edge_runtime.recordings.files import FORMATS
 from edge_runtime.stream.sources.replay import ReplaySource, ReplaySourceTable
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
@@ -302,7 +303,7 @@ def test_csv_as_other_programs_write_it(bench: Bench, tmp_path: Path) -> None:
     path.write_bytes(
         b'\xef\xbb\xbf"time","x","y"\r\n"1","2025-11-23 11:19:04","1","2"\r\n"2",2025-11-23 11:19:05,3,4\r\n'
     )
-    bench.play(path)
+    bench.play(path, index_column=True)
     assert bench.rows == [[1, 2], [3, 4]]
     assert bench.column("times") == [START, START + 1]
 
@@ -334,7 +335,7 @@ def test_frames_are_replayed_from_json_lines(bench: Bench, tmp_path: Path) -> No
     path.write_text('{"frame": [[1, 2], [3, 4]], "time": 5}\n[5, 6, 7, 8]\n')
     bench.play(path, channels=(), shape=(2, 2))
     assert np.concatenate([batch.values for batch in bench.batches]).tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
-    with pytest.raises(ConfigError, match="expected JSON Lines for a model of whole frames, found csv"):
+    with pytest.raises(ConfigError, match="expected JSON Lines or NumPy for a model of whole frames, found csv"):
         bench.source(write_csv(tmp_path / "t.csv"), channels=(), shape=(2, 2))
 
 
@@ -351,9 +352,9 @@ def test_every_file_that_cannot_be_played_is_named_at_start(bench: Bench, tmp_pa
     assert found[0] == f"{lacking}: expected a column for each of x, y, found none for y; its columns are time, x"
     assert found[1].startswith(f"{broken}: expected a Parquet file, found none")
     assert found[2] == f"{text}: column x: expected numbers, found string"
-    assert found[3] == f"{odd}: expected .csv, .jsonl or .parquet, found .dat: set `format`"
+    assert found[3] == f"{odd}: expected one of {', '.join(FORMATS)}, found .dat: set `format`"
     assert found[4] == f"{tmp_path}/none.csv: cannot be read: No such file or directory"
-    assert found[5].startswith(f"{tmp_path}: expected .csv")
+    assert found[5].startswith(f"{tmp_path}: expected one of .csv")
     assert len(found) == 6
 
 
@@ -392,7 +393,7 @@ def test_the_occupancy_recordings_are_played_as_they_are(bench: Bench, shared_da
     """The UCI occupancy files, quotes and row names and all, give every row."""
     channels = ("Temperature", "Humidity", "Light", "CO2", "HumidityRatio")
     folder = shared_data / "uci-occupancy"
-    bench.play(folder / "datatest.txt", folder / "datatest2.txt", channels=channels, time="date")
+    bench.play(folder / "datatest.txt", folder / "datatest2.txt", channels=channels, time="date", index_column=True)
     assert len(bench.rows) == 2665 + 9752
     assert not bench.counters.rejected
     np.testing.assert_array_equal(

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from edge_runtime.batch.locations import Remote, place
 from edge_runtime.batch.run import Outcome, Request, predict
 from edge_runtime.errors import CommandError
+from edge_runtime.recordings.locations import Remote, place
 from tests.support import builders
 
 ROWS = 3_000

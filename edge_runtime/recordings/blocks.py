@@ -8,6 +8,10 @@ import numpy as np
 
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
+from edge_runtime.stream.codecs import Members
+
+MAX_LINE_BYTES = 1 << 24
+NO_TIME = "(no time)"  # the codecs want a name, and no column is called that
 
 
 class RecordingError(CommandError):
@@ -20,23 +24,34 @@ class Wanted:
 
     Attributes:
         channels: the columns of the model, in its order; empty for whole frames.
-        shape: of one window, as the model takes it.
-        framed: each reading is a whole frame.
+        shape: of one window, as the model takes it; None where a file may hold readings alone.
+        framed: each reading is a whole frame, of `shape`.
         key: the column that names the stream; None where each file is one stream.
         time: the column of the time of measurement; None where readings follow one another without gaps.
-        columns: what else is to be read: kept columns, key, time and truth.
+        columns: what must be there beside the channels: kept columns, key, time and truth.
         delimiter: of CSV files; None goes by the suffix.
         format: `auto` goes by the suffix.
+        index_column: the rows of a CSV file begin with a column that its header does not name.
+        max_line_bytes: a longer line is `too_long`.
+        members: the members by which readings are known again, where identities are wanted; then the time is read where
+            the file has one.
     """
 
     channels: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
     framed: bool = False
     key: str | None = None
     time: str | None = None
     columns: tuple[str, ...] = ()
     delimiter: str | None = None
     format: str = "auto"
+    index_column: bool = False
+    max_line_bytes: int = MAX_LINE_BYTES
+    members: Members | None = None
+
+    def roles(self, place: str) -> Members:
+        """Which column plays which part, for the codecs."""
+        return self.members or Members(self.channels, self.key, self.time or NO_TIME, place)
 
 
 class Columns(Protocol):
@@ -101,6 +116,7 @@ class Block:
         text: what a reading said, for the list of those that were not used.
         keys: the streams; None where there is one.
         times: Unix seconds; None where nothing is known.
+        identities: by which each reading is known again; None where they are not wanted.
         columns: what is kept beside the readings.
         faults: what stood there and was no reading.
         done: how much of the part's weight has been read with this block.
@@ -112,6 +128,7 @@ class Block:
     text: Callable[[int], str]
     keys: list[str | None] | None = None
     times: list[float | None] | None = None
+    identities: list[str | None] | None = None
     columns: Columns = field(default_factory=lambda: ListColumns({}))
     faults: list[Fault] = field(default_factory=list)
     done: int = 0
@@ -128,6 +145,7 @@ class Block:
             lambda row: self.text(rows[row]),
             None if self.keys is None else [self.keys[row] for row in rows],
             None if self.times is None else [self.times[row] for row in rows],
+            None if self.identities is None else [self.identities[row] for row in rows],
             self.columns.take(rows),
         )
 
@@ -148,11 +166,21 @@ class Recording(Protocol):
     whole: bool
     """Its items are windows already, and not readings."""
 
+    has_time: bool | None
+    """Its readings bring their time; None where only reading on will tell."""
+
+    counts_bytes: bool
+    """The weight of its pieces is in bytes; else in rows."""
+
     schema: Any
     """The types of the kept columns, where the file has types; else None. Anything that can be compared."""
 
     def pieces(self, size: int | None) -> list[Piece]:
-        """The file in pieces of about `size` bytes; None for one piece."""
+        """The file in pieces of about `size` bytes; None for one piece.
+
+        Raises:
+            RecordingError: the file is gone.
+        """
 
     def blocks(self, piece: Piece, most: int) -> Iterator[Block]:
         """The readings of a piece, at most `most` at a time.

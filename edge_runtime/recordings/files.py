@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from edge_runtime.batch.locations import Place, Remote, place
-from edge_runtime.batch.recording import Recording, RecordingError, Wanted
 from edge_runtime.errors import CommandError
+from edge_runtime.recordings.blocks import Recording, RecordingError, Wanted
+from edge_runtime.recordings.locations import Place, Remote, place
 
 FORMATS = {
     ".csv": "csv",
@@ -74,14 +74,14 @@ def open_recording(path: Place, wanted: Wanted) -> Recording:
         if isinstance(path, Path) and not os.access(path, os.R_OK):
             path.open("rb").close()  # names the reason better
         if name == "parquet":
-            from edge_runtime.batch.parquet_files import ParquetRecording  # noqa: PLC0415 - an extra, and slow to load
+            from edge_runtime.recordings.parquet import ParquetRecording  # noqa: PLC0415 - an extra, and slow to load
 
             return ParquetRecording(path, wanted)
         if name == "numpy":
-            from edge_runtime.batch.numpy_files import NumpyRecording  # noqa: PLC0415 - only when asked for
+            from edge_runtime.recordings.arrays import NumpyRecording  # noqa: PLC0415 - only when asked for
 
             return NumpyRecording(path, wanted)
-        from edge_runtime.batch.text_files import open_csv, open_json_lines  # noqa: PLC0415 - only when asked for
+        from edge_runtime.recordings.text import open_csv, open_json_lines  # noqa: PLC0415 - only when asked for
 
         return open_csv(path, wanted) if name == "csv" else open_json_lines(path, wanted)
     except OSError as error:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.batch.locations import Place
-from edge_runtime.batch.recording import ArrowColumns, Block, Fault, ListColumns, Piece, RecordingError, Wanted
-from edge_runtime.stream.origin import RejectedError, read_key, read_time_text
+from edge_runtime.recordings.blocks import ArrowColumns, Block, Fault, ListColumns, Piece, RecordingError, Wanted
+from edge_runtime.recordings.locations import Place
+from edge_runtime.recordings.origins import identities
+from edge_runtime.stream.origin import Origin, RejectedError, read_key, read_time_text
 
 NEEDS_PYARROW = "Parquet needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
 
@@ -18,6 +19,7 @@ class ParquetRecording:
     """A Parquet file with a column a channel."""
 
     whole = False
+    counts_bytes = False
 
     def __init__(self, path: Place, wanted: Wanted) -> None:
         try:
@@ -44,6 +46,11 @@ class ParquetRecording:
         except pa.ArrowException as error:
             raise RecordingError(f"{path}: expected a Parquet file, found none: {_first_line(error)}") from error
         self._check(schema)
+        self._roles = wanted.roles(str(path))
+        self._time, self._id, self._seq, self._key = (
+            name if name in schema.names else None for name in self._roles.origin_names()
+        )
+        self.has_time: bool | None = self._time is not None
         self.schema: Any = pa.schema([schema.field(name).remove_metadata() for name in wanted.columns])
 
     def pieces(self, size: int | None) -> list[Piece]:
@@ -59,7 +66,8 @@ class ParquetRecording:
 
     def blocks(self, piece: Piece, most: int) -> Iterator[Block]:
         """The readings of a piece, at most `most` at a time."""
-        columns = list(dict.fromkeys([*self._wanted.channels, *self._wanted.columns]))
+        origins = [name for name in (self._time, self._id, self._seq, self._key) if name is not None]
+        columns = list(dict.fromkeys([*self._wanted.channels, *self._wanted.columns, *origins]))
         groups = list(range(piece.start, piece.stop))
         try:
             with self._open() as file:
@@ -72,7 +80,7 @@ class ParquetRecording:
 
     def _check(self, schema: Any) -> None:
         wanted, types = self._wanted, self._pa.types
-        needed = tuple(dict.fromkeys([*wanted.channels, *wanted.columns]))
+        needed = tuple(dict.fromkeys([*wanted.channels, *([wanted.key] if wanted.key else []), *wanted.columns]))
         missing = [name for name in needed if name not in schema.names]
         if missing:
             raise RecordingError(
@@ -97,10 +105,12 @@ class ParquetRecording:
         kept = ArrowColumns(batch.select(list(wanted.columns))) if wanted.columns else ListColumns({})
         block = Block(values, numbers, text, columns=kept)
         reasons: dict[int, str] = {}
-        if wanted.time is not None:
-            block.times = self._times(batch.column(wanted.time), reasons)
-        if wanted.key is not None:
-            block.keys = _keys(batch.column(wanted.key), reasons)
+        if self._time is not None:
+            block.times = self._times(batch.column(self._time), reasons)
+        if self._key is not None:
+            block.keys = _keys(batch.column(self._key), reasons)
+        if wanted.members is not None:
+            block.identities = self._identities(batch, reasons)
         if reasons:
             faults = [Fault(numbers[index], reason, text(index)) for index, reason in sorted(reasons.items())]
             block = block.take([index for index in range(count) if index not in reasons])
@@ -124,6 +134,20 @@ class ParquetRecording:
                 times.append(None)
                 reasons[index] = error.reason
         return times
+
+    def _identities(self, batch: Any, reasons: dict[int, str]) -> list[str | None]:
+        """By which each reading is known again."""
+        parts = [self._plain(batch, name) for name in (self._time, self._id, self._seq)]
+        return identities([Origin(*values) for values in zip(*parts, strict=True)], reasons)
+
+    def _plain(self, batch: Any, name: str | None) -> list[Any]:
+        if name is None:
+            return [None] * int(batch.num_rows)
+        column = batch.column(name)
+        if self._pa.types.is_timestamp(column.type):
+            moments = column.cast(self._pa.timestamp("us", column.type.tz), safe=False).to_pylist()
+            return [None if moment is None else moment.isoformat() for moment in moments]
+        return list(column.to_pylist())
 
 
 def _fill(into: NDArray[np.float32], column: Any) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from edge_runtime.batch.locations import Place
-from edge_runtime.batch.recording import Block, Fault, ListColumns, Piece, RecordingError, Wanted
-from edge_runtime.stream.origin import RejectedError, read_key, read_time_text
+from edge_runtime.recordings.blocks import Block, Fault, ListColumns, Piece, RecordingError, Wanted
+from edge_runtime.recordings.locations import Place
+from edge_runtime.recordings.origins import identities
+from edge_runtime.stream.origin import Origin, RejectedError, read_key, read_time_text
 
 READINGS = "x"
 
@@ -52,11 +53,14 @@ class _Rows:
 class NumpyRecording:
     """A NumPy file of readings `[n, channels]`, or of windows `[n, length, channels]`, or of frames."""
 
+    counts_bytes = False
     schema = None
 
     def __init__(self, path: Place, wanted: Wanted) -> None:
         self._path = path
         self._wanted = wanted
+        self._roles = wanted.roles(str(path))
+        self._origins: list[str | None] = [None] * 4
         with contextlib.ExitStack() as stack:
             rows = self._open(stack)
             shape, kind = rows[READINGS].shape, rows[READINGS].dtype
@@ -69,10 +73,11 @@ class NumpyRecording:
             raise RecordingError(f"{path}: expected numbers, found {kind}")
         self.whole = shape[1:] == wanted.shape
         if not self.whole and (wanted.framed or shape[1:] != (len(wanted.channels),)):
-            readings = "" if wanted.framed else f" or readings [n, {len(wanted.channels)}]"
-            windows = ", ".join(map(str, wanted.shape))
-            raise RecordingError(f"{path}: expected windows [n, {windows}]{readings}, found {list(shape)}")
+            kinds = [] if wanted.shape is None else [f"windows [n, {', '.join(map(str, wanted.shape))}]"]
+            kinds += [] if wanted.framed else [f"readings [n, {len(wanted.channels)}]"]
+            raise RecordingError(f"{path}: expected {' or '.join(kinds)}, found {list(shape)}")
         self._count = shape[0]
+        self.has_time: bool | None = self._origins[0] is not None
 
     def pieces(self, size: int | None) -> list[Piece]:
         """The file is one piece: an archive cannot be entered in the middle."""
@@ -93,22 +98,25 @@ class NumpyRecording:
     def _open(self, stack: contextlib.ExitStack) -> dict[str, _Rows]:
         wanted = self._wanted
         if self._path.suffix.lower() == ".npy":
-            if wanted.columns:
-                raise RecordingError(f"{self._path}: an .npy file has no columns, so no {', '.join(wanted.columns)}")
+            needed = tuple(dict.fromkeys([*([wanted.key] if wanted.key else []), *wanted.columns]))
+            if needed:
+                raise RecordingError(f"{self._path}: an .npy file has no columns, so no {', '.join(needed)}")
             return {READINGS: _Rows(stack.enter_context(self._path.open("rb")), str(self._path))}
         try:
             archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(self._path.open("rb"))))
         except zipfile.BadZipFile as error:
             raise RecordingError(f"{self._path}: expected an .npz archive, found none: {error}") from error
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-        missing = [name for name in (READINGS, *wanted.columns) if name not in names]
+        needed = (READINGS, *([wanted.key] if wanted.key else []), *wanted.columns)
+        missing = [name for name in needed if name not in names]
         if missing:
             raise RecordingError(
                 f"{self._path}: expected an array called {' and '.join(missing)}, found {', '.join(sorted(names))}"
             )
+        self._origins = [name if name in names else None for name in self._roles.origin_names()]
         return {
             name: _Rows(stack.enter_context(archive.open(f"{name}.npy")), f"{self._path}: {name}")
-            for name in dict.fromkeys((READINGS, *wanted.columns))
+            for name in dict.fromkeys((*needed, *(name for name in self._origins if name is not None)))
         }
 
     def _block(self, arrays: dict[str, NDArray[Any]], row: int) -> Block:
@@ -124,12 +132,15 @@ class NumpyRecording:
 
         block = Block(values, numbers, text, columns=ListColumns(columns))
         reasons: dict[int, str] = {}
-        if wanted.key is not None:
-            block.keys = [_origin(read_key, value, index, reasons) for index, value in enumerate(columns[wanted.key])]
-        if wanted.time is not None:
-            block.times = [
-                _origin(read_time_text, value, index, reasons) for index, value in enumerate(columns[wanted.time])
-            ]
+        time, id_, seq, key = self._origins
+        if key is not None:
+            block.keys = [_origin(read_key, value, index, reasons) for index, value in enumerate(columns[key])]
+        if time is not None:
+            block.times = [_origin(read_time_text, value, index, reasons) for index, value in enumerate(columns[time])]
+        if wanted.members is not None:
+            nothing = [None] * count
+            parts = [nothing if name is None else columns[name] for name in (time, id_, seq)]
+            block.identities = identities([Origin(*values) for values in zip(*parts, strict=True)], reasons)
         if reasons:
             faults = [Fault(numbers[index], reason, text(index)) for index, reason in sorted(reasons.items())]
             block = block.take([index for index in range(count) if index not in reasons])
