@@ -19,6 +19,9 @@ FLOORS = (
     "bundle",
     "mqtt",
     "delivery",
+    "stream.framing",  # the first half of the way in, bytes -> frames -> columns, which recorded files share
+    "stream.origin",
+    "stream.codecs",
     "recordings",
     "stream",
     "store",
@@ -38,7 +41,6 @@ EXTRAS = {
     "http": {"waitress"},
     "batch": {"pyarrow", "dask", "distributed", "fsspec"},
     "recordings": {"pyarrow", "fsspec"},
-    "stream": {"pyarrow"},
     "fleet": {"rich"},
 }
 ONLY_AT_HOME = {"demo"}  # shows the whole way, the converter's half too
@@ -75,6 +77,8 @@ def imports(path: Path) -> Iterator[str]:
 def room(module: str) -> str:
     """The room that a module of the runtime stands in; the package itself is on the ground."""
     parts = module.split(".")
+    if ".".join(parts[1:3]) in FLOORS:
+        return ".".join(parts[1:3])
     return parts[1] if len(parts) > 1 else FLOORS[0]
 
 

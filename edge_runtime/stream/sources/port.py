@@ -8,16 +8,41 @@ import errno
 import fcntl
 import os
 import termios
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from edge_runtime.errors import TransientError
-
-if TYPE_CHECKING:
-    from edge_runtime.stream.sources.serial import SerialSourceTable
 
 # Major numbers of the terminal side of pseudo-terminals (Documentation/admin-guide/devices.txt of the kernel).
 _PSEUDO_TERMINALS = range(136, 144)
 _PARITIES = {"none": "N", "even": "E", "odd": "O", "mark": "M", "space": "S"}
+
+
+class PortSettings(Protocol):
+    """The keys of a table that describe a port."""
+
+    @property
+    def port(self) -> str:
+        """The device node."""
+
+    @property
+    def baudrate(self) -> int:
+        """Bits a second."""
+
+    @property
+    def bytesize(self) -> int:
+        """Data bits of a character."""
+
+    @property
+    def parity(self) -> str:
+        """The parity bit, in words."""
+
+    @property
+    def stopbits(self) -> int:
+        """Stop bits after a character."""
+
+    @property
+    def flow_control(self) -> str:
+        """How the sender is held up."""
 
 
 class PortError(TransientError):
@@ -28,7 +53,7 @@ class PortError(TransientError):
         self.reason = reason
 
 
-def open_port(config: "SerialSourceTable") -> int:
+def open_port(config: PortSettings) -> int:
     """Open and configure the port that stands under the path now; its descriptor, to be given to `close_port`.
 
     Raises:
