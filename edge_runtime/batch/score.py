@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_runtime.batch.chunks import Chunk, write_chunk
 from edge_runtime.batch.evaluate import Judge, Judgement, make_judge
-from edge_runtime.batch.side_by_side import SideBySide, join
+from edge_runtime.batch.side_by_side import SideBySide
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores
 from edge_runtime.bundle.open import open_bundle
@@ -201,7 +201,7 @@ class _Part:
             if finite is None:
                 return scores, rows
             good = np.flatnonzero(finite).tolist()
-            scores = _rows_of(scores, good)
+            scores = scores.rows(good)
             for row in np.flatnonzero(~finite).tolist():
                 if carries is not None:
                     carries[row].parts = None  # as in the stream: a state that has become NaN would stay so for ever
@@ -224,7 +224,7 @@ class _Part:
                 good.append(row)
         if not found:
             return Scores(), []
-        return join(found), good
+        return Scores.joined(found), good
 
     def _note(self, piece: int, faults: list[Fault]) -> None:
         for fault in faults:
@@ -292,11 +292,6 @@ class Windower:
         self._windows.watch_gaps(self._max_gap if timed else None)
         done = self._windows.push(block.values, keys, times, 0.0)
         return done.windows, done.rows, done.carries
-
-
-def _rows_of(scores: Scores, rows: list[int]) -> Scores:
-    arrays = {name: getattr(scores, name) for name in ("label", "scores", "value", "score")}
-    return Scores(**{name: array[rows] for name, array in arrays.items() if array is not None})
 
 
 def read_faults(path: Path) -> Iterator[tuple[int, int, str, str]]:

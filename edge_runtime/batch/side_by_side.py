@@ -15,8 +15,6 @@ from edge_runtime.readings import Carry, Floats
 
 LEAST_WINDOWS = 8  # for each model: below, handing over costs what it saves
 
-_FIELDS = ("label", "scores", "value", "score")
-
 
 class SideBySide:
     """As `Model`, for as many threads as it is told.
@@ -47,10 +45,4 @@ class SideBySide:
             for model, piece in zip(self._models, np.array_split(windows, count), strict=False)
         ]
         wait(futures)  # also those behind one that failed: a model is not for two threads at a time
-        return join([future.result() for future in futures])
-
-
-def join(found: Sequence[Scores]) -> Scores:
-    """The scores of windows that follow one another."""
-    names = [name for name in _FIELDS if getattr(found[0], name) is not None]
-    return Scores(**{name: np.concatenate([getattr(each, name) for each in found]) for name in names})
+        return Scores.joined([future.result() for future in futures])

@@ -61,6 +61,19 @@ class Scores(msgspec.Struct, eq=False):
     value: Floats | None = None
     score: Floats | None = None
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The fields that are set, by name."""
+        return {name: found for name in self.__struct_fields__ if (found := getattr(self, name)) is not None}
+
+    def rows(self, which: slice | list[int]) -> "Scores":
+        """Those of some of the windows."""
+        return Scores(**{name: found[which] for name, found in self.arrays().items()})
+
+    @staticmethod
+    def joined(parts: Sequence["Scores"]) -> "Scores":
+        """Those of windows that follow one another."""
+        return Scores(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].arrays()})
+
     def finite_rows(self) -> NDArray[np.bool_] | None:
         """None when every number is finite, else `[n]`, False for the rows that must not be published."""
         numbers = self.scores if self.scores is not None else self.value if self.value is not None else self.score

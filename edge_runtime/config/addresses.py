@@ -1,5 +1,6 @@
-"""Where a broker listens: `mqtts://HOST:PORT` -> host, port and whether TLS is spoken. Pure."""
+"""Addresses: where a broker listens (`mqtts://HOST:PORT`), and which hosts mean this machine alone. Pure."""
 
+import re
 from urllib.parse import urlsplit
 
 import msgspec
@@ -7,6 +8,14 @@ import msgspec
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}  # as registered with IANA
 _ALIASES = {"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts"}  # what other clients call the same
 EXPECTED = "mqtt://HOST:PORT or mqtts://HOST:PORT"
+
+
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]|::1", re.ASCII | re.IGNORECASE)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address means this machine alone; an IPv6 address with or without its brackets."""
+    return _LOOPBACK.fullmatch(host) is not None
 
 
 class Endpoint(msgspec.Struct, frozen=True):

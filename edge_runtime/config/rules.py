@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edge_runtime.config.addresses import parse_endpoint, without_password
+from edge_runtime.config.addresses import is_loopback, parse_endpoint, without_password
 from edge_runtime.config.convert import Converted, Mistake, names_a_file, nearest, path_role, quote
 from edge_runtime.config.tables import (
     TOPIC_PLACEHOLDERS,
@@ -337,7 +337,7 @@ def _listening(http: HttpTable) -> Iterator[Finding]:
     if not colon or not host or not port.isascii() or not port.isdigit() or not 0 <= int(port[:6]) <= 65_535:
         yield "listen", f'expected HOST:PORT, such as "127.0.0.1:8080", found {quote(http.listen)}'
         return
-    if host not in {"127.0.0.1", "localhost", "[::1]"} and http.token_file is None:
+    if not is_loopback(host) and http.token_file is None:
         yield (
             "token_file",
             (

@@ -167,6 +167,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
         name: The name of the model in topics and predictions.
         bundle: A bundle file (a path with a `/` or ending in `.onnx`), or the name of a model in the model store.
         source: The name of the source whose readings it takes.
+        payload: How a prediction is written: `json`, or `msgpack`, the same members as a MessagePack map.
         publish: `always` publishes every prediction, `change` those whose verdict differs from the last one, `alarm`
             those that are an alarm.
         alarm_labels: The labels of a classification that are an alarm.
@@ -188,6 +189,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
     name: Name
     bundle: BundleName
     source: Name
+    payload: Text = "json"
     publish: Literal["always", "change", "alarm"] = "always"
     alarm_labels: tuple[Text, ...] = ()
     threshold: float | None = None

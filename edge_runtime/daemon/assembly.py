@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,10 +26,10 @@ from edge_runtime.daemon.documents import health_document, models_document
 from edge_runtime.daemon.plan import Plan, PlannedSource
 from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows
 from edge_runtime.delivery.device_topics import Upstream, last_will
-from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.outbox_thread import OutboxThread
+from edge_runtime.delivery.payloads import Payload, convention
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
 from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.failover import AnyConnection, Failover
@@ -326,16 +326,18 @@ class Assembly:
             self.exchange.watch(pipeline, model.slot)
         return pipeline
 
-    def _payload(self, config: ModelTable, model: Model) -> JsonPayload:
+    def _payload(self, config: ModelTable, model: Model) -> Payload:
         manifest = model.manifest
-        return (JsonPayload if self.http is None else self.http.payload)(
-            device=self.config.device.id,
-            model=config.name,
-            source=config.source,
-            start=self.start_number,
-            manifest=manifest,
-            threshold=config.threshold if config.threshold is not None else manifest.output.threshold,
-        )
+        facts: dict[str, Any] = {
+            "device": self.config.device.id,
+            "model": config.name,
+            "source": config.source,
+            "start": self.start_number,
+            "manifest": manifest,
+            "threshold": config.threshold if config.threshold is not None else manifest.output.threshold,
+        }
+        payload = convention(config.payload).make(**facts)
+        return payload if self.http is None else self.http.tap(payload, **facts)
 
     def _make_exchange(self, reload: Callable[[], None]) -> "Exchange | None":
         """Only for a device that takes a model from the store."""

@@ -15,6 +15,7 @@ from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.config.convert import names_a_file
 from edge_runtime.config.tables import Config, ModelTable
+from edge_runtime.delivery.payloads import CONVENTIONS
 from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.sources.kind import SourceKindTable, as_kind
 
@@ -108,6 +109,8 @@ def _misfits(planned: PlannedModel) -> list[str]:
     """What a model's table asks for that its bundle cannot give."""
     config, manifest = planned.config, planned.bundle.manifest
     found = []
+    if config.payload not in CONVENTIONS:
+        found.append(f"payload: expected one of {', '.join(CONVENTIONS)}, found {config.payload!r}")
     strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
     if strange and manifest.task == "classification":
         known = ", ".join(manifest.output.labels)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from json.encoder import encode_basestring
 
 from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.delivery.payloads import Convention
 from edge_runtime.readings import Prediction
 
 _DELAYED = b',"delayed":true}'
@@ -90,9 +91,9 @@ class JsonPayload:
         return f"{self._prefix}.{micros:06d}Z"
 
 
-def mark_delayed(payload: bytes) -> bytes:
-    """The payload of a prediction that is delivered late from the outbox."""
-    return payload[:-1] + _DELAYED
+def mark_delayed(payload: bytes) -> bytes | None:
+    """The object with one member more; None for what is no object of ours."""
+    return payload[:-1] + _DELAYED if payload[:1] == b"{" else None
 
 
 def _text(value: str | None) -> str:
@@ -102,3 +103,6 @@ def _text(value: str | None) -> str:
 def _literal(text: str) -> str:
     """Text that is safe inside a `%` template."""
     return text.replace("%", "%%")
+
+
+CONVENTION = Convention(JsonPayload, mark_delayed)

@@ -34,8 +34,8 @@ from typing import Protocol
 
 import msgspec
 
-from edge_runtime.delivery.json_payload import mark_delayed
 from edge_runtime.delivery.outbox_thread import OutboxThread
+from edge_runtime.delivery.payloads import mark_delayed
 from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row, Trimmed
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters

@@ -2,15 +2,19 @@
 
 ::
 
-    server.py ──> connections.py ──> app.py ──┬─> tensors.py   Open Inference Protocol v2
-    address       waitress, epoll,   routes,  ├─> named.py     readings by name, answered as subscribers see them
-    and limits    one thread         token,   ├─> metrics.py   Prometheus text
-                                     errors   ├─> page.html    the status page
-                                              └─> watching.py  its events
-    over_mqtt.py ──> named.py     the same questions by MQTT 5, without a server
-                     scorer.py    the models, one call for all that wait together
-                     board.py     what the daemon shows: the only thing that both sides touch
-                     courtesy.py  how those who answer give way to the event loop
+    in_daemon.py    [http] of a daemon  ─┐
+    standalone.py   `edge-runtime serve` ─┴─> server.py      address, thread
+                                              connections.py  waitress, epoll, limits
+                                              app.py          token, host, size, counting
+                                              routes.py ──┬─> oip_v2.py        Open Inference Protocol v2
+                                                          ├─> predict_api.py   readings by name
+                                                          ├─> metrics.py       Prometheus text
+                                                          ├─> page.html        the status page
+                                                          └─> event_stream.py  its events
+    over_mqtt.py      the questions of predict_api.py by MQTT 5, without a server
+    scorer.py         the models, one call for all that wait together
+    live_view.py      what the daemon shows: the only object that both sides touch
+    yield_to_loop.py  the threads that answer give way to the event loop
 
 No thread of this package touches an object of the event loop. What the loop shows, it puts on the board.
 """

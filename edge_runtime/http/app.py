@@ -1,4 +1,4 @@
-"""The routes: token, host, size, route, answer. Every refusal is JSON with an `error`; nothing gets past as 500.
+"""A request from beginning to end: token, host, size, route, answer. Every refusal is JSON with an `error`.
 
 Two doors lead to the same place. `begin` takes a request as far as its model, so that the server can score together
 what waits together; `App` itself is a WSGI callable, which does one request from beginning to end. An `App` belongs to
@@ -9,31 +9,25 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from edge_runtime import __version__
 from edge_runtime.errors import EdgeError
-from edge_runtime.http import metrics
-from edge_runtime.http import oip_v2 as tensors
-from edge_runtime.http import predict_api as named
 from edge_runtime.http.auth import Gate
-from edge_runtime.http.event_stream import Watching
 from edge_runtime.http.live_view import Board
-from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request, busy, json_answer
+from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request
+from edge_runtime.http.routes import ROUTES
 from edge_runtime.http.scorer import Scorer, Work, result
-from edge_runtime.http.served_model import Served, find
+from edge_runtime.http.served_model import Served
 from edge_runtime.system.log import fields, get_logger
 
 MAX_BODY_BYTES = 8 << 20
-STALE_S = 30.0  # a loop that has not answered for so long is not healthy
 SMALLEST_GZIP = 1024
 
 _log = get_logger("http")
 
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
-Handler = Callable[[Request, Mapping[str, str]], Answer | Work]
+Handler = Callable[["App", Request, Mapping[str, str]], Answer | Work]
 
 
 class App:
@@ -53,26 +47,8 @@ class App:
         self.requests: Counter[tuple[str, int]] = Counter()
         self.pause: Callable[[], None] = lambda: None
         self._gate = Gate(token)
-        self._stopped = False
-        model = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
-        table: list[tuple[str, str, str, Handler]] = [
-            ("predict", r"/predict/(?P<model>[^/]+)", "POST", self._predict),
-            ("infer", model + r"/infer", "POST", self._infer),
-            ("page", r"/", "GET", self._page),
-            ("openapi", r"/openapi\.json", "GET", self._openapi),
-            ("events", r"/events", "GET", self._events),
-            ("health", r"/health\.json", "GET", self._health),
-            ("healthz", r"/healthz", "GET", self._healthz),
-            ("metrics", r"/metrics", "GET", self._metrics),
-            ("server", r"/v2/?", "GET", self._server),
-            ("live", r"/v2/health/live", "GET", self._live),
-            ("ready", r"/v2/health/ready", "GET", self._ready),
-            ("index", r"/v2/models", "GET", self._index),
-            ("repository", r"/v2/repository/index", "POST", self._index),
-            ("model", model, "GET", self._model),
-            ("model_ready", model + r"/ready", "GET", self._model_ready),
-        ]
-        self._routes = [(name, re.compile(pattern), method, handler) for name, pattern, method, handler in table]
+        self.is_stopped = False
+        self._routes = [(each.name, re.compile(each.pattern), each.method, each.handler) for each in ROUTES]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """One request, by the rules of WSGI. Of the events it gives those that are there, and ends."""
@@ -99,7 +75,7 @@ class App:
             self._gate.admit(request.headers)
             request.route, handler, parts = self._route(request.method, _path(request.path))
             request.body = _unpacked(request)
-            begun = handler(request, parts)
+            begun = handler(self, request, parts)
             if isinstance(begun, Work):
                 self.scorer.add(begun)
                 return begun
@@ -117,7 +93,7 @@ class App:
 
     def stop(self) -> None:
         """Be ready for nothing more."""
-        self._stopped = True
+        self.is_stopped = True
 
     def _dressed(self, request: Request, answer: Answer) -> Answer:
         """Count it, pack it, and give it its headers."""
@@ -144,81 +120,6 @@ class App:
                 raise RefusedError(405, f"expected {allowed}, found {method[:16]}", headers={"Allow": allowed})
             return name, handler, {key: value for key, value in match.groupdict().items() if value is not None}
         raise RefusedError(404, f"there is nothing at {path[:100]}")
-
-    def _page(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        return Answer(
-            body=_file("page.html"),
-            type="text/html; charset=utf-8",
-            headers={
-                "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-                "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-                "Cache-Control": "no-cache",
-            },
-        )
-
-    def _openapi(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        return Answer(body=_file("openapi.json"))
-
-    def _events(self, request: Request, _parts: Mapping[str, str]) -> Answer:
-        head = {"Cache-Control": "no-store"}
-        if request.method == "HEAD":
-            return Answer(type="text/event-stream", headers=head)
-        watching = Watching.begin(self.board)
-        if watching is None:
-            raise busy("enough pages are open already: close one of them")
-        return Answer(type="text/event-stream", headers=head, watching=watching)
-
-    def _health(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        return json_answer(self.board.health())
-
-    def _live(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        return json_answer({"live": True})
-
-    def _healthz(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        self.board.health()
-        if self.board.age_s > STALE_S:
-            raise RefusedError(503, f"the daemon has not answered for {self.board.age_s:.0f} s")
-        return json_answer({"status": "ok"})
-
-    def _metrics(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        return Answer(body=metrics.render(self.board.health(), dict(self.requests)), type=metrics.TYPE)
-
-    def _server(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        return json_answer({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
-
-    def _ready(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        if self._stopped or not self.models:
-            raise RefusedError(503, "no model is ready")
-        return json_answer({"ready": True, "live": True})
-
-    def _index(self, _request: Request, _parts: Mapping[str, str]) -> Answer:
-        return json_answer(
-            [
-                {"name": served.name, "version": served.manifest.version, "state": "READY", "reason": ""}
-                for served in self.models.values()
-            ]
-        )
-
-    def _model(self, _request: Request, parts: Mapping[str, str]) -> Answer:
-        return json_answer(tensors.metadata(self._find(parts)))
-
-    def _model_ready(self, _request: Request, parts: Mapping[str, str]) -> Answer:
-        return json_answer({"name": self._find(parts).name, "ready": True})
-
-    def _infer(self, request: Request, parts: Mapping[str, str]) -> Work:
-        header = request.headers.get(tensors.LENGTH_HEADER.lower())
-        return tensors.infer(self._find(parts), request.body, header, self.pause)
-
-    def _predict(self, request: Request, parts: Mapping[str, str]) -> Work:
-        return named.predict(self._find(parts), request.body)
-
-    def _find(self, parts: Mapping[str, str]) -> Served:
-        return find(self.models, parts["model"], parts.get("version"))
-
-
-def _file(name: str) -> bytes:
-    """A file of this package."""
-    return resources.files("edge_runtime.http").joinpath(name).read_bytes()
 
 
 def _headers(environ: Mapping[str, Any]) -> dict[str, str]:

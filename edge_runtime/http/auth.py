@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from edge_runtime.config.addresses import is_loopback
 from edge_runtime.errors import CommandError
 from edge_runtime.http.responses import RefusedError
 
-_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII)
+_PORT = re.compile(r":\d{1,5}$", re.ASCII)
 
 
 def read_token(path: Path) -> str:
@@ -48,7 +49,7 @@ class Gate:
         """
         if self._token is None:
             host = headers.get("host", "")
-            if host and not _LOOPBACK.fullmatch(host.lower()):
+            if host and not is_loopback(_PORT.sub("", host)):
                 raise RefusedError(403, f"expected a request to the loopback, found the host {host[:64]!r}")
         elif not hmac.compare_digest(_given(headers.get("authorization", "")), self._token):
             raise RefusedError(

@@ -12,6 +12,7 @@ from typing import Any
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.tables import HttpTable, ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.delivery.payloads import Payload
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import read_token
 from edge_runtime.http.live_view import Board, TappedPayload
@@ -66,9 +67,9 @@ class Attached:
         """Requests are answered."""
         return self._server is not None and self._server.is_listening
 
-    def payload(self, **arguments: Any) -> JsonPayload:
-        """A payload whose predictions the status page sees as well."""
-        return TappedPayload(self._board, **arguments)
+    def tap(self, payload: Payload, **arguments: Any) -> Payload:
+        """The payload, seen by the status page as well, which shows JSON; `arguments` are those of `JsonPayload`."""
+        return TappedPayload(self._board, payload, None if type(payload) is JsonPayload else JsonPayload(**arguments))
 
     def note_readings(self, batch: Batch, channels: tuple[str, ...]) -> None:
         """What came in, for the status page."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.delivery.payloads import Payload
 from edge_runtime.readings import Batch, Prediction
 
 MOST_WATCHERS = 4  # pages that are open
@@ -117,16 +117,25 @@ class Board:
         self._answered.set()
 
 
-class TappedPayload(JsonPayload):
-    """A payload that the board sees as well, while somebody watches."""
+class TappedPayload:
+    """A payload that the board sees as well, while a page is open.
 
-    def __init__(self, board: Board, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    Args:
+        board: what the page shows.
+        payload: what subscribers get.
+        shown: what the page gets, where that is something else.
+    """
+
+    def __init__(self, board: Board, payload: Payload, shown: Payload | None = None) -> None:
         self._board = board
+        self._payload = payload
+        self._shown = shown
 
     def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
         """The payload, as without a board."""
-        payload = super().encode(prediction, synchronised=synchronised)
+        payload = self._payload.encode(prediction, synchronised=synchronised)
         if self._board.is_watched:
-            self._board.post("prediction", payload)
+            shown = self._shown
+            document = payload if shown is None else shown.encode(prediction, synchronised=synchronised)
+            self._board.post("prediction", document)
         return payload

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,6 @@ MAX_WAITING = 64
 MAX_WINDOWS = 256
 PATIENCE_S = 10.0
 HANG_S = 600.0  # a slow model may need minutes for `MAX_WINDOWS`, and no request may starve the watchdog
-_FIELDS = ("label", "scores", "value", "score")
 
 
 @dataclass(slots=True, eq=False)
@@ -126,7 +124,7 @@ class Scorer:
         if stop < len(work.windows):
             self._waiting.append(work)
         else:
-            _finish(work, _joined(work.parts))
+            _finish(work, work.parts[0] if len(work.parts) == 1 else Scores.joined(work.parts))
 
 
 def result(work: Work) -> Answer:
@@ -161,8 +159,7 @@ def _together(works: list[Work]) -> None:
         start = 0
         for work in works:
             stop = start + len(work.windows)
-            parts: dict[str, Any] = {name: getattr(scores, name)[start:stop] for name in _present(scores)}
-            _finish(work, Scores(**parts))
+            _finish(work, scores.rows(slice(start, stop)))
             start = stop
 
 
@@ -173,13 +170,3 @@ def _finish(work: Work, scores: Scores) -> None:
         work.answer = work.finish(scores)
     except Exception as error:  # noqa: BLE001 - one request's fault must not keep its neighbours waiting
         work.answer = error
-
-
-def _joined(parts: list[Scores]) -> Scores:
-    if len(parts) == 1:
-        return parts[0]
-    return Scores(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in _present(parts[0])})
-
-
-def _present(scores: Scores) -> list[str]:
-    return [name for name in _FIELDS if getattr(scores, name) is not None]

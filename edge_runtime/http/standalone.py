@@ -11,14 +11,13 @@ from edge_runtime import __version__
 from edge_runtime.bundle.golden import check_golden
 from edge_runtime.bundle.model import Model, ModelError
 from edge_runtime.bundle.open import open_bundle
+from edge_runtime.config.addresses import is_loopback
 from edge_runtime.errors import BundleError, CommandError
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import read_token
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import ListenError, Server
-
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 def open_stand(bundles: Sequence[Path], listen: str, token_file: Path | None) -> tuple[Server, list[str]]:
@@ -30,7 +29,7 @@ def open_stand(bundles: Sequence[Path], listen: str, token_file: Path | None) ->
     host, colon, port = listen.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise CommandError(f"--listen: expected HOST:PORT, such as 127.0.0.1:8080, found {listen!r}")
-    if host not in _LOOPBACK and token_file is None:
+    if not is_loopback(host) and token_file is None:
         raise CommandError(f"--listen: {listen} is open to other machines: name a file with a token, --token-file")
     token = None if token_file is None else read_token(token_file)
     began = time.time()

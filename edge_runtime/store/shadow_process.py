@@ -219,11 +219,9 @@ class _Server:
             return {"error": _words(error)}, b""
         took = time.perf_counter() - began
         arrays, parts = {}, []
-        for name in ("label", "scores", "value", "score"):
-            found = getattr(scores, name)
-            if found is not None:
-                arrays[name] = [str(found.dtype), list(found.shape)]
-                parts.append(np.ascontiguousarray(found).tobytes())
+        for name, found in scores.arrays().items():
+            arrays[name] = [str(found.dtype), list(found.shape)]
+            parts.append(np.ascontiguousarray(found).tobytes())
         return {"took": took, "arrays": arrays}, b"".join(parts)
 
     def _streams(self, header: dict[str, Any]) -> list[Any]:

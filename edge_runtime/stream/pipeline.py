@@ -16,8 +16,8 @@ import numpy as np
 
 from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.config.tables import ModelTable, RepairTable
-from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
+from edge_runtime.delivery.payloads import Payload
 from edge_runtime.readings import Batch, Carry, Floats, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
@@ -48,7 +48,7 @@ class Maker(msgspec.Struct, eq=False):
 
     model: Model
     decider: Decider
-    payload: JsonPayload
+    payload: Payload
     answered: int = 0
     failed: int = 0
     latencies: Latencies = msgspec.field(default_factory=Latencies)
@@ -118,7 +118,7 @@ class Pipeline:
         *,
         channels: tuple[str, ...],
         repair: RepairTable,
-        payload: JsonPayload,
+        payload: Payload,
         topic: str,
         outbox: Outbox,
         loop: Loop,
@@ -167,7 +167,7 @@ class Pipeline:
         self._watches_drift = True
         self._maker.sample = ScoreSample()
 
-    def swap(self, candidate: Candidate, payload: JsonPayload) -> None:
+    def swap(self, candidate: Candidate, payload: Payload) -> None:
         """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
 
         Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
@@ -177,7 +177,7 @@ class Pipeline:
         if candidate.slow:
             self._need_worker()
 
-    def _install(self, model: Model, payload: JsonPayload) -> None:
+    def _install(self, model: Model, payload: Payload) -> None:
         manifest = model.manifest
         self._maker = Maker(model, Decider(manifest, self.config, self._sequences), payload)
         self._maker.sample = ScoreSample() if self._watches_drift else None

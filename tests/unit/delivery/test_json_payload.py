@@ -143,6 +143,7 @@ def test_marks_are_added_behind_and_together() -> None:
     prediction = _prediction(score=np.float32(1), anomaly=True)
     plain = _payload(manifest).encode(prediction)
     both = mark_delayed(_payload(manifest).encode(prediction, synchronised=False))
+    assert both is not None
     assert _read(both) == _read(plain) | {"clock": "unsynchronised", "delayed": True}
 
 

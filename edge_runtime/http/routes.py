@@ -1,0 +1,151 @@
+"""The routes: what answers which path. A new one is a function with its `Route`, and one line in `ROUTES`.
+
+A handler gets the `App`, the request and the named parts of the path. It answers, or returns the `Work` that a model
+has to do first; it refuses by `RefusedError`. `openapi.json` describes every route to tools.
+"""
+
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import TYPE_CHECKING, NamedTuple
+
+from edge_runtime import __version__
+from edge_runtime.http import metrics
+from edge_runtime.http import oip_v2 as tensors
+from edge_runtime.http import predict_api as named
+from edge_runtime.http.event_stream import Watching
+from edge_runtime.http.responses import Answer, RefusedError, Request, busy, json_answer
+from edge_runtime.http.scorer import Work
+from edge_runtime.http.served_model import Served, find
+
+if TYPE_CHECKING:
+    from edge_runtime.http.app import App
+
+STALE_S = 30.0  # a loop that has not answered for so long is not healthy
+
+Parts = Mapping[str, str]
+
+
+class Route(NamedTuple):
+    """One path.
+
+    Attributes:
+        name: in the metrics.
+        pattern: of the whole path, a regular expression whose named groups are the parts.
+        method: GET (which includes HEAD) or POST.
+        handler: answers.
+    """
+
+    name: str
+    pattern: str
+    method: str
+    handler: "Callable[[App, Request, Parts], Answer | Work]"
+
+
+def _page(_app: "App", _request: Request, _parts: Parts) -> Answer:
+    return Answer(
+        body=_file("page.html"),
+        type="text/html; charset=utf-8",
+        headers={
+            "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+            "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            "Cache-Control": "no-cache",
+        },
+    )
+
+
+def _openapi(_app: "App", _request: Request, _parts: Parts) -> Answer:
+    return Answer(body=_file("openapi.json"))
+
+
+def _events(app: "App", request: Request, _parts: Parts) -> Answer:
+    head = {"Cache-Control": "no-store"}
+    if request.method == "HEAD":
+        return Answer(type="text/event-stream", headers=head)
+    watching = Watching.begin(app.board)
+    if watching is None:
+        raise busy("enough pages are open already: close one of them")
+    return Answer(type="text/event-stream", headers=head, watching=watching)
+
+
+def _health(app: "App", _request: Request, _parts: Parts) -> Answer:
+    return json_answer(app.board.health())
+
+
+def _healthz(app: "App", _request: Request, _parts: Parts) -> Answer:
+    app.board.health()
+    if app.board.age_s > STALE_S:
+        raise RefusedError(503, f"the daemon has not answered for {app.board.age_s:.0f} s")
+    return json_answer({"status": "ok"})
+
+
+def _metrics(app: "App", _request: Request, _parts: Parts) -> Answer:
+    return Answer(body=metrics.render(app.board.health(), dict(app.requests)), type=metrics.TYPE)
+
+
+def _server(_app: "App", _request: Request, _parts: Parts) -> Answer:
+    return json_answer({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+
+def _live(_app: "App", _request: Request, _parts: Parts) -> Answer:
+    return json_answer({"live": True})
+
+
+def _ready(app: "App", _request: Request, _parts: Parts) -> Answer:
+    if app.is_stopped or not app.models:
+        raise RefusedError(503, "no model is ready")
+    return json_answer({"ready": True, "live": True})
+
+
+def _index(app: "App", _request: Request, _parts: Parts) -> Answer:
+    return json_answer(
+        [
+            {"name": served.name, "version": served.manifest.version, "state": "READY", "reason": ""}
+            for served in app.models.values()
+        ]
+    )
+
+
+def _model(app: "App", _request: Request, parts: Parts) -> Answer:
+    return json_answer(tensors.metadata(_find(app, parts)))
+
+
+def _model_ready(app: "App", _request: Request, parts: Parts) -> Answer:
+    return json_answer({"name": _find(app, parts).name, "ready": True})
+
+
+def _infer(app: "App", request: Request, parts: Parts) -> Work:
+    header = request.headers.get(tensors.LENGTH_HEADER.lower())
+    return tensors.infer(_find(app, parts), request.body, header, app.pause)
+
+
+def _predict(app: "App", request: Request, parts: Parts) -> Work:
+    return named.predict(_find(app, parts), request.body)
+
+
+def _find(app: "App", parts: Parts) -> Served:
+    return find(app.models, parts["model"], parts.get("version"))
+
+
+def _file(name: str) -> bytes:
+    """A file of this package."""
+    return resources.files("edge_runtime.http").joinpath(name).read_bytes()
+
+
+_MODEL = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
+ROUTES = [
+    Route("predict", r"/predict/(?P<model>[^/]+)", "POST", _predict),
+    Route("infer", _MODEL + r"/infer", "POST", _infer),
+    Route("page", r"/", "GET", _page),
+    Route("openapi", r"/openapi\.json", "GET", _openapi),
+    Route("events", r"/events", "GET", _events),
+    Route("health", r"/health\.json", "GET", _health),
+    Route("healthz", r"/healthz", "GET", _healthz),
+    Route("metrics", r"/metrics", "GET", _metrics),
+    Route("server", r"/v2/?", "GET", _server),
+    Route("live", r"/v2/health/live", "GET", _live),
+    Route("ready", r"/v2/health/ready", "GET", _ready),
+    Route("index", r"/v2/models", "GET", _index),
+    Route("repository", r"/v2/repository/index", "POST", _index),
+    Route("model", _MODEL, "GET", _model),
+    Route("model_ready", _MODEL + r"/ready", "GET", _model_ready),
+]

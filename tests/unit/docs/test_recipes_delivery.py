@@ -1,0 +1,102 @@
+"""The recipes of CONTRIBUTING.md for a payload convention and an HTTP route, followed literally: its code is run."""
+
+import importlib.util
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edge_runtime.bundle.manifest import Input, Manifest, Output
+from edge_runtime.config.load import load_config
+from edge_runtime.daemon.plan import make_plan
+from edge_runtime.delivery import payloads
+from edge_runtime.errors import ConfigError
+from edge_runtime.http import routes
+from edge_runtime.http.app import App
+from edge_runtime.http.live_view import Board
+from edge_runtime.readings import Prediction
+from tests.support import builders
+from tests.support.asking import ask
+
+PAGE = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
+
+
+def code(recipe: str) -> str:
+    """The code block behind the mark of a recipe."""
+    found = re.search(rf"<!-- recipe: {re.escape(recipe)} -->\n *```python\n(.*?)\n *```", PAGE, re.DOTALL)
+    assert found is not None, recipe
+    return textwrap.dedent(found[1])
+
+
+@pytest.fixture
+def make_module(tmp_path: Path) -> Iterator[Any]:
+    """`make_module(recipe)`: the recipe's file, written and importable under the name that its path gives it."""
+    made: list[str] = []
+
+    def make(recipe: str) -> ModuleType:
+        name = recipe.split()[1].removesuffix(".py").replace("/", ".")
+        assert importlib.util.find_spec(name) is None, f"{name} exists: the recipe needs another example"
+        path = tmp_path / f"{name}.py"
+        path.write_text(code(recipe))
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        made.append(name)
+        spec.loader.exec_module(module)
+        return module
+
+    yield make
+    for name in made:
+        del sys.modules[name]
+
+
+def device(tmp_path: Path, payload: str) -> Path:
+    """A device file whose one model uses a payload convention."""
+    bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
+    path = tmp_path / "device.toml"
+    path.write_text(
+        '[device]\nid = "room"\n[[source]]\nname = "climate"\ntype = "mqtt"\ntopics = ["s/{key}"]\nformat = "json"\n'
+        f'[[model]]\nname = "comfort"\nbundle = "{bundle}"\nsource = "climate"\npayload = "{payload}"\n'
+        f'[upstream]\nurl = "mqtt://localhost:1"\n[outbox]\npath = "{tmp_path}/outbox.db"\n'
+    )
+    return path
+
+
+def test_a_payload_convention_by_its_recipe(make_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file and one line, and `check`, the pipeline's encoder and the outbox's mark know the convention."""
+    path = device(tmp_path, "line")
+    with pytest.raises(ConfigError, match="payload: expected one of json, msgpack, found 'line'"):
+        make_plan(load_config(path))
+    make_module("payload edge_runtime/delivery/line_payload.py")
+    monkeypatch.setattr(payloads, "CONVENTIONS", dict(payloads.CONVENTIONS))
+    payloads.CONVENTIONS.update(json.loads("{" + code("payload line").rstrip(",") + "}"))
+    monkeypatch.setattr("edge_runtime.daemon.plan.CONVENTIONS", payloads.CONVENTIONS)
+    make_plan(load_config(path))
+    manifest = Manifest(name="m", version="1", task="classification", input=Input(), output=Output(labels=("a", "b")))
+    made = payloads.convention("line").make(
+        device="d", model="comfort", source="climate", start=1, manifest=manifest, threshold=None
+    )
+    found = made.encode(Prediction(key="k", time=0.0, seq=1, identity=None, label="a"))
+    assert found == b"line comfort k a"
+    assert payloads.mark_delayed(found) == b"line comfort k a delayed"
+    assert payloads.mark_delayed(b'{"a":1}') == b'{"a":1,"delayed":true}'
+
+
+def test_an_http_route_by_its_recipe(make_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function, one line, and the route answers, refuses and is counted as every other."""
+    module = make_module("route edge_runtime/http/keys.py")
+    line = eval(code("route line").rstrip(","), {"Route": routes.Route, "keys": module.keys})  # noqa: S307 - our page
+    monkeypatch.setattr(routes, "ROUTES", [*routes.ROUTES, line])
+    monkeypatch.setattr("edge_runtime.http.app.ROUTES", routes.ROUTES)
+    app = App([], Board(health=lambda: {"models": {"comfort": {"keys": 7}}}))
+    assert ask(app, "GET", "/keys/comfort").document == {"keys": 7}
+    assert ask(app, "GET", "/keys/other").status == 404
+    assert ask(app, "POST", "/keys/comfort").status == 405
+    assert app.requests["keys", 200] == 1
