@@ -233,6 +233,7 @@ class Assembly:
             start=self.start_number,
             loop=self._loop,
             health=partial(health_document, self),
+            counters=self.counters.setdefault("http", Counters()),
             on_change=self._source_changed,
         )
 

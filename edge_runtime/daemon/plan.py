@@ -60,10 +60,6 @@ def make_plan(config: Config, *, starting: bool = False) -> Plan:
         ConfigError: every mistake, one line each.
     """
     mistakes: list[str] = []
-    if config.http is not None and importlib.util.find_spec("waitress") is None:
-        mistakes.append(
-            f"{config.path}: http: needs waitress, which is not installed: pip install 'edge-inference-runtime[http]'"
-        )
     models: list[PlannedModel] = []
     importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
     for each in config.model:

@@ -1,7 +1,8 @@
 """A request from beginning to end: token, host, size, route, answer. Every refusal is JSON with an `error`.
 
-Two doors lead to the same place. `begin` takes a request as far as its model, so that the server can score together
-what waits together; `App` itself is a WSGI callable, which does one request from beginning to end. An `App` belongs to
+Two doors lead to the same place. `admit` judges a head and `begin` takes a request as far as its model, so that the
+server can refuse before it takes a body, and score together what waits together; `App` itself is a WSGI callable, which
+does one request from beginning to end. An `App` belongs to
 one thread. It is tested without a socket. What a path names is looked up in a table, and never reaches a file system.
 """
 
@@ -69,17 +70,37 @@ class App:
         start_response(f"{begun.status} {REASONS[begun.status]}", list(begun.headers.items()))
         return [] if request.method == "HEAD" else [begun.body]
 
+    def admit(self, request: Request, length: int | None = None) -> Answer | None:
+        """Judge a request by its head alone, before any of its body is taken; the refusal, or None.
+
+        Args:
+            request: its body may be absent as yet.
+            length: of the body as announced; None where it comes in chunks.
+        """
+        try:
+            self._gate.admit(request.method, request.headers)
+            request.route, request.handler, request.parts = self._route(request.method, _path(request.path))
+            if length is not None and length > MAX_BODY_BYTES:
+                raise RefusedError(413, f"expected at most {MAX_BODY_BYTES} bytes, found {length}")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 - as in `begin`
+            return self._dressed(request, _refusal(request, error))
+        return None
+
     def begin(self, request: Request) -> Answer | Work:
         """Answer a request, or let it wait for its model: its `Work` is in the scorer then, and `end` answers it."""
+        if request.handler is None:
+            refusal = self.admit(request)
+            if refusal is not None:
+                return refusal
         try:
-            self._gate.admit(request.headers)
-            request.route, handler, parts = self._route(request.method, _path(request.path))
+            assert request.handler is not None
             request.body = _unpacked(request)
-            begun = handler(self, request, parts)
+            begun = request.handler(self, request, request.parts)
+            request.body = b""  # what waits for its model has its windows
             if isinstance(begun, Work):
                 self.scorer.add(begun)
                 return begun
-        except Exception as error:  # noqa: BLE001 - the stage's edge: the server goes on, the client is told
+        except Exception as error:  # noqa: BLE001 - the stage's edge: the server goes on, the client gets a 500
             begun = _refusal(request, error)
         return self._dressed(request, begun)
 
@@ -90,6 +111,14 @@ class App:
         except Exception as error:  # noqa: BLE001 - as above
             answer = _refusal(request, error)
         return self._dressed(request, answer)
+
+    def refuse(self, request: Request, error: RefusedError) -> Answer:
+        """The refusal of a request by the server itself, counted as any other."""
+        return self._dressed(request, error.answer())
+
+    def forget_waiting(self) -> None:
+        """Let go of the requests that wait for a model: their connections are gone."""
+        self.scorer = Scorer()
 
     def stop(self) -> None:
         """Be ready for nothing more."""

@@ -1,214 +1,52 @@
-"""The connections of the server: waitress reads requests and keeps its limits, one thread answers them on `epoll`.
+"""The connections of the server: one thread reads requests and answers them, on an `epoll` of its own.
 
-waitress would hand each request to a thread and wake its own thread for each answer; on a small device those hand-offs
-cost more than the models do. Here the thread that reads also answers: it takes what all sockets have brought, then
-lets the models score it together, and looks at the sockets again after each call of a model. Beside a stream it gives
-way to the event loop between any two steps, and works in short bursts with rests between them (`yield_to_loop.py`).
+It takes what all sockets have brought, then lets the models score it together, and looks at the sockets again after
+each call of a model. Beside a stream it gives way to the event loop between any two steps, and works in short bursts
+with rests between them (`yield_to_loop.py`).
 
-Guarantee: no client is waited for; what a client does not read is kept up to `MOST_UNREAD`, then it is cut off.
+Guarantee: no client is waited for. A request is judged by its head before a byte of its body is kept. Everything that
+clients can make this thread hold is bounded in sum: connections (`CONNECTIONS`; a new one takes the place of the one
+that has been idle or half asked for longest), bodies (`MAX_BODIES_BYTES`), answers (`MOST_UNREAD_BYTES`), windows
+(`scorer.py`). An exception from one request ends its connection and nothing else. Weak point: clients of one address
+share `MOST_OF_ONE_ADDRESS` connections, so a proxy in front of many should keep few open; those of the loopback do not.
 """
 
+import contextlib
+import ipaddress
+import os
 import select
+import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Any
 
 import msgspec
-from waitress import wasyncore
-from waitress.buffers import OverflowableBuffer
-from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
-from waitress.receiver import FixedStreamReceiver
-from waitress.server import TcpWSGIServer
 
-from edge_runtime.http.app import App
-from edge_runtime.http.event_stream import EVENTS_EVERY_S, Watching
-from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request
+from edge_runtime.http.app import MAX_BODY_BYTES, App
+from edge_runtime.http.channel import Channel
+from edge_runtime.http.event_stream import EVENTS_EVERY_S
+from edge_runtime.http.request_reader import BadRequestError
+from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request, busy
 from edge_runtime.http.scorer import HANG_S, Work
 from edge_runtime.http.yield_to_loop import BURST, SHARE, Courtesy
+from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.watchdog import working
 
+HEAD_S = 5.0
 REQUEST_S = 30.0
+IDLE_S = 60.0
 PASS_S = 2 * HANG_S  # a model inside it is given `HANG_S`
 SWEEP_S = 1.0
 LONGEST_REST_S = 0.02
-MOST_UNREAD = 32 << 20
-MOST_EVENTS_UNREAD = 1 << 18
+CONNECTIONS = 100
+MOST_OF_ONE_ADDRESS = 50
+MAX_BODIES_BYTES = 16 << 20
+SMALL_BODY_BYTES = 1 << 16  # such bodies are bounded by the number of connections
+MOST_UNREAD_BYTES = 48 << 20
 MOST_AT_ONCE = 64
-HEADS = 64  # of requests that are remembered, since a client says the same with each
-HEAD_BYTES = 2048
 
-
-class Watched(dict[int, Any]):
-    """What waitress knows by its descriptor, and `epoll` with it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.epoll = select.epoll()
-        self._interests: dict[int, int] = {}
-
-    def __setitem__(self, fd: int, channel: Any) -> None:
-        super().__setitem__(fd, channel)
-        self._interests[fd] = select.EPOLLIN
-        self.epoll.register(fd, select.EPOLLIN)
-
-    def __delitem__(self, fd: int) -> None:
-        super().__delitem__(fd)
-        del self._interests[fd]
-        self.epoll.unregister(fd)
-
-    def review(self, channel: Any) -> None:
-        """Wait for what a channel now wants."""
-        fd = channel._fileno  # noqa: SLF001 - waitress has no other name for it
-        if fd is None:
-            return
-        wanted = (select.EPOLLIN if channel.readable() else 0) | (select.EPOLLOUT if channel.writable() else 0)
-        if wanted != self._interests[fd]:
-            self._interests[fd] = wanted
-            self.epoll.modify(fd, wanted)
-
-
-class Head:
-    """What the head of a request says, for all requests with the same head."""
-
-    __slots__ = ("headers", "keep", "said")
-
-    def __init__(self, parser: HTTPRequestParser) -> None:
-        self.said = {name: value for name, value in vars(parser).items() if name not in _OF_ONE_REQUEST}
-        self.headers = {name.replace("_", "-").lower(): value for name, value in parser.headers.items()}
-        connection = self.headers.get("connection", "").lower()
-        self.keep = connection != "close" if parser.version == "1.1" else connection == "keep-alive"
-
-
-_OF_ONE_REQUEST = frozenset({"adj", "body_rcv", "header_plus", "header_bytes_received", "completed", "empty"})
-
-
-class Parser(HTTPRequestParser):  # type: ignore[misc]  # waitress has no types
-    """Reads a request; a head that has been read before is not read again."""
-
-    head: Head | None = None
-    _known: dict[bytes, Head] = {}  # noqa: RUF012 - of all requests
-
-    def parse_header(self, header_plus: bytes) -> None:
-        """As waitress does, or from memory."""
-        known = self._known.get(header_plus)
-        if known is None:
-            super().parse_header(header_plus)
-            self.head = Head(self)
-            if len(header_plus) <= HEAD_BYTES and not self.chunked and not self.expect_continue:
-                if len(self._known) >= HEADS:
-                    del self._known[next(iter(self._known))]
-                self._known[header_plus] = self.head
-            return
-        self.__dict__.update(known.said)
-        self.head = known
-        if self.content_length > 0:
-            self.body_rcv = FixedStreamReceiver(self.content_length, OverflowableBuffer(self.adj.inbuf_overflow))
-
-    def request(self) -> Request:
-        """What was asked."""
-        assert self.head is not None
-        return Request(self.command, self.path, self.head.headers, self.get_body_stream().read())
-
-
-class Channel(HTTPChannel):  # type: ignore[misc]
-    """A connection."""
-
-    parser_class = Parser
-    requests: list[Parser]
-    begun: float | None = None
-    watching: Watching | None = None
-
-    def received(self, data: bytes) -> bool:
-        """Take what has come, and note since when a request has been coming."""
-        taken = bool(super().received(data))
-        if self.request is None:
-            self.begun = None
-        elif self.begun is None:
-            self.begun = time.monotonic()
-        return taken
-
-    def handle_read(self) -> None:
-        """Read, and see when the client has gone."""
-        super().handle_read()
-        if not self.connected:
-            self.handle_close()
-
-    def handle_close(self) -> None:
-        """Forget it, and that it was watching."""
-        if self.watching is not None:
-            self.watching.leave()
-            self.watching = None
-        self.requests = []
-        super().handle_close()
-
-    def say(self, data: bytes) -> None:
-        """Send what the socket takes now, and keep the rest for later."""
-        if not self.total_outbufs_len:
-            try:
-                data = data[self.send(data, do_close=False) :]
-            except OSError:
-                self.handle_close()
-                return
-        self.last_activity = time.time()
-        if data:
-            self.outbufs[-1].append(data)
-            self.total_outbufs_len += len(data)
-            if self.total_outbufs_len > MOST_UNREAD:
-                self.handle_close()
-
-    def answered(self, *, keep: bool) -> None:
-        """The first of its requests has its answer: go on with the next, or end."""
-        self.requests.pop(0).close()
-        if not self.connected:
-            return
-        if not keep:
-            self.requests = []
-            self.close_when_flushed = True
-            if not self.total_outbufs_len:
-                self.handle_close()
-        elif self.requests:
-            self.server.add_task(self)
-        elif self._waits_for_continue():
-            self.send_continue()
-
-    def _waits_for_continue(self) -> bool:
-        coming = self.request
-        return coming is not None and coming.expect_continue and coming.headers_finished and not self.sent_continue
-
-    def sweep(self, now: float) -> None:
-        """End it when a request takes too long to arrive, or waitress has given it up."""
-        if self.will_close or (self.begun is not None and now - self.begun > REQUEST_S):
-            self.handle_close()
-
-    def send_events(self) -> None:
-        """What the page has not seen yet, unless it does not read."""
-        if self.watching is not None and self.total_outbufs_len < MOST_EVENTS_UNREAD:
-            data = self.watching.more()
-            if data:
-                self.say(data)
-
-
-class Listener(TcpWSGIServer):  # type: ignore[misc]
-    """The socket that clients come to; what they ask gathers in `asked`."""
-
-    channel_class = Channel
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.asked: list[Channel] = []
-        super().__init__(*arguments, **named)
-
-    def add_task(self, channel: Channel) -> None:
-        """A request is complete."""
-        self.asked.append(channel)
-
-
-class _NoThreads:
-    """In the place of waitress's threads, of which there are none."""
-
-    def add_task(self, _task: object) -> None:
-        raise AssertionError
+_log = get_logger("http")
 
 
 class Connections:
@@ -216,41 +54,38 @@ class Connections:
 
     Args:
         app: answers.
-        listener: a bound socket.
-        options: waitress's `Adjustments`.
+        listener: a socket that listens; it stays open when this ends.
         courtesy: to the event loop; None where there is none.
+
+    Attributes:
+        ended: connections that this side ended, by reason.
     """
 
-    def __init__(self, app: App, listener: Any, options: Any, courtesy: Courtesy | None) -> None:
+    def __init__(self, app: App, listener: socket.socket, courtesy: Courtesy | None) -> None:
         self._app = app
-        self._map = Watched()
-        sockinfo = (listener.family, listener.type, listener.proto, listener.getsockname())
-        self._listener = Listener(
-            app,
-            map=self._map,
-            _sock=listener,
-            bind_socket=False,
-            adj=options,
-            sockinfo=sockinfo,
-            dispatcher=_NoThreads(),
-        )
+        self._listener = listener
+        self._epoll = select.epoll()
+        self._epoll.register(listener.fileno(), select.EPOLLIN)
+        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._alarm, select.EPOLLIN)
+        self._interests: dict[int, int] = {}
+        self._channels: dict[int, Channel] = {}
         self._give_way: Callable[[], None] = (lambda: None) if courtesy is None else courtesy.give_way
         app.pause = self._give_way
         self._share, self._burst = (1.0, MOST_AT_ONCE) if courtesy is None else (SHARE, BURST)
+        self._asked: list[Channel] = []
         self._waiting: dict[Work, tuple[Channel, Request]] = {}
-        self._touched: set[Any] = set()
+        self._touched: set[Channel] = set()
+        self._held = 0  # bytes of bodies
         self._date = (0, b"")
-
-    def wake(self) -> None:
-        """End the present wait; from any thread."""
-        self._listener.pull_trigger()
+        self.ended: Counter[str] = Counter()
 
     def serve(self, stopped: Callable[[], bool]) -> None:
         """Answer until `stopped`."""
         swept = told = 0.0
         while not stopped():
-            patience = 0.0 if self._waiting or self._listener.asked else self._patience()
-            events = self._map.epoll.poll(patience, self._burst)
+            patience = 0.0 if self._waiting or self._asked else self._patience()
+            events = self._epoll.poll(patience, self._burst)
             began = time.thread_time()
             with working("the HTTP server", PASS_S):
                 self._read(events)
@@ -263,55 +98,232 @@ class Connections:
                 told = now
                 self._tell()
             for channel in self._touched:
-                self._map.review(channel)
+                self._review(channel)
             self._touched.clear()
             self._rest(time.thread_time() - began)
-        self._end()
+
+    def wake(self) -> None:
+        """End the present wait; from any thread."""
+        os.eventfd_write(self._alarm, 1)
+
+    def close(self) -> None:
+        """Refuse those who wait, and close every connection."""
+        stopping = RefusedError(503, "the server is stopping", headers={"Retry-After": "1"})
+        for work, (channel, request) in list(self._waiting.items()):
+            work.answer = stopping
+            if channel.is_open:
+                self._guarded(channel, lambda: self._finish(channel, self._app.end(request, work)))  # noqa: B023 - called at once
+        self._waiting.clear()
+        for channel in list(self._channels.values()):
+            channel.close()
+        self._epoll.close()
+        os.close(self._alarm)
 
     def _patience(self) -> float:
-        return EVENTS_EVERY_S if self._app.board.is_watched else SWEEP_S
+        return min(EVENTS_EVERY_S if self._app.board.is_watched else SWEEP_S, SWEEP_S)
 
     def _rest(self, worked: float) -> None:
         """Leave the core to others for as long as the share asks; what comes meanwhile is then answered together."""
         if self._share < 1.0 and worked > 0.0:
             time.sleep(min(worked / self._share - worked, LONGEST_REST_S))
 
+    # --- connections come and go ------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        for _ in range(self._burst):
+            try:
+                accepted, address = self._listener.accept()
+            except OSError:  # nothing left, or it has gone again
+                return
+            host = address[0]
+            if not self._make_room(host):
+                accepted.close()
+                continue
+            accepted.setblocking(False)
+            with contextlib.suppress(OSError):
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            channel = Channel(accepted, host, self._forget)
+            self._channels[channel.fd] = channel
+            self._interests[channel.fd] = select.EPOLLIN
+            self._epoll.register(channel.fd, select.EPOLLIN)
+
+    def _make_room(self, host: str) -> bool:
+        """Whether one more connection from this address is taken; the least useful one may have to go for it."""
+        same = [channel for channel in self._channels.values() if channel.address == host]
+        if len(same) >= MOST_OF_ONE_ADDRESS and not _is_loopback(host):
+            return self._end_least_useful(same, "address_full")
+        if len(self._channels) >= CONNECTIONS:
+            return self._end_least_useful(list(self._channels.values()), "connections_full")
+        return True
+
+    def _end_least_useful(self, channels: list[Channel], reason: str) -> bool:
+        """End the one that has been idle, or in the middle of a request, for longest; False where all are answered."""
+        idle = [channel for channel in channels if channel.is_idle]
+        if not idle:
+            self.ended[reason] += 1
+            return False
+        self._end(min(idle, key=lambda channel: channel.begun or channel.active), reason)
+        return True
+
+    def _end(self, channel: Channel, reason: str) -> None:
+        if not self.ended[reason]:
+            _log.warning("a connection was ended", extra=fields(reason=reason, client=channel.address))
+        self.ended[reason] += 1
+        channel.close()
+
+    def _forget(self, channel: Channel) -> None:
+        self._release(channel)
+        self._channels.pop(channel.fd, None)
+        if self._interests.pop(channel.fd, None) is not None:
+            self._epoll.unregister(channel.fd)
+
+    def _review(self, channel: Channel) -> None:
+        """Wait for what a channel now wants."""
+        if channel.is_open and channel.is_over:
+            channel.close()
+        if not channel.is_open:
+            return
+        wanted = channel.interests()
+        if wanted != self._interests[channel.fd]:
+            self._interests[channel.fd] = wanted
+            self._epoll.modify(channel.fd, wanted)
+
+    def _guarded(self, channel: Channel, step: Callable[[], object]) -> None:
+        """One step for one client: its exception ends its connection, and nothing else."""
+        try:
+            step()
+        except Exception:  # noqa: BLE001 - the stage's edge: a fault of ours must not end the neighbours
+            _log.exception("a connection failed and was ended", extra=fields(client=channel.address))
+            self.ended["crashed"] += 1
+            channel.waits = False
+            channel.close()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
     def _read(self, events: list[tuple[int, int]]) -> None:
         for fd, flags in events:
-            channel = self._map.get(fd)
+            channel = self._channels.get(fd)
             if channel is not None:
                 self._give_way()
-                wasyncore.readwrite(channel, flags)
                 self._touched.add(channel)
-        self._touched.add(self._listener)
+                self._guarded(channel, lambda: self._serve_socket(channel, flags))  # noqa: B023 - called at once
+            elif fd == self._listener.fileno():
+                self._accept()
+
+    def _serve_socket(self, channel: Channel, flags: int) -> None:
+        if flags & select.EPOLLOUT:
+            channel.flush()
+            self._go_on(channel)
+        if not flags & ~select.EPOLLOUT or not channel.is_open:
+            return
+        if flags & select.EPOLLIN:
+            data = channel.receive()
+            if data:
+                self._look(channel, lambda: channel.reader.feed(data))
+        else:
+            channel.close()  # reset, or ended on both sides
+
+    def _go_on(self, channel: Channel) -> None:
+        """Look at what has come behind an answered request, if the answer is out, or nearly."""
+        if channel.may_begin:
+            channel.answered = False
+            channel.request = None
+            self._look(channel, channel.reader.next)
+            if channel.reader.has_begun and channel.begun is None:
+                channel.begun = time.monotonic()
+
+    def _look(self, channel: Channel, step: Callable[[], None]) -> None:
+        """Let the reader take a step, and act on what it has: judge a head, bound a body, note a whole request."""
+        reader = channel.reader
+        try:
+            step()
+            if reader.head is not None and channel.request is None:
+                self._judge(channel)
+        except BadRequestError as error:
+            self._refuse_bytes(channel, error)
+        if not channel.is_open or channel.answered or channel.request is None:
+            return
+        self._hold(channel, len(reader.body))
+        if reader.complete and not channel.answered:
+            channel.waits = True
+            self._asked.append(channel)
+
+    def _judge(self, channel: Channel) -> None:
+        """A head has come: refuse it, or take its body."""
+        reader = channel.reader
+        head = reader.head
+        assert head is not None
+        request = channel.request = Request(head.method, head.path, head.headers, b"")
+        refusal = self._app.admit(request, head.length)
+        if refusal is None and self._is_too_much(head.length or 0):
+            refusal = self._app.refuse(request, busy("too many bodies are on their way: try again in a second"))
+        if refusal is not None:
+            passes = head.keeps and not head.expects and head.length is not None and head.length <= SMALL_BODY_BYTES
+            if not passes:
+                self._send(channel, refusal, keep=False)
+                return
+            channel.refusal = refusal
+        reader.accept(keep=refusal is None)
+        if head.expects and not reader.complete and not reader.body:
+            channel.say(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _hold(self, channel: Channel, size: int) -> None:
+        """Count the bytes of a body; one that grows beyond its limit, or that of all, is refused."""
+        self._held += size - channel.held
+        channel.held = size
+        reader, request = channel.reader, channel.request
+        if request is None or reader.complete:
+            return
+        if size > MAX_BODY_BYTES:
+            error = RefusedError(413, f"expected at most {MAX_BODY_BYTES} bytes")
+        elif size > SMALL_BODY_BYTES and self._held > MAX_BODIES_BYTES:
+            error = busy("too many bodies are on their way: try again in a second")
+        else:
+            return
+        self._send(channel, self._app.refuse(request, error), keep=False)
+
+    def _is_too_much(self, length: int) -> bool:
+        """Whether a body of this length has no place beside the others. A small one always has."""
+        return length > SMALL_BODY_BYTES and self._held + length > MAX_BODIES_BYTES
+
+    def _release(self, channel: Channel) -> None:
+        self._held -= channel.held
+        channel.held = 0
+
+    def _refuse_bytes(self, channel: Channel, error: BadRequestError) -> None:
+        """What came is no request: say so, and end."""
+        body = msgspec.json.encode({"error": str(error)})
+        self._app.requests["-", error.status] += 1
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        self._send(channel, Answer(error.status, body, headers=headers), keep=False)
+
+    # --- answering --------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
         """What needs no model at once, then one call of a model for those that wait."""
-        asked, self._listener.asked = self._listener.asked, []
+        asked, self._asked = self._asked, []
         for channel in asked:
-            if channel.requests:
+            if channel.is_open:
                 self._give_way()
-                self._begin(channel, channel.requests[0])
+                self._touched.add(channel)
+                self._guarded(channel, lambda: self._begin(channel))  # noqa: B023 - called at once
         self._give_way()
         for work in self._app.scorer.turn():
             channel, request = self._waiting.pop(work)
-            if channel.connected:
+            if channel.is_open:
                 self._give_way()
-                self._finish(channel, self._app.end(request, work))
+                self._touched.add(channel)
+                self._guarded(channel, lambda: self._finish(channel, self._app.end(request, work)))  # noqa: B023
 
-    def _begin(self, channel: Channel, parser: Parser) -> None:
-        self._touched.add(channel)
-        if parser.error is not None:
-            reason = f"{parser.error.reason}: {parser.error.body}".strip(": ")
-            body = msgspec.json.encode({"error": reason})
-            head = f"HTTP/1.1 {parser.error.code} {parser.error.reason}\r\n".encode()
-            channel.say(
-                head + b"Content-Type: application/json\r\nConnection: close\r\n"
-                b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-            )
-            channel.answered(keep=False)
+    def _begin(self, channel: Channel) -> None:
+        request = channel.request
+        assert request is not None
+        if channel.refusal is not None:
+            refusal, channel.refusal = channel.refusal, None
+            self._finish(channel, refusal)
             return
-        request = parser.request()
+        request.body = bytes(channel.reader.body)
+        channel.reader.body = bytearray()
         begun = self._app.begin(request)
         if isinstance(begun, Work):
             self._waiting[begun] = channel, request
@@ -319,19 +331,32 @@ class Connections:
             self._finish(channel, begun)
 
     def _finish(self, channel: Channel, answer: Answer) -> None:
+        """The answer to a whole request: send it, and go on with the next."""
+        head = channel.reader.head
+        assert head is not None
+        self._send(channel, answer, keep=head.keeps and answer.watching is None)
+
+    def _send(self, channel: Channel, answer: Answer, *, keep: bool) -> None:
         self._touched.add(channel)
-        parser = channel.requests[0]
-        assert parser.head is not None
-        keep = parser.head.keep and answer.watching is None
-        body = b"" if parser.command == "HEAD" else answer.body
+        self._release(channel)
+        head = channel.reader.head
+        body = b"" if head is not None and head.method == "HEAD" else answer.body
         if answer.watching is not None:
             channel.watching = answer.watching
             body = answer.watching.first()
-        channel.say(self._head(answer, keep=keep, old=parser.version == "1.0") + body)
-        if channel.watching is not None and channel.connected:
-            channel.requests.pop(0).close()
+        channel.waits = False
+        channel.answered = True
+        channel.begun = None
+        channel.say(self._head(answer, keep=keep, old=head is not None and head.is_old), body)
+        if channel.watching is not None or not channel.is_open:
             return
-        channel.answered(keep=keep)
+        if channel.unsent and sum(each.unsent for each in self._channels.values()) > MOST_UNREAD_BYTES:
+            self._end(max(self._channels.values(), key=lambda each: each.unsent), "answers_unread")
+            return
+        if not keep:
+            channel.end_after()
+            return
+        self._go_on(channel)
 
     def _head(self, answer: Answer, *, keep: bool, old: bool) -> bytes:
         lines = [f"HTTP/1.1 {answer.status} {REASONS[answer.status]}"]
@@ -350,24 +375,22 @@ class Connections:
             self._date = second, f"\r\nServer: edge-runtime\r\nDate: {date}\r\n\r\n".encode()
         return self._date[1]
 
+    # --- now and then -----------------------------------------------------------------------------------------------
+
     def _sweep(self, now: float) -> None:
-        for channel in list(self._listener.active_channels.values()):
-            channel.sweep(now)
+        for channel in list(self._channels.values()):
+            if channel.sweep(now, head_s=min(HEAD_S, REQUEST_S), request_s=REQUEST_S, idle_s=IDLE_S):
+                self.ended["request_late"] += 1
 
     def _tell(self) -> None:
-        for channel in list(self._listener.active_channels.values()):
+        for channel in list(self._channels.values()):
             if channel.watching is not None:
                 self._give_way()
                 channel.send_events()
                 self._touched.add(channel)
 
-    def _end(self) -> None:
-        """Those who wait are told to come again; then everything is closed."""
-        stopping = RefusedError(503, "the server is stopping", headers={"Retry-After": "1"})
-        for work, (channel, request) in self._waiting.items():
-            work.answer = stopping
-            if channel.connected:
-                self._finish(channel, self._app.end(request, work))
-        self._listener.close()
-        wasyncore.close_all(self._map, ignore_all=True)
-        self._map.epoll.close()
+
+def _is_loopback(host: str) -> bool:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 client of a socket for both
+    return (mapped or address).is_loopback

@@ -20,6 +20,7 @@ from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import ListenError, Server
 from edge_runtime.http.yield_to_loop import courtesy_to
 from edge_runtime.readings import Batch
+from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
@@ -37,7 +38,8 @@ class Attached:
         start: the number of this start.
         loop: the event loop.
         health: makes the health document, in the loop's thread.
-        on_change: is called when it begins to listen.
+        counters: `http_failed`.
+        on_change: is called when it begins to listen, and when it failed.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Attached:
         start: int,
         loop: Loop,
         health: Callable[[], dict[str, Any]],
+        counters: Counters,
         on_change: Callable[[], None],
     ) -> None:
         self._config = config
@@ -55,6 +58,7 @@ class Attached:
         self._start = start
         self._loop = loop
         self._courtesy = courtesy_to(loop)
+        self._counters = counters
         self._on_change = on_change
         self._board = Board(loop.call_soon_threadsafe, health)
         self._token = None if config.token_file is None else read_token(Path(config.token_file))
@@ -78,7 +82,7 @@ class Attached:
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
         """Listen, now or as soon as the address is free."""
         self._app = App([self._served(*each) for each in models], self._board, token=self._token)
-        self._server = Server(self._app, self._config.listen, self._courtesy)
+        self._server = Server(self._app, self._config.listen, self._courtesy, self._failed)
         self._listen()
 
     def exchange(self, config: ModelTable, model: Model) -> None:
@@ -96,6 +100,15 @@ class Attached:
 
     def _served(self, config: ModelTable, model: Model) -> Served:
         return Served(config.name, model, device=self._device, start=self._start, config=config)
+
+    def _failed(self) -> None:
+        """In the server's thread: it begins anew by itself, and health says that it had to."""
+
+        def count() -> None:
+            self._counters.errors["http_failed"] += 1
+            self._on_change()
+
+        self._loop.call_soon_threadsafe(count)
 
     def _listen(self) -> None:
         assert self._server is not None

@@ -23,6 +23,8 @@ LENGTH_HEADER = "Inference-Header-Content-Length"
 PIECE_BYTES = 1 << 15  # of JSON, read in about a millisecond
 PIECE_NUMBERS = 1 << 12
 _MOST_DIMENSIONS = 8
+MAX_ANSWER_BYTES = 16 << 20
+_TEXT_BYTES, _BINARY_BYTES = 24, 8  # of a number: the longest float as text with its comma, the longest binary one
 _DATATYPES = {"label": "INT64"}  # everything else is FP32
 
 
@@ -81,6 +83,7 @@ def infer(served: Served, body: bytes, header_length: str | None, pause: Callabl
     served.check(windows)
     carries = _carries(served.manifest, tensors, len(windows))
     wanted = _wanted(request, served.manifest)
+    _refuse_too_much(served.manifest, wanted, len(windows))
 
     def finish(scores: Scores) -> Answer:
         found: dict[str, NDArray[Any]] = {name: getattr(scores, name) for name in _names(served.manifest)}
@@ -215,12 +218,29 @@ def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
     default = _flag(request.parameters, "binary_data_output", default=False)
     if request.outputs is None:
         return [(name, default) for name in names]
+    left = list(names)
     for output in request.outputs:
-        if output.name not in names:
-            raise RefusedError(400, f"outputs: expected some of {', '.join(names)}, found {output.name[:64]!r}")
+        if output.name not in left:
+            known = f"some of {', '.join(names)}, each once"
+            raise RefusedError(400, f"outputs: expected {known}, found {output.name[:64]!r}")
+        left.remove(output.name)
         if output.parameters.get("classification"):
             raise RefusedError(400, f"{output.name}: the classification extension is not offered: ask for the scores")
     return [(output.name, _flag(output.parameters, "binary_data", default=default)) for output in request.outputs]
+
+
+def _refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: int) -> None:
+    """Refuse a request whose answer would be too long, before a model works for it."""
+    states = {state.output: state.shape for state in manifest.state}
+    size = 0
+    for name, binary in wanted:
+        numbers = int(np.prod(states.get(name) or _tail(manifest, name), dtype=np.int64))
+        size += rows * numbers * (_BINARY_BYTES if binary else _TEXT_BYTES)
+    if size > MAX_ANSWER_BYTES:
+        raise RefusedError(
+            413,
+            f"expected a request whose answer has at most {MAX_ANSWER_BYTES} bytes, found up to {size}: ask for less",
+        )
 
 
 def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:

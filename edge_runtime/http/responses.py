@@ -1,6 +1,6 @@
 """Requests and answers, without a server in sight; every refusal is JSON with an `error`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,9 @@ REASONS = {
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
+    431: "Request Header Fields Too Large",
     500: "Internal Server Error",
+    501: "Not Implemented",
     503: "Service Unavailable",
 }
 
@@ -35,6 +37,7 @@ class Request:
         headers: names in lower case.
         body: as it came; unpacked once it has been looked at.
         route: the name of what answers, for the metrics; `-` where nothing does.
+        handler: what answers, and `parts` of the path for it; None before the request was admitted.
     """
 
     method: str
@@ -42,6 +45,8 @@ class Request:
     headers: Mapping[str, str]
     body: bytes
     route: str = "-"
+    handler: Callable[..., Any] | None = None
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

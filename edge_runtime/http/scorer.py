@@ -25,6 +25,7 @@ from edge_runtime.system.watchdog import working
 
 MAX_WAITING = 64
 MAX_WINDOWS = 256
+MAX_WAITING_BYTES = 32 << 20  # of windows; one request alone may hold more
 PATIENCE_S = 10.0
 HANG_S = 600.0  # a slow model may need minutes for `MAX_WINDOWS`, and no request may starve the watchdog
 
@@ -66,7 +67,8 @@ class Scorer:
         Raises:
             RefusedError: 503 where too many wait already.
         """
-        if len(self._waiting) >= MAX_WAITING:
+        held = sum(waiting.windows.nbytes for waiting in self._waiting)
+        if len(self._waiting) >= MAX_WAITING or (held and held + work.windows.nbytes > MAX_WAITING_BYTES):
             raise busy("too many requests are waiting: try again in a second")
         self._waiting.append(work)
 
