@@ -26,6 +26,9 @@ def serve(device: "str | Path") -> int:
     from edge_runtime.mqtt.light_paho import import_light  # noqa: PLC0415 - `--help` needs none of this
 
     import_light()
+    from edge_runtime.mqtt.paho_client import check_paho  # noqa: PLC0415 - as above
+
+    check_paho()
     from edge_runtime.daemon.process import Daemon  # noqa: PLC0415 - numpy and paho
 
     return Daemon(Path(device), Notifier()).run()

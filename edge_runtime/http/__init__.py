@@ -4,7 +4,7 @@
 
     in_daemon.py    [http] of a daemon  ─┐
     standalone.py   `edge-runtime serve` ─┴─> server.py      address, thread
-                                              connections.py  waitress, epoll, limits
+                                              connections.py  epoll, limits; request_reader.py, channel.py
                                               app.py          token, host, size, counting
                                               routes.py ──┬─> oip_v2.py        Open Inference Protocol v2
                                                           ├─> predict_api.py   readings by name

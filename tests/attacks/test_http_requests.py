@@ -222,15 +222,15 @@ def test_a_page_of_another_site_gets_nothing(
 ) -> None:
     """Whether it posts or only looks, and whether or not the browser adds the password that its user once gave."""
     asked = guarded if with_token else server
-    headers = headers | ({"Authorization": f"Bearer {TOKEN}"} if with_token else {})
-    assert ask(asked, "POST", "/predict/activity", BODY, **headers)[0] == 403
-    assert ask(asked, "GET", "/events", **headers)[0] == 403
-    assert ask(asked, "GET", "/health.json", **headers)[0] == 403
+    sent: dict[str, Any] = headers | ({"Authorization": f"Bearer {TOKEN}"} if with_token else {})
+    assert ask(asked, "POST", "/predict/activity", BODY, **sent)[0] == 403
+    assert ask(asked, "GET", "/events", **sent)[0] == 403
+    assert ask(asked, "GET", "/health.json", **sent)[0] == 403
 
 
 def test_our_own_page_and_a_link_to_it_work(server: Server) -> None:
     """The status page asks for its events, and a link on another site leads to the page."""
-    own = {"Host": f"localhost:{server.port}", "Origin": f"http://localhost:{server.port}"}
+    own: dict[str, Any] = {"Host": f"localhost:{server.port}", "Origin": f"http://localhost:{server.port}"}
     assert ask(server, "GET", "/health.json", **own, Sec_Fetch_Site="same-origin")[0] == 200
     assert ask(server, "GET", "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
 
