@@ -24,11 +24,13 @@ class Receipt(msgspec.Struct, eq=False):
         acknowledge: called when the last hold is released.
         number: what its maker knows it by.
         holds: how many there are; the first is the source's own, until the batch has been handed to every model.
+        heirs: receipts of the same message, which its broker sent again meanwhile.
     """
 
     acknowledge: Callable[[], object]
     number: int = 0
     holds: int = 1
+    heirs: list["Receipt"] | None = None
 
     @property
     def is_released(self) -> bool:
@@ -44,6 +46,17 @@ class Receipt(msgspec.Struct, eq=False):
         self.holds -= 1
         if self.holds == 0:
             self.acknowledge()
+            if self.heirs is not None:
+                for heir in self.heirs:
+                    heir.release()
+
+    def pass_on(self, heir: "Receipt") -> None:
+        """Hold another receipt of the same message until this one is released."""
+        if self.heirs is None:
+            self.heirs = []
+        if not self.heirs or self.heirs[-1] is not heir:
+            heir.hold()
+            self.heirs.append(heir)
 
 
 class Batch(msgspec.Struct, eq=False):

@@ -27,13 +27,13 @@ from edge_runtime.recordings.blocks import ArrowColumns, Block, Columns, Fault, 
 from edge_runtime.recordings.files import open_recording
 from edge_runtime.recordings.locations import place
 from edge_runtime.stream.contract import Contract
-from edge_runtime.stream.pipeline import GAP_PERIODS
 from edge_runtime.stream.windows import Windows
 
 BLOCK_ROWS = 16_384
 BLOCK_BYTES = 1 << 24  # the windows of one block, at the most
 CALL_BYTES = 1 << 20  # the windows of one call of the model: what fits a cache is scored fastest
 MAX_KEYS = 1_000_000
+GAP_PERIODS = 10  # without `max_gap`, a time that jumps by more than so many periods of the rate is a gap
 
 
 class InterruptedPartError(CommandError):

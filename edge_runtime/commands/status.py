@@ -69,7 +69,7 @@ def _describe(document: dict[str, Any]) -> list[str]:
         if beside:
             reason = f" ({beside['why']})" if beside.get("why") else ""
             lines.append(f"    in its shadow: {beside['version']} {beside['state']}{reason}")
-    for name in ("rejected", "dropped", "errors"):
+    for name in ("rejected", "skipped", "dropped", "errors"):
         if document[name]:
             lines.append(f"  {name}: " + ", ".join(f"{reason} {count}" for reason, count in document[name].items()))
     return lines

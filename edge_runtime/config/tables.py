@@ -176,7 +176,9 @@ class ModelTable(Table, frozen=True, kw_only=True):
         smoothing: The verdict is what at least `n` of the last `m` windows said.
         min_interval (s): The least time between two published predictions of one key, unless the verdict is new.
         stride: A new window every so many readings, instead of the bundle's own stride.
-        max_gap (s): A longer pause between two readings of a key is a gap. Left out, there are no gaps.
+        max_gap (s): A longer pause between two readings of a key is a gap, and so is a reading whose own time lies
+            further back. Judged by the readings' own times, or by their arrival where they bring none. Left out, there
+            are no gaps.
         on_gap: `reset` empties the window at a gap, `keep` goes on as if there were none.
         key_expiry (s): The window of a key that says nothing for so long is forgotten.
         max_keys: How many keys have windows at once; the one that was silent for longest makes room.
@@ -237,8 +239,18 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
     Attributes:
         name: What models call this source.
         key: The field that tells one stream from another; every value has a window of its own.
-        time: The field that holds the time of measurement (ISO 8601 or Unix seconds), where a reading has one.
+        time: The field that holds the time of measurement (ISO 8601 or a Unix time), where a reading has one.
         repair: What may be done with a reading that is out of the contract.
+        identity: The member by which a reading is known again, `id`, else `seq`, else the time when left out; `"none"`
+            where no member tells one reading from another.
+        time_unit: The unit of times that are numbers.
+        time_zone: The zone of times that are text without an offset, by its IANA name such as `Europe/Berlin`; UTC
+            when left out.
+        max_ahead (s): A reading whose own time is further ahead of the device's clock is rejected as `bad_time`. Left
+            out, it is a day, and ten years while the clock of the device is not set. Recordings are not judged by it.
+        late: What becomes of a reading whose own time lies before that of an earlier one of its key: `take` puts it
+            into the window as it comes, `drop` skips it. Both are counted as `late`.
+        late_tolerance (s): So far back such a time may lie without being late.
     """
 
     variants: ClassVar[Registry] = SOURCES
@@ -248,6 +260,12 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
     key: Text | None = None
     time: Text = "time"
     repair: RepairTable = RepairTable()
+    identity: Text | None = None
+    time_unit: Literal["s", "ms", "us", "ns"] = "s"
+    time_zone: Text | None = None
+    max_ahead: SomeSeconds | None = None
+    late: Literal["take", "drop"] = "take"
+    late_tolerance: Seconds = 0.0
 
     def read_topics(self, upstream: UpstreamTable) -> dict[str, str]:
         """Its topics at the broker that predictions go to, and the filter that each subscribes to."""

@@ -35,7 +35,7 @@ from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.failover import AnyConnection, Failover
 from edge_runtime.readings import Batch
 from edge_runtime.stream.pipeline import Candidate, Pipeline
-from edge_runtime.stream.sources.kind import AnySource, Wiring
+from edge_runtime.stream.sources.kind import AnySource, Remembering, Wiring
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
@@ -121,7 +121,7 @@ class Assembly:
 
     def begin(self) -> None:
         """Start everything; returns at once."""
-        restore_windows(self.folder, self.pipelines, self._loop.time())
+        restore_windows(self.folder, self.pipelines, self._remembering(), self._loop.time())
         self.upstream_connection.on_change.append(self.outbox.link_changed)
         models = [(pipeline.config, pipeline.model) for pipeline in self.pipelines]
         if self.requests is not None:
@@ -165,7 +165,7 @@ class Assembly:
         safe = run_loop(lambda: self.outbox.is_safe, max(0.1, deadline - self._loop.time()))
         if not safe:
             _log.error("predictions are lost with this stop", extra=fields(lost=self.outbox.queued))
-        save_windows(self.folder, self.pipelines)
+        save_windows(self.folder, self.pipelines, self._remembering())
         self.upstream.say_goodbye()
         for connection in self.connections.values():
             connection.on_change.clear()
@@ -173,6 +173,10 @@ class Assembly:
         if self.store is not None:
             self.store.stop(max(1.0, deadline - self._loop.time()))
         return safe
+
+    def _remembering(self) -> dict[str, Remembering]:
+        """The sources that remember which readings were here."""
+        return {name: source for name, source in self.sources if isinstance(source, Remembering)}
 
     def is_ready(self) -> bool:
         """Every port is open, every subscription granted, and HTTP, where it is wanted, listens."""
@@ -300,6 +304,7 @@ class Assembly:
                 paused=lambda: self.outbox.is_full or not all(pipeline.has_room for pipeline in pipelines),
                 max_gap=min(gaps, default=None),
                 connect=self._connection,
+                is_clock_set=lambda: clock.is_synchronised,
             )
         )
         self.sources.append((source.name, made))

@@ -70,7 +70,7 @@ class Described(Protocol):
 
 def health_document(daemon: Described) -> dict[str, Any]:
     """The health document: totals first, then a part for every stage."""
-    totals: dict[str, dict[str, int]] = {"rejected": {}, "dropped": {}, "errors": {}}
+    totals: dict[str, dict[str, int]] = {"rejected": {}, "skipped": {}, "dropped": {}, "errors": {}}
     for counters in daemon.counters.values():
         for name, total in totals.items():
             for reason, count in getattr(counters, name).items():
@@ -157,7 +157,7 @@ def _broker_in_use(daemon: Described) -> dict[str, Any]:
 
 def _counts(counters: Counters) -> dict[str, Any]:
     parts: dict[str, Any] = dict(counters.counts)
-    for name in ("rejected", "dropped", "errors"):
+    for name in ("rejected", "skipped", "dropped", "errors"):
         found = {reason: count for reason, count in getattr(counters, name).items() if count}
         if found:
             parts[name] = found

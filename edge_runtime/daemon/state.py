@@ -6,12 +6,14 @@ begin anew, and the start's number comes from the clock. Without a folder nothin
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.seen import SavedSeen
+from edge_runtime.stream.sources.kind import Remembering
 from edge_runtime.stream.windows import SavedStream
 from edge_runtime.system.durable import replace_file
 from edge_runtime.system.log import fields, get_logger
@@ -19,15 +21,28 @@ from edge_runtime.system.log import fields, get_logger
 WINDOWS_FORMAT = 1
 OWNER_ONLY = 0o600  # the windows hold readings
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = get_logger("daemon")
 
 
 class SavedWindows(msgspec.Struct):
-    """The incomplete windows of a device, by model; `digest` is of the bundle that they were made for."""
+    """The incomplete windows of a device, by model, with the digest of the bundle that they were made for.
+
+    What the sources have seen stands beside them: a reading that is in a window may come again from its broker.
+    """
 
     format: int
     saved: float
     models: dict[str, tuple[str, list[SavedStream]]]
+    sources: dict[str, SavedSeen] = {}
+    boot: str = ""
+    saved_uptime: float = 0.0
+
+    def age(self) -> float:
+        """Seconds since they were saved, by the machine's uptime; after a reboot by the wall clock."""
+        if self.boot and self.boot == _boot_id():
+            return max(0.0, _uptime() - self.saved_uptime)
+        return max(0.0, time.time() - self.saved)
 
 
 class StateFolder:
@@ -54,15 +69,18 @@ class StateFolder:
                 self._replace(path, str(start).encode())
         return start
 
-    def save_windows(self, models: dict[str, tuple[str, list[SavedStream]]]) -> None:
-        """Keep the incomplete windows.
+    def save_windows(
+        self, models: dict[str, tuple[str, list[SavedStream]]], sources: dict[str, SavedSeen] | None = None
+    ) -> None:
+        """Keep the incomplete windows, and what the sources have seen.
 
         Raises:
             OSError: the folder cannot be written.
         """
         path = self._path("windows")
         if path is not None:
-            self._replace(path, msgspec.msgpack.encode(SavedWindows(WINDOWS_FORMAT, time.time(), models)))
+            saved = SavedWindows(WINDOWS_FORMAT, time.time(), models, sources or {}, _boot_id(), _uptime())
+            self._replace(path, msgspec.msgpack.encode(saved))
 
     def take_windows(self) -> SavedWindows | None:
         """The windows of the last clean stop, once: a crash after this leaves none to be taken twice."""
@@ -84,31 +102,51 @@ class StateFolder:
         replace_file(path, data, mode=OWNER_ONLY)
 
 
-def save_windows(folder: StateFolder, pipelines: Sequence[Pipeline]) -> None:
-    """Keep the incomplete windows of a clean stop."""
+def _boot_id() -> str:
+    """What the kernel calls this boot; empty where it does not say."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _uptime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def save_windows(folder: StateFolder, pipelines: Sequence[Pipeline], sources: Mapping[str, Remembering]) -> None:
+    """Keep the incomplete windows of a clean stop, and what its sources have seen."""
     saved = {each.config.name: (each.model.bundle.digest, each.windows.save()) for each in pipelines}
     try:
-        folder.save_windows({name: item for name, item in saved.items() if item[1]})
+        folder.save_windows(
+            {name: item for name, item in saved.items() if item[1]},
+            {name: source.save() for name, source in sources.items()},
+        )
     except OSError as error:
         _log.warning("incomplete windows are not kept", extra=fields(why=error.strerror))
 
 
-def restore_windows(folder: StateFolder, pipelines: Sequence[Pipeline], now: float) -> None:
+def restore_windows(
+    folder: StateFolder, pipelines: Sequence[Pipeline], sources: Mapping[str, Remembering], now: float
+) -> None:
     """Fill the windows from those that the last clean stop kept, where bundle and age allow it.
 
     Args:
         folder: where they are.
         pipelines: whose windows are filled.
+        sources: which learn again what they have seen.
         now: the loop's time.
     """
     found = folder.take_windows()
     if found is None:
         return
-    age = time.time() - found.saved
+    for name, seen in found.sources.items():
+        if name in sources:
+            sources[name].restore(seen)
+    age = found.age()
     for each in pipelines:
         digest, streams = found.models.get(each.config.name, ("", []))
-        fresh = 0 <= age <= (each.config.max_gap or each.config.key_expiry)
-        if digest == each.model.bundle.digest and fresh:
+        if digest == each.model.bundle.digest and age <= each.config.key_expiry:  # a gap is judged by the next reading
             shapes = [state.shape for state in each.model.manifest.state]
-            restored = each.windows.restore(streams, shapes, now)
+            restored = each.windows.restore(streams, shapes, now - age)
             _log.info("windows restored", extra=fields(model=each.config.name, keys=restored, age_s=round(age)))

@@ -105,6 +105,7 @@ _TOTALS = (
 )
 _REASONS = (
     ("edge_rejected_total", "rejected", "Readings out of the contract, by reason."),
+    ("edge_skipped_total", "skipped", "Readings that were known already, by reason."),
     ("edge_dropped_total", "dropped", "What was lost for want of room or time, by reason."),
     ("edge_errors_total", "errors", "Faults of the outside world, by reason."),
 )

@@ -20,8 +20,10 @@ _REFUSED = 0x80  # MQTT 5 section 2.4
 class Taker(Protocol):
     """Takes the packets."""
 
-    def took_message(self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool) -> None:
-        """A PUBLISH; `packet_id` is 0 at QoS 0."""
+    def took_message(
+        self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool, repeated: bool = False
+    ) -> None:
+        """A PUBLISH; `packet_id` is 0 at QoS 0, `repeated` is its DUP flag."""
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
         """A PUBACK; a `reason` of 128 and more is a refusal."""
@@ -121,7 +123,10 @@ def _take_message(data: bytes, first: int, body: int, end: int, taker: Taker, *,
     packet_id = data[payload] << 8 | data[payload + 1] if first & 2 else 0
     if first & 2 and not packet_id:
         return False
-    taker.took_message(data[topic:payload], data[after:end], packet_id, retained=bool(first & 1))
+    if first & 8:
+        taker.took_message(data[topic:payload], data[after:end], packet_id, retained=bool(first & 1), repeated=True)
+    else:
+        taker.took_message(data[topic:payload], data[after:end], packet_id, retained=bool(first & 1))
     return True
 
 

@@ -11,6 +11,7 @@ once, or never when the connection ends before. `MOST_OWED` messages may wait fo
 more is read.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,7 @@ MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own lim
 GOODBYE_TIMEOUT_S = 2.0
 
 TopicHeads = hot_packets.TopicHeads
+_NUMBERS = itertools.count(1)
 
 
 class HotPath:
@@ -83,6 +85,7 @@ class HotPath:
         self.outcomes: dict[int, Outcome] = {}
         self.acks = AckCoalescing(self, wrapped, loop, ack_patience)
         self.is_paused = False
+        self._number = next(_NUMBERS)
         self._url = url
         self._is_v5 = is_v5
         self._no_properties = b"\0" if is_v5 else b""
@@ -274,14 +277,21 @@ class HotPath:
     # --- what `hot_packets` and paho find; they note it, and act when all is read ------------------------------------
 
     def took_message(
-        self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool, properties: Properties | None = None
+        self,
+        topic: bytes,
+        payload: bytes,
+        packet_id: int,
+        *,
+        retained: bool,
+        repeated: bool = False,
+        properties: Properties | None = None,
     ) -> None:
         """A message has come; see `hot_packets.Taker`."""
         receipt = None
         if packet_id:
             receipt = Receipt(self._acknowledge, packet_id)
             self.owed.append(receipt)
-        self._inbox.append(Message(topic, payload, receipt, properties=properties, retained=retained))
+        self._inbox.append(Message(topic, payload, receipt, False, properties, retained, repeated, self._number))
 
     def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
         """A message that is too long to keep: counted, acknowledged, and so not sent again; see `WholeSocket`."""
@@ -310,6 +320,7 @@ class HotPath:
             bytes(message.payload),
             message.mid if message.qos == 1 else 0,
             retained=message.retain,
+            repeated=message.dup,
             properties=message.properties,
         )
 

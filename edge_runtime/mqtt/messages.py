@@ -12,6 +12,7 @@ class Message(msgspec.Struct, eq=False):
     """One message as it came: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1.
 
     A handler sets `claimed` when the message is its own; an unclaimed one is counted as `unmatched_topic`.
+    `repeated` is MQTT's DUP flag. `link` is the number of the connection that brought it, which no other has.
     """
 
     topic: bytes
@@ -20,6 +21,8 @@ class Message(msgspec.Struct, eq=False):
     claimed: bool = False
     properties: Properties | None = None
     retained: bool = False
+    repeated: bool = False
+    link: int = 0
 
 
 class Will(msgspec.Struct, frozen=True):

@@ -2,29 +2,41 @@
 
 Codecs hand the raw members over; what cannot be read is a `RejectedError` with the reason that is counted.
 The identity is made of the reading's own text only, so that a reading that is delivered twice has it twice.
+A live source reads times with `TimeReader`, which knows its unit and zone and what is plausible; recordings may hold
+any time from 1970 on.
 """
 
 import hashlib
 import math
 import re
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
 from typing import Any, NamedTuple
 
 MAX_KEY_CHARACTERS = 200
 MAX_IDENTITY_CHARACTERS = 128
+NO_IDENTITY = "none"  # of `identity` in the configuration
+TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 # 2201-01-01T00:00:00Z. A time behind it is a mistake, most often milliseconds taken for seconds.
 _END_OF_TIME = 7_289_654_400.0
+# 2000-01-01T00:00:00Z. No sensor measured before it: an unset clock counts from 1970 or 1980, a counter from 0.
+EARLIEST = 946_684_800.0
+DAY_S = 86_400.0
+TEN_YEARS_S = 3_652 * DAY_S
 # What a broker refuses inside one level of a topic (MQTT 5, 1.5.4 and 4.7; mosquitto closes the connection on the
 # control characters and non-characters as well).
 _UNFIT_FOR_A_TOPIC = re.compile("[/+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 
 
 class RejectedError(ValueError):
-    """A reading is out of the contract; `reason` is the word that is counted."""
+    """A reading is out of the contract; `reason` is the word that is counted, `why` what was expected and found."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, why: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.why = why
 
 
 class Origin(NamedTuple):
@@ -39,44 +51,119 @@ class Origin(NamedTuple):
 NO_ORIGIN = Origin()
 
 
-def read_time(value: Any) -> float | None:
-    """Seconds since the Unix epoch, of Unix seconds, ISO 8601 or a timestamp.
+class TimeReader:
+    """Reads the times of one source.
 
-    Without an offset a time is UTC; what is finer than microseconds is cut off.
+    Args:
+        unit: of times that are numbers.
+        zone: of times that are text without an offset.
+        earliest: Unix seconds; an earlier time is no time of measurement.
+        max_ahead: gives the seconds by which a time may be ahead of `wall`; None to judge that not at all.
+        wall: the wall clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        unit: str = "s",
+        zone: tzinfo = UTC,
+        earliest: float = 0.0,
+        max_ahead: Callable[[], float] | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._unit = unit
+        self._divisor = TIME_UNITS[unit]
+        self._zone = zone
+        self._earliest = earliest
+        self._max_ahead = max_ahead
+        self._wall = wall
+
+    def read(self, value: Any) -> float | None:
+        """Seconds since the Unix epoch, of a number in the source's unit, ISO 8601 or a timestamp; None for None.
+
+        What is finer than microseconds is cut off from a text.
+
+        Raises:
+            RejectedError: `bad_time`.
+        """
+        if value is None:
+            return None
+        if type(value) is float or type(value) is int:
+            return self._in_range(value if self._divisor == 1 else _divided(value, self._divisor), value)
+        if type(value) is str and len(value) <= 64:
+            return self._in_range(_iso_seconds(value, self._zone), value)
+        if type(value) is datetime:
+            return self._in_range(_seconds(value, self._zone), value)
+        raise RejectedError("bad_time", f"expected a number or a text as time, found {type(value).__name__}")
+
+    def read_text(self, value: Any) -> float | None:
+        """The same for a text column, where a number may be text; an empty one is None.
+
+        Raises:
+            RejectedError: `bad_time`.
+        """
+        if type(value) is not str:
+            return self.read(value)
+        text = value.strip()
+        if not text:
+            return None
+        if "_" in text:  # Python would read 1_0 as ten
+            raise RejectedError("bad_time", f"expected a time, found {text[:64]!r}")
+        try:
+            return self.read(float(text))
+        except RejectedError:
+            raise
+        except ValueError:
+            return self.read(text)
+
+    def _in_range(self, seconds: float, value: Any) -> float:
+        if not self._earliest <= seconds < _END_OF_TIME:  # false for NaN too
+            raise RejectedError("bad_time", self._explain(value))
+        if self._max_ahead is not None:
+            ahead = seconds - self._wall()
+            if ahead > 0 and ahead > (most := self._max_ahead()):
+                raise RejectedError("bad_time", self._explain(value, most))
+        return float(seconds)
+
+    def _explain(self, value: Any, most_ahead: float = math.inf) -> str:
+        """What is wrong with a time, and whether another unit would make it right."""
+        shown = f"{value!r}"[:64]
+        if type(value) is str or type(value) is datetime:
+            if math.isnan(_iso_seconds(str(value), self._zone)):
+                return f"expected a time such as 2026-11-23T11:19:04Z or Unix {_UNIT_NAMES[self._unit]}, found {shown}"
+        else:
+            for unit, divisor in TIME_UNITS.items():
+                if unit != self._unit and EARLIEST <= _divided(value, divisor) <= self._wall() + DAY_S:
+                    taken = f"{_UNIT_NAMES[unit]} taken for {_UNIT_NAMES[self._unit]}"
+                    return f'expected Unix {_UNIT_NAMES[self._unit]}, found {shown}, {taken}: set time_unit = "{unit}"'
+        if most_ahead < math.inf:
+            return (
+                f"expected a time at most {most_ahead:g} s ahead of this device's clock, found {shown}: "
+                "look at both clocks, or raise max_ahead"
+            )
+        year = datetime.fromtimestamp(self._earliest, UTC).year
+        return f"expected a time from {year} to 2200, found {shown}: set the clock of the sender"
+
+
+def zone_of(name: str | None) -> tzinfo:
+    """The time zone of an IANA name; UTC for None.
 
     Raises:
-        RejectedError: `bad_time`.
+        ValueError: this machine knows none of that name.
     """
-    if value is None:
-        return None
-    if type(value) is float or type(value) is int:
-        return _in_range(value)
-    if type(value) is str and len(value) <= 64:
-        return _in_range(_iso_seconds(value))
-    if type(value) is datetime:
-        return _in_range(_seconds(value))
-    raise RejectedError("bad_time")
+    if name is None:
+        return UTC
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415 - only where a source has local times
 
-
-def read_time_text(value: Any) -> float | None:
-    """The same for a text column, where Unix seconds may be text; an empty one is None.
-
-    Raises:
-        RejectedError: `bad_time`.
-    """
-    if type(value) is not str:
-        return read_time(value)
-    text = value.strip()
-    if not text:
-        return None
-    if "_" in text:  # Python would read 1_0 as ten
-        raise RejectedError("bad_time")
     try:
-        return read_time(float(text))
-    except RejectedError:
-        raise
-    except ValueError:
-        return read_time(text)
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, OSError, ValueError) as error:  # a folder, a path outside, a damaged file
+        raise ValueError(name) from error
+
+
+_PLAIN = TimeReader()
+read_time = _PLAIN.read
+read_time_text = _PLAIN.read_text
 
 
 def read_key(value: Any) -> str:
@@ -98,7 +185,16 @@ def read_identity(origin: Origin) -> str | None:
     Raises:
         RejectedError: `wrong_type`, where it is neither text nor a number.
     """
-    for value in (origin.id, origin.seq, origin.time):
+    return identity_text(origin.id, origin.seq, origin.time)
+
+
+def identity_text(*members: Any) -> str | None:
+    """The first of the members that is there, as text; a long one is replaced by its digest.
+
+    Raises:
+        RejectedError: `wrong_type`, where it is neither text nor a number.
+    """
+    for value in members:
         if value is None or value == "":
             continue
         if type(value) is str:
@@ -117,24 +213,28 @@ def read_identity(origin: Origin) -> str | None:
     return None
 
 
-def _in_range(seconds: float) -> float:
-    if not 0 <= seconds < _END_OF_TIME:  # false for NaN too
-        raise RejectedError("bad_time")
-    return float(seconds)
+def _divided(value: float, divisor: int) -> float:
+    try:
+        return value / divisor
+    except OverflowError:  # an integer beyond float64
+        return math.inf
 
 
-def _iso_seconds(text: str) -> float:
+def _iso_seconds(text: str, zone: tzinfo) -> float:
     try:
         moment = datetime.fromisoformat(text.upper())  # upper: RFC 3339 allows a small t and z
     except ValueError:
         return math.nan
-    return _seconds(moment)
+    return _seconds(moment, zone)
 
 
-def _seconds(moment: datetime) -> float:
+def _seconds(moment: datetime, zone: tzinfo) -> float:
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - _EPOCH).total_seconds()
+        moment = moment.replace(tzinfo=zone)
+    try:
+        return (moment - _EPOCH).total_seconds()
+    except OverflowError:  # year 1 or 9999, in a zone that leads beyond it
+        return math.nan
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -31,7 +31,6 @@ from edge_runtime.system.loop import Loop
 
 SLOW_MODEL_S = 0.005  # above this a call would delay keep-alives and other sources noticeably
 MAX_PENDING_WINDOWS = 1024
-GAP_PERIODS = 10  # a reading's own time that jumps by more than so many periods is a gap
 
 _log = get_logger("model")
 
@@ -188,7 +187,6 @@ class Pipeline:
             self._contract.rejected, self._contract.repaired = self.counters.rejected, self.counters.counts
         window = manifest.input.window
         framed = manifest.input.shape is not None
-        self._own_time_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
         stride = 1 if framed else self.config.stride or window.stride
         wanted = (own, manifest.input.tensor_shape, stride, manifest.state)
         if getattr(self, "_wanted", None) == wanted:
@@ -199,6 +197,7 @@ class Pipeline:
             length=1 if framed else window.length,
             stride=stride,
             max_gap=self.config.max_gap,
+            max_back=self.config.max_gap or 0.0,
             keep=self.config.on_gap == "keep",
             max_keys=self.config.max_keys,
         )
@@ -246,8 +245,7 @@ class Pipeline:
                 values = values[rows]
                 keys = [keys[row] for row in rows]
                 times = [times[row] for row in rows]
-        self.windows.watch_gaps(self.config.max_gap or (self._own_time_gap if batch.own_times else None))
-        done = self.windows.push(values, keys, times, self._loop.time())
+        done = self.windows.push(values, keys, times if batch.own_times else None, self._loop.time())
         if self.windows.evicted:
             self._forget(self.windows.expire(-np.inf))
         if not done.rows:

@@ -2,10 +2,12 @@
 
 Every key has one ring of exactly `length` readings, written in place: memory is
 `keys x length x channels x 4 bytes` and nothing else grows. A window is copied out once, time first, oldest
-reading first, when its last reading arrives. A jump of the readings' time, forward by more than `max_gap` seconds or
-backward at all, starts the key's window anew, unless the policy is to keep it.
+reading first, when its last reading arrives. A pause of more than `max_gap` seconds, or a step of the readings' time
+back by more than `max_back`, starts the key's window anew, unless the policy is to keep it. Readings without times of
+their own are judged by their arrival on the caller's monotonic clock: setting the wall clock empties no window.
 
-Weak point: without times of their own, readings that were lost on the way cannot be told from a slow sensor.
+Weak points: without times of their own, readings that were lost on the way cannot be told from a slow sensor; a late
+reading stands in the window where it came, not where it was measured.
 """
 
 import math
@@ -73,6 +75,7 @@ class Windows:
         length: readings in a window; 1 for whole frames and for models that take each reading by itself.
         stride: readings from the start of one window to the start of the next; 1 for whole frames.
         max_gap: seconds; None to watch no gaps.
+        max_back: seconds by which a reading's own time may lie before that of an earlier one without a gap.
         keep: True keeps a window over a gap.
         max_keys: the most keys at a time; the one that was silent longest makes room, counted in `evicted`.
     """
@@ -84,6 +87,7 @@ class Windows:
         length: int,
         stride: int,
         max_gap: float | None = None,
+        max_back: float = 0.0,
         keep: bool = False,
         max_keys: int = 10_000,
     ) -> None:
@@ -93,6 +97,7 @@ class Windows:
         self._is_single = length == 1 and stride == 1  # every reading is a window: nothing has to be collected
         self._keep = keep
         self._max_gap = None if keep else max_gap
+        self._max_back = max_back
         self._max_keys = max_keys
         self._streams: dict[str | None, Stream] = {}
         self._out: Floats = np.empty((8, *shape), np.float32)
@@ -108,14 +113,14 @@ class Windows:
         """From now on take a jump of more than `max_gap` seconds for a gap; None watches none."""
         self._max_gap = None if self._keep else max_gap
 
-    def push(self, values: Floats, keys: list[str | None], times: list[float], now: float) -> Completed:
+    def push(self, values: Floats, keys: list[str | None], times: list[float] | None, now: float) -> Completed:
         """Take a batch of readings in, and give the windows that it completed.
 
         Args:
             values: `[n, channels]`, or `[n, *shape]` for whole frames.
             keys: the stream of each reading.
-            times: seconds; only differences within a key matter.
-            now: monotonic seconds, for `expire`.
+            times: the readings' own, in seconds; only differences within a key matter. None where they brought none.
+            now: monotonic seconds: when they arrived.
         """
         if self._is_single:
             return self._push_single(values, keys, times, now)
@@ -128,7 +133,7 @@ class Windows:
             while stop < total and keys[stop] == key:
                 stop += 1
             stream = self._stream(key, now)
-            for begin, end in self._without_gaps(stream, times, start, stop):
+            for begin, end in self._without_gaps(stream, times, start, stop, now):
                 self._fill(stream, values, begin, end, done)
             start = stop
         done.windows = self._out[: len(done.rows)]
@@ -171,7 +176,13 @@ class Windows:
         ]
 
     def restore(self, saved: list[SavedStream], state_shapes: list[tuple[int, ...]], now: float) -> int:
-        """Take saved streams back; returns how many fitted this model's shape."""
+        """Take saved streams back; returns how many fitted this model's shape.
+
+        Args:
+            saved: as `save` gave them.
+            state_shapes: of the model's state.
+            now: monotonic seconds, less the age of what was saved.
+        """
         restored = 0
         expected = int(np.prod(self._shape)) * 4 if not self._is_single else 0
         for item in saved[: self._max_keys]:
@@ -201,14 +212,14 @@ class Windows:
     def _ring_shape(self) -> tuple[int, ...]:
         return (1,) if self._is_single else self._shape
 
-    def _push_single(self, values: Floats, keys: list[str | None], times: list[float], now: float) -> Completed:
+    def _push_single(self, values: Floats, keys: list[str | None], times: list[float] | None, now: float) -> Completed:
         carries = []
         for index, key in enumerate(keys):
             stream = self._stream(key, now)
-            if self._is_gap(stream, times[index]):
+            if self._max_gap is not None and self._is_gap(stream, None if times is None else times[index], now):
                 self.gaps += 1
                 stream.reset(1)
-            stream.last_time = times[index]
+            stream.touched = now
             carries.append(stream.carry)
         return Completed(values.reshape(len(keys), *self._shape), list(range(len(keys))), carries)
 
@@ -222,29 +233,38 @@ class Windows:
                 self._evicted.add(silent.key)
             stream = self._streams[key] = Stream(key, self._ring_shape)
             stream.until = self._length
-        stream.touched = now
+            stream.touched = now
         return stream
 
-    def _is_gap(self, stream: Stream, time: float) -> bool:
-        if self._max_gap is None or stream.last_time == _NEVER:
+    def _is_gap(self, stream: Stream, time: float | None, now: float) -> bool:
+        """Whether this reading comes after a gap; its time is noted."""
+        assert self._max_gap is not None
+        last, stream.last_time = stream.last_time, _NEVER if time is None else time
+        if time is None or last == _NEVER:  # no two times of its own to compare
+            return now - stream.touched > self._max_gap
+        if -self._max_back <= time - last < 0.0:
+            stream.last_time = last  # late, but no gap: the next one is compared with the newest
             return False
-        return not 0.0 <= time - stream.last_time <= self._max_gap
+        return not 0.0 <= time - last <= self._max_gap
 
-    def _without_gaps(self, stream: Stream, times: list[float], start: int, stop: int) -> list[tuple[int, int]]:
+    def _without_gaps(
+        self, stream: Stream, times: list[float] | None, start: int, stop: int, now: float
+    ) -> list[tuple[int, int]]:
         """Cut the run `start:stop` where time jumps; the stream is reset as its pieces are asked for."""
         if self._max_gap is None:
-            stream.last_time = times[stop - 1]
+            stream.last_time = _NEVER if times is None else times[stop - 1]
+            stream.touched = now
             return [(start, stop)]
         pieces = []
         begin = start
         for index in range(start, stop):
-            if self._is_gap(stream, times[index]):
+            if self._is_gap(stream, None if times is None else times[index], now):
                 self.gaps += 1
                 if index > begin:
                     pieces.append((begin, index))
                 pieces.append((index, index))  # an empty piece: here the window starts anew
                 begin = index
-            stream.last_time = times[index]
+            stream.touched = now
         pieces.append((begin, stop))
         return pieces
 

@@ -18,15 +18,17 @@ class Counters:
         counts: what went well, such as `readings` or `published`.
         rejected: readings out of the contract, by reason.
         dropped: what was lost for want of room or time, by reason.
+        skipped: readings that were known already, by reason.
         errors: faults of the outside world, by reason, such as `disconnected` or `disk_full`.
     """
 
-    __slots__ = ("counts", "dropped", "errors", "rejected")
+    __slots__ = ("counts", "dropped", "errors", "rejected", "skipped")
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
 
 

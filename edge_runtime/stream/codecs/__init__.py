@@ -16,6 +16,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.registered import CODECS
 from edge_runtime.stream.codecs.columns import Decoded, Members
 from edge_runtime.stream.codecs.kind import CodecTable, Decoder
+from edge_runtime.stream.origin import TimeReader
 
 __all__ = ["CodecTable", "Decoded", "Decoder", "Members", "make_decoder"]
 
@@ -28,6 +29,8 @@ def make_decoder(
     key_field: str | None = None,
     time_field: str = "time",
     place: str = "source",
+    identity: str | None = None,
+    reader: TimeReader | None = None,
     **keys: Any,
 ) -> Decoder:
     """A decoder without a device file.
@@ -39,6 +42,8 @@ def make_decoder(
         key_field: the member or column that names the stream; None for a source with one stream.
         time_field: the member or column that holds the time.
         place: where the configuration speaks of it, for messages.
+        identity: the member or column by which a reading is known again; None for `id`, else `seq`, else the time.
+        reader: of the times; None for Unix seconds and UTC.
         keys: those of the format's own table, such as `fields` or `delimiter`.
 
     Raises:
@@ -49,4 +54,5 @@ def make_decoder(
     codec: CodecTable = CODECS.load(format)(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in keys.items()}
     )
-    return codec.decoder(Members(tuple(channels), key_field, time_field, place), shape)
+    members = Members(tuple(channels), key_field, time_field, place, identity, reader or TimeReader())
+    return codec.decoder(members, shape)

@@ -9,7 +9,16 @@ import msgspec
 import numpy as np
 
 from edge_runtime.readings import Floats
-from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError, read_identity, read_key, read_time
+from edge_runtime.stream.origin import (
+    NO_IDENTITY,
+    NO_ORIGIN,
+    Origin,
+    RejectedError,
+    TimeReader,
+    identity_text,
+    read_identity,
+    read_key,
+)
 from edge_runtime.system.counters import Counters
 
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
@@ -44,19 +53,64 @@ class Decoded(msgspec.Struct, eq=False):
             self.values[piece], self.rows[piece], self.keys[piece], self.times[piece], self.identities[piece]
         )
 
+    def chosen(self, keep: list[int]) -> "Decoded":
+        """The readings of these indexes."""
+        return Decoded(
+            self.values[keep],
+            [self.rows[i] for i in keep],
+            [self.keys[i] for i in keep],
+            [self.times[i] for i in keep],
+            [self.identities[i] for i in keep],
+        )
+
 
 class Members(msgspec.Struct, frozen=True):
-    """Which member of a reading plays which part. A name that is a channel is nothing else."""
+    """Which member of a reading plays which part. A name that is a channel is nothing else.
+
+    Attributes:
+        channels: in the order of the source.
+        key: the member that names the stream.
+        time: the member that holds the time.
+        place: where the configuration speaks of it, for messages.
+        identity: the member by which a reading is known again; None for `id`, else `seq`, else `time`.
+        reader: of the times.
+    """
 
     channels: tuple[str, ...]
     key: str | None = None
     time: str = "time"
     place: str = "source"
+    identity: str | None = None
+    reader: TimeReader = TimeReader()
 
     def origin_names(self) -> list[str | None]:
         """The members of `Origin` in its order; None where the source has no such member."""
         taken = {*self.channels, self.key}
-        return [None if name in taken else name for name in (self.time, "id", "seq")] + [self.key]
+        named: tuple[str | None, ...] = ("id", "seq")
+        if self.identity is not None:
+            named = (None if self.identity in {NO_IDENTITY, self.time} else self.identity, None)
+        return [None if name in taken else name for name in (self.time, *named)] + [self.key]
+
+    @property
+    def identify(self) -> Callable[[Origin], str | None]:
+        """What reads the identity of a reading."""
+        if self.identity is None:
+            return read_identity
+        if self.identity == NO_IDENTITY:
+            return _no_identity
+        return _time_as_identity if self.identity == self.time else _id_as_identity
+
+
+def _no_identity(_origin: Origin) -> None:
+    return None
+
+
+def _time_as_identity(origin: Origin) -> str | None:
+    return identity_text(origin.time)
+
+
+def _id_as_identity(origin: Origin) -> str | None:
+    return identity_text(origin.id)
 
 
 class Rows(msgspec.Struct):
@@ -78,11 +132,19 @@ def judge(
     found: Rows,
     shape: tuple[int, ...],
     counters: Counters,
+    members: Members,
     *,
-    keyed: bool,
-    read_time: Callable[[Any], float | None] = read_time,
+    is_text: bool = False,
 ) -> Decoded:
-    """Numbers that float32 can hold, and origins that can be read: the rest is counted and left out."""
+    """Numbers that float32 can hold, and origins that can be read: the rest is counted and left out.
+
+    Args:
+        found: what a format has found.
+        shape: of one reading.
+        counters: takes the rejections.
+        members: the parts that they play.
+        is_text: numbers may be text, as in a row of columns.
+    """
     count = len(found.frames)
     values = few_good(found.values) if count <= FEW and len(shape) == 1 else None
     reasons: dict[int, str] = {}
@@ -91,11 +153,14 @@ def judge(
             values = _table(found.values).reshape(count, *shape).astype(np.float32)
         reasons = _value_faults(values)
     decoded = Decoded(values, found.frames, [None] * count, [None] * count, [None] * count)
+    keyed = members.key is not None
     if keyed or found.origins.count(NO_ORIGIN) != count:
+        read_time = members.reader.read_text if is_text else members.reader.read
+        identify = members.identify
         for index, origin in enumerate(found.origins):
             try:
                 decoded.times[index] = read_time(origin.time)
-                decoded.identities[index] = read_identity(origin)
+                decoded.identities[index] = identify(origin)
                 decoded.keys[index] = read_key(origin.key) if keyed else None
             except RejectedError as error:
                 reasons.setdefault(index, error.reason)
@@ -166,11 +231,4 @@ def _value_faults(values: Floats) -> dict[int, str]:
 
 
 def _without(decoded: Decoded, bad: Iterable[int]) -> Decoded:
-    keep = sorted(set(range(len(decoded))).difference(bad))
-    return Decoded(
-        decoded.values[keep],
-        [decoded.rows[i] for i in keep],
-        [decoded.keys[i] for i in keep],
-        [decoded.times[i] for i in keep],
-        [decoded.identities[i] for i in keep],
-    )
+    return decoded.chosen(sorted(set(range(len(decoded))).difference(bad)))

@@ -14,7 +14,7 @@ from edge_runtime.stream.codecs.frame_codec import CsvFrameDecoder
 from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE
 from edge_runtime.stream.codecs.rows_of_text import number, row_columns
-from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError, read_time_text
+from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 
 Delimiter = Annotated[
@@ -35,7 +35,7 @@ class CsvDecoder:
 
     def __init__(self, columns: tuple[str, ...], members: Members, delimiter: str) -> None:
         self._shape = (len(members.channels),)
-        self._keyed = members.key is not None
+        self._members = members
         self._width = len(columns)
         self._delimiter = delimiter
         self._channels = [columns.index(name) for name in members.channels]
@@ -55,7 +55,7 @@ class CsvDecoder:
         found = self._all_numbers(frames)
         if found is None:
             found = self._one_by_one(frames, counters)
-        return judge(found, self._shape, counters, keyed=self._keyed, read_time=read_time_text)
+        return judge(found, self._shape, counters, self._members, is_text=True)
 
     def _few(self, row: Sequence[Any]) -> Sequence[Any]:
         return [row[column] for column in self._channels]  # where itemgetter would give no sequence

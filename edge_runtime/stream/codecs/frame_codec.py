@@ -37,7 +37,7 @@ class JsonFrameDecoder:
             found.frames.append(index)
             found.origins.append(origin)
             found.values.append(values)
-        return judge(found, self._shape, counters, keyed=self._members.key is not None)
+        return judge(found, self._shape, counters, self._members)
 
     def _read(self, document: Any) -> tuple[Origin, list[float]]:
         origin = NO_ORIGIN
@@ -72,7 +72,7 @@ class CsvFrameDecoder:
             found.frames.append(index)
             found.origins.append(NO_ORIGIN)
             found.values.append(values)
-        return judge(found, self._shape, counters, keyed=False)
+        return judge(found, self._shape, counters, Members(()))
 
 
 def _flat_numbers(document: list[Any], size: int) -> list[float]:
@@ -110,4 +110,4 @@ class RawFrameDecoder:
         with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning
             values = packed.astype(np.float64) * self._scale
         values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
-        return judge(Rows(rows, [NO_ORIGIN] * len(rows), values), self._shape, counters, keyed=False)
+        return judge(Rows(rows, [NO_ORIGIN] * len(rows), values), self._shape, counters, Members(()))

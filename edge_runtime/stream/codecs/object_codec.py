@@ -43,6 +43,7 @@ class ObjectDecoder:
     def __init__(self, members: Members, syntax: Syntax) -> None:
         self._shape = (len(members.channels),)
         self._one = OneRow(len(members.channels))
+        self._members = members
         self._keyed = members.key is not None
         self._syntax = syntax
         named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
@@ -83,7 +84,7 @@ class ObjectDecoder:
             origins = [NO_ORIGIN] * len(rows)
         else:
             origins = [self._origin(*parts) for parts in members]
-        return judge(Rows(indexes, origins, [row[width:] for row in rows]), self._shape, counters, keyed=self._keyed)
+        return judge(Rows(indexes, origins, [row[width:] for row in rows]), self._shape, counters, self._members)
 
     def _plain_reading(self, frames: Sequence[bytes]) -> Decoded | None:
         """The one reading of a device that is not busy: good numbers and nothing else. None where it is not that."""

@@ -77,7 +77,7 @@ class RawDecoder:
         order = ">" if big_endian else "<"
         self._structure = np.dtype([(f"c{i}", order + np.dtype(kind).str[1:]) for i, kind in enumerate(layout)])
         self._shape = (len(members.channels),)
-        self._keyed = members.key is not None
+        self._members = members
         self._channels = [columns.index(name) for name in members.channels]
         factors = tuple(scale) * len(columns) if len(scale) == 1 else tuple(scale) or (1.0,) * len(columns)
         self._factors = np.array([factors[column] for column in self._channels], dtype=np.float64)
@@ -97,7 +97,7 @@ class RawDecoder:
                 values[:, place] = table[f"c{column}"]
             values *= self._factors
         values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
-        return judge(Rows(rows, self._origins(table), values), self._shape, counters, keyed=self._keyed)
+        return judge(Rows(rows, self._origins(table), values), self._shape, counters, self._members)
 
     def _origins(self, table: Any) -> list[Origin]:
         if all(column is None for column in self._origin):

@@ -4,17 +4,20 @@ A kind is one file beside this one and one line in `registered.py`. The daemon k
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from edge_runtime.config.convert import nearest, quote
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import BrokerTable, Config, SourceTable
+from edge_runtime.errors import ConfigError
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.readings import Batch
 from edge_runtime.stream.codecs import Decoder, Members
 from edge_runtime.stream.codecs.kind import CodecTable
+from edge_runtime.stream.origin import DAY_S, EARLIEST, NO_IDENTITY, TEN_YEARS_S, TimeReader, zone_of
+from edge_runtime.stream.seen import SavedSeen
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
@@ -37,6 +40,17 @@ class AnySource(Protocol):
         """End; nothing more comes."""
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A source whose readings may come again, so that what it has had must be known over a stop."""
+
+    def save(self) -> SavedSeen:
+        """What a clean stop keeps."""
+
+    def restore(self, saved: SavedSeen) -> None:
+        """Take back what the last clean stop has kept."""
+
+
 class Wiring(msgspec.Struct, frozen=True, eq=False):
     """What a source is made with, beside its own table.
 
@@ -52,6 +66,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
         paused: whether the way downstream is full, so that what can wait should.
         max_gap: the shortest of the pauses that a model of it takes for a gap; None where no model does.
         connect: the connection to a broker, under a name for messages; equal brokers share one.
+        is_clock_set: whether the wall clock is to be believed.
     """
 
     config: Config
@@ -65,6 +80,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
     paused: Callable[[], bool]
     max_gap: float | None
     connect: Callable[[BrokerTable, str], AnyConnection]
+    is_clock_set: Callable[[], bool] = lambda: True
 
 
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
@@ -103,17 +119,71 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
 
     codec: CodecTable
 
-    def decoder(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> Decoder:
-        """The decoder of its frames.
+    def decoder(
+        self,
+        channels: tuple[str, ...],
+        shape: tuple[int, ...] | None,
+        *,
+        is_clock_set: Callable[[], bool] = lambda: True,
+    ) -> Decoder:
+        """The decoder of its frames; `is_clock_set` decides how far ahead a time may be where `max_ahead` does not.
 
         Raises:
             ConfigError: its fields do not fit the channels.
         """
-        return self.codec.decoder(Members(channels, self.key, self.time, f'source "{self.name}"'), shape)
+        place = f'source "{self.name}"'
+        if self.identity in channels:
+            found = f"found {quote(str(self.identity))}"
+            raise ConfigError(f"{place}.identity: expected a member that is no channel of the model, {found}")
+
+        def most_ahead() -> float:
+            if self.max_ahead is not None:
+                return self.max_ahead
+            return DAY_S if is_clock_set() else TEN_YEARS_S
+
+        reader = TimeReader(unit=self.time_unit, zone=zone_of(self.time_zone), earliest=EARLIEST, max_ahead=most_ahead)
+        return self.codec.decoder(Members(channels, self.key, self.time, place, self.identity, reader), shape)
 
     def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
         """See whether the frames can hold what its models want."""
         self.decoder(channels, shape)
+
+
+@rule(SourceTable, keys=("identity", "key"))
+def _identity_is_not_key(source: SourceTable) -> Iterator[Finding]:
+    if source.identity is not None and source.identity == source.key:
+        yield (
+            "identity",
+            f"expected another field than key, found {quote(source.identity)} in both: every reading of a key has it",
+        )
+
+
+@rule(SourceTable, keys=("time_zone",))
+def _time_zone(source: SourceTable) -> Iterator[Finding]:
+    if source.time_zone is None:
+        return
+    from zoneinfo import available_timezones  # noqa: PLC0415 - reads a folder: only where a zone is named
+
+    known = available_timezones()
+    if source.time_zone in known:
+        return
+    near = nearest(source.time_zone, sorted(known))
+    remedy = f"did you mean {near}?" if near else "write it as Region/City"
+    if not known:
+        remedy = "this machine has no time zones at all: install the package tzdata"
+    yield (
+        "time_zone",
+        f'expected the IANA name of a zone, such as "Europe/Berlin", found {quote(source.time_zone)}: {remedy}',
+    )
+
+
+@rule(FramedSourceTable, keys=("format", "fields", "identity"))
+def _identity_column(source: FramedSourceTable) -> Iterator[Finding]:
+    columns = list(source.codec.columns)
+    if columns and source.identity is not None and source.identity not in {NO_IDENTITY, *columns}:
+        near = nearest(source.identity, columns)
+        hint = f": did you mean {near}?" if near else ""
+        yield "identity", f'expected one of the fields or "none", found {quote(source.identity)}{hint}'
 
 
 @rule(FramedSourceTable, keys=("format", "fields", "key"))

@@ -1,12 +1,14 @@
 """Topics -> readings: the messages that one wake-up brought, decoded together, as one batch.
 
 Guarantee: a QoS 1 message is acknowledged when every model has released its readings, or at once when it is no
-reading (then it is counted). A stopped source acknowledges nothing, so that the broker keeps what comes.
+reading (then it is counted). A reading goes on once, however often its broker sends it (`seen.py`). A stopped source
+acknowledges nothing, so that the broker keeps what comes.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
+from zlib import crc32
 
 import msgspec
 from msgspec import Meta
@@ -31,7 +33,9 @@ from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import CodecTable
+from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
+from edge_runtime.stream.seen import Deliveries, SavedSeen, Seen, log_first
 from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
@@ -62,6 +66,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         key_file: As in `[upstream]`.
         qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
         max_frame_bytes (B): A longer message is skipped and counted as `too_long`.
+        retained: What becomes of a retained message, which the broker sends again at each connection: `once` takes it
+            unless it equals the last message of its topic, `ignore` skips it, `take` takes it each time.
     """
 
     codec: CodecTable = JsonTable()
@@ -77,6 +83,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     key_file: FilePath | None = None
     qos: Literal[0, 1] = 1
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
+    retained: Literal["once", "ignore", "take"] = "once"
 
     @property
     def brokers(self) -> tuple[str, ...]:
@@ -103,6 +110,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             connection=wiring.connect(broker, f"source {self.name}"),
             sink=wiring.sink,
             counters=wiring.counters,
+            is_clock_set=wiring.is_clock_set,
         )
 
 
@@ -165,7 +173,8 @@ class MqttSource:
         shape: of a source of whole frames.
         connection: not yet started; the source subscribes through it.
         sink: takes the batches.
-        counters: `readings`, and rejections by reason.
+        counters: `readings`, and what was rejected or skipped by reason.
+        is_clock_set: whether the wall clock is to be believed.
     """
 
     def __init__(
@@ -177,6 +186,7 @@ class MqttSource:
         connection: AnyConnection,
         sink: Callable[[Batch], None],
         counters: Counters,
+        is_clock_set: Callable[[], bool] = lambda: True,
     ) -> None:
         self._config = config
         self._connection = connection
@@ -184,7 +194,10 @@ class MqttSource:
         self._counters = counters
         self._keys = TopicKeys(config.topics)
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
-        self._decoder = config.decoder(channels, shape)
+        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set)
+        self._seen = Seen(
+            counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
+        )
         self._stopped = False
         connection.subscribe(self._keys.filters, config.qos, self._take, most_bytes=config.max_frame_bytes)
 
@@ -205,13 +218,22 @@ class MqttSource:
         """Leave what comes from now on with the broker."""
         self._stopped = True
 
+    def save(self) -> SavedSeen:
+        """What a clean stop keeps, so that nothing that was here is taken again."""
+        return self._seen.save()
+
+    def restore(self, saved: SavedSeen) -> None:
+        """Take back what the last clean stop has kept."""
+        self._seen.restore(saved)
+
     def _take(self, messages: list[Message]) -> None:
         arrived = time.perf_counter()
         frames: list[bytes] = []
         keys: list[str | None] = []
-        receipts: list[Receipt | None] = []
+        came = Deliveries(0, [], [], [], [])
         for message in messages:
-            found, key = self._keys.match(message.topic)
+            topic, payload = message.topic, message.payload
+            found, key = self._keys.match(topic)
             if not found:
                 continue  # no topic of ours; the connection's owner counts it
             message.claimed = True
@@ -219,18 +241,29 @@ class MqttSource:
                 if message.receipt is not None:
                     message.receipt.hold()
                 continue
-            if len(message.payload) > self._config.max_frame_bytes:
+            if len(payload) > self._config.max_frame_bytes:
                 self._counters.rejected["too_long"] += 1
                 continue
-            frames.append(message.payload)
+            digest = crc32(payload)
+            if self._is_known_retained(message, digest):
+                self._seen.skip("retained", topic.decode())
+                continue
+            frames.append(payload)
             keys.append(key)
-            receipts.append(message.receipt)
+            came.link = message.link
+            came.topics.append(topic)
+            came.digests.append(digest)
+            came.repeated.append(message.repeated)
+            came.receipts.append(message.receipt)
         if frames:
-            self._decode(frames, keys, receipts, arrived)
+            self._decode(frames, keys, came, arrived)
 
-    def _decode(
-        self, frames: list[bytes], keys: list[str | None], receipts: list[Receipt | None], arrived: float
-    ) -> None:
+    def _is_known_retained(self, message: Message, digest: int) -> bool:
+        if self._config.retained == "once":
+            return self._seen.is_last_of_topic(message.topic, digest) and message.retained
+        return message.retained and self._config.retained == "ignore"
+
+    def _decode(self, frames: list[bytes], keys: list[str | None], came: Deliveries, arrived: float) -> None:
         try:
             decoded = self._decoder.decode(frames, self._counters)
         except Exception:  # noqa: BLE001 - a fault of ours: set aside, or the broker sends them again for ever
@@ -239,18 +272,30 @@ class MqttSource:
             return
         if not len(decoded):
             return
+        rows = decoded.rows
+        keys = [keys[row] for row in rows] if self._keyed_by_topic else decoded.keys
+        going = self._seen.admit(decoded, keys, came)
+        if going is not None:
+            if not going:
+                return
+            decoded = decoded.chosen(going)
+            keys = [keys[index] for index in going]
+        self._deliver(decoded, keys, [came.receipts[row] for row in decoded.rows], arrived)
+
+    def _deliver(
+        self, decoded: Decoded, keys: list[str | None], receipts: list[Receipt | None], arrived: float
+    ) -> None:
         now = time.time()
-        own_times = None not in decoded.times
         self._counters.counts["readings"] += len(decoded)
         self._sink(
             Batch(
                 source=self._config.name,
                 values=decoded.values,
-                keys=[keys[row] for row in decoded.rows] if self._keyed_by_topic else decoded.keys,
+                keys=keys,
                 times=[now if own is None else own for own in decoded.times],
                 identities=decoded.identities,
-                receipts=[receipts[row] for row in decoded.rows],
+                receipts=receipts,
                 arrived=arrived,
-                own_times=own_times,
+                own_times=None not in decoded.times,
             )
         )

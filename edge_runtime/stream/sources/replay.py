@@ -24,6 +24,8 @@ from edge_runtime.recordings.blocks import Block, Recording, RecordingError, Wan
 from edge_runtime.recordings.files import open_recording
 from edge_runtime.stream.codecs import Decoded, Members
 from edge_runtime.stream.codecs.csv_codec import Delimiter
+from edge_runtime.stream.origin import TimeReader, zone_of
+from edge_runtime.stream.seen import Seen, log_first
 from edge_runtime.stream.sources.kind import SourceKindTable, Wiring
 from edge_runtime.system import log
 from edge_runtime.system.counters import Counters
@@ -129,6 +131,9 @@ class ReplaySource:
         self._recordings = open_recordings(config, channels, shape)
         self._pace = _Pace(config, loop.time)
         # A reading that is played again is another reading, and must not be dropped as a repeat of the first.
+        self._seen = Seen(
+            counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
+        )
         self._keeps_identity = config.times == "recorded" and not config.loop
         self._blocks: Iterator[Decoded] = iter(())
         self._block: Decoded | None = None
@@ -170,6 +175,12 @@ class ReplaySource:
             self._deliver(part)
 
     def _deliver(self, part: Decoded) -> None:
+        if self._keeps_identity:
+            going = self._seen.admit(part, part.keys)
+            if going is not None:
+                part = part.chosen(going)
+                if not going:
+                    return
         count, now = len(part), time.time()
         self._counters.counts["readings"] += count
         recorded = self._config.times == "recorded"
@@ -284,6 +295,7 @@ def open_recordings(
     """
     recordings: list[tuple[Path, Recording]] = []
     mistakes: list[str] = []
+    reader = TimeReader(unit=config.time_unit, zone=zone_of(config.time_zone))
     for name in config.files:
         path = Path(name)
         wanted = Wanted(
@@ -295,7 +307,7 @@ def open_recordings(
             format=config.format,
             index_column=config.index_column,
             max_line_bytes=config.max_frame_bytes,
-            members=Members(channels, config.key, config.time, name),
+            members=Members(channels, config.key, config.time, name, config.identity, reader),
         )
         try:
             recording = open_recording(path, wanted)

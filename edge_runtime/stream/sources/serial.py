@@ -25,6 +25,7 @@ from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import CodecTable
 from edge_runtime.stream.codecs.csv_codec import CsvTable
 from edge_runtime.stream.framing import make_framer
+from edge_runtime.stream.seen import Seen, log_first
 from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
 from edge_runtime.stream.sources.port import PortError, close_port, open_port
 from edge_runtime.system import log
@@ -101,6 +102,7 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
             on_state=wiring.on_state,
             needed=wiring.needed,
             max_rest=min(rests),
+            is_clock_set=wiring.is_clock_set,
         )
 
 
@@ -134,6 +136,7 @@ class SerialSource:
         on_state: Callable[[], None] | None = None,
         needed: Callable[[], int] = lambda: 1,
         max_rest: float = 0.0,
+        is_clock_set: Callable[[], bool] = lambda: True,
         rng: random.Random | None = None,
     ) -> None:
         self.is_open = False
@@ -149,7 +152,10 @@ class SerialSource:
             framing = "lines" if config.codec.is_text else "cobs"
         checksum = config.checksum == "crc16"
         self._framer = make_framer(framing, config.max_frame_bytes, counters, checksum=checksum)
-        self._decoder = config.decoder(channels, shape)
+        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set)
+        self._seen = Seen(
+            counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
+        )
         self._needed = needed
         self._max_rest = min(max_rest, _FULL_READ * _BITS_A_BYTE / config.baudrate)
         self._rest: Timer | None = None
@@ -248,6 +254,9 @@ class SerialSource:
             self._counters.errors["crashed"] += 1
             _logger.exception("frames are set aside", extra=log.fields(source=self._config.name, frames=len(frames)))
             return
+        going = self._seen.admit(decoded, decoded.keys) if len(decoded) else None
+        if going is not None:
+            decoded = decoded.chosen(going)
         count = len(decoded)
         if not count:
             return

@@ -18,8 +18,12 @@ class _Noted:
 
     def __init__(self) -> None:
         self.taken: list[tuple[Any, ...]] = []
+        self.repeated: list[bool] = []
 
-    def took_message(self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool) -> None:
+    def took_message(
+        self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool, repeated: bool = False
+    ) -> None:
+        self.repeated.append(repeated)
         self.taken.append((topic, payload, packet_id, retained))
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
@@ -67,6 +71,9 @@ def test_a_repeated_message_is_taken_like_a_first_one() -> None:
     data = bytearray(_message(b"x", 7))
     data[0] |= 0x08
     assert _take(bytes(data))[0] == [(b"a/b", b"x", 7, False)]
+    noted = _Noted()
+    hot_packets.take(bytes(data) + _message(b"y", 8), 0, noted, is_v5=False)
+    assert noted.repeated == [True, False]
 
 
 @pytest.mark.parametrize(

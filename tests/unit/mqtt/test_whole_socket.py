@@ -96,7 +96,9 @@ class _Taker:
     def __init__(self) -> None:
         self.told: list[tuple[bytes, int]] = []
 
-    def took_message(self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool) -> None:
+    def took_message(
+        self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool, repeated: bool = False
+    ) -> None:
         self.told.append((payload, packet_id))
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:

@@ -66,13 +66,13 @@ def test_messages_of_one_wake_up_are_one_batch() -> None:
     """Keys come from the topic, times and identities from the reading, and each keeps its receipt."""
     bench = _Bench()
     bench.line.deliver(
-        (b"sensors/a/climate", b'{"t":1,"h":2,"seq":7}'), (b"sensors/b/climate", b'{"t":3,"h":4,"time":5.5}')
+        (b"sensors/a/climate", b'{"t":1,"h":2,"seq":7}'), (b"sensors/b/climate", b'{"t":3,"h":4,"time":1795432744.5}')
     )
     (batch,) = bench.batches
     assert batch.values.tolist() == [[1, 2], [3, 4]]
     assert batch.keys == ["a", "b"]
-    assert batch.identities == ["7", "5.5"]
-    assert batch.times[1] == 5.5
+    assert batch.identities == ["7", "1795432744.5"]
+    assert batch.times[1] == 1795432744.5
     assert not batch.own_times
     assert bench.line.acknowledged == []
     assert bench.counters.counts["readings"] == 2

@@ -248,3 +248,34 @@ def test_no_window_is_complete_before_the_readings_that_it_needs(length: int, st
         due -= 1
         assert not done.rows or due <= 0
         due = windows.needed
+
+
+def test_readings_without_times_are_judged_by_their_arrival() -> None:
+    """The caller's monotonic clock says when there was a pause; the times of predictions are nothing to it."""
+    windows = Windows((3, CHANNELS), length=3, stride=3, max_gap=2.0)
+    for now in (0.0, 1.9, 3.8):
+        found = windows.push(_values(1), [None], None, now)
+    assert (len(found.rows), windows.gaps) == (1, 0)
+    windows.push(_values(1), [None], None, 10.0)
+    assert windows.gaps == 1
+    assert windows.push(_values(2), [None] * 2, None, 11.0).rows == [1]
+
+
+def test_a_stream_whose_readings_begin_to_bring_times_has_no_gap_by_that() -> None:
+    """A time of its own is never compared with an arrival."""
+    windows = Windows((4, CHANNELS), length=4, stride=4, max_gap=2.0)
+    windows.push(_values(1), [None], None, 0.0)
+    windows.push(_values(1), [None], [1795432744.0], 1.0)
+    windows.push(_values(1), [None], None, 2.0)
+    assert windows.push(_values(1), [None], [1795432747.0], 3.0).rows == [0]
+    assert windows.gaps == 0
+
+
+@pytest.mark.parametrize(("step", "gaps"), [(-1.9, 0), (-2.1, 1)])
+def test_a_late_reading_is_no_gap_within_the_bound(step: float, gaps: int) -> None:
+    """What follows a late reading is compared with the newest time, not with the late one."""
+    windows = Windows((3, CHANNELS), length=3, stride=3, max_gap=2.0, max_back=2.0)
+    for time in (10.0, 10.0 + step, 11.9 if not gaps else 11.9 + step):
+        found = windows.push(_values(1), [None], [time], 0.0)
+    assert windows.gaps == gaps
+    assert len(found.rows) == (0 if gaps else 1)

@@ -1,0 +1,387 @@
+"""What a source remembers, so that each reading goes on once, and no two readings share an identity. Pure.
+
+A broker sends a message again when it does not know that we have it: after a cut link, a restart, a stop. It comes
+with the DUP flag and its old packet id, or, from a broker that was killed, as if it were new. A reading is known again
+
+- by its key and identity, and its content, where it has an identity that is not used twice;
+- else by DUP, packet id, topic and content of its message; without the packet id where its broker numbers anew.
+
+A known reading is skipped and counted. Its message is acknowledged when the first one of the same reading is.
+An identity that comes with other content is a new reading: it is counted as `identity_reused` and gets an identity of
+its own. A key that does so counts as unreliable for a while: then its equal readings are readings, not repeats.
+
+Memory is bounded: the last `GENERATION` to twice as many readings, and whatever is not acknowledged yet; about 300
+bytes each, and 200 bytes a key. Weak points: a kill forgets everything, so that an identity which is used again after
+it is not noticed; a reading without identity that equals an earlier one under the same packet id, and that was on the
+wire when the link broke, is taken for it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, TypeVar
+from zlib import crc32
+
+import msgspec
+
+from edge_runtime.readings import Receipt
+from edge_runtime.stream.codecs.columns import Decoded
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
+
+GENERATION = 4096
+MESSAGES = 1024  # a broker lets 20 (mosquitto) to some hundreds be unacknowledged; those that are, are kept beyond it
+TOPICS = 10_000
+KEYS = 10_000
+# An equal reading under the same identity, so many readings of its key later and without a new link, is no repeat: a
+# sender that repeats does so at once, and the shortest counter that wraps has 256 steps.
+FAR = 128
+RESTART = 1000  # a counter that goes back by so much has wrapped, or its sensor was started anew
+MOST_SAVED = 1024  # readings and messages of a source that are kept over a stop
+Notice = Callable[[str, str], None]
+_MEANINGS = {
+    "skipped redelivered": (logging.INFO, "readings that are known come again: they are skipped and counted"),
+    "skipped retained": (logging.INFO, "retained messages that are known come again: they are skipped and counted"),
+    "skipped late": (logging.WARNING, "readings are older than the newest of their key: skipped and counted"),
+    "late": (logging.WARNING, "readings are older than the newest of their key: taken as they come, and counted"),
+    "identity_reused": (
+        logging.WARNING,
+        'different readings have one identity: name a member that differs with `identity`, or set identity = "none"',
+    ),
+}
+_log = get_logger("source")
+_REPEATED: Final = "\0"  # no identity holds it: it stands for "skip this reading"
+
+Name = TypeVar("Name")
+Value = TypeVar("Value")
+
+
+class Recent(Generic[Name, Value]):
+    """The last `size` to `2 * size` things that were put, and those that are still needed.
+
+    Forgetting a whole generation at a time costs less than keeping an order.
+    """
+
+    def __init__(self, size: int, is_needed: Callable[[Value], bool] = lambda _: False) -> None:
+        self._size = self._limit = size
+        self._is_needed = is_needed
+        self._young: dict[Name, Value] = {}
+        self._old: dict[Name, Value] = {}
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, name: Name) -> Value | None:
+        """What was put under this name last; None when it was not, or long ago."""
+        found = self._young.get(name)
+        return self._old.get(name) if found is None else found
+
+    def put(self, name: Name, value: Value) -> None:
+        """Remember it."""
+        self._young[name] = value
+        if len(self._young) >= self._limit:
+            self._turn()
+
+    def items(self) -> Iterator[tuple[Name, Value]]:
+        """Everything, the oldest first."""
+        for name, value in self._old.items():
+            if name not in self._young:
+                yield name, value
+        yield from self._young.items()
+
+    def values(self) -> Iterator[Value]:
+        """What stands behind the names, the oldest first."""
+        return (value for _, value in self.items())
+
+    def _turn(self) -> None:
+        kept = {name: value for name, value in self._old.items() if name not in self._young and self._is_needed(value)}
+        self._old, self._young = self._young, kept
+        self._limit = self._size + len(kept)
+        for value in self._old.values():
+            self._is_needed(value)
+
+
+class Entry(msgspec.Struct, eq=False, gc=False):
+    """One reading or message that came.
+
+    Attributes:
+        digest: of its content.
+        at: which one of its key it was.
+        message: the number of its message at this source; two readings of one message are never the same one.
+        link: the number of the connection that brought it.
+        receipt: what is owed for it; None once that was given.
+    """
+
+    digest: int
+    at: int
+    message: int
+    link: int
+    receipt: Receipt | None
+
+
+def _is_owed(entry: Entry) -> bool:
+    if entry.receipt is not None and entry.receipt.is_released:
+        entry.receipt = None
+    return entry.receipt is not None
+
+
+class _Key:
+    """What is remembered of one key."""
+
+    __slots__ = ("count", "high", "link", "newest", "reused_at")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.link = 0  # that brought its last new reading
+        self.reused_at = -GENERATION
+        self.high = -1  # the highest identity that is a number
+        self.newest = 0.0  # its newest own time
+
+
+class Deliveries(msgspec.Struct, eq=False, gc=False):
+    """How the messages of one wake-up came; one item a frame."""
+
+    link: int
+    topics: list[bytes]
+    digests: list[int]  # of the payloads
+    repeated: list[bool]  # the DUP flag
+    receipts: list[Receipt | None]
+
+
+class SavedSeen(msgspec.Struct, array_like=True):
+    """What is kept over a stop: readings and messages whose acknowledgement was sent, which may not have arrived."""
+
+    readings: list[tuple[str | None, str, int]] = []
+    messages: list[tuple[int, int]] = []
+    topics: list[tuple[bytes, int]] = []
+    keys: list[tuple[str | None, int, bool]] = []
+
+
+class Seen:
+    """The memory of one source.
+
+    Args:
+        counters: `skipped` by reason, and `identity_reused` and `late` among the counts.
+        late: `drop` skips a late reading.
+        late_tolerance: seconds; see `OriginTable`.
+        notice: called for the first reading of each reason, with what it was.
+    """
+
+    def __init__(
+        self,
+        counters: Counters,
+        *,
+        late: str = "take",
+        late_tolerance: float = 0.0,
+        notice: Notice = lambda _reason, _where: None,
+    ) -> None:
+        self._counters = counters
+        self._notice = notice
+        self._noticed: set[str] = set()
+        self._messages_before = 0
+        self._drops_late = late == "drop"
+        self._tolerance = late_tolerance
+        self._readings: Recent[tuple[str | None, str] | tuple[str | None, str, int], Entry] = Recent(
+            GENERATION, _is_owed
+        )
+        self._messages: Recent[int, Entry] = Recent(MESSAGES, _is_owed)
+        self._topics: Recent[bytes, int] = Recent(TOPICS)
+        self._keys: Recent[str | None, _Key] = Recent(KEYS)
+
+    def is_last_of_topic(self, topic: bytes, digest: int) -> bool:
+        """Whether the last message of this topic had this content; from now on it has."""
+        last = self._topics.get(topic)
+        self._topics.put(topic, digest)
+        return last == digest
+
+    def admit(self, decoded: Decoded, keys: Sequence[str | None], came: Deliveries | None = None) -> list[int] | None:
+        """Which readings go on: None for all of them, the usual case. Identities that were used are replaced in place.
+
+        Args:
+            decoded: the readings of one wake-up.
+            keys: the key of each.
+            came: how their messages came; None for a source that cannot bring a reading twice.
+        """
+        known = None if came is None else self._known_messages(came)
+        count = len(decoded.rows)
+        if not known and decoded.identities.count(None) == count and decoded.times.count(None) == count:
+            return None
+        going = []
+        digests = self._digests(decoded, came)
+        for index, frame in enumerate(decoded.rows):
+            if known and frame in known:
+                self.skip("redelivered", f"message on {came.topics[frame]!r}" if came is not None else "")
+                continue
+            identity, time = decoded.identities[index], decoded.times[index]
+            if identity is not None or time is not None:
+                key = keys[index]
+                state = self._keys.get(key) or self._new_key(key)
+                if identity is not None:
+                    own = self._identify(state, key, identity, digests[index], came, frame)
+                    if own == _REPEATED:
+                        self.skip("redelivered", _place(key, identity))
+                        continue
+                    decoded.identities[index] = own
+                if time is not None:
+                    if time >= state.newest:
+                        state.newest = time
+                    elif self._is_late(state, time, key):
+                        continue
+            going.append(index)
+        self._messages_before += decoded.rows[-1] + 1
+        return None if len(going) == count else going
+
+    def _new_key(self, key: str | None) -> _Key:
+        state = _Key()
+        self._keys.put(key, state)
+        return state
+
+    @staticmethod
+    def _digests(decoded: Decoded, came: Deliveries | None) -> Sequence[int]:
+        """The content of each reading: of a message with one reading its bytes, else its numbers and its time."""
+        rows = decoded.rows
+        if came is not None and (len(rows) == 1 or len(set(rows)) == len(rows)):
+            return [came.digests[frame] for frame in rows]
+        return [
+            crc32(repr(time).encode(), crc32(values.tobytes()))
+            for values, time in zip(decoded.values, decoded.times, strict=True)
+        ]
+
+    def _known_messages(self, came: Deliveries) -> set[int]:
+        """The frames that are messages of QoS 1 which came before."""
+        known: set[int] = set()
+        for frame, receipt in enumerate(came.receipts):
+            if receipt is None or not receipt.number:
+                continue
+            mark = crc32(came.topics[frame], came.digests[frame])
+            if came.repeated[frame]:
+                entry = self._messages.get(receipt.number)
+                if entry is None or entry.digest != mark:
+                    entry = self._owed_like(mark, came.link)
+                if entry is not None:
+                    known.add(frame)
+                    entry.link = came.link
+                    _pass_on(entry, receipt)
+                    self._messages.put(receipt.number, entry)
+                    continue
+            self._messages.put(receipt.number, Entry(mark, 0, 0, came.link, receipt))
+        return known
+
+    def _owed_like(self, mark: int, link: int) -> Entry | None:
+        """A message of an earlier connection that its broker must send again, for brokers that give it a new number."""
+        for entry in self._messages.values():
+            if entry.digest == mark and entry.link != link and _is_owed(entry):
+                return entry
+        return None
+
+    def _identify(
+        self, state: _Key, key: str | None, identity: str, digest: int, came: Deliveries | None, frame: int
+    ) -> str | None:
+        """The identity that the reading goes on with, None for none; `_REPEATED` where it was here before."""
+        link, receipt = (0, None) if came is None else (came.link, came.receipts[frame])
+        entry = self._readings.get((key, identity))
+        number = int(identity) if len(identity) < 16 and identity.isdecimal() else None
+        is_same = entry is not None and entry.digest == digest
+        message = self._messages_before + frame
+        if (
+            entry is not None
+            and is_same
+            and came is not None
+            and entry.message != message
+            and self._is_reliable(state)
+            and (came.repeated[frame] or state.link != link or state.count - entry.at < FAR)
+        ):
+            _pass_on(entry, receipt)
+            return _REPEATED
+        is_reused = entry is not None or (number is not None and state.high - number >= RESTART)
+        new = Entry(digest, state.count, message, link, receipt)
+        self._readings.put((key, identity), new)
+        if is_reused:
+            self._count("identity_reused", _place(key, identity))
+            state.reused_at = state.count
+        if number is not None and (is_reused or number > state.high):
+            state.high = number
+        state.count += 1
+        state.link = link
+        if not is_reused:
+            return identity
+        own = (key, identity, digest)
+        if is_same or self._readings.get(own) is not None:
+            return None  # not even its content tells it from an earlier one
+        self._readings.put(own, new)
+        return f"{identity}-{digest:08x}"
+
+    @staticmethod
+    def _is_reliable(state: _Key) -> bool:
+        return state.count - state.reused_at >= GENERATION
+
+    def _is_late(self, state: _Key, time: float, key: str | None) -> bool:
+        """Whether a reading older than another one of its key is to be left out."""
+        if state.newest - time <= self._tolerance:
+            return False
+        if self._drops_late:
+            self.skip("late", _place(key, f"{state.newest - time:g} s"))
+            return True
+        self._count("late", _place(key, f"{state.newest - time:g} s"))
+        return False
+
+    def skip(self, reason: str, where: str) -> None:
+        """Count a reading that is left out."""
+        self._counters.skipped[reason] += 1
+        self._notice_first(f"skipped {reason}", where)
+
+    def _count(self, reason: str, where: str) -> None:
+        self._counters.counts[reason] += 1
+        self._notice_first(reason, where)
+
+    def _notice_first(self, reason: str, where: str) -> None:
+        if reason not in self._noticed:
+            self._noticed.add(reason)
+            self._notice(reason, where)
+
+    def save(self) -> SavedSeen:
+        """What a stop keeps. What is not acknowledged is not among it: its broker will send it again, to be taken."""
+        readings = [
+            (name[0], name[1], entry.digest)
+            for name, entry in self._readings.items()
+            if len(name) == 2 and not _is_owed(entry)
+        ]
+        messages = [(number, entry.digest) for number, entry in self._messages.items() if not _is_owed(entry)]
+        keys = [
+            (key, state.high, not self._is_reliable(state))
+            for key, state in self._keys.items()
+            if state.high >= 0 or not self._is_reliable(state)
+        ]
+        return SavedSeen(readings[-MOST_SAVED:], messages[-MOST_SAVED:], list(self._topics.items()), keys)
+
+    def restore(self, saved: SavedSeen) -> None:
+        """Take back what an earlier start has saved."""
+        for key, high, is_unreliable in saved.keys:
+            state = self._new_key(key)
+            state.high, state.reused_at = high, 0 if is_unreliable else -GENERATION
+        for key, identity, digest in saved.readings:
+            self._readings.put((key, identity), Entry(digest, 0, -1, 0, None))
+        for number, digest in saved.messages:
+            self._messages.put(number, Entry(digest, 0, -1, 0, None))
+        for topic, digest in saved.topics:
+            self._topics.put(topic, digest)
+
+
+def _place(key: str | None, what: str) -> str:
+    return what if key is None else f"{what} of {key}"
+
+
+def log_first(source: str) -> Notice:
+    """What logs the first reading of each reason of a source, with what that means and what to do."""
+
+    def notice(reason: str, where: str) -> None:
+        level, text = _MEANINGS[reason]
+        _log.log(level, text, extra=fields(source=source, first=where))
+
+    return notice
+
+
+def _pass_on(entry: Entry, receipt: Receipt | None) -> None:
+    """The same reading came again: its message is acknowledged when what was made of the first one is safe."""
+    if receipt is not None and _is_owed(entry) and entry.receipt is not receipt:
+        assert entry.receipt is not None
+        entry.receipt.pass_on(receipt)
