@@ -2,7 +2,7 @@
 
 The folder `STORE/.incoming/` holds at most one part, under the SHA-256 that it shall have, so that only the very same
 content is ever continued: after a pause, another sender, or a restart of the daemon. Nothing in it counts for the
-store; what makes a bundle count is `Store.install`, which checks the signature before anything parses the file.
+store; what makes a bundle count is `ModelStore.install`, which checks the signature before anything parses the file.
 
 Guarantee: never more than the announced size is written, and that is bounded; a part is never trusted, since what is
 whole is hashed from the disk. Weak point: a power cut may leave a part whose end is damaged. Then the hash tells, the
@@ -20,11 +20,12 @@ import msgspec
 
 from edge_runtime.bundle.signature import NAMESPACE, SUFFIX, require_signature
 from edge_runtime.errors import BundleError, CommandError
-from edge_runtime.store.store import Listed, ModelStore, Policy, Slot
+from edge_runtime.store.install import SPARE_BYTES, Policy
+from edge_runtime.store.records import ListedBundle, Slot
+from edge_runtime.store.store import ModelStore
 from edge_runtime.system.durable import make_folder, remove, write_file
 
 ROLLBACK_NAMESPACE = f"{NAMESPACE}-rollback"
-SPARE_BYTES = 1024 * 1024
 _READ_BYTES = 1024 * 1024
 
 
@@ -80,7 +81,7 @@ class Incoming:
         self._folder = store.root / ".incoming"
         self._carried_out: set[str] = set()  # by this start; another start has another token
 
-    def serving(self, offer: Offer) -> Listed | None:
+    def serving(self, offer: Offer) -> ListedBundle | None:
         """The bundle, if it is active already.
 
         Raises:

@@ -24,8 +24,8 @@ from edge_runtime.bundle.open import one_line
 from edge_runtime.errors import EdgeError
 from edge_runtime.readings import Floats
 from edge_runtime.store.agreement import Agreement
+from edge_runtime.store.records import Slot
 from edge_runtime.store.shadow_process import ShadowError, ShadowProcess
-from edge_runtime.store.store import Slot
 from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
