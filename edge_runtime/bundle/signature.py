@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -202,7 +203,15 @@ def verify(
     raise SignatureError(_explain(place, complaint, allowed_signers))
 
 
-def precheck(signature: bytes, digests: dict[str, bytes], allowed_signers: Path, *, place: str) -> None:
+def precheck(
+    signature: bytes,
+    digests: dict[str, bytes],
+    allowed_signers: Path,
+    *,
+    namespace: str = NAMESPACE,
+    other_keys: Literal["refuse", "pass"] = "refuse",
+    place: str,
+) -> None:
     """Refuse a signature that cannot be one of a file with these hashes by a trusted Ed25519 key.
 
     The file need not be here: an OpenSSH signature covers the hash alone. What passes must still be verified with the
@@ -212,6 +221,8 @@ def precheck(signature: bytes, digests: dict[str, bytes], allowed_signers: Path,
         signature: the armoured text.
         digests: the hashes of the file by OpenSSH's names, `sha256` or `sha512`.
         allowed_signers: the trusted keys.
+        namespace: what the signature must be for.
+        other_keys: whether a trusted key of another kind passes, where `verify` follows at once.
         place: what is signed, in messages.
 
     Raises:
@@ -221,8 +232,8 @@ def precheck(signature: bytes, digests: dict[str, bytes], allowed_signers: Path,
 
     blob = _parse(signature, "signature", place)
     digest = digests.get(blob.hash_name.decode("ascii", "replace"))
-    if blob.namespace != NAMESPACE.encode():
-        raise SignatureError(f"{place}: signature: found a signature for another purpose: sign it with -n {NAMESPACE}")
+    if blob.namespace != namespace.encode():
+        raise SignatureError(f"{place}: signature: found a signature for another purpose: sign it with -n {namespace}")
     if digest is None:
         raise SignatureError(f"{place}: signature: expected the {blob.hash_name.decode(errors='replace')} of the file")
     _require_signers(allowed_signers, place)
@@ -230,6 +241,8 @@ def precheck(signature: bytes, digests: dict[str, bytes], allowed_signers: Path,
         raise SignatureError(_stranger(place, allowed_signers))
     key, signed = _strings(blob.key), _strings(blob.signature)
     if len(key) != 2 or len(signed) != 2 or key[0] != _ED25519 or signed[0] != _ED25519:
+        if other_keys == "pass" and key and key[0] != _ED25519:
+            return
         raise SignatureError(
             f"{place}: signature: expected an Ed25519 key, found {key[0].decode(errors='replace') if key else 'none'}: "
             "add a signed release document with `edge-convert sign`"

@@ -13,14 +13,12 @@ model that hangs in service is ended by the watchdog, and given back after the s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import ModelOptions
-from edge_runtime.bundle.open import one_line, open_bundle
+from edge_runtime.bundle.open import one_line
 from edge_runtime.bundle.optimised_copy import chosen, load_model
-from edge_runtime.bundle.signature import require_signature
 from edge_runtime.config.tables import StoreTable
 from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.store.install import shadow_misfit
@@ -216,11 +214,7 @@ class Exchange:
         config = watched.pipeline.config
         growth = Growth()
         try:
-            bundle = self._store.open(slot.name)
-            if bundle.digest != slot.digest:
-                return _nothing  # the store has decided anew meanwhile; the next look sees it
-            if self._config.allowed_signers is not None:  # as at a start, which would refuse what we let in here
-                require_signature(bundle.path, Path(self._config.allowed_signers))
+            bundle = self._store.open_slot(slot)  # its signature first, as at a start
             options = ModelOptions(threads=config.threads, max_batch=config.max_batch)
             model = load_model(bundle, options, chosen(config, self._config))
             candidate = rehearse(model, config)
@@ -244,15 +238,13 @@ class Exchange:
         slot = self._store.confirm(watched.slot.name, watched.slot.digest)
         return lambda: self._proven(watched, slot)
 
-    def _examine(self, path: Path, beside: Manifest) -> Manifest:
-        """As at an install: what stands in the store may have been put there by somebody else.
+    def _examine(self, slot: Slot, beside: Manifest) -> Manifest:
+        """As at an install: another program may have written into the store.
 
         Raises:
             EdgeError: the shadow may not run.
         """
-        if self._config.allowed_signers is not None:
-            require_signature(path, Path(self._config.allowed_signers))
-        manifest = open_bundle(path).manifest
+        manifest = self._store.open_slot(slot).manifest
         problem = shadow_misfit(beside, manifest)
         if problem is not None:
             raise BundleError(f"cannot run beside {beside.version}: {problem}")
@@ -285,7 +277,7 @@ class Exchange:
                 beside,
                 threshold=config.threshold,
                 threads=config.threads,
-                check=lambda path: self._examine(path, beside),
+                check=lambda: self._examine(slot, beside),
                 loop=self._loop,
                 on_end=lambda why: self._shadow_ended(watched, why),
             )

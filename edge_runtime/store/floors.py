@@ -28,6 +28,7 @@ class VersionFloor(msgspec.Struct, kw_only=True):
 
     version: str = ""
     digest: str = ""
+    sequence: int = 0
     used: list[UsedPermission] = []
 
     def admits(self, version: str, digest: str) -> bool:
@@ -69,6 +70,13 @@ class Floors:
         known, new = version_key(floor.version), version_key(record.version)
         if known is None or (new is not None and new > known):
             floor.version, floor.digest = record.version, record.digest
+            self._save(name, floor)
+
+    def raise_sequence(self, name: str, sequence: int) -> None:
+        """Let no release document with a lower number in from now on."""
+        floor = self.read(name)
+        if sequence > floor.sequence:
+            floor.sequence = sequence
             self._save(name, floor)
 
     def require_admitted(self, name: str, record: BundleRecord, state: SlotState) -> None:

@@ -8,6 +8,7 @@ is, with the bounds of `bundle/onnx_file.py` alone.
 
 import shutil
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,10 +18,11 @@ from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.measured import Measured
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS, Limits
 from edge_runtime.bundle.open import Bundle, check_bundle, open_bundle, read_file
+from edge_runtime.bundle.release import MAX_RELEASE_BYTES, RELEASE_SUFFIX, Release, read_release
 from edge_runtime.bundle.selftest import DEFAULT_BUDGET, Budget, run_selftest
-from edge_runtime.bundle.signature import SUFFIX, require_signature
+from edge_runtime.bundle.signature import MAX_SIGNATURE_BYTES, SUFFIX, SUFFIXES, Verified, require_signatures
 from edge_runtime.errors import BundleError, CommandError
-from edge_runtime.store.floors import Floors
+from edge_runtime.store.floors import Floors, VersionFloor
 from edge_runtime.store.layout import StoreFolder, is_valid_name
 from edge_runtime.store.permission import allows_older
 from edge_runtime.store.pruning import BundleFolder
@@ -29,7 +31,6 @@ from edge_runtime.system.durable import locked, make_folder, remove, write_file
 
 DEFAULT_SIGNERS = Path("/etc/edge-runtime/allowed_signers")
 SPARE_BYTES = 1024 * 1024
-_MAX_SIGNATURE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Policy:
         activate: False only stages the bundle.
         shadow: stages it, and lets it run beside the active one.
         allow_older: a signed permission; None looks for `BUNDLE.allow-older`.
+        signatures: how many different keys must have signed.
+        release: `require` refuses a bundle without `BUNDLE.release`; one that is there is always checked.
     """
 
     allowed_signers: Path = DEFAULT_SIGNERS
@@ -59,6 +62,8 @@ class Policy:
     activate: bool = True
     shadow: bool = False
     allow_older: Path | None = None
+    signatures: int = 1
+    release: str = "accept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +122,15 @@ class Installer:
         place = str(source)
         staged = staging / "bundle.onnx"
         data = self._stage(source, staged, policy)
-        _require_signature(source, staged, data, policy)
+        verified = _require_signatures(source, staged, data, policy)
+        release = _read_release(source, policy)
         bundle = check_bundle(staged, data, place=place, limits=policy.limits)
         name, digest = bundle.manifest.name, bundle.digest
+        if release is not None:
+            _require_match(release, bundle, place)
+            self._require_sequence(release, place)
         _require_name(name, place)
-        _require_class(bundle.manifest, policy, place)
+        _require_class(bundle.manifest.target_device, policy.device_class, place)
         state = self._states.load(name)
         if state is not None:
             self._floors.settle_permissions(name, state.active.digest)  # where a power cut came between
@@ -132,7 +141,13 @@ class Installer:
         if policy.shadow:
             self._require_comparable(bundle, state, place)
         measured = self._selftest(bundle, policy.budget, place)
-        record = BundleRecord(version=bundle.manifest.version, digest=digest, size=bundle.size)
+        record = BundleRecord(
+            version=bundle.manifest.version,
+            digest=digest,
+            size=bundle.size,
+            admitted=max((each.at for each in verified), default=time.time()),
+            signers=[each.principal for each in verified],
+        )
         with self._folder.changing(name):
             state = self._states.load(name)  # the daemon may have gone back meanwhile
             self._require_admitted(bundle, state, policy, source)
@@ -140,6 +155,8 @@ class Installer:
             if permission is not None:
                 self._floors.use_permission(name, permission, digest)
             slot = self._decide(name, state, record, policy)
+            if release is not None:
+                self._floors.raise_sequence(name, release.sequence)
         self._floors.settle_permissions(name, digest)
         return Installed(slot, changed=True, measured=measured)
 
@@ -171,10 +188,31 @@ class Installer:
                 "remove something, then install again"
             )
         write_file(staged, data)
-        signature = source.with_name(source.name + SUFFIX)
-        if signature.exists():
-            write_file(staged.with_name(staged.name + SUFFIX), read_file(signature, _MAX_SIGNATURE_BYTES))
+        for suffix in SUFFIXES:
+            signature = source.with_name(source.name + suffix)
+            if signature.exists():
+                write_file(staged.with_name(staged.name + suffix), read_file(signature, MAX_SIGNATURE_BYTES))
         return data
+
+    def require_admissible(self, release: Release, device_class: str | None) -> None:
+        """As `ModelStore.require_admissible`."""
+        place = f"{release.name} {release.version}"
+        _require_name(release.name, place)
+        _require_class(release.device_class, device_class, place)
+        state = self._states.load(release.name)
+        _require_not_rejected(state, release.digest, place)
+        floor = self._floors.known(release.name, state)
+        self._require_sequence(release, place)
+        if not floor.admits(release.version, release.digest):
+            raise BundleError(_below_floor(place, release.name, release.version, floor))
+
+    def _require_sequence(self, release: Release, place: str) -> None:
+        floor = self._floors.read(release.name)
+        if release.sequence < floor.sequence:
+            raise BundleError(
+                f"{place}: expected a release of sequence {floor.sequence} or above, found {release.sequence}: "
+                "it was replayed; sign it anew"
+            )
 
     def _require_comparable(self, bundle: Bundle, state: SlotState | None, place: str) -> None:
         """A shadow needs an active bundle to run beside, and takes its windows as they are."""
@@ -191,12 +229,8 @@ class Installer:
     def _require_admitted(self, bundle: Bundle, state: SlotState | None, policy: Policy, source: Path) -> str | None:
         """Refuse what failed here before and what is older; the permission that an older one came with, if any."""
         manifest, digest, place = bundle.manifest, bundle.digest, str(source)
-        for record in state.rejected if state is not None else []:
-            if record.digest == digest and policy.rejected != "retry":
-                raise BundleError(
-                    f"{place}: expected a bundle that has not failed here, found one that has ({record.why}): "
-                    "install another, or say --retry-rejected"
-                )
+        if policy.rejected != "retry":
+            _require_not_rejected(state, digest, place)
         floor = self._floors.known(manifest.name, state)
         if floor.admits(manifest.version, digest):
             return None
@@ -209,19 +243,60 @@ class Installer:
                     f"{permission}: expected a permission for this one use, found one that was used before"
                 )
             return found
-        raise BundleError(
-            f"{place}: expected a version of {manifest.name} above {floor.version}, found {manifest.version}"
-            f"{' of other content' if manifest.version == floor.version else ''}: "
-            "raise the version, roll back, or sign a permission for the older one"
-        )
+        raise BundleError(_below_floor(place, manifest.name, manifest.version, floor))
 
 
-def _require_signature(source: Path, staged: Path, data: bytes, policy: Policy) -> None:
-    signature = staged.with_name(staged.name + SUFFIX)
-    if not signature.exists():
-        signature = source.with_name(source.name + SUFFIX)  # not there: let the message name what is missing
-    if policy.unsigned != "allow" or signature.exists():
-        require_signature(staged, policy.allowed_signers, data=data, signature=signature, place=str(source))
+def _below_floor(place: str, name: str, version: str, floor: VersionFloor) -> str:
+    return (
+        f"{place}: expected a version of {name} above {floor.version}, found {version}"
+        f"{' of other content' if version == floor.version else ''}: "
+        "raise the version, roll back, or sign a permission for the older one"
+    )
+
+
+def _require_not_rejected(state: SlotState | None, digest: str, place: str) -> None:
+    for record in state.rejected if state is not None else []:
+        if record.digest == digest:
+            raise BundleError(
+                f"{place}: expected a bundle that has not failed here, found one that has ({record.why}): "
+                "install another, or say --retry-rejected"
+            )
+
+
+def _require_signatures(source: Path, staged: Path, data: bytes, policy: Policy) -> list[Verified]:
+    is_signed = staged.with_name(staged.name + SUFFIX).exists()
+    if policy.unsigned == "allow" and not is_signed:
+        return []
+    beside = staged if is_signed else source  # not there: let the message name what is missing
+    return require_signatures(
+        staged, policy.allowed_signers, data=data, beside=beside, count=policy.signatures, place=str(source)
+    )
+
+
+def _read_release(source: Path, policy: Policy) -> Release | None:
+    """The signed release document beside a bundle, where there is one or one is asked for."""
+    path = source.with_name(source.name + RELEASE_SUFFIX)
+    if not path.exists():
+        if policy.release == "require":
+            raise BundleError(f"{source}: expected {path.name} beside it, found none: sign it with edge-convert sign")
+        return None
+    signatures = [
+        read_file(path.with_name(path.name + suffix), MAX_SIGNATURE_BYTES) for suffix in SUFFIXES[: policy.signatures]
+    ]
+    text = read_file(path, MAX_RELEASE_BYTES)
+    return read_release(text, signatures, policy.allowed_signers, count=policy.signatures, place=str(path))[0]
+
+
+def _require_match(release: Release, bundle: Bundle, place: str) -> None:
+    manifest = bundle.manifest
+    for what, expected, found in (
+        ("name", release.name, manifest.name),
+        ("version", release.version, manifest.version),
+        ("digest", release.digest, bundle.digest),
+        ("size", str(release.size), str(bundle.size)),
+    ):
+        if expected != found:
+            raise BundleError(f"{place}: {what}: the release document says {expected[:80]}, found {found[:80]}")
 
 
 def _require_name(name: str, place: str) -> None:
@@ -229,11 +304,10 @@ def _require_name(name: str, place: str) -> None:
         raise BundleError(f"{place}: manifest: name: expected at most 230 printable bytes, found {name[:64]!r}")
 
 
-def _require_class(manifest: Manifest, policy: Policy, place: str) -> None:
-    wanted = manifest.target_device
-    if policy.device_class is not None and wanted is not None and wanted != policy.device_class:
+def _require_class(wanted: str | None, device_class: str | None, place: str) -> None:
+    if device_class is not None and wanted is not None and wanted != device_class:
         raise BundleError(
-            f"{place}: expected a bundle for {policy.device_class}, found one for {wanted}: convert it for this device"
+            f"{place}: expected a bundle for {device_class}, found one for {wanted}: convert it for this device"
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import read_file
-from edge_runtime.bundle.signature import SUFFIX
+from edge_runtime.bundle.signature import SUFFIXES
 from edge_runtime.errors import BundleError, CommandError
 from edge_runtime.store.layout import STATE_FILE, StoreFolder
 from edge_runtime.store.records import BundleRecord, SlotState
@@ -66,9 +66,11 @@ class BundleFolder:
             raise CommandError(damage)
 
     def _move_signature(self, name: str, digest: str, staged: Path) -> bool:
-        found = staged.with_name(staged.name + SUFFIX)
-        if not found.exists():
-            return False
         target = self._folder.bundle(name, digest)
-        found.replace(target.with_name(target.name + SUFFIX))
-        return True
+        moved = False
+        for suffix in SUFFIXES:
+            found = staged.with_name(staged.name + suffix)
+            if found.exists():
+                found.replace(target.with_name(target.name + suffix))
+                moved = True
+        return moved

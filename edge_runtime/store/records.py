@@ -11,9 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.bundle.open import open_bundle, version_key
+from edge_runtime.bundle.open import version_key
+from edge_runtime.bundle.signature import SUFFIX
 from edge_runtime.errors import BundleError, CommandError
 from edge_runtime.store.layout import StoreFolder
+from edge_runtime.store.trust import Trust, open_trusted
 from edge_runtime.system.durable import replace_file
 
 _MAX_REJECTED = 100
@@ -22,7 +24,18 @@ MAX_WHY = 300
 
 
 class BundleRecord(msgspec.Struct, kw_only=True):
-    """One bundle of a name. `proven` is set by `confirm`; `starts` counts the daemon's starts on probation."""
+    """One bundle of a name.
+
+    Attributes:
+        version: of its manifest.
+        digest: the SHA-256 of its file, in hex.
+        size: of its file.
+        proven: set by `confirm`.
+        starts: of the daemon on probation.
+        why: what happened to it.
+        admitted: when its signatures were verified, in seconds since 1970; 0 where that is not known.
+        signers: the principals that signed it then.
+    """
 
     version: str
     digest: str
@@ -30,6 +43,8 @@ class BundleRecord(msgspec.Struct, kw_only=True):
     proven: bool = False
     starts: int = 0
     why: str = ""
+    admitted: float = 0.0
+    signers: list[str] = []
 
     @property
     def word(self) -> str:
@@ -122,7 +137,7 @@ class ListedBundle:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The bundle that a name stands for now."""
+    """The bundle that a name stands for now; `admitted` as in `BundleRecord`, None where it is not known."""
 
     name: str
     version: str
@@ -130,6 +145,7 @@ class Slot:
     path: Path
     state: str
     why: str = ""
+    admitted: float | None = None
 
 
 class StateFiles:
@@ -138,11 +154,13 @@ class StateFiles:
     Args:
         folder: of the store.
         preferred: the digest that a rebuilt state prefers for a name, which is that of its version floor.
+        trust: whose bundles a rebuilt state may hold; None asks for no signatures.
     """
 
-    def __init__(self, folder: StoreFolder, preferred: Callable[[str], str]) -> None:
+    def __init__(self, folder: StoreFolder, preferred: Callable[[str], str], trust: Trust | None) -> None:
         self._folder = folder
         self._preferred = preferred
+        self._trust = trust
 
     def load(self, name: str) -> SlotState | None:
         """The state of a name; None where nothing is installed under it.
@@ -192,21 +210,38 @@ class StateFiles:
     def slot(self, name: str, record: BundleRecord, word: str | None = None) -> Slot:
         """A record with the path of its file."""
         path = self._folder.bundle(name, record.digest)
-        return Slot(name, record.version, record.digest, path, word or record.word, record.why)
+        word = word or record.word
+        return Slot(name, record.version, record.digest, path, word, record.why, _admitted(record, path))
 
     def _rebuild(self, name: str) -> SlotState | None:
         """After damage: the bundle of the floor if it is here and sound, else the newest; the rest is history."""
         found: list[BundleRecord] = []
         for file in self._folder.of(name).glob("*.onnx"):
+            admitted = _signed_at(file)
             try:
-                bundle = open_bundle(file)
+                bundle = open_trusted(file, self._trust, at=admitted)
             except BundleError:
                 continue
             if bundle.digest == file.stem and bundle.manifest.name == name:
-                found.append(BundleRecord(version=bundle.manifest.version, digest=bundle.digest, size=bundle.size))
+                version = bundle.manifest.version
+                found.append(
+                    BundleRecord(version=version, digest=bundle.digest, size=bundle.size, admitted=admitted or 0.0)
+                )
         preferred = self._preferred(name)
         found.sort(key=lambda record: (record.digest == preferred, version_key(record.version) or ()), reverse=True)
         if not found:
             return None
         found[0].why = "its state was damaged and rebuilt"
         return SlotState(active=found[0], history=found[1:3])
+
+
+def _admitted(record: BundleRecord, path: Path) -> float | None:
+    """When it was let in; stores of earlier releases have not noted it, and the signature's file stands in for it."""
+    return record.admitted or _signed_at(path)
+
+
+def _signed_at(path: Path) -> float | None:
+    try:
+        return path.with_name(path.name + SUFFIX).stat().st_mtime
+    except OSError:
+        return None

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,7 +68,7 @@ class Shadow:
         *,
         threshold: float | None,
         threads: int,
-        check: Callable[[Path], Manifest],
+        check: Callable[[], Manifest],
         loop: Loop,
         on_end: Callable[[str], None],
     ) -> None:
@@ -166,7 +165,7 @@ class Shadow:
                 self._process.end()
 
     def _run(self) -> None:
-        candidate = self._check(self.slot.path)
+        candidate = self._check()
         self._process = ShadowProcess(self.slot.path, self.slot.digest, threads=self._threads)
         self._remembers = bool(candidate.state)
         with self._lock:

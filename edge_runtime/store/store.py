@@ -18,13 +18,15 @@ It came in by the same checks, and becomes active only by `activate` or `promote
 from pathlib import Path
 
 from edge_runtime.bundle.measured import Measured, read_measured
-from edge_runtime.bundle.open import Bundle, open_bundle
+from edge_runtime.bundle.open import Bundle
+from edge_runtime.bundle.release import Release
 from edge_runtime.errors import BundleError, CommandError
 from edge_runtime.store.floors import Floors
 from edge_runtime.store.install import Installed, Installer, Policy, SelfTest, default_selftest
 from edge_runtime.store.layout import StoreFolder
 from edge_runtime.store.pruning import BundleFolder
 from edge_runtime.store.records import MAX_WHY, BundleRecord, ListedBundle, Slot, SlotState, StateFiles
+from edge_runtime.store.trust import Trust, open_trusted
 
 DEFAULT_STORE = Path("/var/lib/edge-runtime/models")
 MAX_STARTS = 3
@@ -36,13 +38,17 @@ class ModelStore:
     Args:
         root: its folder; made when the first bundle is installed.
         selftest: how a staged bundle proves itself.
+        trust: whose bundles are opened; None asks for no signatures.
     """
 
-    def __init__(self, root: Path = DEFAULT_STORE, selftest: SelfTest = default_selftest) -> None:
+    def __init__(
+        self, root: Path = DEFAULT_STORE, selftest: SelfTest = default_selftest, *, trust: Trust | None = None
+    ) -> None:
         self.root = root
+        self._trust = trust
         self._folder = StoreFolder(root)
         self._floors = Floors(self._folder)
-        self._states = StateFiles(self._folder, preferred=lambda name: self._floors.read(name).digest)
+        self._states = StateFiles(self._folder, lambda name: self._floors.read(name).digest, trust)
         self._bundles = BundleFolder(self._folder)
         self._installer = Installer(self._folder, self._states, self._floors, self._bundles, selftest=selftest)
 
@@ -185,6 +191,14 @@ class ModelStore:
         """
         return self._installer.install(source, policy)
 
+    def require_admissible(self, release: Release, device_class: str | None) -> None:
+        """Judge a bundle by its signed release document, before its bytes are here.
+
+        Raises:
+            BundleError: an install would refuse it.
+        """
+        self._installer.require_admissible(release, device_class)
+
     def rollback(self, name: str) -> Slot:
         """Go back to the bundle before the active one, which stays staged.
 
@@ -251,9 +265,17 @@ class ModelStore:
             return self._states.slot(name, record, "staged")
 
     def open(self, name: str) -> Bundle:
-        """Open the active bundle, and make sure that it is the file that was installed."""
-        slot = self.slot(name)
-        bundle = open_bundle(slot.path)
+        """As `open_slot`, for the active bundle."""
+        return self.open_slot(self.slot(name))
+
+    def open_slot(self, slot: Slot) -> Bundle:
+        """Open a bundle of the store: its signatures first, as of its admission, and it must be what was installed.
+
+        Raises:
+            SignatureError: its key was revoked or removed.
+            BundleError: it is damaged, or another file.
+        """
+        bundle = open_trusted(slot.path, self._trust, at=slot.admitted)
         if bundle.digest != slot.digest:
             raise BundleError(
                 f"{slot.path}: expected digest {slot.digest[:12]}, found {bundle.digest[:12]}: install again"

@@ -44,12 +44,13 @@ VECTORS = [
 def test_the_vectors_of_the_standard_hold(key: str, message: str, signature: str) -> None:
     """Each vector verifies, and with any one bit of it flipped it does not."""
     parts = [bytes.fromhex(text) for text in (key, message, signature)]
-    assert verifies(*parts)
+    assert verifies(parts[0], parts[1], parts[2])
     for place, part in enumerate(parts):
         for bit in range(0, 8 * len(part), 37):
             changed = bytearray(part)
             changed[bit // 8] ^= 1 << bit % 8
-            assert not verifies(*parts[:place], bytes(changed), *parts[place + 1 :])
+            spoiled = [*parts[:place], bytes(changed), *parts[place + 1 :]]
+            assert not verifies(spoiled[0], spoiled[1], spoiled[2])
 
 
 def test_a_signature_with_a_scalar_above_the_order_is_refused() -> None:
