@@ -155,7 +155,7 @@ def make_manifest(
         version=plan.version,
         task=plan.task,
         input=plan.input,
-        output=Output(labels=plan.labels, targets=plan.targets, threshold=plan.threshold),
+        output=Output(labels=plan.labels, classes=plan.classes, targets=plan.targets, threshold=plan.threshold),
         reference=reference_of(data.readings, names) if data is not None and names else (),
         quantization=quantization,
         state=states,
