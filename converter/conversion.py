@@ -15,7 +15,8 @@ import numpy as np
 import onnx
 
 from converter.data import Dataset, read_data, split, table_columns
-from converter.evaluate import CHUNK, Judgement, Truth, metric_name, run, session_of, start_of, truth_of
+from converter.evaluate import CHUNK, Truth, metric_name, run, session_of, start_of, truth_of
+from converter.fidelity import Ask, Fidelity, compare, label_is_not_the_largest, probability_fault
 from converter.graph.build import serialize
 from converter.graph.shrink import Saving, shrunk, unasked
 from converter.layers import Layer, worst_of
@@ -25,11 +26,13 @@ from converter.load.tensors import layout_of
 from converter.normal_form import normal_form
 from converter.package import is_batch_invariant, make_manifest, self_test, write_bundle
 from converter.plan import Plan, agree
+from converter.probe import ask_beyond, beyond
 from converter.quantize import Candidate, Recipe, candidate, products_of
 from converter.record import record_of
 from converter.report import Proof, Row, table, write_page
 from converter.search import Bench, Form, Found, prices, search
 from converter.spec import Spec
+from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for
 from edge_runtime.bundle.manifest import State
 from edge_runtime.bundle.measured import Measured, read_measured
@@ -43,7 +46,6 @@ _THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold
 _DIFFERING_SHARE = 0.001
 _DRIFT_ROWS = 10_000
 _COMPARED_ROWS = 2048  # between a graph and its smaller self
-_VALUE_TOLERANCE = 1e-3  # of the largest of a regression's values or an anomaly's scores
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,18 +90,25 @@ class Conversion:
         drift = _drift_in_words(source, material.evaluation)
         for note in (*source.notes, *drift):
             self._say(note)
+
+        def ask_in_order(windows: Floats) -> Answer:
+            return _in_order(ask(windows), plan)
+
         bench = Bench(
-            material.calibration, material.evaluation, _in_order(ask(material.evaluation), plan),
+            material.calibration, material.evaluation, ask_in_order(material.evaluation),
             material.truth, plan.task, plan.threshold,
             tuple(State(input=state.input, output=state.output, shape=state.shape) for state in core.states),
             core.batch_free, self._say,
         )  # fmt: skip
+        self._check_source(source, plan, bench)
+        self._question(plan, columns, bench, ask_in_order)
         left = (*source.savings, *unasked(core.model, _asked(core)))
         model, savings = self._shrink(plain, bench)
         base = bench.try_form(candidate(model, Recipe("none"), material.calibration))
         savings = (*left, *savings, _names(base.candidate))
         self._tell_savings(savings, base)
-        self._check_float(base.judgement, bench, plan)
+        self._check_float(base, bench, plan, ask_in_order)
+        bench = self._beyond_the_data(base, model, bench, plan, (ask_in_order, source.sentinels))
         found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
         if options.quantize != "none" and not products_of(model):
             found = Found(found.forms, base, _nothing_to_quantise(source, model))
@@ -125,7 +134,7 @@ class Conversion:
         self._say(f"left out without changing an answer: {listed}; {share:.0%} of {base.size + saved:,} bytes")
 
     def _material(self, plan: Plan, source: SourceModel) -> Material:
-        options, spec = self._options, self._spec
+        options = self._options
         if not options.data and not options.evaluation:
             if options.quantize != "none" and not source.trees:
                 raise CommandError(
@@ -136,12 +145,12 @@ class Conversion:
             self._say(f"no --data: judged on {len(rows)} made-up rows, by agreement with the source only")
             return Material(rows, rows, Truth(), None)
         if options.data:
-            dataset = read_data(options.data, spec, plan.input)
+            dataset = self._read(options.data, plan)
             needs_calibration = options.quantize in ("auto", "int8") and not source.trees
             calibration, evaluation = split(dataset, options.seed) if needs_calibration else (dataset, dataset)
         else:
-            dataset = calibration = read_data(options.calibration, spec, plan.input)
-            evaluation = read_data(options.evaluation, spec, plan.input)
+            dataset = calibration = self._read(options.calibration, plan)
+            evaluation = self._read(options.evaluation, plan)
         if not len(evaluation):
             raise CommandError(f"{dataset.place}: too few rows: none is left to judge by after calibration")
         truth = truth_of(evaluation.truth, plan.task, plan.labels, plan.classes, evaluation.place)
@@ -150,6 +159,12 @@ class Conversion:
             how = f"{len(calibration)} rows to calibrate with, {how}, none in both"
         self._say(f"reading {dataset.place}: {how}")
         return Material(calibration.windows, evaluation.windows, truth, dataset)
+
+    def _read(self, path: Path, plan: Plan) -> Dataset:
+        dataset, said = admitted(read_data(path, self._spec, plan.input), plan)
+        for line in said:
+            self._say(line)
+        return dataset
 
     def _with_threshold(self, plan: Plan, ask: Callable[[Floats], Answer], material: Material) -> Plan:
         if plan.task != "anomaly" or (plan.threshold is not None and self._spec.threshold_quantile is None):
@@ -165,22 +180,93 @@ class Conversion:
         self._say(f"threshold {threshold:.6g}: the {quantile:g} quantile of {len(scores)} rows")
         return replace(plan, threshold=threshold)
 
-    def _check_float(self, found: Judgement, bench: Bench, plan: Plan) -> None:
+    def _check_source(self, source: SourceModel, plan: Plan, bench: Bench) -> None:
+        """Refuse scores that are no probabilities, whoever gave them."""
+        if plan.task != "classification":
+            return
+        fault = probability_fault(bench.expected, plan.labels, independent=source.independent, own_rule=source.own_rule)
+        if fault:
+            raise CommandError(
+                f"{self._options.model}: the source's scores are no probabilities of its classes: {fault}: "
+                "say in [model] what they are (activation = 'softmax', 'sigmoid' or 'none'; output), or save the model "
+                "with probabilities"
+            )
+        odd = label_is_not_the_largest(bench.expected)
+        if odd:
+            self._say(
+                f"in {odd:,} of {len(bench.evaluation):,} rows the label has not the largest score: the model's own "
+                "predict decides by another rule than its probabilities, and the bundle does as it does"
+            )
+
+    def _question(self, plan: Plan, columns: tuple[str, ...], bench: Bench, ask: Ask) -> None:
+        """Say what is strange about data and metric."""
+        said = order_of_columns(plan, columns)
+        said += about_the_metric(bench.reference(), bench.truth, plan)
+        said += exchanged_channels(ask, bench.evaluation, bench.truth, plan)
+        if self._options.data and (bench.truth.label is not None or bench.truth.value is not None):
+            said.append(
+                "these rows may be those the model was trained on, and then the metric is too good: keep a share of "
+                "the recordings out of training, and give it with --calibration and --evaluation"
+            )
+        for line in said:
+            self._say(line)
+
+    def _check_float(self, form: Form, bench: Bench, plan: Plan, ask: Ask) -> None:
         """Refuse a conversion that changed the model, before anything is made of it."""
-        rows, reference, expected = len(bench.evaluation), bench.reference(), bench.expected
-        main = expected.value if expected.value is not None else expected.score
-        if main is None:
+        rows, reference, found = len(bench.evaluation), bench.reference(), form.judgement
+        seen: Fidelity | None = None
+        if _is_quantised(onnx.load_model_from_string(form.candidate.model)):
             wrong = found.differing > max(1, int(rows * _DIFFERING_SHARE))
         else:
-            wrong = not found.quantiles[2] <= _VALUE_TOLERANCE * max(float(np.abs(main).max(initial=0.0)), 1e-30)
+            seen = compare(form.answer, bench.expected, bench.evaluation, ask, _names_of(plan))
+            wrong = not seen.is_faithful
         if wrong or not np.isfinite(found.metric) or reference.metric - found.metric > self._options.max_drop:
             name = metric_name(plan.task, bench.truth)
             self._say(table([Row("source", None, reference), Row("float32 ONNX", None, found)], name))
+            worst = f"row {seen.first.row}: {seen.first}; " if seen is not None and seen.first is not None else ""
+            off = found.differing if seen is None else len(seen.wrong)
             raise CommandError(
-                f"{self._options.model}: the ONNX form does not answer as the source does "
-                f"({found.differing} of {rows} labels differ, scores by up to {found.difference:.3g}): "
-                "no file was written"
+                f"{self._options.model}: the ONNX form does not answer as the source does: {worst}"
+                f"{off:,} of {rows:,} rows are off ({found.differing:,} labels differ, scores by up to "
+                f"{found.difference:.3g}): no file was written"
             )
+        if seen is not None and len(seen.fence):
+            self._say(
+                f"{len(seen.fence):,} of {rows:,} rows stand on a fence of the model (the first: row {seen.fence[0]}): "
+                "the source itself answers otherwise for a reading one rounding away"
+            )
+
+    def _beyond_the_data(
+        self, base: Form, model: onnx.ModelProto, bench: Bench, plan: Plan, source: tuple[Ask, tuple[float, ...]]
+    ) -> Bench:
+        """Hold the ONNX form to the source where no recording reaches, and hand on what forms must withstand."""
+        ask, sentinels = source
+        bench = replace(bench, channels=tuple(channel.name for channel in plan.input.channels))
+        probes = ask_beyond(plan, bench.evaluation, ask, model, sentinels)
+        if probes.refused is not None:
+            point, why = probes.refused
+            self._say(
+                f"warning: the source refuses {point.in_words(bench.channels)}: {why}; a bundle cannot refuse and "
+                "answers something: give the channel a `range` that leaves it out"
+            )
+        if _is_quantised(model):
+            return replace(bench, probes=probes)
+        near, far = beyond(
+            probes, base.candidate.model, bench.states, CHUNK if bench.batch_free else 1, ask,
+            names=_names_of(plan), recorded=bench.evaluation, expected=bench.expected,
+        )  # fmt: skip
+        if near is not None:
+            raise CommandError(
+                f"{self._options.model}: the ONNX form does not answer as the source does beyond the data: with "
+                f"{near.point.in_words(bench.channels)} {near.difference}: give the channel a `range` that leaves "
+                "the value out, so that devices reject it; no file was written"
+            )
+        if far is not None:
+            self._say(
+                f"warning: with {far.point.in_words(bench.channels)} the float32 graph leaves the source: "
+                f"{far.difference}: give the channel a `range`, so that devices reject such readings"
+            )
+        return replace(bench, probes=probes)
 
     def _finish(
         self,
@@ -302,6 +388,13 @@ def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:
         "the scaler is folded into the thresholds, exactly, so that none does"
     )
     return [told]
+
+
+def _names_of(plan: Plan) -> tuple[str, ...]:
+    """What the columns of an answer are called."""
+    if plan.task == "regression":
+        return tuple(target.name for target in plan.targets)
+    return plan.labels or ("score",)
 
 
 def _asked(core: Core) -> list[str]:

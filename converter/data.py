@@ -5,6 +5,7 @@ Every mistake in the data is one message that names the file, the column and the
 is that of its last reading, because a prediction bears the time of its last reading.
 """
 
+import datetime as dt
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def table_columns(path: Path | None, spec: Spec) -> tuple[str, ...]:
     if path is None or path.suffix.lower() not in (".csv", ".parquet") or not path.exists():
         return ()
     taken = {*_label_columns(spec), spec.data.group, spec.data.time}
-    return tuple(name for name in _columns(path) if name not in taken)
+    return tuple(name for name in _columns(path, spec) if name not in taken)
 
 
 def split(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -182,7 +183,7 @@ def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
 
 def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
     channels = [channel.name for channel in expected.channels]
-    columns = _columns(path)
+    columns = _columns(path, spec)
     wanted = [*channels, *_label_columns(spec), *(name for name in (spec.data.group, spec.data.time) if name)]
     missing = [name for name in wanted if name not in columns]
     if missing:
@@ -202,21 +203,27 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
         truth = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
     groups = _plain(columns[spec.data.group], spec.data.group, path) if spec.data.group else None
     if spec.data.time:
-        order = np.argsort(_plain(columns[spec.data.time], spec.data.time, path), kind="stable")
+        order = np.argsort(_times(columns[spec.data.time], spec.data.time, path), kind="stable")
         values = values[order]
         truth = truth[order] if truth is not None else None
         groups = groups[order] if groups is not None else None
     return _windows(values.astype(np.float32), truth, groups, expected.window, path)
 
 
-def _columns(path: Path) -> dict[str, Any]:
+def _columns(path: Path, spec: Spec) -> dict[str, Any]:
+    """The columns of a table. Of a CSV file, label, group and time keep the text that they are written in."""
     import pyarrow as pa  # noqa: PLC0415 - heavy, and only tables need it
     import pyarrow.csv  # noqa: PLC0415
     import pyarrow.parquet  # noqa: PLC0415
 
     try:
         is_csv = path.suffix.lower() == ".csv"
-        table = pyarrow.csv.read_csv(path) if is_csv else pyarrow.parquet.read_table(path)
+        if is_csv:
+            names = (*_label_columns(spec), spec.data.group, spec.data.time)
+            as_text = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names if name})
+            table = pyarrow.csv.read_csv(path, convert_options=as_text)
+        else:
+            table = pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise CommandError(f"{path}: cannot be read as a table: {str(error).splitlines()[0]}") from error
     return {name: table.column(name) for name in table.column_names}
@@ -239,8 +246,51 @@ def _plain(column: Any, name: str, path: Path) -> NDArray[Any]:
     values = np.asarray(column.to_numpy())
     if values.dtype == object:
         values = values.astype(str)
+    if values.dtype.kind == "U" and (values == "").any():
+        count, row = int((values == "").sum()), int(np.flatnonzero(values == "")[0])
+        raise CommandError(
+            f"{path}: column {name!r}: expected a value in every row, found {count} empty, the first in row {row}"
+        )
+    values = _whole(values)
     _check_truth(values, path, f"column {name!r}")
     return values
+
+
+def _whole(values: NDArray[Any]) -> NDArray[Any]:
+    """Text as whole numbers, where every item is written as Python would write its number (not as in `01`)."""
+    try:
+        numbers = values.astype(np.int64) if values.dtype.kind == "U" else values
+    except (ValueError, OverflowError):
+        return values
+    return numbers if (numbers.astype(values.dtype) == values).all() else values
+
+
+def _times(column: Any, name: str, path: Path) -> NDArray[Any]:
+    """What rows are put in order by: numbers, or moments in ISO 8601, never text."""
+    values = _plain(column, name, path)
+    if values.dtype.kind != "U":
+        return values
+    try:
+        return values.astype(np.float64)
+    except ValueError:
+        pass
+    moments = []
+    for row, text in enumerate(values.tolist()):
+        try:
+            moments.append(dt.datetime.fromisoformat(text.strip()))
+        except ValueError as error:
+            raise CommandError(
+                f"{path}: column {name!r}: expected numbers, or times in ISO 8601 such as 2026-11-28T09:30:00, "
+                f"found {text!r} in row {row}: write the times so; text has no order in time"
+            ) from error
+    aware = [moment.tzinfo is not None for moment in moments]
+    if any(aware) and not all(aware):
+        row = aware.index(False)
+        raise CommandError(
+            f"{path}: column {name!r}: expected a time zone in every row or in none, found none in row {row}"
+        )
+    start = dt.datetime(1970, 1, 1, tzinfo=dt.UTC if all(aware) else None)
+    return np.array([(moment - start) // dt.timedelta(microseconds=1) for moment in moments], dtype=np.int64)
 
 
 def _check_truth(values: NDArray[Any], path: Path, what: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.load.source import Answer, class_name
+from edge_runtime.batch.label_names import places_of
 from edge_runtime.bundle.manifest import INPUT_NAME, State, Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
@@ -106,14 +107,8 @@ def truth_of(raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classe
     names = [class_name(item) for item in raw.tolist()]
     if task == "anomaly":
         return Truth(label=_anomaly_truth(names, place))
-    known = {name: index for index, name in enumerate(classes)} | {name: index for index, name in enumerate(labels)}
-    strange = sorted({name for name in names if name not in known})
-    if strange:
-        raise CommandError(
-            f"{place}: labels: expected {', '.join(labels)}, found {', '.join(map(repr, strange[:5]))}"
-            f"{' and others' if len(strange) > 5 else ''}: the data and the model disagree"
-        )
-    return Truth(label=np.array([known[name] for name in names], dtype=np.int64))
+    places = places_of(names, labels, classes, place)
+    return Truth(label=np.array([places[name] for name in names], dtype=np.int64))
 
 
 def _anomaly_truth(names: list[str], place: str) -> NDArray[np.int64]:

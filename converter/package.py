@@ -155,7 +155,7 @@ def make_manifest(
         version=plan.version,
         task=plan.task,
         input=plan.input,
-        output=Output(labels=plan.labels, targets=plan.targets, threshold=plan.threshold),
+        output=Output(labels=plan.labels, classes=plan.classes, targets=plan.targets, threshold=plan.threshold),
         reference=reference_of(data.readings, names) if data is not None and names else (),
         quantization=quantization,
         state=states,
@@ -232,8 +232,11 @@ def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Pat
         if key is not None:
             signing.sign(part, key)
             part_signature.replace(signature)
+        signing.remove_release(out)  # it belonged to the file that was here before
         part.replace(out)
-        if key is None:
+        if key is not None:
+            signing.sign_release(out, key)
+        else:
             signature.unlink(missing_ok=True)  # it belonged to the file that was here before
         _flush_folder(out.parent)
     except OSError as error:

@@ -13,6 +13,7 @@ import onnx
 from converter.evaluate import CHUNK, Judgement, Speed, Truth, judge, run, session_of, speed_of, start_of
 from converter.layers import Layer, layer_errors
 from converter.load.source import Answer
+from converter.probe import Probes
 from converter.quantize import Candidate, Recipe, Request, candidate, products_of, sparing, stages
 from edge_runtime.bundle.manifest import State, Task
 from edge_runtime.errors import CommandError
@@ -66,6 +67,8 @@ class Bench:
         states: of a recurrent model.
         batch_free: whether rows may be asked together.
         say: where progress goes.
+        probes: rows beyond the data, on which a form must answer numbers where the source does.
+        channels: their names, for messages.
     """
 
     calibration: Floats
@@ -77,12 +80,14 @@ class Bench:
     states: tuple[State, ...]
     batch_free: bool
     say: Callable[[str], None]
+    probes: Probes | None = None
+    channels: tuple[str, ...] = ()
 
     def try_form(self, form: Candidate) -> Form:
         """Run a form on the evaluation rows.
 
         Raises:
-            CommandError: onnxruntime cannot run it.
+            CommandError: onnxruntime cannot run it, or it answers NaN or infinity to what a sensor may send.
         """
         start = start_of(self.states)
         # Dynamic int8 takes one scale for all rows of a call, so its answers depend on the company that a row is in;
@@ -95,6 +100,9 @@ class Bench:
         except Exception as error:
             text = str(error).splitlines()[0]
             raise CommandError(f"{form.name}: onnxruntime cannot run it: {text}") from error
+        point = self.probes.not_finite(form.model, self.states, CHUNK if together else 1) if self.probes else None
+        if point is not None:
+            raise CommandError(f"{form.name}: its answer is NaN or infinite with {point.in_words(self.channels)}")
         return Form(form, answer, judge(answer, self.expected, self.truth, self.task, self.threshold), speed)
 
     def layers(self, base: Candidate, form: Candidate) -> tuple[Layer, ...]:

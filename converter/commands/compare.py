@@ -5,6 +5,7 @@ from pathlib import Path
 
 from converter.commands.inspect import manifest_of
 from converter.spec import DataSpec, Spec, load_spec
+from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.errors import EXIT_OK, CommandError
 
 
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
             raise CommandError(f"{options.b}: {place}: expected {one} as in {options.a}, found {other}")
     spec = load_spec(options.spec) if options.spec else Spec(data=DataSpec(label=options.label))
     data = read_data(options.data, spec, first.input)
-    truth = truth_of(data.truth, first.task, first.output.labels, first.output.labels, data.place)
+    truth = truth_of(data.truth, first.task, first.output.labels, _classes_of(first, second), data.place)
     sessions = [session_of(path.read_bytes()) for path in (options.a, options.b)]
     states = start_of(first.state)
     answers = [run(session, data.windows, states=states) for session in sessions]
@@ -46,3 +47,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(data)} rows of {data.place}; differences are from {options.a.name}")
     print(table(rows, metric_name(first.task, truth)))
     return EXIT_OK
+
+
+def _classes_of(first: Manifest, second: Manifest) -> tuple[str, ...]:
+    """What the models call their labels; a bundle of an older release does not say."""
+    return first.output.classes or second.output.classes or first.output.labels

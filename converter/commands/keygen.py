@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from converter.signing import NAMESPACE, make_key
+from converter.signing import make_key
+from edge_runtime.bundle.signature import NAMESPACE
 from edge_runtime.errors import EXIT_OK
 
 

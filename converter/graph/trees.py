@@ -41,6 +41,7 @@ class Forest:
         base: `[outputs]`, what the sum starts with.
         compare: `<=` or `<`.
         narrow: whether the source rounds the value to float32 before it compares.
+        missing: whether a missing value (NaN) takes the way of "yes", for each node.
     """
 
     tree: Ints
@@ -56,6 +57,7 @@ class Forest:
     base: Doubles
     compare: Literal["<=", "<"]
     narrow: bool
+    missing: NDArray[np.bool_]
 
 
 class ForestBuilder:
@@ -75,6 +77,8 @@ class ForestBuilder:
         right: NDArray[Any],
         weights: NDArray[Any],
         targets: Sequence[int] | None = None,
+        *,
+        missing: NDArray[Any] | None = None,
     ) -> None:
         """Add one tree.
 
@@ -85,12 +89,14 @@ class ForestBuilder:
             right: number of the node where "no" leads.
             weights: `[nodes, len(targets)]`: what each leaf adds.
             targets: the output columns that `weights` speaks of; all by default.
+            missing: whether NaN takes the way of "yes" at each node; nowhere by default.
         """
         n = len(feature)
         feature = np.where(np.asarray(feature) < 0, -1, feature).astype(np.int64)
         columns = np.arange(self._outputs) if targets is None else np.asarray(targets)
         tree = np.full(n, len(self._parts), dtype=np.int64)
-        self._parts.append((tree, np.arange(n), feature, np.asarray(threshold, np.float64), left, right))
+        tracks = np.zeros(n, dtype=np.bool_) if missing is None else np.asarray(missing, dtype=np.bool_)
+        self._parts.append((tree, np.arange(n), feature, np.asarray(threshold, np.float64), left, right, tracks))
         leaves = np.flatnonzero(feature < 0)
         values = np.asarray(weights, dtype=np.float64).reshape(n, len(columns))[leaves]
         keep = values != 0
@@ -101,12 +107,14 @@ class ForestBuilder:
 
     def build(self, base: Sequence[float] | NDArray[Any] | None = None) -> Forest:
         """All trees added so far."""
-        tree, node, feature, threshold, left, right = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        tree, node, feature, threshold, left, right, missing = (
+            np.concatenate(part) for part in zip(*self._parts, strict=True)
+        )
         leaf, target, weight = (np.concatenate(part) for part in zip(*self._leaves, strict=True))
         start = np.zeros(self._outputs) if base is None else np.asarray(base, dtype=np.float64).reshape(self._outputs)
         return Forest(
             tree, node.astype(np.int64), feature, threshold, left.astype(np.int64), right.astype(np.int64),
-            leaf, target.astype(np.int64), weight, self._outputs, start, self._compare, self._narrow,
+            leaf, target.astype(np.int64), weight, self._outputs, start, self._compare, self._narrow, missing,
         )  # fmt: skip
 
 
@@ -212,6 +220,7 @@ def _leaves(forest: Forest, root: int, threshold: Doubles, values: Doubles) -> I
             return at
         value = values[every, np.maximum(feature, 0)]
         yes = value <= threshold[at] if forest.compare == "<=" else value < threshold[at]
+        yes |= np.isnan(value) & forest.missing[at]
         at = np.where(inner, root + np.where(yes, forest.left[at], forest.right[at]), at)
 
 
@@ -236,6 +245,9 @@ def forest_node(forest: Forest, thresholds: NDArray[np.float32], source: str, re
         "target_treeids": forest.tree[forest.leaf].tolist(),
         "target_weights": forest.weight.astype(np.float32).tolist(),
     }
+    tracks = forest.missing & inner
+    if tracks.any():
+        attributes["nodes_missing_value_tracks_true"] = tracks.astype(np.int64).tolist()
     if forest.base.any():
         attributes["base_values"] = forest.base.astype(np.float32).tolist()
     return helper.make_node(

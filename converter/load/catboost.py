@@ -1,21 +1,39 @@
-"""CatBoost: binary model files (`.cbm`) with numeric features, by CatBoost's own ONNX export.
+"""CatBoost: binary model files (`.cbm`) with numeric features, read from CatBoost's own JSON.
 
-The truth is CatBoost itself, on the same float32 values.
+The truth is CatBoost's own class for the model's loss, on the same float32 values: a regressor with a logarithmic
+link answers with values there, and not with logarithms. CatBoost's ONNX export is not used: it leaves links out.
 """
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
 
-from converter.load.onnx import OnnxModel
+from converter.graph.trees import Forest, ForestBuilder
+from converter.load.forest import Link, forest_core
 from converter.load.optional import require
+from converter.load.source import Answer, Core, SourceModel
 from converter.spec import Spec
+from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
+
+# loss -> task and link. Losses that are not here rank, or answer with something that is no label or value.
+_LOSSES: dict[str, tuple[Task, Link]] = {
+    "Logloss": ("classification", "sigmoid_open"),
+    "CrossEntropy": ("classification", "sigmoid_open"),
+    "Focal": ("classification", "sigmoid_open"),
+    "MultiClass": ("classification", "softmax"),
+    "MultiClassOneVsAll": ("classification", "one_each"),
+    "Poisson": ("regression", "exp"),
+    "Tweedie": ("regression", "exp"),
+    **dict.fromkeys(
+        ("RMSE", "MAE", "Quantile", "MultiQuantile", "Expectile", "MAPE", "Lq", "Huber", "LogCosh", "MultiRMSE"),
+        ("regression", "identity"),
+    ),
+}
 
 
 def load(path: Path, spec: Spec) -> "CatboostModel":
@@ -24,6 +42,7 @@ def load(path: Path, spec: Spec) -> "CatboostModel":
     Raises:
         CommandError: catboost is not installed, or the file is damaged or has features that are no numbers.
     """
+    del spec
     catboost = require("catboost", path)
     try:
         booster = catboost.CatBoost().load_model(str(path))
@@ -31,34 +50,132 @@ def load(path: Path, spec: Spec) -> "CatboostModel":
         raise CommandError(f"{path}: expected a CatBoost model, found a damaged, truncated or other file") from error
     try:
         with tempfile.TemporaryDirectory(prefix="edge-convert-") as folder:
-            booster.save_model(f"{folder}/model.onnx", format="onnx")
-            model = onnx.load_model(f"{folder}/model.onnx")
+            booster.save_model(f"{folder}/model.json", format="json")
+            model = json.loads(Path(f"{folder}/model.json").read_text(encoding="utf-8"))
     except Exception as error:
         text = str(error).strip().splitlines()
-        raise CommandError(f"{path}: CatBoost cannot export it to ONNX: {text[0] if text else error}") from error
-    return CatboostModel(model, spec, str(path), booster)
+        raise CommandError(f"{path}: CatBoost cannot write it as JSON: {text[0] if text else error}") from error
+    return CatboostModel(model, path)
 
 
-class CatboostModel(OnnxModel):
-    """A CatBoost model, and its export."""
+class CatboostModel(SourceModel):
+    """A CatBoost model, as its own training saved it."""
 
     framework = "CatBoost"
+    trees = True
 
-    def __init__(self, model: onnx.ModelProto, spec: Spec, place: str, booster: Any) -> None:
-        self._booster = booster
-        super().__init__(model, spec, place)
-        self.version = str(require("catboost", place).__version__)
-        names = tuple(booster.feature_names_ or ())
+    def __init__(self, model: dict[str, Any], path: Path) -> None:
+        super().__init__()
+        catboost = require("catboost", path)
+        self.version = str(catboost.__version__)
+        self._forest, self._link, self.task = read(model, str(path))
+        kind = catboost.CatBoostClassifier if self.task == "classification" else catboost.CatBoostRegressor
+        self._model = kind().load_model(str(path))
+        self.shape = (len(self._model.feature_names_ or ()),)
+        names = tuple(self._model.feature_names_ or ())
         self.feature_names = () if names == tuple(map(str, range(len(names)))) else names
+        self.independent = self._link == "one_each"
+        if self.task == "classification":
+            self.classes = tuple(np.asarray(self._model.classes_).tolist())
+        else:
+            self.targets = self._forest.outputs
+        if self.independent:
+            self.notes.append(
+                "each class has a probability of its own, as CatBoost gives it: the scores of a row need not sum to 1"
+            )
 
-    def _run(self, windows: Floats, session: Any = None) -> dict[str, NDArray[Any]]:
-        if session is not None and session is not self._session:
-            return super()._run(windows, session)
+    def predict(self, windows: Floats) -> Answer:
+        """Ask CatBoost."""
         x = np.ascontiguousarray(windows.reshape(len(windows), -1))
-        names = [item.name for item in self._session.get_outputs()]
-        if "label" not in names:
-            return {names[0]: np.asarray(self._booster.predict(x), dtype=np.float64).reshape(len(x), -1)}
-        scores = np.asarray(self._booster.predict(x, prediction_type="Probability"), dtype=np.float64)
-        label = np.asarray(self._booster.predict(x, prediction_type="Class")).reshape(-1)
-        found: dict[str, NDArray[Any]] = {name: scores for name in names if name != "label"}
-        return {**found, "label": label.astype(str if label.dtype.kind in "USO" else np.int64)}
+        if self.task == "regression":
+            return Answer(value=np.asarray(self._model.predict(x), dtype=np.float64).reshape(len(x), -1))
+        scores = np.asarray(self._model.predict_proba(x), dtype=np.float64)
+        index = {str(name): position for position, name in enumerate(self.classes)}
+        label = np.asarray(self._model.predict(x)).reshape(-1).tolist()
+        return Answer(label=np.array([index[str(name)] for name in label], dtype=np.int64), scores=scores)
+
+    def core(self) -> Core:
+        """The trees."""
+        assert self.shape is not None
+        return forest_core(self._forest, self.shape[0], self._link)
+
+
+def read(model: dict[str, Any], place: str) -> tuple[Forest, Link, Task]:
+    """A model's trees, what its sums mean, and its task.
+
+    Raises:
+        CommandError: it has parts that ONNX trees do not have.
+    """
+    loss = str(model["model_info"].get("params", {}).get("loss_function", {}).get("type", ""))
+    if loss not in _LOSSES:
+        raise CommandError(f"{place}: no ONNX form is known for the CatBoost loss {loss or 'of its own'!r}")
+    task, link = _LOSSES[loss]
+    features = model["features_info"]
+    for kind in ("categorical_features", "text_features", "embedding_features"):
+        if features.get(kind):
+            raise CommandError(f"{place}: expected features that are numbers, found {kind.replace('_', ' ')}")
+    columns = [int(each["flat_feature_index"]) for each in features["float_features"]]
+    # NaN is less than every border, or greater ("AsTrue"); where training saw none, it is not greater than any.
+    right = [each["nan_value_treatment"] == "AsTrue" for each in features["float_features"]]
+    scale, bias = model["scale_and_bias"]
+    base = np.atleast_1d(np.asarray(bias, dtype=np.float64))
+    builder = ForestBuilder(len(base), "<=", narrow=True)
+    for tree in model.get("oblivious_trees", ()):
+        _add_oblivious(builder, tree, float(scale), len(base), (columns, right))
+    for tree in model.get("trees", ()):
+        _add(builder, tree, float(scale), len(base), (columns, right))
+    return builder.build(base), link, task
+
+
+def _add_oblivious(
+    builder: ForestBuilder, tree: dict[str, Any], scale: float, outputs: int, features: tuple[list[int], list[bool]]
+) -> None:
+    """A tree that asks the same question everywhere on a level; the first question is the lowest bit of a leaf."""
+    splits = tree.get("splits") or []
+    values = np.asarray(tree["leaf_values"], dtype=np.float64).reshape(-1, outputs) * scale
+    depth = len(splits)
+    inner = (1 << depth) - 1
+    count = inner + (1 << depth)
+    feature, threshold = np.full(count, -1), np.zeros(count)
+    left, right = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    weights, missing = np.zeros((count, outputs)), np.zeros(count, dtype=np.bool_)
+    for level in range(depth):
+        split = splits[depth - 1 - level]  # the highest bit stands at the root
+        start, size = (1 << level) - 1, 1 << level
+        nodes = np.arange(start, start + size)
+        feature[nodes] = features[0][split["float_feature_index"]]
+        threshold[nodes] = split["border"]
+        left[nodes], right[nodes] = 2 * nodes + 1, 2 * nodes + 2
+        missing[nodes] = not features[1][split["float_feature_index"]]
+    weights[inner:] = values
+    builder.add(feature, threshold, left, right, weights, missing=missing)
+
+
+def _add(
+    builder: ForestBuilder, root: dict[str, Any], scale: float, outputs: int, features: tuple[list[int], list[bool]]
+) -> None:
+    """A tree of any shape."""
+    feature: list[int] = []
+    threshold: list[float] = []
+    sides: list[list[int]] = []
+    weights: list[Any] = []
+    missing: list[bool] = []
+    waiting: list[tuple[dict[str, Any], int, int]] = [(root, -1, 0)]
+    while waiting:
+        node, parent, side = waiting.pop()
+        number = len(feature)
+        if parent >= 0:
+            sides[parent][side] = number
+        split = node.get("split")
+        feature.append(-1 if split is None else features[0][split["float_feature_index"]])
+        threshold.append(0.0 if split is None else split["border"])
+        sides.append([0, 0])
+        weights.append(np.zeros(outputs) if split is not None else np.asarray(node["value"]) * scale)
+        missing.append(split is not None and not features[1][split["float_feature_index"]])
+        if split is not None:
+            waiting += [(node["right"], number, 1), (node["left"], number, 0)]
+    places = np.array(sides)
+    builder.add(
+        np.array(feature), np.array(threshold), places[:, 0], places[:, 1],
+        np.array([np.broadcast_to(value, outputs) for value in weights]), missing=np.array(missing),
+    )  # fmt: skip

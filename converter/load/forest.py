@@ -9,7 +9,9 @@ from converter.graph.trees import Forest, Transform, exact_thresholds, forest_no
 from converter.load.source import Core
 from edge_runtime.errors import CommandError
 
-Link = Literal["mean", "sigmoid", "sigmoid_open", "softmax", "identity", "exp", "logistic", "isolation"]
+Link = Literal[
+    "mean", "sigmoid", "sigmoid_open", "softmax", "one_each", "identity", "exp", "logistic", "isolation"
+]  # fmt: skip
 
 
 def forest_core(
@@ -20,6 +22,7 @@ def forest_core(
     prefix: "Core | None" = None,
     divisor: float = 1.0,
     shift: float = 0.0,
+    missing: float | None = None,
 ) -> Core:
     """Wrap a forest.
 
@@ -27,12 +30,14 @@ def forest_core(
         forest: the trees.
         columns: the width of what they look at.
         link: how sums become answers. `mean`: probabilities, divided by `divisor`. `sigmoid`: one sum, the second
-            class from zero on; `sigmoid_open`: above zero. `softmax`: a sum a class. `identity`, `exp` and `logistic`:
+            class from zero on; `sigmoid_open`: above zero. `softmax`: a sum a class. `one_each`: a sum a class, each
+            with a probability of its own. `identity`, `exp` and `logistic`:
             values, divided by `divisor`. `isolation`: `2 ** (-sum / divisor) + shift`.
         transform: a scaler before the trees, folded into the thresholds.
         prefix: a graph before the trees, computed in float64.
         divisor: see `link`.
         shift: see `link`.
+        missing: a number that stands for a missing value before the trees.
     """
     builder = GraphBuilder()
     if prefix is None:
@@ -43,6 +48,9 @@ def forest_core(
         double = builder.cast(builder.input("x", FLOAT, ("N", *shape)), DOUBLE)
         features = builder.embed(prefix.model, {prefix.input: double})[prefix.outputs["value"]]
         features = builder.cast(features, FLOAT)
+    if missing is not None:
+        same = builder.node("Equal", features, builder.constant(missing))
+        features = builder.node("Where", same, builder.constant(np.nan), features)
     builder.reserve("sums", "label", "scores", "value", "score")
     builder.add(forest_node(forest, exact_thresholds(forest, columns, transform), features, "sums"))
     outputs = _link(builder, forest.outputs, link, divisor, shift)
@@ -50,12 +58,14 @@ def forest_core(
 
 
 def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift: float) -> dict[str, str]:
-    if link in ("mean", "softmax"):
+    if link in ("mean", "softmax", "one_each"):
         label = builder.node("ArgMax", "sums", axis=1, keepdims=0)
         if link == "mean":
             scores = builder.node("Div", "sums", builder.constant(divisor))
-        else:
+        elif link == "softmax":
             scores = builder.node("Softmax", "sums", axis=1)
+        else:
+            scores = builder.node("Sigmoid", "sums")
         builder.output("label", label, INT64, ("N",))
         builder.output("scores", scores, FLOAT, ("N", columns))
         return {"label": "label", "scores": "scores"}

@@ -105,6 +105,7 @@ def _add(builder: ForestBuilder, root: dict[str, Any], column: int, share: float
     left: list[int] = []
     right: list[int] = []
     value: list[float] = []
+    missing: list[bool] = []
     waiting: list[tuple[dict[str, Any], int, bool]] = [(root, -1, False)]
     while waiting:
         node, parent, is_left = waiting.pop()
@@ -121,8 +122,15 @@ def _add(builder: ForestBuilder, root: dict[str, Any], column: int, share: float
         left.append(0)
         right.append(0)
         value.append(node["leaf_value"] * share if leaf else 0.0)
+        missing.append(not leaf and _missing_goes_left(node))
         if not leaf:
             waiting += [(node["right_child"], number, False), (node["left_child"], number, True)]
     builder.add(
-        np.array(feature), np.array(threshold), np.array(left), np.array(right), np.array(value)[:, None], [column]
-    )
+        np.array(feature), np.array(threshold), np.array(left), np.array(right), np.array(value)[:, None], [column],
+        missing=np.array(missing),
+    )  # fmt: skip
+
+
+def _missing_goes_left(node: dict[str, Any]) -> bool:
+    """Where NaN goes: to the default side, or, where training saw none, where zero goes."""
+    return bool(node["default_left"]) if node["missing_type"] == "NaN" else float(node["threshold"]) >= 0.0

@@ -255,7 +255,7 @@ class OnnxModel(SourceModel):
         if said is not None or is_normal:
             return said or "none"
         makers = _makers_of(name, self._model.graph, _TRANSPARENT + (_PICKING if self._columns == 1 else ()))
-        if makers and makers <= {"Softmax", "Sigmoid", "TreeEnsembleClassifier", "LinearClassifier", "SVMClassifier"}:
+        if makers and makers <= {"Softmax", "Sigmoid"}:
             return "none"
         flat = probe.reshape(len(probe), -1).astype(np.float64)
         if flat.shape[1] > 1 and (flat >= 0).all() and np.allclose(flat.sum(axis=1), 1.0, atol=1e-3):

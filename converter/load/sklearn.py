@@ -5,6 +5,7 @@ node with exact comparisons (`trees.py`); all else goes through skl2onnx. What i
 `predict`, so a converter that gets an estimator wrong is found out before a file is written.
 """
 
+import contextlib
 import copy
 import warnings
 from pathlib import Path
@@ -108,7 +109,11 @@ class SklearnModel(SourceModel):
         self._estimator = _by_position(estimator)
         self._steps = _steps_of(self._estimator)
         self._final = self._steps[-1]
+        if getattr(self._final, "decision_function_shape", None) == "ovo":
+            self._final.decision_function_shape = "ovr"  # a value a class instead of one a pair; predict is the same
         self._cut = _tuned_threshold(self._final)
+        self.own_rule = self._cut is not None
+        self.sentinels = _sentinels_of(self._estimator)
         if self._cut is not None:
             self._steps = [*self._steps[:-1], *_steps_of(self._final.estimator_)]
             self._final = self._steps[-1]
@@ -189,13 +194,12 @@ class SklearnModel(SourceModel):
         forest, link, divisor, shift = parts
         columns = int(self._final.n_features_in_)
         before = self._steps[:-1]
-        if all(type(step).__name__ in _MONOTONE for step in before):
-            transform = None
-            if before:
-                transform = _chain(before)
-            return forest_core(forest, columns, link, transform, None, divisor, shift)
+        missing = _stands_for_missing(self._final)
+        if all(type(step).__name__ in _MONOTONE for step in before) and (missing is None or not before):
+            transform = _chain(before) if before else None
+            return forest_core(forest, columns, link, transform, None, divisor, shift, missing)
         prefix = self._convert_steps(before)
-        return forest_core(forest, columns, link, None, prefix, divisor, shift)
+        return forest_core(forest, columns, link, None, prefix, divisor, shift, missing)
 
     def _skl2onnx_core(self) -> Core:
         assert self.shape is not None
@@ -372,6 +376,16 @@ def _parts_of(estimator: Any) -> list[Any]:
     return [estimator]
 
 
+def _sentinels_of(estimator: Any) -> tuple[float, ...]:
+    """Numbers that some step treats apart: what stands for a missing or an unknown value."""
+    found: set[float] = set()
+    for name, value in estimator.get_params(deep=True).items():
+        if name.rpartition("__")[2] in ("missing", "missing_values", "unknown_value", "fill_value"):
+            with contextlib.suppress(TypeError, ValueError):
+                found.add(float(value))
+    return tuple(sorted(number for number in found if np.isfinite(number)))
+
+
 def _check_fitted(estimator: Any, place: str) -> None:
     from sklearn.exceptions import NotFittedError  # noqa: PLC0415 - heavy
     from sklearn.utils.validation import check_is_fitted  # noqa: PLC0415
@@ -441,6 +455,12 @@ def _squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.stack([1.0 - positive, positive], axis=1)
     power = np.exp(decision - decision.max(axis=1, keepdims=True))
     return np.asarray(power / power.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def _stands_for_missing(final: Any) -> float | None:
+    """The number that XGBoost's scikit-learn estimators take for a missing value; the booster does not know it."""
+    value = getattr(final, "missing", None) if type(final).__module__.startswith("xgboost") else None
+    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def _chain(steps: list[Any]) -> Any:

@@ -32,7 +32,10 @@ def forest_of(estimator: Any) -> Parts | None:
 
 def _add(builder: ForestBuilder, tree: Any, weights: NDArray[Any], targets: list[int] | None = None) -> None:
     feature = np.where(tree.children_left < 0, -1, tree.feature)
-    builder.add(feature, tree.threshold, tree.children_left, tree.children_right, weights, targets)
+    builder.add(
+        feature, tree.threshold, tree.children_left, tree.children_right, weights, targets,
+        missing=getattr(tree, "missing_go_to_left", None),
+    )  # fmt: skip
 
 
 def _voting_classifier(estimator: Any) -> Parts | None:
@@ -86,7 +89,7 @@ def _histogram_boosting(estimator: Any) -> Parts | None:
             feature = np.where(nodes["is_leaf"], -1, nodes["feature_idx"].astype(np.int64))
             builder.add(
                 feature, nodes["num_threshold"], nodes["left"].astype(np.int64), nodes["right"].astype(np.int64),
-                nodes["value"][:, None], [column],
+                nodes["value"][:, None], [column], missing=nodes["missing_go_to_left"],
             )  # fmt: skip
     forest = builder.build(np.ravel(estimator._baseline_prediction))  # noqa: SLF001
     if hasattr(estimator, "classes_"):

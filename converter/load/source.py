@@ -99,6 +99,9 @@ class SourceModel(ABC):
         threshold: of an anomaly score.
         rate_hz: readings per second that its features reckon with.
         trees: whether it is made of decision trees, which have nothing to quantise.
+        independent: whether each class has a probability of its own, so that they need not sum to 1.
+        own_rule: whether its label comes from a rule beside its scores, such as a tuned threshold.
+        sentinels: values that it treats apart, such as that of a missing reading.
         notes: sentences that its user should read.
         savings: what the loader left out of the source's graph, since no answer needs it.
     """
@@ -113,6 +116,9 @@ class SourceModel(ABC):
     threshold: float | None = None
     rate_hz: float | None = None
     trees: bool = False
+    independent: bool = False
+    own_rule: bool = False
+    sentinels: tuple[float, ...] = ()
 
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -114,7 +114,8 @@ def read(booster: Any, place: str) -> tuple[Forest, Link, Task, list[str]]:
         numbers = np.array(tree["split_conditions"], dtype=np.float32).astype(np.float64)
         feature = np.where(left < 0, -1, np.array(tree["split_indices"]))
         values = numbers[:, None] * (weights[index] if weights else 1.0)
-        builder.add(feature, numbers, left, np.array(tree["right_children"]), values, [column])
+        right, default = np.array(tree["right_children"]), np.array(tree["default_left"])
+        builder.add(feature, numbers, left, right, values, [column], missing=default)
     return builder.build(_base(settings["base_score"], link, columns)), link, task, model["feature_names"]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from edge_runtime.batch.label_names import places_of
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Scores
 from edge_runtime.errors import CommandError
@@ -163,9 +164,15 @@ def total(judgements: Iterable[Judgement]) -> Judgement:
 
 
 def describe(judgement: Judgement, manifest: Manifest) -> list[str]:
-    """The metrics, and the confusion matrix, as lines for people."""
+    """The metrics, and the confusion matrix, as lines for people.
+
+    Raises:
+        CommandError: no truth is a label of the bundle or a class of its model.
+    """
     if not judgement.judged:
         return ["evaluation: no window has a truth to be judged by"]
+    if manifest.task == "classification":
+        judgement = _in_labels(judgement, manifest)
     rest = f", {judgement.without_truth} without a truth" if judgement.without_truth else ""
     lines = [f"evaluation over {judgement.judged} windows{rest}"]
     if manifest.task == "regression":
@@ -187,6 +194,18 @@ def describe(judgement: Judgement, manifest: Manifest) -> list[str]:
         cells = "".join(f"  {row.get(other, 0):>{size}}" for other, size in zip(names, columns, strict=True))
         lines.append(f"{name:{width}}{cells}")
     return lines
+
+
+def _in_labels(judgement: Judgement, manifest: Manifest) -> Judgement:
+    """The same, with the truth in the bundle's labels; recordings may speak of the model's own classes."""
+    labels = manifest.output.labels
+    places = places_of(judgement.confusion, labels, manifest.output.classes, "--label", some_strange=True)
+    confusion: dict[str, dict[str, int]] = {}
+    for right, row in judgement.confusion.items():
+        into = confusion.setdefault(labels[places[right]] if right in places else right, {})
+        for verdict, count in row.items():
+            into[verdict] = into.get(verdict, 0) + count
+    return Judgement(judgement.judged, judgement.without_truth, confusion, judgement.errors)
 
 
 def _describe_class(judgement: Judgement, name: str) -> str:

@@ -68,9 +68,14 @@ class Target(_Part, frozen=True):
 
 
 class Output(_Part, frozen=True):
-    """What the model says: `labels` (classification), `targets` (regression) or `threshold` (anomaly)."""
+    """What the model says: `labels` (classification), `targets` (regression) or `threshold` (anomaly).
+
+    `classes` is what the model itself calls its labels, in the same order, where that is something else: recordings
+    may speak of either.
+    """
 
     labels: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
     threshold: float | None = None
 
@@ -243,6 +248,8 @@ def check_manifest(manifest: Manifest) -> list[str]:
         mistakes.append(f"output.labels: expected two or more, found {len(output.labels)}")
     if len(set(output.labels)) != len(output.labels):
         mistakes.append(f"output.labels: expected different names, found {', '.join(output.labels)}")
+    if output.classes and len(output.classes) != len(output.labels):
+        mistakes.append(f"output.classes: expected {len(output.labels)} as labels, found {len(output.classes)}")
     if task == "regression" and not output.targets:
         mistakes.append("output.targets: expected one or more, found none")
     if task == "anomaly" and (output.threshold is None or not math.isfinite(output.threshold)):

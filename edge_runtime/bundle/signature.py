@@ -1,23 +1,34 @@
-"""Who made this file: a detached OpenSSH signature, checked by `ssh-keygen -Y` before anything parses the file.
+"""Which trusted key made this file: a detached OpenSSH signature, checked by `ssh-keygen -Y` before anything parses it.
 
 `BUNDLE.sig` must be a signature of exactly these bytes, in our namespace, by a key that `allowed_signers` names. Every
 outcome other than "verified" is a `SignatureError`, a missing `ssh-keygen` included. A file `revoked_keys` beside
-`allowed_signers` is honoured. Keys may carry `valid-after` and `valid-before`; a clock that was never set (no real-time
-clock, no network yet) is taken for the time at which `allowed_signers` was written, so that it alone refuses nothing.
+`allowed_signers` is honoured. Keys may carry `valid-after` and `valid-before`, which are rules for letting a bundle in
+and not for running it: who runs a bundle that was let in earlier gives that time (`at`), and only removal and
+revocation of the key count. A clock behind the time at which `allowed_signers` was written is certainly not set, and
+that time is taken in its place.
 
 Before that the signature's own form is checked, since ssh-keygen takes some changed ones (a version of 0, other bits in
-the padding): one signature has one form, and any flipped bit in it is a refusal.
+the padding): one signature has one form, and any flipped bit in it is a refusal. Nothing is written: the program reads
+signatures from memory, by a descriptor.
+
+`SUFFIXES` are the signatures of one bundle, where two keys are asked for. `precheck` looks at a signature whose file is
+not here yet; it filters and proves nothing by itself.
 """
 
 import base64
 import binascii
+import os
 import shutil
 import stat
 import struct
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import read_file
@@ -25,11 +36,15 @@ from edge_runtime.errors import BundleError, SignatureError
 
 NAMESPACE = "edge-bundle"
 SUFFIX = ".sig"
+SUFFIXES = (SUFFIX, ".sig2")
+MAX_SIGNATURE_BYTES = 64 * 1024
 _BEGIN, _END, _MAGIC = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----", b"SSHSIG"
-_MAX_SIGNATURE_BYTES = 64 * 1024
 _TIMEOUT_S = 30.0
 # 2025-01-01: before this code was written, so a clock that shows less was never set.
 _EARLIEST = 1_735_689_600
+_ED25519 = b"ssh-ed25519"
+# Times in `allowed_signers` are local ones, so the child must know the same zone.
+_ENVIRONMENT = {"LC_ALL": "C", **{name: value for name, value in os.environ.items() if name == "TZ"}}
 
 # What ssh-keygen says (OpenSSH 8.2 to 10), and what it means for the one who reads it.
 _REASONS = (
@@ -44,6 +59,30 @@ _REASONS = (
 )
 
 
+class Verified(msgspec.Struct, frozen=True):
+    """A signature that held.
+
+    Attributes:
+        principal: the name that `allowed_signers` gives the key.
+        key: the public key, as text of base64, so that two signatures of one key are seen.
+        at: the time by which the key's validity was judged, in seconds since 1970.
+    """
+
+    principal: str
+    key: str
+    at: float
+
+
+class _Blob(msgspec.Struct, frozen=True):
+    """The parts of an OpenSSH signature (`PROTOCOL.sshsig`)."""
+
+    key: bytes
+    namespace: bytes
+    reserved: bytes
+    hash_name: bytes
+    signature: bytes
+
+
 def require_signature(
     path: Path,
     allowed_signers: Path,
@@ -52,65 +91,180 @@ def require_signature(
     signature: Path | None = None,
     namespace: str = NAMESPACE,
     place: str | None = None,
+    at: float | None = None,
 ) -> str:
-    """Make sure that somebody we trust signed a file, and return the principal.
+    """Make sure that a trusted key signed a file, and return the principal.
 
     Args:
         path: the file; its signature is `PATH.sig`.
-        allowed_signers: whom we trust, in the form of ssh-keygen(1).
+        allowed_signers: the trusted keys, in the form of ssh-keygen(1).
         data: the bytes to check, where the caller has read them already and will use these and no others.
         signature: where the signature is, if not beside the file.
         namespace: what the signature must be for.
         place: the name of the file in messages.
+        at: when the file was let in; the validity of keys is judged by that time. None judges by the clock.
 
     Raises:
         SignatureError: in every case but a good signature by one of them.
     """
     place = place or str(path)
     signature = signature or path.with_name(path.name + SUFFIX)
-    _require_form(_read_signature(signature, place), signature, place)
+    text = _read_signature(signature, place)
+    if data is None:
+        _parse(text, signature.name, place)
+        _require_signers(allowed_signers, place)
+        data = _read_data(path)
+    what = signature.name
+    return verify(data, text, allowed_signers, namespace=namespace, place=place, what=what, at=at).principal
+
+
+def require_signatures(
+    path: Path,
+    allowed_signers: Path,
+    *,
+    data: bytes | None = None,
+    beside: Path | None = None,
+    count: int = 1,
+    place: str | None = None,
+    at: float | None = None,
+) -> list[Verified]:
+    """Make sure that `count` different trusted keys signed a file: `PATH.sig`, then `PATH.sig2`.
+
+    Args:
+        path: the file.
+        allowed_signers: the trusted keys.
+        data: its bytes, where they are here already.
+        beside: the path whose `.sig` and `.sig2` are looked at, if not that of the file.
+        count: how many keys must have signed.
+        place: the name of the file in messages.
+        at: as for `require_signature`.
+
+    Raises:
+        SignatureError: fewer did.
+    """
+    place, beside = place or str(path), beside or path
+    data = _read_data(path) if data is None else data
+    found: list[Verified] = []
+    for suffix in SUFFIXES[:count]:
+        signature = beside.with_name(beside.name + suffix)
+        text = _read_signature(signature, place)
+        found.append(verify(data, text, allowed_signers, place=place, what=signature.name, at=at))
+    require_different_keys(found, count, place)
+    return found
+
+
+def require_different_keys(found: Sequence[Verified], count: int, place: str) -> None:
+    """Refuse two signatures of one key where two keys are asked for.
+
+    Raises:
+        SignatureError: there are fewer keys than `count`.
+    """
+    keys = {each.key for each in found}
+    if len(keys) < count:
+        raise SignatureError(
+            f"{place}: signature: expected {count} different keys, found {len(keys)}: sign it with another key too"
+        )
+
+
+def verify(
+    data: bytes,
+    signature: bytes,
+    allowed_signers: Path,
+    *,
+    namespace: str = NAMESPACE,
+    place: str,
+    what: str = "signature",
+    at: float | None = None,
+) -> Verified:
+    """As `require_signature`, for bytes and a signature that are both in memory.
+
+    Raises:
+        SignatureError: in every case but a good signature by a trusted key.
+    """
+    blob = _parse(signature, what, place)
     program = _ssh_keygen(place)
     _require_signers(allowed_signers, place)
-    if data is None:
-        try:
-            data = read_file(path, DEFAULT_LIMITS.max_bytes)
-        except BundleError as error:
-            raise SignatureError(str(error)) from error
-    allowed, sig = str(allowed_signers.absolute()), str(signature.absolute())
-    when = _verify_time(allowed_signers)
-    status, output, complaint = _run([program, "-Y", "find-principals", *when, "-s", sig, "-f", allowed], b"", place)
-    principals = output.splitlines() if status == 0 else []
-    revoked = allowed_signers.absolute().with_name("revoked_keys")
-    revocation = ["-r", str(revoked)] if revoked.exists() else []
-    for principal in principals:
-        command = [
-            program,
-            "-Y",
-            "verify",
-            *when,
-            *revocation,
-            "-f",
-            allowed,
-            "-I",
-            principal,
-            "-n",
-            namespace,
-            "-s",
-            sig,
-        ]
-        status, _, complaint = _run(command, data, place)
-        if status == 0:
-            return principal
+    allowed = str(allowed_signers.absolute())
+    judged_at = _verify_time(allowed_signers, at)
+    when = _time_option(judged_at)
+    with _in_memory(signature) as (sig, handle):
+        find = [program, "-Y", "find-principals", *when, "-s", sig, "-f", allowed]
+        status, output, complaint = _run(find, b"", place, handle)
+        principals = output.splitlines() if status == 0 else []
+        revoked = allowed_signers.absolute().with_name("revoked_keys")
+        revocation = ["-r", str(revoked)] if revoked.exists() else []
+        for principal in principals:
+            command = [program, "-Y", "verify", *when, *revocation, "-f", allowed, "-I", principal]
+            status, _, complaint = _run([*command, "-n", namespace, "-s", sig], data, place, handle)
+            if status == 0:
+                return Verified(principal, base64.b64encode(blob.key).decode(), judged_at)
     if principals and revocation and not complaint.strip():
         complaint = "revoked"  # the one refusal for which ssh-keygen gives no reason
     raise SignatureError(_explain(place, complaint, allowed_signers))
+
+
+def precheck(
+    signature: bytes,
+    digests: dict[str, bytes],
+    allowed_signers: Path,
+    *,
+    namespace: str = NAMESPACE,
+    other_keys: Literal["refuse", "pass"] = "refuse",
+    place: str,
+) -> None:
+    """Refuse a signature that cannot be one of a file with these hashes by a trusted Ed25519 key.
+
+    The file need not be here: an OpenSSH signature covers the hash alone. What passes must still be verified with the
+    file. Nothing is started and nothing is written, so that a flood costs little.
+
+    Args:
+        signature: the armoured text.
+        digests: the hashes of the file by OpenSSH's names, `sha256` or `sha512`.
+        allowed_signers: the trusted keys.
+        namespace: what the signature must be for.
+        other_keys: whether a trusted key of another kind passes, where `verify` follows at once.
+        place: what is signed, in messages.
+
+    Raises:
+        SignatureError: the signature is malformed, of another key, or not of such a file.
+    """
+    from edge_runtime.bundle.ed25519 import verifies  # noqa: PLC0415 - computes a table; only for transfers
+
+    blob = _parse(signature, "signature", place)
+    digest = digests.get(blob.hash_name.decode("ascii", "replace"))
+    if blob.namespace != namespace.encode():
+        raise SignatureError(f"{place}: signature: found a signature for another purpose: sign it with -n {namespace}")
+    if digest is None:
+        raise SignatureError(f"{place}: signature: expected the {blob.hash_name.decode(errors='replace')} of the file")
+    _require_signers(allowed_signers, place)
+    if base64.b64encode(blob.key) not in allowed_signers.read_bytes().split():
+        raise SignatureError(_stranger(place, allowed_signers))
+    key, signed = _strings(blob.key), _strings(blob.signature)
+    if len(key) != 2 or len(signed) != 2 or key[0] != _ED25519 or signed[0] != _ED25519:
+        if other_keys == "pass" and key and key[0] != _ED25519:
+            return
+        raise SignatureError(
+            f"{place}: signature: expected an Ed25519 key, found {key[0].decode(errors='replace') if key else 'none'}: "
+            "add a signed release document with `edge-convert sign`"
+        )
+    covered = (blob.namespace, blob.reserved, blob.hash_name, digest)
+    message = _MAGIC + b"".join(struct.pack(">I", len(part)) + part for part in covered)
+    if not verifies(key[1], message, signed[1]):
+        raise SignatureError(f"{place}: signature: found one of another file: fetch it again, or sign it again")
+
+
+def _read_data(path: Path) -> bytes:
+    try:
+        return read_file(path, DEFAULT_LIMITS.max_bytes)
+    except BundleError as error:
+        raise SignatureError(str(error)) from error
 
 
 def _read_signature(signature: Path, place: str) -> bytes:
     try:
         if not stat.S_ISREG(signature.stat().st_mode):
             raise SignatureError(f"{place}: {signature.name}: expected a signature, found no such file: sign it again")
-        return read_file(signature, _MAX_SIGNATURE_BYTES)
+        return read_file(signature, MAX_SIGNATURE_BYTES)
     except OSError as error:
         raise SignatureError(
             f"{place}: expected its signature in {signature.name}, found none: sign it with edge-convert sign"
@@ -121,21 +275,21 @@ def _read_signature(signature: Path, place: str) -> bytes:
         ) from error
 
 
-def _require_form(text: bytes, signature: Path, place: str) -> None:
+def _parse(text: bytes, what: str, place: str) -> _Blob:
     """The form of `PROTOCOL.sshsig`: armour, then magic, version, key, namespace, reserved, hash, signature."""
     lines = text.splitlines()
-    sound = len(lines) > 2 and lines[0] == _BEGIN and lines[-1] == _END
-    if sound:
+    if len(lines) > 2 and lines[0] == _BEGIN and lines[-1] == _END:
         body = b"".join(lines[1:-1])
         try:
             blob = base64.b64decode(body, validate=True)
         except binascii.Error:
             blob = b""
-        sound = blob.startswith(_MAGIC + struct.pack(">I", 1)) and base64.b64encode(blob) == body
-        strings = _strings(blob[len(_MAGIC) + 4 :]) if sound else []
-        sound = len(strings) == 5 and strings[2] == b""
-    if not sound:
-        raise SignatureError(f"{place}: {signature.name}: expected an OpenSSH signature, found none: sign it again")
+        head = _MAGIC + struct.pack(">I", 1)
+        if blob.startswith(head) and base64.b64encode(blob) == body:
+            strings = _strings(blob[len(head) :])
+            if len(strings) == 5 and strings[2] == b"":
+                return _Blob(*strings)
+    raise SignatureError(f"{place}: {what}: expected an OpenSSH signature, found none: sign it again")
 
 
 def _strings(blob: bytes) -> list[bytes]:
@@ -171,19 +325,42 @@ def _ssh_keygen(place: str) -> str:
     return program
 
 
-def _verify_time(allowed_signers: Path) -> list[str]:
-    """Nothing for a plausible clock, else the option that replaces it."""
-    if time.time() >= _EARLIEST:
+def _verify_time(allowed_signers: Path, at: float | None) -> float:
+    """The time by which keys are judged: that of the admission, else the clock, unless it is certainly behind."""
+    if at is not None:
+        return at
+    try:
+        written = allowed_signers.stat().st_mtime
+    except OSError:
+        written = 0.0
+    now = time.time()
+    return max(now, written, _EARLIEST)
+
+
+def _time_option(judged_at: float) -> list[str]:
+    """ssh-keygen's own clock where it agrees, so that releases without the option (8.2 to 8.6) still work."""
+    if abs(judged_at - time.time()) < 1.0:
         return []
-    instead = max(int(allowed_signers.stat().st_mtime), _EARLIEST)
-    return ["-O", "verify-time=" + time.strftime("%Y%m%d%H%M%S", time.localtime(instead))]
+    return ["-O", "verify-time=" + time.strftime("%Y%m%d%H%M%S", time.localtime(judged_at))]
 
 
-def _run(command: Sequence[str], data: bytes, place: str) -> tuple[int, str, str]:
+@contextmanager
+def _in_memory(text: bytes) -> Iterator[tuple[str, int]]:
+    """A path, for a child, to bytes that stand on no disk."""
+    handle = os.memfd_create("signature", os.MFD_CLOEXEC)
+    try:
+        os.write(handle, text)
+        yield f"/proc/self/fd/{handle}", handle
+    finally:
+        os.close(handle)
+
+
+def _run(command: Sequence[str], data: bytes, place: str, handle: int) -> tuple[int, str, str]:
     try:
         done = subprocess.run(
-            command, input=data, capture_output=True, timeout=_TIMEOUT_S, check=False, env={"LC_ALL": "C"}
-        )
+            command, input=data, capture_output=True, timeout=_TIMEOUT_S, check=False,
+            env=_ENVIRONMENT, pass_fds=(handle,),
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SignatureError(f"{place}: cannot check its signature: ssh-keygen failed: {error}") from error
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
@@ -194,9 +371,13 @@ def _explain(place: str, complaint: str, allowed_signers: Path) -> str:
         if words in complaint:
             return f"{place}: signature: found {found}: {remedy}"
     if "No principal matched" in complaint:
-        return (
-            f"{place}: signature: found the key of a stranger: sign it with a key that {allowed_signers} names, "
-            "or add that key there"
-        )
-    said = " ".join(complaint.split())[:200] or "no reason given"
-    return f"{place}: signature: not verified by ssh-keygen ({said}): sign it again"
+        return _stranger(place, allowed_signers)
+    quoted = " ".join(complaint.split())[:200] or "no reason given"
+    return f"{place}: signature: not verified by ssh-keygen ({quoted}): sign it again"
+
+
+def _stranger(place: str, allowed_signers: Path) -> str:
+    return (
+        f"{place}: signature: found the key of a stranger: sign it with a key that {allowed_signers} names, "
+        "or add that key there"
+    )

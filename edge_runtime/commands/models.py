@@ -12,7 +12,9 @@ import msgspec
 from edge_runtime.bundle.measured import MIB, write_measured
 from edge_runtime.bundle.selftest import Budget, run_selftest
 from edge_runtime.errors import EXIT_OK, CommandError
-from edge_runtime.store.store import DEFAULT_SIGNERS, DEFAULT_STORE, Installed, Listed, ModelStore, Policy, Slot
+from edge_runtime.store.install import DEFAULT_SIGNERS, Installed, Policy
+from edge_runtime.store.records import ListedBundle, Slot
+from edge_runtime.store.store import DEFAULT_STORE, ModelStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,12 +166,12 @@ def _listed_table(store: ModelStore) -> str:
     )
 
 
-def _cost(store: ModelStore, listed: Listed) -> str:
+def _cost(store: ModelStore, listed: ListedBundle) -> str:
     measured = store.measured(listed.name, listed.digest)
     return "-" if measured is None else f"{measured.median_ms:.3g} ms, {measured.peak_rss_bytes / MIB:.0f} MiB"
 
 
-def _state(each: Listed) -> str:
+def _state(each: ListedBundle) -> str:
     return f"{each.state}, shadow" if each.shadow else each.state
 
 

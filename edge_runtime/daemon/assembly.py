@@ -253,9 +253,10 @@ class Assembly:
         store, device = self.config.store, self.config.device.id
         if store.over_mqtt == "off" or store.allowed_signers is None:
             return None
+        from edge_runtime.store.install import Policy  # noqa: PLC0415
         from edge_runtime.store.ota import Ota  # noqa: PLC0415
         from edge_runtime.store.ota_parts import Incoming  # noqa: PLC0415 - only where it is configured
-        from edge_runtime.store.store import ModelStore, Policy  # noqa: PLC0415
+        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
 
         return Ota(
             device,

@@ -20,7 +20,7 @@ from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.sources.kind import SourceKindTable, as_kind
 
 if TYPE_CHECKING:
-    from edge_runtime.store.store import Slot
+    from edge_runtime.store.records import Slot
 
 
 class PlannedModel(msgspec.Struct, eq=False):

@@ -136,7 +136,7 @@ class Outbox:
         self._waiting: deque[Entry] = deque()
         self._in_flight: dict[int, Entry] = {}  # by order
         self._memory = 0
-        self._store_open = False
+        self._store_open = self._was_open = False
         self._opening = store is not None  # until then nobody knows which streams have rows that must go first
         self._committing = False
         self._fetching = False
@@ -568,7 +568,7 @@ class Outbox:
         if isinstance(found, OutboxFileError):
             self._store_failed(found)
             return
-        self._store_open = True
+        self._store_open = self._was_open = True
         self._failing_since = None
         self._reopen_delay = REOPEN_FIRST_S
         if found.damaged_file is not None:
@@ -604,6 +604,8 @@ class Outbox:
         now = self._loop.time()
         if self._failing_since is None:
             self._failing_since = now
+            if not self._was_open:  # which streams have rows that should go first cannot be seen
+                self._counters.errors["order_given_up"] += 1
         if self._backlog and now - self._failing_since >= ORDER_PATIENCE_S:
             self._backlog.clear()
             self._counters.errors["order_given_up"] += 1

@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.release import RELEASE_SUFFIX
+from edge_runtime.bundle.signature import SUFFIXES
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.inventory import Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
@@ -22,6 +24,13 @@ from edge_runtime.fleet.transfer import send
 INSTALL_SECONDS = 300.0  # the self-test on the device has 120 of its own, and a Zero 2 W loads slowly
 ASK_SECONDS = 60.0
 SERVING = ("active", "probation")
+# What travels with a bundle, where it exists: signatures, the release document, and a permission for an older version.
+_BESIDE = (
+    *SUFFIXES,
+    *(RELEASE_SUFFIX + end for end in ("", *SUFFIXES)),
+    ".allow-older",
+    ".allow-older.sig",
+)
 
 
 class Cargo(msgspec.Struct, frozen=True):
@@ -75,7 +84,7 @@ def load(path: Path, *, unsigned: bool) -> Cargo:
         CommandError: nobody has signed it, and that was not said to be meant.
     """
     bundle = open_bundle(path)
-    beside = [path.with_name(path.name + suffix) for suffix in (".sig", ".allow-older", ".allow-older.sig")]
+    beside = [path.with_name(path.name + suffix) for suffix in _BESIDE]
     found = tuple(each for each in beside if each.is_file())
     if beside[0] not in found and not unsigned:
         raise CommandError(

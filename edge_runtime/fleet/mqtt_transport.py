@@ -153,8 +153,10 @@ class MqttTransport:
             "transfer": secrets.token_hex(8),
             "size": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
+            "sha512": hashlib.sha512(content).hexdigest(),
             "signature": signature.decode("ascii", "replace"),
             "mode": mode,
+            **_more_signatures(bundle),
         }
         with Line(self._login, self._device, ("ota/want", "ota/status")) as line:
             return self._serve(line, content, offer, progress, silence_s)
@@ -240,6 +242,21 @@ class MqttTransport:
             return
         if offset >= 0 and 0 < count <= MOST_BYTES and offset + count <= len(content):
             line.say(f"ota/chunk/{transfer}/{offset}", content[offset : offset + count])
+
+
+def _more_signatures(bundle: Path) -> dict[str, str]:
+    """The second signature and the release document of a bundle, where they exist."""
+    found = {}
+    for key, suffix in (
+        ("signature2", ".sig2"),
+        ("release", ".release"),
+        ("release_signature", ".release.sig"),
+        ("release_signature2", ".release.sig2"),
+    ):
+        path = bundle.with_name(bundle.name + suffix)
+        if path.is_file():
+            found[key] = _read(path).decode("utf-8", "replace")
+    return found
 
 
 def _silent(device: str) -> str:

@@ -2,34 +2,31 @@
 
 Guarantee: a reading is neither lost nor answered twice by an exchange. The new bundle is opened, loaded, asked for
 its golden answers and run once in a thread, and only then takes the next window. One that does not load, or whose
-probation fails (too many windows that it cannot take, or NaN, or too slow, too much memory, or scores unlike those of
-its predecessor), is given back to the store, which names the bundle before it and does not take that digest again.
-The store is only ever asked in that thread, so that the loop never waits for a disk; one `stat` a model a second is
-what watching costs. Where the store names a shadow, it runs beside the model (`shadow.py`), through
+probation fails (`probation.py`), is given back to the store, which names the bundle before it and does not take that
+digest again. The store is only ever asked in that thread, so that the loop never waits for a disk; one `stat` a model a
+second is what watching costs. Where the store names a shadow, it runs beside the model (`shadow.py`), through
 restarts and exchanges, until it is made active, withdrawn, or fails.
 
 Weak points: a bundle that wants other channels than its predecessor needs the source rewired, which is a reload. A
-model that hangs in service is ended by the watchdog, and given back after the store's `MAX_STARTS` of that. Memory is
-that of the whole process, so a neighbour's growth counts too; drift is not judged across a restart.
+model that hangs in service is ended by the watchdog, and given back after the store's `MAX_STARTS` of that.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.bundle.manifest import Manifest
-from edge_runtime.bundle.measured import MIB
 from edge_runtime.bundle.model import ModelOptions
-from edge_runtime.bundle.open import one_line, open_bundle
+from edge_runtime.bundle.open import one_line
 from edge_runtime.bundle.optimised_copy import chosen, load_model
-from edge_runtime.bundle.signature import require_signature
 from edge_runtime.config.tables import StoreTable
 from edge_runtime.errors import BundleError, EdgeError
+from edge_runtime.store.install import shadow_misfit
+from edge_runtime.store.probation import Probation
+from edge_runtime.store.records import Slot
 from edge_runtime.store.shadow import Shadow
-from edge_runtime.store.store import ModelStore, Slot, misfit
-from edge_runtime.stream.pipeline import Candidate, Maker, Pipeline, rehearse
-from edge_runtime.stream.score_drift import ScoreSample, shift
+from edge_runtime.store.store import ModelStore
+from edge_runtime.stream.pipeline import Candidate, Pipeline, rehearse
 from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
@@ -37,7 +34,6 @@ from edge_runtime.system.memory import Growth
 
 LOOK_S = 1.0
 EXCHANGE_S = 600.0  # to read, check, load and rehearse a bundle, on the slowest board
-ENOUGH_TO_JUDGE = 20  # windows before a 99th percentile says something; a proof judges whatever there is
 
 _log = get_logger("exchange")
 
@@ -50,28 +46,22 @@ class _Watched:
 
     Attributes:
         stamp: of the decision that was read last; what we write ourselves is read once more, and is nothing new.
-        since: when the bundle took its first window.
+        probation: judges the bundle while it is new.
         busy: a thread is at the store for it.
-        last_resort: it has failed, and there is none before it.
         why: what happened to the bundle before this one.
-        growth: of memory, since before the bundle was loaded.
-        before: the last scores of its predecessor, where drift is watched.
         shadow: the candidate beside it.
-        farewell: what the last shadow that ended by itself had found, not yet published.
+        last_report: what the last shadow that ended by itself had found, not yet published.
         ended: the last shadow that ended by itself, for the list of models.
     """
 
     pipeline: Pipeline
     slot: Slot
     stamp: tuple[int, int, int]
-    since: float
+    probation: Probation
     busy: bool = False
-    last_resort: bool = False
     why: str = ""
-    growth: Growth = field(default_factory=Growth)
-    before: ScoreSample | None = None
     shadow: Shadow | None = None
-    farewell: dict[str, Any] | None = None
+    last_report: dict[str, Any] | None = None
     ended: dict[str, str] | None = None
 
 
@@ -113,7 +103,8 @@ class Exchange:
 
     def watch(self, pipeline: Pipeline, slot: Slot) -> None:
         """Follow the slot that a pipeline's bundle was loaded from."""
-        self._watched.append(_Watched(pipeline, slot, self._store.stamp(slot.name), self._loop.time()))
+        probation = Probation(self._config, self._loop.time())
+        self._watched.append(_Watched(pipeline, slot, self._store.stamp(slot.name), probation))
         if self._config.max_drift is not None:
             pipeline.watch_drift()
 
@@ -157,8 +148,8 @@ class Exchange:
         found = {}
         for watched in self._watched:
             name = watched.pipeline.config.name
-            if watched.farewell is not None:
-                found[name], watched.farewell = watched.farewell, None
+            if watched.last_report is not None:
+                found[name], watched.last_report = watched.last_report, None
             elif watched.shadow is not None:
                 found[name] = watched.shadow.document()
         return found
@@ -223,11 +214,7 @@ class Exchange:
         config = watched.pipeline.config
         growth = Growth()
         try:
-            bundle = self._store.open(slot.name)
-            if bundle.digest != slot.digest:
-                return _nothing  # the store has decided anew meanwhile; the next look sees it
-            if self._config.allowed_signers is not None:  # as at a start, which would refuse what we let in here
-                require_signature(bundle.path, Path(self._config.allowed_signers))
+            bundle = self._store.open_slot(slot)  # its signature first, as at a start
             options = ModelOptions(threads=config.threads, max_batch=config.max_batch)
             model = load_model(bundle, options, chosen(config, self._config))
             candidate = rehearse(model, config)
@@ -241,7 +228,7 @@ class Exchange:
         watched.why = f"{slot.version} {reason}"
         now = self._store.fail(slot.name, slot.digest, reason)
         if now.digest == slot.digest:
-            watched.last_resort = True  # a doubtful model is all there is; it is not judged again
+            watched.probation.is_last_resort = True  # a doubtful model is all there is; it is not judged again
             return lambda: self._settle(watched, now)
         if now.digest == watched.pipeline.model.bundle.digest:
             return lambda: self._settle(watched, now)  # the bad one never took a window: the old one serves on
@@ -251,16 +238,14 @@ class Exchange:
         slot = self._store.confirm(watched.slot.name, watched.slot.digest)
         return lambda: self._proven(watched, slot)
 
-    def _examine(self, path: Path, beside: Manifest) -> Manifest:
-        """As at an install: what stands in the store may have been put there by somebody else.
+    def _examine(self, slot: Slot, beside: Manifest) -> Manifest:
+        """As at an install: another program may have written into the store.
 
         Raises:
             EdgeError: the shadow may not run.
         """
-        if self._config.allowed_signers is not None:
-            require_signature(path, Path(self._config.allowed_signers))
-        manifest = open_bundle(path).manifest
-        problem = misfit(beside, manifest)
+        manifest = self._store.open_slot(slot).manifest
+        problem = shadow_misfit(beside, manifest)
         if problem is not None:
             raise BundleError(f"cannot run beside {beside.version}: {problem}")
         return manifest
@@ -285,14 +270,14 @@ class Exchange:
             watched.shadow = watched.pipeline.companion = None
         if slot is not None and wanted is not None:
             beside, config = maker.model.manifest, watched.pipeline.config
-            watched.ended = watched.farewell = None
+            watched.ended = watched.last_report = None
             watched.shadow = watched.pipeline.companion = Shadow(
                 slot,
                 watched.slot,
                 beside,
                 threshold=config.threshold,
                 threads=config.threads,
-                check=lambda path: self._examine(path, beside),
+                check=lambda: self._examine(slot, beside),
                 loop=self._loop,
                 on_end=lambda why: self._shadow_ended(watched, why),
             )
@@ -305,7 +290,7 @@ class Exchange:
             return
         slot = shadow.slot
         _log.error("shadow rejected", extra=fields(model=slot.name, version=slot.version, why=why))
-        watched.farewell = shadow.document()
+        watched.last_report = shadow.document()
         watched.ended = {"version": slot.version, "digest": slot.digest, "state": "rejected", "why": why}
         watched.shadow = watched.pipeline.companion = None
 
@@ -332,9 +317,7 @@ class Exchange:
             _log.info("the new bundle wants other channels: reloading", extra=fields(model=slot.name))
             self._reload()
             return
-        watched.since = self._loop.time()
-        watched.last_resort = False
-        watched.growth, watched.before = growth, sample
+        watched.probation = Probation(self._config, self._loop.time(), growth, sample)
         if watched.shadow is not None and watched.shadow.slot.digest != slot.digest:
             self._accompany(watched, watched.shadow.slot)  # the statistics begin anew, beside the new one
         _log.info(
@@ -354,49 +337,12 @@ class Exchange:
             self._settle(watched, slot)
 
     def _judge(self, watched: _Watched) -> None:
-        """Probation: has the bundle failed, or proved itself?"""
-        if watched.last_resort:
-            return
-        did = watched.pipeline.maker
-        served = self._loop.time() - watched.since
-        is_enough = did.answered >= self._config.probation_predictions
-        is_enough = is_enough or (served >= self._config.probation and did.answered > 0)
-        reason = self._fault(watched, is_enough=is_enough)
-        if reason is not None:
+        verdict = watched.probation.judge(watched.pipeline.maker, self._loop.time())
+        if verdict.fault is not None:
+            reason = verdict.fault
             self._away(watched, lambda: self._fail(watched, watched.slot, reason))
-        elif is_enough:
+        elif verdict.is_proven:
             self._away(watched, lambda: self._confirm(watched))
-
-    def _fault(self, watched: _Watched, *, is_enough: bool) -> str | None:
-        did = watched.pipeline.maker
-        if did.failed >= self._config.probation_errors:
-            return f"failed on {did.failed} of {did.answered + did.failed} windows in service"
-        return (
-            self._overgrown(watched)
-            or (self._slowness(did) if is_enough or did.answered >= ENOUGH_TO_JUDGE else None)
-            or self._strangeness(watched, did)
-        )
-
-    def _overgrown(self, watched: _Watched) -> str | None:
-        grown, allowed = watched.growth.bytes(), self._config.max_memory_growth
-        if grown <= allowed:
-            return None
-        return f"took {grown / MIB:.0f} MiB of memory, expected at most {allowed / MIB:.0f} MiB"
-
-    def _slowness(self, did: Maker) -> str | None:
-        if self._config.max_latency is None:
-            return None
-        slowest_ms, allowed_ms = did.latencies.quantiles_ms().get("p99", 0.0), 1000 * self._config.max_latency
-        return None if slowest_ms <= allowed_ms else f"took {slowest_ms:.1f} ms, expected at most {allowed_ms:.1f} ms"
-
-    def _strangeness(self, watched: _Watched, did: Maker) -> str | None:
-        allowed = self._config.max_drift
-        found = None if allowed is None else shift(watched.before, did.sample)
-        if allowed is None or found is None or found <= allowed:
-            return None
-        return (
-            f"answers unlike the bundle before it: expected a stability index of at most {allowed:g}, found {found:.2f}"
-        )
 
 
 def _nothing() -> None:

@@ -12,14 +12,22 @@ Topics below `edge/{device}/ota/`, described in full in `docs/ota.md`::
 Guarantee: the device sets the pace. It asks for one chunk, writes it in a thread, and asks for the next no sooner than
 `over_mqtt_rate` allows, so that at most two chunks are in memory and readings go first. What was not asked for is
 ignored, and counted: lost, doubled, late and misplaced chunks do no harm. An offer must hold the token that the device
-made at this start, and tells whoever offers without it; so an offer that was retained or queued begins nothing. Only
-bundles signed by a key of `allowed_signers` get in, whoever may publish here; the rest is `Store.install`'s to check.
-To go back needs a signature too, of an order that names device, start and bundle and is carried out once.
+made at this start, and which its greeting gives; so an offer that was retained or queued begins nothing. An offer takes
+the one place for a transfer only after a trusted key was seen to have signed it (`Incoming.examine`); until then it is
+a message in a queue of `MOST_PENDING`, which costs no disk. Orders to go back are signed, name device, start and
+bundle, and are carried out once. What a flood makes the device compute, answer and log is bounded; what is over the
+bound is counted (`ota_dropped`, `ota_unanswered`), and a sender asks again.
 
-Weak point: whoever may publish here can keep the one transfer that there is busy; that is for the broker's access list.
+Weak points: who may publish here can replay an offer that is valid now, and so begin that transfer without bringing
+it; a sender that brings chunks takes it over after `TAKE_OVER_S`. Who may publish chunks can spoil them, which the
+digest finds at the end. Both are for the broker's access list.
 """
 
+import hashlib
 import secrets
+import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +40,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.ota_parts import Incoming, Offer
+from edge_runtime.store.records import ListedBundle
 from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
@@ -41,7 +50,14 @@ CHUNK_BYTES = 32 * 1024
 ASK_AGAIN_S = 5.0  # a chunk that has not come is asked for again
 PATIENCE_S = 120.0  # a sender that is silent for so long is given up; the part stays for the next one
 PROGRESS_S = 2.0  # between two reports of progress
+TAKE_OVER_S = 10.0  # a sender that has brought no chunk for so long gives way to another one of the same bundle
 MOST_OFFER_BYTES = 64 * 1024
+MOST_ORDER_BYTES = 4096
+MOST_PENDING = 4  # offers and orders, each, whose signatures wait to be checked
+REST = 3.0  # times what a check took
+_REPLIES = 20  # at once; and then
+_REPLIES_PER_S = 2.0
+_KNOWN_BAD = 256  # offers and orders that were refused, so that repeating one costs nothing
 
 _log = get_logger("ota")
 
@@ -50,16 +66,26 @@ Step = Callable[[], None]
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
-    """The one that is under way. `asked` is the offset of the chunk that is awaited; None while the disk works."""
+    """The one that is under way.
+
+    Attributes:
+        offer: what is brought.
+        held: how much of it is here.
+        asked: the offset of the chunk that is awaited; None while the disk works.
+        heard: when the last chunk came, by the loop's clock.
+        brought: its sender has brought a chunk.
+        reported: when progress was published last.
+    """
 
     offer: Offer
     held: int = 0
+    brought: bool = False
     asked: int | None = None
     heard: float = 0.0
     reported: float = 0.0
 
 
-class _Word(msgspec.Struct, frozen=True, kw_only=True):
+class _Request(msgspec.Struct, frozen=True, kw_only=True):
     """What comes on `rollback`: an order as the text that was signed; without a signature, a question for the token."""
 
     transfer: str
@@ -77,7 +103,7 @@ class Ota:
         incoming: the disk side.
         rate: bytes a second, at most.
         counters: its own.
-        on_ask: somebody wants to know how the device is.
+        on_ask: called when the device's health is asked for.
     """
 
     def __init__(
@@ -100,28 +126,33 @@ class Ota:
         self._on_ask = on_ask
         self._token = secrets.token_hex(8)
         self._transfer: _Transfer | None = None
-        self._said: dict[str, Any] | None = None
+        self._last_status: dict[str, Any] | None = None
+        self._pending = {"offer": 0, "order": 0}
+        self._refused: deque[bytes] = deque(maxlen=_KNOWN_BAD)
+        self._budget, self._budget_at = float(_REPLIES), 0.0
         self._timer: Timer | None = None
         self._pace: Timer | None = None
         self._thread = BackgroundThread("ota", loop.call_soon_threadsafe)
         self._stopped = False
+        self._ended = threading.Event()
         self._is_up = False
         filters = ("offer", "chunk/+/+", "rollback", "ask")
         connection.subscribe([f"{self._base}/{each}" for each in filters], 1, self._take)
 
     def link_changed(self) -> None:
-        """The link came up or went down: ask again for what may be lost, and say again how things are."""
+        """The link came up or went down: ask again for what may be lost, and publish the last status again."""
         was_up, self._is_up = self._is_up, self._connection.connected
         if was_up or not self._is_up or self._stopped:
             return
-        if self._said is not None:
-            self._publish("status", self._said)
+        if self._last_status is not None:
+            self._publish("status", self._last_status)
         if self._transfer is not None and self._transfer.asked is not None:
             self._ask()
 
     def end(self) -> None:
         """Stop; the part stays."""
         self._stopped = True
+        self._ended.set()
         self._cancel()
         self._thread.stop()
 
@@ -159,55 +190,109 @@ class Ota:
         if not (0 < len(offer.transfer) <= 64 and offer.transfer.isascii() and offer.transfer.isalnum()):
             self._counters.rejected["ota_malformed"] += 1
             return
-        if offer.token != self._token:  # retained, or queued while we were away; or a sender's first word
-            self._counters.counts["ota_greeted"] += 1
-            self._publish("status", {"transfer": offer.transfer, "state": "greeting", "token": self._token})
+        if offer.token != self._token:  # retained, or queued while we were away; or a sender's first offer
+            self._greet({"transfer": offer.transfer})
             return
         problem = _problem(offer)
         if problem is not None:
             self._refuse(offer, problem)
-        elif self._said is not None and self._said["transfer"] == offer.transfer and self._transfer is None:
-            self._publish("status", self._said)  # it has not heard how it ended
+        elif self._transfer is None and (self._last_status or {}).get("transfer") == offer.transfer:
+            self._publish("status", self._last_status or {})  # it has not heard how it ended
         elif self._transfer is None:
-            self._begin(offer)
-        elif self._transfer.offer.sha256 != offer.sha256:
+            self._examine(offer, payload)
+        elif not self._transfer.offer.is_same_bundle(offer):
             share = 100 * self._transfer.held // self._transfer.offer.size
             self._refuse(offer, f"another transfer is under way, {share} % of it are here: wait for it to end")
         elif self._transfer.offer.transfer == offer.transfer:
             self._report("receiving")
-        elif self._transfer.asked is not None:
+        elif self._transfer.asked is None:
+            self._refuse(offer, "this bundle is being written or installed: ask again in a moment")
+        elif self._loop.time() - self._transfer.heard >= TAKE_OVER_S or not self._transfer.brought:
             self._transfer.offer = offer  # the same bundle from another sender, or from one that began anew
             self._ask()
         else:
-            self._refuse(offer, "this bundle is being written or installed: ask again in a moment")
+            self._refuse(offer, "another sender is bringing this very bundle: ask again in a moment")
+
+    def _examine(self, offer: Offer, payload: bytes) -> None:
+        """Have the signatures checked; the place for a transfer is free until then."""
+        if not self._may_check("offer", payload):
+            return
+
+        def examine() -> Step:
+            try:
+                found = self._incoming.serving(offer)
+                if found is None:
+                    self._incoming.examine(offer)
+            except EdgeError as error:
+                why = one_line(str(error))
+                return lambda: self._examined(offer, payload, why)
+            if found is not None:
+                return lambda: self._serves_already(offer, found)
+            return lambda: self._examined(offer, payload, None)
+
+        self._check(examine)
+
+    def _may_check(self, kind: str, payload: bytes) -> bool:
+        """A check costs milliseconds: so many may wait, and none for what was refused already."""
+        if self._pending[kind] >= MOST_PENDING or _digest(payload) in self._refused:
+            self._counters.counts["ota_dropped"] += 1
+            return False
+        self._pending[kind] += 1
+        return True
+
+    def _examined(self, offer: Offer, payload: bytes, why: str | None) -> None:
+        self._pending["offer"] -= 1
+        if why is not None:
+            self._refused.append(_digest(payload))
+            self._refuse(offer, why)
+        elif self._transfer is None and not self._stopped:
+            self._begin(offer)
+        else:
+            self._refuse(offer, "another transfer has begun: wait for it to end")
+
+    def _serves_already(self, offer: Offer, found: ListedBundle) -> None:
+        self._pending["offer"] -= 1
+        model = {"model": found.name, "version": found.version, "digest": found.digest}
+        about = {"transfer": offer.transfer, "state": "installed", "received": offer.size, "size": offer.size}
+        document = {**about, "sha256": offer.sha256, "why": "it is active already", **model}
+        if self._transfer is None:
+            self._last_status = document
+        self._reply(document)
 
     def _ordered(self, payload: bytes) -> None:
         try:
-            word = msgspec.json.decode(payload[:MOST_OFFER_BYTES], type=_Word)  # what is cut is no JSON any more
+            request = msgspec.json.decode(payload[:MOST_OFFER_BYTES], type=_Request)  # what is cut is no JSON any more
         except (msgspec.MsgspecError, ValueError, RecursionError):
             self._counters.rejected["ota_malformed"] += 1
             return
-        about = {"transfer": word.transfer[:64]}
-        if not word.signature:
-            self._publish("status", {**about, "state": "greeting", "token": self._token})
+        about = {"transfer": request.transfer[:64]}
+        if not request.signature:
+            self._greet(about)
+            return
+        if len(request.order) > MOST_ORDER_BYTES:
+            self._counters.rejected["ota_malformed"] += 1
+            return
+        if not self._may_check("order", payload):
             return
 
         def go_back() -> Step:
             try:
-                slot = self._incoming.rollback(word.order, word.signature, self._token)
+                slot = self._incoming.rollback(request.order, request.signature, self._token)
             except EdgeError as error:
                 why = one_line(str(error))
                 return lambda: self._answer_order({**about, "state": "refused", "why": why})
             model = {"model": slot.name, "version": slot.version, "digest": slot.digest}
             return lambda: self._answer_order({**about, "state": "rolled back", "why": f"it is {slot.state}", **model})
 
-        self._away(go_back)
+        self._check(go_back)
 
     def _answer_order(self, document: dict[str, Any]) -> None:
-        level = _log.info if document["state"] == "rolled back" else _log.warning
-        level("order to go back", extra=fields(state=document["state"], why=document["why"]))
-        self._counters.counts["ota_rolled_back" if document["state"] == "rolled back" else "ota_refused"] += 1
-        self._publish("status", document)
+        self._pending["order"] -= 1
+        is_done = document["state"] == "rolled back"
+        self._counters.counts["ota_rolled_back" if is_done else "ota_refused"] += 1
+        if self._reply(document, always=is_done):
+            level = _log.info if is_done else _log.warning
+            level("order to go back", extra=fields(state=document["state"], why=document["why"]))
 
     def _arrived(self, rest: bytes, data: bytes) -> None:
         transfer = self._transfer
@@ -218,7 +303,7 @@ class Ota:
         if offset != b"%d" % transfer.asked or len(data) != _length(transfer):
             self._counters.counts["ota_unasked"] += 1
             return
-        transfer.asked, transfer.heard = None, self._loop.time()
+        transfer.asked, transfer.heard, transfer.brought = None, self._loop.time(), True
         self._cancel()
         offer, at = transfer.offer, transfer.held
         began = transfer.heard
@@ -236,10 +321,6 @@ class Ota:
         _log.info("bundle offered", extra=fields(bytes=offer.size, sha256=offer.sha256[:12]))
 
         def prepare() -> Step:
-            found = self._incoming.serving(offer)
-            if found is not None:
-                model = {"model": found.name, "version": found.version, "digest": found.digest}
-                return lambda: self._finish("installed", "it is active already", model)
             held = self._incoming.prepare(offer)
             return lambda: self._prepared(transfer, held)
 
@@ -297,26 +378,55 @@ class Ota:
             most_s=PATIENCE_S * 5,  # installing tries it in a child
         )
 
+    def _check(self, work: Callable[[], Step]) -> None:
+        """As `_away`; then the thread rests, so that a flood of checks gets a quarter of one core."""
+
+        def check() -> Step:
+            began = time.monotonic()
+            try:
+                return work()
+            finally:
+                self._ended.wait(REST * (time.monotonic() - began))
+
+        self._away(check)
+
     def _failed(self, error: Exception) -> None:
         if isinstance(error, EdgeError):
             self._finish("failed", one_line(str(error)), {})
             return
+        self._pending = dict.fromkeys(self._pending, 0)
         _log.error("a transfer is given up", exc_info=error)  # a fault of ours, which must not end the daemon
         self._finish("failed", "a fault of the runtime, which its log describes", {})
 
-    # --- what is said -------------------------------------------------------------------------------------------
+    # --- what is published ----------------------------------------------------------------------------------------
+
+    def _greet(self, about: dict[str, Any]) -> None:
+        self._counters.counts["ota_greeted"] += 1
+        self._reply({**about, "state": "greeting", "token": self._token})
 
     def _refuse(self, offer: Offer, why: str) -> None:
         """For an offer that is not begun; what is under way goes on."""
         self._counters.counts["ota_refused"] += 1
-        _log.warning("bundle refused", extra=fields(why=why))
-        self._publish("status", {"transfer": offer.transfer, "state": "refused", "why": why})
+        if self._reply({"transfer": offer.transfer, "state": "refused", "why": why}):
+            _log.warning("bundle refused", extra=fields(why=why))
+
+    def _reply(self, document: dict[str, Any], *, always: bool = False) -> bool:
+        """Publish an answer, unless there were too many lately: a flood of offers is no flood of answers."""
+        now = self._loop.time()
+        self._budget = min(float(_REPLIES), self._budget + (now - self._budget_at) * _REPLIES_PER_S)
+        self._budget_at = now
+        if self._budget < 1.0 and not always:
+            self._counters.counts["ota_unanswered"] += 1
+            return False
+        self._budget = max(0.0, self._budget - 1.0)
+        self._publish("status", document)
+        return True
 
     def _report(self, state: str) -> None:
         transfer = self._transfer
         if transfer is not None:
             transfer.reported = self._loop.time()
-            self._say(transfer, state, None, {})
+            self._publish_status(transfer, state, None, {})
 
     def _finish(self, state: str, why: str, model: dict[str, str]) -> None:
         transfer, self._transfer = self._transfer, None
@@ -325,13 +435,13 @@ class Ota:
             return
         self._counters.counts[f"ota_{state}"] += 1
         (_log.info if state == "installed" else _log.error)(f"bundle {state}", extra=fields(**model, why=why))
-        self._say(transfer, state, why, model)
+        self._publish_status(transfer, state, why, model)
 
-    def _say(self, transfer: _Transfer, state: str, why: str | None, model: dict[str, str]) -> None:
+    def _publish_status(self, transfer: _Transfer, state: str, why: str | None, model: dict[str, str]) -> None:
         offer = transfer.offer
         about = {"transfer": offer.transfer, "state": state, "received": transfer.held, "size": offer.size}
-        self._said = {**about, "sha256": offer.sha256, "why": why, **model}
-        self._publish("status", self._said)
+        self._last_status = {**about, "sha256": offer.sha256, "why": why, **model}
+        self._publish("status", self._last_status)
 
     def _publish(self, what: str, document: dict[str, Any]) -> None:
         self._connection.publish(f"{self._base}/{what}", msgspec.json.encode(document), qos=1, outcome=None)
@@ -355,4 +465,10 @@ def _problem(offer: Offer) -> str | None:
         return "expected the SHA-256 in hex, found something else"
     if not offer.signature.startswith("-----BEGIN SSH SIGNATURE-----"):
         return "expected the bundle's signature, found none: sign it, only signed bundles are taken over MQTT"
+    if not offer.release and (len(offer.sha512) != 128 or not set(offer.sha512) <= set("0123456789abcdef")):
+        return "expected the SHA-512 in hex or a release document, found neither: update the sender"
     return None
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.sha256(payload).digest()

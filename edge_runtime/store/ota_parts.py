@@ -1,12 +1,17 @@
-"""The disk side of a transfer: a bundle that arrives in parts, below the store, and is installed once it is whole.
+"""What a transfer over MQTT does beside the loop: it judges an offer, keeps the parts, and installs what is whole.
+
+An offer is judged before a byte of its bundle is taken: by its signed release document (`bundle/release.py`), which
+names digest, size, name, version, sequence and expiry, or without one by the bundle's own signature, which is checked
+against the announced hash. Nothing is written for an offer or an order that does not hold.
 
 The folder `STORE/.incoming/` holds at most one part, under the SHA-256 that it shall have, so that only the very same
 content is ever continued: after a pause, another sender, or a restart of the daemon. Nothing in it counts for the
-store; what makes a bundle count is `Store.install`, which checks the signature before anything parses the file.
+store; what makes a bundle count is `ModelStore.install`, which checks the signature before anything parses the file.
 
-Guarantee: never more than the announced size is written, and that is bounded; a part is never trusted, since what is
-whole is hashed from the disk. Weak point: a power cut may leave a part whose end is damaged. Then the hash tells, the
-part is dropped, and the next try begins anew.
+Guarantee: never more than the announced size is written, which a trusted key has signed or which is bounded; a part is
+never trusted, since what is whole is hashed from the disk. Weak points: a power cut may leave a part whose end is
+damaged; then the hash tells, the part is dropped, and the next try begins anew. A bundle without a release document
+shows its name and version only once it is here, and only Ed25519 keys can be checked before.
 """
 
 import hashlib
@@ -18,13 +23,16 @@ from typing import Literal
 
 import msgspec
 
-from edge_runtime.bundle.signature import NAMESPACE, SUFFIX, require_signature
-from edge_runtime.errors import BundleError, CommandError
-from edge_runtime.store.store import Listed, ModelStore, Policy, Slot
+from edge_runtime.bundle.release import RELEASE_SUFFIX, read_release
+from edge_runtime.bundle.signature import NAMESPACE, SUFFIXES, precheck, verify
+from edge_runtime.errors import BundleError, CommandError, SignatureError
+from edge_runtime.store.install import SPARE_BYTES, Policy
+from edge_runtime.store.records import ListedBundle, Slot
+from edge_runtime.store.store import ModelStore
 from edge_runtime.system.durable import make_folder, remove, write_file
 
 ROLLBACK_NAMESPACE = f"{NAMESPACE}-rollback"
-SPARE_BYTES = 1024 * 1024
+_BESIDE = (*SUFFIXES, RELEASE_SUFFIX, *(RELEASE_SUFFIX + suffix for suffix in SUFFIXES))
 _READ_BYTES = 1024 * 1024
 
 
@@ -35,8 +43,13 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         transfer: a name that the sender gives this transfer.
         size: of the bundle, in bytes.
         sha256: of the bundle, in hex.
+        sha512: likewise: the hash that the signature covers. Not needed with a release document.
         signature: the content of `BUNDLE.sig`.
-        token: what the device said in its greeting, which shows that the sender is here now.
+        signature2: the content of `BUNDLE.sig2`, where two keys have signed.
+        release: the content of `BUNDLE.release`.
+        release_signature: the content of `BUNDLE.release.sig`.
+        release_signature2: the content of `BUNDLE.release.sig2`.
+        token: the token of the device's greeting, which shows that the sender is here now.
         mode: what becomes of it: the active bundle, a staged one, or the shadow of the active one.
     """
 
@@ -44,15 +57,30 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     sha256: str
     signature: str
+    sha512: str = ""
+    signature2: str = ""
+    release: str = ""
+    release_signature: str = ""
+    release_signature2: str = ""
     token: str = ""
     mode: Literal["active", "stage", "shadow"] = "active"
 
+    @property
+    def signatures(self) -> list[str]:
+        """Of the bundle, those that are there."""
+        return [each for each in (self.signature, self.signature2) if each]
+
+    def is_same_bundle(self, other: "Offer") -> bool:
+        """Another offer of the very same bundle, with the same signatures: judged when the first one was."""
+        names = {"transfer", "token", "mode"}
+        return all(getattr(self, each) == getattr(other, each) for each in self.__struct_fields__ if each not in names)
+
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rollback"):
-    """A signed word to go back. It names what it leaves, so that it does nothing once that is done.
+    """A signed order to go back. It names what it leaves, so that it does nothing once that is done.
 
     Attributes:
-        device: whom it is for.
+        device: the id of the device that it is for.
         model: the name of the model.
         digest: of the bundle that is active now, and shall not be.
         token: of this start of the device.
@@ -80,7 +108,32 @@ class Incoming:
         self._folder = store.root / ".incoming"
         self._carried_out: set[str] = set()  # by this start; another start has another token
 
-    def serving(self, offer: Offer) -> Listed | None:
+    def examine(self, offer: Offer) -> None:
+        """Judge an offer by its signatures, before a byte of the bundle is here. Writes nothing.
+
+        Raises:
+            SignatureError: no trusted key has signed it.
+            BundleError: an install would refuse it: too old, expired, replayed, for another class, failed before.
+        """
+        signers, count = self._policy.allowed_signers, self._policy.signatures
+        if len(offer.signatures) < count:
+            raise SignatureError(f"offer: expected {count} signatures, found {len(offer.signatures)}")
+        if offer.release:
+            texts = [each.encode() for each in (offer.release_signature, offer.release_signature2) if each]
+            if len(texts) < count:
+                raise SignatureError(f"offer: expected {count} signatures of the release document, found {len(texts)}")
+            release, _ = read_release(offer.release.encode(), texts, signers, count=count, place="offer")
+            if (release.digest, release.size) != (offer.sha256, offer.size):
+                raise BundleError("offer: expected digest and size of its release document, found others")
+            self._store.require_admissible(release, self._policy.device_class)
+            return
+        if self._policy.release == "require":
+            raise BundleError("offer: expected a release document, found none: sign the bundle with edge-convert sign")
+        digests = {"sha256": bytes.fromhex(offer.sha256), "sha512": bytes.fromhex(offer.sha512)}
+        for text in offer.signatures[:count]:
+            precheck(text.encode(), digests, signers, place="offer")
+
+    def serving(self, offer: Offer) -> ListedBundle | None:
         """The bundle, if it is active already.
 
         Raises:
@@ -147,51 +200,43 @@ class Incoming:
             if _sha256(part) != offer.sha256:
                 raise BundleError("expected the bundle that was announced, found other bytes: send it again")
             part.replace(bundle)
-            write_file(bundle.with_name(bundle.name + SUFFIX), offer.signature.encode())
+            self._write_beside(bundle, offer)
             policy = replace(self._policy, activate=offer.mode == "active", shadow=offer.mode == "shadow")
             return self._store.install(bundle, policy).slot
         except OSError as error:
             raise CommandError(f"{self._folder}: cannot be written: {error.strerror}") from error
         finally:
-            for path in (part, bundle, bundle.with_name(bundle.name + SUFFIX)):
+            for path in (part, bundle, *(bundle.with_name(bundle.name + suffix) for suffix in _BESIDE)):
                 path.unlink(missing_ok=True)
 
+    def _write_beside(self, bundle: Path, offer: Offer) -> None:
+        texts = (
+            offer.signature, offer.signature2, offer.release, offer.release_signature, offer.release_signature2,
+        )  # fmt: skip
+        for suffix, text in zip(_BESIDE, texts, strict=True):
+            if text:
+                write_file(bundle.with_name(bundle.name + suffix), text.encode())
+
     def rollback(self, text: str, signature: str, token: str) -> Slot:
-        """Carry out a signed order to go back, once.
+        """Carry out a signed order to go back, once. Writes nothing before every check has held.
 
         Raises:
-            SignatureError: nobody we trust has signed it.
+            SignatureError: no trusted key has signed it.
             CommandError: it is for another device, start or bundle, or was carried out before.
         """
-        order = self._read_order(text, signature)
-        active = self._store.slot(order.model)
-        wanted = (("device", order.device, self._policy.device), ("token", order.token, token))
-        for what, found, expected in (*wanted, ("digest", order.digest, active.digest)):
-            if found != expected:
-                raise CommandError(f"order to go back: {what}: expected {expected[:16]}, found {found[:16]!r}")
+        order = read_order(text)
+        for what, found, expected in (("device", order.device, self._policy.device), ("token", order.token, token)):
+            _require_equal(what, found, expected)
+        data, signed, place = text.encode(), signature.encode(), "order to go back"
+        signers = self._policy.allowed_signers
+        digests = {name: hashlib.new(name, data).digest() for name in ("sha256", "sha512")}
+        precheck(signed, digests, signers, namespace=ROLLBACK_NAMESPACE, other_keys="pass", place=place)
+        verify(data, signed, signers, namespace=ROLLBACK_NAMESPACE, place=place)
+        _require_equal("digest", order.digest, self._store.slot(order.model).digest)
         if order.nonce in self._carried_out:
             raise CommandError("order to go back: expected a new one, found one that was carried out before")
         self._carried_out.add(order.nonce)
         return self._store.rollback(order.model)
-
-    def _read_order(self, text: str, signature: str) -> Order:
-        try:
-            self._store.root.mkdir(parents=True, exist_ok=True)
-            make_folder(self._folder)
-            written = self._folder / f"order{SUFFIX}"
-            write_file(written, signature.encode())
-            try:
-                require_signature(
-                    written.with_suffix(""), self._policy.allowed_signers, data=text.encode(), signature=written,
-                    namespace=ROLLBACK_NAMESPACE, place="order to go back",
-                )  # fmt: skip
-            finally:
-                written.unlink(missing_ok=True)
-            return msgspec.json.decode(text, type=Order)
-        except OSError as error:
-            raise CommandError(f"{self._folder}: cannot be written: {error.strerror}") from error
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise CommandError(f"order to go back: {error}") from error
 
     def _part(self, offer: Offer) -> Path:
         return self._folder / f"{offer.sha256}.part"
@@ -205,6 +250,23 @@ class Incoming:
             remove(self._part(offer))
             return 0
         return held
+
+
+def read_order(text: str) -> Order:
+    """Decode an order whose signature has not been looked at yet.
+
+    Raises:
+        CommandError: it is none.
+    """
+    try:
+        return msgspec.json.decode(text, type=Order)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CommandError(f"order to go back: {error}") from error
+
+
+def _require_equal(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise CommandError(f"order to go back: {what}: expected {expected[:16]}, found {found[:16]!r}")
 
 
 def _sha256(path: Path) -> str:

@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ from edge_runtime.bundle.open import one_line
 from edge_runtime.errors import EdgeError
 from edge_runtime.readings import Floats
 from edge_runtime.store.agreement import Agreement
+from edge_runtime.store.records import Slot
 from edge_runtime.store.shadow_process import ShadowError, ShadowProcess
-from edge_runtime.store.store import Slot
 from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
@@ -69,7 +68,7 @@ class Shadow:
         *,
         threshold: float | None,
         threads: int,
-        check: Callable[[Path], Manifest],
+        check: Callable[[], Manifest],
         loop: Loop,
         on_end: Callable[[str], None],
     ) -> None:
@@ -166,7 +165,7 @@ class Shadow:
                 self._process.end()
 
     def _run(self) -> None:
-        candidate = self._check(self.slot.path)
+        candidate = self._check()
         self._process = ShadowProcess(self.slot.path, self.slot.digest, threads=self._threads)
         self._remembers = bool(candidate.state)
         with self._lock:

@@ -10,7 +10,8 @@ from typing import Any
 from edge_runtime.bundle.measured import Measured
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.bundle.selftest import Budget
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 from tests.support import builders
 from tests.support.bad_models import GOOD
 from tests.support.daemon import Daemon

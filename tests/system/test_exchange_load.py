@@ -17,7 +17,8 @@ from edge_runtime.bundle import selftest
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.bundle.selftest import Budget
 from edge_runtime.errors import BundleError
-from edge_runtime.store.store import MAX_STARTS, ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import MAX_STARTS, ModelStore
 from tests.support import bad_models, builders
 from tests.support.bad_models import BAD
 from tests.support.installer import Installer

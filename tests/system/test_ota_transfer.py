@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from edge_runtime.errors import CommandError, EdgeError
 from edge_runtime.fleet.mqtt_transport import Login, MqttTransport
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 from tests.conftest import MakeDaemon
 from tests.support import builders
 from tests.support.broker import Mosquitto

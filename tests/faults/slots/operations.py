@@ -17,7 +17,8 @@ import onnxruntime  # noqa: F401 - so that no child looks for its version on the
 from edge_runtime.bundle.measured import Measured
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.bundle.selftest import Budget
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 
 
 def quick(bundle: Bundle, budget: Budget, place: str) -> Measured:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from edge_runtime.bundle.open import open_bundle
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
 
@@ -14,7 +15,8 @@ INSTALLER = """
 import sys, time
 from pathlib import Path
 from edge_runtime.errors import EdgeError
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 store, policy = ModelStore(Path(sys.argv[1]), selftest=quick), Policy(unsigned="allow")
 done = 0

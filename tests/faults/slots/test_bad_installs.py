@@ -11,7 +11,8 @@ import pytest
 
 from edge_runtime.bundle.selftest import Budget
 from edge_runtime.errors import BundleError, CommandError, EdgeError
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
 

@@ -18,8 +18,9 @@ import msgspec
 import pytest
 
 from edge_runtime.bundle.open import open_bundle
+from edge_runtime.store.install import Policy
 from edge_runtime.store.permission import PERMISSION_NAMESPACE
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 from tests.conftest import MakeDaemon
 from tests.support import builders
 from tests.support.broker import Mosquitto

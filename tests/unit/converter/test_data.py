@@ -1,5 +1,6 @@
 """Recorded data: windows, groups, and the split that keeps calibration and evaluation apart."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,42 @@ def test_a_time_column_puts_rows_in_order(tmp_path: Path) -> None:
     path = table(tmp_path / "d.csv", ["t,a", *(f"2024-01-01T00:00:{i:02d},{i}" for i in order)])
     data = read_data(path, Spec(data=DataSpec(time="t")), takes(4, 4, "a"))
     np.testing.assert_array_equal(data.windows.reshape(-1), np.arange(40))
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        ["2024-10-01 00:00", "2024-09-30 18:00", "2024-09-29 23:59:59.5"],
+        ["2024-10-01T02:00+02:00", "2024-09-30T23:30Z", "2024-09-30T18:00-04:00"],
+        ["1e9", "9.5", "-3"],
+        ["20241001T0000", "20240930", "2024-09-01"],
+    ],
+)
+def test_times_written_as_text_are_read_as_moments(times: list[str], tmp_path: Path) -> None:
+    """ISO 8601 with and without a time zone, and numbers; the rows are given from the last to the first."""
+    lines = [f"{t},{n}" for t, n in zip(times, (2, 1, 0), strict=True)]
+    path = table(tmp_path / "d.csv", ["t,a", *(line for line in lines for _ in range(4))])
+    data = read_data(path, Spec(data=DataSpec(time="t")), takes(1, 1, "a"))
+    assert data.windows.reshape(-1).tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        (["09/28/2024 00:00"], "found '09/28/2024 00:00' in row 0"),
+        (["28.09.2024 00:00"], "in ISO 8601 such as"),
+        (["2024-09-28", "soon"], "found 'soon' in row 1"),
+        (
+            ["2024-09-28T00:00Z", "2024-09-28T00:00"],
+            "a time zone in every row or in none, found none in row 1",
+        ),
+    ],
+)
+def test_times_that_cannot_be_read_are_refused(times: list[str], words: str, tmp_path: Path) -> None:
+    """Text has no order in time: 10.09. stands before 28.08. in the alphabet."""
+    path = table(tmp_path / "d.csv", ["t,a", *(f"{time},1" for time in times)])
+    with pytest.raises(CommandError, match=re.escape(words)):
+        read_data(path, Spec(data=DataSpec(time="t")), takes(1, 1, "a"))
 
 
 def test_parquet_and_csv_give_the_same_windows(tmp_path: Path) -> None:

@@ -302,6 +302,31 @@ def test_a_disk_that_stays_away_gives_new_predictions_free(path: Path) -> None:
     assert bench.counters.errors["order_given_up"] == 1
 
 
+def test_a_disk_that_cannot_be_read_at_the_start_is_said_to_cost_the_order(path: Path) -> None:
+    """Which streams have rows that should go first is unknown: new predictions go, and that is counted once."""
+    before = _Bench(path)
+    old = before.offer()
+    before.wait(2.0)
+    assert before.store is not None
+    before.store.store.close()
+    bench = _Bench(path, begin=False)
+    bench.numbers = itertools.count(2)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.work()
+    bench.link_up()
+    live = bench.offer()
+    bench.wait(20.0)
+    bench.acknowledge_all()
+    assert bench.arrived == [live]
+    assert bench.counters.errors["order_given_up"] == 1
+    bench.store.fault = ""
+    bench.wait(40.0)
+    bench.acknowledge_all()
+    assert bench.arrived == [live, old]
+    assert bench.link.arrived[-1]["delayed"] is True
+
+
 def test_an_idle_outbox_with_a_dead_disk_does_not_keep_the_loop_busy(path: Path) -> None:
     """A thousand waiting predictions, no link, no disk: next to no work is done."""
     bench = _Bench(path, commit_interval=0.0)

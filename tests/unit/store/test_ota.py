@@ -16,9 +16,10 @@ from edge_runtime.bundle.open import Bundle
 from edge_runtime.bundle.selftest import Budget
 from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.messages import Message
+from edge_runtime.store.install import Policy
 from edge_runtime.store.ota import ASK_AGAIN_S, CHUNK_BYTES, PATIENCE_S, Ota
 from edge_runtime.store.ota_parts import Incoming
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.store import ModelStore
 from edge_runtime.system.counters import Counters
 from tests.support import builders
 from tests.support.stepped import SteppedLoop
@@ -153,6 +154,7 @@ def _cargo(folder: Path, signer: builders.Signer, version: str = "1.1.0", transf
         "transfer": transfer,
         "size": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
+        "sha512": hashlib.sha512(content).hexdigest(),
         "signature": signer.sign(path).read_text(),
     }
     return Cargo(path, content, offer)
@@ -323,12 +325,14 @@ def test_a_tampered_bundle_gets_nowhere(device: Device, cargo: Cargo) -> None:
 
 
 def test_a_stranger_cannot_sign(device: Device, cargo: Cargo, tmp_path: Path) -> None:
-    """A signature of a key that is not in `allowed_signers` is refused, and the old model stays."""
+    """A signature of a key that is not in `allowed_signers` is refused before a byte comes, and the old model stays."""
     stranger = builders.signer(tmp_path / "stranger")
     forged = Cargo(cargo.path, cargo.content, cargo.offer | {"signature": stranger.sign(cargo.path).read_text()})
-    _receive(device, forged)
-    _finish(device, forged)
-    assert device.state == "failed"
+    device.offer(forged)
+    device.wait(lambda: device.state == "refused", "the refusal")
+    assert "stranger" in device.last("status")["why"]
+    assert device.wants() == []
+    assert not device.store.root.exists()
     assert device.store.names() == []
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.errors import BundleError, CommandError, SignatureError
-from edge_runtime.store.store import ModelStore, Policy
+from edge_runtime.store.install import Policy
+from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
 

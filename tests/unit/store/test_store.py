@@ -13,8 +13,9 @@ from edge_runtime.bundle.open import open_bundle
 from edge_runtime.bundle.selftest import Budget
 from edge_runtime.bundle.signature import require_signature
 from edge_runtime.errors import BundleError, CommandError, SignatureError
+from edge_runtime.store.install import Policy
 from edge_runtime.store.permission import PERMISSION_NAMESPACE
-from edge_runtime.store.store import MAX_STARTS, ModelStore, Policy
+from edge_runtime.store.store import MAX_STARTS, ModelStore
 from tests.support import builders
 
 Make = Callable[..., Path]
@@ -147,7 +148,7 @@ def test_a_tampered_bundle_is_refused_before_it_is_parsed(
     data[100] ^= 1
     path.write_bytes(data)
     parsed: list[Path] = []
-    monkeypatch.setattr("edge_runtime.store.store.check_bundle", lambda path, *_, **__: parsed.append(path))
+    monkeypatch.setattr("edge_runtime.store.install.check_bundle", lambda path, *_, **__: parsed.append(path))
     assert "changed after it was signed" in refused(store, path, policy, SignatureError)
     assert parsed == []
 

@@ -1,0 +1,271 @@
+"""Whether a converted model answers as its source does: every score, every target, every row.
+
+A number may differ by rounding, judged on the scale of its own column. Where it differs by more, the source itself is
+asked again, for readings that lie one rounding away: a row on which the source jumps stands on a fence, and float32
+cannot hold it to one side. Such rows are counted and named; all other differences are faults. Pure but for asking.
+
+Weak point: a fence is looked for by random steps around the row, so that a rare one may be taken for a fault.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.load.source import Answer
+from edge_runtime.readings import Floats
+
+Ask = Callable[[Floats], Answer]
+
+SCORE_TOLERANCE = 1e-4  # of a probability
+_OF_SPREAD, _OF_LARGEST = 1e-4, 1e-6  # of a value, by its column: of the range of its answers, and float32's rounding
+_STEP = 1e-6  # relative: about eight roundings of float32, as many as a few layers add up
+_STEPS = 8
+FEW_CATEGORIES = 64  # distinct whole numbers of a channel, up to which it is taken for a category
+_MOST_ROWS = 512  # that are asked again
+_FENCE_SHARE = 0.01
+_LABEL_SHARE = 0.001
+_SUM_TOLERANCE = 1e-3
+_SLACK = 1e-6  # a probability may leave [0, 1] by a rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One answer that is not the source's.
+
+    Attributes:
+        row: its place among the rows that were asked.
+        what: the class, target or "score".
+        source: the source's number, or its label.
+        found: the converted model's.
+    """
+
+    row: int
+    what: str
+    source: str
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: expected {self.source} as in the source, found {self.found}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fidelity:
+    """What a comparison found.
+
+    Attributes:
+        wrong: rows with a fault.
+        fence: rows that stand on a fence of the source's.
+        first: the worst fault, or None.
+        rows: how many were compared.
+    """
+
+    wrong: NDArray[np.int64]
+    fence: NDArray[np.int64]
+    first: Difference | None
+    rows: int
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether the two are the same model."""
+        return not len(self.wrong)
+
+
+def compare(
+    found: Answer,
+    source: Answer,
+    windows: Floats,
+    ask: Ask,
+    names: Sequence[str],
+    *,
+    scale: Answer | None = None,
+    recorded: Floats | None = None,
+    fences: bool = True,
+) -> Fidelity:
+    """Hold every answer to the source's.
+
+    Args:
+        found: the converted model's answers.
+        source: the source's.
+        windows: what both were asked.
+        ask: asks the source.
+        names: of the columns: labels or targets; an anomaly has one.
+        scale: answers of the source that show how far each column reaches; by default those given.
+        recorded: recorded windows, by default those given; they show which channels hold categories.
+        fences: whether a row may be excused at all.
+    """
+    one, other = _columns(found), _columns(source)
+    tolerance = tolerances(scale or source)
+    off = _excess(one, other, tolerance)
+    labels = _labels_differ(found, source, tolerance)
+    suspects = np.flatnonzero((off > 0).any(axis=1) | labels)
+    if not len(suspects):
+        return Fidelity(suspects, suspects, None, len(one))
+    worst = np.maximum(off[suspects].max(axis=1, initial=0.0), labels[suspects])
+    asked = suspects[np.argsort(-worst, kind="stable")][:_MOST_ROWS]
+    locked = _categories(windows if recorded is None else recorded)
+    if fences:
+        rounding, jumping = _near_the_source(found, windows, asked, ask, tolerance, locked)
+    else:
+        rounding = jumping = np.zeros(len(asked), dtype=np.bool_)
+    wrong = np.setdiff1d(suspects, asked[rounding | jumping])
+    fence = np.sort(asked[jumping & ~rounding])
+    differing = 0 if found.label is None or source.label is None else int((found.label != source.label)[fence].sum())
+    if len(fence) > max(1, _FENCE_SHARE * len(one)) or differing > max(1, _LABEL_SHARE * len(one)):
+        wrong = suspects
+    if not len(wrong):
+        return Fidelity(wrong, fence, None, len(one))
+    row = next(int(row) for row in asked if row in set(wrong.tolist()))
+    return Fidelity(wrong, fence, _difference(found, source, row, off, names), len(one))
+
+
+def tolerances(source: Answer) -> NDArray[np.float64]:
+    """By how much each column may differ: probabilities all alike, values and scores each on its own scale."""
+    columns = _columns(source)
+    if source.scores is not None:
+        return np.full(columns.shape[1], SCORE_TOLERANCE)
+    finite = np.where(np.isfinite(columns), columns, 0.0)
+    if not len(finite):
+        return np.zeros(columns.shape[1])
+    spread = finite.max(axis=0) - finite.min(axis=0)
+    allowed = np.maximum(_OF_SPREAD * spread, _OF_LARGEST * np.abs(finite).max(axis=0))
+    return np.asarray(np.maximum(allowed, 1e-30), dtype=np.float64)
+
+
+def probability_fault(
+    answer: Answer, labels: Sequence[str], *, independent: bool = False, own_rule: bool = False
+) -> str:
+    """What is wrong with the scores of a classifier as probabilities, in a sentence; empty when nothing is.
+
+    Args:
+        answer: labels and scores.
+        labels: the names of the columns.
+        independent: whether each class has a probability of its own (one against the rest), so that rows need not sum
+            to 1.
+        own_rule: whether the label comes from a rule beside the scores, such as a tuned threshold.
+    """
+    scores, label = answer.scores, answer.label
+    if scores is None or label is None or not len(scores):
+        return ""
+    if not np.isfinite(scores).all():
+        row, column = np.argwhere(~np.isfinite(scores))[0]
+        return f"row {row}: the score of {labels[column]!r} is {scores[row, column]}"
+    outside = (scores < -_SLACK) | (scores > 1.0 + _SLACK)
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        return f"row {row}: the score of {labels[column]!r} is {scores[row, column]:.6g}, expected 0 to 1"
+    total = scores.sum(axis=1)
+    if not independent and (np.abs(total - 1.0) > _SUM_TOLERANCE).any():
+        row = int(np.argmax(np.abs(total - 1.0)))
+        return f"row {row}: the scores sum to {total[row]:.6g}, expected 1"
+    if own_rule:
+        return ""
+    for place, name in enumerate(labels):
+        mine = label == place
+        if mine.any() and not mine.all():
+            inside, beside = float(scores[mine, place].mean()), float(scores[~mine, place].mean())
+            if inside < beside - SCORE_TOLERANCE:
+                return (
+                    f"the score of {name!r} is {inside:.3f} on average where the label is {name!r} and {beside:.3f} "
+                    "where it is not, so the column belongs to something else"
+                )
+    return ""
+
+
+def label_is_not_the_largest(answer: Answer) -> int:
+    """Rows whose label has not the largest score; some models decide by another rule than their probabilities."""
+    if answer.scores is None or answer.label is None:
+        return 0
+    own = answer.scores[np.arange(len(answer.label)), answer.label]
+    return int((own < answer.scores.max(axis=1) - SCORE_TOLERANCE).sum())
+
+
+def _columns(answer: Answer) -> NDArray[np.float64]:
+    numbers = next(part for part in (answer.scores, answer.value, answer.score) if part is not None)
+    return np.asarray(numbers, dtype=np.float64).reshape(len(numbers), -1)
+
+
+def _excess(
+    one: NDArray[np.float64], other: NDArray[np.float64], tolerance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """By how many tolerances each number is off beyond the first; infinite where one is not finite as the other is."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        narrow = other.astype(np.float32).astype(np.float64)  # infinite where float32 ends and float64 goes on
+        gap = np.abs(one - narrow) / tolerance
+    same = (one == other) | (one == narrow) | (np.isnan(one) & np.isnan(other))
+    return np.where(same, 0.0, np.where(np.isfinite(gap), np.maximum(gap - 1.0, 0.0), np.inf))
+
+
+def _labels_differ(found: Answer, source: Answer, tolerance: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Rows with another label, but for those where the source's two scores are the same within the tolerance."""
+    if found.label is None or source.label is None:
+        return np.zeros(len(_columns(found)), dtype=np.bool_)
+    differ = found.label != source.label
+    if source.scores is not None:
+        every = np.arange(len(differ))
+        gap = np.abs(source.scores[every, found.label] - source.scores[every, source.label])
+        differ &= ~(gap <= 2 * tolerance[0])
+    return np.asarray(differ, dtype=np.bool_)
+
+
+def _categories(windows: Floats) -> NDArray[np.float64]:
+    """`[2, channels]`: between which values a channel holds a few whole numbers, which no rounding moves."""
+    flat = windows.reshape(-1, windows.shape[-1])
+    limits = np.full((2, flat.shape[1]), np.nan)
+    for index in range(flat.shape[1]) if windows.ndim == 3 else ():
+        distinct = np.unique(flat[:, index])
+        if len(distinct) <= FEW_CATEGORIES and (distinct == np.rint(distinct)).all():
+            limits[:, index] = distinct[0], distinct[-1]
+    return limits
+
+
+def _near_the_source(
+    found: Answer,
+    windows: Floats,
+    rows: NDArray[np.int64],
+    ask: Ask,
+    tolerance: NDArray[np.float64],
+    locked: NDArray[np.float64],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Ask the source for readings one rounding away.
+
+    Returns:
+        which rows are off by no more than such a step usually changes the source's answer (large terms whose difference
+        is small), and which lie among the source's answers to all steps (it jumps between them).
+    """
+    rng = np.random.default_rng(0)
+    some = windows[rows]
+    answers = [ask(some)]
+    with np.errstate(invalid="ignore", over="ignore"):
+        free = ~((some >= locked[0]) & (some <= locked[1]))
+        for _ in range(_STEPS):
+            step = rng.uniform(-_STEP, _STEP, size=some.shape) * free
+            near = (some.astype(np.float64) * (1.0 + step)).astype(np.float32)
+            try:
+                answers.append(ask(np.where(np.isfinite(near), near, some)))
+            except Exception:  # noqa: BLE001, S112 - a framework may refuse a value; the other steps still count
+                continue
+    table = np.stack([_columns(answer) for answer in answers])
+    one, labels_fit = _columns(found)[rows], np.ones(len(rows), dtype=np.bool_)
+    if found.label is not None:
+        labels = np.stack([answer.label for answer in answers if answer.label is not None])
+        labels_fit = np.asarray((labels == found.label[rows]).any(axis=0))
+    with np.errstate(invalid="ignore", over="ignore"):
+        usual = np.median(np.abs(table - table[0]), axis=0)
+        rounding = (np.abs(one - table[0]) <= tolerance + 4.0 * usual).all(axis=1)
+        low, high = table.min(axis=0), table.max(axis=0)
+        slack = 2.0 * (high - low) + tolerance
+        inside = ((one >= low - slack) & (one <= high + slack)).all(axis=1)
+    if found.label is not None:
+        rounding &= labels[0] == found.label[rows]
+    return np.asarray(rounding), np.asarray(inside & labels_fit)
+
+
+def _difference(found: Answer, source: Answer, row: int, off: NDArray[np.float64], names: Sequence[str]) -> Difference:
+    if not off[row].any() and found.label is not None and source.label is not None:
+        return Difference(row, "label", repr(names[source.label[row]]), repr(names[found.label[row]]))
+    column = int(np.argmax(off[row]))
+    kind = "class" if found.scores is not None else "target" if found.value is not None else ""
+    what = f"{kind} {names[column]!r}" if kind else "score"
+    return Difference(row, what, f"{_columns(source)[row, column]:.6g}", f"{_columns(found)[row, column]:.6g}")

@@ -1,0 +1,145 @@
+"""What is strange about the rows and the metric although nothing failed: said in sentences, before a bundle is made.
+
+Rows that a device would reject are left out here, so that no metric speaks of readings that never reach the model.
+Pure but for asking the source.
+"""
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.data import Dataset
+from converter.evaluate import Judgement, Truth, judge
+from converter.fidelity import Ask
+from converter.load.source import class_name
+from converter.plan import Plan
+from edge_runtime.errors import CommandError
+
+_ROWS = 512  # that channels are exchanged in
+_MOST_CHANNELS = 10  # 45 pairs
+_GAIN = 0.05  # of the metric, from which on an exchange is no accident
+_GOOD = 0.97
+_MOST_NAMED = 5
+
+
+def admitted(dataset: Dataset, plan: Plan) -> tuple[Dataset, list[str]]:
+    """The rows that a device lets through to the model, and what is to say of the others.
+
+    Raises:
+        CommandError: it lets none through.
+    """
+    if plan.input.shape is not None:
+        return dataset, []
+    bad = np.zeros(len(dataset), dtype=np.bool_)
+    reasons: list[str] = []
+    for index, channel in enumerate(plan.input.channels):
+        if channel.range is None:
+            continue
+        low, high = (np.float32(limit) for limit in channel.range)
+        values = dataset.windows[..., index]
+        outside = (values < low) | (values > high)
+        rows = outside.reshape(len(dataset), -1).any(axis=1)
+        if rows.any():
+            where = f"{channel.name} out of {channel.range[0]:g} to {channel.range[1]:g}"
+            reasons.append(f"{int(rows.sum()):,} with {where}, the first {float(values[outside][0]):g}")
+            bad |= rows
+    if not bad.any():
+        return dataset, []
+    listed = "; ".join(reasons)
+    if bad.all():
+        raise CommandError(
+            f"{dataset.place}: expected rows that a device lets through, found none: {listed}: "
+            "correct `range` in the specification, or the data's units"
+        )
+    said = [
+        (
+            f"warning: a device would reject {int(bad.sum()):,} of {len(bad):,} rows of {dataset.place}, which "
+            f"are left out of every figure: {listed}"
+        )
+    ]
+    if dataset.truth is not None and dataset.truth.ndim == 1 and plan.task == "classification":
+        whole = Counter(class_name(item) for item in dataset.truth.tolist())
+        lost = Counter(class_name(item) for item in dataset.truth[bad].tolist())
+        hit = [
+            f"{lost[name]:,} of {whole[name]:,} of {name!r}" for name in sorted(lost) if lost[name] * 2 > whole[name]
+        ]
+        if hit:
+            said.append(f"warning: most rows of some classes are among them: {', '.join(hit[:_MOST_NAMED])}")
+    return dataset.take(np.flatnonzero(~bad)), said
+
+
+def order_of_columns(plan: Plan, columns: tuple[str, ...]) -> list[str]:
+    """Whether the channels stand in another order than the columns of the data file."""
+    names = [channel.name for channel in plan.input.channels]
+    shared = [name for name in columns if name in names]
+    if len(shared) != len(names) or shared == names:
+        return []
+    return [
+        (
+            f"warning: the channels stand in the order {', '.join(names)}, the columns of the data in the order "
+            f"{', '.join(shared)}: the model must have been trained with the former"
+        )
+    ]
+
+
+def about_the_metric(reference: Judgement, truth: Truth, plan: Plan) -> list[str]:
+    """A source that is no better than a constant."""
+    if truth.label is not None and plan.task == "classification" and len(truth.label):
+        counts = np.bincount(truth.label, minlength=len(plan.labels))
+        most = float(counts.max() / len(truth.label))
+        if reference.metric <= most < 1.0:
+            return [
+                (
+                    f"warning: the source's accuracy is {reference.metric:.4f}, no better than always saying "
+                    f"{plan.labels[int(counts.argmax())]!r} ({most:.4f}): are channels, units and labels those of its "
+                    "training?"
+                )
+            ]
+    if truth.value is not None and reference.metric <= 0:
+        return [
+            (
+                f"warning: the source's R2 is {reference.metric:.4f}, no better than always saying the mean: "
+                "are channels, units and targets those of its training?"
+            )
+        ]
+    return []
+
+
+def exchanged_channels(ask: Ask, windows: NDArray[np.float32], truth: Truth, plan: Plan) -> list[str]:
+    """Two channels that the model seems to want the other way round: its answers are better so."""
+    channels = plan.input.channels
+    known = truth.label if plan.task == "classification" else truth.value if plan.task == "regression" else None
+    if known is None or plan.input.shape is not None or not 2 <= len(channels) <= _MOST_CHANNELS:
+        return []
+    rows = np.sort(np.random.default_rng(0).permutation(len(windows))[:_ROWS])
+    some = windows[rows]
+    part = Truth(None if truth.label is None else truth.label[rows], None if truth.value is None else truth.value[rows])
+
+    def metric(asked: NDArray[np.float32]) -> float:
+        answer = ask(asked)
+        return judge(answer, answer, part, plan.task).metric
+
+    plain = metric(some)
+    if plain >= _GOOD:
+        return []
+    best, pair = plain + _GAIN, None
+    for one, other in combinations(range(len(channels)), 2):
+        order = list(range(len(channels)))
+        order[one], order[other] = other, one
+        try:
+            found = metric(np.ascontiguousarray(some[..., order]))
+        except Exception:  # noqa: BLE001, S112 - a model may refuse the values of another channel; it is not exchanged
+            continue
+        if found > best:
+            best, pair = found, (one, other)
+    if pair is None:
+        return []
+    first, second = (channels[index].name for index in pair)
+    return [
+        (
+            f"warning: with {first!r} and {second!r} exchanged the source does better on {len(some)} of these rows "
+            f"({best:.4f} instead of {plain:.4f}): are the channels in the order of its training?"
+        )
+    ]

@@ -1,0 +1,74 @@
+"""`BUNDLE.release`: a small signed document that says which bundle this is, so that it can be judged before its bytes.
+
+It names model, version, digest and size, a number that only rises, and the day from which on it is too old to be
+installed. `BUNDLE.release.sig` (and `.sig2`) sign it, by the keys and in the namespace of bundles, so that devices need
+no other line in `allowed_signers`; neither can pass for the other, since no ONNX file is JSON.
+
+Guarantee: what `read_release` returns was signed by enough trusted keys and has not expired. Weak point: a clock that
+is behind (never before the date of `allowed_signers`) lets an expired one pass.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.bundle.signature import Verified, require_different_keys, verify
+from edge_runtime.errors import BundleError
+
+RELEASE_SUFFIX = ".release"
+MAX_RELEASE_BYTES = 4096
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
+    """The document. Unknown members are ignored.
+
+    Attributes:
+        name: of the model.
+        version: of the bundle.
+        digest: its SHA-256, in hex.
+        size: in bytes.
+        sequence: a release of the same model with a lower number than one that was taken is refused as a replay.
+        expires: seconds since 1970 after which it is not installed any more; None for never.
+        device_class: what kind of device it is for; None for any.
+    """
+
+    name: str
+    version: str
+    digest: str
+    size: int
+    sequence: int = 0
+    expires: int | None = None
+    device_class: str | None = msgspec.field(default=None, name="class")
+
+
+def read_release(
+    text: bytes, signatures: Sequence[bytes], allowed_signers: Path, *, count: int, place: str
+) -> tuple[Release, list[Verified]]:
+    """Verify a release document, and only then decode it.
+
+    Args:
+        text: the document.
+        signatures: of it.
+        allowed_signers: the trusted keys.
+        count: how many different ones must have signed.
+        place: its name in messages.
+
+    Raises:
+        SignatureError: fewer trusted keys have signed it.
+        BundleError: it is no release document, or has expired.
+    """
+    verified = [
+        verify(text, each, allowed_signers, place=place, what=f"signature {number}")
+        for number, each in enumerate(signatures[:count], 1)
+    ]
+    require_different_keys(verified, count, place)
+    try:
+        release = msgspec.json.decode(text, type=Release)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BundleError(f"{place}: expected a release document: {error}: sign the bundle again") from error
+    if release.expires is not None and verified[0].at > release.expires:
+        day = time.strftime("%Y-%m-%d", time.gmtime(release.expires))
+        raise BundleError(f"{place}: expected a release that is current, found one that expired on {day}: sign it anew")
+    return release, verified

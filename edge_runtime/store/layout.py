@@ -1,0 +1,119 @@
+"""Where things stand in the folder of the model store, and what a disk that refuses means in words.
+
+::
+
+    models/
+      .install.lock  .lock        one install at a time; one change of state at a time (milliseconds)
+      .staging/                   what an install is looking at; the next install empties it
+      .incoming/                  parts of a transfer over MQTT (`ota_parts.py`)
+      .floors/NAME.json           `floors.py`
+      NAME/state.json             `records.py`
+      NAME/DIGEST.onnx (.sig)     the bundles that state.json names; never changed, only added and pruned
+      NAME/DIGEST.measured.json   what such a bundle cost here, where `selftest --measure` was asked for
+      NAME/DIGEST.onnx.optimised  what onnxruntime made of it (`bundle/optimised_copy.py`)
+"""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from edge_runtime.errors import CommandError
+from edge_runtime.system.durable import locked, make_folder
+
+STATE_FILE = "state.json"
+_LOCK_WAIT_S = 10.0
+_MAX_NAME_BYTES = 230  # with `.new-` before and `.json` behind it, still a file name (255)
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full: remove something, then try again",
+    errno.EDQUOT: "the quota is used up: remove something, then try again",
+    errno.EROFS: "the file system is read-only: mount it writable, then try again",
+    errno.EACCES: "permission denied: run this as the owner of the store, or as root",
+    errno.EPERM: "permission denied: run this as the owner of the store, or as root",
+    errno.EIO: "the disk reports an error: check it, then try again",
+}
+
+
+class StoreFolder:
+    """The paths below one store.
+
+    Args:
+        root: the folder; made when the first bundle is installed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.staging = root / ".staging"
+        self.incoming = root / ".incoming"
+
+    def names(self) -> list[str]:
+        """The names that have a state, in order.
+
+        Raises:
+            CommandError: the folder cannot be read.
+        """
+        try:
+            folders = sorted(path for path in self.root.iterdir() if not path.name.startswith("."))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CommandError(f"{self.root}: cannot be read: {error.strerror}") from error
+        return [unquote(folder.name) for folder in folders if (folder / STATE_FILE).exists()]
+
+    def make(self) -> None:
+        """Make the folder, durably."""
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
+        make_folder(self.root / ".floors")
+
+    def of(self, name: str) -> Path:
+        """The folder of one name."""
+        return self.root / quoted(name)
+
+    def state(self, name: str) -> Path:
+        """The file with the decision for a name."""
+        return self.of(name) / STATE_FILE
+
+    def bundle(self, name: str, digest: str) -> Path:
+        """The file of one bundle."""
+        return self.of(name) / f"{digest}.onnx"
+
+    def floor(self, name: str) -> Path:
+        """The file with the version floor of a name."""
+        return self.root / ".floors" / f"{quoted(name)}.json"
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn what a disk refuses into a CommandError in words."""
+        try:
+            yield
+        except OSError as error:
+            words = _DISK_ERRORS.get(error.errno or 0, f"{error.strerror or error}")
+            raise CommandError(f"{self.root}: cannot be written: {words}") from error
+
+    @contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Hold the lock of state, which is never held for long.
+
+        Raises:
+            CommandError: there is no store, the lock stays held, or the disk refuses.
+        """
+        with self.writing():
+            if not self.root.is_dir():
+                raise CommandError(f"{self.root}: expected a model named {name}, found no store: install it first")
+            busy = f"{self.root}: expected its lock to be free, found it held"
+            with locked(self.root / ".lock", busy, _LOCK_WAIT_S):
+                yield
+
+
+def is_valid_name(name: str) -> bool:
+    """A name that can be a folder here."""
+    return name.isprintable() and len(quoted(name)) <= _MAX_NAME_BYTES
+
+
+def quoted(name: str) -> str:
+    """A name as a name of a folder: itself where that is plain, else with %XX for whatever is not."""
+    text = quote(name, safe="")
+    return "%2E" + text[1:] if text.startswith(".") else text
