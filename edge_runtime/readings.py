@@ -71,6 +71,8 @@ class Batch(msgspec.Struct, eq=False):
         identities: the reading's own `id`, `seq` or `time`, as text; None where it brought none.
         receipts: what is owed to the broker; None for sources that cannot be asked again.
         arrived: `time.perf_counter()` when the bytes were read, for the latency figures.
+        refuse: to be called where a model refuses readings: the last of them, the reason, what was expected and found,
+            and how many; None where its source reports nothing.
         own_times: every reading brought its own time, so that a jump of it is a gap in the measurement.
     """
 
@@ -82,6 +84,7 @@ class Batch(msgspec.Struct, eq=False):
     receipts: list[Receipt | None]
     arrived: float = 0.0
     own_times: bool = False
+    refuse: Callable[[int, str, str, int], None] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -24,7 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-gap", type=float, metavar="SECONDS", help="a longer pause, by --time, begins a new window")
     add("--one-recording", action="store_true", help="windows run on from one file into the next")
     add("--format", choices=("auto", "csv", "jsonl", "parquet", "numpy"), default="auto", help="default: by suffix")
-    add("--delimiter", metavar="CHAR", help="of CSV files; default: a comma, in .tsv a tab")
+    add(
+        "--delimiter",
+        metavar="CHAR",
+        help="of CSV files: a character, or space for runs of blanks; default: a comma, in .tsv a tab",
+    )
     add("--index-column", action="store_true", help="CSV rows begin with a column that the header does not name")
     add("--workers", type=_count, metavar="N", help="processes; default: one a core")
     add("--threads", type=_count, metavar="N", help="threads of each process; default: the cores without a part")

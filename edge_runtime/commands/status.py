@@ -59,7 +59,11 @@ def _describe(document: dict[str, Any]) -> list[str]:
         f"  published {document['published']}, queued {document['queued']}, readings {document['readings']}",
     ]
     lines += [f"  link {name}: {state}" for name, state in document["link"].items()]
-    lines += [f"  source {name}: {source['state']}" for name, source in document["sources"].items()]
+    for name, source in document["sources"].items():
+        lines.append(f"  source {name}: {source['state']}")
+        for reason, last in source.get("last_rejected", {}).items():
+            sample = f" ({last['sample']})" if last["sample"] else ""
+            lines.append(f"    {reason} at {last['time']}: {last['where']}: {last['why']}{sample}")
     for model in document.get("slots", []):
         why = f" ({model['why']})" if model.get("why") else ""
         lines.append(
@@ -70,6 +74,6 @@ def _describe(document: dict[str, Any]) -> list[str]:
             reason = f" ({beside['why']})" if beside.get("why") else ""
             lines.append(f"    in its shadow: {beside['version']} {beside['state']}{reason}")
     for name in ("rejected", "skipped", "dropped", "errors"):
-        if document[name]:
+        if document.get(name):
             lines.append(f"  {name}: " + ", ".join(f"{reason} {count}" for reason, count in document[name].items()))
     return lines

@@ -251,6 +251,8 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
         late: What becomes of a reading whose own time lies before that of an earlier one of its key: `take` puts it
             into the window as it comes, `drop` skips it. Both are counted as `late`.
         late_tolerance (s): So far back such a time may lie without being late.
+        silent_after (s): A source that brings no good reading for so long is reported as silent, in health and log; 0
+            never does.
     """
 
     variants: ClassVar[Registry] = SOURCES
@@ -266,6 +268,7 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
     max_ahead: SomeSeconds | None = None
     late: Literal["take", "drop"] = "take"
     late_tolerance: Seconds = 0.0
+    silent_after: Seconds = 60.0
 
     def read_topics(self, upstream: UpstreamTable) -> dict[str, str]:
         """Its topics at the broker that predictions go to, and the filter that each subscribes to."""

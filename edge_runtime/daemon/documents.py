@@ -101,7 +101,12 @@ def health_document(daemon: Described) -> dict[str, Any]:
         "connected": {connection.name: connection.connected for connection in daemon.connections.values()},
         "broker": _broker_in_use(daemon),
         "sources": {
-            name: {"open": source.is_open, "state": source.state, **_counts(daemon.counters[f"source {name}"])}
+            name: {
+                "open": source.is_open,
+                "state": source.state,
+                **_counts(daemon.counters[f"source {name}"]),
+                "last_rejected": dict(daemon.counters[f"source {name}"].last_rejected),
+            }
             for name, source in daemon.sources
         },
         "models": {

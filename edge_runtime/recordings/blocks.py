@@ -104,6 +104,7 @@ class Fault:
     row: int
     reason: str
     text: str
+    why: str = ""
 
 
 @dataclass(slots=True, eq=False)

@@ -16,7 +16,7 @@ from edge_runtime.recordings.locations import Place
 from edge_runtime.registered import CODECS
 from edge_runtime.stream.codecs import CodecTable, Decoded, Decoder
 from edge_runtime.stream.codecs.kind import IGNORED
-from edge_runtime.stream.codecs.rows_of_text import row_columns, unquoted_columns
+from edge_runtime.stream.codecs.rows_of_text import SPACES, row_columns, split_columns, unquoted_columns
 from edge_runtime.system.counters import Counters
 
 BLOCK_BYTES = 1 << 22  # a block ends here, however few lines it holds
@@ -217,7 +217,7 @@ class TextRecording:
             counters = Counters()
             self._decoder.decode([frame], counters)
             for reason in Counter(counters.rejected).elements():
-                faults.append(Fault(numbers[index], reason, _shown(frame)))
+                faults.append(Fault(numbers[index], reason, _shown(frame), _why(counters, reason)))
         return faults
 
 
@@ -231,6 +231,8 @@ def _decoder(name: str, path: Place, wanted: Wanted, **keys: Any) -> Decoder:
 
 def _names(line: bytes, delimiter: str) -> list[str]:
     text = line.decode("utf-8-sig", "replace").rstrip("\r\n")
+    if delimiter == SPACES:  # names may stand in quotes here as well
+        return [column.strip('"') for column in split_columns(text, delimiter)]
     return [column.strip() for column in unquoted_columns(text, delimiter)]
 
 
@@ -253,6 +255,11 @@ def _objects(frames: Sequence[bytes], decoded: Decoded, decoder: Decoder | None)
 
 def _is_reading(item: Any, decoder: Decoder) -> bool:
     return len(decoder.decode([msgspec.json.encode(item)], Counters())) == 1
+
+
+def _why(counters: Counters, reason: str) -> str:
+    note = counters.notes.get(reason)
+    return "" if note is None else note.why
 
 
 def _skip_line(file: IO[bytes]) -> int:

@@ -5,8 +5,10 @@ exactly the limit is inside. With `repair` a missing value may be replaced by th
 range by the limit; both are counted too.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +20,22 @@ from edge_runtime.readings import Floats
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
 
 
+class Refusal(NamedTuple):
+    """Readings that one `check` has refused for one reason: the last of them, and how many."""
+
+    row: int
+    number: int
+
+
 class Contract:
     """The rules for the channels of one model.
 
     Args:
         channels: in the order of the columns that `check` will see.
         repair: what may be mended instead of rejected.
+
+    Attributes:
+        refusals: what the last `check` with a bad reading has refused, by reason.
     """
 
     def __init__(self, channels: tuple[Channel, ...], repair: RepairTable = RepairTable()) -> None:  # noqa: B008 - frozen
@@ -32,8 +44,10 @@ class Contract:
         self._low = np.array([max(low, -largest) for low, _ in limits], np.float32)
         self._high = np.array([min(high, largest) for _, high in limits], np.float32)
         self._limits = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
+        self._channels = channels
         self._repair = repair
         self._last: dict[str | None, Floats] = {}
+        self.refusals: dict[str, Refusal] = {}
         self.rejected: Counter[str] = Counter()
         self.repaired: Counter[str] = Counter()
 
@@ -56,11 +70,29 @@ class Contract:
             values[finite] = clipped[finite]
         inside = (values >= self._low) & (values <= self._high)
         good = np.logical_and.reduce(inside, axis=1)
-        for row in np.flatnonzero(~good):
-            self.rejected[_reason(values[row])] += 1
+        self.refusals = {}
+        for row in np.flatnonzero(~good).tolist():
+            reason = _reason(values[row])
+            self.rejected[reason] += 1
+            number = self.refusals[reason].number + 1 if reason in self.refusals else 1
+            self.refusals[reason] = Refusal(row, number)
         if self._repair.missing == "last":
             self._remember(values, keys, good)
         return None if good.all() else good
+
+    def explain(self, reason: str, row: Floats) -> str:
+        """What was expected of a reading that is refused for this reason, and what was found."""
+        values = row.tolist()
+        names = [channel.name for channel in self._channels]
+        if reason == "missing_channel":
+            missing = [name for name, value in zip(names, values, strict=True) if math.isnan(value)]
+            return "no " + ", ".join(f"`{name}`" for name in missing)
+        for name, value, (low, high) in zip(names, values, self._limits, strict=True):
+            if not low <= value <= high:
+                shown = float(str(np.float32(value)))
+                wanted = f"{low:g} to {high:g}" if math.isfinite(shown) else "a finite number"
+                return f"`{name}`: expected {wanted}, found {shown:g}"
+        return ""
 
     def _are_inside(self, values: Floats) -> bool:
         if len(values) <= FEW:

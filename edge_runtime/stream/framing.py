@@ -8,12 +8,16 @@ Whether a line is sensible is the codec's question; `is_text` names the differen
 """
 
 import binascii
-from typing import Literal, Protocol
+from typing import Literal, Protocol, assert_never
 
 from edge_runtime.system.counters import Counters
 
 # Characters that no text frame holds: the C0 controls without tab, line feed and carriage return, and DEL.
 _CONTROLS = bytes(set(range(32)) - {9, 10, 13}) + b"\x7f"
+
+LineEnd = Literal["lf", "cr", "any"]
+_SAMPLE_BYTES = 200  # of what is refused, for messages
+_MOST_FOREIGN_ENDS = 2  # of the other kind, since the last line end: "\\r\\r\\n" has two, and is read
 
 
 class Framer(Protocol):
@@ -31,12 +35,21 @@ class Framer(Protocol):
 
 
 def make_framer(
-    framing: Literal["lines", "cobs"], max_frame_bytes: int, counters: Counters, *, checksum: bool = True
+    framing: Literal["lines", "cobs"],
+    max_frame_bytes: int,
+    counters: Counters,
+    *,
+    checksum: bool = True,
+    line_end: LineEnd = "lf",
 ) -> Framer:
     """The framing of one source; `checksum` is whether a COBS frame ends with a CRC-16."""
-    if framing == "lines":
-        return LineFramer(max_frame_bytes, counters)
-    return CobsFramer(max_frame_bytes, counters, checksum=checksum)
+    match framing:
+        case "lines":
+            return LineFramer(max_frame_bytes, counters, line_end=line_end)
+        case "cobs":
+            return CobsFramer(max_frame_bytes, counters, checksum=checksum)
+        case _:
+            assert_never(framing)
 
 
 class _DelimitedFramer:
@@ -86,16 +99,20 @@ class _DelimitedFramer:
             return
         self._tail += rest
         if len(self._tail) > self._most + self._spare:
-            self._counters.rejected["too_long"] += 1
+            self._counters.reject("too_long", self._too_long(), sample=bytes(self._tail[:_SAMPLE_BYTES]))
             self._tail.clear()
             self._skipping = True
+
+    def _too_long(self) -> str:
+        return f"expected at most max_frame_bytes = {self._most} bytes up to the end of a frame, found more"
 
     def _checked(self, frames: list[bytes]) -> list[bytes]:
         if not frames:
             return frames
         lengths = list(map(len, frames))
         if max(lengths) > self._most:
-            self._counters.rejected["too_long"] += sum(length > self._most for length in lengths)
+            long = [frame for frame in frames if len(frame) > self._most]
+            self._counters.reject("too_long", self._too_long(), sample=long[-1][:_SAMPLE_BYTES], count=len(long))
             frames = [frame for frame in frames if len(frame) <= self._most]
         if 0 in lengths:
             frames = [frame for frame in frames if frame]
@@ -103,11 +120,71 @@ class _DelimitedFramer:
 
 
 class LineFramer(_DelimitedFramer):
-    """Frames that end with a line feed; a carriage return before it belongs to the line end."""
+    """Frames that end with a line feed; a carriage return before it belongs to the line end.
+
+    With `line_end` they end with a carriage return (a line feed behind it belongs to it), or with either of both. Lines
+    that end with nothing but the other one are no frames; they are counted as `wrong_line_end`, as soon as three of
+    them have come without a right end among them.
+    """
+
+    def __init__(self, max_frame_bytes: int, counters: Counters, *, line_end: LineEnd = "lf") -> None:
+        super().__init__(max_frame_bytes, counters)
+        self._line_end = line_end
+        self._end = b"\r" if line_end == "cr" else b"\n"
+        self._other = {"lf": b"\r", "cr": b"\n", "any": b""}[line_end]
+        self._foreign = 0
+
+    def reset(self) -> None:
+        """Forget the unfinished frame, and drop what comes before the next frame end."""
+        super().reset()
+        self._foreign = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The frames that `chunk` completes, without their ends."""
+        if self._line_end == "any" and b"\r" in chunk:
+            chunk = chunk.replace(b"\r", b"\n")  # of CR LF the second one ends an empty frame, which is none
+        elif self._other in chunk:
+            self._watch(chunk)
+        elif self._foreign and self._end in chunk:
+            self._foreign = 0
+        return super().feed(chunk)
+
+    def _watch(self, chunk: bytes) -> None:
+        """Count line ends of the other kind where no right one stands among them."""
+        if not self._other:
+            return
+        behind = chunk.rpartition(self._end)[2]
+        before = 0 if len(behind) < len(chunk) else self._foreign
+        self._foreign = before + behind.count(self._other)
+        if self._foreign > _MOST_FOREIGN_ENDS:
+            found = self._foreign - (before if before > _MOST_FOREIGN_ENDS else 0)
+            wanted, other = (
+                ("line feed", "carriage return") if self._line_end == "lf" else ("carriage return", "line feed")
+            )
+            word = "cr" if self._line_end == "lf" else "lf"
+            self._counters.reject(
+                "wrong_line_end",
+                f'expected lines that end with a {wanted}, found a {other} alone: set line_end = "{word}" or "any"',
+                sample=behind[:_SAMPLE_BYTES],
+                count=found,
+            )
 
     def _with_tail(self, chunk: bytes) -> bytes:
         data = super()._with_tail(chunk)
-        return data.replace(b"\r\n", b"\n") if b"\r" in data else data
+        match self._line_end:
+            case "lf":
+                return data.replace(b"\r\n", b"\n") if b"\r" in data else data
+            case "cr":
+                return data.replace(b"\r\n", b"\r") if b"\n" in data else data
+            case "any":
+                return data
+            case _:
+                assert_never(self._line_end)
+
+    def _checked(self, frames: list[bytes]) -> list[bytes]:
+        if self._line_end == "cr":
+            frames = [frame.removeprefix(b"\n") for frame in frames]  # CR and LF in two chunks
+        return super()._checked(frames)
 
 
 class CobsFramer(_DelimitedFramer):
@@ -129,13 +206,17 @@ class CobsFramer(_DelimitedFramer):
         for encoded in super()._checked(frames):
             frame = cobs_decode(encoded)
             if frame is None:
-                self._counters.rejected["malformed"] += 1
+                why = "expected a frame in COBS, found a code that leads out of it: look at framing, baudrate and cable"
+                self._counters.reject("malformed", why, sample=encoded[:_SAMPLE_BYTES])
             elif not self._checksum:
                 decoded.append(frame)
             elif len(frame) > 2 and binascii.crc_hqx(frame, 0xFFFF) == 0:  # over data and sum together it is zero
                 decoded.append(frame[:-2])
             else:
-                self._counters.rejected["bad_checksum"] += 1
+                why = (
+                    "expected a CRC-16 over the frame at its end, found another one: look at the cable, and at checksum"
+                )
+                self._counters.reject("bad_checksum", why, sample=frame[:_SAMPLE_BYTES])
         return decoded
 
 
@@ -170,6 +251,9 @@ def cobs_encode(data: bytes) -> bytes:
 def crc16(data: bytes) -> bytes:
     """The two bytes that a frame with `checksum` ends with."""
     return binascii.crc_hqx(data, 0xFFFF).to_bytes(2, "big")
+
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # UTF-8; some programs write it in front of a text
 
 
 def is_text(frame: bytes) -> bool:

@@ -175,7 +175,7 @@ def read_key(value: Any) -> str:
     if type(value) is int:
         value = _int_text(value, "bad_key")
     if type(value) is not str or not 0 < len(value) <= MAX_KEY_CHARACTERS or _UNFIT_FOR_A_TOPIC.search(value):
-        raise RejectedError("bad_key")
+        raise RejectedError("bad_key", f"expected a key that can be a level of a topic, found {str(value)[:60]!r}")
     return value
 
 

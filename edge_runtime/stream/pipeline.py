@@ -238,6 +238,9 @@ class Pipeline:
         keys, times, rows = batch.keys, batch.times, None
         if self._contract is not None:
             good = self._contract.check(values, keys)
+            if good is not None and batch.refuse is not None:
+                for reason, (row, count) in self._contract.refusals.items():
+                    batch.refuse(row, reason, self._contract.explain(reason, values[row]), count)
             if good is not None:
                 rows = np.flatnonzero(good).tolist()
                 if not rows:

@@ -6,9 +6,24 @@ A stage gets a `Counters` of its own and counts; nobody else writes to it. Reaso
 from array import array
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 _UPTIME = Path("/proc/uptime")
 _TEMPERATURE = Path("/sys/class/thermal/thermal_zone0/temp")
+
+
+class Note(NamedTuple):
+    """The last reading that was refused for one reason, until its source has reported it.
+
+    Attributes:
+        frame: its index among the frames that were decoded together; -1 where `sample` holds its beginning.
+        why: what was expected and found.
+        sample: the beginning of a frame that never came to a decoder.
+    """
+
+    frame: int
+    why: str
+    sample: bytes
 
 
 class Counters:
@@ -20,9 +35,11 @@ class Counters:
         dropped: what was lost for want of room or time, by reason.
         skipped: readings that were known already, by reason.
         errors: faults of the outside world, by reason, such as `disconnected` or `disk_full`.
+        notes: of what was rejected since the source reported last, the last one of each reason.
+        last_rejected: for health, by reason: time, place, explanation and a sample of the last one.
     """
 
-    __slots__ = ("counts", "dropped", "errors", "rejected", "skipped")
+    __slots__ = ("counts", "dropped", "errors", "last_rejected", "notes", "rejected", "skipped")
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -30,6 +47,13 @@ class Counters:
         self.dropped: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
+        self.notes: dict[str, Note] = {}
+        self.last_rejected: dict[str, dict[str, str]] = {}
+
+    def reject(self, reason: str, why: str = "", *, frame: int = -1, sample: bytes = b"", count: int = 1) -> None:
+        """Count readings that are refused, and note the last of them for the source's report."""
+        self.rejected[reason] += count
+        self.notes[reason] = Note(frame, why, sample)
 
 
 class Latencies:

@@ -91,6 +91,13 @@ class VirtualPort:
             except BlockingIOError:
                 continue
 
+    def take(self) -> bytes:
+        """What the daemon has sent since the last call."""
+        try:
+            return os.read(self._master, 4096)
+        except BlockingIOError:
+            return b""
+
     def pending(self) -> int:
         """How many bytes wait in the terminal for a reader."""
         count = bytearray(4)

@@ -152,6 +152,7 @@ def judge(
         with np.errstate(over="ignore"):
             values = _table(found.values).reshape(count, *shape).astype(np.float32)
         reasons = _value_faults(values)
+    whys: dict[int, str] = {}
     decoded = Decoded(values, found.frames, [None] * count, [None] * count, [None] * count)
     keyed = members.key is not None
     if keyed or found.origins.count(NO_ORIGIN) != count:
@@ -163,10 +164,13 @@ def judge(
                 decoded.identities[index] = identify(origin)
                 decoded.keys[index] = read_key(origin.key) if keyed else None
             except RejectedError as error:
-                reasons.setdefault(index, error.reason)
+                if index not in reasons:
+                    reasons[index], whys[index] = error.reason, error.why
     if not reasons:
         return decoded
-    counters.rejected.update(reasons.values())
+    for index, reason in reasons.items():
+        why = whys.get(index) or _explain_values(reason, members.channels)
+        counters.reject(reason, why, frame=found.frames[index])
     return _without(decoded, reasons.keys())
 
 
@@ -228,6 +232,12 @@ def _value_faults(values: Floats) -> dict[int, str]:
     faults = dict.fromkeys(np.flatnonzero(np.isnan(rows).all(axis=1)).tolist(), "missing_channel")
     faults.update(dict.fromkeys(np.flatnonzero(np.isinf(rows).any(axis=1)).tolist(), "not_finite"))
     return faults
+
+
+def _explain_values(reason: str, channels: tuple[str, ...]) -> str:
+    if reason == "missing_channel":
+        return "no " + ", ".join(f"`{name}`" for name in channels)
+    return "expected finite numbers that float32 can hold, found one that is not" if reason == "not_finite" else ""
 
 
 def _without(decoded: Decoded, bad: Iterable[int]) -> Decoded:

@@ -13,7 +13,7 @@ from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
 from edge_runtime.stream.codecs.frame_codec import CsvFrameDecoder
 from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE
-from edge_runtime.stream.codecs.rows_of_text import number, row_columns
+from edge_runtime.stream.codecs.rows_of_text import SPACES, number, row_columns
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 
@@ -21,9 +21,11 @@ Delimiter = Annotated[
     str,
     Meta(
         min_length=1,
-        max_length=1,
-        pattern=r"""^[^\r\n"0-9A-Za-z.+\-]$""",
-        extra={"expected": 'one character that cannot be part of a number, such as "," or ";" or "\\t"'},
+        max_length=5,
+        pattern=r"""^(?:[^\r\n"0-9A-Za-z.+\-]|space)$""",
+        extra={
+            "expected": 'one character that cannot be part of a number, such as "," or ";" or "\\t", or "space"',
+        },
     ),
 ]
 
@@ -68,8 +70,12 @@ class CsvDecoder:
 
     def _all_numbers(self, frames: Sequence[bytes]) -> Rows | None:
         """All rows at once, if there is nothing but plain numbers in them."""
+        if self._delimiter == SPACES:
+            if any(b"," in frame for frame in frames):
+                return None
+            frames = [b",".join(frame.split()) for frame in frames]
         joined = b"],[".join(frames)
-        if self._delimiter != ",":
+        if self._delimiter not in {",", SPACES}:
             if joined.count(b",") != len(frames) - 1:
                 return None  # a decimal comma must not become a border between columns
             joined = joined.replace(self._delimiter.encode(), b",")
@@ -94,7 +100,7 @@ class CsvDecoder:
                 columns = row_columns(frame, self._delimiter, self._width)
                 values = [number(columns[column]) for column in self._channels]
             except RejectedError as error:
-                counters.rejected[error.reason] += 1
+                counters.reject(error.reason, error.why, frame=index)
                 continue
             found.frames.append(index)
             found.values.append(values)
@@ -115,7 +121,7 @@ class CsvTable(ColumnsTable, frozen=True, kw_only=True, tag="csv"):
     """`format = "csv"`: a line of columns.
 
     Attributes:
-        delimiter: What separates the columns of a CSV line.
+        delimiter: What separates the columns of a CSV line: one character, or `space` for any run of blanks and tabs.
     """
 
     delimiter: Delimiter = ","
@@ -141,5 +147,7 @@ def _columns_are_named(table: CsvTable) -> Iterable[Finding]:
 
 def delimiter_mistakes(delimiter: str, place: str) -> Iterable[str]:
     """Why a character cannot stand between columns."""
+    if delimiter == SPACES:
+        return
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '\r\n+-.eE_[]"0123456789':
         yield f"{place}.delimiter: expected one character that no number holds, such as , or ;, found {delimiter!r}"

@@ -27,12 +27,12 @@ class JsonFrameDecoder:
         for index, frame in enumerate(frames):
             document, reason = plain_json(frame)
             if reason:
-                counters.rejected[reason] += 1
+                counters.reject(reason, "expected rows of numbers in JSON", frame=index)
                 continue
             try:
                 origin, values = self._read(document)
             except RejectedError as error:
-                counters.rejected[error.reason] += 1
+                counters.reject(error.reason, error.why, frame=index)
                 continue
             found.frames.append(index)
             found.origins.append(origin)
@@ -46,9 +46,9 @@ class JsonFrameDecoder:
             origin = Origin(*(None if name is None else document.get(name) for name in names))
             document = document.get("frame")
             if document is None:
-                raise RejectedError("missing_channel")
+                raise RejectedError("missing_channel", "no `frame`")
         if type(document) is not list:
-            raise RejectedError("malformed")
+            raise RejectedError("malformed", "expected rows of numbers, bare or as the member `frame`")
         return origin, _flat_numbers(document, math.prod(self._shape))
 
 
@@ -67,7 +67,7 @@ class CsvFrameDecoder:
             try:
                 values = [number(column) for column in row_columns(frame, self._delimiter, self._size)]
             except RejectedError as error:
-                counters.rejected[error.reason] += 1
+                counters.reject(error.reason, error.why, frame=index)
                 continue
             found.frames.append(index)
             found.origins.append(NO_ORIGIN)
@@ -80,16 +80,24 @@ def _flat_numbers(document: list[Any], size: int) -> list[float]:
     level: list[Any] = document
     while level and all(type(item) is list for item in level):
         if len({len(item) for item in level}) != 1:
-            raise RejectedError("malformed")
+            raise RejectedError("malformed", "expected rows of one length, found different ones")
         level = list(itertools.chain.from_iterable(level))
     if any(type(item) is list for item in level) or len(level) != size:
-        raise RejectedError("malformed")
+        raise RejectedError("malformed", f"expected {size} numbers, found {len(level)}")
     if any(type(item) is not float and type(item) is not int for item in level):
         raise RejectedError("wrong_type")
     try:
         return list(map(float, level))
     except OverflowError:
         raise RejectedError("not_finite") from None
+
+
+def refuse_sizes(frames: Sequence[bytes], good: Sequence[int], size: int, counters: Counters) -> None:
+    """Count the frames of bytes that have another length than their structure."""
+    kept = set(good)
+    bad = [index for index in range(len(frames)) if index not in kept]
+    why = f"expected frames of {size} bytes, found one of {len(frames[bad[-1]])}"
+    counters.reject("malformed", why, frame=bad[-1], count=len(bad))
 
 
 class RawFrameDecoder:
@@ -105,7 +113,7 @@ class RawFrameDecoder:
         size = self._type.itemsize * math.prod(self._shape)
         rows = [index for index, frame in enumerate(frames) if len(frame) == size]
         if len(rows) < len(frames):
-            counters.rejected["malformed"] += len(frames) - len(rows)
+            refuse_sizes(frames, rows, size, counters)
         packed = np.frombuffer(b"".join(frames[index] for index in rows), dtype=self._type)
         with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning
             values = packed.astype(np.float64) * self._scale

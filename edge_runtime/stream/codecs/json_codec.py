@@ -8,7 +8,7 @@ import msgspec
 from edge_runtime.stream.codecs.columns import Members
 from edge_runtime.stream.codecs.frame_codec import JsonFrameDecoder
 from edge_runtime.stream.codecs.kind import CodecTable, Decoder
-from edge_runtime.stream.codecs.object_codec import ObjectDecoder, plain_json
+from edge_runtime.stream.codecs.object_codec import ObjectDecoder, explain_json, plain_json
 from edge_runtime.stream.framing import is_text
 
 
@@ -27,6 +27,9 @@ class _Json:
 
     def plain(self, frame: bytes) -> tuple[Any, str]:
         return plain_json(frame)
+
+    def explain(self, frame: bytes, reason: str) -> str:
+        return explain_json(frame, reason)
 
     def all_sound(self, frames: Sequence[bytes]) -> bool:
         return b"".join(frames).isascii()  # msgspec skips members that nobody wants without looking at their bytes

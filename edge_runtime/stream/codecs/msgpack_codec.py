@@ -40,6 +40,10 @@ class _Msgpack:
         except UNDECODABLE:
             return None, "malformed"
 
+    def explain(self, frame: bytes, reason: str) -> str:
+        del reason
+        return f"expected a map of channels in MessagePack, found {len(frame)} bytes that are none"
+
     def all_sound(self, frames: Sequence[bytes]) -> bool:
         del frames  # there are no bytes that could not stand in a binary format
         return True

@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Decoded, Members, OneRow, Rows, judge
-from edge_runtime.stream.framing import is_text
+from edge_runtime.stream.framing import BYTE_ORDER_MARK, is_text
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 
@@ -30,6 +30,9 @@ class Syntax(Protocol):
     def plain(self, frame: bytes) -> tuple[Any, str]:
         """The document of a frame without a type, or the reason why there is none."""
 
+    def explain(self, frame: bytes, reason: str) -> str:
+        """What was expected of a frame that has no document, and what was found."""
+
     def all_sound(self, frames: Sequence[bytes]) -> bool:
         """Whether frames that decode are surely good bytes throughout, also where nobody has read them."""
 
@@ -45,6 +48,7 @@ class ObjectDecoder:
         self._one = OneRow(len(members.channels))
         self._members = members
         self._keyed = members.key is not None
+        self._channels = members.channels
         self._syntax = syntax
         named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
         self._origin_width = len(named)
@@ -104,27 +108,28 @@ class ObjectDecoder:
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
         indexes: list[int] = []
         readings: list[Any] = []
-        for index, frame in enumerate(frames):
+        for index, sent in enumerate(frames):
+            frame = sent.removeprefix(BYTE_ORDER_MARK)
             try:
                 document = self._decode(frame)
             except UNDECODABLE:
-                document = self._salvage(frame, counters)
+                document = self._salvage(frame, index, counters)
             else:
                 if not self._syntax.is_sound(frame):
-                    counters.rejected["noise"] += 1
+                    counters.reject("noise", "expected text, found bytes that are none", frame=index)
                     continue
                 if document == []:
-                    counters.rejected["malformed"] += 1
+                    counters.reject("malformed", "expected readings, found an empty array", frame=index)
             items = document if type(document) is list else [document]
             indexes.extend([index] * len(items))
             readings.extend(items)
         return indexes, readings
 
-    def _salvage(self, frame: bytes, counters: Counters) -> list[Any]:
+    def _salvage(self, frame: bytes, index: int, counters: Counters) -> list[Any]:
         """The good readings of a frame that holds a bad one, and the count of the bad."""
         document, reason = self._syntax.plain(frame)
         if reason:
-            counters.rejected[reason] += 1
+            counters.reject(reason, self._syntax.explain(frame, reason), frame=index)
             return []
         items = document if type(document) is list else [document]
         good: list[Any] = []
@@ -132,18 +137,30 @@ class ObjectDecoder:
             try:
                 good.append(self._convert(item))
             except RejectedError as error:
-                counters.rejected[error.reason] += 1
+                counters.reject(error.reason, error.why, frame=index)
         return good
 
     def _convert(self, item: Any) -> Any:
         if type(item) is not dict:
-            raise RejectedError("malformed")
+            raise RejectedError("malformed", f"expected an object of channels, found {_kind(item)}")
         try:
             return msgspec.convert(item, self._reading)
         except OverflowError:
-            raise RejectedError("not_finite") from None
+            raise RejectedError("not_finite", "expected numbers that float64 can hold, found a larger one") from None
         except msgspec.ValidationError:
-            raise RejectedError("wrong_type") from None
+            raise RejectedError("wrong_type", self._wrong_type(item)) from None
+
+    def _wrong_type(self, item: dict[str, Any]) -> str:
+        wrong = next((n for n in self._channels if type(item.get(n)) not in {int, float, type(None)}), None)
+        return "" if wrong is None else f"`{wrong}`: expected a number, found {_kind(item[wrong])}"
+
+
+_KINDS = {str: "text", bool: "true or false", list: "an array", dict: "an object", type(None): "null"}
+
+
+def _kind(value: Any) -> str:
+    """What a member is, in the words of JSON."""
+    return _KINDS.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
@@ -153,10 +170,24 @@ def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
     return lambda *values: Origin(**dict(zip(parts, values, strict=True)))
 
 
+def explain_json(frame: bytes, reason: str) -> str:
+    """What keeps a frame from being JSON."""
+    if reason == "noise":
+        return "expected text, found bytes that are none"
+    if reason == "not_finite":
+        return "expected finite numbers, found NaN, Infinity or a number beyond float64"
+    try:
+        msgspec.json.decode(frame.removeprefix(BYTE_ORDER_MARK))
+    except UNDECODABLE as error:
+        return f"expected an object in JSON, found none ({str(error)[:100]})"
+    return "expected an object in JSON"
+
+
 def plain_json(frame: bytes) -> tuple[Any, str]:
     """The document, or the reason why there is none."""
     if not is_text(frame):
         return None, "noise"
+    frame = frame.removeprefix(BYTE_ORDER_MARK)
     try:
         return msgspec.json.decode(frame), ""
     except msgspec.ValidationError:  # without a type to check, only a number beyond float64 gets here

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
-from edge_runtime.stream.codecs.frame_codec import RawFrameDecoder
+from edge_runtime.stream.codecs.frame_codec import RawFrameDecoder, refuse_sizes
 from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
 from edge_runtime.stream.origin import NO_ORIGIN, Origin
 from edge_runtime.system.counters import Counters
@@ -88,7 +88,7 @@ class RawDecoder:
         size = self._structure.itemsize
         rows = [index for index, frame in enumerate(frames) if len(frame) == size]
         if len(rows) < len(frames):
-            counters.rejected["malformed"] += len(frames) - len(rows)
+            refuse_sizes(frames, rows, size, counters)
             frames = [frames[index] for index in rows]
         table = np.frombuffer(b"".join(frames), dtype=self._structure)
         values = np.empty((len(rows), len(self._channels)), dtype=np.float64)

@@ -2,8 +2,10 @@
 
 import math
 
-from edge_runtime.stream.framing import is_text
+from edge_runtime.stream.framing import BYTE_ORDER_MARK, is_text
 from edge_runtime.stream.origin import RejectedError
+
+SPACES = "space"  # as a delimiter: any run of blanks and tabs, and none at the ends of a row
 
 
 def row_columns(frame: bytes, delimiter: str, width: int) -> list[str]:
@@ -13,12 +15,18 @@ def row_columns(frame: bytes, delimiter: str, width: int) -> list[str]:
         RejectedError: `noise`, or `malformed` where there are not `width` of them.
     """
     if not is_text(frame):
-        raise RejectedError("noise")
-    text = frame.decode()
-    columns = text.split(delimiter) if '"' not in text else unquoted_columns(text, delimiter)
+        raise RejectedError("noise", "expected text, found bytes that are none")
+    columns = split_columns(frame.removeprefix(BYTE_ORDER_MARK).decode(), delimiter)
     if len(columns) != width:
-        raise RejectedError("malformed")
+        raise RejectedError("malformed", f"expected {width} columns, found {len(columns)}")
     return columns
+
+
+def split_columns(text: str, delimiter: str) -> list[str]:
+    """The columns of a row; none of a row that does not close its quotes."""
+    if delimiter == SPACES:
+        return text.split()
+    return text.split(delimiter) if '"' not in text else unquoted_columns(text, delimiter)
 
 
 def unquoted_columns(text: str, delimiter: str) -> list[str]:
@@ -39,9 +47,9 @@ def number(text: str) -> float | None:
     except ValueError:
         if not text.strip():
             return None
-        raise RejectedError("wrong_type") from None
+        raise RejectedError("wrong_type", f"expected a number, found {text[:40]!r}") from None
     if "_" in text or not text.isascii():  # Python reads 1_0 as ten, and the digits of every script
-        raise RejectedError("wrong_type")
+        raise RejectedError("wrong_type", f"expected a number, found {text[:40]!r}")
     if not math.isfinite(value):
-        raise RejectedError("not_finite")
+        raise RejectedError("not_finite", f"expected a finite number, found {text[:40]!r}")
     return value

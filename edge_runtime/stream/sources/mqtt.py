@@ -23,6 +23,7 @@ from edge_runtime.config.tables import (
     FilePath,
     Name,
     Protocol,
+    Seconds,
     Text,
     Topic,
     UpstreamTable,
@@ -35,10 +36,13 @@ from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import CodecTable
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
+from edge_runtime.stream.rejections import MOST_SAMPLE, Rejections
 from edge_runtime.stream.seen import Deliveries, SavedSeen, Seen, log_first
 from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
+from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop
 
 PLACEHOLDERS = ("key",)  # what a topic may contain in braces
 
@@ -65,6 +69,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         cert_file: As in `[upstream]`.
         key_file: As in `[upstream]`.
         qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
+        silent_after (s): Topics that bring no good reading for so long are reported as silent, in health and log; 0
+            never does.
         max_frame_bytes (B): A longer message is skipped and counted as `too_long`.
         retained: What becomes of a retained message, which the broker sends again at each connection: `once` takes it
             unless it equals the last message of its topic, `ignore` skips it, `take` takes it each time.
@@ -82,6 +88,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     cert_file: FilePath | None = None
     key_file: FilePath | None = None
     qos: Literal[0, 1] = 1
+    silent_after: Seconds = 600.0
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
     retained: Literal["once", "ignore", "take"] = "once"
 
@@ -111,6 +118,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             sink=wiring.sink,
             counters=wiring.counters,
             is_clock_set=wiring.is_clock_set,
+            loop=wiring.loop,
+            on_state=wiring.on_state,
         )
 
 
@@ -175,6 +184,8 @@ class MqttSource:
         sink: takes the batches.
         counters: `readings`, and what was rejected or skipped by reason.
         is_clock_set: whether the wall clock is to be believed.
+        loop: for the watch over silence; None has none.
+        on_state: called when `state` changes for another reason than the connection's.
     """
 
     def __init__(
@@ -187,17 +198,21 @@ class MqttSource:
         sink: Callable[[Batch], None],
         counters: Counters,
         is_clock_set: Callable[[], bool] = lambda: True,
+        loop: Loop | None = None,
+        on_state: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
         self._connection = connection
         self._sink = sink
         self._counters = counters
+        self._silence = None if loop is None else self._silence_watch(loop, on_state)
         self._keys = TopicKeys(config.topics)
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
         self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )
+        self._rejections = Rejections(config.name, counters)
         self._stopped = False
         connection.subscribe(self._keys.filters, config.qos, self._take, most_bytes=config.max_frame_bytes)
 
@@ -209,14 +224,32 @@ class MqttSource:
     @property
     def state(self) -> str:
         """One line for people."""
+        if self._silence is not None and self._silence.is_silent:
+            return self._silence.text
         return self._connection.state
 
     def start(self) -> None:
-        """Nothing to do: the connection brings the messages."""
+        """Begin to listen for silence; the connection brings the messages."""
+        if self._silence is not None:
+            self._silence.start()
 
     def stop(self) -> None:
         """Leave what comes from now on with the broker."""
         self._stopped = True
+        if self._silence is not None:
+            self._silence.stop()
+
+    def _silence_watch(self, loop: Loop, on_state: Callable[[], None]) -> SilenceWatch:
+        return SilenceWatch(
+            loop,
+            self._config.silent_after,
+            self._counters,
+            source=self._config.name,
+            where=", ".join(self._config.topics),
+            remedy="look at the senders, and at the spelling of the topics",
+            changed=on_state,
+            can_hear=lambda: self._connection.ready,
+        )
 
     def save(self) -> SavedSeen:
         """What a clean stop keeps, so that nothing that was here is taken again."""
@@ -242,7 +275,10 @@ class MqttSource:
                     message.receipt.hold()
                 continue
             if len(payload) > self._config.max_frame_bytes:
-                self._counters.rejected["too_long"] += 1
+                most = self._config.max_frame_bytes
+                why = f"expected at most max_frame_bytes = {most} bytes, found {len(payload)}"
+                self._counters.reject("too_long", why, sample=payload[:MOST_SAMPLE])
+                self._rejections.report((), lambda _, topic=topic: topic.decode(errors="replace"))  # type: ignore[misc]
                 continue
             digest = crc32(payload)
             if self._is_known_retained(message, digest):
@@ -270,6 +306,8 @@ class MqttSource:
             self._counters.errors["crashed"] += 1
             _log.exception("messages are set aside", extra=fields(source=self._config.name, messages=len(frames)))
             return
+        if self._counters.notes:
+            self._rejections.report(frames, lambda frame: came.topics[frame].decode(errors="replace"))
         if not len(decoded):
             return
         rows = decoded.rows
@@ -280,11 +318,24 @@ class MqttSource:
                 return
             decoded = decoded.chosen(going)
             keys = [keys[index] for index in going]
-        self._deliver(decoded, keys, [came.receipts[row] for row in decoded.rows], arrived)
+        rows = decoded.rows
+
+        def refuse(row: int, reason: str, why: str, count: int) -> None:
+            where, frame = came.topics[rows[row]].decode(errors="replace"), frames[rows[row]]
+            self._rejections.refuse(reason, why, where=where, frame=frame, count=count)
+
+        self._deliver(decoded, keys, [came.receipts[row] for row in rows], arrived, refuse)
 
     def _deliver(
-        self, decoded: Decoded, keys: list[str | None], receipts: list[Receipt | None], arrived: float
+        self,
+        decoded: Decoded,
+        keys: list[str | None],
+        receipts: list[Receipt | None],
+        arrived: float,
+        refuse: Callable[[int, str, str, int], None],
     ) -> None:
+        if self._silence is not None:
+            self._silence.heard()
         now = time.time()
         self._counters.counts["readings"] += len(decoded)
         self._sink(
@@ -297,5 +348,6 @@ class MqttSource:
                 receipts=receipts,
                 arrived=arrived,
                 own_times=None not in decoded.times,
+                refuse=refuse,
             )
         )

@@ -1,4 +1,4 @@
-"""Open one serial port: raw, not blocking, for us alone, and without resetting the board behind it.
+"""Open one serial port: raw, not blocking, for us alone, and without resetting the board behind it at a reopening.
 
 Guarantee: `open_port` either returns an open port or raises `PortError` and leaves no descriptor behind.
 """
@@ -44,6 +44,14 @@ class PortSettings(Protocol):
     def flow_control(self) -> str:
         """How the sender is held up."""
 
+    @property
+    def dtr(self) -> bool | None:
+        """The state of DTR after opening; None leaves it to the operating system."""
+
+    @property
+    def rts(self) -> bool | None:
+        """The state of RTS after opening; None leaves it to the operating system."""
+
 
 class PortError(TransientError):
     """A port cannot be opened now; `reason` is the word that is counted, the text is for people."""
@@ -73,6 +81,10 @@ def open_port(config: PortSettings) -> int:
     port.stopbits = config.stopbits
     port.rtscts = config.flow_control == "rtscts"
     port.xonxoff = config.flow_control == "xonxoff"
+    if config.dtr is not None:
+        port.dtr = config.dtr
+    if config.rts is not None:
+        port.rts = config.rts
     port.timeout = 0
     # VMIN 1, VTIME 0: an empty read then means a hang-up, and never just that nothing has come.
     port.inter_byte_timeout = 0

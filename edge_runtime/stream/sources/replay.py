@@ -25,8 +25,10 @@ from edge_runtime.recordings.files import open_recording
 from edge_runtime.stream.codecs import Decoded, Members
 from edge_runtime.stream.codecs.csv_codec import Delimiter
 from edge_runtime.stream.origin import TimeReader, zone_of
+from edge_runtime.stream.rejections import Rejections
 from edge_runtime.stream.seen import Seen, log_first
 from edge_runtime.stream.sources.kind import SourceKindTable, Wiring
+from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system import log
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
@@ -139,10 +141,21 @@ class ReplaySource:
         self._block: Decoded | None = None
         self._due: list[float] = []
         self._timer: Timer | None = None
+        self._rejections = Rejections(config.name, counters)
+        self._silence = SilenceWatch(
+            loop,
+            config.silent_after,
+            counters,
+            source=config.name,
+            where=f"{len(config.files)} files",
+            remedy="their times have a pause, or what is behind takes no more readings",
+            changed=self._silence_changed,
+        )
 
     def start(self) -> None:
         """Begin to play."""
         self._blocks = self._play()
+        self._silence.start()
         self._show("playing", is_open=True)
         self._timer = self._loop.call_later(0.0, self._step)
 
@@ -152,6 +165,7 @@ class ReplaySource:
             self._timer.cancel()
             self._timer = None
         self._blocks, self._block = iter(()), None
+        self._silence.stop()
         self._show("stopped", is_open=False)
 
     def _step(self) -> None:
@@ -182,6 +196,7 @@ class ReplaySource:
                 if not going:
                     return
         count, now = len(part), time.time()
+        self._silence.heard()
         self._counters.counts["readings"] += count
         recorded = self._config.times == "recorded"
         times = [moment if recorded and moment is not None else now for moment in part.times]
@@ -223,13 +238,19 @@ class ReplaySource:
                     self._counters.counts["bytes"] += block.done
                 for fault in block.faults:
                     self._counters.rejected[fault.reason] += 1
+                    where = f"{piece.path}, {'line' if recording.counts_bytes else 'row'} {fault.row}"
+                    self._rejections.refuse(fault.reason, fault.why, where=where, frame=fault.text)
                 yield _readings(block)
 
     def _finish(self) -> None:
         if not self.finished:
             self.finished = True
+            self._silence.stop()
             _logger.info("replay finished", extra=log.fields(source=self._config.name))
             self._show("finished", is_open=True)
+
+    def _silence_changed(self) -> None:
+        self._show(self._silence.text if self._silence.is_silent else "playing", is_open=True)
 
     def _show(self, state: str, *, is_open: bool) -> None:
         self.state, self.is_open = state, is_open

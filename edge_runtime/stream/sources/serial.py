@@ -24,10 +24,12 @@ from edge_runtime.config.tables import MAX_PACKET_BYTES, SomeSeconds, Text, tag_
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import CodecTable
 from edge_runtime.stream.codecs.csv_codec import CsvTable
-from edge_runtime.stream.framing import make_framer
+from edge_runtime.stream.framing import LineEnd, make_framer
+from edge_runtime.stream.rejections import Rejections
 from edge_runtime.stream.seen import Seen, log_first
 from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
 from edge_runtime.stream.sources.port import PortError, close_port, open_port
+from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system import log
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
@@ -48,7 +50,7 @@ _logger = log.get_logger("serial")
 
 
 class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="serial"):
-    """`[[source]]` with `type = "serial"`: a port that streams frames.
+    r"""`[[source]]` with `type = "serial"`: a port that streams frames.
 
     Attributes:
         port: The device node. `/dev/serial/by-id/...` stays the same whichever socket the plug goes into. A port that
@@ -61,9 +63,16 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
         framing: Where a frame ends: at a line end, or at the zero byte of COBS; `auto` is `lines` for text (`csv`,
             `json`) and `cobs` for bytes (`msgpack`, `raw`).
         checksum: What a COBS frame ends with: a CRC-16 (CCITT-FALSE, high byte first), or nothing.
+        line_end: What ends a line: a line feed (with or without a carriage return before it), a carriage return, or
+            either of them.
+        dtr: The state of the line DTR after opening; left out, it is set, as the operating system does. Many boards
+            restart when it changes.
+        rts: The same for the line RTS.
+        on_open: What is sent each time the port has been opened, such as `"START\r\n"`.
+        poll: What is sent again and again to a sensor that answers only when it is asked, such as `"?\r\n"`.
+        poll_interval (s): How often `poll` is sent.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
         reopen_max (s): The longest pause before an absent port is tried again.
-        silent_after (s): An open port that brings no good reading for so long is reported as silent, in health and log.
         max_rest (s): How long readings that cannot complete a window yet may wait to be read together, which saves most
             of the wake-ups of a fast sensor; the reading that completes a window is not among them. So much later than
             in truth such a reading may count as arrived. 0 reads each at once.
@@ -80,9 +89,14 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
     flow_control: Literal["none", "rtscts", "xonxoff"] = "none"
     framing: Literal["auto", "lines", "cobs"] = "auto"
     checksum: Literal["crc16", "none"] = "crc16"
+    line_end: LineEnd = "lf"
+    dtr: bool | None = None
+    rts: bool | None = None
+    on_open: Text | None = None
+    poll: Text | None = None
+    poll_interval: SomeSeconds = 1.0
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 4096
     reopen_max: SomeSeconds = 5.0
-    silent_after: SomeSeconds | None = None
     max_rest: Annotated[float, Meta(ge=0, le=1)] = 0.02
 
     def describe(self) -> str:
@@ -104,6 +118,19 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
             max_rest=min(rests),
             is_clock_set=wiring.is_clock_set,
         )
+
+
+@rule(SerialSourceTable, keys=("format", "framing", "line_end"))
+def _line_ends(source: SerialSourceTable) -> Iterator[Finding]:
+    lines = source.framing == "lines" or (source.framing == "auto" and source.codec.is_text)
+    if source.line_end != "lf" and not lines:
+        yield "line_end", f'expected it only where frames are lines, found "{source.line_end}": take it out'
+
+
+@rule(SerialSourceTable, keys=("flow_control", "rts"))
+def _who_holds_rts(source: SerialSourceTable) -> Iterator[Finding]:
+    if source.rts is not None and source.flow_control == "rtscts":
+        yield "rts", 'expected no fixed state with flow_control = "rtscts", which moves that line itself: take it out'
 
 
 @rule(SerialSourceTable, keys=("format", "framing"))
@@ -151,11 +178,14 @@ class SerialSource:
         if framing == "auto":
             framing = "lines" if config.codec.is_text else "cobs"
         checksum = config.checksum == "crc16"
-        self._framer = make_framer(framing, config.max_frame_bytes, counters, checksum=checksum)
         self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )
+        self._framer = make_framer(
+            framing, config.max_frame_bytes, counters, checksum=checksum, line_end=config.line_end
+        )
+        self._rejections = Rejections(config.name, counters)
         self._needed = needed
         self._max_rest = min(max_rest, _FULL_READ * _BITS_A_BYTE / config.baudrate)
         self._rest: Timer | None = None
@@ -163,8 +193,16 @@ class SerialSource:
         self._interval = math.inf  # seconds from one reading to the next, lately
         self._fd: int | None = None
         self._reopen: Timer | None = None
-        self._listen: Timer | None = None
-        self._heard = 0.0
+        self._poll: Timer | None = None
+        self._silence = SilenceWatch(
+            loop,
+            config.silent_after,
+            counters,
+            source=config.name,
+            where=config.port,
+            remedy="look at the sensor, its cable and its speed",
+            changed=self._silence_changed,
+        )
         self._first_pause = min(_FIRST_PAUSE, config.reopen_max)
         self._pause = self._first_pause
         self._fault = ""
@@ -193,10 +231,35 @@ class SerialSource:
         self._fault = ""
         self._framer.reset()
         self._loop.add_reader(fd, self._read)
-        self._heard = self._loop.time()
-        self._listen_for(self._config.silent_after)
+        self._silence.start()
         _logger.info("port open", extra=log.fields(source=self._config.name, port=self._config.port))
         self._show(f"{self._config.port}: open", is_open=True)
+        if self._config.on_open is not None:
+            self._send(self._config.on_open)
+        if self._config.poll is not None:
+            self._ask()
+
+    def _ask(self) -> None:
+        """Send `poll`, and again after its interval, as long as the port is open."""
+        if self._fd is not None and self._config.poll is not None:
+            self._poll = self._loop.call_later(self._config.poll_interval, self._ask)
+            self._send(self._config.poll)
+
+    def _send(self, text: str) -> None:
+        """Write to the device, without waiting: what it does not take at once is lost, and counted."""
+        assert self._fd is not None
+        data = text.encode()
+        try:
+            written = os.write(self._fd, data)
+        except BlockingIOError:
+            written = 0
+        except (OSError, termios.error) as error:
+            self._lose(str(error))
+            return
+        if written < len(data):
+            self._counters.errors["not_sent"] += 1
+            text = f"{self._config.port}: the device takes no bytes: look at flow_control and its cable"
+            _logger.warning(text, extra=log.fields(source=self._config.name, sent=written, of=len(data)))
 
     def _read(self) -> None:
         fd = self._fd
@@ -220,6 +283,8 @@ class SerialSource:
             frames += self._framer.feed(chunk)
             if len(chunk) < _FULL_READ:
                 break
+        if self._counters.notes:  # of the framing, where no frame came out of it
+            self._rejections.report((), self._where)
         if frames:
             self._pause = self._first_pause  # a port that speaks is well; one that opens and hangs up again is not
             self._deliver(frames, arrived, now)
@@ -254,6 +319,8 @@ class SerialSource:
             self._counters.errors["crashed"] += 1
             _logger.exception("frames are set aside", extra=log.fields(source=self._config.name, frames=len(frames)))
             return
+        if self._counters.notes:
+            self._rejections.report(frames, self._where)
         going = self._seen.admit(decoded, decoded.keys) if len(decoded) else None
         if going is not None:
             decoded = decoded.chosen(going)
@@ -261,11 +328,7 @@ class SerialSource:
         if not count:
             return
         self._counters.counts["readings"] += count
-        self._heard = self._loop.time()
-        if self._fault == "silent":
-            self._fault = ""
-            _logger.info("port speaks again", extra=log.fields(source=self._config.name, port=self._config.port))
-            self._show(f"{self._config.port}: open", is_open=True)
+        self._silence.heard()
         times = [now if time_ is None else time_ for time_ in decoded.times]
         nothing_owed: list[Receipt | None] = [None] * count
         self._sink(
@@ -278,23 +341,21 @@ class SerialSource:
                 nothing_owed,
                 arrived,
                 own_times=None not in decoded.times,
+                refuse=self._refuser(frames, decoded.rows),
             )
         )
 
-    def _listen_for(self, patience: float | None) -> None:
-        if patience is not None:
-            self._listen = self._loop.call_later(patience, self._check_silence)
+    def _where(self, _frame: int) -> str:
+        return self._config.port
 
-    def _check_silence(self) -> None:
-        """Say so when nothing has been heard for too long; one timer, however many readings there are."""
-        patience = self._config.silent_after
-        if patience is None:
-            return
-        quiet = self._loop.time() - self._heard
-        if quiet >= patience:
-            text = f"{self._config.port}: no reading for {patience:g} s: look at the sensor, its cable and its speed"
-            self._report("silent", text, is_open=True)
-        self._listen_for(patience - quiet if quiet < patience else patience)
+    def _refuser(self, frames: list[bytes], rows: list[int]) -> Callable[[int, str, str, int], None]:
+        def refuse(row: int, reason: str, why: str, count: int) -> None:
+            self._rejections.refuse(reason, why, where=self._config.port, frame=frames[rows[row]], count=count)
+
+        return refuse
+
+    def _silence_changed(self) -> None:
+        self._show(self._silence.text if self._silence.is_silent else f"{self._config.port}: open", is_open=True)
 
     def _lose(self, why: str) -> None:
         if self._fd is None:  # the sink has stopped us
@@ -309,8 +370,10 @@ class SerialSource:
             self._rest = None
         if self._fd is not None:
             self._loop.remove_reader(self._fd)
-            if self._listen is not None:
-                self._listen.cancel()
+            self._silence.stop()
+            if self._poll is not None:
+                self._poll.cancel()
+                self._poll = None
             close_port(self._fd)
             self._fd = None
 

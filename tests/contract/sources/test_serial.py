@@ -515,8 +515,8 @@ def test_a_port_that_is_gone_is_not_silent_as_well(bench: Bench) -> None:
     since = bench.loop.progress
     bench.run_until(lambda: bench.loop.progress > since + 20)
     assert "no such port" in source.state
-    assert source._listen is not None
-    assert source._listen.callback is None
+    assert bench.counters.errors["silent"] == 0
+    assert source._silence._timer is None
 
 
 def test_stopping_gives_the_port_back_at_once(bench: Bench) -> None:
@@ -590,3 +590,81 @@ def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(tmp_path: Path
     assert all(pause <= 5.0 for pause in pauses)
     assert max(pauses) > 2.5
     assert len(set(pauses)) == 10
+
+
+def test_a_sender_of_bare_carriage_returns_is_counted_and_named(bench: Bench) -> None:
+    """Its lines are no frames by default; that is a rejection with a remedy, and not silence."""
+    bench.port.plug()
+    source = bench.source()
+    source.start()
+    bench.port.write(b"".join(b"21.%d,48\r" % number for number in range(10)))
+    bench.run_until(lambda: bench.counters.rejected["wrong_line_end"] >= 10)
+    assert 'set line_end = "cr" or "any"' in bench.counters.last_rejected["wrong_line_end"]["why"]
+    assert len(bench) == 0
+
+
+@pytest.mark.parametrize("line_end", ["cr", "any"])
+def test_lines_that_end_with_a_carriage_return_are_read_where_that_is_set(bench: Bench, line_end: str) -> None:
+    """With `line_end` a sender of bare carriage returns is a sender like any other."""
+    bench.port.plug()
+    bench.source(line_end=line_end).start()
+    bench.port.write(b"half\r1,2\r3,4\r")
+    bench.run_until(lambda: len(bench) == 2)
+    assert bench.rows == [[1.0, 2.0], [3.0, 4.0]]
+    assert not bench.counters.rejected
+
+
+def test_a_byte_order_mark_is_no_part_of_a_reading(bench: Bench) -> None:
+    """Some programs write one in front of what they send, also in the middle of a stream."""
+    bench.started()
+    bench.port.write(b"\xef\xbb\xbf1,2\n3,4\n")
+    bench.run_until(lambda: len(bench) == 2)
+    assert not bench.counters.rejected
+
+
+def test_columns_may_stand_apart_by_any_blanks_and_tabs(bench: Bench) -> None:
+    """With `delimiter = "space"` a run of blanks and tabs is one border, and none at the ends of a line."""
+    bench.started(delimiter="space")
+    bench.port.write(b"  1   2\n3\t \t4  \n5 6 7\n")
+    bench.run_until(lambda: len(bench) == 2 and bench.counters.rejected["malformed"] == 1)
+    assert bench.rows == [[1.0, 2.0], [3.0, 4.0]]
+
+
+def test_a_sensor_is_woken_at_each_opening_and_asked_again_and_again(bench: Bench) -> None:
+    """`on_open` is sent once for each opening, `poll` at its interval; the answers are readings."""
+    bench.port.plug()
+    source = bench.source(on_open="START\r\n", poll="?", poll_interval=0.01)
+    source.start()
+    sent = bytearray()
+
+    def asked() -> bool:
+        sent.extend(bench.port.take())
+        return sent.count(b"?") >= 3
+
+    bench.run_until(asked)
+    assert sent.startswith(b"START\r\n?")
+    bench.port.write(b"\n1,2\n")
+    bench.run_until(lambda: len(bench) == 1)
+    source.stop()
+    assert sent.count(b"START") == 1
+
+
+def test_the_lines_of_a_port_are_set_before_it_is_opened(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board that restarts when DTR changes is left alone with `dtr = false`; without the key nothing changes."""
+    import serial  # noqa: PLC0415
+
+    states: list[tuple[bool, bool]] = []
+    opened = serial.Serial.open
+
+    def spy(port: Any) -> None:
+        states.append((port.dtr, port.rts))
+        opened(port)
+
+    monkeypatch.setattr(serial.Serial, "open", spy)
+    bench.port.plug()
+    settings: list[dict[str, Any]] = [{}, {"dtr": False}, {"dtr": False, "rts": False}]
+    for keys in settings:
+        source = bench.source(**keys)
+        source.start()
+        source.stop()
+    assert states == [(True, True), (False, True), (False, False)]

@@ -59,3 +59,11 @@ def test_a_daemon_that_is_gone_is_exit_1(tmp_path: Path, capsys: pytest.CaptureF
     code, text = status(tmp_path, capsys, pid=0)
     assert code == 1
     assert "not running any more" in text
+
+
+def test_the_last_rejected_reading_stands_below_its_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its reason, its own time, its place, the explanation and the sample."""
+    last = {"time": "2026-11-23T11:19:04Z", "where": "s/office", "why": "no `t`, found `T`", "sample": '{"T": 1}'}
+    source = {"state": "connected", "last_rejected": {"missing_channel": last}}
+    text = status(tmp_path, capsys, sources={"climate": source})[1]
+    assert '    missing_channel at 2026-11-23T11:19:04Z: s/office: no `t`, found `T` ({"T": 1})\n' in text

@@ -56,7 +56,7 @@ def test_the_check_value_of_the_sum_is_right() -> None:
 
 def test_every_reason_is_explained() -> None:
     """Each reason under which a reading can be rejected has a row that says what to look at."""
-    counted = re.compile(r'(?:RejectedError\(|rejected\[|return None, )"(\w+)"')
+    counted = re.compile(r'(?:RejectedError\(|rejected\[|reject\(\s*|return None, )"(\w+)"')
     runtime = ROOT / "edge_runtime"
     parts = sorted((runtime / "stream").rglob("*.py"))
     sources = (path.read_text(encoding="utf-8") for path in parts)
