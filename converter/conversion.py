@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from converter.data import Dataset, read_data, split, table_columns
-from converter.evaluate import CHUNK, Truth, metric_name, run, session_of, start_of, truth_of
+from converter.evaluate import Truth, metric_name, truth_of
 from converter.fidelity import Ask, Fidelity, compare, label_is_not_the_largest, probability_fault
 from converter.graph.build import serialize
 from converter.graph.shrink import Saving, shrunk, unasked
@@ -31,6 +31,7 @@ from converter.quantize import Candidate, Recipe, candidate, products_of
 from converter.record import record_of
 from converter.report import Proof, Row, table, write_page
 from converter.search import Bench, Form, Found, prices, search
+from converter.session import CHUNK, run, session_of, start_of
 from converter.spec import Spec
 from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for

@@ -1,16 +1,12 @@
 """Proof before output: the source model, the float ONNX and the final ONNX answer the same rows, and are compared.
 
-Pure but for running sessions. A metric is always "higher is better"; where the data brings no truth, the source
-model's own answers are the truth, and the metric says so by its name.
+Pure; sessions are run by `session.py`. A metric is always "higher is better"; where the data brings no truth, the
+source model's own answers are the truth, and the metric says so by its name.
 """
 
-import contextlib
-import platform
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +14,8 @@ from numpy.typing import NDArray
 
 from converter.load.source import Answer, class_name
 from edge_runtime.batch.label_names import places_of
-from edge_runtime.bundle.manifest import INPUT_NAME, State, Task
+from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
-from edge_runtime.readings import Floats
-
-CHUNK = 256
-_WARM_UP, _TIMED = 10, 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,38 +41,6 @@ class Judgement:
     differing: int
     difference: float
     quantiles: tuple[float, float, float]
-
-
-def session_of(model: bytes) -> Any:
-    """A quiet single-threaded session, as a small device would make it."""
-    import onnxruntime  # noqa: PLC0415 - heavy
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def run(session: Any, windows: Floats, batch: int = CHUNK, states: dict[str, NDArray[Any]] | None = None) -> Answer:
-    """Answer windows in batches; states, if any, start at zero for every window."""
-    names = [output.name for output in session.get_outputs()]
-    wanted = [name for name in names if name in ("label", "scores", "value", "score")]
-    parts: list[list[NDArray[Any]]] = []
-    for start in range(0, len(windows), batch):
-        piece = windows[start : start + batch]
-        feeds: dict[str, NDArray[Any]] = {INPUT_NAME: piece}
-        for name, state in (states or {}).items():
-            feeds[name] = np.zeros((len(piece), *state.shape), dtype=np.float32)
-        parts.append(session.run(wanted, feeds))
-    joined = {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(wanted)}
-    return Answer(**joined)
-
-
-def start_of(states: Sequence[State]) -> dict[str, NDArray[Any]]:
-    """The states of a recurrent model at the start of a stream: zeros, without the batch axis."""
-    return {state.input: np.zeros(state.shape, dtype=np.float32) for state in states}
 
 
 def truth_of(raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classes: Sequence[str], place: str) -> Truth:
@@ -196,38 +156,3 @@ def _auc(label: NDArray[np.int64] | None, score: NDArray[Any]) -> float:
     strange = label == 1
     n, m = int(strange.sum()), int((~strange).sum())
     return float((rank[strange].sum() - n * (n + 1) / 2.0) / (n * m))
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """What one prediction at batch 1 takes on this machine, in microseconds.
-
-    Attributes:
-        wall_us: the median time.
-        cpu_us: the mean of the processor time, which other work on the machine does not stretch.
-    """
-
-    wall_us: float
-    cpu_us: float
-
-
-def speed_of(session: Any, window: Floats, states: dict[str, NDArray[Any]] | None = None) -> Speed:
-    """Measure it. For reports only: no bundle may depend on it but by `--prefer latency`."""
-    times = []
-    for _ in range(_WARM_UP):
-        run(session, window, 1, states)
-    cpu = time.process_time()
-    for _ in range(_TIMED):
-        start = time.perf_counter()
-        run(session, window, 1, states)
-        times.append(time.perf_counter() - start)
-    return Speed(statistics.median(times) * 1e6, (time.process_time() - cpu) / _TIMED * 1e6)
-
-
-def processor() -> str:
-    """What this machine's processor calls itself."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

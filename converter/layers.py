@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from converter.evaluate import session_of, start_of
 from converter.graph.build import serialize
+from converter.session import session_of, start_of
 from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
 

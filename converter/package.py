@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from converter import signing, trial
 from converter.data import Dataset
-from converter.evaluate import run, session_of
 from converter.graph.build import opset_of, requirement, serialize
 from converter.load.source import Answer, SourceModel
 from converter.plan import Plan
+from converter.session import run, session_of
 from edge_runtime.bundle.manifest import (
     METADATA_KEY,
     ChannelReference,

@@ -157,8 +157,8 @@ def sparing(model: onnx.ModelProto, calibration: Floats, states: Sequence[State]
     A node's sensitivity is the error that appears when it alone is quantised, measured on calibration rows. Of a
     large model only the nodes are measured so that add the most noise where all are quantised.
     """
-    from converter.evaluate import run, session_of, start_of  # noqa: PLC0415 - heavy
     from converter.layers import added_noise, layer_errors  # noqa: PLC0415 - heavy
+    from converter.session import run, session_of, start_of  # noqa: PLC0415 - heavy
 
     nodes = products_of(model)
     if len(nodes) < 2:

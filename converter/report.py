@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter import plots
-from converter.evaluate import Judgement, Speed, processor
+from converter.evaluate import Judgement
 from converter.layers import Layer, worst_of
 from converter.load.source import Answer
+from converter.session import Speed, processor
 from edge_runtime.errors import CommandError
 from edge_runtime.system.durable import replace_file
 

@@ -10,11 +10,12 @@ from typing import Literal
 
 import onnx
 
-from converter.evaluate import CHUNK, Judgement, Speed, Truth, judge, run, session_of, speed_of, start_of
+from converter.evaluate import Judgement, Truth, judge
 from converter.layers import Layer, layer_errors
 from converter.load.source import Answer
 from converter.probe import Probes
 from converter.quantize import Candidate, Recipe, Request, candidate, products_of, sparing, stages
+from converter.session import CHUNK, Speed, run, session_of, speed_of, start_of
 from edge_runtime.bundle.manifest import State, Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from edge_runtime.bundle.int8 import set_exact
 from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Tensor, read_manifest
+from edge_runtime.bundle.onnx_file import read_onnx
 
 BATCHES = (1, 2, 7)
 
@@ -27,6 +29,7 @@ def main(path: str) -> str | None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    set_exact(options, read_onnx(Path(path).read_bytes(), path).int8)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     manifest = read_manifest(session.get_modelmeta().custom_metadata_map[METADATA_KEY], path)
     golden = manifest.selftest

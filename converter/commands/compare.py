@@ -21,8 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare them."""
     from converter.data import read_data  # noqa: PLC0415 - heavy
-    from converter.evaluate import judge, metric_name, run, session_of, speed_of, start_of, truth_of  # noqa: PLC0415
+    from converter.evaluate import judge, metric_name, truth_of  # noqa: PLC0415
     from converter.report import Row, table  # noqa: PLC0415
+    from converter.session import run, session_of, speed_of, start_of  # noqa: PLC0415
 
     first, second = manifest_of(options.a), manifest_of(options.b)
     for place, one, other in (

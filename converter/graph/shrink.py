@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx
 
 from converter.graph.build import needed, rename, serialize
+from converter.graph.int8 import separate
 from converter.graph.shrink_trees import OPERATORS, drop_defaults, shrink_trees
 
 
@@ -40,10 +41,14 @@ def shrunk(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without names inside the graph, but for inputs and outputs, without remarks, and each constant once."""
+    """A copy without names inside the graph, but for inputs and outputs, without remarks, and each constant once.
+
+    The constants of int8 products stay apart (`int8.py`).
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     _equal_constants(copy)
+    separate(copy)
     graph = copy.graph
     fixed = {value.name for value in (*graph.input, *graph.output)} | _names_in_subgraphs(graph.node)
     mapping: dict[str, str] = {}

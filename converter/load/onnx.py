@@ -14,12 +14,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, inliner
 
-from converter.evaluate import session_of
 from converter.graph.build import OPSET, STANDARD_DOMAINS, opset_of, serialize
 from converter.graph.fold import folded
 from converter.graph.shrink import Saving
 from converter.load.source import Answer, Core, SourceModel, StateTensor
 from converter.load.tensors import layout_of, squash
+from converter.session import session_of
 from converter.spec import Spec
 from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Manifest, Task, read_manifest
 from edge_runtime.errors import CommandError

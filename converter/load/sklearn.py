@@ -323,8 +323,8 @@ def _convertible(estimator: Any) -> Any:
 
 def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, Any]:
     """How many columns the scores have, which skl2onnx does not always say."""
-    from converter.evaluate import session_of  # noqa: PLC0415 - heavy
     from converter.graph.build import serialize  # noqa: PLC0415
+    from converter.session import session_of  # noqa: PLC0415 - heavy
 
     rows = np.zeros((2, *columns), dtype=np.float64 if double else np.float32)
     try:

@@ -4,7 +4,8 @@ Guarantee: the scores of a window are the same bits whichever way it comes in an
 batch. A model whose kernels change the last bits with the batch size (`batch_invariant` false in its manifest) is
 therefore run one window at a time, and so is one whose batch axis could not be made free.
 
-onnxruntime is set up for a small device: one thread, no spinning, no arena, nothing but the CPU.
+onnxruntime is set up for a small device: one thread, no spinning, no arena, nothing but the CPU. int8 products are
+computed exactly on every processor (`int8.py`).
 """
 
 import hashlib
@@ -17,14 +18,17 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.bundle.int8 import WHOLE_PRODUCTS, Int8, saturates, set_exact
 from edge_runtime.bundle.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.readings import Carry, Floats
+from edge_runtime.system.log import fields, get_logger
 
 _ONNX_TYPES = {np.float32: "tensor(float)", np.int64: "tensor(int64)"}
 _NO_STATES: dict[str, Floats] = {}
 GRAPH_LEVEL = "ORT_ENABLE_ALL"  # the one option that decides what onnxruntime makes of a graph (`optimised_copy.py`)
+_log = get_logger("model")
 FEW_NUMBERS = 16  # up to so many a look at each is cheaper than numpy's calls
 
 
@@ -285,8 +289,8 @@ def read_unchanged(bundle: Bundle) -> bytes:
     return data
 
 
-def session_settings(options: ModelOptions) -> Any:
-    """What onnxruntime is told for a bundle's own graph: its `SessionOptions`."""
+def session_settings(options: ModelOptions, int8: Int8 = "none") -> Any:
+    """The `SessionOptions` for a bundle's own graph; `int8` is what the bundle's facts hold."""
     import onnxruntime  # noqa: PLC0415 - slow to import: only when a model is really loaded
 
     settings = onnxruntime.SessionOptions()
@@ -297,18 +301,24 @@ def session_settings(options: ModelOptions) -> Any:
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    set_exact(settings, int8)
     return settings
 
 
 def _open_session(bundle: Bundle, options: ModelOptions) -> Any:
-    settings = session_settings(options)
+    facts = bundle.facts
+    if facts.int8 == "shared" and saturates():
+        whole = any(operator in WHOLE_PRODUCTS for _, operator in facts.operators)
+        effect = "int8 products saturate on this processor" if whole else "int8 products run unfused, slower"
+        _log.warning(f"{effect}: convert the model again with this release", extra=fields(bundle=bundle.manifest.name))
+    settings = session_settings(options, facts.int8)
     return make_session(read_unchanged(bundle), settings, str(bundle.path))
 
 
 def _open_copy(bundle: Bundle, options: ModelOptions, copy: str) -> Any:
     import onnxruntime  # noqa: PLC0415 - as above
 
-    settings = session_settings(options)
+    settings = session_settings(options, bundle.facts.int8)
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nothing is left to do
     return make_session(copy, settings, f"the optimised copy of {bundle.path}")
 

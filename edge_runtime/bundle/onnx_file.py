@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from edge_runtime.bundle.int8 import Int8, int8_of
 from edge_runtime.errors import BundleError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4 (groups) are no part of ONNX
@@ -114,6 +115,7 @@ class OnnxFacts(msgspec.Struct):
     tensors: int = 0
     tensor_bytes: int = 0
     depth: int = 0
+    int8: Int8 = "none"
 
 
 def read_onnx(data: bytes, place: str, limits: Limits = DEFAULT_LIMITS) -> OnnxFacts:
@@ -181,6 +183,7 @@ class _Reader:
         self._graphs.append((*main, 0))
         while self._graphs:
             self._graph(*self._graphs.pop())
+        facts.int8 = int8_of(self._data, {operator for _, operator in facts.operators})
         return facts
 
     def _opset(self, start: int, end: int) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.bundle.golden import check_golden
+from edge_runtime.bundle.int8 import EXACT_ENTRY
 from edge_runtime.bundle.model import GRAPH_LEVEL, Model, ModelOptions
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import Bundle, installed_onnxruntime, one_line
@@ -189,7 +190,9 @@ def has_seal(path: Path) -> bool:
 
 def key_of(bundle: Bundle) -> str:
     """A digest of everything that decides what onnxruntime makes of a graph."""
-    parts = (FORMAT, bundle.digest, installed_onnxruntime(), GRAPH_LEVEL, processor())
+    parts: tuple[object, ...] = (FORMAT, bundle.digest, installed_onnxruntime(), GRAPH_LEVEL, processor())
+    if bundle.facts.int8 != "none":
+        parts += EXACT_ENTRY
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

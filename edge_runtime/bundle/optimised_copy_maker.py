@@ -220,7 +220,7 @@ def remove_copy(bundle: Path) -> None:
 
 def optimise(bundle: Bundle, path: str) -> None:
     """Have onnxruntime write what it makes of a bundle's graph."""
-    settings = session_settings(ModelOptions())
+    settings = session_settings(ModelOptions(), bundle.facts.int8)
     settings.optimized_model_filepath = path
     make_session(read_unchanged(bundle), settings, str(bundle.path))
 

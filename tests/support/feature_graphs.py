@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from converter.evaluate import session_of
 from converter.features import lower_audio
 from converter.features import lower_statistics as lower_features
 from converter.graph.build import serialize
+from converter.session import session_of
 
 
 def lowered(features: Any, double: bool) -> Any:

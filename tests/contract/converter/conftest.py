@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converter.evaluate import run, session_of
 from converter.load import open_model
 from converter.load.source import SourceModel
 from converter.normal_form import normal_form
 from converter.plan import Plan, agree
 from converter.quantize import Candidate, Recipe, candidate
+from converter.session import run, session_of
 from converter.spec import Spec
 
 

@@ -15,8 +15,8 @@ from sklearn.preprocessing import StandardScaler
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
 from converter.features import MFCC, STFT, MelSpectrogram
+from converter.session import run, session_of
 
 RATE = 8000.0
 LENGTH = 2000  # a quarter of a second

@@ -10,11 +10,11 @@ from sklearn.preprocessing import StandardScaler
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
 from converter.load import open_model
 from converter.normal_form import normal_form
 from converter.plan import agree
 from converter.quantize import Recipe, candidate
+from converter.session import run, session_of
 from converter.spec import Spec
 from tests.contract.converter.conftest import Convert
 

@@ -8,7 +8,7 @@ import pytest
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
+from converter.session import run, session_of
 
 catboost = pytest.importorskip("catboost")
 

@@ -188,10 +188,10 @@ def test_a_bundle_that_fails_in_a_fresh_process_is_not_written(
     tmp_path: Path, data: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trial compares golden rows in a process of its own, and a stranger's answer ends the build."""
-    from converter import evaluate, package  # noqa: PLC0415
+    from converter import package, session  # noqa: PLC0415
 
     def wrong(*arguments: Any) -> Any:
-        answer = evaluate.run(*arguments)
+        answer = session.run(*arguments)
         assert answer.scores is not None
         return dataclasses.replace(answer, scores=answer.scores + np.float32(0.5))
 

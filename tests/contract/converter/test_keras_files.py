@@ -17,8 +17,8 @@ h5py = pytest.importorskip("h5py")
 
 from converter.cli import main  # noqa: E402
 from converter.commands.inspect import manifest_of  # noqa: E402
-from converter.evaluate import run, session_of  # noqa: E402
 from converter.load import open_model  # noqa: E402
+from converter.session import run, session_of  # noqa: E402
 from converter.spec import load_spec  # noqa: E402
 
 KERAS_2 = Path(__file__).parents[2] / "golden" / "keras2"

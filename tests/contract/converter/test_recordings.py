@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
 from converter.features import WindowFeatures
+from converter.session import run, session_of
 
 pytestmark = pytest.mark.shared_data
 

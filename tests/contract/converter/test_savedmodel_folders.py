@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
+from converter.session import run, session_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 

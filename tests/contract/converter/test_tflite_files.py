@@ -11,8 +11,8 @@ import pytest
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
 from converter.load import open_model
+from converter.session import run, session_of
 from converter.spec import load_spec
 
 pytest.importorskip("ai_edge_litert")

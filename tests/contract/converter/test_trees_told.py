@@ -15,10 +15,10 @@ from sklearn.preprocessing import StandardScaler
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
 from converter.graph.shrink import Saving
 from converter.graph.trees import drifting_rows
 from converter.load.sklearn_trees import forest_of
+from converter.session import run, session_of
 
 ROWS = 20_000
 

@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from converter.evaluate import judge, run, session_of, truth_of
+from converter.evaluate import judge, truth_of
 from converter.graph.equalize import equalized
 from converter.quantize import Recipe, candidate
+from converter.session import run, session_of
 
 SCALES = np.array([0.001, 1.0, 1000.0, 20.0])
 

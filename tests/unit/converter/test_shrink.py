@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from converter.evaluate import session_of
 from converter.graph.build import serialize
 from converter.graph.shrink import compact, shrunk, unasked
 from converter.graph.shrink_trees import shrink_trees
+from converter.session import session_of
 
 MODES = ("BRANCH_LEQ", "BRANCH_LT", "BRANCH_GT", "BRANCH_GTE", "BRANCH_EQ", "BRANCH_NEQ")
 FEATURES, TARGETS = 2, 2

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from converter.evaluate import session_of
 from converter.graph.trees import Forest, ForestBuilder, exact_thresholds, forest_node
+from converter.session import session_of
 
 Compare = Literal["<=", "<"]
 

@@ -1,0 +1,100 @@
+"""onnxruntime sessions for the converter: models that are run for the proof, the search and the golden rows.
+
+Guarantee: int8 products are computed exactly, on every processor (`edge_runtime/bundle/int8.py`). Every session of the
+converter is made here, but for those of onnxruntime's own calibrators, which fuse nothing and so compute exactly too.
+"""
+
+import contextlib
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from converter.graph.build import serialize
+from converter.graph.int8 import separate
+from converter.load.source import Answer
+from edge_runtime.bundle.int8 import OPERANDS, set_exact
+from edge_runtime.bundle.manifest import INPUT_NAME, State
+from edge_runtime.readings import Floats
+
+CHUNK = 256
+_WARM_UP, _TIMED = 10, 50
+
+
+def session_of(model: bytes) -> Any:
+    """A quiet single-threaded session, as a small device would make it, which computes int8 products exactly."""
+    import onnxruntime  # noqa: PLC0415 - heavy
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if any(name.encode() in model for name in OPERANDS):  # to find one by chance costs time and changes nothing
+        graph = onnx.load_model_from_string(model)
+        if separate(graph):
+            model = serialize(graph)
+        set_exact(options, "apart")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def run(session: Any, windows: Floats, batch: int = CHUNK, states: dict[str, NDArray[Any]] | None = None) -> Answer:
+    """Answer windows in batches; states, if any, start at zero for every window."""
+    names = [output.name for output in session.get_outputs()]
+    wanted = [name for name in names if name in ("label", "scores", "value", "score")]
+    parts: list[list[NDArray[Any]]] = []
+    for start in range(0, len(windows), batch):
+        piece = windows[start : start + batch]
+        feeds: dict[str, NDArray[Any]] = {INPUT_NAME: piece}
+        for name, state in (states or {}).items():
+            feeds[name] = np.zeros((len(piece), *state.shape), dtype=np.float32)
+        parts.append(session.run(wanted, feeds))
+    joined = {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(wanted)}
+    return Answer(**joined)
+
+
+def start_of(states: Sequence[State]) -> dict[str, NDArray[Any]]:
+    """The states of a recurrent model at the start of a stream: zeros, without the batch axis."""
+    return {state.input: np.zeros(state.shape, dtype=np.float32) for state in states}
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one prediction at batch 1 takes on this machine, in microseconds.
+
+    Attributes:
+        wall_us: the median time.
+        cpu_us: the mean of the processor time, which other work on the machine does not stretch.
+    """
+
+    wall_us: float
+    cpu_us: float
+
+
+def speed_of(session: Any, window: Floats, states: dict[str, NDArray[Any]] | None = None) -> Speed:
+    """Measure it. For reports only: no bundle may depend on it but by `--prefer latency`."""
+    times = []
+    for _ in range(_WARM_UP):
+        run(session, window, 1, states)
+    cpu = time.process_time()
+    for _ in range(_TIMED):
+        start = time.perf_counter()
+        run(session, window, 1, states)
+        times.append(time.perf_counter() - start)
+    return Speed(statistics.median(times) * 1e6, (time.process_time() - cpu) / _TIMED * 1e6)
+
+
+def processor() -> str:
+    """What this machine's processor calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
