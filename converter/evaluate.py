@@ -25,6 +25,11 @@ class Truth:
     label: NDArray[np.int64] | None = None
     value: NDArray[np.float64] | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the data says what is right."""
+        return self.label is not None or self.value is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:

@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from converter.evaluate import run, session_of, start_of
 from converter.fidelity import FEW_CATEGORIES, Ask, compare
 from converter.load.source import Answer
 from converter.plan import Plan
+from converter.session import run, session_of, start_of
 from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
 

@@ -21,9 +21,9 @@ from sklearn.svm import SVC
 from converter import quantize
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.evaluate import run, session_of
 from converter.load.sklearn import SklearnModel
 from converter.load.source import Answer
+from converter.session import run, session_of
 
 
 class Bench:
