@@ -42,27 +42,35 @@ from edge_runtime.bundle.manifest import (
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-_GOLDEN_ROWS = 8
-_GOLDEN_BYTES = 8192  # of inputs: golden rows must not outweigh the model that they test
+_MOST_GOLDEN_ROWS, _FEW_GOLDEN_ROWS = 8, 3
+_GOLDEN_SHARE = 8  # golden inputs take at most this part of the graph that they test, or one row
+_GOLDEN_BYTES = 512
 _INVARIANCE_BATCHES = (2, 3, 7, 32)
 _BINS = 10
 _TRIAL_SECONDS = 300
 
 
-def golden_rows(answer: Answer, windows: Floats) -> NDArray[np.int64]:
-    """Rows for the self-test: of each label some, else spread evenly."""
-    size = max(1, int(np.prod(windows.shape[1:])) * 4)
-    count = min(len(windows), max(3, min(_GOLDEN_ROWS, _GOLDEN_BYTES // size)))
+def golden_rows(answer: Answer, windows: Floats, room: int) -> NDArray[np.int64]:
+    """Rows for the self-test: of each label one, and a few at least.
+
+    Args:
+        answer: what the model answers to the windows.
+        windows: rows to take from.
+        room: how many fit.
+    """
+    labels = 0 if answer.label is None else len(np.unique(answer.label))
+    wanted = max(_FEW_GOLDEN_ROWS, min(labels, _MOST_GOLDEN_ROWS))
+    count = min(len(windows), wanted, max(1, room))
     if answer.label is None:
         return np.unique(np.linspace(0, len(windows) - 1, count).astype(np.int64))
+    scores = answer.scores if answer.scores is not None else np.zeros((len(windows), 2), np.float32)
+    margin = np.sort(scores, axis=1)[:, -1] - np.sort(scores, axis=1)[:, -2]
     by_label = [np.flatnonzero(answer.label == label) for label in np.unique(answer.label)]
-    picked: list[int] = []
-    turn = 0
-    while len(picked) < count:
-        for rows in by_label:
-            if turn < len(rows) and len(picked) < count:
-                picked.append(int(rows[turn]))
-        turn += 1
+    by_label = [rows[np.argsort(margin[rows], kind="stable")] for rows in by_label]
+    # The row in the middle of its label: no tie that another processor rounds otherwise, nor a score of one or nought.
+    picked = [int(rows[len(rows) // 2]) for rows in by_label[:count]]
+    rest = np.setdiff1d(np.arange(len(windows)), picked)
+    picked += rest[: count - len(picked)].tolist()
     return np.array(sorted(picked), dtype=np.int64)
 
 
@@ -79,7 +87,14 @@ def is_batch_invariant(model: bytes, windows: Floats, states: dict[str, NDArray[
 
 
 def self_test(
-    model: bytes, windows: Floats, answer: Answer, states: dict[str, NDArray[Any]], *, invariant: bool, rough: bool
+    model: bytes,
+    windows: Floats,
+    answer: Answer,
+    states: dict[str, NDArray[Any]],
+    *,
+    invariant: bool,
+    rough: bool,
+    kind: str = "float32",
 ) -> SelfTest:
     """Golden inputs and what this machine answers to them.
 
@@ -90,15 +105,24 @@ def self_test(
         states: of a recurrent model, at the start of a stream.
         invariant: whether the batch size does not matter; rows are answered one by one where it does.
         rough: whether the model is quantised; other processors may then be off by some steps.
+        kind: the type of the values that devices bring; whole numbers are kept as such.
     """
-    rows = windows[golden_rows(answer, windows)]
+    item = np.dtype(kind).itemsize
+    room = max(_GOLDEN_BYTES, len(model) // _GOLDEN_SHARE) // max(1, int(np.prod(windows.shape[1:])) * item)
+    rows = windows[golden_rows(answer, windows, room)]
+    with np.errstate(invalid="ignore"):
+        kept = rows.astype(kind)
+    if not np.array_equal(kept.astype(np.float32), rows):
+        kept = rows
     outputs = run(session_of(model), rows, len(rows) if invariant else 1, states).tensors()
     golden = {name: _tensor(part) for name, part in outputs.items()}
     spread = max(
         (float(np.abs(part).max(initial=0.0)) for name, part in outputs.items() if name != "label"), default=1.0
     )
     atol = (2e-2 if rough else 1e-5) * max(spread, 1e-6)
-    return SelfTest(_tensor(rows), golden, atol=float(f"{atol:.3g}"), rtol=1e-3, label_mismatches=1 if rough else 0)
+    return SelfTest(
+        _tensor(kept), golden, atol=float(f"{atol:.3g}"), rtol=1e-3, label_mismatches=int(rough and len(rows) > 3)
+    )
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
@@ -202,8 +226,17 @@ def _own_version() -> str:
         return "unreleased"
 
 
-def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Path | None = None) -> int:
-    """Write the bundle, and its signature where there is a key.
+def bundle_bytes(model: onnx.ModelProto, manifest: Manifest) -> bytes:
+    """The whole file."""
+    final = onnx.ModelProto()
+    final.CopyFrom(model)
+    del final.metadata_props[:]
+    onnx.helper.set_model_props(final, {METADATA_KEY: write_manifest(manifest)})
+    return serialize(final)
+
+
+def write_bundle(data: bytes, out: Path, key: Path | None = None) -> int:
+    """Write a bundle, and its signature where there is a key.
 
     Returns:
         the most memory that the fresh process took which tried it, in bytes.
@@ -211,10 +244,6 @@ def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Pat
     Raises:
         CommandError: it cannot be written or signed, or it fails its trial; nothing is left behind then.
     """
-    final = onnx.ModelProto()
-    final.CopyFrom(model)
-    del final.metadata_props[:]
-    onnx.helper.set_model_props(final, {METADATA_KEY: write_manifest(manifest)})
     signature = out.with_name(out.name + ".sig")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent)
@@ -224,7 +253,7 @@ def write_bundle(model: onnx.ModelProto, manifest: Manifest, out: Path, key: Pat
     part_signature = part.with_name(part.name + ".sig")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(serialize(final))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.chmod(0o644)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from converter.choice import Found
 from converter.graph.shrink import Saving
 from converter.layers import Layer
-from converter.search import Bench, Found
+from converter.search import Bench
 
 
 def record_of(

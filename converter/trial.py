@@ -35,7 +35,7 @@ def main(path: str) -> str | None:
     golden = manifest.selftest
     if golden is None:
         return "it has no golden rows"
-    rows = array(golden.input)
+    rows = array(golden.input).astype(np.float32)
     names = list(OUTPUT_NAMES[manifest.task])
     for batch in BATCHES if manifest.batch_free else (1,):
         # Dynamic int8 has one scale for all rows of a call: only row by row are its answers its own.

@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-drop", type=float, default=0.01, metavar="DROP", help="of the metric, at most (default: 0.01)"
     )
     parser.add_argument(
-        "--prefer", choices=("size", "latency"), default="size", help="what is better among forms that keep the metric"
+        "--prefer",
+        choices=("balanced", "size", "latency"),
+        default="balanced",
+        help="what is better among forms that keep the metric (default: balanced, bytes and time)",
     )
     parser.add_argument("--target", choices=("pi3", "pi4", "pi5", "zero2w"), help="the device that it is for")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the bundle with this private key")

@@ -1,6 +1,7 @@
 """Does a loaded model still give its golden answers here? Asked in the self-test's child, and before a daemon starts.
 
-The manifest carries inputs, the outputs of the converter's machine, and how far another processor may be off.
+The manifest carries inputs, the outputs of the converter's machine, and how far another processor may be off. Inputs of
+whole numbers (a frame of int8, say) stand there in their own type, a quarter of the bytes.
 """
 
 import base64
@@ -11,6 +12,7 @@ import numpy as np
 from edge_runtime.bundle.manifest import SelfTest, Tensor
 from edge_runtime.bundle.model import Model
 from edge_runtime.errors import BundleError
+from edge_runtime.readings import Floats
 
 
 def check_golden(model: Model) -> None:
@@ -23,11 +25,16 @@ def check_golden(model: Model) -> None:
     golden = model.manifest.selftest
     if golden is None:
         return
-    scores = model.run(read_tensor(golden.input))
+    scores = model.run(golden_windows(golden))
     for name, tensor in golden.outputs.items():
         found = getattr(scores, name, None)
         if found is not None:
             _compare(name, read_tensor(tensor), np.asarray(found), golden)
+
+
+def golden_windows(golden: SelfTest) -> Floats:
+    """The golden inputs as a model takes them."""
+    return np.ascontiguousarray(read_tensor(golden.input), dtype=np.float32)
 
 
 def read_tensor(tensor: Tensor) -> Any:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge_runtime.bundle.golden import check_golden, read_tensor
+from edge_runtime.bundle.golden import check_golden, golden_windows
 from edge_runtime.bundle.measured import MIB
 from edge_runtime.bundle.model import Model, ModelOptions, make_session, read_unchanged, session_settings
 from edge_runtime.bundle.open import Bundle, one_line, open_bundle
@@ -236,7 +236,7 @@ def require_same_bits(bundle: Bundle, copy: str) -> None:
     shape = bundle.manifest.input.tensor_shape
     windows = [np.random.default_rng(0).standard_normal((5, *shape), np.float32), np.zeros((1, *shape), np.float32)]
     if golden is not None:
-        windows.append(np.ascontiguousarray(read_tensor(golden.input)))
+        windows.append(golden_windows(golden))
     found = []
     for path in (None, copy):
         model = Model(bundle, ModelOptions(), optimised=path)

@@ -213,13 +213,13 @@ def _measure(path: Path) -> Measured:
     import numpy as np  # noqa: PLC0415
     import onnxruntime  # noqa: PLC0415
 
-    from edge_runtime.bundle.golden import check_golden, read_tensor  # noqa: PLC0415
+    from edge_runtime.bundle.golden import check_golden, golden_windows  # noqa: PLC0415
     from edge_runtime.bundle.model import Model  # noqa: PLC0415
 
     bundle = open_bundle(path)
     golden = bundle.manifest.selftest
     assert golden is not None
-    windows = read_tensor(golden.input)
+    windows = golden_windows(golden)
     started = time.perf_counter()
     model = Model(bundle)
     load_ms = (time.perf_counter() - started) * 1e3

@@ -96,11 +96,12 @@ def test_every_way_to_quantise_is_recorded_and_shown(
 ) -> None:
     """The table and the manifest tell the metric, the differing labels and the bytes of each form."""
     out = tmp_path / "net.onnx"
-    assert build(model, "--data", data, "-o", out, "--quantize", method) == 0
+    assert build(model, "--data", data, "-o", out, "--quantize", method, "--prefer", "size") == 0
     said = capsys.readouterr().out
     assert "accuracy" in said
     assert "differing labels" in said
     record = manifest_of(out).quantization
+    assert record["bytes"] == out.stat().st_size
     assert record["requested"] == method
     assert method == "auto" or record["method"] == method
     assert record["drop"] <= 0.01

@@ -1,0 +1,199 @@
+"""Which form of a model to ship, and why, in one sentence. Pure.
+
+`balanced` weighs bytes against time: the cost of a form is its share of float32's bytes (of the whole file) times its
+share of float32's time. A form replaces a simpler one where it lowers that cost by a fifth, and no form that takes more
+than twice float32's time is kept, however small. `size` and `latency` look at one of the two.
+
+What is no gain for a device counts as equal: bytes within one block of a file system, a time shorter by less than a
+tenth of a millisecond. Times differ from run to run, so that those within a quarter of each other are equal too. The
+sentence goes into the manifest and holds no time. Weak point: times are those of the workstation, not of the device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from converter.evaluate import Judgement
+from converter.load.source import Answer
+from converter.quantize import Candidate, Request
+from converter.session import Speed
+
+Prefer = Literal["balanced", "size", "latency"]
+GAIN = 0.2  # the share of the cost by which a form must be better than a simpler one
+SLOWEST = 2.0  # times float32's time
+SAME = 1.25  # times that differ by less are equal
+BLOCK_BYTES = 4096  # a file takes whole blocks of the disk
+GAIN_US = 100.0
+_SIMPLICITY = {"none": 0, "float16": 1, "int8": 2, "dynamic": 3}
+_METRIC_DIGITS = 3  # differences of the metric below are chance
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """One form of the model, tried: its answers on the evaluation rows, and what they are worth.
+
+    Attributes:
+        candidate: the model.
+        answer: its answers.
+        judgement: what they are worth.
+        speed: the time of one prediction.
+        manifest_bytes: what the file holds beside the graph.
+    """
+
+    candidate: Candidate
+    answer: Answer
+    judgement: Judgement
+    speed: Speed
+    manifest_bytes: int = 0
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether its layers are rounded, so that there is something to look for in them."""
+        return self.candidate.method != "none"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.candidate.model) + self.manifest_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The end of a search. `kept` is None where the form that was asked for loses too much."""
+
+    forms: tuple[Form, ...]
+    kept: Form | None
+    reason: str
+
+
+def choose(
+    forms: Sequence[Form], *, request: Request, reference: float, max_drop: float, prefer: Prefer
+) -> tuple[Form | None, str]:
+    """The form to ship and the reason; None where the form that was asked for loses too much.
+
+    Args:
+        forms: float32, and what was tried.
+        request: what was asked for.
+        reference: the source's metric.
+        max_drop: how much of it a form may lose.
+        prefer: what is better among those that keep it.
+    """
+    base, tried = forms[0], forms[1:]
+    good = [form for form in tried if reference - form.judgement.metric <= max_drop]
+    if request == "none":
+        return base, "float32: not quantised, as asked"
+    if request != "auto":
+        if not good:
+            return None, _why_none(tried, request, reference, max_drop)
+        best = _best(good, base, prefer)
+        return best, f"{best.candidate.name}: as asked{_price(best, base)}"
+    best = _best([base, *good], base, prefer)
+    if best is base:
+        return base, _why_float(good, base, prefer, max_drop)
+    if prefer == "balanced":
+        return best, f"{best.candidate.name}: {_compared(best, base)}; no simpler form gains as much"
+    kind = "smallest" if prefer == "size" else "fastest"
+    return best, f"{best.candidate.name}: the {kind} form within --max-drop {max_drop:g}, {_size_in_words(best, base)}"
+
+
+def _best(forms: Sequence[Form], base: Form, prefer: Prefer) -> Form:
+    match prefer:
+        case "size":
+            return min(forms, key=lambda form: form.size)
+        case "latency":
+            return min(forms, key=lambda form: form.speed.wall_us)
+        case "balanced":
+            # Float32 comes first where it is among them; of forms that were asked for, any may be slow.
+            admitted = [form for form in forms if _slowness(form, base) <= SLOWEST] or list(forms)
+            least = min(_cost(form, base) for form in admitted)
+            near = [form for form in admitted if _cost(form, base) * (1.0 - GAIN) <= least]
+            return min(near, key=_preference)
+        case _:
+            assert_never(prefer)
+
+
+def _preference(form: Form) -> tuple[int, float, int]:
+    """Simpler first, then what keeps more of the metric, then what is made with less."""
+    recipe = form.candidate.recipe
+    effort = int(recipe.per_channel) + 2 * (recipe.calibrator != "MinMax") + 4 * len(recipe.spared)
+    return _SIMPLICITY[recipe.method], -round(form.judgement.metric, _METRIC_DIGITS), effort
+
+
+def _cost(form: Form, base: Form) -> float:
+    near = abs(form.size - base.size) < BLOCK_BYTES
+    return (1.0 if near else form.size / base.size) * _slowness(form, base)
+
+
+def _slowness(form: Form, base: Form) -> float:
+    """Its time in float32's; 1 where it is hardly another, or no gain for a device."""
+    one, other = form.speed.steady_us, max(base.speed.steady_us, 1e-9)
+    if other - GAIN_US < one <= SAME * other:
+        return 1.0
+    return one / other if one > other or one * SAME < other else 1.0
+
+
+def _size_in_words(form: Form, base: Form) -> str:
+    saved = 1.0 - form.size / base.size
+    return f"{saved:.0%} smaller than float32" if saved >= 0 else f"{-saved:.0%} larger than float32"
+
+
+def _compared(form: Form, base: Form) -> str:
+    """Bytes and time against float32's; the time in words that hold from run to run."""
+    slowness = _slowness(form, base)
+    if slowness > SLOWEST:
+        time = "more than twice as slow"
+    elif slowness > 1.0:
+        time = "less than twice as slow"
+    else:
+        time = "as fast" if slowness == 1.0 else "faster"
+    return f"{_size_in_words(form, base)} and {time} here"
+
+
+def _why_float(good: Sequence[Form], base: Form, prefer: Prefer, max_drop: float) -> str:
+    if not good:
+        return f"float32: no quantised form is within --max-drop {max_drop:g}"
+    if prefer != "balanced":
+        better = "smaller" if prefer == "size" else "faster"
+        return f"float32: no quantised form is both {better} and within --max-drop {max_drop:g}"
+    rival = min(good, key=lambda form: _cost(form, base))
+    return (
+        f"float32: no form within --max-drop {max_drop:g} is better by {GAIN:.0%} in bytes and time; "
+        f"{rival.candidate.name} is {_compared(rival, base)}"
+    )
+
+
+def _why_none(tried: Sequence[Form], request: Request, reference: float, max_drop: float) -> str:
+    if not tried:
+        return f"{request}: no form could be made"
+    best = max(tried, key=lambda form: form.judgement.metric)
+    drop = reference - best.judgement.metric
+    return f"{best.candidate.name}: the metric drops by {drop:.4f}, more than --max-drop {max_drop:g}"
+
+
+def prices(forms: Sequence[Form]) -> list[str]:
+    """Where the cheapest form of int8 is larger or slower than float32, in words; both happen, and are not hidden.
+
+    Not for the manifest: times differ from run to run, and equal inputs give equal bytes.
+    """
+    base = forms[0]
+    lines = []
+    for words, method in (("static int8", "int8"), ("dynamic int8", "dynamic")):
+        tried = [form for form in forms[1:] if form.candidate.method == method]
+        if not tried:
+            continue
+        smallest = min(form.size for form in tried)
+        fastest = min(form.speed.wall_us for form in tried)
+        if smallest > base.size:
+            lines.append(f"{words} is larger than float32 here: {smallest:,} bytes at least, against {base.size:,}")
+        if fastest > SAME * base.speed.wall_us:
+            lines.append(
+                f"{words} is slower than float32 on this machine: {fastest:.0f} us a prediction at best, "
+                f"against {base.speed.wall_us:.0f}"
+            )
+    return lines
+
+
+def _price(form: Form, base: Form) -> str:
+    """What a form costs that was asked for by name: int8 is neither always smaller nor always faster."""
+    more = form.size - base.size
+    return f"; it is {more:,} bytes larger than float32, because the model is small" if more > 0 else ""
