@@ -31,7 +31,7 @@ from converter.probe import ask_beyond, beyond
 from converter.quantize import Candidate, Recipe, candidate, products_of
 from converter.record import record_of
 from converter.report import Proof, Row, table, write_page
-from converter.rounding import steps_between
+from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
 from converter.session import CHUNK, run, session_of, start_of
 from converter.spec import Spec
@@ -104,7 +104,7 @@ class Conversion:
             tuple(State(input=state.input, output=state.output, shape=state.shape) for state in core.states),
             core.batch_free, self._say,
         )  # fmt: skip
-        self._check_source(source, plan, bench)
+        self._check_source(source, plan, bench, step_of(plain) or 0.0)
         self._question(plan, columns, bench, ask_in_order)
         left = (*source.savings, *unasked(core.model, _asked(core)))
         model, savings = self._shrink(plain, bench)
@@ -186,11 +186,13 @@ class Conversion:
         self._say(f"threshold {threshold:.6g}: the {quantile:g} quantile of {len(scores)} rows")
         return replace(plan, threshold=threshold)
 
-    def _check_source(self, source: SourceModel, plan: Plan, bench: Bench) -> None:
+    def _check_source(self, source: SourceModel, plan: Plan, bench: Bench, step: float) -> None:
         """Refuse scores that are no probabilities, whoever gave them."""
         if plan.task != "classification":
             return
-        fault = probability_fault(bench.expected, plan.labels, independent=source.independent, own_rule=source.own_rule)
+        fault = probability_fault(
+            bench.expected, plan.labels, independent=source.independent, own_rule=source.own_rule, step=step
+        )
         if fault:
             raise CommandError(
                 f"{self._options.model}: the source's scores are no probabilities of its classes: {fault}: "

@@ -134,7 +134,7 @@ def tolerances(source: Answer) -> NDArray[np.float64]:
 
 
 def probability_fault(
-    answer: Answer, labels: Sequence[str], *, independent: bool = False, own_rule: bool = False
+    answer: Answer, labels: Sequence[str], *, independent: bool = False, own_rule: bool = False, step: float = 0.0
 ) -> str:
     """What is wrong with the scores of a classifier as probabilities, in a sentence; empty when nothing is.
 
@@ -144,6 +144,7 @@ def probability_fault(
         independent: whether each class has a probability of its own (one against the rest), so that rows need not sum
             to 1.
         own_rule: whether the label comes from a rule beside the scores, such as a tuned threshold.
+        step: what a source that came quantised rounds each score to; a sum may be off by a step a class.
     """
     scores, label = answer.scores, answer.label
     if scores is None or label is None or not len(scores):
@@ -156,7 +157,7 @@ def probability_fault(
         row, column = np.argwhere(outside)[0]
         return f"row {row}: the score of {labels[column]!r} is {scores[row, column]:.6g}, expected 0 to 1"
     total = scores.sum(axis=1)
-    if not independent and (np.abs(total - 1.0) > _SUM_TOLERANCE).any():
+    if not independent and (np.abs(total - 1.0) > max(_SUM_TOLERANCE, step * len(labels))).any():
         row = int(np.argmax(np.abs(total - 1.0)))
         return f"row {row}: the scores sum to {total[row]:.6g}, expected 1"
     if own_rule:

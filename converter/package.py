@@ -43,7 +43,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
 _MOST_GOLDEN_ROWS, _FEW_GOLDEN_ROWS = 8, 3
-_GOLDEN_SHARE = 8  # golden inputs take at most this part of the graph that they test, or one row
+_GOLDEN_SHARE = 16  # golden inputs take at most this part of the graph that they test, or one row
 _GOLDEN_BYTES = 512
 _INVARIANCE_BATCHES = (2, 3, 7, 32)
 _BINS = 10

@@ -59,7 +59,7 @@ class Steps:
 
 def steps_between(model: onnx.ModelProto, found: Answer, source: Answer) -> Steps | None:
     """Measure a converted model in steps of its own output; None where nothing is rounded before the output."""
-    step = _step_of(model)
+    step = step_of(model)
     one, other = (each.scores if each.scores is not None else each.value for each in (found, source))
     if step is None or one is None or other is None:
         return None
@@ -68,7 +68,7 @@ def steps_between(model: onnx.ModelProto, found: Answer, source: Answer) -> Step
     return Steps(step, np.where(np.isfinite(gap), gap, np.inf))
 
 
-def _step_of(model: onnx.ModelProto) -> float | None:
+def step_of(model: onnx.ModelProto) -> float | None:
     """The largest scale of the roundings that lead straight to the scores or values; an anomaly's has none."""
     makers = {name: node for node in model.graph.node for name in node.output}
     scales = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -79,7 +79,9 @@ def test_the_float_keyword_model_becomes_int8_within_a_point(method: str, shared
     np.savez(tmp_path / "one.npz", x=x[::2], y=y[::2])
     np.savez(tmp_path / "other.npz", x=x[1::2], y=y[1::2])
     files = ["--calibration", str(tmp_path / "one.npz"), "--evaluation", str(tmp_path / "other.npz")]
-    out = build(tmp_path, folder / "kws_ref_model_float32.tflite", KWS, *files, "--quantize", method)
+    out = build(
+        tmp_path, folder / "kws_ref_model_float32.tflite", KWS, *files, "--quantize", method, "--prefer", "size"
+    )
     record = manifest_of(out).quantization
     assert record["float_metric"] >= 0.88
     assert record["drop"] <= 0.01
