@@ -91,6 +91,17 @@ torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage:
 	  tests/system/test_fallback.py tests/system/test_exchange_load.py tests/system/test_ota_transfer.py \
 	  tests/system/fleet $(PYTEST)
 
+# Broken in one small place at a time: in full over the modules of tests/mutants/modules.toml, or a sample of what has
+# changed since a revision, for at most two minutes. `make mutants MUTANTS=edge_runtime/stream/decide.py` tries one module.
+.PHONY: mutants
+mutants: $(VENV)/.setup ## break the product in small places and see whether the tests notice: an hour
+	nice -n 19 $(BIN)/python -m tests.support.mutation_run $(MUTANTS)
+
+.PHONY: mutants-changed
+mutants-changed: $(VENV)/.setup ## the same for a sample of what has changed: SINCE=revision, two minutes
+	nice -n 19 $(BIN)/python -m tests.support.mutation_run --seconds 120 --changed $(SINCE)
+SINCE ?= HEAD~1
+
 .PHONY: cover
 cover: $(VENV)/.setup ## which lines no test in this process reaches
 	$(BIN)/python -m pytest -m "not system" --cov=edge_runtime --cov=converter --cov-report=term-missing:skip-covered $(PYTEST)

@@ -245,11 +245,14 @@ class OutboxMachine(RuleBasedStateMachine):
             payload = json.dumps({"id": name, "seq": number}).encode()
             priority = PRIORITY_ALARM if alarm else PRIORITY_ROUTINE
             self.given[name] = _Given(name, stream, number, payload, priority, has_receipt)
+            self._give_a_place(self.given[name])
             self._hand_over(self.given[name])
 
-    def _hand_over(self, item: _Given) -> None:
+    def _give_a_place(self, item: _Given) -> None:
         self.places += 1
         item.place = self.places
+
+    def _hand_over(self, item: _Given) -> None:
         receipt = None
         if item.has_receipt:
             receipt = Receipt(lambda: self._released(item))
@@ -347,7 +350,9 @@ class OutboxMachine(RuleBasedStateMachine):
         for item in self.given.values():
             if item.has_receipt and not item.released:
                 self.reached["a reading comes again"] += 1
-                self._hand_over(item)  # behind what is on the disk, and in the order of the readings
+                if item.id not in on_disk:  # a commit that failed may have been written all the same
+                    self._give_a_place(item)  # behind what is on the disk, and in the order of the readings
+                self._hand_over(item)
 
     # --- what always holds --------------------------------------------------------------------------------------
 

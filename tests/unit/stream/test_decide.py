@@ -12,12 +12,12 @@ from edge_runtime.bundle.manifest import Input, Manifest, Output, Target
 from edge_runtime.bundle.model import ModelError, Scores
 from edge_runtime.config.tables import ModelTable
 from edge_runtime.readings import Prediction
-from edge_runtime.stream.decide import Decider
+from edge_runtime.stream.decide import Decider, Sequences
 
 LABELS = ("ok", "worn", "broken")
 
 
-def _decider(task: Any, **table: Any) -> Decider:
+def _decider(task: Any, sequences: Sequences | None = None, **table: Any) -> Decider:
     output = {
         "classification": Output(labels=LABELS),
         "regression": Output(targets=(Target("power"),)),
@@ -25,7 +25,7 @@ def _decider(task: Any, **table: Any) -> Decider:
     }[task]
     manifest = Manifest(name="m", version="1.0.0", task=task, input=Input(), output=output)
     config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s"} | table, ModelTable)
-    return Decider(manifest, config)
+    return Decider(manifest, config, sequences)
 
 
 def _anomalies(decider: Decider, *scores: float, key: str | None = None) -> list[Prediction | None]:
@@ -90,6 +90,41 @@ def test_an_alarm_label_is_an_alarm_from_its_threshold_on() -> None:
     assert (high.alarm, other.alarm) == (True, False)
 
 
+def test_an_alarm_label_at_its_threshold_is_an_alarm_and_needs_none() -> None:
+    """From the threshold on, that itself included; without a threshold every score will do."""
+    (at,) = _labels(_decider("classification", alarm_labels=["broken"], threshold=0.75), 2, score=0.75)
+    (unlimited,) = _labels(_decider("classification", alarm_labels=["broken"]), 2, score=0.4)
+    assert at is not None
+    assert unlimited is not None
+    assert (at.alarm, unlimited.alarm) == (True, True)
+
+
+def test_hysteresis_keeps_the_alarm_of_a_label_until_its_score_has_fallen_far_enough() -> None:
+    """The way back is lower by the hysteresis, also down to its very edge; the way up is not."""
+    decider = _decider("classification", alarm_labels=["broken"], threshold=0.75, hysteresis=0.25)
+    scores = [0.625, 0.875, 0.625, 0.5, 0.4375, 0.625, 0.75]
+    found = [_labels(decider, 2, score=score)[0] for score in scores]
+    assert [p.alarm for p in found if p] == [False, True, True, True, False, False, True]
+
+
+def test_hysteresis_keeps_the_alarm_of_a_value_until_it_has_fallen_far_enough() -> None:
+    """The way back is lower by the hysteresis; a first value between the two is no alarm."""
+    found = _values(_decider("regression", threshold=5.0, hysteresis=1.0), 4.5, 5.5, 4.5, 4.0, 4.5, 5.5, 4.25)
+    assert [p.alarm for p in found if p] == [False, True, True, False, False, True, True]
+
+
+def test_the_verdict_of_a_value_is_published_when_it_changes() -> None:
+    """With a threshold, `publish = "change"` watches the alarm and no longer the value."""
+    found = _values(_decider("regression", publish="change", threshold=5.0), 1.0, 3.0, 6.0, 9.0, 2.0)
+    assert [p is not None for p in found] == [True, False, True, False, True]
+
+
+def test_two_of_two_windows_have_to_agree_after_the_first() -> None:
+    """The first window's own label counts at once, whichever it is; then `m = 2` remembers two."""
+    found = _labels(_decider("classification", smoothing={"n": 2, "m": 2}), 1, 0, 1, 0, 0)
+    assert [p.label for p in found if p] == ["worn", "worn", "worn", "worn", "ok"]
+
+
 def test_a_value_above_the_threshold_is_an_alarm() -> None:
     """A regression has alarms only where the configuration sets a threshold."""
     assert [p.alarm for p in _values(_decider("regression"), 1e6) if p] == [False]
@@ -121,6 +156,17 @@ def test_min_interval_spares_repeats_but_not_a_new_verdict() -> None:
     assert [p is not None for p in found] == [True, False, False, True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("step", "published"), [(0.0, [True, False, False]), (0.25, [True, False, True]), (0.5, [True, True, True])]
+)
+def test_min_interval_counts_from_the_last_published_one_and_ends_at_its_very_end(
+    step: float, published: list[bool]
+) -> None:
+    """Windows of one and the same time keep the interval as well, and so does an interval below a second."""
+    found = _labels(_decider("classification", min_interval=0.5), 0, 0, 0, step=step)
+    assert [p is not None for p in found] == published
+
+
 def test_min_interval_holds_for_values() -> None:
     """A regression's values always differ a little, and keep the interval nevertheless."""
     found = _values(_decider("regression", min_interval=10.0), 0.0, 0.1, 0.2, 0.3, step=4.0)
@@ -150,6 +196,33 @@ def test_a_sequence_number_is_never_used_twice_for_a_key(steps: list[tuple[str |
             assert found is not None
             assert found.seq > used.get(key, 0)
             used[key] = found.seq
+
+
+def test_a_step_of_just_the_hysteresis_is_no_change() -> None:
+    """It has to be larger."""
+    found = _values(_decider("regression", publish="change", hysteresis=1.0), 0.0, 1.0, 1.5)
+    assert [p is not None for p in found] == [True, False, True]
+
+
+def test_a_key_that_was_forgotten_begins_anew_and_leaves_nothing_behind() -> None:
+    """Its alarm is forgotten; a key that was never there costs no number; without smoothing a key keeps no verdicts."""
+    sequences = Sequences()
+    decider = _decider("anomaly", sequences, hysteresis=0.5)
+    assert [p.anomaly for p in _anomalies(decider, 3.0, 1.9, key="a") if p] == [True, True]
+    decider.forget(["a", "never seen"])
+    assert (decider._streams, sequences._last) == ({}, {})
+    assert [(p.anomaly, p.seq) for p in _anomalies(decider, 1.9, key="a") if p] == [(False, 3)]
+    assert decider._streams["a"].recent.maxlen == 0
+    fresh = _decider("anomaly")
+    fresh.forget(["never seen"])
+    assert [p.seq for p in _anomalies(fresh, 1.0, key="a") if p] == [1]
+
+
+def test_the_numbers_go_on_when_the_bundle_is_exchanged() -> None:
+    """Two deciders of one model share their sequences, so that no `id` comes twice."""
+    sequences = Sequences()
+    first, second = (_anomalies(_decider("anomaly", sequences), 1.0, 1.0) for _ in range(2))
+    assert [p.seq for p in (*first, *second) if p] == [1, 2, 3, 4]
 
 
 def test_keys_do_not_share_their_verdicts() -> None:

@@ -1,0 +1,47 @@
+"""What CI may try again, and how often."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _races(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ".ci/races.py", "--list", str(path), *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_a_test_that_races_twice_in_a_row_fails_the_next_run(tmp_path: Path) -> None:
+    """Once is noted, twice is a fault; it stays one until the line is taken out."""
+    path = tmp_path / "races.txt"
+    assert _races(path, "check").returncode == 0
+    _races(path, "record", "tests/a.py::test_a", "tests/b.py::test_b[x y]")
+    assert _races(path, "check").returncode == 0
+    _races(path, "record", "tests/a.py::test_a")
+    failed = _races(path, "check")
+    assert failed.returncode == 1
+    assert "tests/a.py::test_a: failed at first and passed alone in 2 runs in a row" in failed.stderr
+    assert "test_b" not in path.read_text()
+    _races(path, "record")
+    assert _races(path, "check").returncode == 1
+
+
+def test_a_race_that_is_not_seen_again_is_forgotten(tmp_path: Path) -> None:
+    """Once now and once much later are not twice in a row."""
+    path = tmp_path / "races.txt"
+    for seen in ([], ["tests/a.py::test_a"], [], ["tests/a.py::test_a"]):
+        _races(path, "record", *seen)
+        assert _races(path, "check").returncode == 0
+
+
+def test_the_list_of_the_repository_can_be_read_and_allows_the_run() -> None:
+    """A name that came twice is for a person to look into, before anything else."""
+    done = _races(ROOT / ".ci" / "races.txt", "check")
+    assert done.returncode == 0, done.stderr
