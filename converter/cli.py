@@ -9,6 +9,8 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
 
 from edge_runtime.errors import EXIT_FAILED, EXIT_USAGE, EdgeError
 
@@ -20,16 +22,23 @@ COMMANDS = {
     "sign": "sign a bundle",
     "verify": "check a bundle's signature",
 }
+ISOLATED = ("build", "compare", "inspect")  # they read files that strangers made: see `isolated.py`
+_PROGRAMS = ("edge-convert", "cli.py")  # as which this is started; a program that calls `main` is its own sandbox
 _INTERRUPTED = 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, errors: TextIO | None = None) -> int:
     """Run one command.
+
+    Args:
+        argv: its words; by default those of this program, whose commands then read models in a child of limited means.
+        errors: where messages about failures go; standard error by default.
 
     Returns:
         the exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    errors = errors or sys.stderr
     parser = argparse.ArgumentParser(
         prog="edge-convert",
         description="Trained models become small, proven, self-describing ONNX bundles for edge devices.",
@@ -45,22 +54,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     try:
-        return int(importlib.import_module(f"converter.commands.{options.command}").run(options))
+        module = importlib.import_module(f"converter.commands.{options.command}")
+        if argv is None and options.command in ISOLATED and Path(sys.argv[0]).name in _PROGRAMS:
+            from converter.isolated import run  # noqa: PLC0415 - signing and the like, which `--help` does not need
+
+            module.check(options)
+            return run(options.command, options, arguments[arguments.index(options.command) + 1 :])
+        return int(module.run(options))
     except EdgeError as error:
         for line in str(error).splitlines():
-            print(line, file=sys.stderr)
+            print(line, file=errors)
         return EXIT_FAILED
     except ModuleNotFoundError as error:
-        print(f"edge-convert {options.command}: {_missing(error)}", file=sys.stderr)
+        print(f"edge-convert {options.command}: {_missing(error)}", file=errors)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; nothing was written", file=errors)
         return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except MemoryError:
-        print("out of memory: use fewer rows of data or a machine with more", file=sys.stderr)
+        print("out of memory: use fewer rows of data or a machine with more", file=errors)
         return EXIT_FAILED
 
 

@@ -37,9 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the split of --data (default: 0)")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Build it."""
-    spec = load_spec(options.spec) if options.spec else Spec()
+def check(options: argparse.Namespace) -> None:
+    """What can be known without reading the model.
+
+    Raises:
+        CommandError: the options contradict each other, or name folders that are not there.
+    """
     if not 0 <= options.max_drop <= 1:
         raise CommandError(f"--max-drop: expected a share between 0 and 1, found {options.max_drop}")
     if options.data and (options.calibration or options.evaluation):
@@ -49,6 +52,12 @@ def run(options: argparse.Namespace) -> int:
     for path in filter(None, (options.output, options.report)):
         if path.is_dir() or not path.parent.is_dir():
             raise CommandError(f"{path}: expected a file in a folder that exists")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build it."""
+    check(options)
+    spec = load_spec(options.spec) if options.spec else Spec()
     from converter.conversion import Conversion  # noqa: PLC0415 - heavy from here on
 
     Conversion(spec, options, say).run()

@@ -18,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", metavar="COLUMN", help="the column of the truth, where there is no --spec")
 
 
+def check(options: argparse.Namespace) -> None:
+    """Nothing can be known without reading the bundle."""
+    del options
+
+
 def run(options: argparse.Namespace) -> int:
     """Compare them."""
     from converter.data import read_data  # noqa: PLC0415 - heavy

@@ -17,6 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
 
 
+def check(options: argparse.Namespace) -> None:
+    """Nothing can be known without reading the bundle."""
+    del options
+
+
 def run(options: argparse.Namespace) -> int:
     """Show it."""
     manifest = manifest_of(options.bundle)

@@ -1,0 +1,245 @@
+"""Commands that read a stranger's file, in a child of limited means: `build`, `compare` and `inspect`.
+
+The parent checks the command line, makes a folder for the child, starts it, hands on what it says, and puts what it
+made into place: a bundle is signed and renamed here, so that the child needs no key and may write nowhere else. The
+child puts up its walls (`isolation.py`) before a framework is imported.
+
+Guarantee: a model file's code, `--trust` or not, reads only the inputs of the command and the system's libraries,
+writes only into its own folder, which is removed, and is ended with its parent. Weak points: those of `isolation.py`;
+what a wall cannot be had for is said in the first line of the output.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from converter import signing
+from converter.commands.build import say
+from converter.isolation import Walls, enter, system_folders
+from edge_runtime.errors import CommandError
+
+_INPUTS = ("model", "spec", "data", "calibration", "evaluation", "bundle", "a", "b")
+_OUTPUTS = ("output", "report")
+_WALLS = "EDGE_CONVERT_WALLS"  # how the parent tells the child what it may do
+_WALL_SECONDS = 6 * 3600.0
+_MEMORY_SHARE = 0.9
+_FOREIGN = "stderr.txt"
+
+
+def run(command: str, options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    """Run a command in a child, and put its files into place.
+
+    Args:
+        command: one of `cli.ISOLATED`.
+        options: its command line, parsed.
+        arguments: the same, as it came.
+
+    Raises:
+        CommandError: the child ran out of time or was killed, or what it made cannot be put into place.
+    """
+    with tempfile.TemporaryDirectory(prefix="edge-convert-") as name:
+        folder = Path(name).resolve()
+        made = {key: folder / key / path.name for key in _OUTPUTS if (path := getattr(options, key, None)) is not None}
+        for path in made.values():
+            path.parent.mkdir()
+        _lend_figures(options, made)
+        child = _start(command, _rewritten(options, arguments, made), options, folder)
+        held = _hand_on(child, options, made)
+        code = _ended(child, command, folder / _FOREIGN)
+        if code == 0 or "report" in made:
+            _put_into_place(options, made, code)
+        for line in held:
+            say(line)
+        return code
+
+
+def _rewritten(options: argparse.Namespace, arguments: Sequence[str], made: dict[str, Path]) -> list[str]:
+    """The command line of the child: later words win, and it has no key to sign with."""
+    words = list(arguments)
+    key = getattr(options, "sign", None)
+    if key is not None:
+        for place, word in enumerate(words):
+            if word == "--sign":
+                del words[place : place + 2]
+                break
+            if word.startswith("--sign="):
+                del words[place]
+                break
+    names = {"output": "-o", "report": "--report"}
+    return [*words, *(word for name, path in made.items() for word in (names[name], str(path)))]
+
+
+def _start(command: str, words: list[str], options: argparse.Namespace, folder: Path) -> subprocess.Popen[str]:
+    inputs = [value for name in _INPUTS if isinstance(value := getattr(options, name, None), Path)]
+    beside = [
+        *map(str, inputs),
+        *_beside(inputs),
+        *sys.path,
+        sys.prefix,
+        sys.base_prefix,
+        str(Path(__file__).parents[1]),
+    ]
+    if inputs and not inputs[0].exists():
+        beside.append(str(Path.cwd()))  # `module:function` comes from here
+    walls = {
+        "readable": system_folders(beside),
+        "folder": str(folder),
+        "memory_bytes": int(_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        "cpu_s": int(_WALL_SECONDS * (os.cpu_count() or 1)),
+    }
+    environment = {
+        **os.environ,
+        _WALLS: json.dumps(walls),
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
+        "PYTHONUNBUFFERED": "1",
+        "JOBLIB_MULTIPROCESSING": "0",  # its locks want a shared folder of the system
+    }
+    # A group of its own: Ctrl-C on a terminal then reaches the parent alone, which hands it on once.
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "converter.isolated", command, *words],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, text=True, process_group=0, bufsize=1,
+    )  # fmt: skip
+
+
+def _beside(inputs: list[Path]) -> list[str]:
+    """Files that belong to an input: a device's figures, and the variables of a SavedModel given by its program."""
+    found = [str(path.with_name(f"{path.stem}.measured.json")) for path in inputs]
+    return found + [str(path.parent) for path in inputs if path.name == "saved_model.pb"]
+
+
+def _lend_figures(options: argparse.Namespace, made: dict[str, Path]) -> None:
+    """What a device measured of the bundle that stood here before, for the child to compare with."""
+    if "output" in made:
+        figures = options.output.with_name(f"{options.output.stem}.measured.json")
+        with contextlib.suppress(OSError):
+            shutil.copyfile(figures, made["output"].with_name(figures.name))
+
+
+def _hand_on(child: subprocess.Popen[str], options: argparse.Namespace, made: dict[str, Path]) -> list[str]:
+    """Print what the child says, with our names of the files; lines about files wait until these are in place."""
+    names = {str(path): str(getattr(options, key)) for key, path in made.items()}
+    held: list[str] = []
+    timer = threading.Timer(_WALL_SECONDS, child.kill)
+    timer.daemon = True
+    timer.start()
+    before = {number: signal.signal(number, lambda sent, _: child.send_signal(sent)) for number in _SIGNALS}
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            text = line.rstrip("\n")
+            about = [path for path in names if path in text]
+            for path in about:
+                text = text.replace(path, names[path])
+            if about:
+                held.append(text)
+            else:
+                say(text)
+        child.wait()
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    finally:
+        timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return held
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _ended(child: subprocess.Popen[str], command: str, foreign: Path) -> int:
+    code = child.returncode
+    if code >= 0:
+        return code
+    if -code in (signal.SIGINT, signal.SIGTERM):
+        return 128 - code
+    name = signal.Signals(-code).name
+    if -code in (signal.SIGKILL, signal.SIGXCPU):
+        raise CommandError(
+            f"edge-convert {command}: the process that reads the model was killed ({name}), out of memory or time: use "
+            "a smaller model or fewer rows, or a machine with more memory; nothing was written"
+        )
+    said = foreign.read_text(encoding="utf-8", errors="replace").strip().splitlines() if foreign.is_file() else []
+    last = f": {said[-1].strip()[:200]}" if said else ""
+    raise CommandError(
+        f"edge-convert {command}: the process that reads the model crashed ({name}{last}), which a file that is "
+        "damaged or made for that can cause: nothing was written"
+    )
+
+
+def _put_into_place(options: argparse.Namespace, made: dict[str, Path], code: int) -> None:
+    for key, path in made.items():
+        target: Path = getattr(options, key)
+        if not path.is_file() or (key == "output" and code):
+            continue
+        sign = getattr(options, "sign", None) if key == "output" else None
+        try:
+            _place(path, target, sign, is_bundle=key == "output")
+        except OSError as error:
+            raise CommandError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+def _place(path: Path, target: Path, key: Path | None, *, is_bundle: bool) -> None:
+    """A file under its name at once and whole, its signature before it."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    part, signature = Path(name), target.with_name(target.name + ".sig")
+    part_signature = part.with_name(part.name + ".sig")
+    try:
+        with path.open("rb") as source, os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.chmod(0o644)
+        if key is not None:
+            signing.sign(part, key)
+            part_signature.replace(signature)
+        part.replace(target)
+        if is_bundle and key is None:
+            signature.unlink(missing_ok=True)  # it belonged to the file that was here before
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        for left in (part, part_signature):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+    if key is not None:
+        say(f"wrote {signature}")
+
+
+def main() -> int:
+    """In the child: put up the walls, then run the command.
+
+    Whatever frameworks write to standard error goes to a file; ours alone reaches the terminal.
+    """
+    walls: dict[str, Any] = json.loads(os.environ.pop(_WALLS))
+    missing = enter(Walls(tuple(walls["readable"]), walls["folder"], walls["memory_bytes"], walls["cpu_s"]))
+    if missing and sys.argv[1] == "build":
+        say(f"this system does not keep the model's loader from {' or '.join(missing)}")
+    ours = os.fdopen(os.dup(2), "w", buffering=1)
+    with Path(walls["folder"], _FOREIGN).open("w", buffering=1, encoding="utf-8", errors="replace") as foreign:
+        os.dup2(foreign.fileno(), 2)
+        sys.stderr = foreign
+        from converter.cli import main as command_line  # noqa: PLC0415 - behind the walls
+
+        return command_line(sys.argv[1:], errors=ours)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

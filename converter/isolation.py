@@ -1,0 +1,161 @@
+"""What a process that reads a stranger's model file may do: the walls around the converter's child. Linux only.
+
+Landlock lets it read what Python and the conversion need and write into one folder; a network namespace (or, where
+there is none to be had, Landlock's rules for TCP) leaves it no network; limits bound its memory and processor time.
+
+Guarantee: each wall that the kernel offers stands before any framework is imported, and `enter` names those that it
+does not offer. Weak points: no filter of system calls, so that a hole of the kernel is out of reach of these walls;
+without a network namespace UDP stays open; what the child may read (its inputs, the system's libraries) it may put
+into the files that it writes.
+"""
+
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# Numbers of system calls from 424 on are the same on every architecture (linux: Documentation/process/adding-syscalls).
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_ASK_VERSION, _PATH_BENEATH = 1, 1
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+# landlock.h: LANDLOCK_ACCESS_FS_*, by the bit.
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_TRUNCATE, _IOCTL_DEVICE = 1 << 14, 1 << 15
+_READ = _EXECUTE | _READ_FILE | _READ_DIR
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
+_BITS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many of them a version of Landlock knows
+_NEWEST = max(_BITS_OF_VERSION)
+_NET_VERSION, _SCOPE_VERSION = 4, 6
+_TCP, _ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Walls:
+    """What the child is left with.
+
+    Attributes:
+        readable: files and folders that it may read.
+        folder: the one that it may write into.
+        memory_bytes: that it may allocate.
+        cpu_s: processor time.
+    """
+
+    readable: tuple[str, ...]
+    folder: str
+    memory_bytes: int
+    cpu_s: int
+
+
+def enter(walls: Walls) -> list[str]:
+    """Put them up around this process and all that it will start, for good.
+
+    Returns:
+        what this system cannot keep the process from, in words.
+    """
+    missing: list[str] = []
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    for kind, limit in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_DATA, walls.memory_bytes),
+        (resource.RLIMIT_CPU, walls.cpu_s),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        value = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (value, value))
+    alone = _leave_network(libc)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    version = _restrict_files(libc, walls)
+    if not version:
+        missing.append("reading and writing any file that its user may")
+    if not alone and version < _NET_VERSION:
+        missing.append("using the network")
+    return missing
+
+
+def _leave_network(libc: ctypes.CDLL) -> bool:
+    """Into a network of its own, which leads nowhere; as a user of the same number where root's rights are needed."""
+    user, group = os.geteuid(), os.getegid()
+    if user == 0 and libc.unshare(_CLONE_NEWNET) == 0:
+        return True
+    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return False
+    with contextlib.suppress(OSError):
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    return True
+
+
+def _restrict_files(libc: ctypes.CDLL, walls: Walls) -> int:
+    """Landlock's version where its rules stand, 0 where there is none."""
+    version = int(libc.syscall(_CREATE_RULESET, None, 0, _ASK_VERSION))
+    if version < 1:
+        return 0
+    every = (1 << _BITS_OF_VERSION[min(version, _NEWEST)]) - 1
+    attributes = struct.pack(
+        "QQQ",
+        every,
+        _TCP if version >= _NET_VERSION else 0,
+        _ABSTRACT_SOCKETS_AND_SIGNALS if version >= _SCOPE_VERSION else 0,
+    )
+    size = 24 if version >= _SCOPE_VERSION else 16 if version >= _NET_VERSION else 8
+    ruleset = int(libc.syscall(_CREATE_RULESET, attributes, size, 0))
+    if ruleset < 0:
+        return 0
+    try:
+        for path in walls.readable:
+            _allow(libc, ruleset, path, _READ & every)
+        _allow(libc, ruleset, "/dev/null", (_READ_FILE | _WRITE_FILE) & every)
+        _allow(libc, ruleset, walls.folder, every)
+        if libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
+            return 0
+    finally:
+        os.close(ruleset)
+    return version
+
+
+def _allow(libc: ctypes.CDLL, ruleset: int, path: str, access: int) -> None:
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return  # what is not there needs no rule
+    try:
+        folder = os.path.isdir(path)  # noqa: PTH112 - of the path that was opened
+        rule = struct.pack("=Qi", access if folder else access & _OF_FILES, handle)
+        libc.syscall(_ADD_RULE, ruleset, _PATH_BENEATH, rule, 0)
+    finally:
+        os.close(handle)
+
+
+def system_folders(beside: Sequence[str]) -> tuple[str, ...]:
+    """What any Python program reads: the interpreter, its packages, libraries, and the kernel's own files.
+
+    Of /etc only what libraries look up is among it; no home directory, and nothing that holds keys.
+    """
+    fixed = (
+        "/usr", "/lib", "/lib64", "/bin", "/opt", "/proc", "/sys/devices", "/sys/bus", "/sys/class", "/sys/fs/cgroup",
+        "/dev/urandom", "/dev/random", "/dev/zero", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d",
+        "/etc/localtime", "/etc/timezone", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/os-release",
+        "/etc/alternatives", "/etc/mime.types", "/etc/host.conf", "/etc/hosts",
+    )  # fmt: skip
+    found = [os.path.realpath(path) for path in beside if path]
+    return tuple(dict.fromkeys([*fixed, *found, *(place for path in found for place in _linked_from(path))]))
+
+
+def _linked_from(folder: str) -> list[str]:
+    """Where the packages of a folder lie that are links to elsewhere, as some installers make them."""
+    places: set[str] = set()
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            for path in (entry.path, f"{entry.path}/__init__.py"):
+                if os.path.islink(path):  # noqa: PTH114 - hundreds of entries
+                    places.add(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120
+    return sorted(places)
