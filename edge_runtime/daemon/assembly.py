@@ -1,52 +1,48 @@
-"""The wiring: makes the stages that one configuration wants, starts them and stops them.
+"""The wiring: makes the stages that a configuration wants, starts and stops them, and changes what a reload changes.
 
 ::
 
     sources ──batches──> pipelines ──predictions──> outbox ──> connection ──> broker
-       │                                              │ store thread             ▲
+       │                                              │ outbox thread            ▲
        └── MQTT sources share their broker's connection ────────────────────────┘
 
 Started from the right to the left, so that nothing is made that cannot be taken; stopped from the left to the right:
 no new readings, what is held is finished and delivered or committed, then goodbye.
+
+A reload compares tables: a source, a link or a model whose table is the same keeps running, with its port, session,
+windows and counters. Weak point: another device id, outbox or QoS upstream concerns everything, so then everything is
+made anew (`can_change_to`).
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import Any
 
 from edge_runtime.bundle.model import Model
-from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
-from edge_runtime.config.load import read_password, upstream_broker
+from edge_runtime.config.load import upstream_broker
 from edge_runtime.config.tables import BrokerTable, Config, ModelTable
-from edge_runtime.daemon.documents import health_document, models_document
-from edge_runtime.daemon.plan import Plan, PlannedSource
+from edge_runtime.daemon.documents import Standings, health_document, models_document
+from edge_runtime.daemon.extras import Extras, Host
+from edge_runtime.daemon.feed import Feed, pipelines_of
+from edge_runtime.daemon.links import Links
+from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
 from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows
 from edge_runtime.delivery.device_topics import Upstream, last_will
 from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.delivery.payloads import Payload, convention
-from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
-from edge_runtime.mqtt.connection import Connection
-from edge_runtime.mqtt.failover import AnyConnection, Failover
-from edge_runtime.readings import Batch
-from edge_runtime.stream.pipeline import Candidate, Pipeline
+from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.stream.decide import Sequences
+from edge_runtime.stream.pipeline import Candidate, Pipeline, rehearse
 from edge_runtime.stream.sources.kind import AnySource, Remembering, Wiring
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
-
-if TYPE_CHECKING:
-    from edge_runtime.bundle.optimised_copy_maker import Copies
-    from edge_runtime.http.in_daemon import Attached
-    from edge_runtime.http.over_mqtt import Requests
-    from edge_runtime.store.exchange import Exchange
-    from edge_runtime.store.ota import Ota
 
 FINISH_SHARE = 0.5  # of the stop's time-out: what is in flight may be acknowledged; then it is committed
 
@@ -54,7 +50,7 @@ _log = get_logger("daemon")
 
 
 class Assembly:
-    """One configuration, wired. A reload makes a new one.
+    """One configuration, wired.
 
     Args:
         plan: what is to run.
@@ -78,17 +74,16 @@ class Assembly:
         reload: Callable[[], None],
     ) -> None:
         config = plan.config
-        self.plan = plan
         self.config = config
         self._loop = loop
+        self._clock = clock
         self._on_change = on_change
         self.folder = StateFolder(_state_folder(config), config.device.id)
         self.started = started
         self.start_number = self.folder.next_start(above=last_start)
-        self.counters: dict[str, Counters] = {"upstream": Counters(), "outbox": Counters()}
-        self.connections: dict[BrokerTable, AnyConnection] = {}
-        self.upstream_connection = self._connection(upstream_broker(config), "upstream", is_upstream=True)
-        self.store = _store_thread(config, loop)
+        self.counters: defaultdict[str, Counters] = defaultdict(Counters)
+        self._sequences: defaultdict[str, Sequences] = defaultdict(Sequences)
+        self.store = _outbox_thread(config, loop)
         self.outbox = Outbox(
             loop,
             self.counters["outbox"],
@@ -98,44 +93,71 @@ class Assembly:
             qos=config.upstream.qos,
         )
         self.outbox.on_state = self._outbox_state
-        self.outbox.attach(self.upstream_connection)
-        self.http = self._http()
-        self.requests = self._requests()
-        self.exchange = self._make_exchange(reload)
-        self.ota = self._ota()
-        self.copies: Copies | None = None
-        self.pipelines: list[Pipeline] = []
-        self.sources: list[tuple[str, AnySource]] = []
-        for planned in plan.sources:
-            self._add_source(planned, clock)
-        self.upstream = Upstream(
-            config.device.id,
-            self.upstream_connection,
+        self._links = Links(
             loop,
-            interval=config.device.health_interval,
-            is_ready=self.is_ready,
-            health=partial(health_document, self),
-            models=partial(models_document, self),
-            shadows=lambda: {} if self.exchange is None else self.exchange.shadows(),
+            self.counters.__getitem__,
+            commit_interval=config.outbox.commit_interval,
+            on_change=self._changed,
         )
+        self.feeds: list[Feed] = []
+        self._retired: list[Pipeline] = []  # still finishing what they hold
+        self._extras = Extras(
+            Host(
+                start=self.start_number,
+                loop=loop,
+                counters=self.counters,
+                health=partial(health_document, self),
+                hand_over=self._hand_over,
+                reload=reload,
+                on_state=self._source_changed,
+                on_models=self._models_changed,
+                on_ask=self._asked,
+            )
+        )
+        self._attach_upstream()
+        self._extras.make(config, self.upstream_connection, uses_store=plan.uses_store)
+        for planned in plan.sources:
+            feed = self._new_feed(planned)
+            self._make_source(feed)
+            feed.pipelines = [self._make_pipeline(feed, model) for model in planned.models]
+            self.feeds.append(feed)
+
+    # --- what the documents show ------------------------------------------------------------------------------------
+
+    @property
+    def pipelines(self) -> list[Pipeline]:
+        """Every model at work."""
+        return list(pipelines_of(self.feeds))
+
+    @property
+    def sources(self) -> list[tuple[str, AnySource]]:
+        """Every source, with its name."""
+        return [(feed.name, feed.source) for feed in self.feeds]
+
+    @property
+    def exchange(self) -> Standings | None:
+        """Where bundles come from the store."""
+        return self._extras.exchange
+
+    @property
+    def connections(self) -> list[AnyConnection]:
+        """Every connection."""
+        return self._links.all
+
+    def is_ready(self) -> bool:
+        """Every port is open, every subscription granted, and HTTP, where it is wanted, listens."""
+        return (
+            self._extras.is_ready
+            and all(connection.ready for connection in self._links.all)
+            and all(feed.source.is_open for feed in self.feeds)
+        )
+
+    # --- life -------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Start everything; returns at once."""
         restore_windows(self.folder, self.pipelines, self._remembering(), self._loop.time())
-        self.upstream_connection.on_change.append(self.outbox.link_changed)
-        models = [(pipeline.config, pipeline.model) for pipeline in self.pipelines]
-        if self.requests is not None:
-            self.requests.begin(models)
-        for connection in self.connections.values():
-            connection.on_change.append(self._changed)
-            connection.start()
-        if self.http is not None:
-            self.http.begin(models)
-        if self.exchange is not None:
-            self.exchange.begin()
-        for _, source in self.sources:
-            source.start()
-        self._changed()
+        self._begin_new_parts()
 
     def end(self, run_loop: Callable[[Callable[[], bool], float], bool]) -> bool:
         """Stop everything within the configured time; True when nothing was left undelivered or uncommitted.
@@ -144,22 +166,13 @@ class Assembly:
             run_loop: serves the loop until a condition holds, at most for so many seconds.
         """
         deadline = self._loop.time() + self.config.device.stop_timeout
-        if self.http is not None:
-            self.http.end()
-        if self.requests is not None:
-            self.requests.end()
-        for _, source in self.sources:
-            source.stop()
-        if self.exchange is not None:
-            self.exchange.end()
-        if self.ota is not None:
-            self.ota.end()
-        if self.copies is not None:
-            self.copies.end()
-        for connection in self.connections.values():
+        for feed in self.feeds:
+            feed.source.stop()
+        self._extras.end()
+        for connection in self.connections:
             connection.acknowledge_at_once()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
-        for pipeline in self.pipelines:
+        for pipeline in (*self.pipelines, *self._retired):
             pipeline.stop()
         self.outbox.drain()
         safe = run_loop(lambda: self.outbox.is_safe, max(0.1, deadline - self._loop.time()))
@@ -167,171 +180,197 @@ class Assembly:
             _log.error("predictions are lost with this stop", extra=fields(lost=self.outbox.queued))
         save_windows(self.folder, self.pipelines, self._remembering())
         self.upstream.say_goodbye()
-        for connection in self.connections.values():
+        for connection in self.connections:
             connection.on_change.clear()
-            connection.stop()
+        self._links.keep(())
         if self.store is not None:
             self.store.stop(max(1.0, deadline - self._loop.time()))
         return safe
-
-    def _remembering(self) -> dict[str, Remembering]:
-        """The sources that remember which readings were here."""
-        return {name: source for name, source in self.sources if isinstance(source, Remembering)}
-
-    def is_ready(self) -> bool:
-        """Every port is open, every subscription granted, and HTTP, where it is wanted, listens."""
-        if self.http is not None and not self.http.is_listening:
-            return False
-        return all(connection.ready for connection in self.connections.values()) and all(
-            source.is_open for _, source in self.sources
-        )
 
     def housekeeping(self) -> None:
         """Forget silent keys."""
         for pipeline in self.pipelines:
             pipeline.expire()
+        self._retired = [pipeline for pipeline in self._retired if not pipeline.is_idle]
 
-    def _connection(self, settings: BrokerTable, name: str, *, is_upstream: bool = False) -> AnyConnection:
-        """The connection to a broker, or to the first of several that answers; equal ones are shared."""
-        found = self.connections.get(settings)
-        if found is not None:
-            return found
-        counters = self.counters.setdefault(name, Counters())
-        will = last_will(self.config.device.id) if is_upstream else None
+    def running(self) -> list[PlannedModel]:
+        """What runs at present, so that a plan need not load it a second time."""
+        return [PlannedModel(each.config, each.model.bundle, each.model) for each in self.pipelines]
 
-        def connect(url: str) -> Connection:
-            return Connection(
-                msgspec.structs.replace(settings, url=url, urls=()),
-                name=name,
-                client_id=settings.client_id or f"edge-{self.config.device.id}",
-                password=lambda: read_password(settings),
-                loop=self._loop,
-                counters=counters,
-                will=will,
-                # seen well before the outbox takes a prediction for one that has to be kept
-                ack_patience=min(ACK_DELAY_S, self.config.outbox.commit_interval / 2 or ACK_DELAY_S),
-            )
+    # --- a reload ---------------------------------------------------------------------------------------------------
 
-        made: AnyConnection = connect(settings.url)
-        if settings.urls:
-            made = Failover(
-                (settings.url, *settings.urls),
-                connect,
-                name=name,
-                return_after=settings.return_after,
-                loop=self._loop,
-                counters=counters,
-                will=will,
-            )
-        self.connections[settings] = made
-        return made
+    def can_change_to(self, config: Config) -> bool:
+        """Whether a configuration differs only in parts that can be changed one by one."""
+        old = self.config
+        return (old.device.id, old.outbox, old.upstream.qos) == (config.device.id, config.outbox, config.upstream.qos)
 
-    def _http(self) -> "Attached | None":
-        if self.config.http is None:
-            return None
-        from edge_runtime.http.in_daemon import Attached  # noqa: PLC0415 - an extra, only where it is configured
-
-        return Attached(
-            self.config.http,
-            device=self.config.device.id,
-            start=self.start_number,
-            loop=self._loop,
-            health=partial(health_document, self),
-            counters=self.counters.setdefault("http", Counters()),
-            on_change=self._source_changed,
-        )
-
-    def _requests(self) -> "Requests | None":
-        if self.config.upstream.requests == "off":
-            return None
-        from edge_runtime.http.over_mqtt import Requests  # noqa: PLC0415 - only where it is configured
-
-        counters = self.counters["requests"] = Counters()
-        return Requests(self.config.device.id, self.start_number, self.upstream_connection, self._loop, counters)
-
-    def _ota(self) -> "Ota | None":
-        store, device = self.config.store, self.config.device.id
-        if store.over_mqtt == "off" or store.allowed_signers is None:
-            return None
-        from edge_runtime.store.install import Policy  # noqa: PLC0415
-        from edge_runtime.store.ota import Ota  # noqa: PLC0415
-        from edge_runtime.store.ota_parts import Incoming  # noqa: PLC0415 - only where it is configured
-        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
-
-        return Ota(
-            device,
-            self.upstream_connection,
-            self._loop,
-            incoming=Incoming(
-                ModelStore(Path(store.path)), Policy(allowed_signers=Path(store.allowed_signers), device=device)
-            ),
-            rate=store.over_mqtt_rate,
-            counters=self.counters.setdefault("ota", Counters()),
-            on_ask=self._asked,
-        )
-
-    def _asked(self) -> None:
+    def change(self, plan: Plan) -> None:
+        """Run another plan from now on; what is the same in both keeps running."""
+        old, self.config = self.config, plan.config
+        config = plan.config
+        stale = {upstream_broker(old), upstream_broker(config)}
+        if len(stale) == 1:
+            stale.clear()
+        feeds = {feed.name: feed for feed in self.feeds}
+        for gone in [feeds[name] for name in feeds.keys() - {planned.config.name for planned in plan.sources}]:
+            gone.planned.config.withdraw(gone.source)
+            self._fit_pipelines(gone, [])
+        self._extras.end_changed(old, config, uses_store=plan.uses_store, link_changed=bool(stale))
+        if stale:
+            self.upstream.say_goodbye()
+            self._attach_upstream()
+        self._extras.make(config, self.upstream_connection, uses_store=plan.uses_store)
+        self.feeds = []
+        for planned in plan.sources:
+            feed = feeds.get(planned.config.name) or self._new_feed(planned)
+            self._fit_source(feed, planned, old, stale)
+            self._fit_pipelines(feed, planned.models)
+            self.feeds.append(feed)
+        self._links.keep({upstream_broker(config)}.union(*(each.config.links(config) for each in plan.sources)))
+        if stale:
+            self.outbox.link_changed()  # what was on its way over the old link is sent again over the new one
+        self.upstream.publish_every(config.device.health_interval)
+        self._begin_new_parts()
+        self.upstream.publish_models()
         self.upstream.publish_health_soon()
 
-    def _add_source(self, planned: PlannedSource, clock: Clock) -> None:
-        source = planned.config
-        pipelines = [self._pipeline(planned, position, clock) for position in range(len(planned.models))]
-        self.pipelines += pipelines
-        counters = self.counters[f"source {source.name}"] = Counters()
+    def _fit_source(self, feed: Feed, planned: PlannedSource, old: Config, stale: set[BrokerTable]) -> None:
+        """Keep the source of a feed where its table and its links are the same, else make it anew."""
+        before = feed.planned
+        feed.plan(planned)
+        links = planned.config.links(self.config)
+        if before.config == planned.config and before.config.links(old) == links and not stale.intersection(links):
+            wanted, had = (planned.channels, planned.shape), (before.channels, before.shape)
+            if wanted == had and before.max_gap == feed.planned.max_gap:
+                return
+            if planned.config.rewire(feed.source, self._wiring(feed)):
+                return
+        gone = feed.source
+        before.config.withdraw(gone)
+        self._make_source(feed)
+        if isinstance(gone, Remembering) and isinstance(feed.source, Remembering):
+            feed.source.restore(gone.save())  # what came over the old link may come again over the new one
 
-        http = self.http
+    def _fit_pipelines(self, feed: Feed, models: list[PlannedModel]) -> None:
+        """Keep each model whose table, bundle and repair are the same; the others end when they are idle."""
+        before = {pipeline.config.name: pipeline for pipeline in feed.pipelines}
+        feed.pipelines = [self._fitted(feed, model, before.pop(model.config.name, None)) for model in models]
+        for gone in before.values():
+            self._retire(gone)
 
-        def sink(batch: Batch) -> None:
-            if http is not None:
-                http.note_readings(batch, planned.channels)
-            for pipeline in pipelines:
-                try:
-                    pipeline.accept(batch)
-                except Exception:  # noqa: BLE001 - a fault of ours: set aside, or their broker sends them for ever
-                    counters.errors["crashed"] += 1
-                    _log.exception("readings are set aside", extra=fields(source=source.name, readings=len(batch)))
-
-        gaps = [model.config.max_gap for model in planned.models if model.config.max_gap is not None]
-        made = source.make(
-            Wiring(
-                config=self.config,
-                channels=planned.channels,
-                shape=planned.shape,
-                loop=self._loop,
-                sink=sink,
-                counters=counters,
-                on_state=self._source_changed,
-                needed=lambda: min((pipeline.needed for pipeline in pipelines), default=1),
-                paused=lambda: self.outbox.is_full or not all(pipeline.has_room for pipeline in pipelines),
-                max_gap=min(gaps, default=None),
-                connect=self._connection,
-                is_clock_set=lambda: clock.is_synchronised,
+    def _fitted(self, feed: Feed, model: PlannedModel, present: Pipeline | None) -> Pipeline:
+        if present is None:
+            return self._make_pipeline(feed, model)
+        repair = feed.planned.config.repair
+        if (present.config, present.repair) == (model.config, repair):
+            loaded = model.model
+            if present.model.bundle.digest == model.bundle.digest:
+                loaded = present.model
+            else:
+                present.swap(rehearse(loaded, model.config), self._payload(model.config, loaded))
+                self._extras.tend_copy(present, self.config)
+                self._extras.forget(present)
+            present.rewire(
+                feed.planned.channels, self._topic(model.config), payload=self._payload(model.config, loaded)
             )
-        )
-        self.sources.append((source.name, made))
+            self._extras.follow(present, model)
+            return present
+        made = self._make_pipeline(feed, model)
+        made.take_over(present)
+        self._retire(present)
+        return made
 
-    def _pipeline(self, planned: PlannedSource, position: int, clock: Clock) -> Pipeline:
-        model = planned.models[position]
-        counters = self.counters[f"model {model.config.name}"] = Counters()
+    def _retire(self, pipeline: Pipeline) -> None:
+        """Its readings are answered still; it takes no more."""
+        self._extras.forget(pipeline)
+        pipeline.retire()
+        if not pipeline.is_idle:
+            self._retired.append(pipeline)
+
+    def _remembering(self) -> dict[str, Remembering]:
+        """The sources that remember which readings were here."""
+        return {name: source for name, source in self.sources if isinstance(source, Remembering)}
+
+    # --- making -----------------------------------------------------------------------------------------------------
+
+    def _attach_upstream(self) -> None:
+        """Deliver over the connection that the configuration names."""
+        config = self.config
+        connection = self._links.get(upstream_broker(config), "upstream", last_will(config.device.id))
+        connection.on_change.insert(0, self.outbox.link_changed)
+        self.upstream_connection = connection
+        self.outbox.attach(connection)
+        self.upstream = Upstream(
+            config.device.id,
+            connection,
+            self._loop,
+            interval=config.device.health_interval,
+            is_ready=self.is_ready,
+            health=partial(health_document, self),
+            models=partial(models_document, self),
+            shadows=self._extras.shadows,
+        )
+
+    def _begin_new_parts(self) -> None:
+        """Start what is new, and show the models that run now to whoever answers for them."""
+        self._extras.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
+        self._links.start()
+        http = self._extras.http
+        if not all(feed.is_started for feed in self.feeds):
+            self.upstream.announce_again()
+        for feed in self.feeds:
+            feed.watch = None if http is None else http.note_readings
+            if not feed.is_started:
+                feed.is_started = True
+                feed.source.start()
+        self._changed()
+
+    def _new_feed(self, planned: PlannedSource) -> Feed:
+        return Feed(planned, self.counters[f"source {planned.config.name}"])
+
+    def _make_source(self, feed: Feed) -> None:
+        feed.source = feed.planned.config.make(self._wiring(feed))
+        feed.is_started = False
+
+    def _wiring(self, feed: Feed) -> Wiring:
+        return Wiring(
+            config=self.config,
+            channels=feed.planned.channels,
+            shape=feed.planned.shape,
+            loop=self._loop,
+            sink=feed.accept,
+            counters=feed.counters,
+            on_state=self._source_changed,
+            needed=feed.needed,
+            paused=lambda: self.outbox.is_full or not feed.has_room,
+            max_gap=feed.planned.max_gap,
+            connect=self._links.get,
+            is_clock_set=lambda: self._clock.is_synchronised,
+            interrupted=feed.interrupt,
+        )
+
+    def _make_pipeline(self, feed: Feed, model: PlannedModel) -> Pipeline:
         pipeline = Pipeline(
             model.config,
             model.model,
-            channels=planned.channels,
-            repair=planned.config.repair,
+            channels=feed.planned.channels,
+            repair=feed.planned.config.repair,
             payload=self._payload(model.config, model.model),
-            topic=self.config.upstream.topic.replace("{device}", self.config.device.id).replace(
-                "{model}", model.config.name
-            ),
+            topic=self._topic(model.config),
             outbox=self.outbox,
             loop=self._loop,
-            clock=clock,
-            counters=counters,
+            clock=self._clock,
+            counters=self.counters[f"model {model.config.name}"],
+            sequences=self._sequences[model.config.name],
         )
         pipeline.warm_up()
-        self._tend_copy(pipeline)
-        if self.exchange is not None and model.slot is not None:
-            self.exchange.watch(pipeline, model.slot)
+        self._extras.tend_copy(pipeline, self.config)
+        self._extras.follow(pipeline, model)
         return pipeline
+
+    def _topic(self, model: ModelTable) -> str:
+        device = self.config.device.id
+        return self.config.upstream.topic.replace("{device}", device).replace("{model}", model.name)
 
     def _payload(self, config: ModelTable, model: Model) -> Payload:
         manifest = model.manifest
@@ -344,48 +383,23 @@ class Assembly:
             "threshold": config.threshold if config.threshold is not None else manifest.output.threshold,
         }
         payload = convention(config.payload).make(**facts)
-        return payload if self.http is None else self.http.tap(payload, **facts)
+        http = self._extras.http
+        return payload if http is None else http.tap(payload, **facts)
 
-    def _make_exchange(self, reload: Callable[[], None]) -> "Exchange | None":
-        """Only for a device that takes a model from the store."""
-        if all(model.slot is None for source in self.plan.sources for model in source.models):
-            return None
-        from edge_runtime.store.exchange import Exchange  # noqa: PLC0415 - and the store with it
-        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
-
-        return Exchange(
-            self._loop,
-            ModelStore(Path(self.config.store.path)),
-            self.config.store,
-            hand_over=self._hand_over,
-            reload=reload,
-            on_change=self._models_changed,
-        )
+    # --- bundles ----------------------------------------------------------------------------------------------------
 
     def _hand_over(self, pipeline: Pipeline, candidate: Candidate) -> bool:
         """Give a pipeline another bundle; False when its source does not deliver what that one wants."""
         model = candidate.model
-        planned = next(each for each in self.plan.sources if each.config.name == pipeline.config.source)
+        planned = next(feed.planned for feed in self.feeds if pipeline in feed.pipelines)
         if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):
             return False
         pipeline.swap(candidate, self._payload(pipeline.config, model))
-        self._tend_copy(pipeline)
-        if self.http is not None:
-            self.http.exchange(pipeline.config, model)
-        if self.requests is not None:
-            self.requests.exchange(pipeline.config, model)
+        self._extras.tend_copy(pipeline, self.config)
+        self._extras.exchanged(pipeline.config, model)
         return True
 
-    def _tend_copy(self, pipeline: Pipeline) -> None:
-        """See to the optimised copy of the bundle that a pipeline runs."""
-        model, keep = pipeline.model, chosen(pipeline.config, self.config.store)
-        if is_settled(model, keep):
-            return
-        if self.copies is None:
-            from edge_runtime.bundle.optimised_copy_maker import Copies  # noqa: PLC0415 - only where a copy is missing, or too many
-
-            self.copies = Copies(self._loop)
-        self.copies.tend(model.bundle, wanted=wants_copy(model.bundle, keep))
+    # --- what the parts report --------------------------------------------------------------------------------------
 
     def _models_changed(self) -> None:
         self.upstream.publish_models()
@@ -394,19 +408,21 @@ class Assembly:
 
     def _is_finished(self) -> bool:
         """Nothing is left to do that waiting could do."""
-        if not all(pipeline.is_idle for pipeline in self.pipelines):
+        if not all(pipeline.is_idle for pipeline in (*self.pipelines, *self._retired)):
             return False
-        if self.exchange is not None and not self.exchange.is_idle:
+        if not self._extras.is_idle:
             return False
         return self.outbox.is_delivered or not self.upstream_connection.connected
+
+    def _asked(self) -> None:
+        self.upstream.publish_health_soon()
 
     def _source_changed(self) -> None:
         self._loop.call_soon(self._changed)
 
     def _changed(self) -> None:
         self.upstream.link_changed()
-        if self.ota is not None:
-            self.ota.link_changed()
+        self._extras.link_changed()
         self._on_change()
 
     def _outbox_state(self, state: str) -> None:
@@ -423,7 +439,7 @@ def _state_folder(config: Config) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _store_thread(config: Config, loop: Loop) -> OutboxThread | None:
+def _outbox_thread(config: Config, loop: Loop) -> OutboxThread | None:
     path = config.outbox.path
     if path is None and (folder := _state_folder(config)) is not None:
         path = str(folder / "outbox.db")

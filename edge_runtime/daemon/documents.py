@@ -48,8 +48,6 @@ class Described(Protocol):
     start_number: int
     upstream_connection: AnyConnection
     outbox: Outbox
-    pipelines: list[Pipeline]
-    counters: dict[str, Counters]
 
     @property
     def config(self) -> Config:
@@ -60,7 +58,15 @@ class Described(Protocol):
         """Where bundles come from the store."""
 
     @property
-    def connections(self) -> Mapping[Any, AnyConnection]:
+    def counters(self) -> Mapping[str, Counters]:
+        """Of every part that there is or was."""
+
+    @property
+    def pipelines(self) -> Sequence[Pipeline]:
+        """Every model at work."""
+
+    @property
+    def connections(self) -> Sequence[AnyConnection]:
         """Every broker's."""
 
     @property
@@ -97,8 +103,8 @@ def health_document(daemon: Described) -> dict[str, Any]:
             "memory_bytes": daemon.outbox.memory_bytes,
             "stored": outbox["stored"],
         },
-        "link": {connection.name: connection.state for connection in daemon.connections.values()},
-        "connected": {connection.name: connection.connected for connection in daemon.connections.values()},
+        "link": {connection.name: connection.state for connection in daemon.connections},
+        "connected": {connection.name: connection.connected for connection in daemon.connections},
         "broker": _broker_in_use(daemon),
         "sources": {
             name: {

@@ -5,6 +5,7 @@ exit code 78. `check` stops after this step; `run` goes on.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,12 @@ class PlannedSource(msgspec.Struct, eq=False):
     shape: tuple[int, ...] | None = None
     models: list[PlannedModel] = msgspec.field(default_factory=list)
 
+    @property
+    def max_gap(self) -> float | None:
+        """The shortest of the pauses that a model of it takes for a gap; None where no model does."""
+        gaps = [model.config.max_gap for model in self.models if model.config.max_gap is not None]
+        return min(gaps, default=None)
+
 
 class Plan(msgspec.Struct, eq=False):
     """Everything that a device runs."""
@@ -47,14 +54,25 @@ class Plan(msgspec.Struct, eq=False):
     config: Config
     sources: list[PlannedSource]
 
+    @property
+    def models(self) -> list[PlannedModel]:
+        """Every model, in the order of the sources."""
+        return [model for source in self.sources for model in source.models]
 
-def make_plan(config: Config, *, starting: bool = False) -> Plan:
-    """Open every bundle, load it, and fit it to its source.
+    @property
+    def uses_store(self) -> bool:
+        """A model comes from the model store."""
+        return any(model.slot is not None for model in self.models)
+
+
+def make_plan(config: Config, *, starting: bool = False, running: Sequence[PlannedModel] = ()) -> Plan:
+    """Open every bundle, load it, and fit it to its source. Any thread may.
 
     Args:
         config: what is to run.
         starting: it will run now: the store counts the start of a bundle on probation, and gives up on one that
             never lasts.
+        running: models that run already: one whose bundle and threads are the same is not loaded a second time.
 
     Raises:
         ConfigError: every mistake, one line each.
@@ -64,7 +82,7 @@ def make_plan(config: Config, *, starting: bool = False) -> Plan:
     importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
     for each in config.model:
         try:
-            models.append(_plan_model(config, each, starting=starting))
+            models.append(_plan_model(config, each, starting=starting, running=running))
         except (BundleError, ModelError, CommandError) as error:
             mistakes.extend(f'{config.path}: model "{each.name}".bundle: {line}' for line in str(error).splitlines())
             continue
@@ -81,7 +99,7 @@ def make_plan(config: Config, *, starting: bool = False) -> Plan:
     return Plan(config, sources)
 
 
-def _plan_model(config: Config, each: ModelTable, *, starting: bool) -> PlannedModel:
+def _plan_model(config: Config, each: ModelTable, *, starting: bool, running: Sequence[PlannedModel]) -> PlannedModel:
     slot = None if names_a_file(each.bundle) else _find_slot(config, each.bundle, starting=starting)
     path = Path(each.bundle) if slot is None else slot.path
     if config.store.allowed_signers is not None:
@@ -90,6 +108,10 @@ def _plan_model(config: Config, each: ModelTable, *, starting: bool) -> PlannedM
         require_signature(path, Path(config.store.allowed_signers))
     bundle = open_bundle(path)
     options = ModelOptions(threads=each.threads, max_batch=each.max_batch)
+    for other in running:
+        same = (other.config.threads, other.config.max_batch) == (each.threads, each.max_batch)
+        if same and other.config.name == each.name and other.bundle.digest == bundle.digest:
+            return PlannedModel(each, other.bundle, other.model, slot)
     model = load_model(bundle, options, chosen(each, config.store))
     return PlannedModel(each, bundle, model, slot)
 

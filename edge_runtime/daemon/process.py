@@ -19,6 +19,7 @@ from edge_runtime.daemon.documents import status_document, status_line
 from edge_runtime.daemon.plan import Plan, describe_plan, make_plan
 from edge_runtime.daemon.status_file import StatusFile
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
+from edge_runtime.system.background import run_beside
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.log import fields, get_logger, setup
 from edge_runtime.system.loop import Loop
@@ -27,6 +28,7 @@ from edge_runtime.system.watchdog import overdue
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
+PLAN_HANG_S = 600.0  # to read and load every bundle on the slowest board
 
 _log = get_logger("daemon")
 
@@ -48,6 +50,8 @@ class Daemon:
         self._assembly: Assembly | None = None
         self._stop_signal = ""
         self._reload_wanted = False
+        self._is_reloading = False
+        self._next_plan: Plan | None = None
         self._announced = ""
         self._was_ready = False
         self._began = False
@@ -79,8 +83,10 @@ class Daemon:
         self._housekeep()
         while not self._stop_signal:
             self._loop.run_once()
-            if self._reload_wanted:
-                self._reload()
+            if self._next_plan is not None:
+                self._finish_reload(self._next_plan)
+            elif self._reload_wanted and not self._is_reloading:
+                self._begin_reload()
         _log.info("stopping", extra=fields(signal=self._stop_signal))
         self._notifier.stopping("stopping")
         clean = self._assembly.end(self._run_until)
@@ -141,31 +147,59 @@ class Daemon:
             self._loop.run_once(min(left, 0.05))
         return True
 
-    def _reload(self) -> None:
-        """SIGHUP: read the file again, say what changed, and run on with it, or with the old one if it is wrong."""
+    def _begin_reload(self) -> None:
+        """SIGHUP: read the file and open the bundles again, in a thread, so that no port waits for it."""
         self._reload_wanted = False
+        self._notifier.reloading()
+        self._is_reloading = True
+        assert self._assembly is not None
+        running = self._assembly.running()
+        run_beside(
+            "reload",
+            self._loop.call_soon_threadsafe,
+            lambda: make_plan(load_config(self._path), running=running),  # no start: the store counts none
+            self._planned,
+            self._not_planned,
+            what="reading the configuration again",
+            most_s=PLAN_HANG_S,
+        )
+
+    def _planned(self, plan: Plan) -> None:
+        self._next_plan = plan  # run between two passes of the loop: a stop of everything serves the loop itself
+
+    def _not_planned(self, error: Exception) -> None:
+        if not isinstance(error, ConfigError):
+            raise error
+        for mistake in error.mistakes:
+            _log.error(mistake)
+        _log.error("the new configuration is wrong: running on with the old one")
+        self._end_reload()
+
+    def _finish_reload(self, plan: Plan) -> None:
+        """Say what changed, and run on with it."""
+        self._next_plan = None
         old = self._assembly
         assert old is not None
-        self._notifier.reloading()
-        try:
-            plan = make_plan(load_config(self._path))  # no start of the process: the store counts none
-        except ConfigError as error:
-            for mistake in error.mistakes:
-                _log.error(mistake)
-            _log.error("the new configuration is wrong: running on with the old one")
-            self._notifier.ready(status_line(old))
-            return
-        changes = differences(old.config, plan.config) + _changed_bundles(old.plan, plan)
-        if not changes:
-            _log.info("reloaded: nothing changed")
-            self._notifier.ready(status_line(old))
-            return
+        changes = differences(old.config, plan.config) + _changed_bundles(old, plan)
         for change in changes:
             _log.info(f"reloaded: {change}")
-        setup(plan.config.device.log_level, plan.config.device.log_format)
-        old.end(self._run_until)
-        self._assembly = self._assemble(plan)
-        self._assembly.begin()
+        if not changes:
+            _log.info("reloaded: nothing changed")
+        elif old.can_change_to(plan.config):
+            setup(plan.config.device.log_level, plan.config.device.log_format)
+            old.change(plan)
+        else:
+            setup(plan.config.device.log_level, plan.config.device.log_format)
+            old.end(self._run_until)
+            self._assembly = self._assemble(plan)
+            self._status_file.remove()
+            self._status_file = StatusFile(plan.config.device.id)
+            self._assembly.begin()
+        self._end_reload()
+
+    def _end_reload(self) -> None:
+        self._is_reloading = False
+        assert self._assembly is not None
         self._notifier.ready(status_line(self._assembly))
 
     def _watch(self) -> None:
@@ -213,11 +247,11 @@ class Daemon:
             self._status_file.write(status_document(self._assembly))
 
 
-def _changed_bundles(old: Plan, new: Plan) -> list[str]:
+def _changed_bundles(old: Assembly, new: Plan) -> list[str]:
     """Models whose file holds another bundle than before, though its name is the same."""
-    before = {m.config.name: m.bundle for source in old.sources for m in source.models}
+    before = {pipeline.config.name: pipeline.model.bundle for pipeline in old.pipelines}
     found = []
-    for model in (model for source in new.sources for model in source.models):
+    for model in new.models:
         bundle = before.get(model.config.name)
         if bundle is not None and bundle.digest != model.bundle.digest:
             versions = f"{bundle.manifest.version} to {model.bundle.manifest.version}"

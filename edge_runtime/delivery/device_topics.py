@@ -82,6 +82,17 @@ class Upstream:
         if self._said != ONLINE and self._is_ready():
             self._say(ONLINE)
 
+    def publish_every(self, interval: float) -> None:
+        """Publish health at another interval, and `online` again once everything is open."""
+        if self._interval != interval:
+            self._interval = interval
+            if self._timer is not None:
+                self.publish_health_soon()
+
+    def announce_again(self) -> None:
+        """Something was opened anew: publish `online` again when everything is open."""
+        self._said = None
+
     def publish_models(self) -> None:
         """Say anew which models run."""
         self._publish("models", msgspec.json.encode(self._models()), retain=True)

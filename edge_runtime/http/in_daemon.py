@@ -80,7 +80,11 @@ class Attached:
         self._board.note_readings(batch, channels)
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
-        """Listen, now or as soon as the address is free."""
+        """Listen, now or as soon as the address is free; when that is done, answer for these models and no others."""
+        if self._app is not None:
+            served = [self._served(*each) for each in models]
+            self._app.models = {each.name: each for each in served}
+            return
         self._app = App([self._served(*each) for each in models], self._board, token=self._token)
         self._server = Server(self._app, self._config.listen, self._courtesy, self._failed)
         self._listen()

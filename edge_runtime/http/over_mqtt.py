@@ -70,7 +70,8 @@ class Requests:
         connection.subscribe([f"edge/{device}/predict/+"], 1, self._take)
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
-        """Answer for these models from now on."""
+        """Answer for these models, and no others, from now on."""
+        self._models = {}
         for config, model in models:
             self.exchange(config, model)
 
@@ -78,6 +79,11 @@ class Requests:
         """Another bundle answers from now on."""
         served = Served(config.name, model, device=self._device, start=self._start, config=config, source="mqtt")
         self._models = {**self._models, served.name: served}
+
+    def leave(self) -> None:
+        """End for good: the broker keeps no requests for us."""
+        self._connection.unsubscribe(self._take)
+        self.end()
 
     def end(self) -> None:
         """Answer nothing more."""

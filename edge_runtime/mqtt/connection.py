@@ -73,6 +73,8 @@ class Connection:
         self._counters = counters
         self._will = will
         self._subscriptions: list[tuple[list[str], int, Handler]] = []
+        self._handlers: list[Handler] = []  # the same list as in the hot path
+        self._unwanted: set[str] = set()  # filters that the broker still sends for
         self._most_bytes = MOST_BYTES
         self._heads = hot_packets.TopicHeads()
         self._parting = ""  # the broker's reason for ending the connection
@@ -102,14 +104,45 @@ class Connection:
         return 0 if self._path is None else self._path.in_flight
 
     def subscribe(self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0) -> None:
-        """Have `handler` called with the messages of `filters`, a list per wake-up. Before `start` only.
+        """Have `handler` called with the messages of `filters`, a list per wake-up.
 
         A handler that takes payloads of more than 16 MB says so by `most_bytes`; longer messages are passed over.
         When several handlers share a connection each is given every message and picks its own by topic; each takes
         its own hold on the receipts.
         """
         self._subscriptions.append((filters, qos, handler))
+        self._handlers.append(handler)
         self._most_bytes = max(self._most_bytes, most_bytes + hot_packets.HEAD_BYTES)
+        path = self._path
+        if path is not None:
+            path.wrapped.most_bytes = self._most_bytes
+            if self.connected:
+                self._ask_for(path, filters, qos)
+                self._check_ready(path)
+                path.flush()
+
+    def unsubscribe(self, handler: Handler) -> None:
+        """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
+        for filters, _, other in self._subscriptions:
+            if other == handler:
+                self._unwanted.update(filters)
+        self._subscriptions = [each for each in self._subscriptions if each[2] != handler]
+        self._handlers[:] = [handler for _, _, handler in self._subscriptions]
+        self._loop.call_soon(self._drop_unwanted)  # a filter may be wanted again in this very pass
+
+    def _drop_unwanted(self) -> None:
+        """Tell the broker; while the link is down that waits for the next connection, for the broker remembers."""
+        path = self._path
+        self._unwanted -= {topic for filters, _, _ in self._subscriptions for topic in filters}
+        if path is not None and self.connected and self._unwanted:
+            path.client.unsubscribe(sorted(self._unwanted))
+            self._unwanted.clear()
+            path.flush()
+
+    def _ask_for(self, path: HotPath, filters: list[str], qos: int) -> None:
+        _, mid = path.client.subscribe([(topic, qos) for topic in filters])
+        if mid is not None:
+            self._pending_subscriptions.add(mid)
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -221,7 +254,7 @@ class Connection:
             is_v5=self._settings.protocol == "5",
             loop=self._loop,
             counters=self._counters,
-            handlers=[handler for _, _, handler in self._subscriptions],
+            handlers=self._handlers,
             heads=self._heads,
             ack_patience=self._ack_patience,
             on_state=self._set_state,
@@ -318,7 +351,7 @@ class Connection:
 
     def _on_connect(
         self,
-        client: paho.Client,
+        _client: paho.Client,
         _userdata: Any,
         _flags: paho.ConnectFlags,
         reason: ReasonCode,
@@ -337,9 +370,8 @@ class Connection:
         self.state = f"connected to {self._settings.url}"
         self._counters.counts["connects"] += 1
         for filters, qos, _ in self._subscriptions:
-            _, mid = client.subscribe([(topic, qos) for topic in filters])
-            if mid is not None:
-                self._pending_subscriptions.add(mid)
+            self._ask_for(path, filters, qos)
+        self._drop_unwanted()
         self._check_ready(path)
 
     def _on_subscribe(

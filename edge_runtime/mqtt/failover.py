@@ -138,6 +138,16 @@ class Failover:
     def subscribe(self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0) -> None:
         """As a connection's: on every broker."""
         self._subscriptions.append((filters, qos, handler, most_bytes))
+        for link in self._links:
+            if link.connection is not None:
+                link.connection.subscribe(filters, qos, handler, most_bytes=most_bytes)
+
+    def unsubscribe(self, handler: Handler) -> None:
+        """As a connection's: on every broker that is connected."""
+        self._subscriptions = [each for each in self._subscriptions if each[2] != handler]
+        for link in self._links:
+            if link.connection is not None:
+                link.connection.unsubscribe(handler)
 
     def start(self) -> None:
         """Begin with the preferred broker; returns at once."""

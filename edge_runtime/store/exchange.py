@@ -48,6 +48,7 @@ class _Watched:
         stamp: of the decision that was read last; what we write ourselves is read once more, and is nothing new.
         probation: judges the bundle while it is new.
         busy: a thread is at the store for it.
+        begun: its shadow has been looked for.
         why: what happened to the bundle before this one.
         shadow: the candidate beside it.
         last_report: what the last shadow that ended by itself had found, not yet published.
@@ -59,6 +60,7 @@ class _Watched:
     stamp: tuple[int, int, int]
     probation: Probation
     busy: bool = False
+    begun: bool = False
     why: str = ""
     shadow: Shadow | None = None
     last_report: dict[str, Any] | None = None
@@ -95,6 +97,7 @@ class Exchange:
         self._on_change = on_change
         self._watched: list[_Watched] = []
         self._stopped = False
+        self._looks = False
 
     @property
     def is_idle(self) -> bool:
@@ -108,12 +111,32 @@ class Exchange:
         if self._config.max_drift is not None:
             pipeline.watch_drift()
 
+    def watches(self, pipeline: Pipeline) -> bool:
+        """Whether the slot of a pipeline is followed."""
+        return any(watched.pipeline is pipeline for watched in self._watched)
+
+    def forget(self, pipeline: Pipeline) -> None:
+        """Follow the slot of a pipeline no more, and end its shadow: a reload exchanges or removes it."""
+        for watched in [watched for watched in self._watched if watched.pipeline is pipeline]:
+            self._watched.remove(watched)
+            if watched.shadow is not None:
+                watched.shadow.stop()
+                watched.shadow = pipeline.companion = None
+
+    def forget_all(self) -> None:
+        """As `forget`, for every pipeline."""
+        for watched in list(self._watched):
+            self.forget(watched.pipeline)
+
     def begin(self) -> None:
-        """Look from now on."""
-        if self._watched:
+        """Look from now on, also at what is watched since the last call."""
+        if not self._looks and self._watched:
+            self._looks = True
             self._loop.call_later(LOOK_S, self._look)
         for watched in self._watched:
-            self._away(watched, lambda watched=watched: self._look_beside(watched))  # type: ignore[misc]
+            if not watched.begun:
+                watched.begun = True
+                self._away(watched, lambda watched=watched: self._look_beside(watched))  # type: ignore[misc]
 
     def end(self) -> None:
         """A clean stop: a start that ends like this is no part of a crash loop. `is_idle` once that is written."""
@@ -174,7 +197,8 @@ class Exchange:
 
         def done(then: Step) -> None:
             watched.busy = False
-            then()
+            if watched in self._watched:
+                then()
 
         def failed(error: Exception) -> None:
             watched.busy = False  # whatever it was: else this model would be busy for ever

@@ -149,6 +149,11 @@ class Ota:
         if self._transfer is not None and self._transfer.asked is not None:
             self._ask()
 
+    def leave(self) -> None:
+        """End for good: the broker keeps no bundles for us."""
+        self._connection.unsubscribe(self._take)
+        self.end()
+
     def end(self) -> None:
         """Stop; the part stays."""
         self._stopped = True

@@ -107,7 +107,7 @@ class Pipeline:
         loop: the event loop.
         clock: tells whether the wall clock is set.
         counters: its own.
-        max_gap: seconds, or None.
+        sequences: the numbers of its predictions; those of the pipeline before it, where there was one.
     """
 
     def __init__(
@@ -123,17 +123,18 @@ class Pipeline:
         loop: Loop,
         clock: Clock,
         counters: Counters,
+        sequences: Sequences | None = None,
     ) -> None:
         self.config = config
         self.counters = counters
+        self.repair = repair
         self._channels = channels
-        self._repair = repair
         self._repairs = repair != RepairTable()
         self._topic = topic
         self._outbox = outbox
         self._loop = loop
         self._clock = clock
-        self._sequences = Sequences()
+        self._sequences = sequences or Sequences()
         self._addresses: dict[str | None, tuple[str, str]] = {}
         self._worker: Worker | None = None
         self.last_prediction = 0.0  # by the wall clock; 0 before the first
@@ -181,8 +182,8 @@ class Pipeline:
         self._maker = Maker(model, Decider(manifest, self.config, self._sequences), payload)
         self._maker.sample = ScoreSample() if self._watches_drift else None
         own = manifest.channel_names
-        self._columns = None if own == self._channels or not own else [self._channels.index(name) for name in own]
-        self._contract = Contract(manifest.input.channels, self._repair) if own else None
+        self._columns = self._places(own)
+        self._contract = Contract(manifest.input.channels, self.repair) if own else None
         if self._contract is not None:
             self._contract.rejected, self._contract.repaired = self.counters.rejected, self.counters.counts
         window = manifest.input.window
@@ -201,6 +202,34 @@ class Pipeline:
             keep=self.config.on_gap == "keep",
             max_keys=self.config.max_keys,
         )
+
+    def _places(self, own: tuple[str, ...]) -> list[int] | None:
+        """Which columns of a batch are the model's; None when all are, in its order."""
+        return None if own == self._channels or not own else [self._channels.index(name) for name in own]
+
+    def rewire(self, channels: tuple[str, ...], topic: str, payload: Payload) -> None:
+        """Go on with other columns of the source, another topic and another payload, as a reload may want it."""
+        self._channels = channels
+        self._columns = self._places(self.model.manifest.channel_names)
+        self._maker.payload = payload
+        if topic != self._topic:
+            self._topic = topic
+            self._addresses.clear()
+
+    def take_over(self, other: "Pipeline") -> None:
+        """Go on with the windows of a pipeline that is about to retire, where both want the same window."""
+        if self._wanted == other._wanted:  # noqa: SLF001 - of our own kind
+            self.windows.take_over(other.windows)
+        self.last_prediction = other.last_prediction
+
+    def retire(self) -> None:
+        """Take no more; windows on their way through the model are answered still, and then its thread ends."""
+        if self._worker is not None:
+            self._worker.retire()
+
+    def interrupt(self) -> None:
+        """Readings may be missing from here on, in every stream: a gap, with the policy for gaps."""
+        self.windows.interrupt()
 
     @property
     def needed(self) -> int:
@@ -387,6 +416,7 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._pending_windows = 0
         self._running: Job | None = None
+        self._retiring = False
         self._what = f"model {model}"
         self._thread = BackgroundThread("model", loop.call_soon_threadsafe)
 
@@ -410,6 +440,12 @@ class Worker:
                 break
         self._next()
 
+    def retire(self) -> None:
+        """Let the thread end when nothing is left to do."""
+        self._retiring = True
+        if self.is_idle:
+            self.stop()
+
     def stop(self) -> None:
         """Let the thread end after its present job."""
         self._thread.stop()
@@ -425,6 +461,8 @@ class Worker:
         return False
 
     def _next(self) -> None:
+        if self._retiring and self.is_idle:
+            self.stop()
         if self._running is None and self._waiting:
             self._running = self._waiting.popleft()
             self._pending_windows -= len(self._running.keys)

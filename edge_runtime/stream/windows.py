@@ -113,6 +113,25 @@ class Windows:
         """From now on take a jump of more than `max_gap` seconds for a gap; None watches none."""
         self._max_gap = None if self._keep else max_gap
 
+    def interrupt(self) -> None:
+        """Readings may be missing from here on: begin every window that holds something anew, unless gaps are kept."""
+        if self._keep:
+            return
+        for stream in self._streams.values():
+            if stream.filled or stream.carry.parts is not None:
+                self.gaps += 1
+                stream.reset(1 if self._is_single else self._length)
+
+    def take_over(self, other: "Windows") -> None:
+        """Go on with the streams of windows of the same shape, length and stride, which are not used any more."""
+        self._streams = other._streams  # noqa: SLF001 - of our own kind
+        self.gaps = other.gaps
+        while len(self._streams) > self._max_keys:
+            silent = min(self._streams.values(), key=lambda stream: stream.touched)
+            del self._streams[silent.key]
+            self.evicted += 1
+            self._evicted.add(silent.key)
+
     def push(self, values: Floats, keys: list[str | None], times: list[float] | None, now: float) -> Completed:
         """Take a batch of readings in, and give the windows that it completed.
 

@@ -1,6 +1,7 @@
 """`edge-runtime status` beside a daemon that a user runs in the foreground."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 
+DEVICE = f"foreground-{os.getpid()}"  # `status` also sees what others run as this user
+
 
 def test_status_shows_a_daemon_in_the_foreground(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, installed: Installed, tmp_path: Path
@@ -22,11 +25,11 @@ def test_status_shows_a_daemon_in_the_foreground(
     session = tmp_path / "session"
     session.mkdir(mode=0o700)
     bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
-    daemon = make_daemon(climate_device(mosquitto, bundle, device="foreground"), XDG_RUNTIME_DIR=str(session)).start()
+    daemon = make_daemon(climate_device(mosquitto, bundle, device=DEVICE), XDG_RUNTIME_DIR=str(session)).start()
 
     def status(*words: str) -> tuple[int, str]:
         done = installed.run(
-            installed.edge_runtime, "status", "foreground", *words, cwd=tmp_path, XDG_RUNTIME_DIR=str(session)
+            installed.edge_runtime, "status", DEVICE, *words, cwd=tmp_path, XDG_RUNTIME_DIR=str(session)
         )
         return done.returncode, done.stdout + done.stderr
 
@@ -34,7 +37,7 @@ def test_status_shows_a_daemon_in_the_foreground(
     code, text = status("--json")
     assert code == 0
     (document,) = json.loads(text)
-    assert (document["device"], document["pid"], document["running"]) == ("foreground", daemon.pid, True)
+    assert (document["device"], document["pid"], document["running"]) == (DEVICE, daemon.pid, True)
     daemon.kill()
     code, text = status()
     assert code == 1

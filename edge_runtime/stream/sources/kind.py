@@ -51,6 +51,10 @@ class Remembering(Protocol):
         """Take back what the last clean stop has kept."""
 
 
+def _nothing() -> None:
+    """For a source whose windows need not know."""
+
+
 class Wiring(msgspec.Struct, frozen=True, eq=False):
     """What a source is made with, beside its own table.
 
@@ -67,6 +71,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
         max_gap: the shortest of the pauses that a model of it takes for a gap; None where no model does.
         connect: the connection to a broker, under a name for messages; equal brokers share one.
         is_clock_set: whether the wall clock is to be believed.
+        interrupted: to be called when readings may be missing from here on, such as after a port was opened.
     """
 
     config: Config
@@ -81,6 +86,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
     max_gap: float | None
     connect: Callable[[BrokerTable, str], AnyConnection]
     is_clock_set: Callable[[], bool] = lambda: True
+    interrupted: Callable[[], None] = _nothing
 
 
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
@@ -101,6 +107,20 @@ class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
     def make(self, wiring: Wiring) -> AnySource:
         """The source, not yet started."""
         raise NotImplementedError
+
+    # What a reload asks; a kind that does not answer is made anew where something changes, which is always right.
+
+    def links(self, config: Config) -> tuple[BrokerTable, ...]:  # noqa: ARG002 - the answer of most kinds
+        """The brokers that it reads from."""
+        return ()
+
+    def rewire(self, source: AnySource, wiring: Wiring) -> bool:  # noqa: ARG002 - as above
+        """Have a source of this table go on with other channels or gaps; False when it must be made anew."""
+        return False
+
+    def withdraw(self, source: AnySource) -> None:
+        """Stop a source that is not wanted any more, or will be made anew; leave nothing of it behind."""
+        source.stop()
 
 
 def as_kind(table: SourceTable) -> SourceKindTable:

@@ -33,12 +33,12 @@ from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import CodecTable
+from edge_runtime.stream.codecs import CodecTable, Decoder
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
 from edge_runtime.stream.rejections import MOST_SAMPLE, Rejections
 from edge_runtime.stream.seen import Deliveries, SavedSeen, Seen, log_first
-from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
+from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, Wiring
 from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
@@ -121,6 +121,22 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             loop=wiring.loop,
             on_state=wiring.on_state,
         )
+
+    def links(self, config: Config) -> tuple[BrokerTable, ...]:
+        """Its broker."""
+        return (source_broker(config, self),)
+
+    def rewire(self, source: AnySource, wiring: Wiring) -> bool:
+        """Other channels want another decoder; the subscriptions stay."""
+        assert isinstance(source, MqttSource)
+        source.decode_with(self.decoder(wiring.channels, wiring.shape, is_clock_set=wiring.is_clock_set))
+        return True
+
+    def withdraw(self, source: AnySource) -> None:
+        """End the subscriptions too, or the broker would keep their messages for us."""
+        assert isinstance(source, MqttSource)
+        source.unsubscribe()
+        source.stop()
 
 
 rule(MqttSourceTable, keys=("url",))(broker_address)
@@ -232,6 +248,14 @@ class MqttSource:
         """Begin to listen for silence; the connection brings the messages."""
         if self._silence is not None:
             self._silence.start()
+
+    def decode_with(self, decoder: Decoder) -> None:
+        """Read messages by another decoder from now on."""
+        self._decoder = decoder
+
+    def unsubscribe(self) -> None:
+        """Take the subscriptions back."""
+        self._connection.unsubscribe(self._take)
 
     def stop(self) -> None:
         """Leave what comes from now on with the broker."""

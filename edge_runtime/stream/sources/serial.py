@@ -22,12 +22,12 @@ from msgspec import Meta
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import MAX_PACKET_BYTES, SomeSeconds, Text, tag_of
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import CodecTable
+from edge_runtime.stream.codecs import CodecTable, Decoder
 from edge_runtime.stream.codecs.csv_codec import CsvTable
 from edge_runtime.stream.framing import LineEnd, make_framer
 from edge_runtime.stream.rejections import Rejections
 from edge_runtime.stream.seen import Seen, log_first
-from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
+from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, Wiring
 from edge_runtime.stream.sources.port import PortError, close_port, open_port
 from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system import log
@@ -117,7 +117,17 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
             needed=wiring.needed,
             max_rest=min(rests),
             is_clock_set=wiring.is_clock_set,
+            interrupted=wiring.interrupted,
         )
+
+    def rewire(self, source: AnySource, wiring: Wiring) -> bool:
+        """Other channels want another decoder, other gaps another rest; the port stays open."""
+        assert isinstance(source, SerialSource)
+        rests = [self.max_rest] + ([] if wiring.max_gap is None else [GAP_SHARE * wiring.max_gap])
+        source.decode_with(
+            self.decoder(wiring.channels, wiring.shape, is_clock_set=wiring.is_clock_set), max_rest=min(rests)
+        )
+        return True
 
 
 @rule(SerialSourceTable, keys=("format", "framing", "line_end"))
@@ -164,6 +174,7 @@ class SerialSource:
         needed: Callable[[], int] = lambda: 1,
         max_rest: float = 0.0,
         is_clock_set: Callable[[], bool] = lambda: True,
+        interrupted: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
     ) -> None:
         self.is_open = False
@@ -187,7 +198,8 @@ class SerialSource:
         )
         self._rejections = Rejections(config.name, counters)
         self._needed = needed
-        self._max_rest = min(max_rest, _FULL_READ * _BITS_A_BYTE / config.baudrate)
+        self._max_rest = self._bounded(max_rest)
+        self._interrupted = interrupted
         self._rest: Timer | None = None
         self._read_at = 0.0
         self._interval = math.inf  # seconds from one reading to the next, lately
@@ -211,6 +223,15 @@ class SerialSource:
         """Open the port, or begin to wait for it."""
         self._open()
 
+    def decode_with(self, decoder: Decoder, *, max_rest: float) -> None:
+        """Read frames by another decoder from now on; what is half read stays."""
+        self._decoder = decoder
+        self._max_rest = self._bounded(max_rest)
+
+    def _bounded(self, max_rest: float) -> float:
+        """No rest may be so long that the kernel's buffer could fill at the port's speed."""
+        return min(max_rest, _FULL_READ * _BITS_A_BYTE / self._config.baudrate)
+
     def stop(self) -> None:
         """Close the port, and do not open it again."""
         if self._reopen is not None:
@@ -230,6 +251,7 @@ class SerialSource:
         self._fd = fd
         self._fault = ""
         self._framer.reset()
+        self._interrupted()  # what the sensor sent while the port was closed is lost
         self._loop.add_reader(fd, self._read)
         self._silence.start()
         _logger.info("port open", extra=log.fields(source=self._config.name, port=self._config.port))

@@ -1,0 +1,210 @@
+"""The parts that only some devices ask for: HTTP, requests, bundles from the store or over MQTT, optimised copies.
+
+Each is imported when the device file names it. A reload ends a part whose table or link changed, and makes it anew;
+the others go on, and learn which models run now.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
+from edge_runtime.config.tables import Config, HttpTable, ModelTable
+from edge_runtime.daemon.plan import PlannedModel
+from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.stream.pipeline import Candidate, Pipeline
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.optimised_copy_maker import Copies
+    from edge_runtime.http.in_daemon import Attached
+    from edge_runtime.http.over_mqtt import Requests
+    from edge_runtime.store.exchange import Exchange
+    from edge_runtime.store.ota import Ota
+
+
+class Host(msgspec.Struct, frozen=True, eq=False):
+    """What the parts need of the daemon around them.
+
+    Attributes:
+        start: the number of this start.
+        loop: the event loop.
+        counters: by part.
+        health: makes the health document.
+        hand_over: gives a pipeline another bundle; False when its source must be rewired for it.
+        reload: asks for a reload.
+        on_state: called when HTTP begins to listen.
+        on_models: called when there is something new to say about a model.
+        on_ask: called when somebody asks how things are.
+    """
+
+    start: int
+    loop: Loop
+    counters: Mapping[str, Counters]
+    health: Callable[[], dict[str, Any]]
+    hand_over: Callable[[Pipeline, Candidate], bool]
+    reload: Callable[[], None]
+    on_state: Callable[[], None]
+    on_models: Callable[[], None]
+    on_ask: Callable[[], None]
+
+
+class Extras:
+    """Whichever of them are wanted."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.http: Attached | None = None
+        self.requests: Requests | None = None
+        self.exchange: Exchange | None = None
+        self.ota: Ota | None = None
+        self.copies: Copies | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def make(self, config: Config, upstream: AnyConnection, *, uses_store: bool) -> None:
+        """Make the parts that the configuration asks for, where there are none."""
+        if config.http is not None and self.http is None:
+            self.http = self._make_http(config.http, config.device.id)
+        if config.upstream.requests != "off" and self.requests is None:
+            self.requests = self._make_requests(config.device.id, upstream)
+        if uses_store and self.exchange is None:
+            self.exchange = self._make_exchange(config)
+        if config.store.over_mqtt != "off" and config.store.allowed_signers is not None and self.ota is None:
+            self.ota = self._make_ota(config, Path(config.store.allowed_signers), upstream)
+
+    def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
+        """Start what is new; these models, and no others, answer requests from now on."""
+        if self.requests is not None:
+            self.requests.begin(models)
+        if self.http is not None:
+            self.http.begin(models)
+        if self.exchange is not None:
+            self.exchange.begin()
+
+    def end_changed(self, old: Config, new: Config, *, uses_store: bool, link_changed: bool) -> None:
+        """End the parts whose tables changed, or that are not wanted any more."""
+        if self.http is not None and old.http != new.http:
+            self.http.end()
+            self.http = None
+        if self.requests is not None and (link_changed or new.upstream.requests == "off"):
+            self.requests.leave()
+            self.requests = None
+        if self.ota is not None and (link_changed or old.store != new.store):
+            self.ota.leave()
+            self.ota = None
+        if self.exchange is not None and (old.store != new.store or not uses_store):
+            self.exchange.end()
+            self.exchange.forget_all()
+            self.exchange = None
+
+    def end(self) -> None:
+        """A clean stop."""
+        for part in (self.http, self.requests, self.exchange, self.ota, self.copies):
+            if part is not None:
+                part.end()
+
+    # --- what the daemon asks ---------------------------------------------------------------------------------------
+
+    @property
+    def is_ready(self) -> bool:
+        """HTTP, where it is wanted, listens."""
+        return self.http is None or self.http.is_listening
+
+    @property
+    def is_idle(self) -> bool:
+        """No thread is at the store."""
+        return self.exchange is None or self.exchange.is_idle
+
+    def shadows(self) -> dict[str, dict[str, Any]]:
+        """What each shadow has found, by the name of its model."""
+        return {} if self.exchange is None else self.exchange.shadows()
+
+    def link_changed(self) -> None:
+        """The link upstream came up or went down."""
+        if self.ota is not None:
+            self.ota.link_changed()
+
+    # --- bundles ----------------------------------------------------------------------------------------------------
+
+    def follow(self, pipeline: Pipeline, model: PlannedModel) -> None:
+        """Watch the store for the bundle of a pipeline, unless that is done already."""
+        if self.exchange is not None and model.slot is not None and not self.exchange.watches(pipeline):
+            self.exchange.watch(pipeline, model.slot)
+
+    def forget(self, pipeline: Pipeline) -> None:
+        """Watch the store for it no more."""
+        if self.exchange is not None:
+            self.exchange.forget(pipeline)
+
+    def exchanged(self, config: ModelTable, model: Model) -> None:
+        """Another bundle answers requests from now on."""
+        parts: Sequence[Attached | Requests | None] = (self.http, self.requests)
+        for part in parts:
+            if part is not None:
+                part.exchange(config, model)
+
+    def tend_copy(self, pipeline: Pipeline, config: Config) -> None:
+        """See to the optimised copy of the bundle that a pipeline runs."""
+        model, keep = pipeline.model, chosen(pipeline.config, config.store)
+        if is_settled(model, keep):
+            return
+        if self.copies is None:
+            from edge_runtime.bundle.optimised_copy_maker import Copies  # noqa: PLC0415 - only where a copy is missing, or too many
+
+            self.copies = Copies(self._host.loop)
+        self.copies.tend(model.bundle, wanted=wants_copy(model.bundle, keep))
+
+    # --- making -----------------------------------------------------------------------------------------------------
+
+    def _make_http(self, table: HttpTable, device: str) -> "Attached":
+        from edge_runtime.http.in_daemon import Attached  # noqa: PLC0415 - an extra, only where it is configured
+
+        return Attached(
+            table,
+            device=device,
+            start=self._host.start,
+            loop=self._host.loop,
+            health=self._host.health,
+            counters=self._host.counters["http"],
+            on_change=self._host.on_state,
+        )
+
+    def _make_requests(self, device: str, upstream: AnyConnection) -> "Requests":
+        from edge_runtime.http.over_mqtt import Requests  # noqa: PLC0415 - only where it is configured
+
+        return Requests(device, self._host.start, upstream, self._host.loop, self._host.counters["requests"])
+
+    def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> "Ota":
+        from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured
+        from edge_runtime.store.ota import Ota  # noqa: PLC0415
+        from edge_runtime.store.ota_parts import Incoming  # noqa: PLC0415
+        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
+
+        store, device = config.store, config.device.id
+        return Ota(
+            device,
+            upstream,
+            self._host.loop,
+            incoming=Incoming(ModelStore(Path(store.path)), Policy(allowed_signers=signers, device=device)),
+            rate=store.over_mqtt_rate,
+            counters=self._host.counters["ota"],
+            on_ask=self._host.on_ask,
+        )
+
+    def _make_exchange(self, config: Config) -> "Exchange":
+        from edge_runtime.store.exchange import Exchange  # noqa: PLC0415 - and the store with it
+        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
+
+        return Exchange(
+            self._host.loop,
+            ModelStore(Path(config.store.path)),
+            config.store,
+            hand_over=self._host.hand_over,
+            reload=self._host.reload,
+            on_change=self._host.on_models,
+        )
