@@ -5,6 +5,7 @@ import os
 import random
 import select
 import socket
+import sys
 import termios
 import time
 import tty
@@ -90,6 +91,11 @@ class VirtualPort:
                 rest = rest[os.write(self._master, rest[:1024]) :]
             except BlockingIOError:
                 continue
+
+    @property
+    def unread(self) -> int:
+        """How many of the written bytes are still to be read, as far as the kernel has passed them on."""
+        return int.from_bytes(fcntl.ioctl(self._slave, termios.FIONREAD, bytes(4)), sys.byteorder)
 
     def take(self) -> bytes:
         """What the daemon has sent since the last call."""

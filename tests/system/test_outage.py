@@ -9,6 +9,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device, watch_device
 from tests.support.subscriber import Message, Subscriber
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
 
@@ -130,6 +131,37 @@ def test_sigterm_delivers_what_is_held(
     client.wait_for_text("edge/watch/status", "offline")
     seqs = [m.document["seq"] for m in client.on("edge/watch/activity/")]
     assert seqs == list(range(1, len(seqs) + 1)), "in order, none missing"
+
+
+def test_sigterm_writes_down_what_a_silent_broker_has_not_acknowledged(
+    make_mosquitto: MakeBroker,
+    make_daemon: MakeDaemon,
+    make_port: MakePort,
+    make_subscriber: MakeSubscriber,
+    tmp_path: Path,
+) -> None:
+    """However long `commit_interval` is: what cannot be delivered is on the disk when the daemon has ended."""
+    broker = make_mosquitto()
+    bundle = builders.anomaly(name="activity", channels=FIELDS).save(tmp_path / "activity.onnx")
+    port = make_port("imu")
+    client = make_subscriber(broker.port, "edge/#")
+    text = watch_device(broker, bundle, port.path, FIELDS).replace("commit_interval = 0.1", "commit_interval = 3600")
+    daemon = make_daemon(text.replace("health_interval = 0.5", "health_interval = 0.5\nstop_timeout = 5.0")).start()
+    client.wait_for_text("edge/watch/status", "online")
+    broker.pause()
+    try:
+        port.write(b"".join(b"%d,0,0\n" % number for number in range(2001)))
+        wait_until(lambda: port.unread == 0, "the daemon to read what was written")
+        assert daemon.stop() == 0
+    finally:
+        broker.resume()
+    client.clear()
+    daemon.start()
+    delivered = client.wait_for(1900, "edge/watch/activity/")
+    assert daemon.stop() == 0
+    first = [int(m.document["seq"]) for m in delivered if m.document.get("delayed")]
+    assert sorted(set(first)) == list(range(1, len(set(first)) + 1)), "none missing"
+    assert "predictions are lost" not in daemon.log
 
 
 def test_an_unplugged_port_comes_back(

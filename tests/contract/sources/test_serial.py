@@ -22,6 +22,7 @@ import pytest
 
 from edge_runtime.readings import Batch
 from edge_runtime.stream.framing import cobs_encode, crc16
+from edge_runtime.stream.sources import port as port_module
 from edge_runtime.stream.sources.serial import SerialSource, SerialSourceTable
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
@@ -423,6 +424,34 @@ def test_a_port_that_another_process_holds_is_refused_with_a_message(bench: Benc
         bench.run_until(lambda: source.is_open)
     assert bench.counters.errors == {"busy": 1}
     assert len(caplog.records) == 2  # one line a change, not one an attempt
+
+
+def test_a_real_port_is_claimed_and_keeps_its_reset_line_up(
+    virtual_port: VirtualPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TIOCEXCL keeps out those who ask for no lock; without HUPCL a close does not reset a board that hangs on DTR."""
+    asked: list[int] = []
+    real = fcntl.ioctl
+
+    def ioctl(fd: int, request: int, *arguments: Any) -> Any:
+        asked.append(request)
+        if request in {termios.TIOCEXCL, termios.TIOCNXCL}:
+            return 0  # the pseudo-terminal stays free for the other tests
+        return real(fd, request, *arguments)
+
+    monkeypatch.setattr(port_module.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(port_module, "_PSEUDO_TERMINALS", ())
+    before = termios.tcgetattr(virtual_port._slave)
+    before[2] |= termios.HUPCL
+    termios.tcsetattr(virtual_port._slave, termios.TCSANOW, before)
+    fd = port_module.open_port(table(SerialSourceTable, name="imu", port=str(virtual_port.path)))
+    try:
+        assert termios.TIOCEXCL in asked
+        assert not termios.tcgetattr(fd)[2] & termios.HUPCL
+        assert termios.TIOCNXCL not in asked
+    finally:
+        port_module.close_port(fd)
+    assert asked[-1] == termios.TIOCNXCL
 
 
 def test_two_sources_on_one_port_do_not_share_it(bench: Bench) -> None:

@@ -117,3 +117,32 @@ def test_a_result_of_the_graph_itself_stays() -> None:
     constants = {"w": noise(4, 3), "k": noise(3)}
     model = graph_of([node("MatMul", "x", "w", "p"), node("Mul", "p", "k", "y")], ["N", 4], constants)
     assert assert_same(model, noise(2, 4)) == ["MatMul", "Mul"]
+
+
+def _inner(kind: str) -> tuple[list[Any], dict[str, NDArray[Any]]]:
+    """A node whose inner graphs read `p`, by its name alone."""
+    if kind == "If":
+        then, other = (
+            helper.make_graph([node(op, "p", name)], "g", [], [helper.make_tensor_value_info(name, FLOAT, None)])
+            for op, name in (("Abs", "one"), ("Neg", "two"))
+        )
+        return [node("If", "yes", "z", then_branch=then, else_branch=other)], {"yes": np.array(True)}
+    body = helper.make_graph(
+        [node("Identity", "on", "on2"), node("Add", "before", "p", "after")], "g",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("before", FLOAT, None)],
+        [helper.make_tensor_value_info("on2", TensorProto.BOOL, []),
+         helper.make_tensor_value_info("after", FLOAT, None)],
+    )  # fmt: skip
+    loop = helper.make_node("Loop", ["times", "yes", "begin"], ["z"], body=body)
+    return [loop], {"yes": np.array(True), "times": np.array(2, np.int64), "begin": noise(1, 3)}
+
+
+@pytest.mark.parametrize("kind", ["If", "Loop"])
+def test_a_value_that_an_inner_graph_reads_stays(kind: str) -> None:
+    """The body of an If or a Loop reads the outer values by name: folding would change what it sees."""
+    inner, constants = _inner(kind)
+    nodes = [node("MatMul", "x", "w", "p"), node("Mul", "p", "k", "s"), *inner, node("Add", "s", "z", "y")]
+    model = graph_of(nodes, [2, 4], {"w": noise(4, 3), "k": noise(3), **constants})
+    assert assert_same(model, noise(2, 4, seed=9)) == kinds_of(model)

@@ -1,14 +1,21 @@
 """What outlives a start: its number, and incomplete windows."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.daemon.state import StateFolder
-from edge_runtime.stream.windows import SavedStream
+from edge_runtime.daemon import state
+from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.windows import SavedStream, Windows
 
 STREAM = SavedStream("k", b"\0" * 8, 1, 1, 1, 0.0, None)
 
@@ -29,6 +36,89 @@ def test_starts_without_a_folder_differ_within_a_process() -> None:
     for _ in range(5):
         numbers.append(StateFolder(None, "d").next_start(above=numbers[-1]))
     assert numbers == sorted(set(numbers))
+
+
+START = """
+import sys, time
+time.time = lambda: 1_700_000_000.5
+from pathlib import Path
+from edge_runtime.daemon.state import StateFolder
+print(StateFolder(Path(sys.argv[1]), "d").next_start())
+"""
+
+
+def test_processes_of_one_second_have_numbers_of_their_own(tmp_path: Path) -> None:
+    """A device without a battery for its clock starts in the same second again and again: only the file tells."""
+    numbers = [
+        int(subprocess.run([sys.executable, "-c", START, str(tmp_path)], check=True, capture_output=True).stdout)
+        for _ in range(3)
+    ]
+    assert numbers == [1_700_000_000, 1_700_000_001, 1_700_000_002]
+
+
+def _pipeline(digest: str = "digest", *, expiry: float = 60.0, readings: int = 0) -> Pipeline:
+    """What a stop needs of one: two readings make a window."""
+    windows = Windows((2, 1), length=2, stride=2)
+    for number in range(readings):
+        windows.push(np.full((1, 1), number + 1.0, np.float32), ["k"], [float(number)], 0.0)
+    return cast(
+        "Pipeline",
+        SimpleNamespace(
+            config=SimpleNamespace(name="m", key_expiry=expiry),
+            model=SimpleNamespace(bundle=SimpleNamespace(digest=digest), manifest=SimpleNamespace(state=[])),
+            windows=windows,
+        ),
+    )
+
+
+def _is_taken_up(pipeline: Pipeline) -> bool:
+    """Whether the next reading completes the window that was begun before the stop."""
+    found = pipeline.windows.push(np.full((1, 1), 2.0, np.float32), ["k"], [1.0], 0.0)
+    return bool(found.rows) and found.windows.ravel().tolist() == [1.0, 2.0]
+
+
+def test_windows_of_a_clean_stop_are_taken_up_by_the_same_bundle(tmp_path: Path) -> None:
+    """One reading before the stop and one behind it are a window."""
+    folder = StateFolder(tmp_path, "d")
+    save_windows(folder, [_pipeline(readings=1)], {})
+    after = _pipeline()
+    restore_windows(folder, [after], {}, 0.0)
+    assert _is_taken_up(after)
+
+
+def test_windows_of_another_bundle_are_not_taken_up(tmp_path: Path) -> None:
+    """The readings that another model was fed may mean something else to this one."""
+    folder = StateFolder(tmp_path, "d")
+    save_windows(folder, [_pipeline(readings=1)], {})
+    after = _pipeline("digest of another bundle")
+    restore_windows(folder, [after], {}, 0.0)
+    assert not _is_taken_up(after)
+
+
+@pytest.mark.parametrize(
+    ("uptime", "boot", "wall", "is_fresh"),
+    [
+        (59.0, "same", 1e9, True),  # a clock that was set meanwhile says nothing while the machine stayed up
+        (61.0, "same", 0.0, False),
+        (5.0, "another", 59.0, True),
+        (5.0, "another", 61.0, False),
+    ],
+)
+def test_windows_older_than_the_expiry_of_keys_are_not_taken_up(
+    uptime: float, boot: str, wall: float, is_fresh: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Age is judged by the uptime, and after a reboot by the wall clock."""
+    monkeypatch.setattr(state, "_uptime", lambda: 100.0)
+    monkeypatch.setattr(state, "_boot_id", lambda: "same")
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    folder = StateFolder(tmp_path, "d")
+    save_windows(folder, [_pipeline(readings=1)], {})
+    monkeypatch.setattr(state, "_uptime", lambda: 100.0 + uptime)
+    monkeypatch.setattr(state, "_boot_id", lambda: boot)
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0 + wall)
+    after = _pipeline(expiry=60.0)
+    restore_windows(folder, [after], {}, 0.0)
+    assert _is_taken_up(after) is is_fresh
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"abc", b"-5", b"9" * 5000, b"1.5"])

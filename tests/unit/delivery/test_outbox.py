@@ -1,8 +1,10 @@
 """The outbox step by step: what each sentence of its guarantee means in one course of events."""
 
+import contextlib
 import itertools
 import json
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -455,6 +457,44 @@ def test_a_clean_stop_commits_everything_at_once(path: Path) -> None:
     bench.work()
     assert bench.outbox.is_safe
     assert bench.outbox.queued == 9
+
+
+def test_a_row_that_the_disk_has_changed_is_counted_and_never_published(path: Path) -> None:
+    """Its neighbours are delivered, and it is taken off the disk."""
+    bench = _Bench(path)
+    names = [bench.offer() for _ in range(4)]
+    bench.wait(2.0)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (payload,) = connection.execute("SELECT payload FROM entry WHERE id = 2").fetchone()
+        changed = payload.replace(b"m/a/2", b"m/a/7")
+        assert changed != payload
+        connection.execute("UPDATE entry SET payload = ? WHERE id = 2", (changed,))
+        connection.commit()
+    bench.link_up()
+    bench.acknowledge_all()
+    bench.wait(3.0)
+    assert bench.arrived == [names[0], *names[2:]]
+    assert bench.counters.dropped == {"row_damaged": 1}
+    assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 0)
+
+
+def test_rows_that_are_missing_in_a_damaged_file_are_counted(path: Path) -> None:
+    """What can be read is taken over and counted as salvaged, and each row that cannot is one loss."""
+    before = _Bench(path)
+    for _ in range(6):
+        before.offer()
+    before.wait(2.0)
+    assert before.store is not None
+    before.store.store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE entry SET payload = x'00' WHERE id IN (2, 4)")
+        connection.execute("PRAGMA user_version = 99")
+        connection.commit()
+    bench = _Bench(path)
+    assert bench.counters.errors["outbox_damaged"] == 1
+    assert bench.counters.counts["outbox_salvaged"] == 4
+    assert bench.counters.dropped == {"outbox_damaged": 2}
+    assert bench.outbox.queued == 4
 
 
 def test_a_file_that_was_replaced_is_not_read_by_its_old_numbers(path: Path) -> None:

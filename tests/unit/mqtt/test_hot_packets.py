@@ -165,3 +165,13 @@ def test_any_bytes_end_somewhere(data: bytes, is_v5: bool) -> None:
     assert 0 <= begin <= len(data)
     assert end >= begin
     assert len(taken) <= len(data) // 4 + 1
+
+
+@pytest.mark.parametrize("packet_id", [0, 1, 255, 256, 0x1234, 0xFFFF])
+def test_the_head_of_a_message_that_is_too_long_names_its_topic_and_its_packet_id(packet_id: int) -> None:
+    """Both bytes of the id: an acknowledgement of another id would leave the message with its broker for ever."""
+    topic = b"sensors/" + b"x" * 300
+    whole = hot_packets.publish(
+        hot_packets.topic_head(topic.decode()), bytes(100_000), packet_id, retain=False, properties=b""
+    )
+    assert hot_packets.head_of_message(whole[: hot_packets.HEAD_BYTES]) == (topic, packet_id)
