@@ -439,7 +439,7 @@ def test_a_real_port_is_claimed_and_keeps_its_reset_line_up(
             return 0  # the pseudo-terminal stays free for the other tests
         return real(fd, request, *arguments)
 
-    monkeypatch.setattr(port_module.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
     monkeypatch.setattr(port_module, "_PSEUDO_TERMINALS", ())
     before = termios.tcgetattr(virtual_port._slave)
     before[2] |= termios.HUPCL
