@@ -12,6 +12,7 @@ taker is told of it once, and its bytes are dropped as they come.
 
 import contextlib
 import socket
+import time
 from types import ModuleType
 
 from edge_runtime.mqtt import hot_packets
@@ -45,6 +46,7 @@ class WholeSocket:
         self._wanted = 0  # how long it has to be to be looked at again
         self._unsent = bytearray()
         self._ended = False
+        self._patience: float | None = None  # of a clean end
         self._least = 1  # bytes that make the socket readable while no packet is incomplete
         self._least_now = 1
 
@@ -174,7 +176,8 @@ class WholeSocket:
         self._wrapped.setblocking(flag)
 
     def set_patience(self, seconds: float) -> None:
-        """Let the writes from now on, at the end of a connection, wait for so long at most."""
+        """Let the writes from now on, and the wait for the peer in `close`, take so long at most: a clean end."""
+        self._patience = seconds
         self._wrapped.settimeout(seconds)
 
     def close(self) -> None:
@@ -183,4 +186,19 @@ class WholeSocket:
             with contextlib.suppress(OSError):  # a connection that is broken needs no goodbye
                 self._wrapped.sendall(self._unsent)
             self._unsent.clear()
+        if self._patience is not None:
+            self._part(time.monotonic() + self._patience)
         self._wrapped.close()
+
+    def _part(self, deadline: float) -> None:
+        """Send no more, and read until the peer has closed, or until the deadline.
+
+        Input that is unread when a socket is closed makes the kernel reset the connection, and a reset makes the peer's
+        kernel throw away what it has not read yet: acknowledgements, the last status, the goodbye.
+        """
+        with contextlib.suppress(OSError, ValueError):  # broken, or closed: there is nobody to wait for
+            self._wrapped.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                self._wrapped.settimeout(left)
+                if not self._wrapped.recv(RECEIVE_BYTES):
+                    return

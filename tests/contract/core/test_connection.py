@@ -645,6 +645,40 @@ def test_the_will_is_for_those_who_vanish(
         assert not other.on("status")
 
 
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_clean_stop_is_not_reset_by_what_is_unread(
+    closes: bool, make_server: Any, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last words and the goodbye arrive though the broker is still sending; a broker that never closes is left."""
+    monkeypatch.setattr("edge_runtime.mqtt.hot_path.GOODBYE_TIMEOUT_S", 10.0 if closes else 0.2)
+    flooded, stopping, heard = threading.Event(), threading.Event(), threading.Event()
+    received = bytearray()
+
+    def treat(connection: socket.socket) -> None:
+        connection.recv(1024)
+        connection.sendall(b"\x20\x02\x00\x00")  # CONNACK, accepted
+        connection.sendall(b"\x30\x06\x00\x01tabc" * 20_000)  # PUBLISH, QoS 0
+        flooded.set()
+        stopping.wait(20)
+        with contextlib.suppress(TimeoutError):
+            connection.settimeout(0.5)
+            while data := connection.recv(4096):  # a reset would raise here
+                received.extend(data)
+        heard.set()
+        if not closes:
+            time.sleep(1.0)
+        connection.close()
+
+    client = make_client(make_server(treat).url)
+    client.until(lambda: client.connection.connected, "the connection")
+    flooded.wait(20)
+    assert client.connection.publish("status", b"offline", qos=0, outcome=None)
+    stopping.set()
+    client.connection.stop()
+    assert heard.wait(20)
+    assert bytes(received).endswith(b"\x30\x0f\x00\x06statusoffline\xe0\x00")
+
+
 def test_a_topic_that_no_broker_takes_is_refused_and_does_no_harm(
     mosquitto: Mosquitto, make_client: MakeClient
 ) -> None:
