@@ -145,7 +145,6 @@ class Outbox:
         self._cursor = 0  # every row up to here was fetched over this connection
         self._backlog: Counter[str] = Counter()  # stored rows by stream that are not in flight
         self._stored_rows = 0
-        self._stored_bytes = 0
         self._delivered_rows: list[int] = []
         self._timer: Timer | None = None
         self._reopen_delay = REOPEN_FIRST_S

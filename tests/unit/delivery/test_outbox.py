@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, PRIORITY_TELEMETRY, Outbox
+from edge_runtime.delivery.outbox import (
+    MEMORY_OVERHEAD_BYTES,
+    PRIORITY_ALARM,
+    PRIORITY_ROUTINE,
+    PRIORITY_TELEMETRY,
+    Outbox,
+)
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
 from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
@@ -363,6 +369,165 @@ def test_a_stream_that_the_broker_refuses_does_not_hold_up_the_others(path: Path
     bench.acknowledge_all()
     bench.wait(2.0)
     assert bench.outbox.queued == 0
+
+
+def test_a_refused_stream_is_tried_again_after_5_to_300_seconds_and_from_5_on_after_a_success() -> None:
+    """Each refusal doubles the pause; an acknowledgement ends that."""
+    bench = _Bench(None, window=4)
+    bench.link_up()
+    bench.offer()
+    pauses = []
+    for _ in range(8):
+        bench.link.acknowledge(accept=False)
+        since = bench.loop.now
+        while not bench.link.wire:
+            bench.loop.advance(0.5)
+        pauses.append(bench.loop.now - since)
+    assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0, 300.0]
+    assert bench.counters.errors["refused_by_broker"] == 8
+    assert bench.counters.counts["published"] == 0
+    bench.link.acknowledge()
+    assert bench.counters.counts["published"] == 1
+    bench.offer()
+    bench.link.acknowledge(accept=False)
+    bench.loop.advance(4.5)
+    assert not bench.link.wire
+    bench.loop.advance(0.5)
+    assert bench.link.wire
+
+
+def test_a_refused_prediction_goes_before_those_of_its_stream_that_were_not_sent_yet() -> None:
+    """And one of another stream goes at once, though nothing is in flight whose end would wake the outbox."""
+    bench = _Bench(None, window=1)
+    bench.link_up()
+    names = [bench.offer() for _ in range(3)]
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    assert not bench.link.wire
+    other = bench.offer("m/b")
+    bench.work()
+    assert [json.loads(sent.payload)["id"] for sent in bench.link.wire] == [other]
+    bench.acknowledge_all()
+    bench.loop.advance(5.0)
+    bench.acknowledge_all()
+    assert bench.arrived == [other, *names]
+
+
+def test_what_is_committed_while_it_is_in_flight_is_not_sent_a_second_time(path: Path) -> None:
+    """A slow broker costs a row for each prediction, and no repeat."""
+    bench = _Bench(path)
+    bench.link_up()
+    names = [bench.offer() for _ in range(3)]
+    bench.wait(3.0)
+    assert (len(bench.link.wire), bench.outbox.stored_rows, bench.outbox.queued) == (3, 3, 3)
+    bench.link.acknowledge(1)
+    assert (bench.outbox.stored_rows, bench.outbox.queued) == (3, 2), "its row is there until the next commit"
+    bench.acknowledge_all()
+    bench.wait(3.0)
+    assert bench.arrived == names
+    assert bench.outbox.stored_rows == 0
+
+
+def test_what_the_link_does_not_take_waits() -> None:
+    """A connection that breaks in the moment of sending takes nothing, before it is known to be lost."""
+    bench = _Bench(None)
+    bench.link_up()
+    take = bench.link.publish
+    bench.link.publish = lambda *_, **__: False  # type: ignore[method-assign]
+    names = [bench.offer(), bench.offer()]
+    bench.work()
+    assert bench.outbox.queued == 2
+    bench.link.publish = take  # type: ignore[method-assign]
+    bench.link_down()
+    bench.link_up()
+    bench.acknowledge_all()
+    assert bench.arrived == names
+
+
+def test_without_a_link_predictions_are_kept(path: Path) -> None:
+    """Before there is any connection, the outbox takes, commits and counts."""
+    store = SteppedStore(path)
+    loop = SteppedLoop()
+    outbox = Outbox(loop.as_loop, Counters(), store=store.as_thread, commit_interval=1.0, max_memory_bytes=1 << 20)
+    store.work()
+    outbox.link_changed()
+    outbox.offer("m/a", "edge/m/a", b"{}", priority=PRIORITY_ROUTINE, receipt=None)
+    for _ in range(30):
+        loop.advance(0.1)
+        store.work()
+    assert (outbox.queued, outbox.stored_rows, outbox.memory_bytes) == (1, 1, 0)
+
+
+def test_a_full_outbox_says_so_at_half_of_its_memory() -> None:
+    """An entry costs its payload, its topic and what its objects take; a byte below half is not full."""
+    size = len('{"id": "m/a/1", "seq": 1, "fill": ""}') + len("edge/m/a") + MEMORY_OVERHEAD_BYTES
+    for memory, is_full in ((2 * size, True), (2 * size + 2, False)):
+        bench = _Bench(None, memory=memory)
+        assert not bench.outbox.is_full
+        bench.offer()
+        assert bench.outbox.memory_bytes == size
+        assert bench.outbox.is_full is is_full
+
+
+def test_less_than_half_of_the_memory_is_not_committed_before_its_time(path: Path) -> None:
+    """Only beyond half a flood is written at once; until then the commit interval holds."""
+    bench = _Bench(path, memory=10_000, commit_interval=60.0)
+    while bench.outbox.memory_bytes < 4_400:
+        bench.offer()
+    bench.work()
+    assert bench.store is not None
+    assert bench.store.committed_rows == 0
+    bench.offer()
+    bench.offer()
+    bench.work()
+    assert bench.store.committed_rows > 0
+
+
+def test_a_stop_gives_a_disk_that_failed_one_more_chance(path: Path) -> None:
+    """It is opened at once, and not after the pause that a failing disk gets."""
+    bench = _Bench(path)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.offer()
+    bench.wait(40.0)
+    assert not bench.outbox.is_safe
+    bench.store.fault = ""
+    bench.outbox.drain()
+    bench.work()
+    assert bench.outbox.is_safe
+    assert bench.outbox.stored_rows == 1
+
+
+def test_without_a_disk_only_what_was_delivered_is_safe() -> None:
+    """In memory nothing outlives the process, in flight or not."""
+    bench = _Bench(None, window=1)
+    assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (True, True)
+    bench.offer()
+    assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (False, False)
+    bench.link_up()
+    assert bench.link.wire
+    assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (False, False)
+    bench.outbox.drain()
+    bench.work()
+    assert not bench.outbox.is_safe
+    bench.acknowledge_all()
+    assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (True, True)
+
+
+def test_with_a_disk_what_is_in_flight_is_safe_once_it_is_written_and_its_row_is_gone_when_delivered(
+    path: Path,
+) -> None:
+    """`is_safe` waits for the commit of what is in flight, and for the deletion of what was acknowledged."""
+    bench = _Bench(path)
+    bench.link_up()
+    bench.offer()
+    assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (False, False)
+    bench.wait(2.0)
+    assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (True, True)
+    bench.link.acknowledge()
+    assert not bench.outbox.is_safe
+    bench.wait(2.0)
+    assert bench.outbox.is_safe
 
 
 def test_memory_is_bounded_without_a_disk_and_the_oldest_of_the_lowest_priority_goes_first() -> None:
