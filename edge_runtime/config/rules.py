@@ -24,7 +24,7 @@ from edge_runtime.config.tables import (
     StoreTable,
     UpstreamTable,
 )
-from edge_runtime.config.topics import matches, placeholders
+from edge_runtime.config.topics import SHARE, common, matches, overlap, placeholders, split_share, stands_for
 
 # (key, what is wrong with it)
 Finding = tuple[str, str]
@@ -290,7 +290,11 @@ def _requests(upstream: UpstreamTable) -> Iterator[Finding]:
 def bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[str]:
     """What is wrong with a topic; with `filters` it is subscribed to, else published to."""
     shown = quote(topic[:100])
-    levels = topic.split("/")
+    share, plain = split_share(topic) if filters else ("", topic)
+    levels = plain.split("/")
+    if share and (not plain or share == f"{SHARE}/" or any(sign in share for sign in "+#{}")):
+        yield f"expected a shared topic as $share/GROUP/TOPIC, found {shown}"
+        return
     try:
         names = placeholders(topic)
     except ValueError:
@@ -378,6 +382,40 @@ def _whole_file(table: Converted, sources: list[Converted], models: list[Convert
                 yield Mistake(model.key("source"), f"expected the name of a source, found {quote(wanted)}: {remedy}")
     if isinstance(config.device, msgspec.Struct) and isinstance(config.upstream, UpstreamTable):
         yield from _published_topics(config, sources, models)
+        yield from _overlapping_topics(config, sources)
+
+
+def _overlapping_topics(config: Config, sources: list[Converted]) -> Iterator[Mistake]:
+    """Filters of one connection that catch the same topics, though none covers the other.
+
+    Where one does, it is subscribed to alone. Where none does, a broker may send what both catch once or twice, and
+    nothing in a message tells which (MQTT 3.1.1 section 3.3.5).
+    """
+    known: list[tuple[object, str, str, str]] = []
+    for source in sources:
+        if source.wrong:
+            continue
+        broker, filters = source.value.subscriptions(config)
+        for topic, topic_filter in filters.items():
+            for other_broker, name, other, other_filter in known:
+                if broker != other_broker or stands_for(topic_filter, other_filter):
+                    continue
+                if stands_for(other_filter, topic_filter) or topic_filter == other_filter:
+                    continue
+                plain, other_plain = split_share(topic_filter)[1], split_share(other_filter)[1]
+                if overlap(plain, other_plain):
+                    whose = "" if name == source.value.name else f" of source {quote(name)}"
+                    remedy = f"name one topic that covers both, such as {quote(common(plain, other_plain))}"
+                    if whose:
+                        remedy = "give this source a connection of its own with `client_id`, or topics that are apart"
+                    elif topic_filter.startswith(SHARE) or other_filter.startswith(SHARE):
+                        remedy = "take one of them out"
+                    yield Mistake(
+                        source.key("topics"),
+                        f"expected topics that do not overlap, found {quote(topic)} and {quote(other)}{whose}, "
+                        f"of which a broker may send a reading twice: {remedy}",
+                    )
+            known.append((broker, source.value.name, topic, topic_filter))
 
 
 def _published_topics(config: Config, sources: list[Converted], models: list[Converted]) -> Iterator[Mistake]:

@@ -271,9 +271,14 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
     silent_after: Seconds = 60.0
 
     def read_topics(self, upstream: UpstreamTable) -> dict[str, str]:
-        """Its topics at the broker that predictions go to, and the filter that each subscribes to."""
+        """Its topics at the broker that predictions go to, and which topics each catches."""
         del upstream
         return {}
+
+    def subscriptions(self, config: "Config") -> tuple[object, dict[str, str]]:
+        """The broker that it subscribes at, and its topics with the filter that each subscribes to."""
+        del config
+        return None, {}
 
 
 class OutboxTable(Table, frozen=True, kw_only=True):

@@ -1,4 +1,9 @@
-"""Placeholders in topic templates, and which topics a filter catches (MQTT 3.1.1 section 4.7). Pure."""
+"""Placeholders in topic templates, and which topics a filter catches (MQTT 3.1.1 section 4.7, MQTT 5 4.8.2). Pure."""
+
+from collections.abc import Iterable
+from itertools import zip_longest
+
+SHARE = "$share/"
 
 
 def placeholders(template: str) -> list[str]:
@@ -29,3 +34,73 @@ def matches(topic_filter: str, topic: str) -> bool:
         if index >= len(found) or level not in {"+", found[index]}:
             return False
     return len(wanted) == len(found)
+
+
+def split_share(topic_filter: str) -> tuple[str, str]:
+    """The part `$share/GROUP/` of a shared subscription, empty for a plain one, and the filter itself."""
+    if not topic_filter.startswith(SHARE):
+        return "", topic_filter
+    group, _, rest = topic_filter[len(SHARE) :].partition("/")
+    return f"{SHARE}{group}/", rest
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether a plain filter catches every topic that another one catches."""
+    wides, narrows = wide.split("/"), narrow.split("/")
+    if narrow.startswith("$") and wides[0] in {"+", "#"}:
+        return False
+    for index, level in enumerate(wides):
+        if level == "#":
+            return True
+        if index >= len(narrows) or narrows[index] == "#" or level not in {"+", narrows[index]}:
+            return False
+    return len(wides) == len(narrows)
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether there is a topic that both plain filters catch."""
+    ones, others = first.split("/"), second.split("/")
+    if any(each.startswith("$") and levels[0] in {"+", "#"} for each, levels in ((first, others), (second, ones))):
+        return False
+    for one, other in zip(ones, others, strict=False):
+        if "#" in {one, other}:
+            return True
+        if "+" not in {one, other} and one != other:
+            return False
+    longer, common_levels = max(ones, others, key=len), min(len(ones), len(others))
+    return longer[common_levels:] in ([], ["#"])  # a closing # catches the level above it too
+
+
+def common(first: str, second: str) -> str:
+    """A plain filter that covers both."""
+    levels: list[str] = []
+    for one, other in zip_longest(first.split("/"), second.split("/"), fillvalue="#"):
+        if "#" in {one, other}:
+            return "/".join([*levels, "#"])
+        levels.append(one if one == other else "+")
+    return "/".join(levels)
+
+
+def fewest(subscriptions: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The filters of which none covers another, each with the highest QoS of those that it stands for.
+
+    A broker may send a message once for each filter that catches it (MQTT 3.1.1 section 3.3.5), so none may stand for
+    what another one brings.
+    """
+    wanted: dict[str, int] = {}
+    for topic_filter, qos in subscriptions:
+        wanted[topic_filter] = max(qos, wanted.get(topic_filter, 0))
+    kept: dict[str, int] = {}
+    for topic_filter, qos in wanted.items():
+        wide = next((each for each in wanted if each != topic_filter and stands_for(each, topic_filter)), None)
+        if wide is None:
+            kept[topic_filter] = max(qos, kept.get(topic_filter, 0))
+    return {
+        each: max(own, *(qos for topic_filter, qos in wanted.items() if stands_for(each, topic_filter)), 0)
+        for each, own in kept.items()
+    }
+
+
+def stands_for(wide: str, narrow: str) -> bool:
+    """Whether a subscription to `wide` brings everything that one to `narrow` would bring; a share is always apart."""
+    return not wide.startswith(SHARE) and not narrow.startswith(SHARE) and covers(wide, narrow)

@@ -21,6 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.config.load import BrokerTable
+from edge_runtime.config.topics import fewest
 from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
@@ -74,6 +75,7 @@ class Connection:
         self._will = will
         self._subscriptions: list[tuple[list[str], int, Handler]] = []
         self._handlers: list[Handler] = []  # the same list as in the hot path
+        self._asked: dict[str, int] = {}  # filters and QoS, over this connection
         self._unwanted: set[str] = set()  # filters that the broker still sends for
         self._most_bytes = MOST_BYTES
         self._heads = hot_packets.TopicHeads()
@@ -117,9 +119,8 @@ class Connection:
         if path is not None:
             path.wrapped.most_bytes = self._most_bytes
             if self.connected:
-                self._ask_for(path, filters, qos)
+                self._ask_for_topics()
                 self._check_ready(path)
-                path.flush()
 
     def unsubscribe(self, handler: Handler) -> None:
         """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
@@ -128,21 +129,31 @@ class Connection:
                 self._unwanted.update(filters)
         self._subscriptions = [each for each in self._subscriptions if each[2] != handler]
         self._handlers[:] = [handler for _, _, handler in self._subscriptions]
-        self._loop.call_soon(self._drop_unwanted)  # a filter may be wanted again in this very pass
+        self._loop.call_soon(self._ask_for_topics)  # a filter may be wanted again in this very pass
 
-    def _drop_unwanted(self) -> None:
-        """Tell the broker; while the link is down that waits for the next connection, for the broker remembers."""
+    def _ask_for_topics(self) -> None:
+        """Subscribe to what is wanted and was not asked for over this connection, and drop what is not wanted.
+
+        One filter catches a topic at a time, as far as they cover each other: a broker may send a message once for each
+        that does. While the link is down this waits for the next connection, for the broker remembers filters.
+        """
         path = self._path
-        self._unwanted -= {topic for filters, _, _ in self._subscriptions for topic in filters}
-        if path is not None and self.connected and self._unwanted:
-            path.client.unsubscribe(sorted(self._unwanted))
-            self._unwanted.clear()
-            path.flush()
-
-    def _ask_for(self, path: HotPath, filters: list[str], qos: int) -> None:
-        _, mid = path.client.subscribe([(topic, qos) for topic in filters])
-        if mid is not None:
-            self._pending_subscriptions.add(mid)
+        if path is None or not self.connected:
+            return
+        given = [(topic, qos) for filters, qos, _ in self._subscriptions for topic in filters]
+        wanted = fewest(given)
+        known = self._asked.keys() or {topic for topic, _ in given}  # at first: what an earlier start may have asked for
+        anew = [(topic, qos) for topic, qos in wanted.items() if self._asked.get(topic) != qos]
+        gone = sorted((self._unwanted | known) - wanted.keys())
+        if anew:
+            _, mid = path.client.subscribe(anew)
+            if mid is not None:
+                self._pending_subscriptions.add(mid)
+        if gone:
+            path.client.unsubscribe(gone)
+        self._asked = wanted
+        self._unwanted.clear()
+        path.flush_soon()
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -369,9 +380,8 @@ class Connection:
         self._connected_at = self._loop.time()
         self.state = f"connected to {self._settings.url}"
         self._counters.counts["connects"] += 1
-        for filters, qos, _ in self._subscriptions:
-            self._ask_for(path, filters, qos)
-        self._drop_unwanted()
+        self._asked = {}
+        self._ask_for_topics()
         self._check_ready(path)
 
     def _on_subscribe(

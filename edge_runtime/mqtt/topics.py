@@ -1,6 +1,6 @@
 """Topics with `{key}`: what to subscribe to, and which key a message belongs to. Pure."""
 
-from edge_runtime.config.topics import matches
+from edge_runtime.config.topics import matches, split_share
 
 _CACHED_TOPICS = 20_000
 
@@ -8,18 +8,21 @@ _CACHED_TOPICS = 20_000
 class TopicPattern:
     """A topic of a source, such as `sensors/{key}/climate`.
 
-    `+` and a closing `#` may stand in it as in any MQTT filter. `{key}` is one whole level.
+    `+` and a closing `#` may stand in it as in any MQTT filter. `{key}` is one whole level. It may begin with
+    `$share/GROUP/`: then its messages are shared with the other members of the group.
     """
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
-        self._levels = pattern.split("/")
+        share, rest = split_share(pattern)
+        self._levels = rest.split("/")
         self._key_level = self._levels.index("{key}") if "{key}" in self._levels else None
-        self.filter = "/".join("+" if level == "{key}" else level for level in self._levels)
+        self._plain = "/".join("+" if level == "{key}" else level for level in self._levels)
+        self.filter = share + self._plain
 
     def match(self, topic: str) -> tuple[bool, str | None]:
         """Whether `topic` belongs here, and its key (None where the pattern has none)."""
-        if not matches(self.filter, topic):
+        if not matches(self._plain, topic):
             return False, None
         return True, None if self._key_level is None else topic.split("/")[self._key_level]
 

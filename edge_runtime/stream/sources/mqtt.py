@@ -29,6 +29,7 @@ from edge_runtime.config.tables import (
     UpstreamTable,
     tag_of,
 )
+from edge_runtime.config.topics import split_share
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
@@ -58,7 +59,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
 
     Attributes:
         topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. `+`
-            and `#` are allowed.
+            and `#` are allowed. `$share/GROUP/` in front shares the messages with the other members of the group.
         url: The broker, as in `[upstream]`; the broker of `[upstream]` when left out.
         client_id: As in `[upstream]`. A broker of its own is met as `edge-{device}-{name of the source}` when left out.
         protocol: As in `[upstream]`; `3.1.1` when left out beside a `url`.
@@ -98,10 +99,14 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         return () if self.url is None else (self.url,)
 
     def read_topics(self, upstream: UpstreamTable) -> dict[str, str]:
-        """Its topics at the broker that predictions go to, and the filter that each subscribes to."""
+        """Its topics at the broker that predictions go to, and which topics each catches."""
         if self.url is not None and self.url not in upstream.brokers:
             return {}
-        return {topic: topic.replace("{key}", "+") for topic in self.topics}
+        return {topic: split_share(topic)[1].replace("{key}", "+") for topic in self.topics}
+
+    def subscriptions(self, config: Config) -> tuple[object, dict[str, str]]:
+        """The broker that it subscribes at, and its topics with the filter that each subscribes to."""
+        return source_broker(config, self), {topic: topic.replace("{key}", "+") for topic in self.topics}
 
     def describe(self) -> str:
         """The topics."""

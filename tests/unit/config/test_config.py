@@ -382,3 +382,64 @@ def test_any_bytes_are_loaded_or_refused(content: bytes, tmp_path: Path) -> None
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert all(mistake.isprintable() for mistake in caught.value.mistakes)
+
+
+def _two_sources(first: str, second: str) -> str:
+    mqtt = '[[source]]\nname = "{}"\ntype = "mqtt"\n{}\n'
+    return DEVICE.replace("[[model]]", mqtt.format("one", first) + mqtt.format("two", second) + "[[model]]")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ('topics = ["z/+/climate", "z/hall/+"]', 'topics = ["other"]', ["z/+/climate", "z/hall/+", '"z/+/+"']),
+        ('topics = ["a/+"]', 'topics = ["+/b"]', ['source "one"', "client_id"]),
+        ('topics = ["a/#"]', 'topics = ["$share/g/a/{key}"]', ['source "one"', "twice"]),
+        ('topics = ["$share/g/a", "$share/h/a"]', 'topics = ["other"]', ["$share/h/a", "take one of them out"]),
+    ],
+)
+def test_topics_that_overlap_are_refused_with_the_remedy(
+    folder: Path, first: str, second: str, words: list[str]
+) -> None:
+    """A broker may send what both catch once for each, and nothing in a message would tell."""
+    (mistake,) = mistakes(write(folder, _two_sources(first, second)))
+    assert all(word in mistake for word in ["topics", "expected", "found", *words]), mistake
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ('topics = ["z/+/climate", "z/#"]', 'topics = ["z/{key}/climate"]'),  # one covers: it is subscribed to alone
+        ('topics = ["$share/g/a/{key}"]', 'topics = ["$share/g/a/{key}"]'),
+        ('topics = ["a/+"]', 'topics = ["+/b"]\nclient_id = "another"'),
+        ('topics = ["a/+"]', 'topics = ["+/b"]\nurl = "mqtt://elsewhere"'),
+        ('topics = ["a/b"]', 'topics = ["a/c", "a"]'),
+    ],
+)
+def test_topics_that_cannot_bring_a_message_twice_are_taken(folder: Path, first: str, second: str) -> None:
+    """Covered, apart, or on connections of their own."""
+    assert len(load(folder, _two_sources(first, second)).source) == 3
+
+
+@pytest.mark.parametrize("topic", ["$share/g", "$share/g/", "$share//a", "$share/+/a", "$share/{key}/a"])
+def test_a_shared_topic_needs_a_group_and_a_topic(folder: Path, topic: str) -> None:
+    """What is left out is said."""
+    (mistake,) = mistakes(write(folder, _two_sources(f'topics = ["{topic}"]', 'topics = ["x"]')))
+    assert "$share/GROUP/TOPIC" in mistake
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ('time_zone = "Europe/Berln"', ["time_zone", "Europe/Berlin"]),
+        ('identity = "site"\nkey = "site"', ["identity", "key"]),
+        ('identity = "cont"\nformat = "csv"\nfields = ["count", "x"]', ["identity", "did you mean count?"]),
+        ('time_unit = "m"', ["time_unit", '"ms"']),
+        ('late = "keep"', ["late", '"take"']),
+        ('retained = "twice"', ["retained", '"once"']),
+    ],
+)
+def test_what_is_wrong_about_identity_and_time_is_said(folder: Path, key: str, words: list[str]) -> None:
+    """Place, expectation, finding, and the nearest word that would do."""
+    (mistake,) = mistakes(write(folder, _two_sources(f'topics = ["a"]\n{key}', 'topics = ["x"]')))
+    assert all(word in mistake for word in words), mistake

@@ -1,7 +1,12 @@
 """Which key a topic belongs to."""
 
-import pytest
+import itertools
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.config.topics import common, covers, fewest, matches, overlap
 from edge_runtime.mqtt.topics import TopicKeys, TopicPattern
 
 
@@ -51,3 +56,44 @@ def test_what_is_remembered_is_bounded() -> None:
     for number in range(20_010):
         assert keys.match(b"a/%d" % number) == (True, str(number))
     assert len(keys._known) <= 20_000
+
+
+_LEVELS = st.lists(st.sampled_from(["a", "b", "", "$S", "+"]), min_size=1, max_size=3)
+_FILTERS = st.builds(lambda levels, rest: "/".join([*levels, *rest]), _LEVELS, st.sampled_from([[], ["#"]])) | st.just(
+    "#"
+)
+_TOPICS = ["/".join(levels) for size in (1, 2, 3, 4) for levels in itertools.product(["a", "b", "", "$S"], repeat=size)]
+
+
+@given(first=_FILTERS, second=_FILTERS)
+def test_what_two_filters_have_in_common_is_what_both_catch(first: str, second: str) -> None:
+    """Overlap, cover and the common filter, against every topic of up to four levels."""
+    one, other = ({topic for topic in _TOPICS if matches(each, topic)} for each in (first, second))
+    assert overlap(first, second) == bool(one & other)
+    if covers(first, second):
+        assert one >= other
+    elif one >= other:
+        assert len(first.split("/")) > 3 or "$S" in second or not other  # more levels would tell them apart
+    joined = common(first, second)
+    if "$S" not in first + second:
+        assert {topic for topic in _TOPICS if matches(joined, topic)} >= one | other
+
+
+def test_filters_that_another_one_covers_are_not_subscribed_to() -> None:
+    """With the highest QoS of what they stand for; shared subscriptions stay by themselves."""
+    given = [("z/+/climate", 1), ("z/#", 0), ("z/#", 0), ("$share/g/z/+", 1), ("other", 0)]
+    assert fewest(given) == {"z/#": 1, "$share/g/z/+": 1, "other": 0}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "topic", "expected"),
+    [
+        ("$share/g/sensors/{key}", "sensors/a", (True, "a")),
+        ("$share/g/sensors/{key}", "$share/g/sensors/a", (False, None)),
+        ("$share/g/{key}/x", "g/x", (True, "g")),
+    ],
+)
+def test_a_shared_topic_has_the_key_of_its_level(pattern: str, topic: str, expected: tuple[bool, str | None]) -> None:
+    """The group is no part of what messages are published to."""
+    assert TopicPattern(pattern).match(topic) == expected
+    assert TopicPattern(pattern).filter == pattern.replace("{key}", "+")
