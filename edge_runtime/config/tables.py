@@ -184,6 +184,9 @@ class ModelTable(Table, frozen=True, kw_only=True):
         max_keys: How many keys have windows at once; the one that was silent for longest makes room.
         max_batch: How many windows are handed to the model at once, at most.
         threads: Threads of the model's own arithmetic.
+        acknowledge: When a reading (QoS 1) is acknowledged to its broker: `entry` when it has entered its window,
+            `window` when no open window needs it any more and what it made is safe, so that a crash costs no window
+            either. Then the broker must let as many readings be unacknowledged as the open windows of all keys hold.
         run: `loop` runs the model between two reads, `worker` in a thread of its own, `auto` measures and decides.
         keep_optimised: As in `[store]`, for this model alone; what `[store]` says when left out.
     """
@@ -205,6 +208,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
     max_keys: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
     max_batch: Annotated[int, Meta(ge=1, le=65_536)] = 256
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    acknowledge: Literal["entry", "window"] = "entry"
     run: Literal["auto", "loop", "worker"] = "auto"
     keep_optimised: KeepOptimised | None = None
 

@@ -241,15 +241,15 @@ class Assembly:
         links = planned.config.links(self.config)
         if before.config == planned.config and before.config.links(old) == links and not stale.intersection(links):
             wanted, had = (planned.channels, planned.shape), (before.channels, before.shape)
-            if wanted == had and before.max_gap == feed.planned.max_gap:
+            if wanted == had and before == feed.planned:
                 return
             if planned.config.rewire(feed.source, self._wiring(feed)):
                 return
         gone = feed.source
         before.config.withdraw(gone)
         self._make_source(feed)
-        if isinstance(gone, Remembering) and isinstance(feed.source, Remembering):
-            feed.source.restore(gone.save())  # what came over the old link may come again over the new one
+        if isinstance(feed.source, Remembering):
+            feed.source.take_over(gone)  # what came over the old link may come again over the new one
 
     def _fit_pipelines(self, feed: Feed, models: list[PlannedModel]) -> None:
         """Keep each model whose table, bundle and repair are the same; the others end when they are idle."""
@@ -347,6 +347,7 @@ class Assembly:
             connect=self._links.get,
             is_clock_set=lambda: self._clock.is_synchronised,
             interrupted=feed.interrupt,
+            holds_windows=feed.planned.holds_windows,
         )
 
     def _make_pipeline(self, feed: Feed, model: PlannedModel) -> Pipeline:

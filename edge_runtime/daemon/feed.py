@@ -19,12 +19,21 @@ _log = get_logger("daemon")
 
 
 class FeedPlan(msgspec.Struct, frozen=True):
-    """A source's table, the columns that it delivers, and the shortest gap that one of its models watches."""
+    """A source's table, the columns that it delivers, and what its models want of it.
+
+    Attributes:
+        config: the table.
+        channels: the columns.
+        shape: of a source of whole frames.
+        max_gap: the shortest gap that a model watches.
+        holds_windows: a model acknowledges by windows.
+    """
 
     config: SourceKindTable
     channels: tuple[str, ...]
     shape: tuple[int, ...] | None
     max_gap: float | None
+    holds_windows: bool = False
 
 
 class Feed:
@@ -52,7 +61,8 @@ class Feed:
 
     def plan(self, planned: PlannedSource) -> None:
         """Deliver what this plan wants; the plan's loaded models are not kept, since bundles are exchanged."""
-        self.planned = FeedPlan(planned.config, planned.channels, planned.shape, planned.max_gap)
+        holds_windows = any(each.config.acknowledge == "window" for each in planned.models)
+        self.planned = FeedPlan(planned.config, planned.channels, planned.shape, planned.max_gap, holds_windows)
 
     @property
     def name(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.seen import SavedSeen
 from edge_runtime.stream.sources.kind import Remembering
@@ -116,11 +117,12 @@ def _uptime() -> float:
 
 def save_windows(folder: StateFolder, pipelines: Sequence[Pipeline], sources: Mapping[str, Remembering]) -> None:
     """Keep the incomplete windows of a clean stop, and what its sources have seen."""
-    saved = {each.config.name: (each.model.bundle.digest, each.windows.save()) for each in pipelines}
+    owed = OwedReceipts()
+    saved = {each.config.name: (each.model.bundle.digest, each.save_windows(owed)) for each in pipelines}
     try:
         folder.save_windows(
             {name: item for name, item in saved.items() if item[1]},
-            {name: source.save() for name, source in sources.items()},
+            {name: source.save(owed) for name, source in sources.items()},
         )
     except OSError as error:
         _log.warning("incomplete windows are not kept", extra=fields(why=error.strerror))
@@ -140,13 +142,12 @@ def restore_windows(
     found = folder.take_windows()
     if found is None:
         return
-    for name, seen in found.sources.items():
-        if name in sources:
-            sources[name].restore(seen)
-    age = found.age()
+    age, owed = found.age(), OwedReceipts()
     for each in pipelines:
         digest, streams = found.models.get(each.config.name, ("", []))
         if digest == each.model.bundle.digest and age <= each.config.key_expiry:  # a gap is judged by the next reading
-            shapes = [state.shape for state in each.model.manifest.state]
-            restored = each.windows.restore(streams, shapes, now - age)
+            restored = each.restore_windows(streams, owed, now - age)
             _log.info("windows restored", extra=fields(model=each.config.name, keys=restored, age_s=round(age)))
+    for name, seen in found.sources.items():
+        if name in sources:
+            sources[name].restore(seen, owed)

@@ -73,6 +73,7 @@ class Connection:
         self._loop = loop
         self._counters = counters
         self._will = will
+        self._acks_in_order = True
         self._subscriptions: list[tuple[list[str], int, Handler]] = []
         self._handlers: list[Handler] = []  # the same list as in the hot path
         self._asked: dict[str, int] = {}  # filters and QoS, over this connection
@@ -122,6 +123,12 @@ class Connection:
                 self._ask_for_topics()
                 self._check_ready(path)
 
+    def acknowledge_in_any_order(self) -> None:
+        """From now on acknowledge a receipt while older ones wait: each key fills its windows at its own pace."""
+        self._acks_in_order = False
+        if self._path is not None:
+            self._path.acks_in_order = False
+
     def unsubscribe(self, handler: Handler) -> None:
         """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
         for filters, _, other in self._subscriptions:
@@ -142,7 +149,9 @@ class Connection:
             return
         given = [(topic, qos) for filters, qos, _ in self._subscriptions for topic in filters]
         wanted = fewest(given)
-        known = self._asked.keys() or {topic for topic, _ in given}  # at first: what an earlier start may have asked for
+        known = self._asked.keys() or {
+            topic for topic, _ in given
+        }  # at first: what an earlier start may have asked for
         anew = [(topic, qos) for topic, qos in wanted.items() if self._asked.get(topic) != qos]
         gone = sorted((self._unwanted | known) - wanted.keys())
         if anew:
@@ -271,6 +280,7 @@ class Connection:
             on_state=self._set_state,
             on_end=self._ended,
         )
+        path.acks_in_order = self._acks_in_order
         self._heard_at = self._loop.time()
         self._timers.append(self._loop.call_later(CONNECT_TIMEOUT_S, self._check_accepted))
         self._schedule_keepalive()

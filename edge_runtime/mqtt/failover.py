@@ -85,6 +85,7 @@ class Failover:
         self._loop = loop
         self._counters = counters
         self._will = will
+        self._acks_in_order = True
         self._subscriptions: list[tuple[list[str], int, Handler, int]] = []
         self._serving: _Link | None = None
         self._last: _Link | None = None
@@ -141,6 +142,13 @@ class Failover:
         for link in self._links:
             if link.connection is not None:
                 link.connection.subscribe(filters, qos, handler, most_bytes=most_bytes)
+
+    def acknowledge_in_any_order(self) -> None:
+        """As a connection's: on every broker."""
+        self._acks_in_order = False
+        for link in self._links:
+            if link.connection is not None:
+                link.connection.acknowledge_in_any_order()
 
     def unsubscribe(self, handler: Handler) -> None:
         """As a connection's: on every broker that is connected."""
@@ -202,6 +210,8 @@ class Failover:
         connection = link.connection = self._make(link.url)
         for filters, qos, handler, most_bytes in self._subscriptions:
             connection.subscribe(filters, qos, handler, most_bytes=most_bytes)
+        if not self._acks_in_order:
+            connection.acknowledge_in_any_order()
         connection.on_change.append(lambda: self._changed(link, connection))
         connection.start()
 

@@ -5,8 +5,9 @@ handed over leaves in one write as soon as they are, our own acknowledgements be
 broker has acknowledged, unless so many places are taken that it has to come first. When acknowledgements travel is the
 business of `ack_coalescing.py`.
 
-Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, in the order of arrival, and
-only over the connection that brought it, since each connection has a `HotPath` of its own. Every `outcome` is called
+Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, in the order of arrival (but for
+readings that wait for their windows), and only over the connection that brought it, since each connection has a
+`HotPath` of its own. Every `outcome` is called
 once, or never when the connection ends before. `MOST_OWED` messages may wait for our acknowledgement; then nothing
 more is read.
 """
@@ -31,6 +32,7 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
 MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
+MOST_OWED_BY_WINDOWS = 65_000
 GOODBYE_TIMEOUT_S = 2.0
 
 TopicHeads = hot_packets.TopicHeads
@@ -57,6 +59,8 @@ class HotPath:
         window: how many messages of QoS 1 the broker lets be unacknowledged.
         most_sent: the longest packet that the broker takes.
         owed: receipts of messages that the broker waits for.
+        acks_in_order: MQTT 3.1.1 section 4.6 asks for it; False where windows hold their readings, each key for itself:
+            a key that is silent would hold up all the others, and brokers find an acknowledgement by its packet id.
         outcomes: by packet id, of what the broker has not acknowledged.
         last_id: the packet id that was given last.
     """
@@ -85,6 +89,8 @@ class HotPath:
         self.outcomes: dict[int, Outcome] = {}
         self.acks = AckCoalescing(self, wrapped, loop, ack_patience)
         self.is_paused = False
+        self.acks_in_order = True
+        self._look_due = False
         self._number = next(_NUMBERS)
         self._url = url
         self._is_v5 = is_v5
@@ -104,6 +110,10 @@ class HotPath:
         self._fd = wrapped.fileno()
         client.on_message = self._on_message
         loop.add_reader(self._fd, self.read)
+
+    @property
+    def _most_owed(self) -> int:
+        return MOST_OWED if self.acks_in_order else MOST_OWED_BY_WINDOWS
 
     @property
     def in_flight(self) -> int:
@@ -224,7 +234,7 @@ class HotPath:
             self._settle()
         if self.client.want_write():  # paho answers something; our own packets see to themselves
             self.flush_soon()
-        if len(self.owed) >= MOST_OWED and self._fd >= 0:
+        if len(self.owed) >= self._most_owed and self._fd >= 0:
             self.is_paused = True  # a broker without a window of its own: let the network hold it back
             self._loop.remove_reader(self._fd)
 
@@ -264,13 +274,34 @@ class HotPath:
         """A receipt was released: give the broker its PUBACKs, in the order of its messages."""
         if self._fd < 0:
             return
+        if not self.acks_in_order:
+            if not self._look_due:
+                self._look_due = True
+                self._loop.call_soon(self._acknowledge_released)
+            return
         while self.owed and self.owed[0].is_released:  # MQTT 3.1.1 section 4.6: in the order of arrival
             self.acks.acknowledge(self.owed.popleft().number)
+        self._send_acknowledgements()
+
+    def _acknowledge_released(self) -> None:
+        """One look a pass at everything that is owed."""
+        self._look_due = False
+        if self._fd < 0:
+            return
+        waiting = deque(receipt for receipt in self.owed if not receipt.is_released)
+        if len(waiting) < len(self.owed):
+            for receipt in self.owed:
+                if receipt.is_released:
+                    self.acks.acknowledge(receipt.number)
+            self.owed = waiting
+            self._send_acknowledgements()
+
+    def _send_acknowledgements(self) -> None:
         if self.acks.is_full:
             self.flush_soon()
         elif self.acks.ours:
             self.acks.tidy_later()  # the next publish takes it along: one write for both; this is if none comes
-        if self.is_paused and len(self.owed) < MOST_OWED // 2:
+        if self.is_paused and len(self.owed) < self._most_owed // 2:
             self.is_paused = False
             self._loop.add_reader(self._fd, self.read)
 

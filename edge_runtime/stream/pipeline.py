@@ -1,8 +1,9 @@
 """One model's path from readings to predictions: contract -> windows -> model -> decide -> payload -> outbox.
 
 Guarantee: a reading's receipt is held from the moment it completes a window until the prediction is safe or withheld
-on purpose. A window on which the model fails is set aside and counted, never tried again; its neighbours are not
-touched. A model that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue.
+on purpose; with `acknowledge = "window"` that of every reading is, until no window needs it any more (`holding.py`). A
+window on which the model fails is set aside and counted, never tried again; its neighbours are not touched. A model
+that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue.
 """
 
 import time
@@ -21,8 +22,9 @@ from edge_runtime.delivery.payloads import Payload
 from edge_runtime.readings import Batch, Carry, Floats, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
+from edge_runtime.stream.holding import Holding, OwedReceipts
 from edge_runtime.stream.score_drift import ScoreSample
-from edge_runtime.stream.windows import Windows
+from edge_runtime.stream.windows import SavedStream, Windows
 from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters, Latencies
@@ -140,6 +142,7 @@ class Pipeline:
         self.last_prediction = 0.0  # by the wall clock; 0 before the first
         self.companion: Companion | None = None
         self._watches_drift = False
+        self.holding: Holding | None = None
         self._install(model, payload)
 
     @property
@@ -193,9 +196,13 @@ class Pipeline:
         if getattr(self, "_wanted", None) == wanted:
             return
         self._wanted = wanted
+        length = 1 if framed else window.length
+        self.let_go()
+        keeps = self.config.acknowledge == "window" and (length, stride) != (1, 1)
+        self.holding = Holding(length, stride) if keeps else None
         self.windows = Windows(
             manifest.input.tensor_shape,
-            length=1 if framed else window.length,
+            length=length,
             stride=stride,
             max_gap=self.config.max_gap,
             max_back=self.config.max_gap or 0.0,
@@ -220,10 +227,16 @@ class Pipeline:
         """Go on with the windows of a pipeline that is about to retire, where both want the same window."""
         if self._wanted == other._wanted:  # noqa: SLF001 - of our own kind
             self.windows.take_over(other.windows)
+            if self.holding is not None and other.holding is not None:
+                self.holding, other.holding = other.holding, None
+            elif self.holding is not None:  # what is in the windows was acknowledged as it came
+                for key, until in self.windows.open():
+                    self.holding.restore(key, [], until)
         self.last_prediction = other.last_prediction
 
     def retire(self) -> None:
         """Take no more; windows on their way through the model are answered still, and then its thread ends."""
+        self.let_go()
         if self._worker is not None:
             self._worker.retire()
 
@@ -280,6 +293,10 @@ class Pipeline:
         done = self.windows.push(values, keys, times if batch.own_times else None, self._loop.time())
         if self.windows.evicted:
             self._forget(self.windows.expire(-np.inf))
+        owed = None
+        if self.holding is not None:
+            coming = batch.receipts if rows is None else [batch.receipts[row] for row in rows]
+            owed = self.holding.take(keys, coming, done)
         if not done.rows:
             return
         keys, times, identities, receipts = batch.keys, batch.times, batch.identities, batch.receipts
@@ -287,9 +304,12 @@ class Pipeline:
             index = done.rows if rows is None else [rows[row] for row in done.rows]
             keys, times = [keys[row] for row in index], [times[row] for row in index]
             identities, receipts = [identities[row] for row in index], [receipts[row] for row in index]
-        for receipt in receipts:
-            if receipt is not None:
-                receipt.hold()
+        if owed is not None:
+            receipts = owed
+        else:
+            for receipt in receipts:
+                if receipt is not None:
+                    receipt.hold()
         job = Job(self._maker, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
         if self._worker is not None:
             self._worker.submit(job)
@@ -315,6 +335,8 @@ class Pipeline:
         """Keys that have no window any more are remembered nowhere."""
         if gone:
             self.decider.forget(gone)
+            if self.holding is not None:
+                self.holding.forget(gone)
             for key in gone:
                 self._addresses.pop(key, None)
             if self._contract is not None:
@@ -322,6 +344,33 @@ class Pipeline:
         if self.windows.evicted:
             self.counters.dropped["keys"] += self.windows.evicted
             self.windows.evicted = 0
+
+    def let_go(self) -> None:
+        """Acknowledge what open windows hold: they are given up, while the connection that brought it stays."""
+        if self.holding is not None:
+            self.holding.release_all()
+
+    def save_windows(self, owed: OwedReceipts) -> list[SavedStream]:
+        """What a clean stop keeps of the incomplete windows, with the receipts that they hold.
+
+        A key is not kept while one of its windows is not safe: its readings come again.
+        """
+        kept = []
+        for saved in self.windows.save():
+            receipts = [] if self.holding is None else self.holding.receipts(saved.key)
+            if receipts is not None:
+                saved.held = [owed.number(receipt) for receipt in receipts]
+                kept.append(saved)
+        return kept
+
+    def restore_windows(self, saved: list[SavedStream], owed: OwedReceipts, now: float) -> int:
+        """Take saved windows back; returns how many fitted. `now` is the loop's time, less their age."""
+        restored = self.windows.restore(saved, [state.shape for state in self.model.manifest.state], now)
+        if self.holding is not None:
+            for each in saved:
+                if self.windows.holds(each.key):
+                    self.holding.restore(each.key, [owed.hold(number) for number in each.held], each.until)
+        return restored
 
     def stop(self) -> None:
         """End the worker; what it holds stays unacknowledged."""

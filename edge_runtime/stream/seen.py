@@ -25,6 +25,7 @@ import msgspec
 
 from edge_runtime.readings import Receipt
 from edge_runtime.stream.codecs.columns import Decoded
+from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 
@@ -118,6 +119,10 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     receipt: Receipt | None
 
 
+def _number(entry: Entry, owed: OwedReceipts) -> int | None:
+    return owed.known(entry.receipt) if entry.receipt is not None and _is_owed(entry) else None
+
+
 def _is_owed(entry: Entry) -> bool:
     if entry.receipt is not None and entry.receipt.is_released:
         entry.receipt = None
@@ -148,12 +153,17 @@ class Deliveries(msgspec.Struct, eq=False, gc=False):
 
 
 class SavedSeen(msgspec.Struct, array_like=True):
-    """What is kept over a stop: readings and messages whose acknowledgement was sent, which may not have arrived."""
+    """What is kept over a stop: readings and messages whose acknowledgement was sent, which may not have arrived.
+
+    Those of which a window that is kept holds the receipt stand apart, with the number of the receipt.
+    """
 
     readings: list[tuple[str | None, str, int]] = []
     messages: list[tuple[int, int]] = []
     topics: list[tuple[bytes, int]] = []
     keys: list[tuple[str | None, int, bool]] = []
+    owed_readings: list[tuple[str | None, str, int, int]] = []
+    owed_messages: list[tuple[int, int, int]] = []
 
 
 class Seen:
@@ -209,7 +219,7 @@ class Seen:
         digests = self._digests(decoded, came)
         for index, frame in enumerate(decoded.rows):
             if known and frame in known:
-                self.skip("redelivered", f"message on {came.topics[frame]!r}" if came is not None else "")
+                self.skip("redelivered", came.topics[frame].decode(errors="replace") if came is not None else "")
                 continue
             identity, time = decoded.identities[index], decoded.times[index]
             if identity is not None or time is not None:
@@ -338,8 +348,17 @@ class Seen:
             self._noticed.add(reason)
             self._notice(reason, where)
 
-    def save(self) -> SavedSeen:
-        """What a stop keeps. What is not acknowledged is not among it: its broker will send it again, to be taken."""
+    def take_over(self, other: "Seen") -> None:
+        """Go on with the memory of another one, with what it still waits for."""
+        self._readings, self._messages = other._readings, other._messages  # noqa: SLF001 - of our own kind
+        self._topics, self._keys = other._topics, other._keys  # noqa: SLF001
+        self._messages_before = other._messages_before  # noqa: SLF001
+
+    def save(self, owed: OwedReceipts) -> SavedSeen:
+        """What a stop keeps.
+
+        What is not acknowledged, and in no window that is kept, is not among it: it comes again, to be taken.
+        """
         readings = [
             (name[0], name[1], entry.digest)
             for name, entry in self._readings.items()
@@ -351,10 +370,27 @@ class Seen:
             for key, state in self._keys.items()
             if state.high >= 0 or not self._is_reliable(state)
         ]
-        return SavedSeen(readings[-MOST_SAVED:], messages[-MOST_SAVED:], list(self._topics.items()), keys)
+        waiting = [
+            (name[0], name[1], entry.digest, number)
+            for name, entry in self._readings.items()
+            if len(name) == 2 and (number := _number(entry, owed)) is not None
+        ]
+        sent = [
+            (name, entry.digest, number)
+            for name, entry in self._messages.items()
+            if (number := _number(entry, owed)) is not None
+        ]
+        topics = list(self._topics.items())
+        return SavedSeen(readings[-MOST_SAVED:], messages[-MOST_SAVED:], topics, keys, waiting, sent)
 
-    def restore(self, saved: SavedSeen) -> None:
-        """Take back what an earlier start has saved."""
+    def restore(self, saved: SavedSeen, owed: OwedReceipts) -> None:
+        """Take back what an earlier start has saved, after the windows have taken their receipts."""
+        for key, identity, digest, number in saved.owed_readings:
+            if (receipt := owed.held(number)) is not None:
+                self._readings.put((key, identity), Entry(digest, 0, -1, 0, receipt))
+        for packet, digest, number in saved.owed_messages:
+            if (receipt := owed.held(number)) is not None:
+                self._messages.put(packet, Entry(digest, 0, -1, 0, receipt))
         for key, high, is_unreliable in saved.keys:
             state = self._new_key(key)
             state.high, state.reused_at = high, 0 if is_unreliable else -GENERATION

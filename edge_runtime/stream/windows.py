@@ -11,6 +11,7 @@ reading stands in the window where it came, not where it was measured.
 """
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -28,21 +29,24 @@ class Completed(msgspec.Struct, eq=False):
         windows: `[m, *shape]` float32. It is the windower's own buffer: valid until the next `push`.
         rows: for each window, the index in the batch of the reading that completed it.
         carries: for each window, where a recurrent model finds and leaves the state of its stream.
+        anew: the indexes of readings with which a window began anew: after a gap, or of a key that was not known.
     """
 
     windows: Floats
     rows: list[int]
     carries: list[Carry]
+    anew: list[int] = []
 
 
 class Stream:
     """One key's ring, and the state of a recurrent model."""
 
-    __slots__ = ("carry", "filled", "key", "last_time", "position", "ring", "touched", "until")
+    __slots__ = ("carry", "filled", "is_new", "key", "last_time", "position", "ring", "touched", "until")
 
     def __init__(self, key: str | None, shape: tuple[int, ...]) -> None:
         self.key = key
         self.ring: Floats = np.zeros(shape, np.float32)
+        self.is_new = True
         self.last_time = _NEVER
         self.touched = 0.0
         self.reset(shape[0])
@@ -65,6 +69,7 @@ class SavedStream(msgspec.Struct, array_like=True):
     until: int
     last_time: float
     state: list[bytes] | None
+    held: list[int] = []  # the receipts of the readings in it, where the model acknowledges by windows
 
 
 class Windows:
@@ -121,6 +126,7 @@ class Windows:
             if stream.filled or stream.carry.parts is not None:
                 self.gaps += 1
                 stream.reset(1 if self._is_single else self._length)
+                stream.is_new = True
 
     def take_over(self, other: "Windows") -> None:
         """Go on with the streams of windows of the same shape, length and stride, which are not used any more."""
@@ -143,7 +149,7 @@ class Windows:
         """
         if self._is_single:
             return self._push_single(values, keys, times, now)
-        done = Completed(self._out, [], [])
+        done = Completed(self._out, [], [], [])
         total = len(keys)
         start = 0
         while start < total:  # a run of one key is written at once: a serial port is one run
@@ -152,6 +158,9 @@ class Windows:
             while stop < total and keys[stop] == key:
                 stop += 1
             stream = self._stream(key, now)
+            if stream.is_new:
+                stream.is_new = False
+                done.anew.append(start)
             for begin, end in self._without_gaps(stream, times, start, stop, now):
                 self._fill(stream, values, begin, end, done)
             start = stop
@@ -177,6 +186,14 @@ class Windows:
         gone = [key for key in self._evicted if key not in self._streams] + silent
         self._evicted.clear()
         return gone
+
+    def open(self) -> Iterator[tuple[str | None, int]]:
+        """Every key, and how many readings complete its window."""
+        return ((key, stream.until) for key, stream in self._streams.items())
+
+    def holds(self, key: str | None) -> bool:
+        """Whether this key has a stream."""
+        return key in self._streams
 
     def save(self) -> list[SavedStream]:
         """What a clean stop keeps: every stream that holds something."""
@@ -208,6 +225,7 @@ class Windows:
             if len(item.ring) != expected or not self._is_plausible(item):
                 continue
             stream = Stream(item.key, self._ring_shape)
+            stream.is_new = False
             if expected:
                 stream.ring[:] = np.frombuffer(item.ring, np.float32).reshape(self._shape)
             stream.filled, stream.position, stream.until = item.filled, item.position, item.until
@@ -290,6 +308,7 @@ class Windows:
     def _fill(self, stream: Stream, values: Floats, begin: int, end: int, done: Completed) -> None:
         if begin == end:
             stream.reset(self._length)
+            done.anew.append(begin)
             return
         length = self._length
         while begin < end:

@@ -16,6 +16,7 @@ from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.readings import Batch
 from edge_runtime.stream.codecs import Decoder, Members
 from edge_runtime.stream.codecs.kind import CodecTable
+from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.origin import DAY_S, EARLIEST, NO_IDENTITY, TEN_YEARS_S, TimeReader, zone_of
 from edge_runtime.stream.seen import SavedSeen
 from edge_runtime.system.counters import Counters
@@ -44,11 +45,14 @@ class AnySource(Protocol):
 class Remembering(Protocol):
     """A source whose readings may come again, so that what it has had must be known over a stop."""
 
-    def save(self) -> SavedSeen:
-        """What a clean stop keeps."""
+    def take_over(self, other: object) -> None:
+        """Know what the source has had that a reload puts this one in the place of."""
 
-    def restore(self, saved: SavedSeen) -> None:
-        """Take back what the last clean stop has kept."""
+    def save(self, owed: OwedReceipts) -> SavedSeen:
+        """What a clean stop keeps, beside the windows."""
+
+    def restore(self, saved: SavedSeen, owed: OwedReceipts) -> None:
+        """Take back what the last clean stop has kept, after the windows have."""
 
 
 def _nothing() -> None:
@@ -72,6 +76,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
         connect: the connection to a broker, under a name for messages; equal brokers share one.
         is_clock_set: whether the wall clock is to be believed.
         interrupted: to be called when readings may be missing from here on, such as after a port was opened.
+        holds_windows: a model of it acknowledges readings when their windows need them no more.
     """
 
     config: Config
@@ -87,6 +92,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
     connect: Callable[[BrokerTable, str], AnyConnection]
     is_clock_set: Callable[[], bool] = lambda: True
     interrupted: Callable[[], None] = _nothing
+    holds_windows: bool = False
 
 
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):

@@ -37,6 +37,7 @@ from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import CodecTable, Decoder
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
+from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.rejections import MOST_SAMPLE, Rejections
 from edge_runtime.stream.seen import Deliveries, SavedSeen, Seen, log_first
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, Wiring
@@ -125,6 +126,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             is_clock_set=wiring.is_clock_set,
             loop=wiring.loop,
             on_state=wiring.on_state,
+            holds_windows=wiring.holds_windows,
         )
 
     def links(self, config: Config) -> tuple[BrokerTable, ...]:
@@ -135,6 +137,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         """Other channels want another decoder; the subscriptions stay."""
         assert isinstance(source, MqttSource)
         source.decode_with(self.decoder(wiring.channels, wiring.shape, is_clock_set=wiring.is_clock_set))
+        if wiring.holds_windows:
+            source.acknowledge_in_any_order()
         return True
 
     def withdraw(self, source: AnySource) -> None:
@@ -207,6 +211,7 @@ class MqttSource:
         is_clock_set: whether the wall clock is to be believed.
         loop: for the watch over silence; None has none.
         on_state: called when `state` changes for another reason than the connection's.
+        holds_windows: one of its models acknowledges by windows, so that keys are acknowledged each at its own pace.
     """
 
     def __init__(
@@ -221,6 +226,7 @@ class MqttSource:
         is_clock_set: Callable[[], bool] = lambda: True,
         loop: Loop | None = None,
         on_state: Callable[[], None] = lambda: None,
+        holds_windows: bool = False,
     ) -> None:
         self._config = config
         self._connection = connection
@@ -235,7 +241,14 @@ class MqttSource:
         )
         self._rejections = Rejections(config.name, counters)
         self._stopped = False
-        connection.subscribe(self._keys.filters, config.qos, self._take, most_bytes=config.max_frame_bytes)
+        connection.subscribe(
+            self._keys.filters,
+            config.qos,
+            self._take,
+            most_bytes=config.max_frame_bytes,
+        )
+        if holds_windows:
+            connection.acknowledge_in_any_order()
 
     @property
     def is_open(self) -> bool:
@@ -280,13 +293,22 @@ class MqttSource:
             can_hear=lambda: self._connection.ready,
         )
 
-    def save(self) -> SavedSeen:
-        """What a clean stop keeps, so that nothing that was here is taken again."""
-        return self._seen.save()
+    def acknowledge_in_any_order(self) -> None:
+        """A model of it acknowledges by windows from now on."""
+        self._connection.acknowledge_in_any_order()
 
-    def restore(self, saved: SavedSeen) -> None:
-        """Take back what the last clean stop has kept."""
-        self._seen.restore(saved)
+    def take_over(self, other: object) -> None:
+        """Know what another source of this name has had: a reload has made it anew, and their broker goes on."""
+        if isinstance(other, MqttSource):
+            self._seen.take_over(other._seen)  # noqa: SLF001 - of our own kind
+
+    def save(self, owed: OwedReceipts) -> SavedSeen:
+        """What a clean stop keeps, so that nothing that was here is taken again."""
+        return self._seen.save(owed)
+
+    def restore(self, saved: SavedSeen, owed: OwedReceipts) -> None:
+        """Take back what the last clean stop has kept, after the windows have."""
+        self._seen.restore(saved, owed)
 
     def _take(self, messages: list[Message]) -> None:
         arrived = time.perf_counter()

@@ -67,6 +67,8 @@ def _pipeline(digest: str = "digest", *, expiry: float = 60.0, readings: int = 0
             config=SimpleNamespace(name="m", key_expiry=expiry),
             model=SimpleNamespace(bundle=SimpleNamespace(digest=digest), manifest=SimpleNamespace(state=[])),
             windows=windows,
+            save_windows=lambda _: windows.save(),
+            restore_windows=lambda saved, _, now: windows.restore(saved, [], now),
         ),
     )
 

@@ -25,7 +25,9 @@ class _Line:
         self._handler: Any = None
         self._number = 0
 
-    def subscribe(self, filters: list[str], qos: int, handler: Any, *, most_bytes: int) -> None:
+    def subscribe(
+        self, filters: list[str], qos: int, handler: Any, *, most_bytes: int, acks_in_order: bool = True
+    ) -> None:
         """As `Connection.subscribe`."""
         self.filters, self._handler = filters, handler
 

@@ -8,6 +8,7 @@ import pytest
 
 from edge_runtime.readings import Receipt
 from edge_runtime.stream.codecs.columns import Decoded
+from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.seen import FAR, GENERATION, MESSAGES, MOST_SAVED, Deliveries, Recent, Seen
 from edge_runtime.system.counters import Counters
 
@@ -31,9 +32,9 @@ class _Bench:
 
     def restart(self) -> None:
         """A clean stop and a start."""
-        saved = self.seen.save()
+        saved = self.seen.save(OwedReceipts())
         self.seen, self.link = self._make(), self.link + 1
-        self.seen.restore(saved)
+        self.seen.restore(saved, OwedReceipts())
 
     def receipt(self, number: int) -> Receipt:
         return Receipt(lambda: self.acknowledged.append(number), number)
@@ -235,7 +236,7 @@ def test_memory_is_bounded_but_for_what_is_not_acknowledged() -> None:
         done.release()
     assert len(bench.seen._readings) <= 2 * GENERATION + 1
     assert len(bench.seen._messages) <= 2 * MESSAGES + 1
-    saved = bench.seen.save()
+    saved = bench.seen.save(OwedReceipts())
     assert len(saved.readings) <= MOST_SAVED
     bench.link += 1
     assert bench.deliver(b"first", "first", number=1, dup=True) is None
