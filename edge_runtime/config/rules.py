@@ -69,9 +69,9 @@ class HasBrokers(Protocol):
 
 _RULES: list[tuple[tuple[type, ...], tuple[str, ...], Rule]] = []
 
-# Topics of the device itself, below edge/{device}/.
-RESERVED = ("status", "models", "health")
-RESERVED_BELOW = ("ota", "shadow")  # and everything below these
+# Topics of the device itself, below edge/{device}/. A model of such a name would publish among them.
+RESERVED = ("status", "models", "health", "desired", "rollout")
+RESERVED_BELOW = ("ota", "shadow", "predict", "answers", "capture", "drift", "truth", "accuracy")  # and all below these
 
 
 def rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
@@ -426,12 +426,15 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
         if model.wrong.intersection({"name", "source"}):
             continue
         filled = config.upstream.topic.replace("{device}", config.device.id).replace("{model}", model.value.name)
-        own = tuple(f"edge/{config.device.id}/{each}/" for each in RESERVED_BELOW)
-        if filled.replace("{key}", "-") in reserved or filled in reserved or filled.startswith(own):
+        any_key = filled.replace("{key}", "+")
+        own = tuple(f"edge/{config.device.id}/{each}" for each in RESERVED_BELOW)
+        if any(matches(any_key, each) for each in reserved) or any(_may_lie_below(any_key, each) for each in own):
+            by_key = filled.replace("{key}", "-") not in reserved and any_key != filled
+            hint = ", where a key may be the name of such a topic" if by_key and not filled.startswith(own) else ""
             yield Mistake(
                 "upstream.topic",
                 f"expected a topic that the device does not use itself, found {quote(filled)} "
-                f"for model {quote(model.value.name)}: choose another topic or name",
+                f"for model {quote(model.value.name)}{hint}: choose another topic or name",
             )
         for source in sources:
             if source.value.name != model.value.source or "topics" in source.wrong:
@@ -443,6 +446,12 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
                         f"expected topics that model {quote(model.value.name)} does not publish to, "
                         f"found {quote(topic)}: it would read its own predictions",
                     )
+
+
+def _may_lie_below(topic: str, above: str) -> bool:
+    """Whether `topic`, with any key in the place of `+`, can stand below `above`."""
+    levels, wanted = topic.split("/"), above.split("/")
+    return len(levels) > len(wanted) and all(level in {"+", want} for level, want in zip(levels, wanted, strict=False))
 
 
 def _unique(tables: list[Converted], key: str, text: str) -> Iterator[Mistake]:

@@ -5,7 +5,7 @@ exit code 78. `check` stops after this step; `run` goes on.
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from edge_runtime.bundle.model import Model, ModelError, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.config.convert import names_a_file
+from edge_runtime.config.rules import RESERVED, RESERVED_BELOW
 from edge_runtime.config.tables import Config, ModelTable
 from edge_runtime.delivery.payloads import CONVENTIONS
 from edge_runtime.errors import BundleError, CommandError, ConfigError
@@ -77,7 +78,7 @@ def make_plan(config: Config, *, starting: bool = False, running: Sequence[Plann
     Raises:
         ConfigError: every mistake, one line each.
     """
-    mistakes: list[str] = []
+    mistakes = [f"{config.path}: {mistake}" for mistake in _useless(config)]
     models: list[PlannedModel] = []
     importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
     for each in config.model:
@@ -123,6 +124,24 @@ def _find_slot(config: Config, name: str, *, starting: bool) -> "Slot":
     return store.begin(name) if starting else store.slot(name)
 
 
+def _useless(config: Config) -> Iterator[str]:
+    """What the file asks for and can never do any good."""
+    used = {model.source for model in config.model}
+    used.update(name for source in config.source for name in getattr(source, "of", ()))  # those that another one joins
+    for source in config.source:
+        if source.name not in used:
+            yield (
+                f'source "{source.name}": expected a model that uses it, found none: its readings would be taken and '
+                "lost: add a model, or take the source out"
+            )
+    for model in config.model:
+        if model.name in (*RESERVED, *RESERVED_BELOW):
+            yield (
+                f'model "{model.name}".name: expected a name that is no topic of the device itself, '
+                f'found "{model.name}": choose another'
+            )
+
+
 def _misfits(planned: PlannedModel) -> list[str]:
     """What a model's table asks for that its bundle cannot give."""
     config, manifest = planned.config, planned.bundle.manifest
@@ -142,6 +161,8 @@ def _misfits(planned: PlannedModel) -> list[str]:
             found.append('publish: "alarm" needs alarm_labels, which say what an alarm is')
         if manifest.task == "regression" and config.threshold is None:
             found.append('publish: "alarm" needs a threshold, above which a value is an alarm')
+    if config.max_gap is not None and manifest.input.window.length == 1 and not manifest.state:
+        found.append("max_gap: the bundle takes each reading by itself, so that there are no gaps: leave it out")
     if manifest.input.shape is not None and config.stride is not None:
         found.append("stride: the bundle takes each frame by itself: leave it out")
     return found
@@ -158,11 +179,26 @@ def _fit(planned: PlannedSource) -> list[str]:
     names = [name for model in planned.models for name in model.bundle.manifest.channel_names]
     planned.channels = tuple(dict.fromkeys(names))
     source = planned.config
+    found = [
+        f"{key}: expected a field beside the channels, found {name!r}, which model {user!r} takes as a channel: "
+        f"name another field, or rename the channel"
+        for key, name in (("time", source.time), ("key", source.key))
+        for user in [_first_user(planned, name)]
+        if user is not None
+    ]
+    if found:
+        return found
     try:
         source.check_channels(planned.channels, planned.shape)
     except ConfigError as error:
         return [mistake.removeprefix(f'source "{source.name}".') for mistake in error.mistakes]
     return []
+
+
+def _first_user(planned: PlannedSource, channel: str | None) -> str | None:
+    """The first model that has such a channel."""
+    users = (each.config.name for each in planned.models if channel in each.bundle.manifest.channel_names)
+    return next(users, None)
 
 
 def describe_plan(plan: Plan) -> list[str]:

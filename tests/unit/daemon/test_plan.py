@@ -135,3 +135,56 @@ def test_columns_are_those_of_all_models_once(tmp_path: Path) -> None:
     (source,) = _plan(tmp_path, "m.onnx", model=second).sources
     assert source.channels == ("temperature", "humidity")
     assert len(source.models) == 2
+
+
+def test_a_source_that_no_model_uses_is_refused(tmp_path: Path) -> None:
+    """Its readings would be acknowledged to their broker, and lost."""
+    _classification(tmp_path)
+    second = '\n[[source]]\nname = "spare"\ntype = "mqtt"\ntopics = ["a"]\n'
+    found = _mistakes(tmp_path, "m.onnx", model=second)
+    assert found == (
+        f'{tmp_path}/device.toml: source "spare": expected a model that uses it, found none: its readings would be '
+        "taken and lost: add a model, or take the source out"
+    )
+
+
+@pytest.mark.parametrize("key", ["time", "key"])
+def test_a_field_is_a_channel_or_something_else(key: str, tmp_path: Path) -> None:
+    """A channel that is read as the time, or as the key, would be both."""
+    _classification(tmp_path)
+    found = _mistakes(tmp_path, "m.onnx", source=f'{key} = "humidity"')
+    assert f"source \"s\".{key}: expected a field beside the channels, found 'humidity'" in found
+
+
+def test_a_window_of_one_has_no_gaps(tmp_path: Path) -> None:
+    """A gap empties a window; where each reading is one, there is nothing to empty, unless the model remembers."""
+    _classification(tmp_path)
+    assert 'model "m".max_gap: the bundle takes each reading by itself' in _mistakes(
+        tmp_path, "m.onnx", model="max_gap = 5.0"
+    )
+    builders.classification(length=2).save(tmp_path / "m.onnx")
+    _plan(tmp_path, "m.onnx", model="max_gap = 5.0")
+    builders.stateful(channels=("temperature", "humidity")).save(tmp_path / "m.onnx")
+    _plan(tmp_path, "m.onnx", model="max_gap = 5.0")
+
+
+@pytest.mark.parametrize("name", ["status", "models", "ota", "shadow", "predict", "capture", "drift", "truth"])
+def test_a_model_is_not_called_like_a_topic_of_the_device(name: str, tmp_path: Path) -> None:
+    """Its predictions would stand among what the device publishes itself."""
+    _classification(tmp_path)
+    path = tmp_path / "device.toml"
+    path.write_text(DEVICE.format(bundle="m.onnx", model="", source="").replace('name = "m"', f'name = "{name}"'))
+    with pytest.raises(
+        ConfigError, match=r"expected a (name|topic) that (is no topic of the device|the device does not)"
+    ):
+        make_plan(load_config(path))
+
+
+@pytest.mark.parametrize("topic", ["edge/{device}/{key}", "edge/d/{key}/x", "{key}/d/status"])
+def test_no_key_leads_a_prediction_to_a_topic_of_the_device(topic: str, tmp_path: Path) -> None:
+    """A machine may be called anything: a key `status` or `shadow` must not publish over the device's own documents."""
+    _classification(tmp_path)
+    path = tmp_path / "device.toml"
+    path.write_text(DEVICE.format(bundle="m.onnx", model="", source="") + f'topic = "{topic}"\n')
+    with pytest.raises(ConfigError, match="where a key may be the name of such a topic"):
+        load_config(path)
