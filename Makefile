@@ -91,6 +91,10 @@ torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage:
 	  tests/system/test_fallback.py tests/system/test_exchange_load.py tests/system/test_ota_transfer.py \
 	  tests/system/fleet $(PYTEST)
 
+.PHONY: controls
+controls: $(VENV)/.setup ## break each promise of docs/guarantees.md once, and see its test go red: half an hour
+	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults/controls $(PYTEST)
+
 # Broken in one small place at a time: in full over the modules of tests/mutants/modules.toml, or a sample of what has
 # changed since a revision, for at most two minutes. `make mutants MUTANTS=edge_runtime/stream/decide.py` tries one module.
 .PHONY: mutants
