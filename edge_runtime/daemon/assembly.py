@@ -440,11 +440,16 @@ def _state_folder(config: Config) -> Path | None:
     return Path(folder) if folder else None
 
 
+def outbox_path(config: Config) -> Path | None:
+    """The database file; None where predictions wait in memory alone."""
+    if config.outbox.path is not None:
+        return Path(config.outbox.path)
+    folder = _state_folder(config)
+    return None if folder is None else folder / "outbox.db"
+
+
 def _outbox_thread(config: Config, loop: Loop) -> OutboxThread | None:
-    path = config.outbox.path
-    if path is None and (folder := _state_folder(config)) is not None:
-        path = str(folder / "outbox.db")
+    path = outbox_path(config)
     if path is None:
         return None
-    store = OutboxFile(Path(path), config.outbox.max_bytes, config.outbox.max_age)
-    return OutboxThread(store, loop.call_soon_threadsafe)
+    return OutboxThread(OutboxFile(path, config.outbox.max_bytes, config.outbox.max_age), loop.call_soon_threadsafe)

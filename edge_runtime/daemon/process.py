@@ -14,7 +14,9 @@ from pathlib import Path
 
 from edge_runtime import __version__
 from edge_runtime.config.load import differences, load_config
-from edge_runtime.daemon.assembly import Assembly
+from edge_runtime.config.tables import Config
+from edge_runtime.daemon.assembly import Assembly, outbox_path
+from edge_runtime.daemon.claim import Claim
 from edge_runtime.daemon.documents import status_document, status_line
 from edge_runtime.daemon.plan import Plan, describe_plan, make_plan
 from edge_runtime.daemon.status_file import StatusFile
@@ -44,6 +46,7 @@ class Daemon:
     def __init__(self, path: Path, notifier: Notifier) -> None:
         self._path = path
         self._notifier = notifier
+        self._claim: Claim | None = None
         self._loop = Loop()
         self._clock = Clock()
         self._started = time.monotonic()
@@ -70,6 +73,7 @@ class Daemon:
         _log.info("starting", extra=fields(version=__version__, device=config.device.id, pid=os.getpid()))
         for line in describe_plan(plan):
             _log.info(line)
+        self._claim_outbox(config)
         self._watch_threads()
         self._status_file = StatusFile(config.device.id)
         self._assembly = self._assemble(plan)
@@ -104,6 +108,21 @@ class Daemon:
             on_change=self._say_status,
             reload=self._want_reload,
         )
+
+    def _claim_outbox(self, config: Config) -> None:
+        """Make sure that no other daemon works on the outbox; what was claimed before is released.
+
+        Raises:
+            ConfigError: another one does.
+        """
+        path, present = outbox_path(config), self._claim
+        if present is None or present.outbox != path:
+            try:
+                self._claim = None if path is None else Claim(path, config.device.id)
+            except ConfigError as error:
+                raise ConfigError([f"{config.path}: {mistake}" for mistake in error.mistakes]) from error
+            if present is not None:
+                present.release()
 
     def _want_reload(self) -> None:
         self._reload_wanted = True
@@ -180,6 +199,11 @@ class Daemon:
         self._next_plan = None
         old = self._assembly
         assert old is not None
+        try:
+            self._claim_outbox(plan.config)
+        except ConfigError as error:
+            self._not_planned(error)
+            return
         changes = differences(old.config, plan.config) + _changed_bundles(old, plan)
         for change in changes:
             _log.info(f"reloaded: {change}")
