@@ -18,9 +18,14 @@ def test_the_second_daemon_on_an_outbox_ends_and_says_who_has_it(
 ) -> None:
     """It ends with 78, so that systemd does not try again; the first one goes on. After a kill the outbox is free."""
     bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
-    outbox = f'[outbox]\npath = "{tmp_path}/shared/outbox.db"\n'
-    first = make_daemon(climate_device(mosquitto, bundle, device="first") + outbox).start()
-    second = make_daemon(climate_device(mosquitto, bundle, device="second") + outbox).start(ready=False)
+    texts = [
+        climate_device(mosquitto, bundle, device=name).replace(
+            f'path = "{name}.db"', f'path = "{tmp_path}/one/outbox.db"'
+        )
+        for name in ("first", "second")
+    ]
+    first = make_daemon(texts[0]).start()
+    second = make_daemon(texts[1]).start(ready=False)
     wait_until(lambda: second.returncode is not None, lambda: f"the end: {second.log}", 30.0)
     assert second.returncode == 78
     assert "outbox.path: expected an outbox of its own, found " in second.log
