@@ -19,7 +19,7 @@ from converter.data import Dataset, read_data, split, table_columns
 from converter.evaluate import Truth, metric_name, truth_of
 from converter.fidelity import Ask, Fidelity, compare, label_is_not_the_largest, probability_fault
 from converter.graph.build import serialize
-from converter.graph.shrink import Saving, shrunk, unasked
+from converter.graph.shrink import Saving, settled, shrunk, unasked
 from converter.layers import Layer, worst_of
 from converter.load import open_model
 from converter.load.source import Answer, Core, SourceModel
@@ -28,7 +28,7 @@ from converter.normal_form import normal_form
 from converter.package import bundle_bytes, is_batch_invariant, make_manifest, self_test, write_bundle
 from converter.plan import Plan, agree
 from converter.probe import ask_beyond, beyond
-from converter.quantize import Candidate, Recipe, candidate, products_of
+from converter.quantize import Candidate, Recipe, candidate, has_products
 from converter.record import record_of
 from converter.report import Proof, Row, table, write_page
 from converter.rounding import step_of, steps_between
@@ -116,14 +116,16 @@ class Conversion:
         beside = self._manifest_bytes(source, plan, material, bench, base, savings)
         bench, base = replace(bench, manifest_bytes=beside), replace(base, manifest_bytes=beside)
         found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
-        if options.quantize != "none" and not products_of(model):
+        if options.quantize != "none" and not has_products(model):
             found = Found(found.forms, base, _nothing_to_quantise(source, model))
         self._finish(source, plan, material, bench, found, savings, drift)
 
     def _shrink(self, plain: onnx.ModelProto, bench: Bench) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
         """The graph without what no answer needs, held to the bit: onnxruntime may join other operators in it."""
-        small, savings = shrunk(plain)
-        if not savings:
+        small, first = settled(plain)
+        small, savings = shrunk(small)
+        savings = (*first, *savings)
+        if serialize(small) == serialize(plain):
             return plain, ()
         rows, start = bench.evaluation[:_COMPARED_ROWS], start_of(bench.states)
         batch = CHUNK if bench.batch_free else 1

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from converter.graph.body_weights import inner_products, with_int8_weights
 from converter.graph.build import FLOAT, serialize
 from converter.graph.equalize import equalized
 from converter.graph.shrink import compact
@@ -36,12 +37,16 @@ _RANKED_NODES = 24
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One way to make a candidate; `spared` are nodes that stay in float."""
+    """One way to make a candidate; `spared` are nodes that stay in float.
+
+    Where all products stand in bodies, weights only are rounded.
+    """
 
     method: Method
     per_channel: bool = False
     calibrator: Calibrator = "MinMax"
     spared: tuple[str, ...] = ()
+    weights_only: bool = False
 
     @property
     def name(self) -> str:
@@ -50,6 +55,8 @@ class Recipe:
             return "float32"
         if self.method == "float16":
             return "float16"
+        if self.weights_only:
+            return "int8 weights"
         words = ["int8 static" if self.method == "int8" else "int8 dynamic"]
         if self.per_channel:
             words.append("per channel")
@@ -79,11 +86,17 @@ class Candidate:
         return self.recipe.name
 
 
-def stages(request: Request) -> list[list[Recipe]]:
+def stages(request: Request, *, inside: bool = False) -> list[list[Recipe]]:
     """What to try, in stages: a later stage is for when no form of an earlier one keeps the metric.
 
     Nodes to spare are not known before a measurement, so the last stage is `spared`, made by `sparing`.
+
+    Args:
+        request: what was asked for.
+        inside: whether all products stand in bodies of If, Loop and Scan, where only weights can be rounded.
     """
+    if inside:
+        return [[Recipe("int8", per_channel=True, weights_only=True)]] if request in ("auto", "int8") else []
     static = [Recipe("int8"), Recipe("int8", per_channel=True)]
     calibrators: tuple[Calibrator, ...] = ("Percentile", "Entropy")
     careful = [Recipe("int8", per_channel=fine, calibrator=name) for name in calibrators for fine in (False, True)]
@@ -104,6 +117,11 @@ def products_of(model: onnx.ModelProto) -> list[str]:
         for node in model.graph.node
         if node.op_type in PRODUCTS and any(name in weights for name in node.input)
     ]
+
+
+def has_products(model: onnx.ModelProto) -> bool:
+    """Whether there is something to quantise, in the main graph or in a body."""
+    return bool(products_of(model)) or inner_products(model) > 0
 
 
 def with_products(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -205,11 +223,16 @@ def candidate(model: onnx.ModelProto, recipe: Recipe, calibration: Floats, state
             ready = onnx.shape_inference.infer_shapes(equalized(with_products(model), calibration))
             onnx.save_model(ready, before)
             nodes = [name for name in products_of(ready) if name not in recipe.spared]
-            if recipe.method == "dynamic":
-                _dynamic(before, after, nodes, recipe)
+            if not nodes:
+                quantised = ready
             else:
-                _static(before, after, nodes, recipe, calibration, states)
-            quantised = onnx.load_model(after)
+                if recipe.method == "dynamic":
+                    _dynamic(before, after, nodes, recipe)
+                else:
+                    _static(before, after, nodes, recipe, calibration, states)
+                quantised = onnx.load_model(after)
+            if recipe.method == "int8":
+                quantised = with_int8_weights(quantised)
     except Exception as error:
         raise CommandError(f"{recipe.name}: quantisation failed: {type(error).__name__}: {error}") from error
     finally:

@@ -14,7 +14,7 @@ from converter.evaluate import Judgement, Truth, judge
 from converter.layers import Layer, layer_errors
 from converter.load.source import Answer
 from converter.probe import Probes
-from converter.quantize import Candidate, Recipe, Request, candidate, products_of, sparing, stages
+from converter.quantize import Candidate, Recipe, Request, candidate, has_products, products_of, sparing, stages
 from converter.session import CHUNK, run, session_of, speed_of, start_of
 from edge_runtime.bundle.manifest import State, Task
 from edge_runtime.errors import CommandError
@@ -118,13 +118,14 @@ def _recipes(
     model: onnx.ModelProto, bench: Bench, request: Request, forms: Sequence[Form], settled: Callable[[], bool]
 ) -> Iterator[Recipe]:
     """The recipes one by one; a later stage only while nothing of the earlier ones will do."""
-    if not products_of(model):
+    if not has_products(model):
         return
-    for stage in stages(request):
+    inside = not products_of(model)
+    for stage in stages(request, inside=inside):
         yield from stage
         if settled():
             return
-    if request in ("auto", "int8"):
+    if request in ("auto", "int8") and not inside:
         bench.say("looking for the nodes that int8 hurts most")
         # Of those that do as well, per channel without a calibrator of histograms: the finest, and the soonest made.
         static = [form for form in forms if form.candidate.method == "int8"]

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from converter.graph.constants import graphs_of, lift_constants, replace_nodes
 from edge_runtime.bundle.int8 import OPERANDS
 
 
@@ -23,7 +24,7 @@ def separate(model: onnx.ModelProto) -> int:
     """
     before = sum(len(graph.node) + len(graph.initializer) for graph in graphs_of(model.graph))
     for graph in graphs_of(model.graph):
-        _lift_constants(graph)
+        lift_constants(graph, TensorProto.INT8)
     names = {name for graph in graphs_of(model.graph) for name in _names(graph)}
     constants = {tensor.name: tensor for graph in graphs_of(model.graph) for tensor in graph.initializer}
     for graph in graphs_of(model.graph):
@@ -39,34 +40,6 @@ def separate(model: onnx.ModelProto) -> int:
                         node.input[place] = _copy(graph, constants, name, names)
                     taken.add(node.input[place])
     return sum(len(graph.node) + len(graph.initializer) for graph in graphs_of(model.graph)) - before
-
-
-def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and every body of If, Loop and Scan in it."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            bodies = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs)
-            for body in bodies:
-                yield from graphs_of(body)
-
-
-def _lift_constants(graph: onnx.GraphProto) -> None:
-    """int8 `Constant` nodes become initialisers, as onnxruntime makes them anyway."""
-    kept = []
-    for node in graph.node:
-        value = next((each.t for each in node.attribute if each.name == "value"), None)
-        if node.op_type == "Constant" and value is not None and value.data_type == TensorProto.INT8:
-            tensor = graph.initializer.add()
-            tensor.CopyFrom(value)
-            tensor.name = node.output[0]
-        else:
-            kept.append(node)
-    if len(kept) < len(graph.node):
-        rest = onnx.GraphProto()
-        rest.node.extend(kept)
-        del graph.node[:]
-        graph.node.extend(rest.node)
 
 
 def _names(graph: onnx.GraphProto) -> Iterable[str]:
@@ -109,10 +82,7 @@ def _own_dequantisers(graph: onnx.GraphProto, constants: dict[str, TensorProto],
             seen.add(name)
         nodes.append(node)
     if len(nodes) > len(graph.node):
-        rest = onnx.GraphProto()
-        rest.node.extend(nodes)
-        del graph.node[:]
-        graph.node.extend(rest.node)
+        replace_nodes(graph, nodes)
 
 
 def _complete(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx
 
 from converter.graph.build import needed, rename, serialize
+from converter.graph.constants import settle_constants
 from converter.graph.int8 import separate
 from converter.graph.shrink_trees import OPERATORS, drop_defaults, shrink_trees
 
@@ -38,6 +39,15 @@ def shrunk(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]
         if saved > 0:
             savings.append(Saving(what, count, saved))
     return copy, tuple(savings)
+
+
+def settled(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
+    """A copy in which what never changes is worked out (`constants.py`), and what that saved."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    count = settle_constants(copy)
+    saved = len(serialize(model)) - len(serialize(copy))
+    return copy, (Saving("computations that never change", count, saved),) if count and saved > 0 else ()
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
