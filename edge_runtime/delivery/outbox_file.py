@@ -43,6 +43,7 @@ from edge_runtime.delivery.salvage import files_of, keep_newest, salvage
 SCHEMA_VERSION = 2
 CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
 BUSY_TIMEOUT_S = 5.0
+DAMAGED_FILES_KEPT = 3  # for a person to look at
 PAGE_BYTES = 4096
 
 
@@ -234,7 +235,7 @@ class OutboxFile:
             opened = self._open_again()
         opened.salvaged, opened.lost = len(rows), lost
         opened.damaged_file = str(aside)
-        keep_newest(self._path, keep=3)
+        keep_newest(self._path, keep=DAMAGED_FILES_KEPT)
         return opened
 
     def _open_again(self) -> Opened:
