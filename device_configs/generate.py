@@ -51,7 +51,8 @@ def keys(struct: type[msgspec.Struct]) -> dict[str, Key]:
     fields = set(struct.__struct_fields__)
     if fields != set(found):
         raise ValueError(f"{struct.__name__}: the docstring and the fields differ in {sorted(fields ^ set(found))}")
-    return found
+    written = dict(zip(struct.__struct_fields__, struct.__struct_encode_fields__, strict=True))  # `class_` is `class`
+    return {written[name]: msgspec.structs.replace(key, name=written[name]) for name, key in found.items()}
 
 
 def _described(docstring: str) -> Iterator[Key]:
@@ -150,7 +151,7 @@ def rows(struct: type[msgspec.Struct]) -> str:
     lines = ["| Key | Value | Default | Meaning |", "|---|---|---|---|"]
     own = {"name": 0} | dict.fromkeys(struct.__annotations__, 1)  # then what all kinds of a table share
     for field in sorted(msgspec.structs.fields(struct), key=lambda field: own.get(field.name, 2)):
-        key = described[field.name]
+        key = described[field.encode_name]
         if is_spread(struct, field.name):
             lines.append(_choice_row(field, key))
             continue

@@ -3,13 +3,15 @@
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 
-from edge_runtime.fleet.cli import add_selection, chosen
+from edge_runtime.fleet.cli import add_selection, at_once, chosen, summary
 from edge_runtime.fleet.inventory import RolloutTable, Target
-from edge_runtime.fleet.overview import HEADER, Row, cells, look, to_json
+from edge_runtime.fleet.overview import HEADER, Row, cells, to_json, totals
 from edge_runtime.fleet.progress import shown
-from edge_runtime.fleet.rollout import Outcome, Watcher, failures, roll_out
+from edge_runtime.fleet.rollout import NO_LIMIT, Outcome, RolloutResult, Runner
 from edge_runtime.fleet.table import render
+from edge_runtime.fleet.transport import transport_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,26 +20,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask every device, show the table, and return how many did not answer as they should.
+    """Ask every device, show the table, and return the exit code of `fleet/rollout.py`.
 
     Raises:
         EdgeError: the inventory or the choice of devices is wrong.
     """
     _, targets, rollout = chosen(args, everything=True)
-    with shown(quiet=args.quiet or not sys.stderr.isatty()) as watcher:
-        outcomes = roll_out(targets, _look, RolloutTable(limit=rollout.limit, canaries=0), watcher)
-    rows = [row for outcome in outcomes if isinstance(row := outcome.details.get("row"), Row)]
+    result = _look(targets, rollout, quiet=args.quiet or not sys.stderr.isatty())
+    rows = [row for outcome in result.outcomes if isinstance(row := outcome.details.get("row"), Row)]
     if args.json:
         sys.stdout.write(to_json(rows) + "\n")
     else:
         now = time.time()
         sys.stdout.write(render(HEADER, [line for row in rows for line in cells(row, now)]) + "\n")
-    return failures(outcomes)
+        if not args.quiet:
+            sys.stderr.write(f"{totals(rows)}; {summary(result.outcomes)}\n")
+    return result.exit_code
 
 
-def _look(target: Target, watcher: Watcher) -> Outcome:
-    if target.transport == "ssh":
-        return look(target, watcher)
-    from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
+def _look(targets: Sequence[Target], rollout: RolloutTable, *, quiet: bool) -> RolloutResult:
+    """Ask: over ssh each device by itself, over MQTT all of them by one connection."""
+    over_mqtt = [each for each in targets if each.transport == "mqtt"]
+    over_ssh = [each for each in targets if each.transport == "ssh"]
+    found: dict[str, Outcome] = {}
+    interrupted = False
+    if over_mqtt:
+        from edge_runtime.fleet.over_mqtt import look_at_all  # noqa: PLC0415 - only where it is asked for
 
-    return over_mqtt.look(target, watcher)
+        found |= {outcome.device: outcome for outcome in look_at_all(over_mqtt)}
+    if over_ssh:
+        with shown(quiet=quiet, total=len(over_ssh)) as watcher:
+            work = Runner(
+                over_ssh,
+                lambda target, watcher: transport_of(target).look(target, watcher),
+                at_once(rollout),
+                watcher,
+                limits=NO_LIMIT,
+            )
+            result = work.run()
+        interrupted = result.interrupted
+        found |= {outcome.device: outcome for outcome in result.outcomes}
+    return RolloutResult([found[each.name] for each in targets], interrupted)

@@ -1,4 +1,4 @@
-"""`edge-runtime flash BUNDLE DEVICE...`: a bundle to devices of the fleet, as `fleet/flash.py` promises."""
+"""`edge-runtime flash BUNDLE DEVICE...`: a bundle to devices of the fleet, as `fleet/transport.py` promises."""
 
 import argparse
 from pathlib import Path
@@ -8,10 +8,10 @@ import msgspec
 
 from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.errors import CommandError
+from edge_runtime.fleet.bundle_files import InstallOptions, load
 from edge_runtime.fleet.cli import add_selection, add_waves, carry_out, chosen
-from edge_runtime.fleet.flash import Cargo, Wishes, confirm, flash, load
 from edge_runtime.fleet.inventory import FleetBrokerTable, Target
-from edge_runtime.fleet.rollout import Outcome, Watcher
+from edge_runtime.fleet.transport import transport_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .onnx bundle, its signature beside it")
     add_selection(parser)
     add_waves(parser)
-    parser.add_argument("--unsigned", action="store_true", help="ask devices to take a bundle that nobody signed")
+    parser.add_argument("--unsigned", action="store_true", help="ask devices to take a bundle without a signature")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--stage", action="store_true", help="bring it there, but do not make it active")
     how.add_argument("--shadow", action="store_true", help="run it beside the active model, to see how far they agree")
@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Flash, show the table, and return how many devices failed.
+    """Flash, show the table, and return the exit code of `fleet/rollout.py`.
 
     Raises:
         EdgeError: the bundle, the inventory or the choice of devices is wrong; no device was touched.
     """
-    cargo = load(args.bundle, unsigned=args.unsigned)
+    files = load(args.bundle, unsigned=args.unsigned)
     _, targets, rollout = chosen(args)
-    wishes = Wishes(
+    options = InstallOptions(
         unsigned=args.unsigned,
         stage=args.stage,
         shadow=args.shadow,
@@ -53,40 +53,24 @@ def run(args: argparse.Namespace) -> int:
         max_latency_ms=args.max_latency,
         max_memory_mib=args.max_memory,
     )
-    targets = _where(args, targets)
-    about: dict[str, object] = {"model": cargo.name, "version": cargo.version, "digest": cargo.digest}
+    targets = reached_as_asked(args, targets)
+    about: dict[str, object] = {"model": files.name, "version": files.version, "digest": files.digest}
 
     return carry_out(
         args,
         targets,
         rollout,
-        lambda target, watcher: _flash(target, watcher, cargo, wishes),
-        confirm=None if wishes.waits else lambda target: _confirm(target, cargo),
+        lambda target, watcher: transport_of(target).flash(target, watcher, files, options),
+        confirm=None if options.stays_inactive else lambda target: transport_of(target).confirm(target, files),
         about=about,
     )
 
 
-def _flash(target: Target, watcher: Watcher, cargo: Cargo, wishes: Wishes) -> Outcome:
-    if target.transport == "ssh":
-        return flash(target, watcher, cargo, wishes)
-    from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
-
-    return over_mqtt.flash(target, watcher, cargo, wishes)
-
-
-def _confirm(target: Target, cargo: Cargo) -> str | None:
-    if target.transport == "ssh":
-        return confirm(target, cargo)
-    from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
-
-    return over_mqtt.confirm(target, cargo)
-
-
-def _where(args: argparse.Namespace, targets: list[Target]) -> list[Target]:
-    """The devices as the command line wants them reached, where it says so.
+def reached_as_asked(args: argparse.Namespace, targets: list[Target]) -> list[Target]:
+    """The devices with the transport and the broker of the command line, where it names them.
 
     Raises:
-        CommandError: what is said of the broker is no address of one.
+        CommandError: `--broker` is no address of one.
     """
     broker = None
     if args.broker is not None:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the lines and return how many devices could not be asked.
+    """Print the lines and return the exit code of `fleet/rollout.py`.
 
     Raises:
         EdgeError: the inventory or the choice of devices is wrong.

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Provision, show the table, and return how many devices failed.
+    """Provision, show the table, and return the exit code of `fleet/rollout.py`.
 
     Raises:
         EdgeError: the inventory, the choice of devices or the wheels are wrong; no device was touched.

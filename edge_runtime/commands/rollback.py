@@ -3,38 +3,38 @@
 import argparse
 from pathlib import Path
 
-from edge_runtime.fleet.cli import add_selection, carry_out, chosen
-from edge_runtime.fleet.flash import rollback
-from edge_runtime.fleet.inventory import RolloutTable, Target
-from edge_runtime.fleet.rollout import Outcome, Watcher
+from edge_runtime.fleet.cli import add_selection, at_once, carry_out, chosen
+from edge_runtime.fleet.listing import unwanted
+from edge_runtime.fleet.transport import transport_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The devices, and the model where there are several."""
+    """The devices, the bundle that they leave, and the model where there are several."""
     add_selection(parser)
+    parser.add_argument(
+        "--from",
+        dest="unwanted",
+        metavar="VERSION|BUNDLE",
+        help="only devices that run this version, or this very bundle; others stay as they are",
+    )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="signs the order to devices that MQTT reaches")
     parser.add_argument("--model", metavar="NAME", help="which model, where a device has several")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Roll back, show the table, and return how many devices failed.
+    """Roll back, show the table, and return the exit code of `fleet/rollout.py`.
 
     Raises:
-        EdgeError: the inventory or the choice of devices is wrong; no device was touched.
+        EdgeError: the inventory, the choice of devices or the bundle is wrong; no device was touched.
     """
+    leave = unwanted(args.unwanted)
     _, targets, rollout = chosen(args)
-
-    def step(target: Target, watcher: Watcher) -> Outcome:
-        if target.transport == "ssh":
-            return rollback(target, watcher, args.model)
-        from edge_runtime.fleet import over_mqtt  # noqa: PLC0415 - only where it is asked for
-
-        return over_mqtt.rollback(target, watcher, args.model, args.sign)
-
     return carry_out(
         args,
         targets,
-        RolloutTable(limit=rollout.limit, canaries=0),  # whoever goes back is in a hurry
-        step,
-        about={"model": args.model},
+        at_once(rollout),  # a rollback is urgent
+        lambda target, watcher: transport_of(target).rollback(
+            target, watcher, model=args.model, unwanted=leave, key=args.sign
+        ),
+        about={"model": args.model, "from": args.unwanted},
     )

@@ -77,6 +77,7 @@ class DeviceTable(Table, frozen=True, kw_only=True):
     Attributes:
         id: The name of this device. It stands in every topic and every prediction, so no two devices of one broker
             share it.
+        class_: What kind of device this is, such as `pi4`. A bundle that was made for another kind is not let in.
         health_interval (s): How often the counters are published to `edge/{device}/health`.
         stop_timeout (s): How long a stop may take to deliver what is held; what is left then stays in the outbox.
         log_level: The least serious message that is logged.
@@ -85,6 +86,7 @@ class DeviceTable(Table, frozen=True, kw_only=True):
     """
 
     id: Name
+    class_: Name | None = msgspec.field(default=None, name="class")
     health_interval: Annotated[float, Meta(gt=0, le=60)] = 30.0
     stop_timeout: Annotated[float, Meta(ge=0, le=60)] = 10.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -311,7 +313,11 @@ class StoreTable(Table, frozen=True, kw_only=True):
     Attributes:
         path: The folder of the store.
         allowed_signers: The keys whose bundles are trusted (the format of OpenSSH's `allowed_signers`).
-            Left out, signatures are not asked for.
+            Left out, signatures are not asked for. A key's `valid-before` counts when a bundle is let in; removing or
+            revoking a key counts at every start.
+        signatures: How many different keys must have signed a bundle: `BUNDLE.sig`, and `BUNDLE.sig2`.
+        release: `require` lets a bundle in only with its signed release document, `BUNDLE.release`, which names its
+            version, its number and its day of expiry. One that is there is always checked.
         probation (s): How long a new bundle is watched before it counts as proven.
         probation_predictions: After so many predictions it counts as proven earlier.
         probation_errors: So many windows on which it fails, or answers NaN, send it back to the bundle before it.
@@ -330,6 +336,8 @@ class StoreTable(Table, frozen=True, kw_only=True):
 
     path: NewPath = "/var/lib/edge-runtime/models"
     allowed_signers: FilePath | None = None
+    signatures: Annotated[int, Meta(ge=1, le=2)] = 1
+    release: Literal["accept", "require"] = "accept"
     probation: Seconds = 600.0
     probation_predictions: Count = 10_000
     probation_errors: Count = 3

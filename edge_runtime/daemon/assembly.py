@@ -14,7 +14,6 @@ windows and counters. Weak point: another device id, outbox or QoS upstream conc
 made anew (`can_change_to`).
 """
 
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +28,7 @@ from edge_runtime.daemon.extras import Extras, Host
 from edge_runtime.daemon.feed import Feed, pipelines_of
 from edge_runtime.daemon.links import Links
 from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
-from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows
+from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows, state_folder
 from edge_runtime.delivery.device_topics import Upstream, last_will
 from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
@@ -78,7 +77,7 @@ class Assembly:
         self._loop = loop
         self._clock = clock
         self._on_change = on_change
-        self.folder = StateFolder(_state_folder(config), config.device.id)
+        self.folder = StateFolder(state_folder(config), config.device.id)
         self.started = started
         self.start_number = self.folder.next_start(above=last_start)
         self.counters: defaultdict[str, Counters] = defaultdict(Counters)
@@ -432,19 +431,11 @@ class Assembly:
         self.upstream.publish_health_soon()
 
 
-def _state_folder(config: Config) -> Path | None:
-    """Beside the outbox, else where systemd says, else nowhere."""
-    if config.outbox.path is not None:
-        return Path(config.outbox.path).parent
-    folder = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    return Path(folder) if folder else None
-
-
 def outbox_path(config: Config) -> Path | None:
     """The database file; None where predictions wait in memory alone."""
     if config.outbox.path is not None:
         return Path(config.outbox.path)
-    folder = _state_folder(config)
+    folder = state_folder(config)
     return None if folder is None else folder / "outbox.db"
 
 

@@ -13,7 +13,7 @@ import msgspec
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import Config, HttpTable, ModelTable
-from edge_runtime.daemon.plan import PlannedModel
+from edge_runtime.daemon.plan import PlannedModel, open_store
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.stream.pipeline import Candidate, Pipeline
 from edge_runtime.system.counters import Counters
@@ -94,7 +94,7 @@ class Extras:
         if self.requests is not None and (link_changed or new.upstream.requests == "off"):
             self.requests.leave()
             self.requests = None
-        if self.ota is not None and (link_changed or old.store != new.store):
+        if self.ota is not None and (link_changed or (old.store, old.device) != (new.store, new.device)):
             self.ota.leave()
             self.ota = None
         if self.exchange is not None and (old.store != new.store or not uses_store):
@@ -183,14 +183,20 @@ class Extras:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured
         from edge_runtime.store.ota import Ota  # noqa: PLC0415
         from edge_runtime.store.ota_parts import Incoming  # noqa: PLC0415
-        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
 
         store, device = config.store, config.device.id
+        policy = Policy(
+            allowed_signers=signers,
+            device=device,
+            device_class=config.device.class_,
+            signatures=store.signatures,
+            release=store.release,
+        )
         return Ota(
             device,
             upstream,
             self._host.loop,
-            incoming=Incoming(ModelStore(Path(store.path)), Policy(allowed_signers=signers, device=device)),
+            incoming=Incoming(open_store(config), policy),
             rate=store.over_mqtt_rate,
             counters=self._host.counters["ota"],
             on_ask=self._host.on_ask,
@@ -198,11 +204,10 @@ class Extras:
 
     def _make_exchange(self, config: Config) -> "Exchange":
         from edge_runtime.store.exchange import Exchange  # noqa: PLC0415 - and the store with it
-        from edge_runtime.store.store import ModelStore  # noqa: PLC0415
 
         return Exchange(
             self._host.loop,
-            ModelStore(Path(config.store.path)),
+            open_store(config),
             config.store,
             hand_over=self._host.hand_over,
             reload=self._host.reload,

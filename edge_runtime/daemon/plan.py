@@ -17,12 +17,15 @@ from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.config.convert import names_a_file
 from edge_runtime.config.rules import RESERVED, RESERVED_BELOW
 from edge_runtime.config.tables import Config, ModelTable
+from edge_runtime.daemon.state import state_folder
 from edge_runtime.delivery.payloads import CONVENTIONS
 from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.sources.kind import SourceKindTable, as_kind
 
 if TYPE_CHECKING:
     from edge_runtime.store.records import Slot
+    from edge_runtime.store.store import ModelStore
+    from edge_runtime.store.trust import Trust
 
 
 class PlannedModel(msgspec.Struct, eq=False):
@@ -101,13 +104,13 @@ def make_plan(config: Config, *, starting: bool = False, running: Sequence[Plann
 
 
 def _plan_model(config: Config, each: ModelTable, *, starting: bool, running: Sequence[PlannedModel]) -> PlannedModel:
-    slot = None if names_a_file(each.bundle) else _find_slot(config, each.bundle, starting=starting)
-    path = Path(each.bundle) if slot is None else slot.path
-    if config.store.allowed_signers is not None:
-        from edge_runtime.bundle.signature import require_signature  # noqa: PLC0415 - starts a program: only when asked for
-
-        require_signature(path, Path(config.store.allowed_signers))
-    bundle = open_bundle(path)
+    slot: Slot | None = None
+    if names_a_file(each.bundle):
+        bundle = _open_file(config, Path(each.bundle), starting=starting)
+    else:
+        store = open_store(config)
+        slot = store.begin(each.bundle) if starting else store.slot(each.bundle)
+        bundle = store.open_slot(slot)
     options = ModelOptions(threads=each.threads, max_batch=each.max_batch)
     for other in running:
         same = (other.config.threads, other.config.max_batch) == (each.threads, each.max_batch)
@@ -117,11 +120,40 @@ def _plan_model(config: Config, each: ModelTable, *, starting: bool, running: Se
     return PlannedModel(each, bundle, model, slot)
 
 
-def _find_slot(config: Config, name: str, *, starting: bool) -> "Slot":
+def open_store(config: Config) -> "ModelStore":
+    """The model store of a device, which opens only what the device trusts."""
     from edge_runtime.store.store import ModelStore  # noqa: PLC0415 - only where a model comes from the store
 
-    store = ModelStore(Path(config.store.path))
-    return store.begin(name) if starting else store.slot(name)
+    return ModelStore(Path(config.store.path), trust=_trust(config))
+
+
+def _trust(config: Config) -> "Trust | None":
+    signers = config.store.allowed_signers
+    if signers is None:
+        return None
+    from edge_runtime.store.trust import Trust  # noqa: PLC0415 - starts a program: only when asked for
+
+    return Trust(Path(signers), config.store.signatures)
+
+
+def _open_file(config: Config, path: Path, *, starting: bool) -> Bundle:
+    """A bundle that the device file names by its path: the same signatures and the same class as on other ways in.
+
+    Raises:
+        BundleError: it is not let in.
+    """
+    if config.store.allowed_signers is None:
+        bundle = open_bundle(path)
+    else:
+        from edge_runtime.store.admission import Admissions  # noqa: PLC0415 - starts a program: only when asked for
+
+        folder = state_folder(config)
+        admissions = Admissions(None if folder is None else folder / "admitted.json")
+        bundle = admissions.open(path, _trust(config), note=starting)
+    wanted, own = bundle.manifest.target_device, config.device.class_
+    if wanted is not None and own is not None and wanted != own:
+        raise BundleError(f"{path}: expected a bundle for {own}, found one for {wanted}: convert it for this device")
+    return bundle
 
 
 def _useless(config: Config) -> Iterator[str]:

@@ -5,12 +5,14 @@ begin anew, and the start's number comes from the clock. Without a folder nothin
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from edge_runtime.config.tables import Config
 from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.seen import SavedSeen
@@ -24,6 +26,14 @@ OWNER_ONLY = 0o600  # the windows hold readings
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = get_logger("daemon")
+
+
+def state_folder(config: Config) -> Path | None:
+    """Beside the outbox, else where systemd says, else nowhere."""
+    if config.outbox.path is not None:
+        return Path(config.outbox.path).parent
+    folder = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(folder) if folder else None
 
 
 class SavedWindows(msgspec.Struct):

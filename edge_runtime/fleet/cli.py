@@ -1,4 +1,4 @@
-"""What the commands of the fleet share: which devices are meant, how progress is shown, how the end is told."""
+"""What the commands of the fleet share: which devices are meant, how progress and result are shown."""
 
 import argparse
 import json
@@ -10,16 +10,32 @@ import msgspec
 
 from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory, select
 from edge_runtime.fleet.progress import shown
-from edge_runtime.fleet.rollout import Outcome, Watcher, failures, roll_out
+from edge_runtime.fleet.rollout import (
+    NO_LIMIT,
+    RESULTS,
+    RETRY_PAUSES_S,
+    Confirmation,
+    Limits,
+    Outcome,
+    RolloutResult,
+    Runner,
+    Watcher,
+)
 from edge_runtime.fleet.ssh import require_ssh
-from edge_runtime.fleet.table import render
+from edge_runtime.fleet.table import folded, render
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """DEVICE..., --all, --class, --inventory, --json, --quiet, --limit."""
+    """DEVICE..., --all, --class, --where, --except, --inventory, --json, --quiet, --limit."""
     parser.add_argument("device", nargs="*", metavar="DEVICE", help="a name of the inventory, or group:NAME")
     parser.add_argument("--all", action="store_true", help="every device of the inventory")
     parser.add_argument("--class", dest="kind", metavar="CLASS", help="of these, only devices of one class")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="LABEL", help="of these, only devices with this label"
+    )
+    parser.add_argument(
+        "--except", dest="without", action="append", default=[], metavar="NAME", help="but not this device or group"
+    )
     parser.add_argument(
         "--inventory",
         metavar="FILE",
@@ -31,11 +47,17 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def add_waves(parser: argparse.ArgumentParser) -> None:
-    """--canaries, --wave, --soak, --keep-going."""
+    """--canaries, --wave, --soak, --max-failures, --keep-going."""
     parser.add_argument("--canaries", type=_count_or_none, metavar="N", help="how many devices go first, alone")
     parser.add_argument("--wave", type=_count, metavar="N", help="how many follow in each later wave")
-    parser.add_argument("--soak", type=float, metavar="S", help="how long a wave is watched before the next begins")
-    parser.add_argument("--keep-going", action="store_true", help="go on after a wave in which a device failed")
+    parser.add_argument("--soak", type=_seconds, metavar="S", help="how long a wave is watched before the next begins")
+    parser.add_argument(
+        "--max-failures",
+        type=_threshold,
+        metavar="N|N%",
+        help="how many devices may fail before nothing further is begun; default: the inventory's, else 0",
+    )
+    parser.add_argument("--keep-going", action="store_true", help="go on however many devices fail")
 
 
 def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet, list[Target], RolloutTable]:
@@ -46,15 +68,20 @@ def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet
         CommandError: a device is not in it, or there is no ssh.
     """
     fleet = load_inventory(find_inventory(args.inventory))
-    everything = args.all or (everything and not args.device)
-    targets = select(fleet, args.device, everything=everything, kind=args.kind)
+    everything = args.all or (everything and not args.device and not args.where)
+    targets = select(fleet, args.device, everything=everything, kind=args.kind, labels=args.where, without=args.without)
     if any(each.transport == "ssh" for each in targets):
         require_ssh()
-    given = {key: getattr(args, key, None) for key in ("limit", "canaries", "wave", "soak")}
+    given = {key: getattr(args, key, None) for key in ("limit", "canaries", "wave", "soak", "max_failures")}
     rollout: RolloutTable = msgspec.structs.replace(
         fleet.rollout, **{key: value for key, value in given.items() if value is not None}
     )
     return fleet, targets, rollout
+
+
+def at_once(rollout: RolloutTable) -> RolloutTable:
+    """The same limit, without canaries and waves."""
+    return RolloutTable(limit=rollout.limit, canaries=0)
 
 
 def carry_out(
@@ -63,33 +90,60 @@ def carry_out(
     rollout: RolloutTable,
     work: Callable[[Target, Watcher], Outcome],
     *,
-    confirm: Callable[[Target], str | None] | None = None,
+    confirm: Confirmation | None = None,
     about: dict[str, object],
 ) -> int:
-    """Does the work with progress, tells the end, and returns how many devices failed."""
-    with shown(quiet=args.quiet) as watcher:
-        outcomes = roll_out(
-            targets, work, rollout, watcher, confirm=confirm, keep_going=getattr(args, "keep_going", False)
-        )
-    if args.json:
-        failed = [each.device for each in outcomes if each.result == "failed"]
-        document = {**about, "devices": msgspec.to_builtins(outcomes), "failed": failed}
+    """Do the work with progress, print what became of each device, and return the exit code of `RolloutResult`."""
+    keep_going = getattr(args, "keep_going", not hasattr(args, "max_failures"))
+    limits = NO_LIMIT if keep_going else limits_of(rollout.max_failures)
+    with shown(quiet=args.quiet, total=len(targets)) as watcher:
+        runner = Runner(targets, work, rollout, watcher, confirm=confirm, limits=limits, retry=RETRY_PAUSES_S)
+        result = runner.run()
+    report(result, as_json=args.json, about=about)
+    return result.exit_code
+
+
+def report(result: RolloutResult, *, as_json: bool, about: dict[str, object]) -> None:
+    """Print what became of each device."""
+    outcomes = result.outcomes
+    if as_json:
+        by_result = {
+            each.replace(" ", "_"): [outcome.device for outcome in outcomes if outcome.result == each]
+            for each in RESULTS
+        }
+        document = {
+            **about,
+            "devices": msgspec.to_builtins(outcomes),
+            **by_result,
+            "interrupted": result.interrupted,
+        }
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        rows = [(each.device, each.result, f"{each.seconds:.1f} s", each.text) for each in outcomes]
+        rows = [
+            (each.device, each.result, f"{each.seconds:.1f} s", each.text)
+            for kind in RESULTS
+            for each in outcomes
+            if each.result == kind
+        ]
         sys.stdout.write(render(("DEVICE", "RESULT", "TIME", "WHAT"), rows) + "\n")
-        sys.stdout.write(_summary(outcomes) + "\n")
-    return failures(outcomes)
+        sys.stdout.write(summary(outcomes) + (", interrupted" if result.interrupted else "") + "\n")
+    sys.stdout.flush()
 
 
-def _summary(outcomes: Sequence[Outcome]) -> str:
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """One line: how many devices have which result, the unpleasant ones by name."""
     parts = []
-    for result in ("done", "unchanged", "failed", "not tried"):
+    for result in RESULTS:
         names = [each.device for each in outcomes if each.result == result]
         if names:
-            listed = f" ({', '.join(names)})" if result in {"failed", "not tried"} else ""
+            listed = "" if result in {"done", "unchanged"} else f" ({folded(names)})"
             parts.append(f"{len(names)} {result}{listed}")
     return ", ".join(parts)
+
+
+def limits_of(text: str) -> Limits:
+    """`N` or `N%`, as a limit."""
+    return Limits(percent=float(text[:-1])) if text.endswith("%") else Limits(count=int(text))
 
 
 def existing(text: str) -> Path:
@@ -98,6 +152,24 @@ def existing(text: str) -> Path:
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"expected a file, found none at {text}")
     return path
+
+
+def _threshold(text: str) -> str:
+    digits = text.removesuffix("%")
+    is_number = digits.isascii() and digits.isdigit() and len(digits) <= 6
+    if not is_number or (text.endswith("%") and int(digits) > 100):
+        raise argparse.ArgumentTypeError(f"expected a number or a percentage such as 5%, found {text}")
+    return text
+
+
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < 1e9:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, found {text}")
+    return found
 
 
 def _count(text: str) -> int:

@@ -38,13 +38,17 @@ class RolloutTable(Table, frozen=True, kw_only=True):
         limit: How many devices are talked to at the same time.
         canaries: How many devices go first, alone. The rest follow only when all of them did well.
         wave: How many devices follow in each later wave; a wave in which one fails is the last. Left out, all at once.
-        soak (s): How long a wave must run the new model before the next begins.
+        soak (s): How long a wave must run the new model before the next begins. Left out, 30 s, and nothing after the
+            last one.
+        max_failures: How many devices may fail before nothing further is begun, as a number or as `N%` of all. Devices
+            that are away or busy do not count.
     """
 
     limit: Count = 8
     canaries: Annotated[int, Meta(ge=0)] = 1
     wave: Count | None = None
-    soak: Annotated[float, Meta(ge=0)] = 0.0
+    soak: Annotated[float, Meta(ge=0)] | None = None
+    max_failures: Annotated[str, Meta(pattern=r"^[0-9]{1,6}%?$", extra={"expected": "a number or N%"})] = "0"
 
 
 class DefaultsTable(Table, frozen=True, kw_only=True):
@@ -94,7 +98,8 @@ class FleetDeviceTable(Table, frozen=True, kw_only=True):
         name: What the commands call it. Over MQTT it is the `id` in its device file.
         address: A host, USER@HOST or a name in `~/.ssh/config`. Not needed over MQTT.
         group: Devices that are flashed together, as `group:NAME`.
-        class_: What kind of device it is, such as `pi4`. For people, and for `--class`.
+        labels: Words for `--where`, such as `["line-2", "outdoor"]`.
+        class_: What kind of device it is, such as `pi4`: for `--class`, and a bundle for another kind is refused.
         transport: How it is reached: `ssh`, or `mqtt` where only the broker of `[broker]` can reach it.
         service: The instance of the service, `edge-runtime@SERVICE`; the device's name when left out.
         config: The device file that `provision` installs, here on this machine.
@@ -108,6 +113,7 @@ class FleetDeviceTable(Table, frozen=True, kw_only=True):
     name: Service
     address: Address | None = None
     group: Name | None = None
+    labels: tuple[Name, ...] = ()
     class_: Name | None = msgspec.field(default=None, name="class")
     transport: Literal["ssh", "mqtt"] = "ssh"
     service: Service | None = None
@@ -154,8 +160,9 @@ class Target(msgspec.Struct, frozen=True):
     connect_timeout: float
     stall_timeout: float
     ssh_config: str | None
-    transport: str = "ssh"
+    transport: Literal["ssh", "mqtt"] = "ssh"
     broker: FleetBrokerTable | None = None
+    labels: tuple[str, ...] = ()
 
 
 def find_inventory(given: str | None) -> Path:
@@ -208,17 +215,56 @@ def _rules(tables: list[Converted]) -> list[Mistake]:
     return found
 
 
-def select(fleet: Fleet, words: Sequence[str], *, everything: bool = False, kind: str | None = None) -> list[Target]:
+def select(
+    fleet: Fleet,
+    words: Sequence[str],
+    *,
+    everything: bool = False,
+    kind: str | None = None,
+    labels: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> list[Target]:
     """The devices that a command names, in the order of the inventory, each once.
 
-    A word is a device's name or `group:NAME`.
+    Args:
+        fleet: the inventory.
+        words: names of devices, or `group:NAME`.
+        everything: all devices.
+        kind: of these, only devices of this class.
+        labels: of these, only devices with each of these labels.
+        without: of these, not the devices of these names or groups.
 
     Raises:
         CommandError: a word names nothing, or nothing is named.
     """
+    left_out = _named(fleet, without)
+    known = {label for device in fleet.device for label in device.labels}
+    for label in labels:
+        if label not in known:
+            near = nearest(label, sorted(known))
+            hint = f"did you mean {near}?" if near else f"it knows {', '.join(sorted(known)) or 'none'}"
+            raise CommandError(f"{fleet.path}: no device has the label {quote(label)}: {hint}")
+    wanted = {device.name for device in fleet.device} if everything or (labels and not words) else set()
+    wanted = (wanted | _named(fleet, words)) - left_out
+    chosen = [
+        each
+        for each in fleet.device
+        if each.name in wanted and kind in {None, each.class_} and set(labels) <= set(each.labels)
+    ]
+    if not chosen:
+        raise CommandError(f"{fleet.path}: no device is named: name some, or a group as group:NAME, or use --all")
+    return [target(fleet, device) for device in chosen]
+
+
+def _named(fleet: Fleet, words: Sequence[str]) -> set[str]:
+    """The names of devices that these words stand for.
+
+    Raises:
+        CommandError: a word names nothing.
+    """
     names = [device.name for device in fleet.device]
     groups = {device.group for device in fleet.device if device.group is not None}
-    wanted: set[str] = set(names) if everything else set()
+    wanted: set[str] = set()
     for word in words:
         group = word.removeprefix("group:")
         if word.startswith("group:") and group in groups:
@@ -230,10 +276,7 @@ def select(fleet: Fleet, words: Sequence[str], *, everything: bool = False, kind
             near = nearest(word, known)
             hint = f"did you mean {near}?" if near else f"it knows {', '.join(known[:20])}"
             raise CommandError(f"{fleet.path}: no device or group {quote(word)}: {hint}")
-    chosen = [each for each in fleet.device if each.name in wanted and kind in {None, each.class_}]
-    if not chosen:
-        raise CommandError(f"{fleet.path}: no device is named: name some, or a group as group:NAME, or use --all")
-    return [target(fleet, device) for device in chosen]
+    return wanted
 
 
 def target(fleet: Fleet, device: FleetDeviceTable) -> Target:
@@ -256,4 +299,5 @@ def target(fleet: Fleet, device: FleetDeviceTable) -> Target:
         ssh_config=base.ssh_config,
         transport=device.transport,
         broker=fleet.broker,
+        labels=device.labels,
     )

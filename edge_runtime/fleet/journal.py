@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from edge_runtime.errors import EdgeError
 from edge_runtime.fleet.inventory import Target
-from edge_runtime.fleet.rollout import MOST_FAILURES
+from edge_runtime.fleet.rollout import Outcome, exit_code, outcome_of
 from edge_runtime.fleet.ssh import Answer, Collected, as_root, raise_if_unreachable, start
 
 _lock = threading.Lock()
 
 
 def show(targets: Sequence[Target], *, lines: int, follow: bool, since: str | None, json: bool, limit: int) -> int:
-    """Prints the lines of every device; returns how many could not be asked.
+    """Print the lines of every device; returns the exit code of `fleet/rollout.py`.
 
     Lines of one device keep their order. With `follow` all devices are asked at once, whatever the limit.
     """
@@ -23,18 +23,19 @@ def show(targets: Sequence[Target], *, lines: int, follow: bool, since: str | No
     words += ["--follow"] if follow else []
     words += ["--since", since] if since else []
 
-    def one(target: Target) -> bool:
-        try:
+    def one(target: Target) -> Outcome:
+        def ask() -> Outcome:
             _stream(target, [*words, "--unit", f"edge-runtime@{target.service}"], json=json, alone=len(targets) == 1)
-        except EdgeError as error:
+            return Outcome(target.name, "done")
+
+        outcome = outcome_of(target, ask)
+        if outcome.text:
             with _lock:
-                sys.stderr.write(f"{target.name}: {error}\n")
-            return False
-        return True
+                sys.stderr.write(f"{target.name}: {outcome.text}\n")
+        return outcome
 
     with ThreadPoolExecutor(max_workers=len(targets) if follow else min(limit, len(targets))) as pool:
-        answered = list(pool.map(one, targets))
-    return min(answered.count(False), MOST_FAILURES)
+        return exit_code(list(pool.map(one, targets)))
 
 
 def _stream(target: Target, words: list[str], *, json: bool, alone: bool) -> None:

@@ -1,128 +1,45 @@
 """A bundle -> one device over the broker that both know, for devices that ssh does not reach. See `docs/ota.md`.
 
 The device sets the pace and does all the checking; the sender only answers what it is asked. Whatever happens to the
-link, the offer is repeated until the device has said what came of it, and goes on where the last try ended.
+link, the offer is repeated until the device has published what came of it, and goes on where the last try ended.
+
+Guarantee: it ends. A transfer that makes no progress for `silence_s` (no more bytes, no next state) is given up,
+however often the link returns or the device publishes something else; refusals of the broker end it at once. An offer
+that waits for another transfer or install is repeated for `busy_s`.
 """
 
 import hashlib
-import queue
 import secrets
-import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 
-from edge_runtime.config.addresses import parse_endpoint
-from edge_runtime.errors import CommandError, TransientError
+from edge_runtime.errors import CommandError
+from edge_runtime.fleet.broker_line import CONNECTED, BrokerLine, Login
+from edge_runtime.fleet.errors import AwayError, BusyError, RefusedError
 
 OFFER_AGAIN_S = 5.0
+SILENCE_S = 60.0
+INSTALL_S = 300.0  # the self-test on the device has 120 of its own
+BUSY_S = 300.0
 ORDER_S = 60.0  # for an order to be carried out
 MOST_BYTES = 1024 * 1024  # of one chunk; a device asks for far less
+# Refusals that pass, by their words: devices of the release before do not mark them with `busy`.
+_BUSY_WORDS = (
+    "another transfer",
+    "another install is under way",
+    "another sender",
+    "is being written or installed",
+)
 
 Progress = Callable[[int, int], None]
 
 
-class Login(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach the broker.
-
-    Attributes:
-        url: `mqtt://HOST:PORT` or `mqtts://HOST:PORT`.
-        username: None for a broker without accounts.
-        password: of that account.
-        ca_file: the authority of the broker's certificate, where the system does not know it.
-    """
-
-    url: str
-    username: str | None = None
-    password: str | None = None
-    ca_file: str | None = None
-
-
-class Line:
-    """A connection to the broker that hears what one device says. A context manager.
-
-    Args:
-        login: the broker.
-        device: the device's id, as its configuration has it.
-        topics: what to listen to, below `edge/{device}/`.
-
-    Raises:
-        TransientError: the broker cannot be reached.
-    """
-
-    def __init__(self, login: Login, device: str, topics: Sequence[str]) -> None:
-        self._login = login
-        self.device = device
-        self._base = f"edge/{device}"
-        self._topics = topics
-        self._heard: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
-        self._client = self._connect()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
-    def hear(self, patience_s: float) -> tuple[str, bytes] | None:
-        """The next message, as topic below `edge/{device}/` and payload; `connected` for a connection; None for none.
-
-        Raises:
-            TransientError: the broker refuses the login.
-        """
-        try:
-            what, payload = self._heard.get(timeout=max(0.0, patience_s))
-        except queue.Empty:
-            return None
-        if what == "refused":
-            raise TransientError(payload.decode())
-        return what, payload
-
-    def say(self, what: str, payload: bytes | dict[str, Any]) -> None:
-        """Publish below `edge/{device}/`; without a connection it is left out, since whoever waits asks again."""
-        if self._client.is_connected():
-            data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
-            self._client.publish(f"{self._base}/{what}", data, qos=1)
-
-    def _connect(self) -> paho.Client:
-        endpoint = parse_endpoint(self._login.url)
-        client = paho.Client(CallbackAPIVersion.VERSION2)
-        client.reconnect_delay_set(1, 5)
-        if self._login.username is not None:
-            client.username_pw_set(self._login.username, self._login.password)
-        if endpoint.tls:
-            client.tls_set_context(ssl.create_default_context(cafile=self._login.ca_file))
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        try:
-            client.connect(endpoint.host, endpoint.port)
-        except OSError as error:
-            raise TransientError(f"{self._login.url}: the broker cannot be reached: {error}") from error
-        client.loop_start()
-        return client
-
-    def _on_connect(self, client: paho.Client, _userdata: object, _flags: object, reason: Any, _more: object) -> None:
-        if reason.is_failure:
-            self._heard.put(("refused", f"{self._login.url} refused the login: {reason}".encode()))
-            return
-        client.subscribe([(f"{self._base}/{topic}", 1) for topic in self._topics])
-
-    def _on_subscribe(self, *_arguments: object) -> None:
-        self._heard.put(("connected", b""))
-
-    def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
-        self._heard.put((message.topic.removeprefix(f"{self._base}/"), bytes(message.payload)))
-
-
-class MqttTransport:
-    """Sends bundles to one device.
+class BundleSender:
+    """Sends bundles and orders to one device.
 
     Args:
         login: the broker.
@@ -134,19 +51,28 @@ class MqttTransport:
         self._device = device
 
     def send(
-        self, bundle: Path, progress: Progress, *, silence_s: float = 60.0, mode: str = "active"
+        self,
+        bundle: Path,
+        progress: Progress,
+        *,
+        silence_s: float = SILENCE_S,
+        busy_s: float = BUSY_S,
+        mode: str = "active",
     ) -> dict[str, Any]:
-        """Bring a bundle and its signature there, and return the device's last word: model, version, digest, why.
+        """Bring a bundle and its signature there, and return the device's last status: model, version, digest, why.
 
         Args:
             bundle: the file; `BUNDLE.sig` stands beside it.
             progress: called with bytes there and bytes in all.
-            silence_s: a device that says nothing for so long is given up.
+            silence_s: without progress for so long the transfer is given up.
+            busy_s: how long to wait while the device is occupied by another one.
             mode: `active`, `stage` or `shadow`.
 
         Raises:
             CommandError: the device refuses it, or it cannot be read.
-            TransientError: the broker or the device does not answer.
+            AwayError: the broker or the device does not answer.
+            BusyError: another transfer or install is under way there.
+            RefusedError: the broker does not let us, or two devices have this id.
         """
         content, signature = _read(bundle), _read(bundle.with_name(bundle.name + ".sig"))
         offer = {
@@ -158,11 +84,12 @@ class MqttTransport:
             "mode": mode,
             **_more_signatures(bundle),
         }
-        with Line(self._login, self._device, ("ota/want", "ota/status")) as line:
-            return self._serve(line, content, offer, progress, silence_s)
+        filters = (f"{self._device}/ota/want", f"{self._device}/ota/status")
+        with BrokerLine(self._login, filters) as line:
+            return _Sending(line, self._device, content, offer, progress, silence_s=silence_s, busy_s=busy_s).run()
 
     def roll_back(self, model: str, digest: str, sign: Callable[[bytes], str]) -> dict[str, Any]:
-        """Order the device to leave a bundle, and return its last word.
+        """Order the device to leave a bundle, and return its last status.
 
         Args:
             model: the name of the model.
@@ -171,77 +98,160 @@ class MqttTransport:
 
         Raises:
             CommandError: the device refuses it.
-            TransientError: the broker or the device does not answer.
+            AwayError: the broker or the device does not answer.
         """
-        word: dict[str, Any] = {"transfer": secrets.token_hex(8)}
+        request: dict[str, Any] = {"transfer": secrets.token_hex(8)}
         order = {"type": "rollback", "device": self._device, "model": model, "digest": digest}
-        with Line(self._login, self._device, ("ota/status",)) as line:
+        topic = f"{self._device}/ota/rollback"
+        with BrokerLine(self._login, (f"{self._device}/ota/status",)) as line:
             deadline = time.monotonic() + ORDER_S
             while (left := deadline - time.monotonic()) > 0:
                 heard = line.hear(min(left, OFFER_AGAIN_S))
-                document = {} if heard is None else _document(heard[1])
-                if document.get("transfer") != word["transfer"]:
-                    if heard is None or heard[0] == "connected":
-                        line.say("ota/rollback", word)
+                document = {} if heard is None else _document(heard.payload)
+                if document.get("transfer") != request["transfer"]:
+                    if heard is None or heard.topic == CONNECTED:
+                        line.publish(topic, request)
                 elif document.get("state") == "greeting":
                     signed = {**order, "token": str(document.get("token")), "nonce": secrets.token_hex(8)}
-                    word["order"] = msgspec.json.encode(signed).decode()
-                    word["signature"] = sign(word["order"].encode())
-                    line.say("ota/rollback", word)
+                    request["order"] = msgspec.json.encode(signed).decode()
+                    request["signature"] = sign(request["order"].encode())
+                    line.publish(topic, request)
                 elif document.get("state") == "rolled back":
                     return document
                 else:
                     raise CommandError(str(document.get("why")))
-        raise TransientError(_silent(self._device))
+        raise AwayError(_silent(self._device))
 
-    def _serve(
-        self, line: Line, content: bytes, offer: dict[str, Any], progress: Progress, silence_s: float
-    ) -> dict[str, Any]:
-        last = time.monotonic()
+
+class _Sending:
+    """One transfer."""
+
+    def __init__(
+        self,
+        line: BrokerLine,
+        device: str,
+        content: bytes,
+        offer: dict[str, Any],
+        progress: Progress,
+        *,
+        silence_s: float,
+        busy_s: float,
+    ) -> None:
+        self._line = line
+        self._device = device
+        self._content = content
+        self._offer = offer
+        self._progress = progress
+        self._silence_s = silence_s
+        self._busy_until = time.monotonic() + busy_s
+        self._deadline = time.monotonic() + silence_s
+        self._best = -1  # bytes that are there
+        self._tokens: list[str] = []
+        self._is_installing = False
+        self._last_refusal = ""
+
+    def run(self) -> dict[str, Any]:
+        """Serve the device until it has published what came of it."""
         while True:
-            heard = line.hear(OFFER_AGAIN_S)
-            if heard is None:
-                if time.monotonic() - last > silence_s:
-                    raise TransientError(_silent(self._device))
-                line.say("ota/offer", offer)
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                self._give_up()
+            heard = self._line.hear(min(OFFER_AGAIN_S, left))
+            if heard is None or heard.topic == CONNECTED:
+                self._publish_offer()
                 continue
-            what, payload = heard
-            if what == "connected":
-                line.say("ota/offer", offer)
-                continue
-            document = _document(payload)
-            if document.get("transfer") != offer["transfer"]:
+            document = _document(heard.payload)
+            if document.get("transfer") != self._offer["transfer"]:
+                self._learn_token(document)
                 continue  # another sender's
-            last = time.monotonic()
-            if what == "ota/want":
-                self._answer(line, content, offer["transfer"], document)
-            elif what == "ota/status":
-                done = self._told(line, offer, document, progress)
-                if done is not None:
-                    return done
+            if heard.topic.endswith("/want"):
+                self._answer(document)
+            elif (done := self._follow(document)) is not None:
+                return done
 
-    def _told(
-        self, line: Line, offer: dict[str, Any], document: dict[str, Any], progress: Progress
-    ) -> dict[str, Any] | None:
+    def _publish_offer(self) -> None:
+        self._line.publish(f"{self._device}/ota/offer", self._offer)
+
+    def _follow(self, document: dict[str, Any]) -> dict[str, Any] | None:
         state = document.get("state")
         if state == "greeting":
-            offer["token"] = str(document.get("token", ""))
-            line.say("ota/offer", offer)
+            self._greeted(str(document.get("token", "")))
         elif state in {"refused", "failed"}:
-            raise CommandError(str(document.get("why")))
+            self._refused(str(document.get("why")), is_busy=document.get("busy") is True)
         elif state == "installed":
-            progress(offer["size"], offer["size"])
+            self._progress(self._offer["size"], self._offer["size"])
             return document
         elif state == "receiving":
-            progress(int(document.get("received", 0)), offer["size"])
+            received = document.get("received")
+            self._progressed(received if isinstance(received, int) else 0)
+        elif state == "installing" and not self._is_installing:
+            self._is_installing = True
+            self._progress(self._offer["size"], self._offer["size"])
+            self._deadline = time.monotonic() + max(self._silence_s, INSTALL_S)
         return None
 
-    def _answer(self, line: Line, content: bytes, transfer: str, want: dict[str, Any]) -> None:
+    def _learn_token(self, document: dict[str, Any]) -> None:
+        """A greeting to another sender holds the same token; under a flood it may be the only one that comes."""
+        if document.get("state") == "greeting" and "token" not in self._offer and document.get("token"):
+            self._greeted(str(document["token"]))
+
+    def _greeted(self, token: str) -> None:
+        """A token of this start of the device. One that returns after another one is of a second device.
+
+        Raises:
+            RefusedError: two devices answer.
+        """
+        if token in self._tokens[:-1]:
+            raise RefusedError(
+                f"two devices answer as {self._device}: give each its own id in [device] (was a card cloned?)"
+            )
+        if not self._tokens or self._tokens[-1] != token:
+            self._tokens.append(token)
+        self._offer["token"] = token
+        self._publish_offer()
+
+    def _refused(self, why: str, *, is_busy: bool) -> None:
+        """Wait while the reason passes.
+
+        Raises:
+            BusyError: it did not pass in time.
+            CommandError: it does not pass.
+        """
+        if not is_busy and not any(words in why for words in _BUSY_WORDS):
+            raise CommandError(why)
+        self._last_refusal = why
+        if time.monotonic() >= self._busy_until:
+            raise BusyError(why)
+        # The next offer goes out when nothing is heard for `OFFER_AGAIN_S`.
+        self._deadline = min(self._busy_until, time.monotonic() + self._silence_s)
+
+    def _progressed(self, received: int) -> None:
+        if received > self._best:
+            self._best = received
+            self._deadline = time.monotonic() + self._silence_s
+            self._last_refusal = ""
+        self._progress(received, self._offer["size"])
+
+    def _give_up(self) -> None:
+        if self._last_refusal:
+            raise BusyError(self._last_refusal)
+        if self._is_installing:
+            raise AwayError("it has all of the bundle and installs it, but does not say what came of it")
+        if self._best >= 0:
+            raise AwayError(
+                f"the transfer has not moved for {self._silence_s:g} s, at {self._best} of {self._offer['size']} bytes"
+                ": what is there stays for the next try"
+            )
+        raise AwayError(_silent(self._device))
+
+    def _answer(self, want: dict[str, Any]) -> None:
         offset, count = want.get("offset"), want.get("bytes")
         if not isinstance(offset, int) or not isinstance(count, int):
             return
-        if offset >= 0 and 0 < count <= MOST_BYTES and offset + count <= len(content):
-            line.say(f"ota/chunk/{transfer}/{offset}", content[offset : offset + count])
+        if offset >= 0 and 0 < count <= MOST_BYTES and offset + count <= len(self._content):
+            self._progressed(offset)
+            topic = f"{self._device}/ota/chunk/{self._offer['transfer']}/{offset}"
+            self._line.publish(topic, self._content[offset : offset + count])
 
 
 def _more_signatures(bundle: Path) -> dict[str, str]:
@@ -267,7 +277,7 @@ def _document(payload: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(payload, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError):
-        return {}  # somebody else's
+        return {}  # another program's
 
 
 def _read(path: Path) -> bytes:

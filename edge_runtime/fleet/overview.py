@@ -1,28 +1,24 @@
-"""What every device is doing: one question to each, one row for each. A device that does not answer has a row too."""
+"""What every device is doing: one row for each. A device that does not answer has a row too. Pure."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from edge_runtime.errors import EdgeError
-from edge_runtime.fleet.flash import read_listing
-from edge_runtime.fleet.inventory import Target
-from edge_runtime.fleet.rollout import Outcome, Watcher
-from edge_runtime.fleet.ssh import Answer, as_account, run, script
+from edge_runtime.fleet.listing import SERVING, read_listing
 from edge_runtime.fleet.table import duration
 
-ASK_SECONDS = 60.0
-
 # Everything in one connection. Each part may fail by itself; a line of its own tells the parts from each other.
-_MARK = "--- edge-runtime part ---"
-_QUESTION = f"""runtime=$1; service=$2; folder=$3; signers=$4
-echo '{_MARK}'; cat /proc/uptime 2>/dev/null
-echo '{_MARK}'; cat /sys/class/thermal/thermal_zone0/temp 2>/dev/null
-echo '{_MARK}'; systemctl is-active "edge-runtime@$service" 2>/dev/null
-echo '{_MARK}'; "$runtime" --version 2>/dev/null
-echo '{_MARK}'; "$runtime" status --json 2>/dev/null
-echo '{_MARK}'; "$runtime" models --store "$folder" --allowed-signers "$signers" list --json
+MARK = "--- edge-runtime part ---"
+QUESTION = f"""runtime=$1; service=$2; folder=$3; signers=$4
+echo '{MARK}'; cat /proc/uptime 2>/dev/null
+echo '{MARK}'; cat /sys/class/thermal/thermal_zone0/temp 2>/dev/null
+echo '{MARK}'; systemctl is-active "edge-runtime@$service" 2>/dev/null
+echo '{MARK}'; "$runtime" --version 2>/dev/null
+echo '{MARK}'; "$runtime" status --json 2>/dev/null
+echo '{MARK}'; "$runtime" models --store "$folder" --allowed-signers "$signers" list --json
 exit 0
 """
 
@@ -57,24 +53,11 @@ class Row(msgspec.Struct, kw_only=True):
     queued: int | None = None
 
 
-def look(target: Target, watcher: Watcher) -> Outcome:
-    """Asks one device; never raises, since being out of reach is an answer too."""
-    watcher.step(target.name, "asking")
-    row = Row(name=target.name, group=target.group, kind=target.kind)
-    arguments = (target.runtime, target.service, target.store, target.allowed_signers)
-    try:
-        answer = run(target, as_account(target.account, script(_QUESTION, *arguments)), timeout=ASK_SECONDS)
-        row.reachable = True
-        _fill(row, answer)
-    except EdgeError as error:
-        row.why = " ".join(str(error).split())
-    return Outcome(target.name, "failed" if row.why else "done", row.why, details={"row": row})
-
-
-def _fill(row: Row, answer: Answer) -> None:
-    parts = [part.strip() for part in answer.out.split(_MARK)[1:]]
+def fill_from_answer(row: Row, found: Sequence[str], reason: str) -> None:
+    """Fill a row from the parts of an answer to `QUESTION`; `reason` is the last line of what went wrong there."""
+    parts = [part.strip() for part in found]
     if len(parts) != 6:
-        row.why = answer.reason
+        row.why = reason
         return
     uptime, temperature, row.service, version, status, listed = parts
     row.uptime_s = _number(uptime.split(" ")[0])
@@ -87,7 +70,7 @@ def _fill(row: Row, answer: Answer) -> None:
     elif listed:
         row.models = read_listing(listed)
     else:
-        row.why = answer.reason
+        row.why = reason
 
 
 def _fill_status(row: Row, text: str) -> None:
@@ -139,6 +122,16 @@ def _went_back(row: Row, name: object) -> str:
     """The bundle of a name that this device tried and left, and why; a rejected one is kept by `models list`."""
     rejected = [each for each in row.models if each["name"] == name and each["state"] == "rejected"]
     return f"went back from {rejected[0]['version']}: {rejected[0].get('why', '')}" if rejected else ""
+
+
+def totals(rows: Sequence[Row]) -> str:
+    """One line of numbers: devices by what they run, those without a model among them."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        running = [f"{each['name']} {each['version']}" for each in row.models if each["state"] in SERVING]
+        counts.update((running or ["no model"]) if row.reachable else ["not reachable"])
+    listed = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    return f"{len(rows)} devices: {listed}"
 
 
 def to_json(rows: list[Row]) -> str:

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
+MOST_LINES = 20  # devices that are shown one by one
+
 
 class Silent:
     """Shows nothing."""
@@ -62,6 +64,49 @@ class Lines(Silent):
             print(text, file=self._stream, flush=True)
 
 
+class Totals(Silent):
+    """For many devices: a line of totals whenever a tenth more is done, and the problems as they come."""
+
+    def __init__(self, stream: IO[str], total: int) -> None:
+        self._stream = stream
+        self._total = total
+        self._counts: dict[str, int] = {}
+        self._shown = 0
+        self._lock = threading.Lock()
+        self._is_terminal = stream.isatty()
+
+    def end(self, outcome: Outcome) -> None:
+        """Count it; name it where it did not succeed."""
+        with self._lock:
+            self._counts[outcome.result] = self._counts.get(outcome.result, 0) + 1
+            if not outcome.succeeded:
+                self._print(f"{outcome.device}: {outcome.result}: {outcome.text}")
+            done = sum(self._counts.values())
+            if self._is_terminal:
+                self._stream.write(f"\r{self._line(done)}\x1b[K")
+                self._stream.flush()
+            elif 10 * done // self._total > self._shown:
+                self._shown = 10 * done // self._total
+                self._print(self._line(done))
+
+    def say(self, text: str) -> None:
+        """A line."""
+        with self._lock:
+            self._print(text)
+
+    def close(self) -> None:
+        """Leave the line of totals."""
+        if self._is_terminal:
+            self._stream.write("\n")
+
+    def _line(self, done: int) -> str:
+        return f"{done} of {self._total}: " + ", ".join(f"{count} {word}" for word, count in self._counts.items())
+
+    def _print(self, text: str) -> None:
+        start = "\r\x1b[K" if self._is_terminal else ""
+        print(start + text, file=self._stream, flush=True)
+
+
 class Bars(Silent):
     """A bar for every device at work."""
 
@@ -95,11 +140,18 @@ class Bars(Silent):
 
 
 @contextmanager
-def shown(*, quiet: bool, stream: IO[str] | None = None) -> Iterator[Watcher]:
-    """The watcher that suits where we run."""
+def shown(*, quiet: bool, total: int = 1, stream: IO[str] | None = None) -> Iterator[Watcher]:
+    """The watcher that suits where we run and how many devices there are."""
     out = sys.stderr if stream is None else stream
     if quiet:
         yield Silent()
+        return
+    if total > MOST_LINES:
+        totals = Totals(out, total)
+        try:
+            yield totals
+        finally:
+            totals.close()
         return
     bars = _bars(out) if out.isatty() else None
     if bars is None:

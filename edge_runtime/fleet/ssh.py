@@ -14,7 +14,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
-from edge_runtime.errors import CommandError, TransientError
+from edge_runtime.errors import CommandError
+from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.inventory import Target
 
 SSH_FAILED = 255  # ssh(1): the connection, and not the command, failed
@@ -31,12 +32,15 @@ exec sudo -n -u "$account" -- "$@"
 _MEANINGS = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "its host key has changed: somebody may stand in between; if it was installed anew, `ssh-keygen -R {host}`",
+        (
+            "its host key has changed: another machine may stand in between; where it was installed anew, "
+            "`ssh-keygen -R {host}`"
+        ),
     ),
     ("Host key verification failed", "its host key is unknown: connect once by hand with `ssh {host}` and compare it"),
     ("Permission denied", "the login was refused: try `ssh {host}` by hand"),
     ("Too many authentication failures", "the login was refused: try `ssh {host}` by hand"),
-    ("Could not resolve hostname", "its name cannot be resolved: mend the address in the inventory"),
+    ("Could not resolve hostname", "its name cannot be resolved: correct the address in the inventory"),
     ("Connection timed out", "it does not answer"),
     ("timed out", "it does not answer"),
     ("No route to host", "there is no way to it"),
@@ -50,6 +54,19 @@ _MEANINGS = (
 )
 
 
+# What no repetition changes: a person has to do something.
+_BY_HAND = frozenset(
+    {
+        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "Host key verification failed",
+        "Permission denied",
+        "Too many authentication failures",
+        "Bad configuration option",
+        "Can't open user config file",
+    }
+)
+
+
 class Answer(NamedTuple):
     """What a command on a device gave back."""
 
@@ -59,13 +76,13 @@ class Answer(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The last line of its complaints: the one that says why."""
+        """The last line of stderr: the one that says why."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         return lines[-1] if lines else f"exit code {self.code}"
 
 
-class UnreachableError(TransientError):
-    """The device cannot be talked to now; the text says why."""
+class UnreachableError(AwayError):
+    """The connection failed; the text says why."""
 
 
 def as_account(account: str, words: Sequence[str]) -> list[str]:
@@ -111,13 +128,14 @@ def run(target: Target, words: Sequence[str], *, stdin: bytes = b"", timeout: fl
 def start(target: Target, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A command on a device with its pipes open; it is ended when the block is left."""
     if target.transport != "ssh":
-        raise UnreachableError("it is reached over MQTT only, and this needs ssh")
+        raise RefusedError("it is reached over MQTT only, and this needs ssh")
     process = subprocess.Popen(
         [*command(target), target.address, "--", shlex.join(words)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "LC_ALL": "C"},  # we read what ssh says
+        start_new_session=True,  # Ctrl-C is for us; an install that runs there is not cut off in the middle
     )
     try:
         yield process
@@ -151,14 +169,15 @@ def command(target: Target) -> list[str]:
 
 
 def raise_if_unreachable(target: Target, answer: Answer) -> None:
-    """Raises UnreachableError, with what it means in one line, where ssh itself failed."""
+    """Raise UnreachableError or RefusedError, with what it means in one line, where ssh itself failed."""
     if answer.code != SSH_FAILED:
         return
     for sign, meaning in _MEANINGS:
         if sign in answer.err:
             line = next(line for line in answer.err.splitlines() if sign in line).strip()
             host = target.address.rpartition("@")[2]
-            raise UnreachableError(meaning.format(host=host, line=line))
+            text = meaning.format(host=host, line=line)
+            raise RefusedError(text) if sign in _BY_HAND else UnreachableError(text)
     raise UnreachableError(f"the connection broke: {answer.reason}" if answer.err.strip() else "the connection broke")
 
 

@@ -12,6 +12,35 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def folded(names: Sequence[str], most: int = 12) -> str:
+    """Names with a number at their end as ranges: `press-01..40, roof`; of many, the first few.
+
+    Neighbours only, in the order given.
+    """
+    parts: list[str] = []
+    at = 0
+    while at < len(names):
+        end = at
+        while end + 1 < len(names) and _follows(names[end], names[end + 1]):
+            end += 1
+        if end - at >= 2:
+            parts.append(f"{names[at]}..{_number(names[end])}")
+        else:
+            parts += names[at : end + 1]
+        at = end + 1
+    return ", ".join(parts) if len(parts) <= most else f"{', '.join(parts[:most])} and {len(parts) - most} more"
+
+
+def _number(name: str) -> str:
+    return name[len(name.rstrip("0123456789")) :]
+
+
+def _follows(first: str, second: str) -> bool:
+    one, two = _number(first), _number(second)
+    stem = first[: len(first) - len(one)]
+    return bool(one) and second == f"{stem}{two}" and len(one) == len(two) and int(two) == int(one) + 1
+
+
 def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 

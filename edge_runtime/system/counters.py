@@ -3,11 +3,16 @@
 A stage gets a `Counters` of its own and counts; nobody else writes to it. Reasons are words of the glossary.
 """
 
+import contextlib
+import hashlib
 from array import array
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+_MACHINE_ID = Path("/etc/machine-id")
+_BOARD_SERIAL = Path("/proc/device-tree/serial-number")
 _UPTIME = Path("/proc/uptime")
 _TEMPERATURE = Path("/sys/class/thermal/thermal_zone0/temp")
 
@@ -79,10 +84,30 @@ class Latencies:
         return {name: round(1000 * known[min(len(known) - 1, int(q * len(known)))], 3) for name, q in at.items()}
 
 
-def machine_state() -> dict[str, float | None]:
-    """Since when the machine is on, and how warm its processor is; None where the kernel does not say."""
+def machine_state() -> dict[str, float | str | None]:
+    """Which machine this is, since when it is on, and how warm its processor is; None where the kernel does not say.
+
+    `id` tells two machines with one device id apart. It is a hash of `/etc/machine-id`, which is not to be published.
+    """
     uptime, millidegrees = _first_number(_UPTIME), _first_number(_TEMPERATURE)
-    return {"uptime_s": uptime, "temperature_c": None if millidegrees is None else millidegrees / 1000}
+    return {
+        "id": machine_id(),
+        "uptime_s": uptime,
+        "temperature_c": None if millidegrees is None else millidegrees / 1000,
+    }
+
+
+@cache
+def machine_id() -> str | None:
+    """Sixteen hex digits that stay the same on this machine; None where it has no id.
+
+    A card that was copied has the same `/etc/machine-id`, so the board's serial number counts too.
+    """
+    parts = []
+    for path in (_MACHINE_ID, _BOARD_SERIAL):
+        with contextlib.suppress(OSError):
+            parts.append(path.read_bytes().strip(b"\0 \n"))
+    return hashlib.sha256(b"edge-runtime:" + b"/".join(parts)).hexdigest()[:16] if any(parts) else None
 
 
 def _first_number(path: Path) -> float | None:

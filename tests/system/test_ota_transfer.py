@@ -13,7 +13,8 @@ import pytest
 from onnx import numpy_helper
 
 from edge_runtime.errors import CommandError, EdgeError
-from edge_runtime.fleet.mqtt_transport import Login, MqttTransport
+from edge_runtime.fleet.broker_line import Login
+from edge_runtime.fleet.mqtt_transport import BundleSender
 from edge_runtime.store.install import Policy
 from edge_runtime.store.store import ModelStore
 from tests.conftest import MakeDaemon
@@ -54,9 +55,9 @@ class Rig:
         self.signer.sign(path)
         return path
 
-    def sender(self) -> MqttTransport:
+    def sender(self) -> BundleSender:
         """Whoever brings bundles."""
-        return MqttTransport(Login(url=self.broker.url), "room")
+        return BundleSender(Login(url=self.broker.url), "room")
 
     def wait_for_version(self, version: str) -> None:
         """Return when the device says that it runs this version."""

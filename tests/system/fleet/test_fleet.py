@@ -123,7 +123,7 @@ def test_every_refusal_is_one_line_and_the_device_keeps_serving(make_lan: MakeLa
 
 
 def test_a_changed_host_key_is_named_and_the_others_go_on(make_lan: MakeLan, tmp_path: Path) -> None:
-    """Whoever stands in between gets no bundle; the device beside it is flashed, and the exit code is one failure."""
+    """Whoever stands in between gets no bundle; the device beside it is flashed, and the exit code is 1."""
     lan = make_lan(3)
     known = (tmp_path / "known").read_text()
     (tmp_path / "known").write_text(
@@ -131,8 +131,8 @@ def test_a_changed_host_key_is_named_and_the_others_go_on(make_lan: MakeLan, tmp
     )
     answer = lan.command("flash", make_bundle(tmp_path), "d0", "d1", "--json", "--quiet", "--canaries", "1")
     assert answer.returncode == 1
-    assert outcomes(answer.stdout) == {"d0": "done", "d1": "failed"}
-    assert json.loads(answer.stdout)["failed"] == ["d1"]
+    assert outcomes(answer.stdout) == {"d0": "done", "d1": "refused"}
+    assert json.loads(answer.stdout)["refused"] == ["d1"]
     assert why(answer.stdout, "d1").startswith("its host key has changed: ")
     assert [active(device) for device in lan.devices] == ["1.0.0", None, None]
 
@@ -151,10 +151,10 @@ def test_a_transfer_that_is_cut_goes_on_where_it_stopped(make_lan: MakeLan, tmp_
 
     wait_until(lambda: arrived() > MEGABYTE, "a megabyte on the device", 60)
     device.link("down")
-    wait_until(lambda: first.poll() is not None, "the flash that cannot go on", 90)
+    wait_until(lambda: first.poll() is not None, "the flash that cannot go on", 200)
     out, _ = first.communicate(timeout=10)
-    assert first.returncode == 1
-    assert "1 failed (d0)" in out
+    assert first.returncode == 3
+    assert "1 away (d0)" in out
     assert active(device) is None
     before = arrived()
     assert before > MEGABYTE
@@ -177,9 +177,9 @@ def test_two_flashes_at_once_do_no_harm(make_lan: MakeLan, tmp_path: Path) -> No
     flashes = [lan.begin("flash", bundle, "d0", "--json", "--quiet") for _ in range(2)]
     answers = [each.communicate(timeout=120)[0] for each in flashes]
     results = sorted(outcomes(answer)["d0"] for answer in answers)
-    assert results in (["done", "failed"], ["done", "done"], ["done", "unchanged"])
+    assert results in (["busy", "done"], ["done", "done"], ["done", "unchanged"])
     for answer in answers:
-        if outcomes(answer)["d0"] == "failed":
+        if outcomes(answer)["d0"] == "busy":
             assert "under way" in why(answer, "d0")
     assert active(device) == "1.0.0"
 
@@ -221,7 +221,7 @@ def test_logs_of_several_devices_say_where_they_come_from(make_lan: MakeLan) -> 
     lines = sorted(answer.stdout.splitlines())
     assert [line.split(": ")[0] for line in lines] == ["d0", "d1"]
     assert lines[0].endswith("--lines 5 --since today --unit edge-runtime@d0")
-    assert answer.returncode == 1
+    assert answer.returncode == 3
     assert answer.stderr.startswith("d2: ")
     assert json.loads(lan.command("logs", "d0", "--json").stdout) == {"device": "d0", "entry": {"MESSAGE": "hello"}}
 

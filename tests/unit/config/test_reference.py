@@ -49,7 +49,7 @@ def test_a_table_without_a_place_on_the_page_is_noticed() -> None:
 
 def _keys(struct: type[msgspec.Struct]) -> set[str]:
     """The keys that a table of the file may hold: its own, and those of every format where it holds frames."""
-    names = set(struct.__struct_fields__)
+    names = set(struct.__struct_encode_fields__)
     if "codec" in names:
         names = names - {"codec"} | {name for word in CODECS for name in CODECS.load(word).__struct_fields__}
     return names

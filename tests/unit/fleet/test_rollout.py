@@ -1,8 +1,9 @@
 """Waves over many devices, without any device."""
 
+import _thread
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -10,10 +11,11 @@ import msgspec
 import pytest
 
 from edge_runtime.errors import CommandError, TransientError
+from edge_runtime.fleet.errors import AwayError, BusyError, RefusedError
 from edge_runtime.fleet.inventory import RolloutTable, Target
 from edge_runtime.fleet.progress import Lines, Silent, shown
-from edge_runtime.fleet.rollout import MOST_FAILURES, Outcome, Watcher, failures, roll_out, waves
-from edge_runtime.fleet.table import duration, render
+from edge_runtime.fleet.rollout import Limits, Outcome, Result, Runner, Watcher, exit_code, roll_out, waves
+from edge_runtime.fleet.table import duration, folded, render
 
 
 def targets(*names: str) -> list[Target]:
@@ -70,15 +72,15 @@ def test_a_failing_canary_keeps_the_others_from_harm() -> None:
         ("b", "not tried", "an earlier wave failed"),
         ("c", "not tried", "an earlier wave failed"),
     ]
-    assert failures(outcomes) == 1
+    assert exit_code(outcomes) == 1
 
 
 def test_a_wave_is_finished_even_when_one_of_it_fails() -> None:
     """Within a wave every device is tried; the next wave is not begun; errors are one line each."""
     outcomes = roll_out(targets(*"abcde"), work("bc"), RolloutTable(wave=3), Silent())
-    assert [each.result for each in outcomes] == ["done", "failed", "failed", "done", "not tried"]
+    assert [each.result for each in outcomes] == ["done", "away", "failed", "done", "not tried"]
     assert outcomes[1].text == "it does not answer"
-    assert failures(outcomes) == 2
+    assert exit_code(outcomes) == 1
 
 
 def test_keep_going_tries_everybody() -> None:
@@ -120,11 +122,22 @@ def test_no_more_devices_than_the_limit_are_at_work_at_once() -> None:
     assert most == 2
 
 
-def test_the_exit_code_tells_how_many_failed() -> None:
-    """It is their number, up to one that cannot be mistaken for another meaning."""
-    assert failures([]) == 0
-    assert failures([Outcome("a", "failed"), Outcome("b", "not tried"), Outcome("c", "failed")]) == 2
-    assert failures([Outcome("a", "failed")] * 500) == MOST_FAILURES == 77
+@pytest.mark.parametrize(
+    ("results", "code"),
+    [
+        ([], 0),
+        (["done", "unchanged"], 0),
+        (["failed", "not tried", "done"], 1),
+        (["failed"] * 500, 1),
+        (["refused", "done"], 1),
+        (["failed", "away"], 1),
+        (["away", "done"], 3),
+        (["busy", "away", "unchanged"], 3),
+    ],
+)
+def test_the_exit_code_says_what_kind_of_results_there_are(results: list[Result], code: int) -> None:
+    """0 all done or unchanged, 1 some failed or were refused, 3 some are away or busy only."""
+    assert exit_code([Outcome(f"d{number}", result) for number, result in enumerate(results)]) == code
 
 
 def test_progress_is_a_line_a_step_where_nobody_watches() -> None:
@@ -214,3 +227,120 @@ def test_an_outcome_is_json_for_programs() -> None:
     assert msgspec.to_builtins(Outcome("a", "failed", "why", 1.5)) == {
         "device": "a", "result": "failed", "text": "why", "seconds": 1.5, "details": {},
     }  # fmt: skip
+
+
+def results(outcomes: list[Outcome]) -> dict[str, str]:
+    """The result of each device."""
+    return {each.device: each.result for each in outcomes}
+
+
+def kinds(word: Mapping[str, Exception]) -> Callable[[Target, Watcher], Outcome]:
+    """Work that ends as it is told for some devices."""
+
+    def one(target: Target, _: Watcher) -> Outcome:
+        if target.name in word:
+            raise word[target.name]
+        return Outcome(target.name, "done")
+
+    return one
+
+
+def test_a_device_that_is_away_or_busy_stops_nothing_and_is_no_canary() -> None:
+    """The next device stands in as the canary, every healthy device is done, and passing kinds are tried again."""
+    tries: list[str] = []
+    pauses: list[float] = []
+
+    def one(target: Target, _: Watcher) -> Outcome:
+        tries.append(target.name)
+        if target.name == "a":
+            raise AwayError("it does not answer")
+        if target.name == "d" and tries.count("d") == 1:
+            raise BusyError("another install is under way")
+        return Outcome(target.name, "done")
+
+    result = Runner(
+        targets(*"abcdef"), one, RolloutTable(wave=2, limit=1), Silent(), retry=(5.0, 9.0), pause=pauses.append
+    ).run()
+    assert results(result.outcomes) == {"a": "away", **dict.fromkeys("bcdef", "done")}
+    assert tries[:3] == ["a", "b", "c"]
+    assert (tries.count("a"), tries.count("d")) == (3, 2)
+    assert pauses == [5.0, 9.0]
+    assert result.exit_code == 3
+
+
+def test_failures_up_to_the_threshold_are_borne() -> None:
+    """`--max-failures 2` goes on after two and begins nothing after the third; a share counts of all devices."""
+    failing = {name: CommandError("it refuses") for name in "abc"}
+    table = RolloutTable(canaries=0, wave=1, limit=1)
+    stopped = Runner(targets(*"abcdef"), kinds(failing), table, Silent(), limits=Limits(count=2)).run()
+    assert results(stopped.outcomes) == {**dict.fromkeys("abc", "failed"), **dict.fromkeys("def", "not tried")}
+    borne = Runner(targets(*"abcdef"), kinds(failing), table, Silent(), limits=Limits(percent=50.0)).run()
+    assert results(borne.outcomes) == {**dict.fromkeys("abc", "failed"), **dict.fromkeys("def", "done")}
+    one_wave = RolloutTable(canaries=0, limit=1)
+    stopped = Runner(targets(*"abcdef"), kinds(failing), one_wave, Silent(), limits=Limits(count=1)).run()
+    assert results(stopped.outcomes)["c"] == "not tried", "the threshold stops a bad bundle within its wave"
+
+
+def test_refusals_do_not_count_against_the_wave() -> None:
+    """A device that may not be touched says nothing about the bundle; the exit code says that something is left."""
+    work_ = kinds({"a": RefusedError("made for another class")})
+    result = Runner(targets(*"abc"), work_, RolloutTable(), Silent()).run()
+    assert results(result.outcomes) == {"a": "refused", "b": "done", "c": "done"}
+    assert result.exit_code == 1
+
+
+def test_a_device_that_hangs_does_not_hold_up_the_next_wave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wave is no barrier for the healthy: the next begins while one device of the first still hangs."""
+    monkeypatch.setattr("edge_runtime.fleet.rollout.STRAGGLER_S", 0.3)
+    last = threading.Event()
+
+    def one(target: Target, _: Watcher) -> Outcome:
+        if target.name == "a":
+            assert last.wait(20)  # it hangs until the very last device is done
+        if target.name == "f":
+            last.set()
+        return Outcome(target.name, "done")
+
+    table = RolloutTable(canaries=0, wave=2, limit=1)
+    assert set(results(Runner(targets(*"abcdef"), one, table, Silent()).run().outcomes).values()) == {"done"}
+
+
+def test_an_interruption_leaves_a_result_for_every_device() -> None:
+    """Ctrl-C begins nothing more, stops a transfer between two parts, lets an install end, and exits with 130."""
+    in_transfer, in_install = threading.Event(), threading.Event()
+    go_on = threading.Event()
+    said: list[str] = []
+
+    class Loud(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+            if text.startswith("interrupted"):
+                go_on.set()
+
+    def one(target: Target, watcher: Watcher) -> Outcome:
+        if target.name == "a":
+            in_transfer.set()
+            assert go_on.wait(20)
+            watcher.bytes("a", 10, 100)
+        if target.name == "b":
+            in_install.set()
+            assert go_on.wait(20)
+        return Outcome(target.name, "done")
+
+    def interrupt() -> None:
+        assert in_transfer.wait(20)
+        assert in_install.wait(20)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    result = Runner(targets(*"abcd"), one, RolloutTable(canaries=0, limit=2), Loud()).run()
+    assert results(result.outcomes) == {"a": "not tried", "b": "done", "c": "not tried", "d": "not tried"}
+    assert result.exit_code == 130
+    assert "a, b cannot be stopped now" in said[-1]
+
+
+def test_many_names_are_folded() -> None:
+    """Runs of numbers are ranges, and of a long list the first names and a count are shown."""
+    assert folded([f"press-{number:02}" for number in (1, 2, 3, 5, 6)]) == "press-01..03, press-05, press-06"
+    assert folded(["a9", "a10", "b"]) == "a9, a10, b"
+    assert folded([f"x{number}y" for number in range(20)]).endswith(" and 8 more")

@@ -1,0 +1,181 @@
+"""A connection to the broker of the devices: what they publish comes in, what we publish is accounted for.
+
+MQTT 5, so that a broker gives a reason where an account may not subscribe or publish (3.1.1 lets both vanish); a broker
+that speaks only 3.1.1 is met in that. Guarantee: every refusal (CONNACK, SUBACK, PUBACK) is raised by `hear` as one
+line that names it. A link that comes and goes is reported as `connected` each time, and it is the caller's deadline
+that ends waiting.
+"""
+
+import queue
+import ssl
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import msgspec
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from edge_runtime.config.addresses import parse_endpoint
+from edge_runtime.fleet.errors import AwayError, RefusedError
+
+CONNECTED = "connected"
+_NO_SUCH_VERSION = 0x84  # CONNACK: unsupported protocol version
+_NO_SUBSCRIBERS = 0x10  # PUBACK: taken, but nothing is subscribed
+_MOST_KNOWN = 1024
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach the broker.
+
+    Attributes:
+        url: `mqtt://HOST:PORT` or `mqtts://HOST:PORT`.
+        username: None for a broker without accounts.
+        password: of that account.
+        ca_file: the authority of the broker's certificate, where the system does not know it.
+    """
+
+    url: str
+    username: str | None = None
+    password: str | None = None
+    ca_file: str | None = None
+
+
+class Heard(NamedTuple):
+    """A message, or with an empty payload and the topic `connected` a new connection.
+
+    Attributes:
+        topic: below `edge/`.
+        payload: its bytes.
+        retained: the broker kept it.
+    """
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+
+
+class BrokerLine:
+    """A connection that hears some topics below `edge/`. A context manager.
+
+    Args:
+        login: the broker.
+        filters: what to listen to, below `edge/`.
+
+    Raises:
+        AwayError: the broker cannot be reached.
+    """
+
+    def __init__(self, login: Login, filters: Sequence[str]) -> None:
+        self._login = login
+        self._filters = filters
+        self._heard: queue.SimpleQueue[Heard | Exception] = queue.SimpleQueue()
+        self._published: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        self._client = self._connect(MQTTProtocolVersion.MQTTv5)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._closing = True
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def hear(self, patience_s: float) -> Heard | None:
+        """The next message; `connected` for a connection; None for none in that time.
+
+        Raises:
+            RefusedError: the broker refuses the login, a subscription or what was published.
+        """
+        try:
+            found = self._heard.get(timeout=max(0.0, patience_s))
+        except queue.Empty:
+            return None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def publish(self, topic: str, payload: bytes | dict[str, Any], *, retain: bool = False) -> None:
+        """Publish below `edge/`; without a connection it is left out, since a caller that waits publishes again."""
+        if not self._client.is_connected():
+            return
+        data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
+        with self._lock:
+            mid = self._client.publish(f"edge/{topic}", data, qos=1, retain=retain).mid
+            self._published[mid] = topic
+            while len(self._published) > _MOST_KNOWN:
+                self._published.pop(next(iter(self._published)))
+
+    @property
+    def is_settled(self) -> bool:
+        """The broker has acknowledged everything that was published."""
+        with self._lock:
+            return not self._published
+
+    def _connect(self, version: MQTTProtocolVersion) -> paho.Client:
+        endpoint = parse_endpoint(self._login.url)
+        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=version)
+        client.reconnect_delay_set(1, 5)
+        if self._login.username is not None:
+            client.username_pw_set(self._login.username, self._login.password)
+        if endpoint.tls:
+            client.tls_set_context(ssl.create_default_context(cafile=self._login.ca_file))
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        try:
+            client.connect(endpoint.host, endpoint.port)
+        except OSError as error:
+            raise AwayError(f"{self._login.url}: the broker cannot be reached: {error}") from error
+        client.loop_start()
+        return client
+
+    def _on_connect(self, client: paho.Client, _userdata: object, _flags: object, reason: Any, _more: object) -> None:
+        if reason.is_failure:
+            if reason.value == _NO_SUCH_VERSION and client.protocol == MQTTProtocolVersion.MQTTv5:
+                threading.Thread(target=self._fall_back, name="mqtt 3.1.1", daemon=True).start()
+                return
+            self._heard.put(RefusedError(f"{self._login.url} refused the login: {reason}"))
+            return
+        with self._lock:
+            self._published.clear()
+        if client.protocol == MQTTProtocolVersion.MQTTv5:
+            options = SubscribeOptions(qos=1)
+            client.subscribe([(f"edge/{each}", options) for each in self._filters])
+        else:
+            client.subscribe([(f"edge/{each}", 1) for each in self._filters])
+
+    def _fall_back(self) -> None:
+        """A broker of MQTT 3.1.1: connect anew, outside of the old client's thread."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        if self._closing:
+            return
+        try:
+            self._client = self._connect(MQTTProtocolVersion.MQTTv311)
+        except AwayError as error:
+            self._heard.put(error)
+
+    def _on_subscribe(
+        self, _client: object, _userdata: object, _mid: int, reasons: Sequence[Any], _more: object
+    ) -> None:
+        for topic, reason in zip(self._filters, reasons, strict=False):
+            if reason.is_failure:
+                self._heard.put(
+                    RefusedError(f"the broker does not let this account subscribe to edge/{topic}: {reason}")
+                )
+                return
+        self._heard.put(Heard(CONNECTED, b""))
+
+    def _on_publish(self, _client: object, _userdata: object, mid: int, reason: Any, _more: object) -> None:
+        with self._lock:
+            topic = self._published.pop(mid, "")
+        if reason.is_failure and reason.value != _NO_SUBSCRIBERS:
+            self._heard.put(RefusedError(f"the broker does not let this account publish to edge/{topic}: {reason}"))
+
+    def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
+        self._heard.put(Heard(message.topic.removeprefix("edge/"), bytes(message.payload), bool(message.retain)))

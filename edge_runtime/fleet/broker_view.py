@@ -1,0 +1,165 @@
+"""What the broker keeps of devices, and what they publish when asked: one subscription for one device or for all.
+
+Guarantee: looking at many devices is one connection and three wildcard subscriptions, and ends `HEALTH_S` after the
+question at the latest, or as soon as every device has answered; a link that flaps does not make it longer than
+`CONNECT_S`. Two devices with one id are found by their machine ids. Weak point: an account that may not read by
+wildcard has to be asked for each device, which `look_at` does when the broker refuses.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edge_runtime.errors import CommandError
+from edge_runtime.fleet.broker_line import CONNECTED, BrokerLine, Heard, Login
+from edge_runtime.fleet.errors import RefusedError
+from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.listing import Listed
+
+CONNECT_S = 30.0
+KEPT_S = 2.0  # for what the broker keeps of a device, once the subscription is granted
+HEALTH_S = 10.0  # for its health, which it publishes a second after it is asked
+_TOPICS = ("status", "models", "health")
+
+
+class Known(msgspec.Struct):
+    """What is known of a device.
+
+    Attributes:
+        status: the text of its status.
+        models: the document of its models.
+        health: its newest health, where it was waited for.
+        machines: the machine ids that health documents came from.
+        rollout: the document of its rollout.
+    """
+
+    status: str | None = None
+    models: list[dict[str, Any]] | None = None
+    health: dict[str, Any] | None = None
+    machines: set[str] = set()
+    rollout: dict[str, Any] | None = None
+
+    def is_enough(self, *, health: bool) -> bool:
+        """Nothing more is waited for."""
+        if self.status == "offline":
+            return True
+        return None not in [self.status, self.models, *([self.health] if health else [])]
+
+    def listing(self) -> list[Listed]:
+        """Its models as `models list --json` has them: by the bundle's name."""
+        keys = ("version", "digest", "state")
+        found = []
+        for each in self.models or []:
+            if all(key in each for key in keys):
+                name = each.get("bundle") or each.get("name")
+                found.append({"name": name, **{key: each[key] for key in keys}})
+                if each.get("why"):
+                    found[-1]["why"] = each["why"]
+        return found
+
+    def take(self, what: str, payload: bytes) -> None:
+        """Note one message of the device."""
+        if what == "status":
+            self.status = payload.decode(errors="replace")
+        elif what == "models":
+            self.models = _decoded(payload, list[dict[str, Any]])
+        elif what == "rollout":
+            self.rollout = _decoded(payload, dict[str, Any])
+        elif what == "health":
+            self.health = _decoded(payload, dict[str, Any])
+            machine = (self.health or {}).get("machine")
+            identity = machine.get("id") if isinstance(machine, dict) else None
+            if isinstance(identity, str):
+                self.machines.add(identity)
+
+    def require_single(self, device: str) -> None:
+        """Refuse to touch two devices that answer as one.
+
+        Raises:
+            RefusedError: health came from two machines.
+        """
+        if len(self.machines) > 1:
+            raise RefusedError(
+                f"two machines answer as {device} ({', '.join(sorted(self.machines))}): give each its own id in "
+                "[device] (was a card cloned?)"
+            )
+
+
+def login(target: Target) -> Login:
+    """How to reach the broker of the inventory.
+
+    Raises:
+        CommandError: there is none in it, or its password cannot be read.
+    """
+    if target.broker is None:
+        raise CommandError("it is reached over MQTT, and the inventory has no [broker]: write its url there")
+    password = None
+    if target.broker.password_file is not None:
+        try:
+            password = Path(target.broker.password_file).read_text(encoding="utf-8").partition("\n")[0]
+        except (OSError, ValueError) as error:
+            raise CommandError(
+                f"{target.broker.password_file}: the broker's password cannot be read: {error}"
+            ) from error
+    return Login(
+        url=target.broker.url, username=target.broker.username, password=password, ca_file=target.broker.ca_file
+    )
+
+
+def look_at(targets: Sequence[Target], *, health: bool = False) -> dict[str, Known]:
+    """What the broker keeps of devices, and with `health` what they say of themselves, by name.
+
+    Raises:
+        AwayError: the broker cannot be reached.
+        RefusedError: it does not let us listen.
+    """
+    topics = _TOPICS if health else _TOPICS[:2]
+    broker = login(targets[0])
+    if len(targets) > 1:
+        try:
+            return _listen(broker, targets, [f"+/{topic}" for topic in topics], health=health)
+        except RefusedError:
+            return {target.name: look_at([target], health=health)[target.name] for target in targets}
+    return _listen(broker, targets, [f"{targets[0].name}/{topic}" for topic in topics], health=health)
+
+
+def _listen(broker: Login, targets: Sequence[Target], filters: Sequence[str], *, health: bool) -> dict[str, Known]:
+    known = {target.name: Known() for target in targets}
+    open_ones = set(known)
+    with BrokerLine(broker, filters) as line:
+        deadline = time.monotonic() + CONNECT_S
+        is_asked = False
+        while open_ones and (left := deadline - time.monotonic()) > 0:
+            heard = line.hear(left)
+            if heard is None:
+                break
+            if heard.topic == CONNECTED:
+                if health:  # again after each connection: the question may have been lost with the last one
+                    for name in open_ones:
+                        line.publish(f"{name}/ota/ask", b"")
+                if not is_asked:  # and only once more time, however often the link returns
+                    is_asked = True
+                    deadline = time.monotonic() + (HEALTH_S if health else KEPT_S)
+                continue
+            _note(known, open_ones, heard, health=health)
+    return known
+
+
+def _note(known: dict[str, Known], open_ones: set[str], heard: Heard, *, health: bool) -> None:
+    device, _, what = heard.topic.rpartition("/")
+    found = known.get(device)
+    if found is None:
+        return  # not in the inventory
+    found.take(what, heard.payload)
+    if found.is_enough(health=health):
+        open_ones.discard(device)
+
+
+def _decoded(payload: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, ValueError):
+        return None  # no document of ours

@@ -1,0 +1,96 @@
+"""What is flashed: a bundle that was found sound here, the files beside it, and the options of the install."""
+
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.release import RELEASE_SUFFIX
+from edge_runtime.bundle.signature import SUFFIXES
+from edge_runtime.errors import CommandError
+from edge_runtime.fleet.errors import RefusedError
+from edge_runtime.fleet.inventory import Target
+
+# What travels with a bundle, where it exists: signatures, the release document, and a permission for an older version.
+_BESIDE = (
+    *SUFFIXES,
+    *(RELEASE_SUFFIX + end for end in ("", *SUFFIXES)),
+    ".allow-older",
+    ".allow-older.sig",
+)
+
+
+class BundleFiles(msgspec.Struct, frozen=True):
+    """A bundle and what lies beside it.
+
+    Attributes:
+        path: the bundle's file.
+        name: the model's name.
+        version: its version.
+        digest: the SHA-256 of the file.
+        beside: signatures, release document and permission, as far as they exist.
+        device_class: what kind of device it was made for; None for any.
+    """
+
+    path: Path
+    name: str
+    version: str
+    digest: str
+    beside: tuple[Path, ...]
+    device_class: str | None = None
+
+
+class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What `flash` asks of the device's `models install` beyond its defaults."""
+
+    unsigned: bool = False
+    stage: bool = False
+    shadow: bool = False
+    retry_rejected: bool = False
+    max_latency_ms: float | None = None
+    max_memory_mib: int | None = None
+
+    @property
+    def stays_inactive(self) -> bool:
+        """The bundle is not to be active yet."""
+        return self.stage or self.shadow
+
+    def words(self) -> list[str]:
+        """The options of the command."""
+        found = ["--unsigned", "allow"] if self.unsigned else []
+        found += ["--stage"] if self.stage else []
+        found += ["--shadow"] if self.shadow else []
+        found += ["--retry-rejected"] if self.retry_rejected else []
+        found += [] if self.max_latency_ms is None else ["--max-latency", f"{self.max_latency_ms:g}"]
+        return found + ([] if self.max_memory_mib is None else ["--max-memory", str(self.max_memory_mib)])
+
+
+def load(path: Path, *, unsigned: bool) -> BundleFiles:
+    """Look at a bundle before any device does.
+
+    Raises:
+        BundleError: it is no sound bundle.
+        CommandError: it has no signature, and `unsigned` does not allow that.
+    """
+    bundle = open_bundle(path)
+    beside = [path.with_name(path.name + suffix) for suffix in _BESIDE]
+    found = tuple(each for each in beside if each.is_file())
+    if beside[0] not in found and not unsigned:
+        raise CommandError(
+            f"{path}: expected its signature beside it, found no {beside[0].name}: "
+            "`edge-convert sign` it, or use --unsigned for a device that allows that"
+        )
+    manifest = bundle.manifest
+    return BundleFiles(path, manifest.name, manifest.version, bundle.digest, found, manifest.target_device)
+
+
+def require_class(target: Target, files: BundleFiles) -> None:
+    """Refuse a bundle for another class than the inventory gives this device; the device compares as well.
+
+    Raises:
+        RefusedError: the classes differ.
+    """
+    if target.kind is not None and files.device_class is not None and target.kind != files.device_class:
+        raise RefusedError(
+            f"expected a bundle for {target.kind}, found one for {files.device_class}: convert it for this device"
+        )

@@ -1,0 +1,64 @@
+"""When bundles were let in that a device file names by their path: `admitted.json` in the state folder.
+
+A key's `valid-before` and the clock decide whether a bundle is let in, and not whether it runs: at a start it is
+verified by the time at which it was first verified here. Bundles of the store keep that time in `records.py`.
+Guarantee: a missing or damaged file, or none at all, makes the next start an admission, and nothing worse.
+"""
+
+import contextlib
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
+from edge_runtime.bundle.open import Bundle, check_bundle, read_file
+from edge_runtime.bundle.signature import require_signatures
+from edge_runtime.store.trust import Trust
+from edge_runtime.system.durable import replace_file
+
+_MOST = 100
+
+
+class Admissions:
+    """The admissions of one device.
+
+    Args:
+        path: the file; None remembers nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._times: dict[str, float] = {}
+        if path is not None:
+            with contextlib.suppress(OSError, msgspec.MsgspecError, ValueError):
+                self._times = msgspec.json.decode(path.read_bytes(), type=dict[str, float])
+
+    def open(self, bundle: Path, trust: Trust | None, *, note: bool) -> Bundle:
+        """Open a bundle after its signatures have held, as of its admission.
+
+        Args:
+            bundle: the file.
+            trust: None asks for no signature.
+            note: remember a first admission.
+
+        Raises:
+            SignatureError: too few trusted keys have signed it.
+            BundleError: it is no sound bundle.
+        """
+        data = read_file(bundle, DEFAULT_LIMITS.max_bytes)
+        if trust is not None:
+            digest = hashlib.sha256(data).hexdigest()
+            at = self._times.get(digest)
+            verified = require_signatures(bundle, trust.allowed_signers, data=data, count=trust.signatures, at=at)
+            if at is None and note:
+                self._note(digest, verified[0].at)
+        return check_bundle(bundle, data)
+
+    def _note(self, digest: str, at: float) -> None:
+        if self._path is None:
+            return
+        kept = list(self._times.items())[-_MOST + 1 :]
+        self._times = dict([*kept, (digest, at)])
+        with contextlib.suppress(OSError):  # a read-only folder: the next start is an admission again
+            replace_file(self._path, msgspec.json.encode(self._times))
