@@ -12,8 +12,11 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := tests/constraints.txt
+LOCKED := tests/locked
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint $(LOCK)
+# Exact files: a package whose digest does not stand in the lock is refused.
+INSTALL_LOCKED := $(PIP) install --quiet --require-hashes --no-deps --requirement
 SOURCES := edge_runtime converter tests benchmarks examples .ci
 # How many test processes; pytest-xdist shares the files among them. `make test JOBS=0` runs everything in one.
 JOBS ?= 2
@@ -106,6 +109,14 @@ mutants-changed: $(VENV)/.setup ## the same for a sample of what has changed: SI
 	nice -n 19 $(BIN)/python -m tests.support.mutation_run --seconds 120 --changed $(SINCE)
 SINCE ?= HEAD~1
 
+.PHONY: lock
+lock: $(VENV)/.demo ## write tests/locked/ anew: the releases of tests/constraints.txt with the digests of their files
+	$(BIN)/python .ci/lock.py
+
+.PHONY: audit
+audit: $(VENV)/.audit ## ask the advisory database about every locked package; what is ignored stands in tests/audit.toml, with a date
+	$(BIN)/python .ci/audit.py $(VENV)/audit/bin/pip-audit
+
 .PHONY: cover
 cover: $(VENV)/.setup ## which lines no test in this process reaches
 	$(BIN)/python -m pytest -m "not system" --cov=edge_runtime --cov=converter --cov-report=term-missing:skip-covered $(PYTEST)
@@ -121,7 +132,7 @@ wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`
 
 .PHONY: wheelhouse
 wheelhouse: wheel ## wheelhouse/: every wheel that a device needs, to install without a network (MACHINE=arm64)
-	$(BIN)/python -m edge_runtime.fleet.wheelhouse $(MACHINES) --constraint $(LOCK) "$$(ls -t dist/*.whl | head -n 1)"
+	$(BIN)/python -m edge_runtime.fleet.wheelhouse $(MACHINES) --lock $(LOCKED)/device.txt "$$(ls -t dist/*.whl | head -n 1)"
 
 .PHONY: deb
 deb: wheelhouse ## Debian packages of the runtime, made of the wheelhouse
@@ -166,24 +177,30 @@ $(VENV)/.python:
 	"$$python" -m venv --clear $(VENV) && \
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.python pyproject.toml $(LOCK)
+$(VENV)/.demo: $(VENV)/.python pyproject.toml $(LOCKED)/demo.txt
 	@echo "Installing the runtime and the converter into $(VENV) (about 350 MB, a minute or two the first time)"
-	@$(INSTALL) hatchling editables
-	@$(PIP) install --constraint $(LOCK) --no-build-isolation --editable '.[demo]'
+	@$(INSTALL_LOCKED) $(LOCKED)/demo.txt
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.setup: $(VENV)/.demo tests/requirements.txt
+$(VENV)/.setup: $(VENV)/.demo $(LOCKED)/tests.txt
 	@echo "Installing what the tests need into $(VENV)"
-	@$(INSTALL) --requirement tests/requirements.txt
+	@$(INSTALL_LOCKED) $(LOCKED)/tests.txt
 	@touch $@
 
-$(VENV)/.frameworks: $(VENV)/.setup tests/frameworks.txt
-	@$(INSTALL) --no-deps --requirement tests/frameworks.txt
+$(VENV)/.frameworks: $(VENV)/.setup $(LOCKED)/frameworks.txt
+	@$(INSTALL_LOCKED) $(LOCKED)/frameworks.txt
 	@touch $@
 
 # Not compiled ahead: of PyTorch's 2,000 modules few are ever imported.
 $(VENV)/.frameworks-large: $(VENV)/.frameworks tests/frameworks-large.txt
 	@$(INSTALL) --no-deps --no-compile --requirement tests/frameworks-large.txt
+	@touch $@
+
+# Apart from the project's packages: it judges them, and is not locked with them.
+$(VENV)/.audit: $(VENV)/.demo
+	@$(BIN)/python -m venv --clear $(VENV)/audit
+	@$(PIP) --python $(VENV)/audit/bin/python install --quiet pip-audit
 	@touch $@
 
 # Environments that see .venv's packages, and have their own beside them.

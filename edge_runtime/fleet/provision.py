@@ -17,7 +17,7 @@ from edge_runtime.fleet.inventory import Target
 from edge_runtime.fleet.rollout import Outcome, Watcher
 from edge_runtime.fleet.ssh import Answer, as_account, as_root, run, script
 from edge_runtime.fleet.transfer import send
-from edge_runtime.fleet.wheels import Machine, Wheels, bundle, choose
+from edge_runtime.fleet.wheels import Machine, Wheels, bundle, choose, locked_lines
 
 ASK_SECONDS = 60.0
 INSTALL_SECONDS = 1800.0  # pip unpacks 150 MB; the card of a Zero 2 W takes its time
@@ -238,7 +238,7 @@ mv "$new" "$path"
 """
 # Built under its final name, since a virtual environment cannot be moved; `complete` is written last.
 _BUILD = """set -e
-home=/opt/edge-runtime-$1 wheels=$2 version=$3 offline=$4
+home=/opt/edge-runtime-$1 wheels=$2
 if [ -e /opt/edge-runtime ] && [ ! -L /opt/edge-runtime ]; then
   echo "/opt/edge-runtime is a folder of another installation: remove it, or update it the way it was made" >&2; exit 73
 fi
@@ -251,12 +251,9 @@ if [ ! -f "$home/complete" ]; then
   # The system's own: one below somebody's home may be closed to the daemon's user.
   [ -x /usr/bin/python3 ] && python=/usr/bin/python3 || python=python3
   $python -m venv "$home"
-  if [ "$offline" = yes ]; then
-    "$home/bin/python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$wheels" \\
-      "edge-inference-runtime==$version"
-  else
-    "$home/bin/python" -m pip install --quiet --disable-pip-version-check "$wheels"/edge_inference_runtime-*.whl
-  fi
+  # pip runs as root here: it takes files whose digests stand in the list, and nothing else.
+  (cd "$wheels" && "$home/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \\
+    --requirement requirements.txt)
   "$home/bin/edge-runtime" --version >/dev/null
   sync
   : > "$home/complete"
@@ -269,6 +266,19 @@ for old in /opt/edge-runtime-*; do
 done
 rm -rf "$wheels"
 """
+
+
+def locked_packages() -> Path:
+    """What a device needs beside the runtime, as exact releases with digests: in the package, or in the source folder.
+
+    Raises:
+        CommandError: they are in neither place.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for path in (package / "share" / "locked" / "device.txt", package.parent / "tests" / "locked" / "device.txt"):
+        if path.is_file():
+            return path
+    raise CommandError(f"{package}: expected share/locked/device.txt, found none: install the package again")
 
 
 def _install(target: Target, watcher: Watcher, wheels: Wheels, *, offline: bool) -> None:
@@ -284,7 +294,9 @@ def _install(target: Target, watcher: Watcher, wheels: Wheels, *, offline: bool)
         send(root, path, folder, path.name, progress)
         before += path.stat().st_size
     watcher.step(target.name, f"unpacking the runtime {wheels.version}")
-    words = script(_BUILD, wheels.tag, folder, wheels.version, "yes" if offline else "no")
+    lines = locked_lines(wheels) + ("" if offline else locked_packages().read_text())
+    _write(root, Managed(lines.encode(), f"{folder}/requirements.txt"))
+    words = script(_BUILD, wheels.tag, folder)
     answer = run(target, as_root(words), timeout=INSTALL_SECONDS)
     if answer.code != 0:
         raise CommandError(_reason(answer))

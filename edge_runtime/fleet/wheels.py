@@ -96,6 +96,12 @@ def bundle(files: Iterable[Path]) -> Wheels:
     return Wheels(files, own.name.split("-")[1], total.hexdigest()[:12])
 
 
+def locked_lines(wheels: Wheels) -> str:
+    """Wheels that lie in the current folder, each with its digest, as `pip install --require-hashes` reads them."""
+    digests = ((path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in wheels.files)
+    return "".join(f"./{name} --hash=sha256:{digest}\n" for name, digest in digests)
+
+
 def newest_wheel(folder: Path) -> Path:
     """The newest wheel of the runtime in a folder such as `dist`.
 

@@ -53,7 +53,7 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (wheel,) = (folder / "own").glob("*.whl")
     machine = Machine(os.uname().machine, system_python())
     try:
-        gather(wheel, folder / "wheelhouse", machine, ROOT / "tests" / "constraints.txt")
+        gather(wheel, folder / "wheelhouse", machine, ROOT / "tests" / "locked" / "device.txt")
     except CommandError as error:
         pytest.skip(f"no wheels here: {error}")
     return folder / "wheelhouse"

@@ -194,7 +194,7 @@ def int8_bundle(workshop: Workshop) -> Path:
 def _package(architecture: str, folder: Path) -> Path:
     machine = Machine(MACHINES[architecture], PYTHON)
     try:
-        gather(build_wheel(folder / "wheel"), folder / "wheels", machine, ROOT / "tests" / "constraints.txt")
+        gather(build_wheel(folder / "wheel"), folder / "wheels", machine, ROOT / "tests" / "locked" / "device.txt")
     except CommandError as error:
         pytest.skip(f"no wheels here: {error}")
     return build(choose(folder / "wheels", machine), machine, folder / "deb", "Tester <t@localhost>")
