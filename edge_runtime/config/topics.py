@@ -5,6 +5,12 @@ from itertools import zip_longest
 
 SHARE = "$share/"
 
+# What a broker refuses in a topic that is published to, beside wildcards (MQTT 5 section 1.5.4): mosquitto closes the
+# connection on control characters, surrogates and non-characters. A class of a regular expression, without brackets.
+UNFIT_CHARACTERS = "\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef" + "".join(
+    chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)
+)
+
 
 def placeholders(template: str) -> list[str]:
     """The names in braces, in order: `sensors/{key}/climate` holds `key`.

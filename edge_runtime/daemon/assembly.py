@@ -90,8 +90,10 @@ class Assembly:
             commit_interval=config.outbox.commit_interval,
             max_memory_bytes=config.outbox.max_memory_bytes,
             qos=config.upstream.qos,
+            unsendable=self._unsendable,
         )
         self.outbox.on_state = self._outbox_state
+        self.outbox.on_full.append(self._outbox_full)
         self._links = Links(
             loop,
             self.counters.__getitem__,
@@ -424,6 +426,16 @@ class Assembly:
         self.upstream.link_changed()
         self._extras.link_changed()
         self._on_change()
+
+    def _unsendable(self, topic: str, size: int) -> str | None:
+        """As the connection's that is the upstream's at the moment; a reload may have changed it."""
+        return self.upstream_connection.unsendable(topic, size)
+
+    def _outbox_full(self, full: bool) -> None:
+        """Have the brokers of sources wait while there is no room; the upstream's has to be heard, to make some."""
+        for connection in self._links.all:
+            if connection is not self.upstream_connection:
+                connection.hold(held=full)
 
     def _outbox_state(self, state: str) -> None:
         level = _log.info if state == "ok" else _log.error

@@ -102,6 +102,8 @@ def health_document(daemon: Described) -> dict[str, Any]:
             "rows": daemon.outbox.stored_rows,
             "memory_bytes": daemon.outbox.memory_bytes,
             "stored": outbox["stored"],
+            "quarantined": daemon.outbox.quarantine.count,
+            "last_quarantined": daemon.outbox.quarantine.last,
         },
         "link": {connection.name: connection.state for connection in daemon.connections},
         "connected": {connection.name: connection.connected for connection in daemon.connections},

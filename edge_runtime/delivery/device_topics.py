@@ -15,11 +15,14 @@ import msgspec
 
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Will
+from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
 ONLINE = b"online"
 OFFLINE = b"offline"
 SOON_S = 1.0  # after something went wrong, health follows this soon, and not more often
+
+_log = get_logger("upstream")
 
 
 def status_topic(device: str) -> str:
@@ -68,6 +71,7 @@ class Upstream:
         self._shadows = shadows
         self._said: bytes | None = None
         self._greeted = False
+        self._refused: set[str] = set()
         self._timer: Timer | None = None
 
     def link_changed(self) -> None:
@@ -103,6 +107,8 @@ class Upstream:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._interval, self.publish_health)
         self._publish("health", msgspec.json.encode(self._health()), retain=False)
+        if self._connection.connected and self._said != ONLINE and self._is_ready():
+            self._say(ONLINE)  # again, where it was refused
         for model, document in self._shadows().items():
             self._publish(f"shadow/{model}", msgspec.json.encode({"model": model, **document}), retain=False)
 
@@ -127,4 +133,18 @@ class Upstream:
             self._said = status
 
     def _publish(self, what: str, payload: bytes, *, retain: bool) -> bool:
-        return self._connection.publish(f"edge/{self._device}/{what}", payload, qos=1, retain=retain, outcome=None)
+        topic = f"edge/{self._device}/{what}"
+        return self._connection.publish(
+            topic, payload, qos=1, retain=retain, outcome=lambda accepted: self._answered(topic, accepted=accepted)
+        )
+
+    def _answered(self, topic: str, *, accepted: bool) -> None:
+        """A refusal is logged once for each topic until it is accepted again; a refused status is said again."""
+        if accepted:
+            self._refused.discard(topic)
+            return
+        if topic not in self._refused:
+            _log.warning("the broker refused a message of the device", extra=fields(topic=topic))
+            self._refused.add(topic)
+        if topic == status_topic(self._device):
+            self._said = None

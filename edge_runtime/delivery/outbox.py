@@ -11,8 +11,12 @@
    fails, or there is none, the same holds for memory; but a prediction whose reading is not yet released is never
    dropped from memory: its broker stops sending instead.
 
+5. What can never be sent (no broker takes its topic, this one no packet of its size, or the link ends whenever it is
+   sent) is set aside, on disk where there is one (`quarantine.py`), counted, and holds up no other stream.
+
 Weak points: a broker that acknowledges and then forgets is beyond us. A prediction that the broker refuses is tried
-again after its stream's next ones. A disk that has been away for a minute with rows of a stream on it no longer holds
+again after its stream's next ones; without a disk its reading is acknowledged then, so that the readings behind it are
+not held up, and a crash can lose it. A disk that has been away for a minute with rows of a stream on it no longer holds
 the stream's new predictions up: should it come back, its rows come late (`order_given_up`).
 
 How it works. An entry is *waiting* (in memory), *in flight* (sent, not acknowledged), or *stored* (a row on disk, out
@@ -36,7 +40,8 @@ import msgspec
 
 from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.delivery.payloads import mark_delayed
-from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row, Trimmed
+from edge_runtime.delivery.quarantine import Quarantine
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row, SetAside, Trimmed
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
@@ -51,6 +56,9 @@ REOPEN_MOST_S = 30.0
 ORDER_PATIENCE_S = 60.0  # how long new predictions wait for rows on a disk that fails
 REFUSED_FIRST_S = 5.0
 REFUSED_MOST_S = 300.0
+FRUITLESS_LOSSES = 3  # of the link, without an acknowledgement in between: then one entry is sent at a time
+MOST_BREAKS = 3  # of the link by one entry alone, while others get through; without others to tell by:
+MOST_BREAKS_ALONE = 10
 MEMORY_OVERHEAD_BYTES = 400  # an entry's objects beside its payload, measured with sys.getsizeof
 
 
@@ -87,6 +95,8 @@ class Entry(msgspec.Struct, eq=False):
     committing: bool = False
     done: bool = False
     delayed: bool = False
+    aside: str = ""  # why it goes to the quarantine, once its commit is over
+    breaks: int = 0  # how often the link ended while this one alone was in flight
 
     @property
     def size(self) -> int:
@@ -110,6 +120,8 @@ class Outbox:
         commit_interval: seconds; see the guarantee.
         max_memory_bytes: the bound of what waits in memory.
         qos: 1, or 0 for a user who does not mind: then sent is delivered.
+        unsendable: why a message to a topic with a payload of a size can never be sent over the present link; None
+            where it can.
         wall: the wall clock, for the age of rows.
     """
 
@@ -122,6 +134,7 @@ class Outbox:
         commit_interval: float,
         max_memory_bytes: int,
         qos: int = 1,
+        unsendable: Callable[[str, int], str | None] = lambda _topic, _size: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._loop = loop
@@ -131,6 +144,16 @@ class Outbox:
         self._max_memory = max_memory_bytes
         self._qos = qos
         self._wall = wall
+        self._unsendable = unsendable
+        self.quarantine = Quarantine(wall)
+        self._setting_aside = 0  # on its way to the quarantine
+        self._held = 0  # bytes of what is in memory and whose reading is not released
+        self._told_full = False
+        self.on_full: list[Callable[[bool], None]] = []
+        self._acknowledged = 0
+        self._acknowledged_at_link = 0  # when the link came up
+        self._fruitless = 0
+        self._row_breaks: dict[int, tuple[int, int]] = {}  # by row: breaks, and what was acknowledged at the first
         self._link: Link | None = None
         self._order = 0
         self._waiting: deque[Entry] = deque()
@@ -199,6 +222,9 @@ class Outbox:
         self._order += 1
         entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
         self._memory += entry.size
+        if receipt is not None:
+            self._held += entry.size
+            self._check_room()
         link = self._link
         before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
         free = (
@@ -208,7 +234,7 @@ class Outbox:
             and not self._opening
             and not self._waiting
             and not self._backlog.get(stream)
-            and len(self._in_flight) < link.window
+            and len(self._in_flight) < self._places(link)
             and self._send(entry)
         )
         if not free:
@@ -228,6 +254,7 @@ class Outbox:
         """The link came up or went down."""
         link = self._link
         if link is not None and link.connected:
+            self._acknowledged_at_link = self._acknowledged
             self._read_anew()
             self._pump()
             return
@@ -249,7 +276,7 @@ class Outbox:
     @property
     def is_safe(self) -> bool:
         """Nothing would be lost if we were killed now."""
-        if self._committing:
+        if self._committing or self._setting_aside:
             return False
         if not self._store_open:
             return not self._waiting and not self._in_flight
@@ -277,6 +304,8 @@ class Outbox:
             self._refused(entry)
             return
         entry.done = True
+        self._acknowledged += 1
+        self._fruitless = 0
         if self._refusals:
             del self._refusals[entry.stream]
         self._counters.counts["published"] += 1
@@ -285,8 +314,27 @@ class Outbox:
             self._arm_timer()
         else:
             self._memory -= entry.size
-        entry.release()
+        self._release(entry)
         self._pump_soon()
+
+    def _release(self, entry: Entry) -> None:
+        """The prediction is safe, or ours alone from now on: its reading may be acknowledged."""
+        if entry.receipt is not None:
+            self._held -= entry.size
+            entry.release()
+            self._check_room()
+
+    def _check_room(self) -> None:
+        """Have sources that can wait do so while half of the memory is taken by what must not be dropped."""
+        if self._held >= self._max_memory // (4 if self._told_full else 2) != self._told_full:
+            self._told_full = not self._told_full
+            for listener in self.on_full:
+                listener(self._told_full)
+
+    def _places(self, link: Link) -> int:
+        """How many entries may be in flight: one, where the link keeps ending, so as to find out which one ends it."""
+        alone = self._fruitless >= FRUITLESS_LOSSES or any(entry.breaks for entry in self._in_flight.values())
+        return 1 if alone else link.window
 
     def _pump_soon(self) -> None:
         """Pump once for everything that a wake-up brings."""
@@ -300,6 +348,10 @@ class Outbox:
         A new connection does not end the pause: some brokers (mosquitto 2.0 for one) close the connection behind a
         refusal, and everything else would be stuck in a circle of refusals and reconnections.
         """
+        why = self._unsendable(entry.topic, len(entry.payload))
+        if why is not None:
+            self._set_aside(entry, why)
+            return
         self._counters.errors["refused_by_broker"] += 1
         if entry.row is None:
             entry.delayed = True
@@ -310,11 +362,57 @@ class Outbox:
             self._backlog[entry.stream] += 1
             self._sent_rows.discard(entry.row)
             self._read_anew()
-        if entry.stream not in self._paused:
-            self._paused.add(entry.stream)
-            pause = min(REFUSED_MOST_S, REFUSED_FIRST_S * 2.0 ** min(self._refusals[entry.stream], 16))
-            self._refusals[entry.stream] += 1
-            self._loop.call_later(pause, lambda: self._resume(entry.stream))
+        self._pause(entry.stream)
+        self._pump_soon()
+
+    def _pause(self, stream: str) -> None:
+        """Send nothing more of a stream for a while; longer each time, until it is acknowledged again."""
+        if stream not in self._paused:
+            self._paused.add(stream)
+            pause = min(REFUSED_MOST_S, REFUSED_FIRST_S * 2.0 ** min(self._refusals[stream], 16))
+            self._refusals[stream] += 1
+            self._loop.call_later(pause, lambda: self._resume(stream))
+
+    def _set_aside(self, entry: Entry, why: str) -> None:
+        """It can never be sent: out of the queue, into the quarantine; its reading is released with the commit."""
+        if entry.committing:  # it becomes a row at this moment, which is to go as well
+            entry.aside = why
+            return
+        if self._store is None or not self._store_open:
+            self.quarantine.note(entry.stream, entry.topic, len(entry.payload), why)
+            self._counters.dropped["unsendable"] += 1
+            if entry.row is not None:
+                self._sent_rows.add(entry.row)  # the disk is away: its row is met again when it is back
+            else:
+                self._memory -= entry.size
+                self._release(entry)
+            self._pump_soon()
+            return
+        self._setting_aside += 1
+        row = SetAside(entry.stream, entry.made, entry.topic, entry.payload, why)
+        taken = [] if entry.row is None else [entry.row]
+        self._store.set_aside([row], taken, lambda found: self._was_set_aside(entry, why, found))
+
+    def _was_set_aside(self, entry: Entry, why: str, found: "int | OutboxFileError") -> None:
+        self._setting_aside -= 1
+        if isinstance(found, OutboxFileError):
+            if entry.row is None:
+                self._waiting.append(entry)
+                self._sort_waiting()
+            else:
+                self._sent_rows.discard(entry.row)
+                self._backlog[entry.stream] += 1
+            self._store_failed(found)
+            return
+        self.quarantine.note(entry.stream, entry.topic, len(entry.payload), why)
+        self._counters.dropped["unsendable"] += 1
+        self._stored_rows = found
+        if entry.row is None:
+            self._memory -= entry.size
+        else:
+            self._sent_rows.discard(entry.row)
+            self._row_breaks.pop(entry.row, None)
+        self._release(entry)
         self._pump_soon()
 
     def _resume(self, stream: str) -> None:
@@ -338,7 +436,7 @@ class Outbox:
         if all(stream in self._paused for stream in self._backlog):
             return
         reserve = link.window // 4
-        while self._fetched and len(self._in_flight) < max(1, link.window - reserve):
+        while self._fetched and len(self._in_flight) < min(max(1, link.window - reserve), self._places(link)):
             if not self._send_row(self._fetched.popleft()):
                 return
         if len(self._fetched) < FETCH_ROWS // 2 and self._store_open and not self._fetching and self._store is not None:
@@ -349,7 +447,7 @@ class Outbox:
     def _send_waiting(self, link: Link) -> None:
         kept: list[Entry] = []
         blocked: set[str] = set()
-        while self._waiting and len(self._in_flight) < link.window:
+        while self._waiting and len(self._in_flight) < self._places(link):
             entry = self._waiting.popleft()
             must_wait = (
                 entry.committing
@@ -357,7 +455,10 @@ class Outbox:
                 or entry.stream in self._paused
                 or self._backlog[entry.stream] > 0
                 or (self._commit_interval == 0 and self._store_open)
+                or (entry.breaks > 0 and bool(self._in_flight))
             )
+            if self._store is None and entry.stream in self._paused:
+                self._release(entry)  # or the readings behind it, of every stream, would wait for it
             if must_wait or not self._send(entry):
                 kept.append(entry)
                 blocked.add(entry.stream)
@@ -371,7 +472,8 @@ class Outbox:
         self._order += 1
         entry = Entry(row.stream, row.topic, row.payload, row.priority, None, self._order, row.made)
         entry.row, entry.delayed = row.id, True
-        if not self._send(entry):
+        entry.breaks = self._row_breaks.get(row.id, (0, 0))[0]
+        if (entry.breaks and self._in_flight) or not self._send(entry):
             self._fetched.appendleft(row)
             return False
         self._sent_rows.add(row.id)
@@ -417,6 +519,9 @@ class Outbox:
 
     def _take_back(self) -> None:
         """The link is gone: what was in flight waits again, in its old order."""
+        if self._acknowledged == self._acknowledged_at_link:
+            self._fruitless += 1
+        self._blame_for_the_loss()
         for entry in sorted(self._in_flight.values(), key=lambda entry: entry.order):
             entry.in_flight = False
             if entry.row is None:
@@ -429,6 +534,30 @@ class Outbox:
         self._sort_waiting()
         self._read_anew()
         self._arm_timer()
+
+    def _blame_for_the_loss(self) -> None:
+        """One entry alone was in flight when the link ended, not for the first time: is it the one that ends it?
+
+        A broker that closes the connection on a message (its size, its topic) says nothing else, and would be met
+        with the same message for ever. So its stream pauses while others go on; when it alone ends the link again and
+        again, it is set aside.
+        """
+        if len(self._in_flight) != 1:
+            return
+        entry = next(iter(self._in_flight.values()))
+        if not entry.breaks and self._fruitless < FRUITLESS_LOSSES:
+            return
+        entry.breaks += 1
+        _, at_first = self._row_breaks.get(entry.row or -entry.order, (0, self._acknowledged))
+        self._row_breaks[entry.row or -entry.order] = entry.breaks, at_first
+        most = MOST_BREAKS if self._acknowledged > at_first else MOST_BREAKS_ALONE
+        if entry.breaks < most:
+            self._fruitless = 0
+            self._pause(entry.stream)
+            return
+        self._row_breaks.pop(entry.row or -entry.order)
+        self._in_flight.clear()
+        self._set_aside(entry, f"the broker ended the connection {entry.breaks} times when it was sent alone")
 
     def _sort_waiting(self) -> None:
         self._waiting = deque(sorted(self._waiting, key=lambda entry: entry.order))
@@ -505,6 +634,8 @@ class Outbox:
         self._committing = False
         for entry in due:
             entry.committing = False
+            if entry.aside and isinstance(found, OutboxFileError):
+                self._set_aside(entry, entry.aside)
         if isinstance(found, OutboxFileError):
             self._delivered_rows = delivered + self._delivered_rows
             self._store_failed(found)
@@ -527,8 +658,13 @@ class Outbox:
         """An entry is on disk: out of memory's count, its reading released, and sent from memory where that is fair."""
         entry.row = row_id
         self._memory -= entry.size
-        entry.release()
-        if entry.done:
+        self._release(entry)
+        if entry.breaks:
+            self._row_breaks[row_id] = self._row_breaks.pop(-entry.order, (entry.breaks, self._acknowledged))
+        if entry.aside:
+            self._sent_rows.add(row_id)
+            self._set_aside(entry, entry.aside)
+        elif entry.done:
             self._memory += entry.size  # its acknowledgement had taken it out already
             self._delivered_rows.append(row_id)
             self._sent_rows.add(row_id)  # until it is deleted: a fetch in between must not send it again
@@ -544,7 +680,8 @@ class Outbox:
             and link.connected
             and not self._stopping
             and not self._backlog[entry.stream]
-            and len(self._in_flight) < link.window
+            and len(self._in_flight) < self._places(link)
+            and not (entry.breaks and self._in_flight)
             and entry.stream not in self._paused
         )
 
@@ -568,6 +705,7 @@ class Outbox:
             self._store_failed(found)
             return
         self._store_open = self._was_open = True
+        self.quarantine.count = max(self.quarantine.count, found.quarantined)
         self._failing_since = None
         self._reopen_delay = REOPEN_FIRST_S
         if found.damaged_file is not None:
@@ -587,6 +725,7 @@ class Outbox:
 
     def _forget_row_numbers(self) -> None:
         """The file was replaced: a number of the old one is some other row in the new one."""
+        self._row_breaks.clear()
         self._sent_rows.clear()
         self._delivered_rows.clear()
         for entry in self._in_flight.values():

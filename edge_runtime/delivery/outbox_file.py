@@ -23,6 +23,7 @@ from edge_runtime.delivery.rows import (
     COLUMNS,
     COLUMNS_OF_1,
     HIGHEST_ID,
+    QUARANTINE,
     ROW_OVERHEAD_BYTES,
     SCHEMA,
     Committed,
@@ -31,6 +32,7 @@ from edge_runtime.delivery.rows import (
     Opened,
     OutboxFileError,
     Row,
+    SetAside,
     Trimmed,
     crc_of,
     is_damage,
@@ -45,6 +47,8 @@ CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
 BUSY_TIMEOUT_S = 5.0
 DAMAGED_FILES_KEPT = 3  # for a person to look at
 PAGE_BYTES = 4096
+MOST_SET_ASIDE = 1000
+LEAST_ASIDE_BYTES = 16_384
 
 
 class OutboxFile:
@@ -65,6 +69,7 @@ class OutboxFile:
         self._connection: sqlite3.Connection | None = None
         self._bytes = 0
         self._rows = 0
+        self._aside_bytes = 0
         self._next_id = 1  # never lowered: a number that the outbox still holds means no other row
         self._first: dict[int, int] = {}  # by priority: no row of it has a lower number; no entry: it has no row
         self._wall = wall
@@ -116,6 +121,43 @@ class OutboxFile:
             self._bytes += added - freed - trimmed.bytes
             self._rows += len(rows) - deleted - len(trimmed.ids)
             return Committed(ids, trimmed, self._rows)
+
+    def set_aside(self, rows: Sequence[SetAside], taken: Sequence[int]) -> int:
+        """In one transaction: put `rows` into the quarantine and take `taken` out of the queue; how many rows are left.
+
+        The quarantine keeps the newest, up to `MOST_SET_ASIDE` rows and a fiftieth of the bound of the file.
+
+        Raises:
+            OutboxFileError: nothing of this may be relied on.
+        """
+        with self._guarded() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(QUARANTINE)
+            connection.executemany(
+                "INSERT INTO quarantine (at, stream, made, topic, payload, why) VALUES (?, ?, ?, ?, ?, ?)",
+                [(self._wall(), row.stream, row.made, row.topic, row.payload, row.why) for row in rows],
+            )
+            deleted, freed = self._delete(connection, taken)
+            aside = self._trim_quarantine(connection)
+            connection.execute("COMMIT")
+            self._aside_bytes = aside
+            self._bytes -= freed
+            self._rows -= deleted
+            return self._rows
+
+    def _trim_quarantine(self, connection: sqlite3.Connection) -> int:
+        """Keep the bounds of the quarantine; its bytes."""
+        sizes = connection.execute(
+            "SELECT id, length(stream) + length(topic) + length(payload) FROM quarantine ORDER BY id DESC"
+        ).fetchall()
+        total = kept = 0
+        for place, (row_id, size) in enumerate(sizes):
+            total += int(size) + ROW_OVERHEAD_BYTES
+            if place and (place >= MOST_SET_ASIDE or total > max(LEAST_ASIDE_BYTES, self._max_bytes // 50)):
+                connection.execute("DELETE FROM quarantine WHERE id <= ?", (row_id,))
+                break
+            kept = total
+        return kept
 
     def fetch(self, after: int, limit: int) -> list[Row]:
         """The oldest rows with an id above `after`.
@@ -188,6 +230,12 @@ class OutboxFile:
 
     def _take_stock(self, connection: sqlite3.Connection) -> Opened:
         opened = Opened()
+        self._aside_bytes = 0
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'quarantine'").fetchone() is not None:
+            opened.quarantined, size = connection.execute(
+                "SELECT count(*), coalesce(sum(length(stream) + length(topic) + length(payload)), 0) FROM quarantine"
+            ).fetchone()
+            self._aside_bytes = size + opened.quarantined * ROW_OVERHEAD_BYTES
         self._first = {}
         query = (
             "SELECT stream, priority, count(*), sum(length(payload) + length(topic) + length(stream)), min(id), max(id)"
@@ -278,7 +326,7 @@ class OutboxFile:
             if head is None or head[4] >= limit:
                 break
             self._drop(connection, trimmed, "too_old", head[:4])
-        while size - trimmed.bytes > self._max_bytes:
+        while size + self._aside_bytes - trimmed.bytes > self._max_bytes:
             found = self._least_worth(connection)
             if found is None:
                 break

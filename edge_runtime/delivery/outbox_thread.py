@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from edge_runtime.delivery.outbox_file import OutboxFile
-from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row, SetAside
 from edge_runtime.system.background import BackgroundThread
 
 _Answer = TypeVar("_Answer")
@@ -42,6 +42,12 @@ class OutboxThread:
     def fetch(self, after: int, limit: int, answer: Callable[[list[Row] | OutboxFileError], None]) -> None:
         """As `OutboxFile.fetch`."""
         self._ask(lambda: self._store.fetch(after, limit), answer)
+
+    def set_aside(
+        self, rows: Sequence[SetAside], taken: Sequence[int], answer: Callable[[int | OutboxFileError], None]
+    ) -> None:
+        """As `OutboxFile.set_aside`."""
+        self._ask(lambda: self._store.set_aside(rows, taken), answer)
 
     def stop(self, deadline: float) -> bool:
         """Finish what was asked and close the file; False when that took longer than `deadline` seconds."""

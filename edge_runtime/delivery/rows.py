@@ -28,6 +28,17 @@ CREATE TABLE entry (
   packing INTEGER NOT NULL DEFAULT 0
 )
 """
+QUARANTINE = """
+CREATE TABLE IF NOT EXISTS quarantine (
+  id INTEGER PRIMARY KEY,
+  at REAL NOT NULL,
+  stream TEXT NOT NULL,
+  made REAL NOT NULL,
+  topic TEXT NOT NULL,
+  payload BLOB NOT NULL,
+  why TEXT NOT NULL
+)
+"""
 COLUMNS = "id, stream, priority, made, topic, payload, crc, packing"
 COLUMNS_OF_1 = "id, stream, priority, made, topic, payload, crc, 0"
 
@@ -57,6 +68,16 @@ class NewRow(NamedTuple):
     payload: bytes
 
 
+class SetAside(NamedTuple):
+    """One prediction that can never be sent, on its way to the quarantine."""
+
+    stream: str
+    made: float
+    topic: str
+    payload: bytes
+    why: str
+
+
 class Opened(msgspec.Struct):
     """What was found when the file was opened.
 
@@ -69,6 +90,7 @@ class Opened(msgspec.Struct):
     salvaged: int = 0
     lost: int = 0
     damaged_file: str | None = None
+    quarantined: int = 0
 
 
 class Trimmed(msgspec.Struct):

@@ -21,21 +21,27 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.config.load import BrokerTable
-from edge_runtime.config.topics import fewest
 from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
-from edge_runtime.mqtt.hot_path import HotPath
+from edge_runtime.mqtt.hot_path import Grant, HotPath
 from edge_runtime.mqtt.messages import Handler, Outcome, Will
 from edge_runtime.mqtt.paho_client import CONNECT_TIMEOUT_S, PahoClient, explain, make_client
+from edge_runtime.mqtt.subscriptions import Subscriptions
 from edge_runtime.mqtt.whole_socket import MOST_BYTES, WholeSocket
 from edge_runtime.system.background import run_beside
 from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
 CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that drips keeps within every single timeout
 CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be left by a new process
+PING_SHARE = 0.7  # of the keep-alive: with a look every quarter of it, a ping leaves before it is over
+_QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED = 0x9B, 0x9A  # MQTT 5 section 2.4
+ACKS_MOST_S = 60.0  # with messages in flight; no broker that lives takes so long, and none is sent again before the end
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
+
+_log = get_logger("mqtt")
 
 
 class Connection:
@@ -74,10 +80,7 @@ class Connection:
         self._counters = counters
         self._will = will
         self._acks_in_order = True
-        self._subscriptions: list[tuple[list[str], int, Handler]] = []
-        self._handlers: list[Handler] = []  # the same list as in the hot path
-        self._asked: dict[str, int] = {}  # filters and QoS, over this connection
-        self._unwanted: set[str] = set()  # filters that the broker still sends for
+        self._subscriptions = Subscriptions(loop, self._note, self._flush_soon)
         self._most_bytes = MOST_BYTES
         self._heads = hot_packets.TopicHeads()
         self._parting = ""  # the broker's reason for ending the connection
@@ -86,7 +89,13 @@ class Connection:
         self._acks_at_once = False
         self._attempts = 0
         self._generation = 0
-        self._pending_subscriptions: set[int] = set()
+        self._keepalive = float(settings.keepalive)
+        self._pinged_at = 0.0
+        self._will_qos, self._will_retain = 1, True
+        self._is_held = False
+        self._was_refused = False
+        self._answered_at = 0.0
+        self._had_session = False
         self._connected_at = 0.0
         self._heard_at = 0.0
         self._timers: list[Timer] = []
@@ -113,14 +122,12 @@ class Connection:
         When several handlers share a connection each is given every message and picks its own by topic; each takes
         its own hold on the receipts.
         """
-        self._subscriptions.append((filters, qos, handler))
-        self._handlers.append(handler)
+        self._subscriptions.add(filters, qos, handler)
         self._most_bytes = max(self._most_bytes, most_bytes + hot_packets.HEAD_BYTES)
         path = self._path
         if path is not None:
             path.wrapped.most_bytes = self._most_bytes
             if self.connected:
-                self._ask_for_topics()
                 self._check_ready(path)
 
     def acknowledge_in_any_order(self) -> None:
@@ -131,38 +138,7 @@ class Connection:
 
     def unsubscribe(self, handler: Handler) -> None:
         """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
-        for filters, _, other in self._subscriptions:
-            if other == handler:
-                self._unwanted.update(filters)
-        self._subscriptions = [each for each in self._subscriptions if each[2] != handler]
-        self._handlers[:] = [handler for _, _, handler in self._subscriptions]
-        self._loop.call_soon(self._ask_for_topics)  # a filter may be wanted again in this very pass
-
-    def _ask_for_topics(self) -> None:
-        """Subscribe to what is wanted and was not asked for over this connection, and drop what is not wanted.
-
-        One filter catches a topic at a time, as far as they cover each other: a broker may send a message once for each
-        that does. While the link is down this waits for the next connection, for the broker remembers filters.
-        """
-        path = self._path
-        if path is None or not self.connected:
-            return
-        given = [(topic, qos) for filters, qos, _ in self._subscriptions for topic in filters]
-        wanted = fewest(given)
-        known = self._asked.keys() or {
-            topic for topic, _ in given
-        }  # at first: what an earlier start may have asked for
-        anew = [(topic, qos) for topic, qos in wanted.items() if self._asked.get(topic) != qos]
-        gone = sorted((self._unwanted | known) - wanted.keys())
-        if anew:
-            _, mid = path.client.subscribe(anew)
-            if mid is not None:
-                self._pending_subscriptions.add(mid)
-        if gone:
-            path.client.unsubscribe(gone)
-        self._asked = wanted
-        self._unwanted.clear()
-        path.flush_soon()
+        self._subscriptions.remove(handler)
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -178,7 +154,9 @@ class Connection:
         outcome: Outcome | None,
         properties: Properties | None = None,
     ) -> bool:
-        """Send a message; False when there is no connection, and then `outcome` is never called.
+        """Send a message; False when there is no connection or no room, and then `outcome` is never called.
+
+        A message of QoS 1 waits while as many are unacknowledged as the broker allows.
 
         `outcome` is called once, unless the connection breaks before: then it is not known whether the broker has the
         message, and `outcome` is never called.
@@ -186,8 +164,17 @@ class Connection:
         path = self._path
         if path is None or not self.connected:
             return False
-        path.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
-        return True
+        return path.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
+
+    def unsendable(self, topic: str, size: int) -> str | None:
+        """Why a message with a payload of so many bytes can never be sent over this connection; None where it can."""
+        return None if self._path is None else self._path.unsendable(topic, size)
+
+    def hold(self, *, held: bool) -> None:
+        """Read nothing more, or again: the network pushes back to a broker that sends more than there is room for."""
+        self._is_held = held
+        if self._path is not None:
+            self._path.hold(held=held)
 
     def stop(self) -> None:
         """Say goodbye, send what is still unsent, and close. The will is not sent by the broker."""
@@ -209,6 +196,10 @@ class Connection:
         if self._path is not None:
             self._path.flush()
 
+    def _flush_soon(self) -> None:
+        if self._path is not None:
+            self._path.flush_soon()
+
     # --- connecting -------------------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
@@ -217,7 +208,9 @@ class Connection:
         self._cancel_timers()
         self.state = f"connecting to {self._settings.url}"
         try:
-            client = make_client(self._settings, self._client_id, self._password(), self._will)
+            client = make_client(self._settings, self._client_id, self._password())
+            if self._will is not None:
+                client.will_set(self._will.topic, self._will.payload, qos=self._will_qos, retain=self._will_retain)
         except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
             self._retry(f"cannot prepare the connection to {self._settings.url}: {error}")
             return
@@ -274,14 +267,17 @@ class Connection:
             is_v5=self._settings.protocol == "5",
             loop=self._loop,
             counters=self._counters,
-            handlers=self._handlers,
+            handlers=self._subscriptions.handlers,
             heads=self._heads,
             ack_patience=self._ack_patience,
             on_state=self._set_state,
             on_end=self._ended,
         )
         path.acks_in_order = self._acks_in_order
-        self._heard_at = self._loop.time()
+        if self._is_held:
+            path.hold(held=True)
+        self._keepalive = float(self._settings.keepalive)
+        self._heard_at = self._pinged_at = self._answered_at = self._loop.time()
         self._timers.append(self._loop.call_later(CONNECT_TIMEOUT_S, self._check_accepted))
         self._schedule_keepalive()
         path.flush()
@@ -327,7 +323,7 @@ class Connection:
         if path is not None:
             path.end()
         self._parting = ""
-        self._pending_subscriptions.clear()
+        self._subscriptions.end()
         self.connected = self.ready = False
         self.state = reason
         self._generation += 1
@@ -346,7 +342,7 @@ class Connection:
         self._timers = [
             timer for timer in self._timers if timer.callback is not None and timer.when > self._loop.time()
         ]
-        self._timers.append(self._loop.call_later(max(1.0, self._settings.keepalive / 4), self._keep_alive))
+        self._timers.append(self._loop.call_later(max(0.25, self._keepalive / 4), self._keep_alive))
 
     def _keep_alive(self) -> None:
         path = self._path
@@ -356,58 +352,104 @@ class Connection:
             path.read()  # the answer to a ping is as short as an acknowledgement
         if self._path is not path:
             return
-        if path.wrapped.heard:
-            self._heard_at, path.wrapped.heard = self._loop.time(), False
-        silence = self._loop.time() - self._heard_at
-        if silence >= 1.5 * self._settings.keepalive:  # paho asks after one keep-alive, and would wait for another
+        now = self._loop.time()
+        if path.wrapped.heard or path.is_paused or path.is_held:  # what is not read cannot be missed
+            self._heard_at, path.wrapped.heard = now, False
+        if now - self._heard_at >= 1.5 * self._keepalive:
             self._lose(f"{self._settings.url} does not answer")
             return
-        if path.client.loop_misc() != paho.MQTT_ERR_SUCCESS or path.client.socket() is None:
-            self._lose(f"{self._settings.url} does not answer")
+        if self.connected and now - self._pinged_at >= PING_SHARE * self._keepalive:
+            self._pinged_at = now
+            path.ping()
+        if path.answered or not path.outcomes or path.is_paused or path.is_held:
+            self._answered_at, path.answered = now, False
+        if now - self._answered_at >= max(ACKS_MOST_S, self._keepalive):
+            self._lose(f"{self._settings.url} acknowledges nothing any more")
             return
-        path.flush()
+        if self._subscriptions.are_exhausted:
+            self._lose(f"{self.state}; the connection begins anew")
+            return
         self._schedule_keepalive()
 
     # --- paho's callbacks -------------------------------------------------------------------------------------------
 
     def _on_connect(
         self,
-        _client: paho.Client,
+        client: paho.Client,
         _userdata: Any,
-        _flags: paho.ConnectFlags,
+        flags: paho.ConnectFlags,
         reason: ReasonCode,
         properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            self.state = f"{self._settings.url} refused the login of {self._client_id!r}: {reason}"
+            self._adapt_will(reason.value)
+            self.state = f"{self._settings.url} refused the login of {self._client_id!r}: {_words(reason, properties)}"
             return
         path = self._path
         assert path is not None
-        maximum = getattr(properties, "ReceiveMaximum", None)
-        self.window = path.window = min(self._settings.max_inflight, maximum or self._settings.max_inflight)
-        path.most_sent = getattr(properties, "MaximumPacketSize", None) or hot_packets.MOST_BYTES
+        path.grant = granted = self._granted(properties)
+        self.window = granted.window
+        server_s = getattr(properties, "ServerKeepAlive", None)
+        if server_s:  # MQTT 5 section 3.2.2.3.14: it replaces ours; to ask more often is allowed
+            self._keepalive = min(float(server_s), float(self._settings.keepalive))
+            self._schedule_keepalive()
         self.connected = True
         self._connected_at = self._loop.time()
         self.state = f"connected to {self._settings.url}"
         self._counters.counts["connects"] += 1
-        self._asked = {}
-        self._ask_for_topics()
+        self._note_session(present=bool(flags.session_present))
+        self._subscriptions.begin(client)
         self._check_ready(path)
+
+    def _granted(self, properties: Properties | None) -> Grant:
+        """What a CONNACK allows; the first time that something is missing is logged."""
+        most = self._settings.max_inflight
+        granted = Grant(
+            window=min(most, getattr(properties, "ReceiveMaximum", None) or most),
+            bytes=getattr(properties, "MaximumPacketSize", None) or hot_packets.MOST_BYTES,
+            qos=min(1, getattr(properties, "MaximumQoS", 1)),
+            retains=bool(getattr(properties, "RetainAvailable", 1)),
+        )
+        if granted.qos == 0:
+            self._note("broker_takes_qos_0", "the broker takes QoS 0 only: what is sent counts as delivered")
+        if not granted.retains:
+            self._note("broker_retains_nothing", "the broker retains nothing, status and models included")
+        return granted
+
+    def _adapt_will(self, reason: int) -> None:
+        """A broker that refuses our last will for its QoS or for being retained gets it without."""
+        if reason == _QOS_NOT_SUPPORTED:
+            self._will_qos = 0
+        elif reason == _RETAIN_NOT_SUPPORTED:
+            self._will_retain = False
+
+    def _note_session(self, *, present: bool) -> None:
+        """A session that is gone is a broker that has forgotten what it held for us."""
+        if self._had_session and not present and self._subscriptions:
+            self._note("session_lost", "the broker has lost our session: readings that it held for us are gone")
+        self._had_session = True
+
+    def _note(self, reason: str, why: str) -> None:
+        """Count it, and log it the first time."""
+        if not self._counters.errors[reason]:
+            _log.warning(why, extra=fields(link=self.name, broker=self._settings.url))
+        self._counters.errors[reason] += 1
 
     def _on_subscribe(
         self, _client: paho.Client, _userdata: Any, mid: int, reasons: list[ReasonCode], _properties: Properties
     ) -> None:
-        if any(reason.is_failure for reason in reasons):
-            self._counters.errors["subscription_refused"] += 1
-            self.state = f"{self._settings.url} refused a subscription"
-            self._loop.call_soon(self._announce)
-            return
-        self._pending_subscriptions.discard(mid)
+        self._subscriptions.answered(mid, list(reasons))
+        refusal = self._subscriptions.refusal
+        if refusal:
+            self.state = f"{self._settings.url} refused {refusal}"
+        elif self._was_refused:
+            self.state = f"connected to {self._settings.url}"
+        self._was_refused = bool(refusal)
         if self._path is not None:
             self._check_ready(self._path)
 
     def _check_ready(self, path: HotPath) -> None:
-        self.ready = not self._pending_subscriptions
+        self.ready = self._subscriptions.are_granted
         if self.ready and not self._acks_at_once:
             path.acks.allow()
         self._loop.call_soon(self._announce)
@@ -418,11 +460,27 @@ class Connection:
         _userdata: Any,
         flags: paho.DisconnectFlags,
         reason: ReasonCode,
-        _properties: Properties | None,
+        properties: Properties | None,
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._parting = f"{self._settings.url} ended the connection: {reason}"
+            self._parting = f"{self._settings.url} ended the connection: {_words(reason, properties)}"
 
     def _announce(self) -> None:
         for listener in self.on_change:
             listener()
+
+
+def _is_granted(answer: ReasonCode | None) -> bool:
+    return answer is not None and not answer.is_failure
+
+
+def _words(reason: ReasonCode, properties: Properties | None) -> str:
+    """A reason with what the broker says about it: its own words, and where it sends us instead."""
+    said = getattr(properties, "ReasonString", None)
+    other = getattr(properties, "ServerReference", None)
+    parts = [
+        str(reason),
+        f"({said[:200]})" if said else "",
+        f"(it names another server: {other[:200]})" if other else "",
+    ]
+    return " ".join(part for part in parts if part)

@@ -94,6 +94,7 @@ class Failover:
         self._window = 1
         self._stopping = False
         self._gap = False
+        self._is_held = False
 
     # --- the face of a connection -------------------------------------------------------------------------------
 
@@ -177,6 +178,17 @@ class Failover:
             return False
         return connection.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
 
+    def unsendable(self, topic: str, size: int) -> str | None:
+        """As a connection's, for the broker that serves."""
+        return None if self._connection is None else self._connection.unsendable(topic, size)
+
+    def hold(self, *, held: bool) -> None:
+        """As a connection's, for every broker of the list."""
+        self._is_held = held
+        for link in self._links:
+            if link.connection is not None:
+                link.connection.hold(held=held)
+
     def acknowledge_at_once(self) -> None:
         """As a connection's."""
         for link in self._links:
@@ -213,6 +225,8 @@ class Failover:
         if not self._acks_in_order:
             connection.acknowledge_in_any_order()
         connection.on_change.append(lambda: self._changed(link, connection))
+        if self._is_held:
+            connection.hold(held=True)
         connection.start()
 
     def _leave(self, link: _Link) -> None:

@@ -4,7 +4,10 @@ paho makes some twenty objects and takes three locks for each. What is not plain
 and without properties, is left to paho: QoS 2, MQTT 5 properties, every other kind, and whatever is malformed.
 """
 
+import re
 from typing import Protocol
+
+from edge_runtime.config.topics import UNFIT_CHARACTERS
 
 PUBLISH, PUBACK = 0x30, 0x40
 PUBACK_BYTES = 4  # no PUBLISH is as short (MQTT 3.1.1 sections 3.3 and 3.4)
@@ -14,6 +17,8 @@ MOST_BYTES = 268_435_455  # MQTT 3.1.1 section 2.2.3
 MOST_TOPIC_BYTES = 65_535
 MOST_TOPICS = 10_000  # whose encoded form is kept
 HEAD_BYTES = 5 + 2 + MOST_TOPIC_BYTES + 2  # header, topic with its length, packet id
+PINGREQ = b"\xc0\x00"
+_UNFIT = re.compile(f"[+#{UNFIT_CHARACTERS}]")
 _REFUSED = 0x80  # MQTT 5 section 2.4
 
 
@@ -38,9 +43,11 @@ def topic_head(topic: str) -> bytes:
     Raises:
         ValueError: no broker would take a message to it.
     """
-    raw = topic.encode()
-    if not raw or len(raw) > MOST_TOPIC_BYTES or any(sign in topic for sign in "+#\0"):
-        raise ValueError(f"expected a topic of 1 to {MOST_TOPIC_BYTES} bytes without wildcards, found {topic[:80]!r}")
+    if not topic or _UNFIT.search(topic) or len(raw := topic.encode()) > MOST_TOPIC_BYTES:
+        raise ValueError(
+            f"expected a topic of 1 to {MOST_TOPIC_BYTES} bytes without wildcards and control characters, "
+            f"found {topic[:80]!r}"
+        )
     return len(raw).to_bytes(2, "big") + raw
 
 

@@ -13,10 +13,12 @@ more is read.
 """
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -29,14 +31,50 @@ from edge_runtime.mqtt.paho_client import PahoClient, topic_of
 from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
 MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
 MOST_OWED_BY_WINDOWS = 65_000
+MOST_AT_ONCE = 256  # messages for the handlers
 GOODBYE_TIMEOUT_S = 2.0
+
+MOST_QUEUED, MOST_QUEUED_BYTES = 256, 4 << 20  # of the device's own messages, while every place in flight is taken
+_FIXED_BYTES = 1 + 4 + 2 + 1  # of a PUBLISH beside topic and payload: header, length, packet id, no properties
 
 TopicHeads = hot_packets.TopicHeads
 _NUMBERS = itertools.count(1)
+_log = get_logger("mqtt")
+
+
+class Grant(msgspec.Struct, frozen=True):
+    """What a broker allows, as its CONNACK tells (MQTT 5 section 3.2.2.3).
+
+    Attributes:
+        window: messages of QoS 1 that may be unacknowledged.
+        bytes: of the longest packet.
+        qos: the highest that it takes; at 0 nothing is acknowledged, and sent counts as delivered.
+        retains: it keeps retained messages.
+    """
+
+    window: int = 1
+    bytes: int = hot_packets.MOST_BYTES
+    qos: int = 1
+    retains: bool = True
+
+
+class _BrokenRuleError(Exception):
+    """The broker did what MQTT forbids."""
+
+
+class _Queued(msgspec.Struct, eq=False):
+    """A message of QoS 1 that waits for a place in flight."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    extra: bytes
+    outcome: Outcome | None
 
 
 class HotPath:
@@ -56,12 +94,12 @@ class HotPath:
         on_end: called when the connection is at its end, with the reason; None where the broker closed it.
 
     Attributes:
-        window: how many messages of QoS 1 the broker lets be unacknowledged.
-        most_sent: the longest packet that the broker takes.
+        grant: what the broker allows.
         owed: receipts of messages that the broker waits for.
         acks_in_order: MQTT 3.1.1 section 4.6 asks for it; False where windows hold their readings, each key for itself:
             a key that is silent would hold up all the others, and brokers find an acknowledgement by its packet id.
-        outcomes: by packet id, of what the broker has not acknowledged.
+        outcomes: by packet id, of what the broker has not acknowledged; None where nobody asked for it.
+        answered: a PUBACK has come; whoever watches for silence sets it back.
         last_id: the packet id that was given last.
     """
 
@@ -82,16 +120,19 @@ class HotPath:
     ) -> None:
         self.client = client
         self.wrapped = wrapped
-        self.window = 1
-        self.most_sent = hot_packets.MOST_BYTES
+        self.grant = Grant()
         self.last_id = hot_packets.FIRST_ID
         self.owed: deque[Receipt] = deque()
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, Outcome | None] = {}
         self.acks = AckCoalescing(self, wrapped, loop, ack_patience)
+        self.answered = False
         self.is_paused = False
         self.acks_in_order = True
         self._look_due = False
         self._number = next(_NUMBERS)
+        self.is_held = False
+        self._queued: deque[_Queued] = deque()  # what waits for a place in flight
+        self._queued_bytes = 0
         self._url = url
         self._is_v5 = is_v5
         self._no_properties = b"\0" if is_v5 else b""
@@ -117,8 +158,13 @@ class HotPath:
 
     @property
     def in_flight(self) -> int:
-        """How many messages the broker has not acknowledged."""
-        return len(self.outcomes)
+        """How many messages the broker has not acknowledged, with those that wait for a place."""
+        return len(self.outcomes) + len(self._queued)
+
+    @property
+    def window(self) -> int:
+        """How many messages of QoS 1 the broker lets be unacknowledged."""
+        return self.grant.window
 
     # --- out --------------------------------------------------------------------------------------------------------
 
@@ -131,26 +177,90 @@ class HotPath:
         retain: bool,
         outcome: Outcome | None,
         properties: Properties | None,
-    ) -> None:
-        """Send a message; see `Connection.publish`."""
-        packet_id = self._next_id() if qos else 0
+    ) -> bool:
+        """Send a message, or queue it for a place in flight; see `Connection.publish`."""
+        grant = self.grant
         extra = self._no_properties if properties is None else bytes(properties.pack())  # type: ignore[no-untyped-call]
+        if qos > grant.qos:
+            self._counters.counts["sent_at_qos_0"] += 1
+            qos = 0
+        if retain and not grant.retains:
+            self._counters.counts["sent_unretained"] += 1
+            retain = False
+        if qos and len(self.outcomes) >= grant.window:
+            return self._queue(_Queued(topic, payload, retain, extra, outcome))
+        self._send(topic, payload, qos=qos, retain=retain, extra=extra, outcome=outcome)
+        return True
+
+    def _send(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool, extra: bytes, outcome: Outcome | None
+    ) -> None:
+        packet_id = self._next_id() if qos else 0
         try:
             packet = hot_packets.publish(self._heads[topic], payload, packet_id, retain=retain, properties=extra)
-            if len(packet) > self.most_sent:
-                raise ValueError(f"the broker takes at most {self.most_sent} bytes, found {len(packet)}")  # noqa: TRY301
+            if len(packet) > self.grant.bytes:
+                raise ValueError(f"the broker takes at most {self.grant.bytes} bytes, found {len(packet)}")  # noqa: TRY301
         except ValueError as error:  # no broker would take it: a topic with a wildcard, a payload beyond MQTT's limit
-            self._counters.errors["publish_refused"] += 1
-            self._on_state(f"{self._url}: a message cannot be sent: {error}")
+            self._note_refusal(f"{self._url}: a message cannot be sent: {error}", topic)
             if outcome is not None:
                 self._settled.append((outcome, False))
                 self._loop.call_soon(self._settle)
             return
         self.wrapped.send(packet)
-        if outcome is not None and packet_id:
+        if packet_id:
             self.outcomes[packet_id] = outcome
         elif outcome is not None:
             self._handed.append(outcome)
+        self.flush_soon()
+
+    def unsendable(self, topic: str, size: int) -> str | None:
+        """Why a message with a payload of so many bytes can never be sent to this broker; None where it can."""
+        try:
+            head = self._heads[topic]
+        except ValueError as error:
+            return str(error)
+        whole = size + len(head) + _FIXED_BYTES
+        if whole > min(self.grant.bytes, hot_packets.MOST_BYTES):
+            return f"the broker takes at most {self.grant.bytes} bytes, found {whole}"
+        return None
+
+    def _queue(self, waiting: "_Queued") -> bool:
+        """Let a message wait until the broker has acknowledged others; False when too many do."""
+        if waiting.retain:  # a document that a newer one replaces
+            for older in self._queued:
+                if older.retain and older.topic == waiting.topic:
+                    self._queued_bytes += len(waiting.payload) - len(older.payload)
+                    older.payload, older.outcome = waiting.payload, waiting.outcome
+                    return True
+        if len(self._queued) >= MOST_QUEUED or self._queued_bytes + len(waiting.payload) > MOST_QUEUED_BYTES:
+            self._counters.dropped["send_queue_full"] += 1
+            return False
+        self._queued.append(waiting)
+        self._queued_bytes += len(waiting.payload)
+        return True
+
+    def _send_queued(self) -> None:
+        while self._queued and len(self.outcomes) < self.grant.window:
+            waiting = self._queued.popleft()
+            self._queued_bytes -= len(waiting.payload)
+            self._send(
+                waiting.topic,
+                waiting.payload,
+                qos=1,
+                retain=waiting.retain,
+                extra=waiting.extra,
+                outcome=waiting.outcome,
+            )
+
+    def _note_refusal(self, why: str, topic: str = "") -> None:
+        if not self._counters.errors["publish_refused"]:
+            _log.warning("a message was refused", extra=fields(why=why, topic=topic[:200]))
+        self._counters.errors["publish_refused"] += 1
+        self._on_state(why)
+
+    def ping(self) -> None:
+        """Ask the broker for a sign of life."""
+        self.wrapped.send(hot_packets.PINGREQ)
         self.flush_soon()
 
     def _next_id(self) -> int:
@@ -219,6 +329,9 @@ class HotPath:
             fault = None
         except OSError as error:
             closed, fault = True, f"{self._url}: {error.strerror or error}"
+        except _BrokenRuleError as error:
+            self._counters.errors["not_mqtt"] += 1
+            closed, fault = True, f"{self._url} {error}"
         except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
             self._counters.errors["not_mqtt"] += 1
             closed, fault = True, f"{self._url} sent something that is not MQTT ({type(error).__name__})"
@@ -227,9 +340,7 @@ class HotPath:
         if closed:
             self._on_end(fault)
             return
-        if self._inbox:
-            messages, self._inbox = self._inbox, []
-            self._deliver(messages)
+        self._deliver_inbox()
         if self._settled:  # few are in flight, so that nothing waited for this: the answer to a reading went first
             self._settle()
         if self.client.want_write():  # paho answers something; our own packets see to themselves
@@ -250,6 +361,27 @@ class HotPath:
                 if result != paho.MQTT_ERR_SUCCESS:
                     break
         return True
+
+    def hold(self, *, held: bool) -> None:
+        """Read nothing more, or again; what was read already and not handed over waits here."""
+        if held == self.is_held or self._fd < 0:
+            return
+        self.is_held = held
+        if held:
+            self._loop.remove_reader(self._fd)
+            return
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._deliver_inbox()
+        if not self.is_held and not self.is_paused and self._fd >= 0:
+            self._loop.add_reader(self._fd, self.read)
+
+    def _deliver_inbox(self) -> None:
+        """Hand over what was read, in parts, so that a reader that has no more room is left in peace."""
+        while self._inbox and not self.is_held:
+            messages, self._inbox = self._inbox[:MOST_AT_ONCE], self._inbox[MOST_AT_ONCE:]
+            self._deliver(messages)
 
     def _deliver(self, messages: list[Message]) -> None:
         self._delivering = True  # what is published meanwhile leaves in one write
@@ -303,7 +435,8 @@ class HotPath:
             self.acks.tidy_later()  # the next publish takes it along: one write for both; this is if none comes
         if self.is_paused and len(self.owed) < self._most_owed // 2:
             self.is_paused = False
-            self._loop.add_reader(self._fd, self.read)
+            if not self.is_held:
+                self._loop.add_reader(self._fd, self.read)
 
     # --- what `hot_packets` and paho find; they note it, and act when all is read ------------------------------------
 
@@ -335,19 +468,24 @@ class HotPath:
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
         """The broker has answered a message of ours; see `hot_packets.Taker`."""
-        outcome = self.outcomes.pop(packet_id, None)
-        if outcome is None:
+        self.answered = True
+        if packet_id not in self.outcomes:
             return
+        outcome = self.outcomes.pop(packet_id)
         refused = hot_packets.is_refusal(reason)
         if refused:
-            self._counters.errors["publish_refused"] += 1
-            why = ReasonCode(PacketTypes.PUBACK, identifier=reason)
-            self._on_state(f"{self._url} refused a message: {why}")
-        self._settled.append((outcome, not refused))
+            self._note_refusal(f"{self._url} refused a message: {_reason(reason)}")
+        if outcome is not None:
+            self._settled.append((outcome, not refused))
+        if self._queued:
+            self._send_queued()
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+        topic = topic_of(message)
+        if not topic:
+            raise _BrokenRuleError("used a topic alias, which was not allowed")
         self.took_message(
-            topic_of(message),
+            topic,
             bytes(message.payload),
             message.mid if message.qos == 1 else 0,
             retained=message.retain,
@@ -360,18 +498,35 @@ class HotPath:
     def say_goodbye(self) -> None:
         """Send what is unsent and a DISCONNECT, waiting for the network for `GOODBYE_TIMEOUT_S` at the most."""
         self._withdraw()  # paho closes the socket with the goodbye
+        self.acks.at_once()
         self.wrapped.set_patience(GOODBYE_TIMEOUT_S)
         self._add_acks()
         self._drain_to_socket()
+        self._wait_for_places()
         self.client.disconnect()
         self._drain_to_socket()
         self.end()
+
+    def _wait_for_places(self) -> None:
+        """Send what is queued as the broker acknowledges what is in flight: the last words of a stop are among it."""
+        deadline = time.monotonic() + GOODBYE_TIMEOUT_S
+        try:
+            while self._queued and time.monotonic() < deadline:
+                self.wrapped.flush()
+                self.wrapped.fill()
+                if self.wrapped.take(self, is_v5=self._is_v5):
+                    self.client.loop_read()
+                if self.client.socket() is None:
+                    return
+        except Exception as error:  # noqa: BLE001 - the connection is ended in any case: as in `read`
+            _log.warning("the last messages of a stop are not sent", extra=fields(left=len(self._queued), why=error))
 
     def end(self) -> None:
         """Close the socket; nothing is acknowledged, settled or handed over any more."""
         self._withdraw()
         self.acks.end()
         self.outcomes.clear()
+        self._queued.clear()
         self._settled.clear()
         self._handed.clear()
         self._inbox.clear()
@@ -384,3 +539,11 @@ class HotPath:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
         self._fd = -1
+
+
+def _reason(code: int) -> str:
+    """A reason code in words; MQTT 5 knows only some for a PUBACK, and a broker may send any."""
+    try:
+        return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
+    except (KeyError, IndexError, ValueError, AssertionError):
+        return f"reason code {code:#04x}"

@@ -17,7 +17,6 @@ from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.config.tables import BrokerTable
 from edge_runtime.errors import ConfigError
 from edge_runtime.mqtt.light_paho import real_tls
-from edge_runtime.mqtt.messages import Will
 from edge_runtime.mqtt.whole_socket import WholeSocket
 
 CONNECT_TIMEOUT_S = 10.0
@@ -56,8 +55,8 @@ class PahoClient(paho.Client):
         return WholeSocket(secured, real_tls())
 
 
-def make_client(settings: BrokerTable, client_id: str, password: str | None, will: Will | None) -> PahoClient:
-    """A client for one connection, without callbacks.
+def make_client(settings: BrokerTable, client_id: str, password: str | None) -> PahoClient:
+    """A client for one connection, without callbacks and last will.
 
     Raises:
         OSError: a certificate or key file cannot be read.
@@ -82,8 +81,6 @@ def make_client(settings: BrokerTable, client_id: str, password: str | None, wil
         if settings.cert_file is not None:
             context.load_cert_chain(settings.cert_file, settings.key_file)
         client.tls_set_context(context)
-    if will is not None:
-        client.will_set(will.topic, will.payload, qos=1, retain=True)
     # with this set paho leaves the writing to us: one flush at the end of a pass instead of one send a packet
     client.on_socket_register_write = _leave_writing_to_the_loop
     return client

@@ -1,5 +1,7 @@
 """Topics with `{key}`: what to subscribe to, and which key a message belongs to. Pure."""
 
+from collections.abc import Callable
+
 from edge_runtime.config.topics import matches, split_share
 
 _CACHED_TOPICS = 20_000
@@ -28,10 +30,16 @@ class TopicPattern:
 
 
 class TopicKeys:
-    """The keys of the topics of one source; remembers a bounded number of answers."""
+    """The keys of the topics of one source; remembers a bounded number of answers.
 
-    def __init__(self, patterns: tuple[str, ...]) -> None:
+    Args:
+        patterns: the topics.
+        is_fit: whether a key may be used; an unfit one is found as the empty key, which none is.
+    """
+
+    def __init__(self, patterns: tuple[str, ...], is_fit: Callable[[str], bool] = bool) -> None:
         self.patterns = [TopicPattern(pattern) for pattern in patterns]
+        self._is_fit = is_fit
         self._known: dict[bytes, tuple[bool, str | None]] = {}
 
     @property
@@ -53,4 +61,6 @@ class TopicKeys:
             name = topic.decode()
         except UnicodeDecodeError:
             return False, None
-        return next((match for match in (pattern.match(name) for pattern in self.patterns) if match[0]), (False, None))
+        every = (pattern.match(name) for pattern in self.patterns)
+        found, key = next((match for match in every if match[0]), (False, None))
+        return found, key if key is None or self._is_fit(key) else ""

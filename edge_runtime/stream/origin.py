@@ -14,6 +14,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, tzinfo
 from typing import Any, NamedTuple
 
+from edge_runtime.config.topics import UNFIT_CHARACTERS
+
 MAX_KEY_CHARACTERS = 200
 MAX_IDENTITY_CHARACTERS = 128
 NO_IDENTITY = "none"  # of `identity` in the configuration
@@ -25,9 +27,7 @@ _END_OF_TIME = 7_289_654_400.0
 EARLIEST = 946_684_800.0
 DAY_S = 86_400.0
 TEN_YEARS_S = 3_652 * DAY_S
-# What a broker refuses inside one level of a topic (MQTT 5, 1.5.4 and 4.7; mosquitto closes the connection on the
-# control characters and non-characters as well).
-_UNFIT_FOR_A_TOPIC = re.compile("[/+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+_UNFIT_FOR_A_TOPIC = re.compile(f"[/+#{UNFIT_CHARACTERS}]")  # inside one level of it
 
 
 class RejectedError(ValueError):
@@ -174,9 +174,14 @@ def read_key(value: Any) -> str:
     """
     if type(value) is int:
         value = _int_text(value, "bad_key")
-    if type(value) is not str or not 0 < len(value) <= MAX_KEY_CHARACTERS or _UNFIT_FOR_A_TOPIC.search(value):
+    if type(value) is not str or not is_fit_key(value):
         raise RejectedError("bad_key", f"expected a key that can be a level of a topic, found {str(value)[:60]!r}")
     return value
+
+
+def is_fit_key(text: str) -> bool:
+    """Whether a key can stand as one level of an MQTT topic, wherever it comes from."""
+    return 0 < len(text) <= MAX_KEY_CHARACTERS and _UNFIT_FOR_A_TOPIC.search(text) is None
 
 
 def read_identity(origin: Origin) -> str | None:

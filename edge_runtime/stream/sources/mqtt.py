@@ -38,6 +38,7 @@ from edge_runtime.stream.codecs import CodecTable, Decoder
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
 from edge_runtime.stream.holding import OwedReceipts
+from edge_runtime.stream.origin import is_fit_key
 from edge_runtime.stream.rejections import MOST_SAMPLE, Rejections
 from edge_runtime.stream.seen import Deliveries, SavedSeen, Seen, log_first
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, Wiring
@@ -233,7 +234,7 @@ class MqttSource:
         self._sink = sink
         self._counters = counters
         self._silence = None if loop is None else self._silence_watch(loop, on_state)
-        self._keys = TopicKeys(config.topics)
+        self._keys = TopicKeys(config.topics, is_fit_key)
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
         self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set)
         self._seen = Seen(
@@ -329,6 +330,11 @@ class MqttSource:
                 most = self._config.max_frame_bytes
                 why = f"expected at most max_frame_bytes = {most} bytes, found {len(payload)}"
                 self._counters.reject("too_long", why, sample=payload[:MOST_SAMPLE])
+                self._rejections.report((), lambda _, topic=topic: topic.decode(errors="replace"))  # type: ignore[misc]
+                continue
+            if key == "":
+                why = f"expected a key that can be a level of a topic, found the topic {topic[:80]!r}"
+                self._counters.reject("bad_key", why, sample=payload[:MOST_SAMPLE])
                 self._rejections.report((), lambda _, topic=topic: topic.decode(errors="replace"))  # type: ignore[misc]
                 continue
             digest = crc32(payload)

@@ -1,0 +1,41 @@
+"""Predictions that can never be sent: what is known of them, for health and the log.
+
+The rows themselves stand in the table `quarantine` of the outbox's file, which `OutboxFile.set_aside` writes; without
+a disk only this is left of them. They are never sent by themselves.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from edge_runtime.system.log import fields, get_logger
+
+MOST_SHOWN = 8
+SHOWN_CHARACTERS = 200
+
+_log = get_logger("outbox")
+
+
+class Quarantine:
+    """What was set aside since the start; `count` includes what an earlier start left on the disk."""
+
+    def __init__(self, wall: Callable[[], float] = time.time) -> None:
+        self.count = 0
+        self._wall = wall
+        self._reasons: Counter[str] = Counter()
+        self._last: deque[dict[str, Any]] = deque(maxlen=MOST_SHOWN)
+
+    def note(self, stream: str, topic: str, size: int, why: str) -> None:
+        """One more; the first of each stream is logged."""
+        self.count += 1
+        shown = {"topic": topic[:SHOWN_CHARACTERS], "bytes": size, "why": why[:SHOWN_CHARACTERS]}
+        if not self._reasons[stream] and len(self._reasons) < 1000:
+            _log.error("a prediction can never be sent and is set aside", extra=fields(stream=stream[:80], **shown))
+        self._reasons[stream] += 1
+        self._last.append({"time": round(self._wall(), 3), **shown})
+
+    @property
+    def last(self) -> list[dict[str, Any]]:
+        """The latest ones: when, topic, size of the payload, and why."""
+        return list(self._last)

@@ -1,0 +1,168 @@
+"""What a connection subscribes to, and what the broker answered: granted, lowered, or refused and asked for again.
+
+Guarantee: a refusal is counted and named with its topic, the connection is not `ready` meanwhile, and the topic is
+asked for again after `RETRY_FIRST_S` to `RETRY_MOST_S` seconds: an access list may have been changed, a quota be free.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+import paho.mqtt.client as paho
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_runtime.config.topics import fewest
+from edge_runtime.mqtt.messages import Handler
+from edge_runtime.system.loop import Loop, Timer
+
+RETRY_FIRST_S, RETRY_MOST_S = 5.0, 600.0
+MOST_RETRIES = 900  # on one connection: paho counts its packet ids from 1 up to where ours begin
+
+
+class Subscription(msgspec.Struct, eq=False):
+    """Topics of one reader.
+
+    Attributes:
+        filters: what it subscribes to.
+        qos: of its messages, at the most.
+        handler: takes them.
+    """
+
+    filters: list[str]
+    qos: int
+    handler: Handler
+
+
+class Subscriptions:
+    """The subscriptions of one link, over all its connections.
+
+    Args:
+        loop: the event loop.
+        note: counts a fault by its reason, and logs its words the first time.
+        flush: sends what was asked for.
+
+    Attributes:
+        handlers: who takes messages; the same list for good.
+    """
+
+    def __init__(self, loop: Loop, note: Callable[[str, str], None], flush: Callable[[], None]) -> None:
+        self._loop = loop
+        self._note = note
+        self._flush = flush
+        self.handlers: list[Handler] = []
+        self._all: list[Subscription] = []
+        self._client: paho.Client | None = None
+        self._asked: dict[str, int] = {}  # filters and QoS, over this connection
+        self._unwanted: set[str] = set()  # filters that the broker still sends for
+        self._pending: dict[int, list[tuple[str, int]]] = {}  # not answered, by packet id
+        self._refused: list[tuple[str, int]] = []
+        self._why = ""
+        self._retry_s = RETRY_FIRST_S
+        self._retries = 0
+        self._timer: Timer | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    @property
+    def are_granted(self) -> bool:
+        """The broker sends everything that was asked for."""
+        return not self._pending and not self._refused
+
+    @property
+    def refusal(self) -> str:
+        """What was refused, and why; empty where nothing was."""
+        topics = ", ".join(repr(topic) for topic, _ in self._refused)
+        return f"a subscription to {topics}: {self._why}" if topics else ""
+
+    @property
+    def are_exhausted(self) -> bool:
+        """This connection has asked so often that only a new one can ask again."""
+        return self._retries > MOST_RETRIES
+
+    def add(self, filters: list[str], qos: int, handler: Handler) -> None:
+        """One more; asked for at once where the broker has accepted us."""
+        self._all.append(Subscription(filters, qos, handler))
+        self.handlers.append(handler)
+        self._ask_for_topics()
+
+    def remove(self, handler: Handler) -> None:
+        """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
+        for each in self._all:
+            if each.handler == handler:
+                self._unwanted.update(each.filters)
+        self._all = [each for each in self._all if each.handler != handler]
+        self.handlers[:] = [each.handler for each in self._all]
+        self._loop.call_soon(self._ask_for_topics)  # a filter may be wanted again in this very pass
+
+    def begin(self, client: paho.Client) -> None:
+        """The broker has accepted a connection: ask for everything."""
+        self._client = client
+        self._asked = {}
+        self._ask_for_topics()
+
+    def _ask_for_topics(self) -> None:
+        """Subscribe to what is wanted and was not asked for over this connection, and drop what is not wanted.
+
+        One filter catches a topic at a time, as far as they cover each other: a broker may send a message once for each
+        that does. While the link is down this waits for the next connection, for the broker remembers filters.
+        """
+        if self._client is None:
+            return
+        given = [(topic, each.qos) for each in self._all for topic in each.filters]
+        wanted = fewest(given)
+        # At first: what an earlier start may have asked for.
+        known = self._asked.keys() or {topic for topic, _ in given}
+        anew = [(topic, qos) for topic, qos in wanted.items() if self._asked.get(topic) != qos]
+        gone = sorted((self._unwanted | known) - wanted.keys())
+        if anew:
+            self._ask(anew)
+        if gone:
+            self._client.unsubscribe(gone)
+            self._refused = [each for each in self._refused if each[0] in wanted]
+        self._asked = wanted
+        self._unwanted.clear()
+        self._flush()
+
+    def answered(self, mid: int, reasons: list[ReasonCode]) -> None:
+        """The broker has answered what was asked for with this packet id."""
+        wanted = self._pending.pop(mid, [])
+        answers: list[ReasonCode | None] = [*reasons, *[None] * (len(wanted) - len(reasons))]  # it may answer too few
+        for (topic, qos), answer in zip(wanted, answers, strict=False):
+            if answer is None or answer.is_failure:
+                self._refuse(topic, qos, "no answer" if answer is None else str(answer))
+            elif answer.value < qos:
+                self._note("subscription_at_qos_0", f"the broker sends {topic} at QoS 0 only: readings may be lost")
+
+    def end(self) -> None:
+        """The connection is gone."""
+        self._client = None
+        self._pending.clear()
+        self._refused.clear()
+        self._retry_s, self._retries = RETRY_FIRST_S, 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _refuse(self, topic: str, qos: int, why: str) -> None:
+        self._note("subscription_refused", f"the broker refused the subscription to {topic}: {why}")
+        self._why = why
+        self._refused.append((topic, qos))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._retry_s, self._ask_again)
+            self._retry_s = min(RETRY_MOST_S, 2 * self._retry_s)
+
+    def _ask_again(self) -> None:
+        self._timer = None
+        self._retries += 1
+        if self._client is None or self.are_exhausted:
+            return
+        refused, self._refused = self._refused, []
+        if refused:
+            self._ask(refused)
+            self._flush()
+
+    def _ask(self, wanted: list[tuple[str, int]]) -> None:
+        assert self._client is not None
+        _, mid = self._client.subscribe(wanted)
+        if mid is not None:
+            self._pending[mid] = wanted
