@@ -52,7 +52,8 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
     if kind in ("exported program", "TorchScript"):
         from converter.load import torch  # noqa: PLC0415
 
-        return torch.load_program(path, spec, trust) if kind == "exported program" else torch.load_script(path, spec)
+        load = torch.load_program if kind == "exported program" else torch.load_script
+        return load(path, spec, trust)
     if kind in ("pickle", "skops"):
         from converter.load import sklearn  # noqa: PLC0415
 
@@ -113,14 +114,14 @@ def sniff(path: Path) -> str:
     suffix = path.suffix.lower()
     if head.startswith(b"PK"):
         return _sniff_zip(path)
+    if head.startswith(b"\x89HDF"):  # what may stand behind it, such as a zip, is not looked at
+        return "keras"
     if suffix in _PICKLE_SUFFIXES or head.startswith(_COMPRESSED) or is_pickle(head):
         return "pickle"
     if suffix == ".skops":
         raise CommandError(f"{path}: expected a skops file, found no zip archive: it is truncated or something else")
     if head.startswith(b"CBM1"):
         return "catboost"
-    if head.startswith(b"\x89HDF"):
-        return "keras"
     if head[4:8] == b"TFL3" or suffix == ".tflite":
         return "tflite"
     if head.startswith((b"tree\n", b"tree\r\n")):

@@ -2,12 +2,15 @@
 
 The truth is the Keras model itself. Keras 2 wrote words that Keras 3 stumbles over (the `groups` of a depthwise
 convolution, the `time_major` of a recurrent layer); such a file is read from a copy without them, where they have the
-value that Keras 3 takes for granted. A file with a Lambda layer, or with objects from outside Keras, carries code and
-needs --trust. TensorFlow is not needed; its SavedModel folders are read by `savedmodel.py`.
+value that Keras 3 takes for granted. A file with a Lambda layer or its kin, or with objects from outside Keras, carries
+code and needs --trust. The format is decided once, by the first bytes, and Keras gets a copy that holds exactly what
+was checked and bears the suffix of that format: a file can be HDF5 and a zip at once. TensorFlow is not needed; its
+SavedModel folders are read by `savedmodel.py`.
 """
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -35,6 +38,13 @@ _FORMER: dict[str, tuple[tuple[str, ...], Any]] = {
     "kernel_constraint": (_SEPARABLE, ...),
 }  # fmt: skip
 _FORMER_MODULE = "tf_keras.src.engine.functional"
+# Layers and objects that are code, or bring programs of other frameworks along, by any way of naming them.
+_CODE = frozenset({
+    "Lambda", "__lambda__", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer", "TFLayer", "TensorFlowOpLayer",
+    "TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "__typespec__",
+})  # fmt: skip
+_MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
+_SAFE = (3, 12)  # older ones run code of files in spite of `safe_mode` (CVE-2025-1550, -8747, -9905, -12058)
 _KNOWN_IN_KERAS = ("Functional", "Sequential", "Model", "DTypePolicy")
 
 
@@ -44,9 +54,9 @@ def load(path: Path, spec: Spec, trust: bool) -> TorchModel:
     Raises:
         CommandError: Keras is not installed, or the file is damaged or carries code and is not trusted.
     """
-    config = _config_of(path)
-    modern = _modern(config)
-    strange = sorted(set(_code_in(modern)))
+    is_zip = _is_zip(path)
+    modern = _modern(_config_of(path, is_zip))
+    strange = sorted({*_code_in(modern), *(() if is_zip else _links_in(path))})
     if strange and not trust:
         raise CommandError(
             f"{path}: it carries code ({', '.join(strange)}): add --trust if you trust where it comes from"
@@ -54,12 +64,17 @@ def load(path: Path, spec: Spec, trust: bool) -> TorchModel:
     os.environ.setdefault("KERAS_BACKEND", "torch")
     require("torch", path, "keras")
     keras = require("keras", path)
+    if _release(keras.__version__) < _SAFE and not trust:
+        raise CommandError(
+            f"{path}: expected Keras {'.'.join(map(str, _SAFE))} or newer, found {keras.__version__}, which files can "
+            "make to run code: update it"
+        )
     if keras.backend.backend() != "torch":
         raise CommandError(f"{path}: expected Keras on torch, found KERAS_BACKEND={keras.backend.backend()}")
 
     try:
         with quiet(), tempfile.TemporaryDirectory() as place:
-            readable = path if modern == config else _rewritten(path, modern, Path(place))
+            readable = _rewritten(path, modern, Path(place), is_zip=is_zip)
             model = keras.models.load_model(readable, compile=False, safe_mode=not trust)
     except Exception as error:
         text = str(error).strip().splitlines()
@@ -92,10 +107,25 @@ def _module_of(torch: Any, model: Any) -> Any:
     return Module().eval()
 
 
-def _config_of(path: Path) -> Any:
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether the file is a `.keras` archive, by its first bytes; else it is HDF5."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head.startswith(b"PK\x03\x04"):
+        return True
+    if head == b"\x89HDF\r\n\x1a\n":
+        return False
+    raise CommandError(f"{path}: expected a Keras model, found a damaged, truncated or other file")
+
+
+def _config_of(path: Path, is_zip: bool) -> Any:
     """The architecture, as JSON; nothing of the file is run."""
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip:
             with zipfile.ZipFile(path) as archive:
                 return json.loads(archive.read("config.json"))
         with require("h5py", path, "keras").File(path, "r") as file:
@@ -109,6 +139,26 @@ def _config_of(path: Path) -> Any:
         ) from error
     except Exception as error:
         raise CommandError(f"{path}: expected a Keras model, found a damaged, truncated or other file") from error
+
+
+def _links_in(path: Path) -> Iterator[str]:
+    """Links of an HDF5 file to other files: weights that would be read from there."""
+    h5py = require("h5py", path, "keras")
+    with h5py.File(path, "r") as file:
+        waiting = [file]
+        seen = set()
+        while waiting:
+            group = waiting.pop()
+            for name in group:
+                if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+                    yield f"a link to another file at {group.name}/{name}"
+                    continue
+                item = group[name]
+                if isinstance(item, h5py.Dataset) and item.external:
+                    yield f"weights in another file at {item.name}"
+                elif isinstance(item, h5py.Group) and item.id not in seen:
+                    seen.add(item.id)
+                    waiting.append(item)
 
 
 def _modern(config: Any) -> Any:
@@ -134,17 +184,20 @@ def _modern(config: Any) -> Any:
     return config
 
 
-def _rewritten(path: Path, config: Any, place: Path) -> Path:
-    """A copy with another architecture; the weights are the same."""
-    copy = place / path.name
-    if not zipfile.is_zipfile(path):
+def _rewritten(path: Path, config: Any, place: Path, *, is_zip: bool) -> Path:
+    """A copy of what was checked and nothing else, with the suffix by which Keras takes it for what it is."""
+    if not is_zip:
+        copy = place / "model.h5"
         shutil.copyfile(path, copy)
         with require("h5py", path, "keras").File(copy, "r+") as file:
             file.attrs["model_config"] = json.dumps(config)
         return copy
+    copy = place / "model.keras"
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(copy, "w") as target:
-        for name in source.namelist():
-            target.writestr(name, json.dumps(config) if name == "config.json" else source.read(name))
+        there = set(source.namelist())
+        for name in _MEMBERS:
+            if name in there:
+                target.writestr(name, json.dumps(config) if name == "config.json" else source.read(name))
     return copy
 
 
@@ -152,8 +205,10 @@ def _code_in(config: Any) -> Iterator[str]:
     """Every object in the architecture that brings code of its own."""
     if isinstance(config, dict):
         name, module = config.get("class_name"), config.get("module")
-        if name in ("Lambda", "TorchModuleWrapper", "__lambda__"):
-            yield str(name)
+        for key in ("class_name", "registered_name"):
+            last = re.split(r"[>.:/]", str(config.get(key)))[-1]
+            if last in _CODE:
+                yield last
         known = module == "keras" and name in _KNOWN_IN_KERAS
         if isinstance(module, str) and not known and not module.startswith(_KNOWN_MODULES):
             yield f"{module}.{name}"

@@ -2,14 +2,15 @@
 
 tf2onnx ends with 0 for files that no runtime loads, so what it writes is checked and run like any ONNX file from
 elsewhere, against TensorFlow's own answers. A SavedModel is a program that TensorFlow runs: one that holds operators
-which reach files, the network or Python is refused without --trust. TensorFlow and tf2onnx are an extra of 2.2 GB.
+beyond those that only compute (`savedmodel_ops.py`) is refused without --trust. TensorFlow and tf2onnx are an extra
+of 2.2 GB.
 """
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from converter.graph.build import OPSET
 from converter.load.onnx import OnnxModel, check
 from converter.load.optional import require
+from converter.load.savedmodel_ops import COMPUTING, SAVING
 from converter.load.torch import quiet
 from converter.spec import Spec
 from edge_runtime.errors import CommandError
@@ -28,17 +30,7 @@ from edge_runtime.readings import Floats
 PROGRAM = "saved_model.pb"
 _EXTRA = "tensorflow"
 _SIGNATURE = "serving_default"
-
-# Operators that do more than compute, by how their names begin. Restoring variables is what loading is, saving is
-# there in every file and never called: those few are looked at apart.
-_REACHING = ("PyFunc", "EagerPyFunc", "WriteFile", "ReadFile", "MatchingFiles", "WholeFileReader", "TextLineReader",
-             "FixedLengthRecord", "TFRecordReader", "IdentityReader", "LMDB", "Print", "Save", "MergeV2Checkpoints",
-             "Send", "Recv", "Rpc", "Collective", "DebugIdentity", "DebugNumericSummary", "WriteSummary",
-             "WriteGraphSummary", "WriteRawProtoSummary", "WriteAudioSummary", "WriteImageSummary", "FileSystem",
-             "CreateSummaryFileWriter", "CreateSummaryDbWriter", "DatasetToTFRecord", "SaveDataset", "LoadDataset",
-             "SnapshotDataset", "TextLineDataset", "CSVDataset", "SqlDataset", "LookupTableExport",
-             "InitializeTableFromTextFile", "DataServiceDataset", "XlaHostCompute")  # fmt: skip
-_SAVING = ("SaveV2", "MergeV2Checkpoints")
+_SAVERS = ("__inference__traced_save", "__inference__traced_restore")  # TensorFlow's own, which nothing else calls
 
 
 def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
@@ -58,7 +50,7 @@ def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
     reaching = sorted(set(_reaching(folder)))
     if reaching and not trust:
         raise CommandError(
-            f"{folder}: it holds operators that reach files, the network or Python ({', '.join(reaching)}): "
+            f"{folder}: it may hold operators that reach files, the network or Python ({', '.join(reaching)}): "
             "add --trust if you trust where it comes from"
         )
     try:
@@ -83,13 +75,13 @@ def _reaching(folder: Path) -> Iterator[str]:
         functions = {function.signature.name: function for function in graph.library.function}
         called = {name for function in functions.values() for node in function.node_def for name in _calls(node)}
         for name, function in functions.items():
-            saves = name.startswith("__inference__traced_save") and name not in called
-            for node in function.node_def:
-                if node.op.startswith(_REACHING) and not (saves and node.op in _SAVING):
-                    yield node.op
-        for node in graph.node:
-            if node.op.startswith(_REACHING) and node.op not in _SAVING:
-                yield node.op
+            saves = name.startswith(_SAVERS) and name not in called
+            yield from (node.op for node in function.node_def if not _computes(node.op, functions, saves=saves))
+        yield from (node.op for node in graph.node if not _computes(node.op, functions, saves=True))
+
+
+def _computes(operator: str, functions: Collection[str], *, saves: bool) -> bool:
+    return operator in COMPUTING or operator in functions or (saves and operator in SAVING)
 
 
 def _calls(node: Any) -> Iterator[str]:

@@ -1,41 +1,90 @@
-"""Which types of a skops file need no `--trust`: classes of numpy, scipy and scikit-learn, and our own features.
+"""Which types of a skops file need no `--trust`: a list of exact names, each there for an estimator that we convert.
 
-skops calls some of scikit-learn's own types untrusted (`AdamOptimizer`, `Tree`, `KDTree`). We accept classes of
-these packages, their element-wise functions and scikit-learn's own scores and metrics, but no other function and
-nothing of their test and build tools: a function named by a file is code that the file chose.
+skops trusts the public estimators of scikit-learn, numpy's dtypes and element-wise functions by itself, and asks about
+the rest. `python -m benchmarks.skops_names` lists what it asks about for every estimator of scikit-learn; what stands
+below was taken from there one by one, after a look at what its construction and its `__setstate__` do with text from
+the file. A package is never trusted as a whole: `scipy.stats` has a class whose `__setstate__` executes its state, and
+numpy has one that opens files.
 """
 
-import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-import numpy as np
+# Module -> names, with what needs them. None of them reads files, imports modules or calls what its state names.
+_EXACT: Mapping[str, tuple[str, ...]] = {
+    # Trees and forests, boosting, isolation forests: arrays of nodes.
+    "sklearn.tree._tree": ("Tree",),
+    # Histogram boosting: arrays of nodes, and the borders of bins.
+    "sklearn.ensemble._hist_gradient_boosting.predictor": ("TreePredictor",),
+    "sklearn.ensemble._hist_gradient_boosting.binning": ("_BinMapper",),
+    # Boosting and generalised linear models: loss and link functions, which hold numbers.
+    "sklearn._loss.loss": (
+        "AbsoluteError", "ExponentialLoss", "HalfBinomialLoss", "HalfGammaLoss", "HalfMultinomialLoss",
+        "HalfPoissonLoss", "HalfSquaredError", "HalfTweedieLoss", "HalfTweedieLossIdentity", "HuberLoss", "PinballLoss",
+    ),
+    "sklearn._loss.link": (
+        "HalfLogitLink", "IdentityLink", "Interval", "LogLink", "LogitLink", "MultinomialLogit",
+    ),
+    "sklearn._loss._loss": (
+        "CyAbsoluteError", "CyExponentialLoss", "CyHalfBinomialLoss", "CyHalfGammaLoss", "CyHalfMultinomialLoss",
+        "CyHalfPoissonLoss", "CyHalfSquaredError", "CyHalfTweedieLoss", "CyHalfTweedieLossIdentity", "CyHuberLoss",
+        "CyPinballLoss",
+    ),
+    # Linear models by stochastic gradient descent: loss functions, which hold numbers.
+    "sklearn.linear_model._sgd_fast": (
+        "EpsilonInsensitive", "Hinge", "SquaredEpsilonInsensitive", "SquaredHinge",
+    ),
+    # Neighbours and local outlier factor: arrays, and distances.
+    "sklearn.neighbors._kd_tree": ("KDTree", "KDTree32", "KDTree64", "newObj"),
+    "sklearn.neighbors._ball_tree": ("BallTree", "BallTree32", "BallTree64", "newObj"),
+    "sklearn.metrics._dist_metrics": (
+        "ChebyshevDistance", "ChebyshevDistance64", "EuclideanDistance", "EuclideanDistance64", "ManhattanDistance",
+        "ManhattanDistance64", "MinkowskiDistance", "MinkowskiDistance64", "newObj",
+    ),
+    # Networks: the state of the training, numbers.
+    "sklearn.neural_network._stochastic_optimizers": ("AdamOptimizer", "SGDOptimizer"),
+    # Calibration: two numbers a class, or the points of a line.
+    "sklearn.calibration": ("_CalibratedClassifier", "_SigmoidCalibration"),
+    # Gaussian processes: arrays, and kernels made of numbers.
+    "sklearn.gaussian_process._gpc": ("_BinaryGaussianProcessClassifierLaplace",),
+    "sklearn.gaussian_process.kernels": (
+        "ConstantKernel", "DotProduct", "ExpSineSquared", "Exponentiation", "Hyperparameter", "Matern", "Product",
+        "RBF", "RationalQuadratic", "Sum", "WhiteKernel",
+    ),
+    # One class against the rest: a constant where training saw one class.
+    "sklearn.multiclass": ("_ConstantPredictor",),
+    # Column transformers: lists of columns.
+    "sklearn.compose._column_transformer": ("_RemainderColsList",),
+    # Searches and tuned thresholds: the name of a score.
+    "sklearn.metrics._scorer": ("_CurveScorer", "_PassthroughScorer", "_Scorer"),
+    # Selection of columns: scores of columns, which prediction does not call.
+    "sklearn.feature_selection._univariate_selection": (
+        "chi2", "f_classif", "f_oneway", "f_regression", "r_regression",
+    ),
+    "sklearn.feature_selection._mutual_info": ("mutual_info_classif", "mutual_info_regression"),
+    # Metrics that a scorer of a search holds, which prediction does not call.
+    "sklearn.metrics._classification": (
+        "accuracy_score", "balanced_accuracy_score", "f1_score", "log_loss", "matthews_corrcoef", "precision_score",
+        "recall_score",
+    ),
+    "sklearn.metrics._ranking": ("average_precision_score", "roc_auc_score"),
+    "sklearn.metrics._regression": ("mean_absolute_error", "mean_squared_error", "r2_score", "root_mean_squared_error"),
+    # Containers of numbers.
+    "sklearn.utils._bunch": ("Bunch",),
+    "scipy.sparse._csr": ("csr_array", "csr_matrix"),
+    "scipy.sparse._csc": ("csc_array", "csc_matrix"),
+    # Generators of random numbers, and functions of one number, which some releases of skops ask about.
+    "numpy.random._mt19937": ("MT19937",),
+    "numpy.random._pcg64": ("PCG64",),
+    "numpy": ("dtype",),
+    "scipy.special": ("expit", "logit"),
+    # Our own features; `converter.audio` is where version 0.1 kept them.
+    "converter.features": ("MFCC", "MelSpectrogram", "STFT", "WindowFeatures"),
+    "converter.audio": ("MFCC", "MelSpectrogram", "STFT"),
+}  # fmt: skip
 
-_PACKAGES = ("numpy", "scipy", "sklearn")
-_UNFIT = frozenset({"tests", "testing", "conftest", "f2py", "distutils", "_testutils", "ctypeslib", "memmap"})
-_FUNCTIONS = ("sklearn.feature_selection.", "sklearn.metrics.", "sklearn.gaussian_process.")
-_OURS = frozenset(
-    {f"converter.features.{name}" for name in ("WindowFeatures", "STFT", "MelSpectrogram", "MFCC")}
-    # As version 0.1 wrote them.
-    | {f"converter.audio.{name}" for name in ("STFT", "MelSpectrogram", "MFCC")}
-)
+TRUSTED = frozenset(f"{module}.{name}" for module, names in _EXACT.items() for name in names)
 
 
 def untrusted(names: Iterable[str]) -> list[str]:
     """The names, out of those that skops does not trust, that we do not trust either."""
-    return sorted(name for name in names if not _is_known(name))
-
-
-def _is_known(name: str) -> bool:
-    if name in _OURS:
-        return True
-    parts = name.split(".")
-    if parts[0] not in _PACKAGES or _UNFIT & set(parts) or len(parts) < 2:
-        return False
-    try:
-        found = getattr(importlib.import_module(".".join(parts[:-1])), parts[-1])
-    except (ImportError, AttributeError):
-        return False
-    if isinstance(found, type):
-        # A class that merely passes through these modules (say, subprocess.Popen) belongs to somebody else.
-        return found.__module__.split(".")[0] in (*_PACKAGES, "builtins")
-    return isinstance(found, np.ufunc) or (callable(found) and name.startswith(_FUNCTIONS))
+    return sorted(set(names) - TRUSTED)

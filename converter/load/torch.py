@@ -1,8 +1,9 @@
 """PyTorch: exported programs (`.pt2`), TorchScript, and with --trust `module:function` that returns a model.
 
 All go through torch's own ONNX exporter; the truth is the module itself, in evaluation mode, without gradients.
-A `.pt2` may hold pickles: without --trust torch may read nothing but tensors from it. A file of weights alone is
-no model and is refused with a hint.
+TorchScript is a program that can write files, when it is loaded and when it runs: it needs --trust. A `.pt2` is read
+without it where it holds numbers and a graph alone (`torch_archive.py`), and torch then unpickles nothing but tensors.
+A file of weights alone is no model and is refused with a hint.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import logging
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from converter.load.onnx import OnnxModel
 from converter.load.optional import require
+from converter.load.torch_archive import code_in
 from converter.spec import Spec
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
@@ -36,6 +39,15 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
     Raises:
         CommandError: torch is not installed, or the file is damaged, or holds more than tensors and is not trusted.
     """
+    try:
+        strange = [] if trust else code_in(path)
+    except (zipfile.BadZipFile, ValueError, OSError, RecursionError) as error:
+        raise CommandError(f"{path}: expected an exported program, found a damaged or other archive") from error
+    if strange:
+        raise CommandError(
+            f"{path}: it holds more than numbers and a graph, which can run any code ({', '.join(strange[:5])}): "
+            "add --trust if you trust where it comes from"
+        )
     torch = require("torch", path)
     try:
         with _tensors_only(not trust), quiet():
@@ -50,12 +62,17 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
     return exported(program.module(), (), {"dynamo": True}, spec, path, program)
 
 
-def load_script(path: Path, spec: Spec) -> "TorchModel":
-    """Load a TorchScript file. Its code runs in torch's own interpreter, which reaches neither files nor Python.
+def load_script(path: Path, spec: Spec, trust: bool) -> "TorchModel":
+    """Load a TorchScript file.
 
     Raises:
-        CommandError: torch is not installed, or the file is damaged, or the exporter refuses it.
+        CommandError: it is not trusted, or torch is not installed, or the file is damaged, or the exporter refuses it.
     """
+    if not trust:
+        raise CommandError(
+            f"{path}: TorchScript is a program, which can write files when it is loaded: nothing of it was run. If you "
+            "trust where it comes from, add --trust; better, save the model with torch.export.save"
+        )
     torch = require("torch", path)
     try:
         with quiet():

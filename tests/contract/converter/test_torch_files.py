@@ -62,7 +62,7 @@ def saved(network: Any, kind: str, folder: Path) -> list[str]:
         return [str(folder / "m.pt2")]
     if kind == "script":
         torch.jit.script(network).save(folder / "m.pt")
-        return [str(folder / "m.pt")]
+        return [str(folder / "m.pt"), "--trust"]
     return ["nets:network", "--trust"]
 
 
@@ -118,6 +118,7 @@ def test_a_script_without_a_specification_asks_for_one(
     network: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """TorchScript does not tell the shape of its input."""
-    (name,) = saved(network, "script", tmp_path)
-    assert main(["build", name, "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
+    assert (
+        main(["build", *saved(network, "script", tmp_path), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
+    )
     assert "expected [[channel]] or [frame] in --spec" in capsys.readouterr().err

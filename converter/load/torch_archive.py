@@ -1,0 +1,127 @@
+"""What an exported program of PyTorch (`.pt2`) holds beside numbers, read without running any of it.
+
+torch builds sizes by evaluating text, finds the functions that a graph calls by their names, and unpickles some of the
+entries. So each text, each name and each entry is held to a list of what an exported network needs; all else is named,
+and needs `--trust`.
+"""
+
+import ast
+import io
+import json
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_ENTRIES = re.compile(
+    r"(?:[^/]+/)?(?:"
+    r"data/weights/(?:weight_\d+|[\w.-]*config\.json)|data/constants/(?:tensor_\d+|[\w.-]*config\.json)"
+    r"|data/sample_inputs/[\w.-]+\.pt|models/[\w.-]+\.json|archive_format|archive_version|byteorder|version"
+    r"|\.data/\w+|\.format_version|\.storage_alignment"
+    r"|serialized_exported_program\.json|serialized_(?:state_dict|constants|example_inputs)\.(?:pt|json))"
+)
+_TARGETS = re.compile(
+    r"torch\.ops\.(?:aten|prims|quantized_decomposed)\.(?!from_file)\w+(?:\.\w+)?"
+    r"|torch\.sym_(?:int|float|max|min|not|ite)|torch\._sym_sqrt"
+    r"|_operator\.(?:add|sub|mul|truediv|floordiv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
+    r"|math\.(?:ceil|floor|trunc|sqrt)"
+)
+_FUNCTIONS = frozenset({
+    "Symbol", "Integer", "Rational", "Float", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CeilDiv", "CleanDiv",
+    "ModularIndexing", "IntTrueDiv", "FloatTrueDiv", "ToFloat", "TruncToInt", "FloorToInt", "CeilToInt", "PowByNatural",
+    "Eq", "Ne", "Lt", "Le", "Gt", "Ge", "Add", "Mul", "Pow", "Abs", "ceiling", "floor", "Where", "Identity",
+})  # fmt: skip
+_SYMBOL = re.compile(r"[su]\d+|s\w{0,3}|[A-Za-z]\w{0,30}")
+_NODES = (
+    ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Compare,
+    ast.operator, ast.unaryop, ast.cmpop,
+)  # fmt: skip
+_LONGEST_TEXT = 2000
+# What the pickles of plain tensors name.
+_TENSORS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(?:tensor_v2|parameter)|torch\.nn\.parameter Parameter"
+    r"|torch \w+Storage|torch\.storage (?:Untyped|Typed)Storage|torch (?:device|Size|\w*(?:float|int|bool)\d*)"
+)
+
+
+def code_in(path: Path) -> list[str]:
+    """What an exported program holds that could run code, in words; empty where it holds numbers and a graph.
+
+    Raises:
+        zipfile.BadZipFile: it is no archive.
+        ValueError: what should be JSON in it is none.
+    """
+    return sorted(set(_found(path)))
+
+
+def _found(path: Path) -> Iterator[str]:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) != len(names):
+            yield "entries of the same name"
+        for name in names:
+            if name.endswith("/"):
+                continue
+            if not _ENTRIES.fullmatch(name):
+                yield f"the entry {name[:80]!r}"
+            elif name.endswith(".pt"):
+                yield from _pickled(archive.read(name))
+            elif name.endswith(".json"):
+                yield from _in_document(json.loads(archive.read(name)))
+
+
+def _in_document(value: Any) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list):
+            waiting += item
+        elif isinstance(item, dict):
+            if item.get("use_pickle"):
+                yield "pickled weights"
+            text, target = item.get("expr_str"), item.get("target")
+            if text is not None and not is_plain_arithmetic(text):
+                yield f"the size {str(text)[:80]!r}"
+            if isinstance(target, str) and "inputs" in item and not _TARGETS.fullmatch(target):
+                yield f"a call of {target[:80]!r}"
+            waiting += item.values()
+
+
+def is_plain_arithmetic(text: Any) -> bool:
+    """Whether a text is arithmetic over symbols and numbers, with functions of a list and nothing else."""
+    if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
+        return False
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    for node in ast.walk(tree):
+        if not isinstance(node, _NODES):
+            return False
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS):
+            return False
+        if isinstance(node, ast.Name) and (node.id.startswith("_") or not _SYMBOL.fullmatch(node.id)):
+            return False
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not _SYMBOL.fullmatch(node.value):
+            return False
+    return True
+
+
+def _pickled(data: bytes) -> Iterator[str]:
+    """What pickles of an entry name beside tensors."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as inner:
+            pickles = [inner.read(name) for name in inner.namelist() if name.endswith(".pkl")]
+    except zipfile.BadZipFile:
+        pickles = [data] if data else []
+    for text in pickles:
+        try:
+            for opcode, argument, _ in pickletools.genops(text):
+                if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+                    yield "a pickle of objects"
+                elif opcode.name == "GLOBAL" and not _TENSORS.fullmatch(str(argument)):
+                    yield f"a pickle that names {str(argument)[:80]!r}"
+        except Exception:  # noqa: BLE001 - what cannot be read as a pickle is not handed to one that can
+            yield "a damaged pickle"
