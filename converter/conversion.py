@@ -35,6 +35,7 @@ from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
 from converter.session import CHUNK, run, session_of, start_of
 from converter.spec import Spec
+from converter.stages import stage
 from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for
 from edge_runtime.bundle.manifest import Manifest, State
@@ -43,6 +44,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
 _SYNTHETIC_ROWS = 256
+_ANOTHER_WAY = "use another estimator or step, or export the model to ONNX yourself"
 _THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold: one alarm in a hundred ordinary rows
 # A converted model may round a score differently, and with it a row that stands on the fence. More than one row in
 # a thousand is no rounding: the conversion changed the model.
@@ -76,19 +78,24 @@ class Conversion:
         """
         options = self._options
         self._say(f"loading {options.model}")
-        source = open_model(options.model, self._spec, options.trust)
+        with stage(options.model, "loading it"):
+            source = open_model(options.model, self._spec, options.trust)
         columns = table_columns(options.data or options.evaluation, self._spec)
         plan = agree(self._spec, source, options.model, columns)
+        source.settle(plan.input.tensor_shape)
         material = self._material(plan, source)
         self._say(f"converting {source.framework} to ONNX")
-        core = source.core()
+        with stage(options.model, "converting it to ONNX", _ANOTHER_WAY):
+            core = source.core()
         layout = None
         if self._spec.frame is not None and core.arrange is None:
             layout = core.arrange = layout_of(core.shape, self._spec, str(options.model))
-        plain = normal_form(core, plan)
+        with stage(options.model, "bringing it into the normal form", _ANOTHER_WAY):
+            plain = normal_form(core, plan)
 
         def ask(windows: Floats) -> Answer:
-            return source.predict(windows if layout is None else layout.arrange(windows, np.float32))
+            with stage(options.model, f"asking the model in {source.framework}"):
+                return source.predict(windows if layout is None else layout.arrange(windows, np.float32))
 
         plan = self._with_threshold(plan, ask, material)
         drift = _drift_in_words(source, material.evaluation)
@@ -107,7 +114,8 @@ class Conversion:
         self._check_source(source, plan, bench, step_of(plain) or 0.0)
         self._question(plan, columns, bench, ask_in_order)
         left = (*source.savings, *unasked(core.model, _asked(core)))
-        model, savings = self._shrink(plain, bench)
+        with stage(options.model, "running its ONNX form", _ANOTHER_WAY):
+            model, savings = self._shrink(plain, bench)
         base = bench.try_form(candidate(model, Recipe("none"), material.calibration))
         savings = (*left, *savings, _names(base.candidate))
         self._tell_savings(savings, base)

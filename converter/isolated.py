@@ -137,15 +137,16 @@ def _hand_on(child: subprocess.Popen[str], options: argparse.Namespace, made: di
     before = {number: signal.signal(number, lambda sent, _: child.send_signal(sent)) for number in _SIGNALS}
     try:
         assert child.stdout is not None
-        for line in child.stdout:
-            text = line.rstrip("\n")
-            about = [path for path in names if path in text]
-            for path in about:
-                text = text.replace(path, names[path])
-            if about:
-                held.append(text)
-            else:
-                say(text)
+        with child.stdout as said:
+            for line in said:
+                text = line.rstrip("\n")
+                about = [path for path in names if path in text]
+                for path in about:
+                    text = text.replace(path, names[path])
+                if about:
+                    held.append(text)
+                else:
+                    say(text)
         child.wait()
     except BaseException:
         child.kill()

@@ -18,6 +18,7 @@ from converter.graph.build import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
 from converter.load.gaussian import is_several, several_core
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
+from converter.load.svm import KINDS, is_machine, machine_core
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
@@ -31,7 +32,7 @@ _MONOTONE = (
     "PowerTransformer",
 )
 # Sums of large squares and small differences: float32 is too short for them.
-_IN_DOUBLE = ("GaussianProcessClassifier", "GaussianProcessRegressor")
+_IN_DOUBLE = ("GaussianProcessClassifier", "GaussianProcessRegressor", *KINDS)
 
 
 def load(path: Path, kind: str, trust: bool) -> "SklearnModel":
@@ -45,17 +46,24 @@ def load(path: Path, kind: str, trust: bool) -> "SklearnModel":
     Raises:
         CommandError: it is untrusted, damaged, or no estimator.
     """
-    estimator = _load_skops(path, trust) if kind == "skops" else _load_pickle(path, trust)
+    estimator, made_with = (_load_skops(path, trust), "") if kind == "skops" else _load_pickle(path, trust)
     module = type(estimator).__module__.split(".")[0]
     if not hasattr(estimator, "predict") or not hasattr(estimator, "get_params"):
         raise CommandError(
             f"{path}: expected a fitted scikit-learn classifier, regressor or outlier detector, "
             f"found {module}.{type(estimator).__name__}"
         )
-    return SklearnModel(estimator, str(path))
+    model = SklearnModel(estimator, str(path))
+    if made_with:
+        model.notes.append(
+            f"made with scikit-learn {made_with} and read with {model.version}: its answers are those of the latter"
+        )
+        model.version = made_with
+    return model
 
 
-def _load_pickle(path: Path, trust: bool) -> Any:
+def _load_pickle(path: Path, trust: bool) -> tuple[Any, str]:
+    """The estimator, and the release of scikit-learn that it was made with where that is another than ours."""
     if not trust:
         raise CommandError(
             f"{path}: this is a pickle, which can run any code while it is loaded: nothing of it was read. "
@@ -64,9 +72,11 @@ def _load_pickle(path: Path, trust: bool) -> Any:
     import joblib  # noqa: PLC0415 - heavy, and it reads plain pickles too
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return joblib.load(path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            estimator = joblib.load(path)
+        versions = [getattr(each.message, "original_sklearn_version", "") for each in caught]
+        return estimator, next(filter(None, versions), "")
     except Exception as error:
         raise CommandError(f"{path}: cannot be unpickled: {type(error).__name__}: {error}") from error
 
@@ -136,14 +146,28 @@ class SklearnModel(SourceModel):
                 f"{place}: expected a classifier, a regressor or an outlier detector as the last step, "
                 f"found {type(self._final).__name__}"
             )
+        if self.task == "classification" and self.shape is not None:
+            _check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
         self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
-        if self.task == "regression":
-            probe = self._call("predict", np.zeros((2, *(self.shape or (1,))), dtype=np.float64))
+        if self.task == "regression" and self.shape is not None:
+            probe = self._call("predict", np.zeros((2, *self.shape), dtype=np.float64))
             self.targets = int(np.prod(np.asarray(probe).shape[1:]))
         if self.task == "classification" and not hasattr(self._final, "predict_proba"):
             self.notes.append(
                 f"{type(self._final).__name__} gives no probabilities: the scores are its decision values, squashed, "
                 "and are not calibrated"
+            )
+
+    def settle(self, shape: tuple[int, ...]) -> None:
+        """See `SourceModel`; releases before 1.0 did not write how many columns an estimator takes."""
+        super().settle(shape)
+        first = self._steps[0]
+        if not hasattr(first, "n_features_in_") and self.shape is not None:
+            first.n_features_in_ = self.shape[-1]
+        if not hasattr(self._final, "n_features_in_"):
+            raise CommandError(
+                f"{self._place}: {type(self._final).__name__} does not say how many columns it takes, and stands "
+                "behind other steps: save the model again with a release of scikit-learn from 1.0 on"
             )
 
     def predict(self, windows: Floats) -> Answer:
@@ -254,6 +278,8 @@ class SklearnModel(SourceModel):
             if not hasattr(self._final, "predict_proba"):
                 options["raw_scores"] = True
         columns = (int(self._final.n_features_in_),)
+        if is_machine(self._final):
+            return machine_core(self._final, columns[0])
         if is_several(self._final):
             return several_core(
                 self._final, columns[0], lambda one: _to_onnx(one, columns, True, options, self._place), self._place
@@ -310,6 +336,8 @@ def _convertible(estimator: Any) -> Any:
     if kind == "VotingClassifier":
         estimator = copy.copy(estimator)
         estimator.flatten_transform = False  # it shapes only what `transform` gives
+        if estimator.weights is not None:
+            estimator.weights = np.asarray(estimator.weights)
     if kind == "LinearDiscriminantAnalysis":
         # skl2onnx doubles the decision values of two classes; as a logistic regression they are what they are.
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - heavy
@@ -408,45 +436,51 @@ def _steps_of(estimator: Any) -> list[Any]:
 
 def _by_position(estimator: Any) -> Any:
     """A copy whose column transformers speak of columns by position, so that plain arrays will do."""
-    names = list(getattr(estimator, "feature_names_in_", ()))
-    if not names:
-        return estimator
     estimator = copy.deepcopy(estimator)
-    _forget_names(estimator, [str(name) for name in names])
+    _forget_names(estimator)
     return estimator
 
 
-def _forget_names(part: Any, names: list[str]) -> None:
+def _forget_names(part: Any) -> None:
+    """Columns by position in place of names, slices, masks and functions; what was fitted says which they were."""
     for _, step in getattr(part, "steps", None) or ():
-        _forget_names(step, names)
+        _forget_names(step)
     if hasattr(part, "best_estimator_"):
-        _forget_names(part.best_estimator_, names)
+        _forget_names(part.best_estimator_)
     if hasattr(part, "transformers_"):
-        part.transformers = [(name, step, _positions(columns, names)) for name, step, columns in part.transformers]
-        part.transformers_ = [(name, step, _positions(columns, names)) for name, step, columns in part.transformers_]
-        part._columns = [_positions(columns, names) for columns in part._columns]  # noqa: SLF001 - no public way
-        part._transformer_to_input_indices = {  # noqa: SLF001
-            name: list(_positions(columns, names)) for name, _, columns in part.transformers_
-        }
+        places = {name: list(map(int, found)) for name, found in part._transformer_to_input_indices.items()}  # noqa: SLF001
+        part.transformers_ = [(name, step, places[name]) for name, step, _ in part.transformers_]
+        part.transformers = [(name, step, places[name]) for name, step, _ in part.transformers]
+        part._columns = [places[name] for name, _, _ in part.transformers]  # noqa: SLF001 - there is no public way
         for _, step, _ in part.transformers_:
-            _forget_names(step, names)
+            _forget_names(step)
     if hasattr(part, "feature_names_in_"):
         del part.feature_names_in_
 
 
-def _positions(columns: Any, names: list[str]) -> Any:
-    if isinstance(columns, str):
-        return [names.index(columns)]
-    if isinstance(columns, (list, tuple, np.ndarray)) and len(columns) and isinstance(columns[0], str):
-        return [names.index(str(column)) for column in columns]
-    return columns
-
-
 def _classes_of(final: Any, place: str) -> tuple[Any, ...]:
-    classes = final.classes_
+    classes = getattr(final, "classes_", None)
+    if classes is None:
+        raise CommandError(
+            f"{place}: expected a classifier with classes, found a {type(final).__name__} without `classes_`"
+        )
     if isinstance(classes, list):
         raise CommandError(f"{place}: expected one label a window, found a classifier with {len(classes)} outputs")
+    if not (hasattr(final, "predict_proba") or hasattr(final, "decision_function")):
+        raise CommandError(
+            f"{place}: expected a classifier with scores, found a {type(final).__name__} that has neither "
+            "predict_proba nor decision_function (one that votes hard gives labels alone: fit it with voting='soft')"
+        )
     return tuple(np.asarray(classes).tolist())
+
+
+def _check_one_label(answer: Any, final: Any, place: str) -> None:
+    shape = np.asarray(answer).shape
+    if len(shape) > 1 and shape[1] != 1:
+        raise CommandError(
+            f"{place}: expected one label a window, found a {type(final).__name__} that gives {shape[1]} at once "
+            "(multi-label): convert a model for each label"
+        )
 
 
 def _squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@
 same model as an ONNX graph with its own input and outputs named by role; `normal_form.py` does the rest.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -123,6 +124,11 @@ class SourceModel(ABC):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.savings: list[Saving] = []
+
+    def settle(self, shape: tuple[int, ...]) -> None:
+        """Take the shape of a window from the specification, where the model does not tell it."""
+        if self.shape is None:
+            self.shape = (math.prod(shape),)
 
     @abstractmethod
     def predict(self, windows: Floats) -> Answer:

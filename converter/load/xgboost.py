@@ -105,6 +105,11 @@ def read(booster: Any, place: str) -> tuple[Forest, Link, Task, list[str]]:
     trees = machine["gbtree"]["model"] if machine["name"] == "dart" else machine["model"]
     settings = model["learner_model_param"]
     columns = max(1, int(settings["num_class"]), int(settings.get("num_target", 1)))
+    if columns > 1 and link in ("sigmoid_open", "logistic"):
+        raise CommandError(
+            f"{place}: expected one label a window, found an XGBoost model that gives {columns} at once (multi-label): "
+            "convert a model for each label"
+        )
     builder = ForestBuilder(columns, "<", narrow=True)
     kept = _rounds(booster) * max(1, int(trees["gbtree_model_param"]["num_parallel_tree"])) * columns
     for index, (tree, column) in enumerate(zip(trees["trees"][:kept], trees["tree_info"], strict=False)):
