@@ -17,6 +17,8 @@ from collections.abc import Sequence
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_AWAY = 3  # commands of the fleet: some devices are away or busy, and none failed
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h; named in RestartPreventExitStatus= of the unit
 
 

@@ -47,8 +47,11 @@ def _look(targets: Sequence[Target], rollout: RolloutTable, *, quiet: bool) -> R
     if over_mqtt:
         from edge_runtime.fleet.over_mqtt import look_at_all  # noqa: PLC0415 - only where it is asked for
 
-        found |= {outcome.device: outcome for outcome in look_at_all(over_mqtt)}
-    if over_ssh:
+        try:
+            found |= {outcome.device: outcome for outcome in look_at_all(over_mqtt)}
+        except KeyboardInterrupt:
+            interrupted = True
+    if over_ssh and not interrupted:
         with shown(quiet=quiet, total=len(over_ssh)) as watcher:
             work = Runner(
                 over_ssh,
@@ -60,4 +63,6 @@ def _look(targets: Sequence[Target], rollout: RolloutTable, *, quiet: bool) -> R
             result = work.run()
         interrupted = result.interrupted
         found |= {outcome.device: outcome for outcome in result.outcomes}
+    missing = (Outcome(each.name, "not tried", "interrupted") for each in targets if each.name not in found)
+    found |= {outcome.device: outcome for outcome in missing}
     return RolloutResult([found[each.name] for each in targets], interrupted)

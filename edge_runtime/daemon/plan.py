@@ -109,6 +109,8 @@ def _plan_model(config: Config, each: ModelTable, *, starting: bool, running: Se
         bundle = _open_file(config, Path(each.bundle), starting=starting)
     else:
         store = open_store(config)
+        if starting:
+            store.note_device_class(config.device.class_)
         slot = store.begin(each.bundle) if starting else store.slot(each.bundle)
         bundle = store.open_slot(slot)
     options = ModelOptions(threads=each.threads, max_batch=each.max_batch)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from edge_runtime.errors import EXIT_FAILED, EXIT_OK, EdgeError, TransientError
+from edge_runtime.errors import EXIT_AWAY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EdgeError, TransientError
 from edge_runtime.fleet.errors import BusyError, RefusedError
 from edge_runtime.fleet.inventory import RolloutTable, Target
 
@@ -24,8 +24,6 @@ Result = Literal["done", "unchanged", "failed", "away", "busy", "refused", "not 
 RESULTS: tuple[Result, ...] = ("done", "unchanged", "failed", "refused", "away", "busy", "not tried")
 PASSING: frozenset[Result] = frozenset({"away", "busy"})
 
-EXIT_AWAY = 3
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 STRAGGLER_S = 30.0
 DEFAULT_SOAK_S = 30.0
 SOAK_LOOK_S = 5.0

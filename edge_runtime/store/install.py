@@ -131,6 +131,7 @@ class Installer:
             self._require_sequence(release, place)
         _require_name(name, place)
         _require_class(bundle.manifest.target_device, policy.device_class, place)
+        _require_class(bundle.manifest.target_device, self._folder.device_class(), place)
         state = self._states.load(name)
         if state is not None:
             self._floors.settle_permissions(name, state.active.digest)  # where a power cut came between
@@ -199,6 +200,7 @@ class Installer:
         place = f"{release.name} {release.version}"
         _require_name(release.name, place)
         _require_class(release.device_class, device_class, place)
+        _require_class(release.device_class, self._folder.device_class(), place)
         state = self._states.load(release.name)
         _require_not_rejected(state, release.digest, place)
         floor = self._floors.known(release.name, state)

@@ -5,6 +5,7 @@
     models/
       .install.lock  .lock        one install at a time; one change of state at a time (milliseconds)
       .staging/                   what an install is looking at; the next install empties it
+      .class                      the device's class, as the daemon last ran with it
       .incoming/                  parts of a transfer over MQTT (`ota_parts.py`)
       .floors/NAME.json           `floors.py`
       NAME/state.json             `records.py`
@@ -13,6 +14,7 @@
       NAME/DIGEST.onnx.optimised  what onnxruntime made of it (`bundle/optimised_copy.py`)
 """
 
+import contextlib
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from edge_runtime.errors import CommandError
-from edge_runtime.system.durable import locked, make_folder
+from edge_runtime.system.durable import locked, make_folder, replace_file
 
 STATE_FILE = "state.json"
 _LOCK_WAIT_S = 10.0
@@ -83,6 +85,19 @@ class StoreFolder:
     def floor(self, name: str) -> Path:
         """The file with the version floor of a name."""
         return self.root / ".floors" / f"{quoted(name)}.json"
+
+    def device_class(self) -> str | None:
+        """The class that the daemon noted here; None where it has not."""
+        try:
+            return (self.root / ".class").read_text(encoding="utf-8").strip() or None
+        except (OSError, ValueError):
+            return None
+
+    def note_device_class(self, device_class: str | None) -> None:
+        """Keep the `[device] class` for installs by hand, by ssh and from a stick; only where there is a store."""
+        if self.root.is_dir() and device_class != self.device_class():
+            with contextlib.suppress(OSError):  # a read-only store takes no bundles either
+                replace_file(self.root / ".class", (device_class or "").encode())
 
     @contextmanager
     def writing(self) -> Iterator[None]:

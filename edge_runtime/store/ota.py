@@ -207,16 +207,18 @@ class Ota:
             self._examine(offer, payload)
         elif not self._transfer.offer.is_same_bundle(offer):
             share = 100 * self._transfer.held // self._transfer.offer.size
-            self._refuse(offer, f"another transfer is under way, {share} % of it are here: wait for it to end")
+            self._refuse(
+                offer, f"another transfer is under way, {share} % of it are here: wait for it to end", is_busy=True
+            )
         elif self._transfer.offer.transfer == offer.transfer:
             self._report("receiving")
         elif self._transfer.asked is None:
-            self._refuse(offer, "this bundle is being written or installed: ask again in a moment")
+            self._refuse(offer, "this bundle is being written or installed: ask again in a moment", is_busy=True)
         elif self._loop.time() - self._transfer.heard >= TAKE_OVER_S or not self._transfer.brought:
             self._transfer.offer = offer  # the same bundle from another sender, or from one that began anew
             self._ask()
         else:
-            self._refuse(offer, "another sender is bringing this very bundle: ask again in a moment")
+            self._refuse(offer, "another sender is bringing this very bundle: ask again in a moment", is_busy=True)
 
     def _examine(self, offer: Offer, payload: bytes) -> None:
         """Have the signatures checked; the place for a transfer is free until then."""
@@ -253,7 +255,7 @@ class Ota:
         elif self._transfer is None and not self._stopped:
             self._begin(offer)
         else:
-            self._refuse(offer, "another transfer has begun: wait for it to end")
+            self._refuse(offer, "another transfer has begun: wait for it to end", is_busy=True)
 
     def _serves_already(self, offer: Offer, found: ListedBundle) -> None:
         self._pending["offer"] -= 1
@@ -409,10 +411,11 @@ class Ota:
         self._counters.counts["ota_greeted"] += 1
         self._reply({**about, "state": "greeting", "token": self._token})
 
-    def _refuse(self, offer: Offer, why: str) -> None:
-        """For an offer that is not begun; what is under way goes on."""
+    def _refuse(self, offer: Offer, why: str, *, is_busy: bool = False) -> None:
+        """For an offer that is not begun; what is under way goes on. `busy` marks a reason that passes by itself."""
         self._counters.counts["ota_refused"] += 1
-        if self._reply({"transfer": offer.transfer, "state": "refused", "why": why}):
+        document = {"transfer": offer.transfer, "state": "refused", "why": why}
+        if self._reply(document | ({"busy": True} if is_busy else {})):
             _log.warning("bundle refused", extra=fields(why=why))
 
     def _reply(self, document: dict[str, Any], *, always: bool = False) -> bool:

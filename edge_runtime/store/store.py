@@ -106,6 +106,10 @@ class ModelStore:
         """A cheap token (one `stat`) that differs once the decision for a name has changed; zeros without one."""
         return self._states.stamp(name)
 
+    def note_device_class(self, device_class: str | None) -> None:
+        """Keep the class of this device, so that every install compares it, whoever asks for it."""
+        self._folder.note_device_class(device_class)
+
     # -- probation: called by the daemon ------------------------------------------------------------------------------
 
     def begin(self, name: str) -> Slot:
