@@ -2,6 +2,7 @@
 
 import csv
 import os
+import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.recordings.blocks import Wanted
 from edge_runtime.recordings.files import find_files, open_all
 from edge_runtime.recordings.locations import Place, Remote
+from edge_runtime.stream.rate import OnRate
 
 Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[PartResult]]
 
@@ -38,6 +40,7 @@ class Request:
     truth: Sequence[str] = ()
     stride: int | None = None
     max_gap: float | None = None
+    on_rate: OnRate = "warn"
     format: str = "auto"
     delimiter: str | None = None
     index_column: bool = False
@@ -55,6 +58,7 @@ class Outcome:
     readings: int = 0
     windows: int = 0
     gaps: int = 0
+    rate_hz: float | None = None
     resumed_parts: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     rejected_file: Place | None = None
@@ -95,6 +99,7 @@ def predict(request: Request, engine: Engine | None = None) -> Outcome:
         tuple(request.truth),
         request.stride,
         request.max_gap,
+        request.on_rate,
     )
     recordings = open_all(files, wanted)
     if request.output is not None and _whole(request.output) in map(_whole, files):
@@ -206,6 +211,8 @@ class _Run:
             gaps=sum(result.gaps for result in results),
             resumed_parts=self._resumed,
         )
+        rates = [result.rate_hz for result in results if result.rate_hz is not None]
+        outcome.rate_hz = statistics.median(rates) if rates else None
         for result in results:
             outcome.rejected.update(result.rejected)
         if self._request.truth:

@@ -27,6 +27,7 @@ from edge_runtime.recordings.blocks import ArrowColumns, Block, Columns, Fault, 
 from edge_runtime.recordings.files import open_recording
 from edge_runtime.recordings.locations import place
 from edge_runtime.stream.contract import Contract
+from edge_runtime.stream.rate import OnRate, Pace
 from edge_runtime.stream.windows import Windows
 
 BLOCK_ROWS = 16_384
@@ -51,6 +52,7 @@ class Job:
         truth: the columns that say what is right; empty where nothing is evaluated.
         stride: instead of the bundle's own.
         max_gap: seconds, instead of what the bundle's rate says.
+        on_rate: what becomes of a stream that is faster or slower than the bundle's rate.
         threads: models side by side in each process; no part of what a run is asked for, since they change no bit.
     """
 
@@ -61,6 +63,7 @@ class Job:
     truth: tuple[str, ...] = ()
     stride: int | None = None
     max_gap: float | None = None
+    on_rate: OnRate = "warn"
     threads: int = 1
 
 
@@ -70,6 +73,7 @@ class PartResult(msgspec.Struct):
     readings: int = 0
     windows: int = 0
     gaps: int = 0
+    rate_hz: float | None = None
     rejected: dict[str, int] = {}
     lines: list[int] = []
     kinds: dict[str, list[str]] = {}
@@ -153,6 +157,7 @@ class _Part:
                 self.progress.add(block.done, len(block))
             result.lines.append(lines)
         result.gaps = windower.gaps if windower else 0
+        result.rate_hz = windower.rate_hz if windower else None
         result.rejected = dict(self.rejected)
         result.kinds = {name: sorted(kinds) for name, kinds in self.kinds.items()}
         result.judgement = None if judge is None else judge.judgement
@@ -168,6 +173,8 @@ class _Part:
         if not len(block):
             return 0
         windows, rows, carries = windower.push(block)
+        if windower.refused:
+            self._note(piece, [Fault(block.rows[row], "wrong_rate", block.text(row)) for row in windower.refused])
         if not len(windows):
             return 0
         scores, rows = self._score(windows, rows, carries, piece, block)
@@ -246,6 +253,19 @@ class Windower:
         self._windows = Windows(shape, length=length, stride=stride, max_gap=None, max_keys=MAX_KEYS)
         rate_gap = None if window.rate_hz is None else max(GAP_PERIODS / window.rate_hz, 1.0)
         self._max_gap = job.max_gap or rate_gap
+        self._on_rate = job.on_rate
+        self._pace = None
+        self.refused: list[int] = []  # readings of the last block that came at a wrong rate
+        if window.rate_hz is not None and not framed and (length > 1 or manifest.state):
+            self._pace = Pace(
+                window.rate_hz,
+                length,
+                job.on_rate,
+                restart=self._windows.restart,
+                notice=lambda _: None,
+                holds=False,
+                max_keys=MAX_KEYS,
+            )
         # A window of one reading of a model without memory is that reading: nothing has to be remembered of it.
         self._direct = length == stride == 1 and not manifest.state
         self._shape = shape
@@ -256,6 +276,11 @@ class Windower:
     def gaps(self) -> int:
         """How often a window was begun anew."""
         return self._windows.gaps
+
+    @property
+    def rate_hz(self) -> float | None:
+        """The rate that was measured, the median over the keys; None where nothing is known."""
+        return None if self._pace is None else self._pace.rate_hz
 
     def judge(self, block: Block) -> Any:
         """None when everything keeps the contract, else `[n]`, True where good."""
@@ -290,8 +315,15 @@ class Windower:
         timed = block.times is not None and None not in block.times
         times = [float(moment or 0.0) for moment in block.times] if block.times is not None else [0.0] * count
         self._windows.watch_gaps(self._max_gap if timed else None)
-        done = self._windows.push(block.values, keys, times, 0.0)
-        return done.windows, done.rows, done.carries
+        self.refused = []
+        paced = self._pace.take(block.values, keys, times, 0.0) if self._pace is not None and timed else None
+        if paced is None:
+            done = self._windows.push(block.values, keys, times, 0.0)
+            return done.windows, done.rows, done.carries
+        if self._on_rate == "reject":
+            self.refused = sorted(set(range(count)).difference(paced.rows))
+        done = self._windows.push(paced.values, paced.keys, paced.times, 0.0)
+        return done.windows, [paced.rows[row] for row in done.rows], done.carries
 
 
 def read_faults(path: Path) -> Iterator[tuple[int, int, str, str]]:

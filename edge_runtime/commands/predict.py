@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label", action="append", default=[], metavar="COLUMN", help="what is right: print metrics and confusion")
     add("--stride", type=_count, metavar="N", help="a new window every so many readings")
     add("--max-gap", type=float, metavar="SECONDS", help="a longer pause, by --time, begins a new window")
+    ways = ("warn", "resample", "reject")
+    add("--on-rate", choices=ways, default="warn", help="where --time shows another rate than the bundle's")
     add("--one-recording", action="store_true", help="windows run on from one file into the next")
     add("--format", choices=("auto", "csv", "jsonl", "parquet", "numpy"), default="auto", help="default: by suffix")
     add(
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         truth=tuple(args.label),
         stride=args.stride,
         max_gap=args.max_gap,
+        on_rate=args.on_rate,
         format=args.format,
         delimiter=args.delimiter,
         index_column=args.index_column,
@@ -96,10 +99,23 @@ def _report(outcome: "Outcome", request: "Request") -> int:
         print(f"{rejected} readings were not used: {reasons}{where}", file=sys.stderr)
     if outcome.gaps:
         print(f"{outcome.gaps} gaps began a window anew", file=sys.stderr)
+    for line in _rate(outcome, request):
+        print(line, file=sys.stderr)
     if outcome.judgement is not None:
         for line in describe(outcome.judgement, outcome.manifest):
             print(line)
     return 0
+
+
+def _rate(outcome: "Outcome", request: "Request") -> list[str]:
+    """What was done about readings that are faster or slower than the model wants them."""
+    from edge_runtime.stream.rate import is_off, rates_in_words  # noqa: PLC0415
+
+    window = outcome.manifest.input.window
+    if outcome.rate_hz is None or window.rate_hz is None or not is_off(outcome.rate_hz, window.rate_hz):
+        return []
+    ways = {"warn": "--on-rate resample brings them to it", "resample": "resampled", "reject": "refused as wrong_rate"}
+    return [f"{rates_in_words(window.rate_hz, outcome.rate_hz, window.length)}: {ways[request.on_rate]}"]
 
 
 def _count(text: str) -> int:

@@ -182,6 +182,8 @@ class ModelTable(Table, frozen=True, kw_only=True):
             further back. Judged by the readings' own times, or by their arrival where they bring none. Left out, there
             are no gaps.
         on_gap: `reset` empties the window at a gap, `keep` goes on as if there were none.
+        on_rate: What becomes of readings that come faster or slower than the bundle's `rate_hz` by more than a tenth:
+            `warn` takes them and says so, `resample` brings them to that rate, `reject` refuses them as `wrong_rate`.
         key_expiry (s): The window of a key that says nothing for so long is forgotten.
         max_keys: How many keys have windows at once; the one that was silent for longest makes room.
         max_batch: How many windows are handed to the model at once, at most.
@@ -206,6 +208,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
     stride: Count | None = None
     max_gap: SomeSeconds | None = None
     on_gap: Literal["reset", "keep"] = "reset"
+    on_rate: Literal["warn", "resample", "reject"] = "warn"
     key_expiry: SomeSeconds = 3600.0
     max_keys: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
     max_batch: Annotated[int, Meta(ge=1, le=65_536)] = 256

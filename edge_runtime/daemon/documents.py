@@ -122,6 +122,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
                 "version": pipeline.model.manifest.version,
                 "keys": len(pipeline.windows),
                 "gaps": pipeline.windows.gaps,
+                **_rate(pipeline),
                 "latency_ms": pipeline.latencies.quantiles_ms(),
                 **_counts(pipeline.counters),
             }
@@ -129,6 +130,15 @@ def health_document(daemon: Described) -> dict[str, Any]:
         },
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
         "rss_bytes": resident_bytes(),
+    }
+
+
+def _rate(pipeline: Pipeline) -> dict[str, Any]:
+    """The rate that was measured, the median over the keys, and whether it is that of the bundle."""
+    rate_hz = None if pipeline.pace is None else pipeline.pace.rate_hz
+    return {
+        "rate_hz": None if rate_hz is None else float(f"{rate_hz:.4g}"),
+        "rate": "unknown" if pipeline.pace is None else pipeline.pace.state,
     }
 
 

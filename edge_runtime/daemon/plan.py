@@ -197,6 +197,12 @@ def _misfits(planned: PlannedModel) -> list[str]:
             found.append('publish: "alarm" needs a threshold, above which a value is an alarm')
     if config.max_gap is not None and manifest.input.window.length == 1 and not manifest.state:
         found.append("max_gap: the bundle takes each reading by itself, so that there are no gaps: leave it out")
+    if config.on_rate == "resample" and config.acknowledge == "window":
+        found.append(
+            'acknowledge: "window" waits for single readings, which on_rate = "resample" mixes: leave one of them out'
+        )
+    if config.on_rate != "warn" and manifest.input.window.rate_hz is None:
+        found.append("on_rate: the bundle names no rate_hz to compare with: convert it with one, or leave on_rate out")
     if manifest.input.shape is not None and config.stride is not None:
         found.append("stride: the bundle takes each frame by itself: leave it out")
     return found

@@ -23,6 +23,7 @@ from edge_runtime.readings import Batch, Carry, Floats, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
 from edge_runtime.stream.holding import Holding, OwedReceipts
+from edge_runtime.stream.rate import make_pace
 from edge_runtime.stream.score_drift import ScoreSample
 from edge_runtime.stream.windows import SavedStream, Windows
 from edge_runtime.system.background import BackgroundThread
@@ -192,7 +193,7 @@ class Pipeline:
         window = manifest.input.window
         framed = manifest.input.shape is not None
         stride = 1 if framed else self.config.stride or window.stride
-        wanted = (own, manifest.input.tensor_shape, stride, manifest.state)
+        wanted = (own, manifest.input.tensor_shape, stride, manifest.state, window.rate_hz)
         if getattr(self, "_wanted", None) == wanted:
             return
         self._wanted = wanted
@@ -209,6 +210,7 @@ class Pipeline:
             keep=self.config.on_gap == "keep",
             max_keys=self.config.max_keys,
         )
+        self.pace = make_pace(manifest, self.config, restart=self.windows.restart)
 
     def _places(self, own: tuple[str, ...]) -> list[int] | None:
         """Which columns of a batch are the model's; None when all are, in its order."""
@@ -227,6 +229,8 @@ class Pipeline:
         """Go on with the windows of a pipeline that is about to retire, where both want the same window."""
         if self._wanted == other._wanted:  # noqa: SLF001 - of our own kind
             self.windows.take_over(other.windows)
+            if self.pace is not None and other.pace is not None:
+                self.pace.take_over(other.pace)
             if self.holding is not None and other.holding is not None:
                 self.holding, other.holding = other.holding, None
             elif self.holding is not None:  # what is in the windows was acknowledged as it came
@@ -247,6 +251,8 @@ class Pipeline:
     @property
     def needed(self) -> int:
         """How many readings of its source can come before one may complete a window, that one included."""
+        if self.pace is not None and self.config.on_rate == "resample":
+            return 1  # one reading may bring out several
         return self.windows.needed
 
     @property
@@ -290,17 +296,28 @@ class Pipeline:
                 values = values[rows]
                 keys = [keys[row] for row in rows]
                 times = [times[row] for row in rows]
+        paced = None
+        if self.pace is not None:
+            paced = self.pace.take(values, keys, times if batch.own_times else None, batch.arrived)
+            if self.pace.rejected:
+                self.counters.rejected["wrong_rate"] += self.pace.report(batch, rows)
+            if paced is not None:
+                values, keys, times = paced.values, paced.keys, paced.times
         done = self.windows.push(values, keys, times if batch.own_times else None, self._loop.time())
         if self.windows.evicted:
             self._forget(self.windows.expire(-np.inf))
         owed = None
         if self.holding is not None:
             coming = batch.receipts if rows is None else [batch.receipts[row] for row in rows]
+            if paced is not None:
+                coming = [coming[row] for row in paced.rows]
             owed = self.holding.take(keys, coming, done)
         if not done.rows:
             return
         keys, times, identities, receipts = batch.keys, batch.times, batch.identities, batch.receipts
-        if len(done.rows) < len(batch):
+        if paced is not None:
+            keys, times, identities, receipts = paced.origins(batch, rows, done.rows)
+        elif len(done.rows) < len(batch):
             index = done.rows if rows is None else [rows[row] for row in done.rows]
             keys, times = [keys[row] for row in index], [times[row] for row in index]
             identities, receipts = [identities[row] for row in index], [receipts[row] for row in index]
@@ -341,6 +358,8 @@ class Pipeline:
                 self._addresses.pop(key, None)
             if self._contract is not None:
                 self._contract.forget(gone)
+            if self.pace is not None:
+                self.pace.forget(gone)
         if self.windows.evicted:
             self.counters.dropped["keys"] += self.windows.evicted
             self.windows.evicted = 0

@@ -138,6 +138,13 @@ class Windows:
             self.evicted += 1
             self._evicted.add(silent.key)
 
+    def restart(self, key: str | None) -> None:
+        """Begin the window of a key anew."""
+        stream = self._streams.get(key)
+        if stream is not None:
+            stream.reset(self._length)
+            stream.is_new = True
+
     def push(self, values: Floats, keys: list[str | None], times: list[float] | None, now: float) -> Completed:
         """Take a batch of readings in, and give the windows that it completed.
 
