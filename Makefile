@@ -51,7 +51,7 @@ frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and K
 	@echo "PyTorch and Keras are in $(VENV)"
 
 .PHONY: clients
-clients: $(VENV)/.clients ## add tritonclient and Dask, each in an environment of its own (60 MB), for the tests that use them
+clients: $(VENV)/.clients ## add tritonclient, Dask and a reader of CycloneDX, each in an environment of its own (75 MB), for the tests that use them
 
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
@@ -127,8 +127,10 @@ bench: $(VENV)/.setup ## what the runtime costs beside what you would write your
 
 ##@ Deliver
 .PHONY: wheel
-wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`
+wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`, and its bill of materials (CycloneDX) beside it
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+	wheel="$$(ls -t dist/*.whl | head -n 1)" && \
+	  $(BIN)/python -m edge_runtime.fleet.sbom --lock $(LOCKED)/device.txt -o "$${wheel%.whl}.cdx.json" "$$wheel"
 
 .PHONY: wheelhouse
 wheelhouse: wheel ## wheelhouse/: every wheel that a device needs, to install without a network (MACHINE=arm64)
@@ -204,8 +206,8 @@ $(VENV)/.audit: $(VENV)/.demo
 	@touch $@
 
 # Environments that see .venv's packages, and have their own beside them.
-$(VENV)/.clients: $(VENV)/.setup tests/client-triton.txt tests/client-dask.txt
-	@for name in triton dask; do \
+$(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
+	@for name in triton dask cyclonedx; do \
 	  $(BIN)/python -m venv --clear --without-pip $(VENV)/$$name && \
 	  beside="$$($(VENV)/$$name/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
 	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$beside/beside.pth" && \
@@ -213,4 +215,4 @@ $(VENV)/.clients: $(VENV)/.setup tests/client-triton.txt tests/client-dask.txt
 	    --requirement tests/client-$$name.txt || exit 1; \
 	done
 	@touch $@
-CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python")
+CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python" EDGE_CYCLONEDX_PYTHON="$(CURDIR)/$(VENV)/cyclonedx/bin/python")

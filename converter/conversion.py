@@ -381,6 +381,7 @@ class Conversion:
         invariant: bool | None = None,
     ) -> Manifest:
         """The manifest of a form, without the record of the search."""
+        options = self._options
         data, states = kept.candidate.model, start_of(bench.states)
         final = onnx.load_model_from_string(data)
         rough = kept.candidate.method != "none" or _is_quantised(final)
@@ -392,6 +393,7 @@ class Conversion:
         return make_manifest(
             plan, source, self._options.model, final, selftest=golden, data=material.dataset, quantization={},
             batch_invariant=invariant, target_device=self._target, batch_free=bench.batch_free, states=bench.states,
+            recordings=[each for each in (options.data, options.calibration, options.evaluation) if each],
         )  # fmt: skip
 
     def _manifest_bytes(

@@ -169,6 +169,7 @@ def make_manifest(
     target_device: str | None,
     batch_free: bool = True,
     states: tuple[State, ...] = (),
+    recordings: Sequence[Path] = (),
 ) -> Manifest:
     """Everything that travels with the model."""
     opset = opset_of(model)
@@ -191,6 +192,7 @@ def make_manifest(
             file=file.name,
             converted=_now(),
             converter=_own_version(),
+            data=tuple(digest for path in recordings if (digest := _digest(path))),
         ),
         requires=Requires(
             onnxruntime=requirement(opset), opset=opset, opset_ml=ml[0] if ml else None, ir_version=model.ir_version

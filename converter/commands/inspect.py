@@ -9,12 +9,15 @@ from typing import Any
 from edge_runtime.bundle.manifest import METADATA_KEY, Manifest, read_manifest, write_manifest
 from edge_runtime.bundle.measured import read_measured, sidecar_of
 from edge_runtime.errors import EXIT_OK, BundleError, CommandError
+from edge_runtime.fleet.sbom import document, file_digest, text_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+    how.add_argument("--sbom", action="store_true", help="print a bill of materials (CycloneDX 1.6, JSON)")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -27,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     manifest = manifest_of(options.bundle)
     if options.json:
         print(json.dumps(json.loads(write_manifest(manifest)), indent=2, sort_keys=True))
+    elif options.sbom:
+        print(text_of(bill_of(manifest, options.bundle)), end="")
     else:
         for name, value in (*_lines(manifest, options.bundle.stat().st_size), _measured(options.bundle)):
             print(f"{name:<14}{value}".rstrip())
@@ -53,6 +58,29 @@ def manifest_of(path: Path) -> Manifest:
     raise BundleError(
         f"{path}: expected a bundle, found an ONNX model without a manifest: run `edge-convert build` on it"
     )
+
+
+def bill_of(manifest: Manifest, bundle: Path) -> dict[str, Any]:
+    """What a bundle was made of, as CycloneDX: the source's file, its framework, the recordings, and the converter."""
+    source = manifest.source
+    own = hashlib.sha256(bundle.read_bytes()).hexdigest()
+    subject = {
+        "type": "machine-learning-model",
+        "bom-ref": f"bundle:{own}",
+        "name": manifest.name,
+        "version": manifest.version,
+        "hashes": file_digest(own),
+    }
+    parts: list[dict[str, Any]] = [
+        {"type": "file", "bom-ref": "source", "name": source.file or "source", "hashes": file_digest(source.digest)},
+        {"type": "framework", "bom-ref": "framework", "name": source.framework or "unknown", "version": source.version},
+        {"type": "application", "bom-ref": "converter", "name": "edge-convert", "version": source.converter},
+    ]
+    parts += [
+        {"type": "data", "bom-ref": f"data:{number}", "name": f"recordings {number}", "hashes": file_digest(digest)}
+        for number, digest in enumerate(source.data, start=1)
+    ]
+    return document(subject, parts)
 
 
 def _lines(manifest: Manifest, size: int) -> list[tuple[str, str]]:

@@ -124,7 +124,7 @@ class SelfTest(_Part, frozen=True):
 
 
 class Source(_Part, frozen=True):
-    """Where the model came from."""
+    """Where the model came from. Digests are SHA-256 in hex; `data` has one for each file or folder of recordings."""
 
     framework: str = ""
     version: str = ""
@@ -132,6 +132,7 @@ class Source(_Part, frozen=True):
     file: str = ""
     converted: str = ""
     converter: str = ""
+    data: tuple[str, ...] = ()
 
 
 class Requires(_Part, frozen=True):

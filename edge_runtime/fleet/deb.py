@@ -17,8 +17,10 @@ from pathlib import Path
 
 from edge_runtime.errors import CommandError, EdgeError
 from edge_runtime.fleet.provision import shared_folder
+from edge_runtime.fleet.sbom import of_wheels, text_of
 from edge_runtime.fleet.wheelhouse import MACHINES
 from edge_runtime.fleet.wheels import Machine, Wheels, choose
+from edge_runtime.system.durable import replace_file
 
 PACKAGE = "edge-runtime"
 _DEBIAN = {"aarch64": "arm64", "x86_64": "amd64"}
@@ -88,7 +90,7 @@ sys.exit(main())
 
 
 def build(wheels: Wheels, machine: Machine, output: Path, maintainer: str) -> Path:
-    """Builds the package for one kind of device, and returns its path.
+    """Builds the package for one kind of device, its bill of materials beside it, and returns its path.
 
     Raises:
         CommandError: `dpkg-deb` is missing or fails.
@@ -126,6 +128,7 @@ def build(wheels: Wheels, machine: Machine, output: Path, maintainer: str) -> Pa
         )
     if done.returncode != 0:
         raise CommandError(f"dpkg-deb: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
+    replace_file(target.with_suffix(".cdx.json"), text_of(of_wheels(wheels.files)).encode())
     return target
 
 

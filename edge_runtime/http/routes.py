@@ -1,28 +1,37 @@
 """The routes: what answers which path. A new one is a function with its `Route`, and one line in `ROUTES`.
 
-A handler gets the `App`, the request and the named parts of the path. It answers, or returns the `Work` that a model
-has to do first; it refuses by `RefusedError`. `openapi.json` describes every route to tools.
+A handler gets the application (`Serving`), the request and the named parts of the path. It answers, or returns the
+`Work` that a model has to do first; it refuses by `RefusedError`. `openapi.json` describes every route to tools.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from edge_runtime import __version__
 from edge_runtime.http import metrics
 from edge_runtime.http import oip_v2 as tensors
 from edge_runtime.http import predict_api as named
 from edge_runtime.http.event_stream import Watching
+from edge_runtime.http.live_view import Board
 from edge_runtime.http.responses import Answer, RefusedError, Request, busy, json_answer
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served, find
 
-if TYPE_CHECKING:
-    from edge_runtime.http.app import App
-
 STALE_S = 30.0  # a loop that has not answered for so long is not healthy
 
 Parts = Mapping[str, str]
+
+
+class Serving(Protocol):
+    """What a handler may use of the application behind the routes."""
+
+    models: dict[str, Served]
+    board: Board
+    requests: Counter[tuple[str, int]]
+    pause: Callable[[], None]
+    is_stopped: bool
 
 
 class Route(NamedTuple):
@@ -38,10 +47,10 @@ class Route(NamedTuple):
     name: str
     pattern: str
     method: str
-    handler: "Callable[[App, Request, Parts], Answer | Work]"
+    handler: Callable[[Serving, Request, Parts], Answer | Work]
 
 
-def _page(_app: "App", _request: Request, _parts: Parts) -> Answer:
+def _page(_app: Serving, _request: Request, _parts: Parts) -> Answer:
     return Answer(
         body=_file("page.html"),
         type="text/html; charset=utf-8",
@@ -53,11 +62,11 @@ def _page(_app: "App", _request: Request, _parts: Parts) -> Answer:
     )
 
 
-def _openapi(_app: "App", _request: Request, _parts: Parts) -> Answer:
+def _openapi(_app: Serving, _request: Request, _parts: Parts) -> Answer:
     return Answer(body=_file("openapi.json"))
 
 
-def _events(app: "App", request: Request, _parts: Parts) -> Answer:
+def _events(app: Serving, request: Request, _parts: Parts) -> Answer:
     head = {"Cache-Control": "no-store"}
     if request.method == "HEAD":
         return Answer(type="text/event-stream", headers=head)
@@ -67,36 +76,36 @@ def _events(app: "App", request: Request, _parts: Parts) -> Answer:
     return Answer(type="text/event-stream", headers=head, watching=watching)
 
 
-def _health(app: "App", _request: Request, _parts: Parts) -> Answer:
+def _health(app: Serving, _request: Request, _parts: Parts) -> Answer:
     return json_answer(app.board.health())
 
 
-def _healthz(app: "App", _request: Request, _parts: Parts) -> Answer:
+def _healthz(app: Serving, _request: Request, _parts: Parts) -> Answer:
     app.board.health()
     if app.board.age_s > STALE_S:
         raise RefusedError(503, f"the daemon has not answered for {app.board.age_s:.0f} s")
     return json_answer({"status": "ok"})
 
 
-def _metrics(app: "App", _request: Request, _parts: Parts) -> Answer:
+def _metrics(app: Serving, _request: Request, _parts: Parts) -> Answer:
     return Answer(body=metrics.render(app.board.health(), dict(app.requests)), type=metrics.TYPE)
 
 
-def _server(_app: "App", _request: Request, _parts: Parts) -> Answer:
+def _server(_app: Serving, _request: Request, _parts: Parts) -> Answer:
     return json_answer({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
-def _live(_app: "App", _request: Request, _parts: Parts) -> Answer:
+def _live(_app: Serving, _request: Request, _parts: Parts) -> Answer:
     return json_answer({"live": True})
 
 
-def _ready(app: "App", _request: Request, _parts: Parts) -> Answer:
+def _ready(app: Serving, _request: Request, _parts: Parts) -> Answer:
     if app.is_stopped or not app.models:
         raise RefusedError(503, "no model is ready")
     return json_answer({"ready": True, "live": True})
 
 
-def _index(app: "App", _request: Request, _parts: Parts) -> Answer:
+def _index(app: Serving, _request: Request, _parts: Parts) -> Answer:
     return json_answer(
         [
             {"name": served.name, "version": served.manifest.version, "state": "READY", "reason": ""}
@@ -105,24 +114,24 @@ def _index(app: "App", _request: Request, _parts: Parts) -> Answer:
     )
 
 
-def _model(app: "App", _request: Request, parts: Parts) -> Answer:
+def _model(app: Serving, _request: Request, parts: Parts) -> Answer:
     return json_answer(tensors.metadata(_find(app, parts)))
 
 
-def _model_ready(app: "App", _request: Request, parts: Parts) -> Answer:
+def _model_ready(app: Serving, _request: Request, parts: Parts) -> Answer:
     return json_answer({"name": _find(app, parts).name, "ready": True})
 
 
-def _infer(app: "App", request: Request, parts: Parts) -> Work:
+def _infer(app: Serving, request: Request, parts: Parts) -> Work:
     header = request.headers.get(tensors.LENGTH_HEADER.lower())
     return tensors.infer(_find(app, parts), request.body, header, app.pause)
 
 
-def _predict(app: "App", request: Request, parts: Parts) -> Work:
+def _predict(app: Serving, request: Request, parts: Parts) -> Work:
     return named.predict(_find(app, parts), request.body)
 
 
-def _find(app: "App", parts: Parts) -> Served:
+def _find(app: Serving, parts: Parts) -> Served:
     return find(app.models, parts["model"], parts.get("version"))
 
 
