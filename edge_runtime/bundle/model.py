@@ -138,7 +138,7 @@ class Model:
         except Exception as error:  # whatever a strange model makes of numpy: its caller knows one kind of failure
             raise ModelError(f"{self.manifest.name}: {type(error).__name__}: {_first_line(error)}") from error
 
-    def lend(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
+    def run_borrowed(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
         """As `run`, but the answer is only lent: it holds until the next call. For who is done with it by then.
 
         One window, the usual case of a device that is not busy, goes through buffers that onnxruntime knows already.

@@ -7,6 +7,9 @@ stricter than onnxruntime where two readers could understand a file differently:
 type. It proves nothing about what the operators compute: that is for the self-test in a child process.
 
 Field numbers are those of `onnx/onnx.proto` (IR version 14); each message below names its own.
+
+Longer than 500 lines, on purpose: the messages of one format stand together, so that each bound can be read against the
+one before it.
 """
 
 import re

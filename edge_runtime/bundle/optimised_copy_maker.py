@@ -52,7 +52,7 @@ _MAX_WHY = 500
 _log = get_logger("optimised")
 
 
-class Outcome(NamedTuple):
+class CopyOutcome(NamedTuple):
     """How the process ended, or why it was not started."""
 
     status: int
@@ -98,7 +98,7 @@ class Copies:
             work, partial(self._made, about), partial(self._failed, about), what="an optimised copy", most_s=2 * MAKE_S
         )
 
-    def _made(self, about: dict[str, object], outcome: Outcome) -> None:
+    def _made(self, about: dict[str, object], outcome: CopyOutcome) -> None:
         if self._stopped or outcome.status == EXIT_BUSY:
             return
         if outcome.status == EXIT_KEPT:
@@ -110,21 +110,21 @@ class Copies:
 
     def _failed(self, about: dict[str, object], error: Exception) -> None:
         if isinstance(error, EdgeError | OSError):
-            self._made(about, Outcome(EXIT_FAILED, one_line(str(error))))
+            self._made(about, CopyOutcome(EXIT_FAILED, one_line(str(error))))
         else:  # a fault of ours, which must not end the daemon
             _log.error("no optimised copy is kept", extra=fields(**about), exc_info=error)
 
     # --- in a thread ------------------------------------------------------------------------------------------------
 
-    def _remove(self, bundle: Bundle) -> Outcome:
+    def _remove(self, bundle: Bundle) -> CopyOutcome:
         with contextlib.suppress(OSError):  # not ours to remove; it is not read either
             remove_copy(bundle.path)
-        return Outcome(REMOVED)
+        return CopyOutcome(REMOVED)
 
-    def _make(self, bundle: Bundle) -> Outcome:
+    def _make(self, bundle: Bundle) -> CopyOutcome:
         """Run the process; its exit code, and why where it failed."""
         if not os.access(bundle.path.parent, os.W_OK):  # as it should be for a bundle that others look after
-            return Outcome(NOT_WRITABLE)
+            return CopyOutcome(NOT_WRITABLE)
         began = time.monotonic()
         mapped = MAPPED_BY_RUNTIME + MODEL_BYTES + 16 * bundle.size
         words = (str(bundle.path.absolute()), bundle.digest, str(mapped))
@@ -136,16 +136,16 @@ class Copies:
                     child.kill()
                 said, _ = child.communicate(timeout=MAKE_S)
             except subprocess.TimeoutExpired:
-                return Outcome(EXIT_FAILED, f"it was not made within {MAKE_S:g} s")
+                return CopyOutcome(EXIT_FAILED, f"it was not made within {MAKE_S:g} s")
             finally:
                 self._child = None
                 child.kill()
         if child.returncode >= 0:
             why = one_line(said.decode(errors="replace").strip()) or "no reason given"
-            return Outcome(child.returncode, why, round(time.monotonic() - began, 1))
+            return CopyOutcome(child.returncode, why, round(time.monotonic() - began, 1))
         if child.returncode == -signal.SIGKILL:
-            return Outcome(EXIT_FAILED, "its process was killed, most likely for want of memory")
-        return Outcome(EXIT_FAILED, f"onnxruntime crashed ({signal.Signals(-child.returncode).name})")
+            return CopyOutcome(EXIT_FAILED, "its process was killed, most likely for want of memory")
+        return CopyOutcome(EXIT_FAILED, f"onnxruntime crashed ({signal.Signals(-child.returncode).name})")
 
 
 # -- the child -----------------------------------------------------------------------------------------------------

@@ -36,8 +36,9 @@ from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.delivery.payloads import Payload, convention
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.stream.decide import Sequences
-from edge_runtime.stream.pipeline import Candidate, Pipeline, rehearse
+from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.sources.kind import AnySource, Remembering, Wiring
+from edge_runtime.stream.worker import Candidate, rehearse
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger

@@ -15,7 +15,8 @@ from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import Config, HttpTable, ModelTable
 from edge_runtime.daemon.plan import PlannedModel, open_store
 from edge_runtime.mqtt.failover import AnyConnection
-from edge_runtime.stream.pipeline import Candidate, Pipeline
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.worker import Candidate
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 

@@ -235,13 +235,13 @@ def _parse_head(text: bytes) -> Head:
         headers["host"] = host
     elif "host" not in headers and not is_old:
         raise BadRequestError(400, "expected the header Host, which HTTP/1.1 asks for")
-    wishes = {each.strip() for each in headers.get("connection", "").lower().split(",")}
+    options = {each.strip() for each in headers.get("connection", "").lower().split(",")}
     return Head(
         method=line[1].decode("ascii"),
         path=path,
         headers=headers,
         is_old=is_old,
-        keeps="keep-alive" in wishes if is_old else "close" not in wishes,
+        keeps="keep-alive" in options if is_old else "close" not in options,
         length=_length(headers, is_old=is_old),
         expects=not is_old and headers.get("expect", "").lower() == "100-continue",
     )

@@ -26,7 +26,8 @@ from edge_runtime.store.probation import Probation
 from edge_runtime.store.records import Slot
 from edge_runtime.store.shadow import Shadow
 from edge_runtime.store.store import ModelStore
-from edge_runtime.stream.pipeline import Candidate, Pipeline, rehearse
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.worker import Candidate, rehearse
 from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
@@ -121,7 +122,7 @@ class Exchange:
             self._watched.remove(watched)
             if watched.shadow is not None:
                 watched.shadow.stop()
-                watched.shadow = pipeline.companion = None
+                watched.shadow = pipeline.listener = None
 
     def forget_all(self) -> None:
         """As `forget`, for every pipeline."""
@@ -285,17 +286,17 @@ class Exchange:
 
     def _accompany(self, watched: _Watched, slot: Slot | None) -> None:
         """Have this shadow beside the model, or none."""
-        present, maker = watched.shadow, watched.pipeline.maker
-        wanted = None if slot is None or self._stopped else (slot.digest, maker.model.bundle.digest)
+        present, loaded = watched.shadow, watched.pipeline.loaded
+        wanted = None if slot is None or self._stopped else (slot.digest, loaded.model.bundle.digest)
         if present is not None and (present.slot.digest, present.active.digest) == wanted:
             return
         if present is not None:
             present.stop()
-            watched.shadow = watched.pipeline.companion = None
+            watched.shadow = watched.pipeline.listener = None
         if slot is not None and wanted is not None:
-            beside, config = maker.model.manifest, watched.pipeline.config
+            beside, config = loaded.model.manifest, watched.pipeline.config
             watched.ended = watched.last_report = None
-            watched.shadow = watched.pipeline.companion = Shadow(
+            watched.shadow = watched.pipeline.listener = Shadow(
                 slot,
                 watched.slot,
                 beside,
@@ -316,7 +317,7 @@ class Exchange:
         _log.error("shadow rejected", extra=fields(model=slot.name, version=slot.version, why=why))
         watched.last_report = shadow.document()
         watched.ended = {"version": slot.version, "digest": slot.digest, "state": "rejected", "why": why}
-        watched.shadow = watched.pipeline.companion = None
+        watched.shadow = watched.pipeline.listener = None
 
         def fail() -> Step:
             self._store.fail_shadow(slot.name, slot.digest, why)
@@ -329,7 +330,7 @@ class Exchange:
             if slot.state == "probation":
                 self._pause(watched, slot)
             return
-        before, sample = watched.slot.version, watched.pipeline.maker.sample
+        before, sample = watched.slot.version, watched.pipeline.loaded.sample
         try:
             fits = self._hand_over(watched.pipeline, candidate)
         except EdgeError as error:
@@ -361,7 +362,7 @@ class Exchange:
             self._settle(watched, slot)
 
     def _judge(self, watched: _Watched) -> None:
-        verdict = watched.probation.judge(watched.pipeline.maker, self._loop.time())
+        verdict = watched.probation.judge(watched.pipeline.loaded, self._loop.time())
         if verdict.fault is not None:
             reason = verdict.fault
             self._away(watched, lambda: self._fail(watched, watched.slot, reason))

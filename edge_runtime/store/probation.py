@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from edge_runtime.bundle.measured import MIB
 from edge_runtime.config.tables import StoreTable
-from edge_runtime.stream.pipeline import Maker
 from edge_runtime.stream.score_drift import ScoreSample, shift
+from edge_runtime.stream.worker import LoadedBundle
 from edge_runtime.system.memory import Growth
 
 ENOUGH_TO_JUDGE = 20  # windows before a 99th percentile says something
@@ -42,7 +42,7 @@ class Probation:
     before: ScoreSample | None = None
     is_last_resort: bool = False
 
-    def judge(self, did: Maker, now: float) -> Verdict:
+    def judge(self, did: LoadedBundle, now: float) -> Verdict:
         """Has the bundle failed, or proved itself?"""
         if self.is_last_resort:
             return Verdict()
@@ -51,7 +51,7 @@ class Probation:
         fault = self._fault(did, is_enough=is_enough)
         return Verdict(fault, is_proven=is_enough and fault is None)
 
-    def _fault(self, did: Maker, *, is_enough: bool) -> str | None:
+    def _fault(self, did: LoadedBundle, *, is_enough: bool) -> str | None:
         if did.failed >= self.config.probation_errors:
             return f"failed on {did.failed} of {did.answered + did.failed} windows in service"
         return (
@@ -66,13 +66,13 @@ class Probation:
             return None
         return f"took {grown / MIB:.0f} MiB of memory, expected at most {allowed / MIB:.0f} MiB"
 
-    def _latency_fault(self, did: Maker) -> str | None:
+    def _latency_fault(self, did: LoadedBundle) -> str | None:
         if self.config.max_latency is None:
             return None
         slowest_ms, allowed_ms = did.latencies.quantiles_ms().get("p99", 0.0), 1000 * self.config.max_latency
         return None if slowest_ms <= allowed_ms else f"took {slowest_ms:.1f} ms, expected at most {allowed_ms:.1f} ms"
 
-    def _drift_fault(self, did: Maker) -> str | None:
+    def _drift_fault(self, did: LoadedBundle) -> str | None:
         allowed = self.config.max_drift
         found = None if allowed is None else shift(self.before, did.sample)
         if allowed is None or found is None or found <= allowed:

@@ -7,89 +7,31 @@ that is slower than a few milliseconds runs in one worker thread, in order, with
 """
 
 import time
-from collections import deque
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
-import msgspec
 import numpy as np
 
 from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
 from edge_runtime.delivery.payloads import Payload
-from edge_runtime.readings import Batch, Carry, Floats, Receipt
+from edge_runtime.readings import Batch, Floats, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
 from edge_runtime.stream.holding import Holding, OwedReceipts
 from edge_runtime.stream.rate import make_pace
 from edge_runtime.stream.score_drift import ScoreSample
 from edge_runtime.stream.windows import SavedStream, Windows
-from edge_runtime.system.background import BackgroundThread
+from edge_runtime.stream.worker import Candidate, Job, LoadedBundle, Worker, rehearse
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters, Latencies
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
-SLOW_MODEL_S = 0.005  # above this a call would delay keep-alives and other sources noticeably
-MAX_PENDING_WINDOWS = 1024
-
 _log = get_logger("model")
 
 
-class Maker(msgspec.Struct, eq=False):
-    """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one.
-
-    Attributes:
-        answered: windows that this very bundle gave numbers for.
-        failed: windows that it could not take, or answered with NaN; those of its predecessor are not among them.
-        latencies: from bytes to payload.
-        sample: its last answers, where drift is watched.
-    """
-
-    model: Model
-    decider: Decider
-    payload: Payload
-    answered: int = 0
-    failed: int = 0
-    latencies: Latencies = msgspec.field(default_factory=Latencies)
-    sample: ScoreSample | None = None
-
-
-class Candidate(msgspec.Struct, frozen=True, eq=False):
-    """A loaded bundle that has run; `slow` when the loop must not wait for it."""
-
-    model: Model
-    slow: bool
-
-
-class Job(msgspec.Struct, eq=False):
-    """Windows on their way through the model; every list has one item a window."""
-
-    maker: Maker
-    windows: Floats
-    keys: list[str | None]
-    times: list[float]
-    identities: list[str | None]
-    receipts: list[Receipt | None]
-    carries: list[Carry]
-    arrived: float
-    took: float = 0.0  # seconds that the model needed for all of them
-
-    def run(self) -> Scores:
-        """Answers of their own, and how long they took.
-
-        Raises:
-            ModelError: the model failed.
-        """
-        began = time.perf_counter()
-        scores = self.maker.model.run(self.windows, self.carries)
-        self.took = time.perf_counter() - began
-        return scores
-
-
-class Companion(Protocol):
+class ShadowListener(Protocol):
     """Whoever runs beside the model. Never waits, never fails."""
 
     def offer(self, windows: Floats, keys: list[str | None], scores: Scores, took: float) -> None:
@@ -141,7 +83,7 @@ class Pipeline:
         self._addresses: dict[str | None, tuple[str, str]] = {}
         self._worker: Worker | None = None
         self.last_prediction = 0.0  # by the wall clock; 0 before the first
-        self.companion: Companion | None = None
+        self.listener: ShadowListener | None = None
         self._watches_drift = False
         self.holding: Holding | None = None
         self._install(model, payload)
@@ -149,27 +91,27 @@ class Pipeline:
     @property
     def model(self) -> Model:
         """The bundle that the next window meets."""
-        return self._maker.model
+        return self._loaded.model
 
     @property
     def decider(self) -> Decider:
         """The verdicts on it."""
-        return self._maker.decider
+        return self._loaded.decider
 
     @property
-    def maker(self) -> Maker:
+    def loaded(self) -> LoadedBundle:
         """The bundle that the next window meets, with what it has done so far."""
-        return self._maker
+        return self._loaded
 
     @property
     def latencies(self) -> Latencies:
         """Those of the present bundle."""
-        return self._maker.latencies
+        return self._loaded.latencies
 
     def watch_drift(self) -> None:
         """Keep the last answers of each bundle, from now on."""
         self._watches_drift = True
-        self._maker.sample = ScoreSample()
+        self._loaded.sample = ScoreSample()
 
     def swap(self, candidate: Candidate, payload: Payload) -> None:
         """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
@@ -183,8 +125,8 @@ class Pipeline:
 
     def _install(self, model: Model, payload: Payload) -> None:
         manifest = model.manifest
-        self._maker = Maker(model, Decider(manifest, self.config, self._sequences), payload)
-        self._maker.sample = ScoreSample() if self._watches_drift else None
+        self._loaded = LoadedBundle(model, Decider(manifest, self.config, self._sequences), payload)
+        self._loaded.sample = ScoreSample() if self._watches_drift else None
         own = manifest.channel_names
         self._columns = self._places(own)
         self._contract = Contract(manifest.input.channels, self.repair) if own else None
@@ -220,7 +162,7 @@ class Pipeline:
         """Go on with other columns of the source, another topic and another payload, as a reload may want it."""
         self._channels = channels
         self._columns = self._places(self.model.manifest.channel_names)
-        self._maker.payload = payload
+        self._loaded.payload = payload
         if topic != self._topic:
             self._topic = topic
             self._addresses.clear()
@@ -327,7 +269,7 @@ class Pipeline:
             for receipt in receipts:
                 if receipt is not None:
                     receipt.hold()
-        job = Job(self._maker, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
+        job = Job(self._loaded, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
         if self._worker is not None:
             self._worker.submit(job)
             return
@@ -340,8 +282,8 @@ class Pipeline:
 
     def _ask(self, job: Job) -> Scores:
         """The model's answers: only lent where nobody keeps them, and timed where somebody compares."""
-        if self.companion is None:
-            return job.maker.model.lend(job.windows, job.carries)  # read before the next window comes
+        if self.listener is None:
+            return job.loaded.model.run_borrowed(job.windows, job.carries)  # read before the next window comes
         return job.run()
 
     def expire(self) -> None:
@@ -407,22 +349,22 @@ class Pipeline:
                 _release(job.receipts[row])
         self.counters.counts["predictions"] += len(job.keys)
         self.last_prediction = time.time()
-        job.maker.latencies.add(time.perf_counter() - job.arrived)
-        if job.maker.sample is not None:
-            job.maker.sample.add(scores)
-        if self.companion is not None and job.took and job.maker is self._maker:
-            self.companion.offer(job.windows, job.keys, scores, job.took)
+        job.loaded.latencies.add(time.perf_counter() - job.arrived)
+        if job.loaded.sample is not None:
+            job.loaded.sample.add(scores)
+        if self.listener is not None and job.took and job.loaded is self._loaded:
+            self.listener.offer(job.windows, job.keys, scores, job.took)
 
     def _publish(self, job: Job, row: int, scores: Scores, *, is_finite: bool) -> None:
         key, receipt = job.keys[row], job.receipts[row]
         if not is_finite:
             self.counters.errors["model_not_finite"] += 1
-            job.maker.failed += 1
+            job.loaded.failed += 1
             job.carries[row].parts = None  # a state that has become NaN would stay so for ever
             _release(receipt)
             return
-        job.maker.answered += 1
-        prediction = job.maker.decider.decide(scores, row, key, job.times[row])
+        job.loaded.answered += 1
+        prediction = job.loaded.decider.decide(scores, row, key, job.times[row])
         if prediction is None:
             self.counters.counts["withheld"] += 1
             _release(receipt)
@@ -431,7 +373,7 @@ class Pipeline:
         address = self._addresses.get(key)
         if address is None:
             address = self._addresses[key] = self._address(key)
-        payload = job.maker.payload.encode(prediction, synchronised=self._clock.is_synchronised)
+        payload = job.loaded.payload.encode(prediction, synchronised=self._clock.is_synchronised)
         priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
         self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
 
@@ -440,7 +382,7 @@ class Pipeline:
         if len(job.keys) > 1:
             for row in range(len(job.keys)):
                 alone = Job(
-                    job.maker,
+                    job.loaded,
                     job.windows[row : row + 1].copy(),
                     job.keys[row : row + 1],
                     job.times[row : row + 1],
@@ -450,14 +392,14 @@ class Pipeline:
                     job.arrived,
                 )
                 try:
-                    scores = alone.maker.model.run(alone.windows, alone.carries)
+                    scores = alone.loaded.model.run(alone.windows, alone.carries)
                 except ModelError as again:
                     self._failed(alone, again)
                 else:
                     self._finish(alone, scores)
             return
         self.counters.errors["model_failed"] += 1
-        job.maker.failed += 1
+        job.loaded.failed += 1
         _log.error("the model failed on a window, which is set aside", extra=fields(model=self.config.name, why=error))
         _release(job.receipts[0])
 
@@ -465,104 +407,6 @@ class Pipeline:
         """The outbox's stream and the topic of a key."""
         name = "-" if key is None else key
         return f"{self.config.name}/{name}", self._topic.replace("{key}", name)
-
-
-class Worker:
-    """One thread that runs a slow model, so that the loop stays punctual. Jobs stay in order."""
-
-    def __init__(
-        self,
-        model: str,
-        loop: Loop,
-        finish: Callable[[Job, Scores], None],
-        failed: Callable[[Job, ModelError], None],
-        counters: Counters,
-    ) -> None:
-        self._finish = finish
-        self._failed = failed
-        self._counters = counters
-        self._waiting: deque[Job] = deque()
-        self._pending_windows = 0
-        self._running: Job | None = None
-        self._retiring = False
-        self._what = f"model {model}"
-        self._thread = BackgroundThread("model", loop.call_soon_threadsafe)
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing is running or waiting."""
-        return self._running is None and not self._waiting
-
-    @property
-    def has_room(self) -> bool:
-        """Less than half of the bound is waiting."""
-        return self._pending_windows < MAX_PENDING_WINDOWS // 2
-
-    def submit(self, job: Job) -> None:
-        """Queue a job; its windows are copied, as the windower will write over them."""
-        job.windows = job.windows.copy()
-        self._waiting.append(job)
-        self._pending_windows += len(job.keys)
-        while self._pending_windows > MAX_PENDING_WINDOWS and len(self._waiting) > 1:
-            if not self._drop_oldest():
-                break
-        self._next()
-
-    def retire(self) -> None:
-        """Let the thread end when nothing is left to do."""
-        self._retiring = True
-        if self.is_idle:
-            self.stop()
-
-    def stop(self) -> None:
-        """Let the thread end after its present job."""
-        self._thread.stop()
-
-    def _drop_oldest(self) -> bool:
-        """Make room; windows whose readings have receipts stay, since they hold their broker back."""
-        for job in self._waiting:
-            if all(receipt is None for receipt in job.receipts):
-                self._waiting.remove(job)
-                self._pending_windows -= len(job.keys)
-                self._counters.dropped["model_busy"] += len(job.keys)
-                return True
-        return False
-
-    def _next(self) -> None:
-        if self._retiring and self.is_idle:
-            self.stop()
-        if self._running is None and self._waiting:
-            self._running = self._waiting.popleft()
-            self._pending_windows -= len(self._running.keys)
-            job = self._running
-            self._thread.submit(job.run, partial(self._done, job), partial(self._could_not, job), what=self._what)
-
-    def _done(self, job: Job, scores: Scores) -> None:
-        self._running = None
-        self._finish(job, scores)
-        self._next()
-
-    def _could_not(self, job: Job, error: Exception) -> None:
-        if not isinstance(error, ModelError):
-            raise error  # a fault of ours
-        self._running = None
-        self._failed(job, error)
-        self._next()
-
-
-def rehearse(model: Model, config: ModelTable) -> Candidate:
-    """Run a model on zeros, which also fills its caches, and see whether it would hold the loop up. Any thread may.
-
-    Raises:
-        ModelError: it fails even on zeros.
-    """
-    zeros = np.zeros((1, *model.manifest.input.tensor_shape), np.float32)
-    model.run(zeros)
-    model.lend(zeros)
-    started = time.perf_counter()
-    model.run(zeros)
-    took = time.perf_counter() - started
-    return Candidate(model, config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S))
 
 
 def _release(receipt: Receipt | None) -> None:

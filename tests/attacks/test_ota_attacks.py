@@ -16,7 +16,7 @@ from edge_runtime.store.store import ModelStore
 from edge_runtime.store.trust import Trust
 from edge_runtime.system.memory import resident_bytes
 from tests.support import builders
-from tests.unit.store.test_ota import Cargo, Device, _again, _cargo, _finish, _order, _receive
+from tests.unit.store.test_ota import BundleFiles, Device, _again, _cargo, _finish, _order, _receive
 
 BEGIN, END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 
@@ -28,9 +28,9 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> builders.Signer:
 
 
 @pytest.fixture
-def cargo(tmp_path: Path, signer: builders.Signer) -> Cargo:
+def files(tmp_path: Path, signer: builders.Signer) -> BundleFiles:
     """A bundle that the operator signed."""
-    return _cargo(tmp_path / "cargo", signer)
+    return _cargo(tmp_path / "files", signer)
 
 
 @pytest.fixture
@@ -39,22 +39,22 @@ def device(tmp_path: Path, signer: builders.Signer) -> Device:
     return Device(tmp_path, signer)
 
 
-def _released(cargo: Cargo, signer: builders.Signer, **changes: Any) -> Cargo:
+def _released(files: BundleFiles, signer: builders.Signer, **changes: Any) -> BundleFiles:
     """The same bundle with a signed release document beside it."""
     document = {
         "type": "release",
         "name": "comfort",
         "version": "1.1.0",
-        "digest": cargo.offer["sha256"],
-        "size": cargo.offer["size"],
+        "digest": files.offer["sha256"],
+        "size": files.offer["size"],
         "sequence": 7,
         **changes,
     }
-    path = cargo.path.with_name(cargo.path.name + RELEASE_SUFFIX)
+    path = files.path.with_name(files.path.name + RELEASE_SUFFIX)
     path.write_bytes(msgspec.json.encode(document))
     signature = signer.sign(path).read_text()
-    offer = cargo.offer | {"release": path.read_text(), "release_signature": signature}
-    return Cargo(cargo.path, cargo.content, offer)
+    offer = files.offer | {"release": path.read_text(), "release_signature": signature}
+    return BundleFiles(files.path, files.content, offer)
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def _released(cargo: Cargo, signer: builders.Signer, **changes: Any) -> Cargo:
     ["nonsense", BEGIN + "nonsense", f"{BEGIN}\nbm9uc2Vuc2U=\n{END}\n", BEGIN + "\n" + "A" * 40_000 + "\n" + END],
 )
 def test_an_offer_of_eight_mebibytes_without_a_good_signature_writes_nothing(
-    device: Device, cargo: Cargo, signature: str
+    device: Device, files: BundleFiles, signature: str
 ) -> None:
     """The place for a transfer stays free, the disk untouched, and the operator's bundle comes in meanwhile."""
-    device.offer(_again(cargo, "evil"), size=8 * 1024 * 1024, signature=signature)
+    device.offer(_again(files, "evil"), size=8 * 1024 * 1024, signature=signature)
     device.wait(lambda: device.state == "refused", "the refusal")
     assert device.wants() == []
     assert not device.store.root.exists()
-    _receive(device, cargo)
-    _finish(device, cargo)
+    _receive(device, files)
+    _finish(device, files)
     assert device.state == "installed"
 
 
-def test_a_recorded_signature_is_none_of_another_file(device: Device, cargo: Cargo) -> None:
+def test_a_recorded_signature_is_none_of_another_file(device: Device, files: BundleFiles) -> None:
     """The signature of a bundle, offered for other bytes, is refused by their hash."""
     other = b"x" * 4_000_000
     forged = {
@@ -82,14 +82,14 @@ def test_a_recorded_signature_is_none_of_another_file(device: Device, cargo: Car
         "sha512": hashlib.sha512(other).hexdigest(),
         "size": len(other),
     }
-    device.offer(cargo, **forged)
+    device.offer(files, **forged)
     device.wait(lambda: device.state == "refused", "the refusal")
     assert "another file" in device.last("status")["why"]
     assert not device.store.root.exists()
 
 
 def test_four_thousand_orders_with_nonsense_signatures_cost_no_memory_and_no_disk(
-    tmp_path: Path, signer: builders.Signer, cargo: Cargo
+    tmp_path: Path, signer: builders.Signer, files: BundleFiles
 ) -> None:
     """They are bounded in the queue, in answers and in log lines; a signed order is carried out behind them."""
     device = Device(tmp_path, signer)
@@ -119,41 +119,41 @@ def test_four_thousand_orders_with_nonsense_signatures_cost_no_memory_and_no_dis
     device.hear("rollback", good)
     device.wait(lambda: device.state == "rolled back", "the way back")
     assert device.store.slot("comfort").version == "1.0.0"
-    assert cargo.path.exists()
+    assert files.path.exists()
 
 
 def test_a_flood_of_offers_does_not_keep_the_operator_out(
-    device: Device, cargo: Cargo, signer: builders.Signer
+    device: Device, files: BundleFiles, signer: builders.Signer
 ) -> None:
     """Hundreds of forged offers in the right form, with our token, come before and between the operator's messages."""
-    device.offer(cargo, signature="nonsense")  # learns the token, as anyone does who may read
+    device.offer(files, signature="nonsense")  # learns the token, as anyone does who may read
 
     def flood() -> None:
         for number in range(200):
             digest = hashlib.sha512(str(number).encode()).hexdigest()
-            offer = cargo.offer | {"transfer": f"f{number}", "token": device.token, "sha512": digest}
+            offer = files.offer | {"transfer": f"f{number}", "token": device.token, "sha512": digest}
             device.hear("offer", offer)
             device.hear("offer", offer | {"token": "wrong"})
 
     flood()
     for _ in range(20):
         device.wait(lambda: device.ota._pending["offer"] < MOST_PENDING, "a place in the queue")
-        device.hear("offer", cargo.offer | {"token": device.token})
+        device.hear("offer", files.offer | {"token": device.token})
         device.wait(lambda: device.ota._pending["offer"] == 0, "the queue is empty")
         if device.ota._transfer is not None:
             break
     device.wait(lambda: device.last("want"), "the first wish")
     flood()
-    _finish(device, cargo)
+    _finish(device, files)
     assert [entry.version for entry in device.store.entries()] == ["1.1.0"]
     assert len(device.link.said) < 200
     assert signer.key.exists()
 
 
-def test_a_replayed_offer_does_not_steal_a_transfer_from_its_sender(device: Device, cargo: Cargo) -> None:
+def test_a_replayed_offer_does_not_steal_a_transfer_from_its_sender(device: Device, files: BundleFiles) -> None:
     """While the operator's chunks come, the same offer under another name is refused; once they stop, it goes on."""
-    _receive(device, cargo, 1)
-    thief = _again(cargo, "thief")
+    _receive(device, files, 1)
+    thief = _again(files, "thief")
     device.hear("offer", thief.offer | {"token": device.token})
     assert device.last("status")["transfer"] == "thief"
     assert device.state == "refused"
@@ -165,10 +165,10 @@ def test_a_replayed_offer_does_not_steal_a_transfer_from_its_sender(device: Devi
 
 
 def test_a_release_document_is_judged_before_the_bundle_comes(
-    device: Device, cargo: Cargo, tmp_path: Path, signer: builders.Signer
+    device: Device, files: BundleFiles, tmp_path: Path, signer: builders.Signer
 ) -> None:
     """An older version, another size, an expired or forged document, and one for another class begin no transfer."""
-    released = _released(cargo, signer)
+    released = _released(files, signer)
     _receive(device, released)
     _finish(device, released)
     assert device.state == "installed"
@@ -200,11 +200,11 @@ def test_a_release_document_that_does_not_belong_to_the_bundle_is_refused(
 ) -> None:
     """Mix and match: the signed document of one version beside the signed bundle of another, on every way in."""
     store = ModelStore(tmp_path / "store")
-    cargo = _cargo(tmp_path / "cargo", signer)
+    files = _cargo(tmp_path / "files", signer)
     for changes in ({"version": "1.2.0"}, {"name": "other"}, {"digest": "0" * 64}, {"size": 3}):
-        _released(cargo, signer, **changes)
+        _released(files, signer, **changes)
         with pytest.raises(BundleError, match="the release document says"):
-            store.install(cargo.path, Policy(allowed_signers=signer.allowed))
+            store.install(files.path, Policy(allowed_signers=signer.allowed))
     assert store.names() == []
 
 
@@ -238,7 +238,7 @@ def test_a_bundle_that_was_put_into_the_store_is_not_parsed_before_its_signature
     """A file that replaces the active bundle, and a state that was damaged to have it found, reach no parser."""
     trust = Trust(signer.allowed)
     store = ModelStore(tmp_path / "store", trust=trust)
-    store.install(_cargo(tmp_path / "cargo", signer).path, Policy(allowed_signers=signer.allowed))
+    store.install(_cargo(tmp_path / "files", signer).path, Policy(allowed_signers=signer.allowed))
     slot = store.slot("comfort")
     evil = builders.classification(name="comfort", version="9.0.0").save(tmp_path / "evil.onnx").read_bytes()
     parsed: list[Path] = []

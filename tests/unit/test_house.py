@@ -1,91 +1,30 @@
 """The house stays as `docs/ARCHITECTURE.md` draws it: rooms in one order, and imports that point down it only."""
 
-import ast
+import re
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from edge_runtime.registered import CODECS, SOURCES, Registry
+from tests.support import house
+from tests.support.house import FLOORS, room
 
-# From the ground floor to the roof: a room imports rooms that stand before it here, and no other.
-FLOORS = (
-    "errors",
-    "readings",
-    "registered",
-    "system",
-    "config",
-    "bundle",
-    "mqtt",
-    "delivery",
-    "stream.framing",  # the first half of the way in, bytes -> frames -> columns, which recorded files share
-    "stream.origin",
-    "stream.codecs",
-    "recordings",
-    "stream",
-    "store",
-    "http",
-    "batch",
-    "fleet",
-    "daemon",
-    "demo",
-    "commands",
-    "cli",
-    "__main__",
-)
 # What a device's environment holds, beside the standard library.
 ON_THE_DEVICE = {"edge_runtime", "numpy", "onnxruntime", "paho", "serial", "msgspec"}
-# Rooms that are extras, and that a device file must ask for, with what they bring.
+# Rooms with extras, which a device file or a command must ask for, and what these bring.
 EXTRAS = {
-    "http": {"waitress"},
     "batch": {"pyarrow", "dask", "distributed", "fsspec"},
     "recordings": {"pyarrow", "fsspec"},
     "fleet": {"rich"},
 }
+TO_BE_SPLIT = {"edge_runtime.mqtt.hot_path"}  # what waits for a place in flight is a second idea
 ONLY_AT_HOME = {"demo"}  # shows the whole way, the converter's half too
 
-
-def modules() -> dict[str, Path]:
-    """Every module of the runtime, by its dotted name."""
-    found = {}
-    for path in sorted((ROOT / "edge_runtime").rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        found[name.removesuffix(".__init__")] = path
-    return found
-
-
-MODULES = modules()
-
-
-def imports(path: Path) -> Iterator[str]:
-    """What a module imports at any place in it, for types too: dotted names of modules."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (each.name for each in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            assert node.level == 0, f"{path}: a relative import"
-            for each in node.names:
-                below = f"{node.module}.{each.name}"
-                yield below if below in MODULES else node.module
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
-            named = node.args[0]
-            if isinstance(named, ast.Constant):
-                yield str(named.value)
-
-
-def room(module: str) -> str:
-    """The room that a module of the runtime stands in; the package itself is on the ground."""
-    parts = module.split(".")
-    if ".".join(parts[1:3]) in FLOORS:
-        return ".".join(parts[1:3])
-    return parts[1] if len(parts) > 1 else FLOORS[0]
-
-
+MODULES = house.modules()
 ARROWS = {
     (module, imported)
     for module, path in MODULES.items()
-    for imported in imports(path)
+    for imported in house.imports(path, MODULES)
     if imported.split(".")[0] == "edge_runtime"
 }
 
@@ -129,7 +68,7 @@ def test_the_runtime_never_imports_the_converter() -> None:
     wrong = [
         f"{module} imports {imported}"
         for module, path in MODULES.items()
-        for imported in imports(path)
+        for imported in house.imports(path, MODULES)
         if imported.split(".")[0] == "converter" and room(module) not in ONLY_AT_HOME
     ]
     assert wrong == []
@@ -141,4 +80,44 @@ def test_a_device_needs_nothing_that_it_does_not_have(module: str) -> None:
     if room(module) in {*ONLY_AT_HOME, "commands"}:
         return
     known = ON_THE_DEVICE | EXTRAS.get(room(module), set()) | set(sys.stdlib_module_names)
-    assert {name.split(".")[0] for name in imports(MODULES[module])} - known == set()
+    assert {name.split(".")[0] for name in house.imports(MODULES[module], MODULES)} - known == set()
+
+
+@pytest.mark.parametrize("registry", [SOURCES, CODECS], ids=["sources", "codecs"])
+def test_the_registry_names_what_there_is(registry: Registry) -> None:
+    """A line that leads nowhere would only show on the device that uses the word."""
+    for word in registry:
+        assert registry.load(word).__struct_config__.tag == word
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_large_module_says_why(module: str) -> None:
+    """Five hundred lines are two ideas, unless the first paragraphs say why it is one."""
+    text = MODULES[module].read_text()
+    lines = text.count("\n") + 1
+    docstring = text.split('"""')[1] if '"""' in text else ""
+    has_reason = module in TO_BE_SPLIT or "Longer than 500 lines" in docstring
+    assert lines <= 500 or has_reason, f"{module}: {lines} lines, and no reason given"
+
+
+def test_the_page_has_a_line_for_every_module() -> None:
+    """The first sentence of each docstring; `python -m tests.support.house` writes them anew."""
+    text = house.PAGE.read_text()
+    assert house.BEGIN in text
+    assert text == house.page(text), "run: python -m tests.support.house"
+
+
+def test_the_page_names_every_room_in_its_order() -> None:
+    """The table of rooms goes from the roof to the ground, as the imports do."""
+    text = house.PAGE.read_text().split("## The rooms", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| `([\w.]+?)(?:\.py|/)?` \| .+ \| .+ \|$", text, re.MULTILINE)
+    named = [name for name in rows if name in FLOORS]
+    assert named == [name for name in reversed(FLOORS) if name in named]
+    assert set(FLOORS) - set(named) == {"__main__"}
+
+
+def test_the_page_names_the_threads_that_there_are() -> None:
+    """No more and no fewer than the code makes."""
+    text = house.PAGE.read_text()
+    section = text.split("## Threads and processes", 1)[1].split("\n## ", 1)[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == house.threads()

@@ -61,7 +61,7 @@ def test_a_lent_answer_is_the_same_bits_until_the_next_one(draft: builders.Draft
     windows = _windows(6, *model.manifest.input.tensor_shape)
     carry, other = Carry(), Carry()
     for part in (windows[:1], windows[1:2], windows[2:5], windows[5:6]):
-        lent, owned = model.lend(part, [carry] * len(part)), model.run(part, [other] * len(part))
+        lent, owned = model.run_borrowed(part, [carry] * len(part)), model.run(part, [other] * len(part))
         for name in ("label", "scores", "value", "score"):
             one, two = getattr(lent, name), getattr(owned, name)
             assert (one is None) == (two is None)
@@ -87,7 +87,7 @@ def test_a_bound_call_goes_past_the_wrapper_where_it_knows_the_inside(tmp_path: 
 def test_a_lent_answer_to_a_window_of_the_wrong_shape_is_an_error(tmp_path: Path) -> None:
     """Nothing is stretched to fit."""
     with pytest.raises(ModelError):
-        _load(builders.regression(), tmp_path).lend(_windows(1, 1, 1))
+        _load(builders.regression(), tmp_path).run_borrowed(_windows(1, 1, 1))
 
 
 def test_a_stream_of_a_recurrent_model_is_the_run_of_its_recording(tmp_path: Path) -> None:

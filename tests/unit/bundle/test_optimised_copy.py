@@ -77,7 +77,7 @@ def _is_used(bundle: Bundle) -> bool:
 
 def _bits(model: Model, windows: Any) -> list[bytes]:
     found = [getattr(model.run(windows), name) for name in ("label", "scores", "value", "score")]
-    found += [getattr(model.lend(windows[:1]), name) for name in ("label", "scores", "value", "score")]
+    found += [getattr(model.run_borrowed(windows[:1]), name) for name in ("label", "scores", "value", "score")]
     return [numbers.tobytes() for numbers in found if numbers is not None]
 
 

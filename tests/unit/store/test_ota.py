@@ -96,18 +96,18 @@ class Device:
 
         wait_until(served, lambda: f"{what}; it said {self.link.said[-3:]}")
 
-    def offer(self, cargo: "Cargo", **changes: Any) -> None:
+    def offer(self, files: "BundleFiles", **changes: Any) -> None:
         """Offer with the token that it asks for."""
-        self.hear("offer", cargo.offer | changes)
+        self.hear("offer", files.offer | changes)
         self.token = self.last("status").get("token", self.token)
-        self.hear("offer", cargo.offer | {"token": self.token} | changes)
+        self.hear("offer", files.offer | {"token": self.token} | changes)
 
-    def feed(self, cargo: "Cargo", most: int = 10_000) -> None:
+    def feed(self, files: "BundleFiles", most: int = 10_000) -> None:
         """Answer what it asks for, until it asks no more or `most` chunks are sent."""
         for _ in range(most):
             count = len(self.link.said)
             want = self.last("want")
-            self.hear(f"chunk/{cargo.offer['transfer']}/{want['offset']}", cargo.cut(want))
+            self.hear(f"chunk/{files.offer['transfer']}/{want['offset']}", files.cut(want))
             self.wait(lambda count=count: len(self.link.said) > count, "the next word")  # type: ignore[misc]
             self.wait(lambda: self.link.said[-1][0] == "want" or self.state != "receiving", "the next wish")
             if self.state != "receiving":
@@ -124,7 +124,7 @@ class Device:
 
 
 @dataclass
-class Cargo:
+class BundleFiles:
     """A bundle to send."""
 
     path: Path
@@ -142,7 +142,7 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> builders.Signer:
     return builders.signer(tmp_path_factory.mktemp("keys"))
 
 
-def _cargo(folder: Path, signer: builders.Signer, version: str = "1.1.0", transfer: str = "t1") -> Cargo:
+def _cargo(folder: Path, signer: builders.Signer, version: str = "1.1.0", transfer: str = "t1") -> BundleFiles:
     """A signed bundle of some chunks."""
     folder.mkdir(exist_ok=True)
     channels = [f"c{number}" for number in range(20)]
@@ -157,13 +157,13 @@ def _cargo(folder: Path, signer: builders.Signer, version: str = "1.1.0", transf
         "sha512": hashlib.sha512(content).hexdigest(),
         "signature": signer.sign(path).read_text(),
     }
-    return Cargo(path, content, offer)
+    return BundleFiles(path, content, offer)
 
 
 @pytest.fixture
-def cargo(tmp_path: Path, signer: builders.Signer) -> Cargo:
+def files(tmp_path: Path, signer: builders.Signer) -> BundleFiles:
     """What is sent."""
-    return _cargo(tmp_path / "cargo", signer)
+    return _cargo(tmp_path / "files", signer)
 
 
 @pytest.fixture
@@ -172,44 +172,48 @@ def device(tmp_path: Path, signer: builders.Signer) -> Device:
     return Device(tmp_path, signer)
 
 
-def _receive(device: Device, cargo: Cargo, chunks: int = 0) -> None:
-    device.offer(cargo)
+def _receive(device: Device, files: BundleFiles, chunks: int = 0) -> None:
+    device.offer(files)
     device.wait(lambda: device.last("want"), "the first wish")
     if chunks:
-        device.feed(cargo, chunks)
+        device.feed(files, chunks)
 
 
-def _finish(device: Device, cargo: Cargo) -> None:
-    device.feed(cargo)
+def _finish(device: Device, files: BundleFiles) -> None:
+    device.feed(files)
     device.wait(lambda: device.state in {"installed", "failed"}, "the end")
 
 
-def test_a_signed_bundle_arrives_and_is_installed(device: Device, cargo: Cargo) -> None:
+def test_a_signed_bundle_arrives_and_is_installed(device: Device, files: BundleFiles) -> None:
     """The device asks for chunk after chunk, in order, and in the end tells name, version and digest."""
-    _receive(device, cargo)
-    _finish(device, cargo)
+    _receive(device, files)
+    _finish(device, files)
     status = device.last("status")
-    assert (status["state"], status["version"], status["digest"]) == ("installed", "1.1.0", cargo.offer["sha256"])
-    assert device.wants() == list(range(0, len(cargo.content), CHUNK_BYTES))
-    assert device.store.active("comfort").read_bytes() == cargo.content
+    assert (status["state"], status["version"], status["digest"]) == (
+        "installed",
+        "1.1.0",
+        files.offer["sha256"],
+    )
+    assert device.wants() == list(range(0, len(files.content), CHUNK_BYTES))
+    assert device.store.active("comfort").read_bytes() == files.content
     assert list((device.store.root / ".incoming").iterdir()) == []
 
 
-def test_an_offer_without_the_token_of_this_start_begins_nothing(device: Device, cargo: Cargo) -> None:
+def test_an_offer_without_the_token_of_this_start_begins_nothing(device: Device, files: BundleFiles) -> None:
     """An offer that the broker kept, from whatever day, is answered with the token and forgotten."""
-    device.hear("offer", cargo.offer | {"token": "0123456789abcdef"})
+    device.hear("offer", files.offer | {"token": "0123456789abcdef"})
     assert [topic for topic, _ in device.link.said] == ["status"]
     assert device.state == "greeting"
     assert not device.store.root.exists()
 
 
-def test_what_was_not_asked_for_is_ignored(device: Device, cargo: Cargo) -> None:
+def test_what_was_not_asked_for_is_ignored(device: Device, files: BundleFiles) -> None:
     """Doubled, misplaced, short, long and foreign chunks change nothing, and are counted."""
-    _receive(device, cargo, 1)
+    _receive(device, files, 1)
     want = device.last("want")
-    good = cargo.cut(want)
+    good = files.cut(want)
     for topic, data in [
-        ("chunk/t1/0", cargo.content[:CHUNK_BYTES]),
+        ("chunk/t1/0", files.content[:CHUNK_BYTES]),
         (f"chunk/t1/{want['offset'] + CHUNK_BYTES}", good),
         (f"chunk/t1/{want['offset']}", good[:-1]),
         (f"chunk/t1/{want['offset']}", good + b"x"),
@@ -219,62 +223,62 @@ def test_what_was_not_asked_for_is_ignored(device: Device, cargo: Cargo) -> None
     ]:
         device.hear(topic, data)
     assert device.counters.counts["ota_unasked"] == 7
-    _finish(device, cargo)
+    _finish(device, files)
     assert device.state == "installed"
 
 
-def test_a_chunk_that_is_lost_is_asked_for_again(device: Device, cargo: Cargo) -> None:
+def test_a_chunk_that_is_lost_is_asked_for_again(device: Device, files: BundleFiles) -> None:
     """A chunk that does not come is asked for every few seconds; a reconnection asks at once."""
-    _receive(device, cargo)
+    _receive(device, files)
     device.loop.advance(ASK_AGAIN_S + 0.1)
     assert device.wants() == [0, 0]
     for is_up in (False, True, True):
         device.link.connected = is_up
         device.ota.link_changed()
     assert device.wants() == [0, 0, 0]
-    _finish(device, cargo)
+    _finish(device, files)
     assert device.state == "installed"
 
 
-def test_a_sender_that_falls_silent_is_given_up(device: Device, cargo: Cargo, tmp_path: Path) -> None:
+def test_a_sender_that_falls_silent_is_given_up(device: Device, files: BundleFiles, tmp_path: Path) -> None:
     """After a while another transfer may begin; the part stays, and the same bundle goes on from there."""
-    _receive(device, cargo, 2)
+    _receive(device, files, 2)
     device.loop.advance(PATIENCE_S + 2 * ASK_AGAIN_S)
     assert "silent" in device.last("status")["why"]
-    _receive(device, _again(cargo, "t2"))
+    _receive(device, _again(files, "t2"))
     assert device.last("want")["offset"] == 2 * CHUNK_BYTES
     assert tmp_path.exists()
 
 
-def _again(cargo: Cargo, transfer: str) -> Cargo:
-    return Cargo(cargo.path, cargo.content, cargo.offer | {"transfer": transfer})
+def _again(files: BundleFiles, transfer: str) -> BundleFiles:
+    return BundleFiles(files.path, files.content, files.offer | {"transfer": transfer})
 
 
-def test_a_restart_goes_on_where_it_was(tmp_path: Path, signer: builders.Signer, cargo: Cargo) -> None:
+def test_a_restart_goes_on_where_it_was(tmp_path: Path, signer: builders.Signer, files: BundleFiles) -> None:
     """What arrived before the daemon ended is not sent again; the old token is worth nothing."""
     before = Device(tmp_path, signer)
-    _receive(before, cargo, 3)
+    _receive(before, files, 3)
     before.end()
     after = Device(tmp_path, signer)
-    after.hear("offer", cargo.offer | {"token": before.token})
+    after.hear("offer", files.offer | {"token": before.token})
     assert after.state == "greeting"
-    _receive(after, cargo)
+    _receive(after, files)
     assert after.wants() == [3 * CHUNK_BYTES]
-    _finish(after, cargo)
+    _finish(after, files)
     assert after.state == "installed"
 
 
 def test_a_second_transfer_is_refused_in_words(
-    device: Device, cargo: Cargo, tmp_path: Path, signer: builders.Signer
+    device: Device, files: BundleFiles, tmp_path: Path, signer: builders.Signer
 ) -> None:
     """While one bundle arrives another one is refused, and the first goes on."""
-    _receive(device, cargo, 1)
+    _receive(device, files, 1)
     device.offer(_cargo(tmp_path / "other", signer, "1.2.0", "t2"))
     status = device.last("status")
     assert (status["transfer"], status["state"]) == ("t2", "refused")
     assert "another transfer is under way" in status["why"]
     device.ota.link_changed()
-    _finish(device, cargo)
+    _finish(device, files)
     assert device.last("status")["version"] == "1.1.0"
 
 
@@ -290,10 +294,10 @@ def test_a_second_transfer_is_refused_in_words(
     ],
 )
 def test_a_bad_offer_is_refused_before_a_byte_comes(
-    device: Device, cargo: Cargo, changes: dict[str, Any], words: str
+    device: Device, files: BundleFiles, changes: dict[str, Any], words: str
 ) -> None:
     """Too large, unsigned or no digest: refused in words, and nothing is written."""
-    device.offer(cargo, **changes)
+    device.offer(files, **changes)
     assert device.state == "refused"
     assert words in device.last("status")["why"]
     assert not device.store.root.exists()
@@ -307,15 +311,15 @@ def test_an_offer_that_is_none_is_counted(device: Device, payload: bytes) -> Non
     assert device.counters.rejected["ota_malformed"] == 1
 
 
-def test_a_tampered_bundle_gets_nowhere(device: Device, cargo: Cargo) -> None:
+def test_a_tampered_bundle_gets_nowhere(device: Device, files: BundleFiles) -> None:
     """One changed byte on the way is found by the digest; changed with its digest, by the signature."""
-    spoiled = bytearray(cargo.content)
+    spoiled = bytearray(files.content)
     spoiled[-1] ^= 1
-    _receive(device, cargo)
-    _finish(device, Cargo(cargo.path, bytes(spoiled), cargo.offer))
+    _receive(device, files)
+    _finish(device, BundleFiles(files.path, bytes(spoiled), files.offer))
     assert "found other bytes" in device.last("status")["why"]
-    renamed = cargo.offer | {"transfer": "t2", "sha256": hashlib.sha256(spoiled).hexdigest()}
-    again = Cargo(cargo.path, bytes(spoiled), renamed)
+    renamed = files.offer | {"transfer": "t2", "sha256": hashlib.sha256(spoiled).hexdigest()}
+    again = BundleFiles(files.path, bytes(spoiled), renamed)
     _receive(device, again)
     _finish(device, again)
     assert device.state == "failed"
@@ -324,10 +328,14 @@ def test_a_tampered_bundle_gets_nowhere(device: Device, cargo: Cargo) -> None:
     assert list((device.store.root / ".incoming").iterdir()) == []
 
 
-def test_a_stranger_cannot_sign(device: Device, cargo: Cargo, tmp_path: Path) -> None:
+def test_a_stranger_cannot_sign(device: Device, files: BundleFiles, tmp_path: Path) -> None:
     """A signature of a key that is not in `allowed_signers` is refused before a byte comes, and the old model stays."""
     stranger = builders.signer(tmp_path / "stranger")
-    forged = Cargo(cargo.path, cargo.content, cargo.offer | {"signature": stranger.sign(cargo.path).read_text()})
+    forged = BundleFiles(
+        files.path,
+        files.content,
+        files.offer | {"signature": stranger.sign(files.path).read_text()},
+    )
     device.offer(forged)
     device.wait(lambda: device.state == "refused", "the refusal")
     assert "stranger" in device.last("status")["why"]
@@ -336,10 +344,12 @@ def test_a_stranger_cannot_sign(device: Device, cargo: Cargo, tmp_path: Path) ->
     assert device.store.names() == []
 
 
-def test_an_older_bundle_is_refused(device: Device, cargo: Cargo, tmp_path: Path, signer: builders.Signer) -> None:
+def test_an_older_bundle_is_refused(
+    device: Device, files: BundleFiles, tmp_path: Path, signer: builders.Signer
+) -> None:
     """A recorded transfer of an older bundle, sent anew, does not bring it back."""
-    _receive(device, cargo)
-    _finish(device, cargo)
+    _receive(device, files)
+    _finish(device, files)
     older = _cargo(tmp_path / "older", signer, "1.0.0", "t2")
     _receive(device, older)
     _finish(device, older)
@@ -347,18 +357,20 @@ def test_an_older_bundle_is_refused(device: Device, cargo: Cargo, tmp_path: Path
     assert device.store.slot("comfort").version == "1.1.0"
 
 
-def test_a_part_that_the_disk_damaged_is_begun_anew(tmp_path: Path, signer: builders.Signer, cargo: Cargo) -> None:
+def test_a_part_that_the_disk_damaged_is_begun_anew(
+    tmp_path: Path, signer: builders.Signer, files: BundleFiles
+) -> None:
     """A damaged part fails once, is dropped, and the next offer brings the whole bundle."""
     before = Device(tmp_path, signer)
-    _receive(before, cargo, 2)
+    _receive(before, files, 2)
     before.end()
     part = next((before.store.root / ".incoming").glob("*.part"))
     part.write_bytes(bytes(part.stat().st_size))
     device = Device(tmp_path, signer)
-    _receive(device, cargo)
-    _finish(device, cargo)
+    _receive(device, files)
+    _finish(device, files)
     assert device.state == "failed"
-    again = _again(cargo, "t2")
+    again = _again(files, "t2")
     device.link.said.clear()
     _receive(device, again)
     assert device.wants() == [0]
@@ -366,25 +378,25 @@ def test_a_part_that_the_disk_damaged_is_begun_anew(tmp_path: Path, signer: buil
     assert device.state == "installed"
 
 
-def test_what_runs_already_is_not_sent_again(device: Device, cargo: Cargo) -> None:
+def test_what_runs_already_is_not_sent_again(device: Device, files: BundleFiles) -> None:
     """An offer of the active bundle is answered at once; so is the question how a transfer ended."""
-    _receive(device, cargo)
-    _finish(device, cargo)
+    _receive(device, files)
+    _finish(device, files)
     device.link.said.clear()
-    device.hear("offer", cargo.offer | {"token": device.token})
+    device.hear("offer", files.offer | {"token": device.token})
     assert device.state == "installed"
     device.link.said.clear()
-    device.offer(_again(cargo, "t2"))
+    device.offer(_again(files, "t2"))
     device.wait(lambda: device.state == "installed", "the answer")
     assert device.wants() == []
 
 
-def test_the_device_sets_the_pace(tmp_path: Path, signer: builders.Signer, cargo: Cargo) -> None:
+def test_the_device_sets_the_pace(tmp_path: Path, signer: builders.Signer, files: BundleFiles) -> None:
     """The next chunk is asked for only when the rate allows it, and never two at a time."""
     device = Device(tmp_path, signer, rate=CHUNK_BYTES)  # a chunk a second
-    _receive(device, cargo)
-    device.hear("chunk/t1/0", cargo.content[:CHUNK_BYTES])
-    part = device.store.root / ".incoming" / f"{cargo.offer['sha256']}.part"
+    _receive(device, files)
+    device.hear("chunk/t1/0", files.content[:CHUNK_BYTES])
+    part = device.store.root / ".incoming" / f"{files.offer['sha256']}.part"
     device.wait(lambda: part.exists() and part.stat().st_size == CHUNK_BYTES, "the first chunk on the disk")
     device.wait(lambda: device.ota._pace is not None, "the pause")
     device.loop.advance(0.9)
@@ -393,13 +405,13 @@ def test_the_device_sets_the_pace(tmp_path: Path, signer: builders.Signer, cargo
     assert device.wants() == [0, CHUNK_BYTES]
 
 
-def test_a_full_disk_is_told(device: Device, cargo: Cargo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told(device: Device, files: BundleFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no room for the part and the store's copy of it, the transfer fails before it begins."""
-    usage = np.array([0, 0, len(cargo.content)])
+    usage = np.array([0, 0, len(files.content)])
     monkeypatch.setattr(
         "edge_runtime.store.ota_parts.shutil.disk_usage", lambda _: type("U", (), {"free": int(usage[2])})
     )
-    device.offer(cargo)
+    device.offer(files)
     device.wait(lambda: device.state == "failed", "the refusal")
     assert "make room" in device.last("status")["why"]
     assert device.wants() == []
@@ -428,8 +440,8 @@ def upgraded(tmp_path: Path, signer: builders.Signer) -> Device:
     """Version 1.1.0 runs, and 1.0.0 ran before."""
     device = Device(tmp_path, signer)
     for version in ("1.0.0", "1.1.0"):
-        cargo = _cargo(tmp_path / version, signer, version, f"t{version[2]}")
-        device.store.install(cargo.path, Policy(allowed_signers=signer.allowed))
+        files = _cargo(tmp_path / version, signer, version, f"t{version[2]}")
+        device.store.install(files.path, Policy(allowed_signers=signer.allowed))
     return device
 
 
@@ -486,10 +498,12 @@ def test_an_order_that_nobody_trusted_signed_is_refused(
     assert upgraded.store.slot("comfort").version == "1.1.0"
 
 
-def test_a_bundle_is_sent_as_a_shadow(device: Device, cargo: Cargo, tmp_path: Path, signer: builders.Signer) -> None:
+def test_a_bundle_is_sent_as_a_shadow(
+    device: Device, files: BundleFiles, tmp_path: Path, signer: builders.Signer
+) -> None:
     """The offer says what becomes of it; as a shadow it stands beside the active one."""
-    _receive(device, cargo)
-    _finish(device, cargo)
+    _receive(device, files)
+    _finish(device, files)
     candidate = _cargo(tmp_path / "candidate", signer, "1.2.0", "t2")
     candidate.offer["mode"] = "shadow"
     _receive(device, candidate)

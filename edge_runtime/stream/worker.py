@@ -1,0 +1,175 @@
+"""What runs a model: a loaded bundle with all that depends on it, and the thread for one that is slow.
+
+Guarantee: jobs of a `Worker` are answered in the order in which they came; what waits is bounded, and what a bound
+costs is counted. Windows whose readings have receipts are never dropped, since they hold their broker back.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from edge_runtime.bundle.model import Model, ModelError, Scores
+from edge_runtime.config.tables import ModelTable
+from edge_runtime.delivery.payloads import Payload
+from edge_runtime.readings import Carry, Floats, Receipt
+from edge_runtime.stream.decide import Decider
+from edge_runtime.stream.score_drift import ScoreSample
+from edge_runtime.system.background import BackgroundThread
+from edge_runtime.system.counters import Counters, Latencies
+from edge_runtime.system.loop import Loop
+
+SLOW_MODEL_S = 0.005  # above this a call would delay keep-alives and other sources noticeably
+MAX_PENDING_WINDOWS = 1024
+
+
+class LoadedBundle(msgspec.Struct, eq=False):
+    """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one.
+
+    Attributes:
+        answered: windows that this very bundle gave numbers for.
+        failed: windows that it could not take, or answered with NaN; those of its predecessor are not among them.
+        latencies: from bytes to payload.
+        sample: its last answers, where drift is watched.
+    """
+
+    model: Model
+    decider: Decider
+    payload: Payload
+    answered: int = 0
+    failed: int = 0
+    latencies: Latencies = msgspec.field(default_factory=Latencies)
+    sample: ScoreSample | None = None
+
+
+class Candidate(msgspec.Struct, frozen=True, eq=False):
+    """A loaded bundle that has run; `slow` when the loop must not wait for it."""
+
+    model: Model
+    slow: bool
+
+
+class Job(msgspec.Struct, eq=False):
+    """Windows on their way through the model; every list has one item a window."""
+
+    loaded: LoadedBundle
+    windows: Floats
+    keys: list[str | None]
+    times: list[float]
+    identities: list[str | None]
+    receipts: list[Receipt | None]
+    carries: list[Carry]
+    arrived: float
+    took: float = 0.0  # seconds that the model needed for all of them
+
+    def run(self) -> Scores:
+        """Answers of their own, and how long they took.
+
+        Raises:
+            ModelError: the model failed.
+        """
+        began = time.perf_counter()
+        scores = self.loaded.model.run(self.windows, self.carries)
+        self.took = time.perf_counter() - began
+        return scores
+
+
+class Worker:
+    """One thread that runs a slow model, so that the loop stays punctual. Jobs stay in order."""
+
+    def __init__(
+        self,
+        model: str,
+        loop: Loop,
+        finish: Callable[[Job, Scores], None],
+        failed: Callable[[Job, ModelError], None],
+        counters: Counters,
+    ) -> None:
+        self._finish = finish
+        self._failed = failed
+        self._counters = counters
+        self._waiting: deque[Job] = deque()
+        self._pending_windows = 0
+        self._running: Job | None = None
+        self._retiring = False
+        self._what = f"model {model}"
+        self._thread = BackgroundThread("model", loop.call_soon_threadsafe)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is running or waiting."""
+        return self._running is None and not self._waiting
+
+    @property
+    def has_room(self) -> bool:
+        """Less than half of the bound is waiting."""
+        return self._pending_windows < MAX_PENDING_WINDOWS // 2
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its windows are copied, as the windower will write over them."""
+        job.windows = job.windows.copy()
+        self._waiting.append(job)
+        self._pending_windows += len(job.keys)
+        while self._pending_windows > MAX_PENDING_WINDOWS and len(self._waiting) > 1:
+            if not self._drop_oldest():
+                break
+        self._next()
+
+    def retire(self) -> None:
+        """Let the thread end when nothing is left to do."""
+        self._retiring = True
+        if self.is_idle:
+            self.stop()
+
+    def stop(self) -> None:
+        """Let the thread end after its present job."""
+        self._thread.stop()
+
+    def _drop_oldest(self) -> bool:
+        """Make room; windows whose readings have receipts stay, since they hold their broker back."""
+        for job in self._waiting:
+            if all(receipt is None for receipt in job.receipts):
+                self._waiting.remove(job)
+                self._pending_windows -= len(job.keys)
+                self._counters.dropped["model_busy"] += len(job.keys)
+                return True
+        return False
+
+    def _next(self) -> None:
+        if self._retiring and self.is_idle:
+            self.stop()
+        if self._running is None and self._waiting:
+            self._running = self._waiting.popleft()
+            self._pending_windows -= len(self._running.keys)
+            job = self._running
+            self._thread.submit(job.run, partial(self._done, job), partial(self._could_not, job), what=self._what)
+
+    def _done(self, job: Job, scores: Scores) -> None:
+        self._running = None
+        self._finish(job, scores)
+        self._next()
+
+    def _could_not(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, ModelError):
+            raise error  # a fault of ours
+        self._running = None
+        self._failed(job, error)
+        self._next()
+
+
+def rehearse(model: Model, config: ModelTable) -> Candidate:
+    """Run a model on zeros, which also fills its caches, and see whether it would hold the loop up. Any thread may.
+
+    Raises:
+        ModelError: it fails even on zeros.
+    """
+    zeros = np.zeros((1, *model.manifest.input.tensor_shape), np.float32)
+    model.run(zeros)
+    model.run_borrowed(zeros)
+    started = time.perf_counter()
+    model.run(zeros)
+    took = time.perf_counter() - started
+    return Candidate(model, config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S))
