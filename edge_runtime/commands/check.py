@@ -12,10 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what would run; 78 and every mistake when something is wrong."""
     from edge_runtime.config.load import load_config  # noqa: PLC0415 - as in `run`
-    from edge_runtime.daemon.plan import describe_plan, make_plan  # noqa: PLC0415
+    from edge_runtime.daemon.plan import describe_plan, make_plan, plan_warnings  # noqa: PLC0415
 
     plan = make_plan(load_config(args.device))
     for line in describe_plan(plan):
         print(line)
+    for line in plan_warnings(plan):
+        print(f"warning: {line}")
     print(f"{args.device}: good")
     return 0

@@ -97,7 +97,7 @@ def make_plan(config: Config, *, starting: bool = False, running: Sequence[Plann
             as_kind(source), models=[model for model in models if model.config.source == source.name]
         )
         sources.append(planned)
-        mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned))
+        mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned, config))
     if mistakes:
         raise ConfigError(mistakes)
     return Plan(config, sources)
@@ -208,7 +208,7 @@ def _misfits(planned: PlannedModel) -> list[str]:
     return found
 
 
-def _fit(planned: PlannedSource) -> list[str]:
+def _fit(planned: PlannedSource, config: Config) -> list[str]:
     """Settle a source's columns, and try its decoder on them."""
     shapes = {model.bundle.manifest.input.shape for model in planned.models}
     if len(shapes) > 1:
@@ -226,6 +226,12 @@ def _fit(planned: PlannedSource) -> list[str]:
         for user in [_first_user(planned, name)]
         if user is not None
     ]
+    found += [
+        f'models: model "{model.config.name}" has acknowledge = "window", which needs an MQTT source with qos = 1: '
+        "no other can bring a reading again"
+        for model in planned.models
+        if model.config.acknowledge == "window" and source.most_unacknowledged(config) is None
+    ]
     if found:
         return found
     try:
@@ -241,6 +247,32 @@ def _first_user(planned: PlannedSource, channel: str | None) -> str | None:
     return next(users, None)
 
 
+def plan_warnings(plan: Plan) -> list[str]:
+    """What will run, but perhaps not as it is wanted: a line each, with the remedy."""
+    lines = []
+    for source in plan.sources:
+        limit = source.config.most_unacknowledged(plan.config)
+        for model in source.models:
+            length = model.bundle.manifest.input.window.length
+            if model.config.acknowledge != "window" or limit is None or length <= limit[0]:
+                continue
+            most, setting = limit
+            lines.append(
+                f'{plan.config.path}: model "{model.config.name}": acknowledge = "window" leaves {length} readings of '
+                f"each key unacknowledged, and {setting} lets {most} be so: no window would ever be complete: set "
+                f"{setting} to at least {length} times the number of keys"
+            )
+    return lines
+
+
+def _held(source: PlannedSource, model: PlannedModel, config: Config) -> str:
+    limit = source.config.most_unacknowledged(config)
+    if model.config.acknowledge != "window" or limit is None:
+        return ""
+    length = model.bundle.manifest.input.window.length
+    return f", leaves {length} readings of each key unacknowledged ({limit[1]} is {limit[0]}, for all keys together)"
+
+
 def describe_plan(plan: Plan) -> list[str]:
     """What runs, a line each, for people."""
     lines = []
@@ -253,6 +285,6 @@ def describe_plan(plan: Plan) -> list[str]:
             every = f", every {model.config.stride or window.stride}" if window.length > 1 else ""
             lines.append(
                 f"  model {model.config.name}: {manifest.name} {manifest.version}, {manifest.task}, "
-                f"window {shape}{every}, publishes {model.config.publish}"
+                f"window {shape}{every}, publishes {model.config.publish}{_held(source, model, plan.config)}"
             )
     return lines

@@ -18,7 +18,7 @@ from edge_runtime.config.tables import Config
 from edge_runtime.daemon.assembly import Assembly, outbox_path
 from edge_runtime.daemon.claim import Claim
 from edge_runtime.daemon.documents import status_document, status_line
-from edge_runtime.daemon.plan import Plan, describe_plan, make_plan
+from edge_runtime.daemon.plan import Plan, describe_plan, make_plan, plan_warnings
 from edge_runtime.daemon.status_file import StatusFile
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
 from edge_runtime.system.background import run_beside
@@ -74,6 +74,8 @@ class Daemon:
         for line in describe_plan(plan):
             _log.info(line)
         self._claim_outbox(config)
+        for line in plan_warnings(plan):
+            _log.warning(line)
         self._watch_threads()
         self._status_file = StatusFile(config.device.id)
         self._assembly = self._assemble(plan)
@@ -207,6 +209,8 @@ class Daemon:
         changes = differences(old.config, plan.config) + _changed_bundles(old, plan)
         for change in changes:
             _log.info(f"reloaded: {change}")
+        for line in plan_warnings(plan):
+            _log.warning(line)
         if not changes:
             _log.info("reloaded: nothing changed")
         elif old.can_change_to(plan.config):

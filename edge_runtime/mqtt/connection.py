@@ -115,6 +115,11 @@ class Connection:
         """How many messages the broker has not answered."""
         return 0 if self._path is None else self._path.in_flight
 
+    @property
+    def owed(self) -> int:
+        """How many messages we have not acknowledged."""
+        return 0 if self._path is None else len(self._path.owed)
+
     def subscribe(self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0) -> None:
         """Have `handler` called with the messages of `filters`, a list per wake-up.
 

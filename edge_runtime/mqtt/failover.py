@@ -137,6 +137,11 @@ class Failover:
         others = f" (fallback; {'; '.join(said)})" if self.is_fallback else ""
         return self._connection.state + others
 
+    @property
+    def owed(self) -> int:
+        """How many messages of the serving broker we have not acknowledged."""
+        return 0 if self._connection is None else self._connection.owed
+
     def subscribe(self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0) -> None:
         """As a connection's: on every broker."""
         self._subscriptions.append((filters, qos, handler, most_bytes))

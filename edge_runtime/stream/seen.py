@@ -149,6 +149,7 @@ class Deliveries(msgspec.Struct, eq=False, gc=False):
     topics: list[bytes]
     digests: list[int]  # of the payloads
     repeated: list[bool]  # the DUP flag
+    known: list[bool]  # they were here before
     receipts: list[Receipt | None]
 
 
@@ -211,15 +212,15 @@ class Seen:
             keys: the key of each.
             came: how their messages came; None for a source that cannot bring a reading twice.
         """
-        known = None if came is None else self._known_messages(came)
+        known = came is not None and True in came.known
         count = len(decoded.rows)
         if not known and decoded.identities.count(None) == count and decoded.times.count(None) == count:
             return None
         going = []
         digests = self._digests(decoded, came)
         for index, frame in enumerate(decoded.rows):
-            if known and frame in known:
-                self.skip("redelivered", came.topics[frame].decode(errors="replace") if came is not None else "")
+            if came is not None and came.known[frame]:
+                self.skip("redelivered", came.topics[frame].decode(errors="replace"))
                 continue
             identity, time = decoded.identities[index], decoded.times[index]
             if identity is not None or time is not None:
@@ -256,25 +257,32 @@ class Seen:
             for values, time in zip(decoded.values, decoded.times, strict=True)
         ]
 
-    def _known_messages(self, came: Deliveries) -> set[int]:
-        """The frames that are messages of QoS 1 which came before."""
-        known: set[int] = set()
-        for frame, receipt in enumerate(came.receipts):
-            if receipt is None or not receipt.number:
-                continue
-            mark = crc32(came.topics[frame], came.digests[frame])
-            if came.repeated[frame]:
-                entry = self._messages.get(receipt.number)
-                if entry is None or entry.digest != mark:
-                    entry = self._owed_like(mark, came.link)
-                if entry is not None:
-                    known.add(frame)
-                    entry.link = came.link
-                    _pass_on(entry, receipt)
-                    self._messages.put(receipt.number, entry)
-                    continue
-            self._messages.put(receipt.number, Entry(mark, 0, 0, came.link, receipt))
-        return known
+    def is_known_message(
+        self, topic: bytes, digest: int, receipt: Receipt | None, link: int, *, repeated: bool
+    ) -> bool:
+        """Whether a message was here before, as its broker says; it is remembered in either case.
+
+        Args:
+            topic: where it was published.
+            digest: of its payload.
+            receipt: what it is owed; None where it cannot come again.
+            link: the number of the connection that brought it.
+            repeated: the DUP flag.
+        """
+        if receipt is None or not receipt.number:
+            return False
+        mark = crc32(topic, digest)
+        if repeated:
+            entry = self._messages.get(receipt.number)
+            if entry is None or entry.digest != mark:
+                entry = self._owed_like(mark, link)
+            if entry is not None:
+                entry.link = link
+                _pass_on(entry, receipt)
+                self._messages.put(receipt.number, entry)
+                return True
+        self._messages.put(receipt.number, Entry(mark, 0, 0, link, receipt))
+        return False
 
     def _owed_like(self, mark: int, link: int) -> Entry | None:
         """A message of an earlier connection that its broker must send again, for brokers that give it a new number."""

@@ -102,6 +102,11 @@ class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
         """What it reads, for a line of the log."""
         raise NotImplementedError
 
+    def most_unacknowledged(self, config: Config) -> tuple[int, str] | None:
+        """How many of its readings may be unacknowledged, and the setting that says so; None where none ever is."""
+        del config
+        return None
+
     def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
         """See whether it can deliver what its models want.
 

@@ -47,6 +47,8 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
+MOSQUITTO_INFLIGHT = 20  # its max_inflight_messages by default, mosquitto.conf(5)
+LIMIT_PATIENCE_S = 30.0  # without a message, as many unacknowledged as the limit: it may be what stops them
 PLACEHOLDERS = ("key",)  # what a topic may contain in braces
 
 _log = get_logger("source")
@@ -127,8 +129,17 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             is_clock_set=wiring.is_clock_set,
             loop=wiring.loop,
             on_state=wiring.on_state,
-            holds_windows=wiring.holds_windows,
+            held_at_most=self.most_unacknowledged(wiring.config) if wiring.holds_windows else None,
         )
+
+    def most_unacknowledged(self, config: Config) -> tuple[int, str] | None:
+        """As we ask for in MQTT 5; else as mosquitto has it, if it was not told otherwise."""
+        broker = source_broker(config, self)
+        if self.qos == 0:
+            return None
+        if broker.protocol == "5":
+            return broker.receive_maximum, "receive_maximum"
+        return MOSQUITTO_INFLIGHT, "mosquitto's max_inflight_messages"
 
     def links(self, config: Config) -> tuple[BrokerTable, ...]:
         """Its broker."""
@@ -212,7 +223,8 @@ class MqttSource:
         is_clock_set: whether the wall clock is to be believed.
         loop: for the watch over silence; None has none.
         on_state: called when `state` changes for another reason than the connection's.
-        holds_windows: one of its models acknowledges by windows, so that keys are acknowledged each at its own pace.
+        held_at_most: where one of its models acknowledges by windows: how many readings may wait for theirs, and the
+            setting that says so. Then keys are acknowledged each at its own pace.
     """
 
     def __init__(
@@ -227,7 +239,7 @@ class MqttSource:
         is_clock_set: Callable[[], bool] = lambda: True,
         loop: Loop | None = None,
         on_state: Callable[[], None] = lambda: None,
-        holds_windows: bool = False,
+        held_at_most: tuple[int, str] | None = None,
     ) -> None:
         self._config = config
         self._connection = connection
@@ -248,7 +260,10 @@ class MqttSource:
             self._take,
             most_bytes=config.max_frame_bytes,
         )
-        if holds_windows:
+        self._loop = loop
+        self._held_at_most = held_at_most
+        self._took_at = 0.0
+        if held_at_most is not None:
             connection.acknowledge_in_any_order()
 
     @property
@@ -265,6 +280,7 @@ class MqttSource:
 
     def start(self) -> None:
         """Begin to listen for silence; the connection brings the messages."""
+        self._watch_limit()
         if self._silence is not None:
             self._silence.start()
 
@@ -311,11 +327,28 @@ class MqttSource:
         """Take back what the last clean stop has kept, after the windows have."""
         self._seen.restore(saved, owed)
 
+    def _watch_limit(self) -> None:
+        """Say so where a broker seems to send no more, because windows hold as many readings as it lets be open."""
+        if self._held_at_most is None or self._loop is None or self._stopped:
+            return
+        most, setting = self._held_at_most
+        owed, quiet = self._connection.owed, self._loop.time() - self._took_at
+        if owed >= most and quiet >= LIMIT_PATIENCE_S and self._connection.ready:
+            self._counters.errors["window_limit"] += 1
+            _log.error(
+                f"open windows hold {owed} readings, as many as {setting} lets be unacknowledged: where the broker "
+                f"sends no more, set {setting} to the readings of a window times the keys",
+                extra=fields(source=self._config.name, held=owed, limit=most),
+            )
+        self._loop.call_later(LIMIT_PATIENCE_S, self._watch_limit)
+
     def _take(self, messages: list[Message]) -> None:
         arrived = time.perf_counter()
+        if self._held_at_most is not None and self._loop is not None:
+            self._took_at = self._loop.time()
         frames: list[bytes] = []
         keys: list[str | None] = []
-        came = Deliveries(0, [], [], [], [])
+        came = Deliveries(0, [], [], [], [], [])
         for message in messages:
             topic, payload = message.topic, message.payload
             found, key = self._keys.match(topic)
@@ -338,7 +371,8 @@ class MqttSource:
                 self._rejections.report((), lambda _, topic=topic: topic.decode(errors="replace"))  # type: ignore[misc]
                 continue
             digest = crc32(payload)
-            if self._is_known_retained(message, digest):
+            known = self._seen.is_known_message(topic, digest, message.receipt, message.link, repeated=message.repeated)
+            if not known and self._is_known_retained(message, digest):
                 self._seen.skip("retained", topic.decode())
                 continue
             frames.append(payload)
@@ -347,6 +381,7 @@ class MqttSource:
             came.topics.append(topic)
             came.digests.append(digest)
             came.repeated.append(message.repeated)
+            came.known.append(known)
             came.receipts.append(message.receipt)
         if frames:
             self._decode(frames, keys, came, arrived)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.config.load import load_config
-from edge_runtime.daemon.plan import Plan, describe_plan, make_plan
+from edge_runtime.daemon.plan import Plan, describe_plan, make_plan, plan_warnings
 from edge_runtime.errors import ConfigError
 from tests.support import builders
 
@@ -188,3 +188,41 @@ def test_no_key_leads_a_prediction_to_a_topic_of_the_device(topic: str, tmp_path
     path.write_text(DEVICE.format(bundle="m.onnx", model="", source="") + f'topic = "{topic}"\n')
     with pytest.raises(ConfigError, match="where a key may be the name of such a topic"):
         load_config(path)
+
+
+def _mqtt_plan(folder: Path, *, length: int, source: str = "", upstream: str = "") -> Plan:
+    builders.classification(length=length).save(folder / "m.onnx")
+    path = folder / "device.toml"
+    serial = 'type = "serial"\nport = "/dev/nothing"\nfields = ["temperature", "humidity"]'
+    text = DEVICE.replace(serial, 'type = "mqtt"\ntopics = ["s/{{key}}"]') + upstream
+    path.write_text(text.format(bundle="m.onnx", model='acknowledge = "window"', source=source))
+    return make_plan(load_config(path))
+
+
+@pytest.mark.parametrize(
+    ("length", "upstream", "setting"),
+    [(21, "", "max_inflight_messages"), (101, 'protocol = "5"\n', "receive_maximum")],
+)
+def test_windows_that_a_broker_cannot_fill_unacknowledged_are_said_with_the_remedy(
+    length: int, upstream: str, setting: str, tmp_path: Path
+) -> None:
+    """With the setting, how many it lets be unacknowledged, and how many are needed."""
+    (warning,) = plan_warnings(_mqtt_plan(tmp_path, length=length, upstream=upstream))
+    assert f"set {setting}" in warning.replace("mosquitto's ", "")
+    assert f"at least {length} times the number of keys" in warning
+    assert plan_warnings(_mqtt_plan(tmp_path, length=length - 1, upstream=upstream)) == []
+
+
+def test_a_plan_says_how_many_readings_windows_hold(tmp_path: Path) -> None:
+    """Each key holds so many, and the broker's limit is for all of them together."""
+    line = describe_plan(_mqtt_plan(tmp_path, length=8))[-1]
+    assert "leaves 8 readings of each key unacknowledged" in line
+    assert "max_inflight_messages is 20" in line
+
+
+def test_readings_that_cannot_come_again_cannot_wait_for_their_windows(tmp_path: Path) -> None:
+    """A serial port, and topics with QoS 0."""
+    _classification(tmp_path)
+    assert "qos = 1" in _mistakes(tmp_path, "m.onnx", model='acknowledge = "window"')
+    with pytest.raises(ConfigError, match="qos = 1"):
+        _mqtt_plan(tmp_path, length=2, source="qos = 0")

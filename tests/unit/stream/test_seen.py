@@ -55,7 +55,9 @@ class _Bench:
             number = self.number = self.number + 1
         value = float(crc32(content) % 1000)
         decoded = Decoded(np.array([[value]], np.float32), [0], [None], [time], [identity])
-        came = Deliveries(self.link, [TOPIC], [crc32(content)], [dup], [receipt or self.receipt(number)])
+        owed = receipt or self.receipt(number)
+        known = self.seen.is_known_message(TOPIC, crc32(content), owed, self.link, repeated=dup)
+        came = Deliveries(self.link, [TOPIC], [crc32(content)], [dup], [known], [owed])
         going = self.seen.admit(decoded, [key], came)
         return decoded.identities if going is None else None
 
@@ -177,7 +179,7 @@ def test_readings_of_one_message_are_never_repeats_of_each_other() -> None:
     """Two equal readings in an array, with a time in whole seconds as identity."""
     bench = _Bench()
     decoded = Decoded(np.ones((2, 1), np.float32), [0, 0], [None] * 2, [1795432744.0] * 2, ["1795432744"] * 2)
-    came = Deliveries(1, [TOPIC], [1], [False], [bench.receipt(1)])
+    came = Deliveries(1, [TOPIC], [1], [False], [False], [bench.receipt(1)])
     assert bench.seen.admit(decoded, ["a", "a"], came) is None
     assert decoded.identities == ["1795432744", None]
 
