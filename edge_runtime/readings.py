@@ -34,7 +34,7 @@ class Receipt(msgspec.Struct, eq=False):
 
     @property
     def is_released(self) -> bool:
-        """Nobody holds it any more."""
+        """No stage holds it any more."""
         return self.holds == 0
 
     def hold(self) -> None:

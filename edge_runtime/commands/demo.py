@@ -42,4 +42,4 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()  # also into a pipe: whoever watches sees progress at once
+    sys.stdout.flush()  # also into a pipe: progress is seen at once

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the state; 1 when there is none, or when a daemon is gone without a goodbye."""
+    """Print the state; 1 when there is none, or when a daemon ended without a clean stop."""
     import msgspec  # noqa: PLC0415 - as light as `--help` can be
 
     from edge_runtime.daemon.status_file import all_folders, is_running, status_files  # noqa: PLC0415

@@ -180,7 +180,7 @@ class Conversion:
             struct = chosen
         before = len(self.mistakes)
         converted = self.table(struct, raw, place, frozenset())
-        # A mistake deeper down is told there; up here the table is good enough to be looked at by rules.
+        # A mistake inside the table is reported there; rules may read the table itself.
         return len(self.mistakes) == before, converted.value
 
     def _chosen(
@@ -291,7 +291,7 @@ def describe(value: Any) -> str:
     if isinstance(value, str):
         return quote(value if len(value) <= _LONGEST_FOUND else value[:_LONGEST_FOUND] + "…")
     if isinstance(value, int):
-        # Above this Python may refuse to print it, and nobody would read it.
+        # Above this Python may refuse to print it.
         return str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
     if isinstance(value, float):
         return repr(value)

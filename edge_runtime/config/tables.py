@@ -151,7 +151,7 @@ class RepairTable(Table, frozen=True, kw_only=True):
 
 
 class SmoothingTable(Table, frozen=True, kw_only=True):
-    """`smoothing = {n = 3, m = 5}`: the verdict is what at least `n` of the last `m` windows said.
+    """`smoothing = {n = 3, m = 5}`: the verdict is the one that at least `n` of the last `m` windows gave.
 
     Attributes:
         n: How many windows must agree.
@@ -175,7 +175,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
         alarm_labels: The labels of a classification that are an alarm.
         threshold: The score from which on an anomaly is an anomaly, instead of the bundle's own.
         hysteresis: How far the score must fall below the threshold before an anomaly is over.
-        smoothing: The verdict is what at least `n` of the last `m` windows said.
+        smoothing: The verdict is the one that at least `n` of the last `m` windows gave.
         min_interval (s): The least time between two published predictions of one key, unless the verdict is new.
         stride: A new window every so many readings, instead of the bundle's own stride.
         max_gap (s): A longer pause between two readings of a key is a gap, and so is a reading whose own time lies

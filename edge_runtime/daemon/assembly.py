@@ -7,7 +7,7 @@
        └── MQTT sources share their broker's connection ────────────────────────┘
 
 Started from the right to the left, so that nothing is made that cannot be taken; stopped from the left to the right:
-no new readings, what is held is finished and delivered or committed, then goodbye.
+no new readings, what is held is delivered or committed, then `offline` and DISCONNECT.
 
 A reload compares tables: a source, a link or a model whose table is the same keeps running, with its port, session,
 windows and counters. Weak point: another device id, outbox or QoS upstream concerns everything, so then everything is
@@ -314,7 +314,7 @@ class Assembly:
         )
 
     def _begin_new_parts(self) -> None:
-        """Start what is new, and show the models that run now to whoever answers for them."""
+        """Start what is new; HTTP and requests over MQTT answer for the models that run now."""
         self._extras.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
         self._links.start()
         http = self._extras.http

@@ -40,7 +40,7 @@ class Host(msgspec.Struct, frozen=True, eq=False):
         reload: asks for a reload.
         on_state: called when HTTP begins to listen.
         on_models: called when there is something new to say about a model.
-        on_ask: called when somebody asks how things are.
+        on_ask: called when a fleet command asks for the health document.
     """
 
     start: int

@@ -80,7 +80,7 @@ def own_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def is_running(pid: object) -> bool:
-    """Whether there is a process of this number, whoever's it is."""
+    """Whether there is a process of this number, of any user."""
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:

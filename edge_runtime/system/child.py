@@ -1,7 +1,7 @@
-"""A process of ours beside the daemon, for what may crash, hang or eat memory: how it starts, and how it steps back.
+"""A process of ours beside the daemon, for what may crash, hang or take much memory: how it starts, and its limits.
 
-It is fresh and no fork, so that it holds neither our descriptors nor our memory; it gets nothing of our environment
-but the path, leads a session of its own, and writes no bytecode. Weak point: it may read whatever we may.
+A new program and no fork, so that it has neither our descriptors nor our memory. Of our environment it gets the path
+alone; it leads a session of its own, and writes no bytecode. Weak point: it may read whatever we may.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def start_child(
     stdout: int = subprocess.DEVNULL,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start it; what it says of itself on its standard error is nobody's.
+    """Start it; stderr is discarded.
 
     Raises:
         OSError: it cannot be started.
@@ -42,7 +42,7 @@ def start_child(
 
 
 def step_back(mapped_bytes: int) -> None:
-    """In the child: be the first to go when memory runs out, map no more than this, and give way to everybody else."""
+    """In the child: preferred by the OOM killer, lowest priority, no core dump, and no more than this mapped."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

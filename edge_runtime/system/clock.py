@@ -1,4 +1,4 @@
-"""Whether the wall clock is to be believed: a Raspberry Pi has none of its own, and wakes up in the past.
+"""Whether the wall clock is set: a Raspberry Pi has no battery-backed one, and starts in the past.
 
 The kernel knows whether a time service steers the clock (adjtimex(2): STA_UNSYNC is cleared then), and whether it was
 set from a battery-backed one at boot (`hctosys`). Until one of them is so, predictions carry
@@ -30,7 +30,7 @@ class _Timex(ctypes.Structure):
 
 
 def kernel_says_set() -> bool:
-    """Ask the kernel. A machine that cannot be asked is believed, since nothing better is known."""
+    """What the kernel reports; True where it cannot be asked."""
     try:
         adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
     except (OSError, AttributeError):
@@ -47,12 +47,12 @@ def _was_set_from_hardware() -> bool:
             if flag.read_text().strip() == "1":
                 return True
         except OSError:
-            continue  # a clock that cannot be asked is no witness
+            continue  # unreadable: treated as not set
     return False
 
 
 class Clock:
-    """The wall clock's standing, asked for now and then until it is good; a clock that was set stays set."""
+    """Whether the wall clock is set; asked for every `RECHECK_S` until it is, and never again."""
 
     def __init__(self, ask: Callable[[], bool] = kernel_says_set) -> None:
         self._ask = ask

@@ -1,6 +1,6 @@
 """The counters that every stage keeps, and the health document that is made of them.
 
-A stage gets a `Counters` of its own and counts; nobody else writes to it. Reasons are words of the glossary.
+A stage has a `Counters` of its own, and is the only one that writes to it. Reasons are words of the glossary.
 """
 
 import contextlib

@@ -74,7 +74,7 @@ def _is_journal(stream: IO[str], journal: str) -> bool:
 
 
 class _Lines(logging.StreamHandler[IO[str]]):
-    """Writes lines. One that cannot be written is lost: a traceback on the same broken stream would help nobody."""
+    """Writes lines. One that cannot be written is lost; a traceback would go to the same broken stream."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
         if not isinstance(sys.exc_info()[1], OSError) and not self.stream.closed:
@@ -84,7 +84,7 @@ class _Lines(logging.StreamHandler[IO[str]]):
 class RepeatFilter(logging.Filter):
     """Lets a message through at most once in `REPEAT_SECONDS`; the next one that passes says how many were held back.
 
-    Messages are told apart by logger, level, text and the fields `source`, `model` and `key`; what varies from one
+    Messages are compared by logger, level, text and the fields `source`, `model` and `key`; what varies from one
     repetition to the next therefore belongs into other fields. Below `warning` nothing is held back.
     """
 

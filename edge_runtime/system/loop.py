@@ -105,7 +105,7 @@ class Loop:
     def wake(self) -> None:
         """End the current wait."""
         if self._wake_write < 0:
-            return  # closed: a thread that comes late finds nobody
+            return  # closed: what a late thread reports is dropped
         try:
             os.write(self._wake_write, b"\0")
         except BlockingIOError:
@@ -144,7 +144,7 @@ class Loop:
             self._soon.popleft()()
 
     def wait_through(self, around: Callable[[Poll, float | None], list[tuple[int, int]]]) -> None:
-        """Wait by `around(poll, patience)` from now on, which so learns when this thread rests."""
+        """Replace the blocking wait by `around(poll, patience)`, so that the caller sees when the loop is idle."""
         self._wait = partial(around, self._epoll.poll)
 
     def close(self) -> None:
@@ -176,7 +176,7 @@ class Loop:
             while len(os.read(self._wake_read, 4096)) == 4096:
                 pass
         except BlockingIOError:
-            pass  # somebody else's wake-up was served already
+            pass  # an earlier pass has read it
         while self._from_threads:
             self._from_threads.popleft()()
 

@@ -17,13 +17,13 @@ def peak_bytes() -> int:
 
 
 class Growth:
-    """What was taken since this was made. A peak in between counts, unless an earlier one was higher."""
+    """How much more memory is held than at its making. A peak in between counts, unless an earlier one was higher."""
 
     def __init__(self) -> None:
         self._resident, self._peak = resident_bytes(), peak_bytes()
 
     def bytes(self) -> int:
-        """So many more than then; may be negative."""
+        """The difference; may be negative."""
         peak = peak_bytes()
         return (peak if peak > self._peak else resident_bytes()) - self._resident
 

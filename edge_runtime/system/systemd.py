@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """A line to the service manager, or to nobody."""
+    """Datagrams to the service manager; without one, nothing is sent."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         """Reads NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID."""
@@ -21,7 +21,7 @@ class Notifier:
 
     @property
     def connected(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a service manager."""
         return self._address is not None
 
     def ready(self, status: str = "") -> None:

@@ -1,7 +1,7 @@
-"""What threads are at, and for how long: the watchdog is fed only while none of it is overdue.
+"""The register of work in threads: the watchdog is fed only while no work is overdue.
 
-One process has one watchdog, so there is one register. A thread says what it begins and how long that may take at
-most; the loop looks at the register before it feeds the watchdog. Guarantee: a thread that hangs in `working` starves
+One process has one watchdog, so there is one register. A thread enters what it begins and how long that may take; the
+loop looks at the register before it feeds the watchdog. Guarantee: a thread that hangs in `working` starves
 the watchdog, and systemd starts the service anew. Weak point: what a thread does outside of `working` is not seen.
 """
 
@@ -11,21 +11,21 @@ from contextlib import contextmanager
 
 HANG_S = 60.0  # for what is done in milliseconds when all is well
 
-_at_work: dict[object, tuple[str, float]] = {}
+_register_of_this_process: dict[object, tuple[str, float]] = {}
 
 
 @contextmanager
 def working(what: str, most_s: float | None = None) -> Iterator[None]:
     """While a thread is at `what`, which takes `most_s` seconds at the very most; `HANG_S` when left out."""
     token = object()
-    _at_work[token] = (what, time.monotonic() + (HANG_S if most_s is None else most_s))
+    _register_of_this_process[token] = (what, time.monotonic() + (HANG_S if most_s is None else most_s))
     try:
         yield
     finally:
-        del _at_work[token]
+        del _register_of_this_process[token]
 
 
 def overdue() -> list[str]:
     """What has not come back in its time."""
     now = time.monotonic()
-    return sorted({what for what, until in list(_at_work.values()) if now > until})
+    return sorted({what for what, until in list(_register_of_this_process.values()) if now > until})
