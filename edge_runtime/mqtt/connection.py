@@ -39,6 +39,8 @@ CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be l
 PING_SHARE = 0.7  # of the keep-alive: with a look every quarter of it, a ping leaves before it is over
 _QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED = 0x9B, 0x9A  # MQTT 5 section 2.4
 ACKS_MOST_S = 60.0  # with messages in flight; no broker that lives takes so long, and none is sent again before the end
+RIVAL_CUTS = 2  # links in a row that the broker closed soon after it had accepted them
+_SESSION_TAKEN_OVER = 0x8E  # MQTT 5 section 3.14.2.1
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 _log = get_logger("mqtt")
@@ -88,6 +90,8 @@ class Connection:
         self._stopping = False
         self._acks_at_once = False
         self._attempts = 0
+        self._cut_short = 0
+        self._was_taken_over = False
         self._generation = 0
         self._keepalive = float(settings.keepalive)
         self._pinged_at = 0.0
@@ -294,13 +298,13 @@ class Connection:
         if self._path is not None and not self.connected:
             self._lose(f"{self._settings.url} accepted the connection but does not speak MQTT to us")
 
-    def _retry(self, reason: str) -> None:
+    def _retry(self, reason: str, hint: str = "") -> None:
         settings = self._settings
         delay = min(settings.reconnect_max, settings.reconnect_min * 2.0 ** min(self._attempts, 16))
         delay *= random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         delay = max(delay, min(settings.reconnect_min, 1.0))
         self._attempts += 1
-        self.state = f"{reason}; next attempt in {delay:.0f} s"
+        self.state = f"{reason}; next attempt in {delay:.0f} s{hint}"
         self._timers.append(self._loop.call_later(delay, self._connect))
         self._announce()
 
@@ -309,9 +313,25 @@ class Connection:
     def _ended(self, reason: str | None) -> None:
         """The hot path met the end of the connection; without a reason of its own, the broker closed it."""
         closed = f"{self._settings.url} closed the connection" if self.connected else self.state
-        self._lose(reason or self._parting or closed)
+        hint = ""
+        if self.connected and self._may_have_a_rival(closed_by_broker=reason is None):
+            hint = (
+                f": another client of this broker probably uses the client id {self._client_id!r} too, "
+                "give each a client_id of its own"
+            )
+        self._lose(reason or self._parting or closed, hint)
 
-    def _lose(self, reason: str) -> None:
+    def _may_have_a_rival(self, *, closed_by_broker: bool) -> bool:
+        """Whether the broker ended this link for another client of our id: by its word, or soon and more than once."""
+        if self._was_taken_over:
+            return True
+        if not closed_by_broker or self._loop.time() - self._connected_at >= STABLE_S:
+            self._cut_short = 0
+            return False
+        self._cut_short += 1
+        return self._cut_short >= RIVAL_CUTS
+
+    def _lose(self, reason: str, hint: str = "") -> None:
         """The connection is gone or useless: forget it, and try again later."""
         if self._path is None or self._stopping:
             return
@@ -320,14 +340,14 @@ class Connection:
         if was_connected and self._loop.time() - self._connected_at >= STABLE_S:
             self._attempts = 0
         self._forget(reason)
-        self._retry(reason)
+        self._retry(reason, hint)
 
     def _forget(self, reason: str) -> None:
         self._cancel_timers()
         path, self._path = self._path, None
         if path is not None:
             path.end()
-        self._parting = ""
+        self._parting, self._was_taken_over = "", False
         self._subscriptions.end()
         self.connected = self.ready = False
         self.state = reason
@@ -468,6 +488,7 @@ class Connection:
         properties: Properties | None,
     ) -> None:
         if flags.is_disconnect_packet_from_server:
+            self._was_taken_over = reason.value == _SESSION_TAKEN_OVER
             self._parting = f"{self._settings.url} ended the connection: {_words(reason, properties)}"
 
     def _announce(self) -> None:
