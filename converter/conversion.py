@@ -272,6 +272,11 @@ class Conversion:
         probes = ask_beyond(plan, bench.evaluation, ask, model, sentinels)
         if probes.refused is not None:
             point, why = probes.refused
+            if point.kind == "missing":
+                raise CommandError(
+                    f"{self._options.model}: the model refuses {point.in_words(bench.channels)}: {why}: take "
+                    'missing = "allowed" out of the specification, or put an imputer before the model'
+                )
             self._say(
                 f"warning: the source refuses {point.in_words(bench.channels)}: {why}; a bundle cannot refuse and "
                 "answers something: give the channel a `range` that leaves it out"

@@ -70,7 +70,7 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
     Raises:
         CommandError: it cannot be read, or lacks what the specification names, or holds NaN or too few rows.
     """
-    channels, shape = [channel.name for channel in wanted.channels], wanted.tensor_shape
+    shape = wanted.tensor_shape
     if not path.exists():
         raise CommandError(f"{path}: expected data, found no such file")
     suffix = path.suffix.lower()
@@ -82,7 +82,7 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
         dataset = _read_table(path, spec, wanted)
     else:
         raise CommandError(f"{path}: expected .npz, .csv or .parquet, found {suffix or 'no suffix'}")
-    _check_finite(dataset.windows, channels, path)
+    _check_finite(dataset.windows, wanted, path)
     if len(dataset) < MINIMUM_WINDOWS:
         raise CommandError(
             f"{path}: too few rows: expected at least {MINIMUM_WINDOWS} windows to judge a model by, "
@@ -196,7 +196,7 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
             )
         )
     values = np.stack([_numbers(columns[name], name, path) for name in channels], axis=1)
-    _check_finite(values, channels, path)
+    _check_finite(values, expected, path)
     truth = None
     if _label_columns(spec):
         parts = [_plain(columns[name], name, path) for name in _label_columns(spec)]
@@ -335,15 +335,20 @@ def _windows(
     )
 
 
-def _check_finite(values: NDArray[Any], channels: Sequence[str], path: Path) -> None:
-    if np.isfinite(values).all():
+def _check_finite(values: NDArray[Any], wanted: Input, path: Path) -> None:
+    """No number is missing, but in channels that may be; none is infinite."""
+    bad = ~np.isfinite(values)
+    names = [channel.name for channel in wanted.channels]
+    if len(names) == values.shape[-1]:
+        bad &= ~(np.isnan(values) & np.array([channel.missing == "allowed" for channel in wanted.channels]))
+    if not bad.any():
         return
-    where = np.argwhere(~np.isfinite(values))[0]
-    name = f" in channel {channels[where[-1]]!r}" if len(channels) == values.shape[-1] else ""
-    count = int((~np.isfinite(values)).sum())
+    where = np.argwhere(bad)[0]
+    name = f" in channel {names[where[-1]]!r}" if len(names) == values.shape[-1] else ""
     raise CommandError(
-        f"{path}: expected finite numbers, found {count} that are NaN or infinite, the first in row {where[0]}{name}: "
-        "leave such rows out, or repair them as the device's configuration would"
+        f"{path}: expected finite numbers, found {int(bad.sum())} that are NaN or infinite, the first in row "
+        f"{where[0]}{name}: leave such rows out, repair them as the device's configuration would, or, where the model "
+        'treats missing values itself, say missing = "allowed" in its [[channel]]'
     )
 
 

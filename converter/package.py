@@ -136,6 +136,8 @@ def reference_of(readings: Floats, names: Sequence[str]) -> tuple[ChannelReferen
     result = []
     for column, name in enumerate(names):
         values = readings[:, column].astype(np.float64)
+        values = values[np.isfinite(values)]  # a channel that may be missing is NaN there
+        values = values if len(values) else np.zeros(1)
         edges = np.unique(np.quantile(values, np.linspace(0.0, 1.0, _BINS + 1)))
         counts = np.histogram(values, bins=edges)[0] if len(edges) > 1 else np.array([len(values)])
         result.append(

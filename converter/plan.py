@@ -94,7 +94,9 @@ def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: 
     if count is None:
         return None
     names = source.feature_names if len(source.feature_names) == count else columns if len(columns) == count else ()
-    channels = tuple(Channel(name=item.name, unit=item.unit, range=item.range) for item in spec.channel)
+    channels = tuple(
+        Channel(name=item.name, unit=item.unit, range=item.range, missing=item.missing) for item in spec.channel
+    )
     if not channels:
         channels = tuple(Channel(name=name) for name in (names or [f"channel_{i}" for i in range(count)]))
     stride = spec.stride if spec.window is not None else length

@@ -23,7 +23,7 @@ from converter.session import run, session_of, start_of
 from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
 
-Kind = Literal["sentinel", "limit of a converter", "beyond the data", "no whole number", "end of the range",
+Kind = Literal["missing", "sentinel", "limit of a converter", "beyond the data", "no whole number", "end of the range",
                "threshold of a tree", "limit of float32"]  # fmt: skip
 
 _SENTINELS = (-999.0, -9999.0, -1.0, 0.0, 1.0, 999.0, 9999.0)
@@ -46,6 +46,8 @@ class Point:
 
     def in_words(self, channels: Sequence[str]) -> str:
         """The point as an operator reads it."""
+        if self.kind == "missing":
+            return f"{'every channel' if self.channel is None else f'channel {channels[self.channel]!r}'} missing"
         where = "every reading" if self.channel is None or not channels else f"channel {channels[self.channel]!r}"
         return f"{where} at {self.value:.9g} ({self.kind})"
 
@@ -58,7 +60,7 @@ class Probes:
         windows: the rows, without those that the source itself refuses.
         points: what each tries.
         expected: the source's answers.
-        refused: the first value that the source refuses, and its reason; None where it answers all.
+        refused: a value that the source refuses and its reason, a missing one first; None where it answers all.
     """
 
     windows: Floats
@@ -136,7 +138,8 @@ def ask_beyond(
     parts = list(_answers(rows, 0, ask, refused))
     gone = {row for row, _ in refused}
     kept = [row for row in range(len(rows)) if row not in gone]
-    first = (points[refused[0][0]], refused[0][1]) if refused else None
+    told = sorted(refused, key=lambda each: (points[each[0]].kind != "missing", each[0]))
+    first = (points[told[0][0]], told[0][1]) if told else None
     if not kept:
         return Probes(rows[:0], (), None, first)
     return Probes(rows[kept], tuple(points[row] for row in kept), _joined(parts), first)
@@ -204,7 +207,7 @@ def _points(plan: Plan, windows: Floats, sentinels: Sequence[float]) -> Iterator
     for index, channel in enumerate(plan.input.channels):
         values = flat[:, index][np.isfinite(flat[:, index])].astype(np.float64)
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-        own: list[tuple[Kind, Sequence[float]]] = []
+        own: list[tuple[Kind, Sequence[float]]] = [("missing", (float("nan"),))]
         if channel.range is not None:
             own.append(("end of the range", channel.range))
         own.append(("beyond the data", (low, high, 2 * low - high, 2 * high - low)))
@@ -216,7 +219,7 @@ def _points(plan: Plan, windows: Floats, sentinels: Sequence[float]) -> Iterator
             for value in several:
                 if _is_let_through(plan, index, value):
                     yield Point(index, value, kind)
-    for kind, several in fixed:
+    for kind, several in (("missing", (float("nan"),)), *fixed):
         for value in several:
             if all(_is_let_through(plan, index, value) for index in range(len(plan.input.channels))):
                 yield Point(None, value, kind)
@@ -224,6 +227,8 @@ def _points(plan: Plan, windows: Floats, sentinels: Sequence[float]) -> Iterator
 
 def _is_let_through(plan: Plan, channel: int, value: float) -> bool:
     """Whether a device lets a value through to the model."""
+    if np.isnan(value):
+        return plan.input.channels[channel].missing == "allowed"
     largest = float(np.finfo(np.float32).max)
     low, high = plan.input.channels[channel].range or (-largest, largest)
     with np.errstate(over="ignore"):

@@ -35,11 +35,15 @@ class WindowSpec(_Table, frozen=True, kw_only=True):
 
 
 class ChannelSpec(_Table, frozen=True, kw_only=True):
-    """`[[channel]]`: one measured quantity, in the order of the model's input."""
+    """`[[channel]]`: one measured quantity, in the order of the model's input.
+
+    With `missing = "allowed"` a reading may come without it; the model itself treats what is missing.
+    """
 
     name: str
     unit: str = ""
     range: tuple[float, float] | None = None
+    missing: Literal["refused", "allowed"] = "refused"
 
 
 class TargetSpec(_Table, frozen=True, kw_only=True):

@@ -54,6 +54,11 @@ _EXACT: Mapping[str, tuple[str, ...]] = {
     "sklearn.multiclass": ("_ConstantPredictor",),
     # Column transformers: lists of columns.
     "sklearn.compose._column_transformer": ("_RemainderColsList",),
+    # Searches: how the rows were split, which prediction does not ask.
+    "sklearn.model_selection._split": (
+        "GroupKFold", "KFold", "ShuffleSplit", "StratifiedGroupKFold", "StratifiedKFold", "StratifiedShuffleSplit",
+        "TimeSeriesSplit",
+    ),
     # Searches and tuned thresholds: the name of a score.
     "sklearn.metrics._scorer": ("_CurveScorer", "_PassthroughScorer", "_Scorer"),
     # Selection of columns: scores of columns, which prediction does not call.

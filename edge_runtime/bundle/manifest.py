@@ -31,11 +31,15 @@ class _Part(msgspec.Struct, frozen=True):
 
 
 class Channel(_Part, frozen=True):
-    """One measured quantity; the order of channels is the order of the last axis of the input."""
+    """One measured quantity; the order of channels is the order of the last axis of the input.
+
+    Where `missing` is allowed, a reading without the channel reaches the model as NaN, which the model treats itself.
+    """
 
     name: str
     unit: str = ""
     range: tuple[float, float] | None = None
+    missing: Literal["refused", "allowed"] = "refused"
 
 
 class Window(_Part, frozen=True):

@@ -124,7 +124,8 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
                     f"{given.name}: binary_data_size: expected at most the {len(raw)} bytes that came, found {size}",
                 )
             part, raw = raw[:size], raw[size:]
-        found[given.name] = _tensor_values(given, part, known[given.name], pause)
+        gaps = given.name == INPUT_NAME and any(each.missing == "allowed" for each in manifest.input.channels)
+        found[given.name] = _tensor_values(given, part, known[given.name], pause, gaps=gaps)
     if raw:
         raise RefusedError(400, f"expected binary data for the inputs only, found {len(raw)} bytes more")
     if INPUT_NAME not in found:
@@ -135,7 +136,9 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
     return found
 
 
-def _tensor_values(given: _Input, part: bytes | None, tail: tuple[int, ...], pause: Callable[[], None]) -> Floats:
+def _tensor_values(
+    given: _Input, part: bytes | None, tail: tuple[int, ...], pause: Callable[[], None], *, gaps: bool
+) -> Floats:
     name, shape = given.name, tuple(given.shape)
     if given.datatype != "FP32":
         raise RefusedError(400, f"{name}: datatype: expected FP32, found {given.datatype[:32]!r}")
@@ -147,25 +150,25 @@ def _tensor_values(given: _Input, part: bytes | None, tail: tuple[int, ...], pau
         if len(part) != 4 * count:
             raise RefusedError(400, f"{name}: expected {4 * count} bytes of FP32, found {len(part)}")
         return np.frombuffer(part, "<f4").reshape(shape).astype(np.float32)
-    values = _json_values(name, bytes(given.data), pause)
+    values = _json_values(name, bytes(given.data), pause, gaps=gaps)
     if values.size != count:
         raise RefusedError(400, f"{name}: data: expected {count} numbers, found {values.size}")
     with np.errstate(over="ignore"):
         return values.reshape(shape).astype(np.float32)
 
 
-def _json_values(name: str, data: bytes, pause: Callable[[], None]) -> NDArray[np.float64]:
-    """Flat or nested rows of numbers; text, true and null are no numbers."""
+def _json_values(name: str, data: bytes, pause: Callable[[], None], *, gaps: bool) -> NDArray[np.float64]:
+    """Flat or nested rows of numbers; text and true are none, and null only where values may be missing (`gaps`)."""
     head = data[:256].translate(None, b" \t\r\n")
     depth = len(head) - len(head.lstrip(b"["))
     if not 1 <= depth <= _MOST_DIMENSIONS:
         raise RefusedError(400, f"{name}: data: expected a list of numbers, flat or nested as the shape")
     try:
         if len(data) <= PIECE_BYTES:
-            return np.array(_list_decoder(depth)(data), np.float64)
+            return np.array(_list_decoder(depth, gaps=gaps)(data), np.float64)
         pieces = []
         for piece in _pieces(data, depth):
-            pieces.append(np.array(_list_decoder(depth)(piece), np.float64))
+            pieces.append(np.array(_list_decoder(depth, gaps=gaps)(piece), np.float64))
             pause()
         return np.concatenate(pieces)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -187,9 +190,9 @@ def _pieces(data: bytes, depth: int) -> Iterator[bytes]:
     yield b"[" + inside[at:] + b"]"
 
 
-@lru_cache(_MOST_DIMENSIONS)
-def _list_decoder(depth: int) -> Any:
-    kind: Any = float
+@lru_cache(2 * _MOST_DIMENSIONS)
+def _list_decoder(depth: int, *, gaps: bool) -> Any:
+    kind: Any = float | None if gaps else float  # numpy turns None into NaN
     for _ in range(depth):
         kind = list.__class_getitem__(kind)
     return msgspec.json.Decoder(kind).decode

@@ -103,6 +103,8 @@ class Served:
             where = f"reading {row}: {channel.name}" if len(readings) > 1 else channel.name
             unit = f" {channel.unit}" if channel.unit and channel.unit != "1" else ""
             if np.isnan(value):
+                if channel.missing == "allowed":
+                    continue
                 found.append(f"{where}: expected a number, found none")
             elif np.isinf(value):
                 found.append(f"{where}: expected a number, found infinity")

@@ -2,7 +2,7 @@
 
 The manifest's ranges are compared as float32, the type in which the model sees the values, so that a reading of
 exactly the limit is inside. With `repair` a missing value may be replaced by the key's last one, and a value out of
-range by the limit; both are counted too.
+range by the limit; both are counted too. A channel that may be missing, as its manifest says, is NaN to the model.
 """
 
 import math
@@ -44,6 +44,7 @@ class Contract:
         self._low = np.array([max(low, -largest) for low, _ in limits], np.float32)
         self._high = np.array([min(high, largest) for _, high in limits], np.float32)
         self._limits = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
+        self._optional = np.array([channel.missing == "allowed" for channel in channels], np.bool_)
         self._channels = channels
         self._repair = repair
         self._last: dict[str | None, Floats] = {}
@@ -68,11 +69,10 @@ class Contract:
             clipped = np.clip(values, self._low, self._high)
             self.repaired["repaired_out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
             values[finite] = clipped[finite]
-        inside = (values >= self._low) & (values <= self._high)
-        good = np.logical_and.reduce(inside, axis=1)
+        good = np.logical_and.reduce(self._inside(values), axis=1)
         self.refusals = {}
         for row in np.flatnonzero(~good).tolist():
-            reason = _reason(values[row])
+            reason = self._reason(values[row])
             self.rejected[reason] += 1
             number = self.refusals[reason].number + 1 if reason in self.refusals else 1
             self.refusals[reason] = Refusal(row, number)
@@ -85,10 +85,11 @@ class Contract:
         values = row.tolist()
         names = [channel.name for channel in self._channels]
         if reason == "missing_channel":
-            missing = [name for name, value in zip(names, values, strict=True) if math.isnan(value)]
+            wanted_names = zip(names, values, self._optional.tolist(), strict=True)
+            missing = [name for name, value, optional in wanted_names if math.isnan(value) and not optional]
             return "no " + ", ".join(f"`{name}`" for name in missing)
         for name, value, (low, high) in zip(names, values, self._limits, strict=True):
-            if not low <= value <= high:
+            if not low <= value <= high and not math.isnan(value):
                 shown = float(str(np.float32(value)))
                 wanted = f"{low:g} to {high:g}" if math.isfinite(shown) else "a finite number"
                 return f"`{name}`: expected {wanted}, found {shown:g}"
@@ -123,8 +124,13 @@ class Contract:
 
     def _would_pass(self, row: Floats) -> bool:
         if self._repair.out_of_range == "clip":
-            return bool(np.isfinite(row).all())
-        return bool(((row >= self._low) & (row <= self._high)).all())
+            return bool((np.isfinite(row) | (np.isnan(row) & self._optional)).all())
+        return bool(self._inside(row).all())
+
+    def _inside(self, values: Floats) -> NDArray[np.bool_]:
+        """Which values may reach the model."""
+        inside = (values >= self._low) & (values <= self._high)
+        return np.asarray(inside | (np.isnan(values) & self._optional))
 
     def _remember(self, values: Floats, keys: list[str | None], good: NDArray[np.bool_] | None) -> None:
         for row, key in enumerate(keys):
@@ -133,11 +139,10 @@ class Contract:
         while len(self._last) > 10_000:  # the bound of `max_keys`: the oldest entry makes room
             del self._last[next(iter(self._last))]
 
-
-def _reason(row: Floats) -> str:
-    """Why one reading is refused. NaN stands for a missing channel: codecs let no literal NaN pass."""
-    if np.isnan(row).any():
-        return "missing_channel"
-    if np.isinf(row).any():
-        return "not_finite"
-    return "out_of_range"
+    def _reason(self, row: Floats) -> str:
+        """Why one reading is refused. NaN stands for a missing channel: codecs let no literal NaN pass."""
+        if (np.isnan(row) & ~self._optional).any():
+            return "missing_channel"
+        if np.isinf(row).any():
+            return "not_finite"
+        return "out_of_range"
