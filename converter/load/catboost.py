@@ -13,6 +13,7 @@ import numpy as np
 
 from converter.graph.trees import Forest, ForestBuilder
 from converter.load.forest import Link, forest_core
+from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
 from converter.load.source import Answer, Core, SourceModel
 from converter.spec import Spec
@@ -179,3 +180,10 @@ def _add(
         np.array(feature), np.array(threshold), places[:, 0], places[:, 1],
         np.array([np.broadcast_to(value, outputs) for value in weights]), missing=np.array(missing),
     )  # fmt: skip
+
+
+def _recognise(file: ModelFile) -> str | None:
+    return "catboost" if file.head.startswith(b"CBM1") else None
+
+
+LOADER = Loader("CatBoost", _recognise, lambda path, spec, _kind, _trust: load(path, spec))

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
 from converter.load.torch import TorchModel, exported, quiet
 from converter.spec import Spec
@@ -217,3 +218,12 @@ def _code_in(config: Any) -> Iterator[str]:
     elif isinstance(config, list):
         for value in config:
             yield from _code_in(value)
+
+
+def _recognise(file: ModelFile) -> str | None:
+    if file.head.startswith(b"\x89HDF"):  # what may stand behind it, such as a zip, is not looked at
+        return "keras"
+    return "keras" if {"model.weights.h5", "config.json"} <= (file.members or set()) else None
+
+
+LOADER = Loader("Keras", _recognise, lambda path, spec, _kind, trust: load(path, spec, trust))

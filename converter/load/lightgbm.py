@@ -7,6 +7,7 @@ import numpy as np
 
 from converter.graph.trees import Forest, ForestBuilder
 from converter.load.forest import Link, forest_core
+from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
 from converter.load.source import Answer, Core, SourceModel
 from edge_runtime.bundle.manifest import Task
@@ -134,3 +135,10 @@ def _add(builder: ForestBuilder, root: dict[str, Any], column: int, share: float
 def _missing_goes_left(node: dict[str, Any]) -> bool:
     """Where NaN goes: to the default side, or, where training saw none, where zero goes."""
     return bool(node["default_left"]) if node["missing_type"] == "NaN" else float(node["threshold"]) >= 0.0
+
+
+def _recognise(file: ModelFile) -> str | None:
+    return "lightgbm" if file.head.startswith((b"tree\n", b"tree\r\n")) else None
+
+
+LOADER = Loader("LightGBM", _recognise, lambda path, _spec, _kind, _trust: load(path))

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, inliner
 from converter.graph.build import OPSET, STANDARD_DOMAINS, opset_of, serialize
 from converter.graph.fold import folded
 from converter.graph.shrink import Saving
+from converter.load.kind import Loader, ModelFile
 from converter.load.source import Answer, Core, SourceModel, StateTensor
 from converter.load.tensors import layout_of, squash
 from converter.session import session_of
@@ -461,3 +462,11 @@ def _with_free_batch(model: onnx.ModelProto, inputs: list[str]) -> onnx.ModelPro
         copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, *shape[1:]], dtype=np.int64), name))
         node.input[1] = name
     return copy
+
+
+def _recognise(file: ModelFile) -> str | None:
+    # Every ONNX file begins with the field `ir_version`.
+    return "onnx" if file.suffix == ".onnx" or file.head[:1] == b"\x08" else None
+
+
+LOADER = Loader("ONNX", _recognise, lambda path, spec, _kind, _trust: load(path, spec))

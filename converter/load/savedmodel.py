@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from converter.graph.build import OPSET
+from converter.load.kind import Loader, ModelFile
 from converter.load.onnx import OnnxModel, check
 from converter.load.optional import require
 from converter.load.savedmodel_ops import COMPUTING, SAVING
@@ -147,3 +148,23 @@ class SavedModel(OnnxModel):
 def _first(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else "no reason given"
+
+
+def _recognise(file: ModelFile) -> str | None:
+    if not (file.path.is_dir() or file.path.name == PROGRAM):
+        return None
+    if not (_folder_of(file.path) / PROGRAM).is_file():
+        raise CommandError(
+            f"{file.path}: expected a model file, or a SavedModel of TensorFlow, found a folder without {PROGRAM}"
+        )
+    return "savedmodel"
+
+
+def _folder_of(path: Path) -> Path:
+    """The SavedModel that a path means: the folder, or the program inside it."""
+    return path if path.is_dir() else path.parent
+
+
+LOADER = Loader(
+    "TensorFlow's SavedModel", _recognise, lambda path, spec, _kind, trust: load(_folder_of(path), spec, trust)
+)

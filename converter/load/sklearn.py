@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from converter.graph.build import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
 from converter.load.gaussian import is_several, several_core
+from converter.load.kind import Loader, ModelFile
+from converter.load.pickles import looks_pickled
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
@@ -512,3 +514,18 @@ def _forest_of(final: Any) -> Any:
     from converter.load.sklearn_trees import forest_of  # noqa: PLC0415 - keeps this module quick to import
 
     return forest_of(final)
+
+
+def _recognise(file: ModelFile) -> str | None:
+    if "schema.json" in (file.members or ()):
+        return "skops"
+    if looks_pickled(file):
+        return "pickle"
+    if file.suffix == ".skops":
+        raise CommandError(
+            f"{file.path}: expected a skops file, found no zip archive: it is truncated or something else"
+        )
+    return None
+
+
+LOADER = Loader("skops", _recognise, lambda path, _spec, kind, trust: load(path, kind, trust))

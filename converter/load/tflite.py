@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from converter.graph.build import FLOAT, GraphBuilder
+from converter.load.kind import Loader, ModelFile
 from converter.load.onnx import OnnxModel
 from converter.load.optional import require
 from converter.spec import Spec
@@ -408,3 +409,10 @@ _OPERATORS: dict[str, Callable[[_Network, Any], None]] = {
     "QUANTIZE": _same,
     "DEQUANTIZE": _same,
 }
+
+
+def _recognise(file: ModelFile) -> str | None:
+    return "tflite" if file.head[4:8] == b"TFL3" or file.suffix == ".tflite" else None
+
+
+LOADER = Loader("TFLite", _recognise, lambda path, spec, _kind, _trust: load(path, spec))

@@ -11,6 +11,7 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 import zipfile
@@ -22,6 +23,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from converter.load.kind import Loader, ModelFile
 from converter.load.onnx import OnnxModel
 from converter.load.optional import require
 from converter.load.torch_archive import code_in
@@ -222,3 +224,28 @@ def quiet() -> Iterator[None]:
 def _first(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _recognise(file: ModelFile) -> str | None:
+    if not file.path.exists():
+        return "function" if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(file.path)) else None
+    inner = {name.partition("/")[2] for name in file.members or ()}
+    if {"models/model.json", "archive_format"} & inner or "serialized_exported_program.json" in (file.members or ()):
+        return "exported program"
+    if "data.pkl" not in inner:
+        return None
+    if any(name.startswith("code/") for name in inner):
+        return "TorchScript"
+    raise CommandError(
+        f"{file.path}: expected a model, found PyTorch weights without one: "
+        "save it with torch.export.save or torch.jit.save instead"
+    )
+
+
+def _load(path: Path, spec: Spec, kind: str, trust: bool) -> "TorchModel":
+    if kind == "function":
+        return load_function(str(path), spec, trust)
+    return (load_program if kind == "exported program" else load_script)(path, spec, trust)
+
+
+LOADER = Loader("PyTorch", _recognise, _load)

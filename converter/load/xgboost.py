@@ -12,6 +12,7 @@ import numpy as np
 
 from converter.graph.trees import Forest, ForestBuilder
 from converter.load.forest import Link, forest_core
+from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
 from converter.load.source import Answer, Core, SourceModel
 from edge_runtime.bundle.manifest import Task
@@ -138,3 +139,12 @@ def _base(text: Any, link: Link, columns: int) -> list[float]:
     if link in ("sigmoid_open", "logistic"):
         return [math.log(score / (1.0 - score)) for score in scores]
     return [math.log(score) for score in scores] if link == "exp" else scores
+
+
+def _recognise(file: ModelFile) -> str | None:
+    in_json = file.head.startswith(b"{") and (b'"learner"' in file.head or file.suffix == ".ubj")
+    in_ubjson = file.head.startswith(b"{L\0\0\0\0\0\0\0\x07learner")
+    return "xgboost" if in_json or in_ubjson else None
+
+
+LOADER = Loader("XGBoost", _recognise, lambda path, _spec, _kind, _trust: load(path))
