@@ -123,7 +123,7 @@ def test_the_contract_lets_through_what_may_be_missing_and_nothing_else(repeated
     inf = float("inf")
     one = [[5, 1], [NAN, 1], [5, NAN], [NAN, NAN], [11, 1], [inf, 1], [NAN, inf]]
     contract = Contract(channels())
-    keys: list[str | None] = [None] * len(one) * repeated
+    keys: list[str | None] = [None for _ in range(len(one) * repeated)]
     good = contract.check(np.array(one * repeated, np.float32), keys)
     assert good is not None
     assert good.tolist() == [True, True, False, False, False, False, False] * repeated
