@@ -95,7 +95,8 @@ class Prediction(msgspec.Struct, eq=False):
 
     `label` and `scores` (in the order of the manifest's labels) for a classification, `values` (in the order
     of its targets) for a regression, `score` and `anomaly` for an anomaly. `score` of a classification is the
-    score of its label. `alarm` is the verdict of `decide.py`, which sets the outbox priority as well.
+    score of its label. `alarm` is the verdict of `decide.py`, which sets the outbox priority as well; `can_alarm`
+    where the model can raise one at all.
     """
 
     key: str | None
@@ -108,6 +109,7 @@ class Prediction(msgspec.Struct, eq=False):
     values: Floats | None = None
     anomaly: bool | None = None
     alarm: bool = False
+    can_alarm: bool = False
     receipt: Receipt | None = None
     arrived: float = 0.0
 

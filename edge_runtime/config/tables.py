@@ -142,11 +142,14 @@ class RepairTable(Table, frozen=True, kw_only=True):
     """`repair`: what may be done with a reading that is out of the contract, instead of rejecting it.
 
     Attributes:
-        missing: `last` puts the last value of the same channel and key in the place of a missing one.
+        missing: `last` puts the last good value of the same channel and key in the place of a missing one, whichever
+            reading it came with.
+        max_age (s): An older value is put nowhere. Left out, a value is good until its key is forgotten.
         out_of_range: `clip` moves a value to the nearer end of the channel's range.
     """
 
     missing: Literal["reject", "last"] = "reject"
+    max_age: SomeSeconds | None = None
     out_of_range: Literal["reject", "clip"] = "reject"
 
 

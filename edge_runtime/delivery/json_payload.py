@@ -54,9 +54,10 @@ class JsonPayload:
         tail = prediction.identity if prediction.identity is not None else f"{self._start}/{prediction.seq}"
         if prediction.identity is not None:
             tail = _text(tail)[1:-1]
+        alarm = (',"alarm":true' if prediction.alarm else ',"alarm":false') if prediction.can_alarm else ""
         body = (
             f'{{"id":{self._id}{key_id}/{tail}","seq":{prediction.seq},{self._head},"key":{key},'
-            f'"time":"{self._time(prediction.time)}",{self._answer(prediction)}}}'
+            f'"time":"{self._time(prediction.time)}",{self._answer(prediction)}{alarm}}}'
         ).encode()
         return body if synchronised else body[:-1] + _UNSYNCHRONISED
 

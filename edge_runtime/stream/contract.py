@@ -1,13 +1,16 @@
 """Readings against the manifest: what is missing, not finite or out of range never reaches the model. Pure.
 
 The manifest's ranges are compared as float32, the type in which the model sees the values, so that a reading of
+<<<<<<< HEAD
 exactly the limit is inside. With `repair` a missing value may be replaced by the key's last one, and a value out of
 range by the limit; both are counted too. A channel that may be missing, as its manifest says, is NaN to the model.
+exactly the limit is inside. With `repair` a missing value may be replaced by the last good one of its channel and key,
+whichever reading that came with, and a value out of range by the limit; both are counted too.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ from edge_runtime.bundle.manifest import Channel
 from edge_runtime.config.load import RepairTable
 from edge_runtime.readings import Floats
 
+MOST_KEYS = 10_000  # whose last values are remembered
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
 
 
@@ -25,6 +29,16 @@ class Refusal(NamedTuple):
 
     row: int
     number: int
+
+
+class _Last:
+    """The last good value of each channel of one key, each with its own moment; NaN before the first."""
+
+    __slots__ = ("moments", "values")
+
+    def __init__(self, channels: int) -> None:
+        self.values: Floats = np.full(channels, np.nan, np.float32)
+        self.moments = np.zeros(channels)
 
 
 class Contract:
@@ -47,28 +61,34 @@ class Contract:
         self._optional = np.array([channel.missing == "allowed" for channel in channels], np.bool_)
         self._channels = channels
         self._repair = repair
-        self._last: dict[str | None, Floats] = {}
+        self._last: dict[str | None, _Last] = {}
         self.refusals: dict[str, Refusal] = {}
         self.rejected: Counter[str] = Counter()
         self.repaired: Counter[str] = Counter()
 
-    def check(self, values: Floats, keys: list[str | None]) -> NDArray[np.bool_] | None:
-        """Judge `[n, channels]` readings, mending them in place where the configuration says so.
+    def check(
+        self, values: Floats, keys: list[str | None], moments: Sequence[float] | None = None
+    ) -> NDArray[np.bool_] | None:
+        """Judge `[n, channels]` readings, repairing them in place where the configuration says so.
+
+        Args:
+            values: one row a reading.
+            keys: the stream of each.
+            moments: seconds, by which `max_age` is judged; None where no clock matters.
 
         Returns:
             None when every reading is good (the usual case, and the cheap one), else `[n]`, True where good.
         """
-        if self._are_inside(values):
-            if self._repair.missing == "last":
-                self._remember(values, keys, None)
+        remembers = self._repair.missing == "last"
+        if self._are_inside(values) and not remembers:
             return None
-        if self._repair.missing == "last":
-            self._fill_missing(values, keys)
         if self._repair.out_of_range == "clip":
             finite = np.isfinite(values)
             clipped = np.clip(values, self._low, self._high)
             self.repaired["repaired_out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
             values[finite] = clipped[finite]
+        if remembers:
+            self._fill_missing(values, keys, [0.0] * len(keys) if moments is None else moments)
         good = np.logical_and.reduce(self._inside(values), axis=1)
         self.refusals = {}
         for row in np.flatnonzero(~good).tolist():
@@ -76,8 +96,6 @@ class Contract:
             self.rejected[reason] += 1
             number = self.refusals[reason].number + 1 if reason in self.refusals else 1
             self.refusals[reason] = Refusal(row, number)
-        if self._repair.missing == "last":
-            self._remember(values, keys, good)
         return None if good.all() else good
 
     def explain(self, reason: str, row: Floats) -> str:
@@ -110,34 +128,34 @@ class Contract:
         for key in keys:
             self._last.pop(key, None)
 
-    def _fill_missing(self, values: Floats, keys: list[str | None]) -> None:
-        """Row by row, so that readings that arrive together are mended as if they had come one after the other."""
-        latest: dict[str | None, Floats] = {}
-        for row, key in enumerate(keys):
-            missing = np.isnan(values[row])
-            last = latest.get(key, self._last.get(key))
-            if last is not None and missing.any():
-                values[row, missing] = last[missing]
-                self.repaired["repaired_missing"] += 1
-            if self._would_pass(values[row]):
-                latest[key] = values[row]
-
-    def _would_pass(self, row: Floats) -> bool:
-        if self._repair.out_of_range == "clip":
-            return bool((np.isfinite(row) | (np.isnan(row) & self._optional)).all())
-        return bool(self._inside(row).all())
+    def _fill_missing(self, values: Floats, keys: list[str | None], moments: Sequence[float]) -> None:
+        """Row by row, so that readings that arrive together are repaired as if they had come one after the other."""
+        for row, (key, moment) in enumerate(zip(keys, moments, strict=True)):
+            last = self._last.get(key)
+            reading = values[row]
+            good = self._good_channels(reading)
+            if last is None:
+                last = self._last[key] = _Last(len(reading))
+                while len(self._last) > MOST_KEYS:  # the oldest entry makes room
+                    del self._last[next(iter(self._last))]
+            else:
+                fill = np.isnan(reading) & ~np.isnan(last.values)
+                if self._repair.max_age is not None:
+                    fill &= np.abs(moment - last.moments) <= self._repair.max_age
+                if fill.any():
+                    reading[fill] = last.values[fill]
+                    self.repaired["repaired_missing"] += 1
+            last.values[good] = reading[good]
+            last.moments[good] = moment
 
     def _inside(self, values: Floats) -> NDArray[np.bool_]:
         """Which values may reach the model."""
         inside = (values >= self._low) & (values <= self._high)
         return np.asarray(inside | (np.isnan(values) & self._optional))
 
-    def _remember(self, values: Floats, keys: list[str | None], good: NDArray[np.bool_] | None) -> None:
-        for row, key in enumerate(keys):
-            if good is None or good[row]:
-                self._last[key] = values[row].copy()
-        while len(self._last) > 10_000:  # the bound of `max_keys`: the oldest entry makes room
-            del self._last[next(iter(self._last))]
+    def _good_channels(self, reading: Floats) -> NDArray[np.bool_]:
+        """The channels whose values may be put into later readings."""
+        return (reading >= self._low) & (reading <= self._high)  # NaN is neither
 
     def _reason(self, row: Floats) -> str:
         """Why one reading is refused. NaN stands for a missing channel: codecs let no literal NaN pass."""

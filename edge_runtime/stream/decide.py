@@ -1,7 +1,9 @@
 """Scores -> verdicts: threshold, hysteresis, n-of-m, and whether a prediction is published. Pure.
 
-The smoothed verdict is what is published as `label` or `anomaly`; `score` and `scores` are always those of the window
-itself. What is withheld was withheld on purpose: its reading is acknowledged at once.
+The smoothed verdict is what is published as `label` or `anomaly`, and `alarm` belongs to it: it is raised and ended by
+as many windows as the verdict, and only under a label that is one. `scores` are always those of the window itself, and
+`score` is that of the published label in it. What is withheld was withheld on purpose: its reading is acknowledged at
+once.
 """
 
 import math
@@ -37,12 +39,13 @@ class Sequences:
 class _Stream:
     """What is remembered of one key: its recent verdicts, and what was published last."""
 
-    __slots__ = ("alarm", "last_time", "last_values", "last_verdict", "recent", "verdict")
+    __slots__ = ("alarm", "alarms", "last_time", "last_values", "last_verdict", "recent", "verdict")
 
     def __init__(self, memory: int) -> None:
         self.recent = deque(maxlen=memory) if memory > 1 else _NO_VERDICTS
         self.verdict: int | None = None
         self.alarm = False
+        self.alarms: deque[int] = _NO_VERDICTS  # of a classification that is smoothed and has alarms
         self.last_verdict: int | None = None
         self.last_values: tuple[float, ...] | None = None
         self.last_time = _NEVER
@@ -67,6 +70,11 @@ class Decider:
         self._min_interval = config.min_interval
         self._publishes_all = config.publish == "always" and config.min_interval <= 0
         self._has_verdict = self._task != "regression" or self._threshold is not None
+        self._can_alarm = {
+            "classification": bool(self._alarm_labels),
+            "anomaly": True,
+            "regression": self._threshold is not None,
+        }.get(self._task, False)
         self._streams: dict[str | None, _Stream] = {}
 
     @property
@@ -83,7 +91,7 @@ class Decider:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = _Stream(self._memory)
-        prediction = Prediction(key=key, time=time, seq=0, identity=None)
+        prediction = Prediction(key=key, time=time, seq=0, identity=None, can_alarm=self._can_alarm)
         if self._task == "classification":
             self._classify(scores, row, stream, prediction)
         elif self._task == "anomaly":
@@ -118,11 +126,24 @@ class Decider:
         prediction.scores = scores.scores[row]
         prediction.label = self._labels[stream.verdict]
         prediction.score = prediction.scores[stream.verdict]
-        limit = _NEVER if self._threshold is None else self._threshold
-        if stream.alarm:
-            limit -= self._hysteresis
-        stream.alarm = prediction.label in self._alarm_labels and bool(prediction.score >= limit)
-        prediction.alarm = stream.alarm
+        if self._can_alarm:
+            own = self._labels[raw] in self._alarm_labels
+            limit = _NEVER if self._threshold is None else self._threshold
+            if stream.alarm:
+                limit -= self._hysteresis
+            self._smooth_alarm(stream, int(own and bool(prediction.scores[raw] >= limit)))
+            prediction.alarm = stream.alarm = stream.alarm and prediction.label in self._alarm_labels
+
+    def _smooth_alarm(self, stream: _Stream, raw: int) -> None:
+        """The alarm becomes `raw` once n of the last m windows said so; the first window's counts at once."""
+        if self._memory > 1:
+            is_first = stream.alarms is _NO_VERDICTS
+            if is_first:
+                stream.alarms = deque(maxlen=self._memory)
+            stream.alarms.append(raw)
+            if not is_first and stream.alarms.count(raw) < self._needed:
+                return
+        stream.alarm = bool(raw)
 
     def _judge_anomaly(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
         assert scores.score is not None

@@ -227,7 +227,8 @@ class Pipeline:
             values = values.copy()  # what is mended for this model is not mended for its neighbours
         keys, times, rows = batch.keys, batch.times, None
         if self._contract is not None:
-            good = self._contract.check(values, keys)
+            moments = times if batch.own_times or not self._repairs else [self._loop.time()] * len(keys)
+            good = self._contract.check(values, keys, moments)
             if good is not None and batch.refuse is not None:
                 for reason, (row, count) in self._contract.refusals.items():
                     batch.refuse(row, reason, self._contract.explain(reason, values[row]), count)

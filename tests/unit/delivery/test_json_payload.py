@@ -155,3 +155,13 @@ def test_very_many_keys_are_all_their_own() -> None:
         prediction = _prediction(key=f"k{number}", score=np.float32(1), anomaly=False)
         assert f'"key":"k{number}"'.encode() in payload.encode(prediction)
     assert b'"key":null' in payload.encode(_prediction(score=np.float32(1), anomaly=False))
+
+
+@pytest.mark.parametrize("alarm", [True, False])
+def test_an_alarm_stands_where_one_can_be_raised(alarm: bool) -> None:
+    """`alarm` is true or false for a model that can raise one, and absent for all others."""
+    scores = np.array([0.25, 0.75], np.float32)
+    fields = {"label": "worn", "score": scores[1], "scores": scores}
+    payload = _payload(_classifier("ok", "worn"))
+    assert _read(payload.encode(_prediction(**fields, can_alarm=True, alarm=alarm)))["alarm"] is alarm
+    assert "alarm" not in _read(payload.encode(_prediction(**fields)))

@@ -135,3 +135,46 @@ def test_nothing_out_of_the_contract_passes(rows: list[tuple[float, float]], mis
     assert (kept >= np.array([-10.0, 0.0], np.float32)).all()
     assert (kept <= np.array([0.1, 100.0], np.float32)).all()
     assert contract.rejected.total() + len(kept) == len(rows)
+
+
+def test_each_channel_is_remembered_by_itself() -> None:
+    """A sensor that sends temperature and humidity in turn gives a whole reading with every message after the first."""
+    contract = Contract((Channel(name="temperature"), Channel(name="humidity")), RepairTable(missing="last"))
+    messages = [[20.0 + i // 2, np.nan] if i % 2 == 0 else [np.nan, 50.0 + i // 2] for i in range(10)]
+    good = 0
+    for number, message in enumerate(messages):
+        values = np.array([message], np.float32)
+        if contract.check(values, ["a"], [float(number)]) is None:
+            good += 1
+            assert values.tolist() == [[20.0 + number // 2, 50.0 + (number - 1) // 2]]
+    assert good == 9
+    assert contract.rejected == {"missing_channel": 1}
+    assert contract.repaired == {"repaired_missing": 9}
+
+
+def test_messages_that_come_together_are_repaired_as_if_one_by_one() -> None:
+    """Ten in one wake-up: the same nine."""
+    contract = Contract((Channel(name="t"), Channel(name="h")), RepairTable(missing="last"))
+    values = np.array([[20, np.nan], [np.nan, 50]] * 5, np.float32)
+    good = contract.check(values, ["a"] * 10, list(map(float, range(10))))
+    assert good is not None
+    assert good.tolist() == [False] + [True] * 9
+
+
+def test_a_value_that_is_too_old_is_put_nowhere() -> None:
+    """`max_age` is judged for each channel, from the moment at which its own value came."""
+    contract = Contract((Channel(name="t"), Channel(name="h")), RepairTable(missing="last", max_age=5.0))
+    assert contract.check(np.array([[20, 50]], np.float32), ["a"], [0.0]) is None
+    assert contract.check(np.array([[21, np.nan]], np.float32), ["a"], [5.0]) is None
+    assert contract.check(np.array([[22, np.nan]], np.float32), ["a"], [5.1]) is not None
+    assert contract.check(np.array([[np.nan, 51]], np.float32), ["a"], [9.0]) is None
+    assert contract.check(np.array([[np.nan, 52]], np.float32), ["b"], [9.0]) is not None
+
+
+def test_a_value_out_of_range_is_not_remembered() -> None:
+    """The good channel of a reading that is refused is; the bad one is not."""
+    channels = (Channel(name="t", range=(-40.0, 85.0)), Channel(name="h"))
+    contract = Contract(channels, RepairTable(missing="last"))
+    assert contract.check(np.array([[850, 50]], np.float32), ["a"], [0.0]) is not None
+    assert contract.check(np.array([[np.nan, 51]], np.float32), ["a"], [1.0]) is not None
+    assert contract.check(np.array([[21, np.nan]], np.float32), ["a"], [2.0]) is None

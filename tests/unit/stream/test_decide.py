@@ -238,3 +238,44 @@ def test_a_label_that_the_manifest_does_not_have_is_an_error_of_the_model(label:
     scores = Scores(label=np.array([label], np.int64), scores=np.full((1, 3), 0.3, np.float32))
     with pytest.raises(ModelError, match=f"expected a label from 0 to 2, found {label}"):
         _decider("classification").decide(scores, 0, None, 0.0)
+
+
+def test_label_and_alarm_of_one_prediction_belong_together_under_smoothing() -> None:
+    """A smoothed label that is an alarm keeps its alarm while it stands, whatever the window in between says."""
+    decider = _decider("classification", alarm_labels=["broken"], threshold=0.8, smoothing={"n": 2, "m": 3})
+    found = [p for p in _labels(decider, 0, 2, 2, 0, 2, 0, 0, score=0.9) if p]
+    assert [p.label for p in found] == ["ok", "ok", "broken", "broken", "broken", "ok", "ok"]
+    assert [p.alarm for p in found] == [False, False, True, True, True, False, False]
+    assert all(p.can_alarm for p in found)
+    for prediction in found:
+        assert prediction.scores is not None
+        place = ("ok", "worn", "broken").index(prediction.label or "")
+        assert prediction.score == prediction.scores[place]
+
+
+def test_windows_below_the_threshold_raise_no_alarm_under_smoothing() -> None:
+    """The label may stand long before; the alarm needs as many windows of its own."""
+    decider = _decider("classification", alarm_labels=["broken"], threshold=0.8, smoothing={"n": 2, "m": 3})
+    below = [p.alarm for p in _labels(decider, 0, 2, 2, 2, score=0.7) if p]
+    above = [p.alarm for p in _labels(decider, 2, 2, 2, score=0.9) if p]
+    assert below == [False, False, False, False]
+    assert above == [False, True, True]
+
+
+def test_only_models_that_can_raise_an_alarm_speak_of_one() -> None:
+    """A classification with `alarm_labels`, a regression with `threshold`, every anomaly."""
+    made = {
+        "plain labels": _labels(_decider("classification"), 0),
+        "alarm labels": _labels(_decider("classification", alarm_labels=["broken"]), 0),
+        "plain values": _values(_decider("regression"), 1.0),
+        "values with a threshold": _values(_decider("regression", threshold=5.0), 1.0),
+        "anomaly": _anomalies(_decider("anomaly"), 1.0),
+    }
+    can = {name: [p.can_alarm for p in found if p] for name, found in made.items()}
+    assert can == {
+        "plain labels": [False],
+        "alarm labels": [True],
+        "plain values": [False],
+        "values with a threshold": [True],
+        "anomaly": [True],
+    }
