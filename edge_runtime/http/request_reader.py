@@ -139,7 +139,7 @@ class RequestReader:
             first = buffer.find(b"\n")
             if first >= 0 and (first == 0 or buffer[first - 1] != 13):
                 raise BadRequestError(400, "expected lines that end in CR LF")
-            if first < 0 and buffer and not _could_begin(buffer):
+            if buffer and not _could_begin(buffer[: first if first >= 0 else len(buffer)]):
                 raise BadRequestError(400, "expected a request of HTTP/1.1")
             return
         text = bytes(buffer[: end + 2])
@@ -200,7 +200,7 @@ class RequestReader:
 
 def _could_begin(buffer: bytearray) -> bool:
     """Whether these bytes, without a line end so far, may be the beginning of a request line."""
-    return buffer == b"\r" or all(0x20 <= byte != 0x7F for byte in buffer.rstrip(b"\r")[:64])
+    return all(0x20 <= byte != 0x7F for byte in buffer[:64].rstrip(b"\r"))
 
 
 _known: dict[bytes, Head] = {}

@@ -24,6 +24,8 @@ from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.stream.codecs import Decoded, Decoder, make_decoder
 from edge_runtime.stream.framing import CobsFramer, Framer, LineFramer, cobs_decode, cobs_encode, crc16
 from edge_runtime.system.counters import Counters
+from tests.fuzz.protocols import SEEDS as PROTOCOL_SEEDS
+from tests.fuzz.protocols import http_requests, mqtt_packets
 
 _GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "config"
 _LIMIT = 256
@@ -148,7 +150,8 @@ def manifest(data: bytes) -> None:
 
 Target = Callable[[bytes], None]
 TARGETS: dict[str, Target] = {
-    target.__name__: target for target in (framing, cobs, codecs, binary_codecs, configuration, manifest)
+    target.__name__: target
+    for target in (framing, cobs, codecs, binary_codecs, configuration, manifest, http_requests, mqtt_packets)
 }
 
 _MANIFEST = b"""{"format":1,"name":"vib","version":"1.0.0","task":"classification","input":{"channels":[{"name":"x",
@@ -175,6 +178,7 @@ SEEDS: dict[str, list[bytes]] = {
         struct.pack("<dBbhIef", math.inf, 7, -3, 5, 6, math.nan, 1e38),
     ],
     "configuration": [path.read_bytes() for path in sorted(_GOLDEN.glob("*/device.toml"))],
+    **PROTOCOL_SEEDS,
     "manifest": [_MANIFEST, b'{"format": 2}', b'{"format":1,"name":"a","version":"1","task":"anomaly"}'],
 }
 

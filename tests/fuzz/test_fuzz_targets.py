@@ -16,7 +16,9 @@ INPUTS = int(os.environ.get("EDGE_FUZZ_INPUTS", "1000000" if LONG else "0"))
 EXAMPLES = max(150, INPUTS // 100)
 # The configuration reads a file for each input; give it its share by what an input costs.
 SHORT = {"framing": 4000, "cobs": 3000, "codecs": 2500, "binary_codecs": 4000, "configuration": 400, "manifest": 6000}
-SHARE = {"framing": 0.2, "cobs": 0.15, "codecs": 0.2, "binary_codecs": 0.2, "configuration": 0.05, "manifest": 0.2}
+SHORT |= {"http_requests": 4000, "mqtt_packets": 4000}
+SHARE = {"framing": 0.12, "cobs": 0.1, "codecs": 0.15, "binary_codecs": 0.15, "configuration": 0.05, "manifest": 0.13}
+SHARE |= {"http_requests": 0.15, "mqtt_packets": 0.15}
 
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=not INPUTS, suppress_health_check=[HealthCheck.too_slow]
