@@ -1,11 +1,9 @@
 """Readings against the manifest: what is missing, not finite or out of range never reaches the model. Pure.
 
 The manifest's ranges are compared as float32, the type in which the model sees the values, so that a reading of
-<<<<<<< HEAD
-exactly the limit is inside. With `repair` a missing value may be replaced by the key's last one, and a value out of
-range by the limit; both are counted too. A channel that may be missing, as its manifest says, is NaN to the model.
 exactly the limit is inside. With `repair` a missing value may be replaced by the last good one of its channel and key,
-whichever reading that came with, and a value out of range by the limit; both are counted too.
+whichever reading that came with, and a value out of range by the limit; both are counted too. A channel that may be
+missing, as its manifest says, is NaN to the model.
 """
 
 import math
