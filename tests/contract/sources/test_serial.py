@@ -325,6 +325,35 @@ def test_a_flood_leaves_room_for_others(bench: Bench) -> None:
     assert source.is_open
 
 
+def test_a_device_that_never_stops_sending_ends_a_pass_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast it is: a pass of the loop reads so much and no more, and whatever else waits has its turn."""
+    bench.started()
+    bench.run_until(lambda: bench.counters.counts["bytes"])
+    real, reads, turns = os.read, [0], [0]
+
+    def flood(fd: int, size: int) -> bytes:
+        if not os.isatty(fd):
+            return real(fd, size)
+        reads[0] += 1
+        if reads[0] > 1000:
+            raise BlockingIOError
+        return b"1,2\n" * 1024
+
+    def other() -> None:
+        turns[0] += 1
+        bench.loop.call_later(0.0, other)
+
+    bench.loop.call_later(0.0, other)
+    monkeypatch.setattr(os, "read", flood)
+    bench.port.write(b"1,2\n")
+    bench.run_until(lambda: reads[0] >= 200)
+    monkeypatch.undo()
+    assert max(map(len, bench.batches)) <= 16 * 1024
+    assert turns[0] >= 200 // 16
+
+
 def test_an_absent_port_is_waited_for(bench: Bench) -> None:
     """A port that is not there is no exit: the source says so once, and opens it when it comes."""
     source = bench.source()

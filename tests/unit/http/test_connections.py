@@ -19,6 +19,7 @@ from edge_runtime.http.live_view import MOST_WATCHERS, Board
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
 from edge_runtime.http.yield_to_loop import Courtesy
+from edge_runtime.system import watchdog
 from edge_runtime.system.loop import Loop
 from tests.support import builders
 from tests.support.waiting import wait_until
@@ -202,6 +203,27 @@ def test_a_stop_tells_those_who_wait_to_come_again(served: Served, monkeypatch: 
             statuses.append(503)  # its request had not been read yet
         state.close()
     assert statuses == [200, 503]
+
+
+def test_a_request_that_hangs_would_starve_the_watchdog(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a model answers, the register of the watchdog names the server and the model; behind it, neither."""
+    seen: list[set[str]] = []
+    real = served.model.run
+
+    def looking(*arguments: object) -> object:
+        seen.append({what for what, _ in watchdog._at_work.values()})
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(served.model, "run", looking)
+    server = Server(App([served], Board()), "127.0.0.1:0")
+    server.start()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as client:
+        client.request("POST", "/predict/activity", BODY)
+        assert client.getresponse().status == 200
+    server.stop()
+    assert seen
+    assert all({"the HTTP server", "a model that answers a request"} <= names for names in seen)
+    assert not {"the HTTP server", "a model that answers a request"} & {what for what, _ in watchdog._at_work.values()}
 
 
 def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,13 @@
 """Work beside the event loop, and how it reports back."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from edge_runtime.system import watchdog
+from edge_runtime.system import background, watchdog
 from edge_runtime.system.background import BackgroundThread, run_beside
 from edge_runtime.system.loop import Loop
 from tests.support.waiting import wait_until
@@ -128,3 +130,19 @@ def test_work_that_hangs_is_named_for_the_watchdog(loop: Loop) -> None:
     gate.set()
     serve(loop, lambda: bool(back))
     assert "a slow disk" not in watchdog.overdue()
+
+
+def test_every_thread_of_the_daemon_is_seen_by_the_watchdog() -> None:
+    """A thread that is started past this module could hang unseen: only commands, which have no watchdog, do so."""
+    root = Path(background.__file__).parents[1]
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if re.search(r"threading\.Thread\(|\bstart_thread\(", path.read_text())
+    }
+    assert found == {
+        "system/background.py",
+        "http/server.py",  # names what it is at by itself
+        "fleet/ssh.py",
+        "batch/local_engine.py",
+    }
