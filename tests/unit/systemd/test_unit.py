@@ -43,6 +43,31 @@ def test_the_unit_is_confined() -> None:
     assert answer.returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("ProtectSystem", "strict"),
+        ("ProtectHome", "yes"),
+        ("PrivateTmp", "yes"),
+        ("PrivateUsers", "yes"),
+        ("PrivateMounts", "yes"),
+        ("NoNewPrivileges", "yes"),
+        ("CapabilityBoundingSet", ""),
+        ("MemoryDenyWriteExecute", "yes"),
+        ("RestrictNamespaces", "yes"),
+        ("RestrictSUIDSGID", "yes"),
+        ("ProtectKernelModules", "yes"),
+        ("ProtectKernelTunables", "yes"),
+        ("ProtectControlGroups", "yes"),
+        ("ProtectProc", "invisible"),
+        ("DevicePolicy", "closed"),
+    ],
+)
+def test_each_wall_of_the_unit_stands(setting: str, expected: str) -> None:
+    """The rating leaves room for one of them to go unnoticed; an intruder needs no more than one."""
+    assert values(setting) == [expected]
+
+
 @with_systemd
 def test_a_laxer_unit_would_be_noticed(tmp_path: Path) -> None:
     """The rating is a real check: without its confinement the unit fails it."""
