@@ -179,8 +179,8 @@ class Daemon:
             "reload",
             self._loop.call_soon_threadsafe,
             lambda: make_plan(load_config(self._path), running=running),  # no start: the store counts none
-            self._planned,
-            self._not_planned,
+            done=self._planned,
+            failed=self._not_planned,
             what="reading the configuration again",
             most_s=PLAN_HANG_S,
         )

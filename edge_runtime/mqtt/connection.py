@@ -231,9 +231,9 @@ class Connection:
             "mqtt-connect",
             self._loop.call_soon_threadsafe,
             lambda: self._open(client),
-            lambda _: self._attach(client, generation),
+            done=lambda _: self._attach(client, generation),
             # name, TCP and TLS errors share no base; each ends this attempt
-            lambda error: self._attempt_failed(generation, explain(error, self._settings.url)),
+            failed=lambda error: self._attempt_failed(generation, explain(error, self._settings.url)),
             what=f"connecting to {self._settings.url}",
             most_s=CONNECT_HANG_S,
         )

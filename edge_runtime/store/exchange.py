@@ -208,7 +208,15 @@ class Exchange:
             _log.error("the model store cannot be followed", extra=about, exc_info=None if known else error)
 
         what = f"the exchange of model {model}"
-        run_beside("exchange", self._loop.call_soon_threadsafe, work, done, failed, what=what, most_s=EXCHANGE_S)
+        run_beside(
+            "exchange",
+            self._loop.call_soon_threadsafe,
+            work,
+            done=done,
+            failed=failed,
+            what=what,
+            most_s=EXCHANGE_S,
+        )
 
     def _follow_both(self, watched: _Watched) -> Step:
         then = self._follow(watched)

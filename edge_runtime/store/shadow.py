@@ -93,7 +93,12 @@ class Shadow:
         self._stopped = threading.Event()
         self.why = ""
         run_beside(
-            "shadow", loop.call_soon_threadsafe, self._serve, lambda _: None, self._given_up, most_s=float("inf")
+            "shadow",
+            loop.call_soon_threadsafe,
+            self._serve,
+            done=lambda _: None,
+            failed=self._given_up,
+            most_s=float("inf"),
         )
 
     def offer(self, windows: Floats, keys: Sequence[str | None], scores: Scores, took: float) -> None:

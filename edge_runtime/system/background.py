@@ -90,9 +90,9 @@ def run_beside(
     name: str,
     report: Report,
     work: Callable[[], _Result],
+    *,
     done: Callable[[_Result], object],
     failed: Callable[[Exception], object] | None = None,
-    *,
     what: str = "",
     most_s: float | None = None,
 ) -> None:

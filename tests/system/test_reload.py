@@ -6,6 +6,8 @@ A model that answers with the first and the last reading of its window shows a w
 import itertools
 import re
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -276,5 +278,45 @@ def test_another_broker_takes_over_without_touching_the_port(
     counting.stop()
     assert daemon.stop() == 0
     centres = sorted(set(_centres(subscriber)))
+    assert centres == [centres[0] + 2 * step for step in range(len(centres))]
+    assert daemon.log.count("port open") == 1
+
+
+def test_http_comes_goes_and_learns_the_models(
+    mosquitto: Mosquitto,
+    make_daemon: MakeDaemon,
+    subscriber: Subscriber,
+    sensor: Callable[[], tuple[VirtualPort, Sensor]],
+    free_port: int,
+    tmp_path: Path,
+) -> None:
+    """It is added, learns a model that is added, forgets one that is taken out, and is taken out, beside the stream."""
+    port, counting = sensor()
+    bundle, other = _sums(tmp_path), _sums(tmp_path, ("minus",), "minus")
+    text = _text(mosquitto, port, bundle)
+    http = f'\n[http]\nlisten = "127.0.0.1:{free_port}"\n'
+    more = f'\n[[model]]\nname = "minus"\nbundle = "{other}"\nsource = "imu"\n'
+    daemon = make_daemon(text).start()
+    subscriber.wait_for(3, "edge/room/sums/")
+
+    def ready(model: str) -> int:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/v2/models/{model}/ready", timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    assert ready("sums") == 0
+    for changed, answers in ((text + http, (200, 404)), (text + more + http, (200, 200)), (text + http, (200, 404))):
+        _reload(daemon, changed)
+        wait_until(lambda wanted=answers: (ready("sums"), ready("minus")) == wanted, lambda: daemon.log[-1500:], 20.0)  # type: ignore[misc]
+    _reload(daemon, text)
+    wait_until(lambda: ready("sums") == 0, lambda: daemon.log[-1500:], 20.0)
+    subscriber.wait_for(len(_centres(subscriber)) + 3, "edge/room/sums/")
+    counting.stop()
+    assert daemon.stop() == 0
+    centres = _centres(subscriber)
     assert centres == [centres[0] + 2 * step for step in range(len(centres))]
     assert daemon.log.count("port open") == 1

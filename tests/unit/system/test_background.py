@@ -43,7 +43,7 @@ def test_a_result_comes_back_in_the_loops_thread(loop: Loop) -> None:
         "aside",
         loop.call_soon_threadsafe,
         lambda: threading.current_thread().name,
-        lambda name: found.append((name, threading.current_thread().name)),
+        done=lambda name: found.append((name, threading.current_thread().name)),
     )
     serve(loop, lambda: bool(found))
     assert found == [("aside", threading.current_thread().name)]
@@ -53,14 +53,14 @@ def test_a_failure_comes_back_in_the_loops_thread(loop: Loop) -> None:
     """`failed` gets the exception itself, and `done` is not called."""
     wrong = ValueError("no such file")
     found: list[object] = []
-    run_beside("aside", loop.call_soon_threadsafe, lambda: fail(wrong), found.append, found.append)
+    run_beside("aside", loop.call_soon_threadsafe, lambda: fail(wrong), done=found.append, failed=found.append)
     serve(loop, lambda: bool(found))
     assert found == [wrong]
 
 
 def test_a_failure_that_nothing_takes_ends_the_loop(loop: Loop) -> None:
     """A fault of ours is no silent end of a thread: it is raised where the loop is served."""
-    run_beside("aside", loop.call_soon_threadsafe, lambda: fail(KeyError("a fault of ours")), print)
+    run_beside("aside", loop.call_soon_threadsafe, lambda: fail(KeyError("a fault of ours")), done=print)
     with pytest.raises(KeyError, match="a fault of ours"):
         serve(loop, lambda: False)
 
@@ -124,7 +124,7 @@ def test_work_that_hangs_is_named_for_the_watchdog(loop: Loop) -> None:
     gate = threading.Event()
     back: list[object] = []
     run_beside(
-        "aside", loop.call_soon_threadsafe, lambda: gate.wait(WAIT_S), back.append, what="a slow disk", most_s=0.0
+        "aside", loop.call_soon_threadsafe, lambda: gate.wait(WAIT_S), done=back.append, what="a slow disk", most_s=0.0
     )
     wait_until(lambda: "a slow disk" in watchdog.overdue(), lambda: "overdue", WAIT_S)
     gate.set()
