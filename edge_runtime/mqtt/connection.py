@@ -27,6 +27,7 @@ from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
 from edge_runtime.mqtt.hot_path import Grant, HotPath
 from edge_runtime.mqtt.messages import Handler, Outcome, Will
 from edge_runtime.mqtt.paho_client import CONNECT_TIMEOUT_S, PahoClient, explain, make_client
+from edge_runtime.mqtt.rival import RivalWatch
 from edge_runtime.mqtt.subscriptions import Subscriptions
 from edge_runtime.mqtt.whole_socket import MOST_BYTES, WholeSocket
 from edge_runtime.system.background import run_beside
@@ -39,8 +40,6 @@ CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be l
 PING_SHARE = 0.7  # of the keep-alive: with a look every quarter of it, a ping leaves before it is over
 _QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED = 0x9B, 0x9A  # MQTT 5 section 2.4
 ACKS_MOST_S = 60.0  # with messages in flight; no broker that lives takes so long, and none is sent again before the end
-RIVAL_CUTS = 2  # links in a row that the broker closed soon after it had accepted them
-_SESSION_TAKEN_OVER = 0x8E  # MQTT 5 section 3.14.2.1
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 _log = get_logger("mqtt")
@@ -90,8 +89,7 @@ class Connection:
         self._stopping = False
         self._acks_at_once = False
         self._attempts = 0
-        self._cut_short = 0
-        self._was_taken_over = False
+        self._rivals = RivalWatch(client_id, STABLE_S)
         self._generation = 0
         self._keepalive = float(settings.keepalive)
         self._pinged_at = 0.0
@@ -313,23 +311,9 @@ class Connection:
     def _ended(self, reason: str | None) -> None:
         """The hot path met the end of the connection; without a reason of its own, the broker closed it."""
         closed = f"{self._settings.url} closed the connection" if self.connected else self.state
-        hint = ""
-        if self.connected and self._may_have_a_rival(closed_by_broker=reason is None):
-            hint = (
-                f": another client of this broker probably uses the client id {self._client_id!r} too, "
-                "give each a client_id of its own"
-            )
+        lasted = self._loop.time() - self._connected_at
+        hint = self._rivals.hint(lasted, closed_by_broker=reason is None) if self.connected else ""
         self._lose(reason or self._parting or closed, hint)
-
-    def _may_have_a_rival(self, *, closed_by_broker: bool) -> bool:
-        """Whether the broker ended this link for another client of our id: by its word, or soon and more than once."""
-        if self._was_taken_over:
-            return True
-        if not closed_by_broker or self._loop.time() - self._connected_at >= STABLE_S:
-            self._cut_short = 0
-            return False
-        self._cut_short += 1
-        return self._cut_short >= RIVAL_CUTS
 
     def _lose(self, reason: str, hint: str = "") -> None:
         """The connection is gone or useless: forget it, and try again later."""
@@ -347,7 +331,7 @@ class Connection:
         path, self._path = self._path, None
         if path is not None:
             path.end()
-        self._parting, self._was_taken_over = "", False
+        self._parting = ""
         self._subscriptions.end()
         self.connected = self.ready = False
         self.state = reason
@@ -488,7 +472,7 @@ class Connection:
         properties: Properties | None,
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._was_taken_over = reason.value == _SESSION_TAKEN_OVER
+            self._rivals.parted(reason.value)
             self._parting = f"{self._settings.url} ended the connection: {_words(reason, properties)}"
 
     def _announce(self) -> None:

@@ -11,21 +11,21 @@ from contextlib import contextmanager
 
 HANG_S = 60.0  # for what is done in milliseconds when all is well
 
-_register_of_this_process: dict[object, tuple[str, float]] = {}
+_process_register: dict[object, tuple[str, float]] = {}
 
 
 @contextmanager
 def working(what: str, most_s: float | None = None) -> Iterator[None]:
     """While a thread is at `what`, which takes `most_s` seconds at the very most; `HANG_S` when left out."""
     token = object()
-    _register_of_this_process[token] = (what, time.monotonic() + (HANG_S if most_s is None else most_s))
+    _process_register[token] = (what, time.monotonic() + (HANG_S if most_s is None else most_s))
     try:
         yield
     finally:
-        del _register_of_this_process[token]
+        del _process_register[token]
 
 
 def overdue() -> list[str]:
     """What has not come back in its time."""
     now = time.monotonic()
-    return sorted({what for what, until in list(_register_of_this_process.values()) if now > until})
+    return sorted({what for what, until in list(_process_register.values()) if now > until})

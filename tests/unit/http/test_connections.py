@@ -211,7 +211,7 @@ def test_a_request_that_hangs_would_starve_the_watchdog(served: Served, monkeypa
     real = served.model.run
 
     def looking(*arguments: object) -> object:
-        seen.append({what for what, _ in watchdog._at_work.values()})
+        seen.append({what for what, _ in watchdog._process_register.values()})
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(served.model, "run", looking)
@@ -223,7 +223,9 @@ def test_a_request_that_hangs_would_starve_the_watchdog(served: Served, monkeypa
     server.stop()
     assert seen
     assert all({"the HTTP server", "a model that answers a request"} <= names for names in seen)
-    assert not {"the HTTP server", "a model that answers a request"} & {what for what, _ in watchdog._at_work.values()}
+    assert not {"the HTTP server", "a model that answers a request"} & {
+        what for what, _ in watchdog._process_register.values()
+    }
 
 
 def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
