@@ -15,6 +15,7 @@ from edge_runtime.bundle.model import Scores
 from edge_runtime.http.responses import Answer, RefusedError
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served
+from edge_runtime.http.window_rate import MOST_FASTER, at_the_models_rate
 from edge_runtime.stream.codecs import Decoded
 from edge_runtime.system.counters import Counters
 
@@ -31,22 +32,26 @@ def predict(served: Served, body: bytes) -> Work:
     """
     manifest = served.manifest
     most = BYTES + NUMBER_BYTES * int(np.prod(manifest.input.tensor_shape))
+    if served.on_rate == "resample":
+        most *= MOST_FASTER
     if len(body) > most:
         raise RefusedError(413, f"expected at most {most} bytes for {served.name}, found {len(body)}")
     framed = manifest.input.shape is not None
     length = 1 if framed else manifest.input.window.length
     decoded = _decoded(served, body if framed else _rows(body, manifest.channel_names))
-    if len(decoded) != length:
+    values, warning = (decoded.values, "") if framed else at_the_models_rate(served, decoded)
+    if len(values) != length:
         what = "one reading" if length == 1 else f"a window of {length} readings"
-        raise RefusedError(422, f"expected {what}, found {len(decoded)}", reasons={"window": 1})
-    windows = decoded.values.reshape(1, *manifest.input.tensor_shape)
+        raise RefusedError(422, f"expected {what}, found {len(values)}", reasons={"window": 1})
+    windows = values.reshape(1, *manifest.input.tensor_shape)
     served.check(windows)
     moment = decoded.times[-1]
     identity = decoded.identities[-1]
 
     def finish(scores: Scores) -> Answer:
         return Answer(
-            body=served.prediction(scores, moment=time.time() if moment is None else moment, identity=identity)
+            body=served.prediction(scores, moment=time.time() if moment is None else moment, identity=identity),
+            headers={"Warning": f'199 - "{warning}"'} if warning else {},  # RFC 7234, section 5.5
         )
 
     return Work(served.model, windows, finish)

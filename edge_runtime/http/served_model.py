@@ -48,6 +48,7 @@ class Served:
         plain = config or ModelTable(name=name, bundle=str(model.bundle.path), source="http")
         # Each request stands by itself: what smooths a stream, or withholds parts of it, has no meaning here.
         self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
+        self.on_rate = plain.on_rate
         self._contract = Contract(self.manifest.input.channels)
         self._decider = Decider(self.manifest, self._config)
         self._payload = JsonPayload(
