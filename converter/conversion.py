@@ -36,6 +36,7 @@ from converter.search import Bench, search
 from converter.session import CHUNK, run, session_of, start_of
 from converter.spec import Spec
 from converter.stages import stage
+from converter.stopwatch import Stopwatch
 from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for
 from edge_runtime.bundle.manifest import Manifest, State
@@ -69,6 +70,7 @@ class Conversion:
 
     def __init__(self, spec: Spec, options: argparse.Namespace, say: Callable[[str], None]) -> None:
         self._spec, self._options, self._say = spec, options, say
+        self._time = Stopwatch()
 
     def run(self) -> None:
         """Do it.
@@ -77,13 +79,16 @@ class Conversion:
             CommandError: it cannot be done, or the proof failed; no bundle was written.
         """
         options = self._options
+        self._time.begin("loading the model")
         self._say(f"loading {options.model}")
         with stage(options.model, "loading it"):
             source = open_model(options.model, self._spec, options.trust)
         columns = table_columns(options.data or options.evaluation, self._spec)
         plan = agree(self._spec, source, options.model, columns)
         source.settle(plan.input.tensor_shape)
+        self._time.begin("reading the data")
         material = self._material(plan, source)
+        self._time.begin("converting")
         self._say(f"converting {source.framework} to ONNX")
         with stage(options.model, "converting it to ONNX", _ANOTHER_WAY):
             core = source.core()
@@ -97,6 +102,7 @@ class Conversion:
             with stage(options.model, f"asking the model in {source.framework}"):
                 return source.predict(windows if layout is None else layout.arrange(windows, np.float32))
 
+        self._time.begin("asking the model")
         plan = self._with_threshold(plan, ask, material)
         drift = _drift_in_words(source, material.evaluation)
         for note in (*source.notes, *drift):
@@ -113,6 +119,7 @@ class Conversion:
         )  # fmt: skip
         self._check_source(source, plan, bench, step_of(plain) or 0.0)
         self._question(plan, columns, bench, ask_in_order)
+        self._time.begin("proving the float32 form")
         left = (*source.savings, *unasked(core.model, _asked(core)))
         with stage(options.model, "running its ONNX form", _ANOTHER_WAY):
             model, savings = self._shrink(plain, bench)
@@ -123,6 +130,7 @@ class Conversion:
         bench = self._beyond_the_data(base, model, bench, plan, (ask_in_order, source.sentinels))
         beside = self._manifest_bytes(source, plan, material, bench, base, savings)
         bench, base = replace(bench, manifest_bytes=beside), replace(base, manifest_bytes=beside)
+        self._time.begin("making and judging forms")
         found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
         if options.quantize != "none" and not has_products(model):
             found = Found(found.forms, base, _nothing_to_quantise(source, model))
@@ -310,6 +318,7 @@ class Conversion:
         savings: tuple[Saving, ...],
         drift: list[str],
     ) -> None:
+        self._time.begin("writing the bundle")
         metric = metric_name(plan.task, material.truth)
         kept, data = found.kept, b""
         layers: tuple[Layer, ...] = ()
@@ -331,10 +340,12 @@ class Conversion:
         told = [*drift, *prices(found.forms), *self._advice(kept, peak)]
         for line in told[len(drift) :]:
             self._say(line)
+        self._time.begin("writing the report" if self._options.report else "")
         try:
             self._report(plan, bench, found, rows, savings, told)
         except KeyboardInterrupt:
             raise CommandError(f"interrupted: {self._options.output} was written, the report was not") from None
+        self._say(self._time.in_words())
 
     def _advice(self, kept: Form, peak_bytes: int) -> list[str]:
         """What the owner of the target device should know; a time that a device measured beats any estimate."""
