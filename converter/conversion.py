@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 
@@ -25,11 +24,10 @@ from converter.load import open_model
 from converter.load.source import Answer, Core, SourceModel
 from converter.load.tensors import layout_of
 from converter.normal_form import normal_form
-from converter.package import bundle_bytes, is_batch_invariant, make_manifest, self_test, write_bundle
+from converter.package import write_bundle
 from converter.plan import Plan, agree
 from converter.probe import ask_beyond, beyond
 from converter.quantize import Candidate, Recipe, candidate, has_products
-from converter.record import record_of
 from converter.report import Proof, Row, table, write_page
 from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
@@ -39,7 +37,8 @@ from converter.stages import stage
 from converter.stopwatch import Stopwatch
 from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for
-from edge_runtime.bundle.manifest import Manifest, State
+from converter.whole_file import WholeFile, is_quantised
+from edge_runtime.bundle.manifest import State
 from edge_runtime.bundle.measured import Measured, read_measured
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
@@ -51,7 +50,6 @@ _THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold
 # a thousand is no rounding: the conversion changed the model.
 _DIFFERING_SHARE = 0.001
 _DRIFT_ROWS = 10_000
-_SIZE_ROUNDS = 8  # the figures are part of what they measure; a second round finds them right
 _COMPARED_ROWS = 2048  # between a graph and its smaller self
 
 
@@ -66,7 +64,7 @@ class Material:
 
 
 class Conversion:
-    """The steps, with what the user asked for and where progress is told."""
+    """The steps, with what the user asked for and where progress goes."""
 
     def __init__(self, spec: Spec, options: argparse.Namespace, say: Callable[[str], None]) -> None:
         self._spec, self._options, self._say = spec, options, say
@@ -128,13 +126,17 @@ class Conversion:
         self._tell_savings(savings, base)
         self._check_float(base, bench, plan, ask_in_order)
         bench = self._beyond_the_data(base, model, bench, plan, (ask_in_order, source.sentinels))
-        beside = self._manifest_bytes(source, plan, material, bench, base, savings)
+        file = WholeFile(
+            source=source, plan=plan, dataset=material.dataset, options=options, target=self._target,
+            metric=metric_name(plan.task, material.truth), savings=savings,
+        )  # fmt: skip
+        beside = file.bytes_beside(base, bench)
         bench, base = replace(bench, manifest_bytes=beside), replace(base, manifest_bytes=beside)
         self._time.begin("making and judging forms")
         found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
         if options.quantize != "none" and not has_products(model):
             found = Found(found.forms, base, _nothing_to_quantise(source, model))
-        self._finish(source, plan, material, bench, found, savings, drift)
+        self._finish(file, plan, bench, found, drift)
 
     def _shrink(self, plain: onnx.ModelProto, bench: Bench) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
         """The graph without what no answer needs, held to the bit: onnxruntime may join other operators in it."""
@@ -250,7 +252,7 @@ class Conversion:
             # Without truth the metric counts labels that differ, and a step of rounding decides between equal scores.
             loses = loses and steps.any_beyond and bench.truth.is_known
             wrong = not steps.is_rounding
-        elif plan.task == "anomaly" and _is_quantised(model):
+        elif plan.task == "anomaly" and is_quantised(model):
             wrong = found.differing > max(1, int(rows * _DIFFERING_SHARE))
         else:
             seen = compare(form.answer, bench.expected, bench.evaluation, ask, _names_of(plan))
@@ -289,7 +291,7 @@ class Conversion:
                 f"warning: the source refuses {point.in_words(bench.channels)}: {why}; a bundle cannot refuse and "
                 "answers something: give the channel a `range` that leaves it out"
             )
-        if _is_quantised(model):
+        if is_quantised(model):
             return replace(bench, probes=probes)
         near, far = beyond(
             probes, base.candidate.model, bench.states, CHUNK if bench.batch_free else 1, ask,
@@ -308,28 +310,17 @@ class Conversion:
             )
         return replace(bench, probes=probes)
 
-    def _finish(
-        self,
-        source: SourceModel,
-        plan: Plan,
-        material: Material,
-        bench: Bench,
-        found: Found,
-        savings: tuple[Saving, ...],
-        drift: list[str],
-    ) -> None:
+    def _finish(self, file: WholeFile, plan: Plan, bench: Bench, found: Found, drift: list[str]) -> None:
         self._time.begin("writing the bundle")
-        metric = metric_name(plan.task, material.truth)
-        kept, data = found.kept, b""
+        savings, kept, data = file.savings, found.kept, b""
         layers: tuple[Layer, ...] = ()
         if kept is not None:
             layers = bench.layers(found.forms[0].candidate, kept.candidate) if kept.is_rough else ()
-            manifest = self._manifest(source, plan, material, bench, kept)
-            found, data = self._whole(found, manifest, bench, metric, savings, layers, drift)
+            found, data = file.of(found, bench, layers, drift)
             kept = found.kept
         rows = [Row("source", None, bench.reference()), *map(_row, found.forms)]
         rows = [replace(row, kept=form is kept) for row, form in zip(rows, (None, *found.forms), strict=True)]
-        self._say(table(rows, metric))
+        self._say(table(rows, file.metric))
         if kept is None:
             self._report(plan, bench, found, rows, savings, [])
             raise CommandError(f"{found.reason}: no file was written")
@@ -337,12 +328,12 @@ class Conversion:
         if layers:
             self._say(f"least exact layers: {', '.join(map(_layer_in_words, worst_of(layers)))}")
         peak = self._write(data)
-        told = [*drift, *prices(found.forms), *self._advice(kept, peak)]
-        for line in told[len(drift) :]:
+        notes = [*drift, *prices(found.forms), *self._advice(kept, peak)]
+        for line in notes[len(drift) :]:
             self._say(line)
         self._time.begin("writing the report" if self._options.report else "")
         try:
-            self._report(plan, bench, found, rows, savings, told)
+            self._report(plan, bench, found, rows, savings, notes)
         except KeyboardInterrupt:
             raise CommandError(f"interrupted: {self._options.output} was written, the report was not") from None
         self._say(self._time.in_words())
@@ -352,11 +343,11 @@ class Conversion:
         target = self._target
         if target is None:
             return []
-        told = [f"warning: {text}" for text in warnings_for(target, kept.size, kept.candidate.method, peak_bytes)]
+        notes = [f"warning: {text}" for text in warnings_for(target, kept.size, kept.candidate.method, peak_bytes)]
         measured = _measured(self._options.output)
         if measured is not None:
-            return [*told, f"measured on {measured.machine}: {measured.in_words()}"]
-        return [*told, estimate(target, kept.speed.cpu_us, this_host())]
+            return [*notes, f"measured on {measured.machine}: {measured.in_words()}"]
+        return [*notes, estimate(target, kept.speed.cpu_us, this_host())]
 
     def _report(
         self,
@@ -364,8 +355,8 @@ class Conversion:
         bench: Bench,
         found: Found,
         rows: list[Row],
-        savings: tuple[Saving, ...],
-        told: list[str],
+        savings: Sequence[Saving],
+        notes: list[str],
     ) -> None:
         options = self._options
         if not options.report:
@@ -377,7 +368,7 @@ class Conversion:
             answers=[form.answer for form in found.forms],
             kept=found.forms.index(found.kept) if found.kept else None, reason=found.reason,
             max_drop=options.max_drop, savings=savings,
-            layers=[bench.layers(base, form.candidate) if form.is_rough else () for form in found.forms], told=told,
+            layers=[bench.layers(base, form.candidate) if form.is_rough else () for form in found.forms], notes=notes,
         )  # fmt: skip
         write_page(options.report, proof)
         self._say(f"wrote {options.report}")
@@ -386,71 +377,6 @@ class Conversion:
     def _target(self) -> str | None:
         target: str | None = self._options.target or self._spec.target_device
         return target
-
-    def _manifest(
-        self,
-        source: SourceModel,
-        plan: Plan,
-        material: Material,
-        bench: Bench,
-        kept: Form,
-        invariant: bool | None = None,
-    ) -> Manifest:
-        """The manifest of a form, without the record of the search."""
-        options = self._options
-        data, states = kept.candidate.model, start_of(bench.states)
-        final = onnx.load_model_from_string(data)
-        rough = kept.candidate.method != "none" or _is_quantised(final)
-        if invariant is None:
-            invariant = bench.batch_free and is_batch_invariant(data, material.evaluation, states)
-        golden = self_test(
-            data, material.evaluation, kept.answer, states, invariant=invariant, rough=rough, kind=plan.input.dtype
-        )
-        return make_manifest(
-            plan, source, self._options.model, final, selftest=golden, data=material.dataset, quantization={},
-            batch_invariant=invariant, target_device=self._target, batch_free=bench.batch_free, states=bench.states,
-            recordings=[each for each in (options.data, options.calibration, options.evaluation) if each],
-        )  # fmt: skip
-
-    def _manifest_bytes(
-        self,
-        source: SourceModel,
-        plan: Plan,
-        material: Material,
-        bench: Bench,
-        base: Form,
-        savings: tuple[Saving, ...],
-    ) -> int:
-        """What a file will hold beside its graph, nearly: forms are compared by the bytes of whole files."""
-        manifest = self._manifest(source, plan, material, bench, base, invariant=bench.batch_free)
-        metric = metric_name(plan.task, material.truth)
-        whole, _ = self._whole(Found((base,), base, ""), manifest, bench, metric, savings, (), [])
-        return whole.forms[0].manifest_bytes
-
-    def _whole(
-        self,
-        found: Found,
-        manifest: Manifest,
-        bench: Bench,
-        metric: str,
-        savings: tuple[Saving, ...],
-        layers: Sequence[Layer],
-        drift: list[str],
-    ) -> tuple[Found, bytes]:
-        """The search with the bytes of whole files, and the file itself, which holds those figures."""
-        asked = self._options.quantize, self._options.max_drop
-        data = b""
-        for _ in range(_SIZE_ROUNDS):
-            assert found.kept is not None
-            record = record_of(found, bench, metric, asked, savings, worst_of(layers), drift)
-            model = onnx.load_model_from_string(found.kept.candidate.model)
-            data = bundle_bytes(model, msgspec.structs.replace(manifest, quantization=record))
-            if len(data) == found.kept.size:
-                break
-            beside = len(data) - len(found.kept.candidate.model)
-            forms = tuple(replace(form, manifest_bytes=beside) for form in found.forms)
-            found = Found(forms, forms[found.forms.index(found.kept)], found.reason)
-        return found, data
 
     def _write(self, data: bytes) -> int:
         """Write the bundle; the peak memory of the process that tried it."""
@@ -463,7 +389,7 @@ class Conversion:
 
 
 def _row(form: Form) -> Row:
-    came = form.candidate.method == "none" and _is_quantised(onnx.load_model_from_string(form.candidate.model))
+    came = form.candidate.method == "none" and is_quantised(onnx.load_model_from_string(form.candidate.model))
     name = "int8, as it came" if came else form.candidate.name
     return Row(name, form.size, form.judgement, speed=form.speed)
 
@@ -473,11 +399,11 @@ def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:
     moved = source.drift(some)
     if moved is None:
         return []
-    told = (
+    notes = (
         f"scaler and trees: in float32, {moved} of {len(some)} rows would go another way through the trees; "
         "the scaler is folded into the thresholds, exactly, so that none does"
     )
-    return [told]
+    return [notes]
 
 
 def _names_of(plan: Plan) -> tuple[str, ...]:
@@ -506,12 +432,8 @@ def _measured(bundle: Path) -> Measured | None:
     return read_measured(bundle, hashlib.sha256(bundle.read_bytes()).hexdigest())
 
 
-def _is_quantised(model: onnx.ModelProto) -> bool:
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-
-
 def _nothing_to_quantise(source: SourceModel, model: onnx.ModelProto) -> str:
-    if _is_quantised(model):
+    if is_quantised(model):
         return "nothing to quantise: the model came quantised, and stays as it is"
     if source.trees:
         return (

@@ -86,7 +86,7 @@ class Proof:
         max_drop: how much of the metric a form might lose.
         savings: what was left out of the graph.
         layers: for every form, how far each of its layers is off.
-        told: sentences about the target device.
+        notes: sentences about the target device.
     """
 
     model: str
@@ -100,7 +100,7 @@ class Proof:
     max_drop: float
     savings: "Sequence[Saving]"
     layers: "list[tuple[Layer, ...]]"
-    told: Sequence[str]
+    notes: Sequence[str]
 
 
 _STYLE = """
@@ -160,11 +160,11 @@ def _heading(proof: Proof) -> str:
     rows = f"{len(bench.evaluation):,} rows judge"
     if bench.calibration is not bench.evaluation:
         rows += f", {len(bench.calibration):,} others calibrated"
-    told = "".join(f"<p>{html.escape(line)}</p>" for line in proof.told)
+    notes = "".join(f"<p>{html.escape(line)}</p>" for line in proof.notes)
     return (
         f"<h1>{html.escape(plan.name)} {html.escape(plan.version)}</h1>"
         f"<p>{plan.task}, from {html.escape(proof.model)}; window {' × '.join(map(str, plan.input.tensor_shape))}; "  # noqa: RUF001
-        f"{rows}.</p><p><strong>{html.escape(proof.reason)}</strong></p>{told}"
+        f"{rows}.</p><p><strong>{html.escape(proof.reason)}</strong></p>{notes}"
     )
 
 

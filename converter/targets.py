@@ -5,7 +5,7 @@ the whole process may take a quarter, because the daemon, its windows and the sy
 from Arm's own core manuals: Cortex-A53 and A72 lack the dot-product instructions that A76 has; clocks, instructions
 decoded and float32 operations (a multiply-add counts two) a cycle are those of core and board.
 
-A time for a device that nobody has measured is an estimate and is called one: the processor time here, scaled by the
+A time for a device that was not measured is an estimate and is called one: the processor time here, scaled by the
 ratio of clock and width (calls, small models) and by the ratio of float32 throughput (large products), whichever
 is worse, and the better of the two as the other end. Caches and memory are left out, so it tells the magnitude only.
 """
@@ -58,7 +58,7 @@ def warnings_for(target: str | None, size: int, method: str, peak_bytes: int = 0
         target: one of `TARGETS`, or None.
         size: of the model in bytes. onnxruntime needs about twice that to load it.
         method: how it was quantised.
-        peak_bytes: the most memory that a fresh process took to load and run it, here; 0 where nobody looked.
+        peak_bytes: the most memory that a fresh process took to load and run it, here; 0 where it was not measured.
     """
     if target is None:
         return []
@@ -83,7 +83,7 @@ def warnings_for(target: str | None, size: int, method: str, peak_bytes: int = 0
 
 
 def estimate(target: str, cpu_us: float, host: Host) -> str:
-    """How long one prediction may take on a device, in words that say that nobody has measured it.
+    """How long one prediction may take on a device, in words that call it an estimate.
 
     Args:
         target: one of `TARGETS`.

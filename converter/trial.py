@@ -1,4 +1,4 @@
-"""A fresh process loads a bundle and answers its golden rows at batch 1, 2 and 7, before anyone is told it is done.
+"""A fresh process loads a bundle and answers its golden rows at batch 1, 2 and 7, before the build reports success.
 
 Run as a script by `package.py`; prints the most memory that it took, in bytes. It imports what a device imports:
 numpy, onnxruntime and the manifest, not onnx.

@@ -77,7 +77,7 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _short(number: int, taken: set[str]) -> str:
-    """The shortest name for a number; `_` before it where somebody has it already."""
+    """The shortest name for a number; with `_` before it where it is taken."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     name = ""
     number += 1

@@ -64,15 +64,15 @@ def shrink_trees(node: onnx.NodeProto) -> int:
 def drop_defaults(node: onnx.NodeProto) -> int:
     """Take out, in place, the attributes of an ensemble that say what the standard assumes without them; how many."""
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    told = {"nodes_hitrates"}  # a hint that changes no answer
+    implied = {"nodes_hitrates"}  # a hint that changes no answer
     if not any(given.get("nodes_missing_value_tracks_true", ())):
-        told.add("nodes_missing_value_tracks_true")
+        implied.add("nodes_missing_value_tracks_true")
     if given.get("post_transform") == b"NONE":
-        told.add("post_transform")
+        implied.add("post_transform")
     if node.op_type == "TreeEnsembleRegressor":
-        told |= {"aggregate_function"} if given.get("aggregate_function") == b"SUM" else set()
-        told |= {"base_values"} if not any(given.get("base_values", ())) else set()
-    kept = [attribute for attribute in node.attribute if attribute.name not in told]
+        implied |= {"aggregate_function"} if given.get("aggregate_function") == b"SUM" else set()
+        implied |= {"base_values"} if not any(given.get("base_values", ())) else set()
+    kept = [attribute for attribute in node.attribute if attribute.name not in implied]
     dropped = len(node.attribute) - len(kept)
     copies = onnx.NodeProto()
     copies.attribute.extend(kept)

@@ -340,7 +340,7 @@ def make_session(model: bytes | str, settings: Any, place: str) -> Any:
         session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(f"{place}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}") from error
-    # It keeps the bytes, to make itself anew for other hardware, which nobody asks for: a large model's whole file.
+    # It keeps the bytes of the whole file, to be made anew for other hardware, which never happens here.
     session._model_bytes = None  # noqa: SLF001 - where another release calls it otherwise, memory is all that is lost
     return session
 

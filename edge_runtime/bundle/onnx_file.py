@@ -1,6 +1,6 @@
 """What can be known of an ONNX file without running it: `read_onnx` turns its bytes into `OnnxFacts`, or refuses it.
 
-This is the first code that touches a file which a stranger may have made, so it is plain Python that reads the
+This is the first code that touches a file that may come from anywhere, so it is plain Python that reads the
 protobuf wire form by itself: no native parser, no recursion, every length checked against the bytes that are there,
 and every count bounded by `Limits`. It knows only the fields that decide whether the file is safe to load, and is
 stricter than onnxruntime where two readers could understand a file differently: a field given twice, a wrong wire

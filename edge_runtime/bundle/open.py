@@ -224,7 +224,7 @@ def _check_requirements(manifest: Manifest, place: str) -> None:
 
 
 def installed_onnxruntime() -> str | None:
-    """The version of onnxruntime, without importing it (0.1 s and 20 MB); None where it cannot be told."""
+    """The version of onnxruntime, without importing it (0.1 s and 20 MB); None where it is unknown."""
     loaded = sys.modules.get("onnxruntime")
     if loaded is not None:
         return str(getattr(loaded, "__version__", "")) or None
@@ -362,6 +362,6 @@ def _short(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text that quotes a stranger's file, fit for one line of a terminal or a log."""
+    """Text that quotes an unchecked file, made fit for one line of a terminal or a log."""
     line = "".join(char if char.isprintable() else "?" for char in text.replace("\n", "; "))
     return line if len(line) <= 800 else line[:800] + "..."

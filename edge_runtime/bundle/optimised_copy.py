@@ -216,7 +216,7 @@ class _StaleError(_UnfitError):
 
 
 def _require_private(found: os.stat_result, bundle: Path) -> None:
-    """A regular file that nobody can write to who could not write to the bundle.
+    """Make sure that a copy is a regular file, writable only by whoever can write to the bundle.
 
     Raises:
         _UnfitError: it is something else.

@@ -1,4 +1,4 @@
-"""Makes optimised copies (`optimised_copy.py`) while the daemon runs: each in a process of its own, which gives way.
+"""Makes optimised copies (`optimised_copy.py`) while the daemon runs: each in a process of lowest priority.
 
 Guarantee: neither the loop nor the first prediction waits for a copy, and no failure of it reaches the daemon: a full
 or read-only disk, a crash of onnxruntime or want of memory is one line in the log, and the next start comes from the
@@ -208,7 +208,7 @@ def _make_good_copy(bundle: Bundle) -> bytes:
 
 
 def remove_copy(bundle: Path) -> None:
-    """Remove the copy of a bundle; what has no seal is somebody else's file, and stays.
+    """Remove the copy of a bundle; a file without a seal is not ours, and stays.
 
     Raises:
         OSError: it cannot be read or removed.

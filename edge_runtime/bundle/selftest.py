@@ -6,7 +6,7 @@ process and no fork, so it holds neither our descriptors nor our memory. It is n
 reading files: the allow-list of operators leaves nothing that could.
 
 Latency is measured one window at a time, and its median judged against the budget: on a device that also works,
-one slow run says more about the neighbours than about the model.
+one slow run says more about other processes than about the model.
 """
 
 import argparse

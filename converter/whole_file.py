@@ -1,0 +1,97 @@
+"""The file around a graph: its manifest with golden rows and the record of the search, and the bytes of the whole.
+
+Forms are compared by the bytes of whole files. The record of the search holds those bytes and is a part of the file, so
+that it is written again until the figures are those of the file that holds them.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import onnx
+
+from converter.choice import Form, Found
+from converter.data import Dataset
+from converter.graph.shrink import Saving
+from converter.layers import Layer, worst_of
+from converter.load.source import SourceModel
+from converter.package import bundle_bytes, is_batch_invariant, make_manifest, self_test
+from converter.plan import Plan
+from converter.record import record_of
+from converter.search import Bench
+from converter.session import start_of
+from edge_runtime.bundle.manifest import Manifest
+
+_ROUNDS = 8  # a second round finds the figures right, but where a number gains a digit
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class WholeFile:
+    """What a bundle holds beside its graph.
+
+    Attributes:
+        source: the source model.
+        plan: what the bundle says.
+        dataset: the data, or None.
+        options: what the user asked for.
+        target: the device that it is for, or None.
+        metric: its name.
+        savings: what was left out of the graph.
+    """
+
+    source: SourceModel
+    plan: Plan
+    dataset: Dataset | None
+    options: argparse.Namespace
+    target: str | None
+    metric: str
+    savings: Sequence[Saving]
+
+    def bytes_beside(self, base: Form, bench: Bench) -> int:
+        """How much a file of any form will hold beside its graph, nearly."""
+        manifest = self._manifest(base, bench, invariant=bench.batch_free)
+        whole, _ = self._settled(Found((base,), base, ""), bench, manifest, (), ())
+        return whole.forms[0].manifest_bytes
+
+    def of(self, found: Found, bench: Bench, layers: Sequence[Layer], drift: Sequence[str]) -> tuple[Found, bytes]:
+        """The search with the bytes of whole files, and the file of the form that is kept."""
+        assert found.kept is not None
+        model = found.kept.candidate.model
+        invariant = bench.batch_free and is_batch_invariant(model, bench.evaluation, start_of(bench.states))
+        return self._settled(found, bench, self._manifest(found.kept, bench, invariant=invariant), layers, drift)
+
+    def _manifest(self, form: Form, bench: Bench, *, invariant: bool) -> Manifest:
+        """The manifest of a form, without the record of the search."""
+        options, data = self.options, form.candidate.model
+        model = onnx.load_model_from_string(data)
+        golden = self_test(
+            data, bench.evaluation, form.answer, start_of(bench.states), invariant=invariant,
+            rough=form.candidate.method != "none" or is_quantised(model), kind=self.plan.input.dtype,
+        )  # fmt: skip
+        return make_manifest(
+            self.plan, self.source, options.model, model, selftest=golden, data=self.dataset, quantization={},
+            batch_invariant=invariant, target_device=self.target, batch_free=bench.batch_free, states=bench.states,
+            recordings=[each for each in (options.data, options.calibration, options.evaluation) if each],
+        )  # fmt: skip
+
+    def _settled(
+        self, found: Found, bench: Bench, manifest: Manifest, layers: Sequence[Layer], drift: Sequence[str]
+    ) -> tuple[Found, bytes]:
+        asked, data = (self.options.quantize, self.options.max_drop), b""
+        for _ in range(_ROUNDS):
+            assert found.kept is not None
+            record = record_of(found, bench, self.metric, asked, self.savings, worst_of(layers), drift)
+            model = onnx.load_model_from_string(found.kept.candidate.model)
+            data = bundle_bytes(model, msgspec.structs.replace(manifest, quantization=record))
+            if len(data) == found.kept.size:
+                break
+            beside = len(data) - len(found.kept.candidate.model)
+            forms = tuple(replace(form, manifest_bytes=beside) for form in found.forms)
+            found = Found(forms, forms[found.forms.index(found.kept)], found.reason)
+        return found, data
+
+
+def is_quantised(model: onnx.ModelProto) -> bool:
+    """Whether a graph rounds to whole numbers."""
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
