@@ -257,14 +257,14 @@ def test_only_whom_the_device_trusts_can_send(rig: Rig) -> None:
 
 
 def test_flash_reaches_a_device_over_the_broker(rig: Rig, installed: Installed) -> None:
-    """`edge-runtime flash --over mqtt --broker URL` needs no ssh; options that only ssh can grant are refused."""
+    """`edge-runtime flash --over mqtt --broker URL` needs no ssh; wishes that only ssh can grant are refused."""
     fleet = rig.folder / "fleet.toml"
     fleet.write_text('[[device]]\nname = "room"\naddress = "nowhere.invalid"\n')
     path = rig.bundle("1.1.0", 40_000)
     words = ["flash", str(path), "room", "--over", "mqtt", "--broker", rig.broker.url]
     refused = installed.run(installed.edge_runtime, *words, "--retry-rejected", cwd=rig.folder, EDGE_FLEET=str(fleet))
     assert refused.returncode == 1
-    assert "such options need ssh" in refused.stdout
+    assert "such wishes need ssh" in refused.stdout
     done = installed.run(installed.edge_runtime, *words, cwd=rig.folder, EDGE_FLEET=str(fleet))
     assert done.returncode == 0, done.stderr + done.stdout
     assert "comfort 1.1.0" in done.stdout

@@ -128,5 +128,5 @@ def test_what_only_ssh_can_do_is_named(fleet: Fleet) -> None:
     """Unsigned bundles, limits of one's own and provisioning fail in one line for these devices."""
     code, found = fleet("flash", fleet.bundle("1.1.0"), "hall", "--max-latency", "5")
     assert code == 1
-    assert found["hall"]["text"].endswith("such options need ssh")
+    assert found["hall"]["text"].endswith("such wishes need ssh")
     assert fleet.version("hall") == "1.0.0"
