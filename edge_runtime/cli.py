@@ -19,6 +19,8 @@ COMMANDS = {
     "serve": "answer requests for predictions, without sensors",
     "models": "install, list and roll back the models of this device",
     "flash": "bring a model to devices of the fleet",
+    "rollout": "have devices follow a signed state, also those that are away",
+    "depot": "serve bundles to devices that follow such a state",
     "rollback": "take devices of the fleet back to the model before",
     "devices": "show what the devices of the fleet are doing",
     "logs": "show the log of devices of the fleet",

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.errors import CommandError
+from edge_runtime.fleet.broker_arguments import add_broker, given_broker
 from edge_runtime.fleet.bundle_files import InstallOptions, load
 from edge_runtime.fleet.cli import add_selection, add_waves, carry_out, chosen
-from edge_runtime.fleet.inventory import FleetBrokerTable, Target
+from edge_runtime.fleet.inventory import Target
 from edge_runtime.fleet.transport import transport_of
 
 
@@ -29,12 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--over", choices=("ssh", "mqtt"), help="how devices are reached; default: as the inventory has it"
     )
-    parser.add_argument(
-        "--broker", metavar="URL", help="the devices' broker, mqtt(s)://HOST:PORT; default: the inventory's"
-    )
-    parser.add_argument("--broker-user", metavar="NAME", help="the account there")
-    parser.add_argument("--broker-password-file", type=Path, metavar="FILE", help="its password, on the first line")
-    parser.add_argument("--broker-ca-file", metavar="FILE", help="the authority of its certificate")
+    add_broker(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,16 +67,7 @@ def reached_as_asked(args: argparse.Namespace, targets: list[Target]) -> list[Ta
     Raises:
         CommandError: `--broker` is no address of one.
     """
-    broker = None
-    if args.broker is not None:
-        try:
-            parse_endpoint(args.broker)
-        except ValueError as error:
-            raise CommandError(f"--broker: {error}") from error
-        password = None if args.broker_password_file is None else str(args.broker_password_file)
-        broker = FleetBrokerTable(
-            url=args.broker, username=args.broker_user, password_file=password, ca_file=args.broker_ca_file
-        )
+    broker = given_broker(args)
     given: dict[str, Any] = {} if args.over is None else {"transport": args.over}
     given |= {} if broker is None else {"broker": broker}
     found = [msgspec.structs.replace(target, **given) for target in targets]

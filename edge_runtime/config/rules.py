@@ -329,10 +329,12 @@ def _alarm_labels(model: ModelTable) -> Iterator[Finding]:
         yield "alarm_labels", f"expected every label once, found {quote(twice)} twice"
 
 
-@rule(StoreTable, keys=("over_mqtt", "allowed_signers"))
+@rule(StoreTable, keys=("over_mqtt", "desired", "allowed_signers"))
 def _who_may_send(store: StoreTable) -> Iterator[Finding]:
     if store.over_mqtt == "signed" and store.allowed_signers is None:
         yield "allowed_signers", 'expected the keys that over_mqtt = "signed" trusts, found none: name their file'
+    elif store.desired == "follow" and store.allowed_signers is None:
+        yield "allowed_signers", 'expected the keys that desired = "follow" trusts, found none: name their file'
 
 
 @rule(HttpTable, keys=("listen", "token_file"))

@@ -334,6 +334,9 @@ class StoreTable(Table, frozen=True, kw_only=True):
             this goes back; 0.25 is a usual bound. Needs 500 windows of both. Left out, drift is not judged.
         over_mqtt: `signed` takes new bundles over the upstream's broker, on `edge/{device}/ota/...`, where their
             signature is good. Needs `allowed_signers`.
+        desired: `follow` has the device follow the signed document that is retained on `edge/{device}/desired`: it
+            fetches the bundle that stands there and installs it. Needs `allowed_signers`, in which a key has the
+            namespace `edge-desired`.
         over_mqtt_rate (B/s): How fast such a bundle may come, at most, so that readings go first.
         keep_optimised: Whether what onnxruntime makes of a model is kept beside its bundle, as `BUNDLE.optimised`, so
             that the next start is quicker. `auto` keeps it for models that gain by it, and for none where
@@ -351,6 +354,7 @@ class StoreTable(Table, frozen=True, kw_only=True):
     max_memory_growth: Annotated[int, Meta(ge=1_048_576)] = 268_435_456
     max_drift: Annotated[float, Meta(gt=0)] | None = None
     over_mqtt: Literal["off", "signed"] = "off"
+    desired: Literal["off", "follow"] = "off"
     over_mqtt_rate: Annotated[int, Meta(ge=1024)] = 262_144
     keep_optimised: KeepOptimised = "auto"
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
     from edge_runtime.http.in_daemon import Attached
     from edge_runtime.http.over_mqtt import Requests
+    from edge_runtime.store.desired import DesiredState
     from edge_runtime.store.exchange import Exchange
     from edge_runtime.store.ota import Ota
 
@@ -63,6 +64,7 @@ class Extras:
         self.requests: Requests | None = None
         self.exchange: Exchange | None = None
         self.ota: Ota | None = None
+        self.desired: DesiredState | None = None
         self.copies: Copies | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -75,8 +77,10 @@ class Extras:
             self.requests = self._make_requests(config.device.id, upstream)
         if uses_store and self.exchange is None:
             self.exchange = self._make_exchange(config)
-        if config.store.over_mqtt != "off" and config.store.allowed_signers is not None and self.ota is None:
-            self.ota = self._make_ota(config, Path(config.store.allowed_signers), upstream)
+        store = config.store
+        is_wanted = store.over_mqtt != "off" or store.desired == "follow"
+        if is_wanted and store.allowed_signers is not None and self.ota is None:
+            self._make_ota(config, Path(store.allowed_signers), upstream)
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
         """Start what is new; these models, and no others, answer requests from now on."""
@@ -98,6 +102,9 @@ class Extras:
         if self.ota is not None and (link_changed or (old.store, old.device) != (new.store, new.device)):
             self.ota.leave()
             self.ota = None
+            if self.desired is not None:
+                self.desired.leave()
+                self.desired = None
         if self.exchange is not None and (old.store != new.store or not uses_store):
             self.exchange.end()
             self.exchange.forget_all()
@@ -105,7 +112,7 @@ class Extras:
 
     def end(self) -> None:
         """A clean stop."""
-        for part in (self.http, self.requests, self.exchange, self.ota, self.copies):
+        for part in (self.http, self.requests, self.exchange, self.desired, self.ota, self.copies):
             if part is not None:
                 part.end()
 
@@ -127,8 +134,9 @@ class Extras:
 
     def link_changed(self) -> None:
         """The link upstream came up or went down."""
-        if self.ota is not None:
-            self.ota.link_changed()
+        for part in (self.ota, self.desired):
+            if part is not None:
+                part.link_changed()
 
     # --- bundles ----------------------------------------------------------------------------------------------------
 
@@ -180,7 +188,7 @@ class Extras:
 
         return Requests(device, self._host.start, upstream, self._host.loop, self._host.counters["requests"])
 
-    def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> "Ota":
+    def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured
         from edge_runtime.store.ota import Ota  # noqa: PLC0415
         from edge_runtime.store.ota_parts import Incoming  # noqa: PLC0415
@@ -193,14 +201,28 @@ class Extras:
             signatures=store.signatures,
             release=store.release,
         )
-        return Ota(
+        counters = self._host.counters["ota"]
+        self.ota = Ota(
             device,
             upstream,
             self._host.loop,
             incoming=Incoming(open_store(config), policy),
             rate=store.over_mqtt_rate,
-            counters=self._host.counters["ota"],
+            counters=counters,
             on_ask=self._host.on_ask,
+            takes_offers=store.over_mqtt != "off",
+        )
+        if store.desired == "off":
+            return
+        from edge_runtime.store.desired import DesiredFile, DesiredState  # noqa: PLC0415 - only where it is configured
+
+        self.desired = DesiredState(
+            device,
+            upstream,
+            self._host.loop,
+            ota=self.ota,
+            file=DesiredFile(open_store(config), policy),
+            counters=counters,
         )
 
     def _make_exchange(self, config: Config) -> "Exchange":

@@ -16,7 +16,7 @@ import msgspec
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_line import CONNECTED, BrokerLine, Heard, Login
 from edge_runtime.fleet.errors import RefusedError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetBrokerTable, Target
 from edge_runtime.fleet.listing import Listed
 
 CONNECT_S = 30.0
@@ -96,17 +96,22 @@ def login(target: Target) -> Login:
     """
     if target.broker is None:
         raise CommandError("it is reached over MQTT, and the inventory has no [broker]: write its url there")
+    return broker_login(target.broker)
+
+
+def broker_login(broker: FleetBrokerTable) -> Login:
+    """How to reach a broker.
+
+    Raises:
+        CommandError: its password cannot be read.
+    """
     password = None
-    if target.broker.password_file is not None:
+    if broker.password_file is not None:
         try:
-            password = Path(target.broker.password_file).read_text(encoding="utf-8").partition("\n")[0]
+            password = Path(broker.password_file).read_text(encoding="utf-8").partition("\n")[0]
         except (OSError, ValueError) as error:
-            raise CommandError(
-                f"{target.broker.password_file}: the broker's password cannot be read: {error}"
-            ) from error
-    return Login(
-        url=target.broker.url, username=target.broker.username, password=password, ca_file=target.broker.ca_file
-    )
+            raise CommandError(f"{broker.password_file}: the broker's password cannot be read: {error}") from error
+    return Login(url=broker.url, username=broker.username, password=password, ca_file=broker.ca_file)
 
 
 def look_at(targets: Sequence[Target], *, health: bool = False) -> dict[str, Known]:

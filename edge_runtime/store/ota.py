@@ -30,13 +30,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import one_line
-from edge_runtime.errors import EdgeError
+from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.ota_parts import Incoming, Offer
@@ -62,6 +62,13 @@ _KNOWN_BAD = 256  # offers and orders that were refused, so that repeating one c
 _log = get_logger("ota")
 
 Step = Callable[[], None]
+
+
+class TransferListener(Protocol):
+    """Hears how a transfer goes, on the loop."""
+
+    def __call__(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:
+        """A new state; `is_final` for a failure that another try would not mend."""
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +111,7 @@ class Ota:
         rate: bytes a second, at most.
         counters: its own.
         on_ask: called when the device's health is asked for.
+        takes_offers: False only fetches what `fetch` is asked for.
     """
 
     def __init__(
@@ -116,6 +124,7 @@ class Ota:
         rate: float,
         counters: Counters,
         on_ask: Callable[[], None] = lambda: None,
+        takes_offers: bool = True,
     ) -> None:
         self._base = f"edge/{device}/ota"
         self._connection = connection
@@ -136,7 +145,8 @@ class Ota:
         self._stopped = False
         self._ended = threading.Event()
         self._is_up = False
-        filters = ("offer", "chunk/+/+", "rollback", "ask")
+        self.on_transfer: TransferListener | None = None
+        filters = ("offer", "chunk/+/+", "rollback", "ask") if takes_offers else ("chunk/+/+", "ask")
         connection.subscribe([f"{self._base}/{each}" for each in filters], 1, self._take)
 
     def link_changed(self) -> None:
@@ -321,6 +331,13 @@ class Ota:
 
         self._away(write)
 
+    def fetch(self, offer: Offer) -> bool:
+        """Fetch a bundle that was judged elsewhere; False while another transfer is under way."""
+        if self._transfer is not None or self._stopped:
+            return False
+        self._begin(offer)
+        return True
+
     # --- what is done -------------------------------------------------------------------------------------------
 
     def _begin(self, offer: Offer) -> None:
@@ -370,7 +387,13 @@ class Ota:
         if self._loop.time() - transfer.heard > PATIENCE_S:
             self._finish("failed", f"the sender has been silent for {PATIENCE_S:.0f} s: offer it again to go on", {})
             return
-        want = {"transfer": transfer.offer.transfer, "offset": transfer.asked, "bytes": _length(transfer)}
+        offer = transfer.offer
+        want = {
+            "transfer": offer.transfer,
+            "offset": transfer.asked,
+            "bytes": _length(transfer),
+            "sha256": offer.sha256,
+        }
         self._publish("want", want)
         self._cancel()
         self._timer = self._loop.call_later(ASK_AGAIN_S, self._ask)
@@ -399,7 +422,7 @@ class Ota:
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, EdgeError):
-            self._finish("failed", one_line(str(error)), {})
+            self._finish("failed", one_line(str(error)), {}, is_final=isinstance(error, BundleError))
             return
         self._pending = dict.fromkeys(self._pending, 0)
         _log.error("a transfer is given up", exc_info=error)  # a fault of ours, which must not end the daemon
@@ -436,20 +459,24 @@ class Ota:
             transfer.reported = self._loop.time()
             self._publish_status(transfer, state, None, {})
 
-    def _finish(self, state: str, why: str, model: dict[str, str]) -> None:
+    def _finish(self, state: str, why: str, model: dict[str, str], *, is_final: bool = False) -> None:
         transfer, self._transfer = self._transfer, None
         self._cancel()
         if transfer is None or self._stopped:
             return
         self._counters.counts[f"ota_{state}"] += 1
         (_log.info if state == "installed" else _log.error)(f"bundle {state}", extra=fields(**model, why=why))
-        self._publish_status(transfer, state, why, model)
+        self._publish_status(transfer, state, why, model, is_final=is_final)
 
-    def _publish_status(self, transfer: _Transfer, state: str, why: str | None, model: dict[str, str]) -> None:
+    def _publish_status(
+        self, transfer: _Transfer, state: str, why: str | None, model: dict[str, str], *, is_final: bool = False
+    ) -> None:
         offer = transfer.offer
         about = {"transfer": offer.transfer, "state": state, "received": transfer.held, "size": offer.size}
         self._last_status = {**about, "sha256": offer.sha256, "why": why, **model}
         self._publish("status", self._last_status)
+        if self.on_transfer is not None:
+            self.on_transfer(offer, state, transfer.held, why, is_final=is_final)
 
     def _publish(self, what: str, document: dict[str, Any]) -> None:
         self._connection.publish(f"{self._base}/{what}", msgspec.json.encode(document), qos=1, outcome=None)

@@ -191,14 +191,14 @@ class Incoming:
         """Hash what arrived, and install it. The part is gone afterwards, whatever came of it.
 
         Raises:
-            BundleError: it is not what was announced, or the store refuses it.
-            CommandError: the store cannot be written, or another install is under way.
+            BundleError: the store refuses it.
+            CommandError: it is not what was announced, the store cannot be written, or another install is under way.
         """
         part = self._part(offer)
         bundle = part.with_name("bundle.onnx")
         try:
             if _sha256(part) != offer.sha256:
-                raise BundleError("expected the bundle that was announced, found other bytes: send it again")
+                raise CommandError("expected the bundle that was announced, found other bytes: send it again")
             part.replace(bundle)
             self._write_beside(bundle, offer)
             policy = replace(self._policy, activate=offer.mode == "active", shadow=offer.mode == "shadow")

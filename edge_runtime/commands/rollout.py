@@ -1,0 +1,216 @@
+"""`edge-runtime rollout start|status|pause|resume|abort|undo`: signed desired state for devices, kept in one file."""
+
+import argparse
+import secrets
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.errors import CommandError
+from edge_runtime.fleet.broker_arguments import add_broker, given_broker
+from edge_runtime.fleet.broker_view import broker_login, look_at
+from edge_runtime.fleet.bundle_files import BundleFiles, load
+from edge_runtime.fleet.cli import add_selection, add_waves, chosen, existing, report
+from edge_runtime.fleet.conductor import Conductor, outcomes
+from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory
+from edge_runtime.fleet.listing import serving
+from edge_runtime.fleet.rollout import DEFAULT_SOAK_S, RolloutResult, waves
+from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan, RolloutRow
+from edge_runtime.store.desired_document import check_window
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`rollout start BUNDLE DEVICE... --sign KEY | status | pause | resume | abort | undo`."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    start = verbs.add_parser("start", help="publish what devices are to run, wave by wave")
+    start.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .onnx bundle, its signature beside it")
+    add_selection(start)
+    add_waves(start)
+    start.add_argument("--expires", type=_day, metavar="YYYY-MM-DD", help="no device begins it after this day (UTC)")
+    start.add_argument("--window", type=_window, metavar="HH:MM-HH:MM", help="when devices may change, in UTC")
+    start.add_argument("--detach", action="store_true", help="publish the first wave and return; `resume` goes on")
+    for verb, text in (
+        ("status", "what became of each device"),
+        ("pause", "publish no further wave"),
+        ("resume", "go on with the next waves"),
+        ("abort", "publish nothing more, and take back what devices have not begun"),
+        ("undo", "take the devices of a rollout back to what they ran before"),
+    ):
+        other = verbs.add_parser(verb, help=text)
+        other.add_argument("rollout", nargs="?", metavar="ROLLOUT", help="its id; default: the newest")
+        other.add_argument("--inventory", metavar="FILE", help="default: as for the other commands of the fleet")
+        other.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+        other.add_argument("--quiet", action="store_true", help="no progress")
+        if verb in {"resume", "undo"}:
+            other.add_argument("--detach", action="store_true", help="publish what is due and return")
+    for name, command in verbs.choices.items():
+        if name in {"start", "resume", "undo"}:
+            command.add_argument("--sign", type=existing, required=True, metavar="KEY", help="signs the documents")
+        command.add_argument(
+            "--state", type=Path, metavar="FILE", help="the file of rollouts; default: rollouts.db beside the inventory"
+        )
+        add_broker(command)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked, print what became of each device, and return the exit code of `fleet/rollout.py`.
+
+    Raises:
+        EdgeError: the inventory, the bundle or the key is wrong, or another operator was faster.
+    """
+    inventory = find_inventory(args.inventory)
+    file = RolloutFile(args.state or inventory.absolute().parent / "rollouts.db")
+    if args.verb == "start":
+        fleet, targets, table = chosen(args)
+        row = _start(args, file, _reached(args, fleet, targets), table)
+    else:
+        fleet = load_inventory(inventory)
+        row = file.read(args.rollout)
+        if args.verb == "undo":
+            row = _undo(file, row)
+    conductor = _conductor(args, file, fleet)
+    interrupted = False
+    try:
+        row = _act(args, file, conductor, row)
+    except KeyboardInterrupt:
+        interrupted = True
+        print("interrupted: what is published stays; `rollout resume` goes on", file=sys.stderr)
+    return _report(args, file, file.read(row.id), interrupted=interrupted)
+
+
+def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row: RolloutRow) -> RolloutRow:
+    match args.verb:
+        case "pause":
+            return file.change(_require(row, "running"), "paused", "paused")
+        case "abort":
+            row = file.change(_require(row, "running", "paused", "stopped"), "aborted", "aborted")
+            conductor.clear(row.id)
+            return row
+        case "status":
+            conductor.run(row.id, until_done=False)
+            return row
+        case "resume":
+            if row.state != "running":
+                row = file.change(_require(row, "paused", "stopped"), "running", "resumed")
+        case _:
+            pass
+    conductor.run(row.id, until_done=True)
+    return row
+
+
+def _start(args: argparse.Namespace, file: RolloutFile, targets: list[Target], table: RolloutTable) -> RolloutRow:
+    files = load(args.bundle, unsigned=False)
+    for other in file.under_way():
+        shared = {each.device for each in file.devices(other.id)} & {each.name for each in targets}
+        if shared:
+            raise CommandError(
+                f"rollout {other.id} of {other.plan.model} {other.plan.version} is {other.state} on "
+                f"{len(shared)} of these devices: `rollout abort {other.id}` first, or leave them out"
+            )
+    known = look_at(targets)
+    rows = [
+        DeviceRow(device=target.name, wave=number, before=serving(known[target.name].listing(), files.name))
+        for number, wave in enumerate(waves(targets, table), 1)
+        for target in wave
+    ]
+    return file.create(secrets.token_hex(4), _plan(args, files, table), rows)
+
+
+def _plan(args: argparse.Namespace, files: BundleFiles, table: RolloutTable) -> RolloutPlan:
+    texts = {each.name.removeprefix(files.path.name): each.read_text(encoding="utf-8") for each in files.beside}
+    return RolloutPlan(
+        model=files.name,
+        version=files.version,
+        digest=files.digest,
+        size=files.path.stat().st_size,
+        device_class=files.device_class,
+        files={suffix: text for suffix, text in texts.items() if not suffix.startswith(".allow-older")},
+        max_failures="100%" if args.keep_going else table.max_failures,
+        soak=DEFAULT_SOAK_S if table.soak is None else table.soak,
+        expires=args.expires,
+        window=args.window,
+    )
+
+
+def _undo(file: RolloutFile, row: RolloutRow) -> RolloutRow:
+    """A rollout of its own, over the devices that got a document and ran something else before."""
+    if row.state in {"running", "paused"}:
+        row = file.change(row, "aborted", "aborted, to be undone")
+    devices = [
+        DeviceRow(device=each.device, wave=1, before=each.before)
+        for each in file.devices(row.id)
+        if each.serial and each.before is not None and each.before["digest"] != row.plan.digest
+    ]
+    if not devices:
+        raise CommandError(f"rollout {row.id}: expected devices that ran another bundle before, found none")
+    plan = msgspec.structs.replace(row.plan, undoes=row.id, expires=None, window=None, max_failures="100%", soak=0.0)
+    made = file.create(secrets.token_hex(4), plan, devices)
+    file.change(row, "undone", f"undone by {made.id}")
+    return made
+
+
+def _require(row: RolloutRow, *states: str) -> RolloutRow:
+    if row.state not in states:
+        raise CommandError(f"rollout {row.id}: expected it {' or '.join(states)}, found it {row.state}")
+    return row
+
+
+def _reached(args: argparse.Namespace, fleet: Fleet, targets: list[Target]) -> list[Target]:
+    broker = given_broker(args) or fleet.broker
+    if broker is None:
+        raise CommandError("expected the devices' broker in [broker] of the inventory or --broker, found none")
+    return [msgspec.structs.replace(each, transport="mqtt", broker=broker) for each in targets]
+
+
+def _conductor(args: argparse.Namespace, file: RolloutFile, fleet: Fleet) -> Conductor:
+    broker = given_broker(args) or fleet.broker
+    if broker is None:
+        raise CommandError("expected the devices' broker in [broker] of the inventory or --broker, found none")
+
+    def say(text: str) -> None:
+        if not args.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    return Conductor(file, broker_login(broker), getattr(args, "sign", None), say, once=getattr(args, "detach", False))
+
+
+def _report(args: argparse.Namespace, file: RolloutFile, row: RolloutRow, *, interrupted: bool) -> int:
+    found = outcomes(row, file.devices(row.id))
+    result = RolloutResult(found, interrupted)
+    about: dict[str, object] = {
+        "rollout": row.id,
+        "state": row.state,
+        "model": row.plan.model,
+        "version": row.plan.version,
+        "digest": row.plan.digest,
+    }
+    if args.json and args.verb == "status":
+        about["history"] = file.history(row.id)
+    if not args.json:
+        began = datetime.fromtimestamp(row.began, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        sys.stdout.write(f"rollout {row.id}, {row.plan.model} {row.plan.version}: {row.state}, began {began}\n")
+    report(result, as_json=args.json, about=about)
+    return result.exit_code
+
+
+def _day(text: str) -> int:
+    try:
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a day such as 2027-06-30, found {text}") from error
+    found = int((day + timedelta(days=1)).timestamp())
+    if found < time.time():
+        raise argparse.ArgumentTypeError(f"expected a day to come, found {text}")
+    return found
+
+
+def _window(text: str) -> tuple[str, str]:
+    begin, _, end = text.partition("-")
+    try:
+        check_window((begin, end))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected HH:MM-HH:MM, found {text}") from error
+    return begin, end

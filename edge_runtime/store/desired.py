@@ -1,0 +1,399 @@
+"""A device that follows its desired state: a retained, signed document on `edge/{device}/desired`.
+
+The document names one bundle by its digest. The device compares at every connection, fetches the file (by `want` and
+`chunk`, from `edge-runtime depot`), installs it by the store's own checks, and retains on `edge/{device}/rollout` how
+far it is: pending, receiving, probation, confirmed, or failed and why. So a device that slept, came back or was
+replaced converges by itself.
+
+Guarantee: only a document that a trusted key signed for this device is followed. Its serial is kept on the disk before
+anything is done, so that a replayed or older one does nothing, across restarts too; an expired one is reported and not
+begun. The same bundle is never installed twice. Weak points: a device without a clock begins an expired document; a
+depot that is away is waited for, with a retry every `RETRY_S`.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from edge_runtime.bundle.open import one_line
+from edge_runtime.bundle.signature import precheck, require_different_keys, verify
+from edge_runtime.errors import BundleError, CommandError, EdgeError, SignatureError
+from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.messages import Message
+from edge_runtime.store.desired_document import (
+    DESIRED_NAMESPACE,
+    MOST_BYTES,
+    Desired,
+    Envelope,
+    Report,
+    ReportState,
+    check_window,
+    is_open,
+    report,
+)
+from edge_runtime.store.install import Policy
+from edge_runtime.store.ota import Ota, Step
+from edge_runtime.store.ota_parts import Offer
+from edge_runtime.store.store import ModelStore
+from edge_runtime.system.background import BackgroundThread
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.durable import make_folder, replace_file
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop, Timer
+
+LOOK_S = 2.0
+RETRY_S = 60.0
+CHECK_S = 120.0
+
+_log = get_logger("desired")
+_Document = TypeVar("_Document")
+
+
+class Kept(msgspec.Struct, kw_only=True):
+    """What `STORE/.desired.json` holds: the document that is followed, and the last report of it."""
+
+    document: str
+    report: Report
+
+
+class DesiredFile:
+    """The disk side: judges documents, keeps the one that is followed, and asks the store. Never call it on the loop.
+
+    Args:
+        store: the device's store.
+        policy: its device, class and trusted keys.
+        now: the wall clock.
+    """
+
+    def __init__(self, store: ModelStore, policy: Policy, now: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._policy = policy
+        self._now = now
+        self._path = store.root / ".desired.json"
+
+    def kept(self) -> tuple[Desired, Report] | None:
+        """What was followed last; None without, or where the file is damaged."""
+        try:
+            kept = msgspec.json.decode(self._path.read_bytes(), type=Kept)
+            return msgspec.json.decode(kept.document, type=Desired), kept.report
+        except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
+            return None
+
+    def judge(self, payload: bytes) -> tuple[Desired, Report] | None:
+        """The document to follow with its report so far; None for one that is old, and does nothing.
+
+        Raises:
+            EdgeError: no trusted key signed it, or it is for another device.
+        """
+        envelope = _decoded(payload, Envelope)
+        text, signers, count = envelope.document.encode(), self._policy.allowed_signers, self._policy.signatures
+        if len(envelope.signatures) < count:
+            raise SignatureError(f"desired state: expected {count} signatures, found {len(envelope.signatures)}")
+        digests = {kind: hashlib.new(kind, text).digest() for kind in ("sha256", "sha512")}
+        name, place = DESIRED_NAMESPACE, "desired state"
+        verified = []
+        for each in envelope.signatures[:count]:
+            precheck(each.encode(), digests, signers, namespace=name, other_keys="pass", place=place)
+            verified.append(verify(text, each.encode(), signers, namespace=name, place=place))
+        require_different_keys(verified, count, "desired state")
+        desired = _decoded(text, Desired)
+        if desired.device != self._policy.device:
+            raise CommandError(f"desired state: expected one for {self._policy.device}, found {desired.device[:64]!r}")
+        try:
+            check_window(desired.window)
+        except ValueError as error:
+            raise CommandError(f"desired state: window: {error}") from error
+        kept = self.kept()
+        if kept is not None and desired.serial <= kept[0].serial:
+            return kept if desired == kept[0] else None
+        before = self._runs(desired)
+        found = report(desired, "pending", before=before)
+        if desired.expires is not None and self._now() > desired.expires:
+            day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(desired.expires))
+            why = f"the document expired at {day}: start the rollout again"
+            found = report(desired, "failed", why, before=before)
+        self.keep(desired, found)
+        return desired, found
+
+    def _runs(self, desired: Desired) -> dict[str, str] | None:
+        """Version and digest of the bundle in service; None without one."""
+        for entry in self._store.entries(desired.model):
+            if entry.state in {"active", "probation"}:
+                return {"version": entry.version, "digest": entry.digest}
+        return None
+
+    def keep(self, desired: Desired, latest: Report) -> None:
+        """Remember the document and the report, durably."""
+        try:
+            self._store.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self._store.root)
+            document = msgspec.json.encode(desired).decode()
+            replace_file(self._path, msgspec.json.encode(Kept(document=document, report=latest)))
+        except OSError as error:
+            raise CommandError(f"{self._path}: cannot be written: {error.strerror}") from error
+
+    def standing(self, desired: Desired) -> tuple[ReportState, str | None] | None:
+        """What the store has of the bundle; None where it is to be fetched. A bundle of before is made active again.
+
+        Raises:
+            EdgeError: the store refuses.
+        """
+        self._require_class(desired)
+        for entry in self._store.entries(desired.model):
+            if entry.digest != desired.digest:
+                continue
+            if entry.state == "active":
+                return "confirmed", None
+            if entry.state == "probation":
+                return "probation", entry.why or None
+            if entry.state == "rejected":
+                return "failed", entry.why or "it failed here before"
+            self._store.activate(desired.model, entry.version)
+            return self.standing(desired)
+        return None
+
+    def _require_class(self, desired: Desired) -> None:
+        own = self._policy.device_class
+        if own is not None and desired.device_class is not None and desired.device_class != own:
+            raise BundleError(f"expected a bundle for {own}, found one for {desired.device_class}")
+
+
+class DesiredState:
+    """Follows the desired state of one device.
+
+    Args:
+        device: its id.
+        connection: the link upstream.
+        loop: the event loop.
+        ota: fetches bundles.
+        file: the disk side.
+        counters: those of transfers.
+        now: the wall clock.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        connection: AnyConnection,
+        loop: Loop,
+        *,
+        ota: Ota,
+        file: DesiredFile,
+        counters: Counters,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._topic, self._report_topic = f"edge/{device}/desired", f"edge/{device}/rollout"
+        self._connection = connection
+        self._loop = loop
+        self._ota = ota
+        self._file = file
+        self._counters = counters
+        self._now = now
+        self._thread = BackgroundThread("desired", loop.call_soon_threadsafe)
+        self._desired: Desired | None = None
+        self._report: Report | None = None
+        self._last = b""
+        self._next: bytes | None = None
+        self._is_busy = False
+        self._timer: Timer | None = None
+        self._stopped = False
+        ota.on_transfer = self._transfer_changed
+        connection.subscribe([self._topic], 1, self._take)
+        self._away(self._resume)
+
+    def link_changed(self) -> None:
+        """The link came up: retain the report again."""
+        if self._report is not None and self._connection.connected:
+            self._publish()
+
+    def end(self) -> None:
+        """Stop; what was begun is gone on with at the next start."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._thread.stop()
+
+    def leave(self) -> None:
+        """As `end`, on a link that stays."""
+        self._connection.unsubscribe(self._take)
+        self.end()
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            if message.topic != self._topic.encode():
+                continue
+            message.claimed = True
+            payload = message.payload
+            if not payload or self._stopped or payload == self._last:
+                continue  # cleared by `abort`; or the same again, at each connection
+            if len(payload) > MOST_BYTES:
+                self._counters.counts["desired_refused"] += 1
+                continue
+            self._last = self._next = payload
+        self._judge_next()
+
+    def _judge_next(self) -> None:
+        """Have the newest document judged, once the thread is free."""
+        payload = self._next
+        if payload is not None and not self._is_busy and not self._stopped:
+            self._next = None
+            self._away(lambda: self._judge(payload))
+
+    # --- in the thread ----------------------------------------------------------------------------------------------
+
+    def _resume(self) -> Step:
+        kept = self._file.kept()
+        return _nothing if kept is None else lambda: self._follow(*kept)
+
+    def _judge(self, payload: bytes) -> Step:
+        try:
+            found = self._file.judge(payload)
+        except EdgeError as error:
+            why = one_line(str(error))
+            return lambda: self._refuse(why)
+        if found is None:
+            return lambda: self._count("desired_old")
+        return lambda: self._follow(*found)
+
+    def _look(self, desired: Desired) -> Step:
+        try:
+            standing = self._file.standing(desired)
+        except BundleError as error:
+            why = one_line(str(error))
+            return lambda: self._reach("failed", why)
+        except EdgeError as error:
+            why = one_line(str(error))
+            return lambda: self._retry(why)
+        if standing is None and desired.size == 0:  # back to what ran before, which is not fetched
+            return lambda: self._reach("failed", f"{desired.version} is not here any more: start a rollout of it")
+        if standing is None:
+            return lambda: self._fetch(desired)
+        return lambda: self._reach(*standing)
+
+    # --- on the loop ------------------------------------------------------------------------------------------------
+
+    def _count(self, reason: str) -> None:
+        self._counters.counts[reason] += 1
+
+    def _refuse(self, why: str) -> None:
+        self._count("desired_refused")
+        _log.warning("desired state refused", extra=fields(why=why))
+
+    def _follow(self, desired: Desired, latest: Report) -> None:
+        if self._desired != desired:
+            _log.info(
+                "desired state",
+                extra=fields(rollout=desired.rollout, model=desired.model, version=desired.version),
+            )
+        self._desired, self._report = desired, latest
+        self._publish()
+        if not latest.is_final:
+            self._advance()
+
+    def _advance(self) -> None:
+        """Take the next step, where it is time for it."""
+        desired, latest = self._desired, self._report
+        if desired is None or latest is None or latest.is_final or self._stopped or self._is_busy:
+            return
+        now = self._now()
+        if latest.state == "pending":
+            if desired.not_before is not None and now < desired.not_before:
+                self._wait(f"not before {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(desired.not_before))}")
+                return
+            if not is_open(desired.window, int(now % 86_400) // 60):
+                self._wait(f"for the window of maintenance, {'-'.join(desired.window or ())} UTC")
+                return
+        self._away(lambda: self._look(desired))
+
+    def _wait(self, why: str) -> None:
+        self._reach("pending", f"waiting {why}")
+
+    def _fetch(self, desired: Desired) -> None:
+        offer = Offer(
+            transfer=f"depot{desired.digest[:40]}",
+            size=desired.size,
+            sha256=desired.digest,
+            signature=desired.files.get(".sig", ""),
+            signature2=desired.files.get(".sig2", ""),
+            release=desired.files.get(".release", ""),
+            release_signature=desired.files.get(".release.sig", ""),
+            release_signature2=desired.files.get(".release.sig2", ""),
+        )
+        if not self._ota.fetch(offer):
+            self._retry("another transfer is under way")
+
+    def _transfer_changed(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:
+        """What the transfer says of itself."""
+        desired = self._desired
+        if desired is None or offer.sha256 != desired.digest or (self._report is not None and self._report.is_final):
+            return
+        if state == "installed":
+            self._reach("probation", None)
+        elif state != "failed":
+            self._reach("receiving", None, received=held)
+        elif is_final:
+            self._reach("failed", why)
+        else:
+            self._retry(why or "the transfer failed")
+
+    def _retry(self, why: str) -> None:
+        self._reach("pending", f"{why}; trying again", next_s=RETRY_S)
+
+    def _reach(self, state: ReportState, why: str | None, *, received: int = 0, next_s: float = LOOK_S) -> None:
+        """Publish what is new, keep it, and look again later."""
+        desired = self._desired
+        if desired is None or self._stopped:
+            return
+        before = self._report
+        latest = report(desired, state, why, received=received, before=None if before is None else before.before)
+        self._report = latest
+        if latest != before:
+            self._publish()
+            if before is None or latest.state != before.state:
+                level = _log.error if state == "failed" else _log.info
+                level("desired state", extra=fields(model=desired.model, version=desired.version, state=state, why=why))
+                self._away(lambda: self._kept(desired, latest))
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+        if not latest.is_final and state != "receiving":
+            self._timer = self._loop.call_later(next_s, self._advance)
+
+    def _kept(self, desired: Desired, latest: Report) -> Step:
+        self._file.keep(desired, latest)
+        return _nothing
+
+    def _publish(self) -> None:
+        if self._report is not None:
+            payload = msgspec.json.encode(self._report)
+            self._connection.publish(self._report_topic, payload, qos=1, retain=True, outcome=None)
+
+    def _away(self, work: Callable[[], Step]) -> None:
+        self._is_busy = True
+        self._thread.submit(work, self._back, self._failed, what="the desired state", most_s=CHECK_S)
+
+    def _back(self, then: Step) -> None:
+        self._is_busy = False
+        then()
+        self._judge_next()
+
+    def _failed(self, error: Exception) -> None:
+        self._is_busy = False
+        if not isinstance(error, EdgeError):
+            _log.error("the desired state cannot be followed", exc_info=error)  # a fault of ours
+        self._retry(one_line(str(error)))
+        self._judge_next()
+
+
+def _nothing() -> None:
+    """There is nothing to do."""
+
+
+def _decoded(payload: bytes, kind: type[_Document]) -> _Document:
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CommandError(f"desired state: {error}") from error

@@ -1,0 +1,136 @@
+"""What a device is to run, as a signed document, and what it reports of it: the two topics of a rollout.
+
+`edge/{device}/desired` (retained) holds `Envelope`: the text of a `Desired` and its signatures, in the namespace
+`edge-desired`. `edge/{device}/rollout` (retained) holds a `Report`. Both ends read these definitions. Pure.
+"""
+
+from typing import Literal
+
+import msgspec
+
+DESIRED_NAMESPACE = "edge-desired"
+MOST_BYTES = 64 * 1024
+
+ReportState = Literal["pending", "receiving", "probation", "confirmed", "failed"]
+FINAL: frozenset[str] = frozenset({"confirmed", "failed"})
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
+    """One device's bundle of one model. Unknown members are ignored.
+
+    Attributes:
+        device: the id of the device; another one does nothing.
+        rollout: the rollout's id.
+        serial: rises with every document for this device; an older one does nothing.
+        model: the model's name.
+        version: of the bundle.
+        digest: its SHA-256, in hex; the file is fetched by it.
+        size: in bytes.
+        device_class: the class that it is for; None for any.
+        not_before: seconds since 1970.
+        expires: seconds since 1970, after which it is not begun any more.
+        window: from and to, `HH:MM` in UTC: when the device may change its model.
+        files: what stands beside the bundle, by suffix: `.sig`, `.release`, `.release.sig` and so on.
+    """
+
+    device: str
+    rollout: str
+    serial: int
+    model: str
+    version: str
+    digest: str
+    size: int
+    device_class: str | None = msgspec.field(default=None, name="class")
+    not_before: int | None = None
+    expires: int | None = None
+    window: tuple[str, str] | None = None
+    files: dict[str, str] = {}
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """A document as the text that was signed."""
+
+    document: str
+    signature: str
+    signature2: str = ""
+
+    @property
+    def signatures(self) -> list[str]:
+        """Those that are there."""
+        return [each for each in (self.signature, self.signature2) if each]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """What a device says of the document that it follows; `before` is version and digest of what ran when it came."""
+
+    rollout: str
+    serial: int
+    state: ReportState
+    model: str
+    version: str
+    digest: str
+    why: str | None = None
+    received: int = 0
+    size: int = 0
+    before: dict[str, str] | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing more will come of it."""
+        return self.state in FINAL
+
+
+def report(
+    desired: Desired,
+    state: ReportState,
+    why: str | None = None,
+    *,
+    received: int = 0,
+    before: dict[str, str] | None = None,
+) -> Report:
+    """A report of a document."""
+    return Report(
+        rollout=desired.rollout,
+        serial=desired.serial,
+        state=state,
+        model=desired.model,
+        version=desired.version,
+        digest=desired.digest,
+        why=why,
+        received=received,
+        size=desired.size,
+        before=before,
+    )
+
+
+def is_open(window: tuple[str, str] | None, minute_of_day: int) -> bool:
+    """A window of maintenance holds this minute of the day; one that ends before it begins passes midnight."""
+    if window is None:
+        return True
+    begin, end = (_minute(text) for text in window)
+    if begin <= end:
+        return begin <= minute_of_day < end
+    return minute_of_day >= begin or minute_of_day < end
+
+
+def _minute(text: str) -> int:
+    """`HH:MM` as minutes.
+
+    Raises:
+        ValueError: it is none.
+    """
+    hours, _, minutes = text.partition(":")
+    found = int(hours) * 60 + int(minutes)
+    if len(text) != 5 or not 0 <= int(hours) < 24 or not 0 <= int(minutes) < 60:
+        raise ValueError(f"expected HH:MM, found {text[:16]!r}")
+    return found
+
+
+def check_window(window: tuple[str, str] | None) -> None:
+    """Make sure that both ends are times of day.
+
+    Raises:
+        ValueError: one is none.
+    """
+    for text in window or ():
+        _minute(text)

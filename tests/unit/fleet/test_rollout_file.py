@@ -1,0 +1,138 @@
+"""The file of rollouts that operators share, and what is decided from it."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.errors import CommandError
+from edge_runtime.fleet.conductor import _is_past, outcomes
+from edge_runtime.fleet.depot import Depot
+from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan
+from edge_runtime.store.desired_document import check_window, is_open
+
+PLAN = RolloutPlan(model="comfort", version="1.1.0", digest="d" * 64, size=10)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> RolloutFile:
+    """A rollout `r1` over three devices in two waves."""
+    found = RolloutFile(tmp_path / "rollouts.db")
+    found.create("r1", PLAN, [DeviceRow(device=name, wave=wave) for name, wave in (("a", 1), ("b", 2), ("c", 2))])
+    return found
+
+
+def test_two_operators_do_not_overwrite_each_other(file: RolloutFile) -> None:
+    """A change names the revision that it was decided on; the slower operator is refused in words."""
+    mine, theirs = file.read("r1"), RolloutFile(file.path).read()
+    file.change(theirs, "paused", "paused")
+    with pytest.raises(CommandError, match="another operator has changed it"):
+        file.change(mine, "aborted", "aborted")
+    assert file.read("r1").state == "paused"
+    file.change(file.read("r1"), "aborted", "aborted")
+    assert [each["what"] for each in file.history("r1")] == [
+        "started: comfort 1.1.0 (dddddddddddd)",
+        "paused",
+        "aborted",
+    ]
+
+
+def test_serials_only_rise(file: RolloutFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine whose clock went back: a device would take no older one."""
+    first = file.next_serial()
+    monkeypatch.setattr("edge_runtime.fleet.rollout_file.time.time", lambda: 1000.0)
+    file.create("r2", PLAN, [])
+    assert [file.next_serial(), file.next_serial()] == [first + 1, first + 2]
+
+
+def test_what_devices_report_is_kept_once_and_in_order(file: RolloutFile) -> None:
+    """A report that says nothing new makes no line of history."""
+    file.published("r1", "a", 7)
+    for state in ("receiving", "receiving", "probation", "confirmed"):
+        file.reported("r1", "a", state, "")
+    row = file.devices("r1")[0]
+    assert (row.device, row.serial, row.state) == ("a", 7, "confirmed")
+    found = [each["what"] for each in file.history("r1") if each["device"] == "a"]
+    assert found == ["published, serial 7", "receiving", "probation", "confirmed"]
+
+
+def test_every_device_has_a_result(file: RolloutFile) -> None:
+    """Those that have no document are not tried, those that do not report are away, and the rest say how they are."""
+    file.published("r1", "a", 7)
+    file.published("r1", "b", 7)
+    file.reported("r1", "a", "failed", "answers NaN")
+    found = {each.device: (each.result, each.text) for each in outcomes(file.read("r1"), file.devices("r1"))}
+    assert found == {
+        "a": ("failed", "answers NaN"),
+        "b": ("away", "no report yet: it follows when it comes back"),
+        "c": ("not tried", "the rollout is running"),
+    }
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    """The path is wrong: one line, and nothing is overwritten."""
+    path = tmp_path / "rollouts.db"
+    path.write_bytes(b"x" * 5000)
+    with pytest.raises(CommandError, match=r"rollouts\.db: the file of rollouts cannot be used"):
+        RolloutFile(path)
+    assert path.read_bytes() == b"x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("state", "age", "past"),
+    [
+        ("confirmed", 0, True),
+        ("failed", 0, True),
+        ("pending", 0, True),
+        ("probation", 5, False),
+        ("probation", 60, True),
+        ("receiving", 600, False),
+        ("", 5, False),
+        ("", 60, True),
+    ],
+)
+def test_a_wave_waits_for_the_healthy_and_for_none_that_is_away(state: str, age: float, past: bool) -> None:
+    """The next wave waits for devices that receive or are fresh on probation, and not for silent ones."""
+    then = time.time() - age
+    assert _is_past(DeviceRow(device="a", wave=1, serial=1, published=then, state=state, updated=then), 30.0) == past
+
+
+@pytest.mark.parametrize(
+    ("window", "minute", "expected"),
+    [
+        (None, 0, True),
+        (("01:00", "05:00"), 60, True),
+        (("01:00", "05:00"), 300, False),
+        (("22:00", "05:00"), 23 * 60, True),
+        (("22:00", "05:00"), 4 * 60, True),
+        (("22:00", "05:00"), 12 * 60, False),
+    ],
+)
+def test_a_window_of_maintenance_may_pass_midnight(window: tuple[str, str] | None, minute: int, expected: bool) -> None:
+    """From is in it, to is not."""
+    assert is_open(window, minute) == expected
+
+
+@pytest.mark.parametrize("text", ["", "1:00", "24:00", "12:60", "ab:cd", "01:00:00"])
+def test_a_window_that_is_none_is_refused(text: str) -> None:
+    """Only HH:MM is a time of day."""
+    with pytest.raises(ValueError, match=r"expected HH:MM|invalid literal"):
+        check_window(("01:00", text))
+
+
+def test_a_depot_sends_only_bytes_of_its_files(tmp_path: Path) -> None:
+    """Another digest, another transfer, and places outside of the file get no answer."""
+    (tmp_path / "a.onnx").write_bytes(b"0123456789")
+    depot = Depot([tmp_path])
+    (digest,) = depot.files
+    want = {"transfer": "depot1", "sha256": digest, "offset": 2, "bytes": 3}
+    assert depot.chunk(want) == b"234"
+    for changes in (
+        {"sha256": "0" * 64}, {"transfer": "a1b2"}, {"offset": 9}, {"offset": -1}, {"bytes": 0}, {"bytes": 2**40},
+        {"offset": "0"}, {"sha256": None},
+    ):  # fmt: skip
+        assert depot.chunk({**want, **changes}) is None
+    assert depot.unknown == 1
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(CommandError, match="expected bundles to serve"):
+        Depot([tmp_path / "nothing"])
