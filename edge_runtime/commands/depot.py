@@ -1,4 +1,4 @@
-"""`edge-runtime depot BUNDLE|DIR...`: serves bundles by their digest to devices that follow their desired state."""
+"""`edge-runtime depot BUNDLE...`: serves bundles by their digest to devices that follow their desired state."""
 
 import argparse
 import sys

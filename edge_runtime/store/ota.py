@@ -14,7 +14,7 @@ Guarantee: the device sets the pace. It asks for one chunk, writes it in a threa
 ignored, and counted: lost, doubled, late and misplaced chunks do no harm. An offer must hold the token that the device
 made at this start, and which its greeting gives; so an offer that was retained or queued begins nothing. An offer takes
 the one place for a transfer only after a trusted key was seen to have signed it (`Incoming.examine`); until then it is
-a message in a queue of `MOST_PENDING`, which costs no disk. Orders to go back are signed, name device, start and
+a message in a short queue (`ota_flood.py`), which costs no disk. Orders to go back are signed, name device, start and
 bundle, and are carried out once. What a flood makes the device compute, answer and log is bounded; what is over the
 bound is counted (`ota_dropped`, `ota_unanswered`), and a sender asks again.
 
@@ -23,11 +23,9 @@ it; a sender that brings chunks takes it over after `TAKE_OVER_S`. Who may publi
 digest finds at the end. Both are for the broker's access list.
 """
 
-import hashlib
 import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -39,6 +37,7 @@ from edge_runtime.bundle.open import one_line
 from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
+from edge_runtime.store.ota_flood import FloodGuard, Kind
 from edge_runtime.store.ota_parts import Incoming, Offer
 from edge_runtime.store.records import ListedBundle
 from edge_runtime.system.background import BackgroundThread
@@ -53,11 +52,7 @@ PROGRESS_S = 2.0  # between two reports of progress
 TAKE_OVER_S = 10.0  # a sender that has brought no chunk for so long gives way to another one of the same bundle
 MOST_OFFER_BYTES = 64 * 1024
 MOST_ORDER_BYTES = 4096
-MOST_PENDING = 4  # offers and orders, each, whose signatures wait to be checked
 REST = 3.0  # times what a check took
-_REPLIES = 20  # at once; and then
-_REPLIES_PER_S = 2.0
-_KNOWN_BAD = 256  # offers and orders that were refused, so that repeating one costs nothing
 
 _log = get_logger("ota")
 
@@ -136,9 +131,7 @@ class Ota:
         self._token = secrets.token_hex(8)
         self._transfer: _Transfer | None = None
         self._last_status: dict[str, Any] | None = None
-        self._pending = {"offer": 0, "order": 0}
-        self._refused: deque[bytes] = deque(maxlen=_KNOWN_BAD)
-        self._budget, self._budget_at = float(_REPLIES), 0.0
+        self.flood = FloodGuard()
         self._timer: Timer | None = None
         self._pace: Timer | None = None
         self._thread = BackgroundThread("ota", loop.call_soon_threadsafe)
@@ -249,18 +242,17 @@ class Ota:
 
         self._check(examine)
 
-    def _may_check(self, kind: str, payload: bytes) -> bool:
+    def _may_check(self, kind: Kind, payload: bytes) -> bool:
         """A check costs milliseconds: so many may wait, and none for what was refused already."""
-        if self._pending[kind] >= MOST_PENDING or _digest(payload) in self._refused:
-            self._counters.counts["ota_dropped"] += 1
-            return False
-        self._pending[kind] += 1
-        return True
+        if self.flood.may_check(kind, payload):
+            return True
+        self._counters.counts["ota_dropped"] += 1
+        return False
 
     def _examined(self, offer: Offer, payload: bytes, why: str | None) -> None:
-        self._pending["offer"] -= 1
+        self.flood.checked("offer")
         if why is not None:
-            self._refused.append(_digest(payload))
+            self.flood.remember_refused(payload)
             self._refuse(offer, why)
         elif self._transfer is None and not self._stopped:
             self._begin(offer)
@@ -268,7 +260,7 @@ class Ota:
             self._refuse(offer, "another transfer has begun: wait for it to end", is_busy=True)
 
     def _serves_already(self, offer: Offer, found: ListedBundle) -> None:
-        self._pending["offer"] -= 1
+        self.flood.checked("offer")
         model = {"model": found.name, "version": found.version, "digest": found.digest}
         about = {"transfer": offer.transfer, "state": "installed", "received": offer.size, "size": offer.size}
         document = {**about, "sha256": offer.sha256, "why": "it is active already", **model}
@@ -304,7 +296,7 @@ class Ota:
         self._check(go_back)
 
     def _answer_order(self, document: dict[str, Any]) -> None:
-        self._pending["order"] -= 1
+        self.flood.checked("order")
         is_done = document["state"] == "rolled back"
         self._counters.counts["ota_rolled_back" if is_done else "ota_refused"] += 1
         if self._reply(document, always=is_done):
@@ -424,7 +416,7 @@ class Ota:
         if isinstance(error, EdgeError):
             self._finish("failed", one_line(str(error)), {}, is_final=isinstance(error, BundleError))
             return
-        self._pending = dict.fromkeys(self._pending, 0)
+        self.flood.reset()
         _log.error("a transfer is given up", exc_info=error)  # a fault of ours, which must not end the daemon
         self._finish("failed", "a fault of the runtime, which its log describes", {})
 
@@ -443,13 +435,9 @@ class Ota:
 
     def _reply(self, document: dict[str, Any], *, always: bool = False) -> bool:
         """Publish an answer, unless there were too many lately: a flood of offers is no flood of answers."""
-        now = self._loop.time()
-        self._budget = min(float(_REPLIES), self._budget + (now - self._budget_at) * _REPLIES_PER_S)
-        self._budget_at = now
-        if self._budget < 1.0 and not always:
+        if not self.flood.may_reply(self._loop.time(), always=always):
             self._counters.counts["ota_unanswered"] += 1
             return False
-        self._budget = max(0.0, self._budget - 1.0)
         self._publish("status", document)
         return True
 
@@ -503,7 +491,3 @@ def _problem(offer: Offer) -> str | None:
     if not offer.release and (len(offer.sha512) != 128 or not set(offer.sha512) <= set("0123456789abcdef")):
         return "expected the SHA-512 in hex or a release document, found neither: update the sender"
     return None
-
-
-def _digest(payload: bytes) -> bytes:
-    return hashlib.sha256(payload).digest()

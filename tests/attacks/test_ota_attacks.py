@@ -11,7 +11,8 @@ import pytest
 from edge_runtime.bundle.release import RELEASE_SUFFIX
 from edge_runtime.errors import BundleError, EdgeError, SignatureError
 from edge_runtime.store.install import Policy
-from edge_runtime.store.ota import MOST_PENDING, TAKE_OVER_S
+from edge_runtime.store.ota import TAKE_OVER_S
+from edge_runtime.store.ota_flood import MOST_PENDING
 from edge_runtime.store.store import ModelStore
 from edge_runtime.store.trust import Trust
 from edge_runtime.system.memory import resident_bytes
@@ -114,7 +115,7 @@ def test_four_thousand_orders_with_nonsense_signatures_cost_no_memory_and_no_dis
     assert len(device.link.said) - answers < 100
     assert device.counters.counts["ota_dropped"] > 0
     assert not (device.store.root / ".incoming").exists()
-    device.wait(lambda: device.ota._pending["order"] == 0, "the queue is empty")
+    device.wait(lambda: device.ota.flood.pending["order"] == 0, "the queue is empty")
     device.loop.advance(60.0)
     device.hear("rollback", good)
     device.wait(lambda: device.state == "rolled back", "the way back")
@@ -137,9 +138,9 @@ def test_a_flood_of_offers_does_not_keep_the_operator_out(
 
     flood()
     for _ in range(20):
-        device.wait(lambda: device.ota._pending["offer"] < MOST_PENDING, "a place in the queue")
+        device.wait(lambda: device.ota.flood.pending["offer"] < MOST_PENDING, "a place in the queue")
         device.hear("offer", files.offer | {"token": device.token})
-        device.wait(lambda: device.ota._pending["offer"] == 0, "the queue is empty")
+        device.wait(lambda: device.ota.flood.pending["offer"] == 0, "the queue is empty")
         if device.ota._transfer is not None:
             break
     device.wait(lambda: device.last("want"), "the first wish")
