@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 LONG = os.environ.get("EDGE_TORTURE") == "long"
 SWAPS, RATE_HZ, CALM_S = (100, 1000, 60.0) if LONG else (10, 300, 3.0)
+MOST_LONGER = 5.0  # may the longest silence around an exchange be than that of a calm second
 
 Report = Callable[[str, object], None]
 Floats = NDArray[np.float64]
@@ -73,6 +74,8 @@ def test_models_change_under_load(make_rig: Callable[[str], Rig], record_propert
             f"p50 {_ms(with_it, 0.5)} ms, p99 {_ms(with_it, 0.99)} ms; in {len(without)} seconds without one "
             f"p50 {_ms(without, 0.5)} ms, p99 {_ms(without, 0.99)} ms"
         )
+    # beside each other, and so on any machine: an exchange in the loop itself would show as a self-test's whole second
+    assert np.quantile(gaps, 0.5) <= MOST_LONGER * np.quantile(calm_gaps, 0.9), (gaps, calm_gaps)
     assert rig.daemon.stop() == 0
 
 
@@ -212,7 +215,7 @@ def test_a_model_that_is_bad_at_once_never_takes_a_reading(
     rig.send(50)
     began = time.monotonic()
     with pytest.raises(BundleError, match=words):
-        ModelStore(rig.folder / "store").install(path, Policy(unsigned="allow", budget=Budget(wall_s=3.0)))
+        ModelStore(rig.folder / "store").install(path, Policy(unsigned="allow", budget=Budget(cpu_s=5)))
     _report_recovery(record_property, kind, began)
     _assert_serves_the_old_one(rig, "")
 

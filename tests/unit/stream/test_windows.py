@@ -279,3 +279,94 @@ def test_a_late_reading_is_no_gap_within_the_bound(step: float, gaps: int) -> No
         found = windows.push(_values(1), [None], [time], 0.0)
     assert windows.gaps == gaps
     assert len(found.rows) == (0 if gaps else 1)
+
+
+def _push(
+    windows: Windows, *values: float, key: str | None = None, now: float = 0.0
+) -> tuple[list[list[float]], list[int]]:
+    """The windows that these readings of one channel complete, and which of them began one anew."""
+    found = windows.push(np.array(values, np.float32)[:, None], [key] * len(values), None, now)
+    return found.windows[:, :, 0].tolist(), list(found.anew)
+
+
+def test_an_interruption_begins_every_window_that_holds_something_anew_and_counts_it() -> None:
+    """No window holds readings from before and from after; a key without any is no gap."""
+    windows = Windows((3, 1), length=3, stride=3)
+    _push(windows, 1.0, 2.0, key="a")
+    _push(windows, 1.0, 2.0, 3.0, key="b")
+    windows.restart("b")
+    windows.interrupt()
+    assert windows.gaps == 1
+    assert _push(windows, 3.0, key="a") == ([], [0])
+    assert _push(windows, 4.0, 5.0, key="a") == ([[3.0, 4.0, 5.0]], [])
+
+
+def test_an_interruption_gives_up_the_state_of_a_model_as_well() -> None:
+    """Between two windows a recurrent model holds its state and the ring nothing: that is a gap too."""
+    windows = Windows((1, 1), length=1, stride=1)
+    first = windows.push(np.zeros((1, 1), np.float32), ["a"], None, 0.0)
+    windows.interrupt()
+    assert windows.gaps == 0, "nothing is held"
+    first.carries[0].parts = [np.ones(1, np.float32)]
+    windows.interrupt()
+    assert windows.gaps == 1
+    assert windows.push(np.zeros((1, 1), np.float32), ["a"], None, 0.0).carries[0].parts is None
+
+
+def test_a_window_of_its_own_stride_is_full_again_after_an_interruption() -> None:
+    """Also one whose readings so far have all been given: its ring is not taken for the new one's."""
+    windows = Windows((2, 1), length=2, stride=1)
+    assert _push(windows, 1.0, 2.0)[0] == [[1.0, 2.0]]
+    windows.interrupt()
+    assert windows.gaps == 1
+    assert _push(windows, 3.0)[0] == []
+    assert _push(windows, 4.0)[0] == [[3.0, 4.0]]
+
+
+def test_an_interruption_changes_nothing_where_gaps_are_kept() -> None:
+    """`on_gap = "keep"` holds for it too."""
+    windows = Windows((2, 1), length=2, stride=2, keep=True)
+    _push(windows, 1.0)
+    windows.interrupt()
+    assert windows.gaps == 0
+    assert _push(windows, 2.0)[0] == [[1.0, 2.0]]
+
+
+def test_a_key_begins_anew_by_itself() -> None:
+    """The others go on, and a key that is not there is no fault."""
+    windows = Windows((2, 1), length=2, stride=2)
+    _push(windows, 1.0, key="a")
+    _push(windows, 1.0, key="b")
+    windows.restart("a")
+    windows.restart("never seen")
+    assert _push(windows, 2.0, key="a") == ([], [0])
+    assert _push(windows, 2.0, key="b") == ([[1.0, 2.0]], [])
+    assert len(windows) == 2
+
+
+def test_windows_that_take_others_over_go_on_with_them_within_their_own_bound() -> None:
+    """A reload loses no reading and no count; with room for fewer keys the one that was silent longest goes."""
+    old = Windows((2, 1), length=2, stride=2)
+    for now, key in enumerate(("a", "b", "c")):
+        _push(old, 1.0, key=key, now=float(now))
+    _push(old, 2.0, 1.0, key="a", now=9.0)
+    old.gaps = 7
+    new = Windows((2, 1), length=2, stride=2, max_keys=2)
+    new.take_over(old)
+    assert (len(new), new.gaps, new.evicted) == (2, 7, 1)
+    assert new.expire(0.0) == ["b"]
+    assert _push(new, 2.0, key="a")[0] == [[1.0, 2.0]]
+    assert _push(new, 2.0, key="c")[0] == [[1.0, 2.0]]
+    same = Windows((2, 1), length=2, stride=2, max_keys=2)
+    same.take_over(new)
+    assert (len(same), same.evicted) == (2, 0)
+
+
+def test_gaps_are_watched_from_the_moment_that_they_are_asked_for() -> None:
+    """A rate that was learnt later sets the bound; where gaps are kept nothing is watched."""
+    for keep, gaps in ((False, 1), (True, 0)):
+        windows = Windows((2, 1), length=2, stride=2, keep=keep)
+        _push(windows, 1.0, now=0.0)
+        windows.watch_gaps(5.0)
+        _push(windows, 2.0, now=100.0)
+        assert windows.gaps == gaps
