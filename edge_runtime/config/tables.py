@@ -56,6 +56,7 @@ Bytes = Annotated[int, Meta(ge=1)]
 Port16 = Annotated[int, Meta(ge=1, le=MAX_UINT16)]
 
 Protocol = Literal["3.1.1", "5"]
+Latency = Literal["prompt", "economical"]
 KeepOptimised = Literal["auto", "always", "never"]
 
 # What `upstream.topic` may contain in braces.
@@ -115,6 +116,8 @@ class BrokerTable(Table, frozen=True, kw_only=True):
             no end.
         receive_maximum: How many readings the broker may send before we acknowledge one. MQTT 5 only.
         max_inflight: How many predictions are on their way before one is acknowledged.
+        latency: `prompt` confirms what a broker waits for at once, where it is one that holds readings back meanwhile
+            (mosquitto without `set_tcp_nodelay true`); `economical` never does, and a reading can be 40 ms late there.
         reconnect_min (s): The first pause before trying again; it doubles, with jitter, up to `reconnect_max`.
         reconnect_max (s): The longest pause before trying again.
     """
@@ -134,6 +137,7 @@ class BrokerTable(Table, frozen=True, kw_only=True):
     session_expiry: Annotated[float, Meta(ge=0, le=MAX_UINT32)] = 604800.0
     receive_maximum: Port16 = 100
     max_inflight: Port16 = 20
+    latency: Latency = "prompt"
     reconnect_min: SomeSeconds = 1.0
     reconnect_max: SomeSeconds = 120.0
 

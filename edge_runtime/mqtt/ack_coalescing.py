@@ -4,6 +4,11 @@ An acknowledgement by itself costs a system call here and a wake-up there, and n
 are delayed until the next publish takes them along, `ACK_DELAY_S` at the longest; and those of the broker stay in the
 socket (`WholeSocket.let_wait`) until a message comes, while few messages are in flight.
 
+A broker without TCP_NODELAY (mosquitto as Debian ships it) sends nothing while a packet of its own is unconfirmed, and
+the kernel confirms one that is not read only after 40 ms: a reading that comes meanwhile is late by that. With `prompt`
+such a broker is recognised by readings that come together just then; from then on each packet is read as it comes and
+confirmed at once (TCP_QUICKACK). Other brokers, and slow readings, cost nothing more.
+
 Guarantee: no acknowledgement waits for longer than the patience that the connection was given, nor at all where places
 in flight are short: in a rush (more than a quarter of the places taken), with fewer than `LEAST_PATIENT_WINDOW` places,
 and after `at_once`. Weak point: over TLS, and where the kernel knows no SO_RCVLOWAT, each one wakes the process.
@@ -19,6 +24,8 @@ ACK_DELAY_S = 0.2  # how long an acknowledgement, ours or the broker's, is delay
 LEAST_PATIENT_WINDOW = 4  # with fewer places in flight each acknowledgement is needed at once
 PATIENT_SHARE = 4  # acknowledgements wait while no more than a quarter of the places is taken
 CALM_S = 1.0  # after a rush, so long with few places taken
+KERNEL_DELAY_S = (0.036, 0.080)  # of a confirmation: Linux's least delayed ACK is 40 ms; and a busy machine
+LATE_READINGS = 3  # that came together after just this time, more often than not
 MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
 
 
@@ -50,9 +57,12 @@ class AckCoalescing:
     Attributes:
         ours: our PUBACKs, encoded, on their way to the socket.
         holding: the broker's stay in the socket until a message comes.
+        watches_delay: `came_after` wants to be called.
     """
 
-    def __init__(self, path: Path, wrapped: WholeSocket, loop: Loop, patience: float) -> None:
+    def __init__(self, path: Path, wrapped: WholeSocket, loop: Loop, patience: float, *, prompt: bool = False) -> None:
+        self.watches_delay = prompt
+        self._late = 0
         self.ours = bytearray()
         self.holding = False
         self._path = path
@@ -110,6 +120,17 @@ class AckCoalescing:
         elif taken:
             self.tidy_later()
 
+    def came_after(self, seconds: float, count: int) -> None:
+        """So many messages came in one read, so long after our last write: does the broker hold them back?"""
+        if count < 2 or not KERNEL_DELAY_S[0] <= seconds <= KERNEL_DELAY_S[1]:
+            self._late = max(0, self._late - 1)
+            return
+        self._late += 1
+        if self._late >= LATE_READINGS:
+            self.watches_delay = False
+            self._wrapped.confirms = True
+            self._release()
+
     def end(self) -> None:
         """The connection is gone."""
         for timer in (self._timer, self._rush_timer):
@@ -143,7 +164,12 @@ class AckCoalescing:
             self.tidy_later()
 
     def _hold(self) -> None:
-        may_wait = self._allowed and self._rush_timer is None and self._path.window >= LEAST_PATIENT_WINDOW
+        may_wait = (
+            self._allowed
+            and not self._wrapped.confirms
+            and self._rush_timer is None
+            and self._path.window >= LEAST_PATIENT_WINDOW
+        )
         if may_wait and not self.holding:
             self.holding = self._wrapped.let_wait(hot_packets.PUBACK_BYTES + 1)
 

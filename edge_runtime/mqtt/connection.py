@@ -277,6 +277,7 @@ class Connection:
             handlers=self._subscriptions.handlers,
             heads=self._heads,
             ack_patience=self._ack_patience,
+            prompt=self._settings.latency == "prompt",
             on_state=self._set_state,
             on_end=self._ended,
         )

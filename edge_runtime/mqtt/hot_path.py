@@ -89,7 +89,7 @@ class HotPath:
         counters: refusals and rejections by reason.
         handlers: each is given every message.
         heads: encoded topics, kept from connection to connection.
-        ack_patience: see `AckCoalescing`.
+        ack_patience: see `AckCoalescing`, and `prompt`.
         on_state: called with one line for people when the broker refused something.
         on_end: called when the connection is at its end, with the reason; None where the broker closed it.
 
@@ -115,6 +115,7 @@ class HotPath:
         handlers: Sequence[Handler],
         heads: TopicHeads,
         ack_patience: float,
+        prompt: bool = False,
         on_state: Callable[[str], None],
         on_end: Callable[[str | None], None],
     ) -> None:
@@ -124,7 +125,7 @@ class HotPath:
         self.last_id = hot_packets.FIRST_ID
         self.owed: deque[Receipt] = deque()
         self.outcomes: dict[int, Outcome | None] = {}
-        self.acks = AckCoalescing(self, wrapped, loop, ack_patience)
+        self.acks = AckCoalescing(self, wrapped, loop, ack_patience, prompt=prompt)
         self.answered = False
         self.is_paused = False
         self.acks_in_order = True
@@ -148,6 +149,7 @@ class HotPath:
         self._flush_due = False
         self._delivering = False  # while a batch is with its handlers
         self._writing = False
+        self._wrote_at = 0.0
         self._fd = wrapped.fileno()
         client.on_message = self._on_message
         loop.add_reader(self._fd, self.read)
@@ -307,6 +309,8 @@ class HotPath:
                 self._loop.add_writer(self._fd, self.flush)
         if self.acks.watches:
             self.acks.wrote()
+        if self.acks.watches_delay:
+            self._wrote_at = self._loop.time()
 
     def _add_acks(self) -> None:
         """Ours go behind what was published: a broker takes one packet after the other, and people wait for those."""
@@ -335,6 +339,8 @@ class HotPath:
         except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
             self._counters.errors["not_mqtt"] += 1
             closed, fault = True, f"{self._url} sent something that is not MQTT ({type(error).__name__})"
+        if self._inbox and self.acks.watches_delay:
+            self.acks.came_after(self._loop.time() - self._wrote_at, len(self._inbox))
         if self._settled and not (self.acks.holding and self._inbox and not closed):
             self._settle()  # what the broker acknowledged before the connection broke counts
         if closed:

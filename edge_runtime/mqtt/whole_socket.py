@@ -47,6 +47,7 @@ class WholeSocket:
         self._unsent = bytearray()
         self._ended = False
         self._patience: float | None = None  # of a clean end
+        self.confirms = False  # what was read is confirmed to the other side's kernel at once
         self._least = 1  # bytes that make the socket readable while no packet is incomplete
         self._least_now = 1
 
@@ -84,6 +85,8 @@ class WholeSocket:
             self._ended = True
             return False
         self.heard = True
+        if self.confirms:
+            self._wrapped.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         if self._passing_over:
             dropped = min(self._passing_over, len(data))
             self._passing_over -= dropped

@@ -21,6 +21,7 @@ from edge_runtime.config.tables import (
     BrokerTable,
     Config,
     FilePath,
+    Latency,
     Name,
     Protocol,
     Seconds,
@@ -73,6 +74,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         ca_file: As in `[upstream]`.
         cert_file: As in `[upstream]`.
         key_file: As in `[upstream]`.
+        latency: As in `[upstream]`.
         qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
         silent_after (s): Topics that bring no good reading for so long are reported as silent, in health and log; 0
             never does.
@@ -92,6 +94,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     ca_file: FilePath | None = None
     cert_file: FilePath | None = None
     key_file: FilePath | None = None
+    latency: Latency | None = None
     qos: Literal[0, 1] = 1
     silent_after: Seconds = 600.0
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
