@@ -112,6 +112,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
             name: {
                 "open": source.is_open,
                 "state": source.state,
+                "skipped": {},
                 **_counts(daemon.counters[f"source {name}"]),
                 "last_rejected": dict(daemon.counters[f"source {name}"].last_rejected),
             }
