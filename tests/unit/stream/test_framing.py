@@ -198,3 +198,66 @@ def test_an_endless_cobs_frame_costs_bounded_memory_and_one_count() -> None:
         assert framer.pending_bytes <= LIMIT
     assert framer.feed(b"\0" + cobs_encode(b"a" + crc16(b"a")) + b"\0") == [b"a"]
     assert counters.rejected == {"too_long": 1}
+
+
+def test_an_unfinished_line_of_the_limit_may_still_end_well() -> None:
+    """Its last byte may be the carriage return of its end; one byte more cannot be, and is counted at once."""
+    for held, end in ((b"x" * LIMIT, b"\r\n"), (b"x" * LIMIT + b"\r", b"\n"), (b"x" * LIMIT, b"\n")):
+        counters = Counters()
+        framer = opened(counters)
+        assert framer.feed(held) == []
+        assert framer.feed(end) == [b"x" * LIMIT]
+        assert not counters.rejected
+    counters = Counters()
+    framer = opened(counters)
+    framer.feed(b"x" * (LIMIT + 2))
+    assert counters.rejected == {"too_long": 1}
+    assert framer.pending_bytes == 0
+
+
+def test_a_line_of_the_limit_is_kept_beside_one_that_is_too_long() -> None:
+    """Each is judged by itself, however many come at once."""
+    counters = Counters()
+    long, good = b"y" * (LIMIT + 1), b"x" * LIMIT
+    assert opened(counters).feed(b"\n".join([good, long, good, long, b""])) == [good, good]
+    assert counters.rejected == {"too_long": 2}
+
+
+def test_a_reset_holds_nothing() -> None:
+    """What was held of an unfinished line is given back at once."""
+    framer = opened()
+    framer.feed(b"1,")
+    assert framer.pending_bytes == 2
+    framer.reset()
+    assert framer.pending_bytes == 0
+
+
+def test_an_unfinished_cobs_frame_over_the_limit_is_counted_at_once() -> None:
+    """Its end is one byte that is not held, so there is no spare byte; a frame of the limit passes."""
+    counters = Counters()
+    framer = make_framer("cobs", LIMIT, counters, checksum=False)
+    framer.feed(b"\0")
+    encoded = cobs_encode(b"x" * (LIMIT - 1))
+    assert framer.feed(encoded) == []
+    assert framer.feed(b"\0") == [b"x" * (LIMIT - 1)]
+    framer.feed(b"x" * (LIMIT + 1))
+    assert counters.rejected == {"too_long": 1}
+
+
+def test_a_cobs_frame_that_is_all_sum_is_no_frame() -> None:
+    """Two bytes that are the sum of nothing would be an empty frame; by default a frame has a sum."""
+    counters = Counters()
+    framer = make_framer("cobs", LIMIT, counters)
+    assert framer.feed(b"\0" + cobs_encode(crc16(b"")) + b"\0" + cobs_encode(b"a" + crc16(b"a")) + b"\0") == [b"a"]
+    assert counters.rejected == {"bad_checksum": 1}
+
+
+@pytest.mark.parametrize("encoded", [b"\0", b"\x02a\0", b"\x05a"])
+def test_a_block_that_has_no_length_or_more_than_there_is_is_no_cobs(encoded: bytes) -> None:
+    """It ends, and it is refused."""
+    assert cobs_decode(encoded) is None
+
+
+def test_tab_and_line_ends_are_the_only_controls_of_a_text() -> None:
+    """Byte by byte."""
+    assert [byte for byte in range(128) if is_text(bytes([byte]))] == [9, 10, 13, *range(32, 127)]
