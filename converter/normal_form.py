@@ -116,7 +116,7 @@ def _state_out(builder: GraphBuilder, state: StateTensor, value: str, kind: int,
 
 def _classification(builder: GraphBuilder, core: Core, plan: Plan, value: Any, kinds: dict[str, int]) -> None:
     count = len(plan.labels)
-    scores = _scores(builder, core, count, value)
+    scores = probabilities(builder, core, count, value)
     if "cut" in core.extra:
         label = _cut(builder, scores, *core.extra["cut"])
     elif "label" in core.outputs:
@@ -139,7 +139,7 @@ def _cut(builder: GraphBuilder, scores: str, threshold: float, positive: int) ->
     return builder.node("Where", yes, one, other)
 
 
-def _scores(builder: GraphBuilder, core: Core, count: int, value: Any) -> str:
+def probabilities(builder: GraphBuilder, core: Core, count: int, value: Any) -> str:
     """Probabilities of all classes, out of what the model gives."""
     if "scores" in core.outputs:
         scores = _activated(builder, str(value("scores")), count, core)

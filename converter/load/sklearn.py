@@ -18,6 +18,7 @@ from converter.graph.build import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
 from converter.load.gaussian import is_several, several_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.pickles import looks_pickled
+from converter.load.sklearn_compose import composed_core, is_composed
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
@@ -33,6 +34,10 @@ _MONOTONE = (
     "QuantileTransformer",
     "PowerTransformer",
 )
+# skl2onnx gives their decision values as they are.
+_WITH_DECISIONS = ("LogisticRegression", "LinearSVC", "SVC", "NuSVC", "RidgeClassifier", "SGDClassifier", "Perceptron",
+                   "LogisticRegressionCV", "RidgeClassifierCV", "PassiveAggressiveClassifier",
+                   "LinearDiscriminantAnalysis")  # fmt: skip
 # Sums of large squares and small differences: float32 is too short for them.
 _IN_DOUBLE = ("GaussianProcessClassifier", "GaussianProcessRegressor", *KINDS)
 
@@ -115,7 +120,7 @@ class SklearnModel(SourceModel):
 
         super().__init__()
         self.version = sklearn.__version__
-        self._place = place
+        self._place, self._raw = place, False
         _check_fitted(estimator, place)
         self.feature_names = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
         self._estimator = _by_position(estimator)
@@ -192,7 +197,10 @@ class SklearnModel(SourceModel):
     def core(self) -> Core:
         """The pipeline as a graph."""
         trees = self._tree_core()
-        core = trees if trees is not None else self._skl2onnx_core()
+        if trees is not None:
+            core = trees
+        else:
+            core = self._composed_core() if is_composed(self._final) else self._skl2onnx_core()
         if self._cut is not None:
             core.extra["cut"] = self._cut
         return core
@@ -226,6 +234,44 @@ class SklearnModel(SourceModel):
             return forest_core(forest, columns, link, transform, None, divisor, shift, missing)
         prefix = self._convert_steps(before)
         return forest_core(forest, columns, link, None, prefix, divisor, shift, missing)
+
+    def _composed_core(self) -> Core:
+        """A vote or a calibration, behind the steps before it."""
+        assert self.shape is not None
+        columns = int(self._final.n_features_in_)
+
+        def convert(member: Any, raw: bool) -> Core:
+            part = SklearnModel(member, self._place)
+            part.settle((columns,))
+            return part.decisions() if raw else part.core()
+
+        inner = composed_core(self._final, columns, convert, self._place)
+        before = self._steps[:-1]
+        if not before:
+            return inner
+        builder, prefix = GraphBuilder(), self._convert_steps(before)
+        x = builder.input("x", FLOAT, ("N", *self.shape))
+        builder.reserve("label", "scores", "value")
+        value = builder.embed(prefix.model, {prefix.input: builder.cast(x, DOUBLE)})[prefix.outputs["value"]]
+        values = builder.embed(inner.model, {inner.input: builder.cast(value, FLOAT)})
+        for output in inner.model.graph.output:
+            shape = ("N",) if output.name == "label" else ("N", "K")
+            builder.output(output.name, values[output.name], output.type.tensor_type.elem_type, shape)
+        return Core(builder.build("composed"), "x", self.shape, inner.outputs, extra=inner.extra)
+
+    def decisions(self) -> Core:
+        """The pipeline as a graph that gives decision values, where it could give probabilities.
+
+        Raises:
+            CommandError: its last step has none in ONNX.
+        """
+        if _forest_of(self._final) is not None or type(self._final).__name__ not in _WITH_DECISIONS:
+            raise CommandError(
+                f"{self._place}: {type(self._final).__name__} inside a calibration: no ONNX form is known for its "
+                "decision values: calibrate another estimator, or use it without calibration"
+            )
+        self._raw = True
+        return self._skl2onnx_core()
 
     def _skl2onnx_core(self) -> Core:
         assert self.shape is not None
@@ -277,7 +323,7 @@ class SklearnModel(SourceModel):
         options: dict[str, Any] = {}
         if self.task == "classification":
             options["zipmap"] = False
-            if not hasattr(self._final, "predict_proba"):
+            if self._raw or not hasattr(self._final, "predict_proba"):
                 options["raw_scores"] = True
         columns = (int(self._final.n_features_in_),)
         if is_machine(self._final):
@@ -293,7 +339,7 @@ class SklearnModel(SourceModel):
         elif self.task == "anomaly":
             roles = {"decision": names[1]}
         else:
-            scores = "scores" if hasattr(self._final, "predict_proba") else "decisions"
+            scores = "scores" if hasattr(self._final, "predict_proba") and not self._raw else "decisions"
             roles = {"label": names[0], scores: names[1]}
         return Core(model, model.graph.input[0].name, columns, roles, extra=_width_of(model, columns, double))
 

@@ -1,0 +1,247 @@
+"""Every estimator of scikit-learn that predicts, and boosters over their objectives, through `build`: right or refused?
+
+`python -m benchmarks.converter_sweep [WORD...]` prints a table, a line a cell; with words only cells that have one of
+them in their name. A cell is an estimator from scikit-learn's own registry, used alone, behind a scaler, in a
+ColumnTransformer, calibrated or voted. It is `right` where the bundle answers as the estimator's own public `predict`
+and `predict_proba` do, on recorded rows and on rows beyond them; `refused` with the sentence that `build` says;
+`wrong` or `traceback` where it is neither, which is a fault: the exit code is 1 then.
+
+The comparison is written here once more, on purpose, and shares nothing with the judge of `build`.
+"""
+
+import contextlib
+import io
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import joblib
+import numpy as np
+import onnxruntime
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.datasets import make_classification
+from sklearn.ensemble import VotingClassifier, VotingRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.utils import all_estimators
+
+from converter.cli import main as convert
+
+Verdict = Literal["right", "refused", "wrong", "traceback", "not fitted"]
+_ROWS, _COLUMNS = 160, 4
+_BEYOND = (-999.0, 0.0, 255.0, 65535.0, -32768.0)
+_SCORE, _VALUE = 2e-4, 2e-4  # of a probability; of the largest value
+_LABELS = 0.01  # of rows, which stand on a fence of float32
+_FAULTS = ("wrong", "traceback")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An estimator in one use."""
+
+    name: str
+    make: Callable[[], Any]
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of it, and why."""
+
+    verdict: Verdict
+    why: str = ""
+
+
+def cells() -> Iterator[Cell]:
+    """Every cell of the sweep."""
+    for kind in ("classifier", "regressor", "outlier_detector"):
+        listed = all_estimators(type_filter=kind if kind != "outlier_detector" else None)
+        for name, each in listed:
+            if kind == "outlier_detector" and not issubclass(each, _outlier_mixin()):
+                continue
+            for use, make in _uses(kind, each):
+                yield Cell(f"{name}, {use}", make, kind)
+    yield from _boosters()
+
+
+def data(kind: str) -> tuple[Any, Any]:
+    """Readings in float32, as a device has them, and what is to be predicted."""
+    x, y = make_classification(
+        _ROWS,
+        _COLUMNS,
+        n_informative=3,
+        n_redundant=0,
+        n_classes=3,
+        n_clusters_per_class=1,
+        class_sep=1.2,
+        random_state=0,
+    )
+    x = np.abs(x * [1.0, 10.0, 0.1, 5.0]).astype(np.float32).astype(np.float64)
+    return x, (1.0 + x @ [0.5, 0.1, 2.0, 0.2] if kind == "regressor" else y)
+
+
+def run(cell: Cell) -> Outcome:
+    """Fit it, build it, and hold the bundle to it."""
+    x, y = data(cell.kind)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        try:
+            model = cell.make()
+            model.fit(x) if cell.kind == "outlier_detector" else model.fit(x, y)
+        except Exception as error:  # noqa: BLE001 - an estimator that wants other data is no matter of the converter
+            return Outcome("not fitted", _line(error))
+        with tempfile.TemporaryDirectory() as place:
+            return _built(model, cell.kind, x, Path(place))
+
+
+def _built(model: Any, kind: str, x: Any, folder: Path) -> Outcome:
+    try:
+        joblib.dump(model, folder / "m.joblib")
+        np.savez(folder / "d.npz", x=x)
+        words = ["--trust", "--data", str(folder / "d.npz"), "--quantize", "none", "-o", str(folder / "o.onnx")]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = convert(["build", str(folder / "m.joblib"), *words], said)
+    except Exception:  # noqa: BLE001 - that is what the sweep looks for
+        return Outcome("traceback", traceback.format_exc().strip().splitlines()[-1])
+    if code:
+        lines = said.getvalue().strip().splitlines()
+        sentence = lines[0].removeprefix(str(folder / "m.joblib")) if lines else ""
+        is_sentence = len(lines) == 1 and "Traceback" not in sentence
+        return Outcome("refused" if is_sentence else "traceback", sentence)
+    difference = _difference(model, kind, x, (folder / "o.onnx").read_bytes())
+    return Outcome("wrong", difference) if difference else Outcome("right")
+
+
+def _difference(model: Any, kind: str, x: Any, bundle: bytes) -> str:
+    """How a bundle's answers leave the model's own; empty where they do not."""
+    rng = np.random.default_rng(1)
+    beyond = np.repeat(x[rng.integers(len(x), size=_COLUMNS)], len(_BEYOND), axis=0)
+    for row, value in enumerate(_BEYOND * _COLUMNS):
+        beyond[row, row // len(_BEYOND)] = value
+    session = onnxruntime.InferenceSession(bundle, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    for where, asked in (("recorded rows", x), ("rows beyond them", beyond)):
+        try:
+            expected = model.predict(asked)
+        except ValueError:
+            continue  # it refuses them, and says so as it is built
+        found = dict(zip(names, session.run(None, {"window": asked.astype(np.float32)[:, None, :]}), strict=True))
+        if kind == "classifier":
+            index = {name: place for place, name in enumerate(model.classes_.tolist())}
+            off = np.mean([index[name] for name in expected.tolist()] != found["label"])
+            if off > _LABELS:
+                return f"{off:.0%} of the labels differ on {where}"
+            if hasattr(model, "predict_proba"):
+                gap = float(np.nanmax(np.abs(model.predict_proba(asked) - found["scores"]).max(axis=1)))
+                if gap > _SCORE and off == 0:
+                    return f"a probability is off by {gap:.2g} on {where}"
+        elif kind == "regressor":
+            limit = _VALUE * max(float(np.abs(expected).max()), 1e-6)
+            gap = float(np.abs(np.asarray(expected).reshape(found["value"].shape) - found["value"]).max())
+            if not gap <= limit:
+                return f"a value is off by {gap:.2g} on {where}"
+        else:
+            flagged = found["score"] > 0.0
+            off = float(np.mean(flagged != (expected == -1)))
+            if off > _LABELS:
+                return f"{off:.0%} of the alarms differ on {where}"
+    return ""
+
+
+def _uses(kind: str, estimator: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
+    def alone() -> Any:
+        try:
+            return estimator(novelty=True) if estimator.__name__ == "LocalOutlierFactor" else estimator()
+        except TypeError:  # a meta-estimator
+            base: Any = LogisticRegression() if kind == "classifier" else Ridge()
+            try:
+                return estimator(base)
+            except (TypeError, ValueError):
+                return estimator([("a", base), ("b", make_pipeline(StandardScaler(), base))])
+
+    def in_columns() -> Any:
+        steps = [("a", StandardScaler(), [0, 1]), ("b", MinMaxScaler(), [2])]
+        return make_pipeline(ColumnTransformer(steps, remainder="passthrough"), alone())
+
+    def voted() -> Any:
+        if kind == "regressor":
+            return VotingRegressor([("a", alone()), ("b", Ridge())])
+        return VotingClassifier([("a", alone()), ("b", LogisticRegression())], voting="soft", weights=[2, 1])
+
+    yield "alone", alone
+    yield "scaled", lambda: make_pipeline(StandardScaler(), alone())
+    yield "in columns", in_columns
+    if kind != "outlier_detector":
+        yield "voted", voted
+    if kind == "classifier":
+        yield "calibrated", lambda: CalibratedClassifierCV(make_pipeline(StandardScaler(), alone()), cv=2)
+
+
+def _boosters() -> Iterator[Cell]:
+    with contextlib.suppress(ImportError):
+        import xgboost  # noqa: PLC0415 - an extra
+
+        for objective in ("reg:squarederror", "reg:gamma", "reg:tweedie", "count:poisson", "reg:absoluteerror"):
+            yield Cell(
+                f"XGBRegressor, {objective}",
+                lambda name=objective: xgboost.XGBRegressor(objective=name, n_estimators=8, n_jobs=1),  # type: ignore[misc]
+                "regressor",
+            )
+        yield Cell(
+            "XGBClassifier, missing=-999",
+            lambda: xgboost.XGBClassifier(missing=-999.0, n_estimators=8, n_jobs=1),
+            "classifier",
+        )
+    with contextlib.suppress(ImportError):
+        import lightgbm  # noqa: PLC0415 - an extra
+
+        for objective in ("regression", "poisson", "gamma", "tweedie", "quantile", "huber"):
+            yield Cell(
+                f"LGBMRegressor, {objective}",
+                lambda name=objective: lightgbm.LGBMRegressor(objective=name, n_estimators=8, verbose=-1, n_jobs=1),  # type: ignore[misc]
+                "regressor",
+            )
+        for objective in ("multiclass", "multiclassova"):
+            yield Cell(
+                f"LGBMClassifier, {objective}",
+                lambda name=objective: lightgbm.LGBMClassifier(objective=name, n_estimators=8, verbose=-1, n_jobs=1),  # type: ignore[misc]
+                "classifier",
+            )
+
+
+def _outlier_mixin() -> Any:
+    from sklearn.base import OutlierMixin  # noqa: PLC0415 - beside its one use
+
+    return OutlierMixin
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:100] if lines else ''}"
+
+
+def main(words: list[str]) -> int:
+    """Print the table; 1 where a cell is wrong or a traceback."""
+    counts: Counter[str] = Counter()
+    print("| cell | verdict | why |\n|---|---|---|")
+    for cell in cells():
+        if words and not any(word in cell.name for word in words):
+            continue
+        outcome = run(cell)
+        counts[outcome.verdict] += 1
+        print(f"| {cell.name} | {outcome.verdict} | {outcome.why.strip(': ').replace('|', '/')[:160]} |", flush=True)
+    print("\n" + ", ".join(f"{verdict}: {count}" for verdict, count in counts.most_common()))
+    return int(any(counts[fault] for fault in _FAULTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""A sample of the sweep over scikit-learn's registry: each cell is right, or refused in a sentence."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks import converter_sweep
+from benchmarks.converter_sweep import Cell, Outcome, cells, run
+from converter.cli import main
+
+RIGHT = (
+    "LogisticRegression, calibrated",
+    "GaussianNB, calibrated",
+    "RandomForestClassifier, calibrated",
+    "RandomForestClassifier, voted",
+    "HistGradientBoostingClassifier, voted",
+    "DecisionTreeClassifier, in columns",
+    "ExtraTreesRegressor, voted",
+    "Ridge, in columns",
+    "SVR, scaled",
+    "IsolationForest, scaled",
+)
+REFUSED = ("IsotonicRegression, alone", "KernelRidge, alone")
+
+
+def cell(name: str) -> Cell:
+    """One of the sweep."""
+    return next(each for each in cells() if each.name == name)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_cell_that_is_right_stays_right(name: str) -> None:
+    """The bundle answers as the estimator's public methods do, on recorded rows and beyond them."""
+    assert run(cell(name)) == Outcome("right")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_cell_that_has_no_form_is_refused_in_a_sentence(name: str) -> None:
+    """It names a reason; an estimator that wants other data is not fitted."""
+    outcome = run(cell(name))
+    assert outcome.verdict in ("refused", "not fitted")
+    assert outcome.why
+
+
+def test_every_use_and_every_kind_is_in_the_sweep() -> None:
+    """The registry is scikit-learn's own, so that a new estimator is not forgotten."""
+    names = [each.name for each in cells()]
+    assert len(names) == len(set(names))
+    assert len(names) > 300
+    for use in ("alone", "scaled", "in columns", "voted", "calibrated"):
+        assert sum(name.endswith(f", {use}") for name in names) > 20
+
+
+def test_the_sweep_sees_a_wrong_answer_and_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shares nothing with the judge of `build`: a bundle of another model is wrong, an exception a traceback."""
+    honest = main
+
+    def lying(words: Any, errors: Any) -> Any:
+        code = honest(words, errors)
+        monkeypatch.setattr(LogisticRegression, "predict_proba", lambda self, x: np.full((len(x), 3), 1 / 3))
+        return code
+
+    def failing(_words: Any, _errors: Any) -> Any:
+        raise KeyError("x")
+
+    monkeypatch.setattr(converter_sweep, "convert", failing)
+    assert run(Cell("c", LogisticRegression, "classifier")).verdict == "traceback"
+    monkeypatch.setattr(converter_sweep, "convert", lying)
+    assert run(Cell("c", LogisticRegression, "classifier")).verdict == "wrong"
