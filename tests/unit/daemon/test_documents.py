@@ -5,7 +5,9 @@ from types import SimpleNamespace
 from typing import cast
 
 from edge_runtime.daemon.documents import Described, health_document
+from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.system.counters import Counters
+from tests.support.stepped import SteppedLoop
 
 
 def _daemon(**counters: Counters) -> Described:
@@ -21,7 +23,7 @@ def _daemon(**counters: Counters) -> Described:
             started=0.0,
             start_number=7,
             counters=every,
-            outbox=SimpleNamespace(queued=0, state="ok", stored_rows=0, memory_bytes=0),
+            outbox=Outbox(SteppedLoop().as_loop, Counters(), store=None, commit_interval=1.0, max_memory_bytes=1 << 20),
             upstream_connection=connection,
             connections=[connection],
             pipelines=[],
