@@ -42,6 +42,7 @@ def promises() -> dict[str, str]:
     return {row[0]: row[1] for row in rows if row[0] != "Promise"}
 
 
+@pytest.mark.skipif(not IS_LONG, reason="asked for by make controls")
 def test_every_promise_has_a_break() -> None:
     """A promise without a control is not promised: a new one gets its break, or is owned up to in `without`."""
     begun = [*(found.promise for found in BREAKS), *WITHOUT]
