@@ -370,3 +370,68 @@ def test_gaps_are_watched_from_the_moment_that_they_are_asked_for() -> None:
         windows.watch_gaps(5.0)
         _push(windows, 2.0, now=100.0)
         assert windows.gaps == gaps
+
+
+def test_the_first_reading_of_a_key_begins_its_window_anew_once() -> None:
+    """A key that was not known has no reading before; one that is, and one that was kept over a stop, has."""
+    windows = Windows((2, 1), length=2, stride=2)
+    assert _push(windows, 1.0, key="a") == ([], [0])
+    assert _push(windows, 2.0, 3.0, key="a") == ([[1.0, 2.0]], [])
+    after = Windows((2, 1), length=2, stride=2)
+    assert after.restore(windows.save(), [], 0.0) == 1
+    assert _push(after, 4.0, key="a") == ([[3.0, 4.0]], [])
+
+
+def test_a_gap_of_single_readings_is_counted_once_and_their_keys_do_not_expire() -> None:
+    """What is a window by itself has its gaps and its time of arrival as well."""
+    windows = Windows((1, 1), length=1, stride=1, max_gap=5.0)
+    for now in (0.0, 5.0, 11.0):
+        windows.push(np.zeros((1, 1), np.float32), ["a"], None, now)
+    assert windows.gaps == 1, "five seconds are no gap, six are"
+    assert windows.expire(11.0) == []
+    assert windows.expire(11.5) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("times", "gaps"),
+    [([10.0, 10.0], 0), ([10.0, 15.0], 0), ([10.0, 15.5], 1), ([10.0, 8.0], 0), ([10.0, 7.5], 1), ([10.0, 8.0, 14.9], 0),
+     ([10.0, 8.0, 15.5], 1)],
+)  # fmt: skip
+def test_a_gap_begins_beyond_its_bounds_and_not_at_them(times: list[float], gaps: int) -> None:
+    """Forward by more than `max_gap`, back by more than `max_back`; a late one does not move the time to compare with."""
+    windows = Windows((9, 1), length=9, stride=9, max_gap=5.0, max_back=2.0)
+    windows.push(np.zeros((len(times), 1), np.float32), ["a"] * len(times), times, 0.0)
+    assert windows.gaps == gaps
+
+
+def test_the_last_time_before_gaps_are_watched_is_remembered() -> None:
+    """The first reading of the watch is compared with the one before it."""
+    windows = Windows((9, 1), length=9, stride=9)
+    windows.push(np.zeros((2, 1), np.float32), ["a", "a"], [10.0, 20.0], 0.0)
+    windows.watch_gaps(5.0)
+    windows.push(np.zeros((1, 1), np.float32), ["a"], [24.0], 0.0)
+    assert windows.gaps == 0
+    windows.push(np.zeros((1, 1), np.float32), ["a"], [30.0], 0.0)
+    assert windows.gaps == 1
+
+
+def test_how_many_readings_are_needed_is_asked_of_few_keys_only() -> None:
+    """Sixteen keys are looked through, and of more one is taken to be close; single readings need no more than one."""
+    windows = Windows((5, 1), length=5, stride=5)
+    assert windows.needed == 5
+    for number in range(17):
+        assert windows.needed == 5 if number == 0 else 4
+        _push(windows, 1.0, key=str(number))
+    assert windows.needed == 1
+    assert Windows((1, 1), length=1, stride=1).needed == 1
+
+
+def test_saved_positions_outside_of_the_ring_and_states_of_another_model_are_left_out() -> None:
+    """A position of just the length lies outside; a state with a part too many is none of this model."""
+    ring = np.zeros(2, np.float32).tobytes()
+    part = np.ones(1, np.float32).tobytes()
+    windows = Windows((2, 1), length=2, stride=2)
+    assert windows.restore([SavedStream("a", ring, 1, 2, 1, 0.0, None)], [], 0.0) == 0
+    assert windows.restore([SavedStream("a", ring, 1, 1, 1, 0.0, [part, part])], [(1,)], 0.0) == 1
+    found = windows.push(np.ones((1, 1), np.float32), ["a"], None, 0.0)
+    assert found.carries[0].parts is None
