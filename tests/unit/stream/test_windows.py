@@ -394,11 +394,11 @@ def test_a_gap_of_single_readings_is_counted_once_and_their_keys_do_not_expire()
 
 @pytest.mark.parametrize(
     ("times", "gaps"),
-    [([10.0, 10.0], 0), ([10.0, 15.0], 0), ([10.0, 15.5], 1), ([10.0, 8.0], 0), ([10.0, 7.5], 1), ([10.0, 8.0, 14.9], 0),
-     ([10.0, 8.0, 15.5], 1)],
+    [([10.0, 10.0], 0), ([10.0, 15.0], 0), ([10.0, 15.5], 1), ([10.0, 8.0], 0), ([10.0, 7.5], 1),
+     ([10.0, 8.0, 14.9], 0), ([10.0, 8.0, 15.5], 1)],
 )  # fmt: skip
 def test_a_gap_begins_beyond_its_bounds_and_not_at_them(times: list[float], gaps: int) -> None:
-    """Forward by more than `max_gap`, back by more than `max_back`; a late one does not move the time to compare with."""
+    """Forward by more than `max_gap`, back by more than `max_back`; a late one does not move what is compared with."""
     windows = Windows((9, 1), length=9, stride=9, max_gap=5.0, max_back=2.0)
     windows.push(np.zeros((len(times), 1), np.float32), ["a"] * len(times), times, 0.0)
     assert windows.gaps == gaps
