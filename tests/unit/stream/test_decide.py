@@ -279,3 +279,16 @@ def test_only_models_that_can_raise_an_alarm_speak_of_one() -> None:
         "values with a threshold": [True],
         "anomaly": [True],
     }
+
+
+def _alarms(m: int, *windows: tuple[int, float]) -> list[tuple[str | None, bool | None]]:
+    """Label and alarm of windows with these labels and scores, where 2 of `m` have to agree."""
+    decider = _decider("classification", alarm_labels=["broken"], threshold=0.75, smoothing={"n": 2, "m": m})
+    found = [_labels(decider, label, score=score)[0] for label, score in windows]
+    return [(p.label, p.alarm) for p in found if p]
+
+
+def test_the_alarm_of_a_label_is_smoothed_as_the_label_is() -> None:
+    """The first window's counts at once; a good label between two bad ones is a vote against the alarm."""
+    assert _alarms(3, (2, 0.9), (0, 0.9), (2, 0.5)) == [("broken", True), ("broken", True), ("broken", False)]
+    assert _alarms(2, (2, 0.9), (2, 0.5), (2, 0.5)) == [("broken", True), ("broken", True), ("broken", False)]
