@@ -139,7 +139,7 @@ class Upstream:
         )
 
     def _answered(self, topic: str, *, accepted: bool) -> None:
-        """A refusal is logged once for each topic until it is accepted again; a refused status is said again."""
+        """A refusal is logged once for each topic until it is accepted again; a refused status is published again."""
         if accepted:
             self._refused.discard(topic)
             return

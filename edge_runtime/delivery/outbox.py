@@ -28,7 +28,7 @@ in flight is kept for such.
 
 Longer than 500 lines, and one class of more than 400, on purpose: where an entry is (in memory, in flight, on disk) is
 one state that sending, committing and losing the link change together, and the guarantee is read off that one state.
-What can be told apart stands elsewhere: the file (`outbox_file.py`), its rows, its thread, and payloads.
+What can be separated stands elsewhere: the file (`outbox_file.py`), its rows, its thread, and payloads.
 """
 
 import time
@@ -160,7 +160,7 @@ class Outbox:
         self._in_flight: dict[int, Entry] = {}  # by order
         self._memory = 0
         self._store_open = self._was_open = False
-        self._opening = store is not None  # until then nobody knows which streams have rows that must go first
+        self._opening = store is not None  # until then it is not known which streams have rows that must go first
         self._committing = False
         self._fetching = False
         self._fetched: deque[Row] = deque()
@@ -509,7 +509,7 @@ class Outbox:
             self._pump()
 
     def _drop_damaged(self, row: Row) -> None:
-        """The disk has changed a row: what it says now is nobody's prediction."""
+        """The disk has changed a row: its present bytes are no prediction that was made."""
         if row.id not in self._sent_rows:
             self._sent_rows.add(row.id)
             self._delivered_rows.append(row.id)
@@ -765,7 +765,7 @@ class Outbox:
                 self.on_state(state)
 
     def _make_room(self) -> None:
-        """Memory is full: drop the oldest of the lowest priority among what nobody could send us again."""
+        """Memory is full: drop the oldest of the lowest priority among what cannot be sent to us again."""
         candidates = [entry for entry in self._waiting if entry.receipt is None and not entry.committing]
         candidates.sort(key=lambda entry: (-entry.priority, entry.order))
         dropped: set[int] = set()

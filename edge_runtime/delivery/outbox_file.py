@@ -8,8 +8,8 @@ a checksum, since SQLite has none: a row that a failing card has changed is drop
 It writes little: payloads are packed, rows are numbered here and not by SQLite, and no index stands beside the table,
 since each of these would be pages more in every commit (`docs/decisions/0012-rows-are-packed-and-have-no-index.md`).
 
-Weak points: a card that lies about its syncs can lose what it said was written. What stood in a write-ahead log that
-somebody deleted is gone without a trace.
+Weak points: a card that lies about its syncs can lose what it reported as written. What stood in a write-ahead log that
+was deleted is gone without a trace.
 """
 
 import contextlib

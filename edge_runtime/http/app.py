@@ -37,7 +37,7 @@ class App:
     Args:
         models: by the name in the path.
         board: what the daemon shows.
-        token: what every request must bring; None lets everybody ask who can reach the loopback.
+        token: what every request must bring; None lets in whatever can reach the loopback.
         server: its name and version, for `/v2`.
     """
 

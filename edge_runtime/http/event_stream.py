@@ -1,7 +1,7 @@
 """The events of an open page, as `text/event-stream`: predictions and readings as they come, health now and then.
 
-Nobody waits in here: the server asks every `EVENTS_EVERY_S` what there is to send. A page that does not read loses
-events, and costs nobody time.
+Nothing waits in here: the server asks every `EVENTS_EVERY_S` what there is to send. A page that does not read loses
+events, and costs no one else time.
 """
 
 import queue

@@ -1,6 +1,6 @@
 """What the daemon shows to HTTP: the one place that the event loop and the threads of the server both touch.
 
-The loop posts without ever waiting: a snapshot of its health when one is asked for, and, while somebody watches, each
+The loop posts without ever waiting: a snapshot of its health when one is asked for, and, while a page is open, each
 prediction and the last reading of each wake-up. A watcher that is slow loses events, never the loop time.
 """
 
@@ -50,16 +50,16 @@ class Board:
 
     @property
     def is_watched(self) -> bool:
-        """Somebody looks at the page."""
+        """A page is open."""
         return bool(self._watchers)
 
     @property
     def watchers(self) -> int:
-        """How many look at it."""
+        """How many pages are open."""
         return len(self._watchers)
 
     def post(self, kind: str, document: bytes) -> None:
-        """Hand an event to everybody who watches."""
+        """Hand an event to every open page."""
         for watcher in self._watchers:
             if watcher.qsize() < MOST_EVENTS:
                 watcher.put((kind, document))

@@ -1,7 +1,7 @@
 """Predictions on demand over MQTT 5: a reading or window to `edge/{device}/predict/{model}`, with a response topic.
 
 The answer is what `POST /predict/{model}` answers, with the request's correlation data: a prediction, or an `error`.
-One thread answers, so that the loop is not kept; `MOST_WAITING` requests may wait, and one more is told to come back.
+One thread answers, so that the loop is not kept; `MOST_WAITING` requests may wait, and one more is refused for now.
 Weak point: an answer that a broken connection loses is not sent again; whoever misses it asks again.
 
 A requester names the topic that we publish to, so the device's own topics are refused: only what begins with
@@ -110,7 +110,7 @@ class Requests:
             )
 
     def _asked(self, message: Message) -> _Asked | None:
-        """The request, or None where nobody could be answered."""
+        """The request, or None where there is no one to answer."""
         properties = message.properties
         topic = getattr(properties, "ResponseTopic", None)
         own = f"edge/{self._device}/"
@@ -135,7 +135,7 @@ class Requests:
             return self._scorer.score(work).body
         except RefusedError as error:
             return _body(error)
-        except Exception:  # noqa: BLE001 - the stage's edge: the thread goes on, the requester is told
+        except Exception:  # noqa: BLE001 - the stage's edge: the thread goes on, the requester gets a 500
             _log.exception("a request failed", extra=fields(model=asked.model))
             return _body(RefusedError(500, "internal error: see the log"))
 

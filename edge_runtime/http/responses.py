@@ -61,7 +61,7 @@ class Answer:
 
 
 class RefusedError(EdgeError):
-    """A request that is not served, with its status and what else the client is told."""
+    """A request that is not served, with its status and what else the client gets."""
 
     def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> None:
         super().__init__(message)

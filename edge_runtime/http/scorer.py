@@ -154,7 +154,7 @@ def _together(works: list[Work]) -> None:
                 _finish(work, work.model.run(work.windows))
             except ModelError as error:
                 work.answer = error
-    except Exception as error:  # noqa: BLE001 - each of the requests is told
+    except Exception as error:  # noqa: BLE001 - each of the requests gets it
         for work in works:
             work.answer = error
     else:

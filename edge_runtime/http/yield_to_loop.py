@@ -6,7 +6,7 @@ request and each call of a model, whether the loop is at work, and waits until i
 
 Guarantee: a reading waits for the interpreter until the present step of a request ends, or for `SWITCH_S` where that is
 earlier, and for nothing else of a request. Weak points: a single long call in C (reading a large body of JSON) is not
-interrupted; and a loop that is always at work is given way to for `MOST_S` only, or nobody else would be answered.
+interrupted; and a loop that is always at work is given way to for `MOST_S` only, or no request would be answered.
 """
 
 import sys
@@ -61,7 +61,7 @@ _to: WeakKeyDictionary[Loop, Courtesy] = WeakKeyDictionary()
 
 
 def courtesy_to(loop: Loop) -> Courtesy:
-    """The one that everybody shares who gives way to this loop. From now on the interpreter changes hands sooner."""
+    """The one that all threads share which give way to this loop. The interpreter changes hands sooner from now on."""
     if loop not in _to:
         _to[loop] = Courtesy()
         loop.wait_through(_to[loop].wait)

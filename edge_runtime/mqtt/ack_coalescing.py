@@ -69,7 +69,7 @@ class AckCoalescing:
         self._wrapped = wrapped
         self._loop = loop
         self._patience = patience
-        self._allowed = False  # the connection is ready, and nobody has asked for `at_once`
+        self._allowed = False  # the connection is ready, and `at_once` was not called
         self._timer: Timer | None = None
         self._rush_timer: Timer | None = None  # while there is a rush
         self._most_in_flight = 0  # of the rush's last look

@@ -8,6 +8,9 @@ never delays a reading.
 Guarantee: retries are spaced from `reconnect_min` to `reconnect_max` seconds with jitter. TLS is verified and never
 falls back to clear text. A link that is silent for one and a half keep-alives is given up. Weak point: a name that
 cannot be resolved keeps its thread for as long as the resolver likes; after `CONNECT_HANG_S` the watchdog acts.
+
+One class of more than 400 lines on purpose: a link is one state machine (connecting, accepted, ready, lost), and each
+of its steps is short.
 """
 
 import random
@@ -24,10 +27,11 @@ from edge_runtime.config.load import BrokerTable
 from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
-from edge_runtime.mqtt.hot_path import Grant, HotPath
+from edge_runtime.mqtt.hot_path import HotPath
 from edge_runtime.mqtt.messages import Handler, Outcome, Will
 from edge_runtime.mqtt.paho_client import CONNECT_TIMEOUT_S, PahoClient, explain, make_client
 from edge_runtime.mqtt.rival import RivalWatch
+from edge_runtime.mqtt.send_queue import Grant
 from edge_runtime.mqtt.subscriptions import Subscriptions
 from edge_runtime.mqtt.whole_socket import MOST_BYTES, WholeSocket
 from edge_runtime.system.background import run_beside

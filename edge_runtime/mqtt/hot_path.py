@@ -10,6 +10,10 @@ readings that wait for their windows), and only over the connection that brought
 `HotPath` of its own. Every `outcome` is called
 once, or never when the connection ends before. `MOST_OWED` messages may wait for our acknowledgement; then nothing
 more is read.
+
+Longer than 500 lines, and one class, on purpose: reading, publishing and acknowledging share one socket, one set of
+packet ids and one order in which things leave, and a call more between them is paid with every reading. What does not
+need that order stands beside it: `ack_coalescing.py`, `send_queue.py`, `hot_packets.py`, `whole_socket.py`.
 """
 
 import itertools
@@ -18,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -28,6 +31,7 @@ from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import AckCoalescing
 from edge_runtime.mqtt.messages import Handler, Message, Outcome
 from edge_runtime.mqtt.paho_client import PahoClient, topic_of
+from edge_runtime.mqtt.send_queue import Grant, Queued, SendQueue
 from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
@@ -39,7 +43,6 @@ MOST_OWED_BY_WINDOWS = 65_000
 MOST_AT_ONCE = 256  # messages for the handlers
 GOODBYE_TIMEOUT_S = 2.0
 
-MOST_QUEUED, MOST_QUEUED_BYTES = 256, 4 << 20  # of the device's own messages, while every place in flight is taken
 _FIXED_BYTES = 1 + 4 + 2 + 1  # of a PUBLISH beside topic and payload: header, length, packet id, no properties
 
 TopicHeads = hot_packets.TopicHeads
@@ -47,34 +50,8 @@ _NUMBERS = itertools.count(1)
 _log = get_logger("mqtt")
 
 
-class Grant(msgspec.Struct, frozen=True):
-    """What a broker allows, as its CONNACK tells (MQTT 5 section 3.2.2.3).
-
-    Attributes:
-        window: messages of QoS 1 that may be unacknowledged.
-        bytes: of the longest packet.
-        qos: the highest that it takes; at 0 nothing is acknowledged, and sent counts as delivered.
-        retains: it keeps retained messages.
-    """
-
-    window: int = 1
-    bytes: int = hot_packets.MOST_BYTES
-    qos: int = 1
-    retains: bool = True
-
-
 class _BrokenRuleError(Exception):
     """The broker did what MQTT forbids."""
-
-
-class _Queued(msgspec.Struct, eq=False):
-    """A message of QoS 1 that waits for a place in flight."""
-
-    topic: str
-    payload: bytes
-    retain: bool
-    extra: bytes
-    outcome: Outcome | None
 
 
 class HotPath:
@@ -98,7 +75,7 @@ class HotPath:
         owed: receipts of messages that the broker waits for.
         acks_in_order: MQTT 3.1.1 section 4.6 asks for it; False where windows hold their readings, each key for itself:
             a key that is silent would hold up all the others, and brokers find an acknowledgement by its packet id.
-        outcomes: by packet id, of what the broker has not acknowledged; None where nobody asked for it.
+        outcomes: by packet id, of what the broker has not acknowledged; None where it was not asked for.
         answered: a PUBACK has come; whoever watches for silence sets it back.
         last_id: the packet id that was given last.
     """
@@ -132,8 +109,7 @@ class HotPath:
         self._look_due = False
         self._number = next(_NUMBERS)
         self.is_held = False
-        self._queued: deque[_Queued] = deque()  # what waits for a place in flight
-        self._queued_bytes = 0
+        self.queue = SendQueue(counters)  # what waits for a place in flight
         self._url = url
         self._is_v5 = is_v5
         self._no_properties = b"\0" if is_v5 else b""
@@ -161,7 +137,7 @@ class HotPath:
     @property
     def in_flight(self) -> int:
         """How many messages the broker has not acknowledged, with those that wait for a place."""
-        return len(self.outcomes) + len(self._queued)
+        return len(self.outcomes) + len(self.queue)
 
     @property
     def window(self) -> int:
@@ -190,7 +166,7 @@ class HotPath:
             self._counters.counts["sent_unretained"] += 1
             retain = False
         if qos and len(self.outcomes) >= grant.window:
-            return self._queue(_Queued(topic, payload, retain, extra, outcome))
+            return self.queue.add(Queued(topic, payload, retain, extra, outcome))
         self._send(topic, payload, qos=qos, retain=retain, extra=extra, outcome=outcome)
         return True
 
@@ -226,25 +202,9 @@ class HotPath:
             return f"the broker takes at most {self.grant.bytes} bytes, found {whole}"
         return None
 
-    def _queue(self, waiting: "_Queued") -> bool:
-        """Let a message wait until the broker has acknowledged others; False when too many do."""
-        if waiting.retain:  # a document that a newer one replaces
-            for older in self._queued:
-                if older.retain and older.topic == waiting.topic:
-                    self._queued_bytes += len(waiting.payload) - len(older.payload)
-                    older.payload, older.outcome = waiting.payload, waiting.outcome
-                    return True
-        if len(self._queued) >= MOST_QUEUED or self._queued_bytes + len(waiting.payload) > MOST_QUEUED_BYTES:
-            self._counters.dropped["send_queue_full"] += 1
-            return False
-        self._queued.append(waiting)
-        self._queued_bytes += len(waiting.payload)
-        return True
-
     def _send_queued(self) -> None:
-        while self._queued and len(self.outcomes) < self.grant.window:
-            waiting = self._queued.popleft()
-            self._queued_bytes -= len(waiting.payload)
+        while self.queue and len(self.outcomes) < self.grant.window:
+            waiting = self.queue.take()
             self._send(
                 waiting.topic,
                 waiting.payload,
@@ -483,7 +443,7 @@ class HotPath:
             self._note_refusal(f"{self._url} refused a message: {_reason(reason)}")
         if outcome is not None:
             self._settled.append((outcome, not refused))
-        if self._queued:
+        if self.queue:
             self._send_queued()
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
@@ -517,7 +477,7 @@ class HotPath:
         """Send what is queued as the broker acknowledges what is in flight: the last words of a stop are among it."""
         deadline = time.monotonic() + GOODBYE_TIMEOUT_S
         try:
-            while self._queued and time.monotonic() < deadline:
+            while self.queue and time.monotonic() < deadline:
                 self.wrapped.flush()
                 self.wrapped.fill()
                 if self.wrapped.take(self, is_v5=self._is_v5):
@@ -525,14 +485,14 @@ class HotPath:
                 if self.client.socket() is None:
                     return
         except Exception as error:  # noqa: BLE001 - the connection is ended in any case: as in `read`
-            _log.warning("the last messages of a stop are not sent", extra=fields(left=len(self._queued), why=error))
+            _log.warning("the last messages of a stop are not sent", extra=fields(left=len(self.queue), why=error))
 
     def end(self) -> None:
         """Close the socket; nothing is acknowledged, settled or handed over any more."""
         self._withdraw()
         self.acks.end()
         self.outcomes.clear()
-        self._queued.clear()
+        self.queue.clear()
         self._settled.clear()
         self._handed.clear()
         self._inbox.clear()

@@ -54,7 +54,7 @@ class WholeSocket:
     def let_wait(self, least: int) -> bool:
         """Call the socket readable only from `least` bytes on, or when a packet lacks its end; False if it cannot.
 
-        Not over TLS: a record may lack less than that, and nobody tells us so. The end of the stream always wakes.
+        Not over TLS: a record may lack less than that, which the kernel cannot see. The end of the stream always wakes.
         """
         if self._is_tls:
             return False
