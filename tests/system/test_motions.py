@@ -71,7 +71,9 @@ def test_recordings_over_a_port_are_recognised(
 
 
 def _offline(bundle: Path, windows: Any, classes: Any) -> Any:
-    session = onnxruntime.InferenceSession(bundle, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as on a board, on every x86
+    session = onnxruntime.InferenceSession(bundle, options, providers=["CPUExecutionProvider"])
     return classes[session.run(["label"], {"window": windows})[0]]
 
 

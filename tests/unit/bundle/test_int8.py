@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,6 +21,7 @@ from edge_runtime.bundle.golden import check_golden
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.onnx_file import read_onnx
 from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.optimised_copy import key_of
 from tests.support import builders
 
 WIDTH = 16
@@ -224,6 +226,13 @@ def test_a_bundle_that_cannot_run_fused_is_named_in_the_log(
     monkeypatch.setattr(model, "saturates", lambda: True)
     Model(open_bundle(products(share="zero").save(tmp_path / "b.onnx")))
     assert "int8 products run unfused, slower: convert the model again" in caplog.text
+
+
+def test_an_optimised_copy_that_was_made_without_the_entry_is_stale(tmp_path: Path) -> None:
+    """Its graph holds kernels that saturate; copies of float bundles stay what they are."""
+    bundle = open_bundle(products().save(tmp_path / "b.onnx"))
+    plain = msgspec.structs.replace(bundle, facts=msgspec.structs.replace(bundle.facts, int8="none"))
+    assert key_of(bundle) != key_of(plain)
 
 
 def test_every_session_is_made_where_exactness_is_seen_to() -> None:
