@@ -93,7 +93,7 @@ class Connection:
         self._stopping = False
         self._acks_at_once = False
         self._attempts = 0
-        self._rivals = RivalWatch(client_id, STABLE_S)
+        self._rivals = RivalWatch(client_id)
         self._generation = 0
         self._keepalive = float(settings.keepalive)
         self._pinged_at = 0.0
@@ -225,8 +225,7 @@ class Connection:
         except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
             self._retry(f"cannot prepare the connection to {self._settings.url}: {error}")
             return
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
+        client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_subscribe = self._on_subscribe
         self._timers.append(self._loop.call_later(CONNECT_PATIENCE_S, client.abort))
         run_beside(
@@ -316,9 +315,8 @@ class Connection:
     def _ended(self, reason: str | None) -> None:
         """The hot path met the end of the connection; without a reason of its own, the broker closed it."""
         closed = f"{self._settings.url} closed the connection" if self.connected else self.state
-        lasted = self._loop.time() - self._connected_at
-        hint = self._rivals.hint(lasted, closed_by_broker=reason is None) if self.connected else ""
-        self._lose(reason or self._parting or closed, hint)
+        soon = self.connected and reason is None and self._loop.time() - self._connected_at < STABLE_S
+        self._lose(reason or self._parting or closed, self._rivals.hint(cut_soon=soon))
 
     def _lose(self, reason: str, hint: str = "") -> None:
         """The connection is gone or useless: forget it, and try again later."""

@@ -14,12 +14,10 @@ class RivalWatch:
 
     Args:
         client_id: that of the connection.
-        stable_s: a link that lasted this long was not cut for a rival.
     """
 
-    def __init__(self, client_id: str, stable_s: float) -> None:
+    def __init__(self, client_id: str) -> None:
         self._client_id = client_id
-        self._stable_s = stable_s
         self._cut_short = 0
         self._was_taken_over = False
 
@@ -27,13 +25,14 @@ class RivalWatch:
         """The broker gave a reason for the end that is about to come."""
         self._was_taken_over = reason == SESSION_TAKEN_OVER
 
-    def hint(self, lasted_s: float, *, closed_by_broker: bool) -> str:
-        """What to add to the line about a link that ended; empty where nothing points to a rival."""
+    def hint(self, *, cut_soon: bool) -> str:
+        """What to add to the line about a link that ended; empty where nothing points to a rival.
+
+        Args:
+            cut_soon: the broker closed it, soon after it had accepted it.
+        """
         taken_over, self._was_taken_over = self._was_taken_over, False
-        if not closed_by_broker or lasted_s >= self._stable_s:
-            self._cut_short = 0
-        else:
-            self._cut_short += 1
+        self._cut_short = self._cut_short + 1 if cut_soon else 0
         if not taken_over and self._cut_short < CUTS:
             return ""
         return (

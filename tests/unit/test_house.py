@@ -17,7 +17,6 @@ EXTRAS = {
     "recordings": {"pyarrow", "fsspec"},
     "fleet": {"rich"},
 }
-TO_BE_SPLIT = {"edge_runtime.mqtt.hot_path"}  # what waits for a place in flight is a second idea
 ONLY_AT_HOME = {"demo"}  # shows the whole way, the converter's half too
 
 MODULES = house.modules()
@@ -96,7 +95,7 @@ def test_a_large_module_says_why(module: str) -> None:
     text = MODULES[module].read_text()
     lines = text.count("\n") + 1
     docstring = text.split('"""')[1] if '"""' in text else ""
-    has_reason = module in TO_BE_SPLIT or "Longer than 500 lines" in docstring
+    has_reason = "Longer than 500 lines" in docstring
     assert lines <= 500 or has_reason, f"{module}: {lines} lines, and no reason given"
 
 
