@@ -22,6 +22,7 @@ from edge_runtime.fleet.broker_line import CONNECTED, BrokerLine, Login
 from edge_runtime.fleet.errors import AwayError, BusyError, RefusedError
 
 OFFER_AGAIN_S = 5.0
+FIRST_OFFERS_S = 1.0  # until the device has answered: under a flood of others, only some offers are looked at
 SILENCE_S = 60.0
 INSTALL_S = 300.0  # the self-test on the device has 120 of its own
 BUSY_S = 300.0
@@ -148,6 +149,8 @@ class _Sending:
         self._best = -1  # bytes that are there
         self._tokens: list[str] = []
         self._is_installing = False
+        self._is_answered = False
+        self._next_offer = time.monotonic() + OFFER_AGAIN_S  # the first one goes out with the connection
         self._last_refusal = ""
 
     def run(self) -> dict[str, Any]:
@@ -156,20 +159,31 @@ class _Sending:
             left = self._deadline - time.monotonic()
             if left <= 0:
                 self._give_up()
-            heard = self._line.hear(min(OFFER_AGAIN_S, left))
-            if heard is None or heard.topic == CONNECTED:
+            due = self._next_offer - time.monotonic()
+            if due <= 0:  # by the clock and not by silence: others may be loud on the same topic
+                self._publish_offer()
+                continue
+            heard = self._line.hear(min(due, left))
+            if heard is None:
+                continue
+            if heard.topic == CONNECTED:
                 self._publish_offer()
                 continue
             document = _document(heard.payload)
             if document.get("transfer") != self._offer["transfer"]:
                 self._learn_token(document)
                 continue  # another sender's
+            self._is_answered = self._is_answered or document.get("state") != "greeting"
+            self._next_offer = time.monotonic() + OFFER_AGAIN_S
             if heard.topic.endswith("/want"):
                 self._answer(document)
             elif (done := self._follow(document)) is not None:
                 return done
 
     def _publish_offer(self) -> None:
+        self._next_offer = time.monotonic() + (
+            OFFER_AGAIN_S if self._is_answered else min(FIRST_OFFERS_S, OFFER_AGAIN_S)
+        )
         self._line.publish(f"{self._device}/ota/offer", self._offer)
 
     def _follow(self, document: dict[str, Any]) -> dict[str, Any] | None:

@@ -159,27 +159,27 @@ def look(target: Target, paths: list[str]) -> Facts:
     """
     answer = run(target, as_root(script(_LOOK, target.account, target.service, *paths)), timeout=ASK_SECONDS)
     lines = [line.partition(" ") for line in answer.out.splitlines()]
-    said = {key: value for key, _, value in lines}
-    if "end" not in said:
+    facts = {key: value for key, _, value in lines}
+    if "end" not in facts:
         if "sudo" in answer.err:
             raise CommandError("it needs root: log in as root, or allow sudo without a password")
         raise CommandError(answer.reason)
     pairs = [value.split("  ", 1) for key, _, value in lines if key == "digest"]
     digests = {path: digest for digest, path in pairs}
-    version = tuple(int(each) for each in said["python"].split() if each.isdigit())
-    if said["processor"] not in _PROCESSORS:
-        raise CommandError(f"expected a 64-bit system ({', '.join(_PROCESSORS)}), found {said['processor']}")
+    version = tuple(int(each) for each in facts["python"].split() if each.isdigit())
+    if facts["processor"] not in _PROCESSORS:
+        raise CommandError(f"expected a 64-bit system ({', '.join(_PROCESSORS)}), found {facts['processor']}")
     if len(version) != 2 or version < _OLDEST_PYTHON:
-        found = said["python"].replace(" ", ".")
+        found = facts["python"].replace(" ", ".")
         raise CommandError(f"expected Python 3.11 or newer with venv, found {found}: apt install python3-venv")
     return Facts(
-        machine=Machine(said["processor"], (version[0], version[1])),
-        account="account" in said,
-        systemd="systemd" in said,
-        runtime=said.get("runtime", "none"),
+        machine=Machine(facts["processor"], (version[0], version[1])),
+        account="account" in facts,
+        systemd="systemd" in facts,
+        runtime=facts.get("runtime", "none"),
         digests=digests,
-        enabled="enabled" in said,
-        active="active" in said,
+        enabled="enabled" in facts,
+        active="active" in facts,
     )
 
 
@@ -248,7 +248,7 @@ if [ ! -f "$home/complete" ]; then
   # Unpacked it is four times as large, and what a full disk does to venv and pip they do not always say.
   needed=$(( $(du -sk "$wheels" | cut -f1) * 4 ))
   if [ "$(df -Pk /opt | awk 'NR == 2 { print $4 }')" -lt "$needed" ]; then echo "No space left" >&2; exit 74; fi
-  # The system's own: one below somebody's home may be closed to the daemon's user.
+  # The system's own: one below a user's home may be closed to the daemon's user.
   [ -x /usr/bin/python3 ] && python=/usr/bin/python3 || python=python3
   $python -m venv "$home"
   # pip runs as root here: it takes files whose digests stand in the list, and nothing else.

@@ -231,7 +231,7 @@ class Exchange:
     def _look_beside(self, watched: _Watched) -> Step:
         """Which shadow does the store name?"""
         slot = self._store.shadow(watched.slot.name)
-        return lambda: self._accompany(watched, slot)
+        return lambda: self._run_shadow(watched, slot)
 
     def _follow(self, watched: _Watched) -> Step:
         """The store has decided something: load the bundle that is active now, if it is another one."""
@@ -292,7 +292,7 @@ class Exchange:
 
         self._away(watched, pause)
 
-    def _accompany(self, watched: _Watched, slot: Slot | None) -> None:
+    def _run_shadow(self, watched: _Watched, slot: Slot | None) -> None:
         """Have this shadow beside the model, or none."""
         present, loaded = watched.shadow, watched.pipeline.loaded
         wanted = None if slot is None or self._stopped else (slot.digest, loaded.model.bundle.digest)
@@ -352,7 +352,7 @@ class Exchange:
             return
         watched.probation = Probation(self._config, self._loop.time(), growth, sample)
         if watched.shadow is not None and watched.shadow.slot.digest != slot.digest:
-            self._accompany(watched, watched.shadow.slot)  # the statistics begin anew, beside the new one
+            self._run_shadow(watched, watched.shadow.slot)  # the statistics begin anew, beside the new one
         _log.info(
             "bundle exchanged",
             extra=fields(model=watched.pipeline.config.name, before=before, now=slot.version, state=slot.state),

@@ -52,7 +52,7 @@ PROGRESS_S = 2.0  # between two reports of progress
 TAKE_OVER_S = 10.0  # a sender that has brought no chunk for so long gives way to another one of the same bundle
 MOST_OFFER_BYTES = 64 * 1024
 MOST_ORDER_BYTES = 4096
-REST = 3.0  # times what a check took
+REST = 1.0  # times what a check took
 
 _log = get_logger("ota")
 
@@ -230,9 +230,8 @@ class Ota:
 
         def examine() -> Step:
             try:
+                self._incoming.examine(offer)  # first: what is no signature costs no look at the disk
                 found = self._incoming.serving(offer)
-                if found is None:
-                    self._incoming.examine(offer)
             except EdgeError as error:
                 why = one_line(str(error))
                 return lambda: self._examined(offer, payload, why)
@@ -401,7 +400,7 @@ class Ota:
         )
 
     def _check(self, work: Callable[[], Step]) -> None:
-        """As `_away`; then the thread rests, so that a flood of checks gets a quarter of one core."""
+        """As `_away`; then the thread rests, so that a flood of checks gets half of one core."""
 
         def check() -> Step:
             began = time.monotonic()
@@ -424,7 +423,10 @@ class Ota:
 
     def _greet(self, about: dict[str, Any]) -> None:
         self._counters.counts["ota_greeted"] += 1
-        self._reply({**about, "state": "greeting", "token": self._token})
+        if self.flood.may_greet(self._loop.time()):
+            self._publish("status", {**about, "state": "greeting", "token": self._token})
+        else:
+            self._counters.counts["ota_unanswered"] += 1
 
     def _refuse(self, offer: Offer, why: str, *, is_busy: bool = False) -> None:
         """For an offer that is not begun; what is under way goes on. `busy` marks a reason that passes by itself."""

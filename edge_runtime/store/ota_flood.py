@@ -1,7 +1,8 @@
 """What a flood of offers and orders may cost: checks that wait, repetitions of what was refused, and answers. Pure.
 
 Guarantee: at most `MOST_PENDING` of each kind wait for their signatures to be checked; what was refused is not checked
-again while it is among the last `_KNOWN_BAD`; answers are `_REPLIES` at once, and then `_REPLIES_PER_S`.
+again while it is among the last `_KNOWN_BAD`; answers are `_REPLIES` at once, and then `_REPLIES_PER_S`, and greetings
+as many.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ from typing import Literal
 MOST_PENDING = 4  # offers and orders, each
 _REPLIES = 20
 _REPLIES_PER_S = 2.0
+_GREETINGS_PER_S = 2.0
 _KNOWN_BAD = 256
 
 Kind = Literal["offer", "order"]
@@ -22,7 +24,7 @@ class FloodGuard:
     def __init__(self) -> None:
         self.pending: dict[Kind, int] = {"offer": 0, "order": 0}
         self._refused: deque[bytes] = deque(maxlen=_KNOWN_BAD)
-        self._budget, self._budget_at = float(_REPLIES), 0.0
+        self._replies, self._greetings = _Budget(_REPLIES, _REPLIES_PER_S), _Budget(_REPLIES, _GREETINGS_PER_S)
 
     def may_check(self, kind: Kind, payload: bytes) -> bool:
         """Take a place among those that wait; False when there is none, or the very same was refused already."""
@@ -45,11 +47,26 @@ class FloodGuard:
 
     def may_reply(self, now: float, *, always: bool = False) -> bool:
         """Take one answer of those that are allowed by now; `always` takes it in any case."""
-        self._budget = min(float(_REPLIES), self._budget + (now - self._budget_at) * _REPLIES_PER_S)
-        self._budget_at = now
-        if self._budget < 1.0 and not always:
+        return self._replies.take(now) or always
+
+    def may_greet(self, now: float) -> bool:
+        """Take one greeting. They have a budget of their own, since a sender cannot begin without one."""
+        return self._greetings.take(now)
+
+
+class _Budget:
+    """So many at once, and then so many a second."""
+
+    def __init__(self, most: int, per_s: float) -> None:
+        self._most, self._per_s = float(most), per_s
+        self._left, self._at = self._most, 0.0
+
+    def take(self, now: float) -> bool:
+        self._left = min(self._most, self._left + (now - self._at) * self._per_s)
+        self._at = now
+        if self._left < 1.0:
             return False
-        self._budget = max(0.0, self._budget - 1.0)
+        self._left -= 1.0
         return True
 
 

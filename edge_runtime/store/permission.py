@@ -33,7 +33,7 @@ def allows_older(path: Path, allowed_signers: Path, manifest: Manifest, digest: 
     """Check a permission against the bundle that it is to let in, and return its own digest.
 
     Raises:
-        SignatureError: nobody we trust has signed it.
+        SignatureError: no trusted key has signed it.
         BundleError: it is no permission, or one for something else.
     """
     data = read_file(path, _MAX_BYTES)

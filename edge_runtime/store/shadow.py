@@ -142,7 +142,7 @@ class Shadow:
         }
 
     def stop(self) -> None:
-        """End it; nothing more is said."""
+        """End it; nothing more is published."""
         self._stopped.set()
         self._questions.put(None)
         if self._process is not None:

@@ -1,8 +1,8 @@
 """A model in a process of its own, asked over two pipes: it may crash, hang or eat memory, and only it is gone.
 
 The process is fresh and no fork. Its mapped memory is limited as in the self-test, it may write no byte to a disk, it
-is the first that the kernel ends when memory runs out, and it gives way to everybody else where the system lets it say
-so. It ends by itself when the daemon is gone: at the end of its input, or in the middle of an answer by its own alarm.
+is preferred by the OOM killer, and has the lowest priority where the unit allows that. It ends by itself when the
+daemon is gone: at the end of its input, or in the middle of an answer by its own alarm.
 
 A question is a header (JSON) and the windows; an answer is a header and the arrays of the scores. For a recurrent
 model the process keeps the state of each stream; the asker names streams of which it has left windows out.
