@@ -99,6 +99,9 @@ def compare(
     tolerance = tolerances(scale or source)
     off = _excess(one, other, tolerance)
     labels = _labels_differ(found, source, tolerance)
+    every = _labels_differ(found, source, None)
+    if int((every & ~labels).sum()) > max(1, _LABEL_SHARE * len(one)):
+        labels = every  # so many ties are no rounding: the source decides them by something else than its scores
     suspects = np.flatnonzero((off > 0).any(axis=1) | labels)
     if not len(suspects):
         return Fidelity(suspects, suspects, None, len(one))
@@ -198,12 +201,12 @@ def _excess(
     return np.where(same, 0.0, np.where(np.isfinite(gap), np.maximum(gap - 1.0, 0.0), np.inf))
 
 
-def _labels_differ(found: Answer, source: Answer, tolerance: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Rows with another label, but for those where the source's two scores are the same within the tolerance."""
+def _labels_differ(found: Answer, source: Answer, tolerance: NDArray[np.float64] | None) -> NDArray[np.bool_]:
+    """Rows with another label; with a tolerance but for those where the source's two scores are the same within it."""
     if found.label is None or source.label is None:
         return np.zeros(len(_columns(found)), dtype=np.bool_)
     differ = found.label != source.label
-    if source.scores is not None:
+    if source.scores is not None and tolerance is not None:
         every = np.arange(len(differ))
         gap = np.abs(source.scores[every, found.label] - source.scores[every, source.label])
         differ &= ~(gap <= 2 * tolerance[0])

@@ -39,7 +39,13 @@ _WITH_DECISIONS = ("LogisticRegression", "LinearSVC", "SVC", "NuSVC", "RidgeClas
                    "LogisticRegressionCV", "RidgeClassifierCV", "PassiveAggressiveClassifier",
                    "LinearDiscriminantAnalysis")  # fmt: skip
 # Sums of large squares and small differences: float32 is too short for them.
-_IN_DOUBLE = ("GaussianProcessClassifier", "GaussianProcessRegressor", *KINDS)
+_IN_DOUBLE = (
+    "GaussianProcessClassifier",
+    "GaussianProcessRegressor",
+    "KNeighborsClassifier",
+    "KNeighborsRegressor",
+    *KINDS,
+)
 
 
 def load(path: Path, kind: str, trust: bool) -> "SklearnModel":
@@ -154,7 +160,8 @@ class SklearnModel(SourceModel):
                 f"found {type(self._final).__name__}"
             )
         if self.task == "classification" and self.shape is not None:
-            _check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
+            with contextlib.suppress(ValueError):  # some have no answer to zeros, and are asked about rows later
+                _check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
         self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
         if self.task == "regression" and self.shape is not None:
             probe = self._call("predict", np.zeros((2, *self.shape), dtype=np.float64))

@@ -129,8 +129,11 @@ def _line(builder: GraphBuilder, value: str, calibrator: Any, place: str) -> str
     kind = type(calibrator).__name__
     if kind == "_SigmoidCalibration":
         slope, shift = float(calibrator.a_), float(calibrator.b_)
-        scaled = builder.node("Mul", value, builder.constant(-slope, np.float64))
-        return builder.node("Sigmoid", builder.node("Sub", scaled, builder.constant(shift, np.float64)))
+        # Not the operator Sigmoid, which ends far from zero: shares of very small numbers are made of these.
+        scaled = builder.node("Mul", value, builder.constant(slope, np.float64))
+        power = builder.node("Exp", builder.node("Add", scaled, builder.constant(shift, np.float64)))
+        one = builder.constant(1.0, np.float64)
+        return builder.node("Div", one, builder.node("Add", one, power))
     if kind != "IsotonicRegression" or calibrator.out_of_bounds != "clip":
         raise CommandError(f"{place}: CalibratedClassifierCV: no ONNX form is known for its method ({kind})")
     at = np.asarray(calibrator.X_thresholds_, dtype=np.float64)

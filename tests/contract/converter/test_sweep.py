@@ -11,6 +11,7 @@ from benchmarks.converter_sweep import Cell, Outcome, cells, run
 from converter.cli import main
 
 RIGHT = (
+    "CalibratedClassifierCV, alone",
     "LogisticRegression, calibrated",
     "GaussianNB, calibrated",
     "RandomForestClassifier, calibrated",

@@ -70,6 +70,23 @@ def test_whole_numbers_of_a_category_are_not_taken_for_a_fence() -> None:
     assert seen.wrong.tolist() == [row]
 
 
+def test_ties_of_scores_excuse_single_labels_and_not_many() -> None:
+    """Where scores are equal a rounding may decide; a source that decides ties by another rule is not that."""
+
+    def by_rule(asked: Any) -> Answer:
+        return Answer(label=np.ones(len(asked), dtype=np.int64), scores=np.full((len(asked), 2), 0.5))
+
+    rows = windows()
+    found = by_rule(rows)
+    assert found.label is not None
+    found.label[7] = 0
+    assert compare(found, by_rule(rows), rows, by_rule, ("off", "on")).is_faithful
+    found.label[:100] = 0
+    seen = compare(found, by_rule(rows), rows, by_rule, ("off", "on"))
+    assert seen.first is not None
+    assert str(seen.first) == "label: expected 'on' as in the source, found 'off'"
+
+
 def test_each_target_is_judged_on_its_own_scale() -> None:
     """A small target beside a large one is not lost in it."""
 
