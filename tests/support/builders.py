@@ -300,3 +300,21 @@ def _run(model: Any, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def echo(*, name: str = "echo", length: int = 3, stride: int | None = None) -> Draft:
+    """A regression that answers with the first channel of every reading of its window, so that a wrong window shows."""
+    draft = regression(
+        name=name,
+        length=length,
+        channels=("number", "other"),
+        targets=[f"t{place}" for place in range(length)],
+        stride=stride,
+    )
+    weights = np.zeros((2 * length, length), np.float32)
+    weights[::2] = np.eye(length)
+    for constant in draft.model.graph.initializer:
+        values = weights if constant.name == "weights" else np.zeros(length, np.float32)
+        constant.CopyFrom(numpy_helper.from_array(values, constant.name))
+    draft.refresh_golden(np.zeros((GOLDEN_ROWS, length, 2), np.float32))
+    return draft
