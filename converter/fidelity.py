@@ -196,7 +196,8 @@ def _excess(
     """By how many tolerances each number is off beyond the first; infinite where one is not finite as the other is."""
     with np.errstate(invalid="ignore", over="ignore"):
         narrow = other.astype(np.float32).astype(np.float64)  # infinite where float32 ends and float64 goes on
-        gap = np.abs(one - narrow) / tolerance
+        # Beyond the data a number may be larger than any of the column: float32 rounds it on its own scale.
+        gap = np.abs(one - narrow) / np.maximum(tolerance, _OF_LARGEST * np.abs(narrow))
     same = (one == other) | (one == narrow) | (np.isnan(one) & np.isnan(other))
     return np.where(same, 0.0, np.where(np.isfinite(gap), np.maximum(gap - 1.0, 0.0), np.inf))
 
