@@ -39,3 +39,10 @@ def test_a_packing_of_a_later_program_is_refused() -> None:
     """A row that says so is no row of ours: nothing is guessed."""
     with pytest.raises(UnpackError, match="packing 9 is not known"):
         unpack(9, b"{}")
+
+
+def test_what_is_written_on_the_disk_stays_as_it_is() -> None:
+    """The numbers of the packings and the codes of the words stand in rows of older releases."""
+    assert (AS_IS, WORDS) == (0, 1)
+    assert pack([b'{"id": 1,"device":"d","model":"m"}']) == [(1, b'{"id": 1\x01d\x02m"}')]
+    assert unpack(1, b'{"id": 1\x01d\x02m"}') == b'{"id": 1,"device":"d","model":"m"}'
