@@ -17,6 +17,7 @@ from edge_runtime.delivery import outbox, outbox_file
 from edge_runtime.delivery.outbox import PRIORITY_ROUTINE, Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.mqtt import connection, whole_socket
+from edge_runtime.stream import seen
 from edge_runtime.system.counters import Counters
 from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
 from tests.system.fleet.test_service import PROBES
@@ -25,7 +26,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "guarantees.md"
 # Names of protocols and programs, and pairs and repeats that are no figures.
 _NO_FIGURE = re.compile(
     r"`[^`]*`|QoS 1|MQTT 5|MQTT 3\.1\.1|mosquitto 2\.0|set 5 wherever"
-    r"|predictions come twice|are not used twice|two brokers|[Tt]wo starts|With 3\.1\.1 such"
+    r"|predictions come twice|are not used twice|two brokers|[Tt]wo starts|[Tt]wo readings|With 3\.1\.1 such"
 )
 _NUMBER = re.compile(
     r"\d[\d.,]*\d|\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|thirteen|twice|minutes?|quarter|percent)\b",
@@ -40,6 +41,7 @@ CONSTANTS = [
     ("the newest three are kept", outbox_file.DAMAGED_FILES_KEPT, 3),
     ("a list of thirteen things", len(PROBES), 13),
     ("has failed for a minute", outbox.ORDER_PATIENCE_S, 60.0),
+    ("or after 8,192 readings", 2 * seen.GENERATION, 8192),
     ("The default is 3.1.1", UpstreamTable(url="mqtt://b", topic="t").protocol, "3.1.1"),
 ]
 # Tried below, or in the test that is named.
