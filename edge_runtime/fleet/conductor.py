@@ -202,6 +202,8 @@ def outcomes(row: RolloutRow, devices: Sequence[DeviceRow]) -> list[Outcome]:
         text = each.why or each.state
         if not each.serial:
             result, text = "not tried", f"the rollout is {row.state}"
+        elif row.state == "aborted" and each.state in {"", "pending"}:
+            result, text = "not tried", "its document was taken back before it began"
         elif not each.state:
             text = "no report yet: it follows when it comes back"
         elif each.state == "probation":

@@ -65,6 +65,25 @@ class Unwanted(msgspec.Struct, frozen=True):
         return by_version and (self.digest is None or running["digest"] == self.digest)
 
 
+def to_leave(listed: Sequence[Listed], model: str | None, unwanted: Unwanted) -> Listed | None:
+    """The bundle in service that a rollback takes a device back from; None where the device does not run it.
+
+    Raises:
+        RefusedError: several models are meant, or nothing is unwanted in particular and there is no model.
+    """
+    if unwanted == Unwanted():
+        return the_model(listed, model)
+    running = [each for each in listed if each["state"] in SERVING and unwanted.is_run(each)]
+    if not any(model in {None, each["name"]} for each in running):
+        return None
+    return the_model(running, model)
+
+
+def in_service(listed: Sequence[Listed]) -> str:
+    """Every bundle that a device runs now, for people."""
+    return ", ".join(words(each) for each in listed if each["state"] in SERVING) or "nothing"
+
+
 def unwanted(word: str | None) -> Unwanted:
     """From `--from VERSION|BUNDLE`.
 

@@ -17,7 +17,7 @@ from edge_runtime.fleet.broker_view import Known, login, look_at
 from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, require_class
 from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.inventory import Target
-from edge_runtime.fleet.listing import SERVING, Unwanted, details, replaced, serving, the_model, words
+from edge_runtime.fleet.listing import SERVING, Unwanted, details, in_service, replaced, serving, to_leave, words
 from edge_runtime.fleet.mqtt_transport import BundleSender
 from edge_runtime.fleet.overview import Row
 from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
@@ -72,9 +72,13 @@ class MqttTransport:
         if key is None:
             raise RefusedError("over MQTT an order to go back must be signed: name the key with --sign")
         watcher.step(target.name, "asking what it runs")
-        before = the_model(_ask(target).listing(), model)
-        if not unwanted.is_run(before):
-            return Outcome(target.name, "unchanged", f"it runs {words(before)}", details=details(before, before))
+        known = _ask(target)
+        if known.models is None:
+            raise AwayError("the broker keeps no list of its models: was it ever online?")
+        listed = known.listing()
+        before = to_leave(listed, model, unwanted)
+        if before is None:
+            return Outcome(target.name, "unchanged", f"it runs {in_service(listed)}")
         watcher.step(target.name, f"going back from {words(before)}")
         sender = BundleSender(login(target), target.name)
         done = sender.roll_back(before["name"], before["digest"], partial(sign, key, namespace=ROLLBACK_NAMESPACE))

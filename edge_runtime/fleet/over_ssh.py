@@ -15,7 +15,17 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, require_class
 from edge_runtime.fleet.errors import BusyError
 from edge_runtime.fleet.inventory import Target
-from edge_runtime.fleet.listing import Listed, Unwanted, details, read_listing, replaced, serving, the_model, words
+from edge_runtime.fleet.listing import (
+    Listed,
+    Unwanted,
+    details,
+    in_service,
+    read_listing,
+    replaced,
+    serving,
+    to_leave,
+    words,
+)
 from edge_runtime.fleet.overview import MARK, QUESTION, Row, fill_from_answer
 from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
 from edge_runtime.fleet.ssh import Answer, as_account, as_root, run, script
@@ -82,9 +92,10 @@ class SshTransport:
         """Take one device back to the bundle before the active one; `key` is for devices that MQTT reaches."""
         del key
         watcher.step(target.name, "asking what it runs")
-        before = the_model(listing(target), model)
-        if not unwanted.is_run(before):
-            return Outcome(target.name, "unchanged", f"it runs {words(before)}", details=details(before, before))
+        listed = listing(target)
+        before = to_leave(listed, model, unwanted)
+        if before is None:
+            return Outcome(target.name, "unchanged", f"it runs {in_service(listed)}")
         watcher.step(target.name, f"going back from {words(before)}")
         answer = run(target, models(target, "rollback", before["name"]), timeout=ASK_SECONDS)
         if answer.code != 0:
