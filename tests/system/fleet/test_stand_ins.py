@@ -106,7 +106,8 @@ class Operator:
         """A command that goes on."""
         return subprocess.Popen(
             [str(self._installed.edge_runtime), "rollout", *map(str, words), "--json", "--quiet"],
-            cwd=self._folder, env=clean_environment() | {"EDGE_FLEET": self._inventory}, stdout=subprocess.PIPE, text=True,
+            cwd=self._folder, env=clean_environment() | {"EDGE_FLEET": self._inventory},
+            stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
 

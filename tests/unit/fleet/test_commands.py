@@ -226,9 +226,10 @@ def mixed(target: Target, _: Watcher) -> Outcome:
 
 
 def test_the_output_for_two_hundred_devices_is_totals_problems_and_a_table_by_result(
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Steps of single devices are not shown; what failed is named as it comes; the table ends with a folded summary."""
+    monkeypatch.setattr(cli, "RETRY_PAUSES_S", ())
     parsed = type("Args", (), {"quiet": False, "json": False, "keep_going": True})()
     table = RolloutTable(canaries=0, limit=8)
     code = cli.carry_out(parsed, two_hundred(), table, mixed, about={})
