@@ -141,6 +141,8 @@ class Conductor:
         assert self._key is not None
         serial = self._file.next_serial()
         for each in wave:
+            if self._file.read(row.id).state != "running":
+                break  # another operator has paused or aborted it in the middle of the wave
             text = msgspec.json.encode(_document(row, each, serial)).decode()
             envelope = Envelope(document=text, signature=sign(self._key, text.encode(), namespace=DESIRED_NAMESPACE))
             line.publish(f"{each.device}/desired", msgspec.json.encode(envelope), retain=True)

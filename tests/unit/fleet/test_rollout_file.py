@@ -2,14 +2,18 @@
 
 import time
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from edge_runtime.errors import CommandError
-from edge_runtime.fleet.conductor import _is_past, outcomes
+from edge_runtime.fleet import conductor
+from edge_runtime.fleet.broker_line import CONNECTED, Heard, Login
+from edge_runtime.fleet.conductor import Conductor, _is_past, outcomes
 from edge_runtime.fleet.depot import Depot
-from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan
+from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan, RolloutState
 from edge_runtime.store.desired_document import check_window, is_open
+from tests.support.builders import signer
 
 PLAN = RolloutPlan(model="comfort", version="1.1.0", digest="d" * 64, size=10)
 
@@ -67,6 +71,45 @@ def test_every_device_has_a_result(file: RolloutFile) -> None:
         "b": ("away", "no report yet: it follows when it comes back"),
         "c": ("not tried", "the rollout is running"),
     }
+
+
+@pytest.mark.parametrize("state", ["paused", "aborted"])
+def test_a_pause_or_abort_holds_in_the_middle_of_a_wave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: RolloutState
+) -> None:
+    """The devices of a wave that have no document yet get none, once another operator has changed the rollout."""
+    file = RolloutFile(tmp_path / "rollouts.db")
+    file.create("r1", PLAN, [DeviceRow(device=name, wave=1) for name in "abc"])
+    topics: list[str] = []
+
+    class Line:
+        is_settled = True
+
+        def __init__(self, *_: object) -> None:
+            self._heard = [Heard(CONNECTED, b"")]
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing is open."""
+
+        def hear(self, _: float) -> Heard | None:
+            return self._heard.pop() if self._heard else None
+
+        def publish(self, topic: str, _: bytes, *, retain: bool) -> None:
+            assert retain
+            topics.append(topic)
+            if len(topics) == 2:
+                other = RolloutFile(file.path)
+                other.change(other.read("r1"), state, state)
+
+    monkeypatch.setattr(conductor, "BrokerLine", Line)
+    moving = Conductor(file, Login(url="mqtt://127.0.0.1:1"), signer(tmp_path / "keys").key, lambda _: None)
+    moving.run("r1", until_done=True)
+    assert topics == ["a/desired", "b/desired"]
+    assert [bool(each.serial) for each in file.devices("r1")] == [True, True, False]
+    assert outcomes(file.read("r1"), file.devices("r1"))[2].text == f"the rollout is {state}"
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
