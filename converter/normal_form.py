@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from converter.graph.build import FLOAT, INT64, OPSET, GraphBuilder, opset_of
+from converter.graph.shrink_trees import forget_missing
 from converter.load.source import Core, StateTensor
 from converter.plan import Plan
 from edge_runtime.bundle.manifest import INPUT_NAME
@@ -53,7 +54,10 @@ def normal_form(core: Core, plan: Plan) -> onnx.ModelProto:
         _anomaly(builder, core, value, arranged)
     for state in core.states:
         _state_out(builder, state, values[state.output], kinds[state.output], batch)
-    return builder.build(plan.name)
+    model = builder.build(plan.name)
+    if all(channel.missing == "refused" for channel in plan.input.channels):
+        forget_missing(model, INPUT_NAME)
+    return model
 
 
 def _feed(builder: GraphBuilder, window: str, core: Core, plan: Plan) -> tuple[str, str]:
@@ -117,18 +121,25 @@ def _state_out(builder: GraphBuilder, state: StateTensor, value: str, kind: int,
 def _classification(builder: GraphBuilder, core: Core, plan: Plan, value: Any, kinds: dict[str, int]) -> None:
     count = len(plan.labels)
     scores = probabilities(builder, core, count, value)
-    if "cut" in core.extra:
-        label = _cut(builder, scores, *core.extra["cut"])
-    elif "label" in core.outputs:
-        label = _class_index(builder, value("label"), kinds[core.outputs["label"]], core)
-    else:
-        label = builder.node("ArgMax", scores, axis=1, keepdims=0)
+    label = label_index(builder, core, count, value, kinds, scores)
     if plan.order != tuple(range(count)):
         scores = builder.node("Gather", scores, builder.constant(plan.order, np.int64), axis=1)
         back = np.argsort(np.array(plan.order))
         label = builder.node("Gather", builder.constant(back, np.int64), label, axis=0)
     builder.output("label", label, INT64, ("N",))
     builder.output("scores", scores, FLOAT, ("N", count))
+
+
+def label_index(
+    builder: GraphBuilder, core: Core, count: int, value: Any, kinds: dict[str, int], scores: str = ""
+) -> str:
+    """The position of the model's class: by its threshold, its own label or its largest score."""
+    if "label" in core.outputs and "cut" not in core.extra:
+        return _class_index(builder, value("label"), kinds[core.outputs["label"]], core)
+    scores = scores or probabilities(builder, core, count, value)
+    if "cut" in core.extra:
+        return _cut(builder, scores, *core.extra["cut"])
+    return builder.node("ArgMax", scores, axis=1, keepdims=0)
 
 
 def _cut(builder: GraphBuilder, scores: str, threshold: float, positive: int) -> str:

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 OPERATORS = ("TreeEnsembleRegressor", "TreeEnsembleClassifier")
+_ARRANGING = ("Cast", "Identity", "Reshape", "Transpose")  # no number becomes NaN in them
 
 # x <= t and x < t ask whether x is below a cut, x > t and x >= t whether it is above one; at equal t the cut of
 # "<=" and ">" lies just above t, the other just below. One kind is not the other's opposite: NaN says no to both.
@@ -79,6 +80,25 @@ def drop_defaults(node: onnx.NodeProto) -> int:
     del node.attribute[:]
     node.attribute.extend(copies.attribute)
     return dropped
+
+
+def forget_missing(model: onnx.ModelProto, window: str) -> None:
+    """Take out, in place, the side of missing values from trees that look at the window as it comes.
+
+    For windows that never hold NaN, because the contract refuses it. Trees behind other steps keep theirs: NaN may
+    arise there. Every estimator of scikit-learn writes the list, trained on missing values or not, and splits with it
+    are not simplified.
+    """
+    plain = {window}
+    for node in model.graph.node:
+        if node.op_type in _ARRANGING and node.input[0] in plain:
+            plain.update(node.output)
+        elif node.op_type in OPERATORS and node.input[0] in plain:
+            kept = [each for each in node.attribute if each.name != "nodes_missing_value_tracks_true"]
+            copies = onnx.NodeProto()
+            copies.attribute.extend(kept)
+            del node.attribute[:]
+            node.attribute.extend(copies.attribute)
 
 
 def _read(given: dict[str, Any], kind: str) -> list[list[_Node]] | None:

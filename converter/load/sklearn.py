@@ -18,7 +18,7 @@ from converter.graph.build import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
 from converter.load.gaussian import is_several, several_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.pickles import looks_pickled
-from converter.load.sklearn_compose import composed_core, is_composed
+from converter.load.sklearn_compose import Way, composed_core, is_composed, targets_of
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
@@ -164,9 +164,12 @@ class SklearnModel(SourceModel):
                 _check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
         self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
         if self.task == "regression" and self.shape is not None:
-            probe = self._call("predict", np.zeros((2, *self.shape), dtype=np.float64))
-            self.targets = int(np.prod(np.asarray(probe).shape[1:]))
-        if self.task == "classification" and not hasattr(self._final, "predict_proba"):
+            self.targets = targets_of(lambda x: self._call("predict", x), self.shape, place)
+        if _votes_hard(self._final):
+            self.notes.append(
+                "VotingClassifier votes hard: the scores are shares of the votes, and are no probabilities"
+            )
+        elif self.task == "classification" and not hasattr(self._final, "predict_proba"):
             self.notes.append(
                 f"{type(self._final).__name__} gives no probabilities: the scores are its decision values, squashed, "
                 "and are not calibrated"
@@ -197,6 +200,8 @@ class SklearnModel(SourceModel):
         label = np.array([index[name] for name in np.asarray(self._call("predict", x)).tolist()], dtype=np.int64)
         if hasattr(self._final, "predict_proba"):
             scores = np.asarray(self._call("predict_proba", x), dtype=np.float64)
+        elif _votes_hard(self._final):
+            scores = _shares(self._final, np.asarray(self._call("transform", x), dtype=np.int64))
         else:
             scores = _squash(np.asarray(self._call("decision_function", x), dtype=np.float64))
         return Answer(label=label, scores=scores)
@@ -243,28 +248,26 @@ class SklearnModel(SourceModel):
         return forest_core(forest, columns, link, None, prefix, divisor, shift, missing)
 
     def _composed_core(self) -> Core:
-        """A vote or a calibration, behind the steps before it."""
+        """A vote or a stack; the steps before it stand before each member, whose trees absorb scalers."""
         assert self.shape is not None
-        columns = int(self._final.n_features_in_)
+        shape, before = self.shape, self._steps[:-1]
 
-        def convert(member: Any, raw: bool) -> Core:
-            part = SklearnModel(member, self._place)
-            part.settle((columns,))
-            return part.decisions() if raw else part.core()
+        def convert(member: Any, way: Way) -> Core:
+            from sklearn.pipeline import make_pipeline  # noqa: PLC0415 - heavy
 
-        inner = composed_core(self._final, columns, convert, self._place)
-        before = self._steps[:-1]
-        if not before:
-            return inner
-        builder, prefix = GraphBuilder(), self._convert_steps(before)
-        x = builder.input("x", FLOAT, ("N", *self.shape))
-        builder.reserve("label", "scores", "value")
-        value = builder.embed(prefix.model, {prefix.input: builder.cast(x, DOUBLE)})[prefix.outputs["value"]]
-        values = builder.embed(inner.model, {inner.input: builder.cast(value, FLOAT)})
-        for output in inner.model.graph.output:
-            shape = ("N",) if output.name == "label" else ("N", "K")
-            builder.output(output.name, values[output.name], output.type.tensor_type.elem_type, shape)
-        return Core(builder.build("composed"), "x", self.shape, inner.outputs, extra=inner.extra)
+            whole = make_pipeline(*before, member) if before and way != "last" else member
+            part = SklearnModel(whole, self._place)
+            part.settle((int(member.n_features_in_),) if way == "last" else shape)
+            return part.decisions() if way == "raw" else part.core()
+
+        def ahead(builder: GraphBuilder, x: str) -> str:
+            value = builder.cast(x, DOUBLE)
+            if not before:
+                return value
+            prefix = self._convert_steps(before)
+            return builder.embed(prefix.model, {prefix.input: value})[prefix.outputs["value"]]
+
+        return composed_core(self._final, shape, convert, ahead, place=self._place)
 
     def decisions(self) -> Core:
         """The pipeline as a graph that gives decision values, where it could give probabilities.
@@ -360,9 +363,11 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
     from converter.features import lower_audio, lower_statistics  # noqa: PLC0415
     from converter.graph.lower_gaussian import lower_gaussian  # noqa: PLC0415
     from converter.graph.lower_linear import lower_linear  # noqa: PLC0415
+    from converter.load import sklearn_steps  # noqa: PLC0415
 
     lower_statistics.register()
     lower_audio.register()
+    sklearn_steps.register()
     _check_supported(estimator, place)
     kind = DoubleTensorType if double else FloatTensorType
     try:
@@ -377,6 +382,8 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
                 options={id(estimator): {key: value for key, value in options.items() if key in allowed}},
             )
             return lower_gaussian(lower_linear(model))
+    except CommandError as error:
+        raise CommandError(f"{place}: {error}") from error
     except Exception as error:
         text = str(error).strip().splitlines()
         raise CommandError(
@@ -388,11 +395,6 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
 def _convertible(estimator: Any) -> Any:
     """The same answers from an estimator that skl2onnx gets right."""
     kind = type(estimator).__name__
-    if kind == "VotingClassifier":
-        estimator = copy.copy(estimator)
-        estimator.flatten_transform = False  # it shapes only what `transform` gives
-        if estimator.weights is not None:
-            estimator.weights = np.asarray(estimator.weights)
     if kind == "LinearDiscriminantAnalysis":
         # skl2onnx doubles the decision values of two classes; as a logistic regression they are what they are.
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - heavy
@@ -521,10 +523,10 @@ def _classes_of(final: Any, place: str) -> tuple[Any, ...]:
         )
     if isinstance(classes, list):
         raise CommandError(f"{place}: expected one label a window, found a classifier with {len(classes)} outputs")
-    if not (hasattr(final, "predict_proba") or hasattr(final, "decision_function")):
+    if not (hasattr(final, "predict_proba") or hasattr(final, "decision_function") or _votes_hard(final)):
         raise CommandError(
             f"{place}: expected a classifier with scores, found a {type(final).__name__} that has neither "
-            "predict_proba nor decision_function (one that votes hard gives labels alone: fit it with voting='soft')"
+            "predict_proba nor decision_function: wrap it in CalibratedClassifierCV, or use another estimator"
         )
     return tuple(np.asarray(classes).tolist())
 
@@ -536,6 +538,18 @@ def _check_one_label(answer: Any, final: Any, place: str) -> None:
             f"{place}: expected one label a window, found a {type(final).__name__} that gives {shape[1]} at once "
             "(multi-label): convert a model for each label"
         )
+
+
+def _votes_hard(final: Any) -> bool:
+    return type(final).__name__ == "VotingClassifier" and final.voting == "hard"
+
+
+def _shares(vote: Any, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Shares of the votes a class; `chosen` is the class of each member, a row a window."""
+    given = vote._weights_not_none  # noqa: SLF001 - scikit-learn's own property
+    weights = np.ones(chosen.shape[1]) if given is None else np.asarray(given, dtype=np.float64)
+    votes = np.stack([(chosen == place) @ weights for place in range(len(vote.classes_))], axis=1)
+    return np.asarray(votes / weights.sum(), dtype=np.float64)
 
 
 def _squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:

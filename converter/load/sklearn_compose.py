@@ -1,22 +1,32 @@
-"""Votes and calibrations of scikit-learn, whose members may be all that converts alone: pipelines, trees, boosters.
+"""Votes, stacks, calibrations and transformed targets of scikit-learn, around all that converts alone.
 
-Each member becomes a graph of its own, as it would without the others, and the graphs are put together as scikit-learn
-puts the answers together. skl2onnx does this for some members only, and gets the probabilities of calibrated pipelines
-wrong.
+Each member (a pipeline, trees, a booster) becomes a graph of its own, as it would without the others, and the graphs
+are put together as scikit-learn puts the answers together. skl2onnx does this for some members only, and gets the
+probabilities of calibrated pipelines wrong.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from converter.graph.build import DOUBLE, FLOAT, INT64, GraphBuilder
+from converter.load.sklearn_functions import inverse
 from converter.load.source import Core
-from converter.normal_form import probabilities
+from converter.normal_form import label_index, probabilities
 from edge_runtime.errors import CommandError
 
-MemberCore = Callable[[Any, bool], Core]
-_KINDS = ("CalibratedClassifierCV", "VotingClassifier", "VotingRegressor")
+Way = Literal["answers", "raw", "last"]
+MemberCore = Callable[[Any, Way], Core]
+Shape = tuple[int, ...]
+_KINDS = (
+    "CalibratedClassifierCV",
+    "StackingClassifier",
+    "StackingRegressor",
+    "TransformedTargetRegressor",
+    "VotingClassifier",
+    "VotingRegressor",
+)
 
 
 def is_composed(estimator: Any) -> bool:
@@ -24,37 +34,137 @@ def is_composed(estimator: Any) -> bool:
     return type(estimator).__name__ in _KINDS and type(estimator).__module__.startswith("sklearn.")
 
 
-def composed_core(estimator: Any, columns: int, convert: MemberCore, place: str) -> Core:
+def targets_of(predict: Callable[[Any], Any], shape: Shape, place: str) -> int:
+    """How many values a regressor gives a window: it is asked, with numbers that it may refuse one of.
+
+    Raises:
+        CommandError: it answers none of them.
+    """
+    reason = ""
+    for value in (0.0, 1.0, -1.0):  # a logarithm before it is none of zero
+        try:
+            return int(np.prod(np.asarray(predict(np.full((2, *shape), value))).shape[1:]))
+        except ValueError as error:
+            reason = reason or str(error).strip().splitlines()[0]
+    raise CommandError(f"{place}: expected a regressor that answers windows of 0, 1 or -1, found: {reason}")
+
+
+def composed_core(
+    estimator: Any, shape: Shape, convert: MemberCore, ahead: Callable[[GraphBuilder, str], str], *, place: str
+) -> Core:
     """The graph of all members.
 
     Args:
         estimator: fitted.
-        columns: how many it takes.
-        convert: a member -> its graph; with True, with decision values in place of probabilities.
+        shape: of a window, before the steps that stand before the estimator.
+        convert: a member -> its graph, those steps included; `raw`, with decision values in place of probabilities;
+            `last`, without the steps, for an estimator that sees the answers of others.
+        ahead: writes the steps: a window -> what the estimator takes, in float64.
         place: the file, for messages.
 
     Raises:
         CommandError: a member or a way to calibrate has no ONNX form.
     """
     builder = GraphBuilder()
-    x = builder.input("x", FLOAT, ("N", columns))
+    x = builder.input("x", FLOAT, ("N", *shape))
     builder.reserve("label", "scores", "value")
-    if type(estimator).__name__ == "VotingRegressor":
+    kind = type(estimator).__name__
+    if kind.startswith("Stacking"):
+        return _stacked(builder, estimator, x, shape, convert, ahead)
+    if kind == "TransformedTargetRegressor":
+        return _transformed_target(builder, estimator, x, shape, convert, place)
+    if kind == "VotingRegressor":
         weights = _weights(estimator)
-        values = [_value(builder, convert(member, False), x) for member in estimator.estimators_]
+        values = [_value(builder, convert(member, "answers"), x) for member in estimator.estimators_]
         builder.output("value", _average(builder, values, weights), DOUBLE, ("N", 1))
-        return Core(builder.build("vote"), "x", (columns,), {"value": "value"}, extra={"columns": 1})
+        return Core(builder.build("vote"), "x", shape, {"value": "value"}, extra={"columns": 1})
     count = len(estimator.classes_)
-    if type(estimator).__name__ == "CalibratedClassifierCV":
+    if kind == "CalibratedClassifierCV":
         parts = [_calibrated(builder, one, x, count, convert, place) for one in estimator.calibrated_classifiers_]
         scores = _average(builder, parts, np.ones(len(parts)))
+    elif estimator.voting == "hard":
+        return _voted_hard(builder, estimator, x, shape, convert)
     else:
-        parts = [_scores(builder, convert(member, False), x, count) for member in estimator.estimators_]
+        parts = [_scores(builder, convert(member, "answers"), x, count) for member in estimator.estimators_]
         scores = _average(builder, parts, _weights(estimator))
     builder.output("label", builder.node("ArgMax", scores, axis=1, keepdims=0), INT64, ("N",))
     builder.output("scores", scores, DOUBLE, ("N", count))
     roles = {"label": "label", "scores": "scores"}
-    return Core(builder.build("composed"), "x", (columns,), roles, extra={"columns": count})
+    return Core(builder.build("composed"), "x", shape, roles, extra={"columns": count})
+
+
+def _voted_hard(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore) -> Core:
+    """The class with the most votes, the first of equals; the scores are shares of the votes."""
+    count, weights = len(estimator.classes_), _weights(estimator)
+    each = builder.constant(np.arange(count)[None], np.int64)
+    votes = []
+    for member, weight in zip(estimator.estimators_, weights, strict=True):
+        label = _label(builder, convert(member, "answers"), x, count)
+        chosen = builder.node("Equal", builder.node("Reshape", label, builder.constant([-1, 1], np.int64)), each)
+        votes.append(builder.node("Mul", builder.cast(chosen, DOUBLE), builder.constant(float(weight), np.float64)))
+    total = votes[0]
+    for vote in votes[1:]:  # in scikit-learn's order, so that equal sums stay equal
+        total = builder.node("Add", total, vote)
+    scores = builder.node("Div", total, builder.constant(float(np.sum(weights)), np.float64))
+    builder.output("label", builder.node("ArgMax", total, axis=1, keepdims=0), INT64, ("N",))
+    builder.output("scores", scores, DOUBLE, ("N", count))
+    roles = {"label": "label", "scores": "scores"}
+    return Core(builder.build("vote"), "x", shape, roles, extra={"columns": count})
+
+
+def _stacked(
+    builder: GraphBuilder,
+    estimator: Any,
+    x: str,
+    shape: Shape,
+    convert: MemberCore,
+    ahead: Callable[[GraphBuilder, str], str],
+) -> Core:
+    """What the members say, side by side, into the last estimator."""
+    parts = [
+        _said(builder, member, method, x, convert)
+        for member, method in zip(estimator.estimators_, estimator.stack_method_, strict=True)
+    ]
+    if estimator.passthrough:
+        parts.append(ahead(builder, x))
+    joined = builder.cast(builder.node("Concat", *parts, axis=1), FLOAT)
+    core = convert(estimator.final_estimator_, "last")
+    if not hasattr(estimator, "classes_"):
+        builder.output("value", _value(builder, core, joined), DOUBLE, ("N", 1))
+        return Core(builder.build("stack"), "x", shape, {"value": "value"}, extra={"columns": 1})
+    count = len(estimator.classes_)
+    builder.output("label", _label(builder, core, joined, count), INT64, ("N",))
+    builder.output("scores", _scores(builder, core, joined, count), DOUBLE, ("N", count))
+    roles = {"label": "label", "scores": "scores"}
+    return Core(builder.build("stack"), "x", shape, roles, extra={"columns": count})
+
+
+def _said(builder: GraphBuilder, member: Any, method: str, x: str, convert: MemberCore) -> str:
+    """The answers of one member of a stack as columns."""
+    core = convert(member, "raw" if method == "decision_function" else "answers")
+    if not hasattr(member, "classes_"):
+        return _value(builder, core, x)
+    count = len(member.classes_)
+    if method == "predict_proba":
+        scores = _scores(builder, core, x, count)
+        return builder.node("Gather", scores, builder.constant([1], np.int64), axis=1) if count == 2 else scores
+    if method == "decision_function":
+        return _decisions(builder, core, x, count)
+    names = builder.constant(np.asarray(member.classes_, dtype=np.float64), np.float64)
+    label = builder.node("Gather", names, _label(builder, core, x, count), axis=0)
+    return builder.node("Reshape", label, builder.constant([-1, 1], np.int64))
+
+
+def _transformed_target(
+    builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore, place: str
+) -> Core:
+    """A regressor, and the way back from the scale that it was trained on."""
+    core = convert(estimator.regressor_, "answers")
+    targets = targets_of(estimator.regressor_.predict, (int(estimator.regressor_.n_features_in_),), place)
+    value = builder.node("Reshape", _embedded(builder, core, x)("value"), builder.constant([-1, targets], np.int64))
+    back = inverse(estimator.transformer_, builder, builder.cast(value, DOUBLE), place)
+    builder.output("value", back, DOUBLE, ("N", targets))
+    return Core(builder.build("target"), "x", shape, {"value": "value"}, extra={"columns": targets})
 
 
 def _weights(estimator: Any) -> Any:
@@ -84,6 +194,21 @@ def _scores(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
     return builder.cast(probabilities(builder, core, count, _embedded(builder, core, x)), DOUBLE)
 
 
+def _label(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
+    """The position of a member's class."""
+    kinds = {output.name: output.type.tensor_type.elem_type for output in core.model.graph.output}
+    return label_index(builder, core, count, _embedded(builder, core, x), kinds)
+
+
+def _decisions(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
+    """A member's decision values in float64: one column for two classes, else one a class."""
+    given = int(core.extra.get("columns", 1 if count == 2 else count))
+    answers = builder.node("Reshape", _embedded(builder, core, x)("decisions"), builder.constant([0, given], np.int64))
+    if count == 2 and given == 2:
+        answers = builder.node("Gather", answers, builder.constant([1], np.int64), axis=1)
+    return builder.cast(answers, DOUBLE)
+
+
 def _average(builder: GraphBuilder, parts: list[str], weights: Any) -> str:
     total = float(np.sum(weights))
     terms = [
@@ -98,18 +223,13 @@ def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, convert: Me
     if list(one.estimator.classes_) != list(one.classes):
         raise CommandError(f"{place}: CalibratedClassifierCV: expected members that saw every class, found others")
     raw = hasattr(one.estimator, "decision_function")
-    core = convert(one.estimator, raw)
+    core = convert(one.estimator, "raw" if raw else "answers")
     if raw:
-        columns = 1 if count == 2 else count
-        given = int(core.extra.get("columns", columns))
-        answers = builder.node(
-            "Reshape", _embedded(builder, core, x)("decisions"), builder.constant([0, given], np.int64)
-        )
-        places = [given - 1] if count == 2 else list(range(count))
+        answers = _decisions(builder, core, x, count)
+        places = [0] if count == 2 else list(range(count))
     else:
-        answers = probabilities(builder, core, count, _embedded(builder, core, x))
+        answers = _scores(builder, core, x, count)
         places = [1] if count == 2 else list(range(count))
-    answers = builder.cast(answers, DOUBLE)
     lines = [
         _line(builder, builder.node("Gather", answers, builder.constant([column], np.int64), axis=1), calibrator, place)
         for column, calibrator in zip(places, one.calibrators, strict=True)

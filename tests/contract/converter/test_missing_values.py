@@ -16,11 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from converter.cli import main
 from converter.commands.inspect import manifest_of
 from converter.session import run, session_of
+from converter.spec import ChannelSpec, Spec
 from edge_runtime.bundle.manifest import Channel
 from edge_runtime.cli import main as runtime
 from edge_runtime.errors import CommandError
 from edge_runtime.http.oip_v2 import _json_values
 from edge_runtime.stream.contract import Contract
+from tests.contract.converter.conftest import Convert
 
 ALLOWED = 'missing = "allowed"\n'
 SPEC = f'[[channel]]\nname = "a"\n{ALLOWED}[[channel]]\nname = "b"\n[[channel]]\nname = "c"\n{ALLOWED}'
@@ -177,3 +179,32 @@ def test_the_declaration_is_one_of_two_words(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text('[[channel]]\nname = "a"\nmissing = "yes"\n')
     with pytest.raises(CommandError, match=r"missing: expected 'refused' or 'allowed', found 'yes'"):
         load_spec(tmp_path / "s.toml")
+
+
+@pytest.mark.parametrize(
+    "name", ["random forest", "histogram boosting", *(("XGBoost",) if "XGBoost" in MODELS else ())]
+)
+def test_the_side_of_missing_values_is_written_only_where_a_window_may_have_some(name: str, convert: Convert) -> None:
+    """A refused NaN needs no list in the file, nor splits that only a NaN could tell apart; answers stay the same."""
+    x, y = rows()
+    whole = np.nan_to_num(x)
+    spec = Spec(channel=tuple(ChannelSpec(name=each, missing="allowed") for each in "abc"))
+    model = MODELS[name].fit(x, y)
+    strict, lenient = convert(model, whole, name="m.joblib"), convert(model, x, spec, name="m.joblib")
+    listed = [b"nodes_missing_value_tracks_true" in done.base.model for done in (strict, lenient)]
+    assert listed == [False, True]
+    assert len(strict.base.model) < len(lenient.base.model)
+    for done in (strict, lenient):
+        assert done.found.label.tolist() == done.expected.label.tolist()
+        np.testing.assert_allclose(done.found.scores, done.expected.scores, atol=2e-6)
+
+
+def test_a_missing_value_that_arises_inside_keeps_its_side(convert: Convert) -> None:
+    """XGBoost's number for a missing value becomes NaN in the graph, though the window has none."""
+    xgboost = pytest.importorskip("xgboost")
+    x, y = rows()
+    given = np.where(np.isnan(x), -999.0, x)
+    model = xgboost.XGBClassifier(n_estimators=10, n_jobs=1, missing=-999.0).fit(given, y)
+    done = convert(model, given, name="m.joblib")
+    np.testing.assert_allclose(done.found.scores, model.predict_proba(given), atol=2e-6)
+    assert np.isnan(x).any()

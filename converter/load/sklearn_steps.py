@@ -1,0 +1,139 @@
+"""Steps of scikit-learn's pipelines that skl2onnx has no form for, or none in float64: registered with it.
+
+Known to skl2onnx, they work wherever a step may stand: in pipelines, column transformers and unions.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.features.lower_writer import Writer
+from converter.load.sklearn_functions import known
+from edge_runtime.errors import CommandError
+
+
+def register() -> None:
+    """Make the steps known to skl2onnx. May be called again."""
+    from skl2onnx import update_registered_converter  # noqa: PLC0415 - heavy
+    from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, SplineTransformer  # noqa: PLC0415
+
+    for step, write in (
+        (FunctionTransformer, _function),
+        (KBinsDiscretizer, _bins),
+        (SplineTransformer, _splines),
+    ):
+        name = f"Edge{step.__name__}"
+        update_registered_converter(step, name, _shape, _converter(write), overwrite=True)
+
+
+def _shape(operator: Any) -> None:
+    step, kind = operator.raw_operator, operator.inputs[0].type
+    columns = sum(item.type.shape[1] for item in operator.inputs)
+    name = type(step).__name__
+    if name == "KBinsDiscretizer" and step.encode != "ordinal":
+        columns = int(np.sum(step.n_bins_))
+    elif name == "SplineTransformer":
+        columns = int(step.n_features_out_)
+    operator.outputs[0].type = type(kind)([kind.shape[0], columns])
+
+
+def _converter(write: Any) -> Any:
+    def convert(scope: Any, operator: Any, container: Any) -> None:
+        from onnx import TensorProto  # noqa: PLC0415 - heavy
+        from skl2onnx.common.data_types import DoubleTensorType  # noqa: PLC0415
+
+        writer = Writer(scope, container)
+        given = [item.full_name for item in operator.inputs]
+        x = writer.node("Concat", *given, axis=1) if len(given) > 1 else given[0]
+        value = write(writer, operator.raw_operator, writer.node("Cast", x, to=TensorProto.DOUBLE))
+        double = isinstance(operator.outputs[0].type, DoubleTensorType)
+        target = TensorProto.DOUBLE if double else TensorProto.FLOAT
+        writer.node("Cast", value, output=operator.outputs[0].full_name, to=target)
+
+    return convert
+
+
+def _function(write: Writer, step: Any, x: str) -> str:
+    return known(step.func, step.kw_args, "FunctionTransformer: func")(write.node, write.constant, x)
+
+
+def _bins(write: Writer, step: Any, x: str) -> str:
+    """How many of the inner edges a value has reached; or a column a bin."""
+    from onnx import TensorProto  # noqa: PLC0415 - heavy
+
+    blocks = []
+    for column, edges in enumerate(step.bin_edges_):
+        value = write.node("Gather", x, write.constant([column], np.int64), axis=1)
+        inner = np.asarray(edges, dtype=np.float64)[1:-1]
+        if len(inner):
+            reached = write.node("GreaterOrEqual", value, write.constant(inner[None]))
+            reached = write.node("Cast", reached, to=TensorProto.DOUBLE)
+            place = write.node("ReduceSum", reached, write.constant([1], np.int64), keepdims=1)
+        else:
+            same = write.node("Equal", value, value)
+            place = write.node("Sub", write.node("Cast", same, to=TensorProto.DOUBLE), write.constant(1.0))
+        if step.encode != "ordinal":
+            bins = write.constant(np.arange(int(step.n_bins_[column]), dtype=np.float64)[None])
+            place = write.node("Cast", write.node("Equal", place, bins), to=TensorProto.DOUBLE)
+        blocks.append(place)
+    return write.node("Concat", *blocks, axis=1)
+
+
+def _splines(write: Writer, step: Any, x: str) -> str:
+    """A polynomial a piece and a basis function, in powers of the distance from the piece's lower knot."""
+    if getattr(step, "handle_missing", "error") != "error":
+        raise CommandError(
+            "SplineTransformer: expected handle_missing='error', found "
+            f"{step.handle_missing!r}: put a SimpleImputer before it"
+        )
+    if step.extrapolation == "linear" and step.degree < 2:
+        # scikit-learn 1.9 raises the degree for good at the first column, and answers the next ones from wrong knots.
+        raise CommandError(
+            f"SplineTransformer: expected a degree from 2 on with extrapolation='linear', found {step.degree}, for "
+            "which scikit-learn's own curves have steps: use a higher degree or extrapolation='constant'"
+        )
+    return write.node("Concat", *(_spline(write, step, x, c) for c in range(len(step.bsplines_))), axis=1)
+
+
+def _spline(write: Writer, step: Any, x: str, column: int) -> str:
+    spline = step.bsplines_[column]
+    degree, knots = int(spline.k), np.asarray(spline.t, dtype=np.float64)
+    low, high = float(knots[degree]), float(knots[-degree - 1])
+    value = write.node("Gather", x, write.constant([column], np.int64), axis=1)
+    at = value
+    if step.extrapolation == "periodic":
+        turns = write.node("Div", write.node("Sub", value, write.constant(low)), write.constant(high - low))
+        whole = write.node("Mul", write.node("Floor", turns), write.constant(high - low))
+        at = write.node("Sub", value, whole)
+    elif step.extrapolation in ("constant", "linear", "error"):
+        at = write.node("Min", write.node("Max", value, write.constant(low)), write.constant(high))
+    pieces, table = _pieces(spline, degree, knots)
+    reached = write.node("GreaterOrEqual", at, write.constant(pieces[None, 1:-1]))
+    piece = write.node("Cast", reached, to=7)
+    piece = write.node("ReduceSum", piece, write.constant([1], np.int64), keepdims=0)
+    start = write.node("Gather", write.constant(pieces[:-1, None]), piece, axis=0)
+    gap = write.node("Sub", at, start)
+    total = write.node("Gather", write.constant(table[0]), piece, axis=0)
+    for factors in table[1:]:
+        factor = write.node("Gather", write.constant(factors), piece, axis=0)
+        total = write.node("Add", write.node("Mul", total, gap), factor)
+    if step.extrapolation == "linear":
+        for end, beyond in ((low, "Min"), (high, "Max")):
+            over = write.node(beyond, write.node("Sub", value, write.constant(end)), write.constant(0.0))
+            rise = np.asarray(spline(end, nu=1), dtype=np.float64)[None]
+            total = write.node("Add", total, write.node("Mul", over, write.constant(rise)))
+    if not step.include_bias:
+        total = write.node("Slice", total, *(write.constant([each], np.int64) for each in (0, table.shape[2] - 1, 1)))
+    return total
+
+
+def _pieces(spline: Any, degree: int, knots: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The borders of the pieces, and `[degree + 1, pieces, functions]`: factors of the highest power first."""
+    from scipy.interpolate import PPoly  # noqa: PLC0415 - heavy
+
+    inside = slice(degree, len(knots) - degree - 1)
+    rows = []
+    for factors in np.asarray(spline.c, dtype=np.float64).T:
+        rows.append(PPoly.from_spline((knots, factors, degree)).c[:, inside])
+    return knots[degree : len(knots) - degree], np.stack(rows, axis=2)
