@@ -10,6 +10,7 @@ The comparison is written here once more, on purpose, and shares nothing with th
 """
 
 import contextlib
+import inspect
 import io
 import sys
 import tempfile
@@ -40,6 +41,8 @@ _ROWS, _COLUMNS = 160, 4
 _BEYOND = (-999.0, 0.0, 255.0, 65535.0, -32768.0)
 _SCORE, _VALUE = 2e-4, 2e-4  # of a probability; of the largest value
 _LABELS = 0.01  # of rows, which stand on a fence of float32
+_BASE = ("estimator", "base_estimator")  # what a meta-estimator calls the one that it is made of
+_SEVERAL = ("ClassifierChain", "MultiOutput", "RegressorChain")  # they predict several things at once
 _FAULTS = ("wrong", "traceback")
 
 
@@ -91,6 +94,8 @@ def data(kind: str) -> tuple[Any, Any]:
 def run(cell: Cell) -> Outcome:
     """Fit it, build it, and hold the bundle to it."""
     x, y = data(cell.kind)
+    if cell.name.startswith(_SEVERAL):
+        y = np.stack([y, y[::-1]], axis=1)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
@@ -162,14 +167,16 @@ def _difference(model: Any, kind: str, x: Any, bundle: bytes) -> str:
 
 def _uses(kind: str, estimator: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
     def alone() -> Any:
-        try:
-            return estimator(novelty=True) if estimator.__name__ == "LocalOutlierFactor" else estimator()
-        except TypeError:  # a meta-estimator
-            base: Any = LogisticRegression() if kind == "classifier" else Ridge()
-            try:
-                return estimator(base)
-            except (TypeError, ValueError):
-                return estimator([("a", base), ("b", make_pipeline(StandardScaler(), base))])
+        wanted = inspect.signature(estimator).parameters
+        if "novelty" in wanted:
+            return estimator(novelty=True)
+        base: Any = LogisticRegression() if kind == "classifier" else Ridge()
+        if "estimators" in wanted:  # votes and stacks
+            return estimator([("a", base), ("b", make_pipeline(StandardScaler(), base))])
+        if estimator.__name__ == "SelfTrainingClassifier":  # it has a default, which it refuses
+            return estimator(estimator=base)
+        needed = [name for name in _BASE if name in wanted and wanted[name].default is inspect.Parameter.empty]
+        return estimator(**dict.fromkeys(needed, base))
 
     def in_columns() -> Any:
         steps = [("a", StandardScaler(), [0, 1]), ("b", MinMaxScaler(), [2])]
