@@ -48,6 +48,7 @@ class ObjectDecoder:
         self._one = OneRow(len(members.channels))
         self._members = members
         self._keyed = members.key is not None
+        self._read_time, self._identify = members.reader.read, members.identify
         self._channels = members.channels
         self._syntax = syntax
         named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
@@ -100,10 +101,16 @@ class ObjectDecoder:
             return None
         row = msgspec.structs.astuple(document)
         width = self._origin_width
-        if row[:width] != self._no_origin:
-            return None
         values = self._one.take(row[width:])
-        return None if values is None else Decoded(values, [0], [None], [None], [None])
+        if values is None:
+            return None
+        if row[:width] == self._no_origin:
+            return Decoded(values, [0], [None], [None], [None])
+        origin = self._origin(*row[:width])
+        try:
+            return Decoded(values, [0], [None], [self._read_time(origin.time)], [self._identify(origin)])
+        except RejectedError:
+            return None
 
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> tuple[list[int], list[Any]]:
         indexes: list[int] = []
