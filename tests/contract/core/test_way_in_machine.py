@@ -52,7 +52,7 @@ class _Echo:
     def run(self, windows: Floats, _carries: object = None) -> Scores:
         return Scores(value=windows[:, :, 0].copy())
 
-    lend = run
+    run_borrowed = run
 
 
 class _OutboxDoor:
