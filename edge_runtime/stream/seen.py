@@ -198,6 +198,10 @@ class Seen:
         self._topics: Recent[bytes, int] = Recent(TOPICS)
         self._keys: Recent[str | None, _Key] = Recent(KEYS)
 
+    def note_topic(self, topic: bytes, digest: int) -> None:
+        """Remember the content of the last message of a topic."""
+        self._topics.put(topic, digest)
+
     def is_last_of_topic(self, topic: bytes, digest: int) -> bool:
         """Whether the last message of this topic had this content; from now on it has."""
         last = self._topics.get(topic)

@@ -34,9 +34,8 @@ from edge_runtime.config.topics import split_share
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
-from edge_runtime.readings import Batch, Receipt
+from edge_runtime.readings import Batch
 from edge_runtime.stream.codecs import CodecTable, Decoder
-from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
 from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.origin import is_fit_key
@@ -256,6 +255,7 @@ class MqttSource:
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )
         self._rejections = Rejections(config.name, counters)
+        self._retained_once = config.retained == "once"
         self._stopped = False
         connection.subscribe(
             self._keys.filters,
@@ -351,7 +351,10 @@ class MqttSource:
             self._took_at = self._loop.time()
         frames: list[bytes] = []
         keys: list[str | None] = []
-        came = Deliveries(0, [], [], [], [], [])
+        taken: list[Message] = []
+        digests: list[int] = []
+        known: list[bool] = []
+        seen, most = self._seen, self._config.max_frame_bytes
         for message in messages:
             topic, payload = message.topic, message.payload
             found, key = self._keys.match(topic)
@@ -362,39 +365,51 @@ class MqttSource:
                 if message.receipt is not None:
                     message.receipt.hold()
                 continue
-            if len(payload) > self._config.max_frame_bytes:
-                most = self._config.max_frame_bytes
+            if len(payload) > most:
                 why = f"expected at most max_frame_bytes = {most} bytes, found {len(payload)}"
-                self._counters.reject("too_long", why, sample=payload[:MOST_SAMPLE])
-                self._rejections.report((), lambda _, topic=topic: topic.decode(errors="replace"))  # type: ignore[misc]
+                self._reject(message, "too_long", why)
                 continue
             if key == "":
                 why = f"expected a key that can be a level of a topic, found the topic {topic[:80]!r}"
-                self._counters.reject("bad_key", why, sample=payload[:MOST_SAMPLE])
-                self._rejections.report((), lambda _, topic=topic: topic.decode(errors="replace"))  # type: ignore[misc]
+                self._reject(message, "bad_key", why)
                 continue
             digest = crc32(payload)
-            known = self._seen.is_known_message(topic, digest, message.receipt, message.link, repeated=message.repeated)
-            if not known and self._is_known_retained(message, digest):
-                self._seen.skip("retained", topic.decode())
+            was_here = seen.is_known_message(topic, digest, message.receipt, message.link, repeated=message.repeated)
+            if was_here:
+                pass
+            elif not message.retained:
+                if self._retained_once:
+                    seen.note_topic(topic, digest)
+            elif self._is_known_retained(topic, digest):
+                seen.skip("retained", topic.decode())
                 continue
             frames.append(payload)
             keys.append(key)
-            came.link = message.link
-            came.topics.append(topic)
-            came.digests.append(digest)
-            came.repeated.append(message.repeated)
-            came.known.append(known)
-            came.receipts.append(message.receipt)
+            taken.append(message)
+            digests.append(digest)
+            known.append(was_here)
         if frames:
-            self._decode(frames, keys, came, arrived)
+            self._decode(frames, keys, messages=taken, digests=digests, known=known, arrived=arrived)
 
-    def _is_known_retained(self, message: Message, digest: int) -> bool:
-        if self._config.retained == "once":
-            return self._seen.is_last_of_topic(message.topic, digest) and message.retained
-        return message.retained and self._config.retained == "ignore"
+    def _reject(self, message: Message, reason: str, why: str) -> None:
+        self._counters.reject(reason, why, sample=message.payload[:MOST_SAMPLE])
+        self._rejections.report((), lambda _: message.topic.decode(errors="replace"))
 
-    def _decode(self, frames: list[bytes], keys: list[str | None], came: Deliveries, arrived: float) -> None:
+    def _is_known_retained(self, topic: bytes, digest: int) -> bool:
+        if self._retained_once:
+            return self._seen.is_last_of_topic(topic, digest)
+        return self._config.retained == "ignore"
+
+    def _decode(
+        self,
+        frames: list[bytes],
+        keys: list[str | None],
+        *,
+        messages: list[Message],
+        digests: list[int],
+        known: list[bool],
+        arrived: float,
+    ) -> None:
         try:
             decoded = self._decoder.decode(frames, self._counters)
         except Exception:  # noqa: BLE001 - a fault of ours: set aside, or the broker sends them again for ever
@@ -402,37 +417,38 @@ class MqttSource:
             _log.exception("messages are set aside", extra=fields(source=self._config.name, messages=len(frames)))
             return
         if self._counters.notes:
-            self._rejections.report(frames, lambda frame: came.topics[frame].decode(errors="replace"))
-        if not len(decoded):
+            self._rejections.report(frames, lambda frame: messages[frame].topic.decode(errors="replace"))
+        rows = decoded.rows
+        if not rows:
             return
-        rows = decoded.rows
         keys = [keys[row] for row in rows] if self._keyed_by_topic else decoded.keys
-        going = self._seen.admit(decoded, keys, came)
-        if going is not None:
-            if not going:
-                return
-            decoded = decoded.chosen(going)
-            keys = [keys[index] for index in going]
-        rows = decoded.rows
+        count = len(rows)
+        if True in known or decoded.identities.count(None) != count or decoded.times.count(None) != count:
+            came = Deliveries(
+                messages[-1].link,
+                [each.topic for each in messages],
+                digests,
+                [each.repeated for each in messages],
+                known,
+                [each.receipt for each in messages],
+            )
+            going = self._seen.admit(decoded, keys, came)
+            if going is not None:
+                if not going:
+                    return
+                decoded = decoded.chosen(going)
+                keys = [keys[index] for index in going]
+                rows = decoded.rows
 
         def refuse(row: int, reason: str, why: str, count: int) -> None:
-            where, frame = came.topics[rows[row]].decode(errors="replace"), frames[rows[row]]
-            self._rejections.refuse(reason, why, where=where, frame=frame, count=count)
+            message = messages[rows[row]]
+            where = message.topic.decode(errors="replace")
+            self._rejections.refuse(reason, why, where=where, frame=message.payload, count=count)
 
-        self._deliver(decoded, keys, [came.receipts[row] for row in rows], arrived, refuse)
-
-    def _deliver(
-        self,
-        decoded: Decoded,
-        keys: list[str | None],
-        receipts: list[Receipt | None],
-        arrived: float,
-        refuse: Callable[[int, str, str, int], None],
-    ) -> None:
         if self._silence is not None:
             self._silence.heard()
         now = time.time()
-        self._counters.counts["readings"] += len(decoded)
+        self._counters.counts["readings"] += len(rows)
         self._sink(
             Batch(
                 source=self._config.name,
@@ -440,7 +456,7 @@ class MqttSource:
                 keys=keys,
                 times=[now if own is None else own for own in decoded.times],
                 identities=decoded.identities,
-                receipts=receipts,
+                receipts=[messages[row].receipt for row in rows],
                 arrived=arrived,
                 own_times=None not in decoded.times,
                 refuse=refuse,
