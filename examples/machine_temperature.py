@@ -185,9 +185,12 @@ def replay(folder: Path, bundle: Path, work: Path, recording: Recording) -> list
 
 
 def expected_predictions(recording: Recording) -> int:
-    """One a reading, but for those that fill a window: the first of the file, and the first after the clock jumped."""
+    """One a reading, but for those that fill a window: the first of the file, and the first after a gap.
+
+    The clock steps back once, by less than `max_gap`: late readings are no gap.
+    """
     steps = np.diff(recording.times)
-    jumps = np.flatnonzero((steps <= 0) | (steps > MAX_GAP)) + 1
+    jumps = np.flatnonzero(np.abs(steps) > MAX_GAP) + 1
     return sum(max(0, len(run) - LENGTH + 1) for run in np.split(recording.times, jumps))
 
 
