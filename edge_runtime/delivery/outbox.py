@@ -326,8 +326,9 @@ class Outbox:
 
     def _check_room(self) -> None:
         """Have sources that can wait do so while half of the memory is taken by what must not be dropped."""
-        if self._held >= self._max_memory // (4 if self._told_full else 2) != self._told_full:
-            self._told_full = not self._told_full
+        is_full = self._held >= self._max_memory // (4 if self._told_full else 2)
+        if is_full != self._told_full:
+            self._told_full = is_full
             for listener in self.on_full:
                 listener(self._told_full)
 

@@ -683,3 +683,23 @@ def test_a_file_that_was_replaced_is_not_read_by_its_old_numbers(path: Path) -> 
     assert bench.counters.errors["outbox_damaged"] == 1
     assert "m/b/x" in bench.arrived
     assert bench.outbox.queued == bench.outbox.stored_rows == 0
+
+
+def test_sources_wait_from_half_of_the_memory_until_a_quarter_is_left() -> None:
+    """They hear of each change once, however many readings come while it stands."""
+    bench = _Bench(None, memory=40_000)
+    heard: list[bool] = []
+    bench.outbox.on_full.append(heard.append)
+    while not heard:
+        bench.offer(receipt=True)
+    assert bench.outbox.memory_bytes >= 20_000
+    for _ in range(9):
+        bench.offer(receipt=True)
+    assert heard == [True]
+    bench.link_up()
+    while bench.outbox.memory_bytes > 11_000:
+        bench.link.acknowledge(1)
+        bench.work()
+        assert heard == [True]
+    bench.acknowledge_all()
+    assert heard == [True, False]
