@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +12,9 @@ import pytest
 from edge_runtime import cli
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from tests.support import builders
+from tests.support.recipes import code
 
-PAGE = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
 NAME = "edge_runtime.commands.channels"
-
-
-def code(recipe: str) -> str:
-    """The code block behind the mark of a recipe."""
-    found = re.search(rf"<!-- recipe: {re.escape(recipe)} -->\n *```python\n(.*?)\n *```", PAGE, re.DOTALL)
-    assert found is not None, recipe
-    return textwrap.dedent(found[1])
 
 
 @pytest.fixture

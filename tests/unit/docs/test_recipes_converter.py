@@ -1,9 +1,7 @@
 """The recipe of CONTRIBUTING.md for a loader, followed literally: its code is run."""
 
 import importlib.util
-import re
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,7 @@ from converter import load
 from converter.cli import main
 from converter.commands.inspect import manifest_of
 from converter.session import run, session_of
-
-PAGE = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
-
-
-def code(recipe: str) -> str:
-    """The code block behind the mark of a recipe."""
-    found = re.search(rf"<!-- recipe: {re.escape(recipe)} -->\n *```python\n(.*?)\n *```", PAGE, re.DOTALL)
-    assert found is not None, recipe
-    return textwrap.dedent(found[1])
+from tests.support.recipes import code
 
 
 def test_a_loader_by_its_recipe(

@@ -1,14 +1,7 @@
 """The recipes of CONTRIBUTING.md for a payload convention and an HTTP route, followed literally: its code is run."""
 
-import importlib.util
 import json
-import re
-import sys
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -23,38 +16,7 @@ from edge_runtime.http.live_view import Board
 from edge_runtime.readings import Prediction
 from tests.support import builders
 from tests.support.asking import ask
-
-PAGE = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
-
-
-def code(recipe: str) -> str:
-    """The code block behind the mark of a recipe."""
-    found = re.search(rf"<!-- recipe: {re.escape(recipe)} -->\n *```python\n(.*?)\n *```", PAGE, re.DOTALL)
-    assert found is not None, recipe
-    return textwrap.dedent(found[1])
-
-
-@pytest.fixture
-def make_module(tmp_path: Path) -> Iterator[Any]:
-    """`make_module(recipe)`: the recipe's file, written and importable under the name that its path gives it."""
-    made: list[str] = []
-
-    def make(recipe: str) -> ModuleType:
-        name = recipe.split()[1].removesuffix(".py").replace("/", ".")
-        assert importlib.util.find_spec(name) is None, f"{name} exists: the recipe needs another example"
-        path = tmp_path / f"{name}.py"
-        path.write_text(code(recipe))
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        made.append(name)
-        spec.loader.exec_module(module)
-        return module
-
-    yield make
-    for name in made:
-        del sys.modules[name]
+from tests.support.recipes import MakeModule, code
 
 
 def device(tmp_path: Path, payload: str) -> Path:
@@ -69,7 +31,9 @@ def device(tmp_path: Path, payload: str) -> Path:
     return path
 
 
-def test_a_payload_convention_by_its_recipe(make_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_payload_convention_by_its_recipe(
+    make_module: MakeModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One file and one line, and `check`, the pipeline's encoder and the outbox's mark know the convention."""
     path = device(tmp_path, "line")
     with pytest.raises(ConfigError, match="payload: expected one of json, msgpack, found 'line'"):
@@ -89,7 +53,7 @@ def test_a_payload_convention_by_its_recipe(make_module: Any, tmp_path: Path, mo
     assert payloads.mark_delayed(b'{"a":1}') == b'{"a":1,"delayed":true}'
 
 
-def test_an_http_route_by_its_recipe(make_module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_http_route_by_its_recipe(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function, one line, and the route answers, refuses and is counted as every other."""
     module = make_module("route edge_runtime/http/keys.py")
     line = eval(code("route line").rstrip(","), {"Route": routes.Route, "keys": module.keys})  # noqa: S307 - our page

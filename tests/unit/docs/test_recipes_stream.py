@@ -1,13 +1,7 @@
 """The recipes of CONTRIBUTING.md for a codec and a source, followed literally: its code is run."""
 
-import importlib.util
 import json
-import re
-import sys
-import textwrap
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -20,45 +14,13 @@ from edge_runtime.stream.sources.kind import FramedSourceTable, SourceKindTable,
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from tests.support import builders
-
-PAGE = (Path(__file__).resolve().parents[3] / "CONTRIBUTING.md").read_text()
-MakeModule = Callable[[str], ModuleType]
-
-
-def code(recipe: str) -> str:
-    """The code block behind the mark of a recipe."""
-    found = re.search(rf"<!-- recipe: {re.escape(recipe)} -->\n *```python\n(.*?)\n *```", PAGE, re.DOTALL)
-    assert found is not None, recipe
-    return textwrap.dedent(found[1])
+from tests.support.recipes import MakeModule, code
 
 
 def line(recipe: str) -> dict[str, str]:
     """The line of a registry."""
     found: dict[str, str] = json.loads("{" + code(recipe).rstrip(",") + "}")
     return found
-
-
-@pytest.fixture
-def make_module(tmp_path: Path) -> Iterator[MakeModule]:
-    """`make_module(recipe)`: the recipe's file, written and importable under the name that its path gives it."""
-    made: list[str] = []
-
-    def make(recipe: str) -> ModuleType:
-        name = recipe.split()[1].removesuffix(".py").replace("/", ".")
-        assert importlib.util.find_spec(name) is None, f"{name} exists: the recipe needs another example"
-        path = tmp_path / f"{name}.py"
-        path.write_text(code(recipe))
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        made.append(name)
-        spec.loader.exec_module(module)
-        return module
-
-    yield make
-    for name in made:
-        del sys.modules[name]
 
 
 def device(folder: Path, source: str) -> Path:

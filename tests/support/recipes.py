@@ -1,0 +1,17 @@
+"""The recipes of CONTRIBUTING.md: the code of each, as a test runs it."""
+
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+MakeModule = Callable[[str], ModuleType]
+_PAGE = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
+
+
+def code(recipe: str) -> str:
+    """The code block behind the mark of a recipe."""
+    found = re.search(rf"<!-- recipe: {re.escape(recipe)} -->\n *```python\n(.*?)\n *```", _PAGE, re.DOTALL)
+    assert found is not None, recipe
+    return textwrap.dedent(found[1])
