@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from edge_runtime.bundle.int8 import set_exact
-from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Tensor, read_manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, Tensor, output_ports, read_manifest
 from edge_runtime.bundle.onnx_file import read_onnx
 
 BATCHES = (1, 2, 7)
@@ -36,7 +36,7 @@ def main(path: str) -> str | None:
     if golden is None:
         return "it has no golden rows"
     rows = array(golden.input).astype(np.float32)
-    names = list(OUTPUT_NAMES[manifest.task])
+    names = list(output_ports(manifest))
     for batch in BATCHES if manifest.batch_free else (1,):
         # Devices ask row by row where rows have one scale or one condition for all of a call.
         exact = batch == 1 or (manifest.batch_invariant and manifest.quantization.get("method") != "dynamic")

@@ -22,12 +22,13 @@ from converter.load.source import Answer, Core, SourceModel, StateTensor
 from converter.load.tensors import layout_of, squash
 from converter.session import session_of
 from converter.spec import Spec
-from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Manifest, Task, read_manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, Manifest, Task, read_manifest
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
 _NEWEST_OPSET = 22  # of onnxruntime 1.20, the oldest that devices have
 _TASK_OF: dict[str, Task] = {"label": "classification", "value": "regression", "score": "anomaly"}
+_NORMAL_OUTPUTS = {"classification": ("label", "scores"), "regression": ("value",), "anomaly": ("score",)}
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.STRING)
 _PROBE_ROWS = 16
 _TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
@@ -212,7 +213,7 @@ class OnnxModel(SourceModel):
         labels = [name for name in outputs if probe[name].dtype.kind in "iUSO" and probe[name].size == _PROBE_ROWS]
         floats = [name for name in outputs if probe[name].dtype.kind == "f"]
         normal = next((task for name, task in _TASK_OF.items() if name in outputs), None)
-        is_normal = self._input == INPUT_NAME and normal is not None and set(OUTPUT_NAMES[normal]) <= set(outputs)
+        is_normal = self._input == INPUT_NAME and normal is not None and set(_NORMAL_OUTPUTS[normal]) <= set(outputs)
         self.task = self._spec.task or (normal if is_normal else "classification" if labels and floats else None)
         main = said.output or self._main_output(floats, normal if is_normal else None)
         self._columns = int(np.prod(probe[main].shape[1:]))
@@ -243,7 +244,7 @@ class OnnxModel(SourceModel):
 
     def _main_output(self, floats: list[str], normal: Task | None) -> str:
         if normal is not None:
-            return OUTPUT_NAMES[normal][-1]
+            return _NORMAL_OUTPUTS[normal][-1]
         if len(floats) != 1:
             found = ", ".join(floats) or "none"
             raise CommandError(

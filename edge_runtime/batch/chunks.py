@@ -33,6 +33,7 @@ class _Record(msgspec.Struct, array_like=True):
     arrays: dict[str, bytes]
     lists: dict[str, list[Any]] | None
     arrow: bytes | None
+    ports: dict[str, tuple[str, tuple[int, ...]]] | None = None  # type and shape of each array of `Scores.tensors`
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -41,14 +42,16 @@ _decode = msgspec.msgpack.Decoder(_Record).decode
 
 def write_chunk(file: IO[bytes], chunk: Chunk) -> None:
     """Append one record."""
-    arrays = {name: _bytes(getattr(chunk.scores, name)) for name in _ARRAYS}
-    present = {name: data for name, data in arrays.items() if data is not None}
+    arrays = chunk.scores.arrays()
+    present = {name: array.tobytes() for name, array in arrays.items()}
+    ports = {name: (str(array.dtype), array.shape[1:]) for name, array in arrays.items()}
+    named = ports if chunk.scores.is_named else None
     columns = chunk.columns
     if isinstance(columns, ArrowColumns):
-        record = _Record(chunk.count, present, None, _arrow_bytes(columns.batch))
+        record = _Record(chunk.count, present, None, _arrow_bytes(columns.batch), named)
     else:
         assert isinstance(columns, ListColumns)
-        record = _Record(chunk.count, present, columns.columns, None)
+        record = _Record(chunk.count, present, columns.columns, None, named)
     body = _encode(record)
     file.write(len(body).to_bytes(_LENGTH_BYTES, "little"))
     file.write(body)
@@ -65,14 +68,13 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
                 import pyarrow as pa  # noqa: PLC0415 - it was there when the part was written
 
                 columns = ArrowColumns(pa.ipc.open_stream(record.arrow).read_next_batch())
-            yield Chunk(record.count, Scores(**arrays), columns)
-
-
-def _bytes(array: NDArray[Any] | None) -> bytes | None:
-    return None if array is None else array.tobytes()
+            yield Chunk(record.count, Scores.of(arrays, named=record.ports is not None), columns)
 
 
 def _array(record: _Record, name: str) -> NDArray[Any]:
+    if record.ports is not None:
+        kind, shape = record.ports[name]
+        return np.frombuffer(record.arrays[name], kind).reshape(record.count, *shape)
     found = np.frombuffer(record.arrays[name], _ARRAYS[name])
     return found.reshape(record.count, -1) if name in {"scores", "value"} else found
 

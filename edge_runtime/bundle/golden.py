@@ -25,9 +25,9 @@ def check_golden(model: Model) -> None:
     golden = model.manifest.selftest
     if golden is None:
         return
-    scores = model.run(golden_windows(golden))
+    scores = model.run(golden_windows(golden)).arrays()
     for name, tensor in golden.outputs.items():
-        found = getattr(scores, name, None)
+        found = scores.get(name)
         if found is not None:
             _compare(name, read_tensor(tensor), np.asarray(found), golden)
 

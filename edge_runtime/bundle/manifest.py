@@ -6,7 +6,7 @@ Every shape below is without the free batch axis N unless it says otherwise.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import msgspec
 
@@ -15,15 +15,9 @@ from edge_runtime.errors import BundleError
 METADATA_KEY = "edge.manifest"
 FORMAT = 1
 INPUT_NAME = "window"
+MOST_DETECTIONS = 10_000
 
-Task = Literal["classification", "regression", "anomaly"]
-
-# The outputs of the normal form, in graph order, by task.
-OUTPUT_NAMES: dict[str, tuple[str, ...]] = {
-    "classification": ("label", "scores"),
-    "regression": ("value",),
-    "anomaly": ("score",),
-}
+Task = Literal["classification", "regression", "anomaly", "multilabel", "tensor", "detection", "embedding"]
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -71,17 +65,27 @@ class Target(_Part, frozen=True):
     unit: str = ""
 
 
+class NamedTensor(_Part, frozen=True):
+    """One output of the tasks `tensor` and `embedding`: the graph's output of this name, without the batch axis."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int64"] = "float32"
+
+
 class Output(_Part, frozen=True):
-    """What the model says: `labels` (classification), `targets` (regression) or `threshold` (anomaly).
+    """What the model says: by task `labels`, `targets`, the `threshold` of an anomaly, or `tensors`.
 
     `classes` is what the model itself calls its labels, in the same order, where that is something else: recordings
-    may speak of either.
+    may speak of either. `detections` is the most that a detection answers; rows beyond those found have the label -1.
     """
 
     labels: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
     threshold: float | None = None
+    tensors: tuple[NamedTensor, ...] = ()
+    detections: int | None = None
 
 
 class ChannelReference(_Part, frozen=True):
@@ -174,6 +178,38 @@ class Manifest(_Part, frozen=True, kw_only=True):
         return tuple(channel.name for channel in self.input.channels)
 
 
+class OutputPort(msgspec.Struct, frozen=True):
+    """An output of the normal form: the numpy type of its values, and its shape without the batch axis."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def output_ports(manifest: Manifest) -> dict[str, OutputPort]:
+    """The outputs of the normal form by name, in graph order: what the task of a bundle answers."""
+    output = manifest.output
+    match manifest.task:
+        case "classification":
+            return {"label": OutputPort("int64", ()), "scores": OutputPort("float32", (len(output.labels),))}
+        case "regression":
+            return {"value": OutputPort("float32", (len(output.targets),))}
+        case "anomaly":
+            return {"score": OutputPort("float32", ())}
+        case "multilabel":
+            return {"scores": OutputPort("float32", (len(output.labels),))}
+        case "tensor" | "embedding":
+            return {tensor.name: OutputPort(tensor.dtype, tensor.shape) for tensor in output.tensors}
+        case "detection":
+            most = output.detections or 0
+            return {
+                "boxes": OutputPort("float32", (most, 4)),
+                "scores": OutputPort("float32", (most,)),
+                "label": OutputPort("int64", (most,)),
+            }
+        case _:
+            assert_never(manifest.task)
+
+
 class _Format(msgspec.Struct):
     format: int
 
@@ -257,6 +293,33 @@ def check_manifest(manifest: Manifest) -> list[str]:
         mistakes.append(f"output.classes: expected {len(output.labels)} as labels, found {len(output.classes)}")
     if task == "regression" and not output.targets:
         mistakes.append("output.targets: expected one or more, found none")
+    if task == "multilabel" and not output.labels:
+        mistakes.append("output.labels: expected one or more, found none")
+    mistakes += _check_tensors(manifest)
     if task == "anomaly" and (output.threshold is None or not math.isfinite(output.threshold)):
         mistakes.append(f"output.threshold: expected a number, found {output.threshold}")
+    return mistakes
+
+
+def _check_tensors(manifest: Manifest) -> list[str]:
+    """The contradictions of the tasks `tensor`, `embedding` and `detection`."""
+    task, output = manifest.task, manifest.output
+    if task == "detection":
+        mistakes = [] if output.labels else ["output.labels: expected one or more, found none"]
+        if output.detections is None or not 1 <= output.detections <= MOST_DETECTIONS:
+            mistakes.append(f"output.detections: expected 1 to {MOST_DETECTIONS}, found {output.detections}")
+        return mistakes
+    if task not in ("tensor", "embedding"):
+        return []
+    taken = {INPUT_NAME, *(state.input for state in manifest.state), *(state.output for state in manifest.state)}
+    names = [tensor.name for tensor in output.tensors]
+    mistakes = []
+    if not names or (task == "embedding" and (len(names) != 1 or len(output.tensors[0].shape) != 1)):
+        wanted = "one or more" if task == "tensor" else "one of one axis"
+        mistakes.append(f"output.tensors: expected {wanted}, found {', '.join(names) or 'none'}")
+    if len(set(names)) != len(names) or taken.intersection(names) or "" in names:
+        mistakes.append(f"output.tensors: expected names that nothing else has, found {', '.join(names)}")
+    for tensor in output.tensors:
+        if any(size < 1 for size in tensor.shape):
+            mistakes.append(f"output.tensors.{tensor.name}: expected positive sizes, found {list(tensor.shape)}")
     return mistakes

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.bundle.int8 import WHOLE_PRODUCTS, Int8, saturates, set_exact
-from edge_runtime.bundle.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, Manifest, output_ports
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.errors import BundleError, EdgeError
 from edge_runtime.readings import Carry, Floats
 from edge_runtime.system.log import fields, get_logger
 
-_ONNX_TYPES = {np.float32: "tensor(float)", np.int64: "tensor(int64)"}
+_ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _NO_STATES: dict[str, Floats] = {}
 GRAPH_LEVEL = "ORT_ENABLE_ALL"  # the one option that decides what onnxruntime makes of a graph (`optimised_copy.py`)
 _log = get_logger("model")
@@ -58,28 +58,48 @@ class Scores(msgspec.Struct, eq=False):
         scores: classification, float32 `[n, classes]`.
         value: regression, float32 `[n, targets]`.
         score: anomaly, float32 `[n]`.
+        tensors: tensor, embedding and detection, `[n, *shape]` by the names of `output_ports`.
     """
 
     label: NDArray[np.int64] | None = None
     scores: Floats | None = None
     value: Floats | None = None
     score: Floats | None = None
+    tensors: dict[str, NDArray[Any]] | None = None
+
+    @staticmethod
+    def of(arrays: dict[str, Any], *, named: bool) -> "Scores":
+        """The outputs of a graph; `named` for the tasks whose outputs are `tensors`."""
+        return Scores(tensors=arrays) if named else Scores(**arrays)
+
+    @property
+    def is_named(self) -> bool:
+        """Whether these are `tensors`."""
+        return self.tensors is not None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """The fields that are set, by name."""
-        return {name: found for name in self.__struct_fields__ if (found := getattr(self, name)) is not None}
+        """What is set, by name."""
+        if self.tensors is not None:
+            return self.tensors
+        return {name: found for name in _FIELDS if (found := getattr(self, name)) is not None}
 
     def rows(self, which: slice | list[int]) -> "Scores":
         """Those of some of the windows."""
-        return Scores(**{name: found[which] for name, found in self.arrays().items()})
+        return Scores.of({name: found[which] for name, found in self.arrays().items()}, named=self.is_named)
 
     @staticmethod
     def joined(parts: Sequence["Scores"]) -> "Scores":
         """Those of windows that follow one another."""
-        return Scores(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in parts[0].arrays()})
+        arrays = [part.arrays() for part in parts]
+        joined = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
+        return Scores.of(joined, named=parts[0].is_named)
 
     def finite_rows(self) -> NDArray[np.bool_] | None:
         """None when every number is finite, else `[n]`, False for the rows that must not be published."""
+        if self.tensors is not None:
+            parts = [np.isfinite(found).reshape(len(found), -1).all(axis=1) for found in self.tensors.values()]
+            good: NDArray[np.bool_] = np.logical_and.reduce(parts)
+            return None if good.all() else good
         numbers = self.scores if self.scores is not None else self.value if self.value is not None else self.score
         assert numbers is not None
         if numbers.size <= FEW_NUMBERS and math.isfinite(sum(numbers.ravel().tolist())):
@@ -88,6 +108,10 @@ class Scores(msgspec.Struct, eq=False):
         if finite.all():
             return None
         return finite if finite.ndim == 1 else np.logical_and.reduce(finite, axis=1)
+
+
+_FIELDS = ("label", "scores", "value", "score")
+NAMED_TASKS = ("tensor", "embedding", "detection")  # whose answers are `Scores.tensors`
 
 
 class Model:
@@ -113,7 +137,8 @@ class Model:
         self.manifest = bundle.manifest
         self.is_optimised = optimised is not None
         self._session = _open_session(bundle, options) if optimised is None else _open_copy(bundle, options, optimised)
-        self._outputs = list(OUTPUT_NAMES[self.manifest.task])
+        self._outputs = list(output_ports(self.manifest))
+        self._named = self.manifest.task in NAMED_TASKS
         self._states = self.manifest.state
         self._fetches = self._outputs + [state.output for state in self._states]
         alone = not (self.manifest.batch_invariant and self.manifest.batch_free)
@@ -163,9 +188,7 @@ class Model:
         merged = parts[0] if len(parts) == 1 else [np.concatenate([part[i] for part in parts]) for i in range(count)]
         if len(merged[0]) != len(windows):
             raise ModelError(f"{self.manifest.name}: expected {len(windows)} answers, found {len(merged[0])}")
-        if count == 2:
-            return Scores(label=merged[0], scores=merged[1])
-        return Scores(value=merged[0]) if self.manifest.task == "regression" else Scores(score=merged[0])
+        return Scores.of(dict(zip(self._outputs, merged, strict=True)), named=self._named)
 
     def _call(self, windows: Floats, states: dict[str, Floats]) -> list[Any]:
         try:
@@ -228,18 +251,18 @@ class _Single:
         self._window = np.zeros(self.shape, np.float32)
         self._bind(binding.bind_input, INPUT_NAME, self._window)
         buffers: dict[str, Any] = {}
-        for name, (type_, shape) in _expected_outputs(manifest).items():
-            buffers[name] = np.zeros((1, *shape), type_)
+        for name, port in output_ports(manifest).items():
+            buffers[name] = np.zeros((1, *port.shape), port.dtype)
             self._bind(binding.bind_output, name, buffers[name])
-        self._scores = Scores(**buffers)
+        self._scores = Scores.of(buffers, named=manifest.task in NAMED_TASKS)
         self._call = _bound_call(session, binding)
 
     @classmethod
     def of(cls, session: Any, manifest: Manifest) -> "_Single | None":
         """None where the shapes are not known for sure, or a state goes from call to call."""
         found = {output.name: (output.type, output.shape[1:]) for output in session.get_outputs()}
-        for name, (type_, shape) in _expected_outputs(manifest).items():
-            if found.get(name) != (_ONNX_TYPES[type_], list(shape)):
+        for name, port in output_ports(manifest).items():
+            if found.get(name) != (_ONNX_TYPES[port.dtype], list(port.shape)):
                 return None
         return None if manifest.state else cls(session, manifest)
 
@@ -265,16 +288,6 @@ def _bound_call(session: Any, binding: Any) -> Callable[[], object]:
     if inner is None or bound is None:
         return partial(session.run_with_iobinding, binding)
     return partial(inner.run_with_iobinding, bound, onnxruntime.RunOptions())
-
-
-def _expected_outputs(manifest: Manifest) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """The type and the shape after N of every output that the runtime reads."""
-    output = manifest.output
-    if manifest.task == "classification":
-        return {"label": (np.int64, ()), "scores": (np.float32, (len(output.labels),))}
-    if manifest.task == "regression":
-        return {"value": (np.float32, (len(output.targets),))}
-    return {"score": (np.float32, ())}
 
 
 def read_unchanged(bundle: Bundle) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, OUTPUT_NAMES, Manifest, Tensor, read_manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, Manifest, Tensor, output_ports, read_manifest
 from edge_runtime.bundle.onnx_file import (
     DEFAULT_LIMITS,
     FLOAT,
@@ -246,13 +246,8 @@ def _check_normal_form(manifest: Manifest, facts: OnnxFacts, place: str) -> None
         raise BundleError(f"{place}: manifest: state: expected different names, found one twice")
     _compare("input", wanted, facts.inputs, manifest.batch_free, place)
 
-    sizes = {
-        "label": _Port(INT64, ()),
-        "scores": _Port(FLOAT, (len(manifest.output.labels),)),
-        "value": _Port(FLOAT, (len(manifest.output.targets),)),
-        "score": _Port(FLOAT, ()),
-    }
-    wanted = {name: sizes[name] for name in OUTPUT_NAMES[manifest.task]}
+    types = {"float32": FLOAT, "int64": INT64}
+    wanted = {name: _Port(types[port.dtype], port.shape) for name, port in output_ports(manifest).items()}
     wanted.update({state.output: _Port(FLOAT, state.shape) for state in manifest.state})
     _compare("output", wanted, facts.outputs, None, place)
 
@@ -311,7 +306,7 @@ def _check_golden(manifest: Manifest, place: str) -> None:
     if golden is None:
         return
     states = {state.output for state in manifest.state}
-    outputs = {name: "int64" if name == "label" else "float32" for name in (*OUTPUT_NAMES[manifest.task], *states)}
+    outputs = {name: port.dtype for name, port in output_ports(manifest).items()} | dict.fromkeys(states, "float32")
     rows = golden.input.shape[0] if golden.input.shape else 0
     if golden.input.shape[1:] != manifest.input.tensor_shape or rows < 1:
         raise BundleError(

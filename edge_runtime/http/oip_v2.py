@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.bundle.manifest import INPUT_NAME, OUTPUT_NAMES, Manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, Manifest, output_ports
 from edge_runtime.bundle.model import Scores
 from edge_runtime.http.responses import Answer, RefusedError
 from edge_runtime.http.scorer import Work
@@ -25,7 +25,7 @@ PIECE_NUMBERS = 1 << 12
 _MOST_DIMENSIONS = 8
 MAX_ANSWER_BYTES = 16 << 20
 _TEXT_BYTES, _BINARY_BYTES = 24, 8  # of a number: the longest float as text with its comma, the longest binary one
-_DATATYPES = {"label": "INT64"}  # everything else is FP32
+_DATATYPES = {"float32": "FP32", "int64": "INT64"}
 
 
 class _Input(msgspec.Struct):
@@ -64,7 +64,7 @@ def metadata(served: Served) -> dict[str, Any]:
             *(_tensor(state.input, "FP32", state.shape) for state in states),
         ],
         "outputs": [
-            *(_tensor(name, _DATATYPES.get(name, "FP32"), _tail(manifest, name)) for name in _names(manifest)),
+            *(_tensor(name, _DATATYPES[port.dtype], port.shape) for name, port in output_ports(manifest).items()),
             *(_tensor(state.output, "FP32", state.shape) for state in states),
         ],
         "parameters": _parameters(served),
@@ -86,7 +86,7 @@ def infer(served: Served, body: bytes, header_length: str | None, pause: Callabl
     _refuse_too_much(served.manifest, wanted, len(windows))
 
     def finish(scores: Scores) -> Answer:
-        found: dict[str, NDArray[Any]] = {name: getattr(scores, name) for name in _names(served.manifest)}
+        found = dict(scores.arrays())
         if carries is not None:
             for place, state in enumerate(served.manifest.state):
                 found[state.output] = np.stack([_part(carry, place) for carry in carries])
@@ -217,7 +217,7 @@ def _part(carry: Carry, place: int) -> Floats:
 
 
 def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
-    names = [*_names(manifest), *(state.output for state in manifest.state)]
+    names = [*output_ports(manifest), *(state.output for state in manifest.state)]
     default = _flag(request.parameters, "binary_data_output", default=False)
     if request.outputs is None:
         return [(name, default) for name in names]
@@ -234,10 +234,11 @@ def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
 
 def _refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: int) -> None:
     """Refuse a request whose answer would be too long, before a model works for it."""
-    states = {state.output: state.shape for state in manifest.state}
+    shapes = {state.output: state.shape for state in manifest.state}
+    shapes |= {name: port.shape for name, port in output_ports(manifest).items()}
     size = 0
     for name, binary in wanted:
-        numbers = int(np.prod(states.get(name) or _tail(manifest, name), dtype=np.int64))
+        numbers = int(np.prod(shapes[name], dtype=np.int64))
         size += rows * numbers * (_BINARY_BYTES if binary else _TEXT_BYTES)
     if size > MAX_ANSWER_BYTES:
         raise RefusedError(
@@ -259,7 +260,7 @@ def _write(
     documents: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for name, values, raw in outputs:
-        datatype = _DATATYPES.get(name, "FP32")
+        datatype = "INT64" if values.dtype == np.int64 else "FP32"
         document: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
         if raw:
             data = np.ascontiguousarray(values).astype("<i8" if datatype == "INT64" else "<f4", copy=False).tobytes()
@@ -287,15 +288,6 @@ def _numbers(values: NDArray[Any], pause: Callable[[], None]) -> list[Any] | msg
         texts.append(msgspec.json.encode(values[at : at + PIECE_NUMBERS].tolist())[1:-1])
         pause()
     return msgspec.Raw(b"[" + b",".join(texts) + b"]")
-
-
-def _names(manifest: Manifest) -> tuple[str, ...]:
-    return OUTPUT_NAMES[manifest.task]
-
-
-def _tail(manifest: Manifest, name: str) -> tuple[int, ...]:
-    sizes = {"scores": (len(manifest.output.labels),), "value": (len(manifest.output.targets),)}
-    return sizes.get(name, ())
 
 
 def _tensor(name: str, datatype: str, tail: tuple[int, ...]) -> dict[str, Any]:

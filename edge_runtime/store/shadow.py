@@ -222,8 +222,9 @@ def _scores(header: dict[str, Any], body: bytes, count: int) -> Scores:
     at = 0
     for name, (dtype, shape) in header["arrays"].items():
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if name not in Scores.__struct_fields__ or not shape or shape[0] != count or at + size > len(body):
+        known = header["named"] or name in Scores.__struct_fields__
+        if not known or not shape or shape[0] != count or at + size > len(body):
             raise ShadowError("answers something else than was asked")
         found[name] = np.frombuffer(body, np.dtype(dtype), count=int(np.prod(shape)), offset=at).reshape(shape)
         at += size
-    return Scores(**found)
+    return Scores.of(found, named=header["named"])

@@ -222,7 +222,7 @@ class _Server:
         for name, found in scores.arrays().items():
             arrays[name] = [str(found.dtype), list(found.shape)]
             parts.append(np.ascontiguousarray(found).tobytes())
-        return {"took": took, "arrays": arrays}, b"".join(parts)
+        return {"took": took, "arrays": arrays, "named": scores.is_named}, b"".join(parts)
 
     def _streams(self, header: dict[str, Any]) -> list[Any]:
         for key in header["anew"]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.batch.run import Request, predict
-from edge_runtime.bundle.manifest import OUTPUT_NAMES, Manifest
+from edge_runtime.bundle.manifest import Manifest, output_ports
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.config.tables import ModelTable, RepairTable
@@ -97,7 +97,7 @@ class Deployment:
             start += size
             outputs = _infer(app or self.app, self.manifest.name, {"window": windows, **states}, binary=binary)
             states = {state.input: outputs[state.output] for state in self.manifest.state}
-            found.append(outputs[OUTPUT_NAMES[self.manifest.task][-1]].reshape(len(windows), -1))
+            found.append(outputs[list(output_ports(self.manifest))[-1]].reshape(len(windows), -1))
         return np.concatenate(found)
 
     def by_name(self) -> Floats:
