@@ -25,10 +25,10 @@ from converter.load.source import Answer, Core, SourceModel
 from converter.load.tensors import layout_of
 from converter.normal_form import normal_form
 from converter.package import write_bundle
-from converter.plan import Plan, agree
+from converter.plan import BundlePlan, agree
 from converter.probe import ask_beyond, beyond
 from converter.quantize import Candidate, Recipe, candidate, has_products
-from converter.report import Proof, Row, table, write_page
+from converter.report import FormRow, Proof, table, write_page
 from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
 from converter.session import CHUNK, run, session_of, start_of
@@ -159,7 +159,7 @@ class Conversion:
         listed = ", ".join(map(str, savings))
         self._say(f"left out without changing an answer: {listed}; {share:.0%} of {base.size + saved:,} bytes")
 
-    def _material(self, plan: Plan, source: SourceModel) -> Material:
+    def _material(self, plan: BundlePlan, source: SourceModel) -> Material:
         options = self._options
         if not options.data and not options.evaluation:
             if options.quantize != "none" and not source.trees:
@@ -186,13 +186,13 @@ class Conversion:
         self._say(f"reading {dataset.place}: {how}")
         return Material(calibration.windows, evaluation.windows, truth, dataset)
 
-    def _read(self, path: Path, plan: Plan) -> Dataset:
+    def _read(self, path: Path, plan: BundlePlan) -> Dataset:
         dataset, said = admitted(read_data(path, self._spec, plan.input), plan)
         for line in said:
             self._say(line)
         return dataset
 
-    def _with_threshold(self, plan: Plan, ask: Callable[[Floats], Answer], material: Material) -> Plan:
+    def _with_threshold(self, plan: BundlePlan, ask: Callable[[Floats], Answer], material: Material) -> BundlePlan:
         if plan.task != "anomaly" or (plan.threshold is not None and self._spec.threshold_quantile is None):
             return plan
         quantile = self._spec.threshold_quantile or _THRESHOLD_QUANTILE
@@ -206,7 +206,7 @@ class Conversion:
         self._say(f"threshold {threshold:.6g}: the {quantile:g} quantile of {len(scores)} rows")
         return replace(plan, threshold=threshold)
 
-    def _check_source(self, source: SourceModel, plan: Plan, bench: Bench, step: float) -> None:
+    def _check_source(self, source: SourceModel, plan: BundlePlan, bench: Bench, step: float) -> None:
         """Refuse scores that are no probabilities, whoever gave them."""
         if plan.task != "classification":
             return
@@ -226,7 +226,7 @@ class Conversion:
                 "predict decides by another rule than its probabilities, and the bundle does as it does"
             )
 
-    def _question(self, plan: Plan, columns: tuple[str, ...], bench: Bench, ask: Ask) -> None:
+    def _question(self, plan: BundlePlan, columns: tuple[str, ...], bench: Bench, ask: Ask) -> None:
         """Say what is strange about data and metric."""
         said = order_of_columns(plan, columns)
         said += about_the_metric(bench.reference(), bench.truth, plan)
@@ -239,7 +239,7 @@ class Conversion:
         for line in said:
             self._say(line)
 
-    def _check_float(self, form: Form, bench: Bench, plan: Plan, ask: Ask) -> None:
+    def _check_float(self, form: Form, bench: Bench, plan: BundlePlan, ask: Ask) -> None:
         """Refuse a conversion that changed the model, before anything is made of it."""
         rows, reference, found = len(bench.evaluation), bench.reference(), form.judgement
         model = onnx.load_model_from_string(form.candidate.model)
@@ -259,7 +259,7 @@ class Conversion:
             wrong = not seen.is_faithful
         if wrong or loses:
             name = metric_name(plan.task, bench.truth)
-            self._say(table([Row("source", None, reference), Row("float32 ONNX", None, found)], name))
+            self._say(table([FormRow("source", None, reference), FormRow("float32 ONNX", None, found)], name))
             worst = f"row {seen.first.row}: {seen.first}; " if seen is not None and seen.first is not None else ""
             off = found.differing if seen is None else len(seen.wrong)
             raise CommandError(
@@ -274,7 +274,7 @@ class Conversion:
             )
 
     def _beyond_the_data(
-        self, base: Form, model: onnx.ModelProto, bench: Bench, plan: Plan, source: tuple[Ask, tuple[float, ...]]
+        self, base: Form, model: onnx.ModelProto, bench: Bench, plan: BundlePlan, source: tuple[Ask, tuple[float, ...]]
     ) -> Bench:
         """Hold the ONNX form to the source where no recording reaches, and hand on what forms must withstand."""
         ask, sentinels = source
@@ -310,7 +310,7 @@ class Conversion:
             )
         return replace(bench, probes=probes)
 
-    def _finish(self, file: WholeFile, plan: Plan, bench: Bench, found: Found, drift: list[str]) -> None:
+    def _finish(self, file: WholeFile, plan: BundlePlan, bench: Bench, found: Found, drift: list[str]) -> None:
         self._time.begin("writing the bundle")
         savings, kept, data = file.savings, found.kept, b""
         layers: tuple[Layer, ...] = ()
@@ -318,7 +318,7 @@ class Conversion:
             layers = bench.layers(found.forms[0].candidate, kept.candidate) if kept.is_rough else ()
             found, data = file.of(found, bench, layers, drift)
             kept = found.kept
-        rows = [Row("source", None, bench.reference()), *map(_row, found.forms)]
+        rows = [FormRow("source", None, bench.reference()), *map(_row, found.forms)]
         rows = [replace(row, kept=form is kept) for row, form in zip(rows, (None, *found.forms), strict=True)]
         self._say(table(rows, file.metric))
         if kept is None:
@@ -351,10 +351,10 @@ class Conversion:
 
     def _report(
         self,
-        plan: Plan,
+        plan: BundlePlan,
         bench: Bench,
         found: Found,
-        rows: list[Row],
+        rows: list[FormRow],
         savings: Sequence[Saving],
         notes: list[str],
     ) -> None:
@@ -388,10 +388,10 @@ class Conversion:
         return peak
 
 
-def _row(form: Form) -> Row:
+def _row(form: Form) -> FormRow:
     came = form.candidate.method == "none" and is_quantised(onnx.load_model_from_string(form.candidate.model))
     name = "int8, as it came" if came else form.candidate.name
-    return Row(name, form.size, form.judgement, speed=form.speed)
+    return FormRow(name, form.size, form.judgement, speed=form.speed)
 
 
 def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:
@@ -406,7 +406,7 @@ def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:
     return [notes]
 
 
-def _names_of(plan: Plan) -> tuple[str, ...]:
+def _names_of(plan: BundlePlan) -> tuple[str, ...]:
     """What the columns of an answer are called."""
     if plan.task == "regression":
         return tuple(target.name for target in plan.targets)
@@ -443,7 +443,7 @@ def _nothing_to_quantise(source: SourceModel, model: onnx.ModelProto) -> str:
     return "nothing to quantise: the model has no matrix products or convolutions; it stays float32"
 
 
-def _in_order(answer: Answer, plan: Plan) -> Answer:
+def _in_order(answer: Answer, plan: BundlePlan) -> Answer:
     """The source's answer in the order of the bundle's labels."""
     if plan.task != "classification" or plan.order == tuple(range(len(plan.order))):
         return answer
@@ -453,7 +453,7 @@ def _in_order(answer: Answer, plan: Plan) -> Answer:
     return replace(answer, label=back[answer.label], scores=answer.scores[:, list(plan.order)])
 
 
-def _synthetic(plan: Plan) -> Floats:
+def _synthetic(plan: BundlePlan) -> Floats:
     """Rows within the channels' ranges, for a model that comes without data."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(_SYNTHETIC_ROWS, *plan.input.tensor_shape))

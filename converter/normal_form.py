@@ -13,12 +13,12 @@ from onnx import TensorProto
 from converter.graph.build import FLOAT, INT64, OPSET, GraphBuilder, opset_of
 from converter.graph.shrink_trees import forget_missing
 from converter.load.source import Core, StateTensor
-from converter.plan import Plan
+from converter.plan import BundlePlan
 from edge_runtime.bundle.manifest import INPUT_NAME
 from edge_runtime.errors import CommandError
 
 
-def normal_form(core: Core, plan: Plan) -> onnx.ModelProto:
+def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
     """Wrap a model.
 
     Raises:
@@ -60,7 +60,7 @@ def normal_form(core: Core, plan: Plan) -> onnx.ModelProto:
     return model
 
 
-def _feed(builder: GraphBuilder, window: str, core: Core, plan: Plan) -> tuple[str, str]:
+def _feed(builder: GraphBuilder, window: str, core: Core, plan: BundlePlan) -> tuple[str, str]:
     """The window as the model wants it, and the same in float32."""
     value = window
     shape = plan.input.tensor_shape
@@ -118,7 +118,7 @@ def _state_out(builder: GraphBuilder, state: StateTensor, value: str, kind: int,
     builder.output(state.output, value, FLOAT, (batch, *state.shape))
 
 
-def _classification(builder: GraphBuilder, core: Core, plan: Plan, value: Any, kinds: dict[str, int]) -> None:
+def _classification(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any, kinds: dict[str, int]) -> None:
     count = len(plan.labels)
     scores = probabilities(builder, core, count, value)
     label = label_index(builder, core, count, value, kinds, scores)

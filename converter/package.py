@@ -25,7 +25,7 @@ from converter import signing, trial
 from converter.data import Dataset
 from converter.graph.build import opset_of, requirement, serialize
 from converter.load.source import Answer, SourceModel
-from converter.plan import Plan
+from converter.plan import BundlePlan
 from converter.session import run, session_of
 from edge_runtime.bundle.manifest import (
     METADATA_KEY,
@@ -159,7 +159,7 @@ def _short(value: Any) -> float:
 
 
 def make_manifest(
-    plan: Plan,
+    plan: BundlePlan,
     source: SourceModel,
     file: Path,
     model: onnx.ModelProto,

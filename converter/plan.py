@@ -12,7 +12,7 @@ from edge_runtime.errors import CommandError
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BundlePlan:
     """The promises of a bundle.
 
     Attributes:
@@ -38,7 +38,7 @@ class Plan:
     threshold: float | None
 
 
-def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] = ()) -> Plan:
+def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] = ()) -> BundlePlan:
     """Bring the specification and the model together.
 
     Args:
@@ -59,7 +59,7 @@ def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] 
         raise CommandError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
     name = spec.name or re.sub(r"[^\w.-]+", "-", path.stem) or "model"
     threshold = spec.threshold if spec.threshold is not None else source.threshold
-    return Plan(
+    return BundlePlan(
         name, spec.version, task, window, labels, classes, order, targets, threshold if task == "anomaly" else None
     )
 

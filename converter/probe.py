@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from converter.fidelity import FEW_CATEGORIES, Ask, compare
 from converter.load.source import Answer
-from converter.plan import Plan
+from converter.plan import BundlePlan
 from converter.session import run, session_of, start_of
 from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
@@ -86,7 +86,7 @@ class Probes:
 
 
 def probing_rows(
-    plan: Plan, windows: Floats, model: onnx.ModelProto | None = None, sentinels: Sequence[float] = ()
+    plan: BundlePlan, windows: Floats, model: onnx.ModelProto | None = None, sentinels: Sequence[float] = ()
 ) -> tuple[Floats, tuple[Point, ...]]:
     """Rows to ask source and converted model about.
 
@@ -126,7 +126,7 @@ def probing_rows(
 
 
 def ask_beyond(
-    plan: Plan,
+    plan: BundlePlan,
     windows: Floats,
     ask: Ask,
     model: onnx.ModelProto | None = None,
@@ -196,7 +196,7 @@ def beyond(
     return first(reasonable & ~on_trees) or first(on_trees, fences=False), first(~reasonable)
 
 
-def _points(plan: Plan, windows: Floats, sentinels: Sequence[float]) -> Iterator[Point]:
+def _points(plan: BundlePlan, windows: Floats, sentinels: Sequence[float]) -> Iterator[Point]:
     fixed: list[tuple[Kind, Sequence[float]]] = [
         ("sentinel", (*sentinels, *_SENTINELS)),
         ("limit of a converter", _CONVERTERS),
@@ -225,7 +225,7 @@ def _points(plan: Plan, windows: Floats, sentinels: Sequence[float]) -> Iterator
                 yield Point(None, value, kind)
 
 
-def _is_let_through(plan: Plan, channel: int, value: float) -> bool:
+def _is_let_through(plan: BundlePlan, channel: int, value: float) -> bool:
     """Whether a device lets a value through to the model."""
     if np.isnan(value):
         return plan.input.channels[channel].missing == "allowed"

@@ -22,7 +22,7 @@ from edge_runtime.system.durable import replace_file
 
 if TYPE_CHECKING:
     from converter.graph.shrink import Saving
-    from converter.plan import Plan
+    from converter.plan import BundlePlan
     from converter.search import Bench
 
 _MOST_LAYERS = 40
@@ -31,7 +31,7 @@ _LEAST_ROWS = 5  # fewer make no point of a reliability curve
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FormRow:
     """One form of the model in the table."""
 
     name: str
@@ -41,7 +41,7 @@ class Row:
     speed: Speed | None = None
 
 
-def table(rows: Sequence[Row], metric: str) -> str:
+def table(rows: Sequence[FormRow], metric: str) -> str:
     """The forms of a model, a line each."""
     head = ("", "model", "bytes", metric, "drop", "differing labels", "largest score difference", "us here", "us CPU")
     source = rows[0].judgement.metric
@@ -90,9 +90,9 @@ class Proof:
     """
 
     model: str
-    plan: "Plan"
+    plan: "BundlePlan"
     metric: str
-    rows: list[Row]
+    rows: list[FormRow]
     bench: "Bench"
     answers: list[Answer]
     kept: int | None

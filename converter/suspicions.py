@@ -14,7 +14,7 @@ from converter.data import Dataset
 from converter.evaluate import Judgement, Truth, judge
 from converter.fidelity import Ask
 from converter.load.source import class_name
-from converter.plan import Plan
+from converter.plan import BundlePlan
 from edge_runtime.errors import CommandError
 
 _ROWS = 512  # that channels are exchanged in
@@ -24,7 +24,7 @@ _GOOD = 0.97
 _MOST_NAMED = 5
 
 
-def admitted(dataset: Dataset, plan: Plan) -> tuple[Dataset, list[str]]:
+def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
     """The rows that a device lets through to the model, and what is to say of the others.
 
     Raises:
@@ -70,7 +70,7 @@ def admitted(dataset: Dataset, plan: Plan) -> tuple[Dataset, list[str]]:
     return dataset.take(np.flatnonzero(~bad)), said
 
 
-def order_of_columns(plan: Plan, columns: tuple[str, ...]) -> list[str]:
+def order_of_columns(plan: BundlePlan, columns: tuple[str, ...]) -> list[str]:
     """Whether the channels stand in another order than the columns of the data file."""
     names = [channel.name for channel in plan.input.channels]
     shared = [name for name in columns if name in names]
@@ -84,7 +84,7 @@ def order_of_columns(plan: Plan, columns: tuple[str, ...]) -> list[str]:
     ]
 
 
-def about_the_metric(reference: Judgement, truth: Truth, plan: Plan) -> list[str]:
+def about_the_metric(reference: Judgement, truth: Truth, plan: BundlePlan) -> list[str]:
     """A source that is no better than a constant."""
     if truth.label is not None and plan.task == "classification" and len(truth.label):
         counts = np.bincount(truth.label, minlength=len(plan.labels))
@@ -107,7 +107,7 @@ def about_the_metric(reference: Judgement, truth: Truth, plan: Plan) -> list[str
     return []
 
 
-def exchanged_channels(ask: Ask, windows: NDArray[np.float32], truth: Truth, plan: Plan) -> list[str]:
+def exchanged_channels(ask: Ask, windows: NDArray[np.float32], truth: Truth, plan: BundlePlan) -> list[str]:
     """Two channels that the model seems to want the other way round: its answers are better so."""
     channels = plan.input.channels
     known = truth.label if plan.task == "classification" else truth.value if plan.task == "regression" else None

@@ -22,7 +22,7 @@ _HOST_MHZ = 3000.0  # where /proc/cpuinfo tells none
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class TargetDevice:
     """One kind of device; `decode` and `flops` are a cycle of one core."""
 
     words: str
@@ -35,15 +35,15 @@ class Target:
 
 
 TARGETS = {
-    "zero2w": Target("Raspberry Pi Zero 2 W (Cortex-A53, 512 MB)", 48 << 20, 128 << 20, False, 1000, 2, 8),
-    "pi3": Target("Raspberry Pi 3 (Cortex-A53, 1 GB)", 96 << 20, 256 << 20, False, 1200, 2, 8),
-    "pi4": Target("Raspberry Pi 4 (Cortex-A72, 1 GB or more)", 96 << 20, 256 << 20, False, 1500, 3, 8),
-    "pi5": Target("Raspberry Pi 5 (Cortex-A76, 2 GB or more)", 192 << 20, 512 << 20, True, 2400, 4, 16),
+    "zero2w": TargetDevice("Raspberry Pi Zero 2 W (Cortex-A53, 512 MB)", 48 << 20, 128 << 20, False, 1000, 2, 8),
+    "pi3": TargetDevice("Raspberry Pi 3 (Cortex-A53, 1 GB)", 96 << 20, 256 << 20, False, 1200, 2, 8),
+    "pi4": TargetDevice("Raspberry Pi 4 (Cortex-A72, 1 GB or more)", 96 << 20, 256 << 20, False, 1500, 3, 8),
+    "pi5": TargetDevice("Raspberry Pi 5 (Cortex-A76, 2 GB or more)", 192 << 20, 512 << 20, True, 2400, 4, 16),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostCore:
     """One core of the machine that converts, for the ratio to a device's."""
 
     mhz: float
@@ -82,7 +82,7 @@ def warnings_for(target: str | None, size: int, method: str, peak_bytes: int = 0
     return found
 
 
-def estimate(target: str, cpu_us: float, host: Host) -> str:
+def estimate(target: str, cpu_us: float, host: HostCore) -> str:
     """How long one prediction may take on a device, in words that call it an estimate.
 
     Args:
@@ -104,7 +104,7 @@ def _milliseconds(us: float) -> str:
 
 
 @functools.cache
-def this_host() -> Host:
+def this_host() -> HostCore:
     """This machine's clock, and the float32 throughput of one core in a product of matrices."""
     matrix = np.ones((256, 256), dtype=np.float32)
     matrix @ matrix  # the first one starts the library
@@ -112,7 +112,7 @@ def this_host() -> Host:
     for _ in range(40):
         matrix @ matrix
     spent = max(time.process_time() - start, 1e-6)
-    return Host(_clock_mhz(), _HOST_DECODE, 40 * 2 * 256**3 / (spent * 1e6))
+    return HostCore(_clock_mhz(), _HOST_DECODE, 40 * 2 * 256**3 / (spent * 1e6))
 
 
 def _clock_mhz() -> float:

@@ -17,7 +17,7 @@ from converter.graph.shrink import Saving
 from converter.layers import Layer, worst_of
 from converter.load.source import SourceModel
 from converter.package import bundle_bytes, is_batch_invariant, make_manifest, self_test
-from converter.plan import Plan
+from converter.plan import BundlePlan
 from converter.record import record_of
 from converter.search import Bench
 from converter.session import start_of
@@ -41,7 +41,7 @@ class WholeFile:
     """
 
     source: SourceModel
-    plan: Plan
+    plan: BundlePlan
     dataset: Dataset | None
     options: argparse.Namespace
     target: str | None

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare them."""
     from converter.data import read_data  # noqa: PLC0415 - heavy
     from converter.evaluate import judge, metric_name, truth_of  # noqa: PLC0415
-    from converter.report import Row, table  # noqa: PLC0415
+    from converter.report import FormRow, table  # noqa: PLC0415
     from converter.session import run, session_of, speed_of, start_of  # noqa: PLC0415
 
     first, second = manifest_of(options.a), manifest_of(options.b)
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         expected = answers[0]
         judgement = judge(answer, expected, truth, first.task, manifest.output.threshold)
         speed = speed_of(session, data.windows[:1], states)
-        rows.append(Row(path.name, path.stat().st_size, judgement, speed=speed))
+        rows.append(FormRow(path.name, path.stat().st_size, judgement, speed=speed))
     print(f"{len(data)} rows of {data.place}; differences are from {options.a.name}")
     print(table(rows, metric_name(first.task, truth)))
     return EXIT_OK

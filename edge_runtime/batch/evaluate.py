@@ -30,7 +30,7 @@ class Errors(msgspec.Struct):
     truth_squared: float = 0.0
 
 
-class Judgement(msgspec.Struct):
+class EvaluationCounts(msgspec.Struct):
     """What was counted. `confusion` is truth -> prediction -> windows; `errors` is target -> sums."""
 
     judged: int = 0
@@ -42,7 +42,7 @@ class Judgement(msgspec.Struct):
 class Judge(Protocol):
     """Counts as the windows come."""
 
-    judgement: Judgement
+    judgement: EvaluationCounts
 
     def add(self, scores: Scores, truth: list[list[Any]]) -> None:
         """Some windows, and their truth: a list a column."""
@@ -65,7 +65,7 @@ class _Verdicts:
     """Labels, or anomalies, against the truth."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self.judgement = Judgement()
+        self.judgement = EvaluationCounts()
         self._labels = manifest.output.labels
         self._threshold = manifest.output.threshold
 
@@ -94,7 +94,7 @@ class _Regression:
 
     def __init__(self, manifest: Manifest) -> None:
         names = [target.name for target in manifest.output.targets]
-        self.judgement = Judgement(errors={name: Errors() for name in names})
+        self.judgement = EvaluationCounts(errors={name: Errors() for name in names})
         self._names = names
 
     def add(self, scores: Scores, truth: list[list[Any]]) -> None:
@@ -146,9 +146,9 @@ def _number(value: Any) -> float:
         raise CommandError(f"--label: expected numbers, found {text[:60]!r}") from None
 
 
-def total(judgements: Iterable[Judgement]) -> Judgement:
+def total(judgements: Iterable[EvaluationCounts]) -> EvaluationCounts:
     """The sum over all parts, in their order."""
-    whole = Judgement(confusion={}, errors={})
+    whole = EvaluationCounts(confusion={}, errors={})
     for each in judgements:
         whole.judged += each.judged
         whole.without_truth += each.without_truth
@@ -163,7 +163,7 @@ def total(judgements: Iterable[Judgement]) -> Judgement:
     return whole
 
 
-def describe(judgement: Judgement, manifest: Manifest) -> list[str]:
+def describe(judgement: EvaluationCounts, manifest: Manifest) -> list[str]:
     """The metrics, and the confusion matrix, as lines for people.
 
     Raises:
@@ -196,7 +196,7 @@ def describe(judgement: Judgement, manifest: Manifest) -> list[str]:
     return lines
 
 
-def _in_labels(judgement: Judgement, manifest: Manifest) -> Judgement:
+def _in_labels(judgement: EvaluationCounts, manifest: Manifest) -> EvaluationCounts:
     """The same, with the truth in the bundle's labels; recordings may speak of the model's own classes."""
     labels = manifest.output.labels
     places = places_of(judgement.confusion, labels, manifest.output.classes, "--label", some_strange=True)
@@ -205,10 +205,10 @@ def _in_labels(judgement: Judgement, manifest: Manifest) -> Judgement:
         into = confusion.setdefault(labels[places[right]] if right in places else right, {})
         for verdict, count in row.items():
             into[verdict] = into.get(verdict, 0) + count
-    return Judgement(judgement.judged, judgement.without_truth, confusion, judgement.errors)
+    return EvaluationCounts(judgement.judged, judgement.without_truth, confusion, judgement.errors)
 
 
-def _describe_class(judgement: Judgement, name: str) -> str:
+def _describe_class(judgement: EvaluationCounts, name: str) -> str:
     hits = judgement.confusion.get(name, {}).get(name, 0)
     true = sum(judgement.confusion.get(name, {}).values())
     said = sum(row.get(name, 0) for row in judgement.confusion.values())

@@ -31,7 +31,7 @@ Chunks = Callable[[], Iterator[Chunk]]
 Kinds = Callable[[], Mapping[str, set[str]]]
 
 
-class Layout:
+class OutputColumns:
     """The columns of the output of one model."""
 
     def __init__(self, manifest: Manifest, kept: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ def check_output(path: Place) -> None:
             raise CommandError(f"{path}: {NEEDS_PYARROW}") from error
 
 
-def write_output(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+def write_output(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:
     """Write everything to a file beside `path`, which then takes its name.
 
     Args:
@@ -113,7 +113,7 @@ def write_output(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> No
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _write_text(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+def _write_text(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:
     del kinds
     suffix = path.with_suffix("").suffix.lower()
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -129,19 +129,19 @@ def _write_text(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> Non
                 file.writelines(template % row for row in zip(*_json_columns(layout, chunk), strict=True))
 
 
-def _csv_columns(layout: Layout, chunk: Chunk) -> Iterator[Sequence[Any]]:
+def _csv_columns(layout: OutputColumns, chunk: Chunk) -> Iterator[Sequence[Any]]:
     for name in layout.kept:
         yield list(map(_cell, chunk.columns.values(name)))
     yield from _number_texts(layout, chunk, layout.labels)
 
 
-def _json_columns(layout: Layout, chunk: Chunk) -> Iterator[Sequence[str]]:
+def _json_columns(layout: OutputColumns, chunk: Chunk) -> Iterator[Sequence[str]]:
     for name in layout.kept:
         yield [msgspec.json.encode(value).decode() for value in chunk.columns.values(name)]
     yield from _number_texts(layout, chunk, [msgspec.json.encode(label).decode() for label in layout.labels])
 
 
-def _number_texts(layout: Layout, chunk: Chunk, labels: Sequence[str]) -> Iterator[list[str]]:
+def _number_texts(layout: OutputColumns, chunk: Chunk, labels: Sequence[str]) -> Iterator[list[str]]:
     for name, column in layout.numbers(chunk).items():
         if name == "label" and column.dtype == np.int64:
             yield [labels[index] for index in column.tolist()]
@@ -163,7 +163,7 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _write_parquet(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+def _write_parquet(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:
     import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
     from pyarrow import parquet  # noqa: PLC0415
 
@@ -196,7 +196,7 @@ def _write_parquet(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> 
             writer.close()
 
 
-def _arrow_fields(layout: Layout, pa: Any, *, typed: bool) -> list[Any]:
+def _arrow_fields(layout: OutputColumns, pa: Any, *, typed: bool) -> list[Any]:
     """The columns of the predictions. A label reads back as text in any case.
 
     Where no Arrow schema is stored beside the Parquet one (`typed` False), it may be written as a dictionary, which
@@ -216,7 +216,7 @@ def _texts(schema: Any, pa: Any) -> list[str]:
     ]
 
 
-def _kept_fields(layout: Layout, chunk: Chunk, kinds: Kinds, pa: Any) -> list[Any]:
+def _kept_fields(layout: OutputColumns, chunk: Chunk, kinds: Kinds, pa: Any) -> list[Any]:
     if not layout.kept:
         return []
     if isinstance(chunk.columns, ArrowColumns):
@@ -226,7 +226,7 @@ def _kept_fields(layout: Layout, chunk: Chunk, kinds: Kinds, pa: Any) -> list[An
     return [pa.field(name, types[_kind(found.get(name, set()))]) for name in layout.kept]
 
 
-def _arrow_batch(layout: Layout, chunk: Chunk, labels: Any, schema: Any, pa: Any) -> Any:
+def _arrow_batch(layout: OutputColumns, chunk: Chunk, labels: Any, schema: Any, pa: Any) -> Any:
     arrays = []
     for name in layout.kept:
         if isinstance(chunk.columns, ArrowColumns):
@@ -244,7 +244,7 @@ def _arrow_batch(layout: Layout, chunk: Chunk, labels: Any, schema: Any, pa: Any
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _write_npz(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+def _write_npz(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:
     count = sum(chunk.count for chunk in chunks())
     types = _numpy_types(layout, chunks, kinds)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -255,7 +255,7 @@ def _write_npz(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None
                     file.write(_numpy_column(layout, chunk, name, kind).tobytes())
 
 
-def _write_npy(path: Path, layout: Layout, chunks: Chunks, kinds: Kinds) -> None:
+def _write_npy(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:
     """A structured array: a field a column."""
     count = sum(chunk.count for chunk in chunks())
     types = _numpy_types(layout, chunks, kinds)
@@ -275,7 +275,7 @@ def _write_head(file: IO[bytes], count: int, kind: "np.dtype[Any]") -> None:
     file.write(head.getvalue())
 
 
-def _numpy_types(layout: Layout, chunks: Chunks, kinds: Kinds) -> dict[str, "np.dtype[Any]"]:
+def _numpy_types(layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> dict[str, "np.dtype[Any]"]:
     found = dict(kinds())
     types: dict[str, np.dtype[Any]] = {}
     for name in layout.kept:
@@ -299,7 +299,7 @@ def _numpy_types(layout: Layout, chunks: Chunks, kinds: Kinds) -> dict[str, "np.
     return types
 
 
-def _numpy_column(layout: Layout, chunk: Chunk, name: str, kind: "np.dtype[Any]") -> NDArray[Any]:
+def _numpy_column(layout: OutputColumns, chunk: Chunk, name: str, kind: "np.dtype[Any]") -> NDArray[Any]:
     if name in layout.kept:
         values = chunk.columns.values(name)
         if kind.kind == "U":

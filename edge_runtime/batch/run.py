@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_runtime.batch.chunks import Chunk, read_chunks
-from edge_runtime.batch.evaluate import Judgement, make_judge, total
+from edge_runtime.batch.evaluate import EvaluationCounts, make_judge, total
 from edge_runtime.batch.local_engine import run_parts
-from edge_runtime.batch.outputs import Layout, check_output, write_output
+from edge_runtime.batch.outputs import OutputColumns, check_output, write_output
 from edge_runtime.batch.parts import Part, make_parts, part_folder, remove_parts
 from edge_runtime.batch.progress import Bar
 from edge_runtime.batch.score import Job, PartResult, read_faults
@@ -28,7 +28,7 @@ Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[Pa
 
 
 @dataclass(frozen=True)
-class Request:
+class PredictOptions:
     """What `edge-runtime predict` was asked for."""
 
     bundle: Path
@@ -50,7 +50,7 @@ class Request:
 
 
 @dataclass
-class Outcome:
+class PredictSummary:
     """What a run came to."""
 
     manifest: Manifest
@@ -62,10 +62,10 @@ class Outcome:
     resumed_parts: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     rejected_file: Place | None = None
-    judgement: Judgement | None = None
+    judgement: EvaluationCounts | None = None
 
 
-def predict(request: Request, engine: Engine | None = None) -> Outcome:
+def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSummary:
     """Score recorded files.
 
     Raises:
@@ -74,7 +74,7 @@ def predict(request: Request, engine: Engine | None = None) -> Outcome:
     bundle = open_bundle(request.bundle)
     manifest = bundle.manifest
     kept = tuple(dict.fromkeys(name for name in (request.key, request.time, *request.keep) if name is not None))
-    layout = Layout(manifest, kept)
+    layout = OutputColumns(manifest, kept)
     if request.truth:
         make_judge(manifest, request.truth)
     if request.output is not None:
@@ -160,7 +160,7 @@ def _upload(output: Remote, file: Place | None, rejected: Place | None) -> Remot
     return None if rejected is None else beside
 
 
-def _local(request: Request) -> Engine:
+def _local(request: PredictOptions) -> Engine:
     """A process a core; cores that would have no part take windows of the others, unless the user chose processes."""
     cores = request.workers or len(os.sched_getaffinity(0))
 
@@ -175,7 +175,14 @@ class _Run:
     """A run on its way: parts become complete while the output is being written."""
 
     def __init__(
-        self, request: Request, job: Job, layout: Layout, parts: list[Part], engine: Engine, *, resumed: bool
+        self,
+        request: PredictOptions,
+        job: Job,
+        layout: OutputColumns,
+        parts: list[Part],
+        engine: Engine,
+        *,
+        resumed: bool,
     ) -> None:
         self._request = request
         self._layout = layout
@@ -190,7 +197,7 @@ class _Run:
         self._bar = Bar(weight, weight - sum(part.weight for part in missing))
         self._coming = zip(missing, engine(job, missing, self._bar.show), strict=True)
 
-    def complete(self, files: Sequence[Place]) -> Outcome:
+    def complete(self, files: Sequence[Place]) -> PredictSummary:
         """Score what is missing, write the output, and add everything up."""
         output = self._request.output
         assert not isinstance(output, Remote)
@@ -203,7 +210,7 @@ class _Run:
             self._coming.close() if hasattr(self._coming, "close") else None
             self._bar.clear()
         results = [self._results[part.number] for part in self._parts]
-        outcome = Outcome(
+        outcome = PredictSummary(
             self._layout.manifest,
             files=len(files),
             readings=sum(result.readings for result in results),

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.batch.chunks import Chunk, write_chunk
-from edge_runtime.batch.evaluate import Judge, Judgement, make_judge
+from edge_runtime.batch.evaluate import EvaluationCounts, Judge, make_judge
 from edge_runtime.batch.side_by_side import SideBySide
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores
@@ -77,7 +77,7 @@ class PartResult(msgspec.Struct):
     rejected: dict[str, int] = {}
     lines: list[int] = []
     kinds: dict[str, list[str]] = {}
-    judgement: Judgement | None = None
+    judgement: EvaluationCounts | None = None
 
 
 @dataclass

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 
 from edge_runtime.fleet.cli import add_selection, at_once, chosen, summary
-from edge_runtime.fleet.inventory import RolloutTable, Target
-from edge_runtime.fleet.overview import HEADER, Row, cells, to_json, totals
+from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
+from edge_runtime.fleet.overview import HEADER, OverviewRow, cells, to_json, totals
 from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import NO_LIMIT, Outcome, RolloutResult, Runner
 from edge_runtime.fleet.table import render
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _, targets, rollout = chosen(args, everything=True)
     result = _look(targets, rollout, quiet=args.quiet or not sys.stderr.isatty())
-    rows = [row for outcome in result.outcomes if isinstance(row := outcome.details.get("row"), Row)]
+    rows = [row for outcome in result.outcomes if isinstance(row := outcome.details.get("row"), OverviewRow)]
     if args.json:
         sys.stdout.write(to_json(rows) + "\n")
     else:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     return result.exit_code
 
 
-def _look(targets: Sequence[Target], rollout: RolloutTable, *, quiet: bool) -> RolloutResult:
+def _look(targets: Sequence[FleetDevice], rollout: RolloutTable, *, quiet: bool) -> RolloutResult:
     """Ask: over ssh each device by itself, over MQTT all of them by one connection."""
     over_mqtt = [each for each in targets if each.transport == "mqtt"]
     over_ssh = [each for each in targets if each.transport == "ssh"]

@@ -10,7 +10,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_arguments import add_broker, given_broker
 from edge_runtime.fleet.bundle_files import InstallOptions, load
 from edge_runtime.fleet.cli import add_selection, add_waves, carry_out, chosen
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.transport import transport_of
 
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def reached_as_asked(args: argparse.Namespace, targets: list[Target]) -> list[Target]:
+def reached_as_asked(args: argparse.Namespace, targets: list[FleetDevice]) -> list[FleetDevice]:
     """The devices with the transport and the broker of the command line, where it names them.
 
     Raises:

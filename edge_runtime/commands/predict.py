@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_runtime.batch.run import Engine, Outcome, Request
+    from edge_runtime.batch.run import Engine, PredictOptions, PredictSummary
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict, and say what it came to; 1 when something is wrong, or no reading could be used."""
-    from edge_runtime.batch.run import Request, predict  # noqa: PLC0415 - numpy, which `--help` does not need
+    from edge_runtime.batch.run import PredictOptions, predict  # noqa: PLC0415 - numpy, which `--help` does not need
     from edge_runtime.errors import CommandError  # noqa: PLC0415
     from edge_runtime.recordings.locations import place  # noqa: PLC0415
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         args.files = [name if "://" in name else os.path.abspath(name) for name in args.files]  # noqa: PTH100
     if args.output is None and not args.label:
         raise CommandError("expected an output (-o OUT), or a column of truth (--label COLUMN) to evaluate by")
-    request = Request(
+    request = PredictOptions(
         args.bundle,
         args.files,
         None if args.output is None else place(args.output),
@@ -80,7 +80,7 @@ def _dask(scheduler: str | None, workers: int | None) -> "Engine":
     return lambda job, parts, show: dask_engine.run_parts(job, parts, show, scheduler=scheduler, workers=count)
 
 
-def _report(outcome: "Outcome", request: "Request") -> int:
+def _report(outcome: "PredictSummary", request: "PredictOptions") -> int:
     from edge_runtime.batch.evaluate import describe  # noqa: PLC0415
     from edge_runtime.errors import CommandError  # noqa: PLC0415
 
@@ -107,7 +107,7 @@ def _report(outcome: "Outcome", request: "Request") -> int:
     return 0
 
 
-def _rate(outcome: "Outcome", request: "Request") -> list[str]:
+def _rate(outcome: "PredictSummary", request: "PredictOptions") -> list[str]:
     """What was done about readings that are faster or slower than the model wants them."""
     from edge_runtime.stream.rate import is_off, rates_in_words  # noqa: PLC0415
 

@@ -15,7 +15,7 @@ from edge_runtime.fleet.broker_view import broker_login, look_at
 from edge_runtime.fleet.bundle_files import BundleFiles, load
 from edge_runtime.fleet.cli import add_selection, add_waves, chosen, existing, report
 from edge_runtime.fleet.conductor import Conductor, outcomes
-from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory
+from edge_runtime.fleet.inventory import Fleet, FleetDevice, RolloutTable, find_inventory, load_inventory
 from edge_runtime.fleet.listing import serving
 from edge_runtime.fleet.rollout import DEFAULT_SOAK_S, RolloutResult, waves
 from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan, RolloutRow
@@ -101,7 +101,7 @@ def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row:
     return row
 
 
-def _start(args: argparse.Namespace, file: RolloutFile, targets: list[Target], table: RolloutTable) -> RolloutRow:
+def _start(args: argparse.Namespace, file: RolloutFile, targets: list[FleetDevice], table: RolloutTable) -> RolloutRow:
     files = load(args.bundle, unsigned=False)
     for other in file.under_way():
         shared = {each.device for each in file.devices(other.id)} & {each.name for each in targets}
@@ -158,7 +158,7 @@ def _require(row: RolloutRow, *states: str) -> RolloutRow:
     return row
 
 
-def _reached(args: argparse.Namespace, fleet: Fleet, targets: list[Target]) -> list[Target]:
+def _reached(args: argparse.Namespace, fleet: Fleet, targets: list[FleetDevice]) -> list[FleetDevice]:
     broker = given_broker(args) or fleet.broker
     if broker is None:
         raise CommandError("expected the devices' broker in [broker] of the inventory or --broker, found none")

@@ -55,7 +55,7 @@ class Converted(msgspec.Struct, frozen=True):
         return f"{self.place}.{name}" if self.place else name
 
 
-class Conversion:
+class ConfigConversion:
     """Collects what is wrong, and the tables that were found, while a file is converted."""
 
     def __init__(self, folder: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.config.addresses import Endpoint, parse_endpoint
-from edge_runtime.config.convert import Conversion, Mistake, describe, is_spread
+from edge_runtime.config.convert import ConfigConversion, Mistake, describe, is_spread
 from edge_runtime.config.rules import broken_rules
 from edge_runtime.config.tables import (
     BrokerTable,
@@ -72,7 +72,7 @@ def load_config(path: Path) -> Config:
         ConfigError: with every mistake of the file, and of the files that it names, a line each.
     """
     raw = parse_toml(path)
-    conversion = Conversion(str(Path(path).absolute().parent))
+    conversion = ConfigConversion(str(Path(path).absolute().parent))
     whole = conversion.table(Config, raw, "", omit=frozenset({"path"}))
     mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables)], key=_reading_order(raw))
     if mistakes:

@@ -24,7 +24,7 @@ from edge_runtime.bundle.model import Model
 from edge_runtime.config.load import upstream_broker
 from edge_runtime.config.tables import BrokerTable, Config, ModelTable
 from edge_runtime.daemon.documents import Standings, health_document, models_document
-from edge_runtime.daemon.extras import Extras, Host
+from edge_runtime.daemon.extras import DaemonContext, Extras
 from edge_runtime.daemon.feed import Feed, pipelines_of
 from edge_runtime.daemon.links import Links
 from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
@@ -38,7 +38,7 @@ from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.stream.decide import Sequences
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.sources.kind import AnySource, Remembering, Wiring
-from edge_runtime.stream.worker import Candidate, rehearse
+from edge_runtime.stream.worker import TriedModel, rehearse
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
@@ -104,7 +104,7 @@ class Assembly:
         self.feeds: list[Feed] = []
         self._retired: list[Pipeline] = []  # still finishing what they hold
         self._extras = Extras(
-            Host(
+            DaemonContext(
                 start=self.start_number,
                 loop=loop,
                 counters=self.counters,
@@ -391,7 +391,7 @@ class Assembly:
 
     # --- bundles ----------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, pipeline: Pipeline, candidate: Candidate) -> bool:
+    def _hand_over(self, pipeline: Pipeline, candidate: TriedModel) -> bool:
         """Give a pipeline another bundle; False when its source does not deliver what that one wants."""
         model = candidate.model
         planned = next(feed.planned for feed in self.feeds if pipeline in feed.pipelines)

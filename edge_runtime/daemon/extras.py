@@ -16,7 +16,7 @@ from edge_runtime.config.tables import Config, HttpTable, ModelTable
 from edge_runtime.daemon.plan import PlannedModel, open_store
 from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.stream.pipeline import Pipeline
-from edge_runtime.stream.worker import Candidate
+from edge_runtime.stream.worker import TriedModel
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edge_runtime.store.ota import Ota
 
 
-class Host(msgspec.Struct, frozen=True, eq=False):
+class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     """What the parts need of the daemon around them.
 
     Attributes:
@@ -48,7 +48,7 @@ class Host(msgspec.Struct, frozen=True, eq=False):
     loop: Loop
     counters: Mapping[str, Counters]
     health: Callable[[], dict[str, Any]]
-    hand_over: Callable[[Pipeline, Candidate], bool]
+    hand_over: Callable[[Pipeline, TriedModel], bool]
     reload: Callable[[], None]
     on_state: Callable[[], None]
     on_models: Callable[[], None]
@@ -58,8 +58,8 @@ class Host(msgspec.Struct, frozen=True, eq=False):
 class Extras:
     """Whichever of them are wanted."""
 
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, context: DaemonContext) -> None:
+        self._context = context
         self.http: Attached | None = None
         self.requests: Requests | None = None
         self.exchange: Exchange | None = None
@@ -165,7 +165,7 @@ class Extras:
         if self.copies is None:
             from edge_runtime.bundle.optimised_copy_maker import Copies  # noqa: PLC0415 - only where a copy is missing, or too many
 
-            self.copies = Copies(self._host.loop)
+            self.copies = Copies(self._context.loop)
         self.copies.tend(model.bundle, wanted=wants_copy(model.bundle, keep))
 
     # --- making -----------------------------------------------------------------------------------------------------
@@ -176,17 +176,17 @@ class Extras:
         return Attached(
             table,
             device=device,
-            start=self._host.start,
-            loop=self._host.loop,
-            health=self._host.health,
-            counters=self._host.counters["http"],
-            on_change=self._host.on_state,
+            start=self._context.start,
+            loop=self._context.loop,
+            health=self._context.health,
+            counters=self._context.counters["http"],
+            on_change=self._context.on_state,
         )
 
     def _make_requests(self, device: str, upstream: AnyConnection) -> "Requests":
         from edge_runtime.http.over_mqtt import Requests  # noqa: PLC0415 - only where it is configured
 
-        return Requests(device, self._host.start, upstream, self._host.loop, self._host.counters["requests"])
+        return Requests(device, self._context.start, upstream, self._context.loop, self._context.counters["requests"])
 
     def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured
@@ -201,15 +201,15 @@ class Extras:
             signatures=store.signatures,
             release=store.release,
         )
-        counters = self._host.counters["ota"]
+        counters = self._context.counters["ota"]
         self.ota = Ota(
             device,
             upstream,
-            self._host.loop,
+            self._context.loop,
             incoming=Incoming(open_store(config), policy),
             rate=store.over_mqtt_rate,
             counters=counters,
-            on_ask=self._host.on_ask,
+            on_ask=self._context.on_ask,
             takes_offers=store.over_mqtt != "off",
         )
         if store.desired == "off":
@@ -219,7 +219,7 @@ class Extras:
         self.desired = DesiredState(
             device,
             upstream,
-            self._host.loop,
+            self._context.loop,
             ota=self.ota,
             file=DesiredFile(open_store(config), policy),
             counters=counters,
@@ -229,10 +229,10 @@ class Extras:
         from edge_runtime.store.exchange import Exchange  # noqa: PLC0415 - and the store with it
 
         return Exchange(
-            self._host.loop,
+            self._context.loop,
             open_store(config),
             config.store,
-            hand_over=self._host.hand_over,
-            reload=self._host.reload,
-            on_change=self._host.on_models,
+            hand_over=self._context.hand_over,
+            reload=self._context.reload,
+            on_change=self._context.on_models,
         )

@@ -41,7 +41,7 @@ import msgspec
 from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.delivery.payloads import mark_delayed
 from edge_runtime.delivery.quarantine import Quarantine
-from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row, SetAside, Trimmed
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, OutboxRow, SetAside, Trimmed
 from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
@@ -163,7 +163,7 @@ class Outbox:
         self._opening = store is not None  # until then it is not known which streams have rows that must go first
         self._committing = False
         self._fetching = False
-        self._fetched: deque[Row] = deque()
+        self._fetched: deque[OutboxRow] = deque()
         self._sent_rows: set[int] = set()  # rows in flight or delivered, not yet deleted
         self._cursor = 0  # every row up to here was fetched over this connection
         self._backlog: Counter[str] = Counter()  # stored rows by stream that are not in flight
@@ -467,7 +467,7 @@ class Outbox:
         for stream in [stream for stream, count in self._backlog.items() if count <= 0]:
             del self._backlog[stream]
 
-    def _send_row(self, row: Row) -> bool:
+    def _send_row(self, row: OutboxRow) -> bool:
         if row.id in self._sent_rows or row.stream in self._paused:
             return True
         self._order += 1
@@ -488,7 +488,7 @@ class Outbox:
         else:
             del self._backlog[stream]
 
-    def _rows_fetched(self, found: list[Row] | OutboxFileError, cursor: int) -> None:
+    def _rows_fetched(self, found: list[OutboxRow] | OutboxFileError, cursor: int) -> None:
         self._fetching = False
         if isinstance(found, OutboxFileError):
             self._store_failed(found)
@@ -509,7 +509,7 @@ class Outbox:
             self._backlog = Counter({s: count for s, count in self._backlog.items() if s in self._paused})
             self._pump()
 
-    def _drop_damaged(self, row: Row) -> None:
+    def _drop_damaged(self, row: OutboxRow) -> None:
         """The disk has changed a row: its present bytes are no prediction that was made."""
         if row.id not in self._sent_rows:
             self._sent_rows.add(row.id)

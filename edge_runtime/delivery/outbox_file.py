@@ -31,7 +31,7 @@ from edge_runtime.delivery.rows import (
     NewRow,
     Opened,
     OutboxFileError,
-    Row,
+    OutboxRow,
     SetAside,
     Trimmed,
     crc_of,
@@ -159,7 +159,7 @@ class OutboxFile:
             kept = total
         return kept
 
-    def fetch(self, after: int, limit: int) -> list[Row]:
+    def fetch(self, after: int, limit: int) -> list[OutboxRow]:
         """The oldest rows with an id above `after`.
 
         Raises:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from edge_runtime.delivery.outbox_file import OutboxFile
-from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row, SetAside
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, OutboxRow, SetAside
 from edge_runtime.system.background import BackgroundThread
 
 _Answer = TypeVar("_Answer")
@@ -39,7 +39,7 @@ class OutboxThread:
         """As `OutboxFile.commit`."""
         self._ask(lambda: self._store.commit(rows, delivered), answer)
 
-    def fetch(self, after: int, limit: int, answer: Callable[[list[Row] | OutboxFileError], None]) -> None:
+    def fetch(self, after: int, limit: int, answer: Callable[[list[OutboxRow] | OutboxFileError], None]) -> None:
         """As `OutboxFile.fetch`."""
         self._ask(lambda: self._store.fetch(after, limit), answer)
 

@@ -1,6 +1,6 @@
 """Rows of the outbox's file: what they hold, how they are packed and checked, and how to read them back.
 
-Guarantee: a row whose bytes are not those that were written is recognised by its checksum (`Row.is_sound`).
+Guarantee: a row whose bytes are not those that were written is recognised by its checksum (`OutboxRow.is_sound`).
 """
 
 import contextlib
@@ -43,7 +43,7 @@ COLUMNS = "id, stream, priority, made, topic, payload, crc, packing"
 COLUMNS_OF_1 = "id, stream, priority, made, topic, payload, crc, 0"
 
 
-class Row(NamedTuple):
+class OutboxRow(NamedTuple):
     """One prediction at rest. `id` rises in the order in which predictions were made.
 
     `is_sound` is False when its bytes are not those that were written.
@@ -118,7 +118,7 @@ class DamagedError(sqlite3.DatabaseError):
     """The file is no outbox of ours, though SQLite can read it."""
 
 
-def read_row(found: tuple[Any, ...]) -> Row:
+def read_row(found: tuple[Any, ...]) -> OutboxRow:
     """One result of `SELECT COLUMNS`, unpacked and compared with its checksum."""
     row_id, stream, priority, made, topic, packed, crc, packing = found
     typed = (
@@ -131,8 +131,8 @@ def read_row(found: tuple[Any, ...]) -> Row:
     if typed:
         with contextlib.suppress(UnpackError):
             payload = unpack(packing, packed)
-            return Row(row_id, stream, priority, made, topic, payload, crc == crc_of(stream, topic, payload))
-    return Row(row_id, stream, priority, made, topic, packed, is_sound=False)
+            return OutboxRow(row_id, stream, priority, made, topic, payload, crc == crc_of(stream, topic, payload))
+    return OutboxRow(row_id, stream, priority, made, topic, packed, is_sound=False)
 
 
 def crc_of(stream: str, topic: str, payload: bytes) -> int:

@@ -8,7 +8,7 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
-from edge_runtime.delivery.rows import COLUMNS, COLUMNS_OF_1, HIGHEST_ID, NewRow, Row, read_row, text_of
+from edge_runtime.delivery.rows import COLUMNS, COLUMNS_OF_1, HIGHEST_ID, NewRow, OutboxRow, read_row, text_of
 
 
 def salvage(path: Path) -> tuple[list[NewRow], int]:
@@ -28,8 +28,8 @@ def salvage(path: Path) -> tuple[list[NewRow], int]:
     return rows, max(0, span - len(sound))
 
 
-def _read_rows(path: Path, direction: str) -> list[Row]:
-    rows: list[Row] = []
+def _read_rows(path: Path, direction: str) -> list[OutboxRow]:
+    rows: list[OutboxRow] = []
     address = f"{path.absolute().as_uri()}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:

@@ -16,7 +16,7 @@ import msgspec
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_line import CONNECTED, BrokerLine, Heard, Login
 from edge_runtime.fleet.errors import RefusedError
-from edge_runtime.fleet.inventory import FleetBrokerTable, Target
+from edge_runtime.fleet.inventory import FleetBrokerTable, FleetDevice
 from edge_runtime.fleet.listing import Listed
 
 CONNECT_S = 30.0
@@ -88,7 +88,7 @@ class Known(msgspec.Struct):
             )
 
 
-def login(target: Target) -> Login:
+def login(target: FleetDevice) -> Login:
     """How to reach the broker of the inventory.
 
     Raises:
@@ -114,7 +114,7 @@ def broker_login(broker: FleetBrokerTable) -> Login:
     return Login(url=broker.url, username=broker.username, password=password, ca_file=broker.ca_file)
 
 
-def look_at(targets: Sequence[Target], *, health: bool = False) -> dict[str, Known]:
+def look_at(targets: Sequence[FleetDevice], *, health: bool = False) -> dict[str, Known]:
     """What the broker keeps of devices, and with `health` what they say of themselves, by name.
 
     Raises:
@@ -131,7 +131,7 @@ def look_at(targets: Sequence[Target], *, health: bool = False) -> dict[str, Kno
     return _listen(broker, targets, [f"{targets[0].name}/{topic}" for topic in topics], health=health)
 
 
-def _listen(broker: Login, targets: Sequence[Target], filters: Sequence[str], *, health: bool) -> dict[str, Known]:
+def _listen(broker: Login, targets: Sequence[FleetDevice], filters: Sequence[str], *, health: bool) -> dict[str, Known]:
     known = {target.name: Known() for target in targets}
     open_ones = set(known)
     with BrokerLine(broker, filters) as line:

@@ -9,7 +9,7 @@ from edge_runtime.bundle.release import RELEASE_SUFFIX
 from edge_runtime.bundle.signature import SUFFIXES
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.errors import RefusedError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 
 # What travels with a bundle, where it exists: signatures, the release document, and a permission for an older version.
 _BESIDE = (
@@ -84,7 +84,7 @@ def load(path: Path, *, unsigned: bool) -> BundleFiles:
     return BundleFiles(path, manifest.name, manifest.version, bundle.digest, found, manifest.target_device)
 
 
-def require_class(target: Target, files: BundleFiles) -> None:
+def require_class(target: FleetDevice, files: BundleFiles) -> None:
     """Refuse a bundle for another class than the inventory gives this device; the device compares as well.
 
     Raises:

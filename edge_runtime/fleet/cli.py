@@ -8,14 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory, select
+from edge_runtime.fleet.inventory import Fleet, FleetDevice, RolloutTable, find_inventory, load_inventory, select
 from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import (
     NO_LIMIT,
     RESULTS,
     RETRY_PAUSES_S,
     Confirmation,
-    Limits,
+    FailureLimit,
     Outcome,
     RolloutResult,
     Runner,
@@ -60,7 +60,7 @@ def add_waves(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-going", action="store_true", help="go on however many devices fail")
 
 
-def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet, list[Target], RolloutTable]:
+def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet, list[FleetDevice], RolloutTable]:
     """The inventory, the devices that were named, and how they are gone through.
 
     Raises:
@@ -86,9 +86,9 @@ def at_once(rollout: RolloutTable) -> RolloutTable:
 
 def carry_out(
     args: argparse.Namespace,
-    targets: Sequence[Target],
+    targets: Sequence[FleetDevice],
     rollout: RolloutTable,
-    work: Callable[[Target, Watcher], Outcome],
+    work: Callable[[FleetDevice, Watcher], Outcome],
     *,
     confirm: Confirmation | None = None,
     about: dict[str, object],
@@ -141,9 +141,9 @@ def summary(outcomes: Sequence[Outcome]) -> str:
     return ", ".join(parts)
 
 
-def limits_of(text: str) -> Limits:
+def limits_of(text: str) -> FailureLimit:
     """`N` or `N%`, as a limit."""
-    return Limits(percent=float(text[:-1])) if text.endswith("%") else Limits(count=int(text))
+    return FailureLimit(percent=float(text[:-1])) if text.endswith("%") else FailureLimit(count=int(text))
 
 
 def existing(text: str) -> Path:

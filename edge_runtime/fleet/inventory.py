@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.config.addresses import parse_endpoint
-from edge_runtime.config.convert import Conversion, Converted, Mistake, nearest, quote
+from edge_runtime.config.convert import ConfigConversion, Converted, Mistake, nearest, quote
 from edge_runtime.config.load import parse_toml
 from edge_runtime.config.tables import Count, FilePath, Name, NewPath, Port16, SomeSeconds, Table, Text
 from edge_runtime.errors import CommandError, ConfigError
@@ -143,7 +143,7 @@ class Fleet(Table, frozen=True, kw_only=True):
     path: str = ""
 
 
-class Target(msgspec.Struct, frozen=True):
+class FleetDevice(msgspec.Struct, frozen=True):
     """A device with everything that is needed to talk to it; `broker` only where `transport` is `mqtt`."""
 
     name: str
@@ -180,7 +180,7 @@ def load_inventory(path: Path) -> Fleet:
     Raises:
         ConfigError: every mistake, a line each.
     """
-    conversion = Conversion(str(path.absolute().parent))
+    conversion = ConfigConversion(str(path.absolute().parent))
     whole = conversion.table(Fleet, parse_toml(path, "an inventory of devices (TOML)"), "", omit=frozenset({"path"}))
     mistakes = [*conversion.mistakes, *_rules(conversion.tables)]
     if mistakes:
@@ -223,7 +223,7 @@ def select(
     kind: str | None = None,
     labels: Sequence[str] = (),
     without: Sequence[str] = (),
-) -> list[Target]:
+) -> list[FleetDevice]:
     """The devices that a command names, in the order of the inventory, each once.
 
     Args:
@@ -279,10 +279,10 @@ def _named(fleet: Fleet, words: Sequence[str]) -> set[str]:
     return wanted
 
 
-def target(fleet: Fleet, device: FleetDeviceTable) -> Target:
+def target(fleet: Fleet, device: FleetDeviceTable) -> FleetDevice:
     """One device, completed by the defaults."""
     base = fleet.defaults
-    return Target(
+    return FleetDevice(
         name=device.name,
         address=device.address or "",
         group=device.group,

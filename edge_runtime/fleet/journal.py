@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from edge_runtime.errors import EdgeError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.rollout import Outcome, exit_code, outcome_of
-from edge_runtime.fleet.ssh import Answer, Collected, as_root, raise_if_unreachable, start
+from edge_runtime.fleet.ssh import Collected, RemoteResult, as_root, raise_if_unreachable, start
 
 _lock = threading.Lock()
 
 
-def show(targets: Sequence[Target], *, lines: int, follow: bool, since: str | None, json: bool, limit: int) -> int:
+def show(targets: Sequence[FleetDevice], *, lines: int, follow: bool, since: str | None, json: bool, limit: int) -> int:
     """Print the lines of every device; returns the exit code of `fleet/rollout.py`.
 
     Lines of one device keep their order. With `follow` all devices are asked at once, whatever the limit.
@@ -23,7 +23,7 @@ def show(targets: Sequence[Target], *, lines: int, follow: bool, since: str | No
     words += ["--follow"] if follow else []
     words += ["--since", since] if since else []
 
-    def one(target: Target) -> Outcome:
+    def one(target: FleetDevice) -> Outcome:
         def ask() -> Outcome:
             _stream(target, [*words, "--unit", f"edge-runtime@{target.service}"], json=json, alone=len(targets) == 1)
             return Outcome(target.name, "done")
@@ -38,7 +38,7 @@ def show(targets: Sequence[Target], *, lines: int, follow: bool, since: str | No
         return exit_code(list(pool.map(one, targets)))
 
 
-def _stream(target: Target, words: list[str], *, json: bool, alone: bool) -> None:
+def _stream(target: FleetDevice, words: list[str], *, json: bool, alone: bool) -> None:
     with start(target, as_root(words)) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -52,7 +52,7 @@ def _stream(target: Target, words: list[str], *, json: bool, alone: bool) -> Non
             with _lock:
                 sys.stdout.write((line if alone or json else f"{target.name}: {line}") + "\n")
                 sys.stdout.flush()
-        answer = Answer(process.wait(), "", err.text())
+        answer = RemoteResult(process.wait(), "", err.text())
     raise_if_unreachable(target, answer)
     if answer.code != 0:
         raise EdgeError(answer.reason)

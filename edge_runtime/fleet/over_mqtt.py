@@ -16,10 +16,10 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_view import Known, login, look_at
 from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, require_class
 from edge_runtime.fleet.errors import AwayError, RefusedError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import SERVING, Unwanted, details, in_service, replaced, serving, to_leave, words
 from edge_runtime.fleet.mqtt_transport import BundleSender
-from edge_runtime.fleet.overview import Row
+from edge_runtime.fleet.overview import OverviewRow
 from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
 from edge_runtime.store.ota_parts import ROLLBACK_NAMESPACE
 
@@ -29,7 +29,7 @@ AFTER_S = 15.0  # for the daemon to take a new bundle up; it looks every second
 class MqttTransport:
     """As `Transport`."""
 
-    def flash(self, target: Target, watcher: Watcher, files: BundleFiles, options: InstallOptions) -> Outcome:
+    def flash(self, target: FleetDevice, watcher: Watcher, files: BundleFiles, options: InstallOptions) -> Outcome:
         """Bring a bundle to one device and make it active there."""
         if (
             options.unsigned
@@ -53,7 +53,7 @@ class MqttTransport:
         text += "" if options.stays_inactive else replaced(before, files.digest)
         return Outcome(target.name, "done", text, details=details(before, None))
 
-    def confirm(self, target: Target, files: BundleFiles) -> str | None:
+    def confirm(self, target: FleetDevice, files: BundleFiles) -> str | None:
         """What is wrong with a device after it has run the new bundle for a while; None when nothing is."""
         deadline = time.monotonic() + AFTER_S
         while True:
@@ -66,7 +66,7 @@ class MqttTransport:
             time.sleep(1.0)
 
     def rollback(
-        self, target: Target, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path | None
+        self, target: FleetDevice, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path | None
     ) -> Outcome:
         """Take one device back to the bundle before the active one, by an order that `key` signs."""
         if key is None:
@@ -85,26 +85,26 @@ class MqttTransport:
         text = f"{done.get('model')} {done.get('version')} ({str(done.get('digest'))[:12]}): {done.get('why')}"
         return Outcome(target.name, "done", text, details=details(before, None))
 
-    def look(self, target: Target, watcher: Watcher) -> Outcome:
+    def look(self, target: FleetDevice, watcher: Watcher) -> Outcome:
         """Ask one device."""
         watcher.step(target.name, "asking over MQTT")
         return look_at_all([target])[0]
 
 
-def look_at_all(targets: Sequence[Target]) -> list[Outcome]:
+def look_at_all(targets: Sequence[FleetDevice]) -> list[Outcome]:
     """Ask all devices by one connection; a row for each. Never raises."""
     known: dict[str, Known] = {}
     failed = outcome_of(targets[0], lambda: _look_into(known, targets))
     return [_row(target, known.get(target.name), failed) for target in targets]
 
 
-def _look_into(known: dict[str, Known], targets: Sequence[Target]) -> Outcome:
+def _look_into(known: dict[str, Known], targets: Sequence[FleetDevice]) -> Outcome:
     known |= look_at(targets, health=True)
     return Outcome(targets[0].name, "done")
 
 
-def _row(target: Target, known: Known | None, failed: Outcome) -> Outcome:
-    row = Row(name=target.name, group=target.group, kind=target.kind)
+def _row(target: FleetDevice, known: Known | None, failed: Outcome) -> Outcome:
+    row = OverviewRow(name=target.name, group=target.group, kind=target.kind)
     result: Result = "done"
     if known is None:
         result, row.why = failed.result, failed.text
@@ -115,7 +115,7 @@ def _row(target: Target, known: Known | None, failed: Outcome) -> Outcome:
     return Outcome(target.name, result, row.why, details={"row": row})
 
 
-def _fill(row: Row, known: Known) -> Result:
+def _fill(row: OverviewRow, known: Known) -> Result:
     if len(known.machines) > 1:
         row.why = f"two machines answer as {row.name} ({', '.join(sorted(known.machines))}): was a card cloned?"
         return "failed"
@@ -139,7 +139,7 @@ def _fill(row: Row, known: Known) -> Result:
 _OFFLINE = "it is offline, says the broker"
 
 
-def _ask(target: Target) -> Known:
+def _ask(target: FleetDevice) -> Known:
     """What the broker keeps of a device.
 
     Raises:

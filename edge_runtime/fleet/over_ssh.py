@@ -14,7 +14,7 @@ import msgspec
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, require_class
 from edge_runtime.fleet.errors import BusyError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import (
     Listed,
     Unwanted,
@@ -26,9 +26,9 @@ from edge_runtime.fleet.listing import (
     to_leave,
     words,
 )
-from edge_runtime.fleet.overview import MARK, QUESTION, Row, fill_from_answer
+from edge_runtime.fleet.overview import MARK, QUESTION, OverviewRow, fill_from_answer
 from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
-from edge_runtime.fleet.ssh import Answer, as_account, as_root, run, script
+from edge_runtime.fleet.ssh import RemoteResult, as_account, as_root, run, script
 from edge_runtime.fleet.transfer import send
 
 INSTALL_SECONDS = 300.0  # the self-test on the device has 120 of its own, and a Zero 2 W loads slowly
@@ -48,7 +48,7 @@ systemctl start "$service" && echo started
 class SshTransport:
     """As `Transport`."""
 
-    def flash(self, target: Target, watcher: Watcher, files: BundleFiles, options: InstallOptions) -> Outcome:
+    def flash(self, target: FleetDevice, watcher: Watcher, files: BundleFiles, options: InstallOptions) -> Outcome:
         """Bring a bundle to one device and make it active there."""
         require_class(target, files)
         watcher.step(target.name, "asking what it runs")
@@ -76,7 +76,7 @@ class SshTransport:
             text += replaced(before, files.digest) + _start_service(target)
         return Outcome(target.name, "done", text, details=details(before, after))
 
-    def confirm(self, target: Target, files: BundleFiles) -> str | None:
+    def confirm(self, target: FleetDevice, files: BundleFiles) -> str | None:
         """What is wrong with a device after it has run the new bundle for a while; None when nothing is."""
         for each in listing(target):
             if each["digest"] == files.digest:
@@ -87,7 +87,7 @@ class SshTransport:
         return f"{files.name} {files.version} is not there any more"
 
     def rollback(
-        self, target: Target, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path | None
+        self, target: FleetDevice, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path | None
     ) -> Outcome:
         """Take one device back to the bundle before the active one; `key` is for devices that MQTT reaches."""
         del key
@@ -103,10 +103,10 @@ class SshTransport:
         after = serving(listing(target), before["name"])
         return Outcome(target.name, "done", _last_line(answer.out), details=details(before, after))
 
-    def look(self, target: Target, watcher: Watcher) -> Outcome:
+    def look(self, target: FleetDevice, watcher: Watcher) -> Outcome:
         """Ask one device everything, in one connection."""
         watcher.step(target.name, "asking")
-        row = Row(name=target.name, group=target.group, kind=target.kind)
+        row = OverviewRow(name=target.name, group=target.group, kind=target.kind)
 
         def ask() -> Outcome:
             arguments = (target.runtime, target.service, target.store, target.allowed_signers)
@@ -125,7 +125,7 @@ class SshTransport:
 _CLEAN = 'cd "$1" && rm -rf -- "$2" && cd .. && rmdir -- "$1" 2>/dev/null; exit 0'
 
 
-def _install(target: Target, bundle: str, options: InstallOptions) -> Answer:
+def _install(target: FleetDevice, bundle: str, options: InstallOptions) -> RemoteResult:
     """Run the install, and again while another one is under way.
 
     Raises:
@@ -143,7 +143,7 @@ def _install(target: Target, bundle: str, options: InstallOptions) -> Answer:
         time.sleep(_BUSY_PAUSE_S)
 
 
-def _start_service(target: Target) -> str:
+def _start_service(target: FleetDevice) -> str:
     """Start the service where it should run and does not.
 
     Raises:
@@ -155,7 +155,7 @@ def _start_service(target: Target) -> str:
     return "; the service is started" if "started" in answer.out else ""
 
 
-def models(target: Target, *arguments: str) -> list[str]:
+def models(target: FleetDevice, *arguments: str) -> list[str]:
     """Words that run `edge-runtime models` on a device, as the owner of its store."""
     common = ["models", "--store", target.store, "--allowed-signers", target.allowed_signers]
     missing = f"{target.runtime} is not installed: provision the device first"
@@ -163,7 +163,7 @@ def models(target: Target, *arguments: str) -> list[str]:
     return as_account(target.account, [*guarded, target.runtime, *common, *arguments])
 
 
-def listing(target: Target) -> list[Listed]:
+def listing(target: FleetDevice) -> list[Listed]:
     """What a device has in its store: name, version, digest, state, and why where there is a reason.
 
     Raises:
@@ -185,7 +185,7 @@ def _no_progress(done: int, total: int) -> None:
     """Show nothing."""
 
 
-def _refusal(answer: Answer, bundle: str, files: BundleFiles) -> str:
+def _refusal(answer: RemoteResult, bundle: str, files: BundleFiles) -> str:
     text = answer.reason.replace(bundle, files.path.name)
     return text if answer.err.strip() else f"the install ended with exit code {answer.code}"
 

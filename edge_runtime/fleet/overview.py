@@ -23,7 +23,7 @@ exit 0
 """
 
 
-class Row(msgspec.Struct, kw_only=True):
+class OverviewRow(msgspec.Struct, kw_only=True):
     """One device, as far as it is known.
 
     Attributes:
@@ -53,7 +53,7 @@ class Row(msgspec.Struct, kw_only=True):
     queued: int | None = None
 
 
-def fill_from_answer(row: Row, found: Sequence[str], reason: str) -> None:
+def fill_from_answer(row: OverviewRow, found: Sequence[str], reason: str) -> None:
     """Fill a row from the parts of an answer to `QUESTION`; `reason` is the last line of what went wrong there."""
     parts = [part.strip() for part in found]
     if len(parts) != 6:
@@ -73,7 +73,7 @@ def fill_from_answer(row: Row, found: Sequence[str], reason: str) -> None:
         row.why = reason
 
 
-def _fill_status(row: Row, text: str) -> None:
+def _fill_status(row: OverviewRow, text: str) -> None:
     try:
         documents = msgspec.json.decode(text, type=list[dict[str, Any]])
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -94,7 +94,7 @@ def _number(text: str) -> float | None:
 HEADER = ("DEVICE", "REACHABLE", "MODEL", "VERSION", "STATE", "SERVICE", "UPTIME", "LAST", "QUEUE", "TEMP", "WHY")
 
 
-def cells(row: Row, now: float) -> list[list[str]]:
+def cells(row: OverviewRow, now: float) -> list[list[str]]:
     """The lines of the table for one device: one for each model that serves."""
     serving = [each for each in row.models if each["state"] in {"active", "probation"}] or [{}]
     lines = []
@@ -118,13 +118,13 @@ def cells(row: Row, now: float) -> list[list[str]]:
     return lines
 
 
-def _went_back(row: Row, name: object) -> str:
+def _went_back(row: OverviewRow, name: object) -> str:
     """The bundle of a name that this device tried and left, and why; a rejected one is kept by `models list`."""
     rejected = [each for each in row.models if each["name"] == name and each["state"] == "rejected"]
     return f"went back from {rejected[0]['version']}: {rejected[0].get('why', '')}" if rejected else ""
 
 
-def totals(rows: Sequence[Row]) -> str:
+def totals(rows: Sequence[OverviewRow]) -> str:
     """One line of numbers: devices by what they run, those without a model among them."""
     counts: Counter[str] = Counter()
     for row in rows:
@@ -134,6 +134,6 @@ def totals(rows: Sequence[Row]) -> str:
     return f"{len(rows)} devices: {listed}"
 
 
-def to_json(rows: list[Row]) -> str:
+def to_json(rows: list[OverviewRow]) -> str:
     """All rows, for a program."""
     return json.dumps(msgspec.to_builtins(rows), indent=2)

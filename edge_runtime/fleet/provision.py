@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from edge_runtime.errors import CommandError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.rollout import Outcome, Watcher
-from edge_runtime.fleet.ssh import Answer, as_account, as_root, run, script
+from edge_runtime.fleet.ssh import RemoteResult, as_account, as_root, run, script
 from edge_runtime.fleet.transfer import send
 from edge_runtime.fleet.wheels import Machine, Wheels, bundle, choose, locked_lines
 
@@ -73,7 +73,7 @@ class Facts(msgspec.Struct, frozen=True):
     active: bool
 
 
-def provision(target: Target, watcher: Watcher, supply: Supply, *, dry_run: bool) -> Outcome:
+def provision(target: FleetDevice, watcher: Watcher, supply: Supply, *, dry_run: bool) -> Outcome:
     """Brings one device to where it should be, or says what is missing.
 
     Raises:
@@ -103,7 +103,7 @@ def provision(target: Target, watcher: Watcher, supply: Supply, *, dry_run: bool
     return Outcome(target.name, "done", "; ".join(done), details={"did": done})
 
 
-def managed_files(target: Target, supply: Supply) -> Iterator[Managed]:
+def managed_files(target: FleetDevice, supply: Supply) -> Iterator[Managed]:
     """The files that a device is to have, in the order in which they are brought."""
     share = shared_folder()
     plain = (
@@ -150,7 +150,7 @@ echo "end yes"
 """
 
 
-def look(target: Target, paths: list[str]) -> Facts:
+def look(target: FleetDevice, paths: list[str]) -> Facts:
     """What a device is and has; changes nothing.
 
     Raises:
@@ -186,7 +186,7 @@ def look(target: Target, paths: list[str]) -> Facts:
 Step = tuple[str, Callable[[Watcher], None]]
 
 
-def _steps(target: Target, facts: Facts, files: list[Managed], wheels: Wheels, supply: Supply) -> Iterator[Step]:
+def _steps(target: FleetDevice, facts: Facts, files: list[Managed], wheels: Wheels, supply: Supply) -> Iterator[Step]:
     """What has to be done, in order, each with its words."""
     stale = [each for each in files if facts.digests.get(each.path) != hashlib.sha256(each.content).hexdigest()]
     # The user first: files belong to it.
@@ -281,7 +281,7 @@ def locked_packages() -> Path:
     raise CommandError(f"{package}: expected share/locked/device.txt, found none: install the package again")
 
 
-def _install(target: Target, watcher: Watcher, wheels: Wheels, *, offline: bool) -> None:
+def _install(target: FleetDevice, watcher: Watcher, wheels: Wheels, *, offline: bool) -> None:
     root = msgspec.structs.replace(target, account="root")
     folder = f"/var/cache/edge-runtime/{wheels.tag}"
     total = sum(path.stat().st_size for path in wheels.files)
@@ -302,20 +302,20 @@ def _install(target: Target, watcher: Watcher, wheels: Wheels, *, offline: bool)
         raise CommandError(_reason(answer))
 
 
-def _write(target: Target, file: Managed) -> None:
+def _write(target: FleetDevice, file: Managed) -> None:
     words = as_root(script(_WRITE, file.path, file.mode, file.group))
     answer = run(target, words, stdin=file.content, timeout=ASK_SECONDS)
     if answer.code != 0:
         raise CommandError(f"{file.path}: {_reason(answer)}")
 
 
-def _root(target: Target, text: str, *arguments: str) -> None:
+def _root(target: FleetDevice, text: str, *arguments: str) -> None:
     answer = run(target, as_root(script(text, *arguments)), timeout=ASK_SECONDS)
     if answer.code != 0:
         raise CommandError(_reason(answer))
 
 
-def _start(target: Target, watcher: Watcher, facts: Facts, *, changed: bool) -> str:
+def _start(target: FleetDevice, watcher: Watcher, facts: Facts, *, changed: bool) -> str:
     """Starts the service on what is there now, once it is known to be right; the words for what came of it."""
     if target.config is None or (facts.active and not changed):
         return ""
@@ -338,7 +338,7 @@ def _wheels(supply: Supply, machine: Machine) -> Wheels:
     return bundle([supply.wheel])
 
 
-def _reason(answer: Answer) -> str:
+def _reason(answer: RemoteResult) -> str:
     if "No space left" in answer.err:
         return "no space is left on the device"
     errors = [line for line in answer.err.splitlines() if line.startswith("ERROR")]  # pip explains itself at length

@@ -18,7 +18,7 @@ import msgspec
 
 from edge_runtime.errors import EXIT_AWAY, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EdgeError, TransientError
 from edge_runtime.fleet.errors import BusyError, RefusedError
-from edge_runtime.fleet.inventory import RolloutTable, Target
+from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
 
 Result = Literal["done", "unchanged", "failed", "away", "busy", "refused", "not tried"]
 RESULTS: tuple[Result, ...] = ("done", "unchanged", "failed", "refused", "away", "busy", "not tried")
@@ -76,18 +76,18 @@ class Watcher(Protocol):
 class Confirmation(Protocol):
     """Looks at a device after it has run the new bundle for a while; returns what is wrong, or None."""
 
-    def __call__(self, target: Target, /) -> str | None:
+    def __call__(self, target: FleetDevice, /) -> str | None:
         """May raise an EdgeError, which is a failure too."""
 
 
-Work = Callable[[Target, Watcher], Outcome]
+Work = Callable[[FleetDevice, Watcher], Outcome]
 
 
 class InterruptedWorkError(EdgeError):
     """The work on a device was stopped at a point where that does no harm."""
 
 
-class Limits(msgspec.Struct, frozen=True):
+class FailureLimit(msgspec.Struct, frozen=True):
     """How many failures end a rollout: more than `count`, or more than `percent` of all devices, where that is set."""
 
     count: int = 0
@@ -98,7 +98,7 @@ class Limits(msgspec.Struct, frozen=True):
         return failed <= (self.count if self.percent is None else total * self.percent / 100)
 
 
-NO_LIMIT = Limits(percent=100.0)
+NO_LIMIT = FailureLimit(percent=100.0)
 
 
 class RolloutResult(msgspec.Struct, frozen=True):
@@ -121,7 +121,7 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     return EXIT_AWAY if results <= {"done", "unchanged", *PASSING} else EXIT_FAILED
 
 
-def waves(targets: Sequence[Target], rollout: RolloutTable) -> list[list[Target]]:
+def waves(targets: Sequence[FleetDevice], rollout: RolloutTable) -> list[list[FleetDevice]]:
     """The devices in the order in which they are changed: canaries, then the rest in waves."""
     canaries = rollout.canaries if len(targets) > rollout.canaries else 0
     rest = list(targets[canaries:])
@@ -146,13 +146,13 @@ class Runner:
 
     def __init__(
         self,
-        targets: Sequence[Target],
+        targets: Sequence[FleetDevice],
         work: Work,
         rollout: RolloutTable,
         watcher: Watcher,
         *,
         confirm: Confirmation | None = None,
-        limits: Limits = Limits(),  # noqa: B008 - a frozen value
+        limits: FailureLimit = FailureLimit(),  # noqa: B008 - a frozen value
         retry: Sequence[float] = (),
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -204,7 +204,7 @@ class Runner:
         self._wait_for(self._targets, stragglers=False)
         self._run_retries()
 
-    def _run_canaries(self, waiting: list[Target]) -> list[Target]:
+    def _run_canaries(self, waiting: list[FleetDevice]) -> list[FleetDevice]:
         """Change devices until enough of them did well; returns the rest. One that is away is replaced by the next."""
         wanted, proven = self._rollout.canaries, 0
         while waiting and proven < wanted and not self._is_over():
@@ -228,7 +228,7 @@ class Runner:
             self._run_wave(again)
             self._wait_for(again, stragglers=False)
 
-    def _run_wave(self, wave: Sequence[Target]) -> None:
+    def _run_wave(self, wave: Sequence[FleetDevice]) -> None:
         """Begin all of them as places become free, and wait for all but those that hang.
 
         A wave is finished although one of it fails, unless a threshold was asked for and is passed.
@@ -236,14 +236,14 @@ class Runner:
         for target in wave:
             while self._busy_places() >= self._rollout.limit:
                 self._wait_a_moment()
-            if self._stopped.is_set() or (self._limits != Limits() and self._is_over()):
+            if self._stopped.is_set() or (self._limits != FailureLimit() and self._is_over()):
                 break
             with self._lock:
                 self._running[target.name] = time.monotonic()
             threading.Thread(target=self._do, args=(target,), name=f"device {target.name}", daemon=True).start()
         self._wait_for(wave, stragglers=True)
 
-    def _wait_for(self, wave: Sequence[Target], *, stragglers: bool) -> None:
+    def _wait_for(self, wave: Sequence[FleetDevice], *, stragglers: bool) -> None:
         while True:
             with self._lock:
                 since = [self._running[each.name] for each in wave if each.name in self._running]
@@ -264,7 +264,7 @@ class Runner:
         with self._lock:
             return sum(1 for since in self._running.values() if now - since < STRAGGLER_S)
 
-    def _do(self, target: Target) -> None:
+    def _do(self, target: FleetDevice) -> None:
         self._watcher.begin(target.name)
         begun = time.monotonic()
         outcome = outcome_of(target, lambda: self._work(target, _Interruptible(self._watcher, self._stopped)))
@@ -274,7 +274,7 @@ class Runner:
             self._running.pop(target.name, None)
         self._watcher.end(outcome)
 
-    def _soak(self, wave: Sequence[Target], number: int, *, is_last: bool) -> None:
+    def _soak(self, wave: Sequence[FleetDevice], number: int, *, is_last: bool) -> None:
         """Let a wave run the new bundle, then look at it again; by default every wave but the last."""
         soak = self._rollout.soak
         if soak is None:
@@ -311,19 +311,19 @@ class Runner:
         except KeyboardInterrupt:
             self._watcher.say("left at once: what still runs goes on by itself")
 
-    def _outcome_of(self, target: Target) -> Outcome:
+    def _outcome_of(self, target: FleetDevice) -> Outcome:
         with self._lock:
             if target.name in self._running:
                 text = "interrupted in the middle: what it does is not known; ask with `edge-runtime devices`"
                 return Outcome(target.name, "busy", text)
             return self._outcomes.get(target.name, Outcome(target.name, "not tried", self._cause))
 
-    def _result(self, target: Target) -> Result | None:
+    def _result(self, target: FleetDevice) -> Result | None:
         with self._lock:
             found = self._outcomes.get(target.name)
         return None if found is None else found.result
 
-    def _has_succeeded(self, target: Target) -> bool:
+    def _has_succeeded(self, target: FleetDevice) -> bool:
         return self._result(target) in {"done", "unchanged"}
 
 
@@ -352,7 +352,7 @@ class _Interruptible:
 
 
 def roll_out(
-    targets: Sequence[Target],
+    targets: Sequence[FleetDevice],
     work: Work,
     rollout: RolloutTable,
     watcher: Watcher,
@@ -362,7 +362,7 @@ def roll_out(
     pause: Callable[[float], None] = time.sleep,
 ) -> list[Outcome]:
     """As `Runner`, without retries: the outcomes in the order given."""
-    limits = NO_LIMIT if keep_going else Limits()
+    limits = NO_LIMIT if keep_going else FailureLimit()
     return Runner(targets, work, rollout, watcher, confirm=confirm, limits=limits, pause=pause).run().outcomes
 
 
@@ -375,7 +375,7 @@ _KINDS: tuple[tuple[type[EdgeError], Result], ...] = (
 )
 
 
-def outcome_of(target: Target, work: Callable[[], Outcome]) -> Outcome:
+def outcome_of(target: FleetDevice, work: Callable[[], Outcome]) -> Outcome:
     """The outcome of the work on a device, whatever it raises."""
     try:
         return work()
@@ -384,7 +384,7 @@ def outcome_of(target: Target, work: Callable[[], Outcome]) -> Outcome:
         return Outcome(target.name, result, " ".join(str(error).split()))
 
 
-def _confirmed(target: Target, confirm: Confirmation) -> Outcome | None:
+def _confirmed(target: FleetDevice, confirm: Confirmation) -> Outcome | None:
     try:
         wrong = confirm(target)
     except TransientError as error:
@@ -394,7 +394,9 @@ def _confirmed(target: Target, confirm: Confirmation) -> Outcome | None:
     return Outcome(target.name, "failed", wrong) if wrong else None
 
 
-def _in_threads(targets: Sequence[Target], ask: Callable[[Target], Outcome | None], limit: int) -> list[Outcome | None]:
+def _in_threads(
+    targets: Sequence[FleetDevice], ask: Callable[[FleetDevice], Outcome | None], limit: int
+) -> list[Outcome | None]:
     """The answers of all, at most `limit` at once."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - only here
 
@@ -402,7 +404,7 @@ def _in_threads(targets: Sequence[Target], ask: Callable[[Target], Outcome | Non
         return list(pool.map(ask, targets))
 
 
-def _folded(targets: Sequence[Target], most: int = 8) -> str:
+def _folded(targets: Sequence[FleetDevice], most: int = 8) -> str:
     """Names, the first few of many."""
     names = [each.name for each in targets]
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.errors import AwayError, RefusedError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 
 SSH_FAILED = 255  # ssh(1): the connection, and not the command, failed
 
@@ -67,7 +67,7 @@ _BY_HAND = frozenset(
 )
 
 
-class Answer(NamedTuple):
+class RemoteResult(NamedTuple):
     """What a command on a device gave back."""
 
     code: int
@@ -106,7 +106,7 @@ def require_ssh() -> None:
         raise CommandError("ssh: expected the OpenSSH client on this machine, found none: install openssh-client")
 
 
-def run(target: Target, words: Sequence[str], *, stdin: bytes = b"", timeout: float | None = None) -> Answer:
+def run(target: FleetDevice, words: Sequence[str], *, stdin: bytes = b"", timeout: float | None = None) -> RemoteResult:
     """Runs one command and waits for its end.
 
     Raises:
@@ -119,13 +119,13 @@ def run(target: Target, words: Sequence[str], *, stdin: bytes = b"", timeout: fl
             process.kill()
             process.communicate()
             raise UnreachableError(f"no answer within {timeout:g} s") from error
-    answer = Answer(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+    answer = RemoteResult(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
     raise_if_unreachable(target, answer)
     return answer
 
 
 @contextlib.contextmanager
-def start(target: Target, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def start(target: FleetDevice, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A command on a device with its pipes open; it is ended when the block is left."""
     if target.transport != "ssh":
         raise RefusedError("it is reached over MQTT only, and this needs ssh")
@@ -149,7 +149,7 @@ def start(target: Target, words: Sequence[str]) -> Iterator[subprocess.Popen[byt
                     pipe.close()
 
 
-def command(target: Target) -> list[str]:
+def command(target: FleetDevice) -> list[str]:
     """The words of ssh with its options, up to the address."""
     alive = max(1, round(target.stall_timeout / 3))
     words = ["ssh"]
@@ -168,7 +168,7 @@ def command(target: Target) -> list[str]:
     return [*words, "-T", *(["-p", str(target.port)] if target.port is not None else [])]
 
 
-def raise_if_unreachable(target: Target, answer: Answer) -> None:
+def raise_if_unreachable(target: FleetDevice, answer: RemoteResult) -> None:
     """Raise UnreachableError or RefusedError, with what it means in one line, where ssh itself failed."""
     if answer.code != SSH_FAILED:
         return

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.errors import BusyError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.ssh import (
-    Answer,
     Collected,
+    RemoteResult,
     UnreachableError,
     as_account,
     raise_if_unreachable,
@@ -93,7 +93,7 @@ Progress = Callable[[int, int], None]
 
 
 def send(
-    target: Target,
+    target: FleetDevice,
     source: Path,
     folder: str,
     name: str,
@@ -123,7 +123,7 @@ def send(
             return
 
 
-def _send_once(target: Target, content: bytes, folder: str, name: str, progress: Progress, *, token: str) -> None:
+def _send_once(target: FleetDevice, content: bytes, folder: str, name: str, progress: Progress, *, token: str) -> None:
     digest = hashlib.sha256(content).hexdigest()
     words = as_account(target.account, script(_RECEIVE, folder, name, digest, str(len(content)), token))
     with start(target, words) as process:
@@ -147,7 +147,7 @@ def _send_once(target: Target, content: bytes, folder: str, name: str, progress:
             code = process.wait(target.stall_timeout * 2 + 60)
         except subprocess.TimeoutExpired as error:
             raise UnreachableError("the device does not end the transfer") from error
-        answer = Answer(code, "", err.text())
+        answer = RemoteResult(code, "", err.text())
     raise_if_unreachable(target, answer)
     if code == _BUSY:
         raise BusyError(answer.reason)
@@ -155,7 +155,7 @@ def _send_once(target: Target, content: bytes, folder: str, name: str, progress:
         raise CommandError(_explain(answer, folder))
 
 
-def _explain(answer: Answer, folder: str) -> str:
+def _explain(answer: RemoteResult, folder: str) -> str:
     if "No space left" in answer.err:
         return f"no space is left on the device in {folder}"
     if "Read-only file system" in answer.err:

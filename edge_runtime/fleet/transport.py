@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import Unwanted
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
@@ -18,22 +18,22 @@ from edge_runtime.fleet.rollout import Outcome, Watcher
 class Transport(Protocol):
     """Does the work of the fleet's commands on one device. Every method may raise an EdgeError of `fleet/errors.py`."""
 
-    def flash(self, target: Target, watcher: Watcher, files: BundleFiles, options: InstallOptions) -> Outcome:
+    def flash(self, target: FleetDevice, watcher: Watcher, files: BundleFiles, options: InstallOptions) -> Outcome:
         """Bring a bundle there and make it active."""
 
-    def confirm(self, target: Target, files: BundleFiles) -> str | None:
+    def confirm(self, target: FleetDevice, files: BundleFiles) -> str | None:
         """What is wrong with a device after it has run the bundle for a while; None when nothing is."""
 
     def rollback(
-        self, target: Target, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path | None
+        self, target: FleetDevice, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path | None
     ) -> Outcome:
         """Take it back to the bundle before the active one, where that is the unwanted one."""
 
-    def look(self, target: Target, watcher: Watcher) -> Outcome:
+    def look(self, target: FleetDevice, watcher: Watcher) -> Outcome:
         """What it does now, as a `Row` in the outcome's details. Never raises: out of reach is an answer too."""
 
 
-def transport_of(target: Target) -> Transport:
+def transport_of(target: FleetDevice) -> Transport:
     """The way to a device; its module is imported only when a device needs it."""
     match target.transport:
         case "ssh":
@@ -48,6 +48,6 @@ def transport_of(target: Target) -> Transport:
             assert_never(target.transport)
 
 
-def all_over_mqtt(targets: Sequence[Target]) -> bool:
+def all_over_mqtt(targets: Sequence[FleetDevice]) -> bool:
     """No device of these needs ssh."""
     return all(each.transport == "mqtt" for each in targets)

@@ -15,7 +15,7 @@ from typing import Any
 from edge_runtime.errors import EdgeError
 from edge_runtime.http.auth import Gate
 from edge_runtime.http.live_view import Board
-from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request
+from edge_runtime.http.responses import REASONS, HttpError, Request, Response
 from edge_runtime.http.routes import ROUTES
 from edge_runtime.http.scorer import Scorer, Work, result
 from edge_runtime.http.served_model import Served
@@ -28,7 +28,7 @@ _log = get_logger("http")
 
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
-Handler = Callable[["App", Request, Mapping[str, str]], Answer | Work]
+Handler = Callable[["App", Request, Mapping[str, str]], Response | Work]
 
 
 class App:
@@ -70,7 +70,7 @@ class App:
         start_response(f"{begun.status} {REASONS[begun.status]}", list(begun.headers.items()))
         return [] if request.method == "HEAD" else [begun.body]
 
-    def admit(self, request: Request, length: int | None = None) -> Answer | None:
+    def admit(self, request: Request, length: int | None = None) -> Response | None:
         """Judge a request by its head alone, before any of its body is taken; the refusal, or None.
 
         Args:
@@ -81,12 +81,12 @@ class App:
             self._gate.admit(request.method, request.headers)
             request.route, request.handler, request.parts = self._route(request.method, _path(request.path))
             if length is not None and length > MAX_BODY_BYTES:
-                raise RefusedError(413, f"expected at most {MAX_BODY_BYTES} bytes, found {length}")  # noqa: TRY301
+                raise HttpError(413, f"expected at most {MAX_BODY_BYTES} bytes, found {length}")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001 - as in `begin`
             return self._dressed(request, _refusal(request, error))
         return None
 
-    def begin(self, request: Request) -> Answer | Work:
+    def begin(self, request: Request) -> Response | Work:
         """Answer a request, or let it wait for its model: its `Work` is in the scorer then, and `end` answers it."""
         if request.handler is None:
             refusal = self.admit(request)
@@ -104,7 +104,7 @@ class App:
             begun = _refusal(request, error)
         return self._dressed(request, begun)
 
-    def end(self, request: Request, work: Work) -> Answer:
+    def end(self, request: Request, work: Work) -> Response:
         """The answer to a request whose windows have been scored, or could not be."""
         try:
             answer = result(work)
@@ -112,7 +112,7 @@ class App:
             answer = _refusal(request, error)
         return self._dressed(request, answer)
 
-    def refuse(self, request: Request, error: RefusedError) -> Answer:
+    def refuse(self, request: Request, error: HttpError) -> Response:
         """The refusal of a request by the server itself, counted as any other."""
         return self._dressed(request, error.answer())
 
@@ -124,7 +124,7 @@ class App:
         """Be ready for nothing more."""
         self.is_stopped = True
 
-    def _dressed(self, request: Request, answer: Answer) -> Answer:
+    def _dressed(self, request: Request, answer: Response) -> Response:
         """Count it, pack it, and give it its headers."""
         self.requests[request.route, answer.status] += 1
         body = answer.body
@@ -146,9 +146,9 @@ class App:
                 continue
             if wanted != ("GET" if method == "HEAD" else method):
                 allowed = "GET, HEAD" if wanted == "GET" else wanted
-                raise RefusedError(405, f"expected {allowed}, found {method[:16]}", headers={"Allow": allowed})
+                raise HttpError(405, f"expected {allowed}, found {method[:16]}", headers={"Allow": allowed})
             return name, handler, {key: value for key, value in match.groupdict().items() if value is not None}
-        raise RefusedError(404, f"there is nothing at {path[:100]}")
+        raise HttpError(404, f"there is nothing at {path[:100]}")
 
 
 def _headers(environ: Mapping[str, Any]) -> dict[str, str]:
@@ -166,7 +166,7 @@ def _path(raw: str) -> str:
     try:
         return raw.encode("latin-1").decode()
     except UnicodeError:
-        raise RefusedError(400, "expected a path in UTF-8") from None
+        raise HttpError(400, "expected a path in UTF-8") from None
 
 
 def _unpacked(request: Request) -> bytes:
@@ -176,31 +176,31 @@ def _unpacked(request: Request) -> bytes:
     body = request.body
     too_large = f"expected at most {MAX_BODY_BYTES} bytes"
     if len(body) > MAX_BODY_BYTES:
-        raise RefusedError(413, too_large)
+        raise HttpError(413, too_large)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in {"identity", ""}:
         return body
     if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise RefusedError(415, f"expected Content-Encoding gzip or deflate, found {encoding[:32]!r}")
+        raise HttpError(415, f"expected Content-Encoding gzip or deflate, found {encoding[:32]!r}")
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out for itself which of the two it is
     try:
         unpacked = unpacker.decompress(body, MAX_BODY_BYTES + 1)
     except zlib.error as error:
-        raise RefusedError(400, f"expected a body packed with {encoding}, found none: {error}") from error
+        raise HttpError(400, f"expected a body packed with {encoding}, found none: {error}") from error
     if len(unpacked) > MAX_BODY_BYTES:
-        raise RefusedError(413, too_large)
+        raise HttpError(413, too_large)
     if not unpacker.eof:
-        raise RefusedError(400, f"expected a whole body packed with {encoding}, found a part of one")
+        raise HttpError(400, f"expected a whole body packed with {encoding}, found a part of one")
     return unpacked
 
 
-def _refusal(request: Request, error: Exception) -> Answer:
-    if isinstance(error, RefusedError):
+def _refusal(request: Request, error: Exception) -> Response:
+    if isinstance(error, HttpError):
         return error.answer()
     if not isinstance(error, EdgeError):
         _log.error("a request failed", extra=fields(route=request.route), exc_info=error)
-        error = RefusedError(500, "internal error: see the log")
-    return RefusedError(500, str(error)).answer()
+        error = HttpError(500, "internal error: see the log")
+    return HttpError(500, str(error)).answer()
 
 
 def _takes_gzip(headers: Mapping[str, str]) -> bool:

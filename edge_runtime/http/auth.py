@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edge_runtime.config.addresses import is_loopback
 from edge_runtime.errors import CommandError
-from edge_runtime.http.responses import RefusedError
+from edge_runtime.http.responses import HttpError
 
 _PORT = re.compile(r":\d{1,5}$", re.ASCII)
 _FORMS = {"text/plain", "multipart/form-data"}  # what a page may send to another site without asking (Fetch standard)
@@ -50,14 +50,14 @@ class Gate:
         """Return when the request may come in.
 
         Raises:
-            RefusedError: 401, 403 or 415.
+            HttpError: 401, 403 or 415.
         """
         if self._token is None:
             host = headers.get("host")
             if host is not None and not is_loopback(_PORT.sub("", host)):
-                raise RefusedError(403, f"expected a request to the loopback, found the host {host[:64]!r}")
+                raise HttpError(403, f"expected a request to the loopback, found the host {host[:64]!r}")
         elif not hmac.compare_digest(_given(headers.get("authorization", "")), self._token):
-            raise RefusedError(
+            raise HttpError(
                 401,
                 "expected the token: Authorization: Bearer TOKEN",
                 headers={"WWW-Authenticate": 'Basic realm="edge-runtime: the token is the password"'},
@@ -68,17 +68,17 @@ class Gate:
 def _refuse_other_sites(method: str, headers: Mapping[str, str]) -> None:
     origin = headers.get("origin")
     if origin is not None and not _is_same(origin, headers.get("host", "")):
-        raise RefusedError(403, f"expected a request of this device's own pages, found the origin {origin[:64]!r}")
+        raise HttpError(403, f"expected a request of this device's own pages, found the origin {origin[:64]!r}")
     site = headers.get("sec-fetch-site", "none")
     is_visit = method in {"GET", "HEAD"} and headers.get("sec-fetch-mode") == "navigate"
     if site not in {"none", "same-origin"} and not is_visit:
-        raise RefusedError(403, f"expected a request of this device's own pages, found one that is {site[:32]}")
+        raise HttpError(403, f"expected a request of this device's own pages, found one that is {site[:32]}")
     if method in {"GET", "HEAD"}:
         return
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     by_page = origin is not None or "sec-fetch-site" in headers or "referer" in headers
     if kind in _FORMS or (kind == _CURL and by_page):
-        raise RefusedError(415, f"expected Content-Type application/json or application/octet-stream, found {kind!r}")
+        raise HttpError(415, f"expected Content-Type application/json or application/octet-stream, found {kind!r}")
 
 
 def _is_same(origin: str, host: str) -> bool:

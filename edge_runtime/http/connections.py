@@ -24,10 +24,10 @@ from email.utils import formatdate
 import msgspec
 
 from edge_runtime.http.app import MAX_BODY_BYTES, App
-from edge_runtime.http.channel import Channel
+from edge_runtime.http.client_connection import ClientConnection
 from edge_runtime.http.event_stream import EVENTS_EVERY_S
 from edge_runtime.http.request_reader import BadRequestError
-from edge_runtime.http.responses import REASONS, Answer, RefusedError, Request, busy
+from edge_runtime.http.responses import REASONS, HttpError, Request, Response, busy
 from edge_runtime.http.scorer import HANG_S, Work
 from edge_runtime.http.yield_to_loop import BURST, SHARE, Courtesy
 from edge_runtime.system.log import fields, get_logger
@@ -69,13 +69,13 @@ class Connections:
         self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._alarm, select.EPOLLIN)
         self._interests: dict[int, int] = {}
-        self._channels: dict[int, Channel] = {}
+        self._clients: dict[int, ClientConnection] = {}
         self._give_way: Callable[[], None] = (lambda: None) if courtesy is None else courtesy.give_way
         app.pause = self._give_way
         self._share, self._burst = (1.0, MOST_AT_ONCE) if courtesy is None else (SHARE, BURST)
-        self._asked: list[Channel] = []
-        self._waiting: dict[Work, tuple[Channel, Request]] = {}
-        self._touched: set[Channel] = set()
+        self._asked: list[ClientConnection] = []
+        self._waiting: dict[Work, tuple[ClientConnection, Request]] = {}
+        self._touched: set[ClientConnection] = set()
         self._held = 0  # bytes of bodies
         self._date = (0, b"")
         self.ended: Counter[str] = Counter()
@@ -97,8 +97,8 @@ class Connections:
             if now - told > EVENTS_EVERY_S:
                 told = now
                 self._tell()
-            for channel in self._touched:
-                self._review(channel)
+            for client in self._touched:
+                self._review(client)
             self._touched.clear()
             self._rest(time.thread_time() - began)
 
@@ -108,14 +108,14 @@ class Connections:
 
     def close(self) -> None:
         """Refuse those who wait, and close every connection."""
-        stopping = RefusedError(503, "the server is stopping", headers={"Retry-After": "1"})
-        for work, (channel, request) in list(self._waiting.items()):
+        stopping = HttpError(503, "the server is stopping", headers={"Retry-After": "1"})
+        for work, (client, request) in list(self._waiting.items()):
             work.answer = stopping
-            if channel.is_open:
-                self._guarded(channel, lambda: self._finish(channel, self._app.end(request, work)))  # noqa: B023 - called at once
+            if client.is_open:
+                self._guarded(client, lambda: self._finish(client, self._app.end(request, work)))  # noqa: B023 - called at once
         self._waiting.clear()
-        for channel in list(self._channels.values()):
-            channel.close()
+        for client in list(self._clients.values()):
+            client.close()
         self._epoll.close()
         os.close(self._alarm)
 
@@ -142,223 +142,223 @@ class Connections:
             accepted.setblocking(False)
             with contextlib.suppress(OSError):
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            channel = Channel(accepted, host, self._forget)
-            self._channels[channel.fd] = channel
-            self._interests[channel.fd] = select.EPOLLIN
-            self._epoll.register(channel.fd, select.EPOLLIN)
+            client = ClientConnection(accepted, host, self._forget)
+            self._clients[client.fd] = client
+            self._interests[client.fd] = select.EPOLLIN
+            self._epoll.register(client.fd, select.EPOLLIN)
 
     def _make_room(self, host: str) -> bool:
         """Whether one more connection from this address is taken; the least useful one may have to go for it."""
-        same = [channel for channel in self._channels.values() if channel.address == host]
+        same = [client for client in self._clients.values() if client.address == host]
         if len(same) >= MOST_OF_ONE_ADDRESS and not _is_loopback(host):
             return self._end_least_useful(same, "address_full")
-        if len(self._channels) >= CONNECTIONS:
-            return self._end_least_useful(list(self._channels.values()), "connections_full")
+        if len(self._clients) >= CONNECTIONS:
+            return self._end_least_useful(list(self._clients.values()), "connections_full")
         return True
 
-    def _end_least_useful(self, channels: list[Channel], reason: str) -> bool:
+    def _end_least_useful(self, clients: list[ClientConnection], reason: str) -> bool:
         """End the one that has been idle, or in the middle of a request, for longest; False where all are answered."""
-        idle = [channel for channel in channels if channel.is_idle]
+        idle = [client for client in clients if client.is_idle]
         if not idle:
             self.ended[reason] += 1
             return False
-        self._end(min(idle, key=lambda channel: channel.begun or channel.active), reason)
+        self._end(min(idle, key=lambda client: client.begun or client.active), reason)
         return True
 
-    def _end(self, channel: Channel, reason: str) -> None:
+    def _end(self, client: ClientConnection, reason: str) -> None:
         if not self.ended[reason]:
-            _log.warning("a connection was ended", extra=fields(reason=reason, client=channel.address))
+            _log.warning("a connection was ended", extra=fields(reason=reason, client=client.address))
         self.ended[reason] += 1
-        channel.close()
+        client.close()
 
-    def _forget(self, channel: Channel) -> None:
-        self._release(channel)
-        self._channels.pop(channel.fd, None)
-        if self._interests.pop(channel.fd, None) is not None:
-            self._epoll.unregister(channel.fd)
+    def _forget(self, client: ClientConnection) -> None:
+        self._release(client)
+        self._clients.pop(client.fd, None)
+        if self._interests.pop(client.fd, None) is not None:
+            self._epoll.unregister(client.fd)
 
-    def _review(self, channel: Channel) -> None:
-        """Wait for what a channel now wants."""
-        if channel.is_open and channel.is_over:
-            channel.close()
-        if not channel.is_open:
+    def _review(self, client: ClientConnection) -> None:
+        """Wait for what a client now wants."""
+        if client.is_open and client.is_over:
+            client.close()
+        if not client.is_open:
             return
-        wanted = channel.interests()
-        if wanted != self._interests[channel.fd]:
-            self._interests[channel.fd] = wanted
-            self._epoll.modify(channel.fd, wanted)
+        wanted = client.interests()
+        if wanted != self._interests[client.fd]:
+            self._interests[client.fd] = wanted
+            self._epoll.modify(client.fd, wanted)
 
-    def _guarded(self, channel: Channel, step: Callable[[], object]) -> None:
+    def _guarded(self, client: ClientConnection, step: Callable[[], object]) -> None:
         """One step for one client: its exception ends its connection, and nothing else."""
         try:
             step()
         except Exception:  # noqa: BLE001 - the stage's edge: a fault of ours must not end the neighbours
-            _log.exception("a connection failed and was ended", extra=fields(client=channel.address))
+            _log.exception("a connection failed and was ended", extra=fields(client=client.address))
             self.ended["crashed"] += 1
-            channel.waits = False
-            channel.close()
+            client.waits = False
+            client.close()
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, events: list[tuple[int, int]]) -> None:
         for fd, flags in events:
-            channel = self._channels.get(fd)
-            if channel is not None:
+            client = self._clients.get(fd)
+            if client is not None:
                 self._give_way()
-                self._touched.add(channel)
-                self._guarded(channel, lambda: self._serve_socket(channel, flags))  # noqa: B023 - called at once
+                self._touched.add(client)
+                self._guarded(client, lambda: self._serve_socket(client, flags))  # noqa: B023 - called at once
             elif fd == self._listener.fileno():
                 self._accept()
 
-    def _serve_socket(self, channel: Channel, flags: int) -> None:
+    def _serve_socket(self, client: ClientConnection, flags: int) -> None:
         if flags & select.EPOLLOUT:
-            channel.flush()
-            self._go_on(channel)
-        if not flags & ~select.EPOLLOUT or not channel.is_open:
+            client.flush()
+            self._go_on(client)
+        if not flags & ~select.EPOLLOUT or not client.is_open:
             return
         if flags & select.EPOLLIN:
-            data = channel.receive()
+            data = client.receive()
             if data:
-                self._look(channel, lambda: channel.reader.feed(data))
+                self._look(client, lambda: client.reader.feed(data))
         else:
-            channel.close()  # reset, or ended on both sides
+            client.close()  # reset, or ended on both sides
 
-    def _go_on(self, channel: Channel) -> None:
+    def _go_on(self, client: ClientConnection) -> None:
         """Look at what has come behind an answered request, if the answer is out, or nearly."""
-        if channel.may_begin:
-            channel.answered = False
-            channel.request = None
-            self._look(channel, channel.reader.next)
-            if channel.reader.has_begun and channel.begun is None:
-                channel.begun = time.monotonic()
+        if client.may_begin:
+            client.answered = False
+            client.request = None
+            self._look(client, client.reader.next)
+            if client.reader.has_begun and client.begun is None:
+                client.begun = time.monotonic()
 
-    def _look(self, channel: Channel, step: Callable[[], None]) -> None:
+    def _look(self, client: ClientConnection, step: Callable[[], None]) -> None:
         """Let the reader take a step, and act on what it has: judge a head, bound a body, note a whole request."""
-        reader = channel.reader
+        reader = client.reader
         try:
             step()
-            if reader.head is not None and channel.request is None:
-                self._judge(channel)
+            if reader.head is not None and client.request is None:
+                self._judge(client)
         except BadRequestError as error:
-            self._refuse_bytes(channel, error)
-        if not channel.is_open or channel.answered or channel.request is None:
+            self._refuse_bytes(client, error)
+        if not client.is_open or client.answered or client.request is None:
             return
-        self._hold(channel, len(reader.body))
-        if reader.complete and not channel.answered:
-            channel.waits = True
-            self._asked.append(channel)
+        self._hold(client, len(reader.body))
+        if reader.complete and not client.answered:
+            client.waits = True
+            self._asked.append(client)
 
-    def _judge(self, channel: Channel) -> None:
+    def _judge(self, client: ClientConnection) -> None:
         """A head has come: refuse it, or take its body."""
-        reader = channel.reader
+        reader = client.reader
         head = reader.head
         assert head is not None
-        request = channel.request = Request(head.method, head.path, head.headers, b"")
+        request = client.request = Request(head.method, head.path, head.headers, b"")
         refusal = self._app.admit(request, head.length)
         if refusal is None and self._is_too_much(head.length or 0):
             refusal = self._app.refuse(request, busy("too many bodies are on their way: try again in a second"))
         if refusal is not None:
             passes = head.keeps and not head.expects and head.length is not None and head.length <= SMALL_BODY_BYTES
             if not passes:
-                self._send(channel, refusal, keep=False)
+                self._send(client, refusal, keep=False)
                 return
-            channel.refusal = refusal
+            client.refusal = refusal
         reader.accept(keep=refusal is None)
         if head.expects and not reader.complete and not reader.body:
-            channel.say(b"HTTP/1.1 100 Continue\r\n\r\n")
+            client.say(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _hold(self, channel: Channel, size: int) -> None:
+    def _hold(self, client: ClientConnection, size: int) -> None:
         """Count the bytes of a body; one that grows beyond its limit, or that of all, is refused."""
-        self._held += size - channel.held
-        channel.held = size
-        reader, request = channel.reader, channel.request
+        self._held += size - client.held
+        client.held = size
+        reader, request = client.reader, client.request
         if request is None or reader.complete:
             return
         if size > MAX_BODY_BYTES:
-            error = RefusedError(413, f"expected at most {MAX_BODY_BYTES} bytes")
+            error = HttpError(413, f"expected at most {MAX_BODY_BYTES} bytes")
         elif size > SMALL_BODY_BYTES and self._held > MAX_BODIES_BYTES:
             error = busy("too many bodies are on their way: try again in a second")
         else:
             return
-        self._send(channel, self._app.refuse(request, error), keep=False)
+        self._send(client, self._app.refuse(request, error), keep=False)
 
     def _is_too_much(self, length: int) -> bool:
         """Whether a body of this length has no place beside the others. A small one always has."""
         return length > SMALL_BODY_BYTES and self._held + length > MAX_BODIES_BYTES
 
-    def _release(self, channel: Channel) -> None:
-        self._held -= channel.held
-        channel.held = 0
+    def _release(self, client: ClientConnection) -> None:
+        self._held -= client.held
+        client.held = 0
 
-    def _refuse_bytes(self, channel: Channel, error: BadRequestError) -> None:
+    def _refuse_bytes(self, client: ClientConnection, error: BadRequestError) -> None:
         """What came is no request: say so, and end."""
         body = msgspec.json.encode({"error": str(error)})
         self._app.requests["-", error.status] += 1
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        self._send(channel, Answer(error.status, body, headers=headers), keep=False)
+        self._send(client, Response(error.status, body, headers=headers), keep=False)
 
     # --- answering --------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
         """What needs no model at once, then one call of a model for those that wait."""
         asked, self._asked = self._asked, []
-        for channel in asked:
-            if channel.is_open:
+        for client in asked:
+            if client.is_open:
                 self._give_way()
-                self._touched.add(channel)
-                self._guarded(channel, lambda: self._begin(channel))  # noqa: B023 - called at once
+                self._touched.add(client)
+                self._guarded(client, lambda: self._begin(client))  # noqa: B023 - called at once
         self._give_way()
         for work in self._app.scorer.turn():
-            channel, request = self._waiting.pop(work)
-            if channel.is_open:
+            client, request = self._waiting.pop(work)
+            if client.is_open:
                 self._give_way()
-                self._touched.add(channel)
-                self._guarded(channel, lambda: self._finish(channel, self._app.end(request, work)))  # noqa: B023
+                self._touched.add(client)
+                self._guarded(client, lambda: self._finish(client, self._app.end(request, work)))  # noqa: B023
 
-    def _begin(self, channel: Channel) -> None:
-        request = channel.request
+    def _begin(self, client: ClientConnection) -> None:
+        request = client.request
         assert request is not None
-        if channel.refusal is not None:
-            refusal, channel.refusal = channel.refusal, None
-            self._finish(channel, refusal)
+        if client.refusal is not None:
+            refusal, client.refusal = client.refusal, None
+            self._finish(client, refusal)
             return
-        request.body = bytes(channel.reader.body)
-        channel.reader.body = bytearray()
+        request.body = bytes(client.reader.body)
+        client.reader.body = bytearray()
         begun = self._app.begin(request)
         if isinstance(begun, Work):
-            self._waiting[begun] = channel, request
+            self._waiting[begun] = client, request
         else:
-            self._finish(channel, begun)
+            self._finish(client, begun)
 
-    def _finish(self, channel: Channel, answer: Answer) -> None:
+    def _finish(self, client: ClientConnection, answer: Response) -> None:
         """The answer to a whole request: send it, and go on with the next."""
-        head = channel.reader.head
+        head = client.reader.head
         assert head is not None
-        self._send(channel, answer, keep=head.keeps and answer.watching is None)
+        self._send(client, answer, keep=head.keeps and answer.watching is None)
 
-    def _send(self, channel: Channel, answer: Answer, *, keep: bool) -> None:
-        self._touched.add(channel)
-        self._release(channel)
-        head = channel.reader.head
+    def _send(self, client: ClientConnection, answer: Response, *, keep: bool) -> None:
+        self._touched.add(client)
+        self._release(client)
+        head = client.reader.head
         body = b"" if head is not None and head.method == "HEAD" else answer.body
         if answer.watching is not None:
-            channel.watching = answer.watching
+            client.watching = answer.watching
             body = answer.watching.first()
-        channel.waits = False
-        channel.answered = True
-        channel.begun = None
-        channel.say(self._head(answer, keep=keep, old=head is not None and head.is_old), body)
-        if channel.watching is not None or not channel.is_open:
+        client.waits = False
+        client.answered = True
+        client.begun = None
+        client.say(self._head(answer, keep=keep, old=head is not None and head.is_old), body)
+        if client.watching is not None or not client.is_open:
             return
-        if channel.unsent and sum(each.unsent for each in self._channels.values()) > MOST_UNREAD_BYTES:
-            self._end(max(self._channels.values(), key=lambda each: each.unsent), "answers_unread")
+        if client.unsent and sum(each.unsent for each in self._clients.values()) > MOST_UNREAD_BYTES:
+            self._end(max(self._clients.values(), key=lambda each: each.unsent), "answers_unread")
             return
         if not keep:
-            channel.end_after()
+            client.end_after()
             return
-        self._go_on(channel)
+        self._go_on(client)
 
-    def _head(self, answer: Answer, *, keep: bool, old: bool) -> bytes:
+    def _head(self, answer: Response, *, keep: bool, old: bool) -> bytes:
         lines = [f"HTTP/1.1 {answer.status} {REASONS[answer.status]}"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
         if not keep:
@@ -378,16 +378,16 @@ class Connections:
     # --- now and then -----------------------------------------------------------------------------------------------
 
     def _sweep(self, now: float) -> None:
-        for channel in list(self._channels.values()):
-            if channel.sweep(now, head_s=min(HEAD_S, REQUEST_S), request_s=REQUEST_S, idle_s=IDLE_S):
+        for client in list(self._clients.values()):
+            if client.sweep(now, head_s=min(HEAD_S, REQUEST_S), request_s=REQUEST_S, idle_s=IDLE_S):
                 self.ended["request_late"] += 1
 
     def _tell(self) -> None:
-        for channel in list(self._channels.values()):
-            if channel.watching is not None:
+        for client in list(self._clients.values()):
+            if client.watching is not None:
                 self._give_way()
-                channel.send_events()
-                self._touched.add(channel)
+                client.send_events()
+                self._touched.add(client)
 
 
 def _is_loopback(host: str) -> bool:

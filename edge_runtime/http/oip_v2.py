@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import INPUT_NAME, Manifest, output_ports
 from edge_runtime.bundle.model import Scores
-from edge_runtime.http.responses import Answer, RefusedError
+from edge_runtime.http.responses import HttpError, Response
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served
 from edge_runtime.readings import Carry, Floats
@@ -75,7 +75,7 @@ def infer(served: Served, body: bytes, header_length: str | None, pause: Callabl
     """Read a request of tensors. `pause` is called between pieces of long texts, which are read and written in such.
 
     Raises:
-        RefusedError: the request is not what the model takes.
+        HttpError: the request is not what the model takes.
     """
     request, raw = _read(body, header_length)
     tensors = _inputs(request, raw, served.manifest, pause)
@@ -85,7 +85,7 @@ def infer(served: Served, body: bytes, header_length: str | None, pause: Callabl
     wanted = _wanted(request, served.manifest)
     _refuse_too_much(served.manifest, wanted, len(windows))
 
-    def finish(scores: Scores) -> Answer:
+    def finish(scores: Scores) -> Response:
         found = dict(scores.arrays())
         if carries is not None:
             for place, state in enumerate(served.manifest.state):
@@ -99,14 +99,12 @@ def _read(body: bytes, header_length: str | None) -> tuple[_Infer, bytes]:
     head, raw = body, b""
     if header_length is not None:
         if not header_length.isascii() or not header_length.isdigit() or int(header_length) > len(body):
-            raise RefusedError(
-                400, f"{LENGTH_HEADER}: expected a number up to {len(body)}, found {header_length[:32]!r}"
-            )
+            raise HttpError(400, f"{LENGTH_HEADER}: expected a number up to {len(body)}, found {header_length[:32]!r}")
         head, raw = body[: int(header_length)], body[int(header_length) :]
     try:
         return _decode(head), raw
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RefusedError(400, f"expected an inference request as JSON: {str(error)[:200]}") from error
+        raise HttpError(400, f"expected an inference request as JSON: {str(error)[:200]}") from error
 
 
 def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[], None]) -> dict[str, Floats]:
@@ -114,12 +112,12 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
     found: dict[str, Floats] = {}
     for given in request.inputs:
         if given.name not in known or given.name in found:
-            raise RefusedError(400, f"inputs: expected {', '.join(known)}, each once, found {given.name[:64]!r}")
+            raise HttpError(400, f"inputs: expected {', '.join(known)}, each once, found {given.name[:64]!r}")
         size = given.parameters.get("binary_data_size")
         part = None
         if size is not None:
             if type(size) is not int or not 0 <= size <= len(raw):
-                raise RefusedError(
+                raise HttpError(
                     400,
                     f"{given.name}: binary_data_size: expected at most the {len(raw)} bytes that came, found {size}",
                 )
@@ -127,12 +125,12 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
         gaps = given.name == INPUT_NAME and any(each.missing == "allowed" for each in manifest.input.channels)
         found[given.name] = _tensor_values(given, part, known[given.name], pause, gaps=gaps)
     if raw:
-        raise RefusedError(400, f"expected binary data for the inputs only, found {len(raw)} bytes more")
+        raise HttpError(400, f"expected binary data for the inputs only, found {len(raw)} bytes more")
     if INPUT_NAME not in found:
-        raise RefusedError(400, f"inputs: expected {INPUT_NAME}, found none")
+        raise HttpError(400, f"inputs: expected {INPUT_NAME}, found none")
     for name, values in found.items():
         if len(values) != len(found[INPUT_NAME]):
-            raise RefusedError(400, f"{name}: expected {len(found[INPUT_NAME])} rows as in {INPUT_NAME}")
+            raise HttpError(400, f"{name}: expected {len(found[INPUT_NAME])} rows as in {INPUT_NAME}")
     return found
 
 
@@ -141,18 +139,18 @@ def _tensor_values(
 ) -> Floats:
     name, shape = given.name, tuple(given.shape)
     if given.datatype != "FP32":
-        raise RefusedError(400, f"{name}: datatype: expected FP32, found {given.datatype[:32]!r}")
+        raise HttpError(400, f"{name}: datatype: expected FP32, found {given.datatype[:32]!r}")
     if len(shape) != len(tail) + 1 or shape[1:] != tail or not 1 <= shape[0] < 2**31:
         wanted = ", ".join(["n", *map(str, tail)])
-        raise RefusedError(400, f"{name}: shape: expected [{wanted}] with n of 1 or more, found {list(shape)[:16]}")
+        raise HttpError(400, f"{name}: shape: expected [{wanted}] with n of 1 or more, found {list(shape)[:16]}")
     count = shape[0] * int(np.prod(tail, dtype=np.int64))
     if part is not None:
         if len(part) != 4 * count:
-            raise RefusedError(400, f"{name}: expected {4 * count} bytes of FP32, found {len(part)}")
+            raise HttpError(400, f"{name}: expected {4 * count} bytes of FP32, found {len(part)}")
         return np.frombuffer(part, "<f4").reshape(shape).astype(np.float32)
     values = _json_values(name, bytes(given.data), pause, gaps=gaps)
     if values.size != count:
-        raise RefusedError(400, f"{name}: data: expected {count} numbers, found {values.size}")
+        raise HttpError(400, f"{name}: data: expected {count} numbers, found {values.size}")
     with np.errstate(over="ignore"):
         return values.reshape(shape).astype(np.float32)
 
@@ -162,7 +160,7 @@ def _json_values(name: str, data: bytes, pause: Callable[[], None], *, gaps: boo
     head = data[:256].translate(None, b" \t\r\n")
     depth = len(head) - len(head.lstrip(b"["))
     if not 1 <= depth <= _MOST_DIMENSIONS:
-        raise RefusedError(400, f"{name}: data: expected a list of numbers, flat or nested as the shape")
+        raise HttpError(400, f"{name}: data: expected a list of numbers, flat or nested as the shape")
     try:
         if len(data) <= PIECE_BYTES:
             return np.array(_list_decoder(depth, gaps=gaps)(data), np.float64)
@@ -172,7 +170,7 @@ def _json_values(name: str, data: bytes, pause: Callable[[], None], *, gaps: boo
             pause()
         return np.concatenate(pieces)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise RefusedError(400, f"{name}: data: expected rows of numbers of one length: {str(error)[:200]}") from error
+        raise HttpError(400, f"{name}: data: expected rows of numbers of one length: {str(error)[:200]}") from error
 
 
 def _pieces(data: bytes, depth: int) -> Iterator[bytes]:
@@ -225,10 +223,10 @@ def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
     for output in request.outputs:
         if output.name not in left:
             known = f"some of {', '.join(names)}, each once"
-            raise RefusedError(400, f"outputs: expected {known}, found {output.name[:64]!r}")
+            raise HttpError(400, f"outputs: expected {known}, found {output.name[:64]!r}")
         left.remove(output.name)
         if output.parameters.get("classification"):
-            raise RefusedError(400, f"{output.name}: the classification extension is not offered: ask for the scores")
+            raise HttpError(400, f"{output.name}: the classification extension is not offered: ask for the scores")
     return [(output.name, _flag(output.parameters, "binary_data", default=default)) for output in request.outputs]
 
 
@@ -241,7 +239,7 @@ def _refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: i
         numbers = int(np.prod(shapes[name], dtype=np.int64))
         size += rows * numbers * (_BINARY_BYTES if binary else _TEXT_BYTES)
     if size > MAX_ANSWER_BYTES:
-        raise RefusedError(
+        raise HttpError(
             413,
             f"expected a request whose answer has at most {MAX_ANSWER_BYTES} bytes, found up to {size}: ask for less",
         )
@@ -250,13 +248,13 @@ def _refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: i
 def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
     value = parameters.get(name, default)
     if type(value) is not bool:
-        raise RefusedError(400, f"{name}: expected true or false, found {str(value)[:32]!r}")
+        raise HttpError(400, f"{name}: expected true or false, found {str(value)[:32]!r}")
     return value
 
 
 def _write(
     served: Served, request: _Infer, outputs: list[tuple[str, NDArray[Any], bool]], pause: Callable[[], None]
-) -> Answer:
+) -> Response:
     documents: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for name, values, raw in outputs:
@@ -274,8 +272,8 @@ def _write(
         head["id"] = request.id
     body = msgspec.json.encode({**head, "outputs": documents})
     if not binary:
-        return Answer(body=body)
-    return Answer(
+        return Response(body=body)
+    return Response(
         body=b"".join([body, *binary]), type="application/octet-stream", headers={LENGTH_HEADER: str(len(body))}
     )
 

@@ -18,7 +18,7 @@ from paho.mqtt.properties import Properties
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.tables import ModelTable
 from edge_runtime.http import predict_api as named
-from edge_runtime.http.responses import RefusedError, busy
+from edge_runtime.http.responses import HttpError, busy
 from edge_runtime.http.scorer import Scorer
 from edge_runtime.http.served_model import Served, find
 from edge_runtime.http.yield_to_loop import courtesy_to
@@ -129,15 +129,15 @@ class Requests:
         self._courtesy.give_way()
         try:
             if len(asked.payload) > MAX_BYTES:
-                raise RefusedError(413, f"expected at most {MAX_BYTES} bytes")  # noqa: TRY301
+                raise HttpError(413, f"expected at most {MAX_BYTES} bytes")  # noqa: TRY301
             work = named.predict(find(self._models, asked.model), asked.payload)
             self._courtesy.give_way()
             return self._scorer.score(work).body
-        except RefusedError as error:
+        except HttpError as error:
             return _body(error)
         except Exception:  # noqa: BLE001 - the stage's edge: the thread goes on, the requester gets a 500
             _log.exception("a request failed", extra=fields(model=asked.model))
-            return _body(RefusedError(500, "internal error: see the log"))
+            return _body(HttpError(500, "internal error: see the log"))
 
     def _answer(self, asked: _Asked, body: bytes) -> None:
         properties: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
@@ -146,5 +146,5 @@ class Requests:
         self._connection.publish(asked.topic, body, qos=1, outcome=None, properties=properties)
 
 
-def _body(error: RefusedError) -> bytes:
+def _body(error: HttpError) -> bytes:
     return error.answer().body

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.bundle.model import Scores
-from edge_runtime.http.responses import Answer, RefusedError
+from edge_runtime.http.responses import HttpError, Response
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.window_rate import MOST_FASTER, at_the_models_rate
@@ -27,7 +27,7 @@ def predict(served: Served, body: bytes) -> Work:
     """Read a request of one reading or one window.
 
     Raises:
-        RefusedError: 400 where the body is no JSON, 413 where it holds more than the model takes, 422 where it breaks
+        HttpError: 400 where the body is no JSON, 413 where it holds more than the model takes, 422 where it breaks
             the contract.
     """
     manifest = served.manifest
@@ -35,21 +35,21 @@ def predict(served: Served, body: bytes) -> Work:
     if served.on_rate == "resample":
         most *= MOST_FASTER
     if len(body) > most:
-        raise RefusedError(413, f"expected at most {most} bytes for {served.name}, found {len(body)}")
+        raise HttpError(413, f"expected at most {most} bytes for {served.name}, found {len(body)}")
     framed = manifest.input.shape is not None
     length = 1 if framed else manifest.input.window.length
     decoded = _decoded(served, body if framed else _rows(body, manifest.channel_names))
     values, warning = (decoded.values, "") if framed else at_the_models_rate(served, decoded)
     if len(values) != length:
         what = "one reading" if length == 1 else f"a window of {length} readings"
-        raise RefusedError(422, f"expected {what}, found {len(values)}", reasons={"window": 1})
+        raise HttpError(422, f"expected {what}, found {len(values)}", reasons={"window": 1})
     windows = values.reshape(1, *manifest.input.tensor_shape)
     served.check(windows)
     moment = decoded.times[-1]
     identity = decoded.identities[-1]
 
-    def finish(scores: Scores) -> Answer:
-        return Answer(
+    def finish(scores: Scores) -> Response:
+        return Response(
             body=served.prediction(scores, moment=time.time() if moment is None else moment, identity=identity),
             headers={"Warning": f'199 - "{warning}"'} if warning else {},  # RFC 7234, section 5.5
         )
@@ -65,10 +65,10 @@ def _decoded(served: Served, body: bytes) -> Decoded:
     if _NO_JSON.intersection(reasons):
         shape = manifest.input.shape
         what = f"a frame of {' x '.join(map(str, shape))} numbers" if shape else "a JSON object of channels"
-        raise RefusedError(400, f"expected {what}{'' if shape else ', or a list of such objects'}", reasons=reasons)
+        raise HttpError(400, f"expected {what}{'' if shape else ', or a list of such objects'}", reasons=reasons)
     if reasons:
         named = ", ".join(manifest.channel_names) or "the frame"
-        raise RefusedError(422, f"expected numbers for {named}: {', '.join(reasons)}", reasons=reasons)
+        raise HttpError(422, f"expected numbers for {named}: {', '.join(reasons)}", reasons=reasons)
     return decoded
 
 
@@ -85,7 +85,7 @@ def _rows(body: bytes, channels: tuple[str, ...]) -> bytes:
         return body
     lengths = {name: len(values) for name, values in lists.items()}
     if len(lists) != len(channels) or len(set(lengths.values())) != 1:
-        raise RefusedError(422, f"expected a list of one length for each of {', '.join(channels)}, found {lengths}")
+        raise HttpError(422, f"expected a list of one length for each of {', '.join(channels)}, found {lengths}")
     rest = {name: value for name, value in document.items() if name not in lists}
     rows = [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
     if rows:

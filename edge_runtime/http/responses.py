@@ -50,7 +50,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Answer:
+class Response:
     """What is answered. With `watching`, the events from there follow for as long as the client stays."""
 
     status: int = 200
@@ -60,7 +60,7 @@ class Answer:
     watching: Watching | None = None
 
 
-class RefusedError(EdgeError):
+class HttpError(EdgeError):
     """A request that is not served, with its status and what else the client gets."""
 
     def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> None:
@@ -69,16 +69,16 @@ class RefusedError(EdgeError):
         self.headers = headers or {}
         self.more = more
 
-    def answer(self) -> Answer:
+    def answer(self) -> Response:
         """The refusal as JSON."""
-        return Answer(self.status, msgspec.json.encode({"error": str(self), **self.more}), headers=self.headers)
+        return Response(self.status, msgspec.json.encode({"error": str(self), **self.more}), headers=self.headers)
 
 
-def busy(message: str) -> RefusedError:
+def busy(message: str) -> HttpError:
     """Too much is asked at the moment; the same request may be sent again in a second."""
-    return RefusedError(503, message, headers={"Retry-After": "1"})
+    return HttpError(503, message, headers={"Retry-After": "1"})
 
 
-def json_answer(document: Any) -> Answer:
+def json_response(document: Any) -> Response:
     """A document as JSON."""
-    return Answer(body=msgspec.json.encode(document))
+    return Response(body=msgspec.json.encode(document))

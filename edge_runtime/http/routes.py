@@ -1,7 +1,7 @@
 """The routes: what answers which path. A new one is a function with its `Route`, and one line in `ROUTES`.
 
 A handler gets the application (`Serving`), the request and the named parts of the path. It answers, or returns the
-`Work` that a model has to do first; it refuses by `RefusedError`. `openapi.json` describes every route to tools.
+`Work` that a model has to do first; it refuses by `HttpError`. `openapi.json` describes every route to tools.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from edge_runtime.http import oip_v2 as tensors
 from edge_runtime.http import predict_api as named
 from edge_runtime.http.event_stream import Watching
 from edge_runtime.http.live_view import Board
-from edge_runtime.http.responses import Answer, RefusedError, Request, busy, json_answer
+from edge_runtime.http.responses import HttpError, Request, Response, busy, json_response
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served, find
 
@@ -47,11 +47,11 @@ class Route(NamedTuple):
     name: str
     pattern: str
     method: str
-    handler: Callable[[Serving, Request, Parts], Answer | Work]
+    handler: Callable[[Serving, Request, Parts], Response | Work]
 
 
-def _page(_app: Serving, _request: Request, _parts: Parts) -> Answer:
-    return Answer(
+def _page(_app: Serving, _request: Request, _parts: Parts) -> Response:
+    return Response(
         body=_file("page.html"),
         type="text/html; charset=utf-8",
         headers={
@@ -62,51 +62,51 @@ def _page(_app: Serving, _request: Request, _parts: Parts) -> Answer:
     )
 
 
-def _openapi(_app: Serving, _request: Request, _parts: Parts) -> Answer:
-    return Answer(body=_file("openapi.json"))
+def _openapi(_app: Serving, _request: Request, _parts: Parts) -> Response:
+    return Response(body=_file("openapi.json"))
 
 
-def _events(app: Serving, request: Request, _parts: Parts) -> Answer:
+def _events(app: Serving, request: Request, _parts: Parts) -> Response:
     head = {"Cache-Control": "no-store"}
     if request.method == "HEAD":
-        return Answer(type="text/event-stream", headers=head)
+        return Response(type="text/event-stream", headers=head)
     watching = Watching.begin(app.board)
     if watching is None:
         raise busy("enough pages are open already: close one of them")
-    return Answer(type="text/event-stream", headers=head, watching=watching)
+    return Response(type="text/event-stream", headers=head, watching=watching)
 
 
-def _health(app: Serving, _request: Request, _parts: Parts) -> Answer:
-    return json_answer(app.board.health())
+def _health(app: Serving, _request: Request, _parts: Parts) -> Response:
+    return json_response(app.board.health())
 
 
-def _healthz(app: Serving, _request: Request, _parts: Parts) -> Answer:
+def _healthz(app: Serving, _request: Request, _parts: Parts) -> Response:
     app.board.health()
     if app.board.age_s > STALE_S:
-        raise RefusedError(503, f"the daemon has not answered for {app.board.age_s:.0f} s")
-    return json_answer({"status": "ok"})
+        raise HttpError(503, f"the daemon has not answered for {app.board.age_s:.0f} s")
+    return json_response({"status": "ok"})
 
 
-def _metrics(app: Serving, _request: Request, _parts: Parts) -> Answer:
-    return Answer(body=metrics.render(app.board.health(), dict(app.requests)), type=metrics.TYPE)
+def _metrics(app: Serving, _request: Request, _parts: Parts) -> Response:
+    return Response(body=metrics.render(app.board.health(), dict(app.requests)), type=metrics.TYPE)
 
 
-def _server(_app: Serving, _request: Request, _parts: Parts) -> Answer:
-    return json_answer({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
+def _server(_app: Serving, _request: Request, _parts: Parts) -> Response:
+    return json_response({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
 
 
-def _live(_app: Serving, _request: Request, _parts: Parts) -> Answer:
-    return json_answer({"live": True})
+def _live(_app: Serving, _request: Request, _parts: Parts) -> Response:
+    return json_response({"live": True})
 
 
-def _ready(app: Serving, _request: Request, _parts: Parts) -> Answer:
+def _ready(app: Serving, _request: Request, _parts: Parts) -> Response:
     if app.is_stopped or not app.models:
-        raise RefusedError(503, "no model is ready")
-    return json_answer({"ready": True, "live": True})
+        raise HttpError(503, "no model is ready")
+    return json_response({"ready": True, "live": True})
 
 
-def _index(app: Serving, _request: Request, _parts: Parts) -> Answer:
-    return json_answer(
+def _index(app: Serving, _request: Request, _parts: Parts) -> Response:
+    return json_response(
         [
             {"name": served.name, "version": served.manifest.version, "state": "READY", "reason": ""}
             for served in app.models.values()
@@ -114,12 +114,12 @@ def _index(app: Serving, _request: Request, _parts: Parts) -> Answer:
     )
 
 
-def _model(app: Serving, _request: Request, parts: Parts) -> Answer:
-    return json_answer(tensors.metadata(_find(app, parts)))
+def _model(app: Serving, _request: Request, parts: Parts) -> Response:
+    return json_response(tensors.metadata(_find(app, parts)))
 
 
-def _model_ready(app: Serving, _request: Request, parts: Parts) -> Answer:
-    return json_answer({"name": _find(app, parts).name, "ready": True})
+def _model_ready(app: Serving, _request: Request, parts: Parts) -> Response:
+    return json_response({"name": _find(app, parts).name, "ready": True})
 
 
 def _infer(app: Serving, request: Request, parts: Parts) -> Work:

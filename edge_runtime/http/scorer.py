@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edge_runtime.bundle.model import Model, ModelError, Scores
-from edge_runtime.http.responses import Answer, RefusedError, busy
+from edge_runtime.http.responses import HttpError, Response, busy
 from edge_runtime.readings import Carry, Floats
 from edge_runtime.system.watchdog import working
 
@@ -44,9 +44,9 @@ class Work:
 
     model: Model
     windows: Floats
-    finish: Callable[[Scores], Answer]
+    finish: Callable[[Scores], Response]
     carries: Sequence[Carry] | None = None
-    answer: Answer | RefusedError | Exception | None = None
+    answer: Response | HttpError | Exception | None = None
     since: float = field(default_factory=time.monotonic)
     parts: list[Scores] = field(default_factory=list)
     scored: int = 0
@@ -65,7 +65,7 @@ class Scorer:
         """Let it wait for its turn.
 
         Raises:
-            RefusedError: 503 where too many wait already.
+            HttpError: 503 where too many wait already.
         """
         held = sum(waiting.windows.nbytes for waiting in self._waiting)
         if len(self._waiting) >= MAX_WAITING or (held and held + work.windows.nbytes > MAX_WAITING_BYTES):
@@ -85,11 +85,11 @@ class Scorer:
                 self._call(works)
         return [work for work in works if work.answer is not None]
 
-    def score(self, work: Work) -> Answer:
+    def score(self, work: Work) -> Response:
         """One request by itself, to its end.
 
         Raises:
-            RefusedError: 422 where the model cannot take the windows.
+            HttpError: 422 where the model cannot take the windows.
         """
         self.add(work)
         while work.answer is None:
@@ -129,17 +129,17 @@ class Scorer:
             _finish(work, work.parts[0] if len(work.parts) == 1 else Scores.joined(work.parts))
 
 
-def result(work: Work) -> Answer:
+def result(work: Work) -> Response:
     """The answer.
 
     Raises:
-        RefusedError: the model cannot take the windows, or the request was refused.
+        HttpError: the model cannot take the windows, or the request was refused.
         Exception: a fault of ours.
     """
     answer = work.answer
     assert answer is not None
     if isinstance(answer, ModelError):
-        raise RefusedError(422, f"the model cannot score these windows: {answer}")
+        raise HttpError(422, f"the model cannot score these windows: {answer}")
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -168,7 +168,7 @@ def _together(works: list[Work]) -> None:
 def _finish(work: Work, scores: Scores) -> None:
     try:
         if scores.finite_rows() is not None:
-            raise RefusedError(422, "the model answered with NaN or infinity")  # noqa: TRY301 - as any other refusal
+            raise HttpError(422, "the model answered with NaN or infinity")  # noqa: TRY301 - as any other refusal
         work.answer = work.finish(scores)
     except Exception as error:  # noqa: BLE001 - one request's fault must not keep its neighbours waiting
         work.answer = error

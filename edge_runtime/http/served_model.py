@@ -9,7 +9,7 @@ import numpy as np
 from edge_runtime.bundle.model import Model, Scores
 from edge_runtime.config.tables import ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
-from edge_runtime.http.responses import RefusedError
+from edge_runtime.http.responses import HttpError
 from edge_runtime.readings import Floats
 from edge_runtime.stream.codecs import make_decoder
 from edge_runtime.stream.contract import Contract
@@ -68,12 +68,12 @@ class Served:
         """Hold windows against the contract, as the stream does.
 
         Raises:
-            RefusedError: 422, with the reasons counted and the first violations by reading and channel.
+            HttpError: 422, with the reasons counted and the first violations by reading and channel.
         """
         channels = self.manifest.input.channels
         if not channels:
             if not np.isfinite(windows).all():
-                raise RefusedError(422, "the window holds NaN or infinity", reasons={"not_finite": 1})
+                raise HttpError(422, "the window holds NaN or infinity", reasons={"not_finite": 1})
             return
         readings = np.ascontiguousarray(windows).reshape(-1, len(channels))
         if self._contract.check(readings, []) is None:  # which changes nothing where all is well
@@ -83,7 +83,7 @@ class Served:
         assert good is not None
         details = [text for row in np.flatnonzero(~good)[:MOST_DETAILS] for text in self._violations(row, readings)]
         reasons = {reason: count for reason, count in contract.rejected.items() if count}
-        raise RefusedError(422, details[0], reasons=reasons, details=details[:MOST_DETAILS])
+        raise HttpError(422, details[0], reasons=reasons, details=details[:MOST_DETAILS])
 
     def prediction(
         self, scores: Scores, *, key: str | None = None, moment: float | None = None, identity: str | None = None
@@ -118,12 +118,12 @@ def find(models: dict[str, Served], name: str, version: str | None = None) -> Se
     """The model of this name and, where it is given, version.
 
     Raises:
-        RefusedError: 404.
+        HttpError: 404.
     """
     served = models.get(name)
     if served is None:
         known = ", ".join(models) or "none"
-        raise RefusedError(404, f"expected one of the models {known}, found {name[:64]!r}")
+        raise HttpError(404, f"expected one of the models {known}, found {name[:64]!r}")
     if version is not None and version != served.manifest.version:
-        raise RefusedError(404, f"{name}: expected version {served.manifest.version}, found {version[:64]!r}")
+        raise HttpError(404, f"{name}: expected version {served.manifest.version}, found {version[:64]!r}")
     return served

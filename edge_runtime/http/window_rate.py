@@ -4,7 +4,7 @@ from typing import assert_never
 
 import numpy as np
 
-from edge_runtime.http.responses import RefusedError
+from edge_runtime.http.responses import HttpError
 from edge_runtime.http.served_model import Served
 from edge_runtime.readings import Floats
 from edge_runtime.stream.codecs import Decoded
@@ -22,7 +22,7 @@ def at_the_models_rate(served: Served, decoded: Decoded) -> tuple[Floats, str]:
     They are as they came where nothing is known of their rate.
 
     Raises:
-        RefusedError: 422, where the rate is off and `on_rate` is `reject`, or where they are too few to be resampled.
+        HttpError: 422, where the rate is off and `on_rate` is `reject`, or where they are too few to be resampled.
     """
     window = served.manifest.input.window
     times = [moment for moment in decoded.times if moment is not None]
@@ -36,7 +36,7 @@ def at_the_models_rate(served: Served, decoded: Decoded) -> tuple[Floats, str]:
     text = rates_in_words(window.rate_hz, 1.0 / rate.interval, window.length)
     match served.on_rate:
         case "reject":
-            raise RefusedError(422, text, reasons={"wrong_rate": len(times)})
+            raise HttpError(422, text, reasons={"wrong_rate": len(times)})
         case "resample":
             _, outputs, _ = Resampler(window.rate_hz).push(np.array(times), decoded.values, rate.interval)
             return outputs[-window.length :], f"{text}: resampled"

@@ -28,7 +28,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
 from edge_runtime.mqtt.hot_path import HotPath
-from edge_runtime.mqtt.messages import Handler, Outcome, Will
+from edge_runtime.mqtt.messages import Handler, OnOutcome, Will
 from edge_runtime.mqtt.paho_client import CONNECT_TIMEOUT_S, PahoClient, explain, make_client
 from edge_runtime.mqtt.rival import RivalWatch
 from edge_runtime.mqtt.send_queue import Grant
@@ -162,7 +162,7 @@ class Connection:
         *,
         qos: int,
         retain: bool = False,
-        outcome: Outcome | None,
+        outcome: OnOutcome | None,
         properties: Properties | None = None,
     ) -> bool:
         """Send a message; False when there is no connection or no room, and then `outcome` is never called.

@@ -27,7 +27,7 @@ import msgspec
 from paho.mqtt.properties import Properties
 
 from edge_runtime.mqtt.connection import Connection
-from edge_runtime.mqtt.messages import Handler, Outcome, Will
+from edge_runtime.mqtt.messages import Handler, OnOutcome, Will
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 
@@ -174,7 +174,7 @@ class Failover:
         *,
         qos: int,
         retain: bool = False,
-        outcome: Outcome | None,
+        outcome: OnOutcome | None,
         properties: Properties | None = None,
     ) -> bool:
         """As a connection's, to the broker that serves; False also in the moments of a return."""

@@ -29,7 +29,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import AckCoalescing
-from edge_runtime.mqtt.messages import Handler, Message, Outcome
+from edge_runtime.mqtt.messages import Handler, Message, OnOutcome
 from edge_runtime.mqtt.paho_client import PahoClient, topic_of
 from edge_runtime.mqtt.send_queue import Grant, Queued, SendQueue
 from edge_runtime.mqtt.whole_socket import WholeSocket
@@ -101,7 +101,7 @@ class HotPath:
         self.grant = Grant()
         self.last_id = hot_packets.FIRST_ID
         self.owed: deque[Receipt] = deque()
-        self.outcomes: dict[int, Outcome | None] = {}
+        self.outcomes: dict[int, OnOutcome | None] = {}
         self.acks = AckCoalescing(self, wrapped, loop, ack_patience, prompt=prompt)
         self.answered = False
         self.is_paused = False
@@ -120,8 +120,8 @@ class HotPath:
         self._on_state = on_state
         self._on_end = on_end
         self._inbox: list[Message] = []
-        self._settled: list[tuple[Outcome, bool]] = []
-        self._handed: list[Outcome] = []  # of QoS 0, which is settled with the write
+        self._settled: list[tuple[OnOutcome, bool]] = []
+        self._handed: list[OnOutcome] = []  # of QoS 0, which is settled with the write
         self._flush_due = False
         self._delivering = False  # while a batch is with its handlers
         self._writing = False
@@ -153,7 +153,7 @@ class HotPath:
         *,
         qos: int,
         retain: bool,
-        outcome: Outcome | None,
+        outcome: OnOutcome | None,
         properties: Properties | None,
     ) -> bool:
         """Send a message, or queue it for a place in flight; see `Connection.publish`."""
@@ -171,7 +171,7 @@ class HotPath:
         return True
 
     def _send(
-        self, topic: str, payload: bytes, *, qos: int, retain: bool, extra: bytes, outcome: Outcome | None
+        self, topic: str, payload: bytes, *, qos: int, retain: bool, extra: bytes, outcome: OnOutcome | None
     ) -> None:
         packet_id = self._next_id() if qos else 0
         try:

@@ -32,5 +32,5 @@ class Will(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-Outcome = Callable[[bool], None]  # True: the broker has it; False: the broker refused it for good
+OnOutcome = Callable[[bool], None]  # True: the broker has it; False: the broker refused it for good
 Handler = Callable[[list[Message]], None]  # takes the messages of one wake-up

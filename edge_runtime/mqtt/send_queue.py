@@ -9,7 +9,7 @@ from collections import deque
 import msgspec
 
 from edge_runtime.mqtt import hot_packets
-from edge_runtime.mqtt.messages import Outcome
+from edge_runtime.mqtt.messages import OnOutcome
 from edge_runtime.system.counters import Counters
 
 MOST_QUEUED, MOST_QUEUED_BYTES = 256, 4 << 20  # of the device's own messages, while every place in flight is taken
@@ -38,7 +38,7 @@ class Queued(msgspec.Struct, eq=False):
     payload: bytes
     retain: bool
     extra: bytes
-    outcome: Outcome | None
+    outcome: OnOutcome | None
 
 
 class SendQueue:

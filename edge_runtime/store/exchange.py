@@ -27,7 +27,7 @@ from edge_runtime.store.records import Slot
 from edge_runtime.store.shadow import Shadow
 from edge_runtime.store.store import ModelStore
 from edge_runtime.stream.pipeline import Pipeline
-from edge_runtime.stream.worker import Candidate, rehearse
+from edge_runtime.stream.worker import TriedModel, rehearse
 from edge_runtime.system.background import run_beside
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
@@ -86,7 +86,7 @@ class Exchange:
         store: ModelStore,
         config: StoreTable,
         *,
-        hand_over: Callable[[Pipeline, Candidate], bool],
+        hand_over: Callable[[Pipeline, TriedModel], bool],
         reload: Callable[[], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -333,7 +333,7 @@ class Exchange:
 
         self._away(watched, fail)
 
-    def _take(self, watched: _Watched, slot: Slot, candidate: Candidate, growth: Growth) -> None:
+    def _take(self, watched: _Watched, slot: Slot, candidate: TriedModel, growth: Growth) -> None:
         if self._stopped:
             if slot.state == "probation":
                 self._pause(watched, slot)

@@ -22,7 +22,7 @@ from edge_runtime.stream.holding import Holding, OwedReceipts
 from edge_runtime.stream.rate import make_pace
 from edge_runtime.stream.score_drift import ScoreSample
 from edge_runtime.stream.windows import SavedStream, Windows
-from edge_runtime.stream.worker import Candidate, Job, LoadedBundle, Worker, rehearse
+from edge_runtime.stream.worker import LoadedBundle, ModelCall, TriedModel, Worker, rehearse
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters, Latencies
 from edge_runtime.system.log import fields, get_logger
@@ -113,7 +113,7 @@ class Pipeline:
         self._watches_drift = True
         self._loaded.sample = ScoreSample()
 
-    def swap(self, candidate: Candidate, payload: Payload) -> None:
+    def swap(self, candidate: TriedModel, payload: Payload) -> None:
         """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
 
         Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
@@ -270,22 +270,22 @@ class Pipeline:
             for receipt in receipts:
                 if receipt is not None:
                     receipt.hold()
-        job = Job(self._loaded, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
+        call = ModelCall(self._loaded, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
         if self._worker is not None:
-            self._worker.submit(job)
+            self._worker.submit(call)
             return
         try:
-            scores = self._ask(job)
+            scores = self._ask(call)
         except ModelError as error:
-            self._failed(job, error)
+            self._failed(call, error)
         else:
-            self._finish(job, scores)
+            self._finish(call, scores)
 
-    def _ask(self, job: Job) -> Scores:
+    def _ask(self, call: ModelCall) -> Scores:
         """The model's answers: only lent where nobody keeps them, and timed where somebody compares."""
         if self.listener is None:
-            return job.loaded.model.run_borrowed(job.windows, job.carries)  # read before the next window comes
-        return job.run()
+            return call.loaded.model.run_borrowed(call.windows, call.carries)  # read before the next window comes
+        return call.run()
 
     def expire(self) -> None:
         """Forget the keys that were silent for longer than the configuration wants to wait."""
@@ -339,58 +339,58 @@ class Pipeline:
         if self._worker is not None:
             self._worker.stop()
 
-    def _finish(self, job: Job, scores: Scores) -> None:
+    def _finish(self, call: ModelCall, scores: Scores) -> None:
         finite = scores.finite_rows()
-        for row in range(len(job.keys)):
+        for row in range(len(call.keys)):
             try:
-                self._publish(job, row, scores, is_finite=finite is None or bool(finite[row]))
+                self._publish(call, row, scores, is_finite=finite is None or bool(finite[row]))
             except Exception:  # noqa: BLE001 - a fault of ours must not stop the neighbours, nor be tried again
                 self.counters.errors["prediction_failed"] += 1
                 _log.exception("a prediction could not be made", extra=fields(model=self.config.name))
-                _release(job.receipts[row])
-        self.counters.counts["predictions"] += len(job.keys)
+                _release(call.receipts[row])
+        self.counters.counts["predictions"] += len(call.keys)
         self.last_prediction = time.time()
-        job.loaded.latencies.add(time.perf_counter() - job.arrived)
-        if job.loaded.sample is not None:
-            job.loaded.sample.add(scores)
-        if self.listener is not None and job.took and job.loaded is self._loaded:
-            self.listener.offer(job.windows, job.keys, scores, job.took)
+        call.loaded.latencies.add(time.perf_counter() - call.arrived)
+        if call.loaded.sample is not None:
+            call.loaded.sample.add(scores)
+        if self.listener is not None and call.took and call.loaded is self._loaded:
+            self.listener.offer(call.windows, call.keys, scores, call.took)
 
-    def _publish(self, job: Job, row: int, scores: Scores, *, is_finite: bool) -> None:
-        key, receipt = job.keys[row], job.receipts[row]
+    def _publish(self, call: ModelCall, row: int, scores: Scores, *, is_finite: bool) -> None:
+        key, receipt = call.keys[row], call.receipts[row]
         if not is_finite:
             self.counters.errors["model_not_finite"] += 1
-            job.loaded.failed += 1
-            job.carries[row].parts = None  # a state that has become NaN would stay so for ever
+            call.loaded.failed += 1
+            call.carries[row].parts = None  # a state that has become NaN would stay so for ever
             _release(receipt)
             return
-        job.loaded.answered += 1
-        prediction = job.loaded.decider.decide(scores, row, key, job.times[row])
+        call.loaded.answered += 1
+        prediction = call.loaded.decider.decide(scores, row, key, call.times[row])
         if prediction is None:
             self.counters.counts["withheld"] += 1
             _release(receipt)
             return
-        prediction.identity = job.identities[row]
+        prediction.identity = call.identities[row]
         address = self._addresses.get(key)
         if address is None:
             address = self._addresses[key] = self._address(key)
-        payload = job.loaded.payload.encode(prediction, synchronised=self._clock.is_synchronised)
+        payload = call.loaded.payload.encode(prediction, synchronised=self._clock.is_synchronised)
         priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
         self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
 
-    def _failed(self, job: Job, error: ModelError) -> None:
+    def _failed(self, call: ModelCall, error: ModelError) -> None:
         """Find the window that the model cannot take, set it aside, and go on with its neighbours."""
-        if len(job.keys) > 1:
-            for row in range(len(job.keys)):
-                alone = Job(
-                    job.loaded,
-                    job.windows[row : row + 1].copy(),
-                    job.keys[row : row + 1],
-                    job.times[row : row + 1],
-                    job.identities[row : row + 1],
-                    job.receipts[row : row + 1],
-                    job.carries[row : row + 1],
-                    job.arrived,
+        if len(call.keys) > 1:
+            for row in range(len(call.keys)):
+                alone = ModelCall(
+                    call.loaded,
+                    call.windows[row : row + 1].copy(),
+                    call.keys[row : row + 1],
+                    call.times[row : row + 1],
+                    call.identities[row : row + 1],
+                    call.receipts[row : row + 1],
+                    call.carries[row : row + 1],
+                    call.arrived,
                 )
                 try:
                     scores = alone.loaded.model.run(alone.windows, alone.carries)
@@ -400,9 +400,9 @@ class Pipeline:
                     self._finish(alone, scores)
             return
         self.counters.errors["model_failed"] += 1
-        job.loaded.failed += 1
+        call.loaded.failed += 1
         _log.error("the model failed on a window, which is set aside", extra=fields(model=self.config.name, why=error))
-        _release(job.receipts[0])
+        _release(call.receipts[0])
 
     def _address(self, key: str | None) -> tuple[str, str]:
         """The outbox's stream and the topic of a key."""

@@ -101,7 +101,7 @@ class Recent(Generic[Name, Value]):
             self._is_needed(value)
 
 
-class Entry(msgspec.Struct, eq=False, gc=False):
+class SeenReading(msgspec.Struct, eq=False, gc=False):
     """One reading or message that came.
 
     Attributes:
@@ -119,11 +119,11 @@ class Entry(msgspec.Struct, eq=False, gc=False):
     receipt: Receipt | None
 
 
-def _number(entry: Entry, owed: OwedReceipts) -> int | None:
+def _number(entry: SeenReading, owed: OwedReceipts) -> int | None:
     return owed.known(entry.receipt) if entry.receipt is not None and _is_owed(entry) else None
 
 
-def _is_owed(entry: Entry) -> bool:
+def _is_owed(entry: SeenReading) -> bool:
     if entry.receipt is not None and entry.receipt.is_released:
         entry.receipt = None
     return entry.receipt is not None
@@ -191,10 +191,10 @@ class Seen:
         self._messages_before = 0
         self._drops_late = late == "drop"
         self._tolerance = late_tolerance
-        self._readings: Recent[tuple[str | None, str] | tuple[str | None, str, int], Entry] = Recent(
+        self._readings: Recent[tuple[str | None, str] | tuple[str | None, str, int], SeenReading] = Recent(
             GENERATION, _is_owed
         )
-        self._messages: Recent[int, Entry] = Recent(MESSAGES, _is_owed)
+        self._messages: Recent[int, SeenReading] = Recent(MESSAGES, _is_owed)
         self._topics: Recent[bytes, int] = Recent(TOPICS)
         self._keys: Recent[str | None, _Key] = Recent(KEYS)
 
@@ -285,10 +285,10 @@ class Seen:
                 _pass_on(entry, receipt)
                 self._messages.put(receipt.number, entry)
                 return True
-        self._messages.put(receipt.number, Entry(mark, 0, 0, link, receipt))
+        self._messages.put(receipt.number, SeenReading(mark, 0, 0, link, receipt))
         return False
 
-    def _owed_like(self, mark: int, link: int) -> Entry | None:
+    def _owed_like(self, mark: int, link: int) -> SeenReading | None:
         """A message of an earlier connection that its broker must send again, for brokers that give it a new number."""
         for entry in self._messages.values():
             if entry.digest == mark and entry.link != link and _is_owed(entry):
@@ -315,7 +315,7 @@ class Seen:
             _pass_on(entry, receipt)
             return _REPEATED
         is_reused = entry is not None or (number is not None and state.high - number >= RESTART)
-        new = Entry(digest, state.count, message, link, receipt)
+        new = SeenReading(digest, state.count, message, link, receipt)
         self._readings.put((key, identity), new)
         if is_reused:
             self._count("identity_reused", _place(key, identity))
@@ -399,17 +399,17 @@ class Seen:
         """Take back what an earlier start has saved, after the windows have taken their receipts."""
         for key, identity, digest, number in saved.owed_readings:
             if (receipt := owed.held(number)) is not None:
-                self._readings.put((key, identity), Entry(digest, 0, -1, 0, receipt))
+                self._readings.put((key, identity), SeenReading(digest, 0, -1, 0, receipt))
         for packet, digest, number in saved.owed_messages:
             if (receipt := owed.held(number)) is not None:
-                self._messages.put(packet, Entry(digest, 0, -1, 0, receipt))
+                self._messages.put(packet, SeenReading(digest, 0, -1, 0, receipt))
         for key, high, is_unreliable in saved.keys:
             state = self._new_key(key)
             state.high, state.reused_at = high, 0 if is_unreliable else -GENERATION
         for key, identity, digest in saved.readings:
-            self._readings.put((key, identity), Entry(digest, 0, -1, 0, None))
+            self._readings.put((key, identity), SeenReading(digest, 0, -1, 0, None))
         for number, digest in saved.messages:
-            self._messages.put(number, Entry(digest, 0, -1, 0, None))
+            self._messages.put(number, SeenReading(digest, 0, -1, 0, None))
         for topic, digest in saved.topics:
             self._topics.put(topic, digest)
 
@@ -428,7 +428,7 @@ def log_first(source: str) -> Notice:
     return notice
 
 
-def _pass_on(entry: Entry, receipt: Receipt | None) -> None:
+def _pass_on(entry: SeenReading, receipt: Receipt | None) -> None:
     """The same reading came again: its message is acknowledged when what was made of the first one is safe."""
     if receipt is not None and _is_owed(entry) and entry.receipt is not receipt:
         assert entry.receipt is not None

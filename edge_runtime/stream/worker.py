@@ -1,6 +1,6 @@
 """What runs a model: a loaded bundle with all that depends on it, and the thread for one that is slow.
 
-Guarantee: jobs of a `Worker` are answered in the order in which they came; what waits is bounded, and what a bound
+Guarantee: calls of a `Worker` are answered in the order in which they came; what waits is bounded, and what a bound
 costs is counted. Windows whose readings have receipts are never dropped, since they hold their broker back.
 """
 
@@ -45,14 +45,14 @@ class LoadedBundle(msgspec.Struct, eq=False):
     sample: ScoreSample | None = None
 
 
-class Candidate(msgspec.Struct, frozen=True, eq=False):
+class TriedModel(msgspec.Struct, frozen=True, eq=False):
     """A loaded bundle that has run; `slow` when the loop must not wait for it."""
 
     model: Model
     slow: bool
 
 
-class Job(msgspec.Struct, eq=False):
+class ModelCall(msgspec.Struct, eq=False):
     """Windows on their way through the model; every list has one item a window."""
 
     loaded: LoadedBundle
@@ -78,22 +78,22 @@ class Job(msgspec.Struct, eq=False):
 
 
 class Worker:
-    """One thread that runs a slow model, so that the loop stays punctual. Jobs stay in order."""
+    """One thread that runs a slow model, so that the loop stays punctual. Calls stay in order."""
 
     def __init__(
         self,
         model: str,
         loop: Loop,
-        finish: Callable[[Job, Scores], None],
-        failed: Callable[[Job, ModelError], None],
+        finish: Callable[[ModelCall, Scores], None],
+        failed: Callable[[ModelCall, ModelError], None],
         counters: Counters,
     ) -> None:
         self._finish = finish
         self._failed = failed
         self._counters = counters
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[ModelCall] = deque()
         self._pending_windows = 0
-        self._running: Job | None = None
+        self._running: ModelCall | None = None
         self._retiring = False
         self._what = f"model {model}"
         self._thread = BackgroundThread("model", loop.call_soon_threadsafe)
@@ -108,11 +108,11 @@ class Worker:
         """Less than half of the bound is waiting."""
         return self._pending_windows < MAX_PENDING_WINDOWS // 2
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; its windows are copied, as the windower will write over them."""
-        job.windows = job.windows.copy()
-        self._waiting.append(job)
-        self._pending_windows += len(job.keys)
+    def submit(self, call: ModelCall) -> None:
+        """Queue a call; its windows are copied, as the windower will write over them."""
+        call.windows = call.windows.copy()
+        self._waiting.append(call)
+        self._pending_windows += len(call.keys)
         while self._pending_windows > MAX_PENDING_WINDOWS and len(self._waiting) > 1:
             if not self._drop_oldest():
                 break
@@ -125,16 +125,16 @@ class Worker:
             self.stop()
 
     def stop(self) -> None:
-        """Let the thread end after its present job."""
+        """Let the thread end after its present call."""
         self._thread.stop()
 
     def _drop_oldest(self) -> bool:
         """Make room; windows whose readings have receipts stay, since they hold their broker back."""
-        for job in self._waiting:
-            if all(receipt is None for receipt in job.receipts):
-                self._waiting.remove(job)
-                self._pending_windows -= len(job.keys)
-                self._counters.dropped["model_busy"] += len(job.keys)
+        for call in self._waiting:
+            if all(receipt is None for receipt in call.receipts):
+                self._waiting.remove(call)
+                self._pending_windows -= len(call.keys)
+                self._counters.dropped["model_busy"] += len(call.keys)
                 return True
         return False
 
@@ -144,23 +144,23 @@ class Worker:
         if self._running is None and self._waiting:
             self._running = self._waiting.popleft()
             self._pending_windows -= len(self._running.keys)
-            job = self._running
-            self._thread.submit(job.run, partial(self._done, job), partial(self._could_not, job), what=self._what)
+            call = self._running
+            self._thread.submit(call.run, partial(self._done, call), partial(self._could_not, call), what=self._what)
 
-    def _done(self, job: Job, scores: Scores) -> None:
+    def _done(self, call: ModelCall, scores: Scores) -> None:
         self._running = None
-        self._finish(job, scores)
+        self._finish(call, scores)
         self._next()
 
-    def _could_not(self, job: Job, error: Exception) -> None:
+    def _could_not(self, call: ModelCall, error: Exception) -> None:
         if not isinstance(error, ModelError):
             raise error  # a fault of ours
         self._running = None
-        self._failed(job, error)
+        self._failed(call, error)
         self._next()
 
 
-def rehearse(model: Model, config: ModelTable) -> Candidate:
+def rehearse(model: Model, config: ModelTable) -> TriedModel:
     """Run a model on zeros, which also fills its caches, and see whether it would hold the loop up. Any thread may.
 
     Raises:
@@ -172,4 +172,4 @@ def rehearse(model: Model, config: ModelTable) -> Candidate:
     started = time.perf_counter()
     model.run(zeros)
     took = time.perf_counter() - started
-    return Candidate(model, config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S))
+    return TriedModel(model, config.run == "worker" or (config.run == "auto" and took > SLOW_MODEL_S))

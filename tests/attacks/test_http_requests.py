@@ -17,7 +17,7 @@ from edge_runtime.bundle.open import open_bundle
 from edge_runtime.http import connections as connections_module
 from edge_runtime.http import server as server_module
 from edge_runtime.http.app import App
-from edge_runtime.http.channel import FEW_UNSENT
+from edge_runtime.http.client_connection import FEW_UNSENT
 from edge_runtime.http.connections import CONNECTIONS, MAX_BODIES_BYTES, Connections
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.oip_v2 import MAX_ANSWER_BYTES
@@ -142,7 +142,7 @@ def test_requests_sent_ahead_and_never_read_cost_one_answer(server: Server) -> N
         for _ in range(50):
             assert_serves(server)
         answer = len(ask(server, "GET", "/openapi.json")[1])
-        assert max(channel.unsent for channel in connections(server)._channels.values()) < 2 * FEW_UNSENT + answer
+        assert max(client.unsent for client in connections(server)._clients.values()) < 2 * FEW_UNSENT + answer
         assert server._app.requests["openapi", 200] < 1000, "no answer is made while the last ones are not read"
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.outbox_thread import OutboxThread
-from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, Row
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, OutboxRow
 from edge_runtime.system.loop import Callback, Loop, Timer
 
 MOST_CALLBACKS = 100_000  # a pass that runs longer is a hot loop, which is a fault
@@ -122,7 +122,7 @@ class SteppedStore:
         self.committed_rows += len(rows)
         self._requests.append(lambda: answer(self._try(lambda: self.store.commit(rows, delivered))))
 
-    def fetch(self, after: int, limit: int, answer: Callable[[list[Row] | OutboxFileError], None]) -> None:
+    def fetch(self, after: int, limit: int, answer: Callable[[list[OutboxRow] | OutboxFileError], None]) -> None:
         """As `OutboxThread.fetch`."""
         self._requests.append(lambda: answer(self._try(lambda: self.store.fetch(after, limit))))
 

@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge_runtime.config.convert import Conversion
+from edge_runtime.config.convert import ConfigConversion
 
 TableT = TypeVar("TableT", bound=msgspec.Struct)
 
 
 def table(kind: type[TableT], **keys: Any) -> TableT:
     """A table of one kind; every key must be right in itself."""
-    conversion = Conversion("/")
+    conversion = ConfigConversion("/")
     found = conversion.table(kind, {name: _as_parsed(value) for name, value in keys.items()}, "", frozenset())
     assert not conversion.mistakes, conversion.mistakes
     value = found.value

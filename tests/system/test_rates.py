@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converter import demo
-from edge_runtime.batch.run import Outcome, Request, predict
+from edge_runtime.batch.run import PredictOptions, PredictSummary, predict
 from edge_runtime.cli import main
 from edge_runtime.readings import Floats
 from tests.conftest import MakeDaemon, MakeSubscriber
@@ -65,7 +65,7 @@ def record(folder: Path, held_out: tuple[Floats, NDArray[np.str_]], rate_hz: flo
     return files
 
 
-def accuracy(outcome: Outcome) -> float:
+def accuracy(outcome: PredictSummary) -> float:
     """The share of the windows whose label is right."""
     assert outcome.judgement is not None
     right = sum(row.get(label, 0) for label, row in outcome.judgement.confusion.items())
@@ -77,9 +77,9 @@ def test_predict_notices_another_rate_and_brings_it_to_the_models(
 ) -> None:
     """At 20 and 50 Hz `warn` names both rates, `resample` is within 0.02 of 0.983, and `reject` uses nothing."""
 
-    def run(rate_hz: float, on_rate: Any) -> Outcome:
+    def run(rate_hz: float, on_rate: Any) -> PredictSummary:
         files = record(tmp_path, held_out, rate_hz)
-        return predict(Request(bundle, files, None, time="time", truth=("truth",), on_rate=on_rate, workers=1))
+        return predict(PredictOptions(bundle, files, None, time="time", truth=("truth",), on_rate=on_rate, workers=1))
 
     assert accuracy(run(10.0, "warn")) == pytest.approx(RIGHT, abs=0.01)  # int8: one window more or less
     assert accuracy(run(10.0, "resample")) == accuracy(run(10.0, "warn"))
@@ -102,7 +102,7 @@ def test_resampling_changes_no_bit_of_a_stream_at_the_right_rate(
     """The outputs of `warn` and `resample` are the same file."""
     files = record(tmp_path, held_out, 10.0)
     for on_rate in ("warn", "resample"):
-        request = Request(bundle, files, tmp_path / f"{on_rate}.csv", time="time", on_rate=on_rate, workers=1)
+        request = PredictOptions(bundle, files, tmp_path / f"{on_rate}.csv", time="time", on_rate=on_rate, workers=1)
         predict(request)
     assert (tmp_path / "warn.csv").read_bytes() == (tmp_path / "resample.csv").read_bytes()
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from converter.load import open_model
 from converter.load.source import SourceModel
 from converter.normal_form import normal_form
-from converter.plan import Plan, agree
+from converter.plan import BundlePlan, agree
 from converter.quantize import Candidate, Recipe, candidate
 from converter.session import run, session_of
 from converter.spec import Spec
@@ -24,7 +24,7 @@ class Converted:
     """One model in all its forms, and their answers to the same windows: the source's, and the float ONNX's."""
 
     source: SourceModel
-    plan: Plan
+    plan: BundlePlan
     base: Candidate
     expected: Any
     found: Any

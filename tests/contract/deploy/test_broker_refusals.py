@@ -12,7 +12,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_line import BrokerLine, Login
 from edge_runtime.fleet.broker_view import look_at
 from edge_runtime.fleet.errors import AwayError, BusyError, RefusedError
-from edge_runtime.fleet.inventory import FleetBrokerTable, Target
+from edge_runtime.fleet.inventory import FleetBrokerTable, FleetDevice
 from edge_runtime.fleet.mqtt_transport import BundleSender
 from tests.conftest import MakeBroker, MakeSubscriber
 from tests.support import builders
@@ -38,7 +38,7 @@ def _login(broker: Mosquitto, word: str = "p") -> Login:
     return Login(url=broker.url, username="release", password=word)
 
 
-def _target(broker: Mosquitto, folder: Path) -> Target:
+def _target(broker: Mosquitto, folder: Path) -> FleetDevice:
     (folder / "password").write_text("p")
     table = FleetBrokerTable(url=broker.url, username="release", password_file=str(folder / "password"))
     return msgspec.structs.replace(targets("room")[0], transport="mqtt", broker=table)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from edge_runtime.batch.run import Request, predict
+from edge_runtime.batch.run import PredictOptions, predict
 from edge_runtime.bundle.manifest import Manifest, output_ports
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
@@ -83,7 +83,7 @@ class Deployment:
         source = self.folder / f"in{suffix}"
         _write(source, readings, self.manifest)
         output = self.folder / "out.jsonl"
-        predict(Request(self.path, [str(source)], output, workers=workers))
+        predict(PredictOptions(self.path, [str(source)], output, workers=workers))
         rows = [json.loads(line) for line in output.read_text().splitlines()]
         return np.array([row_numbers(row, self.manifest) for row in rows], np.float32)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_runtime.batch.evaluate import Judgement, describe
+from edge_runtime.batch.evaluate import EvaluationCounts, describe
 from edge_runtime.batch.label_names import places_of
 from edge_runtime.bundle.manifest import Channel, Input, Manifest, Output
 from edge_runtime.errors import CommandError
@@ -61,16 +61,16 @@ def manifest() -> Manifest:
 
 def test_predict_counts_truth_in_the_model_s_classes() -> None:
     """`predict --label` says the same accuracy whichever names the recordings have."""
-    one = Judgement(judged=10, confusion={"walking": {"walking": 4, "running": 1}, "running": {"running": 5}})
-    other = Judgement(judged=10, confusion={"0": {"walking": 4, "running": 1}, "1": {"running": 5}})
+    one = EvaluationCounts(judged=10, confusion={"walking": {"walking": 4, "running": 1}, "running": {"running": 5}})
+    other = EvaluationCounts(judged=10, confusion={"0": {"walking": 4, "running": 1}, "1": {"running": 5}})
     assert describe(one, manifest()) == describe(other, manifest())
     assert "accuracy 0.9000" in describe(other, manifest())
 
 
 def test_predict_fails_where_no_truth_is_known() -> None:
     """An accuracy of 0.0000 would look like a bad model; some strange labels among known ones are only named."""
-    nothing = Judgement(judged=2, confusion={"sitting": {"walking": 2}})
+    nothing = EvaluationCounts(judged=2, confusion={"sitting": {"walking": 2}})
     with pytest.raises(CommandError, match=r"--label: labels: expected walking, running .* found 'sitting'"):
         describe(nothing, manifest())
-    some = Judgement(judged=3, confusion={"sitting": {"walking": 2}, "running": {"running": 1}})
+    some = EvaluationCounts(judged=3, confusion={"sitting": {"walking": 2}, "running": {"running": 1}})
     assert "labels that the model does not know: sitting" in describe(some, manifest())

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from edge_runtime.batch.run import Outcome, Request, predict
+from edge_runtime.batch.run import PredictOptions, PredictSummary, predict
 from edge_runtime.errors import CommandError
 from edge_runtime.recordings.locations import Remote, place
 from tests.support import builders
@@ -53,9 +53,9 @@ def recordings(tmp_path: Path) -> Path:
     return folder
 
 
-def run(bundle: Path, files: list[str], output: str, workers: int = 1) -> Outcome:
+def run(bundle: Path, files: list[str], output: str, workers: int = 1) -> PredictSummary:
     """The command."""
-    return predict(Request(bundle, files, place(output), workers=workers))
+    return predict(PredictOptions(bundle, files, place(output), workers=workers))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", "npz"])

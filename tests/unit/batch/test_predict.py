@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from edge_runtime.batch import local_engine
-from edge_runtime.batch.run import Outcome, Request, predict
+from edge_runtime.batch.run import PredictOptions, PredictSummary, predict
 from edge_runtime.batch.score import InterruptedPartError, score_part
 from edge_runtime.batch.side_by_side import SideBySide
 from edge_runtime.bundle.model import Model, ModelError, Scores
@@ -88,9 +88,9 @@ def column(path: Path, name: str) -> Floats:
     return np.array([row[name] for row in read_rows(path)], np.float32)
 
 
-def run(bundle: Path, *files: Path, output: Path | None, **options: Any) -> Outcome:
+def run(bundle: Path, *files: Path, output: Path | None, **options: Any) -> PredictSummary:
     """Predict in this process."""
-    return predict(Request(bundle, [str(file) for file in files], output, workers=1, **options))
+    return predict(PredictOptions(bundle, [str(file) for file in files], output, workers=1, **options))
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -308,7 +308,7 @@ def test_processes_give_the_same_file(tmp_path: Path, bundle: Path, readings: Fl
     """The number of workers changes nothing."""
     files = [write_parquet(tmp_path / f"{n}.parquet", readings[n * 20 : n * 20 + 20]) for n in range(3)]
     run(bundle, *files, output=tmp_path / "one.csv")
-    predict(Request(bundle, [str(tmp_path / "*.parquet")], tmp_path / "two.csv", workers=2))
+    predict(PredictOptions(bundle, [str(tmp_path / "*.parquet")], tmp_path / "two.csv", workers=2))
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
 
 
@@ -352,7 +352,7 @@ def test_cores_without_a_part_take_windows_of_the_others(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr("edge_runtime.batch.run.run_parts", parts)
     sources = [write_csv(tmp_path / f"{n}.csv", readings[:10]) for n in range(files)]
-    predict(Request(bundle, [str(file) for file in sources], tmp_path / "out.csv", **options))
+    predict(PredictOptions(bundle, [str(file) for file in sources], tmp_path / "out.csv", **options))
     assert seen == [expected]
 
 
@@ -408,7 +408,7 @@ def test_a_mistake_in_a_worker_is_one_line(tmp_path: Path, bundle: Path, reading
     files = [write_csv(tmp_path / f"{n}.csv", readings, power=["x"] * 60) for n in range(2)]
     regression = builders.regression(channels=CHANNELS).save(tmp_path / "r.onnx")
     with pytest.raises(CommandError, match="--label: expected numbers, found 'x'"):
-        predict(Request(regression, list(map(str, files)), None, truth=("power",), workers=2))
+        predict(PredictOptions(regression, list(map(str, files)), None, truth=("power",), workers=2))
 
 
 def test_evaluation_counts_confusions(tmp_path: Path, bundle: Path, readings: Floats) -> None:

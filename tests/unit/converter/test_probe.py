@@ -9,15 +9,15 @@ from onnx import TensorProto, helper
 
 from converter.graph.build import GraphBuilder, serialize
 from converter.load.source import Answer
-from converter.plan import Plan
+from converter.plan import BundlePlan
 from converter.probe import Point, ask_beyond, beyond, probing_rows
 from edge_runtime.bundle.manifest import Channel, Input, Target, Window
 
 
-def plan(*channels: Channel, length: int = 1) -> Plan:
+def plan(*channels: Channel, length: int = 1) -> BundlePlan:
     """A regression of one target."""
     takes = Input(channels=channels, window=Window(length=length, stride=length))
-    return Plan("m", "1.0.0", "regression", takes, (), (), (), (Target(name="y"),), None)
+    return BundlePlan("m", "1.0.0", "regression", takes, (), (), (), (Target(name="y"),), None)
 
 
 def rows(*columns: Any) -> Any:

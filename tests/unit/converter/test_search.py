@@ -16,7 +16,7 @@ from converter.commands.inspect import manifest_of
 from converter.quantize import Recipe, stages
 from converter.search import Bench
 from converter.session import Speed
-from converter.targets import TARGETS, Host, estimate, this_host, warnings_for
+from converter.targets import TARGETS, HostCore, estimate, this_host, warnings_for
 from edge_runtime.bundle.measured import MIB, Measured, write_measured
 
 
@@ -207,12 +207,12 @@ def test_a_target_device_warns_of_what_it_cannot_carry() -> None:
 
 def test_a_time_that_nobody_measured_is_called_an_estimate() -> None:
     """Slower cores are said to be slower, never faster than the machine that converts."""
-    host = Host(mhz=3000.0, decode=4, flops_per_us=60_000.0)
+    host = HostCore(mhz=3000.0, decode=4, flops_per_us=60_000.0)
     texts = {target: estimate(target, 100.0, host) for target in TARGETS}
     assert all("estimate, not measured" in text for text in texts.values())
     assert "0.6 to 0.75 ms" in texts["zero2w"]
     assert "0.12 to 0.16 ms" in texts["pi5"]
-    weak = Host(mhz=600.0, decode=1, flops_per_us=100.0)
+    weak = HostCore(mhz=600.0, decode=1, flops_per_us=100.0)
     assert "0.1 to 0.1 ms" in estimate("pi5", 100.0, weak)
     assert this_host().flops_per_us > 0
 

@@ -11,10 +11,10 @@ from edge_runtime.bundle.open import open_bundle
 from edge_runtime.cli import main
 from edge_runtime.fleet import cli, over_mqtt, over_ssh
 from edge_runtime.fleet.broker_view import Known
-from edge_runtime.fleet.inventory import RolloutTable, Target
+from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
 from edge_runtime.fleet.progress import Silent, Totals
 from edge_runtime.fleet.rollout import Outcome, Watcher, roll_out
-from edge_runtime.fleet.ssh import Answer
+from edge_runtime.fleet.ssh import RemoteResult
 from tests.support.builders import classification
 from tests.unit.fleet.test_rollout import Terminal, targets, work
 
@@ -41,25 +41,25 @@ class Devices:
         self.stopped_services: dict[str, str] = {}
         self.next: dict[str, Any] = {}
 
-    def run(self, target: Target, words: Sequence[str], *, timeout: float | None = None) -> Answer:
+    def run(self, target: FleetDevice, words: Sequence[str], *, timeout: float | None = None) -> RemoteResult:
         """As `ssh.run`."""
         del timeout
         store = self.stores[target.name]
         if "list" in words:
-            return Answer(0, json.dumps(store), "")
+            return RemoteResult(0, json.dumps(store), "")
         if "rollback" in words:
             self.rolled_back.append((target.name, words[-1]))
             for each in store:
                 if each["name"] == words[-1]:
                     each["state"] = "active" if each["state"] == "previous" else "previous"
-            return Answer(0, "it went back\n", "")
+            return RemoteResult(0, "it went back\n", "")
         if "install" in words:
             store.append(self.next)
-            return Answer(0, "it is active, on probation\n", "")
+            return RemoteResult(0, "it is active, on probation\n", "")
         if any("systemctl start" in word for word in words):
             why = self.stopped_services.get(target.name)
-            return Answer(0, "started\n", "") if why is None else Answer(1, "", why)
-        return Answer(0, "", "")
+            return RemoteResult(0, "started\n", "") if why is None else RemoteResult(1, "", why)
+        return RemoteResult(0, "", "")
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_a_wave_is_watched_by_default_so_that_a_canary_proves_its_probation() ->
     pauses: list[float] = []
     asked: list[str] = []
 
-    def confirm(target: Target) -> str | None:
+    def confirm(target: FleetDevice) -> str | None:
         asked.append(target.name)
         return "went back: it answers NaN" if target.name == "b" else None
 
@@ -210,12 +210,12 @@ def test_a_wave_is_watched_by_default_so_that_a_canary_proves_its_probation() ->
     assert pauses == [], "whoever asks for no soak gets none"
 
 
-def two_hundred() -> list[Target]:
+def two_hundred() -> list[FleetDevice]:
     """Devices in three lines of a plant."""
     return targets(*[f"press-{number:03}" for number in range(1, 201)])
 
 
-def mixed(target: Target, _: Watcher) -> Outcome:
+def mixed(target: FleetDevice, _: Watcher) -> Outcome:
     """Ten fail, ten are away, the rest are done."""
     number = int(target.name[-3:])
     if number % 20 == 7:

@@ -2,21 +2,21 @@
 
 import json
 
-from edge_runtime.fleet.overview import HEADER, MARK, Row, cells, fill_from_answer
-from edge_runtime.fleet.ssh import Answer
+from edge_runtime.fleet.overview import HEADER, MARK, OverviewRow, cells, fill_from_answer
+from edge_runtime.fleet.ssh import RemoteResult
 
 
-def answer(*parts: str, err: str = "") -> Answer:
+def answer(*parts: str, err: str = "") -> RemoteResult:
     """What a device prints: one part after the other."""
-    return Answer(0, "greeting\n" + "".join(f"{MARK}\n{part}\n" for part in parts), err)
+    return RemoteResult(0, "greeting\n" + "".join(f"{MARK}\n{part}\n" for part in parts), err)
 
 
-def fill(row: Row, found: Answer) -> None:
+def fill(row: OverviewRow, found: RemoteResult) -> None:
     """As the look over ssh does."""
     fill_from_answer(row, found.out.split(MARK)[1:], found.reason)
 
 
-def told(row: Row, now: float = 1000.0) -> list[dict[str, str]]:
+def told(row: OverviewRow, now: float = 1000.0) -> list[dict[str, str]]:
     """The lines of the table, by column; empty cells are left out."""
     return [{key: cell for key, cell in zip(HEADER, line, strict=True) if cell} for line in cells(row, now)]
 
@@ -29,7 +29,7 @@ def test_a_device_that_answers_everything_fills_its_row() -> None:
         {"name": "b", "version": "2.0.0", "digest": "d2", "state": "probation"},
     ]
     status = [{"queued": 3, "last_prediction": 940.0}, {"queued": 4, "last_prediction": 900}]
-    row = Row(name="d0", reachable=True)
+    row = OverviewRow(name="d0", reachable=True)
     fill(row, answer("7300.5 1.0", "48312", "active", "edge-runtime 1.2.3", json.dumps(status), json.dumps(models)))
     common = {"DEVICE": "d0", "REACHABLE": "yes", "SERVICE": "active", "UPTIME": "2 h 1 min", "LAST": "1 min ago"}
     common |= {"QUEUE": "7", "TEMP": "48 C"}
@@ -46,19 +46,19 @@ def test_a_device_that_went_back_by_itself_says_why() -> None:
         {"name": "a", "version": "1.0.0", "digest": "d0", "state": "active"},
         {"name": "a", "version": "1.1.0", "digest": "d1", "state": "rejected", "why": "NaN in 3 of 100 windows"},
     ]
-    row = Row(name="d0", reachable=True)
+    row = OverviewRow(name="d0", reachable=True)
     fill(row, answer("", "", "active", "edge-runtime 1.2.3", "", json.dumps(models)))
     assert told(row)[0]["WHY"] == "went back from 1.1.0: NaN in 3 of 100 windows"
 
 
 def test_a_device_without_runtime_or_with_a_broken_store_has_a_row() -> None:
     """Each part may fail by itself; the reason stands in the last column."""
-    row = Row(name="d0", reachable=True)
+    row = OverviewRow(name="d0", reachable=True)
     fill(row, answer("10 1", "", "inactive", "", "", ""))
     assert told(row)[0]["WHY"] == "the runtime is not installed: provision the device first"
-    row = Row(name="d0", reachable=True)
+    row = OverviewRow(name="d0", reachable=True)
     fill(row, answer("10 1", "", "active", "edge-runtime 1", "no json", "", err="x\n/var: cannot be read: why\n"))
     assert told(row)[0]["WHY"] == "/var: cannot be read: why"
-    row = Row(name="d0", reachable=True)
-    fill(row, Answer(1, "", "sudo: a password is required\n"))
+    row = OverviewRow(name="d0", reachable=True)
+    fill(row, RemoteResult(1, "", "sudo: a password is required\n"))
     assert told(row)[0]["WHY"] == "sudo: a password is required"

@@ -12,16 +12,16 @@ import pytest
 
 from edge_runtime.errors import CommandError, TransientError
 from edge_runtime.fleet.errors import AwayError, BusyError, RefusedError
-from edge_runtime.fleet.inventory import RolloutTable, Target
+from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
 from edge_runtime.fleet.progress import Lines, Silent, shown
-from edge_runtime.fleet.rollout import Limits, Outcome, Result, Runner, Watcher, exit_code, roll_out, waves
+from edge_runtime.fleet.rollout import FailureLimit, Outcome, Result, Runner, Watcher, exit_code, roll_out, waves
 from edge_runtime.fleet.table import duration, folded, render
 
 
-def targets(*names: str) -> list[Target]:
+def targets(*names: str) -> list[FleetDevice]:
     """Devices that nobody talks to."""
     return [
-        Target(
+        FleetDevice(
             name=name, address=name, service=name, account="a", runtime="r", store="s", allowed_signers="k",
             connect_timeout=1.0, stall_timeout=1.0, group=None, kind=None, config=None, port=None, ssh_config=None,
         )
@@ -29,7 +29,7 @@ def targets(*names: str) -> list[Target]:
     ]  # fmt: skip
 
 
-def names(groups: list[list[Target]]) -> list[list[str]]:
+def names(groups: list[list[FleetDevice]]) -> list[list[str]]:
     """The devices of each wave."""
     return [[each.name for each in wave] for wave in groups]
 
@@ -49,10 +49,10 @@ def test_canaries_go_first_and_the_rest_in_waves(rollout: RolloutTable, expected
     assert names(waves(targets(*"abcde"), rollout)) == expected
 
 
-def work(failing: str = "", seen: list[str] | None = None) -> Callable[[Target, Watcher], Outcome]:
+def work(failing: str = "", seen: list[str] | None = None) -> Callable[[FleetDevice, Watcher], Outcome]:
     """Work that fails on some devices."""
 
-    def one(target: Target, _: Watcher) -> Outcome:
+    def one(target: FleetDevice, _: Watcher) -> Outcome:
         if seen is not None:
             seen.append(target.name)
         if target.name in failing:
@@ -108,7 +108,7 @@ def test_no_more_devices_than_the_limit_are_at_work_at_once() -> None:
     running, most, lock = 0, 0, threading.Lock()
     together = threading.Barrier(2)
 
-    def one(target: Target, _: Watcher) -> Outcome:
+    def one(target: FleetDevice, _: Watcher) -> Outcome:
         nonlocal running, most
         with lock:
             running += 1
@@ -234,10 +234,10 @@ def results(outcomes: list[Outcome]) -> dict[str, str]:
     return {each.device: each.result for each in outcomes}
 
 
-def kinds(word: Mapping[str, Exception]) -> Callable[[Target, Watcher], Outcome]:
+def kinds(word: Mapping[str, Exception]) -> Callable[[FleetDevice, Watcher], Outcome]:
     """Work that ends as it is told for some devices."""
 
-    def one(target: Target, _: Watcher) -> Outcome:
+    def one(target: FleetDevice, _: Watcher) -> Outcome:
         if target.name in word:
             raise word[target.name]
         return Outcome(target.name, "done")
@@ -250,7 +250,7 @@ def test_a_device_that_is_away_or_busy_stops_nothing_and_is_no_canary() -> None:
     tries: list[str] = []
     pauses: list[float] = []
 
-    def one(target: Target, _: Watcher) -> Outcome:
+    def one(target: FleetDevice, _: Watcher) -> Outcome:
         tries.append(target.name)
         if target.name == "a":
             raise AwayError("it does not answer")
@@ -272,12 +272,12 @@ def test_failures_up_to_the_threshold_are_borne() -> None:
     """`--max-failures 2` goes on after two and begins nothing after the third; a share counts of all devices."""
     failing = {name: CommandError("it refuses") for name in "abc"}
     table = RolloutTable(canaries=0, wave=1, limit=1)
-    stopped = Runner(targets(*"abcdef"), kinds(failing), table, Silent(), limits=Limits(count=2)).run()
+    stopped = Runner(targets(*"abcdef"), kinds(failing), table, Silent(), limits=FailureLimit(count=2)).run()
     assert results(stopped.outcomes) == {**dict.fromkeys("abc", "failed"), **dict.fromkeys("def", "not tried")}
-    borne = Runner(targets(*"abcdef"), kinds(failing), table, Silent(), limits=Limits(percent=50.0)).run()
+    borne = Runner(targets(*"abcdef"), kinds(failing), table, Silent(), limits=FailureLimit(percent=50.0)).run()
     assert results(borne.outcomes) == {**dict.fromkeys("abc", "failed"), **dict.fromkeys("def", "done")}
     one_wave = RolloutTable(canaries=0, limit=1)
-    stopped = Runner(targets(*"abcdef"), kinds(failing), one_wave, Silent(), limits=Limits(count=1)).run()
+    stopped = Runner(targets(*"abcdef"), kinds(failing), one_wave, Silent(), limits=FailureLimit(count=1)).run()
     assert results(stopped.outcomes)["c"] == "not tried", "the threshold stops a bad bundle within its wave"
 
 
@@ -294,7 +294,7 @@ def test_a_device_that_hangs_does_not_hold_up_the_next_wave(monkeypatch: pytest.
     monkeypatch.setattr("edge_runtime.fleet.rollout.STRAGGLER_S", 0.3)
     last = threading.Event()
 
-    def one(target: Target, _: Watcher) -> Outcome:
+    def one(target: FleetDevice, _: Watcher) -> Outcome:
         if target.name == "a":
             assert last.wait(20)  # it hangs until the very last device is done
         if target.name == "f":
@@ -317,7 +317,7 @@ def test_an_interruption_leaves_a_result_for_every_device() -> None:
             if text.startswith("interrupted"):
                 go_on.set()
 
-    def one(target: Target, watcher: Watcher) -> Outcome:
+    def one(target: FleetDevice, watcher: Watcher) -> Outcome:
         if target.name == "a":
             in_transfer.set()
             assert go_on.wait(20)

@@ -17,7 +17,7 @@ from edge_runtime.http import app as app_module
 from edge_runtime.http import scorer as scorer_module
 from edge_runtime.http.app import App
 from edge_runtime.http.live_view import Board
-from edge_runtime.http.responses import Answer, RefusedError
+from edge_runtime.http.responses import HttpError, Response
 from edge_runtime.http.scorer import MAX_WINDOWS, Scorer, Work, result
 from edge_runtime.http.served_model import Served
 from edge_runtime.readings import Floats
@@ -343,7 +343,7 @@ def counting(models: list[Served]) -> Any:
 def work(model: Any, count: int, number: float = 0.0) -> Work:
     """A request of so many windows, which is answered with its scores."""
     windows = np.full((count, 1, 1), number, np.float32)
-    return Work(model, windows, lambda scores: Answer(body=repr(scores.value).encode()))
+    return Work(model, windows, lambda scores: Response(body=repr(scores.value).encode()))
 
 
 @pytest.mark.parametrize("numbers", [range(20, 26), range(10, 16)], ids=["all good", "one of them bad"])
@@ -357,7 +357,7 @@ def test_requests_that_wait_together_are_scored_together(counting: Any, numbers:
     assert counting.sizes[0] == 12
     for number, each in waiting.items():
         if number == 13:
-            with pytest.raises(RefusedError, match="unlucky") as caught:
+            with pytest.raises(HttpError, match="unlucky") as caught:
                 result(each)
             assert caught.value.status == 422
         else:
@@ -381,11 +381,11 @@ def test_too_many_requests_are_told_to_come_back(counting: Any, monkeypatch: pyt
     late = work(counting, 1)
     late.since -= scorer_module.PATIENCE_S + 1
     scorer.add(late)
-    with pytest.raises(RefusedError, match="too many") as caught:
+    with pytest.raises(HttpError, match="too many") as caught:
         scorer.add(work(counting, 1))
     assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "1"})
     assert scorer.turn() == [late]
-    with pytest.raises(RefusedError, match="no turn") as caught:
+    with pytest.raises(HttpError, match="no turn") as caught:
         result(late)
     assert caught.value.status == 503
     assert not counting.sizes

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.batch.run import Outcome, Request, predict
+from edge_runtime.batch.run import PredictOptions, PredictSummary, predict
 from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.readings import Batch, Floats
 from edge_runtime.recordings.files import FORMATS
@@ -38,11 +38,11 @@ MODEL = builders.regression(channels=CHANNELS, targets=CHANNELS)
 ANSWERS = MODEL.run({"window": READINGS[:, None, :]})["value"]
 
 
-def by_predict(folder: Path, *files: Path, **options: Any) -> tuple[Floats, Outcome]:
+def by_predict(folder: Path, *files: Path, **options: Any) -> tuple[Floats, PredictSummary]:
     """What a regression makes of the files."""
     bundle = MODEL.save(folder / "model.onnx")
     output = folder / "out.csv"
-    outcome = predict(Request(bundle, list(map(str, files)), output, workers=1, **options))
+    outcome = predict(PredictOptions(bundle, list(map(str, files)), output, workers=1, **options))
     with output.open(newline="") as file:
         rows = [[float(row[name]) for name in CHANNELS] for row in csv.DictReader(file)]
     return np.array(rows, np.float32), outcome
@@ -171,4 +171,4 @@ def test_an_evaluation_is_not_turned_around_by_a_trailing_delimiter(tmp_path: Pa
     path = tmp_path / "in.csv"
     path.write_text("temperature,humidity,truth\n1,2,low,\n3,4,high,\n")
     with pytest.raises(EdgeError, match="which ends with a delimiter"):
-        predict(Request(bundle, [str(path)], None, truth=("truth",), workers=1))
+        predict(PredictOptions(bundle, [str(path)], None, truth=("truth",), workers=1))

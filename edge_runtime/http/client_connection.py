@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from edge_runtime.http.event_stream import Watching
 from edge_runtime.http.request_reader import RequestReader
-from edge_runtime.http.responses import Answer, Request
+from edge_runtime.http.responses import Request, Response
 
 RECEIVE_BYTES = 65_536
 FEW_UNSENT = 65_536
@@ -21,7 +21,7 @@ LINGER_S = 1.0
 MOST_EVENTS_UNREAD = 1 << 18
 
 
-class Channel:
+class ClientConnection:
     """A connection.
 
     Args:
@@ -40,7 +40,7 @@ class Channel:
         watching: the events that it follows.
     """
 
-    def __init__(self, accepted: socket.socket, address: str, on_end: "Callable[[Channel], None]") -> None:
+    def __init__(self, accepted: socket.socket, address: str, on_end: "Callable[[ClientConnection], None]") -> None:
         self.socket = accepted
         self.fd = accepted.fileno()
         self.address = address
@@ -50,7 +50,7 @@ class Channel:
         self.request: Request | None = None
         self.waits = False
         self.answered = False
-        self.refusal: Answer | None = None
+        self.refusal: Response | None = None
         self.held = 0
         self.watching: Watching | None = None
         self._on_end = on_end
