@@ -6,7 +6,6 @@ node with exact comparisons (`trees.py`); all else goes through skl2onnx. What i
 """
 
 import contextlib
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,18 @@ from converter.load.gaussian import is_several, several_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.pickles import looks_pickled
 from converter.load.sklearn_compose import Way, composed_core, is_composed, targets_of
+from converter.load.sklearn_facts import (
+    by_position,
+    check_fitted,
+    check_one_label,
+    classes_of,
+    parts_of,
+    sentinels_of,
+    stands_for_missing,
+    steps_of,
+    tuned_threshold,
+    votes_hard,
+)
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
@@ -127,18 +138,18 @@ class SklearnModel(SourceModel):
         super().__init__()
         self.version = sklearn.__version__
         self._place, self._raw = place, False
-        _check_fitted(estimator, place)
+        check_fitted(estimator, place)
         self.feature_names = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
-        self._estimator = _by_position(estimator)
-        self._steps = _steps_of(self._estimator)
+        self._estimator = by_position(estimator)
+        self._steps = steps_of(self._estimator)
         self._final = self._steps[-1]
         if getattr(self._final, "decision_function_shape", None) == "ovo":
             self._final.decision_function_shape = "ovr"  # a value a class instead of one a pair; predict is the same
-        self._cut = _tuned_threshold(self._final)
+        self._cut = tuned_threshold(self._final)
         self.own_rule = self._cut is not None
-        self.sentinels = _sentinels_of(self._estimator)
+        self.sentinels = sentinels_of(self._estimator)
         if self._cut is not None:
-            self._steps = [*self._steps[:-1], *_steps_of(self._final.estimator_)]
+            self._steps = [*self._steps[:-1], *steps_of(self._final.estimator_)]
             self._final = self._steps[-1]
         first = self._steps[0]
         self._windows = bool(getattr(first, "takes_windows_", False))
@@ -151,7 +162,7 @@ class SklearnModel(SourceModel):
             self.task, self.threshold = "anomaly", 0.0
         elif is_classifier(self._final):
             self.task = "classification"
-            self.classes = _classes_of(self._final, place)
+            self.classes = classes_of(self._final, place)
         elif is_regressor(self._final):
             self.task = "regression"
         else:
@@ -161,11 +172,11 @@ class SklearnModel(SourceModel):
             )
         if self.task == "classification" and self.shape is not None:
             with contextlib.suppress(ValueError):  # some have no answer to zeros, and are asked about rows later
-                _check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
+                check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
         self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
         if self.task == "regression" and self.shape is not None:
             self.targets = targets_of(lambda x: self._call("predict", x), self.shape, place)
-        if _votes_hard(self._final):
+        if votes_hard(self._final):
             self.notes.append(
                 "VotingClassifier votes hard: the scores are shares of the votes, and are no probabilities"
             )
@@ -200,7 +211,7 @@ class SklearnModel(SourceModel):
         label = np.array([index[name] for name in np.asarray(self._call("predict", x)).tolist()], dtype=np.int64)
         if hasattr(self._final, "predict_proba"):
             scores = np.asarray(self._call("predict_proba", x), dtype=np.float64)
-        elif _votes_hard(self._final):
+        elif votes_hard(self._final):
             scores = _shares(self._final, np.asarray(self._call("transform", x), dtype=np.int64))
         else:
             scores = _squash(np.asarray(self._call("decision_function", x), dtype=np.float64))
@@ -240,7 +251,7 @@ class SklearnModel(SourceModel):
         forest, link, divisor, shift = parts
         columns = int(self._final.n_features_in_)
         before = self._steps[:-1]
-        missing = _stands_for_missing(self._final)
+        missing = stands_for_missing(self._final)
         if all(type(step).__name__ in _MONOTONE for step in before) and (missing is None or not before):
             transform = _chain(before) if before else None
             return forest_core(forest, columns, link, transform, None, divisor, shift, missing)
@@ -419,129 +430,14 @@ def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, A
     return {"columns": int(np.prod(np.asarray(found[-1]).shape[1:]))}
 
 
-def _tuned_threshold(final: Any) -> tuple[float, int] | None:
-    """The threshold of a classifier that has one of its own, and the position of the class that it is for."""
-    kind = type(final).__name__
-    if kind not in ("TunedThresholdClassifierCV", "FixedThresholdClassifier"):
-        return None
-    proba = hasattr(final.estimator_, "predict_proba") and final.response_method != "decision_function"
-    cut = getattr(final, "best_threshold_", None)
-    if cut is None:
-        cut = (0.5 if proba else 0.0) if final.threshold == "auto" else final.threshold
-    if not proba:
-        if hasattr(final.estimator_, "predict_proba"):
-            raise CommandError(f"{kind}: expected a threshold on probabilities, found one on decision values")
-        cut = 1.0 / (1.0 + np.exp(-cut))
-    asked = getattr(final, "_curve_scorer", None)
-    label = getattr(final, "pos_label", None)
-    if label is None and asked is not None:
-        label = asked._get_pos_label()  # noqa: SLF001 - as scikit-learn's own predict asks
-    classes = list(final.classes_)
-    return float(cut), classes.index(label) if label in classes else 1
-
-
 def _check_supported(estimator: Any, place: str) -> None:
     """Name every step that has no ONNX form, before skl2onnx stumbles over the first."""
     from skl2onnx._supported_operators import sklearn_operator_name_map  # noqa: PLC0415 - heavy
 
     known = {kind.__name__ for kind in sklearn_operator_name_map}
-    missing = sorted({type(part).__name__ for part in _parts_of(estimator) if type(part).__name__ not in known})
+    missing = sorted({type(part).__name__ for part in parts_of(estimator) if type(part).__name__ not in known})
     if missing:
         raise CommandError(f"{place}: no ONNX form is known for {', '.join(missing)}: use another estimator or step")
-
-
-def _parts_of(estimator: Any) -> list[Any]:
-    """An estimator and the steps inside it, down the nested pipelines and column transformers."""
-    steps = getattr(estimator, "steps", None) or getattr(estimator, "transformer_list", None)
-    if steps is not None:
-        return [part for _, step in steps if not isinstance(step, str) for part in _parts_of(step)]
-    fitted = getattr(estimator, "transformers_", None)
-    if fitted is not None:
-        return [part for _, step, _ in fitted if not isinstance(step, str) for part in _parts_of(step)]
-    return [estimator]
-
-
-def _sentinels_of(estimator: Any) -> tuple[float, ...]:
-    """Numbers that some step treats apart: what stands for a missing or an unknown value."""
-    found: set[float] = set()
-    for name, value in estimator.get_params(deep=True).items():
-        if name.rpartition("__")[2] in ("missing", "missing_values", "unknown_value", "fill_value"):
-            with contextlib.suppress(TypeError, ValueError):
-                found.add(float(value))
-    return tuple(sorted(number for number in found if np.isfinite(number)))
-
-
-def _check_fitted(estimator: Any, place: str) -> None:
-    from sklearn.exceptions import NotFittedError  # noqa: PLC0415 - heavy
-    from sklearn.utils.validation import check_is_fitted  # noqa: PLC0415
-
-    try:
-        check_is_fitted(estimator)
-    except NotFittedError as error:
-        raise CommandError(f"{place}: expected a fitted model, found {type(estimator).__name__} before fit") from error
-
-
-def _steps_of(estimator: Any) -> list[Any]:
-    """The steps of nested pipelines and searches in a row; steps that pass everything through are left out."""
-    if hasattr(estimator, "best_estimator_"):
-        return _steps_of(estimator.best_estimator_)
-    if not hasattr(estimator, "steps"):
-        return [estimator]
-    steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]
-    return [inner for step in steps for inner in _steps_of(step)]
-
-
-def _by_position(estimator: Any) -> Any:
-    """A copy whose column transformers speak of columns by position, so that plain arrays will do."""
-    estimator = copy.deepcopy(estimator)
-    _forget_names(estimator)
-    return estimator
-
-
-def _forget_names(part: Any) -> None:
-    """Columns by position in place of names, slices, masks and functions; what was fitted says which they were."""
-    for _, step in getattr(part, "steps", None) or ():
-        _forget_names(step)
-    if hasattr(part, "best_estimator_"):
-        _forget_names(part.best_estimator_)
-    if hasattr(part, "transformers_"):
-        places = {name: list(map(int, found)) for name, found in part._transformer_to_input_indices.items()}  # noqa: SLF001
-        part.transformers_ = [(name, step, places[name]) for name, step, _ in part.transformers_]
-        part.transformers = [(name, step, places[name]) for name, step, _ in part.transformers]
-        part._columns = [places[name] for name, _, _ in part.transformers]  # noqa: SLF001 - there is no public way
-        for _, step, _ in part.transformers_:
-            _forget_names(step)
-    if hasattr(part, "feature_names_in_"):
-        del part.feature_names_in_
-
-
-def _classes_of(final: Any, place: str) -> tuple[Any, ...]:
-    classes = getattr(final, "classes_", None)
-    if classes is None:
-        raise CommandError(
-            f"{place}: expected a classifier with classes, found a {type(final).__name__} without `classes_`"
-        )
-    if isinstance(classes, list):
-        raise CommandError(f"{place}: expected one label a window, found a classifier with {len(classes)} outputs")
-    if not (hasattr(final, "predict_proba") or hasattr(final, "decision_function") or _votes_hard(final)):
-        raise CommandError(
-            f"{place}: expected a classifier with scores, found a {type(final).__name__} that has neither "
-            "predict_proba nor decision_function: wrap it in CalibratedClassifierCV, or use another estimator"
-        )
-    return tuple(np.asarray(classes).tolist())
-
-
-def _check_one_label(answer: Any, final: Any, place: str) -> None:
-    shape = np.asarray(answer).shape
-    if len(shape) > 1 and shape[1] != 1:
-        raise CommandError(
-            f"{place}: expected one label a window, found a {type(final).__name__} that gives {shape[1]} at once "
-            "(multi-label): convert a model for each label"
-        )
-
-
-def _votes_hard(final: Any) -> bool:
-    return type(final).__name__ == "VotingClassifier" and final.voting == "hard"
 
 
 def _shares(vote: Any, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -558,12 +454,6 @@ def _squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.stack([1.0 - positive, positive], axis=1)
     power = np.exp(decision - decision.max(axis=1, keepdims=True))
     return np.asarray(power / power.sum(axis=1, keepdims=True), dtype=np.float64)
-
-
-def _stands_for_missing(final: Any) -> float | None:
-    """The number that XGBoost's scikit-learn estimators take for a missing value; the booster does not know it."""
-    value = getattr(final, "missing", None) if type(final).__module__.startswith("xgboost") else None
-    return float(value) if value is not None and np.isfinite(value) else None
 
 
 def _chain(steps: list[Any]) -> Any:
