@@ -6,6 +6,7 @@ ship, package. Nothing is written before the last step; a step that fails ends i
 
 import argparse
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -279,6 +280,7 @@ class Conversion:
         """Hold the ONNX form to the source where no recording reaches, and hand on what forms must withstand."""
         ask, sentinels = source
         bench = replace(bench, channels=tuple(channel.name for channel in plan.input.channels))
+        where = "the channel" if plan.input.channels else "[frame]"
         probes = ask_beyond(plan, bench.evaluation, ask, model, sentinels)
         if probes.refused is not None:
             point, why = probes.refused
@@ -288,8 +290,8 @@ class Conversion:
                     'missing = "allowed" out of the specification, or put an imputer before the model'
                 )
             self._say(
-                f"warning: the source refuses {point.in_words(bench.channels)}: {why}; a bundle cannot refuse and "
-                "answers something: give the channel a `range` that leaves it out"
+                f"warning: the source refuses {point.in_words(bench.channels)}: {why}; a bundle may answer something "
+                f"there: give {where} a `range` that leaves it out"
             )
         if is_quantised(model):
             return replace(bench, probes=probes)
@@ -300,7 +302,7 @@ class Conversion:
         if near is not None:
             raise CommandError(
                 f"{self._options.model}: the ONNX form does not answer as the source does beyond the data: with "
-                f"{near.point.in_words(bench.channels)} {near.difference}: give the channel a `range` that leaves "
+                f"{near.point.in_words(bench.channels)} {near.difference}: give {where} a `range` that leaves "
                 "the value out, so that devices reject it; no file was written"
             )
         if far is not None:
@@ -456,7 +458,13 @@ def _in_order(answer: Answer, plan: BundlePlan) -> Answer:
 def _synthetic(plan: BundlePlan) -> Floats:
     """Rows within the channels' ranges, for a model that comes without data."""
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(_SYNTHETIC_ROWS, *plan.input.tensor_shape))
+    shape = (_SYNTHETIC_ROWS, *plan.input.tensor_shape)
+    if plan.input.dtype in ("int32", "int64"):
+        low, high = plan.input.range or (0, 1)
+        return rng.integers(math.ceil(low), math.floor(high), shape, endpoint=True).astype(np.float32)
+    rows = rng.normal(size=shape)
+    if plan.input.range is not None:
+        return rng.uniform(*plan.input.range, size=shape).astype(np.float32)
     for index, channel in enumerate(plan.input.channels):
         if channel.range is not None:
             low, high = channel.range

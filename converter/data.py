@@ -19,6 +19,7 @@ from converter.spec import Spec
 from edge_runtime.bundle.manifest import Input, Window
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
+from edge_runtime.stream.frame_contract import LARGEST_WHOLE
 
 MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric
 CALIBRATION_SHARE = 0.3
@@ -165,7 +166,7 @@ def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
         _check_truth(truth, path, "y")
         if truth.ndim == 2 and truth.shape[1] == 1:
             truth = truth[:, 0]
-    values = x.astype(np.float32)
+    values = _narrowed(x, wanted, path)
     if x.ndim == 2 and len(shape) == 2 and x.shape[1] == shape[1] and shape[0] > 1:
         return _windows(values, truth, groups, wanted.window, path)
     if x.shape[1:] != shape and x.ndim >= 2 and int(np.prod(x.shape[1:])) == int(np.prod(shape)) and x.ndim != 3:
@@ -179,6 +180,21 @@ def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
         )
     readings = values.reshape(-1, shape[-1])
     return Dataset(values, truth, groups, readings, overlapping=False, place=str(path))
+
+
+def _narrowed(x: NDArray[Any], wanted: Input, path: Path) -> Floats:
+    """Numbers as float32, which holds whole ones of up to 24 bits: larger ones of a frame of integers are refused."""
+    if wanted.dtype in ("int32", "int64"):
+        with np.errstate(invalid="ignore"):
+            bad = ~(np.abs(x.astype(np.float64)) <= LARGEST_WHOLE)
+        if bad.any():
+            place = tuple(int(index) for index in np.argwhere(bad)[0])
+            raise CommandError(
+                f"{path}: x: expected whole numbers from -{LARGEST_WHOLE} to {LARGEST_WHOLE}, which float32 holds, "
+                f"found {x[place]} in row {place[0]}: a device rejects such frames"
+            )
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
 
 
 def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:

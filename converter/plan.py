@@ -80,7 +80,7 @@ def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: 
                 f"frame.shape: the specification says {list(spec.frame.shape)}, which makes {size} values; "
                 f"the model takes {math.prod(source.shape)}"
             )
-        return Input(shape=spec.frame.shape, dtype=spec.frame.dtype)
+        return Input(shape=spec.frame.shape, dtype=spec.frame.dtype, range=spec.frame.range)
     wanted = source.shape
     length = spec.length
     if wanted is not None and len(wanted) == 2:

@@ -20,8 +20,9 @@ from converter.fidelity import FEW_CATEGORIES, Ask, compare
 from converter.load.source import Answer
 from converter.plan import BundlePlan
 from converter.session import run, session_of, start_of
-from edge_runtime.bundle.manifest import INPUT_NAME, State
+from edge_runtime.bundle.manifest import INPUT_NAME, Input, State
 from edge_runtime.readings import Floats
+from edge_runtime.stream.frame_contract import limits_of
 
 Kind = Literal["missing", "sentinel", "limit of a converter", "beyond the data", "no whole number", "end of the range",
                "threshold of a tree", "limit of float32"]  # fmt: skip
@@ -99,7 +100,7 @@ def probing_rows(
     rng = np.random.default_rng(0)
     room = int(np.clip(_NUMBERS // max(1, int(np.prod(windows.shape[1:]))), _LEAST_ROWS, _MOST_ROWS))
     if plan.input.shape is not None:
-        return _frames(windows, plan.input.dtype)
+        return _frames(windows, plan.input)
     points = list(_points(plan, windows, sentinels))
     bases = min(_BASES, len(windows))
     if len(points) * bases > room // 2:
@@ -235,13 +236,17 @@ def _is_let_through(plan: BundlePlan, channel: int, value: float) -> bool:
         return bool(np.float32(low) <= np.float32(value) <= np.float32(high))
 
 
-def _frames(windows: Floats, dtype: str) -> tuple[Floats, tuple[Point, ...]]:
-    """Whole frames of one value: dark, bright, and the ends of what was seen."""
+def _frames(windows: Floats, wanted: Input) -> tuple[Floats, tuple[Point, ...]]:
+    """Whole frames of one value: dark, bright, the ends of what was seen and of what a device lets through."""
+    low, high = limits_of(wanted)
     values: dict[float, Kind] = {0.0: "sentinel", float(windows.min()): "beyond the data",
                                  float(windows.max()): "beyond the data"}  # fmt: skip
-    if np.dtype(dtype).kind in "iu":
-        limits = np.iinfo(dtype)
-        values |= {float(limits.min): "end of the range", float(limits.max): "end of the range"}
+    if np.dtype(wanted.dtype).itemsize < 4:
+        limits = np.iinfo(wanted.dtype)
+        low, high = max(low, limits.min), min(high, limits.max)
+    if wanted.dtype != "float32" or wanted.range is not None:
+        values |= {low: "end of the range", high: "end of the range"}
+    values = {value: kind for value, kind in values.items() if low <= value <= high}
     rows = np.stack([np.full(windows.shape[1:], value, dtype=np.float32) for value in values])
     return rows, tuple(Point(None, value, kind) for value, kind in values.items())
 

@@ -57,7 +57,8 @@ class FrameSpec(_Table, frozen=True, kw_only=True):
     """`[frame]`: one reading is a whole tensor; `value * scale + offset` is baked into the graph."""
 
     shape: tuple[int, ...]
-    dtype: Literal["float32", "uint8", "int8", "uint16", "int16"] = "float32"
+    dtype: Literal["float32", "uint8", "int8", "uint16", "int16", "int32", "int64"] = "float32"
+    range: tuple[float, float] | None = None
     layout: Literal["hwc", "chw"] | None = None
     scale: float = 1.0
     offset: float = 0.0
@@ -196,6 +197,8 @@ def _contradictions(spec: Spec) -> list[str]:
             found.append("frame: expected no [window] and no [[channel]] beside it, found both")
         if not spec.frame.shape or min(spec.frame.shape) < 1:
             found.append(f"frame.shape: expected positive sizes, found {list(spec.frame.shape)}")
+        if spec.frame.range is not None and not spec.frame.range[0] < spec.frame.range[1]:
+            found.append(f"frame.range: expected low < high, found {list(spec.frame.range)}")
     return found
 
 

@@ -16,6 +16,7 @@ from converter.fidelity import Ask
 from converter.load.source import class_name
 from converter.plan import BundlePlan
 from edge_runtime.errors import CommandError
+from edge_runtime.stream.frame_contract import frame_contract
 
 _ROWS = 512  # that channels are exchanged in
 _MOST_CHANNELS = 10  # 45 pairs
@@ -31,7 +32,7 @@ def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
         CommandError: it lets none through.
     """
     if plan.input.shape is not None:
-        return dataset, []
+        return _admitted_frames(dataset, plan)
     bad = np.zeros(len(dataset), dtype=np.bool_)
     reasons: list[str] = []
     for index, channel in enumerate(plan.input.channels):
@@ -68,6 +69,27 @@ def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
         if hit:
             said.append(f"warning: most rows of some classes are among them: {', '.join(hit[:_MOST_NAMED])}")
     return dataset.take(np.flatnonzero(~bad)), said
+
+
+def _admitted_frames(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
+    contract = frame_contract(plan.input)
+    good = None if contract is None else contract.check(dataset.windows, [])
+    if contract is None or good is None:
+        return dataset, []
+    reasons = "; ".join(
+        f"{refusal.number:,} {reason}: {contract.explain(reason, dataset.windows[refusal.row])}"
+        for reason, refusal in contract.refusals.items()
+    )
+    if not good.any():
+        raise CommandError(
+            f"{dataset.place}: expected frames that a device lets through, found none: {reasons}: "
+            "correct [frame] range in the specification, or the data"
+        )
+    said = (
+        f"warning: a device would reject {int((~good).sum()):,} of {len(good):,} frames of {dataset.place}, which are "
+        f"left out of every figure: {reasons}"
+    )
+    return dataset.take(np.flatnonzero(good)), [said]
 
 
 def order_of_columns(plan: BundlePlan, columns: tuple[str, ...]) -> list[str]:

@@ -174,7 +174,7 @@ class OnnxModel(SourceModel):
 
     def _constant(self, name: str, value: Any) -> NDArray[Any]:
         self._require(name, self._inputs, "[constants]")
-        array = np.asarray(value, dtype=_numpy_type(self._inputs[name].type))
+        array = np.asarray(value, dtype=numpy_type(self._inputs[name].type))
         missing = len(self._inputs[name].shape) - array.ndim
         return array.reshape((1,) * missing + array.shape) if missing > 0 else array
 
@@ -269,7 +269,10 @@ class OnnxModel(SourceModel):
         return activation
 
     def _probe(self) -> Floats:
-        shape = self._layout.window
+        shape, frame = self._layout.window, self._spec.frame
+        if frame is not None and frame.dtype in ("int32", "int64"):
+            low, high = (int(end) for end in frame.range or (0, 1))  # tokens: there are two at least
+            return np.random.default_rng(0).integers(low, high, (_PROBE_ROWS, *shape), endpoint=True).astype(np.float32)
         return np.random.default_rng(0).normal(size=(_PROBE_ROWS, *shape)).astype(np.float32)
 
     def _run(self, windows: Floats, session: Any = None) -> dict[str, NDArray[Any]]:
@@ -289,10 +292,10 @@ class OnnxModel(SourceModel):
 
     def _fed(self, windows: Floats) -> dict[str, Any]:
         """Every input of the file, states at their start."""
-        kind = _numpy_type(self._inputs[self._input].type)
+        kind = numpy_type(self._inputs[self._input].type)
         fed: dict[str, Any] = {self._input: self._layout.arrange(windows, kind), **self._constants}
         for state in self._states:
-            kind = _numpy_type(self._inputs[state.input].type)
+            kind = numpy_type(self._inputs[state.input].type)
             fed[state.input] = np.moveaxis(np.zeros((len(windows), *state.shape), dtype=kind), 0, state.batch_axis)
         return fed
 
@@ -385,7 +388,7 @@ def _manifest_of(model: onnx.ModelProto, place: str) -> Manifest | None:
     return None
 
 
-def _numpy_type(kind: str) -> Any:
+def numpy_type(kind: str) -> Any:
     """`tensor(float)` as numpy says it."""
     names = {"float": "float32", "double": "float64"}
     inner = kind.removeprefix("tensor(").removesuffix(")")

@@ -25,6 +25,7 @@ from edge_runtime.readings import Floats
 
 _TYPES = {"FLOAT32": np.float32, "INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int64}
 _INTEGERS = {"INT8": TensorProto.INT8, "UINT8": TensorProto.UINT8}
+_WIDE = {"INT32": TensorProto.INT32, "INT64": TensorProto.INT64}
 _INPUT, _OUTPUT = "input", "output"
 
 
@@ -175,11 +176,14 @@ class _Network:
         if kind in _INTEGERS and whole:
             name = self._build.input(_INPUT, _INTEGERS[kind], ("N", *shape[1:]))
             self._plain[index] = self._build.node("DequantizeLinear", name, *self._scales(tensor))
+        elif kind in _WIDE:
+            self._build.input(_INPUT, _WIDE[kind], ("N", *shape[1:]))
+            self._plain[index] = _INPUT
         elif kind in _INTEGERS or kind == "FLOAT32":
             self._build.input(_INPUT, FLOAT, ("N", *shape[1:]))
             self.give(index, _INPUT)
         else:
-            raise CommandError(f"{self._place}: expected a float or 8-bit input, found {kind}")
+            raise CommandError(f"{self._place}: expected an input of floats or whole numbers, found {kind}")
 
     @property
     def takes_floats(self) -> bool:

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from converter.load.kind import Loader, ModelFile
-from converter.load.onnx import OnnxModel
+from converter.load.onnx import OnnxModel, numpy_type
 from converter.load.optional import require
 from converter.load.torch_archive import code_in
 from converter.spec import Spec
@@ -164,7 +164,7 @@ class TorchModel(OnnxModel):
             return super()._run(windows, session)
         torch = require("torch", self._place)
         kind = self._inputs[self._input].type
-        fed = self._layout.arrange(windows, np.float32 if "float" in kind else np.int64)
+        fed = self._layout.arrange(windows, np.float32 if "float" in kind else numpy_type(kind))
         with torch.no_grad():
             found = self._module(torch.from_numpy(np.ascontiguousarray(fed)))
         found = list(found.values()) if isinstance(found, dict) else found
@@ -190,7 +190,8 @@ def _example(spec: Spec, path: Path) -> Any:
             shape = (length * channels,)
         else:
             shape = (length, channels)
-    return torch.zeros(2, *shape)
+    wide = spec.frame is not None and spec.frame.dtype in ("int32", "int64")
+    return torch.zeros(2, *shape, dtype=getattr(torch, spec.frame.dtype) if wide and spec.frame else torch.float32)
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from edge_runtime.recordings.blocks import ArrowColumns, Block, Columns, Fault, 
 from edge_runtime.recordings.files import open_recording
 from edge_runtime.recordings.locations import place
 from edge_runtime.stream.contract import Contract
+from edge_runtime.stream.frame_contract import frame_contract
 from edge_runtime.stream.rate import OnRate, Pace
 from edge_runtime.stream.windows import Windows
 
@@ -247,6 +248,7 @@ class Windower:
         self._whole = whole
         self._channels = manifest.input.channels
         self._contract = Contract(self._channels) if self._channels else None
+        self._frames = frame_contract(manifest.input)
         framed = whole or manifest.input.shape is not None
         length = 1 if framed else window.length
         stride = 1 if framed else job.stride or window.stride
@@ -286,6 +288,8 @@ class Windower:
         """None when everything keeps the contract, else `[n]`, True where good."""
         values = block.values
         if self._contract is None:
+            if self._frames is not None:
+                return self._frames.check(values, []) if len(values) else None
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             return None if finite.all() else finite
         if not self._whole:
@@ -299,7 +303,7 @@ class Windower:
         found = {}
         for row in np.flatnonzero(~good).tolist():
             if self._contract is None:
-                found[row] = "not_finite"
+                found[row] = "not_finite" if self._frames is None else self._frames.reason(block.values[row])
                 continue
             alone = Contract(self._channels)
             alone.check(block.values[row].reshape(-1, len(self._channels)), [])

@@ -45,12 +45,17 @@ class Window(_Part, frozen=True):
 
 
 class Input(_Part, frozen=True):
-    """Either channels with a window (tensor `[N, length, channels]`) or a whole frame (`[N, *shape]`)."""
+    """Either channels with a window (tensor `[N, length, channels]`) or a whole frame (`[N, *shape]`).
+
+    `dtype` is what a frame's values are where they come from; the window is float32 in any case. `range` is that of
+    every value of a frame.
+    """
 
     channels: tuple[Channel, ...] = ()
     window: Window = Window()
     shape: tuple[int, ...] | None = None
     dtype: str = "float32"
+    range: tuple[float, float] | None = None
 
     @property
     def tensor_shape(self) -> tuple[int, ...]:
@@ -276,6 +281,8 @@ def check_manifest(manifest: Manifest) -> list[str]:
             mistakes.append(f"input.channels: expected different names, found {', '.join(names)}")
     elif not manifest.input.shape or min(manifest.input.shape) < 1:
         mistakes.append(f"input.shape: expected positive sizes, found {manifest.input.shape}")
+    if manifest.input.range is not None and not manifest.input.range[0] < manifest.input.range[1]:
+        mistakes.append(f"input.range: expected low < high, found {manifest.input.range}")
     if window.length < 1 or window.stride < 1:
         mistakes.append(
             f"input.window: expected length and stride of 1 or more, found {window.length} and {window.stride}"

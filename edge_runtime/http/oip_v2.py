@@ -1,7 +1,8 @@
 """Open Inference Protocol v2: requests of tensors, as JSON or as raw little-endian bytes behind the JSON.
 
-The input is `window`, FP32 `[n, *shape]`; the states of a recurrent model may come along as further inputs, and start
-at zero where they do not. The outputs are those of the normal form, and the states that follow.
+The input is `window`, FP32 `[n, *shape]`, or the whole numbers of a frame in their own type; the states of a recurrent
+model may come along as further inputs, and start at zero where they do not. The outputs are those of the normal form,
+and the states that follow.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ _MOST_DIMENSIONS = 8
 MAX_ANSWER_BYTES = 16 << 20
 _TEXT_BYTES, _BINARY_BYTES = 24, 8  # of a number: the longest float as text with its comma, the longest binary one
 _DATATYPES = {"float32": "FP32", "int64": "INT64"}
+# What a frame of integers may come in beside FP32, and how it lies in bytes.
+_WHOLE = {"uint8": "UINT8", "int8": "INT8", "uint16": "UINT16", "int16": "INT16", "int32": "INT32", "int64": "INT64"}
+_TYPES = {"FP32": "<f4", **{name: np.dtype(kind).newbyteorder("<").str for kind, name in _WHOLE.items()}}
 
 
 class _Input(msgspec.Struct):
@@ -123,7 +127,8 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
                 )
             part, raw = raw[:size], raw[size:]
         gaps = given.name == INPUT_NAME and any(each.missing == "allowed" for each in manifest.input.channels)
-        found[given.name] = _tensor_values(given, part, known[given.name], pause, gaps=gaps)
+        whole = _WHOLE.get(manifest.input.dtype) if given.name == INPUT_NAME else None
+        found[given.name] = _tensor_values(given, part, known[given.name], pause, gaps=gaps, whole=whole)
     if raw:
         raise HttpError(400, f"expected binary data for the inputs only, found {len(raw)} bytes more")
     if INPUT_NAME not in found:
@@ -135,19 +140,29 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
 
 
 def _tensor_values(
-    given: _Input, part: bytes | None, tail: tuple[int, ...], pause: Callable[[], None], *, gaps: bool
+    given: _Input,
+    part: bytes | None,
+    tail: tuple[int, ...],
+    pause: Callable[[], None],
+    *,
+    gaps: bool,
+    whole: str | None,
 ) -> Floats:
     name, shape = given.name, tuple(given.shape)
-    if given.datatype != "FP32":
-        raise HttpError(400, f"{name}: datatype: expected FP32, found {given.datatype[:32]!r}")
+    if given.datatype not in ("FP32", whole):
+        wanted = "FP32" if whole is None else f"FP32 or {whole}"
+        raise HttpError(400, f"{name}: datatype: expected {wanted}, found {given.datatype[:32]!r}")
+    kind = np.dtype(_TYPES[given.datatype])
     if len(shape) != len(tail) + 1 or shape[1:] != tail or not 1 <= shape[0] < 2**31:
         wanted = ", ".join(["n", *map(str, tail)])
         raise HttpError(400, f"{name}: shape: expected [{wanted}] with n of 1 or more, found {list(shape)[:16]}")
     count = shape[0] * int(np.prod(tail, dtype=np.int64))
     if part is not None:
-        if len(part) != 4 * count:
-            raise HttpError(400, f"{name}: expected {4 * count} bytes of FP32, found {len(part)}")
-        return np.frombuffer(part, "<f4").reshape(shape).astype(np.float32)
+        if len(part) != kind.itemsize * count:
+            raise HttpError(
+                400, f"{name}: expected {kind.itemsize * count} bytes of {given.datatype}, found {len(part)}"
+            )
+        return np.frombuffer(part, kind).reshape(shape).astype(np.float32)
     values = _json_values(name, bytes(given.data), pause, gaps=gaps)
     if values.size != count:
         raise HttpError(400, f"{name}: data: expected {count} numbers, found {values.size}")

@@ -14,6 +14,7 @@ from edge_runtime.readings import Floats
 from edge_runtime.stream.codecs import make_decoder
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider
+from edge_runtime.stream.frame_contract import frame_contract
 
 MOST_DETAILS = 20  # of the violations of one request
 
@@ -50,6 +51,7 @@ class Served:
         self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
         self.on_rate = plain.on_rate
         self._contract = Contract(self.manifest.input.channels)
+        self._frames = frame_contract(self.manifest.input)
         self._decider = Decider(self.manifest, self._config)
         self._payload = JsonPayload(
             device=device,
@@ -74,6 +76,11 @@ class Served:
         if not channels:
             if not np.isfinite(windows).all():
                 raise HttpError(422, "the window holds NaN or infinity", reasons={"not_finite": 1})
+            if self._frames is not None and self._frames.check(windows, []) is not None:
+                refusals = self._frames.refusals.items()
+                details = [self._frames.explain(reason, windows[refusal.row]) for reason, refusal in refusals]
+                reasons = {reason: refusal.number for reason, refusal in refusals}
+                raise HttpError(422, details[0], reasons=reasons, details=details)
             return
         readings = np.ascontiguousarray(windows).reshape(-1, len(channels))
         if self._contract.check(readings, []) is None:  # which changes nothing where all is well

@@ -18,6 +18,7 @@ from edge_runtime.delivery.payloads import Payload
 from edge_runtime.readings import Batch, Floats, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
+from edge_runtime.stream.frame_contract import frame_contract
 from edge_runtime.stream.holding import Holding, OwedReceipts
 from edge_runtime.stream.rate import make_pace
 from edge_runtime.stream.score_drift import ScoreSample
@@ -129,7 +130,7 @@ class Pipeline:
         self._loaded.sample = ScoreSample() if self._watches_drift else None
         own = manifest.channel_names
         self._columns = self._places(own)
-        self._contract = Contract(manifest.input.channels, self.repair) if own else None
+        self._contract = Contract(manifest.input.channels, self.repair) if own else frame_contract(manifest.input)
         if self._contract is not None:
             self._contract.rejected, self._contract.repaired = self.counters.rejected, self.counters.counts
         window = manifest.input.window

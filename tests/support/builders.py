@@ -200,6 +200,31 @@ def frame(
     return draft
 
 
+def tokens(*, name: str = "tokens", length: int = 5, vocabulary: int = 11, labels: Sequence[str] = ("a", "b")) -> Draft:
+    """A classifier of a row of whole numbers, each of which chooses a row of a table."""
+    rng = np.random.default_rng(7)
+    table, weights = rng.normal(size=(vocabulary, 4)), rng.normal(size=(4, len(labels)))
+    nodes = [
+        helper.make_node("Cast", ["window"], ["ids"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["rows"], axis=0),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["scores"], axis=1),
+        helper.make_node("ArgMax", ["scores"], ["label"], axis=1, keepdims=0),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["N"]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", len(labels)]),
+    ]
+    model = _model(nodes, (length,), outputs, {"table": table, "weights": weights})
+    manifest = _manifest(name, "1.0.0", "classification", channels=[], length=1, stride=None)
+    manifest["input"] = {"shape": [length], "dtype": "int64", "range": [0, vocabulary - 1]}
+    manifest["output"] = {"labels": list(labels)}
+    draft = Draft(model, manifest)
+    draft.refresh_golden(rng.integers(0, vocabulary, size=(GOLDEN_ROWS, length)).astype(np.float32))
+    return draft
+
+
 @dataclass(frozen=True)
 class Signer:
     """A signing key made for a test, and the `allowed_signers` file that names it."""

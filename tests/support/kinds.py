@@ -25,6 +25,7 @@ KINDS: dict[str, Callable[[], builders.Draft]] = {
     "anomaly of windows": lambda: sensitive(builders.anomaly(length=6)),
     "memory": builders.stateful,
     "frames": builders.frame,
+    "tokens": builders.tokens,
 }
 
 

@@ -41,6 +41,8 @@ class Deployment:
         self.manifest = self.model.manifest
         shape = (COUNT, *self.manifest.input.tensor_shape)
         self.windows: Floats = np.random.default_rng(11).normal(scale=3, size=shape).astype(np.float32)
+        if self.manifest.input.dtype == "int64":
+            self.windows = np.abs(np.rint(self.windows)) % 11
         self.app = self.make_app()
 
     def make_app(self) -> App:
