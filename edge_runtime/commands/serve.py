@@ -1,35 +1,196 @@
-"""`edge-runtime serve BUNDLE... [--listen HOST:PORT]`: predictions on demand, on a machine without sensors."""
+"""`edge-runtime serve BUNDLE... [--listen HOST:PORT]`: predictions on demand, on a machine without sensors.
+
+SIGTERM answers what is in flight and ends; SIGHUP reads the bundles and the token again, without a request lost.
+"""
 
 import argparse
+import os
+import queue
 import signal
+import socket
 import sys
-import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_runtime.system.systemd import Notifier
+
+# What a process reports, with a text for people: + it serves, ... it reads again, r it has, ! it refused, - it ends.
+Report = Callable[[bytes, str], None]
+MOST_PROCESSES = 64
+MOST_STOP_S = 600.0
+PARENT_EVERY_S = 1.0  # a process of several looks so often whether its parent is there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `serve` takes."""
-    parser.add_argument("bundles", nargs="+", type=Path, metavar="BUNDLE", help="the .onnx files")
-    parser.add_argument("--listen", default="127.0.0.1:8080", metavar="HOST:PORT", help="default: %(default)s")
+    parser.add_argument(
+        "bundles", nargs="+", type=Path, metavar="BUNDLE", help="the .onnx files; SIGHUP reads them again"
+    )
+    parser.add_argument(
+        "--listen", default="127.0.0.1:8080", metavar="HOST:PORT|unix:PATH",
+        help="default: %(default)s; a socket that systemd hands over goes before it",
+    )  # fmt: skip
     parser.add_argument("--token-file", type=Path, help="its first line is the token that every request must bring")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="so many processes on one address")
+    parser.add_argument(
+        "--stop-timeout", type=float, default=10.0, metavar="S",
+        help="what SIGTERM gives requests in flight (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument("--health", choices=("open", "token"), default="open", help="whether health needs the token")
+    parser.add_argument(
+        "--metrics", choices=("open", "token"), default="token", help="whether /metrics needs the token"
+    )
+    parser.add_argument(
+        "--hosts", action="append", default=[], metavar="NAME[,NAME]",
+        help="further host names that a request without a token may come to",
+    )  # fmt: skip
+    parser.add_argument(
+        "--origins", action="append", default=[], metavar="URL[,URL]", help="other sites whose pages may ask (CORS)"
+    )
+    parser.add_argument("--prefix", default="", metavar="PATH", help="a path that a proxy leaves in front of ours")
+    parser.add_argument("--access-log", choices=("off", "json"), default="off", help="a line an answer, on stdout")
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
-    from edge_runtime.http.standalone import open_stand  # noqa: PLC0415 - numpy, which `--help` does not need
+    from edge_runtime.http.listening import address_of, forget, inherited, listen_on  # noqa: PLC0415 - not for `--help`
+    from edge_runtime.http.processes import Supervisor  # noqa: PLC0415
     from edge_runtime.system.log import setup  # noqa: PLC0415
     from edge_runtime.system.systemd import Notifier  # noqa: PLC0415
 
     setup()
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stopped.set())
-    server, names = open_stand(args.bundles, args.listen, args.token_file)
+    _check(args)
     notifier = Notifier()
-    notifier.ready(f"serving {', '.join(names)}")
-    host = args.listen.rpartition(":")[0]
-    print(f"serving {', '.join(names)} on http://{host}:{server.port}/", file=sys.stderr, flush=True)
-    stopped.wait()
-    notifier.stopping("stopping")
-    server.stop()
+    given = inherited()
+    count = args.processes
+    listeners = [given] * count if given is not None else listen_on(args.listen, count)
+    where = address_of(listeners[0])
+    shown = where if where.startswith("unix:") else f"http://{where}/"
+
+    def say_ready(text: str) -> None:
+        notifier.ready(text)
+        print(f"{text} on {shown}", file=sys.stderr, flush=True)
+
+    if count > 1:
+        code = Supervisor(
+            listeners,
+            lambda _number, listener, report: _serve_or_say_why(args, listener, report, is_lent=given is not None),
+            notifier,
+            lambda: say_ready(f"{count} processes, serving"),
+            args.stop_timeout,
+        ).run()
+    else:
+        code = _serve(args, listeners[0], _to_systemd(notifier, say_ready), is_lent=given is not None)
+    if given is None and where.startswith("unix:"):
+        forget(where.removeprefix("unix:"))
+    return code
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Judge the arguments, and bring those that are lists into their form.
+
+    Raises:
+        CommandError: one of them makes no sense.
+    """
+    from edge_runtime.config.addresses import host_fault, listening_fault, origin_fault, prefix_fault  # noqa: PLC0415
+    from edge_runtime.errors import CommandError  # noqa: PLC0415
+
+    if args.listen.startswith("unix:") and args.listen != "unix:":
+        args.listen = f"unix:{Path(args.listen.removeprefix('unix:')).absolute()}"
+    args.hosts = [each for words in args.hosts for each in words.split(",")]
+    args.origins = [each for words in args.origins for each in words.split(",")]
+    faults = [("--listen", listening_fault(args.listen)), ("--prefix", prefix_fault(args.prefix))]
+    faults += [("--hosts", host_fault(each)) for each in args.hosts]
+    faults += [("--origins", origin_fault(each)) for each in args.origins]
+    if not 1 <= args.processes <= MOST_PROCESSES:
+        faults.append(("--processes", f"expected 1 to {MOST_PROCESSES}, found {args.processes}"))
+    if not 0 <= args.stop_timeout <= MOST_STOP_S:
+        faults.append(("--stop-timeout", f"expected 0 to {MOST_STOP_S:g} seconds, found {args.stop_timeout:g}"))
+    found = [f"{name}: {fault}" for name, fault in faults if fault is not None]
+    if found:
+        raise CommandError("\n".join(found))
+
+
+def _to_systemd(notifier: "Notifier", say_ready: Callable[[str], None]) -> Report:
+    """What a process that serves alone reports."""
+
+    def report(word: bytes, text: str) -> None:
+        match word:
+            case b"+":
+                say_ready(text)
+            case b"...":
+                notifier.reloading()
+            case b"-":
+                notifier.stopping(text)
+            case _:
+                notifier.ready(text)
+
+    return report
+
+
+def _serve_or_say_why(args: argparse.Namespace, listener: socket.socket, report: Report, *, is_lent: bool) -> int:
+    """One process of several; it ends when its parent is gone."""
+    from edge_runtime.errors import EdgeError  # noqa: PLC0415
+
+    try:
+        return _serve(args, listener, report, parent=os.getppid(), is_lent=is_lent)
+    except EdgeError as error:
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _serve(
+    args: argparse.Namespace, listener: socket.socket, report: Report, *, parent: int | None = None, is_lent: bool
+) -> int:
+    """Load, answer, reload and stop."""
+    from edge_runtime.errors import EdgeError  # noqa: PLC0415
+    from edge_runtime.http.standalone import Stand, StandOptions  # noqa: PLC0415 - numpy, which `--help` does not need
+    from edge_runtime.system.background import start_thread  # noqa: PLC0415
+    from edge_runtime.system.log import fields, get_logger  # noqa: PLC0415
+
+    log = get_logger("serve")
+    words: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number, word in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
+        signal.signal(number, lambda _number, _frame, word=word: words.put(word))  # type: ignore[misc]
+    options = StandOptions(
+        token_file=args.token_file,
+        health=args.health,
+        metrics=args.metrics,
+        hosts=args.hosts,
+        origins=args.origins,
+        prefix=args.prefix,
+        access_log=args.access_log,
+    )
+    stand = Stand(args.bundles, listener, options)
+    report(b"+", f"serving {', '.join(stand.names)}")
+
+    def reload() -> None:
+        try:
+            changes = stand.reload()
+        except EdgeError as error:
+            log.error("not reloaded, serving on as before: %s", error)  # noqa: TRY400 - a user's mistake, no fault of ours
+            report(b"!", "not reloaded: see the log")
+        else:
+            log.info("reloaded", extra=fields(changes=changes))
+            report(b"r", f"reloaded: {changes}")
+        words.put("reloaded")
+
+    is_reloading = wants_reload = False
+    while True:
+        try:
+            word = words.get(timeout=None if parent is None else PARENT_EVERY_S)
+        except queue.Empty:
+            word = "" if os.getppid() == parent else "stop"
+        if word == "stop":
+            break
+        is_reloading = is_reloading and word != "reloaded"
+        wants_reload = wants_reload or word == "reload"
+        if wants_reload and not is_reloading:  # a signal that came during a reload asks for another one
+            is_reloading, wants_reload = True, False
+            report(b"...", "")
+            start_thread("reload", reload)
+    report(b"-", "stopping")
+    stand.stop(args.stop_timeout, accepts=not is_lent)
     return 0

@@ -1,4 +1,4 @@
-"""Addresses: where a broker listens (`mqtts://HOST:PORT`), and which hosts mean this machine alone. Pure."""
+"""Addresses: where a broker listens (`mqtts://HOST:PORT`), where we do, and which hosts mean this machine. Pure."""
 
 import re
 from urllib.parse import urlsplit
@@ -16,6 +16,61 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]|::1", re.ASCII | re
 def is_loopback(host: str) -> bool:
     """Whether a name or address means this machine alone; an IPv6 address with or without its brackets."""
     return _LOOPBACK.fullmatch(host) is not None
+
+
+UNIX = "unix:"
+MOST_PATH_BYTES = 107  # of `sun_path` in unix(7), without its closing zero
+
+
+def unix_path(listen: str) -> str | None:
+    """The path of `unix:PATH`; None where it is no such address."""
+    return listen[len(UNIX) :] if listen.startswith(UNIX) else None
+
+
+def listening_fault(listen: str) -> str | None:
+    """What is wrong with an address to listen on, HOST:PORT or unix:PATH; None where nothing is."""
+    path = unix_path(listen)
+    if path is not None:
+        if path.startswith("/") and not path.endswith("/") and len(path.encode()) <= MOST_PATH_BYTES:
+            return None
+        return f'expected unix: and an absolute path of at most {MOST_PATH_BYTES} bytes, found "{listen}"'
+    host, colon, port = listen.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and int(port[:6]) <= 65_535
+    if colon and host and is_port:
+        return None
+    return f'expected HOST:PORT, such as "127.0.0.1:8080", found "{listen}"'
+
+
+def is_local_listen(listen: str) -> bool:
+    """Whether an address without fault can be reached from this machine alone."""
+    return unix_path(listen) is not None or is_loopback(listen.rpartition(":")[0])
+
+
+_HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+", re.ASCII)
+
+
+def host_fault(host: str) -> str | None:
+    """What is wrong with the name of a host that requests may come to; None where nothing is."""
+    if _HOST.fullmatch(host):
+        return None
+    return f'expected the name or address of a host without a port, such as "ml.example.org", found "{host[:64]}"'
+
+
+def origin_fault(origin: str) -> str | None:
+    """What is wrong with a site whose pages may ask, as browsers name it; None where nothing is."""
+    if _ORIGIN.fullmatch(origin):
+        return None
+    why = ": each site is named" if origin == "*" else ""
+    return f'expected a site without a path, such as "https://dash.example.org", found "{origin[:64]}"{why}'
+
+
+def prefix_fault(prefix: str) -> str | None:
+    """What is wrong with a path in front of ours; None where nothing is, also where there is none."""
+    if not prefix or (_PREFIX.fullmatch(prefix) and not {".", ".."}.intersection(prefix.split("/"))):
+        return None
+    return f'expected a path such as "/edge", without a slash at its end, found "{prefix[:64]}"'
 
 
 class Endpoint(msgspec.Struct, frozen=True):

@@ -11,7 +11,15 @@ from typing import Any, Protocol
 
 import msgspec
 
-from edge_runtime.config.addresses import is_loopback, parse_endpoint, without_password
+from edge_runtime.config.addresses import (
+    host_fault,
+    is_local_listen,
+    listening_fault,
+    origin_fault,
+    parse_endpoint,
+    prefix_fault,
+    without_password,
+)
 from edge_runtime.config.convert import Converted, Mistake, names_a_file, nearest, path_role, quote
 from edge_runtime.config.tables import (
     TOPIC_PLACEHOLDERS,
@@ -339,11 +347,11 @@ def _who_may_send(store: StoreTable) -> Iterator[Finding]:
 
 @rule(HttpTable, keys=("listen", "token_file"))
 def _listening(http: HttpTable) -> Iterator[Finding]:
-    host, colon, port = http.listen.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 <= int(port[:6]) <= 65_535:
-        yield "listen", f'expected HOST:PORT, such as "127.0.0.1:8080", found {quote(http.listen)}'
+    fault = listening_fault(http.listen)
+    if fault is not None:
+        yield "listen", fault
         return
-    if not is_loopback(host) and http.token_file is None:
+    if not is_local_listen(http.listen) and http.token_file is None:
         yield (
             "token_file",
             (
@@ -353,6 +361,15 @@ def _listening(http: HttpTable) -> Iterator[Finding]:
         )
     if http.token_file is not None and _unreadable(http.token_file) is None:
         yield from _first_line("token_file", http.token_file, "token")
+
+
+@rule(HttpTable, keys=("hosts", "origins", "prefix"))
+def _in_front(http: HttpTable) -> Iterator[Finding]:
+    for key, words, judge in (("hosts", http.hosts, host_fault), ("origins", http.origins, origin_fault)):
+        yield from ((key, fault) for fault in map(judge, words) if fault is not None)
+    fault = prefix_fault(http.prefix)
+    if fault is not None:
+        yield "prefix", fault
 
 
 def _across(tables: list[Converted]) -> Iterator[Mistake]:

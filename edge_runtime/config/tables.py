@@ -364,15 +364,28 @@ class StoreTable(Table, frozen=True, kw_only=True):
 
 
 class HttpTable(Table, frozen=True, kw_only=True):
-    """`[http]`: predictions on demand, a status page and metrics. Left out, nothing listens. Needs the extra `http`.
+    """`[http]`: predictions on demand, a status page and metrics. Left out, nothing listens.
 
     Attributes:
-        listen: HOST:PORT. Other machines can ask only where HOST is not the loopback, and that needs `token_file`.
+        listen: HOST:PORT, or unix:PATH. Other machines can ask only where HOST is not the loopback, and that needs
+            `token_file`.
         token_file: A file whose first line is the token that every request must bring.
+        health: Who may ask whether we are up and ready: everybody, or only who brings the token.
+        metrics: Who may read `/metrics`.
+        hosts: Further names that a request without a token may have come to, such as the public name of a proxy.
+        origins: Pages of these sites may ask, such as `https://dash.example.org`.
+        prefix: A path that a proxy leaves in front of ours, such as `/edge`.
+        access_log: A line for each answer, as JSON on stdout.
     """
 
     listen: Text = "127.0.0.1:8080"
     token_file: FilePath | None = None
+    health: Literal["open", "token"] = "open"
+    metrics: Literal["open", "token"] = "token"
+    hosts: tuple[Text, ...] = ()
+    origins: tuple[Text, ...] = ()
+    prefix: str = ""
+    access_log: Literal["off", "json"] = "off"
 
 
 class Config(Table, frozen=True, kw_only=True):

@@ -170,10 +170,11 @@ class Assembly:
         deadline = self._loop.time() + self.config.device.stop_timeout
         for feed in self.feeds:
             feed.source.stop()
-        self._extras.end()
+        self._extras.end(FINISH_SHARE * self.config.device.stop_timeout)
         for connection in self.connections:
             connection.acknowledge_at_once()
         run_loop(self._is_finished, FINISH_SHARE * self.config.device.stop_timeout)
+        self._extras.close()
         for pipeline in (*self.pipelines, *self._retired):
             pipeline.stop()
         self.outbox.drain()

@@ -110,11 +110,18 @@ class Extras:
             self.exchange.forget_all()
             self.exchange = None
 
-    def end(self) -> None:
-        """A clean stop."""
-        for part in (self.http, self.requests, self.exchange, self.desired, self.ota, self.copies):
+    def end(self, within: float) -> None:
+        """A clean stop; HTTP answers what is in flight for so many seconds, and `close` has to follow."""
+        if self.http is not None:
+            self.http.drain(within)
+        for part in (self.requests, self.exchange, self.desired, self.ota, self.copies):
             if part is not None:
                 part.end()
+
+    def close(self) -> None:
+        """Answer no request any more."""
+        if self.http is not None:
+            self.http.end()
 
     # --- what the daemon asks ---------------------------------------------------------------------------------------
 
@@ -125,8 +132,8 @@ class Extras:
 
     @property
     def is_idle(self) -> bool:
-        """No thread is at the store."""
-        return self.exchange is None or self.exchange.is_idle
+        """No thread is at the store, and no request over HTTP is in flight when a stop has begun."""
+        return (self.exchange is None or self.exchange.is_idle) and (self.http is None or self.http.is_drained)
 
     def shadows(self) -> dict[str, dict[str, Any]]:
         """What each shadow has found, by the name of its model."""

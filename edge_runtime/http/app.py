@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edge_runtime.errors import EdgeError
-from edge_runtime.http.auth import Gate
+from edge_runtime.http import cors
+from edge_runtime.http.auth import Access, Gate, Group
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.responses import REASONS, HttpError, Request, Response
 from edge_runtime.http.routes import ROUTES
@@ -38,17 +39,29 @@ class App:
         models: by the name in the path.
         board: what the daemon shows.
         token: what every request must bring; None lets in whatever can reach the loopback.
-        server: its name and version, for `/v2`.
+        access: who is let in, in full; it takes the place of `token`.
+        prefix: a path that a proxy may leave in front of ours. Requests without it are answered as well, so that it
+            does not matter whether the proxy takes it off.
     """
 
-    def __init__(self, models: Sequence[Served], board: Board, *, token: str | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[Served],
+        board: Board,
+        *,
+        token: str | None = None,
+        access: Access | None = None,
+        prefix: str = "",
+    ) -> None:
         self.models = {served.name: served for served in models}
         self.board = board
         self.scorer = Scorer()
         self.requests: Counter[tuple[str, int]] = Counter()
         self.pause: Callable[[], None] = lambda: None
-        self._gate = Gate(token)
+        self.prefix = prefix
         self.is_stopped = False
+        self.let_in(access or Access(token=token))
+        self._groups: dict[str, Group] = {each.pattern: each.group for each in ROUTES if each.group}
         self._routes = [(each.name, re.compile(each.pattern), each.method, each.handler) for each in ROUTES]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -78,8 +91,12 @@ class App:
             length: of the body as announced; None where it comes in chunks.
         """
         try:
-            self._gate.admit(request.method, request.headers)
-            request.route, request.handler, request.parts = self._route(request.method, _path(request.path))
+            path = self._plain(request.path)
+            if cors.is_preflight(request.method, request.headers) and self._gate.welcomes(request.headers["origin"]):
+                request.route, request.handler = "preflight", cors.preflight
+                return None
+            self._gate.admit(request.method, request.headers, self._groups.get(path, ""))
+            request.route, request.handler, request.parts = self._route(request.method, _path(path))
             if length is not None and length > MAX_BODY_BYTES:
                 raise HttpError(413, f"expected at most {MAX_BODY_BYTES} bytes, found {length}")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001 - as in `begin`
@@ -120,6 +137,10 @@ class App:
         """Let go of the requests that wait for a model: their connections are gone."""
         self.scorer = Scorer()
 
+    def let_in(self, access: Access) -> None:
+        """From the next request on, judge by this."""
+        self._gate = Gate(access)
+
     def stop(self) -> None:
         """Be ready for nothing more."""
         self.is_stopped = True
@@ -129,15 +150,29 @@ class App:
         self.requests[request.route, answer.status] += 1
         body = answer.body
         headers = {"Content-Type": answer.type, **_HEADERS, **answer.headers}
-        if answer.watching is None:
+        if self._gate.has_origins:
+            headers["Vary"] = "Origin"
+            origin = request.headers.get("origin")
+            if origin is not None and self._gate.welcomes(origin):
+                headers.update(cors.answer_headers(origin))
+        if answer.status == 204:
+            del headers["Content-Type"]
+        elif answer.watching is None:
             if len(body) >= SMALLEST_GZIP and _takes_gzip(request.headers):
                 packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS | 16)
                 answer.body = body = packer.compress(body) + packer.flush()
                 headers["Content-Encoding"] = "gzip"
-                headers["Vary"] = "Accept-Encoding"
+                headers["Vary"] = "Accept-Encoding" if "Vary" not in headers else f"{headers['Vary']}, Accept-Encoding"
             headers["Content-Length"] = str(len(body))
         answer.headers = headers
         return answer
+
+    def _plain(self, path: str) -> str:
+        """The path without our prefix, and without a slash at its end."""
+        prefix = self.prefix
+        if prefix and path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in {"", "/"}:
+            path = path[len(prefix) :] or "/"
+        return path[:-1] if len(path) > 1 and path.endswith("/") else path
 
     def _route(self, method: str, path: str) -> tuple[str, Handler, dict[str, str]]:
         for name, pattern, wanted, handler in self._routes:

@@ -1,11 +1,13 @@
-"""Who may ask: whoever brings the token; without one, this machine alone; and never a page of another site."""
+"""Who may ask: whoever brings the token; without one, this machine alone; and pages of those sites that are named."""
 
 import base64
 import binascii
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edge_runtime.config.addresses import is_loopback
 from edge_runtime.errors import CommandError
@@ -31,22 +33,58 @@ def read_token(path: Path) -> str:
     return token
 
 
+Group = Literal["", "health", "metrics"]  # of routes that may be open to all; "" never is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Who is let in.
+
+    Attributes:
+        token: what a request must bring; None lets in every request that was meant for this machine.
+        open_groups: routes that need no token.
+        hosts: further names of this machine, as a proxy in front of it passes them on.
+        origins: other sites whose pages may ask.
+    """
+
+    token: str | None = None
+    open_groups: frozenset[str] = frozenset({"health"})
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+
+
+def access_by(
+    token: str | None, *, health: str, metrics: str, hosts: Iterable[str] = (), origins: Iterable[str] = ()
+) -> Access:
+    """Access by the words of `[http]` and of `serve`."""
+    groups = {"health": health, "metrics": metrics}
+    return Access(
+        token=token,
+        open_groups=frozenset(name for name, word in groups.items() if word == "open"),
+        hosts=frozenset(hosts),
+        origins=frozenset(origins),
+    )
+
+
 class Gate:
     """Lets requests in.
 
     Args:
-        token: what every request must bring, as a bearer token, or as the password that a browser asks its user for.
-            None lets in every request that was meant for the loopback: a page of another site, whose name was made to
-            point here, brings that site's name along.
+        access: who. The token comes as a bearer token, or as the password that a browser asks its user for. Where there
+            is none, every request is let in that was meant for the loopback or one of the hosts: a page of another
+            site, whose name was made to point here, brings that site's name along.
 
-    With a token or without, a page of another site gets nothing: browsers name the site in `Origin` or
-    `Sec-Fetch-Site`, and need no permission only for the content types in `_FORMS`.
+    With a token or without, a page of another site gets nothing, unless it is one of the origins: browsers name the
+    site in `Origin` or `Sec-Fetch-Site`, and need no permission only for the content types in `_FORMS`.
     """
 
-    def __init__(self, token: str | None) -> None:
-        self._token = None if token is None else token.encode()
+    def __init__(self, access: Access) -> None:
+        self._token = None if access.token is None else access.token.encode()
+        self._open = access.open_groups
+        self._hosts = frozenset(map(_plain_host, access.hosts))
+        self._origins = frozenset(map(str.lower, access.origins))
 
-    def admit(self, method: str, headers: Mapping[str, str]) -> None:
+    def admit(self, method: str, headers: Mapping[str, str], group: Group = "") -> None:
         """Return when the request may come in.
 
         Raises:
@@ -54,15 +92,32 @@ class Gate:
         """
         if self._token is None:
             host = headers.get("host")
-            if host is not None and not is_loopback(_PORT.sub("", host)):
+            if host is not None and not self._is_ours(_plain_host(_PORT.sub("", host))):
                 raise HttpError(403, f"expected a request to the loopback, found the host {host[:64]!r}")
-        elif not hmac.compare_digest(_given(headers.get("authorization", "")), self._token):
+        elif group not in self._open and not hmac.compare_digest(_given(headers.get("authorization", "")), self._token):
             raise HttpError(
                 401,
                 "expected the token: Authorization: Bearer TOKEN",
                 headers={"WWW-Authenticate": 'Basic realm="edge-runtime: the token is the password"'},
             )
-        _refuse_other_sites(method, headers)
+        if not self.welcomes(headers.get("origin")):
+            _refuse_other_sites(method, headers)
+
+    def welcomes(self, origin: str | None) -> bool:
+        """Whether the pages of this other site may ask."""
+        return origin is not None and bool(self._origins) and origin.lower() in self._origins
+
+    @property
+    def has_origins(self) -> bool:
+        """Answers may depend on the site that asks."""
+        return bool(self._origins)
+
+    def _is_ours(self, host: str) -> bool:
+        return is_loopback(host) or host in self._hosts
+
+
+def _plain_host(host: str) -> str:
+    return host.lower().removesuffix(".").strip("[]")
 
 
 def _refuse_other_sites(method: str, headers: Mapping[str, str]) -> None:

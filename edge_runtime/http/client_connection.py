@@ -71,6 +71,11 @@ class ClientConnection:
         """Nothing is asked, and nothing is to be sent."""
         return not (self.waits or self._unsent or self.watching is not None)
 
+    @property
+    def is_unused(self) -> bool:
+        """No byte of a request has come, and none of an answer is left: closing it cuts nothing off."""
+        return self.is_idle and self.begun is None and self.request is None and not self._ends
+
     def interests(self) -> int:
         """What to wait for."""
         reads = not self._eof and (self._lingers is not None or self.may_read or self.watching is not None)
@@ -178,6 +183,13 @@ class ClientConnection:
             data = self.watching.more()
             if data:
                 self.say(data)
+
+    def end_watching(self) -> None:
+        """Send no more events, and close when those that were made have left."""
+        if self.watching is not None:
+            self.watching.leave()
+            self.watching = None
+            self.end_after()
 
     def close(self) -> None:
         """End it now."""

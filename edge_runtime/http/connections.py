@@ -45,6 +45,10 @@ MAX_BODIES_BYTES = 16 << 20
 SMALL_BODY_BYTES = 1 << 16  # such bodies are bounded by the number of connections
 MOST_UNREAD_BYTES = 48 << 20
 MOST_AT_ONCE = 64
+DRAIN_EVERY_S = 0.05
+GRACE_S = 2.0  # of a drain: a client that keeps its connection, and asks so often, hears that it has to close it
+
+LOCAL = "local"  # the address of a client of a Unix socket, which has none
 
 _log = get_logger("http")
 
@@ -78,6 +82,8 @@ class Connections:
         self._touched: set[ClientConnection] = set()
         self._held = 0  # bytes of bodies
         self._date = (0, b"")
+        self._leave: tuple[float, float] | None = None  # until when a drain keeps idle connections, and its end
+        self._accepts = True
         self.ended: Counter[str] = Counter()
 
     def serve(self, stopped: Callable[[], bool]) -> None:
@@ -91,6 +97,12 @@ class Connections:
                 self._read(events)
                 self._answer()
             now = time.monotonic()
+            if (
+                self._leave is not None
+                and self._has_left(*self._leave, now=now)
+                and not (events and now < self._leave[1])
+            ):
+                return
             if now - swept > SWEEP_S:
                 swept = now
                 self._sweep(now)
@@ -106,6 +118,46 @@ class Connections:
         """End the present wait; from any thread."""
         os.eventfd_write(self._alarm, 1)
 
+    def leave(self, within: float, *, accepts: bool) -> None:
+        """Begin a drain: each answer closes its connection from now on, and `serve` ends when nothing is in flight.
+
+        From any thread. Idle connections are kept for `GRACE_S`, so that clients which use them hear of it.
+
+        Args:
+            within: seconds after which it ends in any case.
+            accepts: take new connections during the grace; else they are left to whoever holds the socket too.
+        """
+        now = time.monotonic()
+        self._accepts = accepts
+        self._leave = now + min(GRACE_S, within), now + within
+        self.wake()
+
+    def _has_left(self, grace: float, end: float, *, now: float) -> bool:
+        """A pass of a drain: whether all is answered, or time is up."""
+        if not self._accepts or now > grace:
+            self._refuse_more()
+        clients = list(self._clients.values())
+        for client in clients:
+            if client.watching is not None:
+                client.end_watching()
+                self._touched.add(client)
+            elif now > grace and client.is_unused:
+                client.close()
+        if now > end:
+            open_still = sum(client.waits or client.begun is not None for client in clients)
+            if open_still:
+                self.ended["drain_over"] += open_still
+                _log.warning("requests are refused: the stop's time is over", extra=fields(requests=open_still))
+            return True
+        return not self._clients
+
+    def _refuse_more(self) -> None:
+        """Accept nothing more; an own socket is closed, one that others hold keeps its queue for them."""
+        fd = self._listener.fileno()
+        if fd >= 0:
+            self._epoll.unregister(fd)
+            self._listener.close()
+
     def close(self) -> None:
         """Refuse those who wait, and close every connection."""
         stopping = HttpError(503, "the server is stopping", headers={"Retry-After": "1"})
@@ -120,6 +172,8 @@ class Connections:
         os.close(self._alarm)
 
     def _patience(self) -> float:
+        if self._leave is not None:
+            return DRAIN_EVERY_S
         return min(EVENTS_EVERY_S if self._app.board.is_watched else SWEEP_S, SWEEP_S)
 
     def _rest(self, worked: float) -> None:
@@ -135,7 +189,7 @@ class Connections:
                 accepted, address = self._listener.accept()
             except OSError:  # nothing left, or it has gone again
                 return
-            host = address[0]
+            host = address[0] if address else LOCAL
             if not self._make_room(host):
                 accepted.close()
                 continue
@@ -209,6 +263,8 @@ class Connections:
                 self._guarded(client, lambda: self._serve_socket(client, flags))  # noqa: B023 - called at once
             elif fd == self._listener.fileno():
                 self._accept()
+            elif fd == self._alarm:
+                os.eventfd_read(self._alarm)
 
     def _serve_socket(self, client: ClientConnection, flags: int) -> None:
         if flags & select.EPOLLOUT:
@@ -334,7 +390,7 @@ class Connections:
         """The answer to a whole request: send it, and go on with the next."""
         head = client.reader.head
         assert head is not None
-        self._send(client, answer, keep=head.keeps and answer.watching is None)
+        self._send(client, answer, keep=head.keeps and answer.watching is None and self._leave is None)
 
     def _send(self, client: ClientConnection, answer: Response, *, keep: bool) -> None:
         self._touched.add(client)
@@ -391,6 +447,8 @@ class Connections:
 
 
 def _is_loopback(host: str) -> bool:
+    if host == LOCAL:
+        return True
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)  # an IPv4 client of a socket for both
     return (mapped or address).is_loopback

@@ -14,7 +14,7 @@ from edge_runtime.config.tables import HttpTable, ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.payloads import Payload
 from edge_runtime.http.app import App
-from edge_runtime.http.auth import read_token
+from edge_runtime.http.auth import access_by, read_token
 from edge_runtime.http.live_view import Board, TappedPayload
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import ListenError, Server
@@ -61,7 +61,10 @@ class Attached:
         self._counters = counters
         self._on_change = on_change
         self._board = Board(loop.call_soon_threadsafe, health)
-        self._token = None if config.token_file is None else read_token(Path(config.token_file))
+        token = None if config.token_file is None else read_token(Path(config.token_file))
+        self._access = access_by(
+            token, health=config.health, metrics=config.metrics, hosts=config.hosts, origins=config.origins
+        )
         self._app: App | None = None
         self._server: Server | None = None
         self._retry: Timer | None = None
@@ -85,7 +88,8 @@ class Attached:
             served = [self._served(*each) for each in models]
             self._app.models = {each.name: each for each in served}
             return
-        self._app = App([self._served(*each) for each in models], self._board, token=self._token)
+        served = [self._served(*each) for each in models]
+        self._app = App(served, self._board, access=self._access, prefix=self._config.prefix)
         self._server = Server(self._app, self._config.listen, self._courtesy, self._failed)
         self._listen()
 
@@ -94,6 +98,18 @@ class Attached:
         if self._app is not None:
             served = self._served(config, model)
             self._app.models = {**self._app.models, served.name: served}
+
+    def drain(self, within: float) -> None:
+        """Be ready for nothing more, and answer what is in flight for so many seconds; `end` has to follow."""
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._server is not None:
+            self._server.drain(within)
+
+    @property
+    def is_drained(self) -> bool:
+        """Every request has its answer, and no connection is open."""
+        return self._server is None or self._server.is_over
 
     def end(self) -> None:
         """Stop listening, and answer nothing more."""

@@ -1,5 +1,6 @@
 """Requests and answers, without a server in sight; every refusal is JSON with an `error`."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from edge_runtime.http.event_stream import Watching
 REASONS = {
     200: "OK",
     204: "No Content",
+    308: "Permanent Redirect",
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",
@@ -38,6 +40,7 @@ class Request:
         body: as it came; unpacked once it has been looked at.
         route: the name of what answers, for the metrics; `-` where nothing does.
         handler: what answers, and `parts` of the path for it; None before the request was admitted.
+        began: when its head had come, by `time.perf_counter_ns`.
     """
 
     method: str
@@ -47,6 +50,7 @@ class Request:
     route: str = "-"
     handler: Callable[..., Any] | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
+    began: int = field(default_factory=time.perf_counter_ns)
 
 
 @dataclass(slots=True)

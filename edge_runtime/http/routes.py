@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import NamedTuple, Protocol
 
+import msgspec
+
 from edge_runtime import __version__
 from edge_runtime.http import metrics
 from edge_runtime.http import oip_v2 as tensors
 from edge_runtime.http import predict_api as named
+from edge_runtime.http.auth import Group
 from edge_runtime.http.event_stream import Watching
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.responses import HttpError, Request, Response, busy, json_response
@@ -32,6 +35,7 @@ class Serving(Protocol):
     requests: Counter[tuple[str, int]]
     pause: Callable[[], None]
     is_stopped: bool
+    prefix: str
 
 
 class Route(NamedTuple):
@@ -42,17 +46,30 @@ class Route(NamedTuple):
         pattern: of the whole path, a regular expression whose named groups are the parts.
         method: GET (which includes HEAD) or POST.
         handler: answers.
+        group: of routes that may be open without a token; the pattern of such a route is its path.
     """
 
     name: str
     pattern: str
     method: str
     handler: Callable[[Serving, Request, Parts], Response | Work]
+    group: Group = ""
 
 
-def _page(_app: Serving, _request: Request, _parts: Parts) -> Response:
+def _page(app: Serving, request: Request, _parts: Parts) -> Response:
+    if app.prefix and request.path == app.prefix:  # what the page loads is named from its own place
+        return Response(308, headers={"Location": f"{app.prefix}/"})
+    return _html("page.html")
+
+
+def _docs(_app: Serving, _request: Request, _parts: Parts) -> Response:
+    return _html("docs.html")
+
+
+def _html(name: str) -> Response:
+    """A page that loads nothing from elsewhere, and may not."""
     return Response(
-        body=_file("page.html"),
+        body=_file(name),
         type="text/html; charset=utf-8",
         headers={
             "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -62,12 +79,17 @@ def _page(_app: Serving, _request: Request, _parts: Parts) -> Response:
     )
 
 
-def _openapi(_app: Serving, _request: Request, _parts: Parts) -> Response:
-    return Response(body=_file("openapi.json"))
+def _openapi(app: Serving, _request: Request, _parts: Parts) -> Response:
+    body = _file("openapi.json")
+    if app.prefix:
+        servers = msgspec.json.encode({"servers": [{"url": app.prefix}]})
+        body = servers[:-1] + b"," + body.lstrip()[1:]
+    return Response(body=body)
 
 
 def _events(app: Serving, request: Request, _parts: Parts) -> Response:
-    head = {"Cache-Control": "no-store"}
+    # nginx would keep events until its buffer is full: 4 KiB, which takes a quiet device half a minute.
+    head = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":
         return Response(type="text/event-stream", headers=head)
     watching = Watching.begin(app.board)
@@ -105,6 +127,11 @@ def _ready(app: Serving, _request: Request, _parts: Parts) -> Response:
     return json_response({"ready": True, "live": True})
 
 
+def _ping(app: Serving, request: Request, parts: Parts) -> Response:
+    _ready(app, request, parts)
+    return json_response({"status": "ok"})
+
+
 def _index(app: Serving, _request: Request, _parts: Parts) -> Response:
     return json_response(
         [
@@ -119,7 +146,10 @@ def _model(app: Serving, _request: Request, parts: Parts) -> Response:
 
 
 def _model_ready(app: Serving, _request: Request, parts: Parts) -> Response:
-    return json_response({"name": _find(app, parts).name, "ready": True})
+    name = _find(app, parts).name
+    if app.is_stopped:
+        raise HttpError(503, f"{name} is not ready: the server is stopping")
+    return json_response({"name": name, "ready": True})
 
 
 def _infer(app: Serving, request: Request, parts: Parts) -> Work:
@@ -145,14 +175,16 @@ ROUTES = [
     Route("predict", r"/predict/(?P<model>[^/]+)", "POST", _predict),
     Route("infer", _MODEL + r"/infer", "POST", _infer),
     Route("page", r"/", "GET", _page),
+    Route("docs", r"/docs", "GET", _docs),
     Route("openapi", r"/openapi\.json", "GET", _openapi),
     Route("events", r"/events", "GET", _events),
     Route("health", r"/health\.json", "GET", _health),
-    Route("healthz", r"/healthz", "GET", _healthz),
-    Route("metrics", r"/metrics", "GET", _metrics),
-    Route("server", r"/v2/?", "GET", _server),
-    Route("live", r"/v2/health/live", "GET", _live),
-    Route("ready", r"/v2/health/ready", "GET", _ready),
+    Route("healthz", r"/healthz", "GET", _healthz, "health"),
+    Route("metrics", r"/metrics", "GET", _metrics, "metrics"),
+    Route("server", r"/v2", "GET", _server),
+    Route("live", r"/v2/health/live", "GET", _live, "health"),
+    Route("ready", r"/v2/health/ready", "GET", _ready, "health"),
+    Route("ping", r"/ping", "GET", _ping, "health"),
     Route("index", r"/v2/models", "GET", _index),
     Route("repository", r"/v2/repository/index", "POST", _index),
     Route("model", _MODEL, "GET", _model),

@@ -1,8 +1,8 @@
 """The server: an address, a thread, and what happens when that thread fails.
 
-Guarantee: a stop waits for clients for no longer than a second. A failure in the thread closes the connections and
-begins anew after `RESTART_S`, on the same socket; it is logged and counted, and nothing outside of HTTP sees it. The
-limits on what clients may do stand in `connections.py` and `request_reader.py`.
+Guarantee: `drain` answers what is in flight, and `stop` waits for clients for no longer than a second. A failure in the
+thread closes the connections and begins anew after `RESTART_S`, on the same socket; it is logged and counted, and
+nothing outside of HTTP sees it. The limits on what clients may do stand in `connections.py` and `request_reader.py`.
 """
 
 import contextlib
@@ -10,22 +10,19 @@ import socket
 import threading
 from collections.abc import Callable
 
-from edge_runtime.errors import TransientError
+from edge_runtime.config.addresses import unix_path
 from edge_runtime.http.app import App
 from edge_runtime.http.connections import Connections
+from edge_runtime.http.listening import ListenError as ListenError  # noqa: PLC0414 - raised by `start`
+from edge_runtime.http.listening import bind, forget
 from edge_runtime.http.yield_to_loop import Courtesy
 from edge_runtime.system.background import start_thread
 from edge_runtime.system.log import fields, get_logger
 
-BACKLOG = 128
 STOP_S = 1.0
 RESTART_S = 1.0
 
 _log = get_logger("http")
-
-
-class ListenError(TransientError):
-    """The address cannot be listened on at the moment."""
 
 
 class Server:
@@ -33,9 +30,10 @@ class Server:
 
     Args:
         app: what answers.
-        listen: HOST:PORT; a host in brackets is IPv6, port 0 any free one.
+        listen: HOST:PORT or unix:PATH; a host in brackets is IPv6, port 0 any free one.
         courtesy: to the event loop of this process; None where there is none.
         on_failure: called in the server's thread when it failed and begins anew.
+        listener: a socket that listens there already, and that others may hold too.
     """
 
     def __init__(
@@ -44,15 +42,19 @@ class Server:
         listen: str,
         courtesy: Courtesy | None = None,
         on_failure: Callable[[], None] = lambda: None,
+        *,
+        listener: socket.socket | None = None,
     ) -> None:
         self._app = app
         self._listen = listen
         self._courtesy = courtesy
         self._on_failure = on_failure
         self._connections: Connections | None = None
-        self._listener: socket.socket | None = None
+        self._listener = listener
+        self._is_handed_over = listener is not None
         self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()
+        self._stopping = threading.Event()  # nothing new is wanted
+        self._ended = threading.Event()  # nothing is answered any more
         self.failures = 0
         self.port = 0
 
@@ -67,30 +69,62 @@ class Server:
         Raises:
             ListenError: the address is in use, or none of this machine.
         """
-        self._listener = listener = self._bind()
-        self.port = int(listener.getsockname()[1])
+        listener = self._listener if self._is_handed_over else bind(self._listen)
+        assert listener is not None
+        self._listener = listener
+        if listener.family != socket.AF_UNIX:
+            self.port = int(listener.getsockname()[1])
         self._connections = Connections(self._app, listener, self._courtesy)
         self._thread = start_thread("http", self._serve)
+
+    def drain(self, within: float, *, accepts: bool = True) -> None:
+        """Be ready for nothing more, answer what is in flight, and end; returns at once, and `stop` has to follow.
+
+        Args:
+            within: seconds; what is not answered then is refused.
+            accepts: take new connections for a while; without it they wait for whoever else holds the socket.
+        """
+        connections = self._connections
+        self._stopping.set()
+        self._app.stop()
+        if connections is not None and self._thread is not None and self._thread.is_alive():
+            connections.leave(within, accepts=accepts)
+
+    @property
+    def is_over(self) -> bool:
+        """Every request has its answer, and no connection is open."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def join(self, patience: float) -> bool:
+        """Wait for the end of `drain`; False where it has not come after so many seconds."""
+        if self._thread is not None:
+            self._thread.join(patience)
+        return self.is_over
 
     def stop(self) -> None:
         """Close the socket and every connection; harmless when there is none."""
         connections, self._connections = self._connections, None
         self._stopping.set()
+        self._ended.set()
         self._app.stop()
         if connections is None or self._thread is None:
             return
-        with contextlib.suppress(OSError):  # it has ended by itself
-            connections.wake()
-        self._thread.join(STOP_S)
+        if self._thread.is_alive():
+            with contextlib.suppress(OSError):  # it has just ended by itself
+                connections.wake()
+            self._thread.join(STOP_S)
+        path = unix_path(self._listen)
+        if path is not None and not self._is_handed_over:
+            forget(path)
 
     def _serve(self) -> None:
         """In the thread: answer until the stop. A failure of this package closes every connection and begins anew."""
         assert self._listener is not None
         with self._listener:
             connections = self._connections
-            while connections is not None and not self._stopping.is_set():
+            while connections is not None:
                 try:
-                    connections.serve(self._stopping.is_set)
+                    connections.serve(self._ended.is_set)
                 except Exception:  # noqa: BLE001 - the stage's edge: what serves requests must not end what serves a stream
                     self.failures += 1
                     _log.exception("the HTTP server failed and begins anew", extra=fields(failures=self.failures))
@@ -101,18 +135,3 @@ class Server:
                 if self._stopping.wait(RESTART_S):
                     return
                 connections = self._connections = Connections(self._app, self._listener, self._courtesy)
-
-    def _bind(self) -> socket.socket:
-        host, _, port = self._listen.rpartition(":")
-        host = host.strip("[]")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, int(port)))
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
-        except (OSError, OverflowError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise ListenError(f"{self._listen}: cannot be listened on: {reason}") from error
-        return listener

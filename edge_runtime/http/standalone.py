@@ -1,9 +1,14 @@
-"""`edge-runtime serve`: bundles behind a server, without sensors, broker or event loop."""
+"""`edge-runtime serve`: bundles behind a server, without sensors, broker or event loop.
+
+Guarantee: `reload` loads every bundle again before one of them is exchanged; where one is refused, all run on as they
+are. A request is answered by the models that were there when it was read. No connection is closed for it.
+"""
 
 import resource
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +16,122 @@ from edge_runtime import __version__
 from edge_runtime.bundle.golden import check_golden
 from edge_runtime.bundle.model import Model, ModelError
 from edge_runtime.bundle.open import open_bundle
-from edge_runtime.config.addresses import is_loopback
 from edge_runtime.errors import BundleError, CommandError
 from edge_runtime.http.app import App
-from edge_runtime.http.auth import read_token
+from edge_runtime.http.auth import Access, access_by, read_token
+from edge_runtime.http.listening import address_of, is_local
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.served_model import Served
-from edge_runtime.http.server import ListenError, Server
+from edge_runtime.http.server import Server
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.memory import resident_bytes
+
+_log = get_logger("serve")
 
 
-def open_stand(bundles: Sequence[Path], listen: str, token_file: Path | None) -> tuple[Server, list[str]]:
-    """Load the bundles and listen.
+@dataclass(frozen=True, kw_only=True)
+class StandOptions:
+    """What `serve` was asked for, beside its bundles; the words are those of `[http]`."""
+
+    token_file: Path | None = None
+    health: str = "open"
+    metrics: str = "token"
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    prefix: str = ""
+    access_log: str = "off"
+
+
+class Stand:
+    """Bundles that are served.
+
+    Args:
+        bundles: their files, read again by `reload`.
+        listener: a socket that listens.
+        options: who may ask, and how.
 
     Raises:
-        EdgeError: a bundle is refused, two have one name, or the address cannot be listened on.
+        EdgeError: a bundle is refused, two have one name, or the socket is open to other machines without a token.
     """
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise CommandError(f"--listen: expected HOST:PORT, such as 127.0.0.1:8080, found {listen!r}")
-    if not is_loopback(host) and token_file is None:
-        raise CommandError(f"--listen: {listen} is open to other machines: name a file with a token, --token-file")
-    token = None if token_file is None else read_token(token_file)
-    began = time.time()
-    device = socket.gethostname() or "serve"
-    served: dict[str, Served] = {}
-    for path in bundles:
-        each = _serve(path, device, int(began))
-        if each.name in served:
-            raise CommandError(f"{path}: a bundle of the name {each.name} is served already: serve one of them")
-        served[each.name] = each
-    app = App(list(served.values()), Board(health=lambda: _health(device, began, served)), token=token)
-    server = Server(app, listen)
-    try:
-        server.start()
-    except ListenError as error:
-        raise CommandError(str(error)) from error
-    return server, list(served)
+
+    def __init__(self, bundles: Sequence[Path], listener: socket.socket, options: StandOptions) -> None:
+        if not is_local(listener) and options.token_file is None:
+            where = address_of(listener)
+            raise CommandError(f"--listen: {where} is open to other machines: name a file with a token, --token-file")
+        self._bundles = bundles
+        self._options = options
+        self._began = time.time()
+        self._device = socket.gethostname() or "serve"
+        self._models: dict[str, Served] = {}
+        access = self._access()
+        served = self._load()
+        self._models = {each.name: each for each in served}
+        self._app = App(served, Board(health=self._health), access=access, prefix=options.prefix)
+        self._server = Server(self._app, address_of(listener), listener=listener)
+        self._server.start()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the models that are served."""
+        return list(self._models)
+
+    def reload(self) -> str:
+        """Read the bundles and the token again, and answer by them; what has changed, in words.
+
+        Raises:
+            EdgeError: one is refused; nothing has changed.
+        """
+        access = self._access()
+        loaded = {served.name: served for served in self._load()}
+        old, self._models = self._models, loaded
+        self._app.models = loaded
+        self._app.let_in(access)
+        before = {name: served.model.bundle.digest for name, served in old.items()}
+        after = {name: served.model.bundle.digest for name, served in loaded.items()}
+        changed = [f"{name} {loaded[name].manifest.version}" for name in after if before.get(name) != after[name]] + [
+            f"{name} is gone" for name in before if name not in after
+        ]
+        return ", ".join(changed) or "nothing changed"
+
+    def stop(self, within: float, *, accepts: bool = True) -> None:
+        """Response what is in flight for at most so many seconds, and end.
+
+        Args:
+            within: the seconds.
+            accepts: take new connections for a while; without it they are left to whoever else holds the socket.
+        """
+        self._server.drain(within, accepts=accepts)
+        if not self._server.join(within + 1.0):
+            _log.warning("the model has not come back within the stop's time", extra=fields(seconds=within))
+        self._server.stop()
+
+    def _access(self) -> Access:
+        options = self._options
+        token = None if options.token_file is None else read_token(options.token_file)
+        return access_by(
+            token, health=options.health, metrics=options.metrics, hosts=options.hosts, origins=options.origins
+        )
+
+    def _load(self) -> list[Served]:
+        served: dict[str, Served] = {}
+        for path in self._bundles:
+            each = _serve(path, self._device, int(self._began))
+            if each.name in served:
+                raise CommandError(f"{path}: a bundle of the name {each.name} is served already: serve one of them")
+            served[each.name] = each
+        return list(served.values())
+
+    def _health(self) -> dict[str, Any]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "device": self._device,
+            "runtime": __version__,
+            "uptime_s": round(time.time() - self._began, 1),
+            "models": {name: {"version": each.manifest.version} for name, each in self._models.items()},
+            "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
+            "rss_bytes": resident_bytes(),
+        }
 
 
 def _serve(path: Path, device: str, start: int) -> Served:
@@ -57,15 +142,3 @@ def _serve(path: Path, device: str, start: int) -> Served:
     except (BundleError, ModelError) as error:
         raise BundleError(f"{path}: {error}") from error
     return Served(bundle.manifest.name, model, device=device, start=start)
-
-
-def _health(device: str, began: float, served: dict[str, Served]) -> dict[str, Any]:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": device,
-        "runtime": __version__,
-        "uptime_s": round(time.time() - began, 1),
-        "models": {name: {"version": each.manifest.version} for name, each in served.items()},
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
-    }

@@ -1,0 +1,36 @@
+"""Pages of other sites that are let in (`origins`): what their browsers ask first, and what answers tell them.
+
+Guarantee: only an origin that the configuration names gets any of these headers. Cookies are never asked for, so a page
+needs the token itself; see the Fetch standard, section 3.2.
+"""
+
+from collections.abc import Mapping
+
+from edge_runtime.http.responses import Request, Response
+
+_METHODS = "GET, HEAD, POST"
+_ASKED = "Authorization, Content-Type, Content-Encoding, Inference-Header-Content-Length"
+_SHOWN = "Inference-Header-Content-Length, Retry-After, Warning"
+_SECONDS = 600  # for which a browser need not ask again
+
+
+def is_preflight(method: str, headers: Mapping[str, str]) -> bool:
+    """A browser asks whether a page may send a request."""
+    return method == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
+
+
+def preflight(_app: object, request: Request, _parts: Mapping[str, str]) -> Response:
+    """It may."""
+    headers = {
+        "Access-Control-Allow-Methods": _METHODS,
+        "Access-Control-Allow-Headers": _ASKED,
+        "Access-Control-Max-Age": str(_SECONDS),
+    }
+    if request.headers.get("access-control-request-private-network") == "true":
+        headers["Access-Control-Allow-Private-Network"] = "true"
+    return Response(204, headers=headers)
+
+
+def answer_headers(origin: str) -> dict[str, str]:
+    """What lets a page of this origin read an answer."""
+    return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _SHOWN}
