@@ -44,7 +44,8 @@ _CODE = frozenset({
     "Lambda", "__lambda__", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer", "TFLayer", "TensorFlowOpLayer",
     "TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "__typespec__",
 })  # fmt: skip
-_MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
+_WEIGHTS = "model.weights.h5"
+_MEMBERS = ("metadata.json", "config.json", _WEIGHTS)
 _SAFE = (3, 12)  # older ones run code of files in spite of `safe_mode` (CVE-2025-1550, -8747, -9905, -12058)
 _KNOWN_IN_KERAS = ("Functional", "Sequential", "Model", "DTypePolicy")
 
@@ -57,7 +58,7 @@ def load(path: Path, spec: Spec, trust: bool) -> TorchModel:
     """
     is_zip = _is_zip(path)
     modern = _modern(_config_of(path, is_zip))
-    strange = sorted({*_code_in(modern), *(() if is_zip else _links_in(path))})
+    strange = sorted({*_code_in(modern), *_links(path, is_zip)})
     if strange and not trust:
         raise CommandError(
             f"{path}: it carries code ({', '.join(strange)}): add --trust if you trust where it comes from"
@@ -142,24 +143,46 @@ def _config_of(path: Path, is_zip: bool) -> Any:
         raise CommandError(f"{path}: expected a Keras model, found a damaged, truncated or other file") from error
 
 
-def _links_in(path: Path) -> Iterator[str]:
-    """Links of an HDF5 file to other files: weights that would be read from there."""
+def _links(path: Path, is_zip: bool) -> list[str]:
+    """Weights that would be read from other files."""
+    if not is_zip:
+        return _links_in(path, path)
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as place:
+        if _WEIGHTS not in archive.namelist():
+            return []
+        copy = Path(place) / _WEIGHTS
+        with archive.open(_WEIGHTS) as source, copy.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        return _links_in(copy, path) if copy.stat().st_size else []
+
+
+def _links_in(weights: Path, path: Path) -> list[str]:
+    """Links of an HDF5 file to other files, of every kind that HDF5 has.
+
+    Raises:
+        CommandError: it is no HDF5.
+    """
     h5py = require("h5py", path, "keras")
-    with h5py.File(path, "r") as file:
-        waiting = [file]
-        seen = set()
-        while waiting:
-            group = waiting.pop()
-            for name in group:
-                if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-                    yield f"a link to another file at {group.name}/{name}"
-                    continue
-                item = group[name]
-                if isinstance(item, h5py.Dataset) and item.external:
-                    yield f"weights in another file at {item.name}"
-                elif isinstance(item, h5py.Group) and item.id not in seen:
-                    seen.add(item.id)
-                    waiting.append(item)
+    found = []
+    try:
+        with h5py.File(weights, "r") as file:
+            waiting = [file]
+            seen = set()
+            while waiting:
+                group = waiting.pop()
+                for name in group:
+                    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+                        found.append(f"a link to another file at {group.name}/{name}")
+                        continue
+                    item = group.get(name)
+                    if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+                        found.append(f"weights in another file at {item.name}")
+                    elif isinstance(item, h5py.Group) and item.id not in seen:
+                        seen.add(item.id)
+                        waiting.append(item)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CommandError(f"{path}: expected a Keras model, found a damaged, truncated or other file") from error
+    return found
 
 
 def _modern(config: Any) -> Any:

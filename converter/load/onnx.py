@@ -65,7 +65,7 @@ def check(model: onnx.ModelProto, place: str) -> None:
     Raises:
         CommandError: the model is no sound ONNX, has weights elsewhere, or operators outside the standard.
     """
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+    if any(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data for tensor in _all_tensors(model)):
         raise CommandError(f"{place}: weights in other files are not accepted: save the model as one file")
     try:
         onnx.checker.check_model(model)
@@ -74,21 +74,39 @@ def check(model: onnx.ModelProto, place: str) -> None:
         raise CommandError(
             f"{place}: expected an ONNX model, found a damaged, truncated or other file: {text[0] if text else error}"
         ) from error
-    strange = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if not _is_standard(node, model)})
+    strange = sorted({f"{node.domain}.{node.op_type}" for node in _all_nodes(model) if not _is_standard(node, model)})
     if strange:
         raise CommandError(f"{place}: expected standard operators, found {', '.join(strange)}")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every constant tensor of a graph, in attributes and in the bodies of If, Loop and Scan too."""
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node: of the graph, of functions, and of the bodies of If, Loop and Scan in both."""
+    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    for training in model.training_info:
+        waiting += [*training.initialization.node, *training.algorithm.node]
+    while waiting:
+        node = waiting.pop()
+        yield node
         for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
             for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
+                waiting += inner.node
+
+
+def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every constant tensor, wherever it stands."""
+    graphs = [model.graph]
+    for training in model.training_info:
+        graphs += [training.initialization, training.algorithm]
+    attributes = [each for function in model.functions for each in function.attribute_proto]
+    attributes += [each for node in _all_nodes(model) for each in node.attribute]
+    for attribute in attributes:
+        yield from (attribute.t, *attribute.tensors)
+        sparse = (attribute.sparse_tensor, *attribute.sparse_tensors)
+        yield from (tensor for each in sparse for tensor in (each.values, each.indices))
+        graphs += [attribute.g, *attribute.graphs]
+    for graph in graphs:
+        yield from graph.initializer
+        yield from (tensor for each in graph.sparse_initializer for tensor in (each.values, each.indices))
 
 
 def _is_standard(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:

@@ -7,6 +7,7 @@ of 2.2 GB.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
 PROGRAM = "saved_model.pb"
+_OTHER_PROGRAMS = ("saved_model.pbtxt", "saved_model.cpb")  # which some releases of TensorFlow read in its place
+_OPERATOR = re.compile(r"(?:\w+>)*_?[A-Z][A-Za-z0-9]*")  # how TensorFlow's own are named; functions hold an underscore
 _EXTRA = "tensorflow"
 _SIGNATURE = "serving_default"
 _SAVERS = ("__inference__traced_save", "__inference__traced_restore")  # TensorFlow's own, which nothing else calls
@@ -46,6 +49,11 @@ def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
     links = [path for path in sorted(folder.rglob("*")) if path.is_symlink()]
     if links:
         raise CommandError(f"{links[0]}: expected a folder that holds its own files, found a link to elsewhere")
+    others = [name for name in _OTHER_PROGRAMS if (folder / name).exists()]
+    if others:
+        raise CommandError(
+            f"{folder}: expected one program, {PROGRAM}, found {others[0]} beside it: save the model anew"
+        )
     tensorflow = require("tensorflow", folder, _EXTRA)
     require("tf2onnx", folder, _EXTRA)
     reaching = sorted(set(_reaching(folder)))
@@ -82,7 +90,9 @@ def _reaching(folder: Path) -> Iterator[str]:
 
 
 def _computes(operator: str, functions: Collection[str], *, saves: bool) -> bool:
-    return operator in COMPUTING or operator in functions or (saves and operator in SAVING)
+    """Whether it is known to compute: a function of the program, unless TensorFlow may have an operator of its name."""
+    is_function = operator in functions and not _OPERATOR.fullmatch(operator)
+    return operator in COMPUTING or is_function or (saves and operator in SAVING)
 
 
 def _calls(node: Any) -> Iterator[str]:

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from converter.load.kind import Loader, ModelFile
 from converter.load.onnx import OnnxModel, numpy_type
 from converter.load.optional import require
-from converter.load.torch_archive import code_in
+from converter.load.torch_archive import checked_copy
 from converter.spec import Spec
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
@@ -41,19 +42,27 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
     Raises:
         CommandError: torch is not installed, or the file is damaged, or holds more than tensors and is not trusted.
     """
-    try:
-        strange = [] if trust else code_in(path)
-    except (zipfile.BadZipFile, ValueError, OSError, RecursionError) as error:
-        raise CommandError(f"{path}: expected an exported program, found a damaged or other archive") from error
-    if strange:
-        raise CommandError(
-            f"{path}: it holds more than numbers and a graph, which can run any code ({', '.join(strange[:5])}): "
-            "add --trust if you trust where it comes from"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        given = path if trust else Path(folder) / "model.pt2"
+        try:
+            strange = [] if trust else checked_copy(path, given)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, RecursionError) as error:
+            raise CommandError(f"{path}: expected an exported program, found a damaged or other archive") from error
+        if strange:
+            raise CommandError(
+                f"{path}: it holds more than numbers and a graph, which can run any code ({', '.join(strange[:5])}): "
+                "add --trust if you trust where it comes from"
+            )
+        program = _program(given, path, trust)
+    return exported(program.module(), (), {"dynamo": True}, spec, path, program)
+
+
+def _program(given: Path, path: Path, trust: bool) -> Any:
+    """The exported program; `given` is the file that torch gets, `path` the one that messages name."""
     torch = require("torch", path)
     try:
         with _tensors_only(not trust), quiet():
-            program = torch.export.load(path)
+            return torch.export.load(given)
     except Exception as error:
         if "weights_only" in str(error) or "Weights only" in str(error):
             raise CommandError(
@@ -61,7 +70,6 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
                 "add --trust if you trust where it comes from"
             ) from error
         raise CommandError(f"{path}: torch cannot load it as an exported program: {_first(error)}") from error
-    return exported(program.module(), (), {"dynamo": True}, spec, path, program)
 
 
 def load_script(path: Path, spec: Spec, trust: bool) -> "TorchModel":

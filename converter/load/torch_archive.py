@@ -1,8 +1,11 @@
 """What an exported program of PyTorch (`.pt2`) holds beside numbers, read without running any of it.
 
-torch builds sizes by evaluating text, finds the functions that a graph calls by their names, and unpickles some of the
-entries. So each text, each name and each entry is held to a list of what an exported network needs; all else is named,
-and needs `--trust`.
+torch builds sizes by evaluating text, finds the functions that a graph calls by their names, imports modules for the
+shapes of its arguments, and unpickles some of the entries. So each text, each name and each entry is held to a list of
+what an exported network needs; all else is named, and needs `--trust`.
+
+torch and Python find the entries of an archive in different ways, so one file can be two archives. torch therefore gets
+a fresh archive of the entries that were checked (`checked_copy`), never the file itself.
 """
 
 import ast
@@ -10,6 +13,7 @@ import io
 import json
 import pickletools
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +43,12 @@ _NODES = (
     ast.operator, ast.unaryop, ast.cmpop,
 )  # fmt: skip
 _LONGEST_TEXT = 2000
+# Containers of arguments that a graph may have. Others import a module that the file names.
+_CONTAINERS = frozenset({
+    None, "builtins.tuple", "builtins.list", "builtins.dict", "builtins.slice", "collections.OrderedDict",
+    "collections.deque", "torch.Size",
+})  # fmt: skip
+_DEEPEST_TEXT = 8  # JSON in a string of JSON, and so on
 # What the pickles of plain tensors name.
 _TENSORS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(?:tensor_v2|parameter)|torch\.nn\.parameter Parameter"
@@ -53,40 +63,83 @@ def code_in(path: Path) -> list[str]:
         zipfile.BadZipFile: it is no archive.
         ValueError: what should be JSON in it is none.
     """
-    return sorted(set(_found(path)))
-
-
-def _found(path: Path) -> Iterator[str]:
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if len(set(names)) != len(names):
-            yield "entries of the same name"
-        for name in names:
-            if name.endswith("/"):
-                continue
-            if not _ENTRIES.fullmatch(name):
-                yield f"the entry {name[:80]!r}"
-            elif name.endswith(".pt"):
-                yield from _pickled(archive.read(name))
-            elif name.endswith(".json"):
-                yield from _in_document(json.loads(archive.read(name)))
+        return sorted(set(_found(archive)))
 
 
-def _in_document(value: Any) -> Iterator[str]:
-    waiting = [value]
+def checked_copy(path: Path, copy: Path) -> list[str]:
+    """As `code_in`; where that is nothing, `copy` becomes an archive of the entries that were checked.
+
+    Raises:
+        as `code_in`.
+    """
+    with zipfile.ZipFile(path) as archive:
+        strange = sorted(set(_found(archive)))
+        if not strange:
+            with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as target:
+                for entry in archive.infolist():
+                    if entry.is_dir():
+                        continue
+                    with archive.open(entry) as source, target.open(entry.filename, "w", force_zip64=True) as sink:
+                        shutil.copyfileobj(source, sink, 1 << 20)
+        return strange
+
+
+def _found(archive: zipfile.ZipFile) -> Iterator[str]:
+    names = archive.namelist()
+    if len({name.lower() for name in names}) != len(names):  # torch looks for them in any case
+        yield "entries of the same name"
+    for name in names:
+        if name.endswith("/"):
+            continue
+        if not _ENTRIES.fullmatch(name):
+            yield f"the entry {name[:80]!r}"
+        elif name.endswith(".pt"):
+            yield from _pickled(archive.read(name))
+        elif name.endswith(".json"):
+            yield from _in_document(json.loads(archive.read(name)))
+
+
+def _in_document(document: Any) -> Iterator[str]:
+    waiting = [(document, 0)]
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, list):
-            waiting += item
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            inner = _inside(item)
+            if inner is not None:
+                waiting.append((inner, depth + 1))
+            if depth > _DEEPEST_TEXT:
+                yield "texts within texts"
+                return
+        elif isinstance(item, list):
+            waiting += [(each, depth) for each in item]
         elif isinstance(item, dict):
-            if item.get("use_pickle"):
-                yield "pickled weights"
-            text, target = item.get("expr_str"), item.get("target")
-            if text is not None and not is_plain_arithmetic(text):
-                yield f"the size {str(text)[:80]!r}"
-            if isinstance(target, str) and "inputs" in item and not _TARGETS.fullmatch(target):
-                yield f"a call of {target[:80]!r}"
-            waiting += item.values()
+            yield from _in_object(item)
+            waiting += [(each, depth) for each in item.values()]
+
+
+def _in_object(item: dict[str, Any]) -> Iterator[str]:
+    if item.get("use_pickle"):
+        yield "pickled weights"
+    text, target = item.get("expr_str"), item.get("target")
+    if text is not None and not is_plain_arithmetic(text):
+        yield f"the size {str(text)[:80]!r}"
+    if isinstance(target, str) and "inputs" in item and not _TARGETS.fullmatch(target):
+        yield f"a call of {target[:80]!r}"
+    if "__enum__" in item:
+        yield f"a module to import for {str(item.get('fqn'))[:80]!r}"
+    if "children_spec" in item and item.get("type") not in _CONTAINERS:
+        yield f"arguments in a {str(item.get('type'))[:80]!r}"
+
+
+def _inside(text: str) -> Any:
+    """The list or object that a text holds, as torch would read it; None where it holds neither."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None  # torch reads it by the same function
 
 
 def is_plain_arithmetic(text: Any) -> bool:

@@ -17,6 +17,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from converter.isolation import Walls, enter
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,6 +129,131 @@ def test_it_reaches_no_server_not_even_on_this_machine(attack: Any, tmp_path: Pa
             thread.join(timeout=10)
     assert not seen
     assert done.stdout.count("kept out") == 2
+
+
+def test_it_makes_no_socket_of_any_kind(attack: Any, tmp_path: Path) -> None:
+    """UDP, raw, netlink, and the files of other programs' sockets, of which a container's or a bus obeys its user."""
+    if "UDP" in missing_walls(tmp_path) or "sockets" in missing_walls(tmp_path):
+        pytest.skip("this machine has no filter of system calls")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as heard, socket.socket(socket.AF_UNIX) as obeying:
+        heard.bind(("127.0.0.1", 0))
+        heard.setblocking(False)
+        obeying.bind(str(tmp_path / "daemon.sock"))
+        obeying.listen()
+        obeying.setblocking(False)
+        done = attack(
+            "import socket\n"
+            f"places = [(socket.AF_INET, socket.SOCK_DGRAM, ('127.0.0.1', {heard.getsockname()[1]})),\n"
+            f"          (socket.AF_UNIX, socket.SOCK_STREAM, {str(tmp_path / 'daemon.sock')!r}),\n"
+            "          (socket.AF_NETLINK, socket.SOCK_RAW, (0, 0)),\n"
+            "          (socket.AF_INET, socket.SOCK_RAW, ('127.0.0.1', 0)),\n"
+            "          (socket.AF_VSOCK, socket.SOCK_STREAM, (2, 22)),\n"
+            "          (socket.AF_PACKET, socket.SOCK_RAW, ('lo', 0))]\n"
+            "for family, kind, place in places:\n"
+            "    try:\n        s = socket.socket(family, kind); print('MADE', family)\n"
+            "        s.connect(place); s.send(b'x'); print('REACHED', family)\n"
+            "    except OSError as error: print('kept out', error.errno)\n"
+            "import ctypes\n"
+            "libc = ctypes.CDLL(None, use_errno=True)\n"
+            "print('ring', libc.syscall(425, 4, ctypes.create_string_buffer(120)))"
+        )
+        for each, take in ((heard, lambda: heard.recv(10)), (obeying, obeying.accept)):
+            with pytest.raises(BlockingIOError):
+                take()
+            assert each.fileno() > 0
+    assert done.stdout.count("kept out 13") == 6, done.stdout + done.stderr
+    assert "MADE" not in done.stdout
+    assert "ring -1" in done.stdout
+
+
+def test_a_link_in_the_place_of_its_bundle_is_not_followed(attack: Any, tmp_path: Path) -> None:
+    """What takes the bundle may read more than the child: no link, no folder that is one, and no pipe is read."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "o.onnx").write_text("secret words")
+    secret, out = str(tmp_path / "keys" / "o.onnx"), tmp_path / "out" / "o.onnx"
+    ways = (
+        "os.symlink(secret, out)",
+        "os.rmdir(folder); os.symlink(os.path.dirname(secret), folder)",
+        "os.mkfifo(out)",
+        "os.mkdir(out)",
+    )
+    for way in ways:
+        done = attack(
+            "import os, sys\n"
+            f"secret = {secret!r}\n"
+            "out = [word for word in sys.argv if word.endswith('o.onnx')][-1]\n"
+            "folder = os.path.dirname(out)\n"
+            f"{way}\n"
+            "print('planted')\n"
+            "os._exit(0)"
+        )
+        assert "planted" in done.stdout, (way, done.stdout, done.stderr)
+        assert not out.exists(), way
+        assert not out.is_symlink(), way
+        assert "secret" not in done.stdout + done.stderr
+
+
+def test_a_link_in_the_place_of_its_errors_is_not_followed(attack: Any, tmp_path: Path) -> None:
+    """The last line of what frameworks wrote is shown after a crash, and only where it is what they wrote."""
+    (tmp_path / "signing.key").write_text("secret words")
+    done = attack(
+        "import ctypes, os, tempfile\n"
+        "place = tempfile.gettempdir() + '/stderr.txt'\n"
+        f"os.unlink(place); os.symlink({str(tmp_path / 'signing.key')!r}, place)\n"
+        "ctypes.string_at(0)"
+    )
+    assert "crashed (SIGSEGV" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_what_it_starts_ends_with_it_and_is_not_waited_for(attack: Any, tmp_path: Path) -> None:
+    """A process that the model leaves behind, in a session of its own or not, is ended, and is not waited for."""
+    if "sockets" in missing_walls(tmp_path) or "UDP" in missing_walls(tmp_path):
+        pytest.skip("this machine has no filter of system calls")
+    done = attack(
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    for leave in (os.setsid, os.setpgrp):\n"
+        "        try: leave(); print('LEFT')\n"
+        "        except OSError: pass\n"
+        "    time.sleep(600)\n"
+        "pid = os.fork()\n"
+        "if pid == 0: time.sleep(600)\n"
+        "print('left behind', pid, flush=True)\n"
+        "os._exit(3)"
+    )
+    assert done.returncode == 3
+    assert "LEFT" not in done.stdout
+    left = int(done.stdout.split("left behind")[1].split()[0])
+    wait_until(lambda: not Path(f"/proc/{left}").exists(), "the end of what the model started")
+
+
+def test_what_it_says_is_no_order_to_the_terminal(attack: Any) -> None:
+    """Escape sequences, and a line without an end, come out as printable text of bounded length; it has no terminal."""
+    done = attack(
+        "import os\n"
+        "os.write(1, b'\\x1b]0;title\\x07\\x1b[2J\\x9b\\r hidden\\n')\n"
+        "os.write(1, b'x' * 300_000)\n"
+        "try: os.open('/dev/tty', os.O_RDWR); print('TERMINAL')\n"
+        "except OSError: pass\n"
+        "os._exit(0)"
+    )
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    assert "hidden" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 140_000
+    assert "TERMINAL" not in done.stdout
+
+
+def test_it_writes_no_file_without_end(attack: Any) -> None:
+    """A file that is all hole is cheap to make, and would fill the disk when it is put into place."""
+    done = attack(
+        "import os, tempfile\n"
+        "try: open(tempfile.gettempdir() + '/hole', 'wb').truncate(1 << 40); print('MADE')\n"
+        "except OSError as error: print('kept out', error.errno)"
+    )
+    assert "kept out 27" in done.stdout
+    assert "MADE" not in done.stdout
 
 
 def test_it_cannot_eat_all_memory_and_a_crash_is_one_sentence(attack: Any) -> None:
