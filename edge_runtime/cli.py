@@ -14,6 +14,9 @@ from edge_runtime.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, EdgeError
 COMMANDS = {
     "run": "serve a device until it is stopped",
     "check": "check a device file and the bundles that it names",
+    "try": "show what the sources send and what the models make of it, publishing nothing",
+    "doctor": "look at ports, brokers, disk, clock and permissions of this machine",
+    "init": "write a device file",
     "status": "what the daemons of this machine are doing",
     "predict": "score recorded files",
     "serve": "answer requests for predictions, without sensors",

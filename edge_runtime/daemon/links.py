@@ -25,6 +25,7 @@ class Links:
         counters_of: the counters of a connection, by its name.
         commit_interval: of the outbox; an acknowledgement is read well before a prediction would be written for it.
         on_change: called after a link came up or went down, or a subscription was granted.
+        keeps_session: whether brokers keep what comes while we are away.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Links:
         *,
         commit_interval: float,
         on_change: Callable[[], None],
+        keeps_session: bool = True,
     ) -> None:
+        self._keeps_session = keeps_session
         self._loop = loop
         self._counters_of = counters_of
         self._ack_patience = min(ACK_DELAY_S, commit_interval / 2 or ACK_DELAY_S)
@@ -86,6 +89,7 @@ class Links:
                 counters=counters,
                 will=will,
                 ack_patience=self._ack_patience,
+                keeps_session=self._keeps_session,
             )
 
         if not broker.urls:

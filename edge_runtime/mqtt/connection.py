@@ -74,8 +74,10 @@ class Connection:
         counters: Counters,
         will: Will | None = None,
         ack_patience: float = ACK_DELAY_S,
+        keeps_session: bool = True,
     ) -> None:
         self.name = name
+        self._keeps_session = keeps_session
         self._ack_patience = ack_patience
         self._settings = settings
         self._endpoint = parse_endpoint(settings.url)
@@ -219,7 +221,7 @@ class Connection:
         self._cancel_timers()
         self.state = f"connecting to {self._settings.url}"
         try:
-            client = make_client(self._settings, self._client_id, self._password())
+            client = make_client(self._settings, self._client_id, self._password(), keeps_session=self._keeps_session)
             if self._will is not None:
                 client.will_set(self._will.topic, self._will.payload, qos=self._will_qos, retain=self._will_retain)
         except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
@@ -243,13 +245,13 @@ class Connection:
         """In a thread: everything that can block."""
         if self._settings.protocol == "5":
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = int(self._settings.session_expiry)
+            properties.SessionExpiryInterval = int(self._settings.session_expiry) if self._keeps_session else 0
             properties.ReceiveMaximum = self._settings.receive_maximum
             client.connect(
                 self._endpoint.host,
                 self._endpoint.port,
                 self._settings.keepalive,
-                clean_start=False,
+                clean_start=not self._keeps_session,
                 properties=properties,
             )
         else:

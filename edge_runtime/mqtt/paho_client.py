@@ -55,8 +55,12 @@ class PahoClient(paho.Client):
         return WholeSocket(secured, real_tls())
 
 
-def make_client(settings: BrokerTable, client_id: str, password: str | None) -> PahoClient:
+def make_client(
+    settings: BrokerTable, client_id: str, password: str | None, *, keeps_session: bool = True
+) -> PahoClient:
     """A client for one connection, without callbacks and last will.
+
+    `keeps_session` False has a 3.1.1 broker forget the session with the connection; MQTT 5 says so when it connects.
 
     Raises:
         OSError: a certificate or key file cannot be read.
@@ -67,7 +71,7 @@ def make_client(settings: BrokerTable, client_id: str, password: str | None) -> 
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
         protocol=paho.MQTTv5 if is_v5 else paho.MQTTv311,
-        clean_session=None if is_v5 else False,
+        clean_session=None if is_v5 else not keeps_session,
         manual_ack=True,
         reconnect_on_failure=False,
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.config.tables import ModelTable, RepairTable
-from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE, Outbox
+from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE
 from edge_runtime.delivery.payloads import Payload
 from edge_runtime.readings import Batch, Floats, Receipt
 from edge_runtime.stream.contract import Contract
@@ -30,6 +30,13 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
 _log = get_logger("model")
+
+
+class PredictionTaker(Protocol):
+    """Where predictions go: the outbox, or whatever shows them."""
+
+    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
+        """As `Outbox.offer`."""
 
 
 class ShadowListener(Protocol):
@@ -65,7 +72,7 @@ class Pipeline:
         repair: RepairTable,
         payload: Payload,
         topic: str,
-        outbox: Outbox,
+        outbox: PredictionTaker,
         loop: Loop,
         clock: Clock,
         counters: Counters,

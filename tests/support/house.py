@@ -33,6 +33,7 @@ FLOORS = (
     "batch",
     "fleet",
     "daemon",
+    "bringup",
     "demo",
     "commands",
     "cli",

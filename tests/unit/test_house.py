@@ -16,6 +16,7 @@ EXTRAS = {
     "batch": {"pyarrow", "dask", "distributed", "fsspec"},
     "recordings": {"pyarrow", "fsspec"},
     "fleet": {"rich"},
+    "bringup": {"rich"},
 }
 ONLY_AT_HOME = {"demo"}  # shows the whole way, the converter's half too
 

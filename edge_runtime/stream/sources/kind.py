@@ -119,6 +119,10 @@ class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
         """The source, not yet started."""
         raise NotImplementedError
 
+    def beside_service(self) -> "SourceKindTable":
+        """The same source for a trial: it takes nothing away from a daemon that reads it at the same time."""
+        return self
+
     # What a reload asks; a kind that does not answer is made anew where something changes, which is always right.
 
     def links(self, config: Config) -> tuple[BrokerTable, ...]:  # noqa: ARG002 - the answer of most kinds

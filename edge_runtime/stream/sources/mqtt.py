@@ -143,6 +143,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             return broker.receive_maximum, "receive_maximum"
         return MOSQUITTO_INFLIGHT, "mosquitto's max_inflight_messages"
 
+    def beside_service(self) -> "MqttSourceTable":
+        """Plain subscriptions instead of shared ones, of whose messages each member has only a part."""
+        topics = tuple(dict.fromkeys(split_share(topic)[1] for topic in self.topics))
+        return msgspec.structs.replace(self, topics=topics, qos=0)
+
     def links(self, config: Config) -> tuple[BrokerTable, ...]:
         """Its broker."""
         return (source_broker(config, self),)
