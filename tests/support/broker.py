@@ -32,6 +32,10 @@ class CertificateAuthority:
 
     def issue(self, name: str, alternatives: str = "DNS:localhost,IP:127.0.0.1") -> tuple[Path, Path]:
         """A certificate and its key, for the names given."""
+        return self.issue_for(2, name, alternatives)
+
+    def issue_for(self, days: int, name: str, alternatives: str) -> tuple[Path, Path]:
+        """One that is good for so many days; for less than none it has expired."""
         certificate, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         request, extension = self.folder / f"{name}.csr", self.folder / f"{name}.ext"
         extension.write_text(f"subjectAltName={alternatives}\n")
@@ -41,7 +45,7 @@ class CertificateAuthority:
         )
         _openssl(
             *("x509", "-req", "-in", str(request), "-CA", str(self.certificate), "-CAkey", str(self._key)),
-            *("-CAcreateserial", "-days", "2", "-extfile", str(extension), "-out", str(certificate)),
+            *("-CAcreateserial", "-days", str(days), "-extfile", str(extension), "-out", str(certificate)),
         )
         return certificate, key
 
