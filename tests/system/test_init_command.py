@@ -1,0 +1,128 @@
+"""`edge-runtime init`: from what a port or a topic sends to a device file that `check` accepts and `try` reads."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MakePort
+from tests.support import builders
+from tests.support.broker import Mosquitto
+from tests.support.installed import Installed
+from tests.support.subscriber import Subscriber
+
+pytestmark = pytest.mark.system
+
+
+@contextmanager
+def again_and_again(send: Callable[[int], None], pause: float = 0.02) -> Iterator[None]:
+    """Something that sends for as long as the block runs."""
+    over = threading.Event()
+
+    def serve() -> None:
+        number = 0
+        while not over.wait(pause):
+            send(number)
+            number += 1
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(10)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A model of temperature and humidity."""
+    return builders.regression(channels=("temperature", "humidity"), targets=("comfort",)).save(tmp_path / "c.onnx")
+
+
+def test_a_port_that_speaks_gives_a_file_that_check_accepts(
+    installed: Installed, make_port: MakePort, bundle: Path, tmp_path: Path
+) -> None:
+    """Columns by the bundle's channels, a time in front recognised; then `try` on the same port shows readings."""
+    port = make_port("imu")
+    device = tmp_path / "press.toml"
+    with again_and_again(lambda number: port.write(b"%d,21.5,%d\n" % (1_764_331_200 + number, number % 60))):
+        done = installed.run(
+            installed.edge_runtime,
+            *("init", "--yes", "--bundle", bundle, "--port", port.path, "--id", "press", "-o", device),
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        assert 'fields = ["time", "temperature", "humidity"]' in device.read_text()
+        assert installed.run(installed.edge_runtime, "check", device, cwd=tmp_path).returncode == 0
+        shown = installed.run(installed.edge_runtime, "try", device, "--seconds", "1", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "prediction" in shown.stdout
+    before = device.read_bytes()
+    again = installed.run(
+        installed.edge_runtime, "init", "--yes", "--bundle", bundle, "--port", port.path, "-o", device, cwd=tmp_path
+    )
+    assert (again.returncode, device.read_bytes()) == (1, before)
+    assert "init overwrites nothing" in again.stderr
+
+
+def test_a_broker_is_heard_and_its_topic_proposed(
+    installed: Installed, mosquitto: Mosquitto, subscriber: Subscriber, bundle: Path, tmp_path: Path
+) -> None:
+    """Of rooms and lamps, those topics whose messages have the model's channels."""
+
+    def publish(number: int) -> None:
+        for room in ("hall", "attic"):
+            subscriber.publish(f"s/{room}/climate", {"temperature": 20 + number % 3, "humidity": 40, "ts": 1764331200})
+        subscriber.publish("lamp/hall", "on")
+
+    with again_and_again(publish, 0.1):
+        done = installed.run(
+            installed.edge_runtime,
+            *("init", "--yes", "--bundle", bundle, "--broker", mosquitto.url, "--id", "home", "--seconds", "2"),
+            cwd=tmp_path,
+        )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "home.toml").read_text()
+    assert 'topics = ["s/{key}/climate"]' in text
+    assert 'time = "ts"' in text
+    assert 'bundle = "c.onnx"' in text, "relative: the folder may move"
+    assert installed.run(installed.edge_runtime, "check", "home.toml", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--bundle", "none.onnx", "--topic", "a"], "none.onnx"),
+        (["--broker", "mqtt://127.0.0.1:1"], "expected a broker"),
+        (["--port", "/dev/none", "--bundle", "c.onnx", "--id", "x"], ""),
+    ],
+)
+def test_what_is_not_there_is_said(
+    installed: Installed, bundle: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    """No bundle, no broker, and a port that is not plugged in yet, which is no reason to write nothing."""
+    done = installed.run(installed.edge_runtime, "init", "--yes", *options, cwd=tmp_path)
+    if words:
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert not list(tmp_path.glob("*.toml"))
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "look at this: /dev/none: no such port" in done.stdout
+
+
+def test_without_a_model_the_file_says_what_is_missing(
+    installed: Installed, mosquitto: Mosquitto, tmp_path: Path
+) -> None:
+    """The model's table is there with marks in front."""
+    done = installed.run(
+        installed.edge_runtime,
+        *("init", "--yes", "--broker", mosquitto.url, "--topic", "a/{key}", "--id", "x", "--seconds", "0.5"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    assert "there is no model in it yet" in done.stdout
+    assert "# [[model]]" in (tmp_path / "x.toml").read_text()
