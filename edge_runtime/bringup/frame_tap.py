@@ -15,7 +15,7 @@ from edge_runtime.stream.sources.kind import FramedSourceTable
 from edge_runtime.system.counters import Counters
 
 
-class Refusal(NamedTuple):
+class FrameRefusal(NamedTuple):
     """What a frame held that is no reading: the reason, what was expected and found, and how many."""
 
     reason: str
@@ -23,7 +23,7 @@ class Refusal(NamedTuple):
     number: int
 
 
-Listener = Callable[[bytes, list[Refusal]], None]
+Listener = Callable[[bytes, list[FrameRefusal]], None]
 
 
 class TappedTable(CodecTable, frozen=True, kw_only=True, tag="tapped"):
@@ -62,7 +62,7 @@ class _Tap:
             alone = Counters()
             self._beside.decode([frame], alone)
             self._listener(
-                frame, [Refusal(reason, note.why, alone.rejected[reason]) for reason, note in alone.notes.items()]
+                frame, [FrameRefusal(reason, note.why, alone.rejected[reason]) for reason, note in alone.notes.items()]
             )
         return self._real.decode(frames, counters)
 

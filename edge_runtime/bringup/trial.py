@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.bringup.frame_tap import Refusal, tapped
+from edge_runtime.bringup.frame_tap import FrameRefusal, tapped
 from edge_runtime.config.tables import BrokerTable, Config
 from edge_runtime.daemon.links import Links
 from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
@@ -235,7 +235,7 @@ class Trial:
         for message in messages:
             each.topics.setdefault(message.payload, deque()).append(message.topic.decode(errors="replace"))
 
-    def _frame(self, each: SourceTrial, frame: bytes, refused: list[Refusal]) -> None:
+    def _frame(self, each: SourceTrial, frame: bytes, refused: list[FrameRefusal]) -> None:
         each.frames += 1
         topics = each.topics.get(frame)
         place: Event = {"where": topics.popleft()} if topics else {}

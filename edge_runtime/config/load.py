@@ -62,11 +62,16 @@ _WHERE = re.compile(r"^(?P<what>.*?) \(at (?:line (?P<line>\d+), column (?P<colu
 _TABLE = re.compile(r"^(?P<table>[A-Za-z0-9_-]+)(?:\[(?P<index>\d+)\])?")
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path, *, absent: dict[str, str] | None = None) -> Config:
     """Reads and checks one device file.
 
     Paths in the result are absolute; those of the file are taken from its own folder. A serial port that is absent, a
     broker that is down or a bundle that is broken inside is not judged here.
+
+    Args:
+        path: the file.
+        absent: takes the files that it names and that are not on this machine, with the key of each; without it they
+            are mistakes.
 
     Raises:
         ConfigError: with every mistake of the file, and of the files that it names, a line each.
@@ -74,7 +79,7 @@ def load_config(path: Path) -> Config:
     raw = parse_toml(path)
     conversion = ConfigConversion(str(Path(path).absolute().parent))
     whole = conversion.table(Config, raw, "", omit=frozenset({"path"}))
-    mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables)], key=_reading_order(raw))
+    mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables, absent)], key=_reading_order(raw))
     if mistakes:
         raise ConfigError([f"{path}: {mistake}" for mistake in mistakes])
     config: Config = msgspec.structs.replace(whole.value, path=str(Path(path).absolute()))

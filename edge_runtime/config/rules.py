@@ -97,10 +97,20 @@ def rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
     return register
 
 
-def broken_rules(tables: list[Converted]) -> Iterator[Mistake]:
-    """Every rule that the tables of one file break, in the order of the tables."""
+def broken_rules(tables: list[Converted], absent: dict[str, str] | None = None) -> Iterator[Mistake]:
+    """Every rule that the tables of one file break, in the order of the tables.
+
+    Args:
+        tables: of the file.
+        absent: takes each file that cannot be read, with its place, where that is no mistake: the file is for another
+            machine.
+    """
     for table in tables:
-        yield from _unreadable_files(table)
+        for place, path, trouble in _unreadable_files(table):
+            if absent is None:
+                yield Mistake(place, f"expected a file that can be read, found {trouble}")
+            else:
+                absent[path] = place
         for kinds, keys, rule in _RULES:
             if isinstance(table.value, kinds) and not table.wrong.intersection(keys):
                 for key, text in rule(table.value):
@@ -108,7 +118,8 @@ def broken_rules(tables: list[Converted]) -> Iterator[Mistake]:
     yield from _across(tables)
 
 
-def _unreadable_files(table: Converted) -> Iterator[Mistake]:
+def _unreadable_files(table: Converted) -> Iterator[tuple[str, str, str]]:
+    """Place, path, and what is wrong with it."""
     for field in msgspec.structs.fields(table.value):
         role = path_role(field.type)
         value = getattr(table.value, field.name)
@@ -120,7 +131,7 @@ def _unreadable_files(table: Converted) -> Iterator[Mistake]:
                 continue
             trouble = _unreadable(path)
             if trouble:
-                yield Mistake(table.key(field.name), f"expected a file that can be read, found {trouble}")
+                yield table.key(field.name), path, trouble
 
 
 def _unreadable(path: str) -> str | None:

@@ -5,7 +5,7 @@ exit code 78. `check` stops after this step; `run` goes on.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,13 @@ class Plan(msgspec.Struct, eq=False):
         return any(model.slot is not None for model in self.models)
 
 
-def make_plan(config: Config, *, starting: bool = False, running: Sequence[PlannedModel] = ()) -> Plan:
+def make_plan(
+    config: Config,
+    *,
+    starting: bool = False,
+    running: Sequence[PlannedModel] = (),
+    absent: Collection[str] = (),
+) -> Plan:
     """Open every bundle, load it, and fit it to its source. Any thread may.
 
     Args:
@@ -77,6 +83,7 @@ def make_plan(config: Config, *, starting: bool = False, running: Sequence[Plann
         starting: it will run now: the store counts the start of a bundle on probation, and gives up on one that
             never lasts.
         running: models that run already: one whose bundle and threads are the same is not loaded a second time.
+        absent: files, and names of models in the store, that are on another machine; what needs them is left out.
 
     Raises:
         ConfigError: every mistake, one line each.
@@ -85,6 +92,8 @@ def make_plan(config: Config, *, starting: bool = False, running: Sequence[Plann
     models: list[PlannedModel] = []
     importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
     for each in config.model:
+        if each.bundle in absent:
+            continue
         try:
             models.append(_plan_model(config, each, starting=starting, running=running))
         except (BundleError, ModelError, CommandError) as error:
@@ -97,10 +106,18 @@ def make_plan(config: Config, *, starting: bool = False, running: Sequence[Plann
             as_kind(source), models=[model for model in models if model.config.source == source.name]
         )
         sources.append(planned)
+        if absent and any(path in absent for path in _texts(source)):
+            continue
         mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned, config))
     if mistakes:
         raise ConfigError(mistakes)
     return Plan(config, sources)
+
+
+def _texts(table: msgspec.Struct) -> Iterator[str]:
+    """The texts of a table, where the paths of files are among."""
+    for value in msgspec.structs.asdict(table).values():
+        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str))
 
 
 def _plan_model(config: Config, each: ModelTable, *, starting: bool, running: Sequence[PlannedModel]) -> PlannedModel:

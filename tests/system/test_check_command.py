@@ -117,3 +117,29 @@ def test_a_wrong_command_is_usage(installed: Installed, tmp_path: Path) -> None:
     """An unknown command or option is exit code 2."""
     assert installed.run(installed.edge_runtime, "chekc", cwd=tmp_path).returncode == 2
     assert installed.run(installed.edge_runtime, "check", "--frobnicate", cwd=tmp_path).returncode == 2
+
+
+def test_a_file_for_another_machine_is_judged_as_far_as_it_can_be(installed: Installed, device: Path) -> None:
+    """Paths of the device are left out and named; a mistake that needs none of them is found all the same."""
+    text = device.read_text().replace("comfort.onnx", "/var/lib/bundles/comfort.onnx")
+    device.write_text(text + 'username = "u"\npassword_file = "/etc/edge-runtime/password"\n')
+    arguments = (installed.edge_runtime, "check", device, "--for-device")
+    strict = installed.run(*arguments[:-1], cwd=device.parent)
+    assert strict.returncode == 78
+    done = installed.run(*arguments, cwd=device.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "not checked" in done.stdout
+    for path in ("/var/lib/bundles/comfort.onnx", "/etc/edge-runtime/password"):
+        assert f"{path} is not on this machine" in done.stdout
+    device.write_text(device.read_text().replace("sensors/{key}/climate", "sensors/{key"))
+    wrong = installed.run(*arguments, cwd=device.parent)
+    assert wrong.returncode == 78
+    assert "sensors/{key" in wrong.stderr
+
+
+def test_a_model_of_the_devices_store_is_left_out(installed: Installed, device: Path) -> None:
+    """The store is on the device; a bundle that is here is judged, its channels too."""
+    device.write_text(device.read_text().replace('bundle = "comfort.onnx"', 'bundle = "comfort"'))
+    done = installed.run(installed.edge_runtime, "check", device, "--for-device", cwd=device.parent)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'not checked: model "comfort".bundle: comfort is not on this machine' in done.stdout
