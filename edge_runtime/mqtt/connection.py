@@ -9,8 +9,8 @@ Guarantee: retries are spaced from `reconnect_min` to `reconnect_max` seconds wi
 falls back to clear text. A link that is silent for one and a half keep-alives is given up. Weak point: a name that
 cannot be resolved keeps its thread for as long as the resolver likes; after `CONNECT_HANG_S` the watchdog acts.
 
-Longer than 500 lines and one class of more than 400 on purpose: a link is one state machine (connecting, accepted, ready, lost), and each
-of its steps is short.
+Longer than 500 lines, and a class of more than 400, on purpose: a link is one state machine (connecting, accepted,
+ready, lost), and each of its steps is short.
 """
 
 import random
