@@ -100,10 +100,7 @@ def rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
 def broken_rules(tables: list[Converted], absent: dict[str, str] | None = None) -> Iterator[Mistake]:
     """Every rule that the tables of one file break, in the order of the tables.
 
-    Args:
-        tables: of the file.
-        absent: takes each file that cannot be read, with its place, where that is no mistake: the file is for another
-            machine.
+    `absent` takes the files that cannot be read, with their places, where that is no mistake.
     """
     for table in tables:
         for place, path, trouble in _unreadable_files(table):
