@@ -6,7 +6,7 @@ needs no pyarrow, except where columns of a Parquet file are kept, which travel 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -17,6 +17,13 @@ from edge_runtime.recordings.blocks import ArrowColumns, Columns, ListColumns
 
 _LENGTH_BYTES = 8
 _ARRAYS: dict[str, Any] = {"label": np.int64, "scores": np.float32, "value": np.float32, "score": np.float32}
+
+
+class Sink(Protocol):
+    """What is written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append."""
 
 
 class Chunk:
@@ -40,7 +47,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Record).decode
 
 
-def write_chunk(file: IO[bytes], chunk: Chunk) -> None:
+def write_chunk(file: Sink, chunk: Chunk) -> None:
     """Append one record."""
     arrays = chunk.scores.arrays()
     present = {name: array.tobytes() for name, array in arrays.items()}

@@ -4,9 +4,11 @@ A row a window: the kept columns, then `label`, `score` and a `score_LABEL` for 
 target, or `score`, `threshold` and `anomaly`. Numbers in text are the shortest that read back to the same float32.
 """
 
+import contextlib
 import csv
 import datetime as dt
 import io
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.recordings.blocks import ArrowColumns
 from edge_runtime.recordings.locations import Place
 from edge_runtime.recordings.parquet import NEEDS_PYARROW
+from edge_runtime.system.durable import sync_folder
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".npz", ".npy")
 ROW_GROUP = 1 << 18
@@ -89,8 +92,8 @@ def check_output(path: Place) -> None:
             raise CommandError(f"{path}: {NEEDS_PYARROW}") from error
 
 
-def write_output(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:
-    """Write everything to a file beside `path`, which then takes its name.
+def write_output(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> Path:
+    """Write everything to a file beside `path`, durably; `publish` gives it its name, once the run is judged.
 
     Args:
         path: the output.
@@ -99,18 +102,38 @@ def write_output(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds
         kinds: the names of the Python types in each kept column without a type; known when all chunks are.
 
     Raises:
-        CommandError: it cannot be written.
+        CommandError: it cannot be written; what was written is removed.
     """
     write = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy}.get(path.suffix.lower(), _write_text)
     unfinished = path.with_name(path.name + ".new")
     try:
-        try:
-            write(unfinished, layout, chunks, kinds)
-            unfinished.replace(path)
-        finally:
+        write(unfinished, layout, chunks, kinds)
+        _sync(unfinished)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a full disk is not helped by half a file
             unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise
+    return unfinished
+
+
+def publish(unfinished: Path, path: Path) -> None:
+    """Give a file that is complete its name, durably.
+
+    Raises:
+        CommandError: it cannot be renamed.
+    """
+    try:
+        unfinished.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _write_text(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:

@@ -2,10 +2,14 @@
 
 The folder `OUT.parts` holds a file for each part that is complete, and what the run was asked for. The same command
 goes on where an interrupted one stopped; any other command, or a file that has changed since, starts anew.
+
+Guarantee: a part of an earlier run counts only if its files have the digests that its result names, and its name that
+of the same run. So nothing need be synchronised: what a power cut has damaged, or brought back, is scored again.
 """
 
 import contextlib
 import fcntl
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime import __version__
-from edge_runtime.batch.score import Job, PartResult
+from edge_runtime.batch.score import Job, PartResult, new_digest
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.errors import CommandError
 from edge_runtime.recordings.blocks import Piece, Recording
@@ -38,15 +42,33 @@ class Part:
         return sum(piece.weight for piece in self.pieces)
 
     def result(self) -> PartResult | None:
-        """What it came to, when it is complete."""
+        """What it came to, when it is complete and undamaged."""
         try:
-            return msgspec.json.decode(self.target.with_suffix(".json").read_bytes(), type=PartResult)
-        except (FileNotFoundError, msgspec.DecodeError):
+            result = msgspec.json.decode(self.target.with_suffix(".json").read_bytes(), type=PartResult)
+            whole = set(result.digests) == {".part", ".faults"} and all(
+                _digest(self.target.with_suffix(suffix)) == digest for suffix, digest in result.digests.items()
+            )
+        except (OSError, msgspec.DecodeError):
             return None
+        return result if whole else None
+
+
+def _digest(path: Path) -> str:
+    digest = new_digest()
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return str(digest.hexdigest())
 
 
 def make_parts(
-    recordings: Sequence[Recording], manifest: Manifest, folder: Path, *, stride: int | None, one_recording: bool
+    recordings: Sequence[Recording],
+    manifest: Manifest,
+    folder: Path,
+    *,
+    stride: int | None,
+    one_recording: bool,
+    run: str,
 ) -> list[Part]:
     """Files, or pieces of files where no window can run over the border between two.
 
@@ -56,6 +78,7 @@ def make_parts(
         folder: where the parts are kept.
         stride: instead of the bundle's own.
         one_recording: windows run on from one file into the next.
+        run: tells the parts of this run from those of another one.
     """
     window = manifest.input.window
     alone = manifest.input.shape is not None or window.length == (stride or window.stride) == 1
@@ -66,12 +89,12 @@ def make_parts(
         found += [pieces] if not divisible else [[piece] for piece in pieces]
     if one_recording and not divisible:
         found = [[piece for pieces in found for piece in pieces]]
-    return [Part(number, pieces, folder / f"{number:06d}.part") for number, pieces in enumerate(found)]
+    return [Part(number, pieces, folder / f"{number:06d}-{run}.part") for number, pieces in enumerate(found)]
 
 
 @contextlib.contextmanager
-def part_folder(folder: Path, job: Job, files: Sequence[Place]) -> Iterator[bool]:
-    """Hold the folder of a run; gives whether a run of the same kind was begun in it.
+def part_folder(folder: Path, job: Job, files: Sequence[Place]) -> Iterator[tuple[bool, str]]:
+    """Hold the folder of a run; gives whether the same run was begun in it, and what tells this run from others.
 
     Raises:
         CommandError: it cannot be made, or another run holds it.
@@ -86,7 +109,8 @@ def part_folder(folder: Path, job: Job, files: Sequence[Place]) -> Iterator[bool
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise CommandError(f"{folder}: another run is writing this output: wait for it, or stop it") from error
-        yield _resume(folder, _describe(job, files))
+        plan = _describe(job, files)
+        yield _resume(folder, plan), hashlib.blake2b(plan, digest_size=6).hexdigest()
 
 
 def remove_parts(folder: Path) -> None:

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from edge_runtime.batch.chunks import Chunk, read_chunks
-from edge_runtime.batch.evaluate import EvaluationCounts, make_judge, total
+from edge_runtime.batch.evaluate import EvaluationCounts, describe, make_judge, total
 from edge_runtime.batch.local_engine import run_parts
-from edge_runtime.batch.outputs import OutputColumns, check_output, write_output
+from edge_runtime.batch.outputs import OutputColumns, check_output, publish, write_output
 from edge_runtime.batch.parts import Part, make_parts, part_folder, remove_parts
 from edge_runtime.batch.progress import Bar
 from edge_runtime.batch.score import Job, PartResult, read_faults
@@ -23,6 +25,8 @@ from edge_runtime.recordings.blocks import Wanted
 from edge_runtime.recordings.files import find_files, open_all
 from edge_runtime.recordings.locations import Place, Remote
 from edge_runtime.stream.rate import OnRate
+
+DAMAGED = "it is damaged: run the same command again, which scores it anew"
 
 Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[PartResult]]
 
@@ -63,13 +67,15 @@ class PredictSummary:
     rejected: Counter[str] = field(default_factory=Counter)
     rejected_file: Place | None = None
     judgement: EvaluationCounts | None = None
+    evaluation: list[str] = field(default_factory=list)
 
 
 def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSummary:
     """Score recorded files.
 
     Raises:
-        EdgeError: something is wrong with the bundle, the files or the output; nothing of an old output is lost.
+        EdgeError: something is wrong with the bundle, the files or the output, or no reading could be used; an old
+            output stays as it is.
     """
     bundle = open_bundle(request.bundle)
     manifest = bundle.manifest
@@ -106,16 +112,75 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
         raise CommandError(f"{request.output}: it is one of the files to be read: choose another output")
     with tempfile.TemporaryDirectory() if request.output is None else _beside(request.output) as name:
         folder = Path(name)
-        with part_folder(folder, job, files) as resumed:
-            parts = make_parts(recordings, manifest, folder, stride=request.stride, one_recording=request.one_recording)
+        with part_folder(folder, job, files) as (resumed, run):
+            parts = make_parts(
+                recordings, manifest, folder, stride=request.stride, one_recording=request.one_recording, run=run
+            )
             here = replace(request, output=_staged(request.output, folder))
-            run = _Run(here, job, layout, parts, engine or _local(request), resumed=resumed)
-            outcome = run.complete(files)
-            if isinstance(request.output, Remote):
-                outcome.rejected_file = _upload(request.output, here.output, outcome.rejected_file)
+            outcome, written = _Run(here, job, layout, parts, engine or _local(request), resumed=resumed).complete(
+                files
+            )
+            fault = _judge(outcome)
+            outcome.rejected_file = _publish(request.output, written, bad=fault is not None)
         if request.output is not None:
             remove_parts(folder)
+    if fault is not None:
+        raise CommandError(f"{fault}, listed in {outcome.rejected_file}" if outcome.rejected_file else fault)
     return outcome
+
+
+def _judge(outcome: PredictSummary) -> str | None:
+    """What keeps the result from taking the place of an older one; None where nothing does."""
+    rejected = sum(outcome.rejected.values())
+    if outcome.readings and rejected >= outcome.readings:
+        return f"none of {outcome.readings} readings could be used: {reasons_in_words(outcome.rejected)}"
+    if outcome.judgement is not None:
+        try:
+            outcome.evaluation = describe(outcome.judgement, outcome.manifest)
+        except CommandError as error:
+            return str(error)
+    return None
+
+
+def reasons_in_words(rejected: Counter[str]) -> str:
+    """Reasons and how often each was met."""
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
+
+
+@dataclass
+class _Written:
+    """What a run has written beside its output, complete and durable: the output itself, and what was not used."""
+
+    output: Path | None = None
+    rejected: Path | None = None
+
+
+def _publish(output: Place | None, written: _Written, *, bad: bool) -> Place | None:
+    """Give what was written its names; of a bad run only the list of what was not used. Returns the list's place.
+
+    Raises:
+        CommandError: it cannot be written there; the parts are kept, so that the same command goes on.
+    """
+    if output is None:
+        return None
+    beside = output.with_name(output.name + ".rejected.csv")
+    assert written.output is not None
+    try:
+        if written.rejected is None:
+            beside.unlink(missing_ok=True)
+        elif isinstance(beside, Remote):
+            beside.take(written.rejected)
+        else:
+            publish(written.rejected, beside)
+        if bad:
+            written.output.unlink()
+        elif isinstance(output, Remote):
+            output.take(written.output)
+        else:
+            publish(written.output, output)
+    except OSError as error:
+        raise CommandError(f"{output}: cannot be written: {error.strerror or error}") from error
+    return None if written.rejected is None else beside
 
 
 class _beside:  # noqa: N801 - used as a function
@@ -139,25 +204,6 @@ def _whole(file: Place) -> str:
 def _staged(output: Place | None, folder: Path) -> Path | None:
     """Where the output is written: at its place, or here, to be uploaded when it is complete."""
     return folder / output.name if isinstance(output, Remote) else output
-
-
-def _upload(output: Remote, file: Place | None, rejected: Place | None) -> Remote | None:
-    """Bring output and side file to where they belong.
-
-    Raises:
-        CommandError: they cannot be written there; the parts are kept, so that the same command goes on.
-    """
-    assert isinstance(file, Path)
-    beside = output.with_name(output.name + ".rejected.csv")
-    try:
-        if isinstance(rejected, Path):
-            beside.take(rejected)
-        else:
-            beside.remove()
-        output.take(file)
-    except OSError as error:
-        raise CommandError(f"{output}: cannot be written: {error.strerror or error}") from error
-    return None if rejected is None else beside
 
 
 def _local(request: PredictOptions) -> Engine:
@@ -197,13 +243,14 @@ class _Run:
         self._bar = Bar(weight, weight - sum(part.weight for part in missing))
         self._coming = zip(missing, engine(job, missing, self._bar.show), strict=True)
 
-    def complete(self, files: Sequence[Place]) -> PredictSummary:
-        """Score what is missing, write the output, and add everything up."""
+    def complete(self, files: Sequence[Place]) -> tuple[PredictSummary, _Written]:
+        """Score what is missing, write everything beside the output, and add it up."""
         output = self._request.output
         assert not isinstance(output, Remote)
+        written = _Written()
         try:
             if output is not None:
-                write_output(output, self._layout, self._chunks, self._kinds)
+                written.output = write_output(output, self._layout, self._chunks, self._kinds)
             for part in self._parts:
                 self._result(part)
         finally:
@@ -224,14 +271,30 @@ class _Run:
             outcome.rejected.update(result.rejected)
         if self._request.truth:
             outcome.judgement = total(result.judgement for result in results if result.judgement is not None)
-        if output is not None:
-            outcome.rejected_file = self._write_rejected(output, any(outcome.rejected.values()))
-        return outcome
+        if output is not None and any(outcome.rejected.values()):
+            try:
+                written.rejected = self._write_rejected(output)
+            except CommandError:
+                assert written.output is not None
+                written.output.unlink(missing_ok=True)
+                raise
+        return outcome, written
 
     def _chunks(self) -> Iterator[Chunk]:
         for part in self._parts:
-            self._result(part)
+            rows = 0
+            for chunk in self._read(part):
+                rows += chunk.count
+                yield chunk
+            if rows != self._result(part).windows:
+                raise CommandError(f"{part.target}: {DAMAGED}")
+
+    def _read(self, part: Part) -> Iterator[Chunk]:
+        self._result(part)
+        try:
             yield from read_chunks(part.target)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise CommandError(f"{part.target}: {DAMAGED}") from error
 
     def _result(self, part: Part) -> PartResult:
         while part.number not in self._results:
@@ -246,15 +309,11 @@ class _Run:
                 kinds.setdefault(name, set()).update(found)
         return kinds
 
-    def _write_rejected(self, output: Path, wanted: bool) -> Path | None:
-        """The list of what was not used, beside the output; an old one goes."""
-        path = output.with_name(output.name + ".rejected.csv")
+    def _write_rejected(self, output: Path) -> Path:
+        """The list of what was not used, beside the output."""
+        path = output.with_name(output.name + ".rejected.csv.new")
         try:
-            if not wanted:
-                path.unlink(missing_ok=True)
-                return None
-            beside = path.with_name(path.name + ".new")
-            with beside.open("w", encoding="utf-8", newline="") as file:
+            with path.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["file", "row", "reason", "text"])
                 lines: Counter[str] = Counter()  # of the pieces of each file so far
@@ -266,7 +325,8 @@ class _Run:
                         lines[piece.path] += count
                     for index, row, reason, text in read_faults(part.target.with_suffix(".faults")):
                         writer.writerow([pieces[index].path, row + before[index], reason, text])
-            beside.replace(path)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
         return path

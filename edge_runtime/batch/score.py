@@ -1,10 +1,11 @@
 """One part of a run: read, judge, window, score, and write the scored windows down. The same in every worker.
 
-Guarantee: the part's file takes its name when all of it is written; a part that is interrupted leaves nothing. What
-was not used is written down with its place and reason. Memory is bounded by one block, whatever the length of the
-recordings.
+Guarantee: the part's file takes its name when all of it is written; a part that is interrupted leaves nothing. Its
+result holds the digests of its files, by which a later run tells whether a power cut has damaged them. What was not
+used is written down with its place and reason. Memory is bounded by one block, whatever the length of the recordings.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -69,7 +70,12 @@ class Job:
 
 
 class PartResult(msgspec.Struct):
-    """What a part came to. `lines` is how many lines or rows each of its pieces held."""
+    """What a part came to.
+
+    Attributes:
+        lines: how many lines or rows each of its pieces held.
+        digests: of its files, by suffix.
+    """
 
     readings: int = 0
     windows: int = 0
@@ -79,6 +85,29 @@ class PartResult(msgspec.Struct):
     lines: list[int] = []
     kinds: dict[str, list[str]] = {}
     judgement: EvaluationCounts | None = None
+    digests: dict[str, str] = {}
+
+
+def new_digest() -> Any:
+    """What the files of a part are compared by."""
+    return hashlib.blake2b(digest_size=16)
+
+
+class _DigestedFile:
+    """A file that is written once from its start, and the digest of what it was given."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = new_digest()
+
+    def write(self, data: bytes) -> None:
+        """Append."""
+        self._digest.update(data)
+        self._file.write(data)
+
+    def hexdigest(self) -> str:
+        """Of all that was written."""
+        return str(self._digest.hexdigest())
 
 
 @dataclass
@@ -116,7 +145,9 @@ def score_part(job: Job, pieces: list[Piece], target: Path, progress: Progress) 
     unfinished, faults = target.with_suffix(".new"), target.with_suffix(".faults")
     try:
         with unfinished.open("wb") as file, faults.open("wb") as fault_file:
-            result = _Part(job, load_model(job), file, fault_file, progress).run(pieces)
+            scored, listed = _DigestedFile(file), _DigestedFile(fault_file)
+            result = _Part(job, load_model(job), scored, listed, progress).run(pieces)
+            result.digests = {target.suffix: scored.hexdigest(), faults.suffix: listed.hexdigest()}
         unfinished.replace(target)
         summary = target.with_suffix(".json")
         beside = target.with_suffix(".json-new")
@@ -133,8 +164,8 @@ class _Part:
 
     job: Job
     model: SideBySide
-    file: IO[bytes]
-    fault_file: IO[bytes]
+    file: _DigestedFile
+    fault_file: _DigestedFile
     progress: Progress
     rejected: Counter[str] = field(default_factory=Counter)
     kinds: dict[str, set[str]] = field(default_factory=dict)

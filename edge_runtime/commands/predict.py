@@ -81,14 +81,10 @@ def _dask(scheduler: str | None, workers: int | None) -> "Engine":
 
 
 def _report(outcome: "PredictSummary", request: "PredictOptions") -> int:
-    from edge_runtime.batch.evaluate import describe  # noqa: PLC0415
-    from edge_runtime.errors import CommandError  # noqa: PLC0415
+    from edge_runtime.batch.run import reasons_in_words  # noqa: PLC0415
 
     rejected = sum(outcome.rejected.values())
-    reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(outcome.rejected.items()))
     where = f", listed in {outcome.rejected_file}" if outcome.rejected_file else ""
-    if outcome.readings and rejected >= outcome.readings:
-        raise CommandError(f"none of {outcome.readings} readings could be used: {reasons}{where}")
     target = f" to {request.output}" if request.output is not None else ""
     resumed = f"; {outcome.resumed_parts} parts were complete already" if outcome.resumed_parts else ""
     print(
@@ -96,14 +92,13 @@ def _report(outcome: "PredictSummary", request: "PredictOptions") -> int:
         file=sys.stderr,
     )
     if rejected:
-        print(f"{rejected} readings were not used: {reasons}{where}", file=sys.stderr)
+        print(f"{rejected} readings were not used: {reasons_in_words(outcome.rejected)}{where}", file=sys.stderr)
     if outcome.gaps:
         print(f"{outcome.gaps} gaps began a window anew", file=sys.stderr)
     for line in _rate(outcome, request):
         print(line, file=sys.stderr)
-    if outcome.judgement is not None:
-        for line in describe(outcome.judgement, outcome.manifest):
-            print(line)
+    for line in outcome.evaluation:
+        print(line)
     return 0
 
 

@@ -108,13 +108,13 @@ class Remote:
 
         _asked(upload)
 
-    def remove(self) -> None:
-        """Be gone; harmless where it is not there.
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Be gone.
 
         Raises:
             OSError: it cannot be removed.
         """
-        if _asked(self._system.exists, self._path):
+        if not missing_ok or _asked(self._system.exists, self._path):
             _asked(self._system.rm_file, self._path)
 
 
