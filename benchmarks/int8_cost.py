@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime as ort
 
 from edge_runtime.bundle.golden import golden_windows
-from edge_runtime.bundle.int8 import EXACT_ENTRY, saturates
+from edge_runtime.bundle.int8 import saturates
+from edge_runtime.bundle.int8_operators import EXACT_ENTRY
 from edge_runtime.bundle.manifest import INPUT_NAME
 from edge_runtime.bundle.open import open_bundle
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from converter.graph.build import serialize
 from converter.graph.int8 import separate
 from converter.load.source import Answer
-from edge_runtime.bundle.int8 import OPERANDS, set_exact
+from edge_runtime.bundle.int8 import set_exact
+from edge_runtime.bundle.int8_operators import OPERANDS
 from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
 

@@ -3,7 +3,7 @@
 Where a processor would saturate, onnxruntime makes int8 weights and their zero points uint8, and names the new ones
 after the old: two products that share one end in "Attempt to replace the existing tensor", and a constant without zero
 point ends in a wrong graph or a crash (1.20 to 1.23). A zero point takes a few bytes; weights are rarely shared.
-`edge_runtime/bundle/int8.py` holds the list of operators, and looks for the same at the device.
+`edge_runtime/bundle/int8_operators.py` holds the list of operators; the device's `int8.py` looks for the same.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from converter.graph.constants import graphs_of, lift_constants, replace_nodes
-from edge_runtime.bundle.int8 import OPERANDS
+from edge_runtime.bundle.int8_operators import OPERANDS
 
 
 def separate(model: onnx.ModelProto) -> int:

@@ -21,7 +21,7 @@ from edge_runtime.config.tables import BrokerTable, Config
 from edge_runtime.daemon.links import Links
 from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
 from edge_runtime.delivery.payloads import convention
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.pipeline import Pipeline

@@ -16,23 +16,10 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-# none: no int8 products. apart: each constant of a product is its own. shared: some are not, or lack a zero point.
-Int8 = Literal["none", "apart", "shared"]
-EXACT_ENTRY = ("session.x64quantprecision", "1")
+from edge_runtime.bundle.int8_operators import EXACT_ENTRY, OPERANDS, Int8, has_int8
 
-# The operators whose constants onnxruntime changes: which inputs are the int8 values, and which their zero points.
-OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
-    "DequantizeLinear": ((0, 2),),
-    "MatMulInteger": ((1, 3),),
-    "ConvInteger": ((1, 3),),
-    "QLinearMatMul": ((3, 5),),
-    "QLinearConv": ((3, 5),),
-    "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
-}
-# Products that are int8 as they stand in the file, whatever onnxruntime fuses.
-WHOLE_PRODUCTS = frozenset(OPERANDS) - {"DequantizeLinear"}
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
 _X86 = frozenset({"x86_64", "AMD64", "i386", "i686"})
 
@@ -48,11 +35,6 @@ class _Node(NamedTuple):
     op: str
     inputs: list[str]
     outputs: list[str]
-
-
-def has_int8(operators: Any) -> bool:
-    """Whether some of these operators (names) compute with int8 constants."""
-    return not OPERANDS.keys().isdisjoint(operators)
 
 
 def int8_of(data: bytes, operators: Any) -> Int8:

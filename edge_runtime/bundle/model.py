@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.bundle.int8 import WHOLE_PRODUCTS, Int8, saturates, set_exact
+from edge_runtime.bundle.int8_operators import WHOLE_PRODUCTS, Int8
 from edge_runtime.bundle.manifest import INPUT_NAME, Manifest, output_ports
 from edge_runtime.bundle.open import Bundle
 from edge_runtime.errors import BundleError, EdgeError
@@ -314,13 +314,22 @@ def session_settings(options: ModelOptions, int8: Int8 = "none") -> Any:
     settings.log_severity_level = 3
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    set_exact(settings, int8)
+    if int8 != "none":
+        from edge_runtime.bundle.int8 import set_exact  # noqa: PLC0415 - only where a model computes in int8
+
+        set_exact(settings, int8)
     return settings
+
+
+def _saturates() -> bool:
+    from edge_runtime.bundle.int8 import saturates  # noqa: PLC0415 - only where a model computes in int8
+
+    return saturates()
 
 
 def _open_session(bundle: Bundle, options: ModelOptions) -> Any:
     facts = bundle.facts
-    if facts.int8 == "shared" and saturates():
+    if facts.int8 == "shared" and _saturates():
         whole = any(operator in WHOLE_PRODUCTS for _, operator in facts.operators)
         effect = "int8 products saturate on this processor" if whole else "int8 products run unfused, slower"
         _log.warning(f"{effect}: convert the model again with this release", extra=fields(bundle=bundle.manifest.name))

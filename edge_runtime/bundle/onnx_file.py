@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from edge_runtime.bundle.int8 import Int8, int8_of
+from edge_runtime.bundle.int8_operators import Int8, has_int8
 from edge_runtime.errors import BundleError
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types; 3 and 4 (groups) are no part of ONNX
@@ -186,7 +186,11 @@ class _Reader:
         self._graphs.append((*main, 0))
         while self._graphs:
             self._graph(*self._graphs.pop())
-        facts.int8 = int8_of(self._data, {operator for _, operator in facts.operators})
+        operators = {operator for _, operator in facts.operators}
+        if has_int8(operators):
+            from edge_runtime.bundle.int8 import int8_of  # noqa: PLC0415 - only where a model computes in int8
+
+            facts.int8 = int8_of(self._data, operators)
         return facts
 
     def _opset(self, start: int, end: int) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.bundle.golden import check_golden
-from edge_runtime.bundle.int8 import EXACT_ENTRY
+from edge_runtime.bundle.int8_operators import EXACT_ENTRY
 from edge_runtime.bundle.model import GRAPH_LEVEL, Model, ModelOptions
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import Bundle, installed_onnxruntime, one_line

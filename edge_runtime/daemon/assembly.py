@@ -34,7 +34,7 @@ from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.delivery.payloads import Payload, convention
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.decide import Sequences
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.sources.kind import AnySource, Remembering, Wiring

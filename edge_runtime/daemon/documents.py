@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from edge_runtime import __version__
 from edge_runtime.config.tables import Config
 from edge_runtime.delivery.outbox import Outbox
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.system.counters import Counters, machine_state
 from edge_runtime.system.memory import resident_bytes

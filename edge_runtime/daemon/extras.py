@@ -14,7 +14,7 @@ from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import Config, HttpTable, ModelTable
 from edge_runtime.daemon.plan import PlannedModel, open_store
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.worker import TriedModel
 from edge_runtime.system.counters import Counters

@@ -10,8 +10,8 @@ import msgspec
 from edge_runtime.config.load import read_password
 from edge_runtime.config.tables import BrokerTable
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.connection import Connection
-from edge_runtime.mqtt.failover import AnyConnection, Failover
 from edge_runtime.mqtt.messages import Will
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
@@ -94,6 +94,8 @@ class Links:
 
         if not broker.urls:
             return connect(broker.url)
+        from edge_runtime.mqtt.failover import Failover  # noqa: PLC0415 - only where several brokers are configured
+
         return Failover(
             (broker.url, *broker.urls),
             connect,

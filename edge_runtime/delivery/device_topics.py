@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Will
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer

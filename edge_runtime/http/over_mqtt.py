@@ -22,7 +22,7 @@ from edge_runtime.http.responses import HttpError, busy
 from edge_runtime.http.scorer import Scorer
 from edge_runtime.http.served_model import Served, find
 from edge_runtime.http.yield_to_loop import courtesy_to
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.counters import Counters

@@ -352,6 +352,3 @@ class Failover:
     def _announce(self) -> None:
         for listener in self.on_change:
             listener()
-
-
-AnyConnection = Connection | Failover

@@ -21,7 +21,7 @@ import msgspec
 from edge_runtime.bundle.open import one_line
 from edge_runtime.bundle.signature import precheck, require_different_keys, verify
 from edge_runtime.errors import BundleError, CommandError, EdgeError, SignatureError
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.desired_document import (
     DESIRED_NAMESPACE,

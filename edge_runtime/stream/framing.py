@@ -4,16 +4,13 @@ Guarantee: every frame that arrives whole comes out once, unchanged and in order
 merged; memory is bounded by `max_frame_bytes` plus one chunk under endless nonsense, and the frame after a bad one
 is found. Weak point: what stands before the first frame end after opening is dropped, whole or not, since a number
 whose first digits are missing still reads as a number.
-Whether a line is sensible is the codec's question; `is_text` names the difference between noise and a typing error.
+Whether a line is sensible is the codec's question.
 """
 
 import binascii
 from typing import Literal, Protocol, assert_never
 
 from edge_runtime.system.counters import Counters
-
-# Characters that no text frame holds: the C0 controls without tab, line feed and carriage return, and DEL.
-_CONTROLS = bytes(set(range(32)) - {9, 10, 13}) + b"\x7f"
 
 LineEnd = Literal["lf", "cr", "any"]
 _SAMPLE_BYTES = 200  # of what is refused, for messages
@@ -251,17 +248,3 @@ def cobs_encode(data: bytes) -> bytes:
 def crc16(data: bytes) -> bytes:
     """The two bytes that a frame with `checksum` ends with."""
     return binascii.crc_hqx(data, 0xFFFF).to_bytes(2, "big")
-
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # UTF-8; some programs write it in front of a text
-
-
-def is_text(frame: bytes) -> bool:
-    """Whether a frame is text at all: UTF-8 without control characters."""
-    if frame.translate(None, _CONTROLS) != frame:
-        return False
-    try:
-        frame.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -20,7 +20,6 @@ from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
 from edge_runtime.stream.frame_contract import frame_contract
 from edge_runtime.stream.holding import Holding, OwedReceipts
-from edge_runtime.stream.rate import make_pace
 from edge_runtime.stream.score_drift import ScoreSample
 from edge_runtime.stream.windows import SavedStream, Windows
 from edge_runtime.stream.worker import LoadedBundle, ModelCall, TriedModel, Worker, rehearse
@@ -160,7 +159,11 @@ class Pipeline:
             keep=self.config.on_gap == "keep",
             max_keys=self.config.max_keys,
         )
-        self.pace = make_pace(manifest, self.config, restart=self.windows.restart)
+        self.pace = None
+        if manifest.input.window.rate_hz is not None:
+            from edge_runtime.stream.rate import make_pace  # noqa: PLC0415 - only where a bundle has a rate
+
+            self.pace = make_pace(manifest, self.config, restart=self.windows.restart)
 
     def _places(self, own: tuple[str, ...]) -> list[int] | None:
         """Which columns of a batch are the model's; None when all are, in its order."""

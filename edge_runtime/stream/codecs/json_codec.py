@@ -6,10 +6,9 @@ from typing import Any
 import msgspec
 
 from edge_runtime.stream.codecs.columns import Members
-from edge_runtime.stream.codecs.frame_codec import JsonFrameDecoder
 from edge_runtime.stream.codecs.kind import CodecTable, Decoder
 from edge_runtime.stream.codecs.object_codec import ObjectDecoder, explain_json, plain_json
-from edge_runtime.stream.framing import is_text
+from edge_runtime.stream.codecs.plain_text import is_text
 
 
 class JsonTable(CodecTable, frozen=True, kw_only=True, tag="json"):
@@ -17,7 +16,11 @@ class JsonTable(CodecTable, frozen=True, kw_only=True, tag="json"):
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
         """The decoder of objects, or of whole frames as rows of numbers."""
-        return ObjectDecoder(members, _Json()) if shape is None else JsonFrameDecoder(shape, members)
+        if shape is None:
+            return ObjectDecoder(members, _Json())
+        from edge_runtime.stream.codecs.frame_codec import JsonFrameDecoder  # noqa: PLC0415 - few models take frames
+
+        return JsonFrameDecoder(shape, members)
 
 
 class _Json:

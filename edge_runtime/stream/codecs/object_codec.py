@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Decoded, Members, OneRow, Rows, judge
-from edge_runtime.stream.framing import BYTE_ORDER_MARK, is_text
+from edge_runtime.stream.codecs.plain_text import BYTE_ORDER_MARK, is_text
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 

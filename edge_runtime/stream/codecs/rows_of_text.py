@@ -2,7 +2,7 @@
 
 import math
 
-from edge_runtime.stream.framing import BYTE_ORDER_MARK, is_text
+from edge_runtime.stream.codecs.plain_text import BYTE_ORDER_MARK, is_text
 from edge_runtime.stream.origin import RejectedError
 
 SPACES = "space"  # as a delimiter: any run of blanks and tabs, and none at the ends of a row

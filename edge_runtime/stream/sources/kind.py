@@ -12,7 +12,7 @@ from edge_runtime.config.convert import nearest, quote
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import BrokerTable, Config, SourceTable
 from edge_runtime.errors import ConfigError
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.readings import Batch
 from edge_runtime.stream.codecs import Decoder, Members
 from edge_runtime.stream.codecs.kind import CodecTable

@@ -31,7 +31,7 @@ from edge_runtime.config.tables import (
     tag_of,
 )
 from edge_runtime.config.topics import split_share
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from converter.graph.int8 import separate
 from converter.graph.shrink import compact
 from converter.session import run, session_of
-from edge_runtime.bundle import int8, model
+from edge_runtime.bundle import int8, int8_operators, model
 from edge_runtime.bundle.golden import check_golden
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.onnx_file import read_onnx
@@ -180,7 +180,7 @@ def test_constants_in_the_bodies_of_conditions_are_kept_apart_too() -> None:
 def entries(settings: Any) -> str:
     """The session entry that makes x86 exact, as a session has it."""
     try:
-        return str(settings.get_session_config_entry(int8.EXACT_ENTRY[0]))
+        return str(settings.get_session_config_entry(int8_operators.EXACT_ENTRY[0]))
     except RuntimeError:
         return "none"
 
@@ -223,7 +223,7 @@ def test_a_bundle_that_cannot_run_fused_is_named_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is slower than it need be is said, with the remedy."""
-    monkeypatch.setattr(model, "saturates", lambda: True)
+    monkeypatch.setattr(int8, "saturates", lambda: True)
     Model(open_bundle(products(share="zero").save(tmp_path / "b.onnx")))
     assert "int8 products run unfused, slower: convert the model again" in caplog.text
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.stream.framing import CobsFramer, LineFramer, cobs_decode, cobs_encode, crc16, is_text, make_framer
+from edge_runtime.stream.codecs.plain_text import is_text
+from edge_runtime.stream.framing import CobsFramer, LineFramer, cobs_decode, cobs_encode, crc16, make_framer
 from edge_runtime.system.counters import Counters
 
 LIMIT = 64
