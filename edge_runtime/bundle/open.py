@@ -58,17 +58,21 @@ class Bundle(msgspec.Struct, frozen=True):
     facts: OnnxFacts
 
 
-def open_bundle(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Bundle:
+def open_bundle(path: Path, *, limits: Limits = DEFAULT_LIMITS, digest: str | None = None) -> Bundle:
     """Read and check one bundle.
 
     Args:
         path: the `.onnx` file.
         limits: what is too much.
+        digest: its SHA-256, where it was checked before; another file is not parsed.
 
     Raises:
         BundleError: the file is missing, no regular file, too large, truncated, no ONNX, no bundle, or breaks a rule.
     """
-    return check_bundle(path, read_file(path, limits.max_bytes), limits=limits)
+    data = read_file(path, limits.max_bytes)
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise BundleError(f"{path}: expected the file that was checked, found another: install it again")
+    return check_bundle(path, data, limits=limits)
 
 
 def check_bundle(path: Path, data: bytes, *, place: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Bundle:

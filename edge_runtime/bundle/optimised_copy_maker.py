@@ -174,9 +174,7 @@ def make_copy(path: Path, digest: str) -> int:
     with _alone(path) as is_alone:
         if not is_alone:
             return EXIT_BUSY
-        bundle = open_bundle(path)
-        if bundle.digest != digest:
-            raise BundleError("expected the bundle that is loaded, found another: it is left to the next start")
+        bundle = open_bundle(path, digest=digest)
         try:
             with open_copy(bundle) as there:
                 if there is not None:

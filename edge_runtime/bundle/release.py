@@ -11,6 +11,7 @@ is behind (never before the date of `allowed_signers`) lets an expired one pass.
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -19,6 +20,10 @@ from edge_runtime.errors import BundleError
 
 RELEASE_SUFFIX = ".release"
 MAX_RELEASE_BYTES = 4096
+LAST_SECOND = 253_402_300_799  # of the year 9999, the last that a date can show
+Moment = Annotated[int, msgspec.Meta(ge=0, le=LAST_SECOND)]
+Serial = Annotated[int, msgspec.Meta(ge=0, le=2**53)]  # what every reader of JSON takes
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
@@ -36,10 +41,10 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
 
     name: str
     version: str
-    digest: str
-    size: int
-    sequence: int = 0
-    expires: int | None = None
+    digest: Digest
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    sequence: Serial = 0
+    expires: Moment | None = None
     device_class: str | None = msgspec.field(default=None, name="class")
 
 

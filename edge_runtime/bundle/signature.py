@@ -18,6 +18,7 @@ not here yet; it filters and proves nothing by itself.
 import base64
 import binascii
 import os
+import re
 import shutil
 import stat
 import struct
@@ -25,6 +26,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +41,7 @@ SUFFIX = ".sig"
 SUFFIXES = (SUFFIX, ".sig2")
 MAX_SIGNATURE_BYTES = 64 * 1024
 _BEGIN, _END, _MAGIC = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----", b"SSHSIG"
+_KRL = b"SSHKRL\n\0"
 _TIMEOUT_S = 30.0
 # 2025-01-01: before this code was written, so a clock that shows less was never set.
 _EARLIEST = 1_735_689_600
@@ -159,7 +162,15 @@ def require_different_keys(found: Sequence[Verified], count: int, place: str) ->
     Raises:
         SignatureError: there are fewer keys than `count`.
     """
-    keys = {each.key for each in found}
+    require_keys({each.key for each in found}, count, place)
+
+
+def require_keys(keys: set[str], count: int, place: str) -> None:
+    """As `require_different_keys`, for the keys themselves.
+
+    Raises:
+        SignatureError: there are fewer than `count`.
+    """
     if len(keys) < count:
         raise SignatureError(
             f"{place}: signature: expected {count} different keys, found {len(keys)}: sign it with another key too"
@@ -251,6 +262,54 @@ def precheck(
     message = _MAGIC + b"".join(struct.pack(">I", len(part)) + part for part in covered)
     if not verifies(key[1], message, signed[1]):
         raise SignatureError(f"{place}: signature: found one of another file: fetch it again, or sign it again")
+
+
+def require_usable_key(signature: bytes, allowed_signers: Path, *, namespace: str = NAMESPACE, place: str) -> str:
+    """Refuse a signature whose key may not sign this now: expired, not yet valid, revoked, or for another purpose.
+
+    Returns the key, as text of base64.
+
+    With `precheck`, all of what `verify` finds, for a file that is not here yet. A list of revoked keys that is no KRL
+    is read line by line.
+
+    Raises:
+        SignatureError: the key may not.
+    """
+    key = base64.b64encode(_parse(signature, "signature", place).key)
+    program = _ssh_keygen(place)
+    when = _time_option(_verify_time(allowed_signers, None))
+    with _in_memory(signature) as (sig, handle):
+        command = [program, "-Y", "find-principals", *when, "-s", sig, "-f", str(allowed_signers.absolute())]
+        status, _, complaint = _run(command, b"", place, handle)
+    if status != 0:
+        raise SignatureError(_explain(place, complaint, allowed_signers))
+    lines = [line for line in allowed_signers.read_bytes().splitlines() if key in line.split()]
+    if not any(_is_for(namespace, line) for line in lines if not line.lstrip().startswith(b"#")):
+        raise SignatureError(_explain(place, "not permitted for use in signature namespace", allowed_signers))
+    revoked = allowed_signers.absolute().with_name("revoked_keys")
+    if revoked.exists() and _is_revoked(key, revoked, program, place):
+        raise SignatureError(_explain(place, "revoked", allowed_signers))
+    return key.decode()
+
+
+def _is_for(namespace: str, line: bytes) -> bool:
+    """Whether a line of `allowed_signers` lets its key sign in a namespace; its option is a list of patterns."""
+    option = re.search(rb'\bnamespaces="([^"]*)"', line, re.IGNORECASE)
+    if option is None:
+        return True
+    patterns = option[1].decode(errors="replace").split(",")
+    is_excluded = any(each.startswith("!") and fnmatchcase(namespace, each[1:]) for each in patterns)
+    return not is_excluded and any(fnmatchcase(namespace, each) for each in patterns)
+
+
+def _is_revoked(key: bytes, revoked: Path, program: str, place: str) -> bool:
+    text = revoked.read_bytes()
+    if not text.startswith(_KRL):
+        return any(key in line.split() for line in text.splitlines() if not line.lstrip().startswith(b"#"))
+    kind = _strings(base64.b64decode(key))[0]
+    with _in_memory(kind + b" " + key + b"\n") as (public, handle):
+        status, _, _ = _run([program, "-Q", "-f", str(revoked), public], b"", place, handle)
+    return status != 0
 
 
 def _read_data(path: Path) -> bytes:

@@ -192,6 +192,9 @@ class RequestReader:
             return
         end = buffer.find(b"\r\n\r\n", 0, _MAX_TRAILER_BYTES)
         if end >= 0:
+            _headers(
+                bytes(buffer[:end]).split(b"\r\n")
+            )  # what is no header could be the next request to another reader
             del buffer[: end + 4]
             self.complete = True
         elif len(buffer) >= _MAX_TRAILER_BYTES:

@@ -7,11 +7,13 @@ replaced converges by itself.
 
 Guarantee: only a document that a trusted key signed for this device is followed. Its serial is kept on the disk before
 anything is done, so that a replayed or older one does nothing, across restarts too; an expired one is reported and not
-begun. The same bundle is never installed twice. Weak points: a device without a clock begins an expired document; a
+begun. The same bundle is never installed twice. A flood of documents costs at most half of one core, the newest is
+judged, and few of the refusals are logged. Weak points: a device without a clock begins an expired document; a
 depot that is away is waited for, with a retry every `RETRY_S`.
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -35,7 +37,8 @@ from edge_runtime.store.desired_document import (
     report,
 )
 from edge_runtime.store.install import Policy
-from edge_runtime.store.ota import Ota, Step
+from edge_runtime.store.ota import REST, Ota, Step
+from edge_runtime.store.ota_flood import FloodGuard
 from edge_runtime.store.ota_parts import Offer
 from edge_runtime.store.store import ModelStore
 from edge_runtime.system.background import BackgroundThread
@@ -193,6 +196,8 @@ class DesiredState:
         self._counters = counters
         self._now = now
         self._thread = BackgroundThread("desired", loop.call_soon_threadsafe)
+        self._flood = FloodGuard()
+        self._ended = threading.Event()
         self._desired: Desired | None = None
         self._report: Report | None = None
         self._last = b""
@@ -212,6 +217,7 @@ class DesiredState:
     def end(self) -> None:
         """Stop; what was begun is gone on with at the next start."""
         self._stopped = True
+        self._ended.set()
         if self._timer is not None:
             self._timer.cancel()
         self._thread.stop()
@@ -249,10 +255,12 @@ class DesiredState:
         return _nothing if kept is None else lambda: self._follow(*kept)
 
     def _judge(self, payload: bytes) -> Step:
+        began = time.monotonic()
         try:
             found = self._file.judge(payload)
         except EdgeError as error:
             why = one_line(str(error))
+            self._ended.wait(REST * (time.monotonic() - began))
             return lambda: self._refuse(why)
         if found is None:
             return lambda: self._count("desired_old")
@@ -280,7 +288,8 @@ class DesiredState:
 
     def _refuse(self, why: str) -> None:
         self._count("desired_refused")
-        _log.warning("desired state refused", extra=fields(why=why))
+        if self._flood.may_reply(self._loop.time()):
+            _log.warning("desired state refused", extra=fields(why=why))
 
     def _follow(self, desired: Desired, latest: Report) -> None:
         if self._desired != desired:

@@ -2,11 +2,16 @@
 
 `edge/{device}/desired` (retained) holds `Envelope`: the text of a `Desired` and its signatures, in the namespace
 `edge-desired`. `edge/{device}/rollout` (retained) holds a `Report`. Both ends read these definitions. Pure.
+
+Guarantee: a digest is one (it names a file), and numbers are such as dates and files can have, whoever signed them.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
+from edge_runtime.bundle.release import Digest, Moment, Serial
 
 DESIRED_NAMESPACE = "edge-desired"
 MOST_BYTES = 64 * 1024
@@ -35,14 +40,14 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
 
     device: str
     rollout: str
-    serial: int
+    serial: Serial
     model: str
     version: str
-    digest: str
-    size: int
+    digest: Digest
+    size: Annotated[int, msgspec.Meta(ge=0, le=DEFAULT_LIMITS.max_bytes)]
     device_class: str | None = msgspec.field(default=None, name="class")
-    not_before: int | None = None
-    expires: int | None = None
+    not_before: Moment | None = None
+    expires: Moment | None = None
     window: tuple[str, str] | None = None
     files: dict[str, str] = {}
 

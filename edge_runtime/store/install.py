@@ -17,7 +17,7 @@ from pathlib import Path
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.measured import Measured
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS, Limits
-from edge_runtime.bundle.open import Bundle, check_bundle, open_bundle, read_file
+from edge_runtime.bundle.open import Bundle, check_bundle, read_file
 from edge_runtime.bundle.release import MAX_RELEASE_BYTES, RELEASE_SUFFIX, Release, read_release
 from edge_runtime.bundle.selftest import DEFAULT_BUDGET, Budget, run_selftest
 from edge_runtime.bundle.signature import MAX_SIGNATURE_BYTES, SUFFIX, SUFFIXES, Verified, require_signatures
@@ -27,6 +27,7 @@ from edge_runtime.store.layout import StoreFolder, is_valid_name
 from edge_runtime.store.permission import allows_older
 from edge_runtime.store.pruning import BundleFolder
 from edge_runtime.store.records import BundleRecord, Slot, SlotState, StateFiles
+from edge_runtime.store.trust import Trust, open_trusted
 from edge_runtime.system.durable import locked, make_folder, remove, write_file
 
 DEFAULT_SIGNERS = Path("/etc/edge-runtime/allowed_signers")
@@ -140,7 +141,7 @@ class Installer:
             return Installed(self._states.slot(name, state.active), changed=False)
         permission = self._require_admitted(bundle, state, policy, source)
         if policy.shadow:
-            self._require_comparable(bundle, state, place)
+            self._require_comparable(bundle, state, policy, place)
         measured = self._selftest(bundle, policy.budget, place)
         record = BundleRecord(
             version=bundle.manifest.version,
@@ -216,14 +217,17 @@ class Installer:
                 "it was replayed; sign it anew"
             )
 
-    def _require_comparable(self, bundle: Bundle, state: SlotState | None, place: str) -> None:
+    def _require_comparable(self, bundle: Bundle, state: SlotState | None, policy: Policy, place: str) -> None:
         """A shadow needs an active bundle to run beside, and takes its windows as they are."""
         if state is None:
             raise BundleError(
                 f"{place}: expected an active {bundle.manifest.name} to run beside, found none: install it without "
                 "--shadow"
             )
-        beside = open_bundle(self._folder.bundle(bundle.manifest.name, state.active.digest)).manifest
+        record = state.active
+        trust = Trust(policy.allowed_signers) if record.signers else None
+        path = self._folder.bundle(bundle.manifest.name, record.digest)
+        beside = open_trusted(path, trust, at=record.admitted or None, digest=record.digest).manifest
         problem = shadow_misfit(beside, bundle.manifest)
         if problem is not None:
             raise BundleError(f"{place}: cannot run beside {beside.version}: {problem}: install it without --shadow")

@@ -24,7 +24,7 @@ from typing import Literal
 import msgspec
 
 from edge_runtime.bundle.release import RELEASE_SUFFIX, read_release
-from edge_runtime.bundle.signature import NAMESPACE, SUFFIXES, precheck, verify
+from edge_runtime.bundle.signature import NAMESPACE, SUFFIXES, precheck, require_keys, require_usable_key, verify
 from edge_runtime.errors import BundleError, CommandError, SignatureError
 from edge_runtime.store.install import SPARE_BYTES, Policy
 from edge_runtime.store.records import ListedBundle, Slot
@@ -132,6 +132,9 @@ class Incoming:
         digests = {"sha256": bytes.fromhex(offer.sha256), "sha512": bytes.fromhex(offer.sha512)}
         for text in offer.signatures[:count]:
             precheck(text.encode(), digests, signers, place="offer")
+        # This starts a program: for what a trusted key has signed, and not before.
+        keys = {require_usable_key(text.encode(), signers, place="offer") for text in offer.signatures[:count]}
+        require_keys(keys, count, "offer")
 
     def serving(self, offer: Offer) -> ListedBundle | None:
         """The bundle, if it is active already.

@@ -193,12 +193,9 @@ class _Server:
         from edge_runtime.bundle.golden import check_golden  # noqa: PLC0415
         from edge_runtime.bundle.model import Model, ModelOptions  # noqa: PLC0415
         from edge_runtime.bundle.open import open_bundle  # noqa: PLC0415
-        from edge_runtime.errors import BundleError  # noqa: PLC0415
         from edge_runtime.readings import Carry  # noqa: PLC0415
 
-        bundle = open_bundle(path)
-        if bundle.digest != digest:
-            raise BundleError("expected the file that was checked, found another: install it again")
+        bundle = open_bundle(path, digest=digest)
         self._model = Model(bundle, ModelOptions(threads=threads))
         check_golden(self._model)
         self._carries: OrderedDict[str | None, Carry] = OrderedDict()

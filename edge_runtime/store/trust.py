@@ -1,11 +1,13 @@
 """Opens a bundle whose signature is asked for: read once, verified, and only then parsed, from the same bytes."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import Bundle, check_bundle, read_file
 from edge_runtime.bundle.signature import require_signatures
+from edge_runtime.errors import BundleError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +23,23 @@ class Trust:
     signatures: int = 1
 
 
-def open_trusted(path: Path, trust: Trust | None, *, at: float | None = None) -> Bundle:
-    """Open a bundle after its signatures have held.
+def open_trusted(path: Path, trust: Trust | None, *, at: float | None = None, digest: str | None = None) -> Bundle:
+    """Open a bundle after its signatures have held, and where it is the file that is expected.
 
     Args:
         path: the file; its signatures stand beside it.
         trust: None asks for no signature.
         at: when it was let in: a key that has expired since does not stop it, one that was revoked or removed does.
+        digest: the SHA-256 of the file that was let in.
 
     Raises:
         SignatureError: too few trusted keys have signed it.
-        BundleError: it is no sound bundle.
+        BundleError: it is no sound bundle, or another file.
     """
     data = read_file(path, DEFAULT_LIMITS.max_bytes)
     if trust is not None:
         require_signatures(path, trust.allowed_signers, data=data, count=trust.signatures, at=at)
+    found = hashlib.sha256(data).hexdigest()
+    if digest is not None and found != digest:
+        raise BundleError(f"{path}: expected digest {digest[:12]}, found {found[:12]}: install again")
     return check_bundle(path, data)

@@ -21,6 +21,7 @@ from edge_runtime.http.client_connection import FEW_UNSENT
 from edge_runtime.http.connections import CONNECTIONS, MAX_BODIES_BYTES, Connections
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.oip_v2 import MAX_ANSWER_BYTES
+from edge_runtime.http.request_reader import BadRequestError, RequestReader
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
 from edge_runtime.system.memory import resident_bytes
@@ -451,3 +452,29 @@ def test_nothing_grows_under_hostile_clients(server: Server) -> None:
 
     first = round_of()
     assert round_of() - first < 8 << 20
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [b"X: y\n\nGET /evil HTTP/1.1", b"X: y\rZ: 1", b"X : y", b" folded", b"X: a\0b", b"no header", b"X: y\r\n: z",
+     b"X\t: y", b"GET /evil HTTP/1.1"],
+)  # fmt: skip
+def test_trailers_are_read_as_strictly_as_heads(trailer: bytes) -> None:
+    """What one reader takes for a trailer and another for the next request is refused, however it is cut."""
+    chunked = POST[:-2] + b"\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
+    data = chunked + trailer + b"\r\n\r\n"
+
+    def read(step: int) -> None:
+        reader = RequestReader()
+        for at in range(0, len(data), step):
+            reader.feed(data[at : at + step])
+            if reader.head is not None and not reader.wants:
+                reader.accept()
+
+    for step in (1, 7, 10_000):
+        with pytest.raises(BadRequestError, match="expected headers"):
+            read(step)
+    reader = RequestReader()
+    reader.feed(chunked + b"X-Sum: 7\r\nY:\r\n\r\n")
+    reader.accept()
+    assert reader.complete

@@ -1,16 +1,23 @@
 """Attacks on the way in over MQTT, by someone who may publish there: nothing unsigned is written, remembered or run."""
 
 import hashlib
+import json
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
-from edge_runtime.bundle.release import RELEASE_SUFFIX
-from edge_runtime.errors import BundleError, EdgeError, SignatureError
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.release import RELEASE_SUFFIX, read_release
+from edge_runtime.errors import BundleError, CommandError, EdgeError, SignatureError
+from edge_runtime.mqtt.connection import Connection
+from edge_runtime.mqtt.messages import Message
+from edge_runtime.store.desired import DesiredFile, DesiredState
+from edge_runtime.store.desired_document import DESIRED_NAMESPACE
 from edge_runtime.store.install import Policy
 from edge_runtime.store.ota import TAKE_OVER_S
 from edge_runtime.store.ota_flood import MOST_PENDING
@@ -18,7 +25,7 @@ from edge_runtime.store.store import ModelStore
 from edge_runtime.store.trust import Trust
 from edge_runtime.system.memory import resident_bytes
 from tests.support import builders
-from tests.unit.store.test_ota import BundleFiles, Device, _again, _cargo, _finish, _order, _receive
+from tests.unit.store.test_ota import BundleFiles, Device, Link, _again, _cargo, _finish, _order, _receive
 
 BEGIN, END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 
@@ -270,3 +277,164 @@ def test_a_bundle_that_was_put_into_the_store_is_not_parsed_before_its_signature
     with pytest.raises(EdgeError, match="found comfort"):
         store.slot("comfort")
     assert parsed == []
+
+
+def _allow(device: Device, text: str) -> None:
+    """Other trusted keys from now on."""
+    device.ota._incoming._policy.allowed_signers.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("expired", "a key that has expired"),
+        ("not yet valid", "a key that is not valid yet"),
+        ("taken out by a comment", "stranger"),
+        ("for another purpose", "may not sign bundles"),
+        ("for all but bundles", "may not sign bundles"),
+        ("revoked by name", "a revoked key"),
+        ("revoked by a list", "a revoked key"),
+    ],
+)
+def test_a_key_that_may_not_sign_has_no_byte_of_its_bundle_stored(way: str, words: str, tmp_path: Path) -> None:
+    """Each rule for keys counts before the transfer, although the signature itself is a good one."""
+    own = builders.signer(tmp_path / "keys")
+    files = _cargo(tmp_path / "files", own)
+    device = Device(tmp_path, own)
+    principal, _, key = own.allowed.read_text().strip().partition(" ")
+    key = key[key.index("ssh-ed25519") :]
+    public, revoked = own.key.with_suffix(".pub"), own.allowed.with_name("revoked_keys")
+    lines = {
+        "expired": f'{principal} valid-before="20200101" {key}',
+        "not yet valid": f'{principal} valid-after="21000101" {key}',
+        "taken out by a comment": f"# {principal} {key}\nother@example ssh-ed25519 AAAA",
+        "for another purpose": f'{principal} namespaces="file,git*" {key}',
+        "for all but bundles": f'{principal} namespaces="*,!edge-bundle" {key}',
+    }
+    if way in lines:
+        _allow(device, lines[way] + "\n")
+    elif way == "revoked by name":
+        revoked.write_bytes(public.read_bytes())
+    else:
+        subprocess.run(["ssh-keygen", "-q", "-k", "-f", str(revoked), str(public)], check=True)
+    device.offer(files)
+    device.wait(lambda: device.state not in {"", "greeting"}, "an answer")
+    assert device.state == "refused"
+    assert words in device.last("status")["why"]
+    assert device.wants() == []
+    assert not device.store.root.exists()
+    device.end()
+
+
+def test_a_key_for_these_purposes_brings_its_bundle(tmp_path: Path) -> None:
+    """The same rules let a good key pass: patterns that hold, times that hold, and a list that revokes another key."""
+    own, other = builders.signer(tmp_path / "keys"), builders.signer(tmp_path / "other")
+    files = _cargo(tmp_path / "files", own)
+    device = Device(tmp_path, own)
+    principal, _, key = own.allowed.read_text().strip().partition(" ")
+    key = key[key.index("ssh-ed25519") :]
+    _allow(device, f'{principal} namespaces="git,edge-*",valid-after="20200101",valid-before="21000101" {key}\n')
+    revoked = own.allowed.with_name("revoked_keys")
+    subprocess.run(["ssh-keygen", "-q", "-k", "-f", str(revoked), str(other.key.with_suffix(".pub"))], check=True)
+    _receive(device, files)
+    _finish(device, files)
+    assert device.state == "installed"
+    device.end()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expires": -(10**30)}, {"expires": 10**30}, {"expires": -1}, {"sequence": -1}, {"sequence": 2**63},
+        {"sequence": 10**400}, {"size": -1}, {"size": 10**30}, {"digest": "../../etc/passwd"}, {"digest": "A" * 64},
+        {"digest": "a" * 64 + "\n"}, {"name": 3}, {"version": None}, {"expires": 1.5}, {"sequence": True},
+        {"class": ["pi4"]},
+    ],
+)  # fmt: skip
+def test_a_signed_release_document_with_odd_values_is_refused_in_words(
+    changes: dict[str, Any], files: BundleFiles, tmp_path: Path, signer: builders.Signer
+) -> None:
+    """A key that was stolen, or a tool that fails, signs anything: numbers beyond any date, paths for digests."""
+    document = {"type": "release", "name": "comfort", "version": "1.1.0", "digest": files.offer["sha256"],
+                "size": files.offer["size"], "sequence": 7, **changes}  # fmt: skip
+    path = tmp_path / "odd.release"
+    path.write_text(json.dumps(document))
+    signature = signer.sign(path).read_bytes()
+    with pytest.raises(BundleError, match="expected a release document"):
+        read_release(path.read_bytes(), [signature], signer.allowed, count=1, place="offer")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"digest": "../../../tmp/x"}, {"digest": ""}, {"digest": "a" * 64 + "/"}, {"size": -1}, {"size": 2**62},
+        {"serial": -1}, {"serial": 10**400}, {"expires": -(10**30)}, {"expires": 10**30}, {"not_before": 10**18},
+        {"window": ["aa:bb", "1"]}, {"files": {".sig": 3}},
+    ],
+)  # fmt: skip
+def test_a_signed_desired_state_with_odd_values_is_refused_in_words(
+    changes: dict[str, Any], tmp_path: Path, signer: builders.Signer
+) -> None:
+    """Its digest becomes the name of a file, and its numbers become dates: neither is taken as it comes."""
+    document = {"type": "desired", "device": "room", "rollout": "r", "serial": 1, "model": "m", "version": "1.0.0",
+                "digest": "a" * 64, "size": 10, **changes}  # fmt: skip
+    path = tmp_path / "desired"
+    path.write_text(json.dumps(document))
+    signature = signer.sign(path, namespace=DESIRED_NAMESPACE).read_text()
+    store = ModelStore(tmp_path / "store")
+    judge = DesiredFile(store, Policy(allowed_signers=signer.allowed, device="room"))
+    with pytest.raises(CommandError, match="desired state: "):
+        judge.judge(json.dumps({"document": path.read_text(), "signature": signature}).encode())
+    assert not store.root.exists()
+
+
+def test_a_bundle_that_is_not_the_checked_one_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the check and a child that loads it, the file may be exchanged: its digest is compared first."""
+    path = builders.classification(name="comfort", version="1.0.0").save(tmp_path / "bundle.onnx")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert open_bundle(path, digest=digest).digest == digest
+    path.write_bytes(path.read_bytes() + b"\0")
+    monkeypatch.setattr("edge_runtime.bundle.open.read_onnx", lambda *_: pytest.fail("it is parsed"))
+    with pytest.raises(BundleError, match="expected the file that was checked"):
+        open_bundle(path, digest=digest)
+
+
+def test_the_active_bundle_is_not_parsed_for_a_shadow_before_its_signature_holds(
+    tmp_path: Path, signer: builders.Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shadow is compared with the active bundle, whose file another program may have exchanged."""
+    store = ModelStore(tmp_path / "store")
+    policy = Policy(allowed_signers=signer.allowed)
+    store.install(_cargo(tmp_path / "files", signer).path, policy)
+    evil = builders.classification(name="comfort", version="9.0.0").save(tmp_path / "evil.onnx").read_bytes()
+    store.slot("comfort").path.write_bytes(evil)
+    monkeypatch.setattr("edge_runtime.store.trust.check_bundle", lambda *_: pytest.fail("it is parsed"))
+    newer = _cargo(tmp_path / "newer", signer, "1.2.0")
+    with pytest.raises(SignatureError, match="changed after it was signed"):
+        store.install(newer.path, Policy(allowed_signers=signer.allowed, shadow=True))
+
+
+def test_a_flood_of_forged_desired_states_is_logged_a_few_times_and_leaves_half_a_core(
+    tmp_path: Path, signer: builders.Signer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is judged or replaced by a newer one, and counted; the thread rests for as long as it has worked."""
+    rests: list[float] = []
+    device = Device(tmp_path, signer)
+    link = Link()
+    state = DesiredState(
+        "room",
+        cast("Connection", link),
+        device.loop.as_loop,
+        ota=device.ota,
+        file=DesiredFile(device.store, Policy(allowed_signers=signer.allowed, device="room")),
+        counters=device.counters,
+    )
+    state._ended.wait = rests.append  # type: ignore[method-assign, assignment]
+    for number in range(60):
+        link.handler([Message(b"edge/room/desired", b'{"document": "%d", "signature": "x"}' % number, None)])
+        device.wait(lambda number=number: device.counters.counts["desired_refused"] > number, "a refusal")  # type: ignore[misc]
+    assert len(rests) == 60
+    assert 1 <= caplog.text.count("desired state refused") <= 21
+    assert not device.store.root.exists()
+    state.end()
+    device.end()
