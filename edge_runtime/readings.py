@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+MOST_HEIRS = 64  # of one receipt, and those of the present link beyond them
+NOTHING: Callable[[], object] = lambda: None  # noqa: E731 - the acknowledgement of a receipt that owes none
 
 
 class Receipt(msgspec.Struct, eq=False):
@@ -25,12 +27,16 @@ class Receipt(msgspec.Struct, eq=False):
         number: what its maker knows it by.
         holds: how many there are; the first is the source's own, until the batch has been handed to every model.
         heirs: receipts of the same message, which its broker sent again meanwhile.
+        mark: what a source knows its message by; 0 before one has looked at it.
+        link: the number of the connection that brought the message.
     """
 
     acknowledge: Callable[[], object]
     number: int = 0
     holds: int = 1
     heirs: list["Receipt"] | None = None
+    mark: int = 0
+    link: int = 0
 
     @property
     def is_released(self) -> bool:
@@ -56,6 +62,8 @@ class Receipt(msgspec.Struct, eq=False):
             self.heirs = []
         if not self.heirs or self.heirs[-1] is not heir:
             heir.hold()
+            if len(self.heirs) >= MOST_HEIRS:  # of links that are gone: they acknowledge nothing
+                self.heirs = [each for each in self.heirs if each.link == heir.link or each.heirs]
             self.heirs.append(heir)
 
 
@@ -71,8 +79,8 @@ class Batch(msgspec.Struct, eq=False):
         identities: the reading's own `id`, `seq` or `time`, as text; None where it brought none.
         receipts: what is owed to the broker; None for sources that cannot be asked again.
         arrived: `time.perf_counter()` when the bytes were read, for the latency figures.
-        refuse: to be called where a model refuses readings: the last of them, the reason, what was expected and found,
-            and how many; None where its source reports nothing.
+        refuse: to be called where a model refuses readings, before it returns: the last of them, the reason, what was
+            expected and found, and how many; None where its source reports nothing.
         own_times: every reading brought its own time, so that a jump of it is a gap in the measurement.
     """
 

@@ -127,6 +127,7 @@ class HotPath:
         self._writing = False
         self._wrote_at = 0.0
         self._fd = wrapped.fileno()
+        self._released = self._acknowledge  # bound once
         client.on_message = self._on_message
         loop.add_reader(self._fd, self.read)
 
@@ -419,7 +420,7 @@ class HotPath:
         """A message has come; see `hot_packets.Taker`."""
         receipt = None
         if packet_id:
-            receipt = Receipt(self._acknowledge, packet_id)
+            receipt = Receipt(self._released, packet_id)
             self.owed.append(receipt)
         self._inbox.append(Message(topic, payload, receipt, False, properties, retained, repeated, self._number))
 
@@ -428,7 +429,7 @@ class HotPath:
         self._counters.rejected["too_long"] += 1
         self._on_state(f"{self._url} sent {size} bytes on {topic[:80]!r}: passed over")
         if packet_id:
-            receipt = Receipt(self._acknowledge, packet_id)
+            receipt = Receipt(self._released, packet_id)
             self.owed.append(receipt)
             receipt.release()
 

@@ -9,11 +9,11 @@ in another order than it sent them, since keys fill their windows at their own p
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from edge_runtime.readings import Receipt
+from edge_runtime.readings import NOTHING, Receipt
 from edge_runtime.stream.windows import Completed
 
 
@@ -164,7 +164,8 @@ class OwedReceipts:
             return None
         receipt = self._waiting.get(number)
         if receipt is None:
-            receipt = self._waiting[number] = Receipt(_NOTHING)
+            # A message of an earlier connection is owed nothing itself.
+            receipt = self._waiting[number] = Receipt(NOTHING)
         else:
             receipt.hold()
         return receipt
@@ -172,6 +173,3 @@ class OwedReceipts:
     def held(self, number: int) -> Receipt | None:
         """What stands for a receipt, if a window has taken it back."""
         return self._waiting.get(number)
-
-
-_NOTHING: Callable[[], object] = lambda: None  # noqa: E731 - a message of an earlier connection is owed nothing itself

@@ -17,15 +17,17 @@ wire when the link broke, is taken for it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final, Generic, TypeVar
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
 from zlib import crc32
 
 import msgspec
 
-from edge_runtime.readings import Receipt
+from edge_runtime.readings import NOTHING, Receipt
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.holding import OwedReceipts
+from edge_runtime.stream.recent import Recent
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 
@@ -52,75 +54,33 @@ _MEANINGS = {
 _log = get_logger("source")
 _REPEATED: Final = "\0"  # no identity holds it: it stands for "skip this reading"
 
-Name = TypeVar("Name")
-Value = TypeVar("Value")
-
-
-class Recent(Generic[Name, Value]):
-    """The last `size` to `2 * size` things that were put, and those that are still needed.
-
-    Forgetting a whole generation at a time costs less than keeping an order.
-    """
-
-    def __init__(self, size: int, is_needed: Callable[[Value], bool] = lambda _: False) -> None:
-        self._size = self._limit = size
-        self._is_needed = is_needed
-        self._young: dict[Name, Value] = {}
-        self._old: dict[Name, Value] = {}
-
-    def __len__(self) -> int:
-        return len(self._young) + len(self._old)
-
-    def get(self, name: Name) -> Value | None:
-        """What was put under this name last; None when it was not, or long ago."""
-        found = self._young.get(name)
-        return self._old.get(name) if found is None else found
-
-    def put(self, name: Name, value: Value) -> None:
-        """Remember it."""
-        self._young[name] = value
-        if len(self._young) >= self._limit:
-            self._turn()
-
-    def items(self) -> Iterator[tuple[Name, Value]]:
-        """Everything, the oldest first."""
-        for name, value in self._old.items():
-            if name not in self._young:
-                yield name, value
-        yield from self._young.items()
-
-    def values(self) -> Iterator[Value]:
-        """What stands behind the names, the oldest first."""
-        return (value for _, value in self.items())
-
-    def _turn(self) -> None:
-        kept = {name: value for name, value in self._old.items() if name not in self._young and self._is_needed(value)}
-        self._old, self._young = self._young, kept
-        self._limit = self._size + len(kept)
-        for value in self._old.values():
-            self._is_needed(value)
-
 
 class SeenReading(msgspec.Struct, eq=False, gc=False):
-    """One reading or message that came.
+    """One reading that came.
 
     Attributes:
         digest: of its content.
         at: which one of its key it was.
         message: the number of its message at this source; two readings of one message are never the same one.
-        link: the number of the connection that brought it.
         receipt: what is owed for it; None once that was given.
     """
 
     digest: int
     at: int
     message: int
-    link: int
     receipt: Receipt | None
 
 
 def _number(entry: SeenReading, owed: OwedReceipts) -> int | None:
     return owed.known(entry.receipt) if entry.receipt is not None and _is_owed(entry) else None
+
+
+def _is_waiting(receipt: Receipt) -> bool:
+    """Whether a message is not acknowledged; the connection of one that is need not be kept in memory."""
+    if receipt.is_released:
+        receipt.acknowledge = NOTHING
+        return False
+    return True
 
 
 def _is_owed(entry: SeenReading) -> bool:
@@ -188,13 +148,15 @@ class Seen:
         self._counters = counters
         self._notice = notice
         self._noticed: set[str] = set()
+        self._link = 0  # that brings what is being looked at
         self._messages_before = 0
         self._drops_late = late == "drop"
         self._tolerance = late_tolerance
         self._readings: Recent[tuple[str | None, str] | tuple[str | None, str, int], SeenReading] = Recent(
             GENERATION, _is_owed
         )
-        self._messages: Recent[int, SeenReading] = Recent(MESSAGES, _is_owed)
+        # A message is remembered by its own receipt, which has its mark and its link.
+        self._messages: Recent[int, Receipt] = Recent(MESSAGES, _is_waiting)
         self._topics: Recent[bytes, int] = Recent(TOPICS)
         self._keys: Recent[str | None, _Key] = Recent(KEYS)
 
@@ -222,28 +184,57 @@ class Seen:
             return None
         going = []
         digests = self._digests(decoded, came)
+        message, receipt, repeated = None, None, False
+        self._link = 0 if came is None else came.link
         for index, frame in enumerate(decoded.rows):
-            if came is not None and came.known[frame]:
-                self.skip("redelivered", came.topics[frame].decode(errors="replace"))
-                continue
-            identity, time = decoded.identities[index], decoded.times[index]
-            if identity is not None or time is not None:
-                key = keys[index]
-                state = self._keys.get(key) or self._new_key(key)
-                if identity is not None:
-                    own = self._identify(state, key, identity, digests[index], came, frame)
-                    if own == _REPEATED:
-                        self.skip("redelivered", _place(key, identity))
-                        continue
-                    decoded.identities[index] = own
-                if time is not None:
-                    if time >= state.newest:
-                        state.newest = time
-                    elif self._is_late(state, time, key):
-                        continue
-            going.append(index)
+            if came is not None:
+                if came.known[frame]:
+                    self.skip("redelivered", came.topics[frame].decode(errors="replace"))
+                    continue
+                message, receipt, repeated = self._messages_before + frame, came.receipts[frame], came.repeated[frame]
+            if self._goes_on(
+                decoded, index, keys[index], digests[index], message=message, receipt=receipt, repeated=repeated
+            ):
+                going.append(index)
         self._messages_before += decoded.rows[-1] + 1
         return None if len(going) == count else going
+
+    def admit_one(self, decoded: Decoded, key: str | None, digest: int, *, receipt: Receipt | None, link: int) -> bool:
+        """Whether the only reading of the only message of a wake-up goes on, as `admit` has it; not for a DUP."""
+        self._link = link
+        message = self._messages_before
+        self._messages_before = message + 1
+        return self._goes_on(decoded, 0, key, digest, message=message, receipt=receipt, repeated=False)
+
+    def _goes_on(
+        self,
+        decoded: Decoded,
+        index: int,
+        key: str | None,
+        digest: int,
+        *,
+        message: int | None,
+        receipt: Receipt | None,
+        repeated: bool,
+    ) -> bool:
+        """Whether one reading does; its identity is replaced in place where that was used."""
+        identity, time = decoded.identities[index], decoded.times[index]
+        if identity is None and time is None:
+            return True
+        state = self._keys.young.get(key) or self._keys.get(key) or self._new_key(key)
+        if identity is not None:
+            own = self._identify(state, (key, identity), digest, message=message, receipt=receipt, repeated=repeated)
+            if own is not identity:
+                if own == _REPEATED:
+                    self.skip("redelivered", _place(key, identity))
+                    return False
+                decoded.identities[index] = own
+        if time is not None:
+            if time >= state.newest:
+                state.newest = time
+            else:
+                return not self._is_late(state, time, key)
+        return True
 
     def _new_key(self, key: str | None) -> _Key:
         state = _Key()
@@ -252,13 +243,19 @@ class Seen:
 
     @staticmethod
     def _digests(decoded: Decoded, came: Deliveries | None) -> Sequence[int]:
-        """The content of each reading: of a message with one reading its bytes, else its numbers and its time."""
+        """The content of each reading: of a message with one reading its bytes, else its numbers and its time.
+
+        Which of the two depends on the message alone, for it may come again beside others.
+        """
         rows = decoded.rows
         if came is not None and (len(rows) == 1 or len(set(rows)) == len(rows)):
             return [came.digests[frame] for frame in rows]
+        readings = Counter(rows)
         return [
-            crc32(repr(time).encode(), crc32(values.tobytes()))
-            for values, time in zip(decoded.values, decoded.times, strict=True)
+            came.digests[frame]
+            if came is not None and readings[frame] == 1
+            else crc32(repr(time).encode(), crc32(values.tobytes()))
+            for frame, values, time in zip(rows, decoded.values, decoded.times, strict=True)
         ]
 
     def is_known_message(
@@ -275,61 +272,82 @@ class Seen:
         """
         if receipt is None or not receipt.number:
             return False
-        mark = crc32(topic, digest)
+        number = receipt.number
+        receipt.mark = mark = crc32(topic, digest)
+        receipt.link = link
         if repeated:
-            entry = self._messages.get(receipt.number)
-            if entry is None or entry.digest != mark:
-                entry = self._owed_like(mark, link)
-            if entry is not None:
-                entry.link = link
-                _pass_on(entry, receipt)
-                self._messages.put(receipt.number, entry)
+            earlier = self._messages.get(number)
+            if earlier is None or earlier.mark != mark:
+                earlier = self._owed_like(receipt)
+            if earlier is not None:
+                if not earlier.is_released and earlier is not receipt:
+                    earlier.pass_on(receipt)
+                self._messages.put(number, earlier)
                 return True
-        self._messages.put(receipt.number, SeenReading(mark, 0, 0, link, receipt))
+        messages = self._messages
+        messages.young[number] = receipt
+        if len(messages.young) >= messages.limit:
+            messages.turn()
         return False
 
-    def _owed_like(self, mark: int, link: int) -> SeenReading | None:
-        """A message of an earlier connection that its broker must send again, for brokers that give it a new number."""
-        for entry in self._messages.values():
-            if entry.digest == mark and entry.link != link and _is_owed(entry):
-                return entry
+    def _owed_like(self, receipt: Receipt) -> Receipt | None:
+        """A message of an earlier connection that its broker must send again, for brokers that give it a new number.
+
+        One that was found again on this connection does not explain another message.
+        """
+        for earlier in self._messages.values():
+            if earlier.mark == receipt.mark and earlier.link != receipt.link and not earlier.is_released:
+                last = earlier.heirs[-1] if earlier.heirs else None
+                if last is None or last is receipt or last.link != receipt.link:
+                    return earlier
         return None
 
     def _identify(
-        self, state: _Key, key: str | None, identity: str, digest: int, came: Deliveries | None, frame: int
+        self,
+        state: _Key,
+        name: tuple[str | None, str],
+        digest: int,
+        *,
+        message: int | None,
+        receipt: Receipt | None,
+        repeated: bool,
     ) -> str | None:
         """The identity that the reading goes on with, None for none; `_REPEATED` where it was here before."""
-        link, receipt = (0, None) if came is None else (came.link, came.receipts[frame])
-        entry = self._readings.get((key, identity))
-        number = int(identity) if len(identity) < 16 and identity.isdecimal() else None
-        is_same = entry is not None and entry.digest == digest
-        message = self._messages_before + frame
-        if (
-            entry is not None
-            and is_same
-            and came is not None
-            and entry.message != message
-            and self._is_reliable(state)
-            and (came.repeated[frame] or state.link != link or state.count - entry.at < FAR)
-        ):
-            _pass_on(entry, receipt)
-            return _REPEATED
-        is_reused = entry is not None or (number is not None and state.high - number >= RESTART)
-        new = SeenReading(digest, state.count, message, link, receipt)
-        self._readings.put((key, identity), new)
+        readings, identity = self._readings, name[1]
+        entry = readings.young.get(name) or readings.old.get(name)
+        number = int(identity) if identity.isdecimal() and len(identity) < 16 else None
+        is_same = is_reused = False
+        if entry is not None:
+            is_same = entry.digest == digest
+            if (
+                is_same
+                and message is not None
+                and entry.message != message
+                and self._is_reliable(state)
+                and (repeated or state.link != self._link or state.count - entry.at < FAR)
+            ):
+                _pass_on(entry, receipt)
+                return _REPEATED
+            is_reused = True
+        elif number is not None and state.high - number >= RESTART:
+            is_reused = True
+        new = SeenReading(digest, state.count, -1 if message is None else message, receipt)
+        readings.young[name] = new
+        if len(readings.young) >= readings.limit:
+            readings.turn()
         if is_reused:
-            self._count("identity_reused", _place(key, identity))
+            self._count("identity_reused", _place(*name))
             state.reused_at = state.count
         if number is not None and (is_reused or number > state.high):
             state.high = number
         state.count += 1
-        state.link = link
+        state.link = self._link
         if not is_reused:
             return identity
-        own = (key, identity, digest)
-        if is_same or self._readings.get(own) is not None:
+        own = (*name, digest)
+        if is_same or readings.get(own) is not None:
             return None  # not even its content tells it from an earlier one
-        self._readings.put(own, new)
+        readings.put(own, new)
         return f"{identity}-{digest:08x}"
 
     @staticmethod
@@ -376,7 +394,7 @@ class Seen:
             for name, entry in self._readings.items()
             if len(name) == 2 and not _is_owed(entry)
         ]
-        messages = [(number, entry.digest) for number, entry in self._messages.items() if not _is_owed(entry)]
+        messages = [(number, receipt.mark) for number, receipt in self._messages.items() if receipt.is_released]
         keys = [
             (key, state.high, not self._is_reliable(state))
             for key, state in self._keys.items()
@@ -388,9 +406,9 @@ class Seen:
             if len(name) == 2 and (number := _number(entry, owed)) is not None
         ]
         sent = [
-            (name, entry.digest, number)
-            for name, entry in self._messages.items()
-            if (number := _number(entry, owed)) is not None
+            (name, receipt.mark, number)
+            for name, receipt in self._messages.items()
+            if not receipt.is_released and (number := owed.known(receipt)) is not None
         ]
         topics = list(self._topics.items())
         return SavedSeen(readings[-MOST_SAVED:], messages[-MOST_SAVED:], topics, keys, waiting, sent)
@@ -399,17 +417,18 @@ class Seen:
         """Take back what an earlier start has saved, after the windows have taken their receipts."""
         for key, identity, digest, number in saved.owed_readings:
             if (receipt := owed.held(number)) is not None:
-                self._readings.put((key, identity), SeenReading(digest, 0, -1, 0, receipt))
+                self._readings.put((key, identity), SeenReading(digest, 0, -1, receipt))
         for packet, digest, number in saved.owed_messages:
             if (receipt := owed.held(number)) is not None:
-                self._messages.put(packet, SeenReading(digest, 0, -1, 0, receipt))
+                receipt.mark = digest
+                self._messages.put(packet, receipt)
         for key, high, is_unreliable in saved.keys:
             state = self._new_key(key)
             state.high, state.reused_at = high, 0 if is_unreliable else -GENERATION
         for key, identity, digest in saved.readings:
-            self._readings.put((key, identity), SeenReading(digest, 0, -1, 0, None))
+            self._readings.put((key, identity), SeenReading(digest, 0, -1, None))
         for number, digest in saved.messages:
-            self._messages.put(number, SeenReading(digest, 0, -1, 0, None))
+            self._messages.put(number, Receipt(NOTHING, number, holds=0, mark=digest))
         for topic, digest in saved.topics:
             self._topics.put(topic, digest)
 

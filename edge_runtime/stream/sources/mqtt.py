@@ -7,7 +7,7 @@ acknowledges nothing, so that the broker keeps what comes.
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zlib import crc32
 
 import msgspec
@@ -34,21 +34,22 @@ from edge_runtime.config.topics import split_share
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
-from edge_runtime.readings import Batch
+from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import CodecTable, Decoder
+from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
 from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.origin import is_fit_key
 from edge_runtime.stream.rejections import MOST_SAMPLE, Rejections
 from edge_runtime.stream.seen import Deliveries, SavedSeen, Seen, log_first
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, Wiring
+from edge_runtime.stream.sources.limit import LimitWatch
 from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
 MOSQUITTO_INFLIGHT = 20  # its max_inflight_messages by default, mosquitto.conf(5)
-LIMIT_PATIENCE_S = 30.0  # without a message, as many unacknowledged as the limit: it may be what stops them
 PLACEHOLDERS = ("key",)  # what a topic may contain in braces
 
 _log = get_logger("source")
@@ -268,9 +269,9 @@ class MqttSource:
             self._take,
             most_bytes=config.max_frame_bytes,
         )
-        self._loop = loop
-        self._held_at_most = held_at_most
-        self._took_at = 0.0
+        self._limit = LimitWatch(loop, connection, counters, held_at_most, config.name) if held_at_most else None
+        self._present: tuple[list[Message], list[int]] = [], []  # that are being handed over, and the rows of each
+        self._refuse_reading = self._refuse  # bound once
         if held_at_most is not None:
             connection.acknowledge_in_any_order()
 
@@ -288,7 +289,8 @@ class MqttSource:
 
     def start(self) -> None:
         """Begin to listen for silence; the connection brings the messages."""
-        self._watch_limit()
+        if self._limit is not None:
+            self._limit.start()
         if self._silence is not None:
             self._silence.start()
 
@@ -303,6 +305,8 @@ class MqttSource:
     def stop(self) -> None:
         """Leave what comes from now on with the broker."""
         self._stopped = True
+        if self._limit is not None:
+            self._limit.stop()
         if self._silence is not None:
             self._silence.stop()
 
@@ -335,28 +339,14 @@ class MqttSource:
         """Take back what the last clean stop has kept, after the windows have."""
         self._seen.restore(saved, owed)
 
-    def _watch_limit(self) -> None:
-        """Say so where a broker seems to send no more, because windows hold as many readings as it lets be open."""
-        if self._held_at_most is None or self._loop is None or self._stopped:
-            return
-        most, setting = self._held_at_most
-        owed, quiet = self._connection.owed, self._loop.time() - self._took_at
-        if owed >= most and quiet >= LIMIT_PATIENCE_S and self._connection.ready:
-            self._counters.errors["window_limit"] += 1
-            _log.error(
-                f"open windows hold {owed} readings, as many as {setting} lets be unacknowledged: where the broker "
-                f"sends no more, set {setting} to the readings of a window times the keys",
-                extra=fields(source=self._config.name, held=owed, limit=most),
-            )
-        self._loop.call_later(LIMIT_PATIENCE_S, self._watch_limit)
-
     def _take(self, messages: list[Message]) -> None:
         arrived = time.perf_counter()
-        if self._held_at_most is not None and self._loop is not None:
-            self._took_at = self._loop.time()
-        frames: list[bytes] = []
-        keys: list[str | None] = []
+        if self._limit is not None:
+            self._limit.took()
+        if len(messages) == 1 and self._took_plain(messages[0], arrived):
+            return
         taken: list[Message] = []
+        keys: list[str | None] = []
         digests: list[int] = []
         known: list[bool] = []
         seen, most = self._seen, self._config.max_frame_bytes
@@ -385,29 +375,64 @@ class MqttSource:
             elif not message.retained:
                 if self._retained_once:
                     seen.note_topic(topic, digest)
-            elif self._is_known_retained(topic, digest):
+            elif seen.is_last_of_topic(topic, digest) if self._retained_once else self._config.retained == "ignore":
                 seen.skip("retained", topic.decode())
                 continue
-            frames.append(payload)
-            keys.append(key)
             taken.append(message)
+            keys.append(key)
             digests.append(digest)
             known.append(was_here)
-        if frames:
-            self._decode(frames, keys, messages=taken, digests=digests, known=known, arrived=arrived)
+        if taken and (decoded := self._decode(taken)) is not None:
+            self._hand_over(decoded, keys, messages=taken, digests=digests, known=known, arrived=arrived)
+
+    def _took_plain(self, message: Message, arrived: float) -> bool:
+        """Take the only message of a wake-up, as `_take` does but without its lists: a device that is not busy.
+
+        False, with nothing done, for a message that is repeated, retained or not to be read.
+        """
+        topic, payload = message.topic, message.payload
+        found, key = self._keys.match(topic)
+        is_unusual = message.repeated or message.retained or self._stopped
+        if not found or key == "" or is_unusual or len(payload) > self._config.max_frame_bytes:
+            return False
+        message.claimed = True
+        digest, receipt, seen = crc32(payload), message.receipt, self._seen
+        seen.is_known_message(topic, digest, receipt, message.link, repeated=False)
+        if self._retained_once:
+            seen.note_topic(topic, digest)
+        messages = [message]
+        decoded = self._decode(messages)
+        if decoded is None:
+            return True
+        if len(decoded.rows) != 1:
+            self._hand_over(decoded, [key], messages=messages, digests=[digest], known=[False], arrived=arrived)
+            return True
+        keys = [key] if self._keyed_by_topic else decoded.keys
+        is_told_apart = decoded.identities[0] is not None or decoded.times[0] is not None
+        if not is_told_apart or seen.admit_one(decoded, keys[0], digest, receipt=receipt, link=message.link):
+            self._send_on(decoded, keys, [receipt], messages=messages, arrived=arrived)
+        return True
 
     def _reject(self, message: Message, reason: str, why: str) -> None:
         self._counters.reject(reason, why, sample=message.payload[:MOST_SAMPLE])
         self._rejections.report((), lambda _: message.topic.decode(errors="replace"))
 
-    def _is_known_retained(self, topic: bytes, digest: int) -> bool:
-        if self._retained_once:
-            return self._seen.is_last_of_topic(topic, digest)
-        return self._config.retained == "ignore"
+    def _decode(self, messages: list[Message]) -> Decoded | None:
+        """The readings of messages; None where there are none."""
+        frames = [message.payload for message in messages]
+        try:
+            decoded = self._decoder.decode(frames, self._counters)
+        except Exception:  # noqa: BLE001 - a fault of ours: set aside, or the broker sends them again for ever
+            self._counters.errors["crashed"] += 1
+            _log.exception("messages are set aside", extra=fields(source=self._config.name, messages=len(frames)))
+            return None
+        if self._counters.notes:
+            self._rejections.report(frames, lambda frame: messages[frame].topic.decode(errors="replace"))
+        return decoded if decoded.rows else None
 
-    def _decode(
+    def _hand_over(
         self,
-        frames: list[bytes],
+        decoded: Decoded,
         keys: list[str | None],
         *,
         messages: list[Message],
@@ -415,17 +440,7 @@ class MqttSource:
         known: list[bool],
         arrived: float,
     ) -> None:
-        try:
-            decoded = self._decoder.decode(frames, self._counters)
-        except Exception:  # noqa: BLE001 - a fault of ours: set aside, or the broker sends them again for ever
-            self._counters.errors["crashed"] += 1
-            _log.exception("messages are set aside", extra=fields(source=self._config.name, messages=len(frames)))
-            return
-        if self._counters.notes:
-            self._rejections.report(frames, lambda frame: messages[frame].topic.decode(errors="replace"))
         rows = decoded.rows
-        if not rows:
-            return
         keys = [keys[row] for row in rows] if self._keyed_by_topic else decoded.keys
         count = len(rows)
         if True in known or decoded.identities.count(None) != count or decoded.times.count(None) != count:
@@ -444,26 +459,44 @@ class MqttSource:
                 decoded = decoded.chosen(going)
                 keys = [keys[index] for index in going]
                 rows = decoded.rows
+        receipts = [messages[row].receipt for row in rows]
+        self._send_on(decoded, keys, receipts, messages=messages, arrived=arrived)
 
-        def refuse(row: int, reason: str, why: str, count: int) -> None:
-            message = messages[rows[row]]
-            where = message.topic.decode(errors="replace")
-            self._rejections.refuse(reason, why, where=where, frame=message.payload, count=count)
-
+    def _send_on(
+        self,
+        decoded: Decoded,
+        keys: list[str | None],
+        receipts: list[Receipt | None],
+        *,
+        messages: list[Message],
+        arrived: float,
+    ) -> None:
         if self._silence is not None:
             self._silence.heard()
-        now = time.time()
+        rows, own_times = decoded.rows, decoded.times
         self._counters.counts["readings"] += len(rows)
+        self._present = messages, rows
+        times: Any = own_times
+        if None in own_times:
+            now = time.time()
+            times = [now] if len(rows) == 1 else [now if own is None else own for own in own_times]
         self._sink(
             Batch(
-                source=self._config.name,
-                values=decoded.values,
-                keys=keys,
-                times=[now if own is None else own for own in decoded.times],
-                identities=decoded.identities,
-                receipts=[messages[row].receipt for row in rows],
-                arrived=arrived,
-                own_times=None not in decoded.times,
-                refuse=refuse,
+                self._config.name,
+                decoded.values,
+                keys,
+                times,
+                decoded.identities,
+                receipts,
+                arrived,
+                times is own_times,
+                self._refuse_reading,
             )
         )
+
+    def _refuse(self, row: int, reason: str, why: str, count: int) -> None:
+        """A model refuses readings of the batch that is being handed over."""
+        messages, rows = self._present
+        message = messages[rows[row]]
+        where = message.topic.decode(errors="replace")
+        self._rejections.refuse(reason, why, where=where, frame=message.payload, count=count)

@@ -9,7 +9,8 @@ import pytest
 from edge_runtime.readings import Receipt
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.holding import OwedReceipts
-from edge_runtime.stream.seen import FAR, GENERATION, MESSAGES, MOST_SAVED, Deliveries, Recent, Seen
+from edge_runtime.stream.recent import Recent
+from edge_runtime.stream.seen import FAR, GENERATION, MESSAGES, MOST_SAVED, Deliveries, Seen
 from edge_runtime.system.counters import Counters
 
 TOPIC = b"s/a"
@@ -182,6 +183,18 @@ def test_readings_of_one_message_are_never_repeats_of_each_other() -> None:
     came = Deliveries(1, [TOPIC], [1], [False], [False], [bench.receipt(1)])
     assert bench.seen.admit(decoded, ["a", "a"], came) is None
     assert decoded.identities == ["1795432744", None]
+
+
+def test_a_reading_is_known_again_whatever_comes_beside_it() -> None:
+    """Its message first came in one wake-up with an array of readings, and again by itself."""
+    bench = _Bench()
+    values = np.array([[5.0], [6.0], [7.0]], np.float32)
+    decoded = Decoded(values, [0, 0, 1], [None] * 3, [None] * 3, ["5", "6", "7"])
+    came = Deliveries(1, [TOPIC] * 2, [56, crc32(b"7")], [False] * 2, [False] * 2, [bench.receipt(1), bench.receipt(2)])
+    assert bench.seen.admit(decoded, ["a"] * 3, came) is None
+    bench.link += 1
+    assert bench.deliver(b"7", "7", number=900) is None
+    assert bench.counters.skipped == {"redelivered": 1}
 
 
 def test_a_source_that_cannot_repeat_skips_nothing() -> None:

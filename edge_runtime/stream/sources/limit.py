@@ -1,0 +1,70 @@
+"""Notices that windows may hold as many readings as a broker lets be unacknowledged, so that it sends no more.
+
+One timer a source, and only where a model of it has `acknowledge = "window"`. Weak point: a quiet sensor looks the same
+as a broker that waits, so the line says that the limit may be the cause.
+"""
+
+from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop, Timer
+
+LIMIT_PATIENCE_S = 30.0  # without a message, as many unacknowledged as the limit: it may be what stops them
+
+_log = get_logger("source")
+
+
+class LimitWatch:
+    """Reports, as long as it lasts, that nothing comes while as many readings are held as may be.
+
+    Args:
+        loop: the event loop; None watches nothing.
+        connection: that brings the readings.
+        counters: takes the error `window_limit`.
+        held_at_most: how many readings may be unacknowledged, and the setting that says so.
+        source: the name of the source.
+    """
+
+    def __init__(
+        self,
+        loop: Loop | None,
+        connection: AnyConnection,
+        counters: Counters,
+        held_at_most: tuple[int, str],
+        source: str,
+    ) -> None:
+        self._loop = loop
+        self._connection = connection
+        self._counters = counters
+        self._most, self._setting = held_at_most
+        self._source = source
+        self._took_at = 0.0
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Watch from now on."""
+        if self._loop is not None:
+            self._timer = self._loop.call_later(LIMIT_PATIENCE_S, self._check)
+
+    def took(self) -> None:
+        """Messages have come."""
+        if self._loop is not None:
+            self._took_at = self._loop.time()
+
+    def stop(self) -> None:
+        """The source takes no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _check(self) -> None:
+        assert self._loop is not None
+        owed, quiet = self._connection.owed, self._loop.time() - self._took_at
+        if owed >= self._most and quiet >= LIMIT_PATIENCE_S and self._connection.ready:
+            self._counters.errors["window_limit"] += 1
+            _log.error(
+                f"open windows hold {owed} readings, as many as {self._setting} lets be unacknowledged: where the "
+                f"broker sends no more, set {self._setting} to the readings of a window times the keys",
+                extra=fields(source=self._source, held=owed, limit=self._most),
+            )
+        self.start()
