@@ -58,8 +58,7 @@ _log = get_logger("source")
 class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     """`[[source]]` with `type = "mqtt"`: topics of a broker; every message is one reading, or a JSON array of them.
 
-    Without `url` the source uses the connection of `[upstream]`, and a key of the connection that is given here
-    differs from it.
+    Without `url` the source uses the connection of `[upstream]`, but for the keys of it that are given here.
     With `url` it is a connection of its own, and nothing is taken over: no password goes to another broker by accident.
 
     Attributes:
@@ -194,10 +193,9 @@ def _topics(source: MqttSourceTable) -> Iterator[Finding]:
 def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
     """The broker that an MQTT source reads from.
 
-    Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is
-    changed it equals
-    `upstream_broker(config)`, and one connection serves both. With a `url` it is a broker of its own that takes over
-    nothing.
+    Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is changed
+    it equals `upstream_broker(config)`, and one connection serves both. With a `url` it is a broker of its own that
+    takes over nothing.
     """
     upstream = upstream_broker(config)
     given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) is not None}
@@ -459,8 +457,7 @@ class MqttSource:
                 decoded = decoded.chosen(going)
                 keys = [keys[index] for index in going]
                 rows = decoded.rows
-        receipts = [messages[row].receipt for row in rows]
-        self._send_on(decoded, keys, receipts, messages=messages, arrived=arrived)
+        self._send_on(decoded, keys, [messages[row].receipt for row in rows], messages=messages, arrived=arrived)
 
     def _send_on(
         self,
