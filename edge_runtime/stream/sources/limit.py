@@ -4,7 +4,7 @@ One timer a source, and only where a model of it has `acknowledge = "window"`. W
 as a broker that waits, so the line says that the limit may be the cause.
 """
 
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
