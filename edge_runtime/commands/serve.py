@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edge_runtime.http.shared_counts import SharedCounts
     from edge_runtime.system.systemd import Notifier
 
 # What a process reports, with a text for people: + it serves, ... it reads again, r it has, ! it refused, - it ends.
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C."""
     from edge_runtime.http.listening import address_of, forget, inherited, listen_on  # noqa: PLC0415 - not for `--help`
     from edge_runtime.http.processes import Supervisor  # noqa: PLC0415
+    from edge_runtime.http.shared_counts import SharedCounts  # noqa: PLC0415
     from edge_runtime.system.log import setup  # noqa: PLC0415
     from edge_runtime.system.systemd import Notifier  # noqa: PLC0415
 
@@ -74,9 +76,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"{text} on {shown}", file=sys.stderr, flush=True)
 
     if count > 1:
+        shared = SharedCounts(count)
+
+        def serve(number: int, listener: socket.socket, report: Report) -> int:
+            shared.number = number
+            return _serve_or_say_why(args, listener, report, shared, is_lent=given is not None)
+
         code = Supervisor(
             listeners,
-            lambda _number, listener, report: _serve_or_say_why(args, listener, report, is_lent=given is not None),
+            serve,
             notifier,
             lambda: say_ready(f"{count} processes, serving"),
             args.stop_timeout,
@@ -130,19 +138,27 @@ def _to_systemd(notifier: "Notifier", say_ready: Callable[[str], None]) -> Repor
     return report
 
 
-def _serve_or_say_why(args: argparse.Namespace, listener: socket.socket, report: Report, *, is_lent: bool) -> int:
+def _serve_or_say_why(
+    args: argparse.Namespace, listener: socket.socket, report: Report, shared: "SharedCounts", *, is_lent: bool
+) -> int:
     """One process of several; it ends when its parent is gone."""
     from edge_runtime.errors import EdgeError  # noqa: PLC0415
 
     try:
-        return _serve(args, listener, report, parent=os.getppid(), is_lent=is_lent)
+        return _serve(args, listener, report, parent=os.getppid(), shared=shared, is_lent=is_lent)
     except EdgeError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
 
 
 def _serve(
-    args: argparse.Namespace, listener: socket.socket, report: Report, *, parent: int | None = None, is_lent: bool
+    args: argparse.Namespace,
+    listener: socket.socket,
+    report: Report,
+    *,
+    parent: int | None = None,
+    shared: "SharedCounts | None" = None,
+    is_lent: bool,
 ) -> int:
     """Load, answer, reload and stop."""
     from edge_runtime.errors import EdgeError  # noqa: PLC0415
@@ -163,7 +179,7 @@ def _serve(
         prefix=args.prefix,
         access_log=args.access_log,
     )
-    stand = Stand(args.bundles, listener, options)
+    stand = Stand(args.bundles, listener, options, shared)
     report(b"+", f"serving {', '.join(stand.names)}")
 
     def reload() -> None:

@@ -8,13 +8,14 @@ one thread. It is tested without a socket. What a path names is looked up in a t
 
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edge_runtime.errors import EdgeError
 from edge_runtime.http import cors
+from edge_runtime.http.access_log import AccessLog
 from edge_runtime.http.auth import Access, Gate, Group
+from edge_runtime.http.counts import Counts
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.responses import REASONS, HttpError, Request, Response
 from edge_runtime.http.routes import ROUTES
@@ -40,6 +41,7 @@ class App:
         board: what the daemon shows.
         token: what every request must bring; None lets in whatever can reach the loopback.
         access: who is let in, in full; it takes the place of `token`.
+        access_log: gets each answer, with its client, request, and the bytes of its body.
         prefix: a path that a proxy may leave in front of ours. Requests without it are answered as well, so that it
             does not matter whether the proxy takes it off.
     """
@@ -52,11 +54,14 @@ class App:
         token: str | None = None,
         access: Access | None = None,
         prefix: str = "",
+        access_log: AccessLog | None = None,
     ) -> None:
         self.models = {served.name: served for served in models}
         self.board = board
         self.scorer = Scorer()
-        self.requests: Counter[tuple[str, int]] = Counter()
+        self.counts = Counts()
+        self.requests = self.counts.requests
+        self.access_log = access_log
         self.pause: Callable[[], None] = lambda: None
         self.prefix = prefix
         self.is_stopped = False
@@ -115,6 +120,8 @@ class App:
             begun = request.handler(self, request, request.parts)
             request.body = b""  # what waits for its model has its windows
             if isinstance(begun, Work):
+                if request.model is not None:
+                    begun.on_call = self.counts.model(request.model).note_call
                 self.scorer.add(begun)
                 return begun
         except Exception as error:  # noqa: BLE001 - the stage's edge: the server goes on, the client gets a 500
@@ -127,7 +134,7 @@ class App:
             answer = result(work)
         except Exception as error:  # noqa: BLE001 - as above
             answer = _refusal(request, error)
-        return self._dressed(request, answer)
+        return self._dressed(request, answer, work)
 
     def refuse(self, request: Request, error: HttpError) -> Response:
         """The refusal of a request by the server itself, counted as any other."""
@@ -145,9 +152,11 @@ class App:
         """Be ready for nothing more."""
         self.is_stopped = True
 
-    def _dressed(self, request: Request, answer: Response) -> Response:
+    def _dressed(self, request: Request, answer: Response, work: Work | None = None) -> Response:
         """Count it, pack it, and give it its headers."""
         self.requests[request.route, answer.status] += 1
+        if request.model is not None:
+            self.counts.model(request.model).note_answer(answer.status, request.began, work)
         body = answer.body
         headers = {"Content-Type": answer.type, **_HEADERS, **answer.headers}
         if self._gate.has_origins:

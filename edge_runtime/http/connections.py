@@ -397,6 +397,8 @@ class Connections:
         self._release(client)
         head = client.reader.head
         body = b"" if head is not None and head.method == "HEAD" else answer.body
+        if self._app.access_log is not None:
+            self._app.access_log(client.address, client.request, answer, len(body))
         if answer.watching is not None:
             client.watching = answer.watching
             body = answer.watching.first()
@@ -434,6 +436,7 @@ class Connections:
     # --- now and then -----------------------------------------------------------------------------------------------
 
     def _sweep(self, now: float) -> None:
+        self._app.counts.publish()
         for client in list(self._clients.values()):
             if client.sweep(now, head_s=min(HEAD_S, REQUEST_S), request_s=REQUEST_S, idle_s=IDLE_S):
                 self.ended["request_late"] += 1

@@ -13,6 +13,7 @@ from edge_runtime.bundle.model import Model
 from edge_runtime.config.tables import HttpTable, ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.payloads import Payload
+from edge_runtime.http.access_log import AccessLog
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import access_by, read_token
 from edge_runtime.http.live_view import Board, TappedPayload
@@ -89,7 +90,8 @@ class Attached:
             self._app.models = {each.name: each for each in served}
             return
         served = [self._served(*each) for each in models]
-        self._app = App(served, self._board, access=self._access, prefix=self._config.prefix)
+        log = AccessLog() if self._config.access_log == "json" else None
+        self._app = App(served, self._board, access=self._access, prefix=self._config.prefix, access_log=log)
         self._server = Server(self._app, self._config.listen, self._courtesy, self._failed)
         self._listen()
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from edge_runtime.http.model_stats import BUCKETS_S, ModelStats
+
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -18,17 +20,38 @@ class _Page:
         if lines:
             self._families.setdefault(name, [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]).extend(lines)
 
+    def add_histogram(self, name: str, text: str, models: Mapping[str, ModelStats]) -> None:
+        """How long requests took, by model; each bucket holds the shorter ones too."""
+        lines = [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
+        for model, stats in models.items():
+            count = 0
+            for edge, number in zip((*BUCKETS_S, float("inf")), stats.buckets, strict=True):
+                count += number
+                labels = _labels({"model": model, "le": "+Inf" if edge == float("inf") else repr(edge)})
+                lines.append(f"{name}_bucket{labels} {count}")
+            labels = _labels({"model": model})
+            lines += [f"{name}_sum{labels} {_number(stats.total_ns / 1e9)}", f"{name}_count{labels} {count}"]
+        if models:
+            self._families[name] = lines
+
     def text(self) -> bytes:
         """Everything."""
         return "".join(line + "\n" for lines in self._families.values() for line in lines).encode()
 
 
-def render(health: Mapping[str, Any], requests: Mapping[tuple[str, int], int]) -> bytes:
+def render(
+    health: Mapping[str, Any],
+    requests: Mapping[tuple[str, int], int],
+    models: Mapping[str, ModelStats] | None = None,
+    waiting: Mapping[str, int] | None = None,
+) -> bytes:
     """The text.
 
     Args:
         health: the document of `edge/{device}/health`; that of `serve` holds only a part of it.
         requests: how many were answered, by route and status.
+        models: what requests did with each model.
+        waiting: how many requests wait for each model.
     """
     page = _Page()
     labels = {"device": str(health.get("device", "")), "runtime": str(health.get("runtime", ""))}
@@ -36,26 +59,26 @@ def render(health: Mapping[str, Any], requests: Mapping[tuple[str, int], int]) -
     for name, kind, text, key in _TOTALS:
         if key in health:
             page.add(name, kind, text, [({}, health[key])])
-    models: Mapping[str, Any] = health.get("models", {})
+    known: Mapping[str, Any] = health.get("models", {})
     page.add(
         "edge_model_info",
         "gauge",
         "The version of each model.",
-        [({"model": name, "version": str(model.get("version", ""))}, 1) for name, model in models.items()],
+        [({"model": name, "version": str(model.get("version", ""))}, 1) for name, model in known.items()],
     )
     page.add(
         "edge_model_predictions_total",
         "counter",
         "Predictions of a model.",
-        [({"model": name}, model["predictions"]) for name, model in models.items() if "predictions" in model],
+        [({"model": name}, model["predictions"]) for name, model in known.items() if "predictions" in model],
     )
     page.add(
         "edge_model_latency_seconds",
-        "gauge",
+        "summary",
         "From the bytes of a reading to its payload, over the last thousand.",
         [
             ({"model": name, "quantile": {"p50": "0.5", "p99": "0.99"}.get(quantile, quantile)}, ms / 1000)
-            for name, model in models.items()
+            for name, model in known.items()
             for quantile, ms in model.get("latency_ms", {}).items()
         ],
     )
@@ -75,7 +98,31 @@ def render(health: Mapping[str, Any], requests: Mapping[tuple[str, int], int]) -
         "Answered requests.",
         [({"route": route, "status": str(status)}, count) for (route, status), count in sorted(requests.items())],
     )
+    _add_requests(page, models or {}, waiting or {})
     return page.text()
+
+
+def _add_requests(page: _Page, models: Mapping[str, ModelStats], waiting: Mapping[str, int]) -> None:
+    """What was asked of each model."""
+    page.add(
+        "edge_http_model_requests_total",
+        "counter",
+        "Requests to score something, by model and status.",
+        [
+            ({"model": name, "status": str(status)}, count)
+            for name, stats in models.items()
+            for status, count in sorted(stats.answered.items())
+        ],
+    )
+    for name, text, key in _MODEL_TOTALS:
+        page.add(name, "counter", text, [({"model": model}, getattr(stats, key)) for model, stats in models.items()])
+    page.add_histogram("edge_http_model_request_seconds", "From the head of a request to its scores.", models)
+    page.add(
+        "edge_http_model_waiting",
+        "gauge",
+        "Requests that wait for a model.",
+        [({"model": name}, count) for name, count in waiting.items()],
+    )
 
 
 def _add_links(page: _Page, health: Mapping[str, Any]) -> None:
@@ -102,6 +149,10 @@ _TOTALS = (
     ("edge_queued", "gauge", "Predictions that wait for the broker.", "queued"),
     ("process_cpu_seconds_total", "counter", "CPU time of the process.", "cpu_s"),
     ("process_resident_memory_bytes", "gauge", "Resident memory of the process.", "rss_bytes"),
+)
+_MODEL_TOTALS = (
+    ("edge_http_model_rows_total", "Windows that requests had scored.", "rows"),
+    ("edge_http_model_calls_total", "Calls of the model for requests.", "calls"),
 )
 _REASONS = (
     ("edge_rejected_total", "rejected", "Readings out of the contract, by reason."),

@@ -1,8 +1,8 @@
 """Open Inference Protocol v2: requests of tensors, as JSON or as raw little-endian bytes behind the JSON.
 
-The input is `window`, FP32 `[n, *shape]`, or the whole numbers of a frame in their own type; the states of a recurrent
-model may come along as further inputs, and start at zero where they do not. The outputs are those of the normal form,
-and the states that follow.
+The input is `window`, FP32 `[n, *shape]`, or another type whose numbers float32 holds (`tensor_types.py`). The states
+of a recurrent model may come along as further inputs, and start at zero where they do not. The outputs are those of
+the normal form, and the states that follow.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from edge_runtime.bundle.model import Scores
 from edge_runtime.http.responses import HttpError, Response
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served
+from edge_runtime.http.tensor_types import cast, kind_of, whole
 from edge_runtime.readings import Carry, Floats
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -27,9 +28,6 @@ _MOST_DIMENSIONS = 8
 MAX_ANSWER_BYTES = 16 << 20
 _TEXT_BYTES, _BINARY_BYTES = 24, 8  # of a number: the longest float as text with its comma, the longest binary one
 _DATATYPES = {"float32": "FP32", "int64": "INT64"}
-# What a frame of integers may come in beside FP32, and how it lies in bytes.
-_WHOLE = {"uint8": "UINT8", "int8": "INT8", "uint16": "UINT16", "int16": "INT16", "int32": "INT32", "int64": "INT64"}
-_TYPES = {"FP32": "<f4", **{name: np.dtype(kind).newbyteorder("<").str for kind, name in _WHOLE.items()}}
 
 
 class _Input(msgspec.Struct):
@@ -87,7 +85,7 @@ def infer(served: Served, body: bytes, header_length: str | None, pause: Callabl
     served.check(windows)
     carries = _carries(served.manifest, tensors, len(windows))
     wanted = _wanted(request, served.manifest)
-    _refuse_too_much(served.manifest, wanted, len(windows))
+    refuse_too_much(served.manifest, wanted, len(windows))
 
     def finish(scores: Scores) -> Response:
         found = dict(scores.arrays())
@@ -127,8 +125,7 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
                 )
             part, raw = raw[:size], raw[size:]
         gaps = given.name == INPUT_NAME and any(each.missing == "allowed" for each in manifest.input.channels)
-        whole = _WHOLE.get(manifest.input.dtype) if given.name == INPUT_NAME else None
-        found[given.name] = _tensor_values(given, part, known[given.name], pause, gaps=gaps, whole=whole)
+        found[given.name] = _tensor_values(given, part, known[given.name], pause, gaps=gaps)
     if raw:
         raise HttpError(400, f"expected binary data for the inputs only, found {len(raw)} bytes more")
     if INPUT_NAME not in found:
@@ -140,19 +137,10 @@ def _inputs(request: _Infer, raw: bytes, manifest: Manifest, pause: Callable[[],
 
 
 def _tensor_values(
-    given: _Input,
-    part: bytes | None,
-    tail: tuple[int, ...],
-    pause: Callable[[], None],
-    *,
-    gaps: bool,
-    whole: str | None,
+    given: _Input, part: bytes | None, tail: tuple[int, ...], pause: Callable[[], None], *, gaps: bool
 ) -> Floats:
     name, shape = given.name, tuple(given.shape)
-    if given.datatype not in ("FP32", whole):
-        wanted = "FP32" if whole is None else f"FP32 or {whole}"
-        raise HttpError(400, f"{name}: datatype: expected {wanted}, found {given.datatype[:32]!r}")
-    kind = np.dtype(_TYPES[given.datatype])
+    kind = kind_of(name, given.datatype)
     if len(shape) != len(tail) + 1 or shape[1:] != tail or not 1 <= shape[0] < 2**31:
         wanted = ", ".join(["n", *map(str, tail)])
         raise HttpError(400, f"{name}: shape: expected [{wanted}] with n of 1 or more, found {list(shape)[:16]}")
@@ -162,26 +150,45 @@ def _tensor_values(
             raise HttpError(
                 400, f"{name}: expected {kind.itemsize * count} bytes of {given.datatype}, found {len(part)}"
             )
-        return np.frombuffer(part, kind).reshape(shape).astype(np.float32)
-    values = _json_values(name, bytes(given.data), pause, gaps=gaps)
+        return cast(name, np.frombuffer(part, kind)).reshape(shape)
+    values = _json_values(name, bytes(given.data), pause, gaps=gaps, datatype=given.datatype)
     if values.size != count:
         raise HttpError(400, f"{name}: data: expected {count} numbers, found {values.size}")
+    if given.datatype != "FP32":
+        return cast(name, values).reshape(shape)
     with np.errstate(over="ignore"):
         return values.reshape(shape).astype(np.float32)
 
 
-def _json_values(name: str, data: bytes, pause: Callable[[], None], *, gaps: bool) -> NDArray[np.float64]:
+def json_numbers(data: bytes, pause: Callable[[], None], *, gaps: bool) -> NDArray[np.float64]:
+    """A JSON text of numbers, flat or nested; of those that are missing, where they may be (`gaps`), NaN.
+
+    Raises:
+        HttpError: 400, it is something else.
+    """
+    return _json_values("instances", data, pause, gaps=gaps)
+
+
+def _json_values(
+    name: str, data: bytes, pause: Callable[[], None], *, gaps: bool, datatype: str = "FP32"
+) -> NDArray[Any]:
     """Flat or nested rows of numbers; text and true are none, and null only where values may be missing (`gaps`)."""
     head = data[:256].translate(None, b" \t\r\n")
     depth = len(head) - len(head.lstrip(b"["))
     if not 1 <= depth <= _MOST_DIMENSIONS:
         raise HttpError(400, f"{name}: data: expected a list of numbers, flat or nested as the shape")
+    is_whole = "INT" in datatype
+    decode = _list_decoder(depth, gaps=gaps and not is_whole, whole=is_whole)
+
+    def read(piece: bytes) -> NDArray[Any]:
+        return whole(name, datatype, decode(piece)) if is_whole else np.array(decode(piece), np.float64)
+
     try:
         if len(data) <= PIECE_BYTES:
-            return np.array(_list_decoder(depth, gaps=gaps)(data), np.float64)
+            return read(data)
         pieces = []
         for piece in _pieces(data, depth):
-            pieces.append(np.array(_list_decoder(depth, gaps=gaps)(piece), np.float64))
+            pieces.append(read(piece))
             pause()
         return np.concatenate(pieces)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -203,9 +210,9 @@ def _pieces(data: bytes, depth: int) -> Iterator[bytes]:
     yield b"[" + inside[at:] + b"]"
 
 
-@lru_cache(2 * _MOST_DIMENSIONS)
-def _list_decoder(depth: int, *, gaps: bool) -> Any:
-    kind: Any = float | None if gaps else float  # numpy turns None into NaN
+@lru_cache(3 * _MOST_DIMENSIONS)
+def _list_decoder(depth: int, *, gaps: bool, whole: bool) -> Any:
+    kind: Any = int if whole else float | None if gaps else float  # numpy turns None into NaN
     for _ in range(depth):
         kind = list.__class_getitem__(kind)
     return msgspec.json.Decoder(kind).decode
@@ -245,7 +252,7 @@ def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
     return [(output.name, _flag(output.parameters, "binary_data", default=default)) for output in request.outputs]
 
 
-def _refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: int) -> None:
+def refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: int) -> None:
     """Refuse a request whose answer would be too long, before a model works for it."""
     shapes = {state.output: state.shape for state in manifest.state}
     shapes |= {name: port.shape for name, port in output_ports(manifest).items()}

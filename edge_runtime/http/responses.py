@@ -41,6 +41,7 @@ class Request:
         route: the name of what answers, for the metrics; `-` where nothing does.
         handler: what answers, and `parts` of the path for it; None before the request was admitted.
         began: when its head had come, by `time.perf_counter_ns`.
+        model: the name of the model that it asks to score something.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Request:
     handler: Callable[..., Any] | None = None
     parts: Mapping[str, str] = field(default_factory=dict)
     began: int = field(default_factory=time.perf_counter_ns)
+    model: str | None = None
 
 
 @dataclass(slots=True)

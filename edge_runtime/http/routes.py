@@ -4,7 +4,6 @@ A handler gets the application (`Serving`), the request and the named parts of t
 `Work` that a model has to do first; it refuses by `HttpError`. `openapi.json` describes every route to tools.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import NamedTuple, Protocol
@@ -15,11 +14,14 @@ from edge_runtime import __version__
 from edge_runtime.http import metrics
 from edge_runtime.http import oip_v2 as tensors
 from edge_runtime.http import predict_api as named
+from edge_runtime.http import rows_api as rows
+from edge_runtime.http import triton_api as triton
 from edge_runtime.http.auth import Group
+from edge_runtime.http.counts import Counts
 from edge_runtime.http.event_stream import Watching
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.responses import HttpError, Request, Response, busy, json_response
-from edge_runtime.http.scorer import Work
+from edge_runtime.http.scorer import Scorer, Work
 from edge_runtime.http.served_model import Served, find
 
 STALE_S = 30.0  # a loop that has not answered for so long is not healthy
@@ -32,7 +34,8 @@ class Serving(Protocol):
 
     models: dict[str, Served]
     board: Board
-    requests: Counter[tuple[str, int]]
+    counts: Counts
+    scorer: Scorer
     pause: Callable[[], None]
     is_stopped: bool
     prefix: str
@@ -110,11 +113,16 @@ def _healthz(app: Serving, _request: Request, _parts: Parts) -> Response:
 
 
 def _metrics(app: Serving, _request: Request, _parts: Parts) -> Response:
-    return Response(body=metrics.render(app.board.health(), dict(app.requests)), type=metrics.TYPE)
+    counts, memory = app.counts.together()
+    health = app.board.health()
+    if memory:
+        health = {**health, "rss_bytes": health.get("rss_bytes", 0) + memory}
+    waiting = {name: app.scorer.waiting_for(served.model) for name, served in app.models.items()}
+    return Response(body=metrics.render(health, counts.requests, counts.models, waiting), type=metrics.TYPE)
 
 
 def _server(_app: Serving, _request: Request, _parts: Parts) -> Response:
-    return json_response({"name": "edge-runtime", "version": __version__, "extensions": ["binary_tensor_data"]})
+    return json_response({"name": "edge-runtime", "version": __version__, "extensions": _EXTENSIONS})
 
 
 def _live(_app: Serving, _request: Request, _parts: Parts) -> Response:
@@ -152,13 +160,48 @@ def _model_ready(app: Serving, _request: Request, parts: Parts) -> Response:
     return json_response({"name": name, "ready": True})
 
 
+def _config(app: Serving, _request: Request, parts: Parts) -> Response:
+    return json_response(triton.config(_find(app, parts)))
+
+
+def _stats(app: Serving, _request: Request, parts: Parts) -> Response:
+    models = [_find(app, parts)] if "model" in parts else list(app.models.values())
+    found, _ = app.counts.together()
+    return json_response(
+        {"model_stats": [found.model(each.name).document(each.name, each.manifest.version) for each in models]}
+    )
+
+
+def _models_v1(app: Serving, _request: Request, _parts: Parts) -> Response:
+    return json_response({"models": list(app.models)})
+
+
 def _infer(app: Serving, request: Request, parts: Parts) -> Work:
     header = request.headers.get(tensors.LENGTH_HEADER.lower())
-    return tensors.infer(_find(app, parts), request.body, header, app.pause)
+    return tensors.infer(_asked(app, request, parts), request.body, header, app.pause)
 
 
 def _predict(app: Serving, request: Request, parts: Parts) -> Work:
-    return named.predict(_find(app, parts), request.body)
+    return named.predict(_asked(app, request, parts), request.body)
+
+
+def _predict_v1(app: Serving, request: Request, parts: Parts) -> Work:
+    return rows.predict_v1(_asked(app, request, parts), request.body, app.pause)
+
+
+def _invocations(app: Serving, request: Request, _parts: Parts) -> Work:
+    if len(app.models) != 1:
+        known = ", ".join(app.models) or "none"
+        raise HttpError(422, f"expected one model behind /invocations, found {known}: ask /v1/models/MODEL:predict")
+    served = _asked(app, request, {"model": next(iter(app.models))})
+    return rows.invoke(served, request.body, request.headers.get("content-type", ""), app.pause)
+
+
+def _asked(app: Serving, request: Request, parts: Parts) -> Served:
+    """The model that a request wants scores of; it counts for that model from now on."""
+    served = _find(app, parts)
+    request.model = served.name
+    return served
 
 
 def _find(app: Serving, parts: Parts) -> Served:
@@ -170,6 +213,7 @@ def _file(name: str) -> bytes:
     return resources.files("edge_runtime.http").joinpath(name).read_bytes()
 
 
+_EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 _MODEL = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
 ROUTES = [
     Route("predict", r"/predict/(?P<model>[^/]+)", "POST", _predict),
@@ -187,6 +231,13 @@ ROUTES = [
     Route("ping", r"/ping", "GET", _ping, "health"),
     Route("index", r"/v2/models", "GET", _index),
     Route("repository", r"/v2/repository/index", "POST", _index),
+    Route("invocations", r"/invocations", "POST", _invocations),
+    Route("predict_v1", r"/v1/models/(?P<model>[^/]+):predict", "POST", _predict_v1),
+    Route("models_v1", r"/v1/models", "GET", _models_v1),
+    Route("model_v1", r"/v1/models/(?P<model>[^/:]+)", "GET", _model_ready),
+    Route("all_stats", r"/v2/models/stats", "GET", _stats),
+    Route("stats", _MODEL + r"/stats", "GET", _stats),
+    Route("config", _MODEL + r"/config", "GET", _config),
     Route("model", _MODEL, "GET", _model),
     Route("model_ready", _MODEL + r"/ready", "GET", _model_ready),
 ]

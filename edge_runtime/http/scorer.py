@@ -40,6 +40,10 @@ class Work:
         finish: the scores as an answer.
         carries: the states of a recurrent model, one a window.
         answer: the answer, or the refusal; None as long as there is neither.
+        on_call: gets the windows and the nanoseconds of each call of the model that is made for this request first.
+        asked: when it was made, by `time.perf_counter_ns`.
+        begun: when its first call of the model began; 0 before that.
+        model_ns: how long its calls took.
     """
 
     model: Model
@@ -50,6 +54,10 @@ class Work:
     since: float = field(default_factory=time.monotonic)
     parts: list[Scores] = field(default_factory=list)
     scored: int = 0
+    on_call: Callable[[int, int], None] | None = None
+    asked: int = field(default_factory=time.perf_counter_ns)
+    begun: int = 0
+    model_ns: int = 0
 
 
 class Scorer:
@@ -60,6 +68,10 @@ class Scorer:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def waiting_for(self, model: Model) -> int:
+        """How many requests wait for a model."""
+        return sum(work.model is model for work in self._waiting)
 
     def add(self, work: Work) -> None:
         """Let it wait for its turn.
@@ -118,7 +130,7 @@ class Scorer:
         at, stop = work.scored, work.scored + MAX_WINDOWS
         carries = None if work.carries is None else work.carries[at:stop]
         try:
-            work.parts.append(work.model.run(work.windows[at:stop], carries))
+            work.parts.append(_run([work], work.windows[at:stop], carries))
         except Exception as error:  # noqa: BLE001 - one request's fault; `result` tells ModelError from others
             work.answer = error
             return
@@ -145,13 +157,27 @@ def result(work: Work) -> Response:
     return answer
 
 
+def _run(works: list[Work], windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
+    """One call of the model for these requests, whose time is that of each of them."""
+    began = time.perf_counter_ns()
+    try:
+        return works[0].model.run(windows, carries) if carries is not None else works[0].model.run(windows)
+    finally:
+        took = time.perf_counter_ns() - began
+        for work in works:
+            work.begun = work.begun or began
+            work.model_ns += took
+        if works[0].on_call is not None:
+            works[0].on_call(len(windows), took)
+
+
 def _together(works: list[Work]) -> None:
     try:
-        scores = works[0].model.run(np.concatenate([work.windows for work in works]))
+        scores = _run(works, np.concatenate([work.windows for work in works]))
     except ModelError:
         for work in works:  # one request's windows must not spoil another's
             try:
-                _finish(work, work.model.run(work.windows))
+                _finish(work, _run([work], work.windows))
             except ModelError as error:
                 work.answer = error
     except Exception as error:  # noqa: BLE001 - each of the requests gets it

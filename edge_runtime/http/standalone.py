@@ -17,12 +17,14 @@ from edge_runtime.bundle.golden import check_golden
 from edge_runtime.bundle.model import Model, ModelError
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import BundleError, CommandError
+from edge_runtime.http.access_log import AccessLog
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import Access, access_by, read_token
 from edge_runtime.http.listening import address_of, is_local
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
+from edge_runtime.http.shared_counts import SharedCounts
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.memory import resident_bytes
 
@@ -49,12 +51,19 @@ class Stand:
         bundles: their files, read again by `reload`.
         listener: a socket that listens.
         options: who may ask, and how.
+        shared: counts of the processes that serve on the same address.
 
     Raises:
         EdgeError: a bundle is refused, two have one name, or the socket is open to other machines without a token.
     """
 
-    def __init__(self, bundles: Sequence[Path], listener: socket.socket, options: StandOptions) -> None:
+    def __init__(
+        self,
+        bundles: Sequence[Path],
+        listener: socket.socket,
+        options: StandOptions,
+        shared: SharedCounts | None = None,
+    ) -> None:
         if not is_local(listener) and options.token_file is None:
             where = address_of(listener)
             raise CommandError(f"--listen: {where} is open to other machines: name a file with a token, --token-file")
@@ -66,7 +75,10 @@ class Stand:
         access = self._access()
         served = self._load()
         self._models = {each.name: each for each in served}
-        self._app = App(served, Board(health=self._health), access=access, prefix=options.prefix)
+        log = AccessLog() if options.access_log == "json" else None
+        self._app = App(served, Board(health=self._health), access=access, prefix=options.prefix, access_log=log)
+        if shared is not None:
+            self._app.counts.share(shared)
         self._server = Server(self._app, address_of(listener), listener=listener)
         self._server.start()
 

@@ -113,7 +113,7 @@ def test_an_unknown_model_or_version_is_not_found(app: App) -> None:
         ({"inputs": []}, "expected window, found none"),
         ({"inputs": tensor()["inputs"] * 2}, "each once"),
         (tensor(name="other"), "expected window"),
-        (tensor(datatype="FP64"), "expected FP32"),
+        (tensor(datatype="BYTES"), "expected FP32"),
         (tensor(shape=[1, 2, 1]), "expected [n, 1, 2]"),
         (tensor(shape=[0, 1, 2], data=[]), "n of 1 or more"),
         (tensor(shape=[-1, 1, 2]), "n of 1 or more"),
