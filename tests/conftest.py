@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.broker import MOSQUITTO, CertificateAuthority, Mosquitto
 from tests.support.daemon import Daemon
 from tests.support.installed import Installed, install
+from tests.support.payload_schemas import payload_faults
 from tests.support.ports import VirtualPort, find_free_port
 from tests.support.subscriber import Subscriber
 
@@ -117,6 +118,8 @@ def make_subscriber() -> Iterator[MakeSubscriber]:
     yield make
     for client in clients:
         client.close()
+    wrong = [fault for client in clients for fault in payload_faults(client.messages)]
+    assert not wrong, "what subscribers received does not follow docs/schemas:\n" + "\n".join(wrong[:10])
 
 
 @pytest.fixture
