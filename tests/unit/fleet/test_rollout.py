@@ -2,6 +2,7 @@
 
 import _thread
 import io
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
@@ -332,8 +333,13 @@ def test_an_interruption_leaves_a_result_for_every_device() -> None:
         assert in_install.wait(20)
         _thread.interrupt_main()
 
+    # A shell that runs the tests in the background has them ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
-    result = Runner(targets(*"abcd"), one, RolloutTable(canaries=0, limit=2), Loud()).run()
+    try:
+        result = Runner(targets(*"abcd"), one, RolloutTable(canaries=0, limit=2), Loud()).run()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert results(result.outcomes) == {"a": "not tried", "b": "done", "c": "not tried", "d": "not tried"}
     assert result.exit_code == 130
     assert "a, b cannot be stopped now" in said[-1]
