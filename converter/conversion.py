@@ -208,7 +208,7 @@ class Conversion:
         return replace(plan, threshold=threshold)
 
     def _check_source(self, source: SourceModel, plan: BundlePlan, bench: Bench, step: float) -> None:
-        """Refuse scores that are no probabilities, whoever gave them."""
+        """Refuse scores that are no probabilities."""
         if plan.task != "classification":
             return
         fault = probability_fault(

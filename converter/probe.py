@@ -1,6 +1,6 @@
 """Rows beyond the data: what a sensor or a bus may send one day, and what no recording of a good day holds.
 
-Sentinels, limits of converters from analogue to digital, categories that nobody trained, the ends of each channel's
+Sentinels, limits of converters from analogue to digital, categories that were not trained, the ends of each channel's
 range, the values at, just below and just above the thresholds of trees, and the limits of float32. Each row differs
 from a recorded one in one channel, so that a message can name the channel and the value.
 
@@ -139,8 +139,8 @@ def ask_beyond(
     parts = list(_answers(rows, 0, ask, refused))
     gone = {row for row, _ in refused}
     kept = [row for row in range(len(rows)) if row not in gone]
-    told = sorted(refused, key=lambda each: (points[each[0]].kind != "missing", each[0]))
-    first = (points[told[0][0]], told[0][1]) if told else None
+    reported = sorted(refused, key=lambda each: (points[each[0]].kind != "missing", each[0]))
+    first = (points[reported[0][0]], reported[0][1]) if reported else None
     if not kept:
         return Probes(rows[:0], (), None, first)
     return Probes(rows[kept], tuple(points[row] for row in kept), _joined(parts), first)

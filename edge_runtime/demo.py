@@ -237,7 +237,7 @@ def _play(master: int, recording: Any, start: float, rate_hz: float) -> dict[flo
 def _write(master: int, data: bytes) -> None:
     while data:
         if not select.select([], [master], [], PATIENCE)[1]:
-            raise CommandError(f"demo: nobody has read from the serial port for {PATIENCE:g} s")
+            raise CommandError(f"demo: nothing has read from the serial port for {PATIENCE:g} s")
         with contextlib.suppress(BlockingIOError):
             data = data[os.write(master, data) :]
 

@@ -3,7 +3,7 @@
 ::
 
     EdgeError                      one readable line: place, expected, found, remedy
-    ├── ConfigError                mend the file and start again            exit 78, systemd does not restart
+    ├── ConfigError                correct the file and start again         exit 78, systemd does not restart
     ├── BundleError                the model file is refused                exit 1, or 78 when a configuration names it
     │   └── SignatureError         ... because no trusted key has signed it
     ├── CommandError               the command could not do what was asked  exit 1

@@ -425,7 +425,7 @@ def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, A
     rows = np.zeros((2, *columns), dtype=np.float64 if double else np.float32)
     try:
         found = session_of(serialize(model)).run(None, {model.graph.input[0].name: rows})
-    except Exception:  # noqa: BLE001 - whoever judges the whole model will say why it does not run
+    except Exception:  # noqa: BLE001 - the check of the whole model reports why it does not run
         return {}
     return {"columns": int(np.prod(np.asarray(found[-1]).shape[1:]))}
 

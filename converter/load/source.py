@@ -137,7 +137,7 @@ class SourceModel(ABC):
     def drift(self, windows: Floats) -> int | None:
         """How many windows a conversion in float32 would send another way through trees; None where that is no danger.
 
-        Told to the user, who may know such a converter; ours moves the thresholds instead, and none of the windows.
+        Reported, since other converters do this; ours moves the thresholds instead, and none of the windows.
         """
         del windows
         return None

@@ -33,7 +33,7 @@ def run_parts(
     Args:
         job: what they have in common.
         parts: those that are not complete.
-        show: is told now and then how much weight is done, and how many readings are read.
+        show: called now and then with the weight done and the readings read.
         scheduler: the address of a cluster; None makes one of `workers` processes on this machine.
         workers: see there.
 

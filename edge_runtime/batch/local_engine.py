@@ -31,7 +31,7 @@ def run_parts(job: Job, parts: Sequence[Part], workers: int, show: Show) -> Iter
         job: what they have in common.
         parts: those that are not complete.
         workers: processes; with one, or for one part, everything happens in this process.
-        show: is told now and then how much weight is done, and how many readings are read.
+        show: called now and then with the weight done and the readings read.
     """
     workers = min(workers, len(parts))
     return _alone(job, parts, show) if workers <= 1 else _pooled(job, parts, workers, show)

@@ -1,4 +1,4 @@
-"""How far a run is: one line on a terminal, written over and over; nothing where nobody watches."""
+"""How far a run is: one line on a terminal, rewritten in place; nothing where the output is no terminal."""
 
 import sys
 import time

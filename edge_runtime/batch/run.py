@@ -33,7 +33,7 @@ Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[Pa
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What `edge-runtime predict` was asked for."""
+    """The arguments of `edge-runtime predict`."""
 
     bundle: Path
     files: Sequence[str]
@@ -55,7 +55,7 @@ class PredictOptions:
 
 @dataclass
 class PredictSummary:
-    """What a run came to."""
+    """The result of a run."""
 
     manifest: Manifest
     files: int = 0

@@ -112,7 +112,7 @@ class _DigestedFile:
 
 @dataclass
 class Progress:
-    """Where a part says how far it is, and hears that the run is to end."""
+    """Where a part reports its progress, and learns that the run is to end."""
 
     add: Callable[[int, int], None] = lambda _weight, _readings: None
     stopped: Callable[[], bool] = lambda: False

@@ -17,7 +17,7 @@ LEAST_WINDOWS = 8  # for each model: below, handing over costs what it saves
 
 
 class SideBySide:
-    """As `Model`, for as many threads as it is told.
+    """As `Model`, for a given number of threads.
 
     A model with memory is run as it is, since each of its windows needs the one before.
     """

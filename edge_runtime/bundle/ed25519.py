@@ -1,4 +1,4 @@
-"""Is this an Ed25519 signature of this text? RFC 8032, section 5.1.7, for signatures whose message is not here yet.
+"""Verifies Ed25519 signatures (RFC 8032, section 5.1.7) of files that have not arrived yet.
 
 An OpenSSH signature covers the hash of a file and not the file, so that one can be checked before the file is fetched;
 `ssh-keygen` has no command for that. This is a filter in front of it, never in its place: what passes here is checked

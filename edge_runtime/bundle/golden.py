@@ -1,4 +1,4 @@
-"""Does a loaded model still give its golden answers here? Asked in the self-test's child, and before a daemon starts.
+"""Whether a loaded model gives its golden answers here: checked in the self-test's child, and before a daemon starts.
 
 The manifest carries inputs, the outputs of the converter's machine, and how far another processor may be off. Inputs of
 whole numbers (a frame of int8, say) stand there in their own type, a quarter of the bytes.

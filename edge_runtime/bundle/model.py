@@ -164,7 +164,7 @@ class Model:
             raise ModelError(f"{self.manifest.name}: {type(error).__name__}: {_first_line(error)}") from error
 
     def run_borrowed(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
-        """As `run`, but the answer is only lent: it holds until the next call. For who is done with it by then.
+        """As `run`, but the arrays are overwritten by the next call: for callers that do not keep them.
 
         One window, the usual case of a device that is not busy, goes through buffers that onnxruntime knows already.
         """

@@ -14,7 +14,7 @@ Weak points: the seal is no signature, and its checksum is made for accidents (C
 on boards whose processor has no instructions for those). A copy is worth as much as the folder and the owner of its
 bundle, so where signatures are asked for there is none, unless the device file says `always`. There is one copy a
 bundle: two boards that share a folder take it from each other at every start. A copy that crashed onnxruntime would do
-so at every start; whoever made it has loaded it on this machine.
+so at every start; the process that made it has loaded it on this machine.
 """
 
 import hashlib
@@ -216,7 +216,7 @@ class _StaleError(_UnfitError):
 
 
 def _require_private(found: os.stat_result, bundle: Path) -> None:
-    """Make sure that a copy is a regular file, writable only by whoever can write to the bundle.
+    """Require that a copy is a regular file, writable only by accounts that can write to the bundle.
 
     Raises:
         _UnfitError: it is something else.

@@ -1,1 +1,1 @@
-"""One module a command; `edge_runtime/cli.py` imports only the one that was asked for."""
+"""One module a command; `edge_runtime/cli.py` imports only the one that is used."""

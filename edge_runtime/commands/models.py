@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked and say what came of it.
+    """Run the subcommand and print its result.
 
     Raises:
         EdgeError: a refusal, in one line; nothing has changed.

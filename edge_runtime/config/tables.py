@@ -68,21 +68,21 @@ class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def tag_of(table: Table) -> str:
-    """The word of a device file that this kind of table goes by."""
+    """The word of a device file that selects this kind of table."""
     return str(table.__struct_config__.tag)
 
 
 class DeviceTable(Table, frozen=True, kw_only=True):
-    """`[device]`: who we are, and how the daemon as a whole behaves.
+    """`[device]`: the name of the device, and settings of the whole daemon.
 
     Attributes:
-        id: The name of this device. It stands in every topic and every prediction, so no two devices of one broker
+        id: The name of this device. It is part of every topic and every prediction; two devices of one broker must not
             share it.
-        class_: What kind of device this is, such as `pi4`. A bundle that was made for another kind is not let in.
+        class_: What kind of device this is, such as `pi4`. A bundle made for another kind is refused.
         health_interval (s): How often the counters are published to `edge/{device}/health`.
-        stop_timeout (s): How long a stop may take to deliver what is held; what is left then stays in the outbox.
-        log_level: The least serious message that is logged.
-        log_format: `auto` writes for people on a terminal, for the journal under systemd, and as text elsewhere.
+        stop_timeout (s): How long a stop may take to deliver pending predictions; the rest stays in the outbox.
+        log_level: The lowest level that is logged.
+        log_format: `auto` is readable text on a terminal, the journal's format under systemd, and text elsewhere.
             `json` writes one object a line.
     """
 
@@ -99,27 +99,28 @@ class BrokerTable(Table, frozen=True, kw_only=True):
 
     Attributes:
         url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883.
-        urls: Brokers in order of preference: those behind the first serve while it cannot be reached. With `url`, that
-            one is the first. Login, certificates and client id are the same for all.
-        return_after (s): How long a better broker must have been back without a break before it serves again.
-        client_id: The MQTT client id; `edge-{device}` when left out. Two connections with one id throw each other out.
-        protocol: The MQTT version that is spoken.
-        username: The user to log in as.
+        urls: Brokers in order of preference: the later ones are used while the first cannot be reached. With `url`,
+            that one is the first. Login, certificates and client id are the same for all.
+        return_after (s): How long a preferred broker must be reachable without a break before it is used again.
+        client_id: The MQTT client id; `edge-{device}` when left out. A broker ends the older of two connections with
+            one id.
+        protocol: The MQTT version.
+        username: The user name at the broker.
         password_file: A file whose first line is the password, readable by the daemon.
         password_credential: The name of a systemd credential (`LoadCredential=`) that holds the password, instead of
             a file.
         ca_file: The certificates that are trusted (PEM), instead of those of the operating system. For `mqtts` only.
         cert_file: The certificate that the device shows to the broker (PEM). Goes with `key_file`.
         key_file: The private key of `cert_file` (PEM, without a passphrase).
-        keepalive (s): A link that says nothing for one and a half times this long is taken for dead.
-        session_expiry (s): How long the broker keeps our session while we are away. MQTT 5 only; a 3.1.1 session has
-            no end.
-        receive_maximum: How many readings the broker may send before we acknowledge one. MQTT 5 only.
-        max_inflight: How many predictions are on their way before one is acknowledged.
-        latency: `prompt` confirms what a broker waits for at once, where it is one that holds readings back meanwhile
-            (mosquitto without `set_tcp_nodelay true`); `economical` never does, and a reading can be 40 ms late there.
-        reconnect_min (s): The first pause before trying again; it doubles, with jitter, up to `reconnect_max`.
-        reconnect_max (s): The longest pause before trying again.
+        keepalive (s): The MQTT keep-alive. A link that is silent for one and a half times this long is closed.
+        session_expiry (s): How long the broker keeps the session while the device is disconnected. MQTT 5 only; a 3.1.1
+            session has no end.
+        receive_maximum: How many readings the broker may send without an acknowledgement. MQTT 5 only.
+        max_inflight: How many predictions may be sent without an acknowledgement.
+        latency: `prompt` has TCP confirm the broker's packets at once, where a broker delays readings until then
+            (mosquitto without `set_tcp_nodelay true`); `economical` does not, and a reading can be 40 ms late there.
+        reconnect_min (s): The first back-off; it doubles, with jitter, up to `reconnect_max`.
+        reconnect_max (s): The longest back-off.
     """
 
     url: Text
@@ -146,9 +147,9 @@ class RepairTable(Table, frozen=True, kw_only=True):
     """`repair`: what may be done with a reading that is out of the contract, instead of rejecting it.
 
     Attributes:
-        missing: `last` puts the last good value of the same channel and key in the place of a missing one, whichever
-            reading it came with.
-        max_age (s): An older value is put nowhere. Left out, a value is good until its key is forgotten.
+        missing: `last` replaces a missing value by the last good one of the same channel and key, from any earlier
+            reading.
+        max_age (s): Older values are not used. Left out, a value is used until its key is forgotten.
         out_of_range: `clip` moves a value to the nearer end of the channel's range.
     """
 
@@ -158,11 +159,11 @@ class RepairTable(Table, frozen=True, kw_only=True):
 
 
 class SmoothingTable(Table, frozen=True, kw_only=True):
-    """`smoothing = {n = 3, m = 5}`: the verdict is the one that at least `n` of the last `m` windows gave.
+    """`smoothing = {n = 3, m = 5}`: the verdict is that of at least `n` of the last `m` windows.
 
     Attributes:
         n: How many windows must agree.
-        m: How many windows are looked at.
+        m: How many windows count.
     """
 
     n: Count
@@ -170,7 +171,7 @@ class SmoothingTable(Table, frozen=True, kw_only=True):
 
 
 class ModelTable(Table, frozen=True, kw_only=True):
-    """`[[model]]`: which bundle runs on which source, and what of it is published.
+    """`[[model]]`: which bundle runs on which source, and which predictions are published.
 
     Attributes:
         name: The name of the model in topics and predictions.
@@ -180,26 +181,26 @@ class ModelTable(Table, frozen=True, kw_only=True):
         publish: `always` publishes every prediction, `change` those whose verdict differs from the last one, `alarm`
             those that are an alarm.
         alarm_labels: The labels of a classification that are an alarm.
-        threshold: The score from which on an anomaly is an anomaly, instead of the bundle's own.
+        threshold: The score above which a window is an anomaly, instead of the bundle's own.
         hysteresis: How far the score must fall below the threshold before an anomaly is over.
-        smoothing: The verdict is the one that at least `n` of the last `m` windows gave.
+        smoothing: The verdict is that of at least `n` of the last `m` windows.
         min_interval (s): The least time between two published predictions of one key, unless the verdict is new.
         stride: A new window every so many readings, instead of the bundle's own stride.
         max_gap (s): A longer pause between two readings of a key is a gap, and so is a reading whose own time lies
-            further back. Judged by the readings' own times, or by their arrival where they bring none. Left out, there
+            further back. Judged by the readings' own times, or by their arrival where they have none. Left out, there
             are no gaps.
         on_gap: `reset` empties the window at a gap, `keep` goes on as if there were none.
         on_rate: What becomes of readings that come faster or slower than the bundle's `rate_hz` by more than a tenth:
-            `warn` takes them and says so, `resample` brings them to that rate, `reject` refuses them as `wrong_rate`.
-        key_expiry (s): The window of a key that says nothing for so long is forgotten.
-        max_keys: How many keys have windows at once; the one that was silent for longest makes room.
-        max_batch: How many windows are handed to the model at once, at most.
-        threads: Threads of the model's own arithmetic.
+            `warn` uses them and logs it, `resample` resamples them to that rate, `reject` rejects them as `wrong_rate`.
+        key_expiry (s): The window of a key without readings for so long is dropped.
+        max_keys: How many keys have windows at once; the one without readings for longest is dropped.
+        max_batch: The most windows in one call of the model.
+        threads: Threads of onnxruntime for one call.
         acknowledge: When a reading (QoS 1) is acknowledged to its broker: `entry` when it has entered its window,
-            `window` when no open window needs it any more and what it made is safe, so that a crash costs no window
-            either. Then the broker must let as many readings be unacknowledged as the open windows of all keys hold.
-        run: `loop` runs the model between two reads, `worker` in a thread of its own, `auto` measures and decides.
-        keep_optimised: As in `[store]`, for this model alone; what `[store]` says when left out.
+            `window` when no open window needs it any more and its predictions are safe, so that a crash loses no
+            window. Then the broker must allow as many unacknowledged readings as the open windows of all keys hold.
+        run: `loop` runs the model in the event loop, `worker` in a thread of its own, `auto` measures and decides.
+        keep_optimised: As in `[store]`, for this model alone; the value of `[store]` when left out.
     """
 
     name: Name
@@ -229,7 +230,7 @@ class UpstreamTable(BrokerTable, frozen=True, kw_only=True):
     """`[upstream]`: the broker that predictions go to.
 
     Attributes:
-        url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883. Needed,
+        url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883. Required
             where there is no `urls`.
         topic: Where a prediction is published. `{device}`, `{model}` and `{key}` are filled in; a stream without key
             is `-`.
@@ -253,22 +254,22 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
     """`[[source]]`: where readings come from. Each kind of source has a table of its own, named in `registered.py`.
 
     Attributes:
-        name: What models call this source.
-        key: The field that tells one stream from another; every value has a window of its own.
+        name: The name that models refer to.
+        key: The field that separates the streams; every value has a window of its own.
         time: The field that holds the time of measurement (ISO 8601 or a Unix time), where a reading has one.
         repair: What may be done with a reading that is out of the contract.
-        identity: The member by which a reading is known again, `id`, else `seq`, else the time when left out; `"none"`
-            where no member tells one reading from another.
+        identity: The member that identifies a reading; `id`, else `seq`, else the time when left out; `"none"` where no
+            member identifies it.
         time_unit: The unit of times that are numbers.
         time_zone: The zone of times that are text without an offset, by its IANA name such as `Europe/Berlin`; UTC
             when left out.
         max_ahead (s): A reading whose own time is further ahead of the device's clock is rejected as `bad_time`. Left
             out, it is a day, and ten years while the clock of the device is not set. Recordings are not judged by it.
-        late: What becomes of a reading whose own time lies before that of an earlier one of its key: `take` puts it
-            into the window as it comes, `drop` skips it. Both are counted as `late`.
-        late_tolerance (s): So far back such a time may lie without being late.
-        silent_after (s): A source that brings no good reading for so long is reported as silent, in health and log; 0
-            never does.
+        late: A reading whose own time lies before that of an earlier one of its key: `take` puts it into the window in
+            order of arrival, `drop` skips it. Both are counted as `late`.
+        late_tolerance (s): How far back such a time may lie without counting as late.
+        silent_after (s): A source without a good reading for so long is reported as silent, in health and log; 0
+            disables the report.
     """
 
     variants: ClassVar[Registry] = SOURCES
@@ -303,10 +304,11 @@ class OutboxTable(Table, frozen=True, kw_only=True):
     Attributes:
         path: The database file. Left out, it is `outbox.db` in the state folder that systemd gives the service; without
             one, predictions wait in memory alone, and a power cut during an outage loses them.
-        max_bytes (B): How large the file may grow; then the oldest of the lowest priority goes, and is counted.
+        max_bytes (B): How large the file may grow; then the oldest prediction of the lowest priority is dropped and
+            counted.
         max_age (s): Older predictions are dropped, and counted.
         commit_interval (s): How long a prediction may go unacknowledged before it is written to disk. A power cut
-            loses at most this much of a serial source; 0 writes each before it is sent, and wears out flash.
+            loses at most this much of a serial source; 0 writes each one before it is sent, which wears out flash.
         max_memory_bytes (B): How much may wait in memory while the link is up.
     """
 
@@ -323,27 +325,27 @@ class StoreTable(Table, frozen=True, kw_only=True):
     Attributes:
         path: The folder of the store.
         allowed_signers: The keys whose bundles are trusted (the format of OpenSSH's `allowed_signers`).
-            Left out, signatures are not asked for. A key's `valid-before` counts when a bundle is let in; removing or
-            revoking a key counts at every start.
+            Left out, no signature is required. A key's `valid-before` applies at admission; removing or revoking a key
+            applies at every start.
         signatures: How many different keys must have signed a bundle: `BUNDLE.sig`, and `BUNDLE.sig2`.
-        release: `require` lets a bundle in only with its signed release document, `BUNDLE.release`, which names its
-            version, its number and its day of expiry. One that is there is always checked.
+        release: `require` admits a bundle only with its signed release document, `BUNDLE.release`, which names its
+            version, its number and its day of expiry. A document that exists is always checked.
         probation (s): How long a new bundle is watched before it counts as proven.
-        probation_predictions: After so many predictions it counts as proven earlier.
-        probation_errors: So many windows on which it fails, or answers NaN, send it back to the bundle before it.
-        max_latency (s): A 99th percentile from bytes to payload above this sends it back too. Left out, latency is not
-            judged.
-        max_memory_growth (B): A bundle for which the daemon comes to hold so much more memory than before goes back.
-        max_drift: A bundle whose scores differ from those of the bundle before it by a population stability index above
-            this goes back; 0.25 is a usual bound. Needs 500 windows of both. Left out, drift is not judged.
-        over_mqtt: `signed` takes new bundles over the upstream's broker, on `edge/{device}/ota/...`, where their
+        probation_predictions: After so many predictions it counts as proven before that.
+        probation_errors: After so many windows on which it fails or answers NaN, the bundle before it is restored.
+        max_latency (s): The same where the 99th percentile from bytes to payload is above this. Left out, latency is
+            not checked.
+        max_memory_growth (B): The same where the daemon's memory has grown by more than this.
+        max_drift: The same where the scores differ from those of the bundle before it by a population stability index
+            above this; 0.25 is a usual bound. Needs 500 windows of both. Left out, drift is not checked.
+        over_mqtt: `signed` takes new bundles over the upstream's broker, on `edge/{device}/ota/...`, if their
             signature is good. Needs `allowed_signers`.
         desired: `follow` has the device follow the signed document that is retained on `edge/{device}/desired`: it
-            fetches the bundle that stands there and installs it. Needs `allowed_signers`, in which a key has the
+            fetches the bundle that is named there and installs it. Needs `allowed_signers`, in which a key has the
             namespace `edge-desired`.
-        over_mqtt_rate (B/s): How fast such a bundle may come, at most, so that readings go first.
-        keep_optimised: Whether what onnxruntime makes of a model is kept beside its bundle, as `BUNDLE.optimised`, so
-            that the next start is quicker. `auto` keeps it for models that gain by it, and for none where
+        over_mqtt_rate (B/s): The highest rate of such a transfer, so that readings have priority.
+        keep_optimised: Whether the graph as onnxruntime optimised it is kept beside the bundle, as `BUNDLE.optimised`,
+            so that the next start is faster. `auto` keeps it for models that gain by it, and for none where
             `allowed_signers` is set, since a copy has no signature; `always` for all, there too; `never` for none.
     """
 
@@ -367,15 +369,15 @@ class HttpTable(Table, frozen=True, kw_only=True):
     """`[http]`: predictions on demand, a status page and metrics. Left out, nothing listens.
 
     Attributes:
-        listen: HOST:PORT, or unix:PATH. Other machines can ask only where HOST is not the loopback, and that needs
+        listen: HOST:PORT, or unix:PATH. Other machines reach it only where HOST is not the loopback, which requires
             `token_file`.
-        token_file: A file whose first line is the token that every request must bring.
-        health: Who may ask whether we are up and ready: everybody, or only who brings the token.
-        metrics: Who may read `/metrics`.
-        hosts: Further names that a request without a token may have come to, such as the public name of a proxy.
-        origins: Pages of these sites may ask, such as `https://dash.example.org`.
-        prefix: A path that a proxy leaves in front of ours, such as `/edge`.
-        access_log: A line for each answer, as JSON on stdout.
+        token_file: A file whose first line is the token that every request must carry.
+        health: Who may read liveness and readiness: `open` to all, or only with the `token`.
+        metrics: The same for `/metrics`.
+        hosts: Further host names that a request without a token may use, such as the public name of a proxy.
+        origins: Sites whose pages may send requests, such as `https://dash.example.org`.
+        prefix: A path that a proxy leaves in front of the route, such as `/edge`.
+        access_log: `json` writes a line for each response to stdout.
     """
 
     listen: Text = "127.0.0.1:8080"
@@ -392,7 +394,7 @@ class Config(Table, frozen=True, kw_only=True):
     """A whole device file. Paths in it are absolute: relative ones start from the file's own folder.
 
     Attributes:
-        device: Who we are.
+        device: The name of the device, and settings of the whole daemon.
         upstream: The broker that predictions go to.
         source: Where readings come from.
         model: What is run on them.

@@ -1,4 +1,4 @@
-"""One source with the models that it feeds: where the two halves of the way in meet.
+"""One source with the models that it feeds: each batch of the source goes to each model's pipeline.
 
 Guarantee: a batch reaches every model of its source; a fault of ours in one of them sets its readings aside, counted,
 and the others have them all the same.

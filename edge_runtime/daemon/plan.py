@@ -176,7 +176,7 @@ def _open_file(config: Config, path: Path, *, starting: bool) -> Bundle:
 
 
 def _useless(config: Config) -> Iterator[str]:
-    """What the file asks for and can never do any good."""
+    """Settings of the file that cannot have an effect."""
     used = {model.source for model in config.model}
     used.update(name for source in config.source for name in getattr(source, "of", ()))  # those that another one joins
     for source in config.source:

@@ -1,4 +1,4 @@
-"""What the broker hears of the device as a whole: `status`, `models`, `health`, and how shadows do.
+"""The device's own topics: `status`, `models`, `health`, and the reports of shadows.
 
 Predictions go through the outbox.
 
@@ -31,7 +31,7 @@ def status_topic(device: str) -> str:
 
 
 def last_will(device: str) -> Will:
-    """What the broker says when we vanish."""
+    """The will: published by the broker when the connection is lost."""
     return Will(status_topic(device), OFFLINE)
 
 

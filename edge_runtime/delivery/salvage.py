@@ -58,5 +58,5 @@ def keep_newest(path: Path, keep: int) -> None:
     import shutil  # noqa: PLC0415 - only after a damage
 
     for old in (old for stamp in stamps[:-keep] for old in path.parent.glob(f"{path.name}.damaged-{stamp}*")):
-        with contextlib.suppress(OSError):  # tidying is a courtesy; the disk may be read-only
+        with contextlib.suppress(OSError):  # cleaning up is optional; the disk may be read-only
             shutil.rmtree(old) if old.is_dir() else old.unlink()

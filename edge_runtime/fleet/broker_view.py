@@ -1,4 +1,4 @@
-"""What the broker keeps of devices, and what they publish when asked: one subscription for one device or for all.
+"""What the broker keeps of devices, and what they publish on request: one subscription for one device or for all.
 
 Guarantee: looking at many devices is one connection and three wildcard subscriptions, and ends `HEALTH_S` after the
 question at the latest, or as soon as every device has answered; a link that flaps does not make it longer than

@@ -2,7 +2,7 @@
 
 A device asks for a chunk on `edge/{device}/ota/want`, with the SHA-256 of the file; the chunk goes out on
 `edge/{device}/ota/chunk/...`. The depot signs nothing, decides nothing and keeps nothing: it may be stopped and started
-anywhere, and several may run. Guarantee: only bytes of the files that were named are sent. Weak point: a wish for an
+anywhere, and several may run. Guarantee: only bytes of the files that were named are sent. Weak point: a request for an
 unknown digest is only counted, since another depot may have it.
 """
 

@@ -14,7 +14,7 @@ from edge_runtime.errors import CommandError, TransientError
 
 
 class AwayError(TransientError):
-    """The device cannot be talked to now; the text says why."""
+    """The device cannot be reached now; the text says why."""
 
 
 class BusyError(TransientError):

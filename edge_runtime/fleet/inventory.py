@@ -1,4 +1,4 @@
-"""`fleet.toml` -> the devices that we may talk to. Reports every mistake at once, as for a device file."""
+"""`fleet.toml` -> the devices of the fleet. Reports every mistake at once, as for a device file."""
 
 import os
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ class RolloutTable(Table, frozen=True, kw_only=True):
     """`[rollout]`: how many devices are changed at once, and in which order.
 
     Attributes:
-        limit: How many devices are talked to at the same time.
-        canaries: How many devices go first, alone. The rest follow only when all of them did well.
+        limit: How many devices are worked on at the same time.
+        canaries: How many devices go first, alone. The rest follow only if all of them succeeded.
         wave: How many devices follow in each later wave; a wave in which one fails is the last. Left out, all at once.
         soak (s): How long a wave must run the new model before the next begins. Left out, 30 s, and nothing after the
             last one.
-        max_failures: How many devices may fail before nothing further is begun, as a number or as `N%` of all. Devices
+        max_failures: How many devices may fail before no further one is started, as a number or as `N%` of all. Devices
             that are away or busy do not count.
     """
 
@@ -52,16 +52,16 @@ class RolloutTable(Table, frozen=True, kw_only=True):
 
 
 class DefaultsTable(Table, frozen=True, kw_only=True):
-    """`[defaults]`: what holds for every device that does not say otherwise.
+    """`[defaults]`: the settings of devices that have none of their own.
 
     Attributes:
         account: The user that the daemon runs as, and that the model store belongs to.
         runtime: The runtime's command on the device.
         store: The model store on the device.
         allowed_signers: The keys whose bundles the device trusts, on the device.
-        port: The port of the device's ssh server, where `~/.ssh/config` does not say.
+        port: The port of the device's ssh server, where `~/.ssh/config` has none.
         connect_timeout (s): A device that does not answer for so long is unreachable.
-        stall_timeout (s): A device that falls silent in the middle of something for so long is given up.
+        stall_timeout (s): A device that is silent during a step for so long has failed.
         ssh_config: A configuration file for ssh, instead of the user's own.
     """
 
@@ -76,7 +76,7 @@ class DefaultsTable(Table, frozen=True, kw_only=True):
 
 
 class FleetBrokerTable(Table, frozen=True, kw_only=True):
-    """`[broker]`: where devices with `transport = "mqtt"` are met.
+    """`[broker]`: the broker of devices with `transport = "mqtt"`.
 
     Attributes:
         url: `mqtt://HOST:PORT`, or `mqtts://` with TLS.

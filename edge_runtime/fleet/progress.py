@@ -1,4 +1,4 @@
-"""How it goes, on stderr: bars where `rich` is installed and a person watches, else a line a step."""
+"""Progress on stderr: bars on a terminal where `rich` is installed, else a line a step."""
 
 import importlib
 import sys

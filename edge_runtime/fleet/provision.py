@@ -46,7 +46,7 @@ class Managed(msgspec.Struct, frozen=True):
 
 
 class Supply(msgspec.Struct, frozen=True, kw_only=True):
-    """What is brought to devices, beside what the inventory says.
+    """What is installed on devices, beside the settings of the inventory.
 
     Attributes:
         wheelhouse: a folder of wheels for an installation without network; None lets the device fetch what it needs.

@@ -86,7 +86,7 @@ class UnreachableError(AwayError):
 
 
 def as_account(account: str, words: Sequence[str]) -> list[str]:
-    """Words that run `words` as an account of the device, whoever logs in."""
+    """A command line that runs `words` as an account of the device, independent of the login account."""
     return ["sh", "-c", _AS_ACCOUNT, "sh", account, *words]
 
 

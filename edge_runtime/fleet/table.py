@@ -1,4 +1,4 @@
-"""Rows for a person: columns as wide as what they hold, no library needed. Pure."""
+"""Rows as text: columns as wide as their content, without a library. Pure."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Predictions on demand, a status page and metrics. Imported only where `[http]` or `serve` asks for it.
+"""Predictions on demand, a status page and metrics. Imported only for `[http]` and `serve`.
 
 ::
 

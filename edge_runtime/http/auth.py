@@ -1,4 +1,4 @@
-"""Who may ask: whoever brings the token; without one, this machine alone; and pages of those sites that are named."""
+"""Access: requests with the token, or from loopback where none is configured; of other sites' pages, those named."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""One connection of the server: what has come of its request, and what of its answer has not left.
+"""One connection of the server: the received part of its request, and the unsent part of its answer.
 
 Guarantee: one request at a time. The next one is not looked at, nor more read from the socket, before the answer to
 the last has been taken by the client up to `FEW_UNSENT` bytes; so a client that sends ahead and does not read costs

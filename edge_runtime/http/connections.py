@@ -29,7 +29,7 @@ from edge_runtime.http.event_stream import EVENTS_EVERY_S
 from edge_runtime.http.request_reader import BadRequestError
 from edge_runtime.http.responses import REASONS, HttpError, Request, Response, busy
 from edge_runtime.http.scorer import HANG_S, Work
-from edge_runtime.http.yield_to_loop import BURST, SHARE, Courtesy
+from edge_runtime.http.yield_to_loop import BURST, SHARE, LoopGate
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.watchdog import working
 
@@ -59,13 +59,13 @@ class Connections:
     Args:
         app: answers.
         listener: a socket that listens; it stays open when this ends.
-        courtesy: to the event loop; None where there is none.
+        gate: of the event loop; None where there is none.
 
     Attributes:
         ended: connections that this side ended, by reason.
     """
 
-    def __init__(self, app: App, listener: socket.socket, courtesy: Courtesy | None) -> None:
+    def __init__(self, app: App, listener: socket.socket, gate: LoopGate | None) -> None:
         self._app = app
         self._listener = listener
         self._epoll = select.epoll()
@@ -74,9 +74,9 @@ class Connections:
         self._epoll.register(self._alarm, select.EPOLLIN)
         self._interests: dict[int, int] = {}
         self._clients: dict[int, ClientConnection] = {}
-        self._give_way: Callable[[], None] = (lambda: None) if courtesy is None else courtesy.give_way
-        app.pause = self._give_way
-        self._share, self._burst = (1.0, MOST_AT_ONCE) if courtesy is None else (SHARE, BURST)
+        self._wait_for_loop: Callable[[], None] = (lambda: None) if gate is None else gate.wait_until_idle
+        app.pause = self._wait_for_loop
+        self._share, self._burst = (1.0, MOST_AT_ONCE) if gate is None else (SHARE, BURST)
         self._asked: list[ClientConnection] = []
         self._waiting: dict[Work, tuple[ClientConnection, Request]] = {}
         self._touched: set[ClientConnection] = set()
@@ -88,7 +88,7 @@ class Connections:
 
     def serve(self, stopped: Callable[[], bool]) -> None:
         """Answer until `stopped`."""
-        swept = told = 0.0
+        swept = sent = 0.0
         while not stopped():
             patience = 0.0 if self._waiting or self._asked else self._patience()
             events = self._epoll.poll(patience, self._burst)
@@ -106,8 +106,8 @@ class Connections:
             if now - swept > SWEEP_S:
                 swept = now
                 self._sweep(now)
-            if now - told > EVENTS_EVERY_S:
-                told = now
+            if now - sent > EVENTS_EVERY_S:
+                sent = now
                 self._tell()
             for client in self._touched:
                 self._review(client)
@@ -258,7 +258,7 @@ class Connections:
         for fd, flags in events:
             client = self._clients.get(fd)
             if client is not None:
-                self._give_way()
+                self._wait_for_loop()
                 self._touched.add(client)
                 self._guarded(client, lambda: self._serve_socket(client, flags))  # noqa: B023 - called at once
             elif fd == self._listener.fileno():
@@ -360,14 +360,14 @@ class Connections:
         asked, self._asked = self._asked, []
         for client in asked:
             if client.is_open:
-                self._give_way()
+                self._wait_for_loop()
                 self._touched.add(client)
                 self._guarded(client, lambda: self._begin(client))  # noqa: B023 - called at once
-        self._give_way()
+        self._wait_for_loop()
         for work in self._app.scorer.turn():
             client, request = self._waiting.pop(work)
             if client.is_open:
-                self._give_way()
+                self._wait_for_loop()
                 self._touched.add(client)
                 self._guarded(client, lambda: self._finish(client, self._app.end(request, work)))  # noqa: B023
 
@@ -444,7 +444,7 @@ class Connections:
     def _tell(self) -> None:
         for client in list(self._clients.values()):
             if client.watching is not None:
-                self._give_way()
+                self._wait_for_loop()
                 client.send_events()
                 self._touched.add(client)
 

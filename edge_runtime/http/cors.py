@@ -1,4 +1,4 @@
-"""Pages of other sites that are let in (`origins`): what their browsers ask first, and what answers tell them.
+"""Requests by pages of other sites (`origins`): the answer to a preflight, and the headers of responses.
 
 Guarantee: only an origin that the configuration names gets any of these headers. Cookies are never asked for, so a page
 needs the token itself; see the Fetch standard, section 3.2.

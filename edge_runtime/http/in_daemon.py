@@ -19,7 +19,7 @@ from edge_runtime.http.auth import access_by, read_token
 from edge_runtime.http.live_view import Board, TappedPayload
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import ListenError, Server
-from edge_runtime.http.yield_to_loop import courtesy_to
+from edge_runtime.http.yield_to_loop import install_gate
 from edge_runtime.readings import Batch
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
@@ -58,7 +58,7 @@ class Attached:
         self._device = device
         self._start = start
         self._loop = loop
-        self._courtesy = courtesy_to(loop)
+        self._gate = install_gate(loop)
         self._counters = counters
         self._on_change = on_change
         self._board = Board(loop.call_soon_threadsafe, health)
@@ -92,7 +92,7 @@ class Attached:
         served = [self._served(*each) for each in models]
         log = AccessLog() if self._config.access_log == "json" else None
         self._app = App(served, self._board, access=self._access, prefix=self._config.prefix, access_log=log)
-        self._server = Server(self._app, self._config.listen, self._courtesy, self._failed)
+        self._server = Server(self._app, self._config.listen, self._gate, self._failed)
         self._listen()
 
     def exchange(self, config: ModelTable, model: Model) -> None:

@@ -2,7 +2,7 @@
 
 The answer is what `POST /predict/{model}` answers, with the request's correlation data: a prediction, or an `error`.
 One thread answers, so that the loop is not kept; `MOST_WAITING` requests may wait, and one more is refused for now.
-Weak point: an answer that a broken connection loses is not sent again; whoever misses it asks again.
+Weak point: an answer that a broken connection loses is not sent again; the client has to repeat its request.
 
 A requester names the topic that we publish to, so the device's own topics are refused: only what begins with
 `edge/{device}/answers/` may stand below `edge/{device}/`.
@@ -21,7 +21,7 @@ from edge_runtime.http import predict_api as named
 from edge_runtime.http.responses import HttpError, busy
 from edge_runtime.http.scorer import Scorer
 from edge_runtime.http.served_model import Served, find
-from edge_runtime.http.yield_to_loop import courtesy_to
+from edge_runtime.http.yield_to_loop import install_gate
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.background import BackgroundThread
@@ -61,7 +61,7 @@ class Requests:
         self._device = device
         self._start = start
         self._connection = connection
-        self._courtesy = courtesy_to(loop)
+        self._gate = install_gate(loop)
         self._counters = counters
         self._prefix = f"edge/{device}/predict/".encode()
         self._models: dict[str, Served] = {}
@@ -126,12 +126,12 @@ class Requests:
 
     def _predict(self, asked: _Asked) -> bytes:
         """In the thread."""
-        self._courtesy.give_way()
+        self._gate.wait_until_idle()
         try:
             if len(asked.payload) > MAX_BYTES:
                 raise HttpError(413, f"expected at most {MAX_BYTES} bytes")  # noqa: TRY301
             work = named.predict(find(self._models, asked.model), asked.payload)
-            self._courtesy.give_way()
+            self._gate.wait_until_idle()
             return self._scorer.score(work).body
         except HttpError as error:
             return _body(error)

@@ -1,4 +1,4 @@
-"""Requests and answers, without a server in sight; every refusal is JSON with an `error`."""
+"""Requests and responses as values; every refusal is JSON with an `error`."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ REASONS = {
 
 @dataclass(slots=True)
 class Request:
-    """What was asked.
+    """A request.
 
     Attributes:
         method: in capitals.
@@ -57,7 +57,7 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """What is answered. With `watching`, the events from there follow for as long as the client stays."""
+    """An answer. With `watching`, the events from there follow for as long as the client stays."""
 
     status: int = 200
     body: bytes = b""
@@ -81,7 +81,7 @@ class HttpError(EdgeError):
 
 
 def busy(message: str) -> HttpError:
-    """Too much is asked at the moment; the same request may be sent again in a second."""
+    """Too many requests at the moment; the same request may be sent again in a second."""
     return HttpError(503, message, headers={"Retry-After": "1"})
 
 

@@ -5,7 +5,7 @@ Guarantee: at most `MAX_WAITING` requests wait; one more is refused with 503, an
 take turns with it. A request's windows never spoil another's answer. The scores are those that `model.py` gives to the
 stream, to the bit.
 
-There is no thread in here: whoever owns a `Scorer` calls `turn` until nothing waits, and looks at its sockets in
+A `Scorer` has no thread: its owner calls `turn` until nothing waits, and looks at its sockets in
 between. The daemon's own sessions are used, beside the loop's thread: an onnxruntime session may be run by several
 threads at a time, and `Model.run` keeps nothing between calls. A session of its own would cost the model's memory once
 more, and windows handed to the loop would make the stream wait for each call; this costs neither.

@@ -15,7 +15,7 @@ from edge_runtime.http.app import App
 from edge_runtime.http.connections import Connections
 from edge_runtime.http.listening import ListenError as ListenError  # noqa: PLC0414 - raised by `start`
 from edge_runtime.http.listening import bind, forget
-from edge_runtime.http.yield_to_loop import Courtesy
+from edge_runtime.http.yield_to_loop import LoopGate
 from edge_runtime.system.background import start_thread
 from edge_runtime.system.log import fields, get_logger
 
@@ -31,7 +31,7 @@ class Server:
     Args:
         app: what answers.
         listen: HOST:PORT or unix:PATH; a host in brackets is IPv6, port 0 any free one.
-        courtesy: to the event loop of this process; None where there is none.
+        gate: of the event loop of this process; None where there is none.
         on_failure: called in the server's thread when it failed and begins anew.
         listener: a socket that listens there already, and that others may hold too.
     """
@@ -40,14 +40,14 @@ class Server:
         self,
         app: App,
         listen: str,
-        courtesy: Courtesy | None = None,
+        gate: LoopGate | None = None,
         on_failure: Callable[[], None] = lambda: None,
         *,
         listener: socket.socket | None = None,
     ) -> None:
         self._app = app
         self._listen = listen
-        self._courtesy = courtesy
+        self._gate = gate
         self._on_failure = on_failure
         self._connections: Connections | None = None
         self._listener = listener
@@ -74,7 +74,7 @@ class Server:
         self._listener = listener
         if listener.family != socket.AF_UNIX:
             self.port = int(listener.getsockname()[1])
-        self._connections = Connections(self._app, listener, self._courtesy)
+        self._connections = Connections(self._app, listener, self._gate)
         self._thread = start_thread("http", self._serve)
 
     def drain(self, within: float, *, accepts: bool = True) -> None:
@@ -134,4 +134,4 @@ class Server:
                     connections.close()
                 if self._stopping.wait(RESTART_S):
                     return
-                connections = self._connections = Connections(self._app, self._listener, self._courtesy)
+                connections = self._connections = Connections(self._app, self._listener, self._gate)

@@ -1,12 +1,12 @@
-"""Who shares the interpreter with the event loop lets it go first: the stream's readings before anybody's requests.
+"""Threads that answer requests yield the interpreter to the event loop, so that readings go before requests.
 
-Python runs one thread at a time. A thread that answers requests would take the interpreter from the loop whenever the
-loop touches a socket or runs its model, and the loop would have to ask for it back each time. So it looks, before each
-request and each call of a model, whether the loop is at work, and waits until it is not.
+Because of the GIL one thread runs at a time. A thread that answers requests would take the GIL whenever the loop
+touches a socket or runs its model, and the loop would have to wait for it. So the thread checks, before each request
+and each call of a model, whether the loop is busy, and waits until it is idle.
 
-Guarantee: a reading waits for the interpreter until the present step of a request ends, or for `SWITCH_S` where that is
+Guarantee: a reading waits for the GIL until the current step of a request ends, or for `SWITCH_S` where that is
 earlier, and for nothing else of a request. Weak points: a single long call in C (reading a large body of JSON) is not
-interrupted; and a loop that is always at work is given way to for `MOST_S` only, or no request would be answered.
+interrupted; a thread waits at most `MOST_S` for a loop that is always busy, so that requests are still answered.
 """
 
 import sys
@@ -16,16 +16,16 @@ from weakref import WeakKeyDictionary
 
 from edge_runtime.system.loop import Loop, Poll
 
-SWITCH_S = 0.0002  # the interpreter changes hands on demand after so long; the default is 5 ms
+SWITCH_S = 0.0002  # the GIL's switch interval; Python's default is 5 ms
 MOST_S = 0.02
 SHARE = 0.5  # of a core, at the most, for requests while a stream runs
-BURST = 8  # sockets that are served in one go: half a millisecond, so that no core is kept from the stream for longer
+BURST = 8  # sockets served before the next look at the loop: about half a millisecond
 
 Events = list[tuple[int, int]]
 
 
-class Courtesy:
-    """Between the loop, which only says when it waits, and those who give way to it."""
+class LoopGate:
+    """Shared by the loop, which marks when it is idle, and the threads that yield to it."""
 
     def __init__(self) -> None:
         self._at_work = True
@@ -33,7 +33,7 @@ class Courtesy:
         self._gate = threading.Event()
 
     def wait(self, poll: Poll, patience: float | None) -> Events:
-        """In the loop's thread, around its `poll`: meanwhile others may go ahead."""
+        """In the loop's thread, around its `poll`: other threads may run meanwhile."""
         self._at_work = False
         if self._wanted:
             self._wanted = False
@@ -42,8 +42,8 @@ class Courtesy:
         self._at_work = True
         return events
 
-    def give_way(self) -> None:
-        """In another thread: return when the loop waits, or has worked for `MOST_S` on end."""
+    def wait_until_idle(self) -> None:
+        """In another thread: return when the loop is idle, after `MOST_S` at the latest."""
         if not self._at_work:
             return
         end = time.monotonic() + MOST_S
@@ -57,13 +57,13 @@ class Courtesy:
                 return
 
 
-_to: WeakKeyDictionary[Loop, Courtesy] = WeakKeyDictionary()
+_gates: WeakKeyDictionary[Loop, LoopGate] = WeakKeyDictionary()
 
 
-def courtesy_to(loop: Loop) -> Courtesy:
-    """The one that all threads share which give way to this loop. The interpreter changes hands sooner from now on."""
-    if loop not in _to:
-        _to[loop] = Courtesy()
-        loop.wait_through(_to[loop].wait)
+def install_gate(loop: Loop) -> LoopGate:
+    """The gate of this loop. The first call installs it and sets the process's switch interval to `SWITCH_S`."""
+    if loop not in _gates:
+        _gates[loop] = LoopGate()
+        loop.wait_through(_gates[loop].wait)
         sys.setswitchinterval(SWITCH_S)
-    return _to[loop]
+    return _gates[loop]

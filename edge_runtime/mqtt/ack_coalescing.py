@@ -1,4 +1,4 @@
-"""When the PUBACKs of one connection travel, ours and the broker's: together with messages where they can.
+"""When the PUBACKs of one connection are sent, ours and the broker's: in one packet with messages where possible.
 
 An acknowledgement by itself costs a system call here and a wake-up there, and nearly always a message follows. So ours
 are delayed until the next publish takes them along, `ACK_DELAY_S` at the longest; and those of the broker stay in the

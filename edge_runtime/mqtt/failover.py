@@ -1,4 +1,4 @@
-"""Several brokers in order of preference, behind the face of one connection.
+"""Several brokers in order of preference, with the interface of one connection.
 
 ::
 

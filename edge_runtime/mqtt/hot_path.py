@@ -76,7 +76,7 @@ class HotPath:
         acks_in_order: MQTT 3.1.1 section 4.6 asks for it; False where windows hold their readings, each key for itself:
             a key that is silent would hold up all the others, and brokers find an acknowledgement by its packet id.
         outcomes: by packet id, of what the broker has not acknowledged; None where it was not asked for.
-        answered: a PUBACK has come; whoever watches for silence sets it back.
+        answered: a PUBACK has come; the watch for silence resets it.
         last_id: the packet id that was given last.
     """
 

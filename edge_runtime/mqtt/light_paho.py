@@ -1,8 +1,8 @@
-"""paho without what a device does not use of it, for the daemon's process: called once, before anything imports paho.
+"""Imports paho without the modules that a device does not use: called once, before any other import of paho.
 
 paho imports `urllib.request`, and with it HTTP and mail, for the proxies of websockets; and `ssl`, where nothing may be
 TLS. Together they are 3.5 MiB and a third of paho's import. While paho is imported stand-ins take their places; then
-they are gone, so that whoever imports the real ones gets them. `real_tls` hands paho the real `ssl`.
+they are removed, so that a later import gets the real modules. `real_tls` hands paho the real `ssl`.
 
 Weak point: it goes by what paho's releases import; a stand-in that were used would raise `AttributeError`.
 """

@@ -1,4 +1,4 @@
-"""What goes over a connection: a message that came, the last will, and how the sender learns what became of its own."""
+"""What goes over a connection: a received message, the last will, and the callback with the result of a publish."""
 
 from collections.abc import Callable
 

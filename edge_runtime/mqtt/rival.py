@@ -1,4 +1,4 @@
-"""Is there another client of our id? A broker then gives each the link that it takes from the other. Pure.
+"""Detects another client with our client id: the broker then ends each connection for the other one. Pure.
 
 MQTT 5 has a reason for it. A broker of 3.1.1 closes without a word: links that it closes soon after it had accepted
 them, more than once in a row, are taken for a sign. Weak point: a broker that closes for another cause looks the same,

@@ -1,4 +1,4 @@
-"""What a connection subscribes to, and what the broker answered: granted, lowered, or refused and asked for again.
+"""What a connection subscribes to, and what the broker answered: granted, lowered, or refused and sent again.
 
 Guarantee: a refusal is counted and named with its topic, the connection is not `ready` meanwhile, and the topic is
 asked for again after `RETRY_FIRST_S` to `RETRY_MOST_S` seconds: an access list may have been changed, a quota be free.

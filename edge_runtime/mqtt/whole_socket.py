@@ -7,7 +7,7 @@ it never stands in the middle of one. `let_wait` keeps acknowledgements that com
 
 The read side is bounded by `RECEIVE_BYTES` a fill and one packet of `most_bytes` (the caller drains it before it fills
 again); the write side by what the caller lets be in flight. A longer message is passed over without being kept: its
-taker is told of it once, and its bytes are dropped as they come.
+taker is called once for it, and its bytes are dropped as they come.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class WholeSocket:
     """Stands in for a connected `socket.socket` or `ssl.SSLSocket`, non-blocking after `setblocking(False)`.
 
     Attributes:
-        heard: True with everything that comes; whoever watches for silence sets it back.
+        heard: True with everything that comes; the watch for silence resets it.
         most_bytes: the longest packet that is kept.
     """
 
@@ -199,7 +199,7 @@ class WholeSocket:
         Input that is unread when a socket is closed makes the kernel reset the connection, and a reset makes the peer's
         kernel throw away what it has not read yet: acknowledgements, the last status, the goodbye.
         """
-        with contextlib.suppress(OSError, ValueError):  # broken, or closed: there is nobody to wait for
+        with contextlib.suppress(OSError, ValueError):  # broken or closed: nothing to wait for
             self._wrapped.shutdown(socket.SHUT_WR)
             while (left := deadline - time.monotonic()) > 0:
                 self._wrapped.settimeout(left)

@@ -1,4 +1,4 @@
-"""By what the readings of a columnar file are known again."""
+"""The columns that identify the readings of a columnar file."""
 
 from collections.abc import Sequence
 

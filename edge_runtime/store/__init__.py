@@ -1,1 +1,1 @@
-"""The model store of a device: which bundle is active, how another one gets in, probation, shadows and transfers."""
+"""The model store of a device: the active bundle, how another is installed, probation, shadows and transfers."""

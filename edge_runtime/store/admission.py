@@ -1,4 +1,4 @@
-"""When bundles were let in that a device file names by their path: `admitted.json` in the state folder.
+"""When bundles that a device file names by path were admitted: `admitted.json` in the state folder.
 
 A key's `valid-before` and the clock decide whether a bundle is let in, and not whether it runs: at a start it is
 verified by the time at which it was first verified here. Bundles of the store keep that time in `records.py`.

@@ -1,4 +1,4 @@
-"""A model of the store at work: a new active bundle is picked up while the daemon runs, and watched until it is proven.
+"""A new active bundle of the store is loaded while the daemon runs, and watched until it is proven.
 
 Guarantee: a reading is neither lost nor answered twice by an exchange. The new bundle is opened, loaded, asked for
 its golden answers and run once in a thread, and only then takes the next window. One that does not load, or whose

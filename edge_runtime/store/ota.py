@@ -63,7 +63,7 @@ class TransferListener(Protocol):
     """Hears how a transfer goes, on the loop."""
 
     def __call__(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:
-        """A new state; `is_final` for a failure that another try would not mend."""
+        """A new state; `is_final` for a failure that a retry cannot correct."""
 
 
 @dataclass(slots=True, eq=False)

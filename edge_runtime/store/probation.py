@@ -1,4 +1,4 @@
-"""Is a new bundle good enough to stay? The limits of `[store]`, applied to what the bundle did in service. Pure.
+"""Whether a new bundle stays: the limits of `[store]`, applied to its measurements in service. Pure.
 
 Guarantee: the first limit that is broken is named in words; nothing is judged on fewer than `ENOUGH_TO_JUDGE` windows,
 except at the end of probation, which judges whatever there is. Weak points: memory is that of the whole process, so a

@@ -1,4 +1,4 @@
-"""A model in a process of its own, asked over two pipes: it may crash, hang or eat memory, and only it is gone.
+"""A model in a child process, called over two pipes: a crash, a hang or a leak ends the child alone.
 
 The process is fresh and no fork. Its mapped memory is limited as in the self-test, it may write no byte to a disk, it
 is preferred by the OOM killer, and has the lowest priority where the unit allows that. It ends by itself when the
@@ -37,7 +37,7 @@ _SIZES = struct.Struct("!II")
 
 
 class ShadowError(EdgeError):
-    """The process is of no more use; the text says why."""
+    """The process can no longer be used; the text says why."""
 
 
 class ShadowProcess:

@@ -107,7 +107,7 @@ class ModelStore:
         return self._states.stamp(name)
 
     def note_device_class(self, device_class: str | None) -> None:
-        """Keep the class of this device, so that every install compares it, whoever asks for it."""
+        """Keep the class of this device, so that every install compares it, on every way."""
         self._folder.note_device_class(device_class)
 
     # -- probation: called by the daemon ------------------------------------------------------------------------------

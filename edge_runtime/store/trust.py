@@ -1,4 +1,4 @@
-"""Opens a bundle whose signature is asked for: read once, verified, and only then parsed, from the same bytes."""
+"""Opens a bundle whose signature is required: read once, verified, and only then parsed, from the same bytes."""
 
 import hashlib
 from dataclasses import dataclass

@@ -44,7 +44,7 @@ class Contract:
 
     Args:
         channels: in the order of the columns that `check` will see.
-        repair: what may be mended instead of rejected.
+        repair: what may be corrected instead of rejected.
 
     Attributes:
         refusals: what the last `check` with a bad reading has refused, by reason.

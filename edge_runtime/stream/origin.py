@@ -1,4 +1,4 @@
-"""What a reading says about itself: when it was taken, which stream it belongs to, and how to know it again.
+"""What a reading says about itself: when it was taken, which stream it belongs to, and what identifies it.
 
 Codecs hand the raw members over; what cannot be read is a `RejectedError` with the reason that is counted.
 The identity is made of the reading's own text only, so that a reading that is delivered twice has it twice.

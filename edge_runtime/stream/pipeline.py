@@ -39,7 +39,7 @@ class PredictionTaker(Protocol):
 
 
 class ShadowListener(Protocol):
-    """Whoever runs beside the model. Never waits, never fails."""
+    """A listener that gets the windows and answers of a model. It never blocks and never raises."""
 
     def offer(self, windows: Floats, keys: list[str | None], scores: Scores, took: float) -> None:
         """Windows that were just answered; they are valid during this call only."""
@@ -235,7 +235,7 @@ class Pipeline:
         """Take the readings of one wake-up."""
         values = batch.values if self._columns is None else batch.values[:, self._columns]
         if self._repairs and self._columns is None:
-            values = values.copy()  # what is mended for this model is not mended for its neighbours
+            values = values.copy()  # repairs for this model must not reach the other models
         keys, times, rows = batch.keys, batch.times, None
         if self._contract is not None:
             moments = times if batch.own_times or not self._repairs else [self._loop.time()] * len(keys)
@@ -293,7 +293,7 @@ class Pipeline:
             self._finish(call, scores)
 
     def _ask(self, call: ModelCall) -> Scores:
-        """The model's answers: only lent where nobody keeps them, and timed where somebody compares."""
+        """The model's answers: without a copy where they are not kept, with the time where a shadow compares."""
         if self.listener is None:
             return call.loaded.model.run_borrowed(call.windows, call.carries)  # read before the next window comes
         return call.run()

@@ -1,4 +1,4 @@
-"""Is a stream as fast as the model's window wants it? Measured for every key, and dealt with. Pure.
+"""The rate of each key's stream against that of the model's window: measured, reported, resampled or refused. Pure.
 
 A window of 100 readings means ten seconds at 10 Hz and nothing else: fed at 20 Hz, a model answers confidently and
 wrongly. Four estimates of the interval between readings are compared with the one that the bundle names, and a stream

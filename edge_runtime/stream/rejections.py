@@ -1,4 +1,4 @@
-"""Nothing is refused in silence: the first reading of each reason is a warning, the last one stands in health.
+"""Reports of rejected readings: the first of each reason is a warning, the last one is shown in health.
 
 Stages further up count what they refuse; the source that brought it reports here where it came from, what was expected
 and found, and what to do. Guarantee: a reason is logged when it first comes, and then at most once a minute with the

@@ -1,4 +1,4 @@
-"""Does a new bundle answer as its predecessor did? The population stability index (PSI) of their scores. Pure.
+"""Drift of a new bundle's scores against its predecessor's: the population stability index (PSI). Pure.
 
     PSI = sum over bins of (q - p) * ln(q / p)        p: share of the old scores, q: of the new (Siddiqi, Credit Risk
                                                       Scorecards, 2006, chapter 6: above 0.25 is a major shift)

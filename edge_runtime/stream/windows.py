@@ -6,7 +6,7 @@ reading first, when its last reading arrives. A pause of more than `max_gap` sec
 back by more than `max_back`, starts the key's window anew, unless the policy is to keep it. Readings without times of
 their own are judged by their arrival on the caller's monotonic clock: setting the wall clock empties no window.
 
-Weak points: without times of their own, readings that were lost on the way cannot be told from a slow sensor; a late
+Weak points: without times of their own, lost readings look the same as a slow sensor; a late
 reading stands in the window where it came, not where it was measured.
 """
 

@@ -22,7 +22,7 @@ _Result = TypeVar("_Result")
 
 
 class BackgroundThread:
-    """One thread, started when the first work is asked for.
+    """One thread, started with its first task.
 
     Args:
         name: of the thread, as a debugger and the watchdog's log line show it.

@@ -1,4 +1,4 @@
-"""A process of ours beside the daemon, for what may crash, hang or take much memory: how it starts, and its limits.
+"""Child processes, for work that may crash, hang or take much memory: how they start, and their limits.
 
 A new program and no fork, so that it has neither our descriptors nor our memory. Of our environment it gets the path
 alone; it leads a session of its own, and writes no bytecode. Weak point: it may read whatever we may.

@@ -30,7 +30,7 @@ class _Timex(ctypes.Structure):
 
 
 def kernel_says_set() -> bool:
-    """What the kernel reports; True where it cannot be asked."""
+    """What the kernel reports; True where it cannot be read."""
     try:
         adjtimex = ctypes.CDLL(None, use_errno=True).adjtimex
     except (OSError, AttributeError):
@@ -52,7 +52,7 @@ def _was_set_from_hardware() -> bool:
 
 
 class Clock:
-    """Whether the wall clock is set; asked for every `RECHECK_S` until it is, and never again."""
+    """Whether the wall clock is set; checked every `RECHECK_S` until it is, and never again."""
 
     def __init__(self, ask: Callable[[], bool] = kernel_says_set) -> None:
         self._ask = ask

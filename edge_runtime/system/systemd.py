@@ -1,4 +1,4 @@
-"""What the daemon tells systemd: ready, stopping, reloading, still alive, and one line of status.
+"""Notifications to systemd: ready, stopping, reloading, watchdog, and one line of status.
 
 The protocol of sd_notify(3): one datagram to the socket named in NOTIFY_SOCKET. Outside systemd nothing is sent and
 nothing fails; a message that the service manager does not take is lost silently, since no caller could do better.

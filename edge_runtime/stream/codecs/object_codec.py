@@ -34,7 +34,7 @@ class Syntax(Protocol):
         """What was expected of a frame that has no document, and what was found."""
 
     def all_sound(self, frames: Sequence[bytes]) -> bool:
-        """Whether frames that decode are surely good bytes throughout, also where nobody has read them."""
+        """Whether frames that decode are valid bytes throughout, also in members that were skipped."""
 
     def is_sound(self, frame: bytes) -> bool:
         """The same for one frame, looked at closely."""
@@ -207,11 +207,11 @@ def plain_json(frame: bytes) -> tuple[Any, str]:
 
 def _holds_not_finite(frame: bytes) -> bool:
     """Whether nothing but the literals NaN and Infinity, which some senders write, keeps a frame from being JSON."""
-    mended, count = _NOT_FINITE.subn(b"0", frame)
+    repaired, count = _NOT_FINITE.subn(b"0", frame)
     if not count:
         return False
     try:
-        msgspec.json.decode(mended)
+        msgspec.json.decode(repaired)
     except UNDECODABLE:
         return False
     return True

@@ -65,7 +65,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. `+`
             and `#` are allowed. `$share/GROUP/` in front shares the messages with the other members of the group.
         url: The broker, as in `[upstream]`; the broker of `[upstream]` when left out.
-        client_id: As in `[upstream]`. A broker of its own is met as `edge-{device}-{name of the source}` when left out.
+        client_id: As in `[upstream]`. At a broker of its own it is `edge-{device}-{name of the source}` when left out.
         protocol: As in `[upstream]`; `3.1.1` when left out beside a `url`.
         username: As in `[upstream]`.
         password_file: As in `[upstream]`.
@@ -75,11 +75,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         key_file: As in `[upstream]`.
         latency: As in `[upstream]`.
         qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
-        silent_after (s): Topics that bring no good reading for so long are reported as silent, in health and log; 0
-            never does.
+        silent_after (s): Topics without a good reading for so long are reported as silent, in health and log; 0
+            disables the report.
         max_frame_bytes (B): A longer message is skipped and counted as `too_long`.
-        retained: What becomes of a retained message, which the broker sends again at each connection: `once` takes it
-            unless it equals the last message of its topic, `ignore` skips it, `take` takes it each time.
+        retained: How a retained message is treated, which the broker sends again at each connection: `once` uses it
+            unless it equals the last message of its topic, `ignore` skips it, `take` uses it each time.
     """
 
     codec: CodecTable = JsonTable()
@@ -135,7 +135,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         )
 
     def most_unacknowledged(self, config: Config) -> tuple[int, str] | None:
-        """As we ask for in MQTT 5; else as mosquitto has it, if it was not told otherwise."""
+        """As requested in MQTT 5; else mosquitto's default."""
         broker = source_broker(config, self)
         if self.qos == 0:
             return None

@@ -115,7 +115,7 @@ def close_port(fd: int) -> None:
 
 
 def _claim(fd: int) -> None:
-    """Keep others out who do not ask for the lock, and keep DTR up when we close, so that opening again is no reset."""
+    """Set exclusive mode against programs without the lock, and keep DTR up at close, so that reopening is no reset."""
     if os.major(os.fstat(fd).st_rdev) not in _PSEUDO_TERMINALS:
         # The other end of a pseudo-terminal may outlive us, and with it a claim that a killed process left behind.
         fcntl.ioctl(fd, termios.TIOCEXCL)

@@ -49,7 +49,7 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
             the device can.
         rate_hz (Hz): The pace of a recording that holds no times.
         loop: Whether to begin again after the last file.
-        format: How the files are written; `auto` goes by their suffix.
+        format: How the files are written; `auto` decides by the suffix.
         delimiter: What separates the columns of a CSV file; left out, a comma, and in a `.tsv` a tab.
         index_column: The rows of a CSV file begin with a column that its header does not name, as R writes row names.
         times: Whether predictions carry the time of the recording or the time of the replay.

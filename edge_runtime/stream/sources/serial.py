@@ -53,13 +53,13 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
     r"""`[[source]]` with `type = "serial"`: a port that streams frames.
 
     Attributes:
-        port: The device node. `/dev/serial/by-id/...` stays the same whichever socket the plug goes into. A port that
-            is absent is waited for.
+        port: The device node. `/dev/serial/by-id/...` stays the same in every USB socket. The daemon waits for a port
+            that is absent.
         baudrate (bit/s): The speed of the line.
         bytesize (bit): Data bits of a character.
         parity: The parity bit.
         stopbits: Stop bits after a character.
-        flow_control: How the receiver holds the sender up.
+        flow_control: How the receiver pauses the sender.
         framing: Where a frame ends: at a line end, or at the zero byte of COBS; `auto` is `lines` for text (`csv`,
             `json`) and `cobs` for bytes (`msgpack`, `raw`).
         checksum: What a COBS frame ends with: a CRC-16 (CCITT-FALSE, high byte first), or nothing.
@@ -69,13 +69,13 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
             restart when it changes.
         rts: The same for the line RTS.
         on_open: What is sent each time the port has been opened, such as `"START\r\n"`.
-        poll: What is sent again and again to a sensor that answers only when it is asked, such as `"?\r\n"`.
+        poll: What is sent at each `poll_interval` to a sensor that answers only on request, such as `"?\r\n"`.
         poll_interval (s): How often `poll` is sent.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
         reopen_max (s): The longest pause before an absent port is tried again.
         max_rest (s): How long readings that cannot complete a window yet may wait to be read together, which saves most
-            of the wake-ups of a fast sensor; the reading that completes a window is not among them. So much later than
-            in truth such a reading may count as arrived. 0 reads each at once.
+            of the wake-ups of a fast sensor; the reading that completes a window does not wait. The arrival time of
+            a waiting reading is later by up to that much. 0 reads each at once.
     """
 
     own_keys: ClassVar[tuple[str, ...]] = ("port",)

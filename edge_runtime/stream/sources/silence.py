@@ -1,4 +1,4 @@
-"""Notices that a source which should speak does not. One timer a source, however many readings there are."""
+"""Reports a source that delivers no reading for too long. One timer a source, however many readings there are."""
 
 from collections.abc import Callable
 

@@ -18,7 +18,7 @@ from edge_runtime.http.app import App
 from edge_runtime.http.live_view import MOST_WATCHERS, Board
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
-from edge_runtime.http.yield_to_loop import Courtesy
+from edge_runtime.http.yield_to_loop import LoopGate
 from edge_runtime.system import watchdog
 from edge_runtime.system.loop import Loop
 from tests.support import builders
@@ -230,14 +230,14 @@ def test_a_request_that_hangs_would_starve_the_watchdog(served: Served, monkeypa
 
 def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the loop is at work others wait, for a bounded time; while it waits they go ahead."""
-    loop, courtesy = Loop(), Courtesy()
-    loop.wait_through(courtesy.wait)
+    loop, gate = Loop(), LoopGate()
+    loop.wait_through(gate.wait)
     order: list[str] = []
     go = threading.Event()
 
     def other() -> None:
         go.wait(20)
-        courtesy.give_way()
+        gate.wait_until_idle()
         order.append("request")
         loop.wake()
 
@@ -256,5 +256,5 @@ def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch)
     thread.join(20)
     assert order == ["stream", "request"]
     monkeypatch.setattr("edge_runtime.http.yield_to_loop.MOST_S", 0.01)
-    courtesy.give_way()  # the loop is "at work" now, and does not come back: the request goes on
+    gate.wait_until_idle()  # the loop is "at work" now, and does not come back: the request goes on
     loop.close()
