@@ -14,7 +14,7 @@ ready, lost), and each of its steps is short.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -152,6 +152,10 @@ class Connection:
     def unsubscribe(self, handler: Handler) -> None:
         """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
         self._subscriptions.remove(handler)
+
+    def drop_filters(self, filters: Iterable[str]) -> None:
+        """Take back, at the next connection, filters of an earlier start that no source wants any more."""
+        self._subscriptions.drop(filters)
 
     def start(self) -> None:
         """Begin to connect; returns at once."""

@@ -21,7 +21,7 @@ repeats are at most what was in flight. Weak points: order holds as it is sent; 
 sees two streams. Readings that a broker still holds for us when we leave it come when we are back with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 from paho.mqtt.properties import Properties
@@ -87,6 +87,7 @@ class Failover:
         self._will = will
         self._acks_in_order = True
         self._subscriptions: list[tuple[list[str], int, Handler, int]] = []
+        self._dropped: set[str] = set()
         self._serving: _Link | None = None
         self._last: _Link | None = None
         self._successor: _Link | None = None
@@ -163,6 +164,10 @@ class Failover:
             if link.connection is not None:
                 link.connection.unsubscribe(handler)
 
+    def drop_filters(self, filters: Iterable[str]) -> None:
+        """As a connection's: on each broker, when it is connected for the first time."""
+        self._dropped.update(filters)
+
     def start(self) -> None:
         """Begin with the preferred broker; returns at once."""
         self._try(self._links[0])
@@ -225,6 +230,8 @@ class Failover:
             return
         link.failed, link.up_since = False, None
         connection = link.connection = self._make(link.url)
+        if self._dropped:
+            connection.drop_filters(self._dropped)
         for filters, qos, handler, most_bytes in self._subscriptions:
             connection.subscribe(filters, qos, handler, most_bytes=most_bytes)
         if not self._acks_in_order:

@@ -4,7 +4,7 @@ Guarantee: a refusal is counted and named with its topic, the connection is not 
 asked for again after `RETRY_FIRST_S` to `RETRY_MOST_S` seconds: an access list may have been changed, a quota be free.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import paho.mqtt.client as paho
@@ -93,6 +93,10 @@ class Subscriptions:
         self._all = [each for each in self._all if each.handler != handler]
         self.handlers[:] = [each.handler for each in self._all]
         self._loop.call_soon(self._ask_for_topics)  # a filter may be wanted again in this very pass
+
+    def drop(self, filters: Iterable[str]) -> None:
+        """Take back, at the next connection, what an earlier start has asked for and its broker remembers."""
+        self._unwanted.update(filters)
 
     def begin(self, client: paho.Client) -> None:
         """The broker has accepted a connection: ask for everything."""

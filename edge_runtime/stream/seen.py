@@ -125,6 +125,7 @@ class SavedSeen(msgspec.Struct, array_like=True):
     keys: list[tuple[str | None, int, bool]] = []
     owed_readings: list[tuple[str | None, str, int, int]] = []
     owed_messages: list[tuple[int, int, int]] = []
+    filters: list[str] = []  # what the source had subscribed to
 
 
 class Seen:

@@ -1,8 +1,7 @@
 """Topics -> readings: the messages that one wake-up brought, decoded together, as one batch.
 
-Guarantee: a QoS 1 message is acknowledged when every model has released its readings, or at once when it is no
-reading (then it is counted). A reading goes on once, however often its broker sends it (`seen.py`). A stopped source
-acknowledges nothing, so that the broker keeps what comes.
+Guarantee: a QoS 1 message is acknowledged when every model has released its readings, or at once when it is no reading
+(which is counted). A reading goes on once, however often it is sent (`seen.py`). A stopped source acknowledges nothing.
 """
 
 import time
@@ -331,11 +330,12 @@ class MqttSource:
 
     def save(self, owed: OwedReceipts) -> SavedSeen:
         """What a clean stop keeps, so that nothing that was here is taken again."""
-        return self._seen.save(owed)
+        return msgspec.structs.replace(self._seen.save(owed), filters=self._keys.filters)
 
     def restore(self, saved: SavedSeen, owed: OwedReceipts) -> None:
         """Take back what the last clean stop has kept, after the windows have."""
         self._seen.restore(saved, owed)
+        self._connection.drop_filters(set(saved.filters).difference(self._keys.filters))  # they may bring copies
 
     def _take(self, messages: list[Message]) -> None:
         arrived = time.perf_counter()

@@ -199,6 +199,10 @@ class WayInMachine(RuleBasedStateMachine):
     def acknowledge_in_any_order(self) -> None:
         """The broker finds them by their numbers."""
 
+    def drop_filters(self, filters: set[str]) -> None:
+        """There are none but the present ones."""
+        assert not filters
+
     def _connect(self) -> None:
         self.broker.connect()
         self.owed: deque[Receipt] = deque()

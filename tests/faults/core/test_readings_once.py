@@ -180,6 +180,31 @@ def test_every_reading_once_on_a_broker_that_sends_a_copy_for_each_filter(
     assert daemon.stop() == 0
 
 
+def test_topics_that_were_changed_while_the_daemon_was_stopped_bring_no_copy(
+    tmp_path: Path, make_mosquitto: MakeBroker, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber
+) -> None:
+    """The broker's session remembers the old filter, and sends a copy for each."""
+    broker = make_mosquitto(extra="allow_duplicate_messages true")
+    client = make_subscriber(broker.port, "edge/room/#")
+    stream = _Stream(client, random.Random(20261128), identified=False)
+    text = climate_device(broker, _echo(tmp_path))
+    daemon = make_daemon(text).start()
+    daemon.wait_for_log("online")
+    stream.publish()
+    assert daemon.stop() == 0
+    daemon.config.write_text(text.replace("sensors/{key}/climate", "sensors/{key}/+"))
+    stream.publish()
+    daemon.start()
+    client.wait_for_text("edge/room/status", "online")
+    for _ in range(5):
+        stream.publish()
+    stream.wait_for_all()
+    for key in KEYS:
+        assert stream.windows(key) == stream.expected(key)
+    wait_until(lambda: _health(client)["readings"] == stream.count, lambda: str(_health(client)), deadline=30.0)
+    assert daemon.stop() == 0
+
+
 def test_two_daemons_share_a_stream_and_one_is_killed(
     tmp_path: Path, make_mosquitto: MakeBroker, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber
 ) -> None:
