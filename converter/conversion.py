@@ -26,7 +26,7 @@ from converter.load.source import Answer, Core, SourceModel
 from converter.load.tensors import layout_of
 from converter.normal_form import normal_form
 from converter.package import write_bundle
-from converter.plan import BundlePlan, agree
+from converter.plan import BundlePlan, agree, with_unknown
 from converter.probe import ask_beyond, beyond
 from converter.quantize import Candidate, Recipe, candidate, has_products
 from converter.report import FormRow, Proof, table, write_page
@@ -85,6 +85,7 @@ class Conversion:
         columns = table_columns(options.data or options.evaluation, self._spec)
         plan = agree(self._spec, source, options.model, columns)
         source.settle(plan.input.tensor_shape)
+        plan = with_unknown(plan, source)
         self._time.begin("reading the data")
         material = self._material(plan, source)
         self._time.begin("converting")
@@ -466,7 +467,9 @@ def _synthetic(plan: BundlePlan) -> Floats:
     if plan.input.range is not None:
         return rng.uniform(*plan.input.range, size=shape).astype(np.float32)
     for index, channel in enumerate(plan.input.channels):
-        if channel.range is not None:
+        if channel.categories:
+            rows[..., index] = rng.integers(len(channel.categories), size=rows.shape[:-1])
+        elif channel.range is not None:
             low, high = channel.range
             rows[..., index] = rng.uniform(low, high, size=rows.shape[:-1])
     return rows.astype(np.float32)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.spec import Spec
-from edge_runtime.bundle.manifest import Input, Window
+from edge_runtime.bundle.manifest import Channel, Input, Window
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
+from edge_runtime.stream.codecs.columns import CategoryIndex
 from edge_runtime.stream.frame_contract import LARGEST_WHOLE
 
 MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric
@@ -156,6 +157,8 @@ def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
     if "x" not in arrays:
         raise CommandError(f"{path}: expected an array `x`, found {', '.join(names) or 'nothing'}")
     x = arrays["x"]
+    if x.dtype.kind == "U" and x.ndim > 1 and any(channel.categories for channel in wanted.channels):
+        x = _from_text(x, wanted.channels, path)
     if x.dtype.kind not in "fiub":
         raise CommandError(f"{path}: x: expected numbers, found {x.dtype}")
     truth, groups = arrays.get("y"), arrays.get("group")
@@ -211,7 +214,7 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
                 for name in missing
             )
         )
-    values = np.stack([_numbers(columns[name], name, path) for name in channels], axis=1)
+    values = np.stack([_values(columns[each.name], each, path) for each in expected.channels], axis=1)
     _check_finite(values, expected, path)
     truth = None
     if _label_columns(spec):
@@ -235,7 +238,7 @@ def _columns(path: Path, spec: Spec) -> dict[str, Any]:
     try:
         is_csv = path.suffix.lower() == ".csv"
         if is_csv:
-            names = (*_label_columns(spec), spec.data.group, spec.data.time)
+            names = (*_label_columns(spec), spec.data.group, spec.data.time, *_text_channels(spec))
             as_text = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names if name})
             table = pyarrow.csv.read_csv(path, convert_options=as_text)
         else:
@@ -243,6 +246,40 @@ def _columns(path: Path, spec: Spec) -> dict[str, Any]:
     except (pa.ArrowException, OSError) as error:
         raise CommandError(f"{path}: cannot be read as a table: {str(error).splitlines()[0]}") from error
     return {name: table.column(name) for name in table.column_names}
+
+
+def _values(column: Any, channel: Channel, path: Path) -> NDArray[np.float64]:
+    """The numbers of a channel, or the indexes of its categories."""
+    if not channel.categories:
+        return _numbers(column, channel.name, path)
+    texts = column.to_pylist()
+    if path.suffix.lower() == ".csv":  # as the codec of a device reads it
+        texts = [text.strip() or None for text in texts]
+    return _indexes(texts, channel)
+
+
+def _from_text(x: NDArray[Any], channels: Sequence[Channel], path: Path) -> NDArray[np.float64]:
+    """An array of text whose last axis is made of channels: indexes of categories, and numbers written as text."""
+    columns = x.reshape(len(x), -1)
+    found = np.empty(columns.shape)
+    for place in range(columns.shape[1]):
+        channel, texts = channels[place % len(channels)], columns[:, place].tolist()
+        try:
+            found[:, place] = _indexes(texts, channel) if channel.categories else [float(text) for text in texts]
+        except ValueError as error:
+            raise CommandError(f"{path}: x: expected numbers for channel {channel.name!r}: {error}") from error
+    return found.reshape(x.shape)
+
+
+def _text_channels(spec: Spec) -> tuple[str, ...]:
+    return tuple(channel.name for channel in spec.channel if channel.categories)
+
+
+def _indexes(values: Sequence[Any], channel: Channel) -> NDArray[np.float64]:
+    index = CategoryIndex(channel.categories)
+    places = {value: index(value) for value in set(values)}
+    found = [places[value] for value in values]
+    return np.array([np.nan if place is None else place for place in found], dtype=np.float64)
 
 
 def _numbers(column: Any, name: str, path: Path) -> NDArray[np.float64]:

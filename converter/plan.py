@@ -2,8 +2,10 @@
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from converter.load.source import SourceModel, class_names
 from converter.spec import Spec
@@ -64,6 +66,19 @@ def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] 
     )
 
 
+def with_unknown(plan: BundlePlan, source: SourceModel) -> BundlePlan:
+    """The plan with what the source does with a text that is no category: it answers, or devices refuse the reading."""
+    count = len(plan.input.channels)
+    channels = tuple(
+        msgspec.structs.replace(channel, unknown="allowed")
+        if channel.categories
+        and all(source.takes_unknown(time * count + place) for time in range(plan.input.window.length))
+        else channel
+        for place, channel in enumerate(plan.input.channels)
+    )
+    return replace(plan, input=msgspec.structs.replace(plan.input, channels=channels))
+
+
 def _task(spec: Spec, source: SourceModel, mistakes: list[str]) -> Task | None:
     if spec.task and source.task and spec.task != source.task:
         mistakes.append(f"task: the specification says {spec.task}, the model is a {source.task}")
@@ -95,7 +110,8 @@ def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: 
         return None
     names = source.feature_names if len(source.feature_names) == count else columns if len(columns) == count else ()
     channels = tuple(
-        Channel(name=item.name, unit=item.unit, range=item.range, missing=item.missing) for item in spec.channel
+        Channel(name=item.name, unit=item.unit, range=item.range, missing=item.missing, categories=item.categories)
+        for item in spec.channel
     )
     if not channels:
         channels = tuple(Channel(name=name) for name in (names or [f"channel_{i}" for i in range(count)]))

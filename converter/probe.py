@@ -25,7 +25,7 @@ from edge_runtime.readings import Floats
 from edge_runtime.stream.frame_contract import limits_of
 
 Kind = Literal["missing", "sentinel", "limit of a converter", "beyond the data", "no whole number", "end of the range",
-               "threshold of a tree", "limit of float32"]  # fmt: skip
+               "threshold of a tree", "limit of float32", "category", "unknown category"]  # fmt: skip
 
 _SENTINELS = (-999.0, -9999.0, -1.0, 0.0, 1.0, 999.0, 9999.0)
 _CONVERTERS = (255.0, 1023.0, 4095.0, 16383.0, 32767.0, -32768.0, 65535.0)  # 8 to 16 bits
@@ -206,6 +206,9 @@ def _points(plan: BundlePlan, windows: Floats, sentinels: Sequence[float]) -> It
     ]
     flat = windows.reshape(-1, windows.shape[-1])
     for index, channel in enumerate(plan.input.channels):
+        if channel.categories:
+            yield from (Point(index, value, kind) for value, kind in _categories(plan, index))
+            continue
         values = flat[:, index][np.isfinite(flat[:, index])].astype(np.float64)
         low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
         own: list[tuple[Kind, Sequence[float]]] = [("missing", (float("nan"),))]
@@ -226,12 +229,23 @@ def _points(plan: BundlePlan, windows: Floats, sentinels: Sequence[float]) -> It
                 yield Point(None, value, kind)
 
 
+def _categories(plan: BundlePlan, channel: int) -> Iterator[tuple[float, Kind]]:
+    """Every category, an unknown one, and none."""
+    for place in range(len(plan.input.channels[channel].categories)):
+        yield float(place), "category"
+    for value, kind in ((-1.0, "unknown category"), (float("nan"), "missing")):
+        if _is_let_through(plan, channel, value):
+            yield value, kind  # type: ignore[misc]
+
+
 def _is_let_through(plan: BundlePlan, channel: int, value: float) -> bool:
     """Whether a device lets a value through to the model."""
     if np.isnan(value):
         return plan.input.channels[channel].missing == "allowed"
     largest = float(np.finfo(np.float32).max)
-    low, high = plan.input.channels[channel].range or (-largest, largest)
+    low, high = plan.input.channels[channel].limits or (-largest, largest)
+    if plan.input.channels[channel].categories and value != np.rint(value):
+        return False
     with np.errstate(over="ignore"):
         return bool(np.float32(low) <= np.float32(value) <= np.float32(high))
 

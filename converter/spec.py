@@ -37,13 +37,15 @@ class WindowSpec(_Table, frozen=True, kw_only=True):
 class ChannelSpec(_Table, frozen=True, kw_only=True):
     """`[[channel]]`: one measured quantity, in the order of the model's input.
 
-    With `missing = "allowed"` a reading may come without it; the model itself treats what is missing.
+    With `missing = "allowed"` a reading may come without it; the model itself treats what is missing. With `categories`
+    it holds text, and in the window stands the index of the text in this list.
     """
 
     name: str
     unit: str = ""
     range: tuple[float, float] | None = None
     missing: Literal["refused", "allowed"] = "refused"
+    categories: tuple[str, ...] = ()
 
 
 class TargetSpec(_Table, frozen=True, kw_only=True):
@@ -186,6 +188,9 @@ def _contradictions(spec: Spec) -> list[str]:
         if spec.window.rate_hz is not None and not (math.isfinite(spec.window.rate_hz) and spec.window.rate_hz > 0):
             found.append(f"window.rate_hz: expected a positive rate, found {spec.window.rate_hz}")
     for channel in spec.channel:
+        found += _repeated(f"channel {channel.name}: categories", channel.categories)
+        if channel.categories and channel.range is not None:
+            found.append(f"channel {channel.name}: range: expected none beside categories, found {list(channel.range)}")
         if channel.range is not None and not channel.range[0] < channel.range[1]:
             found.append(f"channel {channel.name}: range: expected low < high, found {list(channel.range)}")
     if spec.threshold is not None and spec.threshold_quantile is not None:

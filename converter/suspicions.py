@@ -36,14 +36,16 @@ def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
     bad = np.zeros(len(dataset), dtype=np.bool_)
     reasons: list[str] = []
     for index, channel in enumerate(plan.input.channels):
-        if channel.range is None:
+        if channel.limits is None:
             continue
-        low, high = (np.float32(limit) for limit in channel.range)
+        low, high = (np.float32(limit) for limit in channel.limits)
         values = dataset.windows[..., index]
         outside = (values < low) | (values > high)
         rows = outside.reshape(len(dataset), -1).any(axis=1)
         if rows.any():
-            where = f"{channel.name} out of {channel.range[0]:g} to {channel.range[1]:g}"
+            where = f"{channel.name} out of {low:g} to {high:g}"
+            if channel.categories:
+                where = f"{channel.name} of no known category"
             reasons.append(f"{int(rows.sum()):,} with {where}, the first {float(values[outside][0]):g}")
             bad |= rows
     if not bad.any():

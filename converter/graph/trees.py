@@ -9,10 +9,13 @@ float32 reading as the source does, and the scaler is gone from the graph.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from converter.graph.category_sets import CategorySets
 
 Transform = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 Ints = NDArray[np.int64]
@@ -42,6 +45,7 @@ class Forest:
         compare: `<=` or `<`.
         narrow: whether the source rounds the value to float32 before it compares.
         missing: whether a missing value (NaN) takes the way of "yes", for each node.
+        sets: the splits by category, which are columns behind those of the input.
     """
 
     tree: Ints
@@ -58,13 +62,16 @@ class Forest:
     compare: Literal["<=", "<"]
     narrow: bool
     missing: NDArray[np.bool_]
+    sets: "CategorySets | None" = None
 
 
 class ForestBuilder:
     """Collects trees, node by node arrays at a time, into a `Forest`."""
 
-    def __init__(self, outputs: int, compare: Literal["<=", "<"], narrow: bool) -> None:
-        self._outputs, self._compare, self._narrow = outputs, compare, narrow
+    def __init__(
+        self, outputs: int, compare: Literal["<=", "<"], narrow: bool, sets: "CategorySets | None" = None
+    ) -> None:
+        self._outputs, self._compare, self._narrow, self._sets = outputs, compare, narrow, sets
         self._parts: list[tuple[NDArray[Any], ...]] = []
         self._leaves: list[tuple[NDArray[Any], ...]] = []
         self._nodes = 0
@@ -115,6 +122,7 @@ class ForestBuilder:
         return Forest(
             tree, node.astype(np.int64), feature, threshold, left.astype(np.int64), right.astype(np.int64),
             leaf, target.astype(np.int64), weight, self._outputs, start, self._compare, self._narrow, missing,
+            self._sets or None,
         )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """A forest of any framework as a `Core`: trees, link function and label, in float32."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ def forest_core(
     divisor: float = 1.0,
     shift: float = 0.0,
     missing: float | None = None,
+    raw: bool = False,
 ) -> Core:
     """Wrap a forest.
 
@@ -38,23 +40,60 @@ def forest_core(
         divisor: see `link`.
         shift: see `link`.
         missing: a number that stands for a missing value before the trees.
+        raw: the sums themselves are asked for, as decision values.
     """
     builder = GraphBuilder()
     if prefix is None:
         shape: tuple[int, ...] = (columns,)
-        features = builder.input("x", FLOAT, ("N", columns))
+        features = exact = builder.input("x", FLOAT, ("N", columns))
     else:
         shape = prefix.shape
         double = builder.cast(builder.input("x", FLOAT, ("N", *shape)), DOUBLE)
-        features = builder.embed(prefix.model, {prefix.input: double})[prefix.outputs["value"]]
-        features = builder.cast(features, FLOAT)
+        exact = builder.embed(prefix.model, {prefix.input: double})[prefix.outputs["value"]]
+        if forest.narrow:
+            features = builder.cast(exact, FLOAT)
+        else:
+            features, forest = _ranked(builder, exact, forest, columns)
     if missing is not None:
         same = builder.node("Equal", features, builder.constant(missing))
-        features = builder.node("Where", same, builder.constant(np.nan), features)
+        features = exact = builder.node("Where", same, builder.constant(np.nan), features)
+    if forest.sets is not None:
+        features = forest.sets.add_to(builder, features, exact)
+        columns = forest.sets.width
     builder.reserve("sums", "label", "scores", "value", "score")
     builder.add(forest_node(forest, exact_thresholds(forest, columns, transform), features, "sums"))
+    if raw:
+        builder.output("decisions", builder.node("Identity", "sums"), FLOAT, ("N", forest.outputs))
+        roles = {"decisions": "decisions"}
+        return Core(builder.build("forest"), "x", shape, roles, extra={"columns": forest.outputs})
     outputs = _link(builder, forest.outputs, link, divisor, shift)
     return Core(builder.build("forest"), "x", shape, outputs)
+
+
+def _ranked(builder: GraphBuilder, exact: str, forest: Forest, columns: int) -> tuple[str, Forest]:
+    """Float64 features as ranks among the thresholds, and the trees in ranks: every comparison stays one in float64.
+
+    The rank is the number of a feature's thresholds that a value has passed; "value <= threshold number k" is
+    "rank <= k". What is missing stays missing.
+    """
+    thresholds, blocks = np.zeros(len(forest.threshold)), []
+    passed = "Greater" if forest.compare == "<=" else "GreaterOrEqual"
+    for feature in range(columns):
+        nodes = np.flatnonzero(forest.feature == feature)
+        value = builder.node("Gather", exact, builder.constant([feature], np.int64), axis=1)
+        if len(nodes):
+            distinct, places = np.unique(forest.threshold[nodes], return_inverse=True)
+            thresholds[nodes] = places
+            reached = builder.node(passed, value, builder.constant(distinct[None], np.float64))
+            rank = builder.node("ReduceSum", builder.cast(reached, FLOAT), builder.constant([1], np.int64), keepdims=1)
+            rank = builder.node("Where", builder.node("IsNaN", value), builder.constant(np.nan), rank)
+        else:
+            rank = builder.cast(value, FLOAT)
+        blocks.append(rank)
+    if forest.sets is not None:
+        sets = forest.feature >= columns
+        thresholds[sets] = forest.threshold[sets]
+    return builder.node("Concat", *blocks, axis=1), replace(forest, threshold=thresholds, compare="<=", narrow=True)
 
 
 def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift: float) -> dict[str, str]:

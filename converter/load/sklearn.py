@@ -7,6 +7,7 @@ node with exact comparisons (`trees.py`); all else goes through skl2onnx. What i
 
 import contextlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from converter.graph.build import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
 from converter.load.gaussian import is_several, several_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.pickles import looks_pickled
+from converter.load.sklearn_categories import coded_estimator
 from converter.load.sklearn_compose import Way, composed_core, is_composed, targets_of
 from converter.load.sklearn_facts import (
     by_position,
@@ -33,6 +35,7 @@ from converter.load.sklearn_facts import (
 from converter.load.skops_types import untrusted
 from converter.load.source import Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
+from converter.spec import ChannelSpec
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
@@ -59,13 +62,14 @@ _IN_DOUBLE = (
 )
 
 
-def load(path: Path, kind: str, trust: bool) -> "SklearnModel":
+def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = ()) -> "SklearnModel":
     """Load an estimator.
 
     Args:
         path: the file.
         kind: `skops` or `pickle` (joblib included).
         trust: whether code inside the file may run.
+        channels: of the specification, some of which may hold text.
 
     Raises:
         CommandError: it is untrusted, damaged, or no estimator.
@@ -77,7 +81,7 @@ def load(path: Path, kind: str, trust: bool) -> "SklearnModel":
             f"{path}: expected a fitted scikit-learn classifier, regressor or outlier detector, "
             f"found {module}.{type(estimator).__name__}"
         )
-    model = SklearnModel(estimator, str(path))
+    model = SklearnModel(estimator, str(path), channels)
     if made_with:
         model.notes.append(
             f"made with scikit-learn {made_with} and read with {model.version}: its answers are those of the latter"
@@ -131,7 +135,7 @@ class SklearnModel(SourceModel):
 
     framework = "scikit-learn"
 
-    def __init__(self, estimator: Any, place: str) -> None:
+    def __init__(self, estimator: Any, place: str, channels: Sequence[ChannelSpec] = ()) -> None:
         import sklearn  # noqa: PLC0415 - heavy
         from sklearn.base import is_classifier, is_outlier_detector, is_regressor  # noqa: PLC0415
 
@@ -141,6 +145,10 @@ class SklearnModel(SourceModel):
         check_fitted(estimator, place)
         self.feature_names = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
         self._estimator = by_position(estimator)
+        self._coded = coded_estimator(estimator, self._estimator, channels, place)
+        if self._coded is not None:
+            self._estimator = self._coded.by_index
+            self.notes += self._coded.notes
         self._steps = steps_of(self._estimator)
         self._final = self._steps[-1]
         if getattr(self._final, "decision_function_shape", None) == "ovo":
@@ -233,13 +241,33 @@ class SklearnModel(SourceModel):
         from converter.graph.trees import drifting_rows  # noqa: PLC0415 - only for trees
 
         parts, before = _forest_of(self._final), self._steps[:-1]
-        if parts is None or not before or not all(type(step).__name__ in _MONOTONE for step in before):
+        if (
+            parts is None
+            or parts[0].sets is not None
+            or not before
+            or not all(type(step).__name__ in _MONOTONE for step in before)
+        ):
             return None
         return drifting_rows(parts[0], windows.reshape(len(windows), -1), _chain(before))
+
+    def takes_unknown(self, column: int) -> bool:
+        """See `SourceModel`: it is asked."""
+        if self._coded is None or not self._coded.holds_text(column):
+            return False
+        assert self.shape is not None
+        row = np.zeros((1, *self.shape))
+        row[..., column] = -1.0
+        try:
+            self._call("predict", row)
+        except ValueError:  # "Found unknown categories"
+            return False
+        return True
 
     def _call(self, method: str, x: NDArray[Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if self._coded is not None:
+                return self._coded.call(method, x)
             return getattr(self._estimator, method)(x)
 
     def _tree_core(self) -> Core | None:
@@ -252,11 +280,12 @@ class SklearnModel(SourceModel):
         columns = int(self._final.n_features_in_)
         before = self._steps[:-1]
         missing = stands_for_missing(self._final)
-        if all(type(step).__name__ in _MONOTONE for step in before) and (missing is None or not before):
+        folds = all(type(step).__name__ in _MONOTONE for step in before)
+        if not before or (folds and missing is None and forest.sets is None):
             transform = _chain(before) if before else None
-            return forest_core(forest, columns, link, transform, None, divisor, shift, missing)
+            return forest_core(forest, columns, link, transform, None, divisor, shift, missing, raw=self._raw)
         prefix = self._convert_steps(before)
-        return forest_core(forest, columns, link, None, prefix, divisor, shift, missing)
+        return forest_core(forest, columns, link, None, prefix, divisor, shift, missing, raw=self._raw)
 
     def _composed_core(self) -> Core:
         """A vote or a stack; the steps before it stand before each member, whose trees absorb scalers."""
@@ -286,12 +315,15 @@ class SklearnModel(SourceModel):
         Raises:
             CommandError: its last step has none in ONNX.
         """
-        if _forest_of(self._final) is not None or type(self._final).__name__ not in _WITH_DECISIONS:
+        self._raw = True
+        trees = self._tree_core()
+        if trees is not None:
+            return trees
+        if type(self._final).__name__ not in _WITH_DECISIONS:
             raise CommandError(
                 f"{self._place}: {type(self._final).__name__} inside a calibration: no ONNX form is known for its "
                 "decision values: calibrate another estimator, or use it without calibration"
             )
-        self._raw = True
         return self._skl2onnx_core()
 
     def _skl2onnx_core(self) -> Core:
@@ -485,4 +517,4 @@ def _recognise(file: ModelFile) -> str | None:
     return None
 
 
-LOADER = Loader("skops", _recognise, lambda path, _spec, kind, trust: load(path, kind, trust))
+LOADER = Loader("skops", _recognise, lambda path, spec, kind, trust: load(path, kind, trust, spec.channel))

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.features.lower_writer import Writer
+from converter.load.sklearn_encoders import columns_of, encode
 from converter.load.sklearn_functions import known
 from edge_runtime.errors import CommandError
 
@@ -16,12 +17,22 @@ from edge_runtime.errors import CommandError
 def register() -> None:
     """Make the steps known to skl2onnx. May be called again."""
     from skl2onnx import update_registered_converter  # noqa: PLC0415 - heavy
-    from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, SplineTransformer  # noqa: PLC0415
+    from sklearn import preprocessing  # noqa: PLC0415
+    from sklearn.impute import MissingIndicator, SimpleImputer  # noqa: PLC0415
 
     for step, write in (
-        (FunctionTransformer, _function),
-        (KBinsDiscretizer, _bins),
-        (SplineTransformer, _splines),
+        (preprocessing.FunctionTransformer, _function),
+        (preprocessing.KBinsDiscretizer, _bins),
+        (preprocessing.SplineTransformer, _splines),
+        (preprocessing.OneHotEncoder, encode),
+        (preprocessing.OrdinalEncoder, encode),
+        (preprocessing.TargetEncoder, encode),
+        (preprocessing.StandardScaler, _scaled),
+        (preprocessing.MinMaxScaler, _scaled),
+        (preprocessing.MaxAbsScaler, _scaled),
+        (preprocessing.RobustScaler, _scaled),
+        (SimpleImputer, _imputed),
+        (MissingIndicator, _indicated),
     ):
         name = f"Edge{step.__name__}"
         update_registered_converter(step, name, _shape, _converter(write), overwrite=True)
@@ -35,6 +46,12 @@ def _shape(operator: Any) -> None:
         columns = int(np.sum(step.n_bins_))
     elif name == "SplineTransformer":
         columns = int(step.n_features_out_)
+    elif name.endswith("Encoder"):
+        columns = columns_of(step)
+    elif name == "SimpleImputer":
+        columns = len(_filled_columns(step)) + (len(step.indicator_.features_) if step.indicator_ is not None else 0)
+    elif name == "MissingIndicator":
+        columns = len(step.features_)
     operator.outputs[0].type = type(kind)([kind.shape[0], columns])
 
 
@@ -56,6 +73,60 @@ def _converter(write: Any) -> Any:
 
 def _function(write: Writer, step: Any, x: str) -> str:
     return known(step.func, step.kw_args, "FunctionTransformer: func")(write.node, write.constant, x)
+
+
+def _scaled(write: Writer, step: Any, x: str) -> str:
+    """The scalers that are a line for each column, with scikit-learn's own operations; ONNX's `Scaler` is float32."""
+    kind = type(step).__name__
+    if kind == "MinMaxScaler":
+        scaled = write.node("Mul", x, write.constant(np.asarray(step.scale_)[None]))
+        scaled = write.node("Add", scaled, write.constant(np.asarray(step.min_)[None]))
+        if step.clip:
+            low, high = (write.constant(float(limit)) for limit in step.feature_range)
+            scaled = write.node("Where", write.node("Less", scaled, low), low, scaled)  # Min and Max hide what is NaN
+            scaled = write.node("Where", write.node("Greater", scaled, high), high, scaled)
+        return scaled
+    shift, slope = {
+        "StandardScaler": ("mean_", "scale_"),
+        "MaxAbsScaler": ("", "scale_"),
+        "RobustScaler": ("center_", "scale_"),
+    }[kind]
+    for operator, name in (("Sub", shift), ("Div", slope)):
+        unused = name == "mean_" and not step.with_mean  # it is computed nevertheless
+        factors = getattr(step, name, None) if name and not unused else None
+        if factors is not None:
+            x = write.node(operator, x, write.constant(np.asarray(factors, dtype=np.float64)[None]))
+    return x
+
+
+def _filled_columns(step: Any) -> list[int]:
+    """The columns that an imputer hands on: it leaves out those of which training saw no value."""
+    known = np.array([value == value for value in step.statistics_], dtype=bool)  # noqa: PLR0124 - NaN is not itself
+    keeps = step.strategy == "constant" or step.keep_empty_features
+    return list(range(len(known))) if keeps else np.flatnonzero(known).tolist()
+
+
+def _imputed(write: Writer, step: Any, x: str) -> str:
+    columns = _filled_columns(step)
+    value = write.node("Gather", x, write.constant(columns, np.int64), axis=1)
+    fill = write.constant(np.asarray(step.statistics_, dtype=np.float64)[columns][None])
+    filled = write.node("Where", _is_missing(write, step, value), fill, value)
+    if step.indicator_ is None:
+        return filled
+    return write.node("Concat", filled, _indicated(write, step.indicator_, x), axis=1)
+
+
+def _indicated(write: Writer, step: Any, x: str) -> str:
+    """1 where a value is missing, for the columns that training chose."""
+    value = write.node("Gather", x, write.constant(np.asarray(step.features_), np.int64), axis=1)
+    return write.node("Cast", _is_missing(write, step, value), to=11)
+
+
+def _is_missing(write: Writer, step: Any, value: str) -> str:
+    wanted = step.missing_values
+    if wanted is None or wanted != wanted or type(wanted).__name__ == "NAType":  # noqa: PLR0124 - NaN is not itself
+        return write.node("IsNaN", value)
+    return write.node("Equal", value, write.constant(float(wanted)))
 
 
 def _bins(write: Writer, step: Any, x: str) -> str:

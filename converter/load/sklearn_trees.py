@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.graph.category_sets import HALF, CategorySets
 from converter.graph.trees import Forest, ForestBuilder
 from converter.load.forest import Link
 
@@ -79,16 +80,24 @@ def _boosting(estimator: Any) -> Parts | None:
 
 def _histogram_boosting(estimator: Any) -> Parts | None:
     predictors = estimator._predictors  # noqa: SLF001 - there is no public way to the trees
-    if any(tree.nodes["is_categorical"].any() for row in predictors for tree in row):
-        return None
     columns = len(predictors[0])
-    builder = ForestBuilder(columns, "<=", narrow=False)
+    places, categories = _remapped(estimator)
+    sets = CategorySets(int(estimator.n_features_in_), whole=False)
+    builder = ForestBuilder(columns, "<=", narrow=False, sets=sets)
     for row in predictors:
         for column, tree in enumerate(row):
             nodes = tree.nodes
-            feature = np.where(nodes["is_leaf"], -1, nodes["feature_idx"].astype(np.int64))
+            feature = np.where(nodes["is_leaf"], -1, places[nodes["feature_idx"].astype(np.int64)])
+            threshold = np.array(nodes["num_threshold"], dtype=np.float64)
+            for node in np.flatnonzero(nodes["is_categorical"] & ~nodes["is_leaf"].astype(bool)):
+                known = categories[int(nodes["feature_idx"][node])]
+                left = _bits(tree.raw_left_cat_bitsets[int(nodes["bitset_idx"][node])])
+                lost = bool(nodes["missing_go_to_left"][node])  # an unknown category counts as missing
+                named = [value for code, value in enumerate(known) if (code in left) is not lost]
+                feature[node] = sets.column(int(feature[node]), named, unknown=lost, missing=lost)
+                threshold[node] = HALF
             builder.add(
-                feature, nodes["num_threshold"], nodes["left"].astype(np.int64), nodes["right"].astype(np.int64),
+                feature, threshold, nodes["left"].astype(np.int64), nodes["right"].astype(np.int64),
                 nodes["value"][:, None], [column], missing=nodes["missing_go_to_left"],
             )  # fmt: skip
     forest = builder.build(np.ravel(estimator._baseline_prediction))  # noqa: SLF001
@@ -98,6 +107,28 @@ def _histogram_boosting(estimator: Any) -> Parts | None:
     if link not in ("IdentityLink", "LogLink"):
         return None
     return forest, "exp" if link == "LogLink" else "identity", 1.0, 0.0
+
+
+def _remapped(estimator: Any) -> tuple[NDArray[np.int64], dict[int, list[float]]]:
+    """For each column that the trees see, the column of the input; and the categories of those that have some."""
+    width = int(estimator.n_features_in_)
+    preprocessor = getattr(estimator, "_preprocessor", None)
+    if preprocessor is None:
+        return np.arange(width), {}
+    mask = np.asarray(estimator.is_categorical_, dtype=bool)
+    encoder = preprocessor.named_transformers_["encoder"]
+    learned = {
+        place: [float(value) for value in values if value == value]  # noqa: PLR0124 - NaN is not itself
+        for place, values in enumerate(encoder.categories_)
+    }
+    return np.concatenate([np.flatnonzero(mask), np.flatnonzero(~mask)]).astype(np.int64), learned
+
+
+def _bits(words: NDArray[Any]) -> frozenset[int]:
+    """The numbers in a set of bits."""
+    return frozenset(
+        32 * place + bit for place, word in enumerate(words.tolist()) for bit in range(32) if word >> bit & 1
+    )
 
 
 def _isolation(estimator: Any) -> Parts | None:

@@ -125,6 +125,11 @@ class SourceModel(ABC):
         self.notes: list[str] = []
         self.savings: list[Saving] = []
 
+    def takes_unknown(self, column: int) -> bool:
+        """Whether it has an answer to a text that is no category, in a column of the flat window that holds text."""
+        del column
+        return False
+
     def settle(self, shape: tuple[int, ...]) -> None:
         """Take the shape of a window from the specification, where the model does not tell it."""
         if self.shape is None:

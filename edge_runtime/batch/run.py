@@ -96,6 +96,7 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
         delimiter=request.delimiter,
         format=request.format,
         index_column=request.index_column,
+        categories=manifest.categories,
     )
     job = Job(
         str(request.bundle),

@@ -28,12 +28,23 @@ class Channel(_Part, frozen=True):
     """One measured quantity; the order of channels is the order of the last axis of the input.
 
     Where `missing` is allowed, a reading without the channel reaches the model as NaN, which the model treats itself.
+    A channel with `categories` holds text; in the window it is the index of the category, and -1 for a text that is
+    none of them, which reaches the model only where `unknown` is allowed.
     """
 
     name: str
     unit: str = ""
     range: tuple[float, float] | None = None
     missing: Literal["refused", "allowed"] = "refused"
+    categories: tuple[str, ...] = ()
+    unknown: Literal["refused", "allowed"] = "refused"
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """What a reading may lie between: its range, or the indexes of its categories; None where all is allowed."""
+        if not self.categories:
+            return self.range
+        return (-1.0 if self.unknown == "allowed" else 0.0, len(self.categories) - 1.0)
 
 
 class Window(_Part, frozen=True):
@@ -182,6 +193,11 @@ class Manifest(_Part, frozen=True, kw_only=True):
         """The channels in the order of the input's last axis."""
         return tuple(channel.name for channel in self.input.channels)
 
+    @property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """The texts of the channels that hold text, in the order of their indexes."""
+        return {channel.name: channel.categories for channel in self.input.channels if channel.categories}
+
 
 class OutputPort(msgspec.Struct, frozen=True):
     """An output of the normal form: the numpy type of its values, and its shape without the batch axis."""
@@ -292,6 +308,10 @@ def check_manifest(manifest: Manifest) -> list[str]:
     for channel in manifest.input.channels:
         if channel.range is not None and not channel.range[0] < channel.range[1]:
             mistakes.append(f"input.channels.{channel.name}.range: expected low < high, found {channel.range}")
+        if len(set(channel.categories)) != len(channel.categories):
+            mistakes.append(f"input.channels.{channel.name}.categories: expected different texts, found one twice")
+        if channel.categories and channel.range is not None:
+            mistakes.append(f"input.channels.{channel.name}.range: expected none beside categories, found one")
     if task == "classification" and len(output.labels) < 2:
         mistakes.append(f"output.labels: expected two or more, found {len(output.labels)}")
     if len(set(output.labels)) != len(output.labels):

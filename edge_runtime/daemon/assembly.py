@@ -351,6 +351,7 @@ class Assembly:
             is_clock_set=lambda: self._clock.is_synchronised,
             interrupted=feed.interrupt,
             holds_windows=feed.planned.holds_windows,
+            categories=feed.planned.categories,
         )
 
     def _make_pipeline(self, feed: Feed, model: PlannedModel) -> Pipeline:
@@ -397,6 +398,8 @@ class Assembly:
         model = candidate.model
         planned = next(feed.planned for feed in self.feeds if pipeline in feed.pipelines)
         if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):
+            return False
+        if any(each.categories != planned.categories.get(each.name, ()) for each in model.manifest.input.channels):
             return False
         pipeline.swap(candidate, self._payload(pipeline.config, model))
         self._extras.tend_copy(pipeline, self.config)

@@ -10,6 +10,7 @@ import msgspec
 
 from edge_runtime.daemon.plan import PlannedSource
 from edge_runtime.readings import Batch
+from edge_runtime.stream.codecs import NO_CATEGORIES, Categories
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.sources.kind import AnySource, SourceKindTable
 from edge_runtime.system.counters import Counters
@@ -27,6 +28,7 @@ class FeedPlan(msgspec.Struct, frozen=True):
         shape: of a source of whole frames.
         max_gap: the shortest gap that a model watches.
         holds_windows: a model acknowledges by windows.
+        categories: the texts of channels that hold text.
     """
 
     config: SourceKindTable
@@ -34,6 +36,7 @@ class FeedPlan(msgspec.Struct, frozen=True):
     shape: tuple[int, ...] | None
     max_gap: float | None
     holds_windows: bool = False
+    categories: Categories = NO_CATEGORIES
 
 
 class Feed:
@@ -62,7 +65,9 @@ class Feed:
     def plan(self, planned: PlannedSource) -> None:
         """Deliver what this plan wants; the plan's loaded models are not kept, since bundles are exchanged."""
         holds_windows = any(each.config.acknowledge == "window" for each in planned.models)
-        self.planned = FeedPlan(planned.config, planned.channels, planned.shape, planned.max_gap, holds_windows)
+        self.planned = FeedPlan(
+            planned.config, planned.channels, planned.shape, planned.max_gap, holds_windows, planned.categories
+        )
 
     @property
     def name(self) -> str:

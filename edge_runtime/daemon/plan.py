@@ -44,6 +44,7 @@ class PlannedSource(msgspec.Struct, eq=False):
     channels: tuple[str, ...] = ()
     shape: tuple[int, ...] | None = None
     models: list[PlannedModel] = msgspec.field(default_factory=list)
+    categories: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
 
     @property
     def max_gap(self) -> float | None:
@@ -220,6 +221,11 @@ def _misfits(planned: PlannedModel) -> list[str]:
         )
     if config.on_rate != "warn" and manifest.input.window.rate_hz is None:
         found.append("on_rate: the bundle names no rate_hz to compare with: convert it with one, or leave on_rate out")
+    if config.on_rate == "resample" and manifest.categories:
+        found.append(
+            f'on_rate: "resample" mixes neighbouring readings, and {", ".join(manifest.categories)} holds categories, '
+            'which cannot be mixed: use "warn" or "reject"'
+        )
     if manifest.input.shape is not None and config.stride is not None:
         found.append("stride: the bundle takes each frame by itself: leave it out")
     return found
@@ -236,7 +242,17 @@ def _fit(planned: PlannedSource, config: Config) -> list[str]:
     names = [name for model in planned.models for name in model.bundle.manifest.channel_names]
     planned.channels = tuple(dict.fromkeys(names))
     source = planned.config
+    for model in planned.models:
+        for name, categories in model.bundle.manifest.categories.items():
+            planned.categories.setdefault(name, categories)
     found = [
+        f'models: model "{model.config.name}" has other categories for channel {each.name!r} than the models before '
+        "it: give it a source of its own, or convert both with one list"
+        for model in planned.models
+        for each in model.bundle.manifest.input.channels
+        if each.categories != planned.categories.get(each.name, ())
+    ]
+    found += [
         f"{key}: expected a field beside the channels, found {name!r}, which model {user!r} takes as a channel: "
         f"name another field, or rename the channel"
         for key, name in (("time", source.time), ("key", source.key))
@@ -252,7 +268,7 @@ def _fit(planned: PlannedSource, config: Config) -> list[str]:
     if found:
         return found
     try:
-        source.check_channels(planned.channels, planned.shape)
+        source.check_categories(planned.channels, planned.shape, planned.categories)
     except ConfigError as error:
         return [mistake.removeprefix(f'source "{source.name}".') for mistake in error.mistakes]
     return []

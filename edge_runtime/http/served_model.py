@@ -62,8 +62,9 @@ class Served:
             threshold=self._decider.threshold,
         )
         self.decoder = make_decoder(
-            "json", self.manifest.channel_names, shape=self.manifest.input.shape, place=f"model {name}"
-        )
+            "json", self.manifest.channel_names, shape=self.manifest.input.shape, place=f"model {name}",
+            categories=self.manifest.categories,
+        )  # fmt: skip
         self._numbers = itertools.count(1)
 
     def check(self, windows: Floats) -> None:
@@ -107,7 +108,7 @@ class Served:
         found = []
         for place, channel in enumerate(self.manifest.input.channels):
             value = readings[row, place]
-            low, high = channel.range or (-np.inf, np.inf)
+            low, high = channel.limits or (-np.inf, np.inf)
             where = f"reading {row}: {channel.name}" if len(readings) > 1 else channel.name
             unit = f" {channel.unit}" if channel.unit and channel.unit != "1" else ""
             if np.isnan(value):
@@ -116,6 +117,9 @@ class Served:
                 found.append(f"{where}: expected a number, found none")
             elif np.isinf(value):
                 found.append(f"{where}: expected a number, found infinity")
+            elif channel.categories:
+                if not low <= value <= high or value != np.rint(value):
+                    found.append(f"{where}: expected one of {', '.join(channel.categories)}, found another")
             elif not np.float32(low) <= value <= np.float32(high):
                 found.append(f"{where}: expected {low:g} to {high:g}{unit}, found {value!s}")
         return found

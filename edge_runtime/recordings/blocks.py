@@ -33,6 +33,7 @@ class Wanted:
         format: `auto` goes by the suffix.
         index_column: the rows of a CSV file begin with a column that its header does not name.
         max_line_bytes: a longer line is `too_long`.
+        categories: the texts of channels that hold text, in the order of their indexes.
         members: the members by which readings are known again, where identities are wanted; then the time is read where
             the file has one.
     """
@@ -47,11 +48,12 @@ class Wanted:
     format: str = "auto"
     index_column: bool = False
     max_line_bytes: int = MAX_LINE_BYTES
+    categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     members: Members | None = None
 
     def roles(self, place: str) -> Members:
         """Which column plays which part, for the codecs."""
-        return self.members or Members(self.channels, self.key, self.time or NO_TIME, place)
+        return self.members or Members(self.channels, self.key, self.time or NO_TIME, place, categories=self.categories)
 
 
 class Columns(Protocol):

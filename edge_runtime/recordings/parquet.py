@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edge_runtime.recordings.blocks import ArrowColumns, Block, Fault, ListColumns, Piece, RecordingError, Wanted
 from edge_runtime.recordings.locations import Place
 from edge_runtime.recordings.origins import identities
+from edge_runtime.stream.codecs.columns import CategoryIndex
 from edge_runtime.stream.origin import Origin, RejectedError, read_key, read_time_text
 
 NEEDS_PYARROW = "Parquet needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
@@ -89,6 +90,8 @@ class ParquetRecording:
             )
         for channel in wanted.channels:
             kind = schema.field(channel).type
+            if channel in wanted.categories and _holds_text(types, kind):
+                continue
             if not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
                 raise RecordingError(f"{self._path}: column {channel}: expected numbers, found {kind}")
 
@@ -96,7 +99,10 @@ class ParquetRecording:
         wanted, count = self._wanted, batch.num_rows
         values = np.empty((count, len(wanted.channels)), np.float32)
         for place, name in enumerate(wanted.channels):
-            _fill(values[:, place], batch.column(name))
+            if name in wanted.categories:
+                _fill_categories(values[:, place], batch.column(name), wanted.categories[name])
+            else:
+                _fill(values[:, place], batch.column(name))
         numbers = range(row, row + count)
 
         def text(index: int) -> str:
@@ -157,6 +163,25 @@ def _fill(into: NDArray[np.float32], column: Any) -> None:
         found = found.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
         into[:] = found
+
+
+def _holds_text(types: Any, kind: Any) -> bool:
+    """Whether a column may hold categories: text, whole numbers, true and false."""
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind) or types.is_integer(kind)
+    )
+
+
+def _fill_categories(into: NDArray[np.float32], column: Any, categories: tuple[str, ...]) -> None:
+    """The indexes of categories; each different value is looked at once."""
+    encoded = column.dictionary_encode() if not hasattr(column, "dictionary") else column
+    index = CategoryIndex(categories)
+    places = [index(value) for value in encoded.dictionary.to_pylist()]
+    into[:] = [
+        np.nan if place is None or places[place] is None else places[place] for place in encoded.indices.to_pylist()
+    ]
 
 
 def _keys(column: Any, reasons: dict[int, str]) -> list[str | None]:

@@ -19,6 +19,7 @@ from edge_runtime.config.load import RepairTable
 from edge_runtime.readings import Floats
 
 MOST_KEYS = 10_000  # whose last values are remembered
+MOST_SHOWN = 10  # categories in a message
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
 
 
@@ -52,11 +53,13 @@ class Contract:
 
     def __init__(self, channels: tuple[Channel, ...], repair: RepairTable = RepairTable()) -> None:  # noqa: B008 - frozen
         largest = float(np.finfo(np.float32).max)  # an open side: finite values only
-        limits = [channel.range or (-largest, largest) for channel in channels]
+        limits = [channel.limits or (-largest, largest) for channel in channels]
         self._low = np.array([max(low, -largest) for low, _ in limits], np.float32)
         self._high = np.array([min(high, largest) for _, high in limits], np.float32)
         self._limits = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
         self._optional = np.array([channel.missing == "allowed" for channel in channels], np.bool_)
+        coded = np.array([bool(channel.categories) for channel in channels], np.bool_)
+        self._coded = coded if coded.any() else None
         self._channels = channels
         self._repair = repair
         self._last: dict[str | None, _Last] = {}
@@ -83,6 +86,8 @@ class Contract:
         if self._repair.out_of_range == "clip":
             finite = np.isfinite(values)
             clipped = np.clip(values, self._low, self._high)
+            if self._coded is not None:  # no category is near another one
+                clipped = np.where(self._coded, values, clipped)
             self.repaired["repaired_out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
             values[finite] = clipped[finite]
         if remembers:
@@ -104,22 +109,26 @@ class Contract:
             wanted_names = zip(names, values, self._optional.tolist(), strict=True)
             missing = [name for name, value, optional in wanted_names if math.isnan(value) and not optional]
             return "no " + ", ".join(f"`{name}`" for name in missing)
-        for name, value, (low, high) in zip(names, values, self._limits, strict=True):
-            if not low <= value <= high and not math.isnan(value):
+        for name, value, (low, high), channel in zip(names, values, self._limits, self._channels, strict=True):
+            if channel.categories:
+                if not math.isnan(value) and (not low <= value <= high or value % 1.0):
+                    known = ", ".join(channel.categories[:MOST_SHOWN])
+                    return f"`{name}`: expected one of {known}, found another"
+            elif not low <= value <= high and not math.isnan(value):
                 shown = float(str(np.float32(value)))
                 wanted = f"{low:g} to {high:g}" if math.isfinite(shown) else "a finite number"
                 return f"`{name}`: expected {wanted}, found {shown:g}"
         return ""
 
     def _are_inside(self, values: Floats) -> bool:
-        if len(values) <= FEW:
+        if len(values) <= FEW and self._coded is None:
             limits = self._limits
             for row in values.tolist():
                 for value, (low, high) in zip(row, limits, strict=True):
                     if not low <= value <= high:  # NaN is neither
                         return False
             return True
-        return bool(((values >= self._low) & (values <= self._high)).all())
+        return bool(self._inside(values).all())
 
     def forget(self, keys: Iterable[str | None]) -> None:
         """Drop the last values of keys that are gone."""
@@ -149,11 +158,13 @@ class Contract:
     def _inside(self, values: Floats) -> NDArray[np.bool_]:
         """Which values may reach the model."""
         inside = (values >= self._low) & (values <= self._high)
+        if self._coded is not None:
+            inside &= ~self._coded | (values == np.rint(values))
         return np.asarray(inside | (np.isnan(values) & self._optional))
 
     def _good_channels(self, reading: Floats) -> NDArray[np.bool_]:
         """The channels whose values may be put into later readings."""
-        return (reading >= self._low) & (reading <= self._high)  # NaN is neither
+        return self._inside(reading) & ~np.isnan(reading)
 
     def _reason(self, row: Floats) -> str:
         """Why one reading is refused. NaN stands for a missing channel: codecs let no literal NaN pass."""
@@ -161,4 +172,6 @@ class Contract:
             return "missing_channel"
         if np.isinf(row).any():
             return "not_finite"
+        if self._coded is not None and (~self._inside(row) & self._coded).any():
+            return "unknown_category"
         return "out_of_range"

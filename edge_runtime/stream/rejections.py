@@ -27,7 +27,8 @@ _REMEDIES = {
     "not_finite": "look at the sensor: it says so when it has no measurement",
     "out_of_range": "look at the sensor, its unit and the range in the bundle, or set `repair`",
     "too_long": "look at the sender, or raise max_frame_bytes",
-    "wrong_type": "send numbers without quotation marks",
+    "unknown_category": "look at the sender, or convert the model again with the text among its `categories`",
+    "wrong_type": "send numbers without quotation marks, and text for channels of categories",
 }
 _log = get_logger("source")
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.registered import CODECS
-from edge_runtime.stream.codecs.columns import Decoded, Members
+from edge_runtime.stream.codecs.columns import NO_CATEGORIES, Categories, Decoded, Members
 from edge_runtime.stream.codecs.kind import CodecTable, Decoder
 from edge_runtime.stream.origin import TimeReader
 
-__all__ = ["CodecTable", "Decoded", "Decoder", "Members", "make_decoder"]
+__all__ = ["NO_CATEGORIES", "Categories", "CodecTable", "Decoded", "Decoder", "Members", "make_decoder"]
 
 
 def make_decoder(
@@ -31,6 +31,7 @@ def make_decoder(
     place: str = "source",
     identity: str | None = None,
     reader: TimeReader | None = None,
+    categories: Categories = NO_CATEGORIES,
     **keys: Any,
 ) -> Decoder:
     """A decoder without a device file.
@@ -44,6 +45,7 @@ def make_decoder(
         place: where the configuration speaks of it, for messages.
         identity: the member or column by which a reading is known again; None for `id`, else `seq`, else the time.
         reader: of the times; None for Unix seconds and UTC.
+        categories: the texts of channels that hold text.
         keys: those of the format's own table, such as `fields` or `delimiter`.
 
     Raises:
@@ -54,5 +56,5 @@ def make_decoder(
     codec: CodecTable = CODECS.load(format)(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in keys.items()}
     )
-    members = Members(tuple(channels), key_field, time_field, place, identity, reader or TimeReader())
+    members = Members(tuple(channels), key_field, time_field, place, identity, reader or TimeReader(), categories)
     return codec.decoder(members, shape)

@@ -2,7 +2,8 @@
 
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -22,6 +23,9 @@ from edge_runtime.stream.origin import (
 from edge_runtime.system.counters import Counters
 
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
+Categories = Mapping[str, tuple[str, ...]]  # channel -> its texts, in the order of their indexes
+NO_CATEGORIES: Categories = MappingProxyType({})
+UNKNOWN = -1.0  # the index of a text that is no category
 _LARGEST = float(np.finfo(np.float32).max)
 _FLOAT32 = np.dtype(np.float32)  # the object itself: numpy need not look for it at each call
 
@@ -74,6 +78,7 @@ class Members(msgspec.Struct, frozen=True):
         place: where the configuration speaks of it, for messages.
         identity: the member by which a reading is known again; None for `id`, else `seq`, else `time`.
         reader: of the times.
+        categories: the texts of channels that hold text, in the order of their indexes.
     """
 
     channels: tuple[str, ...]
@@ -82,6 +87,15 @@ class Members(msgspec.Struct, frozen=True):
     place: str = "source"
     identity: str | None = None
     reader: TimeReader = TimeReader()
+    categories: Categories = NO_CATEGORIES
+
+    def category_indexes(self) -> dict[int, Callable[[str | int | None], float | None]]:
+        """For each column that holds text, what gives a text its index: -1 where it is no category."""
+        return {
+            column: CategoryIndex(self.categories[name])
+            for column, name in enumerate(self.channels)
+            if name in self.categories
+        }
 
     def origin_names(self) -> list[str | None]:
         """The members of `Origin` in its order; None where the source has no such member."""
@@ -99,6 +113,25 @@ class Members(msgspec.Struct, frozen=True):
         if self.identity == NO_IDENTITY:
             return _no_identity
         return _time_as_identity if self.identity == self.time else _id_as_identity
+
+
+class CategoryIndex:
+    """Text -> its index among the categories; -1 for another text, None where there is none.
+
+    A whole number and true or false are looked up as JSON writes them.
+    """
+
+    def __init__(self, categories: tuple[str, ...]) -> None:
+        self._places = {text: float(place) for place, text in enumerate(categories)}
+
+    def __call__(self, value: str | int | None) -> float | None:
+        """The index of one value."""
+        if type(value) is str:
+            return self._places.get(value, UNKNOWN)
+        if value is None:
+            return None
+        text = str(value)
+        return self._places.get(text.lower() if type(value) is bool else text, UNKNOWN)
 
 
 def _no_identity(_origin: Origin) -> None:
@@ -198,7 +231,7 @@ class OneRow:
         self._shape = (1, width)
         self._pack = struct.Struct(f"={width}f").pack_into  # without the sign, what is too large becomes infinite
 
-    def take(self, row: tuple[Any, ...]) -> Floats | None:
+    def take(self, row: Sequence[Any]) -> Floats | None:
         """`[1, width]` float32, or None where there is any doubt: a number is missing, not finite, or too large."""
         try:
             if not math.isfinite(sum(row)):  # one that is not finite makes the sum so

@@ -42,6 +42,7 @@ class CsvDecoder:
         self._delimiter = delimiter
         self._channels = [columns.index(name) for name in members.channels]
         self._origin = [columns.index(name) if name in columns else None for name in members.origin_names()]
+        self._categories = members.category_indexes()
         self._has_origin = any(column is not None for column in self._origin)
         # Rows of plain numbers are JSON in all but brackets, and msgspec reads them four times faster than float().
         # A bracket inside a frame could only add rows, never take one away, so that the number of rows unmasks it.
@@ -54,7 +55,7 @@ class CsvDecoder:
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
         """Every reading of the frames; what is none is counted in `counters.rejected`."""
-        found = self._all_numbers(frames)
+        found = None if self._categories else self._all_numbers(frames)  # a category may be written as a number
         if found is None:
             found = self._one_by_one(frames, counters)
         return judge(found, self._shape, counters, self._members, is_text=True)
@@ -93,12 +94,17 @@ class CsvDecoder:
             origins = [NO_ORIGIN] * len(rows)
         return Rows(list(range(len(rows))), origins, values)
 
+    def _value(self, place: int, text: str) -> float | None:
+        """The number of a channel, or the index of its category."""
+        index = self._categories.get(place)
+        return number(text) if index is None else index(text.strip() or None)
+
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> Rows:
         found = Rows()
         for index, frame in enumerate(frames):
             try:
                 columns = row_columns(frame, self._delimiter, self._width)
-                values = [number(columns[column]) for column in self._channels]
+                values = [self._value(place, columns[column]) for place, column in enumerate(self._channels)]
             except RejectedError as error:
                 counters.reject(error.reason, error.why, frame=index)
                 continue

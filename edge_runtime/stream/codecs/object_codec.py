@@ -50,6 +50,7 @@ class ObjectDecoder:
         self._keyed = members.key is not None
         self._read_time, self._identify = members.reader.read, members.identify
         self._channels = members.channels
+        self._categories = members.category_indexes()
         self._syntax = syntax
         named = {part: name for part, name in zip(Origin._fields, members.origin_names(), strict=True) if name}
         self._origin_width = len(named)
@@ -58,7 +59,10 @@ class ObjectDecoder:
         # Structure members need names that are identifiers, and channels are called whatever their maker liked.
         channels = {f"c{i}": name for i, name in enumerate(members.channels)}
         typed: list[Any] = [(part, Any, None) for part in named]
-        typed += [(member, float | None, None) for member in channels]
+        typed += [
+            (member, (str | bool | int | None) if column in self._categories else (float | None), None)
+            for column, member in enumerate(channels)
+        ]
         try:
             reading: Any = msgspec.defstruct("Reading", typed, rename=named | channels, gc=False)
         except ValueError as error:
@@ -89,7 +93,17 @@ class ObjectDecoder:
             origins = [NO_ORIGIN] * len(rows)
         else:
             origins = [self._origin(*parts) for parts in members]
-        return judge(Rows(indexes, origins, [row[width:] for row in rows]), self._shape, counters, self._members)
+        values: list[Any] = [self._numbers(row[width:]) for row in rows]
+        return judge(Rows(indexes, origins, values), self._shape, counters, self._members)
+
+    def _numbers(self, row: tuple[Any, ...]) -> Sequence[Any]:
+        """The channels with the index of a category in the place of its text."""
+        if not self._categories:
+            return row
+        values = list(row)
+        for column, index in self._categories.items():
+            values[column] = index(values[column])
+        return values
 
     def _plain_reading(self, frames: Sequence[bytes]) -> Decoded | None:
         """The one reading of a device that is not busy: good numbers and nothing else. None where it is not that."""
@@ -101,7 +115,7 @@ class ObjectDecoder:
             return None
         row = msgspec.structs.astuple(document)
         width = self._origin_width
-        values = self._one.take(row[width:])
+        values = self._one.take(self._numbers(row[width:]))
         if values is None:
             return None
         if row[:width] == self._no_origin:
@@ -158,8 +172,16 @@ class ObjectDecoder:
             raise RejectedError("wrong_type", self._wrong_type(item)) from None
 
     def _wrong_type(self, item: dict[str, Any]) -> str:
-        wrong = next((n for n in self._channels if type(item.get(n)) not in {int, float, type(None)}), None)
-        return "" if wrong is None else f"`{wrong}`: expected a number, found {_kind(item[wrong])}"
+        for column, name in enumerate(self._channels):
+            value = item.get(name)
+            if value is None:
+                continue
+            if column in self._categories:
+                if type(value) not in {str, bool, int}:
+                    return f"`{name}`: expected a text, found {_kind(value)}"
+            elif type(value) not in {int, float}:
+                return f"`{name}`: expected a number, found {_kind(value)}"
+        return ""
 
 
 _KINDS = {str: "text", bool: "true or false", list: "an array", dict: "an object", type(None): "null"}

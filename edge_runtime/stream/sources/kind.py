@@ -14,7 +14,7 @@ from edge_runtime.config.tables import BrokerTable, Config, SourceTable
 from edge_runtime.errors import ConfigError
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.readings import Batch
-from edge_runtime.stream.codecs import Decoder, Members
+from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, Decoder, Members
 from edge_runtime.stream.codecs.kind import CodecTable
 from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.origin import DAY_S, EARLIEST, NO_IDENTITY, TEN_YEARS_S, TimeReader, zone_of
@@ -77,6 +77,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
         is_clock_set: whether the wall clock is to be believed.
         interrupted: to be called when readings may be missing from here on, such as after a port was opened.
         holds_windows: a model of it acknowledges readings when their windows need them no more.
+        categories: the texts of channels that hold text, in the order of their indexes.
     """
 
     config: Config
@@ -93,6 +94,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
     is_clock_set: Callable[[], bool] = lambda: True
     interrupted: Callable[[], None] = _nothing
     holds_windows: bool = False
+    categories: Categories = NO_CATEGORIES
 
 
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
@@ -114,6 +116,13 @@ class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
             ConfigError: every reason why not, each beginning with `source "NAME".`.
         """
         raise NotImplementedError
+
+    def check_categories(
+        self, channels: tuple[str, ...], shape: tuple[int, ...] | None, categories: Categories
+    ) -> None:
+        """The same, where some channels hold text; nothing else has to be seen to by most kinds."""
+        del categories
+        self.check_channels(channels, shape)
 
     def make(self, wiring: Wiring) -> AnySource:
         """The source, not yet started."""
@@ -160,6 +169,7 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
         shape: tuple[int, ...] | None,
         *,
         is_clock_set: Callable[[], bool] = lambda: True,
+        categories: Categories = NO_CATEGORIES,
     ) -> Decoder:
         """The decoder of its frames; `is_clock_set` decides how far ahead a time may be where `max_ahead` does not.
 
@@ -177,7 +187,14 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
             return DAY_S if is_clock_set() else TEN_YEARS_S
 
         reader = TimeReader(unit=self.time_unit, zone=zone_of(self.time_zone), earliest=EARLIEST, max_ahead=most_ahead)
-        return self.codec.decoder(Members(channels, self.key, self.time, place, self.identity, reader), shape)
+        members = Members(channels, self.key, self.time, place, self.identity, reader, categories)
+        return self.codec.decoder(members, shape)
+
+    def decoder_for(self, wiring: Wiring) -> Decoder:
+        """The decoder of a source that is wired so."""
+        return self.decoder(
+            wiring.channels, wiring.shape, is_clock_set=wiring.is_clock_set, categories=wiring.categories
+        )
 
     def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
         """See whether the frames can hold what its models want."""

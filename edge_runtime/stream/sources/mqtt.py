@@ -34,7 +34,7 @@ from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import CodecTable, Decoder
+from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, CodecTable, Decoder
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
 from edge_runtime.stream.holding import OwedReceipts
@@ -127,11 +127,10 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             connection=wiring.connect(broker, f"source {self.name}"),
             sink=wiring.sink,
             counters=wiring.counters,
-            is_clock_set=wiring.is_clock_set,
-            loop=wiring.loop,
-            on_state=wiring.on_state,
+            is_clock_set=wiring.is_clock_set, categories=wiring.categories,
+            loop=wiring.loop, on_state=wiring.on_state,
             held_at_most=self.most_unacknowledged(wiring.config) if wiring.holds_windows else None,
-        )
+        )  # fmt: skip
 
     def most_unacknowledged(self, config: Config) -> tuple[int, str] | None:
         """As requested in MQTT 5; else mosquitto's default."""
@@ -154,7 +153,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     def rewire(self, source: AnySource, wiring: Wiring) -> bool:
         """Other channels want another decoder; the subscriptions stay."""
         assert isinstance(source, MqttSource)
-        source.decode_with(self.decoder(wiring.channels, wiring.shape, is_clock_set=wiring.is_clock_set))
+        source.decode_with(self.decoder_for(wiring))
         if wiring.holds_windows:
             source.acknowledge_in_any_order()
         return True
@@ -242,6 +241,7 @@ class MqttSource:
         sink: Callable[[Batch], None],
         counters: Counters,
         is_clock_set: Callable[[], bool] = lambda: True,
+        categories: Categories = NO_CATEGORIES,
         loop: Loop | None = None,
         on_state: Callable[[], None] = lambda: None,
         held_at_most: tuple[int, str] | None = None,
@@ -253,7 +253,7 @@ class MqttSource:
         self._silence = None if loop is None else self._silence_watch(loop, on_state)
         self._keys = TopicKeys(config.topics, is_fit_key)
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
-        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set)
+        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )

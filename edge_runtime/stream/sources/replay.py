@@ -22,7 +22,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.recordings.blocks import Block, Recording, RecordingError, Wanted
 from edge_runtime.recordings.files import open_recording
-from edge_runtime.stream.codecs import Decoded, Members
+from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, Decoded, Members
 from edge_runtime.stream.codecs.csv_codec import Delimiter
 from edge_runtime.stream.origin import TimeReader, zone_of
 from edge_runtime.stream.rejections import Rejections
@@ -74,6 +74,12 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         """Look at the head of every file."""
         open_recordings(self, channels, shape)
 
+    def check_categories(
+        self, channels: tuple[str, ...], shape: tuple[int, ...] | None, categories: Categories
+    ) -> None:
+        """Look at the head of every file."""
+        open_recordings(self, channels, shape, categories)
+
     def make(self, wiring: Wiring) -> "ReplaySource":
         """The source, which waits while the way downstream is full."""
         return ReplaySource(
@@ -85,6 +91,7 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
             wiring.counters,
             on_state=wiring.on_state,
             paused=wiring.paused,
+            categories=wiring.categories,
         )
 
 
@@ -115,6 +122,7 @@ class ReplaySource:
         *,
         on_state: Callable[[], None] | None = None,
         paused: Callable[[], bool] = lambda: False,
+        categories: Categories = NO_CATEGORIES,
     ) -> None:
         """Look at every file.
 
@@ -130,7 +138,7 @@ class ReplaySource:
         self._sink = sink
         self._counters = counters
         self._paused = paused
-        self._recordings = open_recordings(config, channels, shape)
+        self._recordings = open_recordings(config, channels, shape, categories)
         self._pace = _Pace(config, loop.time)
         # A reading that is played again is another reading, and must not be dropped as a repeat of the first.
         self._seen = Seen(
@@ -307,7 +315,10 @@ def _readings(block: Block) -> Decoded:
 
 
 def open_recordings(
-    config: ReplaySourceTable, channels: tuple[str, ...], shape: tuple[int, ...] | None
+    config: ReplaySourceTable,
+    channels: tuple[str, ...],
+    shape: tuple[int, ...] | None,
+    categories: Categories = NO_CATEGORIES,
 ) -> list[tuple[Path, Recording]]:
     """Look at every file of a source, and make ready to play them.
 
@@ -328,7 +339,8 @@ def open_recordings(
             format=config.format,
             index_column=config.index_column,
             max_line_bytes=config.max_frame_bytes,
-            members=Members(channels, config.key, config.time, name, config.identity, reader),
+            categories=dict(categories),
+            members=Members(channels, config.key, config.time, name, config.identity, reader, categories),
         )
         try:
             recording = open_recording(path, wanted)

@@ -22,7 +22,7 @@ from msgspec import Meta
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import MAX_PACKET_BYTES, SomeSeconds, Text, tag_of
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import CodecTable, Decoder
+from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, CodecTable, Decoder
 from edge_runtime.stream.codecs.csv_codec import CsvTable
 from edge_runtime.stream.framing import LineEnd, make_framer
 from edge_runtime.stream.rejections import Rejections
@@ -117,6 +117,7 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
             needed=wiring.needed,
             max_rest=min(rests),
             is_clock_set=wiring.is_clock_set,
+            categories=wiring.categories,
             interrupted=wiring.interrupted,
         )
 
@@ -125,7 +126,8 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
         assert isinstance(source, SerialSource)
         rests = [self.max_rest] + ([] if wiring.max_gap is None else [GAP_SHARE * wiring.max_gap])
         source.decode_with(
-            self.decoder(wiring.channels, wiring.shape, is_clock_set=wiring.is_clock_set), max_rest=min(rests)
+            self.decoder_for(wiring),
+            max_rest=min(rests),
         )
         return True
 
@@ -174,6 +176,7 @@ class SerialSource:
         needed: Callable[[], int] = lambda: 1,
         max_rest: float = 0.0,
         is_clock_set: Callable[[], bool] = lambda: True,
+        categories: Categories = NO_CATEGORIES,
         interrupted: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
     ) -> None:
@@ -189,7 +192,7 @@ class SerialSource:
         if framing == "auto":
             framing = "lines" if config.codec.is_text else "cobs"
         checksum = config.checksum == "crc16"
-        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set)
+        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )

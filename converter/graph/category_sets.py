@@ -1,0 +1,117 @@
+"""Splits by category: trees ask whether a value is one of a set, and ONNX trees compare numbers with thresholds.
+
+Each set that a tree asks for becomes a column of 0 and 1 behind the numbers, and the split a comparison of that column
+with one half. A column is looked up in a table: the rows are what a value may be (unknown, each category that some set
+holds, missing), so that what the source does with an unknown or a missing value is a row like any other. Chains of
+`BRANCH_EQ` would need a node a category, and copies of subtrees.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.graph.build import DOUBLE, FLOAT, INT64, GraphBuilder
+
+HALF = 0.5  # the threshold of a split by category: "yes" is where the column is 0
+_WHOLE = 16_777_217.0  # beyond it float32 knows no whole numbers, and no framework a category
+
+
+@dataclass
+class _Column:
+    """The sets that are asked of one column: the values on the side of "yes", and where other values go."""
+
+    sets: list[tuple[frozenset[float], bool, bool]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)  # of the columns that they become
+
+
+class CategorySets:
+    """The sets of a forest.
+
+    Args:
+        columns: the width of the input.
+        whole: whether the source cuts a value to a whole number before it looks it up, as boosters do.
+    """
+
+    def __init__(self, columns: int, *, whole: bool) -> None:
+        self._columns: dict[int, _Column] = {}
+        self._whole = whole
+        self._width = columns
+        self._known: dict[tuple[int, frozenset[float], bool, bool], int] = {}
+
+    @property
+    def width(self) -> int:
+        """The columns of the input and of the sets together."""
+        return self._width + len(self._known)
+
+    def column(self, feature: int, yes: Collection[float], *, unknown: bool, missing: bool) -> int:
+        """The column that is 0 where a value takes the way of "yes".
+
+        Args:
+            feature: the column of the input.
+            yes: the categories that go there.
+            unknown: whether all others go there. Then `yes` holds those that do not.
+            missing: whether NaN goes there.
+        """
+        key = (feature, frozenset(map(float, yes)), unknown, missing)
+        if key not in self._known:
+            self._known[key] = self._width + len(self._known)
+            column = self._columns.setdefault(feature, _Column())
+            column.sets.append(key[1:])
+            column.numbers.append(self._known[key])
+        return self._known[key]
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def add_to(self, builder: GraphBuilder, features: str, exact: str) -> str:
+        """Write the columns of the sets behind the numbers, in float32.
+
+        Args:
+            builder: of the graph.
+            features: `[N, columns]` in float32.
+            exact: the same as the source compares them, float32 or float64.
+        """
+        if not self._known:
+            return features
+        blocks, order = [features], []
+        for feature, column in self._columns.items():
+            table, values = _table(column)
+            blocks.append(self._looked_up(builder, exact, feature, values, table))
+            order += column.numbers
+        joined = builder.node("Concat", *blocks, axis=1)
+        places = [*range(self._width), *(self._width + int(place) for place in np.argsort(order))]
+        if places == list(range(self.width)):
+            return joined
+        return builder.node("Gather", joined, builder.constant(places, np.int64), axis=1)
+
+    def _looked_up(
+        self, builder: GraphBuilder, features: str, feature: int, values: list[float], table: NDArray[np.float64]
+    ) -> str:
+        value = builder.node("Gather", features, builder.constant([feature], np.int64), axis=1)
+        value = builder.cast(value, DOUBLE)
+        absent = builder.node("IsNaN", value)
+        if self._whole:
+            bound = [builder.constant(limit, np.float64) for limit in (-_WHOLE, _WHOLE)]
+            held = builder.node("Where", absent, builder.constant(-1.0, np.float64), value)
+            held = builder.node("Min", builder.node("Max", held, bound[0]), bound[1])
+            value = builder.cast(builder.cast(held, INT64), DOUBLE)
+        hit = builder.cast(builder.node("Equal", value, builder.constant([values], np.float64)), DOUBLE)
+        numbers = builder.constant(np.arange(1.0, len(values) + 1)[:, None], np.float64)
+        place = builder.node("MatMul", hit, numbers)
+        place = builder.node("Where", absent, builder.constant(len(values) + 1.0, np.float64), place)
+        place = builder.node("Reshape", builder.cast(place, INT64), builder.constant([-1], np.int64))
+        return builder.cast(builder.node("Gather", builder.constant(table, np.int8), place, axis=0), FLOAT)
+
+
+def _table(column: _Column) -> tuple[NDArray[np.float64], list[float]]:
+    """`[unknown, each value, missing] x sets`: 0 where a value takes the way of "yes"; and the values."""
+    values = sorted(frozenset().union(*(named for named, _, _ in column.sets)))
+    table = np.ones((len(values) + 2, len(column.sets)))
+    for place, (named, unknown, missing) in enumerate(column.sets):
+        holds = np.array([value in named for value in values], dtype=bool)
+        table[0, place] = not unknown
+        table[1:-1, place] = holds if unknown else ~holds
+        table[-1, place] = not missing
+    return table, values
