@@ -21,10 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what would run; 78 and every mistake when something is wrong."""
     from edge_runtime.config.load import load_config  # noqa: PLC0415 - as in `run`
-    from edge_runtime.daemon.plan import describe_plan, make_plan, plan_warnings  # noqa: PLC0415
+    from edge_runtime.daemon.plan import (  # noqa: PLC0415
+        describe_plan,
+        make_plan,
+        mistakes_of_words,
+        plan_warnings,
+    )
 
     absent: dict[str, str] = {}
-    config = load_config(args.device, absent=absent if args.for_device else None)
+    config = load_config(args.device, absent=absent if args.for_device else None, further=mistakes_of_words)
     if args.for_device:
         config = _without_the_device(config, absent)
     plan = make_plan(config, absent=absent)

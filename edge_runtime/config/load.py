@@ -62,7 +62,9 @@ _WHERE = re.compile(r"^(?P<what>.*?) \(at (?:line (?P<line>\d+), column (?P<colu
 _TABLE = re.compile(r"^(?P<table>[A-Za-z0-9_-]+)(?:\[(?P<index>\d+)\])?")
 
 
-def load_config(path: Path, *, absent: dict[str, str] | None = None) -> Config:
+def load_config(
+    path: Path, *, absent: dict[str, str] | None = None, further: Callable[[Config], Iterator[str]] | None = None
+) -> Config:
     """Reads and checks one device file.
 
     Paths in the result are absolute; those of the file are taken from its own folder. A serial port that is absent, a
@@ -72,6 +74,8 @@ def load_config(path: Path, *, absent: dict[str, str] | None = None) -> Config:
         path: the file.
         absent: takes the files that it names and that are not on this machine, with the key of each; without it they
             are mistakes.
+        further: gives mistakes that a later stage would find, so that a file with mistakes has all in one report. It
+            gets the file as converted, in which a wrong key is its default or None. Not called for a good file.
 
     Raises:
         ConfigError: with every mistake of the file, and of the files that it names, a line each.
@@ -81,7 +85,8 @@ def load_config(path: Path, *, absent: dict[str, str] | None = None) -> Config:
     whole = conversion.table(Config, raw, "", omit=frozenset({"path"}))
     mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables, absent)], key=_reading_order(raw))
     if mistakes:
-        raise ConfigError([f"{path}: {mistake}" for mistake in mistakes])
+        more = () if further is None or whole.value is None else further(whole.value)
+        raise ConfigError([f"{path}: {mistake}" for mistake in (*mistakes, *more)])
     config: Config = msgspec.structs.replace(whole.value, path=str(Path(path).absolute()))
     return config
 

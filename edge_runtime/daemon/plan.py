@@ -89,7 +89,7 @@ def make_plan(
     Raises:
         ConfigError: every mistake, one line each.
     """
-    mistakes = [f"{config.path}: {mistake}" for mistake in _useless(config)]
+    mistakes = [f"{config.path}: {mistake}" for mistake in mistakes_of_words(config)]
     models: list[PlannedModel] = []
     importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
     for each in config.model:
@@ -176,30 +176,34 @@ def _open_file(config: Config, path: Path, *, starting: bool) -> Bundle:
     return bundle
 
 
-def _useless(config: Config) -> Iterator[str]:
-    """Settings of the file that cannot have an effect."""
-    used = {model.source for model in config.model}
-    used.update(name for source in config.source for name in getattr(source, "of", ()))  # those that another one joins
-    for source in config.source:
-        if source.name not in used:
+def mistakes_of_words(config: Config) -> Iterator[str]:
+    """Mistakes of a plan that need no bundle: unused sources, reserved names of models, unknown payloads.
+
+    Of a file with other mistakes it reports what can be judged: there a wrong key is its default or None.
+    """
+    models, sources = config.model or (), config.source or ()
+    used = {model.source for model in models}
+    used.update(name for source in sources for name in getattr(source, "of", None) or ())  # another one joins them
+    for source in sources:
+        if source.name and None not in used and source.name not in used:
             yield (
                 f'source "{source.name}": expected a model that uses it, found none: its readings would be taken and '
                 "lost: add a model, or take the source out"
             )
-    for model in config.model:
+    for model in models:
         if model.name in (*RESERVED, *RESERVED_BELOW):
             yield (
                 f'model "{model.name}".name: expected a name that is no topic of the device itself, '
                 f'found "{model.name}": choose another'
             )
+        if model.payload not in CONVENTIONS:
+            yield f'model "{model.name}".payload: expected one of {", ".join(CONVENTIONS)}, found {model.payload!r}'
 
 
 def _misfits(planned: PlannedModel) -> list[str]:
     """What a model's table asks for that its bundle cannot give."""
     config, manifest = planned.config, planned.bundle.manifest
     found = []
-    if config.payload not in CONVENTIONS:
-        found.append(f"payload: expected one of {', '.join(CONVENTIONS)}, found {config.payload!r}")
     strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
     if strange and manifest.task == "classification":
         known = ", ".join(manifest.output.labels)
