@@ -31,5 +31,5 @@ def run(args: argparse.Namespace) -> int:
     try:
         depot.serve(login, lambda text: print(text, file=sys.stderr, flush=True))
     except KeyboardInterrupt:
-        print(f"{depot.sent} chunks sent, {depot.unknown} requests for other files", file=sys.stderr)
+        print(f"{depot.sent} chunks sent, {depot.unknown.total()} requests for other files", file=sys.stderr)
     return EXIT_OK

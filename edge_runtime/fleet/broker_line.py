@@ -4,11 +4,17 @@ MQTT 5, so that a broker gives a reason where an account may not subscribe or pu
 that speaks only 3.1.1 is met in that. Guarantee: every refusal (CONNACK, SUBACK, PUBACK) is raised by `hear` as one
 line that names it. A link that comes and goes is reported as `connected` each time, and it is the caller's deadline
 that ends waiting.
+
+Weak point: a broker drops what a subscriber does not take fast enough; mosquitto as shipped keeps 1,000 messages of
+QoS 1 for it, and 20 under way, so that a wildcard over 1,000 devices loses most of what is retained. Who listens to
+many devices does so with QoS 0, which is written out at once, and then calls `read_again` for the topics that are
+missing: these come in batches that no queue is too short for.
 """
 
 import queue
 import ssl
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -21,9 +27,11 @@ from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.fleet.errors import AwayError, RefusedError
 
 CONNECTED = "connected"
+CAUGHT_UP = "caught up"
 _NO_SUCH_VERSION = 0x84  # CONNACK: unsupported protocol version
 _NO_SUBSCRIBERS = 0x10  # PUBACK: taken, but nothing is subscribed
-_MOST_KNOWN = 1024
+_MOST_KNOWN = 65_535  # message ids
+_BATCH = 100  # topics that are read again at a time
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +51,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heard(NamedTuple):
-    """A message, or with an empty payload and the topic `connected` a new connection.
+    """A message; with an empty payload and the topic `connected` a new connection, or `caught up` after `read_again`.
 
     Attributes:
         topic: below `edge/`.
@@ -62,18 +70,24 @@ class BrokerLine:
     Args:
         login: the broker.
         filters: what to listen to, below `edge/`.
+        qos: 1 for a conversation with one device, 0 for many devices.
 
     Raises:
         AwayError: the broker cannot be reached.
     """
 
-    def __init__(self, login: Login, filters: Sequence[str]) -> None:
+    def __init__(self, login: Login, filters: Sequence[str], *, qos: int = 1) -> None:
         self._login = login
+        self._qos = qos
+        self._again: deque[list[str]] = deque()
+        self._reading: tuple[int | None, list[str]] | None = None
         self._filters = filters
         self._heard: queue.SimpleQueue[Heard | Exception] = queue.SimpleQueue()
         self._published: dict[int, str] = {}
+        self._early: dict[int, Any] = {}  # acknowledged before `publish` has returned
         self._lock = threading.Lock()
         self._closing = False
+        self.connections = 0  # what was not acknowledged before another one may be lost
         self._client = self._connect(MQTTProtocolVersion.MQTTv5)
 
     def __enter__(self) -> Self:
@@ -98,16 +112,32 @@ class BrokerLine:
             raise found
         return found
 
-    def publish(self, topic: str, payload: bytes | dict[str, Any], *, retain: bool = False) -> None:
-        """Publish below `edge/`; without a connection it is left out, since a caller that waits publishes again."""
+    def publish(self, topic: str, payload: bytes | dict[str, Any], *, retain: bool = False) -> bool:
+        """Publish below `edge/`; False without a connection, when a caller that waits has to publish again."""
         if not self._client.is_connected():
-            return
+            return False
         data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
+        # Without our lock: paho calls back under a lock of its own, which this call needs too.
+        mid = self._client.publish(f"edge/{topic}", data, qos=1, retain=retain).mid
         with self._lock:
-            mid = self._client.publish(f"edge/{topic}", data, qos=1, retain=retain).mid
-            self._published[mid] = topic
-            while len(self._published) > _MOST_KNOWN:
-                self._published.pop(next(iter(self._published)))
+            if mid in self._early:
+                reason = self._early.pop(mid)
+            else:
+                reason = None
+                self._published[mid] = topic
+                while len(self._published) > _MOST_KNOWN:
+                    self._published.pop(next(iter(self._published)))
+        if reason is not None:
+            self._acknowledged(topic, reason)
+        return True
+
+    def read_again(self, topics: Sequence[str]) -> None:
+        """Have the broker send what it retains on these topics, below `edge/`; `caught up` is heard after the last."""
+        with self._lock:
+            self._again.extend(list(topics[at : at + _BATCH]) for at in range(0, len(topics), _BATCH))
+            is_idle = self._reading is None
+        if is_idle:
+            self._read_next()
 
     @property
     def is_settled(self) -> bool:
@@ -142,12 +172,27 @@ class BrokerLine:
             self._heard.put(RefusedError(f"{self._login.url} refused the login: {reason}"))
             return
         with self._lock:
+            self.connections += 1
             self._published.clear()
+            self._early.clear()
+            self._again.clear()
+            self._reading = None
+        self._subscribe(client, self._filters, self._qos)
+
+    def _subscribe(self, client: paho.Client, filters: Sequence[str], qos: int) -> int | None:
         if client.protocol == MQTTProtocolVersion.MQTTv5:
-            options = SubscribeOptions(qos=1)
-            client.subscribe([(f"edge/{each}", options) for each in self._filters])
-        else:
-            client.subscribe([(f"edge/{each}", 1) for each in self._filters])
+            options = SubscribeOptions(qos=qos, noLocal=True)
+            return client.subscribe([(f"edge/{each}", options) for each in filters])[1]
+        return client.subscribe([(f"edge/{each}", qos) for each in filters])[1]
+
+    def _read_next(self) -> None:
+        with self._lock:
+            if not self._again:
+                self._reading = None
+                self._heard.put(Heard(CAUGHT_UP, b""))
+                return
+            topics = self._again.popleft()
+            self._reading = (self._subscribe(self._client, topics, 0), topics)
 
     def _fall_back(self) -> None:
         """A broker of MQTT 3.1.1: connect anew, outside of the old client's thread."""
@@ -161,8 +206,14 @@ class BrokerLine:
             self._heard.put(error)
 
     def _on_subscribe(
-        self, _client: object, _userdata: object, _mid: int, reasons: Sequence[Any], _more: object
+        self, client: paho.Client, _userdata: object, mid: int, reasons: Sequence[Any], _more: object
     ) -> None:
+        with self._lock:
+            reading = self._reading
+        if reading is not None and reading[0] == mid:
+            client.unsubscribe([f"edge/{each}" for each in reading[1]])
+            self._read_next()
+            return
         for topic, reason in zip(self._filters, reasons, strict=False):
             if reason.is_failure:
                 self._heard.put(
@@ -173,7 +224,15 @@ class BrokerLine:
 
     def _on_publish(self, _client: object, _userdata: object, mid: int, reason: Any, _more: object) -> None:
         with self._lock:
-            topic = self._published.pop(mid, "")
+            topic = self._published.pop(mid, None)
+            if topic is None:  # `publish` has not come back yet
+                self._early[mid] = reason
+                while len(self._early) > _MOST_KNOWN:
+                    self._early.pop(next(iter(self._early)))
+                return
+        self._acknowledged(topic, reason)
+
+    def _acknowledged(self, topic: str, reason: Any) -> None:
         if reason.is_failure and reason.value != _NO_SUBSCRIBERS:
             self._heard.put(RefusedError(f"the broker does not let this account publish to edge/{topic}: {reason}"))
 

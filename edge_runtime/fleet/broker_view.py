@@ -7,7 +7,7 @@ wildcard has to be asked for each device, which `look_at` does when the broker r
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from edge_runtime.fleet.listing import Listed
 CONNECT_S = 30.0
 KEPT_S = 2.0  # for what the broker keeps of a device, once the subscription is granted
 HEALTH_S = 10.0  # for its health, which it publishes a second after it is asked
+SETTLED_S = 0.3  # without a message, the broker has sent what it retains
+QUIET_S = 4.0  # of nothing at all, where it only decides who goes first
 _TOPICS = ("status", "models", "health")
 
 
@@ -47,6 +49,16 @@ class Known(msgspec.Struct):
         if self.status == "offline":
             return True
         return None not in [self.status, self.models, *([self.health] if health else [])]
+
+    @property
+    def is_online(self) -> bool:
+        """The broker does not know that it is away."""
+        return self.status != "offline"
+
+    @property
+    def rank(self) -> int:
+        """Who goes first: devices that have just answered, those that may be there, and those that are away."""
+        return 0 if self.health is not None else 1 if self.is_online else 2
 
     def listing(self) -> list[Listed]:
         """Its models as `models list --json` has them: by the bundle's name."""
@@ -114,43 +126,71 @@ def broker_login(broker: FleetBrokerTable) -> Login:
     return Login(url=broker.url, username=broker.username, password=password, ca_file=broker.ca_file)
 
 
-def look_at(targets: Sequence[FleetDevice], *, health: bool = False) -> dict[str, Known]:
+def look_at(targets: Sequence[Target], *, health: bool = False, kept: bool = False) -> dict[str, Known]:
     """What the broker keeps of devices, and with `health` what they say of themselves, by name.
+
+    With `kept` what they last reported of a rollout too; and an account that may not ask for health does without.
 
     Raises:
         AwayError: the broker cannot be reached.
         RefusedError: it does not let us listen.
     """
-    topics = _TOPICS if health else _TOPICS[:2]
+    topics = [*(_TOPICS if health else _TOPICS[:2]), *(["rollout"] if kept else [])]
+    quiet_s = QUIET_S if kept else CONNECT_S
     broker = login(targets[0])
     if len(targets) > 1:
         try:
-            return _listen(broker, targets, [f"+/{topic}" for topic in topics], health=health)
+            return _listen(broker, targets, [f"+/{topic}" for topic in topics], health=health, quiet_s=quiet_s)
         except RefusedError:
+            if health and kept:
+                return look_at(targets, kept=True)
             return {target.name: look_at([target], health=health)[target.name] for target in targets}
-    return _listen(broker, targets, [f"{targets[0].name}/{topic}" for topic in topics], health=health)
+    try:
+        return _listen(
+            broker, targets, [f"{targets[0].name}/{topic}" for topic in topics], health=health, quiet_s=quiet_s
+        )
+    except RefusedError:
+        if health and kept:
+            return look_at(targets, kept=True)
+        raise
 
 
-def _listen(broker: Login, targets: Sequence[FleetDevice], filters: Sequence[str], *, health: bool) -> dict[str, Known]:
+def _listen(
+    broker: Login, targets: Sequence[Target], filters: Sequence[str], *, health: bool, quiet_s: float
+) -> dict[str, Known]:
     known = {target.name: Known() for target in targets}
     open_ones = set(known)
-    with BrokerLine(broker, filters) as line:
+    is_many = len(targets) > 1
+    with BrokerLine(broker, filters, qos=0 if is_many else 1) as line:
         deadline = time.monotonic() + CONNECT_S
-        is_asked = False
+        is_asked, is_read_again = False, not is_many
         while open_ones and (left := deadline - time.monotonic()) > 0:
-            heard = line.hear(left)
-            if heard is None:
+            heard = line.hear(min(left, SETTLED_S if is_asked and not is_read_again else quiet_s))
+            if heard is None and is_asked and not is_read_again:
+                is_read_again = True  # a broker drops what comes too fast: ask for what is missing, a few at a time
+                line.read_again(_missing(known))
+            elif heard is None:
                 break
-            if heard.topic == CONNECTED:
+            elif heard.topic == CONNECTED:
                 if health:  # again after each connection: the question may have been lost with the last one
                     for name in open_ones:
                         line.publish(f"{name}/ota/ask", b"")
                 if not is_asked:  # and only once more time, however often the link returns
                     is_asked = True
                     deadline = time.monotonic() + (HEALTH_S if health else KEPT_S)
-                continue
-            _note(known, open_ones, heard, health=health)
+            else:
+                _note(known, open_ones, heard, health=health)
     return known
+
+
+def _missing(known: Mapping[str, Known]) -> list[str]:
+    """The topics of which nothing is known, though the broker retains them for every device."""
+    return [
+        f"{name}/{topic}"
+        for name, found in known.items()
+        for topic, value in (("status", found.status), ("models", found.models))
+        if value is None
+    ]
 
 
 def _note(known: dict[str, Known], open_ones: set[str], heard: Heard, *, health: bool) -> None:

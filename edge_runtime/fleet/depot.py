@@ -2,11 +2,14 @@
 
 A device asks for a chunk on `edge/{device}/ota/want`, with the SHA-256 of the file; the chunk goes out on
 `edge/{device}/ota/chunk/...`. The depot signs nothing, decides nothing and keeps nothing: it may be stopped and started
-anywhere, and several may run. Guarantee: only bytes of the files that were named are sent. Weak point: a request for an
-unknown digest is only counted, since another depot may have it.
+anywhere, and several may run. Guarantee: only bytes of the files that were named are sent, and of a file that has
+changed meanwhile none. Bundles that are put into a folder later are found when the first device asks for them. Weak
+point: a request for an unknown digest is counted and shown once, and not answered, since another depot may have it.
 """
 
 import hashlib
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from edge_runtime.fleet.broker_line import CONNECTED, BrokerLine, Login
 
 MOST_BYTES = 1024 * 1024  # of one chunk; a device asks for far less
 TRANSFER = "depot"  # how transfers of a desired state are named; those of `flash` have a sender of their own
+MOST_UNKNOWN = 1000  # digests that are counted one by one
+LOOK_AGAIN_S = 1.0  # between two looks at the folders
 _LOOK_S = 1.0
 
 
@@ -32,17 +37,45 @@ class Depot:
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = list(paths)
         self.files: dict[str, Path] = {}
-        self.unknown = 0
+        self._seen: dict[Path, tuple[int, int, int]] = {}  # as each file was when it was read
+        self._looked = 0.0
+        self.unknown: Counter[str] = Counter()
         self.sent = 0
-        for path in paths:
-            for file in sorted(path.glob("*.onnx")) if path.is_dir() else [path]:
-                try:
-                    self.files[hashlib.sha256(file.read_bytes()).hexdigest()] = file
-                except OSError as error:
-                    raise CommandError(f"{file}: cannot be read: {error.strerror}") from error
+        self._look()
         if not self.files:
             raise CommandError("expected bundles to serve, found none: name .onnx files, or a folder of them")
+
+    def _look(self) -> None:
+        """Read the digests of new and changed files.
+
+        Raises:
+            CommandError: a file that was named cannot be read.
+        """
+        self._looked = time.monotonic()
+        for path in self._paths:
+            for file in sorted(path.glob("*.onnx")) if path.is_dir() else [path]:
+                try:
+                    state = _state(file)
+                    if self._seen.get(file) != state:
+                        self.files = {digest: each for digest, each in self.files.items() if each != file}
+                        self.files[hashlib.sha256(file.read_bytes()).hexdigest()] = file
+                        self._seen[file] = state
+                except OSError as error:
+                    raise CommandError(f"{file}: cannot be read: {error.strerror}") from error
+
+    def _find(self, digest: str) -> Path | None:
+        """The file of a digest, as it was when its digest was read."""
+        path = self.files.get(digest)
+        try:
+            if path is not None and _state(path) == self._seen.get(path):
+                return path
+            if time.monotonic() - self._looked >= LOOK_AGAIN_S:
+                self._look()
+        except (OSError, CommandError):
+            return None  # gone, or not readable now
+        return self.files.get(digest)
 
     def chunk(self, want: dict[str, Any]) -> bytes | None:
         """The bytes that a device asks for; None where they are not here."""
@@ -52,9 +85,10 @@ class Depot:
             return None
         if not isinstance(offset, int) or not isinstance(count, int) or offset < 0 or not 0 < count <= MOST_BYTES:
             return None
-        path = self.files.get(digest)
+        path = self._find(digest)
         if path is None:
-            self.unknown += 1
+            if digest in self.unknown or len(self.unknown) < MOST_UNKNOWN:
+                self.unknown[digest] += 1
             return None
         try:
             with path.open("rb") as file:
@@ -85,11 +119,19 @@ class Depot:
                 except (msgspec.MsgspecError, ValueError):
                     continue  # no document of ours
                 chunk = self.chunk(want)
-                if chunk is None:
-                    continue
                 device = heard.topic.partition("/")[0]
+                if chunk is None:
+                    digest = want.get("sha256")
+                    if isinstance(digest, str) and self.unknown.get(digest) == 1:
+                        report(f"{device}: asks for a file that is not here, {digest[:12]}")
+                    continue
                 if want["offset"] == 0 and device not in begun:
                     report(f"{device}: {self.files[want['sha256']].name}")
                     begun.add(device)
                 self.sent += 1
                 line.publish(f"{device}/ota/chunk/{want['transfer']}/{want['offset']}", chunk)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edge_runtime.fleet.broker_line import BrokerLine, Login
+from edge_runtime.fleet.broker_view import look_at
+from edge_runtime.fleet.inventory import load_inventory, select
 from tests.conftest import MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -81,7 +85,7 @@ def test_devices_asks_two_hundred_by_one_connection_and_three_subscriptions(
     clients = set(re.findall(r"New client connected from \S+ as (\S+) ", seen))
     assert len(clients) == 1, "one connection for all of them"
     (client,) = clients
-    subscribed = re.findall(rf": {re.escape(client)} 1 (edge/\S+)", seen)
+    subscribed = re.findall(rf": {re.escape(client)} [01] (edge/\S+)", seen)
     assert sorted(subscribed) == ["edge/+/health", "edge/+/models", "edge/+/status"]
 
 
@@ -186,3 +190,40 @@ def test_a_pause_holds_back_the_next_wave_and_an_abort_takes_back_what_has_not_b
     )  # fmt: skip
     assert refused.returncode == 1
     assert "expected it paused or stopped, found it aborted" in refused.stderr
+
+
+def test_thousands_of_messages_are_published_without_a_pause(mosquitto: Mosquitto) -> None:
+    """Acknowledgements come in another thread while the next ones go out: neither waits for the other for ever."""
+    with BrokerLine(Login(url=mosquitto.url), ["x"]) as line:
+        assert line.hear(20.0) is not None
+
+        def publish() -> None:
+            for number in range(4000):
+                line.publish(f"d{number}/x", b"x" * 100)
+
+        thread = threading.Thread(target=publish, name="publishes", daemon=True)
+        thread.start()
+        thread.join(60.0)
+        assert not thread.is_alive()
+        wait_until(lambda: line.is_settled, "every acknowledgement", 60.0)
+
+
+def test_a_broker_that_keeps_few_messages_for_a_subscriber_hides_no_device(
+    tmp_path: Path, make_subscriber: MakeSubscriber
+) -> None:
+    """Mosquitto as shipped drops what is retained beyond 1,000 messages; here it drops nearly everything."""
+    broker = Mosquitto(tmp_path / "broker", extra="max_queued_messages 10\nmax_inflight_messages 5").start()
+    try:
+        names = [f"press-{number:03}" for number in range(150)]
+        inventory = write_inventory(tmp_path, broker, names)
+        client = make_subscriber(broker.port, "done")
+        for name in names:
+            client.publish(f"edge/{name}/status", "online", retain=True)
+            client.publish(f"edge/{name}/models", json.dumps(MODEL), retain=True)
+        client.flush()
+        fleet = load_inventory(inventory)
+        known = look_at(select(fleet, [], everything=True))
+        assert {each.status for each in known.values()} == {"online"}
+        assert all(each.models for each in known.values())
+    finally:
+        broker.stop()
