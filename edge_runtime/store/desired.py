@@ -7,9 +7,10 @@ replaced converges by itself.
 
 Guarantee: only a document that a trusted key signed for this device is followed. Its serial is kept on the disk before
 anything is done, so that a replayed or older one does nothing, across restarts too; an expired one is reported and not
-begun. The same bundle is never installed twice. A flood of documents costs at most half of one core, the newest is
-judged, and few of the refusals are logged. Weak points: a device without a clock begins an expired document; a
-depot that is away is waited for, with a retry every `RETRY_S`.
+begun. The same bundle is never installed twice, and one that a person left by hand is not brought back by the same
+document. What has not begun is not begun any more once the broker keeps no document. Weak points: a device without a
+clock begins an expired document; who may publish on `desired` can take documents back; a depot that is away is waited
+for, with a retry every `RETRY_S`.
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.desired_document import (
     DESIRED_NAMESPACE,
     MOST_BYTES,
+    TAKEN_BACK,
     Desired,
     Envelope,
     Report,
@@ -138,8 +140,12 @@ class DesiredFile:
         except OSError as error:
             raise CommandError(f"{self._path}: cannot be written: {error.strerror}") from error
 
-    def standing(self, desired: Desired) -> tuple[ReportState, str | None] | None:
+    def standing(self, desired: Desired, *, was_active: bool = False) -> tuple[ReportState, str | None] | None:
         """What the store has of the bundle; None where it is to be fetched. A bundle of before is made active again.
+
+        Args:
+            desired: the document.
+            was_active: this document has made it active already; when it is not any more, a person has decided that.
 
         Raises:
             EdgeError: the store refuses.
@@ -154,8 +160,12 @@ class DesiredFile:
                 return "probation", entry.why or None
             if entry.state == "rejected":
                 return "failed", entry.why or "it failed here before"
-            self._store.activate(desired.model, entry.version)
-            return self.standing(desired)
+            if was_active:
+                return "failed", f"another bundle was made active here afterwards: {entry.why or 'by hand'}"
+            slot = self._store.activate(desired.model, entry.version)
+            if slot.digest != desired.digest:
+                raise BundleError(f"expected one bundle of version {entry.version} here, found two: remove the other")
+            return ("confirmed" if slot.state == "active" else "probation"), None
         return None
 
     def _require_class(self, desired: Desired) -> None:
@@ -203,6 +213,7 @@ class DesiredState:
         self._last = b""
         self._next: bytes | None = None
         self._is_busy = False
+        self._is_retained = False  # the broker still has the document; asked at each connection
         self._timer: Timer | None = None
         self._stopped = False
         ota.on_transfer = self._transfer_changed
@@ -210,7 +221,8 @@ class DesiredState:
         self._away(self._resume)
 
     def link_changed(self) -> None:
-        """The link came up: retain the report again."""
+        """The link came up: retain the report again; what was not begun waits until its document comes again."""
+        self._is_retained = False
         if self._report is not None and self._connection.connected:
             self._publish()
 
@@ -233,13 +245,26 @@ class DesiredState:
                 continue
             message.claimed = True
             payload = message.payload
-            if not payload or self._stopped or payload == self._last:
-                continue  # cleared by `abort`; or the same again, at each connection
+            if self._stopped:
+                continue
+            if not payload:
+                self._taken_back()
+                continue
             if len(payload) > MOST_BYTES:
-                self._counters.counts["desired_refused"] += 1
+                self._count("desired_refused")
+                continue
+            if payload == self._last:  # the same again, at each connection
+                self._is_retained = True
+                self._advance()
                 continue
             self._last = self._next = payload
         self._judge_next()
+
+    def _taken_back(self) -> None:
+        """`abort` has cleared the document: what has not begun is not begun. The serial stays, against replays."""
+        self._is_retained, self._last, self._next = False, b"", None
+        if self._report is not None and self._report.state == "pending" and not self._is_busy:
+            self._reach("failed", TAKEN_BACK)
 
     def _judge_next(self) -> None:
         """Have the newest document judged, once the thread is free."""
@@ -264,11 +289,11 @@ class DesiredState:
             return lambda: self._refuse(why)
         if found is None:
             return lambda: self._count("desired_old")
-        return lambda: self._follow(*found)
+        return lambda: self._follow_judged(payload, *found)
 
-    def _look(self, desired: Desired) -> Step:
+    def _look(self, desired: Desired, *, was_active: bool) -> Step:
         try:
-            standing = self._file.standing(desired)
+            standing = self._file.standing(desired, was_active=was_active)
         except BundleError as error:
             why = one_line(str(error))
             return lambda: self._reach("failed", why)
@@ -291,6 +316,12 @@ class DesiredState:
         if self._flood.may_reply(self._loop.time()):
             _log.warning("desired state refused", extra=fields(why=why))
 
+    def _follow_judged(self, payload: bytes, desired: Desired, latest: Report) -> None:
+        self._is_retained = payload == self._last
+        self._follow(desired, latest)
+        if not self._is_retained and latest.state == "pending":
+            self._reach("failed", TAKEN_BACK)  # while it was judged
+
     def _follow(self, desired: Desired, latest: Report) -> None:
         if self._desired != desired:
             _log.info(
@@ -309,13 +340,16 @@ class DesiredState:
             return
         now = self._now()
         if latest.state == "pending":
+            if not self._is_retained:
+                return  # after a start or another connection; it may have been taken back meanwhile
             if desired.not_before is not None and now < desired.not_before:
                 self._wait(f"not before {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(desired.not_before))}")
                 return
             if not is_open(desired.window, int(now % 86_400) // 60):
                 self._wait(f"for the window of maintenance, {'-'.join(desired.window or ())} UTC")
                 return
-        self._away(lambda: self._look(desired))
+        was_active = latest.state == "probation"
+        self._away(lambda: self._look(desired, was_active=was_active))
 
     def _wait(self, why: str) -> None:
         self._reach("pending", f"waiting {why}")
@@ -331,7 +365,7 @@ class DesiredState:
             release_signature=desired.files.get(".release.sig", ""),
             release_signature2=desired.files.get(".release.sig2", ""),
         )
-        if not self._ota.fetch(offer):
+        if not self._ota.fetch(offer, desired.url):
             self._retry("another transfer is under way")
 
     def _transfer_changed(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:

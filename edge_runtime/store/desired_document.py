@@ -15,6 +15,7 @@ from edge_runtime.bundle.release import Digest, Moment, Serial
 
 DESIRED_NAMESPACE = "edge-desired"
 MOST_BYTES = 64 * 1024
+TAKEN_BACK = "taken back before it began"  # why a device does not follow a document that `rollout abort` has cleared
 
 ReportState = Literal["pending", "receiving", "probation", "confirmed", "failed"]
 FINAL: frozenset[str] = frozenset({"confirmed", "failed"})
@@ -36,6 +37,7 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
         expires: seconds since 1970, after which it is not begun any more.
         window: from and to, `HH:MM` in UTC: when the device may change its model.
         files: what stands beside the bundle, by suffix: `.sig`, `.release`, `.release.sig` and so on.
+        url: where the file can be fetched by HTTP or HTTPS; None, or where that fails: from a depot.
     """
 
     device: str
@@ -50,6 +52,7 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
     expires: Moment | None = None
     window: tuple[str, str] | None = None
     files: dict[str, str] = {}
+    url: str | None = None
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,25 +27,23 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
 
-from edge_runtime.bundle.onnx_file import DEFAULT_LIMITS
 from edge_runtime.bundle.open import one_line
-from edge_runtime.errors import BundleError, EdgeError
-from edge_runtime.mqtt.any_connection import AnyConnection
+from edge_runtime.errors import BundleError, EdgeError, TransientError
+from edge_runtime.mqtt.failover import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.ota_flood import FloodGuard, Kind
 from edge_runtime.store.ota_parts import Incoming, Offer
+from edge_runtime.store.ota_transfer import ByteSource, Transfer, http_file, length, problem_of
 from edge_runtime.store.records import ListedBundle
 from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
-CHUNK_BYTES = 32 * 1024
 ASK_AGAIN_S = 5.0  # a chunk that has not come is asked for again
 PATIENCE_S = 120.0  # a sender that is silent for so long is given up; the part stays for the next one
 PROGRESS_S = 2.0  # between two reports of progress
@@ -64,27 +62,6 @@ class TransferListener(Protocol):
 
     def __call__(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:
         """A new state; `is_final` for a failure that a retry cannot correct."""
-
-
-@dataclass(slots=True, eq=False)
-class _Transfer:
-    """The one that is under way.
-
-    Attributes:
-        offer: what is brought.
-        held: how much of it is here.
-        asked: the offset of the chunk that is awaited; None while the disk works.
-        heard: when the last chunk came, by the loop's clock.
-        brought: its sender has brought a chunk.
-        reported: when progress was published last.
-    """
-
-    offer: Offer
-    held: int = 0
-    brought: bool = False
-    asked: int | None = None
-    heard: float = 0.0
-    reported: float = 0.0
 
 
 class _Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,7 +106,7 @@ class Ota:
         self._counters = counters
         self._on_ask = on_ask
         self._token = secrets.token_hex(8)
-        self._transfer: _Transfer | None = None
+        self._transfer: Transfer | None = None
         self._last_status: dict[str, Any] | None = None
         self.flood = FloodGuard()
         self._timer: Timer | None = None
@@ -201,7 +178,7 @@ class Ota:
         if offer.token != self._token:  # retained, or queued while we were away; or a sender's first offer
             self._greet({"transfer": offer.transfer})
             return
-        problem = _problem(offer)
+        problem = problem_of(offer)
         if problem is not None:
             self._refuse(offer, problem)
         elif self._transfer is None and (self._last_status or {}).get("transfer") == offer.transfer:
@@ -308,7 +285,7 @@ class Ota:
         if transfer is None or transfer.asked is None or name != transfer.offer.transfer.encode():
             self._counters.counts["ota_unasked"] += 1
             return
-        if offset != b"%d" % transfer.asked or len(data) != _length(transfer):
+        if offset != b"%d" % transfer.asked or len(data) != length(transfer):
             self._counters.counts["ota_unasked"] += 1
             return
         transfer.asked, transfer.heard, transfer.brought = None, self._loop.time(), True
@@ -322,17 +299,20 @@ class Ota:
 
         self._away(write)
 
-    def fetch(self, offer: Offer) -> bool:
-        """Fetch a bundle that was judged elsewhere; False while another transfer is under way."""
+    def fetch(self, offer: Offer, url: str | None = None) -> bool:
+        """Fetch a bundle that was judged elsewhere; False while another transfer is under way.
+
+        From `url` by HTTP, where it is given; what does not come from there is asked of a depot.
+        """
         if self._transfer is not None or self._stopped:
             return False
-        self._begin(offer)
+        self._begin(offer, http_file(url, offer.size) if url else None)
         return True
 
     # --- what is done -------------------------------------------------------------------------------------------
 
-    def _begin(self, offer: Offer) -> None:
-        transfer = self._transfer = _Transfer(offer, heard=self._loop.time())
+    def _begin(self, offer: Offer, file: ByteSource | None = None) -> None:
+        transfer = self._transfer = Transfer(offer, file, heard=self._loop.time())
         _log.info("bundle offered", extra=fields(bytes=offer.size, sha256=offer.sha256[:12]))
 
         def prepare() -> Step:
@@ -341,22 +321,25 @@ class Ota:
 
         self._away(prepare)
 
-    def _prepared(self, transfer: _Transfer, held: int) -> None:
+    def _prepared(self, transfer: Transfer, held: int) -> None:
         transfer.held = held
         self._report("receiving")
         self._go_on(transfer)
 
-    def _written(self, transfer: _Transfer, count: int, began: float) -> None:
+    def _written(self, transfer: Transfer, count: int, began: float) -> None:
         transfer.held += count
         if self._loop.time() - transfer.reported >= PROGRESS_S:
             self._report("receiving")
         due = began + count / self._rate
         self._pace = self._loop.call_at(due, lambda: self._go_on(transfer))
 
-    def _go_on(self, transfer: _Transfer) -> None:
+    def _go_on(self, transfer: Transfer) -> None:
         if self._stopped or self._transfer is not transfer:
             return
         if transfer.held < transfer.offer.size:
+            if transfer.file is not None:
+                self._read(transfer, transfer.file)
+                return
             transfer.asked = transfer.held
             self._ask()
             return
@@ -370,6 +353,32 @@ class Ota:
 
         self._away(install)
 
+    def _read(self, transfer: Transfer, file: ByteSource) -> None:
+        """Take the next chunk from the file's server."""
+        offer, at, count, began = transfer.offer, transfer.held, length(transfer), self._loop.time()
+
+        def read() -> Step:
+            try:
+                data = file.read(at, count)
+            except TransientError as error:
+                why = one_line(str(error))
+                return lambda: self._server_failed(transfer, why)
+            self._incoming.append(offer, at, data)
+            if at + count == offer.size:
+                file.close()
+            return lambda: self._written(transfer, count, began)
+
+        self._away(read)
+
+    def _server_failed(self, transfer: Transfer, why: str) -> None:
+        """Try once more from where it broke, and go to a depot when nothing has come since the last time."""
+        self._counters.counts["ota_http_failed"] += 1
+        if transfer.held == transfer.broke_at:
+            transfer.file = None
+        _log.warning("bundle by HTTP", extra=fields(why=why, next="again" if transfer.file else "asking a depot"))
+        transfer.broke_at, transfer.heard = transfer.held, self._loop.time()
+        self._go_on(transfer)
+
     def _ask(self) -> None:
         """Ask for the chunk that is awaited, and again until it comes."""
         transfer = self._transfer
@@ -382,7 +391,7 @@ class Ota:
         want = {
             "transfer": offer.transfer,
             "offset": transfer.asked,
-            "bytes": _length(transfer),
+            "bytes": length(transfer),
             "sha256": offer.sha256,
         }
         self._publish("want", want)
@@ -459,7 +468,7 @@ class Ota:
         self._publish_status(transfer, state, why, model, is_final=is_final)
 
     def _publish_status(
-        self, transfer: _Transfer, state: str, why: str | None, model: dict[str, str], *, is_final: bool = False
+        self, transfer: Transfer, state: str, why: str | None, model: dict[str, str], *, is_final: bool = False
     ) -> None:
         offer = transfer.offer
         about = {"transfer": offer.transfer, "state": state, "received": transfer.held, "size": offer.size}
@@ -476,20 +485,3 @@ class Ota:
             if timer is not None:
                 timer.cancel()
         self._timer = self._pace = None
-
-
-def _length(transfer: _Transfer) -> int:
-    return min(CHUNK_BYTES, transfer.offer.size - transfer.held)
-
-
-def _problem(offer: Offer) -> str | None:
-    """What is wrong with an offer, before a byte of it is taken."""
-    if not 0 < offer.size <= DEFAULT_LIMITS.max_bytes:
-        return f"expected a bundle of at most {DEFAULT_LIMITS.max_bytes} bytes, found {offer.size}"
-    if len(offer.sha256) != 64 or not set(offer.sha256) <= set("0123456789abcdef"):
-        return "expected the SHA-256 in hex, found something else"
-    if not offer.signature.startswith("-----BEGIN SSH SIGNATURE-----"):
-        return "expected the bundle's signature, found none: sign it, only signed bundles are taken over MQTT"
-    if not offer.release and (len(offer.sha512) != 128 or not set(offer.sha512) <= set("0123456789abcdef")):
-        return "expected the SHA-512 in hex or a release document, found neither: update the sender"
-    return None

@@ -17,8 +17,9 @@ from edge_runtime.bundle.selftest import Budget
 from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.install import Policy
-from edge_runtime.store.ota import ASK_AGAIN_S, CHUNK_BYTES, PATIENCE_S, Ota
+from edge_runtime.store.ota import ASK_AGAIN_S, PATIENCE_S, Ota
 from edge_runtime.store.ota_parts import Incoming
+from edge_runtime.store.ota_transfer import CHUNK_BYTES
 from edge_runtime.store.store import ModelStore
 from edge_runtime.system.counters import Counters
 from tests.support import builders
