@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from edge_runtime import __version__
-from edge_runtime.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, EdgeError
+from edge_runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgeError
 
 COMMANDS = {
     "run": "serve a device until it is stopped",
@@ -78,7 +78,7 @@ def _obey(command: Callable[[], int]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
         return EXIT_OK

@@ -4,21 +4,26 @@ import argparse
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_arguments import add_broker, given_broker
-from edge_runtime.fleet.broker_view import broker_login, look_at
-from edge_runtime.fleet.bundle_files import BundleFiles, load
+from edge_runtime.fleet.broker_view import Known, broker_login, look_at
+from edge_runtime.fleet.bundle_files import BundleFiles, load, pinned, require_class
 from edge_runtime.fleet.cli import add_selection, add_waves, chosen, existing, report
 from edge_runtime.fleet.conductor import Conductor, outcomes
-from edge_runtime.fleet.inventory import Fleet, FleetDevice, RolloutTable, find_inventory, load_inventory
+from edge_runtime.fleet.errors import AwayError, RefusedError
+from edge_runtime.fleet.hung import HungDevices
+from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory
 from edge_runtime.fleet.listing import serving
 from edge_runtime.fleet.rollout import DEFAULT_SOAK_S, RolloutResult, waves
 from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan, RolloutRow
+from edge_runtime.fleet.table import folded
 from edge_runtime.store.desired_document import check_window
 
 
@@ -31,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_waves(start)
     start.add_argument("--expires", type=_day, metavar="YYYY-MM-DD", help="no device begins it after this day (UTC)")
     start.add_argument("--window", type=_window, metavar="HH:MM-HH:MM", help="when devices may change, in UTC")
+    start.add_argument("--url", type=_url, metavar="URL", help="where devices fetch the file by HTTP, before a depot")
     start.add_argument("--detach", action="store_true", help="publish the first wave and return; `resume` goes on")
     for verb, text in (
         ("status", "what became of each device"),
@@ -63,14 +69,13 @@ def run(args: argparse.Namespace) -> int:
     """
     inventory = find_inventory(args.inventory)
     file = RolloutFile(args.state or inventory.absolute().parent / "rollouts.db")
+    hung = HungDevices(file.path.absolute().parent)
     if args.verb == "start":
         fleet, targets, table = chosen(args)
-        row = _start(args, file, _reached(args, fleet, targets), table)
+        row = _start(args, file, hung.last(_reached(args, fleet, targets)), table)
     else:
         fleet = load_inventory(inventory)
         row = file.read(args.rollout)
-        if args.verb == "undo":
-            row = _undo(file, row)
     conductor = _conductor(args, file, fleet)
     interrupted = False
     try:
@@ -78,7 +83,17 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         interrupted = True
         print("interrupted: what is published stays; `rollout resume` goes on", file=sys.stderr)
-    return _report(args, file, file.read(row.id), interrupted=interrupted)
+    except AwayError as error:
+        if args.verb != "status":
+            raise
+        print(f"{error}; this is what the file has", file=sys.stderr)
+    row = file.read(row.id)
+    devices = file.devices(row.id)
+    hung.note(
+        {each.device for each in devices if each.is_online and each.published and each.state in {"", "receiving"}},
+        {each.device for each in devices if each.state in {"confirmed", "probation"}},
+    )
+    return _report(args, file, row, interrupted=interrupted)
 
 
 def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row: RolloutRow) -> RolloutRow:
@@ -95,6 +110,10 @@ def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row:
         case "resume":
             if row.state != "running":
                 row = file.change(_require(row, "paused", "stopped"), "running", "resumed")
+        case "undo":
+            made = _undo(file, row)
+            conductor.clear(row.id, keep=frozenset(each.device for each in file.devices(made.id)))
+            row = made
         case _:
             pass
     conductor.run(row.id, until_done=True)
@@ -103,23 +122,56 @@ def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row:
 
 def _start(args: argparse.Namespace, file: RolloutFile, targets: list[FleetDevice], table: RolloutTable) -> RolloutRow:
     files = load(args.bundle, unsigned=False)
-    for other in file.under_way():
-        shared = {each.device for each in file.devices(other.id)} & {each.name for each in targets}
-        if shared:
-            raise CommandError(
-                f"rollout {other.id} of {other.plan.model} {other.plan.version} is {other.state} on "
-                f"{len(shared)} of these devices: `rollout abort {other.id}` first, or leave them out"
-            )
-    known = look_at(targets)
+    known = look_at(targets, health=True, kept=True)
+    left_out = {each.name: found for each in targets if (found := _left_out(each, known[each.name], files))}
+    taking_part = [each for each in targets if each.name not in left_out]
+    taking_part.sort(key=lambda each: known[each.name].rank)  # canaries are devices that answer
     rows = [
-        DeviceRow(device=target.name, wave=number, before=serving(known[target.name].listing(), files.name))
-        for number, wave in enumerate(waves(targets, table), 1)
+        DeviceRow(
+            device=target.name,
+            wave=number,
+            before=serving(known[target.name].listing(), files.name),
+            is_online=known[target.name].is_online,
+        )
+        for number, wave in enumerate(waves(taking_part, table), 1)
         for target in wave
     ]
-    return file.create(secrets.token_hex(4), _plan(args, files, table), rows)
+    rows += [DeviceRow(device=name, wave=0, state=state, why=why) for name, (state, why) in left_out.items()]
+    _warn_of_others(file, known)
+    plan = _plan(args, files, table, canaries=0 if len(taking_part) <= table.canaries else table.canaries)
+    return file.create(secrets.token_hex(4), plan, rows)
 
 
-def _plan(args: argparse.Namespace, files: BundleFiles, table: RolloutTable) -> RolloutPlan:
+def _left_out(target: Target, known: Known, files: BundleFiles) -> tuple[str, str] | None:
+    """Why a device gets no document, as its state and the reason; None where it gets one."""
+    pin = pinned(target, files.name, files.version)
+    if pin is not None:
+        return "pinned", pin
+    try:
+        require_class(target, files)
+        known.require_single(target.name)
+    except RefusedError as error:
+        return "refused", str(error)
+    return None
+
+
+def _warn_of_others(file: RolloutFile, known: Mapping[str, Known]) -> None:
+    """Name the rollouts of other files that devices still follow: a new one replaces them."""
+    others = {
+        str(found.rollout.get("rollout"))
+        for found in known.values()
+        if found.rollout is not None and found.rollout.get("state") not in {"confirmed", "failed"}
+    }
+    for rollout in sorted(others - file.ids()):
+        names = [name for name, found in known.items() if found.rollout and found.rollout.get("rollout") == rollout]
+        print(
+            f"rollout {rollout}, which is not in {file.path.name}, is under way on {folded(names)}: it is replaced "
+            "there; use the same --state FILE as its operator to avoid that",
+            file=sys.stderr,
+        )
+
+
+def _plan(args: argparse.Namespace, files: BundleFiles, table: RolloutTable, *, canaries: int) -> RolloutPlan:
     texts = {each.name.removeprefix(files.path.name): each.read_text(encoding="utf-8") for each in files.beside}
     return RolloutPlan(
         model=files.name,
@@ -132,6 +184,8 @@ def _plan(args: argparse.Namespace, files: BundleFiles, table: RolloutTable) -> 
         soak=DEFAULT_SOAK_S if table.soak is None else table.soak,
         expires=args.expires,
         window=args.window,
+        canaries=canaries,
+        url=args.url,
     )
 
 
@@ -146,7 +200,9 @@ def _undo(file: RolloutFile, row: RolloutRow) -> RolloutRow:
     ]
     if not devices:
         raise CommandError(f"rollout {row.id}: expected devices that ran another bundle before, found none")
-    plan = msgspec.structs.replace(row.plan, undoes=row.id, expires=None, window=None, max_failures="100%", soak=0.0)
+    plan = msgspec.structs.replace(
+        row.plan, undoes=row.id, expires=None, window=None, max_failures="100%", soak=0.0, canaries=0
+    )
     made = file.create(secrets.token_hex(4), plan, devices)
     file.change(row, "undone", f"undone by {made.id}")
     return made
@@ -205,6 +261,12 @@ def _day(text: str) -> int:
     if found < time.time():
         raise argparse.ArgumentTypeError(f"expected a day to come, found {text}")
     return found
+
+
+def _url(text: str) -> str:
+    if urlsplit(text).scheme not in {"http", "https"} or not urlsplit(text).hostname:
+        raise argparse.ArgumentTypeError(f"expected http://HOST/... or https://HOST/..., found {text}")
+    return text
 
 
 def _window(text: str) -> tuple[str, str]:

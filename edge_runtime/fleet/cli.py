@@ -8,12 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.fleet.inventory import Fleet, FleetDevice, RolloutTable, find_inventory, load_inventory, select
+from edge_runtime.fleet.hung import HungDevices
+from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory, select
 from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import (
     NO_LIMIT,
+    PASSING,
     RESULTS,
     RETRY_PAUSES_S,
+    STRAGGLER_S,
     Confirmation,
     FailureLimit,
     Outcome,
@@ -96,9 +99,15 @@ def carry_out(
     """Do the work with progress, print what became of each device, and return the exit code of `RolloutResult`."""
     keep_going = getattr(args, "keep_going", not hasattr(args, "max_failures"))
     limits = NO_LIMIT if keep_going else limits_of(rollout.max_failures)
+    hung = HungDevices(find_inventory(getattr(args, "inventory", None)).absolute().parent)
     with shown(quiet=args.quiet, total=len(targets)) as watcher:
-        runner = Runner(targets, work, rollout, watcher, confirm=confirm, limits=limits, retry=RETRY_PAUSES_S)
+        ordered = hung.last(targets)
+        runner = Runner(ordered, work, rollout, watcher, confirm=confirm, limits=limits, retry=RETRY_PAUSES_S)
         result = runner.run()
+    hung.note(
+        {each.device for each in result.outcomes if each.result in PASSING and each.seconds >= STRAGGLER_S},
+        {each.device for each in result.outcomes if each.succeeded},
+    )
     report(result, as_json=args.json, about=about)
     return result.exit_code
 

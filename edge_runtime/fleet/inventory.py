@@ -31,6 +31,17 @@ Service = Annotated[
 ]
 
 
+# A model and the version that a device keeps.
+Pin = Annotated[
+    str,
+    Meta(
+        max_length=200,
+        pattern=r"^[^\s]{1,100} [^\s]{1,99}$",
+        extra={"expected": 'a model and a version, such as "vibration 1.4.0"'},
+    ),
+]
+
+
 class RolloutTable(Table, frozen=True, kw_only=True):
     """`[rollout]`: how many devices are changed at once, and in which order.
 
@@ -99,6 +110,7 @@ class FleetDeviceTable(Table, frozen=True, kw_only=True):
         address: A host, USER@HOST or a name in `~/.ssh/config`. Not needed over MQTT.
         group: Devices that are flashed together, as `group:NAME`.
         labels: Words for `--where`, such as `["line-2", "outdoor"]`.
+        pins: Models that stay at a version, such as `["vibration 1.4.0"]`: no other version is brought there.
         class_: What kind of device it is, such as `pi4`: for `--class`, and a bundle for another kind is refused.
         transport: How it is reached: `ssh`, or `mqtt` where only the broker of `[broker]` can reach it.
         service: The instance of the service, `edge-runtime@SERVICE`; the device's name when left out.
@@ -114,6 +126,7 @@ class FleetDeviceTable(Table, frozen=True, kw_only=True):
     address: Address | None = None
     group: Name | None = None
     labels: tuple[Name, ...] = ()
+    pins: tuple[Pin, ...] = ()
     class_: Name | None = msgspec.field(default=None, name="class")
     transport: Literal["ssh", "mqtt"] = "ssh"
     service: Service | None = None
@@ -163,6 +176,7 @@ class FleetDevice(msgspec.Struct, frozen=True):
     transport: Literal["ssh", "mqtt"] = "ssh"
     broker: FleetBrokerTable | None = None
     labels: tuple[str, ...] = ()
+    pins: tuple[str, ...] = ()
 
 
 def find_inventory(given: str | None) -> Path:
@@ -300,4 +314,5 @@ def target(fleet: Fleet, device: FleetDeviceTable) -> FleetDevice:
         transport=device.transport,
         broker=fleet.broker,
         labels=device.labels,
+        pins=device.pins,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_view import Known, login, look_at
-from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, require_class
+from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, kept_by_pin, pinned, require_class
 from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import SERVING, Unwanted, details, in_service, replaced, serving, to_leave, words
@@ -41,6 +41,8 @@ class MqttTransport:
                 "over MQTT only signed bundles are taken, by the device's own limits: such wishes need ssh"
             )
         require_class(target, files)
+        if (pin := pinned(target, files.name, files.version)) is not None:
+            return Outcome(target.name, "unchanged", pin)
         watcher.step(target.name, "asking what it runs")
         before = serving(_ask(target).listing(), files.name)
         if before is not None and before["digest"] == files.digest and not options.stays_inactive:
@@ -79,6 +81,8 @@ class MqttTransport:
         before = to_leave(listed, model, unwanted)
         if before is None:
             return Outcome(target.name, "unchanged", f"it runs {in_service(listed)}")
+        if (pin := kept_by_pin(target, before)) is not None:
+            return Outcome(target.name, "unchanged", pin)
         watcher.step(target.name, f"going back from {words(before)}")
         sender = BundleSender(login(target), target.name)
         done = sender.roll_back(before["name"], before["digest"], partial(sign, key, namespace=ROLLBACK_NAMESPACE))
@@ -158,10 +162,22 @@ def sign(key: Path, text: bytes, *, namespace: str) -> str:
     Raises:
         CommandError: the key cannot be used.
     """
+    return sign_all(key, [text], namespace=namespace)[0]
+
+
+def sign_all(key: Path, texts: Sequence[bytes], *, namespace: str) -> list[str]:
+    """The signatures of texts, by one call of ssh-keygen, so that a passphrase is asked for once.
+
+    Raises:
+        CommandError: the key cannot be used.
+    """
+    if not texts:
+        return []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "text"
-        path.write_bytes(text)
-        command = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(key), "-n", namespace, str(path)]
+        paths = [Path(folder) / f"text-{number}" for number in range(len(texts))]
+        for path, text in zip(paths, texts, strict=True):
+            path.write_bytes(text)
+        command = ["ssh-keygen", "-Y", "sign", "-q", "-f", str(key), "-n", namespace, *map(str, paths)]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
@@ -171,4 +187,4 @@ def sign(key: Path, text: bytes, *, namespace: str) -> str:
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()
             raise CommandError(f"{key}: ssh-keygen does not sign: {lines[-1] if lines else done.returncode}")
-        return path.with_suffix(".sig").read_text()
+        return [path.with_name(path.name + ".sig").read_text() for path in paths]

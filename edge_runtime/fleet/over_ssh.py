@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from edge_runtime.errors import CommandError
-from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, require_class
+from edge_runtime.fleet.bundle_files import BundleFiles, InstallOptions, kept_by_pin, pinned, require_class
 from edge_runtime.fleet.errors import BusyError
 from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import (
@@ -51,6 +51,8 @@ class SshTransport:
     def flash(self, target: FleetDevice, watcher: Watcher, files: BundleFiles, options: InstallOptions) -> Outcome:
         """Bring a bundle to one device and make it active there."""
         require_class(target, files)
+        if (pin := pinned(target, files.name, files.version)) is not None:
+            return Outcome(target.name, "unchanged", pin)
         watcher.step(target.name, "asking what it runs")
         before = serving(listing(target), files.name)
         if before is not None and before["digest"] == files.digest and not options.stays_inactive:
@@ -96,6 +98,8 @@ class SshTransport:
         before = to_leave(listed, model, unwanted)
         if before is None:
             return Outcome(target.name, "unchanged", f"it runs {in_service(listed)}")
+        if (pin := kept_by_pin(target, before)) is not None:
+            return Outcome(target.name, "unchanged", pin)
         watcher.step(target.name, f"going back from {words(before)}")
         answer = run(target, models(target, "rollback", before["name"]), timeout=ASK_SECONDS)
         if answer.code != 0:

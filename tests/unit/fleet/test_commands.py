@@ -260,3 +260,34 @@ def test_on_a_terminal_the_totals_are_one_line_that_changes() -> None:
     assert text.count("\n") == 20 + 1
     assert text.count("\r") == 200 + 20
     assert text.rstrip("\n").rpartition("\r")[2] == "200 of 200: 180 done, 10 failed, 10 away\x1b[K"
+
+
+def test_pinned_devices_stay_and_hung_ones_go_last(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`flash --all` leaves the pinned device at its version, and asks the one that hung last time at the end."""
+    path = at_home / "fleet.toml"
+    path.write_text(path.read_text().replace('name = "b"\n', 'name = "b"\npins = ["m 1.0.0"]\n'))
+    (at_home / "hung-devices.json").write_text('["a"]')
+    devices = use(monkeypatch, Devices({name: [running("m", "1.0.0")] for name in "abcd"}))
+    bundle = classification(name="m", version="1.1.0").save(at_home / "m.onnx")
+    bundle.with_name("m.onnx.sig").write_text("signed")
+    devices.next = running("m", "1.1.0", open_bundle(bundle).digest)
+    for store in devices.stores.values():
+        store[0]["state"] = "previous"
+    assert main(["flash", str(bundle), "--all", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)["devices"]
+    assert [(each["device"], each["result"]) for each in found] == [
+        ("b", "unchanged"), ("c", "done"), ("d", "done"), ("a", "done")
+    ]  # fmt: skip
+    assert found[0]["text"] == "the inventory pins it to m 1.0.0"
+    assert json.loads((at_home / "hung-devices.json").read_text()) == []
+
+
+def test_a_pin_that_is_none_is_refused_by_name(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A version alone could be that of any model."""
+    path = at_home / "fleet.toml"
+    path.write_text(path.read_text().replace('name = "b"\n', 'name = "b"\npins = ["1.0.0"]\n'))
+    assert main(["devices"]) == 78
+    err = capsys.readouterr().err
+    assert 'device[1] "b".pins[0]: expected a model and a version, such as "vibration 1.4.0", found "1.0.0"' in err
