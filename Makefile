@@ -94,6 +94,10 @@ torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage:
 	  tests/system/test_fallback.py tests/system/test_exchange_load.py tests/system/test_ota_transfer.py \
 	  tests/system/fleet $(PYTEST)
 
+.PHONY: fleet-run
+fleet-run: $(VENV)/.setup ## rollouts over 40, 200 and 1,000 stand-ins and eight real daemons, and 50 interruptions: half an hour (see docs/fleet.md)
+	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 -rP tests/system/fleet/test_large_run.py $(PYTEST)
+
 .PHONY: controls
 controls: $(VENV)/.setup ## break each promise of docs/guarantees.md once, and see its test go red: half an hour
 	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults/controls $(PYTEST)

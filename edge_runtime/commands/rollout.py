@@ -19,7 +19,7 @@ from edge_runtime.fleet.cli import add_selection, add_waves, chosen, existing, r
 from edge_runtime.fleet.conductor import Conductor, outcomes
 from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.hung import HungDevices
-from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory
+from edge_runtime.fleet.inventory import Fleet, FleetDevice, RolloutTable, find_inventory, load_inventory
 from edge_runtime.fleet.listing import serving
 from edge_runtime.fleet.rollout import DEFAULT_SOAK_S, RolloutResult, waves
 from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan, RolloutRow
@@ -142,7 +142,7 @@ def _start(args: argparse.Namespace, file: RolloutFile, targets: list[FleetDevic
     return file.create(secrets.token_hex(4), plan, rows)
 
 
-def _left_out(target: Target, known: Known, files: BundleFiles) -> tuple[str, str] | None:
+def _left_out(target: FleetDevice, known: Known, files: BundleFiles) -> tuple[str, str] | None:
     """Why a device gets no document, as its state and the reason; None where it gets one."""
     pin = pinned(target, files.name, files.version)
     if pin is not None:

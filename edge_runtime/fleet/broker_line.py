@@ -206,12 +206,12 @@ class BrokerLine:
             self._heard.put(error)
 
     def _on_subscribe(
-        self, client: paho.Client, _userdata: object, mid: int, reasons: Sequence[Any], _more: object
+        self, _client: object, _userdata: object, mid: int, reasons: Sequence[Any], _more: object
     ) -> None:
         with self._lock:
             reading = self._reading
         if reading is not None and reading[0] == mid:
-            client.unsubscribe([f"edge/{each}" for each in reading[1]])
+            self._client.unsubscribe([f"edge/{each}" for each in reading[1]])
             self._read_next()
             return
         for topic, reason in zip(self._filters, reasons, strict=False):

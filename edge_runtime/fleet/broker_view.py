@@ -126,7 +126,7 @@ def broker_login(broker: FleetBrokerTable) -> Login:
     return Login(url=broker.url, username=broker.username, password=password, ca_file=broker.ca_file)
 
 
-def look_at(targets: Sequence[Target], *, health: bool = False, kept: bool = False) -> dict[str, Known]:
+def look_at(targets: Sequence[FleetDevice], *, health: bool = False, kept: bool = False) -> dict[str, Known]:
     """What the broker keeps of devices, and with `health` what they say of themselves, by name.
 
     With `kept` what they last reported of a rollout too; and an account that may not ask for health does without.
@@ -156,7 +156,7 @@ def look_at(targets: Sequence[Target], *, health: bool = False, kept: bool = Fal
 
 
 def _listen(
-    broker: Login, targets: Sequence[Target], filters: Sequence[str], *, health: bool, quiet_s: float
+    broker: Login, targets: Sequence[FleetDevice], filters: Sequence[str], *, health: bool, quiet_s: float
 ) -> dict[str, Known]:
     known = {target.name: Known() for target in targets}
     open_ones = set(known)

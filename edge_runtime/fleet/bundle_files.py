@@ -9,7 +9,7 @@ from edge_runtime.bundle.release import RELEASE_SUFFIX
 from edge_runtime.bundle.signature import SUFFIXES
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.errors import RefusedError
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import Listed
 
 # What travels with a bundle, where it exists: signatures, the release document, and a permission for an older version.
@@ -97,7 +97,7 @@ def require_class(target: FleetDevice, files: BundleFiles) -> None:
         )
 
 
-def pinned(target: Target, model: str, version: str) -> str | None:
+def pinned(target: FleetDevice, model: str, version: str) -> str | None:
     """Why a device keeps the version that the inventory pins it to; None where it may get this one."""
     pin = next((each for each in target.pins if each.split()[0] == model), None)
     if pin is None or pin.split()[1] == version:
@@ -105,7 +105,7 @@ def pinned(target: Target, model: str, version: str) -> str | None:
     return f"the inventory pins it to {pin}"
 
 
-def kept_by_pin(target: Target, running: Listed) -> str | None:
+def kept_by_pin(target: FleetDevice, running: Listed) -> str | None:
     """Why a rollback leaves a device alone: it runs the very version that the inventory pins it to."""
     pin = f"{running['name']} {running['version']}"
     return f"the inventory pins it to {pin}" if pin in target.pins else None

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.fleet.hung import HungDevices
-from edge_runtime.fleet.inventory import Fleet, RolloutTable, Target, find_inventory, load_inventory, select
+from edge_runtime.fleet.inventory import Fleet, FleetDevice, RolloutTable, find_inventory, load_inventory, select
 from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import (
     NO_LIMIT,

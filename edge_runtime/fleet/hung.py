@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.fleet.inventory import Target
+from edge_runtime.fleet.inventory import FleetDevice
 
 NAME = "hung-devices.json"
 
@@ -34,7 +34,7 @@ class HungDevices:
         except (OSError, msgspec.MsgspecError, ValueError):
             return set()
 
-    def last(self, targets: Sequence[Target]) -> list[Target]:
+    def last(self, targets: Sequence[FleetDevice]) -> list[FleetDevice]:
         """The devices in their order, those that hung last time at the end."""
         hung = self.names()
         return sorted(targets, key=lambda each: each.name in hung)

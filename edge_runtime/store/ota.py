@@ -33,7 +33,7 @@ import msgspec
 
 from edge_runtime.bundle.open import one_line
 from edge_runtime.errors import BundleError, EdgeError, TransientError
-from edge_runtime.mqtt.failover import AnyConnection
+from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.store.ota_flood import FloodGuard, Kind
 from edge_runtime.store.ota_parts import Incoming, Offer

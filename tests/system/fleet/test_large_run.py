@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ import pytest
 
 from tests.support.broker import Mosquitto
 from tests.support.builders import Signer, classification, signer
-from tests.support.namespaces import ROOT
+from tests.support.namespaces import ROOT, Lan
+from tests.support.namespaces import Device as NetworkDevice
+from tests.support.ports import find_free_port
 from tests.support.stand_ins import StandIns
 from tests.support.waiting import wait_until
+from tests.system.fleet.conftest import MakeLan
+from tests.system.fleet.test_provision import SYSTEMCTL
+from tests.system.fleet.test_whole_fleet import DEVICE_FILE
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -113,6 +119,7 @@ class Run:
         document["code"] = process.returncode
         document["seconds"] = time.monotonic() - began
         document["cpu"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        document["peak_mb"] = after.ru_maxrss // 1024  # of the largest child so far
         return document
 
     def truth(self) -> dict[str, str]:
@@ -210,7 +217,9 @@ def stop_a_bad_bundle(run: Run, wave: int) -> None:
     assert "1.2.0" not in run.truth().values()
 
 
-def interrupt(run: Run, moments: int, seed: int, *, extra: dict[str, Callable[[], str]] | None = None) -> Counter[str]:
+def interrupt(
+    run: Run, moments: int, seed: int, *, extra: Mapping[str, Callable[[], str]] | None = None
+) -> Counter[str]:
     """Interrupt commands at random moments until each rollout is through; the table is right, none installs twice.
 
     Args:
@@ -286,6 +295,165 @@ def _strike(process: "subprocess.Popen[Any]", blow: str) -> None:
         document = json.loads(out)
         assert document["interrupted"] == (process.returncode == 130)
         assert len(document["devices"]) >= 1
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Hub:
+    """mosquitto as shipped, in a network namespace or here, whose messages are counted.
+
+    Args:
+        folder: for its configuration.
+        host: the address that it listens on.
+        port: likewise.
+        within: words before each command.
+    """
+
+    def __init__(self, folder: Path, host: str, port: int, within: tuple[str, ...] = ()) -> None:
+        self.host, self.port = host, port
+        self._within = within
+        config = folder / "hub.conf"
+        config.write_text(f"listener {port} {host}\nallow_anonymous true\nuser root\nsys_interval 1\n")
+        self.process = subprocess.Popen(
+            [*within, "mosquitto", "-c", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_until(lambda: self._read("version") is not None, "the broker", 20.0)
+
+    def messages(self) -> tuple[int, int]:
+        """How many PUBLISH messages came in and went out."""
+        time.sleep(2.0)  # it counts once a second
+        found = [self._read(f"publish/messages/{each}") for each in ("received", "sent")]
+        return int(found[0] or 0), int(found[1] or 0)
+
+    def _read(self, name: str) -> str | None:
+        words = ["mosquitto_sub", "-h", self.host, "-p", str(self.port), "-C", "1", "-W", "5", "-t"]
+        done = subprocess.run(
+            [*self._within, *words, f"$SYS/broker/{name}"], capture_output=True, text=True, check=False, timeout=20
+        )
+        return done.stdout.strip() or None
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait(10)
+
+
+@long_only
+@pytest.mark.parametrize("count", [40, 200, 1000])
+def test_what_a_rollout_costs(tmp_path: Path, make_run: MakeRun, count: int) -> None:
+    """Time, CPU, memory and messages of one command over 40, 200 and 1,000 devices of all kinds; then of `devices`."""
+    hub = Hub(tmp_path, "127.0.0.1", find_free_port())
+    try:
+        run = make_run(hub.host, hub.port, kinds_of(count))
+        before, broker = hub.messages(), cpu_of(hub.process.pid)
+        found = roll_out_to_a_mixed_fleet(run)
+        after = hub.messages()
+        listed = run("devices")
+        figures = {
+            "devices": count, "seconds": round(found["seconds"], 1), "cpu": round(found["cpu"], 2),
+            "peak_mb": found["peak_mb"], "received": after[0] - before[0], "sent": after[1] - before[1],
+            "broker_cpu": round(cpu_of(hub.process.pid) - broker, 2), "file_kb": _file_kb(run),
+            "list_seconds": round(listed["seconds"], 1),
+            "signatures": run.stand_ins("table")["checked"],
+        }  # fmt: skip
+        _tell(figures)
+        reachable = sum(1 for row in listed["rows"] if row["reachable"] and row["models"] and row["runtime"])
+        assert reachable == count
+        stop_a_bad_bundle(run, wave=max(10, count // 10))
+    finally:
+        hub.stop()
+
+
+def _tell(figures: Mapping[str, object]) -> None:
+    """For `pytest -rP`."""
+    sys.stdout.write(f"FIGURES {json.dumps(figures)}\n")
+
+
+def _file_kb(run: Run) -> int:
+    return (run.folder / "rollouts.db").stat().st_size // 1024
+
+
+@long_only
+def test_fifty_interruptions_over_eight_real_daemons(tmp_path: Path, make_lan: MakeLan, make_run: MakeRun) -> None:
+    """Four devices that ssh reaches and four that MQTT reaches, all with the real daemon, beside 40 stand-ins."""
+    lan, hub, extra = _eight(tmp_path, make_lan)
+    try:
+        names = [f"s-{number:02}" for number in range(40)]
+        within = ("ip", "netns", "exec", lan.hub)
+        run = make_run(hub.host, hub.port, dict.fromkeys(names, "good"), extra=extra, within=within)
+        first = run("flash", run.bundle("1.1.0"), "--all", "--soak", "0", "--limit", "16")
+        assert set(first["results"].values()) == {"done"}, first["devices"]
+        asked = {each.name: partial(_version, each) for each in lan.devices}
+        done = interrupt(run, 50, seed=11, extra=asked)
+        _tell(done)
+        for each in lan.devices:
+            _require_single_lines(each)
+    finally:
+        hub.stop()
+
+
+@long_only
+def test_eight_real_daemons_beside_a_thousand_stand_ins(tmp_path: Path, make_lan: MakeLan, make_run: MakeRun) -> None:
+    """One `rollout` over all of them, of every kind; and one `flash` over the real ones, by ssh and by MQTT."""
+    lan, hub, extra = _eight(tmp_path, make_lan)
+    try:
+        within = ("ip", "netns", "exec", lan.hub)
+        run = make_run(hub.host, hub.port, kinds_of(1000), extra=extra, within=within)
+        real = [each.name for each in lan.devices]
+        first = run("flash", run.bundle("1.0.5"), *real, "--soak", "0")
+        assert set(first["results"].values()) == {"done"}, first["devices"]
+        found = roll_out_to_a_mixed_fleet(run)
+        assert {found["results"][name] for name in real} == {"done"}
+        assert {_version(each) for each in lan.devices} == {"1.1.0"}
+        _tell({each: found[each] for each in ("seconds", "cpu", "peak_mb")})
+    finally:
+        hub.stop()
+
+
+def _eight(folder: Path, make_lan: MakeLan) -> tuple[Lan, Hub, str]:
+    """Eight devices with the real daemon, the broker, and their part of the inventory: the last four over MQTT."""
+    lan = make_lan(0)
+    for number in range(8):
+        lan.add(number)
+    hub = Hub(folder, f"10.77.{lan.subnet}.1", 1883, ("ip", "netns", "exec", lan.hub))
+    (folder / "systemctl").write_text(SYSTEMCTL.replace("runuser -u edge-runtime -- env", "env"))
+    extra = f'[defaults]\nssh_config = "{lan.write_ssh()}"\naccount = "root"\nconnect_timeout = 2\nstall_timeout = 3\n'
+    for number, device in enumerate(lan.devices):
+        file = folder / f"{device.name}.toml"
+        store = 'desired = "follow"\nover_mqtt = "signed"\nover_mqtt_rate = 4_000_000\n'
+        file.write_text(DEVICE_FILE.format(name=device.name, hub=hub.host) + store)
+        device.run(f"install -m 755 {folder}/systemctl /usr/local/bin/systemctl")
+        device.run(f"cp {file} /etc/edge-runtime/; touch /run/edge-runtime/enabled")
+        _first_model(folder, device)
+        way = 'transport = "mqtt"' if number >= 4 else f'address = "{device.address}"'
+        extra += f'[[device]]\nname = "{device.name}"\n{way}\n'
+    return lan, hub, extra
+
+
+def _first_model(folder: Path, device: NetworkDevice) -> None:
+    """Install 1.0.0 by hand, and start the service."""
+    path = folder / "first.onnx"
+    if not path.exists():
+        classification(name="m", version="1.0.0").save(path)
+        Signer(folder / "signing-key", folder / "allowed_signers").sign(path)
+    store = "/opt/edge-runtime/bin/edge-runtime models --allowed-signers /etc/edge-runtime/allowed_signers"
+    device.run(f"{store} install {path} && systemctl start edge-runtime@{device.name}")
+
+
+def _version(device: NetworkDevice) -> str:
+    listed = json.loads(device.run("/opt/edge-runtime/bin/edge-runtime models list --json"))
+    return next((str(each["version"]) for each in listed if each["state"] in {"active", "probation"}), "none")
+
+
+def _require_single_lines(device: NetworkDevice) -> None:
+    """The daemon's log has no bundle that was installed twice over MQTT."""
+    lines = [line for line in device.run("cat /run/edge-runtime/log").splitlines() if "bundle installed" in line]
+    versions = [json.loads(line)["version"] for line in lines]
+    assert len(versions) == len(set(versions)), versions
 
 
 def test_a_mixed_fleet_gets_a_bundle_by_one_command(mosquitto: Mosquitto, make_run: MakeRun) -> None:
