@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.bundle.model import Model
-from edge_runtime.bundle.open import open_bundle
 from edge_runtime.http import connections as connections_module
 from edge_runtime.http import server as server_module
 from edge_runtime.http.app import App
@@ -25,7 +23,7 @@ from edge_runtime.http.request_reader import BadRequestError, RequestReader
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
 from edge_runtime.system.memory import resident_bytes
-from tests.support import builders
+from tests.support.http_server import activity, running
 from tests.support.waiting import wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
@@ -38,27 +36,21 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A model on demand."""
-    path = builders.classification().save(tmp_path_factory.mktemp("bundle") / "activity.onnx")
-    return Served("activity", Model(open_bundle(path)), device="d", start=1)
+    return activity(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture
 def server(served: Served) -> Iterator[Server]:
     """A server of that model, without a token."""
-    made = Server(App([served], Board()), "127.0.0.1:0")
-    made.start()
-    yield made
-    assert made.failures == 0
-    made.stop()
+    with running(served) as made:
+        yield made
 
 
 @pytest.fixture
 def guarded(served: Served) -> Iterator[Server]:
     """A server that wants a token."""
-    made = Server(App([served], Board(), token=TOKEN), "127.0.0.1:0")
-    made.start()
-    yield made
-    made.stop()
+    with running(served, TOKEN) as made:
+        yield made
 
 
 def dial(server: Server) -> socket.socket:

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from edge_runtime.bundle.model import Model
-from edge_runtime.bundle.open import open_bundle
 from edge_runtime.http import connections as connections_module
 from edge_runtime.http import server as server_module
 from edge_runtime.http.app import App
@@ -21,7 +19,7 @@ from edge_runtime.http.server import Server
 from edge_runtime.http.yield_to_loop import LoopGate
 from edge_runtime.system import watchdog
 from edge_runtime.system.loop import Loop
-from tests.support import builders
+from tests.support.http_server import activity, running
 from tests.support.waiting import wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
@@ -31,17 +29,14 @@ POST = b"POST /predict/activity HTTP/1.1\r\nHost: localhost\r\nContent-Length: %
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A model on demand."""
-    path = builders.classification().save(tmp_path_factory.mktemp("bundle") / "activity.onnx")
-    return Served("activity", Model(open_bundle(path)), device="d", start=1)
+    return activity(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture
 def server(served: Served) -> Iterator[Server]:
     """A server of that model, beside no loop."""
-    made = Server(App([served], Board()), "127.0.0.1:0")
-    made.start()
-    yield made
-    made.stop()
+    with running(served, may_fail=True) as made:
+        yield made
 
 
 def dial(server: Server) -> socket.socket:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.bundle.model import Model
-from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.http import connections as connections_module
 from edge_runtime.http.app import App
@@ -19,7 +17,7 @@ from edge_runtime.http.listening import ListenError, bind, inherited
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
-from tests.support import builders
+from tests.support.http_server import activity, running
 from tests.support.waiting import wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
@@ -31,18 +29,14 @@ LONG_S = 60.0  # within which a drain is never over by time
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A model on demand."""
-    path = builders.classification().save(tmp_path_factory.mktemp("bundle") / "activity.onnx")
-    return Served("activity", Model(open_bundle(path)), device="d", start=1)
+    return activity(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture
 def server(served: Served) -> Iterator[Server]:
     """A server of that model."""
-    made = Server(App([served], Board()), "127.0.0.1:0")
-    made.start()
-    yield made
-    assert made.failures == 0
-    made.stop()
+    with running(served) as made:
+        yield made
 
 
 def dial(server: Server) -> socket.socket:
