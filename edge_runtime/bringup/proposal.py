@@ -1,6 +1,6 @@
 """Frames that were seen, and the channels of a bundle -> the keys of a source. Pure.
 
-Guarantee: what cannot be told from the frames stands among the doubts, and is not guessed: a column without a name is
+Guarantee: what the frames do not show is listed among the doubts, and is not guessed: a column without a name is
 `_`, which nothing reads.
 """
 

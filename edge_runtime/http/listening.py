@@ -149,6 +149,6 @@ def _is_listened_on(path: str) -> bool:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
-        except OSError:  # its queue is full, or it is not ours to connect to: somebody's at any rate
+        except OSError:  # its queue is full, or access is denied: in use by another process
             return True
     return True
