@@ -98,6 +98,10 @@ torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage:
 fleet-run: $(VENV)/.setup ## rollouts over 40, 200 and 1,000 stand-ins and eight real daemons, and 50 interruptions: half an hour (see docs/fleet.md)
 	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 -rP tests/system/fleet/test_large_run.py $(PYTEST)
 
+.PHONY: restarts
+restarts: $(VENV)/.setup ## restart the service 1,440 times behind nginx and Caddy under clients, as a day of a restart a minute has it: two hours
+	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=14400 tests/system/test_http_proxy.py -k restarts $(PYTEST)
+
 .PHONY: controls
 controls: $(VENV)/.setup ## break each promise of docs/guarantees.md once, and see its test go red: half an hour
 	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults/controls $(PYTEST)

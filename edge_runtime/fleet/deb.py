@@ -56,7 +56,7 @@ if [ "$1" = configure ]; then
     /opt/edge-runtime/bin/python -m compileall -q -j 1 /opt/edge-runtime/lib >/dev/null 2>&1 || true
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload || true
-        systemctl try-restart 'edge-runtime@*.service' || true
+        systemctl try-restart 'edge-runtime@*.service' 'edge-runtime-serve@*.service' || true
     fi
 fi
 """
@@ -65,7 +65,7 @@ _PRERM = """\
 #!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
-    systemctl stop 'edge-runtime@*.service' || true
+    systemctl stop 'edge-runtime@*.service' 'edge-runtime-serve@*.socket' 'edge-runtime-serve@*.service' || true
 fi
 find /opt/edge-runtime -depth -name __pycache__ -type d -exec rm -rf {} + 2>/dev/null || true
 """
@@ -146,7 +146,8 @@ def _fill(root: Path, wheels: Wheels, python: str) -> None:
     (root / "usr/bin").mkdir(parents=True)
     (root / "usr/bin/edge-runtime").symlink_to("/opt/edge-runtime/bin/edge-runtime")
     share = shared_folder()
-    _copy(share / "edge-runtime@.service", root / "usr/lib/systemd/system/edge-runtime@.service")
+    for unit in ("edge-runtime@.service", "edge-runtime-serve@.service", "edge-runtime-serve@.socket"):
+        _copy(share / unit, root / "usr/lib/systemd/system" / unit)
     for folder in ("sysusers.d", "tmpfiles.d", "modules-load.d"):
         _copy(share / folder / "edge-runtime.conf", root / "usr/lib" / folder / "edge-runtime.conf")
     documents = root / "usr/share/doc/edge-runtime"

@@ -12,6 +12,7 @@ from edge_runtime.errors import EXIT_CONFIG
 
 FOLDER = Path(__file__).resolve().parents[3] / "systemd"
 UNIT = FOLDER / "edge-runtime@.service"
+SERVE, SOCKET = FOLDER / "edge-runtime-serve@.service", FOLDER / "edge-runtime-serve@.socket"
 
 with_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 
@@ -27,16 +28,18 @@ def values(key: str, text: str = "") -> list[str]:
 
 
 @with_systemd
-def test_systemd_has_nothing_to_say_about_the_unit() -> None:
+@pytest.mark.parametrize("unit", [UNIT, SERVE, SOCKET], ids=lambda unit: unit.name)
+def test_systemd_has_nothing_to_say_about_the_unit(unit: Path) -> None:
     """Every key and value of the unit is known to systemd, 252 and newer."""
-    answer = run("systemd-analyze", "verify", str(UNIT))
+    answer = run("systemd-analyze", "verify", str(unit))
     assert (answer.returncode, answer.stderr) == (0, "")
 
 
 @with_systemd
-def test_the_unit_is_confined() -> None:
+@pytest.mark.parametrize("unit", [UNIT, SERVE], ids=lambda unit: unit.name)
+def test_the_unit_is_confined(unit: Path) -> None:
     """`systemd-analyze security` rates the unit at 2.0 or better."""
-    answer = run("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=20", str(UNIT))
+    answer = run("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold=20", str(unit))
     found = re.search(r"Overall exposure level for \S+: ([\d.]+)", answer.stdout)
     assert found, answer.stderr
     assert float(found[1]) <= 2.0
