@@ -10,20 +10,23 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from converter.choice import Form, Found, prices
 from converter.data import Dataset, read_data, split, table_columns
-from converter.evaluate import Truth, metric_name, truth_of
-from converter.fidelity import Ask, Fidelity, compare, label_is_not_the_largest, probability_fault
+from converter.evaluate import Truth, judge, metric_name, truth_of
+from converter.fidelity import Ask, Fidelity, compare, label_is_not_the_largest, probability_fault, tolerances
 from converter.graph.build import serialize
 from converter.graph.shrink import Saving, settled, shrunk, unasked
 from converter.layers import Layer, worst_of
 from converter.load import open_model
 from converter.load.source import Answer, Core, SourceModel
 from converter.load.tensors import layout_of
+from converter.named_answers import compare_named, rows_to_judge
 from converter.normal_form import normal_form
 from converter.package import write_bundle
 from converter.plan import BundlePlan, agree, with_unknown
@@ -32,7 +35,7 @@ from converter.quantize import Candidate, Recipe, candidate, has_products
 from converter.report import FormRow, Proof, table, write_page
 from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
-from converter.session import CHUNK, run, session_of, start_of
+from converter.session import CHUNK, run, run_stream, session_of, start_of
 from converter.spec import Spec
 from converter.stages import stage
 from converter.stopwatch import Stopwatch
@@ -41,6 +44,7 @@ from converter.targets import estimate, this_host, warnings_for
 from converter.whole_file import WholeFile, is_quantised
 from edge_runtime.bundle.manifest import State
 from edge_runtime.bundle.measured import Measured, read_measured
+from edge_runtime.bundle.model import NAMED_TASKS
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
@@ -51,6 +55,8 @@ _THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold
 # a thousand is no rounding: the conversion changed the model.
 _DIFFERING_SHARE = 0.001
 _DRIFT_ROWS = 10_000
+_STREAM_ROWS = 256
+_STATE_GAP, _STATE_STEP = 1e-3, 0.02  # of a state's largest value: rounding, and two steps of int8
 _COMPARED_ROWS = 2048  # between a graph and its smaller self
 
 
@@ -87,7 +93,7 @@ class Conversion:
         source.settle(plan.input.tensor_shape)
         plan = with_unknown(plan, source)
         self._time.begin("reading the data")
-        material = self._material(plan, source)
+        material = self._fewer(self._material(plan, source), plan)
         self._time.begin("converting")
         self._say(f"converting {source.framework} to ONNX")
         with stage(options.model, "converting it to ONNX", _ANOTHER_WAY):
@@ -127,6 +133,7 @@ class Conversion:
         savings = (*left, *savings, _names(base.candidate))
         self._tell_savings(savings, base)
         self._check_float(base, bench, plan, ask_in_order)
+        self._check_stream(source, base, bench, plan)
         bench = self._beyond_the_data(base, model, bench, plan, (ask_in_order, source.sentinels))
         file = WholeFile(
             source=source, plan=plan, dataset=material.dataset, options=options, target=self._target,
@@ -187,6 +194,17 @@ class Conversion:
             how = f"{len(calibration)} rows to calibrate with, {how}, none in both"
         self._say(f"reading {dataset.place}: {how}")
         return Material(calibration.windows, evaluation.windows, truth, dataset)
+
+    def _fewer(self, material: Material, plan: BundlePlan) -> Material:
+        """Rows to judge by, fewer where the answers are so large that those to all rows would fill the memory."""
+        numbers = sum(math.prod(tensor.shape) for tensor in plan.tensors)
+        rows = len(material.evaluation)
+        count = rows_to_judge(numbers, rows)
+        if count == rows:
+            return material
+        self._say(f"judged on {count} of {rows} rows, evenly spread: each answer holds {numbers:,} numbers")
+        picked = np.linspace(0, rows - 1, count).astype(np.int64)
+        return replace(material, evaluation=material.evaluation[picked])
 
     def _read(self, path: Path, plan: BundlePlan) -> Dataset:
         dataset, said = admitted(read_data(path, self._spec, plan.input), plan)
@@ -256,6 +274,9 @@ class Conversion:
             wrong = not steps.is_rounding
         elif plan.task == "anomaly" and is_quantised(model):
             wrong = found.differing > max(1, int(rows * _DIFFERING_SHARE))
+        elif plan.task in NAMED_TASKS:
+            seen = compare_named(form.answer, bench.expected, plan.task, plan.labels)
+            wrong = not seen.is_faithful
         else:
             seen = compare(form.answer, bench.expected, bench.evaluation, ask, _names_of(plan))
             wrong = not seen.is_faithful
@@ -274,6 +295,39 @@ class Conversion:
                 f"{len(seen.fence):,} of {rows:,} rows stand on a fence of the model (the first: row {seen.fence[0]}): "
                 "the source itself answers otherwise for a reading one rounding away"
             )
+
+    def _check_stream(self, source: SourceModel, base: Form, bench: Bench, plan: BundlePlan) -> None:
+        """Refuse a recurrent model whose answers leave the source's while states are handed on."""
+        if not bench.states:
+            return
+        rows = bench.evaluation[:_STREAM_ROWS]
+        with stage(self._options.model, f"asking the model in {source.framework} for a stream"):
+            answers = source.stream(rows)
+        if answers is None:
+            return
+        expected, passed = _in_order(answers[0], plan), answers[1]
+        model = onnx.load_model_from_string(base.candidate.model)
+        found, states = run_stream(session_of(base.candidate.model), rows, bench.states)
+        seen = judge(found, expected, Truth(), plan.task, plan.threshold)
+        steps = steps_between(model, found, expected)
+        gap = max(_relative_gap(states[name], part) for name, part in passed.items())
+        if steps is not None:
+            wrong = not steps.is_rounding or gap > _STATE_STEP
+        elif plan.task in NAMED_TASKS:
+            wrong = not compare_named(found, expected, plan.task, plan.labels).is_faithful or gap > _STATE_GAP
+        else:
+            # States add up what kernels round: what a window alone may be off, times four.
+            columns = next(part for name, part in expected.tensors().items() if name != "label").reshape(len(rows), -1)
+            other = next(part for name, part in found.tensors().items() if name != "label").reshape(len(rows), -1)
+            wrong = bool((np.abs(columns - other) > 4 * tolerances(expected)).any()) or gap > _STATE_GAP
+        if wrong:
+            raise CommandError(
+                f"{self._options.model}: the ONNX form does not answer a stream as the source does: over {len(rows)} "
+                f"windows with the states handed on {seen.differing:,} labels differ, scores by up to "
+                f"{seen.difference:.3g}, states by up to {gap:.3g} of their largest value: no file was written"
+            )
+        exact = "to the last bit" if seen.difference == gap == 0.0 else f"scores within {seen.difference:.2g}"
+        self._say(f"a stream of {len(rows)} windows, states handed on, is answered as by the source: {exact}")
 
     def _beyond_the_data(
         self, base: Form, model: onnx.ModelProto, bench: Bench, plan: BundlePlan, source: tuple[Ask, tuple[float, ...]]
@@ -298,7 +352,7 @@ class Conversion:
             return replace(bench, probes=probes)
         near, far = beyond(
             probes, base.candidate.model, bench.states, CHUNK if bench.batch_free else 1, ask,
-            names=_names_of(plan), recorded=bench.evaluation, expected=bench.expected,
+            names=_names_of(plan), recorded=bench.evaluation, expected=bench.expected, task=plan.task,
         )  # fmt: skip
         if near is not None:
             raise CommandError(
@@ -395,6 +449,13 @@ def _row(form: Form) -> FormRow:
     came = form.candidate.method == "none" and is_quantised(onnx.load_model_from_string(form.candidate.model))
     name = "int8, as it came" if came else form.candidate.name
     return FormRow(name, form.size, form.judgement, speed=form.speed)
+
+
+def _relative_gap(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference of a state, as a share of its largest value."""
+    gap = np.abs(found.reshape(expected.shape).astype(np.float64) - expected)
+    largest = float(np.abs(expected).max(initial=0.0))
+    return float(gap.max(initial=0.0)) / max(largest, 1e-6)
 
 
 def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:

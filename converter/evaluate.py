@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.load.source import Answer, class_name
+from converter.named_answers import metric_of, worth
 from edge_runtime.batch.label_names import places_of
 from edge_runtime.bundle.manifest import Task
+from edge_runtime.bundle.model import NAMED_TASKS
 from edge_runtime.errors import CommandError
 
 
@@ -61,7 +63,7 @@ def truth_of(raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classe
     Raises:
         CommandError: a label is neither, or a number is none.
     """
-    if raw is None:
+    if raw is None or task in NAMED_TASKS:
         return Truth()
     if task == "regression":
         try:
@@ -91,6 +93,8 @@ def metric_name(task: Task, truth: Truth) -> str:
     """What the metric of a task is called."""
     if task == "classification":
         return "accuracy" if truth.label is not None else "agreement with the source"
+    if task in NAMED_TASKS:
+        return metric_of(task)
     if task == "regression":
         return "R2" if truth.value is not None else "R2 against the source"
     return "ROC AUC" if _both(truth) else "agreement with the source"
@@ -98,7 +102,9 @@ def metric_name(task: Task, truth: Truth) -> str:
 
 def judge(answer: Answer, source: Answer, truth: Truth, task: Task, threshold: float | None = None) -> Judgement:
     """Compare one form of the model with the source, and with the truth where it is known."""
-    if task == "classification":
+    if task in NAMED_TASKS:
+        metric, differing, gap = worth(answer, source, task)
+    elif task == "classification":
         assert answer.label is not None
         assert source.label is not None
         right = truth.label if truth.label is not None else source.label

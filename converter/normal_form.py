@@ -4,7 +4,7 @@ One input `window`, float32 `[N, length, channels]` (or `[N, *shape]`), and by t
 `scores` float32 `[N, classes]`, `value` float32 `[N, targets]`, or `score` float32 `[N]`, higher is stranger.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -12,10 +12,14 @@ from onnx import TensorProto
 
 from converter.graph.build import FLOAT, INT64, OPSET, GraphBuilder, opset_of
 from converter.graph.shrink_trees import forget_missing
+from converter.graph.suppress import suppressed
 from converter.load.source import Core, StateTensor
 from converter.plan import BundlePlan
 from edge_runtime.bundle.manifest import INPUT_NAME
 from edge_runtime.errors import CommandError
+
+if TYPE_CHECKING:
+    from converter.load.tensors import Layout
 
 
 def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
@@ -27,12 +31,13 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
     builder = GraphBuilder(max(OPSET, opset_of(core.model)))
     batch = "N" if core.batch_free else 1
     window = builder.input(INPUT_NAME, FLOAT, (batch, *plan.input.tensor_shape))
-    builder.reserve("label", "scores", "value", "score")
+    builder.reserve("label", "scores", "value", "score", "boxes", *(tensor.name for tensor in plan.tensors))
     builder.reserve(*(name for state in core.states for name in (state.input, state.output)))
-    fed, arranged = _feed(builder, window, core, plan)
-    feeds = {core.input: fed}
+    feeds, arranged = _feeds(builder, window, core, plan)
     for name, array in core.constants.items():
         feeds[name] = builder.constant(array, array.dtype)
+        if name in core.expanded:
+            feeds[name] = _repeated(builder, feeds[name], array.shape, window)
     for state in core.states:
         feeds[state.input] = _state_in(builder, state, core, batch)
     values = builder.embed(core.model, feeds)
@@ -47,9 +52,21 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
     elif plan.task == "regression":
         if "value" not in core.outputs:
             raise CommandError(f"expected a model that gives values, found one that gives {', '.join(core.outputs)}")
-        # Counted from the end, because some converters stack the targets of all rows.
-        columns = builder.constant([-1, len(plan.targets)], np.int64)
-        builder.output("value", builder.node("Reshape", value("value"), columns), FLOAT, (batch, len(plan.targets)))
+        builder.output("value", _side_by_side(builder, core, plan, value), FLOAT, (batch, len(plan.targets)))
+    elif plan.task == "detection":
+        detection = core.extra["detection"]
+        parts = [value(f"detection_{place}") for place in range(len(detection.sources))]
+        boxes, scores, label = suppressed(builder, detection, parts)
+        builder.output("boxes", boxes, FLOAT, (batch, detection.most, 4))
+        builder.output("scores", scores, FLOAT, (batch, detection.most))
+        builder.output("label", label, INT64, (batch, detection.most))
+    elif plan.task in ("tensor", "embedding"):
+        for tensor in plan.tensors:
+            kind = FLOAT if tensor.dtype == "float32" else INT64
+            name = core.outputs[f"tensor_{tensor.name}"]
+            found = values[name] if kinds[name] == kind else builder.cast(values[name], kind)
+            found = builder.node("Reshape", found, builder.constant([-1, *tensor.shape], np.int64))
+            builder.output(tensor.name, found, kind, (batch, *tensor.shape))
     else:
         _anomaly(builder, core, value, arranged)
     for state in core.states:
@@ -60,11 +77,52 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
     return model
 
 
-def _feed(builder: GraphBuilder, window: str, core: Core, plan: BundlePlan) -> tuple[str, str]:
-    """The window as the model wants it, and the same in float32."""
+def _side_by_side(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any) -> str:
+    """The targets of one output, or of several one beside the other."""
+    # Counted from the end, because some converters stack the targets of all rows.
+    names = [name for name in core.outputs if name == "value" or name.startswith("value_")]
+    if len(names) == 1:
+        return builder.node("Reshape", value("value"), builder.constant([-1, len(plan.targets)], np.int64))
+    flat = [builder.node("Flatten", value(name), axis=1) for name in names]
+    return builder.node("Concat", *flat, axis=1)
+
+
+def _repeated(builder: GraphBuilder, constant: str, shape: tuple[int, ...], window: str) -> str:
+    """A constant once for every window of a batch."""
+    count = builder.node("Gather", builder.node("Shape", window), builder.constant([0], np.int64), axis=0)
+    sizes = [count, builder.constant(list(shape[1:]), np.int64)] if len(shape) > 1 else [count]
+    return builder.node("Expand", constant, builder.node("Concat", *sizes, axis=0))
+
+
+def _feeds(builder: GraphBuilder, window: str, core: Core, plan: BundlePlan) -> tuple[dict[str, str], str]:
+    """Every input that takes a part of the window, and the window as the first of them wants it, in float32."""
+    if not core.feeds:
+        fed, arranged = _feed(builder, window, core, core.input, core.arrange, core.shape, plan.input.tensor_shape)
+        return {core.input: fed}, arranged
+    found, first = {}, ""
+    for feed in core.feeds:
+        part = window
+        if feed.columns is not None:
+            part = builder.node("Gather", part, builder.constant(feed.columns, np.int64), axis=2)
+        if feed.last:
+            part = builder.node("Gather", part, builder.constant([-1], np.int64), axis=1)
+        layout = feed.layout
+        found[feed.input], arranged = _feed(builder, part, core, feed.input, layout, layout.wanted, layout.window)
+        first = first or arranged
+    return found, first
+
+
+def _feed(
+    builder: GraphBuilder,
+    window: str,
+    core: Core,
+    name: str,
+    layout: "Layout | None",
+    wanted: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> tuple[str, str]:
+    """The window, or a part of it, as an input of the model wants it, and the same in float32."""
     value = window
-    shape = plan.input.tensor_shape
-    layout = core.arrange
     if layout is not None:
         if (layout.scale, layout.offset) != (1.0, 0.0):
             value = builder.node("Mul", value, builder.constant(layout.scale))
@@ -72,9 +130,9 @@ def _feed(builder: GraphBuilder, window: str, core: Core, plan: BundlePlan) -> t
         if layout.perm is not None:
             value = builder.node("Transpose", value, perm=list(layout.perm))
             shape = tuple(shape[axis - 1] for axis in layout.perm[1:])
-    if shape != core.shape:
-        value = builder.node("Reshape", value, builder.constant([0, *core.shape], np.int64))
-    kind = _kind_of(core, core.input)
+    if shape != wanted:
+        value = builder.node("Reshape", value, builder.constant([0, *wanted], np.int64))
+    kind = _kind_of(core, name)
     if kind in _INTEGERS:
         fed = builder.node("Round", value)
         if kind in _LIMITS:

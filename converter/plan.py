@@ -9,7 +9,7 @@ import msgspec
 
 from converter.load.source import SourceModel, class_names
 from converter.spec import Spec
-from edge_runtime.bundle.manifest import Channel, Input, Target, Task, Window
+from edge_runtime.bundle.manifest import Channel, Input, NamedTensor, Target, Task, Window
 from edge_runtime.errors import CommandError
 
 
@@ -27,6 +27,8 @@ class BundlePlan:
         order: for each label, the position of its class in the model's own scores.
         targets: of a regression.
         threshold: of an anomaly; None until it is computed from data.
+        tensors: the outputs of the tasks tensor and embedding.
+        detections: the most that a detection answers.
     """
 
     name: str
@@ -38,6 +40,8 @@ class BundlePlan:
     order: tuple[int, ...]
     targets: tuple[Target, ...]
     threshold: float | None
+    tensors: tuple[NamedTensor, ...] = ()
+    detections: int | None = None
 
 
 def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] = ()) -> BundlePlan:
@@ -62,8 +66,9 @@ def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] 
     name = spec.name or re.sub(r"[^\w.-]+", "-", path.stem) or "model"
     threshold = spec.threshold if spec.threshold is not None else source.threshold
     return BundlePlan(
-        name, spec.version, task, window, labels, classes, order, targets, threshold if task == "anomaly" else None
-    )
+        name, spec.version, task, window, labels, classes, order, targets, threshold if task == "anomaly" else None,
+        source.tensors, source.detections,
+    )  # fmt: skip
 
 
 def with_unknown(plan: BundlePlan, source: SourceModel) -> BundlePlan:
@@ -164,6 +169,8 @@ def _channel_count(
 def _labels(
     spec: Spec, source: SourceModel, task: Task | None, mistakes: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    if task == "detection":
+        return spec.labels, spec.labels, tuple(range(len(spec.labels)))
     if task != "classification":
         return (), (), ()
     classes = class_names(source.classes)
@@ -202,4 +209,5 @@ def _targets(spec: Spec, source: SourceModel, task: Task | None, mistakes: list[
     if len(said) > source.targets:
         mistakes.append(f"targets: the specification has {len(said)}, the model gives {source.targets}")
     named = [Target(name=target.name, unit=target.unit) for target in said]
-    return (*named, *(Target(name=f"output_{i}") for i in range(len(named), source.targets)))
+    own = source.target_names or tuple(f"output_{i}" for i in range(source.targets))
+    return (*named, *(Target(name=name) for name in own[len(named) :]))

@@ -8,6 +8,7 @@ Guarantee: what a channel's `range` keeps out is not asked, since no device lets
 a time (and all at once), and of many thresholds a seeded sample.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from converter.fidelity import FEW_CATEGORIES, Ask, compare
 from converter.load.source import Answer
+from converter.named_answers import compare_named, rows_to_judge
 from converter.plan import BundlePlan
 from converter.session import run, session_of, start_of
-from edge_runtime.bundle.manifest import INPUT_NAME, Input, State
+from edge_runtime.bundle.manifest import INPUT_NAME, Input, State, Task
 from edge_runtime.readings import Floats
 from edge_runtime.stream.frame_contract import limits_of
 
@@ -99,6 +101,7 @@ def probing_rows(
     """
     rng = np.random.default_rng(0)
     room = int(np.clip(_NUMBERS // max(1, int(np.prod(windows.shape[1:]))), _LEAST_ROWS, _MOST_ROWS))
+    room = min(room, rows_to_judge(sum(math.prod(tensor.shape) for tensor in plan.tensors), room))
     if plan.input.shape is not None:
         return _frames(windows, plan.input)
     points = list(_points(plan, windows, sentinels))
@@ -164,6 +167,7 @@ def beyond(
     names: Sequence[str],
     recorded: Floats,
     expected: Answer,
+    task: Task = "classification",
 ) -> tuple[Beyond | None, Beyond | None]:
     """The first fault within reason, and the first at the limits of float32; None for none.
 
@@ -176,6 +180,7 @@ def beyond(
         names: of the answers' columns.
         recorded: recorded windows,
         expected: and what the source answers to them.
+        task: of the model.
     """
     if probes.expected is None:
         return None, None
@@ -187,7 +192,10 @@ def beyond(
         rows = np.flatnonzero(mask)
         if not len(rows) or probes.expected is None:
             return None
-        one, other = _take(found, rows), _take(probes.expected, rows)
+        one, other = found.rows(rows), probes.expected.rows(rows)
+        if one.named is not None:
+            seen = compare_named(one, other, task)
+            return Beyond(probes.points[int(rows[seen.first.row])], str(seen.first)) if seen.first else None
         seen = compare(
             one, other, probes.windows[rows], ask, names, scale=expected, recorded=recorded, fences=fences
         )  # fmt: skip
@@ -312,11 +320,7 @@ def _answers(rows: Floats, start: int, ask: Ask, refused: list[tuple[int, str]])
 
 def _joined(parts: list[Answer]) -> Answer:
     tensors = [part.tensors() for part in parts]
-    return Answer(**{name: np.concatenate([part[name] for part in tensors]) for name in tensors[0]})
-
-
-def _take(answer: Answer, rows: NDArray[np.int64]) -> Answer:
-    return Answer(**{name: part[rows] for name, part in answer.tensors().items()})
+    return Answer.of({name: np.concatenate([part[name] for part in tensors]) for name in tensors[0]})
 
 
 def _finite_rows(answer: Answer) -> NDArray[np.bool_]:

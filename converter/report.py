@@ -16,6 +16,7 @@ from converter import plots
 from converter.evaluate import Judgement
 from converter.layers import Layer, worst_of
 from converter.load.source import Answer
+from converter.named_answers import worth
 from converter.session import Speed, processor
 from edge_runtime.errors import CommandError
 from edge_runtime.system.durable import replace_file
@@ -141,7 +142,7 @@ def write_page(path: Path, proof: Proof) -> None:
         parts += [_per_class(proof), _confusions(proof), _reliability(proof)]
     elif proof.plan.task == "regression":
         parts.append(_values(proof))
-    else:
+    elif proof.plan.task == "anomaly":
         parts.append(_scores(proof))
     parts += [_left_out(proof), _machine()]
     title = html.escape(f"{proof.plan.name} {proof.plan.version}")
@@ -237,6 +238,8 @@ def _layers(proof: Proof) -> str:
 
 
 def _gap(answer: Answer, expected: Answer) -> NDArray[np.float64]:
+    if answer.named is not None:
+        return worth(answer, expected, "tensor" if "boxes" not in answer.named else "detection")[2]
     for name in ("scores", "value", "score"):
         one, other = getattr(answer, name), getattr(expected, name)
         if one is not None and other is not None:

@@ -49,7 +49,7 @@ def session_of(model: bytes) -> Any:
 def run(session: Any, windows: Floats, batch: int = CHUNK, states: dict[str, NDArray[Any]] | None = None) -> Answer:
     """Answer windows in batches; states, if any, start at zero for every window."""
     names = [output.name for output in session.get_outputs()]
-    wanted = [name for name in names if name in ("label", "scores", "value", "score")]
+    wanted = names[: len(names) - len(states or {})]  # the states that follow stand at the end
     parts: list[list[NDArray[Any]]] = []
     for start in range(0, len(windows), batch):
         piece = windows[start : start + batch]
@@ -58,7 +58,24 @@ def run(session: Any, windows: Floats, batch: int = CHUNK, states: dict[str, NDA
             feeds[name] = np.zeros((len(piece), *state.shape), dtype=np.float32)
         parts.append(session.run(wanted, feeds))
     joined = {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(wanted)}
-    return Answer(**joined)
+    return Answer.of(joined)
+
+
+def run_stream(session: Any, windows: Floats, states: Sequence[State]) -> tuple[Answer, dict[str, NDArray[Any]]]:
+    """Answers to windows that follow one another, the states handed on as a device does, and each state after each."""
+    names = [output.name for output in session.get_outputs()]
+    wanted = names[: len(names) - len(states)]
+    held = {state.input: np.zeros((1, *state.shape), dtype=np.float32) for state in states}
+    parts: list[list[NDArray[Any]]] = []
+    passed: dict[str, list[NDArray[Any]]] = {state.input: [] for state in states}
+    for row in range(len(windows)):
+        found = dict(zip(names, session.run(names, {INPUT_NAME: windows[row : row + 1], **held}), strict=True))
+        held = {state.input: found[state.output] for state in states}
+        for name, value in held.items():
+            passed[name].append(value)
+        parts.append([found[name] for name in wanted])
+    answer = Answer.of({name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(wanted)})
+    return answer, {name: np.concatenate(values) for name, values in passed.items()}
 
 
 def start_of(states: Sequence[State]) -> dict[str, NDArray[Any]]:

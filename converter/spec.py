@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge_runtime.bundle.manifest import Task
+from edge_runtime.bundle.manifest import MOST_DETECTIONS, Task
 from edge_runtime.errors import CommandError
 
 _SEMANTIC_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
@@ -77,6 +77,36 @@ class ModelSpec(_Table, frozen=True, kw_only=True):
     score: Literal["output", "reconstruction"] | None = None
 
 
+class InputSpec(_Table, frozen=True, kw_only=True):
+    """`[[input]]`: one of several inputs of a model, and the channels that go into it."""
+
+    name: str
+    channels: tuple[str, ...]
+
+
+class OutputSpec(_Table, frozen=True, kw_only=True):
+    """`[[output]]`: one of several outputs; `tensor` is its name in the file, where subscribers read another."""
+
+    name: str
+    tensor: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The tensor of the file."""
+        return self.tensor or self.name
+
+
+class DetectionSpec(_Table, frozen=True, kw_only=True):
+    """`[detection]`: how boxes stand in a detector's output, and which of them are kept."""
+
+    boxes: Literal["cxcywh", "xywh", "xyxy", "yxyx"] = "cxcywh"
+    objectness: bool = False
+    background: bool = False
+    threshold: float = 0.25
+    overlap: float = 0.45
+    most: int = 100
+
+
 class StateSpec(_Table, frozen=True, kw_only=True):
     """`[[state]]`: a tensor that a recurrent model hands from one window to the next."""
 
@@ -109,6 +139,9 @@ class Spec(_Table, frozen=True, kw_only=True):
     target: tuple[TargetSpec, ...] = ()
     frame: FrameSpec | None = None
     model: ModelSpec = ModelSpec()
+    input: tuple[InputSpec, ...] = ()
+    output: tuple[OutputSpec, ...] = ()
+    detection: DetectionSpec | None = None
     state: tuple[StateSpec, ...] = ()
     constants: dict[str, int | float | tuple[float, ...]] = {}
     data: DataSpec = DataSpec()
@@ -175,11 +208,11 @@ def _contradictions(spec: Spec) -> list[str]:
     found += _repeated("target", [target.name for target in spec.target_specs])
     if spec.targets and spec.target:
         found.append("targets: expected either targets or [[target]], found both")
-    if len(spec.labels) == 1:
+    if len(spec.labels) == 1 and spec.task not in ("detection", "multilabel"):
         found.append("labels: expected two or more, found one")
-    if spec.labels and spec.task in ("regression", "anomaly"):
+    if spec.labels and spec.task in ("regression", "anomaly", "tensor", "embedding"):
         found.append(f"labels: expected none with task {spec.task!r}, found {len(spec.labels)}")
-    if spec.target_specs and spec.task in ("classification", "anomaly"):
+    if spec.target_specs and spec.task not in (None, "regression"):
         found.append(f"targets: expected none with task {spec.task!r}, found {len(spec.target_specs)}")
     if spec.window is not None:
         for key, value in (("length", spec.window.length), ("stride", spec.window.stride)):
@@ -197,6 +230,7 @@ def _contradictions(spec: Spec) -> list[str]:
         found.append("threshold: expected either threshold or threshold_quantile, found both")
     if spec.threshold_quantile is not None and not 0 < spec.threshold_quantile <= 1:
         found.append(f"threshold_quantile: expected more than 0 and at most 1, found {spec.threshold_quantile}")
+    found += _ports(spec)
     if spec.frame is not None:
         if spec.window is not None or spec.channel:
             found.append("frame: expected no [window] and no [[channel]] beside it, found both")
@@ -204,6 +238,40 @@ def _contradictions(spec: Spec) -> list[str]:
             found.append(f"frame.shape: expected positive sizes, found {list(spec.frame.shape)}")
         if spec.frame.range is not None and not spec.frame.range[0] < spec.frame.range[1]:
             found.append(f"frame.range: expected low < high, found {list(spec.frame.range)}")
+    return found
+
+
+def _ports(spec: Spec) -> list[str]:
+    """What is wrong with several inputs, several outputs and boxes."""
+    found = _repeated("input", [given.name for given in spec.input])
+    found += _repeated("output", [output.name for output in spec.output])
+    names = [channel.name for channel in spec.channel]
+    for given in spec.input:
+        strange = [name for name in given.channels if name not in names]
+        if strange or not given.channels:
+            found.append(
+                f"input {given.name}: channels: expected some of {', '.join(names) or '[[channel]]'}, "
+                f"found {', '.join(strange) or 'none'}"
+            )
+    if spec.input:
+        fed = {name for given in spec.input for name in given.channels}
+        unused = [name for name in names if name not in fed]
+        if unused:
+            found.append(f"input: expected every channel in one of them, found none for {', '.join(unused)}")
+        if spec.frame is not None or spec.model.input is not None:
+            found.append("input: expected no [frame] and no [model] input beside [[input]], found one")
+    if spec.output and spec.model.output is not None:
+        found.append("output: expected either [[output]] or [model] output, found both")
+    if spec.detection is not None:
+        boxes = spec.detection
+        if spec.task != "detection":
+            found.append(f"detection: expected task = 'detection' with this table, found {spec.task!r}")
+        if not 0 <= boxes.threshold < 1:
+            found.append(f"detection.threshold: expected 0 or more and less than 1, found {boxes.threshold}")
+        if not 0 < boxes.overlap <= 1:
+            found.append(f"detection.overlap: expected more than 0 and at most 1, found {boxes.overlap}")
+        if not 1 <= boxes.most <= MOST_DETECTIONS:
+            found.append(f"detection.most: expected 1 to {MOST_DETECTIONS}, found {boxes.most}")
     return found
 
 

@@ -5,6 +5,7 @@ device pays its costs per wake-up and not per reading.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -101,10 +102,10 @@ class Batch(msgspec.Struct, eq=False):
 class Prediction(msgspec.Struct, eq=False):
     """What one model says about one window, before it is encoded.
 
-    `label` and `scores` (in the order of the manifest's labels) for a classification, `values` (in the order
-    of its targets) for a regression, `score` and `anomaly` for an anomaly. `score` of a classification is the
-    score of its label. `alarm` is the verdict of `decide.py`, which sets the outbox priority as well; `can_alarm`
-    where the model can raise one at all.
+    `label` and `scores` (in the order of the manifest's labels) for a classification, `values` (in the order of its
+    targets) for a regression, `score` and `anomaly` for an anomaly, `tensors` for tensor, embedding and detection.
+    `score` of a classification is the score of its label. `alarm` is the verdict of `decide.py`, which sets the outbox
+    priority as well; `can_alarm` where the model can raise one at all.
     """
 
     key: str | None
@@ -116,6 +117,7 @@ class Prediction(msgspec.Struct, eq=False):
     scores: Floats | None = None
     values: Floats | None = None
     anomaly: bool | None = None
+    tensors: dict[str, NDArray[Any]] | None = None
     alarm: bool = False
     can_alarm: bool = False
     receipt: Receipt | None = None

@@ -55,10 +55,14 @@ class GraphBuilder:
 
     def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         """A node with one output, whose name is returned."""
-        result = self._fresh(kind.lower())
-        name = self._fresh(f"{result}_node")
-        self._nodes.append(helper.make_node(kind, list(inputs), [result], name=name, domain=domain, **attributes))
-        return result
+        return self.nodes(kind, 1, *inputs, domain=domain, **attributes)[0]
+
+    def nodes(self, kind: str, count: int, *inputs: str, domain: str = "", **attributes: Any) -> list[str]:
+        """A node with several outputs, whose names are returned."""
+        results = [self._fresh(kind.lower()) for _ in range(count)]
+        name = self._fresh(f"{results[0]}_node")
+        self._nodes.append(helper.make_node(kind, list(inputs), results, name=name, domain=domain, **attributes))
+        return results
 
     def add(self, node: onnx.NodeProto) -> None:
         """A node that was made elsewhere, under names of its own."""

@@ -5,32 +5,44 @@ Old opsets are raised, a batch frozen at 1 is made free where the graph allows i
 The source's answers are those of the file as it came, run by onnxruntime with numpy around it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, inliner
 
-from converter.graph.build import OPSET, STANDARD_DOMAINS, opset_of, serialize
+from converter.graph.build import opset_of, serialize
 from converter.graph.fold import folded
 from converter.graph.shrink import Saving
+from converter.load.detection import Detection, find_detection
+from converter.load.feeds import constants_of, feeds_of, named_tensor, require_name
 from converter.load.kind import Loader, ModelFile
+from converter.load.onnx_graph import (
+    at_opset,
+    check,
+    class_constants,
+    makers_of,
+    manifest_of,
+    numpy_type,
+    open_session,
+    with_free_batch,
+    without_zipmap,
+)
 from converter.load.source import Answer, Core, SourceModel, StateTensor
-from converter.load.tensors import layout_of, squash
+from converter.load.tensors import squash
 from converter.session import session_of
 from converter.spec import Spec
-from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, Manifest, Task, read_manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, Task
+from edge_runtime.bundle.model import NAMED_TASKS
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-_NEWEST_OPSET = 22  # of onnxruntime 1.20, the oldest that devices have
 _TASK_OF: dict[str, Task] = {"label": "classification", "value": "regression", "score": "anomaly"}
 _NORMAL_OUTPUTS = {"classification": ("label", "scores"), "regression": ("value",), "anomaly": ("score",)}
-_INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.STRING)
 _PROBE_ROWS = 16
+_LARGE = 1 << 17  # numbers of a window, from which on two rows are enough
 _TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 # What leaves single probabilities probabilities: they are averaged, picked or moved.
 _PICKING = ("ReduceMean", "ReduceMax", "ReduceMin", "Slice", "Gather", "Transpose", "Concat")
@@ -59,86 +71,40 @@ def from_model(model: onnx.ModelProto, spec: Spec, place: str) -> "OnnxModel":
     return OnnxModel(model, spec, place)
 
 
-def check(model: onnx.ModelProto, place: str) -> None:
-    """Refuse what no device would run.
-
-    Raises:
-        CommandError: the model is no sound ONNX, has weights elsewhere, or operators outside the standard.
-    """
-    if any(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data for tensor in _all_tensors(model)):
-        raise CommandError(f"{place}: weights in other files are not accepted: save the model as one file")
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise CommandError(
-            f"{place}: expected an ONNX model, found a damaged, truncated or other file: {text[0] if text else error}"
-        ) from error
-    strange = sorted({f"{node.domain}.{node.op_type}" for node in _all_nodes(model) if not _is_standard(node, model)})
-    if strange:
-        raise CommandError(f"{place}: expected standard operators, found {', '.join(strange)}")
-
-
-def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node: of the graph, of functions, and of the bodies of If, Loop and Scan in both."""
-    waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    for training in model.training_info:
-        waiting += [*training.initialization.node, *training.algorithm.node]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                waiting += inner.node
-
-
-def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every constant tensor, wherever it stands."""
-    graphs = [model.graph]
-    for training in model.training_info:
-        graphs += [training.initialization, training.algorithm]
-    attributes = [each for function in model.functions for each in function.attribute_proto]
-    attributes += [each for node in _all_nodes(model) for each in node.attribute]
-    for attribute in attributes:
-        yield from (attribute.t, *attribute.tensors)
-        sparse = (attribute.sparse_tensor, *attribute.sparse_tensors)
-        yield from (tensor for each in sparse for tensor in (each.values, each.indices))
-        graphs += [attribute.g, *attribute.graphs]
-    for graph in graphs:
-        yield from graph.initializer
-        yield from (tensor for each in graph.sparse_initializer for tensor in (each.values, each.indices))
-
-
-def _is_standard(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    return node.domain in STANDARD_DOMAINS or any(
-        (function.domain, function.name) == (node.domain, node.op_type) for function in model.functions
-    )
-
-
 class OnnxModel(SourceModel):
-    """A model in ONNX."""
+    """A model in ONNX.
+
+    Args:
+        model: the graph.
+        spec: the specification.
+        place: the file, for messages.
+        states: what the loader knows to be carried from call to call, beside `[[state]]` of the specification.
+    """
 
     framework = "ONNX"
 
-    def __init__(self, model: onnx.ModelProto, spec: Spec, place: str) -> None:
+    def __init__(self, model: onnx.ModelProto, spec: Spec, place: str, states: Sequence[StateTensor] = ()) -> None:
         super().__init__()
         self._spec, self._place = spec, place
         self.version = f"opset {opset_of(model)}"
-        self.manifest = _manifest_of(model, place)
-        self._model, zipped = _without_zipmap(model)
+        self.manifest = manifest_of(model, place)
+        self._model, zipped = without_zipmap(model)
         if zipped:
             saved = sum(node.ByteSize() for node in model.graph.node if node.op_type == "ZipMap")
             self.savings.append(Saving("ZipMap", len(zipped), saved))
         self.trees = any(node.op_type.startswith("TreeEnsemble") for node in self._model.graph.node)
-        self._session = _session(self._model, place)
+        self._session = open_session(self._model, place)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
-        self._states = self._find_states()
-        self._constants = self._find_constants()
-        self._input = self._find_input()
-        dims = [size if isinstance(size, int) and size > 0 else 0 for size in self._inputs[self._input].shape]
-        self._fixed_batch = bool(dims) and dims[0] == 1
-        self._layout = layout_of(tuple(dims[1:]), spec, place)
-        self.shape = self._layout.shape
+        self._states = [*states, *self._find_states()]
+        self._feeds = feeds_of(self._inputs, {state.input for state in self._states}, spec, place)
+        self._input = self._feeds[0].input
+        dims = [self._inputs[feed.input].shape for feed in self._feeds]
+        self._fixed_batch = any(bool(each) and each[0] == 1 for each in dims)
+        self._layout = self._feeds[0].layout
+        self.shape = self._layout.shape if len(self._feeds) == 1 else (spec.length, len(spec.channel))
+        self._constants = constants_of(self._inputs, self._feeds, spec, place)
+        shapes = {name: self._inputs[name].shape for name in self._constants}
+        self._expanded = {name for name, shape in shapes.items() if shape and not isinstance(shape[0], int)}
         self._find_outputs(zipped)
 
     def predict(self, windows: Floats) -> Answer:
@@ -146,16 +112,29 @@ class OnnxModel(SourceModel):
         if not self._fixed_batch and not self._states:
             return self._answer(self._run(windows), windows)
         rows = [self._run(windows[index : index + 1]) for index in range(len(windows))]
-        return self._answer({name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, windows)
+        return self._answer(_together(rows), windows)
+
+    def stream(self, windows: Floats) -> tuple[Answer, dict[str, NDArray[Any]]] | None:
+        """Ask for windows that follow one another, the states handed on; None for a model without memory."""
+        if not self._states:
+            return None
+        rows = list(self._run_stream(windows))
+        states = {
+            state.input: np.concatenate([np.moveaxis(row[state.output], state.batch_axis, 0) for row in rows])
+            for state in self._states
+        }
+        outputs = {state.output for state in self._states}
+        kept = [{name: part for name, part in row.items() if name not in outputs} for row in rows]
+        return self._answer(_together(kept), windows), states
 
     def core(self) -> Core:
         """The graph itself, at an opset that devices know, with a free batch where that works."""
-        model = _at_opset(self._model, self._place)
-        free = True
+        model = at_opset(self._model, self._place)
+        free, expanded = True, set(self._expanded)
         if self._fixed_batch:
-            freed = _with_free_batch(model, [self._input, *(state.input for state in self._states)])
-            free = freed is not None and self._agrees(freed)
-            if free and freed is not None:
+            freed, expanded = self._freed(model)
+            free = freed is not None
+            if freed is not None:
                 model = freed
             else:
                 self.notes.append("the batch of this graph is fixed at 1: devices run it window by window")
@@ -165,19 +144,30 @@ class OnnxModel(SourceModel):
             self._layout.wanted,
             dict(self._roles),
             self._label_classes,
-            extra={"columns": self._columns, "activation": self._activation},
+            extra={"columns": self._columns, "activation": self._activation, "detection": self._detection},
             arrange=self._layout,
+            feeds=self._feeds if len(self._feeds) > 1 else (),
             constants=self._constants,
+            expanded=frozenset(expanded),
             states=tuple(self._states),
             batch_free=free,
         )
+
+    def _freed(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, set[str]]:
+        """The graph with a free batch, or None, and the constants that are then repeated for every row."""
+        names = [*(feed.input for feed in self._feeds), *(state.input for state in self._states)]
+        for expanded in (set(self._expanded), set(self._constants)):
+            freed = with_free_batch(model, [*names, *expanded])
+            if freed is not None and self._agrees(freed, expanded):
+                return freed, expanded
+        return None, set(self._expanded)
 
     def _find_states(self) -> list[StateTensor]:
         outputs = {item.name for item in self._session.get_outputs()}
         found = []
         for state in self._spec.state:
-            self._require(state.input, self._inputs, "[[state]] input")
-            self._require(state.output, outputs, "[[state]] output")
+            require_name(state.input, self._inputs, "[[state]] input", self._place)
+            require_name(state.output, outputs, "[[state]] output", self._place)
             shape = list(self._inputs[state.input].shape)
             if not 0 <= state.batch_axis < len(shape):
                 raise CommandError(f"{self._place}: [[state]] {state.input}: no axis {state.batch_axis} in {shape}")
@@ -187,78 +177,88 @@ class OnnxModel(SourceModel):
             found.append(StateTensor(state.input, state.output, tuple(shape), state.batch_axis))
         return found
 
-    def _find_constants(self) -> dict[str, NDArray[Any]]:
-        return {name: self._constant(name, value) for name, value in self._spec.constants.items()}
-
-    def _constant(self, name: str, value: Any) -> NDArray[Any]:
-        self._require(name, self._inputs, "[constants]")
-        array = np.asarray(value, dtype=numpy_type(self._inputs[name].type))
-        missing = len(self._inputs[name].shape) - array.ndim
-        return array.reshape((1,) * missing + array.shape) if missing > 0 else array
-
-    def _require(self, name: str, known: Any, what: str) -> None:
-        if name not in known:
-            raise CommandError(f"{self._place}: {what}: expected one of {', '.join(known)}, found {name!r}")
-
-    def _find_input(self) -> str:
-        taken = {state.input for state in self._states} | set(self._constants)
-        free = [name for name in self._inputs if name not in taken]
-        asked = self._spec.model.input
-        if asked is not None:
-            self._require(asked, self._inputs, "[model] input")
-            if free != [asked]:
-                others = ", ".join(name for name in free if name != asked)
-                raise CommandError(
-                    f"{self._place}: inputs that nothing feeds: {others}: name them as states or constants"
-                )
-            return str(asked)
-        if len(free) != 1:
-            found = ", ".join(f"{name} {self._inputs[name].shape}" for name in free) or "none"
-            raise CommandError(
-                f"{self._place}: expected one input for the window, found {found}: "
-                "name it in [model], and the others in [[state]] or [constants]"
-            )
-        return str(free[0])
-
     def _find_outputs(self, zipped: dict[str, tuple[Any, ...]]) -> None:
         """Which output plays which role, and what its columns are."""
         state_outputs = {state.output for state in self._states}
         outputs = {item.name: item for item in self._session.get_outputs() if item.name not in state_outputs}
-        probe = self._run(self._probe())
+        size = int(np.prod(self._layout.window))
+        probe = self._run(self._probe()[: _PROBE_ROWS if size < _LARGE else 2])
         said = self._spec.model
-        for name in filter(None, (said.output, said.label)):
-            self._require(name, outputs, "[model] output")
-        labels = [name for name in outputs if probe[name].dtype.kind in "iUSO" and probe[name].size == _PROBE_ROWS]
+        for name in filter(None, (said.output, said.label, *(output.source for output in self._spec.output))):
+            require_name(name, outputs, "[model] output" if not self._spec.output else "[[output]] name", self._place)
+        labels = [name for name in outputs if probe[name].dtype.kind in "iUSO" and probe[name].size == len(probe[name])]
         floats = [name for name in outputs if probe[name].dtype.kind == "f"]
         normal = next((task for name, task in _TASK_OF.items() if name in outputs), None)
         is_normal = self._input == INPUT_NAME and normal is not None and set(_NORMAL_OUTPUTS[normal]) <= set(outputs)
         self.task = self._spec.task or (normal if is_normal else "classification" if labels and floats else None)
-        main = said.output or self._main_output(floats, normal if is_normal else None)
-        self._columns = int(np.prod(probe[main].shape[1:]))
         self._label_classes: tuple[Any, ...] = ()
-        self._activation = "none"
+        self._activation, self._columns = "none", 1
+        self._detection: Detection | None = None
+        if self.task in NAMED_TASKS:
+            self._find_tensors(self.task, {name: probe[name] for name in outputs}, floats)
+            return
+        several = tuple(output.source for output in self._spec.output)
+        main = said.output or (several[0] if several else self._main_output(floats, normal if is_normal else None))
+        if len(several) > 1 and self.task != "regression":
+            raise CommandError(
+                f"{self._place}: [[output]]: expected one output for the task {self.task}, found {len(several)}: "
+                "several are for the tasks tensor and regression"
+            )
+        self._columns = int(np.prod(probe[main].shape[1:]))
         if self.task == "classification":
             label = said.label or (labels[0] if labels and not (said.output and not is_normal) else None)
             self._roles = {"scores": main, **({"label": label} if label else {})}
             self._activation = self._find_activation(main, probe[main], is_normal)
             count = max(2, self._columns)
-            own = zipped.get(main, ()) or _class_constants(self._model, count)
+            own = zipped.get(main, ()) or class_constants(self._model, count)
             self.classes = own or tuple(range(count))
             self._label_classes = own
         elif self.task == "anomaly":
             size = int(np.prod(self._layout.wanted))
             rebuilt = said.score == "reconstruction" or (said.score is None and self._columns == size and size > 1)
             self._roles = {"reconstruction" if rebuilt else "score": main}
+            if rebuilt and len(self._feeds) > 1:
+                raise CommandError(
+                    f"{self._place}: score: expected one input to compare a reconstruction with, found "
+                    f"{len(self._feeds)}: give a score of its own, with [model] score = 'output'"
+                )
             if not rebuilt and self._columns != 1:
                 raise CommandError(f"{self._place}: expected one score a window, found {self._columns} in {main!r}")
         else:
-            self._roles = {"value": main}
-            self.targets = self._columns
+            self._regress(several or (main,), probe)
         if is_normal:
             self._label_classes = ()
         if self.manifest is not None and is_normal:
             self.classes = self.manifest.output.labels
             self.threshold = self.manifest.output.threshold
+
+    def _regress(self, sources: Sequence[str], probe: dict[str, NDArray[Any]]) -> None:
+        """The columns of one output, or of several side by side, which then name the targets."""
+        self._roles = {"value" if not place else f"value_{place}": name for place, name in enumerate(sources)}
+        counts = [int(np.prod(probe[name].shape[1:])) for name in sources]
+        self.targets = sum(counts)
+        if len(self._spec.output) > 0:
+            self.target_names = tuple(
+                output.name if count == 1 else f"{output.name}_{column}"
+                for output, count in zip(self._spec.output, counts, strict=True)
+                for column in range(count)
+            )
+
+    def _find_tensors(self, task: Task, probe: dict[str, NDArray[Any]], floats: list[str]) -> None:
+        """The outputs of the tasks whose answers are tensors."""
+        said = {output.name: output.source for output in self._spec.output}
+        if task == "detection":
+            self._detection = find_detection(probe, floats, said, self._spec, self._place)
+            self.notes += self._detection.notes
+            self._roles = {f"detection_{place}": name for place, name in enumerate(self._detection.sources)}
+            self.classes, self.detections = self._detection.classes, self._detection.most
+            return
+        if task == "embedding":
+            main = self._spec.model.output or (next(iter(said.values())) if said else self._main_output(floats, None))
+            said = {"embedding": main}
+        chosen = said or {name: name for name in probe}
+        self._roles = {f"tensor_{name}": source for name, source in chosen.items()}
+        self.tensors = tuple(named_tensor(name, probe[source], task, self._place) for name, source in chosen.items())
 
     def _main_output(self, floats: list[str], normal: Task | None) -> str:
         if normal is not None:
@@ -274,7 +274,7 @@ class OnnxModel(SourceModel):
         said = self._spec.model.activation
         if said is not None or is_normal:
             return said or "none"
-        makers = _makers_of(name, self._model.graph, _TRANSPARENT + (_PICKING if self._columns == 1 else ()))
+        makers = makers_of(name, self._model.graph, _TRANSPARENT + (_PICKING if self._columns == 1 else ()))
         if makers and makers <= {"Softmax", "Sigmoid"}:
             return "none"
         flat = probe.reshape(len(probe), -1).astype(np.float64)
@@ -287,19 +287,34 @@ class OnnxModel(SourceModel):
         return activation
 
     def _probe(self) -> Floats:
-        shape, frame = self._layout.window, self._spec.frame
+        frame = self._spec.frame
+        shape = self._layout.window if len(self._feeds) == 1 else (self._spec.length, len(self._spec.channel))
         if frame is not None and frame.dtype in ("int32", "int64"):
             low, high = (int(end) for end in frame.range or (0, 1))  # tokens: there are two at least
             return np.random.default_rng(0).integers(low, high, (_PROBE_ROWS, *shape), endpoint=True).astype(np.float32)
         return np.random.default_rng(0).normal(size=(_PROBE_ROWS, *shape)).astype(np.float32)
 
-    def _run(self, windows: Floats, session: Any = None) -> dict[str, NDArray[Any]]:
-        session = session or self._session
+    def _run(
+        self, windows: Floats, session: Any = None, *, states: dict[str, Any] | None = None, expanded: Any = None
+    ) -> dict[str, NDArray[Any]]:
+        """Every output, of the file as it came or of another session of the same graph."""
+        own = session is None or session is self._session
+        if own and self._fixed_batch and len(windows) > 1:
+            return _together([self._run(windows[index : index + 1]) for index in range(len(windows))])
+        if own and not states:
+            return self._ask(windows)
+        return self._run_graph(windows, session or self._session, states or {}, expanded or self._expanded)
+
+    def _ask(self, windows: Floats) -> dict[str, NDArray[Any]]:
+        """What the source answers, states at their start; a framework asks its own model."""
+        return self._run_graph(windows, self._session, {}, self._expanded)
+
+    def _run_graph(
+        self, windows: Floats, session: Any, states: dict[str, Any], expanded: set[str]
+    ) -> dict[str, NDArray[Any]]:
         names = [item.name for item in session.get_outputs()]
-        if self._fixed_batch and len(windows) > 1 and session is self._session:
-            rows = [self._run(windows[index : index + 1]) for index in range(len(windows))]
-            return {name: np.concatenate([row[name].reshape(1, -1) for row in rows]) for name in names}
-        fed = self._fed(windows)
+        fed = self._fed(windows, expanded)
+        fed.update(states)
         try:
             return dict(zip(names, session.run(names, fed), strict=True))
         except Exception as error:
@@ -308,10 +323,20 @@ class OnnxModel(SourceModel):
                 f"{self._place}: onnxruntime cannot run it on {fed[self._input].shape}: {text}"
             ) from error
 
-    def _fed(self, windows: Floats) -> dict[str, Any]:
+    def _run_stream(self, windows: Floats) -> Iterator[dict[str, NDArray[Any]]]:
+        states: dict[str, Any] = {}
+        for index in range(len(windows)):
+            found = self._run(windows[index : index + 1], states=states)
+            states = {state.input: found[state.output] for state in self._states}
+            yield found
+
+    def _fed(self, windows: Floats, expanded: set[str]) -> dict[str, Any]:
         """Every input of the file, states at their start."""
-        kind = numpy_type(self._inputs[self._input].type)
-        fed: dict[str, Any] = {self._input: self._layout.arrange(windows, kind), **self._constants}
+        fed: dict[str, Any] = {
+            feed.input: feed.arrange(windows, numpy_type(self._inputs[feed.input].type)) for feed in self._feeds
+        }
+        for name, array in self._constants.items():
+            fed[name] = np.repeat(array, len(windows), axis=0) if name in expanded else array
         for state in self._states:
             kind = numpy_type(self._inputs[state.input].type)
             fed[state.input] = np.moveaxis(np.zeros((len(windows), *state.shape), dtype=kind), 0, state.batch_axis)
@@ -334,16 +359,25 @@ class OnnxModel(SourceModel):
                 rebuilt = outputs[self._roles["reconstruction"]].reshape(n, -1)
                 return Answer(score=np.mean((rebuilt - fed) ** 2, axis=1))
             return Answer(score=outputs[self._roles["score"]].reshape(n).astype(np.float64))
-        return Answer(value=outputs[self._roles["value"]].reshape(n, -1).astype(np.float64))
+        if self._detection is not None:
+            return Answer(named=self._detection.found([outputs[name] for name in self._detection.sources]))
+        if self.task in NAMED_TASKS:
+            kinds = {tensor.name: (tensor.dtype, tensor.shape) for tensor in self.tensors}
+            parts = {name: outputs[self._roles[f"tensor_{name}"]] for name in kinds}
+            return Answer(
+                named={name: part.reshape(n, *kinds[name][1]).astype(kinds[name][0]) for name, part in parts.items()}
+            )
+        columns = [outputs[name].reshape(n, -1) for name in self._roles.values()]
+        return Answer(value=np.concatenate(columns, axis=1).astype(np.float64))
 
-    def _agrees(self, freed: onnx.ModelProto) -> bool:
+    def _agrees(self, freed: onnx.ModelProto, expanded: set[str]) -> bool:
         """Whether a graph whose batch was made free answers several rows as it answers each alone."""
         rows = self._probe()[:7]
         alone = self._run(rows)
         try:
             session = session_of(serialize(freed))
             for batch in (1, 2, 7):
-                together = self._run(rows[:batch], session)
+                together = self._run(rows[:batch], session, expanded=expanded)
                 for name, part in together.items():
                     if name in {state.output for state in self._states}:
                         continue
@@ -354,136 +388,12 @@ class OnnxModel(SourceModel):
         return True
 
 
-def _makers_of(
-    name: str, graph: onnx.GraphProto, through: tuple[str, ...], outside: dict[str, onnx.NodeProto] | None = None
-) -> set[str]:
-    """The operators that make a tensor, seen through what only rounds, shapes or picks, and in every branch of an `If`.
-
-    Empty where something else stands at its beginning, such as an input or a constant. `outside` are the makers of
-    what a branch takes from the graph around it.
-    """
-    makers = {**(outside or {}), **{output: node for node in graph.node for output in node.output}}
-    while name in makers and makers[name].op_type in through:
-        name = makers[name].input[0]
-    if name not in makers:
-        return set()
-    node = makers[name]
-    if node.op_type != "If":
-        return {str(node.op_type)}
-    place = list(node.output).index(name)
-    found = [_makers_of(item.g.output[place].name, item.g, through, makers) for item in node.attribute]
-    return set.union(*found) if all(found) else set()
-
-
-def _class_constants(model: onnx.ModelProto, count: int) -> tuple[Any, ...]:
-    """The classes that a converted classifier carries, in an attribute or as the table that labels are taken from."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name.startswith("classlabels"):
-                names = helper.get_attribute_value(attribute)
-                if len(names) == count:
-                    return tuple(name.decode() if isinstance(name, bytes) else name for name in names)
-        if node.op_type == "ArrayFeatureExtractor" and node.input[0] in constants:
-            table = onnx.numpy_helper.to_array(constants[node.input[0]]).reshape(-1).tolist()
-            if len(table) == count:
-                return tuple(name.decode() if isinstance(name, bytes) else name for name in table)
-    return ()
-
-
-def _session(model: onnx.ModelProto, place: str) -> Any:
-    try:
-        return session_of(serialize(model))
-    except Exception as error:
-        text = str(error).strip().splitlines()[0]
-        raise CommandError(f"{place}: onnxruntime cannot load it: {text}") from error
-
-
-def _manifest_of(model: onnx.ModelProto, place: str) -> Manifest | None:
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            return read_manifest(entry.value, place)
-    return None
-
-
-def numpy_type(kind: str) -> Any:
-    """`tensor(float)` as numpy says it."""
-    names = {"float": "float32", "double": "float64"}
-    inner = kind.removeprefix("tensor(").removesuffix(")")
-    return np.dtype(names.get(inner, inner))
-
-
-def _without_zipmap(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[Any, ...]]]:
-    """A copy whose outputs are tensors where the file had maps, and the classes that the maps named."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if copy.functions:
-        copy = inliner.inline_local_functions(copy)
-    classes: dict[str, tuple[Any, ...]] = {}
-    outputs = {output.name: output for output in copy.graph.output}
-    kept = []
-    for node in copy.graph.node:
-        if node.op_type == "ZipMap" and node.output[0] in outputs:
-            given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-            names = given.get("classlabels_int64s") or [name.decode() for name in given.get("classlabels_strings", [])]
-            output = outputs[node.output[0]]
-            output.CopyFrom(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, ["N", len(names)]))
-            classes[node.input[0]] = tuple(names)
-        else:
-            kept.append(node)
-    del copy.graph.node[:]
-    copy.graph.node.extend(kept)
-    imports = {entry.domain: entry.version for entry in copy.opset_import}  # skl2onnx writes some of them twice
-    if not {"", "ai.onnx"} & set(imports):  # nothing but trees inside
-        imports[""] = OPSET
-    del copy.opset_import[:]
-    copy.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in imports.items())
-    return copy, classes
-
-
-def _at_opset(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
-    """The same model at an opset that devices know and the quantiser takes."""
-    opset = opset_of(model)
-    if OPSET <= opset <= _NEWEST_OPSET:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, OPSET if opset < OPSET else _NEWEST_OPSET)
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise CommandError(
-            f"{place}: opset {opset} cannot be brought to {OPSET}: {text[0] if text else error}: export it again"
-        ) from error
-
-
-def _with_free_batch(model: onnx.ModelProto, inputs: list[str]) -> onnx.ModelProto | None:
-    """A copy whose batch of 1 is free, constant shapes in `Reshape` included; None where a shape is not known."""
-    try:
-        known = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception:  # noqa: BLE001 - then shapes stay unknown
-        known = model
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*known.graph.value_info, *known.graph.output)
+def _together(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The outputs of single windows as those of several."""
+    return {
+        name: np.concatenate([row[name] if row[name].shape[:1] == (1,) else row[name].reshape(1, -1) for row in rows])
+        for name in rows[0]
     }
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.value_info[:]
-    for value in (*copy.graph.input, *copy.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if (value.name in inputs or value in copy.graph.output) and len(dims) and dims[0].dim_value == 1:
-            dims[0].dim_param = "N"
-    for node in copy.graph.node:
-        if node.op_type != "Reshape":
-            continue
-        shape = shapes.get(node.output[0])
-        if not shape or shape[0] != 1:
-            continue
-        if 0 in shape[1:]:
-            return None
-        name = f"{node.output[0]}_free_shape"
-        copy.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, *shape[1:]], dtype=np.int64), name))
-        node.input[1] = name
-    return copy
 
 
 def _recognise(file: ModelFile) -> str | None:

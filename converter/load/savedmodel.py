@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from converter.graph.build import OPSET
 from converter.load.kind import Loader, ModelFile
-from converter.load.onnx import OnnxModel, check
+from converter.load.onnx import OnnxModel
+from converter.load.onnx_graph import check
 from converter.load.optional import require
 from converter.load.savedmodel_ops import COMPUTING, SAVING
 from converter.load.torch import quiet
@@ -138,18 +139,16 @@ class SavedModel(OnnxModel):
 
     def __init__(self, model: onnx.ModelProto, spec: Spec, place: str, loaded: Any, signature: str) -> None:
         self._loaded = loaded  # variables live as long as it does
-        self._ask = loaded.signatures[signature]
+        self._signature = loaded.signatures[signature]
         super().__init__(model, spec, place)
         self.version = str(require("tensorflow", place).__version__)
 
-    def _run(self, windows: Floats, session: Any = None) -> dict[str, NDArray[Any]]:
-        another = session is not None and session is not self._session
-        if another or (self._fixed_batch and len(windows) > 1):
-            return super()._run(windows, session)
+    def _ask(self, windows: Floats) -> dict[str, NDArray[Any]]:
         tensorflow = require("tensorflow", self._place)
-        fed = {name: tensorflow.constant(np.ascontiguousarray(value)) for name, value in self._fed(windows).items()}
+        given = self._fed(windows, self._expanded)
+        fed = {name: tensorflow.constant(np.ascontiguousarray(value)) for name, value in given.items()}
         try:
-            found = self._ask(**fed)
+            found = self._signature(**fed)
         except Exception as error:
             raise CommandError(f"{self._place}: TensorFlow cannot run it: {_first(str(error))}") from error
         return {item.name: found[item.name].numpy() for item in self._session.get_outputs()}

@@ -8,12 +8,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.bundle.manifest import Task
+from edge_runtime.bundle.manifest import NamedTensor, Task
 from edge_runtime.readings import Floats
 
 if TYPE_CHECKING:
@@ -32,15 +32,30 @@ class Answer:
         scores: `[n, classes]` probabilities.
         value: `[n, targets]` of a regression.
         score: `[n]` of an anomaly, higher is stranger.
+        named: the outputs of the tasks tensor, embedding and detection, `[n, *shape]` each.
     """
 
     label: NDArray[np.int64] | None = None
     scores: NDArray[Any] | None = None
     value: NDArray[Any] | None = None
     score: NDArray[Any] | None = None
+    named: dict[str, NDArray[Any]] | None = None
+
+    @staticmethod
+    def of(arrays: dict[str, NDArray[Any]]) -> "Answer":
+        """The outputs of a graph by name: of the normal form's own tasks, or `named`."""
+        if set(arrays) in ({"label", "scores"}, {"value"}, {"score"}, {"scores"}):
+            return Answer(**cast("dict[str, Any]", arrays))
+        return Answer(named=arrays)
+
+    def rows(self, which: NDArray[np.int64]) -> "Answer":
+        """Those of some windows."""
+        return Answer.of({name: part[which] for name, part in self.tensors().items()})
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The parts that are there, by the names of the normal form's outputs."""
+        if self.named is not None:
+            return self.named
         parts = {"label": self.label, "scores": self.scores, "value": self.value, "score": self.score}
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -53,6 +68,28 @@ class StateTensor:
     output: str
     shape: tuple[int, ...]
     batch_axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """One input of a source, and what of the window goes into it.
+
+    Attributes:
+        input: its name.
+        layout: how that part of the window lies in it.
+        columns: the channels that it takes; None for all.
+        last: whether it takes the last reading of a window and not the whole.
+    """
+
+    input: str
+    layout: "Layout"
+    columns: tuple[int, ...] | None = None
+    last: bool = False
+
+    def arrange(self, windows: Floats, kind: Any) -> NDArray[Any]:
+        """Its part of windows as the model wants it, in numpy."""
+        part = windows if self.columns is None else windows[..., list(self.columns)]
+        return self.layout.arrange(part[:, -1:] if self.last else part, kind)
 
 
 @dataclass(slots=True)
@@ -69,7 +106,9 @@ class Core:
         classes: the classes that `label` speaks in, where it does not speak in positions.
         extra: `columns` of the scores, their `activation`, the `cut` of a tuned threshold.
         arrange: how the window lies in the input; None where a reshape is enough.
+        feeds: the inputs where there are several, each with a group of channels.
         constants: inputs that always have the same value.
+        expanded: those of them that are repeated for every window of a batch.
         states: inputs and outputs that carry a recurrent state.
         batch_free: whether the graph takes any number of windows at once.
     """
@@ -81,7 +120,9 @@ class Core:
     classes: tuple[Any, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     arrange: "Layout | None" = None
+    feeds: tuple[ModelInput, ...] = ()
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    expanded: frozenset[str] = frozenset()
     states: tuple[StateTensor, ...] = ()
     batch_free: bool = True
 
@@ -97,6 +138,9 @@ class SourceModel(ABC):
         shape: the shape of one input, without the batch axis, where the model tells it.
         feature_names: the names of its flat input, where the model tells them.
         targets: how many values a regression gives.
+        target_names: what they are called, where the model or the specification's outputs tell.
+        tensors: the outputs of the tasks tensor and embedding.
+        detections: the most that a detector answers.
         threshold: of an anomaly score.
         rate_hz: readings per second that its features reckon with.
         trees: whether it is made of decision trees, which have nothing to quantise.
@@ -114,6 +158,9 @@ class SourceModel(ABC):
     shape: tuple[int, ...] | None = None
     feature_names: tuple[str, ...] = ()
     targets: int = 1
+    target_names: tuple[str, ...] = ()
+    tensors: tuple[NamedTensor, ...] = ()
+    detections: int | None = None
     threshold: float | None = None
     rate_hz: float | None = None
     trees: bool = False
@@ -138,6 +185,11 @@ class SourceModel(ABC):
     @abstractmethod
     def predict(self, windows: Floats) -> Answer:
         """Answer float32 windows `[n, *shape of the bundle's input]` with the source's own code."""
+
+    def stream(self, windows: Floats) -> tuple[Answer, dict[str, NDArray[Any]]] | None:
+        """Answers to windows that follow one another, and each state after each; None for a model without memory."""
+        del windows
+        return None
 
     def drift(self, windows: Floats) -> int | None:
         """How many windows a conversion in float32 would send another way through trees; None where that is no danger.

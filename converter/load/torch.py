@@ -25,7 +25,8 @@ import onnx
 from numpy.typing import NDArray
 
 from converter.load.kind import Loader, ModelFile
-from converter.load.onnx import OnnxModel, numpy_type
+from converter.load.onnx import OnnxModel
+from converter.load.onnx_graph import numpy_type
 from converter.load.optional import require
 from converter.load.torch_archive import checked_copy
 from converter.spec import Spec
@@ -165,20 +166,25 @@ class TorchModel(OnnxModel):
         super().__init__(model, spec, place)
         self.version = str(require("torch", place).__version__)
 
-    def _run(self, windows: Floats, session: Any = None) -> dict[str, NDArray[Any]]:
-        if (session is not None and session is not self._session) or self._states or self._constants:
-            return super()._run(windows, session)
-        if self._fixed_batch and len(windows) > 1:
-            return super()._run(windows, session)
+    def _ask(self, windows: Floats) -> dict[str, NDArray[Any]]:
+        if self._states or self._constants:
+            return super()._ask(windows)
         torch = require("torch", self._place)
-        kind = self._inputs[self._input].type
-        fed = self._layout.arrange(windows, np.float32 if "float" in kind else numpy_type(kind))
+        feeds = {feed.input: feed for feed in self._feeds}
+        fed = [
+            torch.from_numpy(np.ascontiguousarray(feeds[name].arrange(windows, _type_of(given.type))))
+            for name, given in self._inputs.items()
+        ]
         with torch.no_grad():
-            found = self._module(torch.from_numpy(np.ascontiguousarray(fed)))
+            found = self._module(*fed)
         found = list(found.values()) if isinstance(found, dict) else found
         parts = list(found) if isinstance(found, (list, tuple)) else [found]
         names = [item.name for item in self._session.get_outputs()]
         return {name: part.detach().numpy() for name, part in zip(names, parts, strict=True)}
+
+
+def _type_of(kind: str) -> Any:
+    return np.float32 if "float" in kind else numpy_type(kind)
 
 
 def _example(spec: Spec, path: Path) -> Any:

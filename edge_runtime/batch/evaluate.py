@@ -13,7 +13,7 @@ import numpy as np
 
 from edge_runtime.batch.label_names import places_of
 from edge_runtime.bundle.manifest import Manifest
-from edge_runtime.bundle.model import Scores
+from edge_runtime.bundle.model import NAMED_TASKS, Scores
 from edge_runtime.errors import CommandError
 
 _TRUE = frozenset({"1", "true", "yes", "anomaly", "anomalous"})
@@ -54,6 +54,8 @@ def make_judge(manifest: Manifest, columns: Sequence[str]) -> Judge:
     Raises:
         CommandError: the number of columns does not fit the task.
     """
+    if manifest.task in NAMED_TASKS:
+        raise CommandError(f"--label: a model of the kind {manifest.task} is not judged: leave it out")
     wanted = len(manifest.output.targets) if manifest.task == "regression" else 1
     if len(columns) != wanted:
         what = ", ".join(target.name for target in manifest.output.targets) or manifest.task

@@ -20,6 +20,14 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from edge_runtime.batch.chunks import Chunk
+from edge_runtime.batch.tensor_columns import (
+    arrow_arrays,
+    arrow_fields,
+    column_names,
+    is_named,
+    numpy_types,
+    texts,
+)
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.errors import CommandError
 from edge_runtime.recordings.blocks import ArrowColumns
@@ -46,6 +54,8 @@ class OutputColumns:
             names = ["label", "score", *(f"score_{label}" for label in output.labels)]
         elif manifest.task == "regression":
             names = [target.name for target in output.targets]
+        elif is_named(manifest):
+            names = column_names(manifest)
         else:
             names = ["score", "threshold", "anomaly"]
         self.names = tuple(names)
@@ -165,6 +175,9 @@ def _json_columns(layout: OutputColumns, chunk: Chunk) -> Iterator[Sequence[str]
 
 
 def _number_texts(layout: OutputColumns, chunk: Chunk, labels: Sequence[str]) -> Iterator[list[str]]:
+    if chunk.scores.tensors is not None:
+        yield from texts(layout.manifest, chunk.scores.tensors).values()
+        return
     for name, column in layout.numbers(chunk).items():
         if name == "label" and column.dtype == np.int64:
             yield [labels[index] for index in column.tolist()]
@@ -225,6 +238,8 @@ def _arrow_fields(layout: OutputColumns, pa: Any, *, typed: bool) -> list[Any]:
     Where no Arrow schema is stored beside the Parquet one (`typed` False), it may be written as a dictionary, which
     spares hashing every label again.
     """
+    if is_named(layout.manifest):
+        return arrow_fields(layout.manifest, pa)
     label = pa.string() if typed else pa.dictionary(pa.int32(), pa.string())
     kinds = {"label": label, "threshold": pa.float64(), "anomaly": pa.bool_()}
     special = kinds if layout.manifest.task != "regression" else {}
@@ -258,6 +273,10 @@ def _arrow_batch(layout: OutputColumns, chunk: Chunk, labels: Any, schema: Any, 
         kind = schema.field(name).type
         values = chunk.columns.values(name)
         arrays.append(pa.array(list(map(_text, values)) if pa.types.is_string(kind) else values, kind))
+    if chunk.scores.tensors is not None:
+        fields = [schema.field(name) for name in layout.names]
+        arrays += arrow_arrays(layout.manifest, chunk.scores.tensors, fields, pa)
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
     for name, column in layout.numbers(chunk).items():
         if name == "label" and layout.labels:
             found = pa.DictionaryArray.from_arrays(column.astype(np.int32), labels)
@@ -293,8 +312,8 @@ def _write_npy(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) 
 
 
 def _write_head(file: IO[bytes], count: int, kind: "np.dtype[Any]") -> None:
-    head = io.BytesIO()
-    npy.write_array_header_2_0(head, {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": (count,)})
+    head, shape = io.BytesIO(), (count, *kind.shape)
+    npy.write_array_header_2_0(head, {"descr": npy.dtype_to_descr(kind.base), "fortran_order": False, "shape": shape})
     file.write(head.getvalue())
 
 
@@ -313,6 +332,8 @@ def _numpy_types(layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> dict[st
             types[name] = np.dtype(f"<U{max(longest, 1)}")
         else:
             types[name] = np.dtype({"int": "<i8", "float": "<f8", "bool": "?"}[kind])
+    if is_named(layout.manifest):
+        return types | numpy_types(layout.manifest)
     for name in layout.names:
         types[name] = np.dtype("<f4")
     if layout.manifest.task == "classification":
@@ -328,6 +349,8 @@ def _numpy_column(layout: OutputColumns, chunk: Chunk, name: str, kind: "np.dtyp
         if kind.kind == "U":
             return np.array([_text(value) or "" for value in values], kind)
         return np.array([np.nan if value is None else value for value in values], kind)
+    if chunk.scores.tensors is not None:
+        return chunk.scores.tensors[name].astype(kind.base, copy=False)
     column = layout.numbers(chunk)[name]
     if name == "label" and layout.labels:
         return np.asarray(np.array(layout.labels, kind)[column])

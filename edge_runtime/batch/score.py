@@ -20,7 +20,7 @@ from edge_runtime.batch.chunks import Chunk, write_chunk
 from edge_runtime.batch.evaluate import EvaluationCounts, Judge, make_judge
 from edge_runtime.batch.side_by_side import SideBySide
 from edge_runtime.bundle.manifest import Manifest
-from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores
+from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores, row_bytes
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Carry, Floats
@@ -128,8 +128,7 @@ def load_model(job: Job) -> SideBySide:
         bundle = open_bundle(Path(job.bundle))
         if bundle.digest != job.digest:
             raise CommandError(f"{job.bundle}: it changed while it was in use: start again")
-        window_bytes = 4 * int(np.prod(bundle.manifest.input.tensor_shape))
-        most = max(64, min(4096, CALL_BYTES // window_bytes))
+        most = max(64, min(4096, CALL_BYTES // row_bytes(bundle.manifest)))
         _models.clear()
         options = ModelOptions(max_batch=most, arena=True)
         _models[path] = SideBySide(lambda: Model(bundle, options), job.threads)
@@ -302,8 +301,7 @@ class Windower:
         # A window of one reading of a model without memory is that reading: nothing has to be remembered of it.
         self._direct = length == stride == 1 and not manifest.state
         self._shape = shape
-        window_bytes = 4 * int(np.prod(shape))
-        self.block_rows = max(16, min(BLOCK_ROWS, BLOCK_BYTES // window_bytes))
+        self.block_rows = max(16, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes(manifest)))
 
     @property
     def gaps(self) -> int:

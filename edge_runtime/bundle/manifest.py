@@ -137,7 +137,8 @@ class SelfTest(_Part, frozen=True):
     """Golden inputs, the outputs that the converter's machine gave, and how far another processor may be off.
 
     A float output passes when every element is within `atol + rtol * |expected|`; of the labels, at most
-    `label_mismatches` may differ.
+    `label_mismatches` may differ. Of a large output, `every` says that each row holds one number of so many, in the
+    order of the memory, from the first on; `atols` are the `atol` of single outputs.
     """
 
     input: Tensor
@@ -145,6 +146,8 @@ class SelfTest(_Part, frozen=True):
     atol: float = 1e-4
     rtol: float = 1e-3
     label_mismatches: int = 0
+    every: dict[str, int] = {}
+    atols: dict[str, float] = {}
 
 
 class Source(_Part, frozen=True):

@@ -114,6 +114,15 @@ _FIELDS = ("label", "scores", "value", "score")
 NAMED_TASKS = ("tensor", "embedding", "detection")  # whose answers are `Scores.tensors`
 
 
+MOST_ANSWER_BYTES = 1 << 24  # of one call; a detector's 84 x 8400 takes 3 MB a window
+
+
+def row_bytes(manifest: Manifest) -> int:
+    """The bytes of one window, or of the answer to it, whichever is more."""
+    sizes = [math.prod(port.shape) * 4 for port in output_ports(manifest).values()]
+    return max(4 * math.prod(manifest.input.tensor_shape), sum(sizes), 1)
+
+
 class Model:
     """A bundle that is loaded and ready to run. Not safe for two threads at a time.
 
@@ -142,7 +151,7 @@ class Model:
         self._states = self.manifest.state
         self._fetches = self._outputs + [state.output for state in self._states]
         alone = not (self.manifest.batch_invariant and self.manifest.batch_free)
-        self._max_batch = 1 if alone else max(1, options.max_batch)
+        self._max_batch = 1 if alone else max(1, min(options.max_batch, MOST_ANSWER_BYTES // row_bytes(self.manifest)))
         self._single = _Single.of(self._session, self.manifest)
 
     def run(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:

@@ -332,6 +332,8 @@ def _check_golden(manifest: Manifest, place: str) -> None:
                 f"{place}: manifest: selftest.outputs.{name}: expected {rows} rows, found {tensor.shape[:1]}"
             )
         _check_tensor(tensor, outputs[name], f"selftest.outputs.{name}", place)
+    if any(every < 1 for every in golden.every.values()):
+        raise BundleError(f"{place}: manifest: selftest.every: expected 1 or more")
     if not all(math.isfinite(limit) and limit >= 0 for limit in (golden.atol, golden.rtol)):
         raise BundleError(f"{place}: manifest: selftest: expected tolerances of 0 or more")
 

@@ -205,15 +205,17 @@ def _misfits(planned: PlannedModel) -> list[str]:
     config, manifest = planned.config, planned.bundle.manifest
     found = []
     strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
-    if strange and manifest.task == "classification":
+    if strange and manifest.task in ("classification", "detection"):
         known = ", ".join(manifest.output.labels)
         found.append(f"alarm_labels: expected some of {known}, found {', '.join(strange)}")
-    if config.alarm_labels and manifest.task != "classification":
+    if config.alarm_labels and manifest.task not in ("classification", "detection"):
         found.append(
             f"alarm_labels: the bundle is a model of the kind {manifest.task}, which has no labels: leave it out"
         )
     if config.publish == "alarm":
-        if manifest.task == "classification" and not config.alarm_labels:
+        if manifest.task in ("tensor", "embedding"):
+            found.append(f'publish: "alarm" needs a model that can raise one, and not one of the kind {manifest.task}')
+        if manifest.task in ("classification", "detection") and not config.alarm_labels:
             found.append('publish: "alarm" needs alarm_labels, which say what an alarm is')
         if manifest.task == "regression" and config.threshold is None:
             found.append('publish: "alarm" needs a threshold, above which a value is an alarm')

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.bundle.manifest import Manifest
-from edge_runtime.bundle.model import Scores
+from edge_runtime.bundle.manifest import Manifest, output_ports
+from edge_runtime.bundle.model import NAMED_TASKS, Scores
 from edge_runtime.system.counters import Latencies
 
 KEPT = 4096
@@ -64,6 +64,9 @@ class Agreement:
             threshold if threshold is not None else manifest.output.threshold for manifest in (active, shadow)
         )
         names = [target.name for target in active.output.targets] if active.task == "regression" else ["score"]
+        self._named = active.task in NAMED_TASKS
+        if self._named:
+            names = [name for name, port in output_ports(active).items() if port.dtype == "float32"]
         self._differences = {name: Differences() for name in names}
         self._latencies = {"active": Latencies(), "shadow": Latencies()}
         self._pairs: Counter[tuple[int, int]] = Counter()
@@ -72,6 +75,9 @@ class Agreement:
 
     def add(self, active: Scores, shadow: Scores) -> None:
         """Compare the answers to the same windows; those with a number that is not finite are only counted."""
+        if self._named:
+            self._add_tensors(active.arrays(), shadow.arrays())
+            return
         first, second = _numbers(active), _numbers(shadow)
         good = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
         self.not_finite += int(np.count_nonzero(~np.isfinite(second).all(axis=1)))
@@ -84,6 +90,18 @@ class Agreement:
         self._differences["score"].add(apart.max(axis=1, initial=0.0))
         self._pairs.update(zip(self._verdicts(active, 0)[good], self._verdicts(shadow, 1)[good], strict=True))
 
+    def _add_tensors(self, active: dict[str, NDArray[Any]], shadow: dict[str, NDArray[Any]]) -> None:
+        """The largest difference of each tensor."""
+        gaps = {}
+        for name in self._differences:
+            one, other = (part[name].reshape(len(part[name]), -1) for part in (active, shadow))
+            gaps[name] = np.abs(one.astype(np.float64) - other).max(axis=1, initial=0.0)
+        good = np.logical_and.reduce([np.isfinite(gap) for gap in gaps.values()])
+        self.not_finite += int(np.count_nonzero(~good))
+        self.compared += int(np.count_nonzero(good))
+        for name, gap in gaps.items():
+            self._differences[name].add(gap[good])
+
     def took(self, who: str, seconds: float) -> None:
         """Note how long `active` or `shadow` took for a window."""
         self._latencies[who].add(seconds)
@@ -91,7 +109,7 @@ class Agreement:
     def document(self) -> dict[str, Any]:
         """The figures; what there is nothing to say about is left out or empty, and nothing is ever NaN."""
         found: dict[str, Any] = {"compared": self.compared, "not_finite": self.not_finite}
-        if self._task != "regression":
+        if self._task != "regression" and not self._named:
             same = sum(count for (one, other), count in self._pairs.items() if one == other)
             table: dict[str, dict[str, int]] = {}
             for (one, other), count in sorted(self._pairs.items()):

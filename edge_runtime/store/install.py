@@ -325,6 +325,8 @@ def shadow_misfit(beside: Manifest, candidate: Manifest) -> str | None:
         ("a window", beside.input.tensor_shape, candidate.input.tensor_shape),
         ("labels", beside.output.labels, candidate.output.labels),
         ("targets", _target_names(beside), _target_names(candidate)),
+        ("tensors", beside.output.tensors, candidate.output.tensors),
+        ("detections", beside.output.detections, candidate.output.detections),
     ):
         if wanted != found:
             return f"expected {what} of {_plain(wanted)}, found {_plain(found)}"

@@ -9,9 +9,12 @@ once.
 import math
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
+
+from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import Manifest
-from edge_runtime.bundle.model import ModelError, Scores
+from edge_runtime.bundle.model import NAMED_TASKS, ModelError, Scores
 from edge_runtime.config.load import ModelTable
 from edge_runtime.readings import Prediction
 
@@ -55,7 +58,8 @@ class Decider:
     """The verdicts of one model.
 
     A classification's verdict is the index of its label, an anomaly's is 1 or 0, a regression has none.
-    An alarm is: one of `alarm_labels` with a score of at least `threshold`; an anomaly; a value above `threshold`.
+    An alarm is: one of `alarm_labels` with a score of at least `threshold`, also among the detections of a detector; an
+    anomaly; a value above `threshold`. Tensors have neither verdict nor alarm.
     """
 
     def __init__(self, manifest: Manifest, config: ModelTable, sequences: Sequences | None = None) -> None:
@@ -69,9 +73,12 @@ class Decider:
         self._publish = config.publish
         self._min_interval = config.min_interval
         self._publishes_all = config.publish == "always" and config.min_interval <= 0
-        self._has_verdict = self._task != "regression" or self._threshold is not None
+        self._has_verdict = self._task in ("classification", "anomaly") or (
+            bool(self._alarm_labels) if self._task in NAMED_TASKS else self._threshold is not None
+        )
         self._can_alarm = {
             "classification": bool(self._alarm_labels),
+            "detection": bool(self._alarm_labels),
             "anomaly": True,
             "regression": self._threshold is not None,
         }.get(self._task, False)
@@ -96,6 +103,8 @@ class Decider:
             self._classify(scores, row, stream, prediction)
         elif self._task == "anomaly":
             self._judge_anomaly(scores, row, stream, prediction)
+        elif scores.tensors is not None:
+            self._judge_tensors(scores.tensors, row, stream, prediction)
         else:
             self._judge_values(scores, row, stream, prediction)
         if not (self._publishes_all or self._is_wanted(stream, prediction, time)):
@@ -104,6 +113,8 @@ class Decider:
         stream.last_verdict, stream.last_time = stream.verdict, time
         if prediction.values is not None:
             stream.last_values = tuple(prediction.values.tolist())
+        elif self._publish == "change" and prediction.tensors is not None:
+            stream.last_values = self._in_numbers(prediction.tensors)
         return prediction
 
     def forget(self, keys: Iterable[str | None]) -> None:
@@ -163,6 +174,28 @@ class Decider:
             stream.alarm = stream.verdict == 1
             prediction.alarm = stream.alarm
 
+    def _judge_tensors(
+        self, tensors: dict[str, NDArray[Any]], row: int, stream: _Stream, prediction: Prediction
+    ) -> None:
+        prediction.tensors = {name: part[row] for name, part in tensors.items()}
+        if not self._can_alarm:
+            return
+        limit = _NEVER if self._threshold is None else self._threshold
+        if stream.alarm:
+            limit -= self._hysteresis
+        found = zip(prediction.tensors["label"].tolist(), prediction.tensors["scores"].tolist(), strict=True)
+        raised = any(
+            label >= 0 and self._labels[label] in self._alarm_labels and score >= limit for label, score in found
+        )
+        self._smooth(stream, int(raised))
+        prediction.alarm = stream.alarm = stream.verdict == 1
+
+    def _in_numbers(self, tensors: dict[str, NDArray[Any]]) -> tuple[float, ...]:
+        """By which a change is noticed: the labels of detections, or every number."""
+        if self._task == "detection":
+            return tuple(sorted(label for label in tensors["label"].tolist() if label >= 0))
+        return tuple(value for part in tensors.values() for value in part.ravel().tolist())
+
     def _smooth(self, stream: _Stream, raw: int) -> None:
         """The verdict becomes `raw` once n of the last m windows said so.
 
@@ -192,8 +225,14 @@ class Decider:
         """Whether the verdict differs from the last published; without one, any value by more than the hysteresis."""
         if self._has_verdict:
             return stream.verdict != stream.last_verdict
-        assert prediction.values is not None
         if stream.last_values is None:
             return True
-        pairs = zip(prediction.values.tolist(), stream.last_values, strict=True)
+        if prediction.tensors is not None:
+            values = self._in_numbers(prediction.tensors)
+            if self._task == "detection":
+                return values != stream.last_values
+        else:
+            assert prediction.values is not None
+            values = tuple(prediction.values.tolist())
+        pairs = zip(values, stream.last_values, strict=True)
         return any(abs(value - last) > self._hysteresis for value, last in pairs)

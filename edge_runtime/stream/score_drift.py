@@ -28,7 +28,9 @@ class ScoreSample:
         self._count = 0
 
     def add(self, scores: Scores) -> None:
-        """Note the answers to some windows."""
+        """Note the answers to some windows; tensors are no scores, and nothing is kept of them."""
+        if scores.is_named:
+            return
         numbers = scores.scores if scores.scores is not None else scores.value
         found = numbers if numbers is not None else scores.score
         assert found is not None

@@ -225,6 +225,57 @@ def tokens(*, name: str = "tokens", length: int = 5, vocabulary: int = 11, label
     return draft
 
 
+def tensors(*, name: str = "maps", channels: Sequence[str] = ("u", "v", "w"), task: str = "tensor") -> Draft:
+    """Two named tensors, one of whole numbers, of a window of two readings; or one, as an embedding."""
+    nodes = [
+        helper.make_node("Mul", ["window", "weights"], ["heat"]),
+        helper.make_node("ArgMax", ["heat"], ["peak"], axis=1, keepdims=0),
+    ]
+    shape = (2, len(channels))
+    outputs = [
+        helper.make_tensor_value_info("heat", TensorProto.FLOAT, ["N", *shape]),
+        helper.make_tensor_value_info("peak", TensorProto.INT64, ["N", len(channels)]),
+    ]
+    declared = [{"name": "heat", "shape": list(shape)}, {"name": "peak", "shape": [len(channels)], "dtype": "int64"}]
+    if task == "embedding":
+        nodes = [nodes[0], helper.make_node("Flatten", ["heat"], ["embedding"], axis=1)]
+        outputs = [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 2 * len(channels)])]
+        declared = [{"name": "embedding", "shape": [2 * len(channels)]}]
+    rng = np.random.default_rng(8)
+    model = _model(nodes, shape, outputs, {"weights": rng.normal(size=shape)})
+    manifest = _manifest(name, "1.0.0", task, channels=channels, length=2, stride=None)
+    manifest["output"] = {"tensors": declared}
+    return _draft(model, manifest, rng)
+
+
+def detection(*, name: str = "boxes", labels: Sequence[str] = ("cat", "dog"), most: int = 3) -> Draft:
+    """A detector of a kind: each of `most` readings of a window is a box; its sum is the score, its first the label."""
+    nodes = [
+        *(
+            helper.make_node("Constant", [], [key], value=numpy_helper.from_array(np.array([value])))
+            for key, value in (("zero", 0), ("one", 1), ("two", 2))
+        ),
+        helper.make_node("Abs", ["window"], ["boxes"]),
+        helper.make_node("ReduceMean", ["boxes"], ["mean"], axes=[2], keepdims=0),
+        helper.make_node("Div", ["mean", "ten"], ["scores"]),
+        helper.make_node("Slice", ["window", "zero", "one", "two"], ["first"]),
+        helper.make_node("Squeeze", ["first", "two"], ["flat"]),
+        helper.make_node("Greater", ["flat", "nought"], ["yes"]),
+        helper.make_node("Cast", ["yes"], ["place"], to=TensorProto.INT64),
+        helper.make_node("Sub", ["place", "one"], ["label"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["N", most, 4]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", most]),
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["N", most]),
+    ]
+    channels = ("left", "top", "right", "bottom")
+    model = _model(nodes, (most, 4), outputs, {"ten": np.array(10.0), "nought": np.array(0.0)})
+    manifest = _manifest(name, "1.0.0", "detection", channels=channels, length=most, stride=None)
+    manifest["output"] = {"labels": list(labels), "detections": most}
+    return _draft(model, manifest, np.random.default_rng(9))
+
+
 @dataclass(frozen=True)
 class Signer:
     """A signing key made for a test, and the `allowed_signers` file that names it."""

@@ -58,6 +58,27 @@ def predictions() -> dict[str, list[Any]]:
             builders.regression(targets=("power",)),
             Prediction(**head, values=_floats(12.5)),
         ),
+        "tensor": (
+            builders.tensors(),
+            Prediction(**head, tensors={"heat": np.ones((2, 3), np.float32), "peak": np.array([0, 1, 1], np.int64)}),
+        ),
+        "embedding": (
+            builders.tensors(task="embedding"),
+            Prediction(**head, tensors={"embedding": _floats(0.25, -1.5, 0.1, 0.0, 2.0, 1.0)}),
+        ),
+        "detection": (
+            builders.detection(),
+            Prediction(
+                **head,
+                tensors={
+                    "boxes": np.array([[10, 20, 110, 220], [5, 5, 8, 9], [0, 0, 0, 0]], np.float32),
+                    "scores": _floats(0.91, 0.4, 0.0),
+                    "label": np.array([1, 0, -1], np.int64),
+                },
+                alarm=True,
+                can_alarm=True,
+            ),
+        ),
         "anomaly": (builders.anomaly(), Prediction(**head, score=3.5, anomaly=True, alarm=True, can_alarm=True)),
     }
     found: dict[str, list[Any]] = {}

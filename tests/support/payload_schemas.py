@@ -71,10 +71,32 @@ PREDICTION_TAIL: Schema = {
     "delayed": {"const": True, "description": "it waited in the outbox while the link was down"},
     "clock": {"const": "unsynchronised", "description": "the clock of the device was not set"},
 }
+TENSOR_TYPE: Schema = {"enum": ["FP32", "INT64"]}
+BOX: Schema = {
+    "type": "array",
+    "items": NUMBER,
+    "minItems": 4,
+    "maxItems": 4,
+    "description": "left, top, right, bottom in the units of the model's own boxes",
+}
 ANSWERS: dict[str, Schema] = {
     "classification": {"label": TEXT, "score": NUMBER, "scores": by_name(NUMBER)},
     "regression": {"values": by_name(NUMBER)},
     "anomaly": {"score": NUMBER, "threshold": or_null(NUMBER), "anomaly": BOOLEAN},
+    "tensor": {
+        "tensors": {
+            **by_name(members({"shape": {"type": "array", "items": COUNT}, "datatype": TENSOR_TYPE, "data": TEXT})),
+            "description": "`data` is base64 of the little-endian numbers, row by row",
+        }
+    },
+    "embedding": {"embedding": {"type": "array", "items": NUMBER}},
+    "detection": {
+        "detections": {
+            "type": "array",
+            "items": members({"label": TEXT, "score": NUMBER, "box": BOX}),
+            "description": "the highest score first; empty where nothing is found",
+        }
+    },
 }
 LAST_REJECTED = by_name(members({"time": TIME, "where": TEXT, "why": TEXT, "sample": TEXT}))
 STAGE: Schema = {"rejected": REASONS, "skipped": REASONS, "dropped": REASONS, "errors": REASONS}

@@ -11,9 +11,13 @@ import pytest
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.load import open_model
+from converter.load import open_model, tflite_operators
 from converter.session import run, session_of
 from converter.spec import load_spec
+from edge_runtime.bundle.golden import check_golden
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.readings import Carry
 
 pytest.importorskip("ai_edge_litert")
 pytestmark = pytest.mark.shared_data
@@ -143,15 +147,14 @@ def test_other_small_models_answer_as_their_interpreter(
 @pytest.mark.parametrize(
     ("name", "operator"),
     [
-        ("micro-wake-word/okay_nabu_v2", "VAR_HANDLE"),
-        ("tflite-micro/trained_lstm", "UNIDIRECTIONAL_SEQUENCE_LSTM"),
         ("tflite-micro/audio_preprocessor_int8", "SignalWindow"),
+        ("tflite-micro/audio_preprocessor_int8", "SignalFilterBank"),
     ],
 )
 def test_what_has_no_onnx_form_is_refused_in_one_sentence(
     name: str, operator: str, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Variables, recurrent cells and custom operators are named."""
+    """Custom operators are named."""
     assert (
         main(["build", str(shared_data / f"{name}.tflite"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
     )
@@ -175,3 +178,101 @@ def test_a_truncated_file_is_refused(
     said = capsys.readouterr().err
     assert "cut.tflite" in said
     assert "Traceback" not in said
+
+
+WAKE = 'task = "classification"\nlabels = ["other", "okay_nabu"]\n[frame]\nshape = [3, 40]\ndtype = "int8"\n'
+
+
+def spectra(count: int) -> Any:
+    """A stream of int8 spectra, of noise that swells and fades."""
+    rng = np.random.default_rng(4)
+    loud = 60 + 50 * np.sin(np.arange(count) / 9)[:, None, None]
+    return np.clip(rng.normal(-30, 1, (count, 3, 40)) + loud * rng.normal(size=(count, 3, 40)), -128, 127).astype(
+        np.int8
+    )
+
+
+ASSIGNED = (
+    58,
+    61,
+    65,
+    75,
+    85,
+    89,
+)  # the tensors of the file that its variables stream, stream_1 ... stream_5 are given
+
+
+def test_the_wake_word_s_variables_become_states_to_the_bit(shared_data: Path, tmp_path: Path) -> None:
+    """Over a stream of 300 windows all scores and states are the interpreter's, which keeps its variables itself."""
+    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415
+
+    path, x = shared_data / "micro-wake-word" / "okay_nabu_v2.tflite", spectra(300)
+    np.savez(tmp_path / "d.npz", x=x)
+    out = build(tmp_path, path, WAKE, "--data", str(tmp_path / "d.npz"))
+    opened = open_bundle(out)
+    names = [state.input for state in opened.manifest.state]
+    interpreter = Interpreter(model_path=str(path), experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    scales = {item["index"]: item["quantization"] for item in interpreter.get_tensor_details()}
+    model, carry = Model(opened), Carry()
+    moved = []
+    for row in x:
+        found = model.run(row[None].astype(np.float32), [carry])
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], row[None])
+        interpreter.invoke()
+        score = np.float32(interpreter.get_tensor(93)[0, 0]) * np.float32(1 / 256)
+        assert np.asarray(found.scores)[0, 1].tobytes() == score.tobytes()
+        for place, tensor in enumerate(ASSIGNED):
+            name = f"state_stream_{place}_states" if place else "state_stream_states"
+            held = interpreter.get_tensor(tensor)[0].astype(np.float32) - np.float32(scales[tensor][1])
+            wanted = held * np.float32(scales[tensor][0])
+            assert carry.parts is not None
+            assert carry.parts[names.index(name)].tobytes() == wanted.tobytes()
+        assert carry.parts is not None
+        moved.append(carry.parts[names.index("state_stream_5_states")].copy())
+    assert len(np.unique(np.array(moved))) > 50
+    check_golden(model)
+    np.savez(tmp_path / "stream.npz", x=x)
+    _a_wrong_state_is_refused(path, tmp_path)
+
+
+def _a_wrong_state_is_refused(path: Path, folder: Path) -> None:
+    """A state that is handed on wrongly shows in no single window: the stream in `build` is what finds it."""
+    right = tflite_operators.OPERATORS["ASSIGN_VARIABLE"]
+
+    def wrong(network: Any, operator: Any) -> None:
+        right(network, operator)
+        variable = next(iter(network.variables.values()))
+        variable.value = network.node("Mul", variable.value, network.constant(0.0))
+
+    files = ["--calibration", str(folder / "d.npz"), "--evaluation", str(folder / "stream.npz")]
+    names = ["build", str(path), "--spec", str(folder / "spec.toml"), *files, "-o", str(folder / "wrong.onnx")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tflite_operators.OPERATORS, "ASSIGN_VARIABLE", wrong)
+        assert main(names) == 1
+    assert not (folder / "wrong.onnx").exists()
+    assert main(names) == 0
+
+
+def test_an_lstm_answers_each_window_from_an_empty_memory(shared_data: Path, tmp_path: Path) -> None:
+    """28 rows of 28 numbers: the scores are those of an interpreter whose variables are reset before each window."""
+    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415
+
+    path = shared_data / "tflite-micro" / "trained_lstm.tflite"
+    x = np.random.default_rng(0).random((60, 28, 28)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=x)
+    channels = "".join(f'[[channel]]\nname = "c{index}"\n' for index in range(28))
+    labels = json.dumps(list("0123456789"))
+    spec = f'task = "classification"\nlabels = {labels}\n[window]\nlength = 28\n{channels}'
+    out = build(tmp_path, path, spec, "--data", str(tmp_path / "d.npz"), "--quantize", "none")
+    interpreter = Interpreter(model_path=str(path))
+    interpreter.allocate_tensors()
+    wanted = []
+    for row in x:
+        interpreter.reset_all_variables()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], row[None])
+        interpreter.invoke()
+        wanted.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0])
+    found = np.asarray(run(session_of(out.read_bytes()), x).scores)
+    np.testing.assert_allclose(found, np.array(wanted), atol=1e-5)
+    assert manifest_of(out).state == ()

@@ -13,7 +13,7 @@ import pytest
 
 from edge_runtime.batch.run import PredictOptions, predict
 from edge_runtime.bundle.manifest import Manifest, output_ports
-from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.model import NAMED_TASKS, Model
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
@@ -26,7 +26,7 @@ from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
-from tests.support.kinds import KINDS, named, numbers, row_numbers
+from tests.support.kinds import KINDS, dense_outputs, named, numbers, row_numbers
 
 COUNT = 24
 
@@ -99,6 +99,9 @@ class Deployment:
             start += size
             outputs = _infer(app or self.app, self.manifest.name, {"window": windows, **states}, binary=binary)
             states = {state.input: outputs[state.output] for state in self.manifest.state}
+            if self.manifest.task in NAMED_TASKS:
+                found.append(dense_outputs(outputs, self.manifest))
+                continue
             found.append(outputs[list(output_ports(self.manifest))[-1]].reshape(len(windows), -1))
         return np.concatenate(found)
 

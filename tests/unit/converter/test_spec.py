@@ -76,7 +76,10 @@ def test_unknown_keys_come_with_the_nearest_known_one() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"task": "guess"}, "task: expected 'classification' or 'regression' or 'anomaly', found 'guess'"),
+        (
+            {"task": "guess"},
+            "task: expected 'classification' or 'regression' or 'anomaly' or 'multilabel' or 'tensor' or ",
+        ),
         ({"version": "1.0"}, "version: expected a semantic version such as 1.0.0, found '1.0'"),
         ({"name": "a/b"}, "name: expected a word without / + #, found 'a/b'"),
         ({"labels": ["a"]}, "labels: expected two or more, found one"),

@@ -13,6 +13,7 @@ from edge_runtime.bundle.model import ModelError, Scores
 from edge_runtime.config.tables import ModelTable
 from edge_runtime.readings import Prediction
 from edge_runtime.stream.decide import Decider, Sequences
+from tests.support import builders
 
 LABELS = ("ok", "worn", "broken")
 
@@ -292,3 +293,54 @@ def test_the_alarm_of_a_label_is_smoothed_as_the_label_is() -> None:
     """The first window's counts at once; a good label between two bad ones is a vote against the alarm."""
     assert _alarms(3, (2, 0.9), (0, 0.9), (2, 0.5)) == [("broken", True), ("broken", True), ("broken", False)]
     assert _alarms(2, (2, 0.9), (2, 0.5), (2, 0.5)) == [("broken", True), ("broken", True), ("broken", False)]
+
+
+def found_by(*labels: int, score: float = 0.9) -> Scores:
+    """One window of a detector with three rows."""
+    padded = [*labels, *[-1] * (3 - len(labels))]
+    return Scores(
+        tensors={
+            "boxes": np.zeros((1, 3, 4), np.float32),
+            "scores": np.array([[score if label >= 0 else 0.0 for label in padded]], np.float32),
+            "label": np.array([padded], np.int64),
+        }
+    )
+
+
+def detector(**config: Any) -> Decider:
+    """A decider of cats and dogs."""
+    manifest = msgspec.convert(builders.detection().manifest, Manifest)
+    return Decider(manifest, ModelTable(name="m", bundle="b", source="s", **config))
+
+
+def test_a_detector_raises_an_alarm_for_a_label_that_is_one() -> None:
+    """With a score of at least the threshold; n of m windows as for every other alarm."""
+    decider = detector(alarm_labels=["dog"], threshold=0.8)
+    verdicts = [(found_by(0), False), (found_by(0, 1), True), (found_by(1, score=0.7), False), (found_by(), False)]
+    for time, (scores, wanted) in enumerate(verdicts):
+        prediction = decider.decide(scores, 0, None, float(time))
+        assert prediction is not None
+        assert (prediction.alarm, prediction.can_alarm) == (wanted, True)
+
+
+def test_a_detector_that_publishes_changes_speaks_when_other_things_are_there() -> None:
+    """The same labels in another order, or at other places, are no change."""
+    decider = detector(publish="change")
+    said = [
+        decider.decide(scores, 0, None, float(time)) is not None
+        for time, scores in enumerate(
+            [found_by(0, 1), found_by(1, 0), found_by(1), found_by(1), found_by(), found_by()]
+        )
+    ]
+    assert said == [True, False, True, False, True, False]
+
+
+def test_tensors_that_publish_changes_speak_when_a_number_moves() -> None:
+    """By more than the hysteresis, as the values of a regression."""
+    manifest = msgspec.convert(builders.tensors(task="embedding").manifest, Manifest)
+    decider = Decider(manifest, ModelTable(name="m", bundle="b", source="s", publish="change", hysteresis=0.5))
+    said = []
+    for time, value in enumerate((0.0, 0.25, 0.75, 0.5)):
+        scores = Scores(tensors={"embedding": np.full((1, 6), value, np.float32)})
+        said.append(decider.decide(scores, 0, None, float(time)) is not None)
+    assert said == [True, False, True, False]
