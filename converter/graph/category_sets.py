@@ -8,6 +8,7 @@ holds, missing), so that what the source does with an unknown or a missing value
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,11 @@ class CategorySets:
 
     Args:
         columns: the width of the input.
-        whole: whether the source cuts a value to a whole number before it looks it up, as boosters do.
+        whole: how the source makes a value a whole number before it looks it up: `cut` towards zero, `floor`, or not at
+            all (`exact`).
     """
 
-    def __init__(self, columns: int, *, whole: bool) -> None:
+    def __init__(self, columns: int, *, whole: Literal["exact", "cut", "floor"]) -> None:
         self._columns: dict[int, _Column] = {}
         self._whole = whole
         self._width = columns
@@ -61,6 +63,10 @@ class CategorySets:
             column.sets.append(key[1:])
             column.numbers.append(self._known[key])
         return self._known[key]
+
+    def has(self, feature: int) -> bool:
+        """Whether some split asks for categories of this column."""
+        return feature in self._columns
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -92,7 +98,9 @@ class CategorySets:
         value = builder.node("Gather", features, builder.constant([feature], np.int64), axis=1)
         value = builder.cast(value, DOUBLE)
         absent = builder.node("IsNaN", value)
-        if self._whole:
+        if self._whole == "floor":
+            value = builder.node("Floor", value)
+        elif self._whole == "cut":
             bound = [builder.constant(limit, np.float64) for limit in (-_WHOLE, _WHOLE)]
             held = builder.node("Where", absent, builder.constant(-1.0, np.float64), value)
             held = builder.node("Min", builder.node("Max", held, bound[0]), bound[1])

@@ -46,6 +46,7 @@ class Forest:
         narrow: whether the source rounds the value to float32 before it compares.
         missing: whether a missing value (NaN) takes the way of "yes", for each node.
         sets: the splits by category, which are columns behind those of the input.
+        tiny: numbers up to this size are zero to the source.
     """
 
     tree: Ints
@@ -63,6 +64,7 @@ class Forest:
     narrow: bool
     missing: NDArray[np.bool_]
     sets: "CategorySets | None" = None
+    tiny: float = 0.0
 
 
 class ForestBuilder:
@@ -171,6 +173,8 @@ def _search(
         if forest.narrow:
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32).astype(np.float64)
+        if forest.tiny:
+            values = np.where(np.abs(values) <= forest.tiny, 0.0, values)
         return values <= threshold if forest.compare == "<=" else values < threshold
 
     low = np.full(len(feature), _LOWEST_KEY, dtype=np.int64)

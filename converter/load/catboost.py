@@ -15,7 +15,7 @@ from converter.graph.trees import Forest, ForestBuilder
 from converter.load.forest import Link, forest_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
-from converter.load.source import Answer, Core, SourceModel
+from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
 from converter.spec import Spec
 from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
@@ -34,6 +34,7 @@ _LOSSES: dict[str, tuple[Task, Link]] = {
         ("RMSE", "MAE", "Quantile", "MultiQuantile", "Expectile", "MAPE", "Lq", "Huber", "LogCosh", "MultiRMSE"),
         ("regression", "identity"),
     ),
+    "RMSEWithUncertainty": ("regression", "uncertainty"),
 }
 
 
@@ -81,9 +82,7 @@ class CatboostModel(SourceModel):
         else:
             self.targets = self._forest.outputs
         if self.independent:
-            self.notes.append(
-                "each class has a probability of its own, as CatBoost gives it: the scores of a row need not sum to 1"
-            )
+            self.notes.append(INDEPENDENT)
 
     def predict(self, windows: Floats) -> Answer:
         """Ask CatBoost."""
@@ -114,7 +113,11 @@ def read(model: dict[str, Any], place: str) -> tuple[Forest, Link, Task]:
     features = model["features_info"]
     for kind in ("categorical_features", "text_features", "embedding_features"):
         if features.get(kind):
-            raise CommandError(f"{place}: expected features that are numbers, found {kind.replace('_', ' ')}")
+            raise CommandError(
+                f"{place}: expected features that are numbers, found {kind.replace('_', ' ')}, of which CatBoost makes "
+                "statistics of its own: encode them in a scikit-learn pipeline, or use histogram boosting, LightGBM or "
+                "XGBoost, whose splits by category convert"
+            )
     columns = [int(each["flat_feature_index"]) for each in features["float_features"]]
     # NaN is less than every border, or greater ("AsTrue"); where training saw none, it is not greater than any.
     right = [each["nan_value_treatment"] == "AsTrue" for each in features["float_features"]]

@@ -11,7 +11,8 @@ from converter.load.source import Core
 from edge_runtime.errors import CommandError
 
 Link = Literal[
-    "mean", "sigmoid", "sigmoid_open", "softmax", "one_each", "identity", "exp", "logistic", "isolation"
+    "mean", "sigmoid", "sigmoid_open", "sigmoid_half", "hinge", "softmax", "one_each", "identity", "exp", "logistic",
+    "uncertainty", "isolation",
 ]  # fmt: skip
 
 
@@ -32,9 +33,11 @@ def forest_core(
         forest: the trees.
         columns: the width of what they look at.
         link: how sums become answers. `mean`: probabilities, divided by `divisor`. `sigmoid`: one sum, the second
-            class from zero on; `sigmoid_open`: above zero. `softmax`: a sum a class. `one_each`: a sum a class, each
+            class from zero on; `sigmoid_open`: above zero; `sigmoid_half`: above one half. `hinge`: the second class
+            above zero, for certain. `softmax`: a sum a class. `one_each`: a sum a class, each
             with a probability of its own. `identity`, `exp` and `logistic`:
-            values, divided by `divisor`. `isolation`: `2 ** (-sum / divisor) + shift`.
+            values, divided by `divisor`. `uncertainty`: a value and, from the logarithm of its deviation, its variance.
+            `isolation`: `2 ** (-sum / divisor) + shift`.
         transform: a scaler before the trees, folded into the thresholds.
         prefix: a graph before the trees, computed in float64.
         divisor: see `link`.
@@ -53,6 +56,11 @@ def forest_core(
         if forest.narrow:
             features = builder.cast(exact, FLOAT)
         else:
+            if forest.tiny:
+                small = builder.node(
+                    "LessOrEqual", builder.node("Abs", exact), builder.constant(forest.tiny, np.float64)
+                )
+                exact = builder.node("Where", small, builder.constant(0.0, np.float64), exact)
             features, forest = _ranked(builder, exact, forest, columns)
     if missing is not None:
         same = builder.node("Equal", features, builder.constant(missing))
@@ -93,7 +101,9 @@ def _ranked(builder: GraphBuilder, exact: str, forest: Forest, columns: int) -> 
     if forest.sets is not None:
         sets = forest.feature >= columns
         thresholds[sets] = forest.threshold[sets]
-    return builder.node("Concat", *blocks, axis=1), replace(forest, threshold=thresholds, compare="<=", narrow=True)
+    return builder.node("Concat", *blocks, axis=1), replace(
+        forest, threshold=thresholds, compare="<=", narrow=True, tiny=0.0
+    )
 
 
 def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift: float) -> dict[str, str]:
@@ -108,11 +118,11 @@ def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift
         builder.output("label", label, INT64, ("N",))
         builder.output("scores", scores, FLOAT, ("N", columns))
         return {"label": "label", "scores": "scores"}
-    if link in ("sigmoid", "sigmoid_open"):
+    if link in ("sigmoid", "sigmoid_open", "sigmoid_half", "hinge"):
         compare = "GreaterOrEqual" if link == "sigmoid" else "Greater"
-        yes = builder.node(compare, "sums", builder.constant(0.0))
+        yes = builder.node(compare, "sums", builder.constant(0.5 if link == "sigmoid_half" else 0.0))
         label = builder.node("Reshape", builder.cast(yes, INT64), builder.constant([-1], np.int64))
-        positive = builder.node("Sigmoid", "sums")
+        positive = builder.cast(yes, FLOAT) if link == "hinge" else builder.node("Sigmoid", "sums")
         negative = builder.node("Sub", builder.constant(1.0), positive)
         builder.output("label", label, INT64, ("N",))
         builder.output("scores", builder.node("Concat", negative, positive, axis=1), FLOAT, ("N", 2))
@@ -122,6 +132,13 @@ def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift
         if link != "identity":
             value = builder.node("Exp" if link == "exp" else "Sigmoid", value)
         builder.output("value", value, FLOAT, ("N", columns))
+        return {"value": "value"}
+    if link == "uncertainty":
+        first, second = (
+            builder.node("Gather", "sums", builder.constant([column], np.int64), axis=1) for column in range(2)
+        )
+        variance = builder.node("Exp", builder.node("Mul", second, builder.constant(2.0)))
+        builder.output("value", builder.node("Concat", first, variance, axis=1), FLOAT, ("N", 2))
         return {"value": "value"}
     if link == "isolation":
         exponent = builder.node("Mul", "sums", builder.constant(-np.log(2.0) / divisor))

@@ -1,22 +1,30 @@
 """LightGBM: text model files, and its estimators inside scikit-learn pipelines."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from converter.graph.category_sets import HALF, CategorySets
 from converter.graph.trees import Forest, ForestBuilder
+from converter.load.booster_categories import NO_INDEXES, Indexes, coded, declared, indexes_of, known_to_lightgbm, named
 from converter.load.forest import Link, forest_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
-from converter.load.source import Answer, Core, SourceModel
+from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
+from converter.spec import ChannelSpec, Spec
 from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
+# `kZeroThreshold` of LightGBM: its prediction leaves smaller numbers out of a row, and takes zero for them.
+_TINY = float(np.float32(1e-35))
 _OBJECTIVES: dict[str, tuple[Task, Link]] = {
     "binary": ("classification", "sigmoid_open"),
     "multiclass": ("classification", "softmax"),
+    "multiclassova": ("classification", "one_each"),
     "regression": ("regression", "identity"),
     "regression_l1": ("regression", "identity"),
     "huber": ("regression", "identity"),
@@ -30,7 +38,7 @@ _OBJECTIVES: dict[str, tuple[Task, Link]] = {
 }
 
 
-def load(path: Path) -> "LightgbmModel":
+def load(path: Path, spec: Spec) -> "LightgbmModel":
     """Load a model file.
 
     Raises:
@@ -44,7 +52,7 @@ def load(path: Path) -> "LightgbmModel":
         booster = lightgbm.Booster(model_str=text)
     except Exception as error:
         raise CommandError(f"{path}: expected a LightGBM model, found a damaged or other file") from error
-    return LightgbmModel(booster, str(path))
+    return LightgbmModel(booster, str(path), spec.channel)
 
 
 class LightgbmModel(SourceModel):
@@ -53,11 +61,16 @@ class LightgbmModel(SourceModel):
     framework = "LightGBM"
     trees = True
 
-    def __init__(self, booster: Any, place: str) -> None:
+    def __init__(self, booster: Any, place: str, channels: Sequence[ChannelSpec] = ()) -> None:
         super().__init__()
         self.version = require("lightgbm", place).__version__
         self._booster = booster
-        self._forest, self._link, self.task = read(booster, place)
+        known = known_to_lightgbm(booster)
+        self._indexes = indexes_of(known, declared(channels, int(booster.num_feature()), known))
+        self._forest, self._link, self.task = read(booster, place, self._indexes)
+        self.independent = self._link == "one_each"
+        if self.independent:
+            self.notes.append(INDEPENDENT)
         self.shape = (int(booster.num_feature()),)
         names = booster.feature_name()
         self.feature_names = () if names == [f"Column_{i}" for i in range(len(names))] else tuple(names)
@@ -66,12 +79,17 @@ class LightgbmModel(SourceModel):
 
     def predict(self, windows: Floats) -> Answer:
         """Ask LightGBM, in float64 on the float32 values."""
-        found = np.asarray(self._booster.predict(windows.reshape(len(windows), -1).astype(np.float64), num_threads=1))
+        x = coded(windows.reshape(len(windows), -1).astype(np.float64), self._indexes)
+        found = np.asarray(self._booster.predict(x, num_threads=1))
         if self.task == "regression":
             return Answer(value=found.reshape(len(windows), -1))
         if found.ndim == 2:
             return Answer(label=found.argmax(axis=1), scores=found)
         return Answer(label=(found > 0.5).astype(np.int64), scores=np.stack([1.0 - found, found], axis=1))
+
+    def takes_unknown(self, column: int) -> bool:
+        """See `SourceModel`: a value that is in no set of categories takes the other way."""
+        return self._forest.sets is not None and self._forest.sets.has(column)
 
     def core(self) -> Core:
         """The trees."""
@@ -79,8 +97,8 @@ class LightgbmModel(SourceModel):
         return forest_core(self._forest, self.shape[0], self._link)
 
 
-def read(booster: Any, place: str) -> tuple[Forest, Link, Task]:
-    """A booster's trees, what its sums mean, and its task.
+def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Forest, Link, Task]:
+    """A booster's trees, what its sums mean, and its task. `indexes` says what stands in a window for a code.
 
     Raises:
         CommandError: it has parts that ONNX trees do not have.
@@ -94,13 +112,21 @@ def read(booster: Any, place: str) -> tuple[Forest, Link, Task]:
     columns = model["num_tree_per_iteration"]
     rounds = len(model["tree_info"]) // columns
     share = slope / rounds if model.get("average_output") else slope
-    builder = ForestBuilder(columns, "<=", narrow=False)
+    sets = CategorySets(int(booster.num_feature()), whole="cut")
+    builder = ForestBuilder(columns, "<=", narrow=False, sets=sets)
     for index, tree in enumerate(model["tree_info"]):
-        _add(builder, tree["tree_structure"], index % columns, share, f"{place}: tree {index}")
-    return builder.build(), link, task
+        _add(builder, tree["tree_structure"], index % columns, share, (sets, indexes), f"{place}: tree {index}")
+    return replace(builder.build(), tiny=_TINY), link, task
 
 
-def _add(builder: ForestBuilder, root: dict[str, Any], column: int, share: float, place: str) -> None:
+def _add(
+    builder: ForestBuilder,
+    root: dict[str, Any],
+    column: int,
+    share: float,
+    categories: tuple[CategorySets, Indexes],
+    place: str,
+) -> None:
     feature: list[int] = []
     threshold: list[float] = []
     left: list[int] = []
@@ -116,20 +142,28 @@ def _add(builder: ForestBuilder, root: dict[str, Any], column: int, share: float
         leaf = "leaf_value" in node
         if "leaf_coeff" in node:
             raise CommandError(f"{place}: expected one value a leaf, found a linear tree")
-        if not leaf and (node["decision_type"] != "<=" or node["missing_type"] == "Zero"):
-            raise CommandError(f"{place}: expected splits by number, found one by category or with zero as missing")
-        feature.append(-1 if leaf else node["split_feature"])
-        threshold.append(0.0 if leaf else node["threshold"])
+        by_category = not leaf and node["decision_type"] == "=="
+        if not leaf and not by_category and (node["decision_type"] != "<=" or node["missing_type"] == "Zero"):
+            raise CommandError(f"{place}: expected splits by number or category, found one with zero as missing")
+        feature.append(-1 if leaf else _split_column(node, *categories) if by_category else node["split_feature"])
+        threshold.append(0.0 if leaf else HALF if by_category else node["threshold"])
         left.append(0)
         right.append(0)
         value.append(node["leaf_value"] * share if leaf else 0.0)
-        missing.append(not leaf and _missing_goes_left(node))
+        missing.append(not leaf and not by_category and _missing_goes_left(node))
         if not leaf:
             waiting += [(node["right_child"], number, False), (node["left_child"], number, True)]
     builder.add(
         np.array(feature), np.array(threshold), np.array(left), np.array(right), np.array(value)[:, None], [column],
         missing=np.array(missing),
     )  # fmt: skip
+
+
+def _split_column(node: dict[str, Any], sets: CategorySets, indexes: Indexes) -> int:
+    """The column of a set of categories: they go left; others, negative numbers and missing ones right."""
+    column = int(node["split_feature"])
+    codes = [int(code) for code in str(node["threshold"]).split("||")]
+    return sets.column(column, named(codes, column, indexes), unknown=False, missing=False)
 
 
 def _missing_goes_left(node: dict[str, Any]) -> bool:
@@ -141,4 +175,4 @@ def _recognise(file: ModelFile) -> str | None:
     return "lightgbm" if file.head.startswith((b"tree\n", b"tree\r\n")) else None
 
 
-LOADER = Loader("LightGBM", _recognise, lambda path, _spec, _kind, _trust: load(path))
+LOADER = Loader("LightGBM", _recognise, lambda path, spec, _kind, _trust: load(path, spec))

@@ -33,7 +33,7 @@ from converter.load.sklearn_facts import (
     votes_hard,
 )
 from converter.load.skops_types import untrusted
-from converter.load.source import Answer, Core, SourceModel
+from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
 from converter.spec import ChannelSpec
 from edge_runtime.errors import CommandError
@@ -170,6 +170,9 @@ class SklearnModel(SourceModel):
             self.task, self.threshold = "anomaly", 0.0
         elif is_classifier(self._final):
             self.task = "classification"
+            if getattr(self._final, "objective_", None) == "multiclassova":
+                self.independent = True
+                self.notes.append(INDEPENDENT)
             self.classes = classes_of(self._final, place)
         elif is_regressor(self._final):
             self.task = "regression"

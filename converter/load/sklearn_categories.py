@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.load.booster_categories import INDEXES, booster_texts
 from converter.load.source import class_name
 from converter.spec import ChannelSpec
 from edge_runtime.errors import CommandError
@@ -38,6 +39,7 @@ class _Seen:
     """What an estimator knows of the columns of text."""
 
     learned: dict[int, list[Any]] = field(default_factory=dict)
+    typed: dict[Any, list[str]] = field(default_factory=dict)  # a booster wants the column as a categorical of pandas
     elsewhere: dict[int, str] = field(default_factory=dict)  # a step that takes the column as it is
 
 
@@ -72,7 +74,8 @@ class CodedEstimator:
         for column, texts in categories.items():
             self._add(column, texts, seen, codes, names[column])
         self.by_index = copy.deepcopy(by_position)
-        _walk(self.by_index, list(range(width)), lambda column, values: _coded(values, codes.get(column)), _Seen())
+        _walk(self.by_index, list(range(width)), lambda column, values: _coded(values, codes.get(column)), seen)
+        self._typed = seen.typed
         self._columns = [str(name) for name in getattr(estimator, "feature_names_in_", ())]
         if self._columns and self._values:
             _require_pandas(place)
@@ -101,6 +104,9 @@ class CodedEstimator:
         frame = pd.DataFrame({name: table[:, place] for place, name in enumerate(self._columns)}, dtype=object)
         numbers = [name for place, name in enumerate(self._columns) if place not in self._values]
         frame[numbers] = frame[numbers].astype(np.float64)
+        for column, known_texts in self._typed.items():
+            name = self._columns[column]
+            frame[name] = pd.Categorical(frame[name], categories=known_texts)
         return frame
 
     def _add(
@@ -196,6 +202,17 @@ def _walk(part: Any, origins: Origins, change: Callable[[int, Sequence[Any]], Se
             values if (column := _at(origins, place)) is None else change(column, values)
             for place, values in enumerate(part.categories_)
         ]
+        return ()
+    known = booster_texts(part)
+    if known:
+        indexes = {}
+        for place, texts in known.items():
+            column = _at(origins, place)
+            found: Any = texts if column is None else change(column, texts)
+            if isinstance(found, np.ndarray):
+                indexes[place] = dict(enumerate(found.tolist()))
+                seen.typed[column] = texts
+        setattr(part, INDEXES, indexes)
         return ()
     if kind == "SimpleImputer":
         return _walk_imputer(part, origins, change)

@@ -97,7 +97,8 @@ def _forget_names(part: Any) -> None:
         for _, step, _ in part.transformers_:
             _forget_names(step)
     if hasattr(part, "feature_names_in_"):
-        del part.feature_names_in_
+        with contextlib.suppress(AttributeError):  # XGBoost reads them from its booster
+            del part.feature_names_in_
 
 
 def classes_of(final: Any, place: str) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from converter.graph.category_sets import HALF, CategorySets
 from converter.graph.trees import Forest, ForestBuilder
+from converter.load.booster_categories import INDEXES, NO_INDEXES
 from converter.load.forest import Link
 
 Parts = tuple[Forest, Link, float, float]  # forest, link, divisor, shift
@@ -18,12 +19,14 @@ def forest_of(estimator: Any) -> Parts | None:
     if module == "xgboost":
         from converter.load import xgboost  # noqa: PLC0415 - an extra
 
-        forest, link, _, _ = xgboost.read(estimator.get_booster(), type(estimator).__name__)
+        indexes = getattr(estimator, INDEXES, NO_INDEXES)
+        forest, link, _, _ = xgboost.read(estimator.get_booster(), type(estimator).__name__, indexes)
         return forest, link, 1.0, 0.0
     if module == "lightgbm":
         from converter.load import lightgbm  # noqa: PLC0415 - an extra
 
-        forest, link, _ = lightgbm.read(estimator.booster_, type(estimator).__name__)
+        indexes = getattr(estimator, INDEXES, NO_INDEXES)
+        forest, link, _ = lightgbm.read(estimator.booster_, type(estimator).__name__, indexes)
         return forest, link, 1.0, 0.0
     if module != "sklearn":
         return None
@@ -82,7 +85,7 @@ def _histogram_boosting(estimator: Any) -> Parts | None:
     predictors = estimator._predictors  # noqa: SLF001 - there is no public way to the trees
     columns = len(predictors[0])
     places, categories = _remapped(estimator)
-    sets = CategorySets(int(estimator.n_features_in_), whole=False)
+    sets = CategorySets(int(estimator.n_features_in_), whole="exact")
     builder = ForestBuilder(columns, "<=", narrow=False, sets=sets)
     for row in predictors:
         for column, tree in enumerate(row):

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from converter.load.tensors import Layout
 
 
+INDEPENDENT = "each class has a probability of its own: the scores of a row need not sum to 1"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What a model says about n windows, in the terms of the normal form.

@@ -5,16 +5,29 @@ The trees are read from the model's own JSON, so thresholds are the float32 numb
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from converter.graph.category_sets import HALF, CategorySets
 from converter.graph.trees import Forest, ForestBuilder
+from converter.load.booster_categories import (
+    NO_INDEXES,
+    Indexes,
+    Known,
+    coded,
+    declared,
+    indexes_of,
+    known_to_xgboost,
+    named,
+)
 from converter.load.forest import Link, forest_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
 from converter.load.source import Answer, Core, SourceModel
+from converter.spec import ChannelSpec, Spec
 from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
@@ -22,6 +35,8 @@ from edge_runtime.readings import Floats
 # objective -> task and link. Objectives that are not here answer with something that is no label or value.
 _OBJECTIVES: dict[str, tuple[Task, Link]] = {
     "binary:logistic": ("classification", "sigmoid_open"),
+    "binary:logitraw": ("classification", "sigmoid_half"),
+    "binary:hinge": ("classification", "hinge"),
     "multi:softprob": ("classification", "softmax"),
     "multi:softmax": ("classification", "softmax"),
     "reg:squarederror": ("regression", "identity"),
@@ -36,7 +51,7 @@ _OBJECTIVES: dict[str, tuple[Task, Link]] = {
 }
 
 
-def load(path: Path) -> "XgboostModel":
+def load(path: Path, spec: Spec) -> "XgboostModel":
     """Load a model file.
 
     Raises:
@@ -47,7 +62,7 @@ def load(path: Path) -> "XgboostModel":
         booster = xgboost.Booster(model_file=str(path))
     except Exception as error:
         raise CommandError(f"{path}: expected an XGBoost model, found a damaged or other file") from error
-    return XgboostModel(booster, str(path))
+    return XgboostModel(booster, str(path), spec.channel)
 
 
 class XgboostModel(SourceModel):
@@ -56,11 +71,19 @@ class XgboostModel(SourceModel):
     framework = "XGBoost"
     trees = True
 
-    def __init__(self, booster: Any, place: str) -> None:
+    def __init__(self, booster: Any, place: str, channels: Sequence[ChannelSpec] = ()) -> None:
         super().__init__()
         self.version = require("xgboost", place).__version__
         self._booster = booster
-        self._forest, self._link, self.task, names = read(booster, place)
+        known = known_to_xgboost(json.loads(bytes(booster.save_raw("json")))["learner"])
+        self._indexes = indexes_of(known, declared(channels, int(booster.num_features()), known))
+        self._forest, self._link, self.task, names = read(booster, place, self._indexes)
+        self.own_rule = self._link == "sigmoid_half"
+        if self.own_rule:
+            self.notes.append(
+                "binary:logitraw: the label is the second class above a sum of 0.5, as in XGBClassifier.predict; the "
+                "scores are the probabilities that belong to the sums"
+            )
         self._rounds = _rounds(booster)
         self.shape = (int(booster.num_features()),)
         self.feature_names = tuple(names)
@@ -72,7 +95,7 @@ class XgboostModel(SourceModel):
 
     def predict(self, windows: Floats) -> Answer:
         """Ask XGBoost."""
-        x = windows.reshape(len(windows), -1)
+        x = coded(windows.reshape(len(windows), -1), self._indexes)
         kind = "margin" if self._link == "softmax" else "value"
         found = np.asarray(self._booster.inplace_predict(x, iteration_range=(0, self._rounds), predict_type=kind))
         if self.task == "regression":
@@ -80,7 +103,14 @@ class XgboostModel(SourceModel):
         if self._link == "softmax":
             power = np.exp(found.astype(np.float64) - found.max(axis=1, keepdims=True))
             return Answer(label=found.argmax(axis=1), scores=power / power.sum(axis=1, keepdims=True))
-        return Answer(label=(found > 0.5).astype(np.int64), scores=np.stack([1.0 - found, found], axis=1))
+        label = (found > 0.5).astype(np.int64)
+        if self._link == "sigmoid_half":
+            found = 1.0 / (1.0 + np.exp(-found.astype(np.float64)))
+        return Answer(label=label, scores=np.stack([1.0 - found, found], axis=1))
+
+    def takes_unknown(self, column: int) -> bool:
+        """See `SourceModel`: a value that is in no set of categories takes the other way."""
+        return self._forest.sets is not None and self._forest.sets.has(column)
 
     def core(self) -> Core:
         """The trees."""
@@ -88,7 +118,7 @@ class XgboostModel(SourceModel):
         return forest_core(self._forest, self.shape[0], self._link)
 
 
-def read(booster: Any, place: str) -> tuple[Forest, Link, Task, list[str]]:
+def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Forest, Link, Task, list[str]]:
     """A booster's trees, what its sums mean, its task and the names of its features.
 
     Raises:
@@ -99,7 +129,7 @@ def read(booster: Any, place: str) -> tuple[Forest, Link, Task, list[str]]:
     if name not in _OBJECTIVES:
         raise CommandError(f"{place}: no ONNX form is known for the XGBoost objective {name!r}")
     task, link = _OBJECTIVES[name]
-    machine = model["gradient_booster"]
+    machine, known = model["gradient_booster"], known_to_xgboost(model)
     if machine["name"] not in ("gbtree", "dart"):
         raise CommandError(f"{place}: expected XGBoost trees, found a {machine['name']} model")
     weights = machine.get("weight_drop")
@@ -111,18 +141,35 @@ def read(booster: Any, place: str) -> tuple[Forest, Link, Task, list[str]]:
             f"{place}: expected one label a window, found an XGBoost model that gives {columns} at once (multi-label): "
             "convert a model for each label"
         )
-    builder = ForestBuilder(columns, "<", narrow=True)
+    sets = CategorySets(int(booster.num_features()), whole="floor")
+    builder = ForestBuilder(columns, "<", narrow=True, sets=sets)
     kept = _rounds(booster) * max(1, int(trees["gbtree_model_param"]["num_parallel_tree"])) * columns
     for index, (tree, column) in enumerate(zip(trees["trees"][:kept], trees["tree_info"], strict=False)):
-        if any(tree["split_type"]) or int(tree["tree_param"]["size_leaf_vector"]) > 1:
-            raise CommandError(f"{place}: expected splits by number and one value a leaf, found others in tree {index}")
+        if int(tree["tree_param"]["size_leaf_vector"]) > 1:
+            raise CommandError(f"{place}: expected one value a leaf, found several in tree {index}")
         left = np.array(tree["left_children"])
         numbers = np.array(tree["split_conditions"], dtype=np.float32).astype(np.float64)
-        feature = np.where(left < 0, -1, np.array(tree["split_indices"]))
+        feature, thresholds = np.where(left < 0, -1, np.array(tree["split_indices"])), numbers.copy()
+        for node, column_of in _by_category(tree, sets, indexes, known):
+            feature[node], thresholds[node] = column_of, HALF
         values = numbers[:, None] * (weights[index] if weights else 1.0)
         right, default = np.array(tree["right_children"]), np.array(tree["default_left"])
-        builder.add(feature, numbers, left, right, values, [column], missing=default)
+        builder.add(feature, thresholds, left, right, values, [column], missing=default)
     return builder.build(_base(settings["base_score"], link, columns)), link, task, model["feature_names"]
+
+
+def _by_category(tree: dict[str, Any], sets: CategorySets, indexes: Indexes, known: Known) -> Iterator[tuple[int, int]]:
+    """The nodes that split by category, and the column of each: its categories go right, others left."""
+    starts, sizes = tree.get("categories_segments", ()), tree.get("categories_sizes", ())
+    for node, start, size in zip(tree.get("categories_nodes", ()), starts, sizes, strict=True):
+        column, missing = int(tree["split_indices"][node]), bool(tree["default_left"][node])
+        codes = [int(code) for code in tree["categories"][start : start + size]]
+        if column in indexes:  # an index without a code is missing
+            others = [code for code in range(len(known[column])) if code not in codes]
+            yes, unknown = (codes, True) if missing else (others, False)
+        else:
+            yes, unknown = codes, True
+        yield int(node), sets.column(column, named(yes, column, indexes), unknown=unknown, missing=missing)
 
 
 def _rounds(booster: Any) -> int:
@@ -147,4 +194,4 @@ def _recognise(file: ModelFile) -> str | None:
     return "xgboost" if in_json or in_ubjson else None
 
 
-LOADER = Loader("XGBoost", _recognise, lambda path, _spec, _kind, _trust: load(path))
+LOADER = Loader("XGBoost", _recognise, lambda path, spec, _kind, _trust: load(path, spec))

@@ -173,7 +173,7 @@ def test_build_takes_a_booster_file(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_parts_without_an_onnx_form_are_refused_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Linear boosters, splits by category, ranking objectives, linear trees, and damaged files."""
+    """Linear boosters, zero as a missing value, ranking objectives, linear trees, and damaged files."""
     xgboost = pytest.importorskip("xgboost")
     lightgbm = pytest.importorskip("lightgbm")
     x, y = rows(2)
@@ -182,15 +182,17 @@ def test_parts_without_an_onnx_form_are_refused_in_one_sentence(
     xgboost.train({"objective": "survival:cox", "nthread": 1}, xgboost.DMatrix(x, y), 2).save_model(
         tmp_path / "cox.json"
     )
-    categories = lightgbm.Dataset(np.round(x), y, categorical_feature=[0])
-    lightgbm.train({"objective": "binary", **quiet}, categories, 3).save_model(tmp_path / "categories.txt")
+    zeros = lightgbm.Dataset(np.round(x), y)
+    lightgbm.train({"objective": "binary", "zero_as_missing": True, **quiet}, zeros, 3).save_model(
+        tmp_path / "zero.txt"
+    )
     lightgbm.train({"linear_tree": True, **quiet}, lightgbm.Dataset(x, y), 2).save_model(tmp_path / "linear.txt")
     (tmp_path / "cut.txt").write_text((tmp_path / "linear.txt").read_text()[:2000])
     (tmp_path / "cut.json").write_text((tmp_path / "cox.json").read_text()[:2000])
     for name, message in (
         ("linear.json", "found a gblinear model"),
         ("cox.json", "objective 'survival:cox'"),
-        ("categories.txt", "found one by category"),
+        ("zero.txt", "found one with zero as missing"),
         ("linear.txt", "found a linear tree"),
         ("cut.txt", "found a truncated one"),
         ("cut.json", "found a damaged or other file"),
