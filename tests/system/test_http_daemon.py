@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
+from tests.support.serving import hear
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.system
@@ -133,3 +136,35 @@ def ask_or_none(port: int, path: str) -> int | None:
         return ask(port, "GET", path)[0]
     except (OSError, http.client.HTTPException):
         return None
+
+
+def test_a_stop_of_the_daemon_answers_what_is_in_flight(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, bundle: Path, free_port: int
+) -> None:
+    """SIGTERM lets a request of which half has come be sent to its end, and answers it with `Connection: close`."""
+    daemon = make_daemon(device(mosquitto, bundle, free_port)).start()
+    wait_until(lambda: ask(free_port, "GET", "/v2/health/ready")[0] == 200, "readiness", 30)
+    reading = b'{"temperature": 21.4, "humidity": 48.2}'
+    head = b"POST /predict/comfort HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(reading)
+    with socket.create_connection(("127.0.0.1", free_port), timeout=20) as slow:
+        slow.sendall(head + reading[:9])
+        assert ask(free_port, "GET", "/healthz")[0] == 200
+        os.kill(daemon.pid, signal.SIGTERM)
+        daemon.wait_for_log("stopping")
+        slow.sendall(reading[9:])
+        assert hear(slow)[:2] == (200, "close")
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize(("more", "status"), [("", 200), ('health = "token"', 401)])
+def test_probes_of_a_daemon_need_the_token_by_choice_only(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, bundle: Path, free_port: int, tmp_path: Path, more: str, status: int
+) -> None:
+    """Health is open without the secret unless it is closed; everything else wants it."""
+    (tmp_path / "token").write_text("s3cret\n")
+    text = device(mosquitto, bundle, free_port, f'token_file = "token"\n{more}\n')
+    make_daemon(text).start()
+    for path in ("/healthz", "/v2/health/ready", "/v2/health/live", "/ping"):
+        assert ask(free_port, "GET", path)[0] == status
+    for path in ("/metrics", "/v2/models/comfort/ready", "/"):
+        assert ask(free_port, "GET", path)[0] == 401
