@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,11 +20,14 @@ from converter.spec import Spec
 from edge_runtime.bundle.manifest import Channel, Input, Window
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
+from edge_runtime.recordings.folder import joined, read_about
 from edge_runtime.stream.codecs.columns import CategoryIndex
 from edge_runtime.stream.frame_contract import LARGEST_WHOLE
 
 MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric
 CALIBRATION_SHARE = 0.3
+SESSION = "(session and key)"  # the group of a recording's windows; no column can be called so by a device
+_BLOCKS = 10  # of a session: some calibrate, the others judge
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +69,7 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
     """Read a file of recorded readings or windows.
 
     Args:
-        path: `.npz`, `.csv` or `.parquet`.
+        path: `.npz`, `.csv` or `.parquet`, or a folder that `edge-runtime record` has made.
         spec: how it is to be read.
         wanted: the channels and windows, or the frames, that the bundle takes.
 
@@ -76,7 +80,9 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
     if not path.exists():
         raise CommandError(f"{path}: expected data, found no such file")
     suffix = path.suffix.lower()
-    if suffix == ".npz":
+    if path.is_dir():
+        dataset = _in_blocks(_read_table(path, for_recording(path, spec), wanted), wanted.window)
+    elif suffix == ".npz":
         dataset = _read_npz(path, wanted, shape)
     elif suffix in (".csv", ".parquet"):
         if wanted.shape is not None:
@@ -95,10 +101,36 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
 
 def table_columns(path: Path | None, spec: Spec) -> tuple[str, ...]:
     """The columns of a table that may be channels: all but label, group and time; none where it is no table."""
-    if path is None or path.suffix.lower() not in (".csv", ".parquet") or not path.exists():
+    if path is None or not path.exists():
+        return ()
+    if path.is_dir():
+        spec = for_recording(path, spec)
+    elif path.suffix.lower() not in (".csv", ".parquet"):
         return ()
     taken = {*_label_columns(spec), spec.data.group, spec.data.time}
     return tuple(name for name in _columns(path, spec) if name not in taken)
+
+
+def _in_blocks(dataset: Dataset, window: Window) -> Dataset:
+    """Each session in blocks of time as groups, so that both halves of a split hold parts of every session.
+
+    Often a session has one label. Windows that share readings with the block before are left out.
+    """
+    assert dataset.groups is not None
+    shared = -(-window.length // window.stride) - 1  # windows that overlap with one
+    kept: list[NDArray[np.int64]] = []
+    names: list[str] = []
+    for group in dict.fromkeys(dataset.groups.tolist()):
+        rows = np.flatnonzero(dataset.groups == group)
+        blocks = max(1, min(_BLOCKS, len(rows) // (2 * (shared + 1))))
+        for number, block in enumerate(np.array_split(rows, blocks)):
+            whole = block if number == 0 else block[shared:]
+            kept.append(whole)
+            names += [f"{group}/{number}"] * len(whole)
+    chosen = dataset.take(np.concatenate(kept))
+    return Dataset(
+        chosen.windows, chosen.truth, np.array(names), chosen.readings, overlapping=False, place=dataset.place
+    )
 
 
 def split(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -235,17 +267,42 @@ def _columns(path: Path, spec: Spec) -> dict[str, Any]:
     import pyarrow.csv  # noqa: PLC0415
     import pyarrow.parquet  # noqa: PLC0415
 
+    rows: list[int] = []
     try:
-        is_csv = path.suffix.lower() == ".csv"
-        if is_csv:
+        if path.is_dir() or path.suffix.lower() == ".csv":
             names = (*_label_columns(spec), spec.data.group, spec.data.time, *_text_channels(spec))
             as_text = pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names if name})
-            table = pyarrow.csv.read_csv(path, convert_options=as_text)
+            text: Any = path
+            if path.is_dir():
+                data, rows = joined(path)
+                text = pa.BufferReader(data)
+            table = pyarrow.csv.read_csv(text, convert_options=as_text)
         else:
             table = pyarrow.parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise CommandError(f"{path}: cannot be read as a table: {str(error).splitlines()[0]}") from error
-    return {name: table.column(name) for name in table.column_names}
+    columns = {name: table.column(name) for name in table.column_names}
+    if path.is_dir() and spec.data.group == SESSION:
+        key = read_about(path).key
+        keys = [""] * table.num_rows if key is None else table.column(key).cast(pa.string()).to_pylist()
+        session = np.repeat(np.arange(len(rows)), rows)
+        names = pa.array([f"{number}/{name}" for number, name in zip(session, keys, strict=True)], pa.string())
+        columns[SESSION] = pa.chunked_array([names])
+    return columns
+
+
+def for_recording(folder: Path, spec: Spec) -> Spec:
+    """The specification with what a recording says of itself: its label, and that no window goes over a key or session.
+
+    Raises:
+        CommandError: the folder is no recording.
+    """
+    about = read_about(folder)
+    data = spec.data
+    return msgspec.structs.replace(
+        spec,
+        data=msgspec.structs.replace(data, label=data.label or about.label, group=data.group or SESSION),
+    )
 
 
 def _values(column: Any, channel: Channel, path: Path) -> NDArray[np.float64]:
@@ -253,7 +310,7 @@ def _values(column: Any, channel: Channel, path: Path) -> NDArray[np.float64]:
     if not channel.categories:
         return _numbers(column, channel.name, path)
     texts = column.to_pylist()
-    if path.suffix.lower() == ".csv":  # as the codec of a device reads it
+    if path.is_dir() or path.suffix.lower() == ".csv":  # as the codec of a device reads it
         texts = [text.strip() or None for text in texts]
     return _indexes(texts, channel)
 

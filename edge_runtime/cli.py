@@ -17,6 +17,7 @@ COMMANDS = {
     "try": "show what the sources send and what the models make of it, publishing nothing",
     "doctor": "look at ports, brokers, disk, clock and permissions of this machine",
     "init": "write a device file",
+    "record": "record what a source sends, for training",
     "status": "what the daemons of this machine are doing",
     "predict": "score recorded files",
     "serve": "answer requests for predictions, without sensors",

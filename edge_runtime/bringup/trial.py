@@ -24,6 +24,7 @@ from edge_runtime.delivery.payloads import convention
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.readings import Batch, Receipt
+from edge_runtime.stream.codecs import Categories
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.rejections import shortened
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, SourceKindTable, Wiring
@@ -61,6 +62,7 @@ class SourceTrial(msgspec.Struct, eq=False):
     Attributes:
         table: its table, as the trial runs it.
         channels: the columns that it delivers.
+        categories: the texts of those that hold text.
         counters: its own.
         models: those that it feeds.
         source: made when the trial begins.
@@ -72,6 +74,7 @@ class SourceTrial(msgspec.Struct, eq=False):
 
     table: SourceKindTable
     channels: tuple[str, ...]
+    categories: Categories
     counters: Counters
     models: list[ModelTrial]
     source: AnySource | None = None
@@ -162,7 +165,7 @@ class Trial:
     # --- making -----------------------------------------------------------------------------------------------------
 
     def _source(self, planned: PlannedSource) -> SourceTrial:
-        made = SourceTrial(planned.config.beside_service(), planned.channels, Counters(), [])
+        made = SourceTrial(planned.config.beside_service(), planned.channels, planned.categories, Counters(), [])
         if isinstance(made.table, FramedSourceTable):
             made.table = tapped(made.table, partial(self._frame, made))
         made.models = [self._model(made, each) for each in planned.models]
@@ -201,6 +204,7 @@ class Trial:
             config=self._config,
             channels=each.channels,
             shape=shape,
+            categories=each.categories,
             loop=self._loop,
             sink=partial(self._readings, each),
             counters=each.counters,

@@ -63,7 +63,11 @@ _TABLE = re.compile(r"^(?P<table>[A-Za-z0-9_-]+)(?:\[(?P<index>\d+)\])?")
 
 
 def load_config(
-    path: Path, *, absent: dict[str, str] | None = None, further: Callable[[Config], Iterator[str]] | None = None
+    path: Path,
+    *,
+    absent: dict[str, str] | None = None,
+    further: Callable[[Config], Iterator[str]] | None = None,
+    needs_models: bool = True,
 ) -> Config:
     """Reads and checks one device file.
 
@@ -76,14 +80,20 @@ def load_config(
             are mistakes.
         further: gives mistakes that a later stage would find, so that a file with mistakes has all in one report. It
             gets the file as converted, in which a wrong key is its default or None. Not called for a good file.
+        needs_models: without, those of the file are not looked at, and there need be none.
 
     Raises:
         ConfigError: with every mistake of the file, and of the files that it names, a line each.
     """
     raw = parse_toml(path)
+    if not needs_models:
+        raw = {**raw, "model": []}
     conversion = ConfigConversion(str(Path(path).absolute().parent))
     whole = conversion.table(Config, raw, "", omit=frozenset({"path"}))
-    mistakes = sorted([*conversion.mistakes, *broken_rules(conversion.tables, absent)], key=_reading_order(raw))
+    mistakes = sorted(
+        [*conversion.mistakes, *broken_rules(conversion.tables, absent, needs_models=needs_models)],
+        key=_reading_order(raw),
+    )
     if mistakes:
         more = () if further is None or whole.value is None else further(whole.value)
         raise ConfigError([f"{path}: {mistake}" for mistake in (*mistakes, *more)])

@@ -97,7 +97,9 @@ def rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
     return register
 
 
-def broken_rules(tables: list[Converted], absent: dict[str, str] | None = None) -> Iterator[Mistake]:
+def broken_rules(
+    tables: list[Converted], absent: dict[str, str] | None = None, *, needs_models: bool = True
+) -> Iterator[Mistake]:
     """Every rule that the tables of one file break, in the order of the tables.
 
     `absent` takes the files that cannot be read, with their places, where that is no mistake.
@@ -112,7 +114,7 @@ def broken_rules(tables: list[Converted], absent: dict[str, str] | None = None) 
             if isinstance(table.value, kinds) and not table.wrong.intersection(keys):
                 for key, text in rule(table.value):
                     yield Mistake(table.key(key) if key else table.place, text)
-    yield from _across(tables)
+    yield from (each for each in _across(tables) if needs_models or each.place != "model")
 
 
 def _unreadable_files(table: Converted) -> Iterator[tuple[str, str, str]]:

@@ -17,11 +17,12 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.config.rules import Finding, rule
-from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath
-from edge_runtime.errors import ConfigError
+from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath, NewPath
+from edge_runtime.errors import CommandError, ConfigError
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.recordings.blocks import Block, Recording, RecordingError, Wanted
 from edge_runtime.recordings.files import open_recording
+from edge_runtime.recordings.folder import TIME, parts_of, read_about
 from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, Decoded, Members
 from edge_runtime.stream.codecs.csv_codec import Delimiter
 from edge_runtime.stream.origin import TimeReader, zone_of
@@ -45,6 +46,7 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
 
     Attributes:
         files: The recordings, played one after the other.
+        path: A folder that `edge-runtime record` has made, instead of `files`; its times and its key are known.
         speed: `recorded` keeps the pace of the recording, a number plays it so many times faster, `full` as fast as
             the device can.
         rate_hz (Hz): The pace of a recording that holds no times.
@@ -56,7 +58,8 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
     """
 
-    files: tuple[FilePath, ...]
+    files: tuple[FilePath, ...] = ()
+    path: NewPath | None = None
     speed: Literal["recorded", "full"] | Annotated[float, Meta(gt=0)] = "recorded"
     rate_hz: Annotated[float, Meta(gt=0)] | None = None
     loop: bool = False
@@ -67,8 +70,9 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
 
     def describe(self) -> str:
-        """How many files, and how fast."""
-        return f"replay of {len(self.files)} files at speed {msgspec.to_builtins(self.speed)}"
+        """What, and how fast."""
+        what = f"{len(self.files)} files" if self.path is None else self.path
+        return f"replay of {what} at speed {msgspec.to_builtins(self.speed)}"
 
     def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
         """Look at the head of every file."""
@@ -95,10 +99,12 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         )
 
 
-@rule(ReplaySourceTable, keys=("files",))
+@rule(ReplaySourceTable, keys=("files", "path"))
 def _recordings(source: ReplaySourceTable) -> Iterator[Finding]:
-    if not source.files:
-        yield "files", "expected at least one recording, found an array of 0"
+    if source.path is None and not source.files:
+        yield "files", "expected at least one recording, or the folder of one in `path`, found neither"
+    if source.path is not None and source.files:
+        yield "path", "expected it instead of `files`, found both: take one out"
 
 
 class ReplaySource:
@@ -314,6 +320,22 @@ def _readings(block: Block) -> Decoded:
     )
 
 
+def _of_folder(config: ReplaySourceTable, folder: Path) -> ReplaySourceTable:
+    """The same with the parts of a recording, whose columns it names itself.
+
+    Raises:
+        ConfigError: it is no recording.
+    """
+    try:
+        about = read_about(folder)
+    except CommandError as error:
+        raise ConfigError(f'source "{config.name}".path: {error}') from error
+    files = tuple(map(str, parts_of(folder)))
+    if not files:
+        raise ConfigError(f'source "{config.name}".path: {folder}: expected readings, found a recording without any')
+    return msgspec.structs.replace(config, files=files, key=config.key or about.key, time=TIME, time_unit="s")
+
+
 def open_recordings(
     config: ReplaySourceTable,
     channels: tuple[str, ...],
@@ -327,6 +349,8 @@ def open_recordings(
     """
     recordings: list[tuple[Path, Recording]] = []
     mistakes: list[str] = []
+    if config.path is not None:
+        config = _of_folder(config, Path(config.path))
     reader = TimeReader(unit=config.time_unit, zone=zone_of(config.time_zone))
     for name in config.files:
         path = Path(name)

@@ -1,0 +1,120 @@
+"""Readings -> the parts of a recording: text lines, written and synchronised once a second.
+
+Guarantee: a part holds whole lines only; a kill or a power cut loses at most what came since the last write, which is
+a second. Memory is bounded by what comes in that second. Weak point: a full disk ends the recording, with what was
+written before.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_runtime.errors import CommandError
+from edge_runtime.recordings.folder import About, number_of, parts_of, read_about, whole_lines, write_about
+from edge_runtime.system.durable import make_folder, sync_folder
+
+PART_BYTES = 67_108_864
+WRITE_S = 1.0
+
+
+class PartWriter:
+    """Writes one recording.
+
+    Args:
+        folder: made where it is not there; one with a recording of the same columns is continued.
+        about: what is recorded; its counts are kept up to date.
+        part_bytes: a part that has grown so large is ended.
+
+    Raises:
+        CommandError: the folder cannot be written, or holds something else.
+    """
+
+    def __init__(self, folder: Path, about: About, part_bytes: int = PART_BYTES) -> None:
+        self.about = about
+        self.written = 0  # bytes
+        self._folder = folder
+        self._part_bytes = part_bytes
+        self._lines = io.StringIO()
+        self._rows = csv.writer(self._lines, lineterminator="\n")
+        self._part: int | None = None
+        self._size = 0
+        try:
+            self._begin()
+        except OSError as error:
+            raise CommandError(f"{folder}: cannot be written: {error.strerror}") from error
+
+    def _begin(self) -> None:
+        if not self._folder.exists():
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
+        elif any(self._folder.iterdir()):
+            before = read_about(self._folder)
+            if before.columns != self.about.columns:
+                raise CommandError(
+                    f"{self._folder}: expected a recording of {', '.join(self.about.columns)}, found one of "
+                    f"{', '.join(before.columns)}: choose another folder"
+                )
+            self.about.started, self.about.sessions = before.started, before.sessions
+        parts = parts_of(self._folder)
+        for torn in parts[-1:]:
+            os.truncate(torn, len(whole_lines(torn)))
+        self.about.readings = sum(whole_lines(part).count(b"\n") - 1 for part in parts)  # exact after a kill too
+        self._number = number_of(parts[-1]) if parts else 0
+        self.about.sessions = [*self.about.sessions, self._number + 1]
+        write_about(self._folder, self.about)
+
+    def add(self, cells: Sequence[object]) -> None:
+        """One reading, in the order of the columns; it is written with the next `flush`."""
+        self._rows.writerow(cells)
+        self.about.readings += 1
+
+    def flush(self) -> None:
+        """Write what has come, and have the disk keep it.
+
+        Raises:
+            CommandError: the disk is full, or gone.
+        """
+        text = self._lines.getvalue()
+        if not text:
+            return
+        self._lines.seek(0)
+        self._lines.truncate()
+        try:
+            if self._part is None or self._size >= self._part_bytes:
+                self._next_part()
+            assert self._part is not None
+            data = text.encode()
+            done = 0
+            while done < len(data):
+                done += os.write(self._part, data[done:])
+            os.fdatasync(self._part)
+        except OSError as error:
+            raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error
+        self._size += len(data)
+        self.written += len(data)
+
+    def _next_part(self) -> None:
+        if self._part is not None:
+            os.close(self._part)
+            write_about(self._folder, self.about)
+        self._number += 1
+        path = self._folder / f"part-{self._number:06d}.csv"
+        self._part = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        head = (",".join(self.about.columns) + "\n").encode()
+        os.write(self._part, head)
+        self._size = len(head)
+        sync_folder(self._folder)
+
+    def close(self, ended: float) -> None:
+        """The end: everything is written, and the description says when."""
+        self.flush()
+        self.about.ended = ended
+        if self._part is not None:
+            os.close(self._part)
+            self._part = None
+        try:
+            write_about(self._folder, self.about)
+        except OSError as error:
+            raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error

@@ -1,0 +1,126 @@
+"""A folder that `edge-runtime record` has made: `recording.json`, and numbered CSV parts of whole lines.
+
+Guarantee: what was synchronised before a power cut is read whole; a line that was torn by it is left out, and not read
+as a shorter number. One definition for who writes such a folder and for all who read it.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edge_runtime.errors import CommandError
+from edge_runtime.system.durable import replace_file
+
+FORMAT = 1
+ABOUT = "recording.json"
+PARTS = "part-*.csv"
+TIME, KEY, LABEL = "time", "key", "label"
+
+ClockState = Literal["synchronised", "unsynchronised"]
+
+
+class RecordedChannel(msgspec.Struct, frozen=True):
+    """One column of numbers, with its unit where that is known."""
+
+    name: str
+    unit: str = ""
+
+
+class About(msgspec.Struct, kw_only=True):
+    """`recording.json`. Times are Unix seconds.
+
+    Attributes:
+        format: 1.
+        device: the id of the device.
+        source: the name of the source.
+        channels: the columns of numbers, in the order of the file.
+        key: the column that names the stream; None where the source has one stream.
+        label: the column of the label; None where none was given.
+        rate_hz: readings of a stream in a second, the median over the streams; None before it is known.
+        clock: whether the clock of the device was set when the recording began.
+        own_times: the times are those of the readings; else those of their arrival.
+        started: when the recording began.
+        ended: when it ended; None while it runs, or after it was cut off.
+        readings: how many there are in all parts, as of the last write of this file.
+        sessions: the number of the first part of each run of `record`; no window goes over from one to the next.
+    """
+
+    format: int = FORMAT
+    device: str
+    source: str
+    channels: list[RecordedChannel]
+    key: str | None = None
+    label: str | None = None
+    rate_hz: float | None = None
+    clock: ClockState = "synchronised"
+    own_times: bool = False
+    started: float = 0.0
+    ended: float | None = None
+    readings: int = 0
+    sessions: list[int] = []
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of each part, in order."""
+        names = [TIME, *([self.key] if self.key else []), *(each.name for each in self.channels)]
+        return [*names, *([self.label] if self.label else [])]
+
+
+def is_recording(folder: Path) -> bool:
+    """Whether this is such a folder."""
+    return (folder / ABOUT).is_file()
+
+
+def read_about(folder: Path) -> About:
+    """What the folder says of itself.
+
+    Raises:
+        CommandError: it is no such folder, or of a later format.
+    """
+    path = folder / ABOUT
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=About)
+    except FileNotFoundError as error:
+        raise CommandError(f"{folder}: expected a recording, found no {ABOUT} in it") from error
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: expected the description of a recording, found: {error}") from error
+    if found.format != FORMAT:
+        raise CommandError(f"{path}: expected format {FORMAT}, found {found.format}: update this program")
+    return found
+
+
+def write_about(folder: Path, about: About) -> None:
+    """Replace the description, durably."""
+    replace_file(folder / ABOUT, msgspec.json.format(msgspec.json.encode(about), indent=2) + b"\n")
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The parts, in their order."""
+    return sorted(folder.glob(PARTS))
+
+
+def whole_lines(part: Path) -> bytes:
+    """What stands in a part up to its last whole line."""
+    data = part.read_bytes()
+    return data[: data.rfind(b"\n") + 1]
+
+
+def number_of(part: Path) -> int:
+    """The number in the name of a part."""
+    return int(part.stem.rpartition("-")[2])
+
+
+def joined(folder: Path) -> tuple[bytes, list[int]]:
+    """All parts as one CSV file, and how many rows each session has."""
+    about = read_about(folder)
+    head = (",".join(about.columns) + "\n").encode()
+    bodies: list[bytes] = []
+    rows: list[int] = []
+    for part in parts_of(folder):
+        body = whole_lines(part).partition(b"\n")[2]
+        if not rows or number_of(part) in about.sessions:
+            rows.append(0)
+        rows[-1] += body.count(b"\n")
+        bodies.append(body)
+    return head + b"".join(bodies), rows
