@@ -123,8 +123,8 @@ def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row:
 def _start(args: argparse.Namespace, file: RolloutFile, targets: list[FleetDevice], table: RolloutTable) -> RolloutRow:
     files = load(args.bundle, unsigned=False)
     known = look_at(targets, health=True, kept=True)
-    left_out = {each.name: found for each in targets if (found := _left_out(each, known[each.name], files))}
-    taking_part = [each for each in targets if each.name not in left_out]
+    without = {each.name: found for each in targets if (found := left_out(each, known[each.name], files))}
+    taking_part = [each for each in targets if each.name not in without]
     taking_part.sort(key=lambda each: known[each.name].rank)  # canaries are devices that answer
     rows = [
         DeviceRow(
@@ -136,13 +136,13 @@ def _start(args: argparse.Namespace, file: RolloutFile, targets: list[FleetDevic
         for number, wave in enumerate(waves(taking_part, table), 1)
         for target in wave
     ]
-    rows += [DeviceRow(device=name, wave=0, state=state, why=why) for name, (state, why) in left_out.items()]
+    rows += [DeviceRow(device=name, wave=0, state=state, why=why) for name, (state, why) in without.items()]
     _warn_of_others(file, known)
     plan = _plan(args, files, table, canaries=0 if len(taking_part) <= table.canaries else table.canaries)
     return file.create(secrets.token_hex(4), plan, rows)
 
 
-def _left_out(target: FleetDevice, known: Known, files: BundleFiles) -> tuple[str, str] | None:
+def left_out(target: FleetDevice, known: Known, files: BundleFiles) -> tuple[str, str] | None:
     """Why a device gets no document, as its state and the reason; None where it gets one."""
     pin = pinned(target, files.name, files.version)
     if pin is not None:

@@ -1,10 +1,10 @@
 """The rollouts of a fleet in one SQLite file, which several operators can share.
 
 Guarantee: a change of a rollout names the revision that it was decided on, and is refused when another operator was
-faster (compare and set), so that two of them never undo each other's order unseen. Two rollouts that run never share
-a device. A document is noted (`claim`) before it is published and again once the broker has acknowledged it, so that
-a process which is killed in between leaves a row that `rollout resume` compares with the broker. Everything that is
-done to a rollout or a device stands in `history`: who, what, when.
+faster (compare and set), so that two of them never undo each other's order unseen. No device is under way in two
+rollouts. A document is noted (`claim`) before it is published and again once the broker has acknowledged it, so that a
+process which is killed in between leaves a row that `rollout resume` compares with the broker. Everything that is done
+to a rollout or a device stands in `history`: who, what, when.
 """
 
 import getpass
@@ -312,7 +312,8 @@ class RolloutFile:
 def _require_no_other(database: sqlite3.Connection, rollout: str) -> None:
     found = database.execute(
         "select r.id, r.state, r.plan, count(*) from rollouts r join devices d on d.rollout = r.id"
-        " where r.state in ('running', 'paused') and r.id != ? and d.state not in ('refused', 'pinned')"
+        " where r.state in ('running', 'paused') and r.id != ?"
+        " and d.state not in ('refused', 'pinned', 'confirmed', 'failed', 'probation')"
         " and d.device in (select device from devices where rollout = ? and state not in ('refused', 'pinned'))"
         " group by r.id order by r.began desc limit 1",
         (rollout, rollout),

@@ -268,7 +268,10 @@ class World:
         threading.Thread(target=self._serve, name="stand-ins", daemon=True).start()
 
     def connect(self, name: str, devices: list[str]) -> mqtt.Client:
-        """A connection for some devices: a broker keeps few messages for each."""
+        """A connection for some devices: a broker keeps few messages for each.
+
+        Devices that are known have it before the broker sends what it retains for them.
+        """
         client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id=name)
         client.max_inflight_messages_set(1000)
         client.on_message = self._heard
@@ -280,6 +283,9 @@ class World:
 
         client.on_connect = subscribe
         client.on_subscribe = lambda *_: ready.set()
+        for each in devices:
+            if each in self.devices:
+                self.devices[each].client = client
         client.connect(self._host, self._port)
         client.loop_start()
         assert ready.wait(20), "the broker grants no subscription"
@@ -341,7 +347,7 @@ class World:
                 for each in self.devices.values():
                     if not each.online:
                         each.online = True
-                        each.client = self.connect(f"stand-in-{each.name}", [each.name])
+                        self.connect(f"stand-in-{each.name}", [each.name])
                         each.announce()
             case _:
                 pass

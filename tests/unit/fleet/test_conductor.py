@@ -10,12 +10,16 @@ from typing import Any, Self
 import msgspec
 import pytest
 
+from edge_runtime.commands.rollout import left_out
 from edge_runtime.fleet import conductor, wave_progress
 from edge_runtime.fleet.broker_line import CAUGHT_UP, CONNECTED, Heard, Login
+from edge_runtime.fleet.broker_view import Known
+from edge_runtime.fleet.bundle_files import BundleFiles
 from edge_runtime.fleet.conductor import Conductor, outcomes
 from edge_runtime.fleet.rollout_file import DeviceRow, RolloutFile, RolloutPlan
 from edge_runtime.store.desired_document import TAKEN_BACK, Desired, Envelope, Report
 from tests.support.builders import signer
+from tests.unit.fleet.test_rollout import targets
 
 PLAN = RolloutPlan(model="comfort", version="1.1.0", digest="d" * 64, size=10, soak=0.0, canaries=1)
 
@@ -299,6 +303,32 @@ def test_what_a_device_says_after_an_abort_is_no_failure(host: Host) -> None:
     host.broker.put("a/rollout", json.dumps(report).encode())
     Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.said.append).run("r1", until_done=False)
     assert host.results() == {"a": "not tried"}
+
+
+def test_an_undo_takes_back_what_it_does_not_replace(host: Host) -> None:
+    """`b` ran nothing before, and is away: without a document it stays as it is when it comes back."""
+    host.start(*rows("ab"))
+    assert set(host.run().values()) == {"away"}
+    Conductor(host.file, Login(url="mqtt://127.0.0.1:1"), None, host.said.append).clear("r1", keep=frozenset("a"))
+    assert set(host.broker.retained) == {"a/desired"}
+
+
+def test_a_rollout_leaves_out_another_class_twins_and_pins(tmp_path: Path) -> None:
+    """The host compares too, before it signs anything: a device without a class of its own would take the bundle."""
+    path = tmp_path / "m.onnx"
+    files = BundleFiles(path, "m", "1.1.0", "d" * 64, (), "zero2w")
+    device = targets("a")[0]
+    one, two = Known(machines={"x"}), Known(machines={"x", "y"})
+    assert left_out(device, one, files) is None
+    assert left_out(msgspec.structs.replace(device, kind="zero2w"), one, files) is None
+    found = left_out(msgspec.structs.replace(device, kind="pi4"), one, files)
+    assert found == ("refused", "expected a bundle for pi4, found one for zero2w: convert it for this device")
+    found = left_out(device, two, files)
+    assert found is not None
+    assert found[0] == "refused"
+    assert found[1].startswith("two machines answer as a (x, y)")
+    pinned = left_out(msgspec.structs.replace(device, pins=("m 1.0.0",)), two, files)
+    assert pinned == ("pinned", "the inventory pins it to m 1.0.0")
 
 
 def test_a_device_that_ran_the_bundle_before_is_unchanged(host: Host) -> None:

@@ -230,6 +230,9 @@ def test_of_two_rollouts_over_the_same_devices_the_second_is_refused(file: Rollo
     left_out = DeviceRow(device="b", wave=0, state="pinned", why="the inventory pins it to comfort 1.0.0")
     file.create("r3", PLAN, [left_out, DeviceRow(device="d", wave=1)])
     assert file.ids() == {"r1", "r3"}
+    file.reported_all("r1", {"a": ("probation", ""), "b": ("confirmed", ""), "c": ("failed", "answers NaN")})
+    file.create("r4", PLAN, [DeviceRow(device=name, wave=1) for name in "abc"])
+    assert file.ids() == {"r1", "r3", "r4"}, "devices that have the bundle of a rollout are under way no more"
 
 
 def test_a_document_is_claimed_by_one_process(file: RolloutFile) -> None:
