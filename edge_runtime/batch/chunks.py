@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.bundle.model import Scores
-from edge_runtime.recordings.blocks import ArrowColumns, Columns, ListColumns
+from edge_runtime.recordings.blocks import ArrowColumns, Columns, ListColumns, TextColumns
 
 _LENGTH_BYTES = 8
 _ARRAYS: dict[str, Any] = {"label": np.int64, "scores": np.float32, "value": np.float32, "score": np.float32}
@@ -41,6 +41,7 @@ class _Record(msgspec.Struct, array_like=True):
     lists: dict[str, list[Any]] | None
     arrow: bytes | None
     ports: dict[str, tuple[str, tuple[int, ...]]] | None = None  # type and shape of each array of `Scores.tensors`
+    typed: bool = True  # the Arrow columns have types; else they are the text of a CSV file
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -54,8 +55,9 @@ def write_chunk(file: Sink, chunk: Chunk) -> None:
     ports = {name: (str(array.dtype), array.shape[1:]) for name, array in arrays.items()}
     named = ports if chunk.scores.is_named else None
     columns = chunk.columns
-    if isinstance(columns, ArrowColumns):
-        record = _Record(chunk.count, present, None, _arrow_bytes(columns.batch), named)
+    if isinstance(columns, ArrowColumns | TextColumns):
+        typed = isinstance(columns, ArrowColumns)
+        record = _Record(chunk.count, present, None, _arrow_bytes(columns.batch), named, typed)
     else:
         assert isinstance(columns, ListColumns)
         record = _Record(chunk.count, present, columns.columns, None, named)
@@ -74,7 +76,8 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
             if record.arrow is not None:
                 import pyarrow as pa  # noqa: PLC0415 - it was there when the part was written
 
-                columns = ArrowColumns(pa.ipc.open_stream(record.arrow).read_next_batch())
+                batch = pa.ipc.open_stream(record.arrow).read_next_batch()
+                columns = ArrowColumns(batch) if record.typed else TextColumns(batch)
             yield Chunk(record.count, Scores.of(arrays, named=record.ports is not None), columns)
 
 

@@ -25,6 +25,7 @@ from edge_runtime.recordings.blocks import Piece, Recording
 from edge_runtime.recordings.locations import Place, mark
 
 PIECE_BYTES = 1 << 25
+MOST_SMALL_PARTS = 128
 _PLAN = "run.json"
 
 
@@ -51,6 +52,25 @@ class Part:
         except (OSError, msgspec.DecodeError):
             return None
         return result if whole else None
+
+
+def _together(found: list[list[Piece]]) -> list[list[Piece]]:
+    """Small pieces that follow one another as one part, where there are many: a part costs files of its own.
+
+    What is done together depends on the recordings alone, so that a run with more workers goes on with the same parts.
+    """
+    total = sum(piece.weight for pieces in found for piece in pieces)
+    most = total // MOST_SMALL_PARTS
+    parts: list[list[Piece]] = []
+    held = most + 1
+    for pieces in found:
+        weight = sum(piece.weight for piece in pieces)
+        if held + weight > most:
+            parts.append([])
+            held = 0
+        parts[-1] += pieces
+        held += weight
+    return parts
 
 
 def _digest(path: Path) -> str:
@@ -87,8 +107,7 @@ def make_parts(
     for recording in recordings:
         pieces = recording.pieces(PIECE_BYTES if divisible else None)
         found += [pieces] if not divisible else [[piece] for piece in pieces]
-    if one_recording and not divisible:
-        found = [[piece for pieces in found for piece in pieces]]
+    found = [[piece for pieces in found for piece in pieces]] if one_recording and not divisible else _together(found)
     return [Part(number, pieces, folder / f"{number:06d}-{run}.part") for number, pieces in enumerate(found)]
 
 

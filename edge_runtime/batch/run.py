@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -26,6 +27,7 @@ from edge_runtime.recordings.files import find_files, open_all
 from edge_runtime.recordings.locations import Place, Remote
 from edge_runtime.stream.rate import OnRate
 
+EXPLAINED = ("bad_key", "bad_time", "malformed", "noise")  # whose rows do not show what is wrong
 DAMAGED = "it is damaged: run the same command again, which scores it anew"
 
 Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[PartResult]]
@@ -40,6 +42,7 @@ class PredictOptions:
     output: Place | None
     key: str | None = None
     time: str | None = None
+    time_unit: str = "s"
     keep: Sequence[str] = ()
     truth: Sequence[str] = ()
     stride: int | None = None
@@ -47,7 +50,11 @@ class PredictOptions:
     on_rate: OnRate = "warn"
     format: str = "auto"
     delimiter: str | None = None
+    decimal: str = "."
+    encoding: str = "utf-8"
     index_column: bool = False
+    trailing_delimiter: bool = False
+    on_reject: Literal["skip", "fail"] = "skip"
     one_recording: bool = False
     workers: int | None = None
     threads: int | None = None
@@ -66,6 +73,8 @@ class PredictSummary:
     resumed_parts: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     rejected_file: Place | None = None
+    whys: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)
     judgement: EvaluationCounts | None = None
     evaluation: list[str] = field(default_factory=list)
 
@@ -85,7 +94,8 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
         make_judge(manifest, request.truth)
     if request.output is not None:
         check_output(request.output)
-    files = find_files(request.files)
+    found = find_files(request.files, any_suffix=request.format != "auto")
+    files = found.files
     wanted = Wanted(
         manifest.channel_names,
         manifest.input.tensor_shape,
@@ -95,8 +105,12 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
         columns=tuple(dict.fromkeys([*kept, *request.truth])),
         delimiter=request.delimiter,
         format=request.format,
+        decimal=request.decimal,
+        encoding=request.encoding,
+        time_unit=request.time_unit,
         index_column=request.index_column,
         categories=manifest.categories,
+        trailing_delimiter=request.trailing_delimiter,
     )
     job = Job(
         str(request.bundle),
@@ -107,6 +121,7 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
         request.stride,
         request.max_gap,
         request.on_rate,
+        request.one_recording,
     )
     recordings = open_all(files, wanted)
     if request.output is not None and _whole(request.output) in map(_whole, files):
@@ -121,7 +136,8 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
             outcome, written = _Run(here, job, layout, parts, engine or _local(request), resumed=resumed).complete(
                 files
             )
-            fault = _judge(outcome)
+            outcome.passed_over = found.passed_over
+            fault = _judge(outcome, request)
             outcome.rejected_file = _publish(request.output, written, bad=fault is not None)
         if request.output is not None:
             remove_parts(folder)
@@ -130,11 +146,13 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
     return outcome
 
 
-def _judge(outcome: PredictSummary) -> str | None:
+def _judge(outcome: PredictSummary, request: PredictOptions) -> str | None:
     """What keeps the result from taking the place of an older one; None where nothing does."""
     rejected = sum(outcome.rejected.values())
     if outcome.readings and rejected >= outcome.readings:
-        return f"none of {outcome.readings} readings could be used: {reasons_in_words(outcome.rejected)}"
+        return f"none of {outcome.readings} readings could be used: {reasons_in_words(outcome)}"
+    if rejected and request.on_reject == "fail":
+        return f"{rejected} of {outcome.readings} readings could not be used: {reasons_in_words(outcome)}"
     if outcome.judgement is not None:
         try:
             outcome.evaluation = describe(outcome.judgement, outcome.manifest)
@@ -143,9 +161,13 @@ def _judge(outcome: PredictSummary) -> str | None:
     return None
 
 
-def reasons_in_words(rejected: Counter[str]) -> str:
-    """Reasons and how often each was met."""
-    return ", ".join(f"{reason} {count}" for reason, count in sorted(rejected.items()))
+def reasons_in_words(outcome: PredictSummary) -> str:
+    """Reasons, how often each was met, and what was expected the first time."""
+    whys = outcome.whys
+    return ", ".join(
+        f"{reason} {count}" + (f" ({whys[reason]})" if reason in EXPLAINED and reason in whys else "")
+        for reason, count in sorted(outcome.rejected.items())
+    )
 
 
 @dataclass
@@ -270,6 +292,7 @@ class _Run:
         outcome.rate_hz = statistics.median(rates) if rates else None
         for result in results:
             outcome.rejected.update(result.rejected)
+            outcome.whys = result.whys | outcome.whys
         if self._request.truth:
             outcome.judgement = total(result.judgement for result in results if result.judgement is not None)
         if output is not None and any(outcome.rejected.values()):

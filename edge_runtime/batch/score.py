@@ -7,6 +7,7 @@ used is written down with its place and reason. Memory is bounded by one block, 
 
 import hashlib
 import os
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,13 +19,14 @@ import numpy as np
 
 from edge_runtime.batch.chunks import Chunk, write_chunk
 from edge_runtime.batch.evaluate import EvaluationCounts, Judge, make_judge
+from edge_runtime.batch.even_windows import EvenWindows
 from edge_runtime.batch.side_by_side import SideBySide
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores, row_bytes
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Carry, Floats
-from edge_runtime.recordings.blocks import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, Wanted
+from edge_runtime.recordings.blocks import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, TextColumns, Wanted
 from edge_runtime.recordings.files import open_recording
 from edge_runtime.recordings.locations import place
 from edge_runtime.stream.contract import Contract
@@ -55,6 +57,7 @@ class Job:
         stride: instead of the bundle's own.
         max_gap: seconds, instead of what the bundle's rate says.
         on_rate: what becomes of a stream that is faster or slower than the bundle's rate.
+        one_recording: windows run on from one file into the next.
         threads: models side by side in each process; no part of what a run is asked for, since they change no bit.
     """
 
@@ -66,6 +69,7 @@ class Job:
     stride: int | None = None
     max_gap: float | None = None
     on_rate: OnRate = "warn"
+    one_recording: bool = False
     threads: int = 1
 
 
@@ -75,6 +79,7 @@ class PartResult(msgspec.Struct):
     Attributes:
         lines: how many lines or rows each of its pieces held.
         digests: of its files, by suffix.
+        whys: what was expected and found, for the first reading of each reason.
     """
 
     readings: int = 0
@@ -86,6 +91,7 @@ class PartResult(msgspec.Struct):
     kinds: dict[str, list[str]] = {}
     judgement: EvaluationCounts | None = None
     digests: dict[str, str] = {}
+    whys: dict[str, str] = {}
 
 
 def new_digest() -> Any:
@@ -168,16 +174,23 @@ class _Part:
     progress: Progress
     rejected: Counter[str] = field(default_factory=Counter)
     kinds: dict[str, set[str]] = field(default_factory=dict)
+    whys: dict[str, str] = field(default_factory=dict)
 
     def run(self, pieces: list[Piece]) -> PartResult:
         job, manifest = self.job, self.model.manifest
         result = PartResult()
         judge = make_judge(manifest, job.truth) if job.truth else None
         windower: Windower | None = None
+        rates: list[float] = []
+        before = ""
         for number, piece in enumerate(pieces):
             recording = open_recording(place(piece.path), job.wanted)
-            if windower is None:
+            if windower is None or (piece.path != before and not job.one_recording):
+                if windower is not None:
+                    result.gaps += windower.gaps
+                    rates += [] if windower.rate_hz is None else [windower.rate_hz]
                 windower = Windower(manifest, job, whole=recording.whole)
+            before = piece.path
             lines = 0
             for block in recording.blocks(piece, windower.block_rows):
                 if self.progress.stopped():
@@ -187,9 +200,12 @@ class _Part:
                 result.windows += self._take(number, block, windower, judge)
                 self.progress.add(block.done, len(block))
             result.lines.append(lines)
-        result.gaps = windower.gaps if windower else 0
-        result.rate_hz = windower.rate_hz if windower else None
+        if windower is not None:
+            result.gaps += windower.gaps
+            rates += [] if windower.rate_hz is None else [windower.rate_hz]
+        result.rate_hz = statistics.median(rates) if rates else None
         result.rejected = dict(self.rejected)
+        result.whys = self.whys
         result.kinds = {name: sorted(kinds) for name, kinds in self.kinds.items()}
         result.judgement = None if judge is None else judge.judgement
         return result
@@ -221,6 +237,10 @@ class _Part:
         """Only what stands beside the predictions; of untyped values, also what types they have."""
         if isinstance(columns, ArrowColumns):
             return ArrowColumns(columns.batch.select(list(self.job.kept))) if self.job.kept else ListColumns({})
+        if isinstance(columns, TextColumns) and self.job.kept:
+            for name in self.job.kept:
+                self.kinds.setdefault(name, set()).add("str")
+            return TextColumns(columns.batch.select(list(self.job.kept)))
         kept = {name: columns.values(name) for name in self.job.kept}
         for name, values in kept.items():
             self.kinds.setdefault(name, set()).update({type(value).__name__ for value in values})
@@ -267,6 +287,8 @@ class _Part:
     def _note(self, piece: int, faults: list[Fault]) -> None:
         for fault in faults:
             self.rejected[fault.reason] += 1
+            if fault.why and fault.reason not in self.whys:
+                self.whys[fault.reason] = fault.why
             self.fault_file.write(msgspec.json.encode((piece, fault.row, fault.reason, fault.text)) + b"\n")
 
 
@@ -300,6 +322,8 @@ class Windower:
             )
         # A window of one reading of a model without memory is that reading: nothing has to be remembered of it.
         self._direct = length == stride == 1 and not manifest.state
+        plain = job.wanted.key is None and job.wanted.time is None and not manifest.state
+        self._even = EvenWindows(length, stride) if plain and not framed and not self._direct else None
         self._shape = shape
         self.block_rows = max(16, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes(manifest)))
 
@@ -344,6 +368,9 @@ class Windower:
         count = len(block)
         if self._direct:
             return block.values.reshape(count, *self._shape), list(range(count)), None
+        if self._even is not None:
+            windows, rows = self._even.push(block.values)
+            return windows.reshape(len(windows), *self._shape), rows, None
         keys: list[str | None] = block.keys if block.keys is not None else [None] * count
         timed = block.times is not None and None not in block.times
         times = [float(moment or 0.0) for moment in block.times] if block.times is not None else [0.0] * count

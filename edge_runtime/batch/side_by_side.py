@@ -39,9 +39,9 @@ class SideBySide:
         """
         count = min(len(self._models), len(windows) // LEAST_WINDOWS)
         if self._pool is None or count < 2:
-            return self._models[0].run(windows, carries)
+            return self._models[0].run_recorded(windows, carries)
         futures = [
-            self._pool.submit(model.run, piece)
+            self._pool.submit(model.run_recorded, piece)
             for model, piece in zip(self._models, np.array_split(windows, count), strict=False)
         ]
         wait(futures)  # also those behind one that failed: a model is not for two threads at a time

@@ -185,6 +185,19 @@ class Model:
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
 
+    def run_recorded(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
+        """As `run`, for many windows of a recording: where each is run alone, through buffers that are bound once.
+
+        Raises:
+            ModelError: see `run`.
+        """
+        if self._max_batch > 1 or self._single is None or len(windows) < 2:
+            return self.run(windows, carries)
+        try:
+            return self._single.run_each(windows)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
+
     def _run(self, windows: Floats, carries: Sequence[Carry] | None) -> Scores:
         if self._states:
             parts = self._run_recurrent(windows, carries)
@@ -279,6 +292,18 @@ class _Single:
         self._window[:] = window
         self._call()
         return self._scores
+
+    def run_each(self, windows: Floats) -> Scores:
+        """Window by window, for a model whose kernels change the last bits with the batch size."""
+        lent = self._scores.arrays()
+        found = {name: np.empty((len(windows), *array.shape[1:]), array.dtype) for name, array in lent.items()}
+        pairs = [(found[name], array) for name, array in lent.items()]
+        for row, window in enumerate(windows):
+            self._window[0] = window
+            self._call()
+            for into, array in pairs:
+                into[row] = array[0]
+        return Scores.of(found, named=self._scores.is_named)
 
     @staticmethod
     def _bind(bind: Any, name: str, buffer: NDArray[Any]) -> None:

@@ -1,6 +1,7 @@
 """`edge-runtime predict BUNDLE FILES... -o OUT`: recorded files in, a row of predictions for each window out."""
 
 import argparse
+import codecs
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="OUT", help=".csv, .tsv, .jsonl, .parquet, .npz or .npy; a file, or a URL")
     add("--key", metavar="COLUMN", help="tells one stream from another; each has windows of its own")
     add("--time", metavar="COLUMN", help="the time of measurement, so that a gap begins a new window")
+    add("--time-unit", choices=("s", "ms", "us", "ns"), default="s", help="of times that are numbers; default: s")
     add("--keep", nargs="+", default=[], metavar="COLUMN", help="columns to write beside the predictions")
     add("--label", action="append", default=[], metavar="COLUMN", help="what is right: print metrics and confusion")
     add("--stride", type=_count, metavar="N", help="a new window every so many readings")
@@ -32,6 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of CSV files: a character, or space for runs of blanks; default: a comma, in .tsv a tab",
     )
     add("--index-column", action="store_true", help="CSV rows begin with a column that the header does not name")
+    add("--trailing-delimiter", action="store_true", help="CSV rows end with a delimiter that the header lacks")
+    add("--decimal", choices=(".", ","), default=".", help="of numbers in CSV files; default: a point")
+    add("--encoding", type=_encoding, default="utf-8", metavar="NAME", help="of text files; default: utf-8")
+    add(
+        "--on-reject",
+        choices=("skip", "fail"),
+        default="skip",
+        help="fail: exit 1 if a reading cannot be used",
+    )
     add("--workers", type=_count, metavar="N", help="processes; default: one a core")
     add("--threads", type=_count, metavar="N", help="threads of each process; default: the cores without a part")
     add("--engine", choices=("local", "dask"), default="local", help="where the work is done")
@@ -64,7 +75,12 @@ def run(args: argparse.Namespace) -> int:
         on_rate=args.on_rate,
         format=args.format,
         delimiter=args.delimiter,
+        time_unit=args.time_unit,
+        decimal=args.decimal,
+        encoding=args.encoding,
+        on_reject=args.on_reject,
         index_column=args.index_column,
+        trailing_delimiter=args.trailing_delimiter,
         one_recording=args.one_recording,
         workers=args.workers,
         threads=args.threads,
@@ -92,7 +108,9 @@ def _report(outcome: "PredictSummary", request: "PredictOptions") -> int:
         file=sys.stderr,
     )
     if rejected:
-        print(f"{rejected} readings were not used: {reasons_in_words(outcome.rejected)}{where}", file=sys.stderr)
+        print(f"{rejected} readings were not used: {reasons_in_words(outcome)}{where}", file=sys.stderr)
+    for reason, (count, first) in sorted(outcome.passed_over.items()):
+        print(f"{count} files were not read: {reason}, such as {first}", file=sys.stderr)
     if outcome.gaps:
         print(f"{outcome.gaps} gaps began a window anew", file=sys.stderr)
     for line in _rate(outcome, request):
@@ -111,6 +129,14 @@ def _rate(outcome: "PredictSummary", request: "PredictOptions") -> list[str]:
         return []
     ways = {"warn": "--on-rate resample brings them to it", "resample": "resampled", "reject": "refused as wrong_rate"}
     return [f"{rates_in_words(window.rate_hz, outcome.rate_hz, window.length)}: {ways[request.on_rate]}"]
+
+
+def _encoding(text: str) -> str:
+    """The encoding's own name; that of UTF-8 for all its names without a mark."""
+    try:
+        return codecs.lookup(text).name
+    except LookupError:
+        raise argparse.ArgumentTypeError(f"expected an encoding, such as latin-1 or utf-16, found {text!r}") from None
 
 
 def _count(text: str) -> int:

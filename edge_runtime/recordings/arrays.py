@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_runtime.recordings.blocks import Block, Fault, ListColumns, Piece, RecordingError, Wanted
 from edge_runtime.recordings.locations import Place
 from edge_runtime.recordings.origins import identities
-from edge_runtime.stream.origin import Origin, RejectedError, read_key, read_time_text
+from edge_runtime.stream.origin import Origin, RejectedError
 
 READINGS = "x"
 
@@ -54,6 +54,7 @@ class NumpyRecording:
     """A NumPy file of readings `[n, channels]`, or of windows `[n, length, channels]`, or of frames."""
 
     counts_bytes = False
+    names_columns = True
     schema = None
 
     def __init__(self, path: Place, wanted: Wanted) -> None:
@@ -134,9 +135,14 @@ class NumpyRecording:
         reasons: dict[int, str] = {}
         time, id_, seq, key = self._origins
         if key is not None:
-            block.keys = [_origin(read_key, value, index, reasons) for index, value in enumerate(columns[key])]
+            block.keys = [
+                _origin(self._roles.read_key, value, index, reasons) for index, value in enumerate(columns[key])
+            ]
         if time is not None:
-            block.times = [_origin(read_time_text, value, index, reasons) for index, value in enumerate(columns[time])]
+            block.times = [
+                _origin(self._roles.reader.read_text, value, index, reasons)
+                for index, value in enumerate(columns[time])
+            ]
         if wanted.members is not None:
             nothing = [None] * count
             parts = [nothing if name is None else columns[name] for name in (time, id_, seq)]

@@ -9,13 +9,23 @@ import numpy as np
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 from edge_runtime.stream.codecs import Members
+from edge_runtime.stream.origin import TimeReader
 
 MAX_LINE_BYTES = 1 << 24
+ENDLESS = 1 << 62  # where a piece ends whose length as text is unknown
 NO_TIME = "(no time)"  # the codecs want a name, and no column is called that
 
 
 class RecordingError(CommandError):
     """A file cannot be read, or is not what it should be."""
+
+
+class MissingColumnsError(RecordingError):
+    """A file lacks columns; `missing` are their names."""
+
+    def __init__(self, message: str, missing: Sequence[str]) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,11 @@ class Wanted:
         columns: what must be there beside the channels: kept columns, key, time and truth.
         delimiter: of CSV files; None goes by the suffix.
         format: `auto` goes by the suffix.
+        decimal: between the whole part of a number in a CSV file and its fraction.
+        encoding: of text files.
+        time_unit: of times that are numbers, where no identities are wanted.
         index_column: the rows of a CSV file begin with a column that its header does not name.
+        trailing_delimiter: the rows of a CSV file end with a delimiter that its header lacks.
         max_line_bytes: a longer line is `too_long`.
         categories: the texts of channels that hold text, in the order of their indexes.
         members: the members by which readings are known again, where identities are wanted; then the time is read where
@@ -46,14 +60,29 @@ class Wanted:
     columns: tuple[str, ...] = ()
     delimiter: str | None = None
     format: str = "auto"
+    decimal: str = "."
+    encoding: str = "utf-8"
+    time_unit: str = "s"
     index_column: bool = False
+    trailing_delimiter: bool = False
     max_line_bytes: int = MAX_LINE_BYTES
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     members: Members | None = None
 
     def roles(self, place: str) -> Members:
         """Which column plays which part, for the codecs."""
-        return self.members or Members(self.channels, self.key, self.time or NO_TIME, place, categories=self.categories)
+        if self.members is not None:
+            return self.members
+        reader = TimeReader(unit=self.time_unit)
+        return Members(
+            self.channels,
+            self.key,
+            self.time or NO_TIME,
+            place,
+            reader=reader,
+            categories=self.categories,
+            any_key=True,
+        )
 
 
 class Columns(Protocol):
@@ -81,6 +110,23 @@ class ListColumns:
         return self.columns[name]
 
 
+class TextColumns:
+    """Columns of a CSV file that pyarrow has read: text. `batch` is a `pyarrow.RecordBatch` of strings."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def take(self, rows: Sequence[int]) -> "TextColumns":
+        """Those of some readings."""
+        if isinstance(rows, range) and rows.step == 1:
+            return TextColumns(self.batch.slice(rows.start, len(rows)))
+        return TextColumns(self.batch.take(np.asarray(rows, np.int64)))
+
+    def values(self, name: str) -> list[Any]:
+        """One column as Python text."""
+        return list(self.batch.column(name).to_pylist())
+
+
 class ArrowColumns:
     """Columns of a Parquet file, which keep their types. `batch` is a `pyarrow.RecordBatch`."""
 
@@ -89,14 +135,35 @@ class ArrowColumns:
 
     def take(self, rows: Sequence[int]) -> "ArrowColumns":
         """Those of some readings."""
+        if isinstance(rows, range) and rows.step == 1:
+            return ArrowColumns(self.batch.slice(rows.start, len(rows)))
         return ArrowColumns(self.batch.take(np.asarray(rows, np.int64)))
 
     def values(self, name: str) -> list[Any]:
-        """One column as Python values; a float32 is the shortest number that reads back to it."""
+        """One column as Python values.
+
+        A float32 is the shortest number that reads back to it; times and durations finer than Python's are text.
+        """
         column = self.batch.column(name)
-        if str(column.type) == "float":
+        kind = str(column.type)
+        if kind == "float":
             return [None if value is None else float(str(np.float32(value))) for value in column.to_pylist()]
+        if kind.startswith(("timestamp[ns", "time64[ns")):
+            return [None if text is None else text.replace(" ", "T") for text in column.cast("string").to_pylist()]
+        if kind.startswith("duration["):
+            unit = _UNITS_A_SECOND[kind[len("duration[") : -1]]
+            return [None if value is None else _duration(value, unit) for value in column.cast("int64").to_pylist()]
         return list(column.to_pylist())
+
+
+_UNITS_A_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def _duration(value: int, unit: int) -> str:
+    """ISO 8601, in seconds."""
+    seconds, rest = divmod(abs(value), unit)
+    digits = f".{rest:0{len(str(unit)) - 1}d}".rstrip("0") if rest else ""
+    return f"{'-' if value < 0 else ''}PT{seconds}{digits}S"
 
 
 @dataclass(slots=True, frozen=True)
@@ -152,6 +219,19 @@ class Block:
             self.columns.take(rows),
         )
 
+    def part(self, start: int, stop: int) -> "Block":
+        """The readings from `start` up to `stop`."""
+        piece = slice(start, stop)
+        return Block(
+            self.values[piece],
+            self.rows[piece],
+            lambda row: self.text(start + row),
+            None if self.keys is None else self.keys[piece],
+            None if self.times is None else self.times[piece],
+            None if self.identities is None else self.identities[piece],
+            self.columns.take(range(start, stop)),
+        )
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -174,6 +254,9 @@ class Recording(Protocol):
 
     counts_bytes: bool
     """The weight of its pieces is in bytes; else in rows."""
+
+    names_columns: bool
+    """The file names its columns once; else every reading names its members."""
 
     schema: Any
     """The types of the kept columns, where the file has types; else None. Anything that can be compared."""

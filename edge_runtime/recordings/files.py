@@ -1,12 +1,17 @@
 """Which files are meant, and how each is read."""
 
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 from edge_runtime.errors import CommandError
-from edge_runtime.recordings.blocks import Recording, RecordingError, Wanted
+from edge_runtime.recordings.blocks import MissingColumnsError, Recording, RecordingError, Wanted
+from edge_runtime.recordings.byte_streams import COMPRESSIONS, plain_suffix
+from edge_runtime.recordings.folder import ABOUT
 from edge_runtime.recordings.locations import Place, Remote, place
 
 FORMATS = {
@@ -22,50 +27,189 @@ FORMATS = {
 }
 
 
-def find_files(names: Sequence[str]) -> list[Place]:
+@dataclass
+class FoundFiles:
+    """Which files are meant, and which were passed over, by reason: how many, and the first."""
+
+    files: list[Place] = field(default_factory=list)
+    passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def pass_over(self, reason: str, file: object) -> None:
+        """Note a file that is not read."""
+        count, first = self.passed_over.get(reason, (0, str(file)))
+        self.passed_over[reason] = count + 1, first
+
+
+def find_files(names: Sequence[str], *, any_suffix: bool = False) -> FoundFiles:
     """Files, patterns and folders, as they were named, here or behind a URL.
 
-    A folder stands for what is in it, in the order of the names.
+    A folder or pattern stands for what is in it, in the order of the names, but for names that begin with `.` or `_`
+    (bookkeeping, as Spark and Arrow have it) and those of no kind that is read. A file that is met twice is read once.
+
+    Args:
+        names: as they were given.
+        any_suffix: a pattern stands for files of every suffix, since their format was named.
 
     Raises:
-        CommandError: one of them stands for nothing.
+        CommandError: one of them stands for nothing, or is a table of a kind whose files are not its rows.
     """
-    found: dict[Place, None] = {}
+    found = FoundFiles()
+    known: set[object] = set()
     mistakes = []
     for name in names:
         there = place(name)
-        files = list(_files(there))
-        if not files:
+        before = len(found.files)
+        try:
+            for file in _files(there, found, any_suffix=any_suffix):
+                identity = _identity(file)
+                if identity in known:
+                    found.pass_over("read already", file)
+                    before = -1
+                else:
+                    known.add(identity)
+                    found.files.append(file)
+        except CommandError as error:
+            mistakes.append(str(error))
+            continue
+        if len(found.files) == before:
             kinds = ", ".join(FORMATS)
             what = f"a folder without {kinds}" if there.is_dir() else "nothing of that name"
             mistakes.append(f"{name}: expected recorded files, found {what}")
-        found.update(dict.fromkeys(files))
     if mistakes:
         raise CommandError("\n".join(mistakes))
-    return list(found)
+    return found
 
 
-def _files(path: Place) -> Iterable[Place]:
+def _identity(file: Place) -> object:
+    """Two names of one file have the same."""
+    if isinstance(file, Remote):
+        return str(file)
+    try:
+        status = file.stat()
+    except OSError:
+        return file.absolute()
+    return status.st_dev, status.st_ino
+
+
+def _files(path: Place, found: FoundFiles, *, any_suffix: bool) -> Iterable[Place]:
     if isinstance(path, Remote):
         try:
             files = list(path.files())
+            _refuse_tables(path, [str(file)[len(str(path)) :].strip("/") for file in files])
         except OSError as error:
             raise CommandError(f"{path}: cannot be read: {error.strerror or error}") from error
-        return files if len(files) == 1 else [file for file in files if file.suffix.lower() in FORMATS]
+        if len(files) == 1 and str(files[0]) == str(path):
+            return files
+        base = str(path).rstrip("/").split("*", maxsplit=1)[0].rpartition("/")[0] if "*" in str(path) else str(path)
+        return [file for file in files if _is_meant(file, str(file)[len(base) :], found, any_suffix=any_suffix)]
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in FORMATS and file.is_file())
-    if path.exists():
+        entries = sorted(path.rglob("*"))
+        _refuse_tables(path, [str(entry.relative_to(path)) for entry in entries])
+        return [
+            entry
+            for entry in entries
+            if _is_file(entry, found) and _is_meant(entry, str(entry.relative_to(path)), found, any_suffix=False)
+        ]
+    if path.exists() or path.is_symlink():
         return [path]
-    return sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())  # noqa: PTH207
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True, include_hidden=True))  # noqa: PTH207
+    return [
+        match
+        for match in matches
+        if _is_file(match, found)
+        and _is_meant(match, str(Path(*match.parts[len(fixed) :])), found, any_suffix=any_suffix)
+    ]
+
+
+def _is_file(path: Path, found: FoundFiles) -> bool:
+    if path.is_symlink() and not path.exists():
+        found.pass_over("link to nothing", path)
+    elif path.is_symlink() and path.is_dir():
+        found.pass_over("link to a folder", path)
+    return path.is_file()
+
+
+def _is_meant(file: Place, below: str, found: FoundFiles, *, any_suffix: bool) -> bool:
+    """Whether a file of a folder, `below` it at this path, is a recording."""
+    if any(part.startswith((".", "_")) and "=" not in part for part in below.split("/") if part):
+        found.pass_over("begins with . or _", file)
+    elif file.name == ABOUT:
+        found.pass_over("describes a recording", file)
+    elif not any_suffix and not is_recording(file):
+        found.pass_over("another suffix", file)
+    else:
+        return True
+    return False
+
+
+_TABLES = {"_delta_log": "Delta", ".hoodie": "Hudi"}
+
+
+def _refuse_tables(path: Place, below: Sequence[str]) -> None:
+    """Refuse a folder whose files hold rows that the table has since deleted or replaced."""
+    kind = next((_TABLES[part] for name in below for part in name.split("/") if part in _TABLES), None)
+    if kind is None and any(name.endswith(".metadata.json") and "metadata/" in f"/{name}" for name in below):
+        kind = "Iceberg"
+    if kind is not None:
+        raise CommandError(
+            f"{path}: expected recordings, found a {kind} table, whose files also hold rows that were deleted "
+            "or replaced: write its current version to Parquet with its own library, and predict that"
+        )
+
+
+def hive_values(path: Place) -> dict[str, str | None]:
+    """What the folders of a file say of it, such as `year=2026`."""
+    values: dict[str, str | None] = {}
+    for part in str(path).split("/")[:-1]:
+        name, equals, value = part.partition("=")
+        if equals and name:
+            values[unquote(name)] = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+    return values
+
+
+def kind_of(path: Place) -> str:
+    """The suffix that tells how a file is read; text may be compressed."""
+    suffix = plain_suffix(path)
+    compressed = path.suffix.lower() in COMPRESSIONS
+    return "" if compressed and FORMATS.get(suffix) not in {"csv", "jsonl"} else suffix
+
+
+def is_recording(path: Place) -> bool:
+    """Whether a file in a folder is one of the kinds that are read."""
+    return kind_of(path) in FORMATS
 
 
 def open_recording(path: Place, wanted: Wanted) -> Recording:
     """Look at the head of a file and make ready to read it.
 
+    A column that the file lacks may stand in the names of its folders (`year=2026/`), as text.
+
     Raises:
         RecordingError: it is not there, of no kind that we know, or without a column that is needed.
     """
-    name = FORMATS.get(path.suffix.lower()) if wanted.format == "auto" else wanted.format
+    values = hive_values(path)
+    try:
+        recording = _open(path, wanted)
+        if not values or recording.names_columns:
+            return recording
+        from edge_runtime.recordings.json_lines import first_lacks  # noqa: PLC0415 - only where folders have such names
+
+        missing = first_lacks(path, wanted, [name for name in (wanted.key, *wanted.columns) if name in values])
+        if not missing:
+            return recording
+    except MissingColumnsError as error:
+        missing = error.missing
+        if not set(missing) <= set(values) - {wanted.time, *wanted.channels}:
+            raise
+    given = {name: values[name] for name in missing}
+    from edge_runtime.recordings.hive import HiveRecording  # noqa: PLC0415 - only where folders have such names
+
+    return HiveRecording(_open(path, HiveRecording.without(wanted, given)), wanted, given, str(path))
+
+
+def _open(path: Place, wanted: Wanted) -> Recording:
+    name = FORMATS.get(kind_of(path)) if wanted.format == "auto" else wanted.format
     if name is None:
         raise RecordingError(
             f"{path}: expected one of {', '.join(FORMATS)}, found {path.suffix or 'no suffix'}: say it with --format"
@@ -81,9 +225,13 @@ def open_recording(path: Place, wanted: Wanted) -> Recording:
             from edge_runtime.recordings.arrays import NumpyRecording  # noqa: PLC0415 - only when asked for
 
             return NumpyRecording(path, wanted)
-        from edge_runtime.recordings.text import open_csv, open_json_lines  # noqa: PLC0415 - only when asked for
+        if name == "csv":
+            from edge_runtime.recordings.csv_files import open_csv  # noqa: PLC0415 - only when asked for
 
-        return open_csv(path, wanted) if name == "csv" else open_json_lines(path, wanted)
+            return open_csv(path, wanted)
+        from edge_runtime.recordings.json_lines import open_json_lines  # noqa: PLC0415 - only when asked for
+
+        return open_json_lines(path, wanted)
     except OSError as error:
         raise RecordingError(f"{path}: cannot be read: {error.strerror or error}") from error
 

@@ -1,5 +1,6 @@
 """Parquet: columns of numbers, read a bounded number of rows at a time. Needs pyarrow, the extra `batch`."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.recordings.blocks import ArrowColumns, Block, Fault, ListColumns, Piece, RecordingError, Wanted
+from edge_runtime.recordings.blocks import (
+    ArrowColumns,
+    Block,
+    Fault,
+    ListColumns,
+    MissingColumnsError,
+    Piece,
+    RecordingError,
+    Wanted,
+)
+from edge_runtime.recordings.columns_of_arrow import key_names
 from edge_runtime.recordings.locations import Place
 from edge_runtime.recordings.origins import identities
 from edge_runtime.stream.codecs.columns import CategoryIndex
-from edge_runtime.stream.origin import Origin, RejectedError, read_key, read_time_text
+from edge_runtime.stream.origin import Origin, RejectedError, read_time_text
 
 NEEDS_PYARROW = "Parquet needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
 
@@ -21,6 +32,7 @@ class ParquetRecording:
 
     whole = False
     counts_bytes = False
+    names_columns = True
 
     def __init__(self, path: Place, wanted: Wanted) -> None:
         try:
@@ -31,8 +43,13 @@ class ParquetRecording:
         self._pa: Any = pa
         self._errors: tuple[type[Exception], ...] = (OSError, pa.ArrowException)
         remote = not isinstance(path, Path)
+        self._whys: dict[str, str] = {}
+        self._meta: Any = None  # read once
         self._open: Any = lambda: parquet.ParquetFile(
-            path.open("rb") if remote else path, memory_map=False, pre_buffer=remote
+            path.open("rb") if remote else pa.OSFile(str(path)),
+            metadata=self._meta,
+            memory_map=False,
+            pre_buffer=remote,
         )
         self._path = path
         self._wanted = wanted
@@ -41,6 +58,7 @@ class ParquetRecording:
         try:
             with self._open() as file:
                 schema, meta = file.schema_arrow, file.metadata
+                self._meta = meta
                 self._groups = [
                     (meta.row_group(i).num_rows, meta.row_group(i).total_byte_size) for i in range(meta.num_row_groups)
                 ]
@@ -84,9 +102,17 @@ class ParquetRecording:
         needed = tuple(dict.fromkeys([*wanted.channels, *([wanted.key] if wanted.key else []), *wanted.columns]))
         missing = [name for name in needed if name not in schema.names]
         if missing:
-            raise RecordingError(
+            raise MissingColumnsError(
                 f"{self._path}: expected a column for each of {', '.join(needed)}, found none for "
-                f"{', '.join(missing)}; its columns are {', '.join(schema.names)}"
+                f"{', '.join(missing)}; its columns are {', '.join(schema.names)}",
+                missing,
+            )
+        used = {*needed, *(name for name in wanted.roles(str(self._path)).origin_names() if name is not None)}
+        doubled = [name for name, count in Counter(schema.names).items() if count > 1 and name in used]
+        if doubled:
+            raise RecordingError(
+                f"{self._path}: expected one column {doubled[0]}, found {schema.names.count(doubled[0])}: "
+                "rename one of them"
             )
         for channel in wanted.channels:
             kind = schema.field(channel).type
@@ -114,7 +140,7 @@ class ParquetRecording:
         if self._time is not None:
             block.times = self._times(batch.column(self._time), reasons)
         if self._key is not None:
-            block.keys = _keys(batch.column(self._key), reasons)
+            block.keys = key_names(batch.column(self._key), reasons, self._roles.read_key)
         if wanted.members is not None:
             block.identities = self._identities(batch, reasons)
         if reasons:
@@ -125,20 +151,30 @@ class ParquetRecording:
         return block
 
     def _times(self, column: Any, reasons: dict[int, str]) -> list[float | None]:
-        """Unix seconds, of timestamps, numbers or text."""
+        """Unix seconds, of timestamps, durations, numbers or text."""
         pa = self._pa
         if pa.types.is_timestamp(column.type):
             micros = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64()).to_pylist()
             raw: list[Any] = [None if moment is None else moment / 1e6 for moment in micros]
+        elif pa.types.is_duration(column.type):  # since the start of the recording
+            micros = column.cast(pa.duration("us"), safe=False).cast(pa.int64()).to_pylist()
+            raw = [None if moment is None else moment / 1e6 for moment in micros]
+        elif pa.types.is_date(column.type):
+            millis = column.cast(pa.timestamp("ms")).cast(pa.int64()).to_pylist()
+            raw = [None if moment is None else moment / 1e3 for moment in millis]
         else:
-            raw = column.to_pylist()
+            return self._read_times(column.to_pylist(), self._roles.reader.read_text, reasons)
+        return self._read_times(raw, read_time_text, reasons)
+
+    def _read_times(self, raw: list[Any], read: Any, reasons: dict[int, str]) -> list[float | None]:
         times: list[float | None] = []
         for index, value in enumerate(raw):
             try:
-                times.append(read_time_text(value))
+                times.append(read(value))
             except RejectedError as error:
                 times.append(None)
                 reasons[index] = error.reason
+                self._whys.setdefault(error.reason, error.why)
         return times
 
     def _identities(self, batch: Any, reasons: dict[int, str]) -> list[str | None]:
@@ -153,7 +189,7 @@ class ParquetRecording:
         if self._pa.types.is_timestamp(column.type):
             moments = column.cast(self._pa.timestamp("us", column.type.tz), safe=False).to_pylist()
             return [None if moment is None else moment.isoformat() for moment in moments]
-        return list(column.to_pylist())
+        return ArrowColumns(batch.select([name])).values(name)
 
 
 def _fill(into: NDArray[np.float32], column: Any) -> None:
@@ -182,27 +218,6 @@ def _fill_categories(into: NDArray[np.float32], column: Any, categories: tuple[s
     into[:] = [
         np.nan if place is None or places[place] is None else places[place] for place in encoded.indices.to_pylist()
     ]
-
-
-def _keys(column: Any, reasons: dict[int, str]) -> list[str | None]:
-    """The streams; each different value is looked at once."""
-    encoded = column.dictionary_encode() if not hasattr(column, "dictionary") else column
-    names: list[str | None] = []
-    bad: dict[int, str] = {}
-    for place, value in enumerate(encoded.dictionary.to_pylist()):
-        try:
-            names.append(read_key(value))
-        except RejectedError as error:
-            names.append(None)
-            bad[place] = error.reason
-    keys: list[str | None] = []
-    for index, place in enumerate(encoded.indices.to_pylist()):
-        if place is None or place in bad:
-            reasons.setdefault(index, "bad_key" if place is None else bad[place])
-            keys.append(None)
-        else:
-            keys.append(names[place])
-    return keys
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from typing import Any, NamedTuple
 
 from edge_runtime.config.topics import UNFIT_CHARACTERS
@@ -22,7 +22,7 @@ NO_IDENTITY = "none"  # of `identity` in the configuration
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 # 2201-01-01T00:00:00Z. A time behind it is a mistake, most often milliseconds taken for seconds.
-_END_OF_TIME = 7_289_654_400.0
+END_OF_TIME = 7_289_654_400.0
 # 2000-01-01T00:00:00Z. No sensor measured before it: an unset clock counts from 1970 or 1980, a counter from 0.
 EARLIEST = 946_684_800.0
 DAY_S = 86_400.0
@@ -117,7 +117,7 @@ class TimeReader:
             return self.read(text)
 
     def _in_range(self, seconds: float, value: Any) -> float:
-        if not self._earliest <= seconds < _END_OF_TIME:  # false for NaN too
+        if not self._earliest <= seconds < END_OF_TIME:  # false for NaN too
             raise RejectedError("bad_time", self._explain(value))
         if self._max_ahead is not None:
             ahead = seconds - self._wall()
@@ -177,6 +177,19 @@ def read_key(value: Any) -> str:
     if type(value) is not str or not is_fit_key(value):
         raise RejectedError("bad_key", f"expected a key that can be a level of a topic, found {str(value)[:60]!r}")
     return value
+
+
+def read_any_key(value: Any) -> str:
+    """The stream of a recorded reading: any text that is not empty, number, truth value, date or time, as text.
+
+    Raises:
+        RejectedError: `bad_key`.
+    """
+    if type(value) is int:
+        return _int_text(value, "bad_key")
+    if value is None or isinstance(value, dict | list) or value != value or str(value) == "":  # noqa: PLR0124 - NaN
+        raise RejectedError("bad_key", f"expected a key, found {'none' if value is None else str(value)[:60]!r}")
+    return value.isoformat() if isinstance(value, date) else str(value)
 
 
 def is_fit_key(text: str) -> bool:

@@ -17,6 +17,7 @@ from edge_runtime.stream.origin import (
     RejectedError,
     TimeReader,
     identity_text,
+    read_any_key,
     read_identity,
     read_key,
 )
@@ -79,6 +80,7 @@ class Members(msgspec.Struct, frozen=True):
         identity: the member by which a reading is known again; None for `id`, else `seq`, else `time`.
         reader: of the times.
         categories: the texts of channels that hold text, in the order of their indexes.
+        any_key: a key need not be fit for a topic, since nothing is published: of a recorded file.
     """
 
     channels: tuple[str, ...]
@@ -88,6 +90,7 @@ class Members(msgspec.Struct, frozen=True):
     identity: str | None = None
     reader: TimeReader = TimeReader()
     categories: Categories = NO_CATEGORIES
+    any_key: bool = False
 
     def category_indexes(self) -> dict[int, Callable[[str | int | None], float | None]]:
         """For each column that holds text, what gives a text its index: -1 where it is no category."""
@@ -104,6 +107,11 @@ class Members(msgspec.Struct, frozen=True):
         if self.identity is not None:
             named = (None if self.identity in {NO_IDENTITY, self.time} else self.identity, None)
         return [None if name in taken else name for name in (self.time, *named)] + [self.key]
+
+    @property
+    def read_key(self) -> Callable[[Any], str]:
+        """What reads the key of a reading."""
+        return read_any_key if self.any_key else read_key
 
     @property
     def identify(self) -> Callable[[Origin], str | None]:
@@ -190,12 +198,12 @@ def judge(
     keyed = members.key is not None
     if keyed or found.origins.count(NO_ORIGIN) != count:
         read_time = members.reader.read_text if is_text else members.reader.read
-        identify = members.identify
+        identify, read_stream = members.identify, members.read_key
         for index, origin in enumerate(found.origins):
             try:
                 decoded.times[index] = read_time(origin.time)
                 decoded.identities[index] = identify(origin)
-                decoded.keys[index] = read_key(origin.key) if keyed else None
+                decoded.keys[index] = read_stream(origin.key) if keyed else None
             except RejectedError as error:
                 if index not in reasons:
                     reasons[index], whys[index] = error.reason, error.why

@@ -1,6 +1,7 @@
 """CSV: a row of columns, decimal numbers with a point, whatever the locale."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import repeat
 from operator import itemgetter
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
 from edge_runtime.stream.codecs.frame_codec import CsvFrameDecoder
 from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE
-from edge_runtime.stream.codecs.rows_of_text import SPACES, number, row_columns
+from edge_runtime.stream.codecs.rows_of_text import SPACES, number, number_with, row_columns
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 
@@ -33,13 +34,22 @@ _decode_number: Callable[[str], int | float] = msgspec.json.Decoder(int | float)
 
 
 class CsvDecoder:
-    """A row of columns a frame: decimal numbers with a point, whatever the locale; quotes are taken off."""
+    """A row of columns a frame: decimal numbers with a point, whatever the locale; quotes are taken off.
 
-    def __init__(self, columns: tuple[str, ...], members: Members, delimiter: str) -> None:
+    Args:
+        columns: in their order.
+        members: which of them play which part.
+        delimiter: between columns.
+        decimal: instead of the point; a recorded file may have a comma.
+    """
+
+    def __init__(self, columns: tuple[str, ...], members: Members, delimiter: str, *, decimal: str = ".") -> None:
         self._shape = (len(members.channels),)
         self._members = members
         self._width = len(columns)
         self._delimiter = delimiter
+        self._number = number if decimal == "." else partial(number_with, decimal)
+        self._may_be_json = decimal == "."
         self._channels = [columns.index(name) for name in members.channels]
         self._origin = [columns.index(name) if name in columns else None for name in members.origin_names()]
         self._categories = members.category_indexes()
@@ -55,7 +65,7 @@ class CsvDecoder:
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
         """Every reading of the frames; what is none is counted in `counters.rejected`."""
-        found = None if self._categories else self._all_numbers(frames)  # a category may be written as a number
+        found = self._all_numbers(frames) if self._may_be_json and not self._categories else None
         if found is None:
             found = self._one_by_one(frames, counters)
         return judge(found, self._shape, counters, self._members, is_text=True)
@@ -97,7 +107,7 @@ class CsvDecoder:
     def _value(self, place: int, text: str) -> float | None:
         """The number of a channel, or the index of its category."""
         index = self._categories.get(place)
-        return number(text) if index is None else index(text.strip() or None)
+        return self._number(text) if index is None else index(text.strip() or None)
 
     def _one_by_one(self, frames: Sequence[bytes], counters: Counters) -> Rows:
         found = Rows()
@@ -111,11 +121,11 @@ class CsvDecoder:
             found.frames.append(index)
             found.values.append(values)
             time, *others = (None if column is None else columns[column].strip() for column in self._origin)
-            found.origins.append(Origin(_number_or_text(time), *others))
+            found.origins.append(Origin(number_or_text(time), *others))
         return found
 
 
-def _number_or_text(text: str | None) -> int | float | str | None:
+def number_or_text(text: str | None) -> int | float | str | None:
     """A time as the quick way reads it, so that a row has the same identity whichever way it came."""
     try:
         return _decode_number(text) if text else None

@@ -53,3 +53,10 @@ def number(text: str) -> float | None:
     if not math.isfinite(value):
         raise RejectedError("not_finite", f"expected a finite number, found {text[:40]!r}")
     return value
+
+
+def number_with(decimal: str, text: str) -> float | None:
+    """The number of one column that has another mark than the point; None where it is empty."""
+    if "." in text:
+        raise RejectedError("wrong_type", f"expected a number with {decimal!r}, found {text[:40]!r}")
+    return number(text.replace(decimal, "."))

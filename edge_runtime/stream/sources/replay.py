@@ -6,6 +6,7 @@ The end is announced once: `finished` is true, `state` says so. Weak point: afte
 in a burst, as a device with a buffer would.
 """
 
+import codecs
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.config.rules import Finding, rule
-from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath, NewPath
+from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath, NewPath, Text
 from edge_runtime.errors import CommandError, ConfigError
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.recordings.blocks import Block, Recording, RecordingError, Wanted
@@ -54,6 +55,9 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         format: How the files are written; `auto` decides by the suffix.
         delimiter: What separates the columns of a CSV file; left out, a comma, and in a `.tsv` a tab.
         index_column: The rows of a CSV file begin with a column that its header does not name, as R writes row names.
+        trailing_delimiter: The rows of a CSV file end with a delimiter that its header lacks.
+        decimal: The mark between the whole part of a number in a CSV file and its fraction.
+        encoding: Of text files, by its Python name.
         times: Whether predictions carry the time of the recording or the time of the replay.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
     """
@@ -66,6 +70,9 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
     format: Literal["auto", "csv", "jsonl", "parquet", "numpy"] = "auto"
     delimiter: Delimiter | None = None
     index_column: bool = False
+    trailing_delimiter: bool = False
+    decimal: Literal[".", ","] = "."
+    encoding: Text = "utf-8"
     times: Literal["recorded", "now"] = "recorded"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
 
@@ -99,12 +106,16 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         )
 
 
-@rule(ReplaySourceTable, keys=("files", "path"))
+@rule(ReplaySourceTable, keys=("files", "path", "encoding"))
 def _recordings(source: ReplaySourceTable) -> Iterator[Finding]:
     if source.path is None and not source.files:
         yield "files", "expected at least one recording, or the folder of one in `path`, found neither"
     if source.path is not None and source.files:
         yield "path", "expected it instead of `files`, found both: take one out"
+    try:
+        codecs.lookup(source.encoding)
+    except LookupError:
+        yield "encoding", f'expected an encoding, such as "latin-1" or "utf-16", found "{source.encoding}"'
 
 
 class ReplaySource:
@@ -361,7 +372,10 @@ def open_recordings(
             key=config.key,
             delimiter=config.delimiter,
             format=config.format,
+            decimal=config.decimal,
+            encoding=codecs.lookup(config.encoding).name,
             index_column=config.index_column,
+            trailing_delimiter=config.trailing_delimiter,
             max_line_bytes=config.max_frame_bytes,
             categories=dict(categories),
             members=Members(channels, config.key, config.time, name, config.identity, reader, categories),
@@ -372,6 +386,10 @@ def open_recordings(
             text = (
                 str(error)
                 .replace("--index-column", "index_column = true")
+                .replace("--trailing-delimiter", "trailing_delimiter = true")
+                .replace("add --encoding utf-16", 'set `encoding = "utf-16"`')
+                .replace("add --encoding", "set `encoding`")
+                .replace("add --delimiter", "set `delimiter`")
                 .replace("say it with --format", "set `format`")
             )
             mistakes.extend(text.splitlines())

@@ -1,0 +1,113 @@
+"""The bytes of a text file as its reader wants them: decompressed by the suffix, and as UTF-8 whatever the encoding.
+
+Guarantee: a file that ends in the middle of its compression, or holds bytes that its encoding does not have, is an
+`OSError` and never a shorter file. Weak point: such a file can be entered at its start only.
+"""
+
+import codecs
+import gzip
+import io
+import zlib
+from typing import IO, Any
+
+from edge_runtime.recordings.locations import Place
+
+COMPRESSIONS = (".gz", ".zst")
+CHUNK_BYTES = 1 << 20
+NEEDS_ZSTD = "a .zst file needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
+
+
+def plain_suffix(path: Place) -> str:
+    """The suffix in lower case, without that of a compression."""
+    name = path.name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return name[name.rfind(".") :] if "." in name[1:] else ""
+
+
+def is_plain(path: Place, encoding: str) -> bool:
+    """Whether the file's bytes are those that a reader gets, so that it can be entered anywhere."""
+    return path.suffix.lower() not in COMPRESSIONS and encoding == "utf-8"
+
+
+def open_bytes(path: Place, encoding: str) -> IO[bytes]:
+    """Open a text file for reading.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    file = path.open("rb")
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        file = io.BufferedReader(_Guarded(gzip.GzipFile(fileobj=file), file), CHUNK_BYTES)
+    elif suffix == ".zst":
+        file = _zstandard(file)
+    if encoding == "utf-8":
+        return file
+    return io.BufferedReader(_Recoded(file, encoding), CHUNK_BYTES)
+
+
+def _zstandard(file: IO[bytes]) -> Any:
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
+    except ImportError as error:
+        raise OSError(NEEDS_ZSTD) from error
+    return io.BufferedReader(_Guarded(pa.CompressedInputStream(pa.PythonFile(file), "zstd"), file), CHUNK_BYTES)
+
+
+class _Guarded(io.RawIOBase):
+    """Turns what a decompressor raises into `OSError`, and closes the file below."""
+
+    def __init__(self, stream: Any, below: IO[bytes]) -> None:
+        self._stream = stream
+        self._below = below
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return bytes(self._stream.read(size))
+        except (EOFError, zlib.error) as error:
+            raise OSError(f"its compression is damaged: {error}") from error
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+            self._below.close()
+        super().close()
+
+
+class _Recoded(io.RawIOBase):
+    """UTF-8 of a file in another encoding."""
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        self._file = file
+        self._encoding = encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            data = self._file.read(CHUNK_BYTES)
+            try:
+                self._rest = self._decoder.decode(data, final=not data).encode()
+            except UnicodeError as error:
+                raise OSError(f"expected text in {self._encoding}, found {error}") from error
+            if not data and not self._rest:
+                return 0
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
