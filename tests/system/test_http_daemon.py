@@ -14,6 +14,7 @@ from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
+from tests.support.load import answered, endless_readings
 from tests.support.serving import hear
 from tests.support.waiting import wait_until
 
@@ -168,3 +169,71 @@ def test_probes_of_a_daemon_need_the_token_by_choice_only(
         assert ask(free_port, "GET", path)[0] == status
     for path in ("/metrics", "/v2/models/comfort/ready", "/"):
         assert ask(free_port, "GET", path)[0] == 401
+
+
+FAILS_ON_ASKING = """
+import os
+import edge_runtime.http.connections as connections
+
+serve = connections.Connections.serve
+
+
+def failing(self, stopped):
+    def asked():
+        if os.path.exists(FLAG):
+            os.unlink(FLAG)
+            raise RuntimeError("a fault of the server's own")
+        return stopped()
+
+    return serve(self, asked)
+
+
+connections.Connections.serve = failing
+"""
+
+
+def test_a_failing_server_begins_anew_and_the_stream_goes_on(
+    mosquitto: Mosquitto,
+    make_daemon: MakeDaemon,
+    make_subscriber: MakeSubscriber,
+    bundle: Path,
+    free_port: int,
+    tmp_path: Path,
+) -> None:
+    """Three failures of the whole server: each is counted and ended by a restart, and no reading notices."""
+    flag = tmp_path / "fail"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(f"FLAG = {str(flag)!r}\n{FAILS_ON_ASKING}")
+    subscriber = make_subscriber(mosquitto.port, "edge/#")
+    daemon = make_daemon(device(mosquitto, bundle, free_port), PYTHONPATH=str(tmp_path / "broken")).start()
+    subscriber.wait_for_text("edge/room/status", "online")
+    pid = daemon.pid
+
+    def serves() -> bool:
+        try:
+            return ask(free_port, "POST", "/predict/comfort", b'{"temperature": 21.4, "humidity": 48.2}')[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def failures() -> int:
+        health = subscriber.on("edge/room/health")
+        return int(health[-1].document["errors"].get("http_failed", 0)) if health else 0
+
+    with endless_readings(make_subscriber(mosquitto.port), 0.005) as sent:
+        for number in (1, 2, 3):
+            assert serves()
+            flag.touch()
+            wait_until(lambda number=number: failures() == number, "the failure in health")  # type: ignore[misc]
+            wait_until(serves, "the server, begun anew")
+        begun = len(sent)
+        wait_until(lambda: len(sent) > begun + 50, "readings behind the last failure")
+    wait_until(lambda: len(answered(subscriber)) == len(sent), "every answer")
+    assert set(answered(subscriber).values()) == {1}
+    assert daemon.pid == pid
+    assert daemon.returncode is None
+    assert {message.text for message in subscriber.on("edge/room/status")} == {"online"}
+    assert daemon.stop() == 0
+    said = daemon.log.count("the HTTP server failed and begins anew")  # the same again and again is logged a few times
+    assert 1 <= said <= 3
+    assert daemon.log.count("Traceback") == said  # a fault of ours, which the log has to show; no other one is allowed
+    daemon.config.with_suffix(".log").write_text("")
