@@ -221,10 +221,12 @@ class Outbox:
         """
         self._order += 1
         entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
-        self._memory += entry.size
+        size = entry.size
+        self._memory += size
         if receipt is not None:
-            self._held += entry.size
-            self._check_room()
+            self._held += size
+            if self._held >= self._max_memory // 2:
+                self._check_room()
         link = self._link
         before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
         free = (
@@ -322,7 +324,8 @@ class Outbox:
         if entry.receipt is not None:
             self._held -= entry.size
             entry.release()
-            self._check_room()
+            if self._told_full:
+                self._check_room()
 
     def _check_room(self) -> None:
         """Have sources that can wait do so while half of the memory is taken by what must not be dropped."""
@@ -334,6 +337,8 @@ class Outbox:
 
     def _places(self, link: Link) -> int:
         """How many entries may be in flight: one, where the link keeps ending, so as to find out which one ends it."""
+        if self._fruitless < FRUITLESS_LOSSES and not self._row_breaks:
+            return link.window  # none is suspected
         alone = self._fruitless >= FRUITLESS_LOSSES or any(entry.breaks for entry in self._in_flight.values())
         return 1 if alone else link.window
 

@@ -27,6 +27,7 @@ CALM_S = 1.0  # after a rush, so long with few places taken
 KERNEL_DELAY_S = (0.036, 0.080)  # of a confirmation: Linux's least delayed ACK is 40 ms; and a busy machine
 LATE_READINGS = 3  # that came together after just this time, more often than not
 MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
+MOST_UNSENT_BYTES = MOST_UNSENT_ACKS * hot_packets.PUBACK_BYTES  # of `ours`: from here on they leave, message or not
 
 
 class Path(Protocol):
@@ -57,12 +58,14 @@ class AckCoalescing:
     Attributes:
         ours: our PUBACKs, encoded, on their way to the socket.
         holding: the broker's stay in the socket until a message comes.
-        watches_delay: `came_after` wants to be called.
+        rush_timer: while there is a rush; `wrote` wants to be called in one, and while `holding`.
+        watches_delay: `came_after` wants to be called; for a message that comes alone only while `late` is not 0.
+        late: by how many more readings the broker seemed to hold messages back than not.
     """
 
     def __init__(self, path: Path, wrapped: WholeSocket, loop: Loop, patience: float, *, prompt: bool = False) -> None:
         self.watches_delay = prompt
-        self._late = 0
+        self.late = 0
         self.ours = bytearray()
         self.holding = False
         self._path = path
@@ -71,13 +74,8 @@ class AckCoalescing:
         self._patience = patience
         self._allowed = False  # the connection is ready, and `at_once` was not called
         self._timer: Timer | None = None
-        self._rush_timer: Timer | None = None  # while there is a rush
+        self.rush_timer: Timer | None = None
         self._most_in_flight = 0  # of the rush's last look
-
-    @property
-    def watches(self) -> bool:
-        """Whether `wrote` wants to be called."""
-        return self.holding or self._rush_timer is not None
 
     def allow(self) -> None:
         """The connection is ready: acknowledgements may wait from now on."""
@@ -95,11 +93,6 @@ class AckCoalescing:
         """One more of ours; `settle_ours` follows."""
         self.ours += hot_packets.puback(packet_id)
 
-    @property
-    def is_full(self) -> bool:
-        """Ours are so many that they leave now, message or not."""
-        return len(self.ours) >= MOST_UNSENT_ACKS * hot_packets.PUBACK_BYTES
-
     def tidy_later(self) -> None:
         """Look after the patience whether acknowledgements still wait, in or out."""
         if self._timer is None:
@@ -112,31 +105,31 @@ class AckCoalescing:
         takes up to 40 ms for that while nothing is read; with every place taken that would be the speed of the stream.
         """
         taken = self._path.in_flight
-        if self._rush_timer is not None:
+        if self.rush_timer is not None:
             self._most_in_flight = max(self._most_in_flight, taken)
-        elif self._is_rush(taken):
+        elif taken > self._path.window // PATIENT_SHARE:
             self._release()
-            self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
+            self.rush_timer = self._loop.call_later(CALM_S, self._calm_down)
         elif taken:
             self.tidy_later()
 
     def came_after(self, seconds: float, count: int) -> None:
         """So many messages came in one read, so long after our last write: does the broker hold them back?"""
         if count < 2 or not KERNEL_DELAY_S[0] <= seconds <= KERNEL_DELAY_S[1]:
-            self._late = max(0, self._late - 1)
+            self.late = max(0, self.late - 1)
             return
-        self._late += 1
-        if self._late >= LATE_READINGS:
+        self.late += 1
+        if self.late >= LATE_READINGS:
             self.watches_delay = False
             self._wrapped.confirms = True
             self._release()
 
     def end(self) -> None:
         """The connection is gone."""
-        for timer in (self._timer, self._rush_timer):
+        for timer in (self._timer, self.rush_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._rush_timer = None
+        self._timer = self.rush_timer = None
         self.holding = False
         self.ours.clear()
 
@@ -154,10 +147,10 @@ class AckCoalescing:
         return taken > self._path.window // PATIENT_SHARE
 
     def _calm_down(self) -> None:
-        self._rush_timer = None
+        self.rush_timer = None
         most, self._most_in_flight = self._most_in_flight, self._path.in_flight
         if self._is_rush(max(most, self._most_in_flight)):
-            self._rush_timer = self._loop.call_later(CALM_S, self._calm_down)
+            self.rush_timer = self._loop.call_later(CALM_S, self._calm_down)
             return
         self._hold()
         if self.holding and self._path.in_flight:
@@ -167,7 +160,7 @@ class AckCoalescing:
         may_wait = (
             self._allowed
             and not self._wrapped.confirms
-            and self._rush_timer is None
+            and self.rush_timer is None
             and self._path.window >= LEAST_PATIENT_WINDOW
         )
         if may_wait and not self.holding:

@@ -28,7 +28,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.mqtt import hot_packets
-from edge_runtime.mqtt.ack_coalescing import AckCoalescing
+from edge_runtime.mqtt.ack_coalescing import MOST_UNSENT_BYTES, AckCoalescing
 from edge_runtime.mqtt.messages import Handler, Message, OnOutcome
 from edge_runtime.mqtt.paho_client import PahoClient, topic_of
 from edge_runtime.mqtt.send_queue import Grant, Queued, SendQueue
@@ -138,7 +138,7 @@ class HotPath:
     @property
     def in_flight(self) -> int:
         """How many messages the broker has not acknowledged, with those that wait for a place."""
-        return len(self.outcomes) + len(self.queue)
+        return len(self.outcomes) + len(self.queue.waiting)
 
     @property
     def window(self) -> int:
@@ -268,9 +268,10 @@ class HotPath:
                 self._loop.remove_writer(self._fd)
             else:
                 self._loop.add_writer(self._fd, self.flush)
-        if self.acks.watches:
-            self.acks.wrote()
-        if self.acks.watches_delay:
+        acks = self.acks
+        if acks.holding or acks.rush_timer is not None:
+            acks.wrote()
+        if acks.watches_delay:
             self._wrote_at = self._loop.time()
 
     def _add_acks(self) -> None:
@@ -300,8 +301,9 @@ class HotPath:
         except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
             self._counters.errors["not_mqtt"] += 1
             closed, fault = True, f"{self._url} sent something that is not MQTT ({type(error).__name__})"
-        if self._inbox and self.acks.watches_delay:
-            self.acks.came_after(self._loop.time() - self._wrote_at, len(self._inbox))
+        acks, count = self.acks, len(self._inbox)
+        if acks.watches_delay and count and (count > 1 or acks.late):
+            acks.came_after(self._loop.time() - self._wrote_at, count)
         if self._settled and not (self.acks.holding and self._inbox and not closed):
             self._settle()  # what the broker acknowledged before the connection broke counts
         if closed:
@@ -312,7 +314,7 @@ class HotPath:
             self._settle()
         if self.client.want_write():  # paho answers something; our own packets see to themselves
             self.flush_soon()
-        if len(self.owed) >= self._most_owed and self._fd >= 0:
+        if len(self.owed) >= MOST_OWED and len(self.owed) >= self._most_owed and self._fd >= 0:
             self.is_paused = True  # a broker without a window of its own: let the network hold it back
             self._loop.remove_reader(self._fd)
 
@@ -378,8 +380,9 @@ class HotPath:
                 self._look_due = True
                 self._loop.call_soon(self._acknowledge_released)
             return
-        while self.owed and self.owed[0].is_released:  # MQTT 3.1.1 section 4.6: in the order of arrival
-            self.acks.acknowledge(self.owed.popleft().number)
+        owed, ours = self.owed, self.acks.ours
+        while owed and not owed[0].holds:  # MQTT 3.1.1 section 4.6: in the order of arrival
+            ours += hot_packets.puback(owed.popleft().number)
         self._send_acknowledgements()
 
     def _acknowledge_released(self) -> None:
@@ -396,9 +399,10 @@ class HotPath:
             self._send_acknowledgements()
 
     def _send_acknowledgements(self) -> None:
-        if self.acks.is_full:
+        ours = self.acks.ours
+        if len(ours) >= MOST_UNSENT_BYTES:
             self.flush_soon()
-        elif self.acks.ours:
+        elif ours:
             self.acks.tidy_later()  # the next publish takes it along: one write for both; this is if none comes
         if self.is_paused and len(self.owed) < self._most_owed // 2:
             self.is_paused = False
@@ -444,7 +448,7 @@ class HotPath:
             self._note_refusal(f"{self._url} refused a message: {_reason(reason)}")
         if outcome is not None:
             self._settled.append((outcome, not refused))
-        if self.queue:
+        if self.queue.waiting:
             self._send_queued()
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:

@@ -42,38 +42,42 @@ class Queued(msgspec.Struct, eq=False):
 
 
 class SendQueue:
-    """The messages that wait, in their order."""
+    """The messages that wait, in their order.
+
+    Attributes:
+        waiting: to look whether there are any, without a call.
+    """
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
-        self._waiting: deque[Queued] = deque()
+        self.waiting: deque[Queued] = deque()
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def add(self, message: Queued) -> bool:
         """Let a message wait; False when too many do."""
         if message.retain:
-            for older in self._waiting:
+            for older in self.waiting:
                 if older.retain and older.topic == message.topic:
                     self._bytes += len(message.payload) - len(older.payload)
                     older.payload, older.outcome = message.payload, message.outcome
                     return True
-        if len(self._waiting) >= MOST_QUEUED or self._bytes + len(message.payload) > MOST_QUEUED_BYTES:
+        if len(self.waiting) >= MOST_QUEUED or self._bytes + len(message.payload) > MOST_QUEUED_BYTES:
             self._counters.dropped["send_queue_full"] += 1
             return False
-        self._waiting.append(message)
+        self.waiting.append(message)
         self._bytes += len(message.payload)
         return True
 
     def take(self) -> Queued:
         """The next one, which is sent now."""
-        message = self._waiting.popleft()
+        message = self.waiting.popleft()
         self._bytes -= len(message.payload)
         return message
 
     def clear(self) -> None:
         """Forget them: the connection is gone."""
-        self._waiting.clear()
+        self.waiting.clear()
         self._bytes = 0

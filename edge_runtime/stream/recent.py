@@ -16,15 +16,21 @@ class Recent(Generic[Name, Value]):
 
     Forgetting a whole generation at a time costs less than keeping an order.
 
+    Args:
+        size: how many are known at the least.
+        is_needed: what is to be kept beyond that; None for nothing.
+        looks: call `is_needed` once for each thing of a generation that ends too, so that it may drop parts of it.
+
     Attributes:
         young: the generation that is put into; whoever puts past `put`, for its cost, turns at the limit.
         old: the one before it.
         limit: how many things a generation has.
     """
 
-    def __init__(self, size: int, is_needed: Callable[[Value], bool] = lambda _: False) -> None:
+    def __init__(self, size: int, is_needed: Callable[[Value], bool] | None = None, *, looks: bool = False) -> None:
         self._size = self.limit = size
         self._is_needed = is_needed
+        self._looks = looks
         self.young: dict[Name, Value] = {}
         self.old: dict[Name, Value] = {}
 
@@ -55,8 +61,12 @@ class Recent(Generic[Name, Value]):
 
     def turn(self) -> None:
         """Begin a new generation, with what is needed of the oldest one."""
-        kept = {name: value for name, value in self.old.items() if name not in self.young and self._is_needed(value)}
+        needed = self._is_needed
+        kept = {}
+        if needed is not None:
+            kept = {name: value for name, value in self.old.items() if name not in self.young and needed(value)}
         self.old, self.young = self.young, kept
         self.limit = self._size + len(kept)
-        for value in self.old.values():
-            self._is_needed(value)
+        if needed is not None and self._looks:
+            for value in self.old.values():
+                needed(value)

@@ -76,11 +76,7 @@ def _number(entry: SeenReading, owed: OwedReceipts) -> int | None:
 
 
 def _is_waiting(receipt: Receipt) -> bool:
-    """Whether a message is not acknowledged; the connection of one that is need not be kept in memory."""
-    if receipt.is_released:
-        receipt.acknowledge = NOTHING
-        return False
-    return True
+    return not receipt.is_released
 
 
 def _is_owed(entry: SeenReading) -> bool:
@@ -154,12 +150,26 @@ class Seen:
         self._drops_late = late == "drop"
         self._tolerance = late_tolerance
         self._readings: Recent[tuple[str | None, str] | tuple[str | None, str, int], SeenReading] = Recent(
-            GENERATION, _is_owed
+            GENERATION, _is_owed, looks=True
         )
         # A message is remembered by its own receipt, which has its mark and its link.
         self._messages: Recent[int, Receipt] = Recent(MESSAGES, _is_waiting)
         self._topics: Recent[bytes, int] = Recent(TOPICS)
         self._keys: Recent[str | None, _Key] = Recent(KEYS)
+
+    def note_message(self, topic: bytes, digest: int, receipt: Receipt | None, link: int, *, with_topic: bool) -> None:
+        """Remember a message that is no repeat, and, with its topic, as the last one of that; as the methods below."""
+        if receipt is not None and receipt.number:
+            receipt.mark, receipt.link = crc32(topic, digest), link
+            messages = self._messages
+            messages.young[receipt.number] = receipt
+            if len(messages.young) >= messages.limit:
+                messages.turn()
+        if with_topic:
+            topics = self._topics
+            topics.young[topic] = digest
+            if len(topics.young) >= topics.limit:
+                topics.turn()
 
     def note_topic(self, topic: bytes, digest: int) -> None:
         """Remember the content of the last message of a topic."""
@@ -273,23 +283,18 @@ class Seen:
         """
         if receipt is None or not receipt.number:
             return False
-        number = receipt.number
-        receipt.mark = mark = crc32(topic, digest)
-        receipt.link = link
-        if repeated:
-            earlier = self._messages.get(number)
-            if earlier is None or earlier.mark != mark:
-                earlier = self._owed_like(receipt)
-            if earlier is not None:
-                if not earlier.is_released and earlier is not receipt:
-                    earlier.pass_on(receipt)
-                self._messages.put(number, earlier)
-                return True
-        messages = self._messages
-        messages.young[number] = receipt
-        if len(messages.young) >= messages.limit:
-            messages.turn()
-        return False
+        earlier = self._messages.get(receipt.number) if repeated else None
+        self.note_message(topic, digest, receipt, link, with_topic=False)
+        if not repeated:
+            return False
+        if earlier is None or earlier.mark != receipt.mark:
+            earlier = self._owed_like(receipt)
+        if earlier is None:
+            return False
+        if not earlier.is_released and earlier is not receipt:
+            earlier.pass_on(receipt)
+        self._messages.put(receipt.number, earlier)
+        return True
 
     def _owed_like(self, receipt: Receipt) -> Receipt | None:
         """A message of an earlier connection that its broker must send again, for brokers that give it a new number.

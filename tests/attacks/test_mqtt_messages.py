@@ -304,7 +304,7 @@ def test_what_the_device_says_of_itself_is_bounded_where_a_broker_acknowledges_n
     path = device.upstream._path
     assert path is not None
     assert len(path.queue) <= 256
-    assert [each.payload for each in path.queue._waiting if each.retain] == [b"4999"]
+    assert [each.payload for each in path.queue.waiting if each.retain] == [b"4999"]
     assert device.counters.dropped["send_queue_full"] > 4_000
     device.upstream.stop()
     broker.close()

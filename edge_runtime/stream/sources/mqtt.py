@@ -395,9 +395,7 @@ class MqttSource:
             return False
         message.claimed = True
         digest, receipt, seen = crc32(payload), message.receipt, self._seen
-        seen.is_known_message(topic, digest, receipt, message.link, repeated=False)
-        if self._retained_once:
-            seen.note_topic(topic, digest)
+        seen.note_message(topic, digest, receipt, message.link, with_topic=self._retained_once)
         messages = [message]
         decoded = self._decode(messages)
         if decoded is None:
