@@ -10,10 +10,10 @@ A known reading is skipped and counted. Its message is acknowledged when the fir
 An identity that comes with other content is a new reading: it is counted as `identity_reused` and gets an identity of
 its own. A key that does so counts as unreliable for a while: then its equal readings are readings, not repeats.
 
-Memory is bounded: the last `GENERATION` to twice as many readings, and whatever is not acknowledged yet; about 300
-bytes each, and 200 bytes a key. Weak points: a kill forgets everything, so that an identity which is used again after
-it is not noticed; a reading without identity that equals an earlier one under the same packet id, and that was on the
-wire when the link broke, is taken for it.
+Memory is bounded: the last `GENERATION` to twice as many readings, and whatever is not acknowledged yet; what a reading
+and a key cost is measured (docs/guarantees.md). Weak points: a kill forgets everything, so that an identity which is
+used again after it is not noticed; a reading without identity that equals an earlier one under the same packet id, and
+that was on the wire when the link broke, is taken for it.
 """
 
 import logging

@@ -16,63 +16,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from edge_runtime.bundle.manifest import Channel, Input, Manifest, Output, Target, Window
-from edge_runtime.bundle.model import Model, Scores
-from edge_runtime.config.tables import ModelTable, RepairTable
-from edge_runtime.delivery.json_payload import JsonPayload
-from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.mqtt.connection import Connection
 from edge_runtime.mqtt.messages import Message
-from edge_runtime.readings import Floats, Receipt
+from edge_runtime.readings import Batch, Receipt
+from edge_runtime.stream.decide import Sequences
 from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.sources import mqtt
 from edge_runtime.stream.sources.mqtt import MqttSource, MqttSourceTable
-from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from tests.support.stepped import SteppedLoop
 from tests.support.tables import table
+from tests.support.way_in import LENGTH, OutboxDoor, make_pipeline
 
-LENGTH = 3
 KEYS = ["a", "b"]
-
-
-class _Echo:
-    """A model whose answer is its own window."""
-
-    def __init__(self, stride: int) -> None:
-        self.manifest = Manifest(
-            name="echo",
-            version="1.0.0",
-            task="regression",
-            input=Input(channels=(Channel(name="v"),), window=Window(length=LENGTH, stride=stride)),
-            output=Output(targets=tuple(Target(name=f"t{i}") for i in range(LENGTH))),
-        )
-        self.bundle = SimpleNamespace(digest="echo")
-
-    def run(self, windows: Floats, _carries: object = None) -> Scores:
-        return Scores(value=windows[:, :, 0].copy())
-
-    run_borrowed = run
-
-
-class _OutboxDoor:
-    """Keeps predictions until they are safe, which a rule decides."""
-
-    def __init__(self) -> None:
-        self.made: list[tuple[str, tuple[float, ...], str]] = []
-        self.unsafe: deque[Receipt | None] = deque()
-
-    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
-        """As `Outbox.offer`."""
-        document = json.loads(payload)
-        self.made.append((document["key"], tuple(document["values"].values()), document["id"]))
-        self.unsafe.append(receipt)
-
-    def safe(self, count: int) -> None:
-        for _ in range(min(count, len(self.unsafe))):
-            receipt = self.unsafe.popleft()
-            if receipt is not None:
-                receipt.release()
+BEGIN = 1_795_432_744.0
 
 
 class _Sent:
@@ -131,7 +89,7 @@ class _Broker:
 
 
 class WayInMachine(RuleBasedStateMachine):
-    """Readings, repeats, cuts, restarts of both sides, stops, kills, clock steps: in any order."""
+    """Readings, repeats, cuts, restarts of both sides, reloads, stops, kills, rates, clock steps: in any order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +104,7 @@ class WayInMachine(RuleBasedStateMachine):
         self.starts = 0
 
     @initialize(
-        identity=st.sampled_from(["seq", "none"]),
+        identity=st.sampled_from(["seq", "time", "none"]),
         acknowledge=st.sampled_from(["entry", "window"]),
         stride=st.sampled_from([1, LENGTH]),
         retains=st.booleans(),
@@ -155,37 +113,42 @@ class WayInMachine(RuleBasedStateMachine):
         self.identity, self.acknowledge, self.stride = identity, acknowledge, stride
         # After a kill nothing tells a retained message that was a reading from one that is news (docs/guarantees.md).
         self.retains = retains
+        self.wall, self.moment, self.step = BEGIN, BEGIN, 1.0
+        self.old_time = mqtt.time
+        mqtt.time = cast("Any", SimpleNamespace(time=lambda: self.wall, perf_counter=self.loop.time))
         self._start()
         self._connect()
 
     def _start(self) -> None:
         self.starts += 1
-        self.outbox = _OutboxDoor()
-        model = _Echo(self.stride)
-        manifest = model.manifest
-        self.pipeline = Pipeline(
-            ModelTable(name="m", bundle="m.onnx", source="s", run="loop", acknowledge=cast("Any", self.acknowledge)),
-            cast("Model", model),
-            channels=("v",),
-            repair=RepairTable(),
-            payload=JsonPayload(
-                device="d", model="m", source="s", start=self.starts, manifest=manifest, threshold=None
-            ),
-            topic="edge/d/m/{key}",
-            outbox=cast("Outbox", self.outbox),
-            loop=self.loop.as_loop,
-            clock=Clock(lambda: True),
-            counters=Counters(),
+        self.outbox = OutboxDoor()
+        self.sequences = Sequences()
+        self.pipeline = self._make_pipeline()
+        self.source = self._make_source()
+
+    def _make_pipeline(self) -> Pipeline:
+        return make_pipeline(
+            self.loop.as_loop,
+            self.outbox,
+            stride=self.stride,
+            acknowledge=self.acknowledge,
+            start=self.starts,
+            sequences=self.sequences,
         )
-        self.source = MqttSource(
-            table(MqttSourceTable, name="s", topics=["s/{key}"]),
+
+    def _make_source(self) -> MqttSource:
+        return MqttSource(
+            table(MqttSourceTable, name="s", topics=["s/{key}"], max_ahead=1e9),
             ("v",),
             None,
             connection=cast("Connection", self),
-            sink=self.pipeline.accept,
+            sink=self._accept,
             counters=self.counters,
             held_at_most=(1000, "it") if self.acknowledge == "window" else None,
         )
+
+    def _accept(self, batch: Batch) -> None:
+        self.pipeline.accept(batch)
 
     # --- what the source sees of a connection -----------------------------------------------------------------------
 
@@ -226,13 +189,16 @@ class WayInMachine(RuleBasedStateMachine):
             readings = self.published[key]
             readings.append((readings[-1] if readings else 0.0) + step)
             document: dict[str, Any] = {"v": readings[-1]}
+            self.moment += self.step
             if self.identity == "seq":
                 document["seq"] = len(readings)
+            elif self.identity == "time":
+                document["time"] = self.moment
             self.last[key] = json.dumps(document).encode()
             self.broker.publish(f"s/{key}".encode(), self.last[key], retain=self.retains)
 
     @rule(key=st.sampled_from(KEYS))
-    @precondition(lambda self: self.identity == "seq" and self.last)
+    @precondition(lambda self: self.identity != "none" and self.last)
     def sender_repeats(self, key: str) -> None:
         """A sensor did not hear that its broker has the reading."""
         if key in self.last:
@@ -281,7 +247,7 @@ class WayInMachine(RuleBasedStateMachine):
         self._connect()
 
     @rule()
-    @precondition(lambda self: self.identity == "seq")
+    @precondition(lambda self: self.identity != "none")
     def broker_is_killed(self) -> None:
         """It starts from what it had saved, and does not know what it has sent."""
         self.broker.cut(0)
@@ -293,6 +259,32 @@ class WayInMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 10.0, 2000.0]))
     def time_passes(self, seconds: float) -> None:
         self.loop.advance(seconds)
+
+    @rule(step=st.sampled_from([0.1, 1.0, 20.0]))
+    def rate_changes(self, step: float) -> None:
+        """Faster or slower than the model's rate: with `on_rate = "warn"` the readings are taken as they are."""
+        self.step = step
+
+    @rule(seconds=st.sampled_from([-1e7, -2.0, 3600.0, 1e7]))
+    def wall_clock_is_stepped(self, seconds: float) -> None:
+        """Where readings bring no times, theirs come from it; their order and their gaps do not."""
+        self.wall += seconds
+
+    @rule()
+    def source_is_made_anew(self) -> None:
+        """A reload that has changed its table: its broker goes on, and so do its models."""
+        old = self.source
+        self.source = self._make_source()
+        self.source.take_over(old)
+        old.stop()
+
+    @rule()
+    def model_is_made_anew(self) -> None:
+        """A reload that has changed its table, but not its window."""
+        old = self.pipeline
+        self.pipeline = self._make_pipeline()
+        self.pipeline.take_over(old)
+        old.retire()
 
     @rule(arriving=st.integers(0, 4))
     def stopped(self, arriving: int) -> None:
@@ -327,6 +319,12 @@ class WayInMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "identity"):
             return
+        try:
+            self._account()
+        finally:
+            mqtt.time = self.old_time
+
+    def _account(self) -> None:
         while self.broker.queue or self.broker.wire:
             self.read(100)
         self.outbox.safe(len(self.outbox.unsafe))
@@ -350,7 +348,7 @@ class WayInMachine(RuleBasedStateMachine):
 
 
 WayInMachine.TestCase.settings = settings(
-    max_examples=3000 if os.environ.get("EDGE_TORTURE") == "long" else 60,
+    max_examples=int(os.environ.get("EX", "60")),
     stateful_step_count=60,
 )
 TestWayIn = WayInMachine.TestCase

@@ -42,6 +42,9 @@ CONSTANTS = [
     ("a list of thirteen things", len(PROBES), 13),
     ("has failed for a minute", outbox.ORDER_PATIENCE_S, 60.0),
     ("or after 8,192 readings", 2 * seen.GENERATION, 8192),
+    ("its last 4,096 to 8,192 readings with an identity", seen.GENERATION, 4096),
+    ("its last 1,024 to 2,048 messages", seen.MESSAGES, 1024),
+    ("10,000 to 20,000 keys", seen.KEYS, 10_000),
     ("The default is 3.1.1", UpstreamTable(url="mqtt://b", topic="t").protocol, "3.1.1"),
 ]
 # Tried below, or in the test that is named.
@@ -50,6 +53,10 @@ TRIED = [
     "within five percent of",
     "is found within twice",  # contract/core/test_connection.py::test_a_half_open_link_is_found_within_two_keep_alives
     "within one second of an unset clock",
+    # unit/stream/test_memory_per_key.py
+    "400 bytes a remembered reading",
+    "a window of three numbers 1,500 bytes a key, and 3,200 bytes a key of a model",
+    "adds 4 bytes a number",
 ]
 
 
