@@ -97,11 +97,7 @@ class Entry(msgspec.Struct, eq=False):
     delayed: bool = False
     aside: str = ""  # why it goes to the quarantine, once its commit is over
     breaks: int = 0  # how often the link ended while this one alone was in flight
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory."""
-        return len(self.payload) + len(self.topic) + MEMORY_OVERHEAD_BYTES
+    size: int = 0  # bytes of memory; counted while it is in memory only
 
     def release(self) -> None:
         """The prediction is safe: its reading may be acknowledged."""
@@ -221,7 +217,7 @@ class Outbox:
         """
         self._order += 1
         entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
-        size = entry.size
+        size = entry.size = len(payload) + len(topic) + MEMORY_OVERHEAD_BYTES
         self._memory += size
         if receipt is not None:
             self._held += size
@@ -236,7 +232,7 @@ class Outbox:
             and not self._opening
             and not self._waiting
             and not self._backlog.get(stream)
-            and len(self._in_flight) < self._places(link)
+            and (not self._in_flight or len(self._in_flight) < self._places(link))
             and self._send(entry)
         )
         if not free:
@@ -478,6 +474,7 @@ class Outbox:
         self._order += 1
         entry = Entry(row.stream, row.topic, row.payload, row.priority, None, self._order, row.made)
         entry.row, entry.delayed = row.id, True
+        entry.size = len(entry.payload) + len(entry.topic) + MEMORY_OVERHEAD_BYTES
         entry.breaks = self._row_breaks.get(row.id, (0, 0))[0]
         if (entry.breaks and self._in_flight) or not self._send(entry):
             self._fetched.appendleft(row)

@@ -158,8 +158,9 @@ def _run(
                 readings = published[key]
                 readings.append((readings[-1] if readings else 0.0) + rng.randint(0, 1))
                 moment += step
-                own = {"seq": {"seq": len(readings)}, "time": {"time": moment}, "none": {}}[identity]
-                last[key] = json.dumps({"v": readings[-1], **own}).encode()
+                own: dict[str, Any] = {"seq": len(readings), "time": moment}
+                document = {"v": readings[-1]} | {name: own[name] for name in own if name == identity}
+                last[key] = json.dumps(document).encode()
                 publish(f"s/{key}".encode(), last[key])
         elif event < 0.6 and identity != "none" and last:
             key = rng.choice(list(last))
