@@ -51,6 +51,33 @@ class _Outcome:
     latencies_ms: list[float] = field(default_factory=list)
 
 
+class _Table:
+    """One table on a terminal, drawn over itself: a row for each activity, with its latest prediction.
+
+    Args:
+        labels: the activities.
+        outcome: what has been seen so far.
+    """
+
+    def __init__(self, labels: Sequence[str], outcome: _Outcome) -> None:
+        self._last = dict.fromkeys(labels, "")
+        self._outcome = outcome
+        self._drawn = False
+
+    def show(self, line: str) -> None:
+        """Take the line of a prediction, and draw."""
+        truth = next(label for label in self._last if f" {label} " in line)
+        self._last[truth] = line.strip()
+        lines = [self._last[label] or f"{'':24s} {label}" for label in self._last]
+        right, total = self._outcome.right, self._outcome.total
+        lines.append(f"{right} of {total} right, median latency {np.median(self._outcome.latencies_ms):.1f} ms")
+        if self._drawn:
+            sys.stdout.write(f"\033[{len(lines)}A")
+        self._drawn = True
+        sys.stdout.write("".join(f"\033[K   {each}\n" for each in lines))
+        sys.stdout.flush()
+
+
 @dataclass(frozen=True)
 class _Played:
     """One recording that has gone into the port: when it began, and when each reading, by its own time, was written."""
@@ -168,15 +195,17 @@ def _run_live(folder: Path, bundle: Bundle, say: Say) -> _Outcome:
         audience = Audience(arrivals, daemon, folder / "daemon.log")
         audience.wait_until_online()
         say("subscriber  edge/demo/activity/-\n")
-        say("   time in the recordings   truth       prediction   score   latency")
         outcome = _Outcome()
+        show = _Table(sorted(set(map(str, labels))), outcome).show if sys.stdout.isatty() else say
+        if show is say:
+            say("   time in the recordings   truth       prediction   score   latency")
         _write(master, b"\n")  # a reader drops what stands before the first line end: it may have come in midway
         begin = float(int(time.time()) - int(PAUSE_BETWEEN_RECORDINGS) * (len(recordings) + 1))
         for number, (recording, label) in enumerate(zip(recordings, labels, strict=True)):
             start = begin + number * PAUSE_BETWEEN_RECORDINGS
             played = _Played(number, str(label), start, _play(master, recording, start, _rate(bundle)))
             for arrival in audience.predictions("edge/demo/activity/", _windows(bundle, len(recording))):
-                say(_judge(arrival, played, outcome))
+                show(_judge(arrival, played, outcome))
         return outcome
 
 
@@ -266,7 +295,54 @@ def _close(folder: Path, bundle: Bundle, outcome: _Outcome, say: Say) -> None:
     say(f"sizes    {_sizes(folder, bundle)}")
     if accuracy < LOWEST_ACCURACY:
         raise CommandError(f"demo: expected an accuracy of {LOWEST_ACCURACY:.2f} or more, found {accuracy:.3f}")
-    say(f"\nLook into {folder}: activity.onnx is the model, device.toml the device, daemon.log what the daemon said.")
+    replay = _leave_recordings(folder, bundle)
+    say(f"\nNow yours, in {folder}:")
+    say(f"  edge-runtime try {shlex.quote(str(replay))}   each reading of the recordings, and what the model says")
+    say(f"  edge-runtime run {shlex.quote(str(replay))}   the daemon, with its page on http://127.0.0.1:8080")
+    say(
+        f"  edge-runtime init --bundle {shlex.quote(str(folder / 'activity.onnx'))}   a device file for your own sensor"
+    )
+
+
+def _leave_recordings(folder: Path, bundle: Bundle) -> Path:
+    """Write the held-out recordings as CSV, and a device file that plays them; the broker need not be there."""
+    names, rate = bundle.manifest.channel_names, _rate(bundle)
+    recordings, labels = _read_held_out(folder / "held-out-recordings.npz")
+    (folder / "recordings").mkdir(exist_ok=True)
+    files = []
+    for number, (recording, label) in enumerate(zip(recordings, labels, strict=True)):
+        start = number * (len(recording) / rate + 2.0)  # a pause of more than max_gap
+        rows = [
+            f"{start + row / rate:.3f},{','.join(f'{value:.6g}' for value in reading)}\n"
+            for row, reading in enumerate(recording)
+        ]
+        files.append(f"recordings/{number + 1:02d}-{label}.csv")
+        (folder / files[-1]).write_text(f"time,{','.join(names)}\n{''.join(rows)}")
+    listed = ", ".join(f'"{name}"' for name in files)
+    replay = folder / "replay.toml"
+    replay.write_text(f"""# Written by the demonstration: its recordings, over and over, as if a sensor sent them now.
+[device]
+id = "demo"
+
+[[source]]
+name = "watch"
+type = "replay"
+files = [{listed}]
+loop = true
+
+[[model]]
+name = "activity"
+bundle = "activity.onnx"
+source = "watch"
+max_gap = 1.0                        # seconds: no window runs over a pause in the recordings
+
+[upstream]
+url = "mqtt://127.0.0.1:1883"        # where there is no broker, predictions wait; the page shows them all the same
+
+[http]
+listen = "127.0.0.1:8080"
+""")
+    return replay
 
 
 def _sizes(folder: Path, bundle: Bundle) -> str:

@@ -31,13 +31,19 @@ def test_the_demonstration_ends_with_its_figures(
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     assert "int8" in done.stdout, "the converter's table is shown"
     assert done.stdout.count(" ms") >= 120, "every live prediction is shown"
-    closing = "\n".join(done.stdout.splitlines()[-8:])
+    closing = "\n".join(done.stdout.splitlines()[-9:])
     accuracy = re.search(r"accuracy (\d\.\d{3})", closing)
     assert accuracy, closing
     assert 0.90 <= float(accuracy[1]) <= 1.0
     assert re.search(r"latency +\d+\.\d ms", closing)
     assert re.search(r"source [\d.]+ kB, float ONNX [\d.]+ kB, int8 bundle [\d.]+ kB", closing)
     assert (tmp_path / "demo output" / "activity.onnx").is_file()
+    replay = tmp_path / "demo output" / "replay.toml"
+    assert f"edge-runtime try '{replay}'" in closing or f"edge-runtime try {replay}" in closing
+    assert "edge-runtime init --bundle" in closing
+    tried = installed.run(installed.edge_runtime, "try", replay, "--seconds", "12", cwd=tmp_path)
+    assert tried.returncode == 0, tried.stdout[-2000:] + tried.stderr
+    assert "activity: " in tried.stdout, "what it leaves runs by itself: readings become predictions"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
