@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from edge_runtime import __version__
 from edge_runtime.errors import EXIT_FAILED, EXIT_USAGE, EdgeError
 
 COMMANDS = {
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None, errors: TextIO | None = None) -> int
         prog="edge-convert",
         description="Trained models become small, proven, self-describing ONNX bundles for edge devices.",
     )
+    parser.add_argument("--version", action="version", version=f"edge-convert {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in arguments if not word.startswith("-")), None)
     for name, text in COMMANDS.items():

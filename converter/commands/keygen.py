@@ -20,5 +20,6 @@ def run(options: argparse.Namespace) -> int:
     public = Path(f"{options.key}.pub").read_text(encoding="utf-8").split()
     print(f"wrote {options.key} (keep it secret) and {options.key}.pub")
     print("for the allowed_signers file of your devices:")
-    print(f'{options.principal} namespaces="{NAMESPACE}" {public[0]} {public[1]}')
+    print(f'{options.principal} namespaces="{NAMESPACE},{NAMESPACE}-rollback" {public[0]} {public[1]}')
+    print("it lets the key sign bundles, and rollbacks over MQTT; for signed rollouts add edge-desired to the list")
     return EXIT_OK

@@ -11,7 +11,8 @@ import msgspec
 
 from edge_runtime.bundle.measured import MIB, write_measured
 from edge_runtime.bundle.selftest import Budget, run_selftest
-from edge_runtime.errors import EXIT_OK, CommandError
+from edge_runtime.bundle.signature import SUFFIX
+from edge_runtime.errors import EXIT_OK, CommandError, SignatureError
 from edge_runtime.store.install import DEFAULT_SIGNERS, Installed, Policy
 from edge_runtime.store.records import ListedBundle, Slot
 from edge_runtime.store.store import DEFAULT_STORE, ModelStore
@@ -19,14 +20,7 @@ from edge_runtime.store.store import DEFAULT_STORE, ModelStore
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`models [--store DIR] [--allowed-signers FILE] list|install|activate|rollback|promote|withdraw|selftest`."""
-    parser.add_argument("--store", type=Path, default=DEFAULT_STORE, metavar="DIR", help=f"default: {DEFAULT_STORE}")
-    parser.add_argument(
-        "--allowed-signers",
-        type=Path,
-        default=DEFAULT_SIGNERS,
-        metavar="FILE",
-        help=f"whose signatures are trusted, as ssh-keygen reads it; default: {DEFAULT_SIGNERS}",
-    )
+    _add_places(parser, DEFAULT_STORE, DEFAULT_SIGNERS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     listing = verbs.add_parser("list", help="every bundle and its state")
     listing.add_argument("--json", action="store_true", help="an array of {name, version, digest, state}")
@@ -43,6 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selftest = verbs.add_parser("selftest", help="let the active bundle prove itself again")
     selftest.add_argument("name", metavar="NAME")
     selftest.add_argument("--measure", action="store_true", help="keep the figures in DIGEST.measured.json beside it")
+    for verb in verbs.choices.values():  # before the verb or behind it; what is left out there changes nothing
+        _add_places(verb, argparse.SUPPRESS, argparse.SUPPRESS)
+
+
+def _add_places(parser: argparse.ArgumentParser, store: Path | str, signers: Path | str) -> None:
+    parser.add_argument("--store", type=Path, default=store, metavar="DIR", help=f"default: {DEFAULT_STORE}")
+    parser.add_argument(
+        "--allowed-signers",
+        type=Path,
+        default=signers,
+        metavar="FILE",
+        help=f"whose signatures are trusted, as ssh-keygen reads it; default: {DEFAULT_SIGNERS}",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         case "list":
             _say(_listed_json(store) if args.json else _listed_table(store))
         case "install":
-            _say(_installed(store.install(args.bundle, _policy(args)), shadow=args.shadow))
+            _say(_installed(_install(store, args), shadow=args.shadow))
         case "activate":
             _say(_now(store.activate(args.name, args.version)))
         case "rollback":
@@ -68,6 +75,18 @@ def run(args: argparse.Namespace) -> int:
         case _:
             _selftest(store, args.name, measure=args.measure)
     return EXIT_OK
+
+
+def _install(store: ModelStore, args: argparse.Namespace) -> Installed:
+    """Install, and name both ways out where a bundle has no signature."""
+    try:
+        return store.install(args.bundle, _policy(args))
+    except SignatureError as error:
+        if args.bundle.with_name(f"{args.bundle.name}{SUFFIX}").exists() or not args.bundle.exists():
+            raise
+        raise SignatureError(
+            f"{error}, and name its key in {args.allowed_signers}; or take it as it is, with --unsigned allow"
+        ) from error
 
 
 def _add_install(install: argparse.ArgumentParser) -> None:
