@@ -32,6 +32,9 @@ TURNS = 4  # with and without, one after the other
 WARM_SECONDS = 1.5
 POLL_SECONDS = 0.02
 FLASK = "flask"
+MLSERVER = "mlserver"
+PREDICT, INFER = "/predict/mlp", "/v2/models/mlp/infer"
+PEER_PACKAGES = {FLASK: "flask>=3,<4", MLSERVER: "mlserver>=1.7,<1.8"}
 INSTALL_SECONDS = 300.0
 
 P99_ALONE = "stream 200/s without clients, p99 µs"
@@ -39,6 +42,9 @@ P99_BESIDE = "stream 200/s with 50 HTTP clients, p99 µs"
 P99_RATIO = "stream 200/s, p99 with clients over p99 without"
 LOST = "stream 200/s with 50 HTTP clients, predictions missing"
 REQUESTS = "HTTP requests per CPU s, 50 clients, connections kept"
+P99_KEPT = "HTTP, 99th percentile of an answer, 50 clients, ms"
+RSS_SERVING = "HTTP, MiB of memory of the whole server after these requests"
+LINES = "HTTP, lines that a user writes"
 RSS = "HTTP, MiB of memory over the daemon without it"
 RSS_USED = "HTTP, MiB of memory over the daemon without it, after all these requests"
 
@@ -93,36 +99,83 @@ def _turns(running: Process, port: int, http: int, seconds: float, results: Resu
 
 
 def _alone(folder: Path, model: Path, seconds: float, results: Results) -> None:
-    """Our server and Flask's, one after the other, with the same clients: requests per second of the server's CPU."""
-    servers = {"serve": [*COMMAND, "serve", str(model), "--listen", "127.0.0.1:{port}"]}
-    packages = _flask()
-    if packages is not None:
-        servers[FLASK] = [sys.executable, str(PEERS / "flask_app.py"), "{port}", str(model)]
-    for name, command in servers.items():
+    """Our server, Flask's and MLServer, one after the other, with the same clients and the same model.
+
+    Flask is asked by name, as a tutorial has it, MLServer by the protocol of version 2, and we by both. Requests per
+    second of the server's CPU, its memory and the clients' times are of the same run.
+    """
+    serve = [*COMMAND, "serve", str(model), "--listen", "127.0.0.1:{port}"]
+    servers: list[tuple[str, str, list[str], int]] = [
+        (DAEMON, PREDICT, serve, 1),
+        (f"{DAEMON}, tensors", INFER, serve, 1),
+    ]
+    packages = {name: _installed(name) for name in PEER_PACKAGES}
+    if packages[FLASK] is not None:
+        script = PEERS / "flask_app.py"
+        servers.append((FLASK, PREDICT, [sys.executable, str(script), "{port}", str(model)], _lines(script)))
+    if packages[MLSERVER] is not None:
+        start = [sys.executable, "-c", "from mlserver.cli import main; main()", "start", str(folder)]
+        script = PEERS / "mlserver_model.py"
+        lines = _lines(script) + _write_mlserver(folder, 0, model)
+        servers.append((MLSERVER, INFER, start, lines))
+    for name, path, command, lines in servers:
         port = free_port()
         words = [word.replace("{port}", str(port)) for word in command]
-        path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], *([str(packages)] if packages else [])])
-        with Process(words, core=cores()[0], log=folder / f"{name}.log", env={"PYTHONPATH": path}) as running:
-            _all_cores_of(running)
+        if name == MLSERVER:
+            _write_mlserver(folder, port, model)
+        beside = packages.get(name)
+        python_path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], *([str(beside)] if beside else []), str(PEERS)])
+        log = folder / f"{name.replace(', ', '-')}.log"
+        with Process(words, core=cores()[0], log=log, env={"PYTHONPATH": python_path}) as running:
             _wait_listening(running, port)
-            with _clients(port, CLIENTS, WARM_SECONDS):
+            _all_cores_of(running)
+            with _clients(port, CLIENTS, WARM_SECONDS, path):
                 pass
             before = running.usage()
-            with _clients(port, CLIENTS, seconds / TURNS) as answered:
+            with _clients(port, CLIENTS, seconds / TURNS, path) as answered:
                 pass
             used = running.usage() - before
+            rss = running.rss_bytes()
         statuses = answered["statuses"]
         assert isinstance(statuses, dict)
         if set(statuses) != {"200"}:
             results.note(f"{name}: answers by status: {statuses}")
-        results.add(REQUESTS, DAEMON if name == "serve" else name, statuses.get("200", 0) / used.cpu_s)
+        results.add(REQUESTS, name, statuses.get("200", 0) / used.cpu_s)
+        if isinstance(answered["p99_ms"], float):
+            results.add(P99_KEPT, name, answered["p99_ms"])
+        results.add(RSS_SERVING, name, rss / 2**20)
+        results.add(LINES, name, float(lines))
+
+
+def _write_mlserver(folder: Path, port: int, model: Path) -> int:
+    """What a user of MLServer writes beside a runtime: two files of settings; their lines."""
+    settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "metrics_port": free_port()}
+    settings |= {"parallel_workers": 0, "debug": False}
+    of_model = {
+        "name": "mlp",
+        "implementation": "mlserver_model.OnnxModel",
+        "parameters": {"uri": str(model.absolute())},
+    }
+    texts = {
+        "settings.json": json.dumps(settings, indent=1),
+        "model-settings.json": json.dumps(of_model, indent=1),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    return sum(text.count("\n") + 1 for text in texts.values())
+
+
+def _lines(script: Path) -> int:
+    """Lines of code: neither empty nor comment nor docstring of one line."""
+    text = script.read_text().split('"""', 2)[2]
+    return sum(bool(line.strip()) and not line.strip().startswith(("#", '"""')) for line in text.splitlines())
 
 
 @contextmanager
-def _clients(port: int, count: int, seconds: float) -> Iterator[dict[str, object]]:
+def _clients(port: int, count: int, seconds: float, path: str = PREDICT) -> Iterator[dict[str, object]]:
     """Clients at work; what they counted is there when the block has been left."""
     answered: dict[str, object] = {}
-    words = [sys.executable, str(PEERS / "clients.py"), str(port), "/predict/mlp", str(count), str(seconds), "keep"]
+    words = [sys.executable, str(PEERS / "clients.py"), str(port), path, str(count), str(seconds), "keep"]
     clients = subprocess.Popen(words, stdout=subprocess.PIPE, env={**os.environ, **ENVIRONMENT})
     try:
         yield answered
@@ -158,17 +211,17 @@ def _wait_listening(running: Process, port: int) -> None:
             return
 
 
-def _flask() -> Path | None:
-    """A folder with Flask, filled on the first call; None, said aloud, where that cannot be done."""
-    folder = Path(tempfile.gettempdir()) / f"edge-benchmark-flask-{os.getuid()}"
-    if importlib.util.find_spec("flask") is not None or (folder / "flask").exists():
+def _installed(name: str) -> Path | None:
+    """A folder with a peer's packages, filled on the first call; None, said aloud, where that cannot be done."""
+    folder = Path(tempfile.gettempdir()) / f"edge-benchmark-{name}-{os.getuid()}"
+    if importlib.util.find_spec(name) is not None or (folder / name).exists():
         return folder
-    print("installing Flask with pip, once ...", flush=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), "flask>=3,<4"]
+    print(f"installing {name} with pip, once ...", flush=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), PEER_PACKAGES[name]]
     try:
         subprocess.run(command, check=True, timeout=INSTALL_SECONDS, capture_output=True, text=True)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-        print(f"SKIPPED flask: pip install failed: {error}\n{str(error.stderr)[-1000:]}")
+        print(f"SKIPPED {name}: pip install failed: {error}\n{str(error.stderr)[-1000:]}")
         return None
     return folder
 

@@ -1,8 +1,9 @@
 """Clients of HTTP: so many at a time, each asking again as soon as it has its answer, in one thread on `epoll`.
 
-Usage: clients.py PORT PATH CLIENTS SECONDS keep|close. Every request is the same named reading of six axes, sent on a
-connection that is kept, or on a new one each. Prints one line of JSON: answers by status, seconds, median and 99th
-percentile of the time to an answer in ms.
+Usage: clients.py PORT PATH CLIENTS SECONDS keep|close. Every request is the same reading of six axes, by name, or as a
+tensor of version 2 of the protocol where PATH ends in `/infer`, sent on a connection that is kept unless an answer says
+that it closes, or on a new one each. Prints one line of JSON: answers by status, seconds, median and 99th percentile of
+the time to an answer in ms.
 """
 
 import json
@@ -27,6 +28,7 @@ class Client:
         self._request = request
         self.data = b""
         self.asked = 0.0
+        self.closes = False  # the last answer said so
         self.connect()
 
     def connect(self) -> None:
@@ -52,6 +54,7 @@ class Client:
         if found:
             _, _, length = head.lower().partition(b"content-length:")
             if len(body) >= int(length.partition(b"\r\n")[0]):
+                self.closes = b"\r\nconnection: close" in head.lower()
                 return int(head.split(None, 2)[1])
         if not data:
             raise ConnectionError("the server closed a connection before it had answered")
@@ -61,6 +64,10 @@ class Client:
 def main(port: int, path: str, count: int, seconds: float, *, keep: bool) -> dict[str, object]:
     """Ask for so many seconds."""
     body = reading(random.Random(5))
+    if path.endswith("/infer"):
+        values = [value for value in json.loads(body).values() if isinstance(value, float)]
+        tensor = {"name": "window", "shape": [1, 1, len(values)], "datatype": "FP32", "data": values}
+        body = json.dumps({"inputs": [tensor]}).encode()
     closing = "" if keep else "Connection: close\r\n"
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n{closing}"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -85,7 +92,7 @@ def main(port: int, path: str, count: int, seconds: float, *, keep: bool) -> dic
             if now < end:
                 statuses[status] += 1
                 times.append(now - client.asked)
-            if keep and now < end:
+            if keep and now < end and not client.closes:
                 client.ask()
                 continue
             poll.unregister(number)

@@ -17,7 +17,7 @@ from edge_runtime.http.access_log import AccessLog
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import access_by, read_token
 from edge_runtime.http.live_view import Board, TappedPayload
-from edge_runtime.http.served_model import Served
+from edge_runtime.http.served_model import Numbers, Served
 from edge_runtime.http.server import ListenError, Server
 from edge_runtime.http.yield_to_loop import install_gate
 from edge_runtime.readings import Batch
@@ -66,6 +66,7 @@ class Attached:
         self._access = access_by(
             token, health=config.health, metrics=config.metrics, hosts=config.hosts, origins=config.origins
         )
+        self._numbers: Numbers = {}
         self._app: App | None = None
         self._server: Server | None = None
         self._retry: Timer | None = None
@@ -121,7 +122,7 @@ class Attached:
             self._server.stop()
 
     def _served(self, config: ModelTable, model: Model) -> Served:
-        return Served(config.name, model, device=self._device, start=self._start, config=config)
+        return Served(config.name, model, device=self._device, start=self._start, config=config, numbers=self._numbers)
 
     def _failed(self) -> None:
         """In the server's thread: it begins anew by itself, and health says that it had to."""

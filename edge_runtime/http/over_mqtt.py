@@ -20,7 +20,7 @@ from edge_runtime.config.tables import ModelTable
 from edge_runtime.http import predict_api as named
 from edge_runtime.http.responses import HttpError, busy
 from edge_runtime.http.scorer import Scorer
-from edge_runtime.http.served_model import Served, find
+from edge_runtime.http.served_model import Numbers, Served, find
 from edge_runtime.http.yield_to_loop import install_gate
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
@@ -65,6 +65,7 @@ class Requests:
         self._counters = counters
         self._prefix = f"edge/{device}/predict/".encode()
         self._models: dict[str, Served] = {}
+        self._numbers: Numbers = {}
         self._scorer = Scorer()
         self._thread = BackgroundThread("requests", loop.call_soon_threadsafe)
         connection.subscribe([f"edge/{device}/predict/+"], 1, self._take)
@@ -77,7 +78,15 @@ class Requests:
 
     def exchange(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers from now on."""
-        served = Served(config.name, model, device=self._device, start=self._start, config=config, source="mqtt")
+        served = Served(
+            config.name,
+            model,
+            device=self._device,
+            start=self._start,
+            config=config,
+            source="mqtt",
+            numbers=self._numbers,
+        )
         self._models = {**self._models, served.name: served}
 
     def leave(self) -> None:

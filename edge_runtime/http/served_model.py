@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -16,6 +17,7 @@ from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.frame_contract import frame_contract
 
+Numbers = dict[str, Iterator[int]]
 MOST_DETAILS = 20  # of the violations of one request
 
 
@@ -29,6 +31,8 @@ class Served:
         start: the number of this start, for the ids of predictions.
         config: its table in the device file: the verdict is judged by the same threshold. None for `serve`.
         source: how the requests come, for predictions and their ids.
+        numbers: the numbers of predictions by model, which go on where another bundle takes the place of one; None
+            where none ever does.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Served:
         start: int,
         config: ModelTable | None = None,
         source: str = "http",
+        numbers: Numbers | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -65,7 +70,7 @@ class Served:
             "json", self.manifest.channel_names, shape=self.manifest.input.shape, place=f"model {name}",
             categories=self.manifest.categories,
         )  # fmt: skip
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1) if numbers is None else numbers.setdefault(name, itertools.count(1))
 
     def check(self, windows: Floats) -> None:
         """Hold windows against the contract, as the stream does.

@@ -22,7 +22,7 @@ from edge_runtime.http.app import App
 from edge_runtime.http.auth import Access, access_by, read_token
 from edge_runtime.http.listening import address_of, is_local
 from edge_runtime.http.live_view import Board
-from edge_runtime.http.served_model import Served
+from edge_runtime.http.served_model import Numbers, Served
 from edge_runtime.http.server import Server
 from edge_runtime.http.shared_counts import SharedCounts
 from edge_runtime.system.log import fields, get_logger
@@ -70,6 +70,10 @@ class Stand:
         self._bundles = bundles
         self._options = options
         self._began = time.time()
+        # In the ids of predictions: of two starts, and of two processes, no number is the same.
+        self._start = int(self._began * 1000) * (1 if shared is None else shared.count)
+        self._start += 0 if shared is None else shared.number
+        self._numbers: Numbers = {}
         self._device = socket.gethostname() or "serve"
         self._models: dict[str, Served] = {}
         access = self._access()
@@ -127,7 +131,7 @@ class Stand:
     def _load(self) -> list[Served]:
         served: dict[str, Served] = {}
         for path in self._bundles:
-            each = _serve(path, self._device, int(self._began))
+            each = _serve(path, self._device, self._start, self._numbers)
             if each.name in served:
                 raise CommandError(f"{path}: a bundle of the name {each.name} is served already: serve one of them")
             served[each.name] = each
@@ -146,11 +150,11 @@ class Stand:
         }
 
 
-def _serve(path: Path, device: str, start: int) -> Served:
+def _serve(path: Path, device: str, start: int, numbers: Numbers) -> Served:
     bundle = open_bundle(path)
     model = Model(bundle)
     try:
         check_golden(model)
     except (BundleError, ModelError) as error:
         raise BundleError(f"{path}: {error}") from error
-    return Served(bundle.manifest.name, model, device=device, start=start)
+    return Served(bundle.manifest.name, model, device=device, start=start, numbers=numbers)

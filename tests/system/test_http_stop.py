@@ -43,6 +43,7 @@ class Client(threading.Thread):
         self._port = port
         self.answers: Counter[tuple[int, str]] = Counter()
         self.failures: list[str] = []
+        self.ids: list[str] = []
         self.is_stopped = False
 
     def run(self) -> None:
@@ -57,8 +58,9 @@ class Client(threading.Thread):
                 self.failures.append(repr(error))
                 connection.close()
                 continue
-            version = json.loads(body).get("version", "-")
-            self.answers[answer.status, version] += 1
+            document = json.loads(body)
+            self.answers[answer.status, document.get("version", "-")] += 1
+            self.ids.append(document.get("id", "-"))
             if answer.getheader("Connection") == "close":
                 connection.close()
         connection.close()
@@ -74,6 +76,8 @@ def clients_at_work(port: int, meanwhile: Callable[[list[Client]], None]) -> lis
         client.is_stopped = True
     for client in clients:
         client.join(60)
+    ids = [each for client in clients for each in client.ids]
+    assert len(ids) == len(set(ids)), "two predictions have one id"
     return clients
 
 

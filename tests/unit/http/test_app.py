@@ -19,7 +19,7 @@ from edge_runtime.http.app import App
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.responses import HttpError, Response
 from edge_runtime.http.scorer import MAX_WINDOWS, Scorer, Work, result
-from edge_runtime.http.served_model import Served
+from edge_runtime.http.served_model import Numbers, Served
 from edge_runtime.readings import Floats
 from tests.support import builders
 from tests.support.asking import Answered, ask
@@ -485,3 +485,14 @@ def test_the_openapi_file_names_every_route_with_its_method(app: App) -> None:
     routes = [(wanted, pattern) for _name, pattern, wanted, _handler in app._routes]
     for wanted, pattern in routes:
         assert any(method == wanted and pattern.fullmatch(path) for method, path in described), pattern
+
+
+def test_another_bundle_goes_on_numbering(models: list[Served]) -> None:
+    """The ids of predictions before and after an exchange of a bundle differ, so that no two answers are one."""
+    numbers: Numbers = {}
+    reading = b'{"temperature": 21.5, "humidity": 48.25}'
+    ids = []
+    for _ in range(2):
+        served = Served("activity", models[0].model, device="d", start=3, numbers=numbers)
+        ids += [ask(App([served], Board()), "POST", "/predict/activity", reading).document["id"] for _ in range(2)]
+    assert len(set(ids)) == 4
