@@ -45,6 +45,16 @@ def main(url: str, model: str, version: str) -> None:
             assert (head["id"], head["model_name"], head["model_version"]) == ("a-1", model, version)
             answers.append((found.as_numpy("label").tobytes(), found.as_numpy("scores").tobytes()))
     assert len(set(answers)) == 1, "the forms differ"
+    wide = triton.InferInput("window", windows.shape, "FP64")
+    wide.set_data_from_numpy(windows.astype(np.float64))
+    assert client.infer(model, [wide]).as_numpy("scores").tobytes() == answers[0][1]
+    config = client.get_model_config(model, version)
+    assert [(each["name"], each["data_type"], each["dims"]) for each in config["input"]] == [
+        ("window", "TYPE_FP32", [1, 2])
+    ]
+    (counted,) = client.get_inference_statistics(model)["model_stats"]
+    assert counted["inference_count"] == len(windows) * (len(answers) + 1)
+    assert counted["inference_stats"]["success"]["count"] == len(answers) + 1
     bad = triton.InferInput("window", [1, 2, 1], "FP32")
     bad.set_data_from_numpy(np.zeros((1, 2, 1), np.float32))
     refused = ""
