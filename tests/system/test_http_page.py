@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.http.app import App
+from edge_runtime.http.live_view import Board
+from edge_runtime.http.served_model import Served
+from edge_runtime.http.server import Server
 from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -69,3 +75,22 @@ def test_the_page_shows_what_has_just_been_published_and_survives_a_restart(
         assert browser.hosts() == {f"127.0.0.1:{free_port}"}
     finally:
         browser.close()
+
+
+def test_the_page_of_routes_asks_for_a_prediction(tmp_path: Path) -> None:
+    """`/docs` draws every route below a proxy's path too, sends a request of its own, and shows the answer."""
+    bundle = builders.classification().save(tmp_path / "comfort.onnx")
+    served = Served("comfort", Model(open_bundle(bundle)), device="d", start=1)
+    server = Server(App([served], Board(), prefix="/edge"), "127.0.0.1:0")
+    server.start()
+    browser = Browser(tmp_path / "browser", f"http://127.0.0.1:{server.port}/edge/docs/")
+    predict = "[...document.querySelectorAll('details')].find(each => each.textContent.includes('/predict/{model}'))"
+    try:
+        wait_until(lambda: browser.evaluate("document.querySelectorAll('details').length") > 20, "the routes", 30)
+        browser.evaluate(f"{predict}.querySelector('button').click()")
+        wait_until(lambda: '"model":"comfort"' in browser.evaluate(f"{predict}.textContent"), "the answer", 30)
+        assert browser.errors() == []
+        assert browser.hosts() == {f"127.0.0.1:{server.port}"}
+    finally:
+        browser.close()
+        server.stop()
