@@ -112,13 +112,19 @@ class BrokerLine:
             raise found
         return found
 
-    def publish(self, topic: str, payload: bytes | dict[str, Any], *, retain: bool = False) -> bool:
-        """Publish below `edge/`; False without a connection, when a caller that waits has to publish again."""
+    def publish(self, topic: str, payload: bytes | dict[str, Any], *, retain: bool = False, qos: int = 1) -> bool:
+        """Publish below `edge/`; False without a connection, when a caller that waits has to publish again.
+
+        With `qos=0` nothing tells whether it arrived or was refused, and nothing is waited for: a broker lets only some
+        messages of QoS 1 be under way, so that each twenty of a thousand would cost a round trip.
+        """
         if not self._client.is_connected():
             return False
         data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
         # Without our lock: paho calls back under a lock of its own, which this call needs too.
-        mid = self._client.publish(f"edge/{topic}", data, qos=1, retain=retain).mid
+        mid = self._client.publish(f"edge/{topic}", data, qos=qos, retain=retain).mid
+        if qos == 0:
+            return True
         with self._lock:
             if mid in self._early:
                 reason = self._early.pop(mid)

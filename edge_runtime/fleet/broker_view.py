@@ -173,8 +173,8 @@ def _listen(
                 break
             elif heard.topic == CONNECTED:
                 if health:  # again after each connection: the question may have been lost with the last one
-                    for name in open_ones:
-                        line.publish(f"{name}/ota/ask", b"")
+                    for number, name in enumerate(open_ones):  # the first one shows whether the account may ask
+                        line.publish(f"{name}/ota/ask", b"", qos=1 if number == 0 else 0)
                 if not is_asked:  # and only once more time, however often the link returns
                     is_asked = True
                     deadline = time.monotonic() + (HEALTH_S if health else KEPT_S)

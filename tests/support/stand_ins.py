@@ -29,6 +29,7 @@ CHUNK = 32 * 1024
 SLOW_S = 8.0
 PROBATION_S = 2.0
 ASK_AGAIN_S = 5.0
+HEALTH_AFTER_S = 1.0  # as a device does, which gathers what is asked within a second
 TOPICS = ("desired", "ota/ask", "ota/offer", "ota/chunk/+/+")
 
 
@@ -96,8 +97,7 @@ class Device:
         if not self.online:
             return
         if what == "ota/ask":
-            machine = {"id": f"machine-{self.name}", "uptime_s": 60.0}
-            self.publish("health", {"runtime": "1.0.0", "queued": 0, "machine": machine})
+            self.world.later(HEALTH_AFTER_S, self._tell_health)
         elif what == "desired" and payload:
             self.world.check(self._judge, payload)
         elif what == "ota/offer":
@@ -105,6 +105,10 @@ class Device:
         elif what.startswith("ota/chunk/"):
             _, _, transfer, offset = what.split("/")
             self._arrived(transfer, int(offset), payload)
+
+    def _tell_health(self) -> None:
+        machine = {"id": f"machine-{self.name}", "uptime_s": 60.0}
+        self.publish("health", {"runtime": "1.0.0", "queued": 0, "machine": machine})
 
     # --- the desired state
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -451,8 +452,8 @@ def _version(device: NetworkDevice) -> str:
 
 def _require_single_lines(device: NetworkDevice) -> None:
     """The daemon's log has no bundle that was installed twice over MQTT."""
-    lines = [line for line in device.run("cat /run/edge-runtime/log").splitlines() if "bundle installed" in line]
-    versions = [json.loads(line)["version"] for line in lines]
+    versions = re.findall(r"bundle installed.*?version\W+([0-9.]+)", device.run("cat /run/edge-runtime/log"))
+    assert versions or device.name < "d4", "over ssh the bundle is installed by a command"
     assert len(versions) == len(set(versions)), versions
 
 
