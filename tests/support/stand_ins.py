@@ -90,7 +90,7 @@ class Device:
     def announce(self) -> None:
         """What the broker keeps of it."""
         self.publish("status", "online" if self.online else "offline", retain=True)
-        self.publish("models", [self.model], retain=True)
+        self.publish("models", [self.model | {"bundle": "m", "why": None}], retain=True)
 
     def hear(self, what: str, payload: bytes) -> None:
         """A message on one of its topics, in the thread of the world."""
@@ -137,7 +137,7 @@ class Device:
             return
         if document["digest"] == self.before["digest"]:  # back, without a transfer
             self.model, self.before = dict(self.before), dict(self.model)
-            self.publish("models", [self.model], retain=True)
+            self.publish("models", [self.model | {"bundle": "m", "why": None}], retain=True)
             self._report(wanted, "confirmed")
             return
         wanted |= {
@@ -232,7 +232,7 @@ class Device:
                 version = str(now.get("version") or self.world.version_of(wanted["sha256"]))
                 self.before = dict(self.model)
                 self.model = {"name": "m", "version": version, "digest": wanted["sha256"], "state": "probation"}
-                self.publish("models", [self.model], retain=True)
+                self.publish("models", [self.model | {"bundle": "m", "why": None}], retain=True)
                 self._tell(now, "probation", None)
                 digest = wanted["sha256"]
                 self.world.later(PROBATION_S, lambda: self._confirm(now, digest))
@@ -242,7 +242,7 @@ class Device:
     def _confirm(self, wanted: dict[str, Any], digest: str) -> None:
         if self.model["digest"] == digest:
             self.model["state"] = "active"
-            self.publish("models", [self.model], retain=True)
+            self.publish("models", [self.model | {"bundle": "m", "why": None}], retain=True)
             if "desired" in wanted:
                 self._report(wanted, "confirmed")
 

@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-MODEL = [{"name": "m", "version": "1.1.0", "digest": "d" * 64, "state": "active"}]
+MODEL = [{"name": "m", "bundle": "m", "version": "1.1.0", "digest": "d" * 64, "state": "active", "why": None}]
 
 
 def write_inventory(folder: Path, broker: Mosquitto, names: list[str]) -> Path:
@@ -137,7 +137,8 @@ def confirm(subscriber: Subscriber, name: str) -> None:
     wait_until(lambda: bool(subscriber.on(f"edge/{name}/desired")), f"a document for {name}", 60.0)
     document = json.loads(subscriber.on(f"edge/{name}/desired")[-1].document["document"])
     keys = ("rollout", "serial", "model", "version", "digest")
-    report = {key: document[key] for key in keys} | {"state": "confirmed"}
+    report = {key: document[key] for key in keys} | {"state": "confirmed", "why": None, "before": None}
+    report |= {"received": document["size"], "size": document["size"]}
     subscriber.publish(f"edge/{name}/rollout", report, retain=True)
     subscriber.flush()
 
