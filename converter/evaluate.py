@@ -153,7 +153,7 @@ def _r_squared(right: NDArray[Any], found: NDArray[Any]) -> float:
         y, p = right[:, column].astype(np.float64), found[:, column].astype(np.float64)
         total = float(np.sum((y - y.mean()) ** 2))
         rest = float(np.sum((y - p) ** 2))
-        scores.append(1.0 - rest / total if total > 0 else float(np.allclose(y, p, rtol=1e-5, atol=1e-8)))
+        scores.append(1.0 - rest / total if np.ptp(y) > 0 else float(np.allclose(y, p, rtol=1e-5, atol=1e-8)))
     return statistics.fmean(scores)
 
 

@@ -32,6 +32,7 @@ from converter.load.sklearn_facts import (
     tuned_threshold,
     votes_hard,
 )
+from converter.load.sklearn_own import Write, check_own, score_of, strangeness, writer_of
 from converter.load.skops_types import untrusted
 from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
@@ -76,7 +77,8 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
     """
     estimator, made_with = (_load_skops(path, trust), "") if kind == "skops" else _load_pickle(path, trust)
     module = type(estimator).__module__.split(".")[0]
-    if not hasattr(estimator, "predict") or not hasattr(estimator, "get_params"):
+    last = steps_of(estimator)[-1]
+    if not hasattr(estimator, "get_params") or not (hasattr(estimator, "predict") or strangeness(last)):
         raise CommandError(
             f"{path}: expected a fitted scikit-learn classifier, regressor or outlier detector, "
             f"found {module}.{type(estimator).__name__}"
@@ -105,6 +107,12 @@ def _load_pickle(path: Path, trust: bool) -> tuple[Any, str]:
             estimator = joblib.load(path)
         versions = [getattr(each.message, "original_sklearn_version", "") for each in caught]
         return estimator, next(filter(None, versions), "")
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise CommandError(
+            f"{path}: it needs the package {package!r}, which is not installed: install it, in the release that the "
+            "model was trained with, so that the model can be asked"
+        ) from error
     except Exception as error:
         raise CommandError(f"{path}: cannot be unpickled: {type(error).__name__}: {error}") from error
 
@@ -143,6 +151,7 @@ class SklearnModel(SourceModel):
         self.version = sklearn.__version__
         self._place, self._raw = place, False
         check_fitted(estimator, place)
+        check_own(steps_of(estimator)[-1], place)
         self.feature_names = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
         self._estimator = by_position(estimator)
         self._coded = coded_estimator(estimator, self._estimator, channels, place)
@@ -166,6 +175,8 @@ class SklearnModel(SourceModel):
             self.rate_hz = getattr(first, "rate_hz", None)
         elif hasattr(estimator, "n_features_in_"):
             self.shape = (int(estimator.n_features_in_),)
+        elif type(self._final).__name__ == "IsotonicRegression":
+            self.shape, self._final.n_features_in_ = (1,), 1
         if is_outlier_detector(self._final):
             self.task, self.threshold = "anomaly", 0.0
         elif is_classifier(self._final):
@@ -176,6 +187,9 @@ class SklearnModel(SourceModel):
             self.classes = classes_of(self._final, place)
         elif is_regressor(self._final):
             self.task = "regression"
+        elif strangeness(self._final):
+            self.task = "anomaly"
+            self.notes.append(f"{type(self._final).__name__}: the anomaly score is {strangeness(self._final)}")
         else:
             raise CommandError(
                 f"{place}: expected a classifier, a regressor or an outlier detector as the last step, "
@@ -214,6 +228,8 @@ class SklearnModel(SourceModel):
         x = windows.astype(np.float64)
         if not self._windows:
             x = x.reshape(len(x), -1)
+        if self.task == "anomaly" and strangeness(self._final):
+            return Answer(score=self._strangeness(x))
         if self.task == "anomaly":
             return Answer(score=-np.asarray(self._call("decision_function", x), dtype=np.float64).reshape(-1))
         if self.task == "regression":
@@ -228,11 +244,23 @@ class SklearnModel(SourceModel):
             scores = _squash(np.asarray(self._call("decision_function", x), dtype=np.float64))
         return Answer(label=label, scores=scores)
 
+    def _strangeness(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The score of an estimator that has no verdict: what stands before it, then its own methods."""
+        whole = self._estimator if self._coded is None else self._coded.estimator
+        rows = x if self._coded is None else self._coded.values(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if hasattr(whole, "steps"):
+                whole, rows = whole.steps[-1][1], whole[:-1].transform(rows) if len(whole.steps) > 1 else rows
+            return score_of(whole, np.asarray(rows, dtype=np.float64))
+
     def core(self) -> Core:
         """The pipeline as a graph."""
-        trees = self._tree_core()
+        trees, write = self._tree_core(), writer_of(self._final)
         if trees is not None:
             core = trees
+        elif write is not None:
+            core = self._own_core(write)
         else:
             core = self._composed_core() if is_composed(self._final) else self._skl2onnx_core()
         if self._cut is not None:
@@ -328,6 +356,18 @@ class SklearnModel(SourceModel):
                 "decision values: calibrate another estimator, or use it without calibration"
             )
         return self._skl2onnx_core()
+
+    def _own_core(self, write: Write) -> Core:
+        assert self.shape is not None
+        builder = GraphBuilder()
+        x = builder.cast(builder.input("x", FLOAT, ("N", *self.shape)), DOUBLE)
+        builder.reserve("label", "scores", "value", "score")
+        before = self._steps[:-1]
+        if before:
+            prefix = self._convert_steps(before)
+            x = builder.embed(prefix.model, {prefix.input: x})[prefix.outputs["value"]]
+        roles = write(builder, x, self._final)
+        return Core(builder.build("sklearn"), "x", self.shape, roles)
 
     def _skl2onnx_core(self) -> Core:
         assert self.shape is not None

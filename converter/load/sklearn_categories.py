@@ -55,6 +55,7 @@ class CodedEstimator:
 
     Attributes:
         by_index: a copy that knows indexes in place of texts; for making a graph, not for asking.
+        estimator: as it was trained.
         notes: sentences that its user should read.
 
     Raises:
@@ -64,7 +65,7 @@ class CodedEstimator:
     def __init__(
         self, estimator: Any, by_position: Any, categories: Categories, names: Sequence[str], place: str
     ) -> None:
-        self._estimator, self._categories, self._place = estimator, categories, place
+        self.estimator, self._categories, self._place = estimator, categories, place
         width = int(estimator.n_features_in_)
         seen = _Seen()
         _walk(by_position, list(range(width)), lambda column, values: _note(seen, column, values), seen)
@@ -86,7 +87,7 @@ class CodedEstimator:
 
     def call(self, method: str, x: NDArray[np.float64]) -> Any:
         """Ask the estimator as it was trained about rows of indexes."""
-        return getattr(self._estimator, method)(self.values(x))
+        return getattr(self.estimator, method)(self.values(x))
 
     def values(self, x: NDArray[np.float64]) -> Any:
         """Rows of indexes as what the estimator was trained on."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.graph.build import DOUBLE, FLOAT, INT64, GraphBuilder
 from converter.load.sklearn_functions import inverse
@@ -256,8 +257,12 @@ def _line(builder: GraphBuilder, value: str, calibrator: Any, place: str) -> str
         return builder.node("Div", one, builder.node("Add", one, power))
     if kind != "IsotonicRegression" or calibrator.out_of_bounds != "clip":
         raise CommandError(f"{place}: CalibratedClassifierCV: no ONNX form is known for its method ({kind})")
-    at = np.asarray(calibrator.X_thresholds_, dtype=np.float64)
-    rises = np.asarray(calibrator.y_thresholds_, dtype=np.float64)
+    return level_line(builder, value, np.asarray(calibrator.X_thresholds_), np.asarray(calibrator.y_thresholds_))
+
+
+def level_line(builder: GraphBuilder, value: str, at: NDArray[Any], rises: NDArray[Any]) -> str:
+    """Straight pieces between points, level outside of them."""
+    at, rises = at.astype(np.float64), rises.astype(np.float64)
     if len(at) == 1:
         flat = builder.node("Mul", value, builder.constant(0.0, np.float64))
         return builder.node("Add", flat, builder.constant(rises[0], np.float64))

@@ -73,7 +73,13 @@ def steps_of(estimator: Any) -> list[Any]:
     if not hasattr(estimator, "steps"):
         return [estimator]
     steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]
+    steps = [step for step in steps if not _only_trains(step)]
     return [inner for step in steps for inner in steps_of(step)]
+
+
+def _only_trains(step: Any) -> bool:
+    """A sampler of imbalanced-learn: prediction passes by it."""
+    return hasattr(step, "fit_resample") and not hasattr(step, "transform") and not hasattr(step, "predict")
 
 
 def by_position(estimator: Any) -> Any:
