@@ -1,10 +1,11 @@
 """Every estimator of scikit-learn that predicts, and boosters over their objectives, through `build`: right or refused?
 
-`python -m benchmarks.converter_sweep [WORD...]` prints a table, a line a cell; with words only cells that have one of
-them in their name. A cell is an estimator from scikit-learn's own registry, used alone, behind a scaler, in a
-ColumnTransformer, calibrated or voted. It is `right` where the bundle answers as the estimator's own public `predict`
-and `predict_proba` do, on recorded rows and on rows beyond them; `refused` with the sentence that `build` says;
-`wrong` or `traceback` where it is neither, which is a fault: the exit code is 1 then.
+`python -m benchmarks.converter_sweep [--keep FILE] [WORD...]` prints a table, a line a cell; with words only cells that
+have one of them in their name. `--keep` adds the outcomes to a file, so that the sweep can be run in pieces, and
+`--write FILE` makes `docs/converter-sweep.md` of it. A cell is an estimator from scikit-learn's own registry, used
+alone, behind a scaler, in a ColumnTransformer, calibrated or voted. It is `right` where the bundle answers as the
+estimator's own public `predict` and `predict_proba` do, on recorded rows and on rows beyond them; `refused` with the
+sentence that `build` says; `wrong` or `traceback` where it is neither, which is a fault: the exit code is 1 then.
 
 The comparison is written here once more, on purpose, and shares nothing with the judge of `build`.
 """
@@ -12,6 +13,7 @@ The comparison is written here once more, on purpose, and shares nothing with th
 import contextlib
 import inspect
 import io
+import json
 import sys
 import tempfile
 import traceback
@@ -19,6 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +47,8 @@ _LABELS = 0.01  # of rows, which stand on a fence of float32
 _BASE = ("estimator", "base_estimator")  # what a meta-estimator calls the one that it is made of
 _SEVERAL = ("ClassifierChain", "MultiOutput", "RegressorChain")  # they predict several things at once
 _FAULTS = ("wrong", "traceback")
+_SCORED = ("BisectingKMeans", "GaussianMixture", "IncrementalPCA", "KMeans", "MiniBatchKMeans", "PCA")
+_PAGE = Path(__file__).parent.parent / "docs" / "converter-sweep.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,9 @@ def cells() -> Iterator[Cell]:
                 continue
             for use, make in _uses(kind, each):
                 yield Cell(f"{name}, {use}", make, kind)
+    for name in _SCORED:
+        for use, behind in (("alone", False), ("scaled", True)):
+            yield Cell(f"{name}, {use}", partial(_scored, name, behind=behind), "score")
     yield from _boosters()
 
 
@@ -100,7 +108,7 @@ def run(cell: Cell) -> Outcome:
         warnings.simplefilter("ignore")
         try:
             model = cell.make()
-            model.fit(x) if cell.kind == "outlier_detector" else model.fit(x, y)
+            model.fit(x) if cell.kind in ("outlier_detector", "score") else model.fit(x, y)
         except Exception as error:  # noqa: BLE001 - an estimator that wants other data is no matter of the converter
             return Outcome("not fitted", _line(error))
         with tempfile.TemporaryDirectory() as place:
@@ -136,7 +144,7 @@ def _difference(model: Any, kind: str, x: Any, bundle: bytes) -> str:
     names = [output.name for output in session.get_outputs()]
     for where, asked in (("recorded rows", x), ("rows beyond them", beyond)):
         try:
-            expected = model.predict(asked)
+            expected = _strangeness(model, asked) if kind == "score" else model.predict(asked)
         except ValueError:
             continue  # it refuses them, and says so as it is built
         found = dict(zip(names, session.run(None, {"window": asked.astype(np.float32)[:, None, :]}), strict=True))
@@ -157,6 +165,11 @@ def _difference(model: Any, kind: str, x: Any, bundle: bytes) -> str:
                 gap = float(np.where(same, 0.0, np.abs(wide - found["value"])).max())
             if not gap <= limit:
                 return f"a value is off by {gap:.2g} on {where}"
+        elif kind == "score":
+            wide = _strangeness(model, asked)
+            gap = float(np.abs(wide - found["score"]).max())
+            if not gap <= _VALUE * max(float(np.abs(wide).max()), 1e-6):
+                return f"a score is off by {gap:.2g} on {where}"
         else:
             flagged = found["score"] > 0.0
             off = float(np.mean(flagged != (expected == -1)))
@@ -165,18 +178,39 @@ def _difference(model: Any, kind: str, x: Any, bundle: bytes) -> str:
     return ""
 
 
+def _scored(name: str, *, behind: bool) -> Any:
+    """An estimator that measures how strange a row is without a verdict."""
+    from sklearn import cluster, decomposition, mixture  # noqa: PLC0415 - beside their one use
+
+    rooms = (cluster, decomposition, mixture)
+    model = next(getattr(room, name) for room in rooms if hasattr(room, name))(2)
+    return make_pipeline(StandardScaler(), model) if behind else model
+
+
+def _strangeness(model: Any, x: Any) -> Any:
+    """Its score, by the public methods of its last step."""
+    last, rows = model, x
+    if hasattr(model, "steps"):
+        last, rows = model.steps[-1][1], model[:-1].transform(x)
+    if hasattr(last, "inverse_transform"):
+        return ((rows - last.inverse_transform(last.transform(rows))) ** 2).mean(axis=1)
+    return -last.score_samples(rows) if hasattr(last, "score_samples") else last.transform(rows).min(axis=1)
+
+
 def _uses(kind: str, estimator: Any) -> Iterator[tuple[str, Callable[[], Any]]]:
     def alone() -> Any:
         wanted = inspect.signature(estimator).parameters
         if "novelty" in wanted:
             return estimator(novelty=True)
+        # A forest that is another one each time has ties in its votes now and then, which float32 decides otherwise.
+        seeded = {"random_state": 0} if "random_state" in wanted else {}
         base: Any = LogisticRegression() if kind == "classifier" else Ridge()
         if "estimators" in wanted:  # votes and stacks
-            return estimator([("a", base), ("b", make_pipeline(StandardScaler(), base))])
+            return estimator([("a", base), ("b", make_pipeline(StandardScaler(), base))], **seeded)
         if estimator.__name__ == "SelfTrainingClassifier":  # it has a default, which it refuses
             return estimator(estimator=base)
         needed = [name for name in _BASE if name in wanted and wanted[name].default is inspect.Parameter.empty]
-        return estimator(**dict.fromkeys(needed, base))
+        return estimator(**dict.fromkeys(needed, base), **seeded)
 
     def in_columns() -> Any:
         steps = [("a", StandardScaler(), [0, 1]), ("b", MinMaxScaler(), [2])]
@@ -205,6 +239,12 @@ def _boosters() -> Iterator[Cell]:
                 f"XGBRegressor, {objective}",
                 lambda name=objective: xgboost.XGBRegressor(objective=name, n_estimators=8, n_jobs=1),  # type: ignore[misc]
                 "regressor",
+            )
+        for objective in ("binary:hinge", "multi:softprob"):
+            yield Cell(
+                f"XGBClassifier, {objective}",
+                lambda name=objective: xgboost.XGBClassifier(objective=name, n_estimators=8, n_jobs=1),  # type: ignore[misc]
+                "classifier",
             )
         yield Cell(
             "XGBClassifier, missing=-999",
@@ -239,8 +279,47 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:100] if lines else ''}"
 
 
+def write_page(outcomes: dict[str, Outcome], page: Path = _PAGE) -> None:
+    """The page of all cells: a line an estimator, a column a use, and a sentence for each refusal."""
+    uses = ["alone", "scaled", "in columns", "voted", "calibrated"]
+    table: dict[str, dict[str, Outcome]] = {}
+    for name, outcome in outcomes.items():
+        estimator, _, use = name.partition(", ")
+        table.setdefault(estimator if use in uses else name, {})[use if use in uses else "alone"] = outcome
+    counts = Counter(outcome.verdict for outcome in outcomes.values())
+    lines = [
+        "# The sweep over estimators",
+        "",
+        "Made by `python -m benchmarks.converter_sweep --write FILE`; the module says how a cell is judged.",
+        f"{len(outcomes)} cells: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}.",
+        "`not fitted` is an estimator that does not take the data of the sweep, or wants more arguments.",
+        "",
+        f"| estimator | {' | '.join(uses)} |",
+        f"|---|{'---|' * len(uses)}",
+    ]
+    for estimator, row in sorted(table.items()):
+        lines.append(f"| {estimator} | {' | '.join(row[use].verdict if use in row else '' for use in uses)} |")
+    lines += ["", "## Why", "", "| cell | verdict | the sentence |", "|---|---|---|"]
+    for name, outcome in sorted(outcomes.items()):
+        if outcome.verdict != "right":
+            why = outcome.why.strip(": ").replace("|", "/").replace("`", "'")
+            lines.append(f"| {name} | {outcome.verdict} | {why[:220]} |")
+    page.write_text("\n".join(lines) + "\n")
+
+
+def read_kept(file: Path) -> dict[str, Outcome]:
+    """The outcomes of a file, the last of each cell."""
+    lines = map(json.loads, file.read_text().splitlines())
+    return {each["cell"]: Outcome(each["verdict"], each["why"]) for each in lines}
+
+
 def main(words: list[str]) -> int:
     """Print the table; 1 where a cell is wrong or a traceback."""
+    if words[:1] == ["--write"]:
+        write_page(read_kept(Path(words[1])))
+        return 0
+    keep = Path(words[1]) if words[:1] == ["--keep"] else None
+    words = words[2:] if keep else words
     counts: Counter[str] = Counter()
     print("| cell | verdict | why |\n|---|---|---|")
     for cell in cells():
@@ -248,6 +327,9 @@ def main(words: list[str]) -> int:
             continue
         outcome = run(cell)
         counts[outcome.verdict] += 1
+        if keep is not None:
+            with keep.open("a") as file:
+                file.write(json.dumps({"cell": cell.name, "verdict": outcome.verdict, "why": outcome.why}) + "\n")
         print(f"| {cell.name} | {outcome.verdict} | {outcome.why.strip(': ').replace('|', '/')[:160]} |", flush=True)
     print("\n" + ", ".join(f"{verdict}: {count}" for verdict, count in counts.most_common()))
     return int(any(counts[fault] for fault in _FAULTS))

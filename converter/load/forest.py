@@ -46,6 +46,7 @@ def forest_core(
         raw: the sums themselves are asked for, as decision values.
     """
     builder = GraphBuilder()
+    builder.reserve("sums", "label", "scores", "value", "score", "decisions")  # a prefix may have such names inside
     if prefix is None:
         shape: tuple[int, ...] = (columns,)
         features = exact = builder.input("x", FLOAT, ("N", columns))
@@ -68,7 +69,6 @@ def forest_core(
     if forest.sets is not None:
         features = forest.sets.add_to(builder, features, exact)
         columns = forest.sets.width
-    builder.reserve("sums", "label", "scores", "value", "score")
     builder.add(forest_node(forest, exact_thresholds(forest, columns, transform), features, "sums"))
     if raw:
         builder.output("decisions", builder.node("Identity", "sums"), FLOAT, ("N", forest.outputs))

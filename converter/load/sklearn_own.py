@@ -52,6 +52,17 @@ def writer_of(estimator: Any) -> Write | None:
 def check_own(estimator: Any, place: str) -> None:
     """Refuse what has no fixed answer."""
     kind = type(estimator).__name__
+    if kind.startswith("RadiusNeighbors"):
+        raise CommandError(
+            f"{place}: {kind}: no ONNX form is known for neighbours within a radius: use KNeighbors of the same kind"
+        )
+    if kind == "VotingClassifier" and estimator.voting == "soft":
+        silent = [type(member).__name__ for member in estimator.estimators_ if not hasattr(member, "predict_proba")]
+        if silent:
+            raise CommandError(
+                f"{place}: VotingClassifier: expected members with probabilities for soft votes, found "
+                f"{', '.join(silent)}: use voting='hard', or wrap such members in CalibratedClassifierCV"
+            )
     if kind == "DummyClassifier" and estimator.strategy in ("uniform", "stratified"):
         raise CommandError(
             f"{place}: DummyClassifier: expected strategy 'prior', 'most_frequent' or 'constant', found "

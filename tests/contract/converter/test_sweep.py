@@ -1,5 +1,7 @@
 """A sample of the sweep over scikit-learn's registry: each cell is right, or refused in a sentence."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,18 @@ RIGHT = (
     "DecisionTreeClassifier, in columns",
     "ExtraTreesRegressor, voted",
     "Ridge, in columns",
+    "RandomForestRegressor, in columns",
+    "HistGradientBoostingRegressor, in columns",
+    "NearestCentroid, scaled",
     "SVR, scaled",
     "IsolationForest, scaled",
 )
-REFUSED = ("IsotonicRegression, alone", "KernelRidge, alone")
+REFUSED = (
+    "IsotonicRegression, alone",
+    "KernelRidge, alone",
+    "LinearSVC, voted",
+    "RadiusNeighborsClassifier, alone",
+)
 
 
 def cell(name: str) -> Cell:
@@ -70,3 +80,22 @@ def test_the_sweep_sees_a_wrong_answer_and_a_traceback(monkeypatch: pytest.Monke
     assert run(Cell("c", LogisticRegression, "classifier")).verdict == "traceback"
     monkeypatch.setattr(converter_sweep, "convert", lying)
     assert run(Cell("c", LogisticRegression, "classifier")).verdict == "wrong"
+
+
+def test_the_page_is_made_of_the_outcomes_of_several_runs(tmp_path: Path) -> None:
+    """The last outcome of a cell counts, and each refusal keeps its sentence."""
+    kept, page = tmp_path / "kept.jsonl", tmp_path / "page.md"
+    for verdict, why in (("wrong", "x"), ("refused", "no form | here")):
+        with kept.open("a") as file:
+            file.write(json.dumps({"cell": "Ridge, alone", "verdict": verdict, "why": why}) + "\n")
+            file.write(json.dumps({"cell": "XGBRegressor, reg:gamma", "verdict": "right", "why": ""}) + "\n")
+    converter_sweep.write_page(converter_sweep.read_kept(kept), page)
+    text = page.read_text()
+    assert "2 cells: 1 refused, 1 right." in text
+    assert "| Ridge | refused |  |  |  |  |" in text
+    assert "| Ridge, alone | refused | no form / here |" in text
+
+
+def test_equal_arguments_make_equal_estimators() -> None:
+    """A forest without a seed would be another one each time, and so would the verdict."""
+    assert cell("RandomForestClassifier, alone").make().random_state == 0
