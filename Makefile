@@ -133,6 +133,10 @@ cover: $(VENV)/.setup ## which lines no test in this process reaches
 bench: $(VENV)/.setup ## what the runtime costs beside what you would write yourself: BENCH=--quick for two minutes
 	$(BIN)/python -m benchmarks $(BENCH)
 
+.PHONY: device-bench
+device-bench: $(VENV)/.demo ## what this board does: start, memory, CPU of a reading; writes one JSON file for docs/boards.md
+	$(BIN)/python benchmarks/device_bench.py
+
 ##@ Deliver
 .PHONY: wheel
 wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`, and its bill of materials (CycloneDX) beside it
