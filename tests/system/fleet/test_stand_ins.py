@@ -19,12 +19,15 @@ from tests.conftest import MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.installed import Installed, clean_environment
+from tests.support.namespaces import ROOT
 from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 MODEL = [{"name": "m", "bundle": "m", "version": "1.1.0", "digest": "d" * 64, "state": "active", "why": None}]
+
+EXAMPLE: dict[str, Any] = json.loads((ROOT / "docs" / "schemas" / "health.json").read_text())["examples"][0]
 
 
 def write_inventory(folder: Path, broker: Mosquitto, names: list[str]) -> Path:
@@ -43,7 +46,8 @@ def answering(mosquitto: Mosquitto) -> Iterator[list[str]]:
     def answer(client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         name = message.topic.split("/")[1]
         if name in names:
-            health = {"runtime": "1.2.3", "queued": 0, "machine": {"id": f"id-{name}", "uptime_s": 60.0}}
+            machine = EXAMPLE["machine"] | {"id": f"id-{name}", "uptime_s": 60.0}
+            health = EXAMPLE | {"runtime": "1.2.3", "queued": 0, "machine": machine}
             client.publish(f"edge/{name}/health", json.dumps(health))
 
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="stand-ins")
