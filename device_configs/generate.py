@@ -88,6 +88,17 @@ def tables() -> Iterator[tuple[str, type[msgspec.Struct]]]:
             for word in CODECS:
                 if CODECS.load(word).__struct_fields__:
                     yield f'[[source]] format = "{word}"', CODECS.load(word)
+            yield from _parts_of_formats()
+
+
+def _parts_of_formats() -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    """The tables inside formats, each once."""
+    found: dict[type[msgspec.Struct], str] = {}
+    for word in CODECS:
+        for inner in msgspec.structs.fields(CODECS.load(word)):
+            for deeper in _structs(inner.type):
+                found.setdefault(deeper, f"source.{inner.name}")
+    yield from ((title, struct) for struct, title in found.items())
 
 
 def _structs(kind: Any) -> Iterator[type[msgspec.Struct]]:
@@ -115,6 +126,8 @@ def schema() -> str:
                 part["description"] = described[name].text + unit
     for struct in structs:
         _resolve(struct, parts)
+    for struct in structs:
+        _allow_short_forms(parts[struct.__name__]["properties"], {each.__name__: each for each in structs})
     del parts["Config"]["properties"]["path"]  # where the file was read; no key of it
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A device file"}
     bases = {type_.__name__ for type_ in (SourceTable, CodecTable)}  # those stand for the kinds that are registered
@@ -143,6 +156,17 @@ def _resolve(struct: type[msgspec.Struct], parts: dict[str, Any]) -> None:
                     discriminator = {"propertyName": item.__struct_config__.tag_field, "mapping": refs}
                     choice = {"anyOf": [{"$ref": ref} for ref in refs.values()], "discriminator": discriminator}
                     properties[field.name]["items"] = choice
+
+
+def _allow_short_forms(properties: dict[str, Any], structs: dict[str, type[msgspec.Struct]]) -> None:
+    """Where a table of names holds tables with a short form, a text does as well."""
+    for part in properties.values():
+        for choice in [part, *part.get("anyOf", [])]:
+            items = choice.get("additionalProperties")
+            if isinstance(items, dict) and "$ref" in items:
+                struct = structs[items["$ref"].rpartition("/")[2]]
+                if getattr(struct, "short", None) is not None:
+                    choice["additionalProperties"] = {"anyOf": [{"type": "string", "minLength": 1}, items]}
 
 
 def rows(struct: type[msgspec.Struct]) -> str:

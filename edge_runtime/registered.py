@@ -52,5 +52,7 @@ CODECS = Registry(
         "csv": "edge_runtime.stream.codecs.csv_codec:CsvTable",
         "msgpack": "edge_runtime.stream.codecs.msgpack_codec:MsgpackTable",
         "raw": "edge_runtime.stream.codecs.raw_codec:RawTable",
+        "pairs": "edge_runtime.stream.codecs.pairs_codec:PairsTable",
+        "value": "edge_runtime.stream.codecs.value_codec:ValueTable",
     }
 )

@@ -39,6 +39,16 @@ class TappedTable(CodecTable, frozen=True, kw_only=True, tag="tapped"):
         """Those of the other format."""
         return self.inner.columns
 
+    @property
+    def reads_paths(self) -> bool:
+        """As the other format does."""
+        return self.inner.reads_paths
+
+    @property
+    def mapped_channels(self) -> tuple[str, ...] | None:
+        """Those of the other format."""
+        return self.inner.mapped_channels
+
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
         """The other format's decoder, behind the tap."""
         return _Tap(self.inner.decoder(members, shape), self.inner.decoder(members, shape), self.listener)

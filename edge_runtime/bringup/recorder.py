@@ -155,6 +155,8 @@ class Recorder:
             return tuple(name for name in columns if name not in others)
         if not isinstance(table, FramedSourceTable):
             raise CommandError(f'source "{table.name}": expected --channels, since a {_kind(table)} names none itself')
+        if table.codec.mapped_channels is not None:
+            return table.codec.mapped_channels
         self._table = finding(table, self._found)
         return ()
 

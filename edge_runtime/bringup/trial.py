@@ -24,7 +24,7 @@ from edge_runtime.delivery.payloads import convention
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import Categories
+from edge_runtime.stream.codecs import NO_UNITS, Categories, Units
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.rejections import shortened
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, SourceKindTable, Wiring
@@ -65,6 +65,7 @@ class SourceTrial(msgspec.Struct, eq=False):
         categories: the texts of those that hold text.
         counters: its own.
         models: those that it feeds.
+        units: what the bundles measure the channels in.
         source: made when the trial begins.
         frames: how many came.
         readings: how many were good.
@@ -77,6 +78,7 @@ class SourceTrial(msgspec.Struct, eq=False):
     categories: Categories
     counters: Counters
     models: list[ModelTrial]
+    units: Units = NO_UNITS
     source: AnySource | None = None
     frames: int = 0
     readings: int = 0
@@ -166,6 +168,7 @@ class Trial:
 
     def _source(self, planned: PlannedSource) -> SourceTrial:
         made = SourceTrial(planned.config.beside_service(), planned.channels, planned.categories, Counters(), [])
+        made.units = planned.units
         if isinstance(made.table, FramedSourceTable):
             made.table = tapped(made.table, partial(self._frame, made))
         made.models = [self._model(made, each) for each in planned.models]
@@ -215,6 +218,7 @@ class Trial:
             connect=partial(self._connect, each),
             is_clock_set=lambda: self._clock.is_synchronised,
             interrupted=lambda: None,
+            units=each.units,
         )
 
     def _connect(self, each: SourceTrial, broker: BrokerTable, name: str) -> AnyConnection:

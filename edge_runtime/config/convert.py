@@ -5,6 +5,7 @@ A key that is wrong keeps its default (or None) in the result and is remembered 
 concern other keys can still be judged. Nothing here knows what a key means.
 """
 
+import collections.abc
 import datetime as dt
 import json
 import math
@@ -149,6 +150,9 @@ class ConfigConversion:
         item = _item_type(kind)
         if item is not None:
             return self._array(item, raw, place)
+        named = _named_type(kind)
+        if named is not None:
+            return self._named(named, raw, place)
         if isinstance(raw, float) and not math.isfinite(raw):
             self._add(place, f"expected {describe_type(kind)}, found {describe(raw)}: a setting is a finite number")
             return False, None
@@ -168,9 +172,13 @@ class ConfigConversion:
         return os.path.normpath(Path(self._folder, value))
 
     def _struct(self, structs: list[type[msgspec.Struct]], raw: Any, place: str) -> tuple[bool, Any]:
+        short = getattr(structs[0], "short", None)
+        if short is not None and isinstance(raw, str):
+            raw = {short: raw}
         if not isinstance(raw, Mapping):
             remedy = f": write [{place}] with single brackets" if isinstance(raw, list) and "." not in place else ""
-            self._add(place, f"expected a table, found {describe(raw)}{remedy}")
+            what = "a table" if short is None else f"a table, or a text that is its {short}"
+            self._add(place, f"expected {what}, found {describe(raw)}{remedy}")
             return False, None
         struct = structs[0]
         if len(structs) > 1 or variants(struct):
@@ -214,6 +222,23 @@ class ConfigConversion:
         # Items are judged one by one, so the good ones among values are worth a rule's look; half a table is not.
         enough = all if _structs(item) else any
         return not raw or enough(good for good, _ in results), tuple(value for _, value in results if value is not None)
+
+    def _named(self, item: Any, raw: Any, place: str) -> tuple[bool, Any]:
+        """A table whose keys are names that the user has chosen."""
+        if not isinstance(raw, Mapping):
+            self._add(place, f"expected a table, found {describe(raw)}")
+            return False, None
+        values: dict[str, Any] = {}
+        all_good = True
+        for name, each in raw.items():
+            if not name:
+                self._add(place, "expected names that are not empty, found an empty one")
+                all_good = False
+                continue
+            shown = name if _BARE_KEY.match(name) else quote(name)
+            good, values[name] = self.value(item, each, f"{place}.{shown}")
+            all_good = all_good and good
+        return all_good, values
 
     def _unknown(self, place: str, name: str, known: list[str]) -> None:
         shown = name if _BARE_KEY.match(name) else quote(name)
@@ -328,7 +353,7 @@ def _describe(info: inspect.Type) -> str:
         words = f"an array, each item {_describe(info.item_type)}"
         if isinstance(info.item_type, inspect.UnionType | inspect.StructType):
             words = "an array of tables"
-    elif isinstance(info, inspect.StructType):
+    elif isinstance(info, inspect.StructType | inspect.DictType):
         words = "a table"
     return words
 
@@ -407,7 +432,7 @@ def _structs(kind: Any) -> list[type[msgspec.Struct]]:
         return [kind]
     if get_origin(kind) in {Union, types.UnionType}:
         return [struct for each in get_args(kind) for struct in _structs(each)]
-    return []
+    return _structs(get_args(kind)[0]) if get_origin(kind) is Annotated else []
 
 
 def _item_type(kind: Any) -> Any:
@@ -415,6 +440,15 @@ def _item_type(kind: Any) -> Any:
     if get_origin(kind) is Annotated:
         return _item_type(get_args(kind)[0])
     return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+def _named_type(kind: Any) -> Any:
+    """What a table of chosen names holds, such as `dict[str, float]`; None when the type is no such table."""
+    if get_origin(kind) is Annotated:
+        return _named_type(get_args(kind)[0])
+    if get_origin(kind) in {Union, types.UnionType}:
+        return next((found for each in get_args(kind) if (found := _named_type(each)) is not None), None)
+    return get_args(kind)[1] if get_origin(kind) in {dict, collections.abc.Mapping} else None
 
 
 def _item_place(place: str, index: int, raw: Any) -> str:

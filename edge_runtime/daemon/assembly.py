@@ -352,6 +352,7 @@ class Assembly:
             interrupted=feed.interrupt,
             holds_windows=feed.planned.holds_windows,
             categories=feed.planned.categories,
+            units=feed.planned.units,
         )
 
     def _make_pipeline(self, feed: Feed, model: PlannedModel) -> Pipeline:
@@ -400,6 +401,9 @@ class Assembly:
         if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):
             return False
         if any(each.categories != planned.categories.get(each.name, ()) for each in model.manifest.input.channels):
+            return False
+        units = planned.units
+        if units and any(each.unit != units.get(each.name, "") for each in model.manifest.input.channels):
             return False
         pipeline.swap(candidate, self._payload(pipeline.config, model))
         self._extras.tend_copy(pipeline, self.config)

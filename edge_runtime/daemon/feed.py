@@ -10,7 +10,7 @@ import msgspec
 
 from edge_runtime.daemon.plan import PlannedSource
 from edge_runtime.readings import Batch
-from edge_runtime.stream.codecs import NO_CATEGORIES, Categories
+from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, Units
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.sources.kind import AnySource, SourceKindTable
 from edge_runtime.system.counters import Counters
@@ -29,6 +29,7 @@ class FeedPlan(msgspec.Struct, frozen=True):
         max_gap: the shortest gap that a model watches.
         holds_windows: a model acknowledges by windows.
         categories: the texts of channels that hold text.
+        units: what the bundles measure the channels in, where the source has to know.
     """
 
     config: SourceKindTable
@@ -37,6 +38,7 @@ class FeedPlan(msgspec.Struct, frozen=True):
     max_gap: float | None
     holds_windows: bool = False
     categories: Categories = NO_CATEGORIES
+    units: Units = NO_UNITS
 
 
 class Feed:
@@ -66,7 +68,13 @@ class Feed:
         """Deliver what this plan wants; the plan's loaded models are not kept, since bundles are exchanged."""
         holds_windows = any(each.config.acknowledge == "window" for each in planned.models)
         self.planned = FeedPlan(
-            planned.config, planned.channels, planned.shape, planned.max_gap, holds_windows, planned.categories
+            planned.config,
+            planned.channels,
+            planned.shape,
+            planned.max_gap,
+            holds_windows,
+            planned.categories,
+            planned.units,
         )
 
     @property

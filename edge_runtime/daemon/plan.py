@@ -20,7 +20,7 @@ from edge_runtime.config.tables import Config, ModelTable
 from edge_runtime.daemon.state import state_folder
 from edge_runtime.delivery.payloads import CONVENTIONS
 from edge_runtime.errors import BundleError, CommandError, ConfigError
-from edge_runtime.stream.sources.kind import SourceKindTable, as_kind
+from edge_runtime.stream.sources.kind import FramedSourceTable, SourceKindTable, as_kind
 
 if TYPE_CHECKING:
     from edge_runtime.store.records import Slot
@@ -45,6 +45,7 @@ class PlannedSource(msgspec.Struct, eq=False):
     shape: tuple[int, ...] | None = None
     models: list[PlannedModel] = msgspec.field(default_factory=list)
     categories: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    units: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def max_gap(self) -> float | None:
@@ -258,10 +259,18 @@ def _fit(planned: PlannedSource, config: Config) -> list[str]:
         for each in model.bundle.manifest.input.channels
         if each.categories != planned.categories.get(each.name, ())
     ]
+    planned.units = _units(planned)
+    found += [
+        f'models: model "{model.config.name}" measures channel {each.name!r} in {each.unit}, and a model before it in '
+        f"{planned.units[each.name]}: give it a source of its own"
+        for model in planned.models
+        for each in model.bundle.manifest.input.channels
+        if each.unit and planned.units.get(each.name, each.unit) != each.unit
+    ]
     found += [
         f"{key}: expected a field beside the channels, found {name!r}, which model {user!r} takes as a channel: "
         f"name another field, or rename the channel"
-        for key, name in (("time", source.time), ("key", source.key))
+        for key, name in (() if _reads_paths(source) else (("time", source.time), ("key", source.key)))
         for user in [_first_user(planned, name)]
         if user is not None
     ]
@@ -274,10 +283,28 @@ def _fit(planned: PlannedSource, config: Config) -> list[str]:
     if found:
         return found
     try:
-        source.check_categories(planned.channels, planned.shape, planned.categories)
+        source.check_channels_of(planned.channels, planned.shape, categories=planned.categories, units=planned.units)
     except ConfigError as error:
         return [mistake.removeprefix(f'source "{source.name}".') for mistake in error.mistakes]
     return []
+
+
+def _reads_paths(source: SourceKindTable) -> bool:
+    """Its `time` and `key` are places in a message, which may be called as a channel is that stands elsewhere."""
+    return isinstance(source, FramedSourceTable) and source.codec.reads_paths and not source.codec.columns
+
+
+def _units(planned: PlannedSource) -> dict[str, str]:
+    """The unit of each channel, where the device file says how a channel is written and so may name one."""
+    source = planned.config
+    if not isinstance(source, FramedSourceTable) or source.codec.mapped_channels is None:
+        return {}
+    units: dict[str, str] = {}
+    for model in planned.models:
+        for channel in model.bundle.manifest.input.channels:
+            if channel.unit:
+                units.setdefault(channel.name, channel.unit)
+    return units
 
 
 def _first_user(planned: PlannedSource, channel: str | None) -> str | None:

@@ -28,6 +28,7 @@ _REMEDIES = {
     "out_of_range": "look at the sensor, its unit and the range in the bundle, or set `repair`",
     "too_long": "look at the sender, or raise max_frame_bytes",
     "unknown_category": "look at the sender, or convert the model again with the text among its `categories`",
+    "wrong_unit": "name another `unit` in [source.channels], or look at the sender",
     "wrong_type": "send numbers without quotation marks, and text for channels of categories",
 }
 _log = get_logger("source")
@@ -113,7 +114,7 @@ def shortened(frame: bytes | str) -> str:
 def _with_members(why: str, frame: bytes) -> str:
     """What stands in a frame instead of the channel that it does not name: the nearest names, else the first few."""
     names = _members(frame)
-    if not names:
+    if not names or ", found " in why:
         return why
     wanted = [part.strip("`") for part in why.removeprefix("no ").split(", ")]
     near = [found for name in wanted if (found := nearest(name, names)) is not None and found not in wanted]

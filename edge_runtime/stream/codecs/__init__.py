@@ -5,8 +5,8 @@ each taken by itself, and the reason of its rejection named and counted. Guarant
 out of `decode`; a frame (or one reading of an array) is either in the result or counted once. Missing channels are
 NaN here; range and repair are judged per model further down.
 
-Reasons: `malformed`, `noise` (bytes that are no text), `wrong_type`, `not_finite`, `missing_channel`, `bad_time`,
-`bad_key`.
+Reasons: `malformed`, `noise` (bytes that are no text), `wrong_type`, `wrong_unit`, `not_finite`, `missing_channel`,
+`bad_time`, `bad_key`.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,21 @@ from typing import Any
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.registered import CODECS
-from edge_runtime.stream.codecs.columns import NO_CATEGORIES, Categories, Decoded, Members
+from edge_runtime.stream.codecs.columns import NO_CATEGORIES, NO_UNITS, Categories, Decoded, Members, Units
 from edge_runtime.stream.codecs.kind import CodecTable, Decoder
 from edge_runtime.stream.origin import TimeReader
 
-__all__ = ["NO_CATEGORIES", "Categories", "CodecTable", "Decoded", "Decoder", "Members", "make_decoder"]
+__all__ = [
+    "NO_CATEGORIES",
+    "NO_UNITS",
+    "Categories",
+    "CodecTable",
+    "Decoded",
+    "Decoder",
+    "Members",
+    "Units",
+    "make_decoder",
+]
 
 
 def make_decoder(
@@ -32,6 +42,7 @@ def make_decoder(
     identity: str | None = None,
     reader: TimeReader | None = None,
     categories: Categories = NO_CATEGORIES,
+    units: Units = NO_UNITS,
     **keys: Any,
 ) -> Decoder:
     """A decoder without a device file.
@@ -46,6 +57,7 @@ def make_decoder(
         identity: the member or column by which a reading is known again; None for `id`, else `seq`, else the time.
         reader: of the times; None for Unix seconds and UTC.
         categories: the texts of channels that hold text.
+        units: what the bundle measures the channels in.
         keys: those of the format's own table, such as `fields` or `delimiter`.
 
     Raises:
@@ -56,5 +68,7 @@ def make_decoder(
     codec: CodecTable = CODECS.load(format)(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in keys.items()}
     )
-    members = Members(tuple(channels), key_field, time_field, place, identity, reader or TimeReader(), categories)
+    members = Members(
+        tuple(channels), key_field, time_field, place, identity, reader or TimeReader(), categories, units=units
+    )
     return codec.decoder(members, shape)

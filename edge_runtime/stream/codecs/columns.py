@@ -26,6 +26,8 @@ from edge_runtime.system.counters import Counters
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
 Categories = Mapping[str, tuple[str, ...]]  # channel -> its texts, in the order of their indexes
 NO_CATEGORIES: Categories = MappingProxyType({})
+Units = Mapping[str, str]  # channel -> the unit that the bundle names
+NO_UNITS: Units = MappingProxyType({})
 UNKNOWN = -1.0  # the index of a text that is no category
 _LARGEST = float(np.finfo(np.float32).max)
 _FLOAT32 = np.dtype(np.float32)  # the object itself: numpy need not look for it at each call
@@ -81,6 +83,8 @@ class Members(msgspec.Struct, frozen=True):
         reader: of the times.
         categories: the texts of channels that hold text, in the order of their indexes.
         any_key: a key need not be fit for a topic, since nothing is published: of a recorded file.
+        units: what the bundle measures the channels in.
+        many: a frame may hold many readings one after another, where its format has a fixed size.
     """
 
     channels: tuple[str, ...]
@@ -91,6 +95,8 @@ class Members(msgspec.Struct, frozen=True):
     reader: TimeReader = TimeReader()
     categories: Categories = NO_CATEGORIES
     any_key: bool = False
+    units: Units = NO_UNITS
+    many: bool = False
 
     def category_indexes(self) -> dict[int, Callable[[str | int | None], float | None]]:
         """For each column that holds text, what gives a text its index: -1 where it is no category."""

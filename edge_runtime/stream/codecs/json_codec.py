@@ -5,19 +5,24 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Members
-from edge_runtime.stream.codecs.kind import CodecTable, Decoder
-from edge_runtime.stream.codecs.object_codec import ObjectDecoder, explain_json, plain_json
+from edge_runtime.stream.codecs.kind import Decoder
+from edge_runtime.stream.codecs.mapping import DocumentTable, object_decoder
+from edge_runtime.stream.codecs.object_codec import explain_json, plain_json
 from edge_runtime.stream.codecs.plain_text import is_text
 
 
-class JsonTable(CodecTable, frozen=True, kw_only=True, tag="json"):
+class JsonTable(DocumentTable, frozen=True, kw_only=True, tag="json"):
     """`format = "json"`: an object of channels, or an array of such objects."""
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
         """The decoder of objects, or of whole frames as rows of numbers."""
         if shape is None:
-            return ObjectDecoder(members, _Json())
+            return object_decoder(self, members, _Json())
+        if self.reads_paths:
+            key = "channels" if self.channels is not None else "rows"
+            raise ConfigError(f"{members.place}.{key}: expected none for a model of whole frames: take it out")
         from edge_runtime.stream.codecs.frame_codec import JsonFrameDecoder  # noqa: PLC0415 - few models take frames
 
         return JsonFrameDecoder(shape, members)

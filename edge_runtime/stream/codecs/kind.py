@@ -45,6 +45,16 @@ class CodecTable(Table, frozen=True, kw_only=True, tag_field="format", tag="code
         """The columns of a frame by name and in order; empty where a frame names its values itself."""
         return ()
 
+    @property
+    def reads_paths(self) -> bool:
+        """`key`, `time` and `identity` of the source are paths in a document, and not plain names."""
+        return False
+
+    @property
+    def mapped_channels(self) -> tuple[str, ...] | None:
+        """The channels whose places the device file names; None where each is the member of its own name."""
+        return None
+
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
         """The decoder for a source of these members, or of whole frames of `shape`.
 

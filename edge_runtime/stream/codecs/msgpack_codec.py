@@ -7,11 +7,12 @@ import msgspec
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Members
-from edge_runtime.stream.codecs.kind import CodecTable, Decoder
-from edge_runtime.stream.codecs.object_codec import UNDECODABLE, ObjectDecoder
+from edge_runtime.stream.codecs.kind import Decoder
+from edge_runtime.stream.codecs.mapping import DocumentTable, object_decoder
+from edge_runtime.stream.codecs.object_codec import UNDECODABLE
 
 
-class MsgpackTable(CodecTable, frozen=True, kw_only=True, tag="msgpack"):
+class MsgpackTable(DocumentTable, frozen=True, kw_only=True, tag="msgpack"):
     """`format = "msgpack"`: a map of channels, or an array of such maps."""
 
     is_text: ClassVar[bool] = False
@@ -26,7 +27,7 @@ class MsgpackTable(CodecTable, frozen=True, kw_only=True, tag="msgpack"):
             raise ConfigError(
                 f"{members.place}.format: expected json, csv or raw for a model of whole frames, found 'msgpack'"
             )
-        return ObjectDecoder(members, _Msgpack())
+        return object_decoder(self, members, _Msgpack())
 
 
 class _Msgpack:

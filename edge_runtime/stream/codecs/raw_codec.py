@@ -12,6 +12,8 @@ import numpy as np
 from msgspec import Meta
 
 from edge_runtime.config.rules import Finding, rule
+from edge_runtime.config.tables import Table, Text
+from edge_runtime.stream.codecs.channel_table import path_fault
 from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
 from edge_runtime.stream.codecs.frame_codec import RawFrameDecoder, refuse_sizes
 from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
@@ -23,6 +25,18 @@ RawType = Literal[
 ]
 
 
+class PayloadTable(Table, frozen=True, kw_only=True):
+    """`[source.payload]`: bytes that are written as text inside a JSON message.
+
+    Attributes:
+        path: Where the text stands in the message, such as `uplink_message.frm_payload`.
+        encoding: How its bytes are written.
+    """
+
+    path: Text
+    encoding: Literal["base64", "hex"]
+
+
 class RawTable(ColumnsTable, frozen=True, kw_only=True, tag="raw"):
     """`format = "raw"`: a packed structure of numbers.
 
@@ -30,6 +44,7 @@ class RawTable(ColumnsTable, frozen=True, kw_only=True, tag="raw"):
         layout: The type of each field of a raw structure, such as `int16` or `float32`; there is no padding.
         scale: What the numbers of a raw structure are multiplied by: one factor for all, or one for each field.
         byte_order: Which byte of a number of a raw structure comes first: the low one (`little`) or the high one.
+        payload: Where the bytes of the structure stand in a JSON message; left out, the frame itself is the structure.
     """
 
     is_text: ClassVar[bool] = False
@@ -37,9 +52,27 @@ class RawTable(ColumnsTable, frozen=True, kw_only=True, tag="raw"):
     layout: Annotated[tuple[RawType, ...], Meta(extra={"elsewhere": "only"})] = ()
     scale: Annotated[tuple[float, ...], Meta(extra={"elsewhere": "only"})] = ()
     byte_order: Literal["little", "big"] = "little"
+    payload: Annotated[PayloadTable, Meta(extra={"elsewhere": "only"})] | None = None
+
+    @property
+    def reads_paths(self) -> bool:
+        """`key`, `time` and `identity` may be paths of the message around the structure."""
+        return self.payload is not None
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
         """The decoder of structures, or of whole frames as numbers of one type."""
+        if self.payload is None:
+            return self._frame_decoder(members, shape)
+        from edge_runtime.stream.codecs.payload_codec import (  # noqa: PLC0415 - only where it is used
+            PayloadDecoder,
+            frame_members,
+        )
+
+        fields = (self.fields or members.channels) if shape is None else ()
+        inner = self._frame_decoder(frame_members(members, fields), shape)
+        return PayloadDecoder(members, fields, inner, path=self.payload.path, encoding=self.payload.encoding)
+
+    def _frame_decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
         columns = (self.fields or members.channels) if shape is None else ("frame",)
         found = layout_mistakes(columns, self.layout, self.scale)
         mistakes = [f"{members.place}.{key}: {text}" for key, text in found]
@@ -51,6 +84,12 @@ class RawTable(ColumnsTable, frozen=True, kw_only=True, tag="raw"):
             return RawDecoder(columns, members, self.layout, scale=self.scale, big_endian=big_endian)
         factor = self.scale[0] if self.scale else 1.0
         return RawFrameDecoder(shape, self.layout[0], scale=factor, big_endian=big_endian)
+
+
+@rule(PayloadTable, keys=("path",))
+def _path_of_the_bytes(table: PayloadTable) -> Iterator[Finding]:
+    for fault in path_fault(table.path):
+        yield "path", fault
 
 
 @rule(RawTable, keys=("fields", "layout", "scale"))

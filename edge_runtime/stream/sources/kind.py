@@ -14,7 +14,7 @@ from edge_runtime.config.tables import BrokerTable, Config, SourceTable
 from edge_runtime.errors import ConfigError
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.readings import Batch
-from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, Decoder, Members
+from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, Decoder, Members, Units
 from edge_runtime.stream.codecs.kind import CodecTable
 from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.origin import DAY_S, EARLIEST, NO_IDENTITY, TEN_YEARS_S, TimeReader, zone_of
@@ -78,6 +78,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
         interrupted: to be called when readings may be missing from here on, such as after a port was opened.
         holds_windows: a model of it acknowledges readings when their windows need them no more.
         categories: the texts of channels that hold text, in the order of their indexes.
+        units: what the bundle measures the channels in.
     """
 
     config: Config
@@ -95,6 +96,7 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
     interrupted: Callable[[], None] = _nothing
     holds_windows: bool = False
     categories: Categories = NO_CATEGORIES
+    units: Units = NO_UNITS
 
 
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
@@ -117,11 +119,16 @@ class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
         """
         raise NotImplementedError
 
-    def check_categories(
-        self, channels: tuple[str, ...], shape: tuple[int, ...] | None, categories: Categories
+    def check_channels_of(
+        self,
+        channels: tuple[str, ...],
+        shape: tuple[int, ...] | None,
+        *,
+        categories: Categories = NO_CATEGORIES,
+        units: Units = NO_UNITS,
     ) -> None:
-        """The same, where some channels hold text; nothing else has to be seen to by most kinds."""
-        del categories
+        """The same, with what the bundles say of the channels: texts and units, which most kinds need not know."""
+        del categories, units
         self.check_channels(channels, shape)
 
     def make(self, wiring: Wiring) -> AnySource:
@@ -170,6 +177,7 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
         *,
         is_clock_set: Callable[[], bool] = lambda: True,
         categories: Categories = NO_CATEGORIES,
+        units: Units = NO_UNITS,
     ) -> Decoder:
         """The decoder of its frames; `is_clock_set` decides how far ahead a time may be where `max_ahead` does not.
 
@@ -187,18 +195,33 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
             return DAY_S if is_clock_set() else TEN_YEARS_S
 
         reader = TimeReader(unit=self.time_unit, zone=zone_of(self.time_zone), earliest=EARLIEST, max_ahead=most_ahead)
-        members = Members(channels, self.key, self.time, place, self.identity, reader, categories)
+        members = Members(channels, self.key, self.time, place, self.identity, reader, categories, units=units)
         return self.codec.decoder(members, shape)
 
     def decoder_for(self, wiring: Wiring) -> Decoder:
         """The decoder of a source that is wired so."""
         return self.decoder(
-            wiring.channels, wiring.shape, is_clock_set=wiring.is_clock_set, categories=wiring.categories
+            wiring.channels,
+            wiring.shape,
+            is_clock_set=wiring.is_clock_set,
+            categories=wiring.categories,
+            units=wiring.units,
         )
 
     def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
         """See whether the frames can hold what its models want."""
         self.decoder(channels, shape)
+
+    def check_channels_of(
+        self,
+        channels: tuple[str, ...],
+        shape: tuple[int, ...] | None,
+        *,
+        categories: Categories = NO_CATEGORIES,
+        units: Units = NO_UNITS,
+    ) -> None:
+        """The same, with the texts and units of the bundles."""
+        self.decoder(channels, shape, categories=categories, units=units)
 
 
 @rule(SourceTable, keys=("identity", "key"))
@@ -232,6 +255,8 @@ def _time_zone(source: SourceTable) -> Iterator[Finding]:
 @rule(FramedSourceTable, keys=("format", "fields", "identity"))
 def _identity_column(source: FramedSourceTable) -> Iterator[Finding]:
     columns = list(source.codec.columns)
+    if source.codec.reads_paths:
+        return
     if columns and source.identity is not None and source.identity not in {NO_IDENTITY, *columns}:
         near = nearest(source.identity, columns)
         hint = f": did you mean {near}?" if near else ""
@@ -241,7 +266,23 @@ def _identity_column(source: FramedSourceTable) -> Iterator[Finding]:
 @rule(FramedSourceTable, keys=("format", "fields", "key"))
 def _key_column(source: FramedSourceTable) -> Iterator[Finding]:
     columns = list(source.codec.columns)
+    if source.codec.reads_paths:
+        return
     if columns and source.key is not None and source.key not in columns:
         near = nearest(source.key, columns)
         hint = f": did you mean {near}?" if near else ""
         yield "key", f"expected one of the fields, found {quote(source.key)}{hint}"
+
+
+@rule(FramedSourceTable, keys=("format", "channels", "rows", "payload", "key", "time", "identity"))
+def _members_by_path(source: FramedSourceTable) -> Iterator[Finding]:
+    if not source.codec.reads_paths:
+        return
+    from edge_runtime.stream.codecs.paths import PathError, parse_path  # noqa: PLC0415 - only where there is a path
+
+    for name in ("key", "time", "identity"):
+        text = getattr(source, name)
+        try:
+            parse_path("none" if text is None else text)
+        except PathError as error:
+            yield name, str(error)

@@ -34,7 +34,7 @@ from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, CodecTable, Decoder
+from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, CodecTable, Decoder, Units
 from edge_runtime.stream.codecs.columns import Decoded
 from edge_runtime.stream.codecs.json_codec import JsonTable
 from edge_runtime.stream.holding import OwedReceipts
@@ -121,13 +121,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         """The source, subscribed through the connection of its broker."""
         broker = source_broker(wiring.config, self)
         return MqttSource(
-            self,
-            wiring.channels,
-            wiring.shape,
+            self, wiring.channels, wiring.shape,
             connection=wiring.connect(broker, f"source {self.name}"),
             sink=wiring.sink,
             counters=wiring.counters,
-            is_clock_set=wiring.is_clock_set, categories=wiring.categories,
+            is_clock_set=wiring.is_clock_set, categories=wiring.categories, units=wiring.units,
             loop=wiring.loop, on_state=wiring.on_state,
             held_at_most=self.most_unacknowledged(wiring.config) if wiring.holds_windows else None,
         )  # fmt: skip
@@ -242,6 +240,7 @@ class MqttSource:
         counters: Counters,
         is_clock_set: Callable[[], bool] = lambda: True,
         categories: Categories = NO_CATEGORIES,
+        units: Units = NO_UNITS,
         loop: Loop | None = None,
         on_state: Callable[[], None] = lambda: None,
         held_at_most: tuple[int, str] | None = None,
@@ -253,7 +252,7 @@ class MqttSource:
         self._silence = None if loop is None else self._silence_watch(loop, on_state)
         self._keys = TopicKeys(config.topics, is_fit_key)
         self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
-        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories)
+        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories, units=units)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )

@@ -24,7 +24,7 @@ from edge_runtime.readings import Batch, Receipt
 from edge_runtime.recordings.blocks import Block, Recording, RecordingError, Wanted
 from edge_runtime.recordings.files import open_recording
 from edge_runtime.recordings.folder import TIME, parts_of, read_about
-from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, Decoded, Members
+from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, Decoded, Members, Units
 from edge_runtime.stream.codecs.csv_codec import Delimiter
 from edge_runtime.stream.origin import TimeReader, zone_of
 from edge_runtime.stream.rejections import Rejections
@@ -85,10 +85,16 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         """Look at the head of every file."""
         open_recordings(self, channels, shape)
 
-    def check_categories(
-        self, channels: tuple[str, ...], shape: tuple[int, ...] | None, categories: Categories
+    def check_channels_of(
+        self,
+        channels: tuple[str, ...],
+        shape: tuple[int, ...] | None,
+        *,
+        categories: Categories = NO_CATEGORIES,
+        units: Units = NO_UNITS,
     ) -> None:
         """Look at the head of every file."""
+        del units
         open_recordings(self, channels, shape, categories)
 
     def make(self, wiring: Wiring) -> "ReplaySource":

@@ -22,7 +22,7 @@ from msgspec import Meta
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import MAX_PACKET_BYTES, SomeSeconds, Text, tag_of
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.codecs import NO_CATEGORIES, Categories, CodecTable, Decoder
+from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, CodecTable, Decoder, Units
 from edge_runtime.stream.codecs.csv_codec import CsvTable
 from edge_runtime.stream.framing import LineEnd, make_framer
 from edge_runtime.stream.rejections import Rejections
@@ -118,6 +118,7 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
             max_rest=min(rests),
             is_clock_set=wiring.is_clock_set,
             categories=wiring.categories,
+            units=wiring.units,
             interrupted=wiring.interrupted,
         )
 
@@ -177,6 +178,7 @@ class SerialSource:
         max_rest: float = 0.0,
         is_clock_set: Callable[[], bool] = lambda: True,
         categories: Categories = NO_CATEGORIES,
+        units: Units = NO_UNITS,
         interrupted: Callable[[], None] = lambda: None,
         rng: random.Random | None = None,
     ) -> None:
@@ -192,7 +194,7 @@ class SerialSource:
         if framing == "auto":
             framing = "lines" if config.codec.is_text else "cobs"
         checksum = config.checksum == "crc16"
-        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories)
+        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories, units=units)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )

@@ -39,7 +39,7 @@ def test_a_codec_by_its_recipe(make_module: MakeModule, tmp_path: Path, monkeypa
     """One file and one line, and every source of frames takes the format; its keys are checked like all others."""
     keys = 'type = "mqtt"\ntopics = ["s/{key}"]\nformat = "fixed"\nfields = ["temperature", "_", "humidity"]\n'
     path = device(tmp_path, keys + "widths = [6, 1, 4]\n")
-    with pytest.raises(ConfigError, match='format: expected "json", "csv", "msgpack" or "raw", found "fixed"'):
+    with pytest.raises(ConfigError, match=r'format: expected "json", .* or "value", found "fixed"'):
         load_config(path)
     monkeypatch.setattr(CODECS, "places", CODECS.places | line("codec line"))
     make_module("codec edge_runtime/stream/codecs/fixed_codec.py")

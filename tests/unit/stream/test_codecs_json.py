@@ -249,7 +249,9 @@ def test_a_frame_of_another_shape_is_counted_by_reason(frame: bytes, reason: str
 
 def test_an_unknown_format_is_a_configuration_mistake() -> None:
     """An unknown format is refused with the formats that there are."""
-    with pytest.raises(ConfigError, match=r"^source.imu.format: expected one of json, csv, msgpack, raw, found 'xml'$"):
+    with pytest.raises(
+        ConfigError, match=r"^source.imu.format: expected one of json, csv, msgpack, raw, pairs, value, found 'xml'$"
+    ):
         make_decoder("xml", CHANNELS, place="source.imu")
 
 

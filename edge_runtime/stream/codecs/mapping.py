@@ -1,0 +1,76 @@
+"""Formats whose frames name their values, and so may have `[source.channels]`: their keys, and which decoder they get.
+
+The decoder of paths is in `mapped_codec.py`, which only a device that names one loads.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated
+
+from msgspec import Meta
+
+from edge_runtime.config.rules import Finding, rule
+from edge_runtime.config.tables import Text
+from edge_runtime.stream.codecs.channel_table import ChannelTable, path_fault
+from edge_runtime.stream.codecs.columns import Members
+from edge_runtime.stream.codecs.kind import CodecTable, Decoder
+from edge_runtime.stream.codecs.object_codec import ObjectDecoder, Syntax
+
+Channels = Annotated[Mapping[Text, ChannelTable], Meta(extra={"elsewhere": "only"})]
+
+
+class NamedTable(CodecTable, frozen=True, kw_only=True, tag="named"):
+    """A format whose frames name their values.
+
+    Attributes:
+        channels: Where each channel of the model stands. Left out, a channel is the member of its own name.
+    """
+
+    channels: Channels | None = None
+
+    @property
+    def mapped_channels(self) -> tuple[str, ...] | None:
+        """The channels that have a place; None where each is the member of its own name."""
+        return None if self.channels is None else tuple(self.channels)
+
+
+class DocumentTable(NamedTable, frozen=True, kw_only=True, tag="document"):
+    """A format of documents with members and arrays.
+
+    Attributes:
+        rows: The path of the array whose items are the readings. Other paths start at the item, and `$.` at the
+            document.
+    """
+
+    rows: Annotated[Text, Meta(extra={"elsewhere": "only"})] | None = None
+
+    @property
+    def reads_paths(self) -> bool:
+        """`key`, `time` and `identity` of the source are paths."""
+        return self.channels is not None or self.rows is not None
+
+
+def object_decoder(table: DocumentTable, members: Members, syntax: Syntax) -> Decoder:
+    """The decoder of objects of channels; only a source with paths gets the slow one.
+
+    Raises:
+        ConfigError: the table does not fit the members.
+    """
+    names = (members.key, members.time, members.identity)
+    if not table.reads_paths and not any(name is not None and ("." in name or "[" in name) for name in names):
+        return ObjectDecoder(members, syntax)
+    from edge_runtime.stream.codecs.mapped_codec import document_decoder  # noqa: PLC0415 - only where there is a path
+
+    return document_decoder(syntax, members, channels=table.channels, rows=table.rows)
+
+
+@rule(DocumentTable, keys=("rows",))
+def _a_path_of_rows(table: DocumentTable) -> Iterator[Finding]:
+    if table.rows is not None:
+        for fault in path_fault(table.rows):
+            yield "rows", fault
+
+
+@rule(NamedTable, keys=("channels",))
+def _some_channels(table: NamedTable) -> Iterator[Finding]:
+    if table.channels is not None and not table.channels:
+        yield "channels", "expected at least one channel, found an empty table: add one, or take the table out"
