@@ -268,8 +268,13 @@ CASES = (
     Case("motions, features and network", _trained("motions"), _AXES, _TRAINED),
     Case("machine temperature, isolation forest", _trained("machine temperature"),
          '[window]\nlength = 12\n[[channel]]\nname = "temperature"\n', "trained here on the first 200 windows"),
-    Case("microWakeWord, TFLite", _plain("micro-wake-word/okay_nabu_v2.tflite"), "", ""),
-    Case("digits, LSTM TFLite", _plain("tflite-micro/trained_lstm.tflite"), "", ""),
+    Case("microWakeWord, TFLite", _made_up("micro-wake-word/okay_nabu_v2.tflite", (3, 40)),
+         'task = "classification"\nlabels = ["other", "okay_nabu"]\n[frame]\nshape = [3, 40]\ndtype = "int8"\n',
+         "made-up numbers"),
+    Case("digits, LSTM TFLite", _made_up("tflite-micro/trained_lstm.tflite", (28, 28)),
+         f'task = "classification"\nlabels = {json.dumps(list("0123456789"))}\n[frame]\nshape = [28, 28]\n'
+         "scale = 0.0078125\n",
+         "made-up numbers"),
     Case("audio preprocessor, TFLite", _plain("tflite-micro/audio_preprocessor_int8.tflite"), "", ""),
 )  # fmt: skip
 

@@ -1,11 +1,12 @@
 """Which form of a model to ship, and why, in one sentence. Pure.
 
-`balanced` weighs bytes against time: the cost of a form is its share of float32's bytes (of the whole file) times its
-share of float32's time. A form replaces a simpler one where it lowers that cost by a fifth, and no form that takes more
-than twice float32's time is kept, however small. `size` and `latency` look at one of the two.
+`balanced` weighs bytes, time and memory: the cost of a form is its share of float32's bytes (of the whole file) times
+its shares of float32's time and memory. A form replaces a simpler one where it lowers that cost by a fifth, and no form
+that takes more than twice float32's time is kept, however small. `size` and `latency` look at one of them.
 
 What is no gain for a device counts as equal: bytes within one block of a file system, a time shorter by less than a
-tenth of a millisecond. Times differ from run to run, so that those within a quarter of each other are equal too. The
+tenth of a millisecond, memory within a megabyte. Times differ from run to run, so that those within a quarter of each
+other are equal too; they are measured in turns with float32, and a time at a limit counts against the form. The
 sentence goes into the manifest and holds no time. Weak point: times are those of the workstation, not of the device.
 """
 
@@ -24,6 +25,8 @@ SLOWEST = 2.0  # times float32's time
 SAME = 1.25  # times that differ by less are equal
 BLOCK_BYTES = 4096  # a file takes whole blocks of the disk
 GAIN_US = 100.0
+GAIN_MEMORY_BYTES = 1 << 20  # what allocators keep for themselves
+MARGIN = 0.05  # of a time near a limit, by which measurements in turns differ from run to run
 _SIMPLICITY = {"none": 0, "float16": 1, "int8": 2, "dynamic": 3}
 _METRIC_DIGITS = 3  # differences of the metric below are chance
 
@@ -38,6 +41,8 @@ class Form:
         judgement: what they are worth.
         speed: the time of one prediction.
         manifest_bytes: what the file holds beside the graph.
+        slowness: its time in float32's, measured in turns; None where only `speed` is known.
+        memory_bytes: what a fresh process takes to load and run it beyond onnxruntime itself; 0 where not measured.
     """
 
     candidate: Candidate
@@ -45,6 +50,8 @@ class Form:
     judgement: Judgement
     speed: Speed
     manifest_bytes: int = 0
+    slowness: float | None = None
+    memory_bytes: int = 0
 
     @property
     def is_rough(self) -> bool:
@@ -121,12 +128,31 @@ def _preference(form: Form) -> tuple[int, float, int]:
 
 def _cost(form: Form, base: Form) -> float:
     near = abs(form.size - base.size) < BLOCK_BYTES
-    return (1.0 if near else form.size / base.size) * _slowness(form, base)
+    return (1.0 if near else form.size / base.size) * _slowness(form, base) * _memory(form, base)
+
+
+def _memory(form: Form, base: Form) -> float:
+    """Its memory in float32's; 1 where it was not measured, or is no other to a device."""
+    if not form.memory_bytes or not base.memory_bytes:
+        return 1.0
+    near = abs(form.memory_bytes - base.memory_bytes) < GAIN_MEMORY_BYTES
+    return 1.0 if near else form.memory_bytes / base.memory_bytes
+
+
+def near_a_limit(ratio: float) -> bool:
+    """Whether a time in float32's lies where a few percent decide."""
+    return any(abs(ratio - limit) < MARGIN * limit for limit in (1.0 / SAME, SAME, SLOWEST))
 
 
 def _slowness(form: Form, base: Form) -> float:
-    """Its time in float32's; 1 where it is hardly another, or no gain for a device."""
-    one, other = form.speed.steady_us, max(base.speed.steady_us, 1e-9)
+    """Its time in float32's; 1 where it is hardly another, or no gain for a device.
+
+    Just at a limit it counts as on the side of float32: a form that is chosen gains it on another run as well.
+    """
+    other = max(base.speed.steady_us, 1e-9)
+    one = form.speed.steady_us if form.slowness is None or form is base else form.slowness * other
+    if form.slowness is not None and near_a_limit(one / other):
+        one *= 1.0 + MARGIN
     if other - GAIN_US < one <= SAME * other:
         return 1.0
     return one / other if one > other or one * SAME < other else 1.0

@@ -38,7 +38,7 @@ from converter.search import Bench, search
 from converter.session import CHUNK, run, run_stream, session_of, start_of
 from converter.spec import Spec
 from converter.stages import stage
-from converter.stopwatch import Stopwatch
+from converter.stopwatch import RowProgress, Stopwatch
 from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for
 from converter.whole_file import WholeFile, is_quantised
@@ -106,9 +106,13 @@ class Conversion:
 
         def ask(windows: Floats) -> Answer:
             with stage(options.model, f"asking the model in {source.framework}"):
-                return source.predict(windows if layout is None else layout.arrange(windows, np.float32))
+                pieces = RowProgress(self._say, f"asking the model in {source.framework}").pieces(windows)
+                return Answer.joined(
+                    [source.predict(each if layout is None else layout.arrange(each, np.float32)) for each in pieces]
+                )
 
         self._time.begin("asking the model")
+        self._say(f"asking the model in {source.framework}")
         plan = self._with_threshold(plan, ask, material)
         drift = _drift_in_words(source, material.evaluation)
         for note in (*source.notes, *drift):
@@ -126,6 +130,7 @@ class Conversion:
         self._check_source(source, plan, bench, step_of(plain) or 0.0)
         self._question(plan, columns, bench, ask_in_order)
         self._time.begin("proving the float32 form")
+        self._say("comparing the float32 form with it")
         left = (*source.savings, *unasked(core.model, _asked(core)))
         with stage(options.model, "running its ONNX form", _ANOTHER_WAY):
             model, savings = self._shrink(plain, bench)
@@ -369,6 +374,7 @@ class Conversion:
 
     def _finish(self, file: WholeFile, plan: BundlePlan, bench: Bench, found: Found, drift: list[str]) -> None:
         self._time.begin("writing the bundle")
+        self._say("measuring what stands in the manifest, and trying the bundle in a fresh process")
         savings, kept, data = file.savings, found.kept, b""
         layers: tuple[Layer, ...] = ()
         if kept is not None:

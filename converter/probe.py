@@ -146,7 +146,7 @@ def ask_beyond(
     first = (points[reported[0][0]], reported[0][1]) if reported else None
     if not kept:
         return Probes(rows[:0], (), None, first)
-    return Probes(rows[kept], tuple(points[row] for row in kept), _joined(parts), first)
+    return Probes(rows[kept], tuple(points[row] for row in kept), Answer.joined(parts), first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,11 +316,6 @@ def _answers(rows: Floats, start: int, ask: Ask, refused: list[tuple[int, str]])
         yield from _answers(rows[middle:], start + middle, ask, refused)
     else:
         yield answer
-
-
-def _joined(parts: list[Answer]) -> Answer:
-    tensors = [part.tensors() for part in parts]
-    return Answer.of({name: np.concatenate([part[name] for part in tensors]) for name in tensors[0]})
 
 
 def _finite_rows(answer: Answer) -> NDArray[np.bool_]:

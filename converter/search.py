@@ -4,22 +4,27 @@ A form over the limit is never kept; where no form but float32 keeps the metric,
 stays float32 and the reason is given in a sentence.
 """
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
-from converter.choice import Form, Found, Prefer, choose
+from converter import footprint
+from converter.choice import Form, Found, Prefer, choose, near_a_limit
 from converter.evaluate import Judgement, Truth, judge
 from converter.layers import Layer, layer_errors
 from converter.load.source import Answer
 from converter.probe import Probes
 from converter.quantize import Candidate, Recipe, Request, candidate, has_products, products_of, sparing, stages
-from converter.session import CHUNK, run, session_of, speed_of, start_of
+from converter.session import CHUNK, run, session_of, slowness_of, speed_of, start_of
 from edge_runtime.bundle.manifest import State, Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
+_LARGE_BYTES = 1 << 20  # of a file, from which on forms differ in memory by more than allocators keep
 _FINEST = Recipe("int8", per_channel=True)
 
 
@@ -110,8 +115,38 @@ def search(
             forms.append(bench.try_form(candidate(model, recipe, bench.calibration, bench.states)))
         except CommandError as error:
             bench.say(f"left out: {error}")
+    if request == "auto" and prefer == "balanced" and len(forms) > 1:
+        forms = _weighed(forms, bench)
     kept, reason = choose(forms, request=request, reference=reference, max_drop=max_drop, prefer=prefer)
     return Found(tuple(forms), kept, reason)
+
+
+def _weighed(forms: Sequence[Form], bench: Bench) -> list[Form]:
+    """The forms with their time measured in turns with float32, and the memory of large ones."""
+    start, window = start_of(bench.states), bench.evaluation[:1]
+    base = session_of(forms[0].candidate.model)
+    large = forms[0].size >= _LARGE_BYTES
+    if large:
+        bench.say("measuring the memory of each form in a process of its own")
+    weighed = []
+    for form in forms:
+        memory = _memory_of(form) if large else 0
+        slowness = None
+        if form is not forms[0]:
+            slowness = slowness_of(base, session_of(form.candidate.model), window, start, near_a_limit)
+        weighed.append(replace(form, slowness=slowness, memory_bytes=memory))
+    return weighed
+
+
+def _memory_of(form: Form) -> int:
+    """What a fresh process takes for a form; 0 where it cannot be found out."""
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(form.candidate.model)
+        file.flush()
+        done = subprocess.run(
+            [sys.executable, footprint.__file__, file.name], capture_output=True, text=True, timeout=120, check=False
+        )
+    return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else 0
 
 
 def _recipes(

@@ -27,6 +27,7 @@ from edge_runtime.readings import Floats
 
 CHUNK = 256
 _WARM_UP, _TIMED = 10, 50
+_ROUNDS, _CALLS = 5, 7  # of a comparison in turns, and calls in each
 
 
 def session_of(model: bytes) -> Any:
@@ -115,6 +116,38 @@ def speed_of(session: Any, window: Floats, states: dict[str, NDArray[Any]] | Non
         times.append(time.perf_counter() - start)
     cpu_us = (time.process_time() - cpu) / _TIMED * 1e6
     return Speed(statistics.median(times) * 1e6, cpu_us, min(times) * 1e6)
+
+
+def slowness_of(base: Any, form: Any, window: Floats, states: dict[str, NDArray[Any]] | None, near: Any) -> float:
+    """The time of one session in that of another, measured in turns, so that both meet the same load.
+
+    The median of the rounds' ratios; where `near` says that it decides something, four times as many rounds are run.
+
+    Args:
+        base: the session to compare with.
+        form: the other.
+        window: one.
+        states: at the start of a stream.
+        near: whether a ratio lies so near a limit that more rounds are worth their time.
+    """
+    ratios: list[float] = []
+    for rounds in (_ROUNDS, 3 * _ROUNDS):
+        for _ in range(rounds):
+            times = [_shortest(session, window, states) for session in (base, form)]
+            ratios.append(times[1] / max(times[0], 1e-9))
+        if not near(statistics.median(ratios)):
+            break
+    return statistics.median(ratios)
+
+
+def _shortest(session: Any, window: Floats, states: dict[str, NDArray[Any]] | None) -> float:
+    """The shortest of a few calls, in seconds; other work only lengthens them."""
+    least = float("inf")
+    for _ in range(_CALLS):
+        start = time.perf_counter()
+        run(session, window, 1, states)
+        least = min(least, time.perf_counter() - start)
+    return least
 
 
 def processor() -> str:

@@ -1,9 +1,39 @@
 """Where the time of a conversion goes: one part after the other, for the line at the end of `build`'s output."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numpy.typing import NDArray
 
 _SHOWN_S = 0.05
+_SAID_EVERY_S = 5.0
+_AT_ONCE = 512
+
+
+class RowProgress:
+    """Says how far a long part is, every few seconds and not at all where it is soon done.
+
+    Args:
+        say: where lines go.
+        what: the part, as a line begins.
+        clock: seconds that only rise.
+    """
+
+    def __init__(self, say: Callable[[str], None], what: str, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._say, self._what, self._clock = say, what, clock
+        self._said = clock()
+
+    def pieces(self, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """The rows in pieces, with a line between two of them where time has passed."""
+        for start in range(0, len(rows), _AT_ONCE):
+            now = self._clock()
+            if start and now - self._said >= _SAID_EVERY_S:
+                self._said = now
+                self._say(f"{self._what}: {start:,} of {len(rows):,} rows")
+            yield rows[start : start + _AT_ONCE]
+        if not len(rows):
+            yield rows
 
 
 class Stopwatch:

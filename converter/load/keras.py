@@ -81,16 +81,72 @@ def load(path: Path, spec: Spec, trust: bool) -> TorchModel:
     except Exception as error:
         text = str(error).strip().splitlines()
         raise CommandError(f"{path}: Keras cannot load it: {text[0][:200] if text else error}") from error
-    if isinstance(model.input_shape, list) or isinstance(model.output_shape, list):
-        raise CommandError(f"{path}: expected one input and one output, found several")
-    shape = model.input_shape[1:]
-    if None in shape:
-        raise CommandError(f"{path}: expected an input of fixed size, found {shape}: save it with one")
     torch = require("torch", path, "keras")
-    how = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("N")},), "opset_version": 18}
-    loaded = exported(_module_of(torch, model), (torch.zeros(2, *shape),), how, spec, path)
+    inputs = list(model.inputs)
+    example = tuple(
+        torch.zeros(2, *_sizes(given, len(inputs), spec, path), dtype=getattr(torch, str(given.dtype)))
+        for given in inputs
+    )
+    batch = {0: torch.export.Dim("N")}
+    several = len(inputs) > 1
+    how: dict[str, Any] = {
+        "dynamo": True,
+        "dynamic_shapes": (tuple(batch for _ in inputs),) if several else (batch,),
+        "opset_version": 18,
+    }
+    if several:
+        how["input_names"] = [given.name for given in inputs]
+    if len(model.outputs) > 1:
+        how["output_names"] = list(model.output_names)
+    module = _module_of_several(torch, model) if several else _module_of(torch, model)
+    loaded = exported(module, example, how, spec, path)
     loaded.framework, loaded.version = "Keras", str(keras.__version__)
     return loaded
+
+
+def _sizes(given: Any, count: int, spec: Spec, path: Path) -> tuple[int, ...]:
+    """The sizes of an input, open ones from the specification.
+
+    Raises:
+        CommandError: the specification does not give them.
+    """
+    shape = tuple(given.shape[1:])
+    if None not in shape:
+        return shape
+    channels = len(spec.channel)
+    if count > 1:
+        group = next((each for each in spec.input if each.name == given.name), None)
+        channels = len(group.channels) if group is not None else 0
+    wanted: tuple[int, ...] = (spec.length, channels) if len(shape) > 1 else (spec.length * channels,)
+    if spec.frame is not None:
+        wanted = spec.frame.shape
+        if len(wanted) == 3 and (spec.frame.layout, spec.model.layout) == ("hwc", "chw"):
+            wanted = (wanted[2], *wanted[:2])
+    elif spec.model.layout == "channel_first" and len(shape) == 2:
+        wanted = wanted[::-1]
+    filled = tuple(size or other for size, other in zip(shape, wanted, strict=False))
+    if len(wanted) != len(shape) or 0 in wanted or filled != wanted:
+        raise CommandError(
+            f"{path}: input {given.name!r} leaves sizes open ({', '.join(str(size or '?') for size in shape)}): "
+            f"expected [window] and [[channel]], or [frame], that fill them, found {list(wanted)}"
+        )
+    return filled
+
+
+def _module_of_several(torch: Any, model: Any) -> Any:
+    """As `_module_of`, for a model of several inputs."""
+
+    class ModuleOfSeveral(torch.nn.Module):  # type: ignore[misc]
+        """Keras's own model, called without training."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *windows: Any) -> Any:
+            return self.model(list(windows), training=False)
+
+    return ModuleOfSeveral().eval()
 
 
 def _module_of(torch: Any, model: Any) -> Any:

@@ -51,6 +51,14 @@ class Answer:
             return Answer(**cast("dict[str, Any]", arrays))
         return Answer(named=arrays)
 
+    @staticmethod
+    def joined(parts: Sequence["Answer"]) -> "Answer":
+        """Those of windows that follow one another."""
+        tensors = [part.tensors() for part in parts]
+        if len(tensors) == 1:
+            return parts[0]
+        return Answer.of({name: np.concatenate([part[name] for part in tensors]) for name in tensors[0]})
+
     def rows(self, which: NDArray[np.int64]) -> "Answer":
         """Those of some windows."""
         return Answer.of({name: part[which] for name, part in self.tensors().items()})

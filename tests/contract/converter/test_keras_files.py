@@ -117,3 +117,61 @@ def test_code_inside_a_file_needs_trust(tmp_path: Path, capsys: pytest.CaptureFi
         assert main(["build", str(tmp_path / name), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
         said = capsys.readouterr().err
         assert message in said, said
+
+
+def channels(*names: str) -> str:
+    """Tables of channels."""
+    return "".join(f'[[channel]]\nname = "{name}"\n' for name in names)
+
+
+@pytest.mark.parametrize("length", [5, 12])
+def test_an_open_time_axis_is_as_long_as_the_window_of_the_specification(length: int, tmp_path: Path) -> None:
+    """The same file serves windows of any length; the truth is Keras on windows of that length."""
+    given = keras.Input((None, 3))
+    hidden = keras.layers.GRU(6)(keras.layers.Conv1D(4, 3, padding="same")(given))
+    keras.Model(given, keras.layers.Dense(2)(hidden)).save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).normal(size=(30, length, 3)).astype(np.float32)
+    spec = f'task = "regression"\n[window]\nlength = {length}\n{channels("x", "y", "z")}'
+    assert assert_parity(tmp_path, tmp_path / "m.keras", spec, x).input.window.length == length
+
+
+def test_an_open_size_that_nothing_fills_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the input's sizes and what was found."""
+    given = keras.Input((None, 3))
+    keras.Model(given, keras.layers.Dense(2)(keras.layers.GRU(6)(given))).save(tmp_path / "m.keras")
+    (tmp_path / "s.toml").write_text(f'task = "regression"\n[window]\nlength = 4\n{channels("x", "y")}')
+    names = ["build", str(tmp_path / "m.keras"), "--spec", str(tmp_path / "s.toml"), "-o", str(tmp_path / "o.onnx")]
+    assert main([*names, "--quantize", "none"]) == 1
+    said = capsys.readouterr().err
+    assert "leaves sizes open (?, 3)" in said
+    assert "found [4, 2]" in said
+
+
+def test_tokens_of_an_embedding_layer_are_whole_numbers(tmp_path: Path) -> None:
+    """An int32 input, its length fixed by the frame."""
+    given = keras.Input((None,), dtype="int32")
+    mean = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(40, 8)(given))
+    keras.Model(given, keras.layers.Dense(3, activation="softmax")(mean)).save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).integers(0, 40, size=(30, 9)).astype(np.int32)
+    spec = 'task = "classification"\nlabels = ["a", "b", "c"]\n[frame]\nshape = [9]\ndtype = "int32"\nrange = [0, 39]\n'
+    assert_parity(tmp_path, tmp_path / "m.keras", spec, x)
+
+
+def test_several_inputs_and_outputs_are_named_as_in_keras(tmp_path: Path) -> None:
+    """Motion over time beside the last temperatures; two heads, which become targets."""
+    motion, climate = keras.Input((None, 3), name="motion"), keras.Input((2,), name="climate")
+    joined = keras.layers.Concatenate()([keras.layers.GRU(5)(motion), keras.layers.Dense(4)(climate)])
+    heads = [keras.layers.Dense(1, name="power")(joined), keras.layers.Dense(2, name="wear")(joined)]
+    keras.Model([motion, climate], heads).save(tmp_path / "m.keras")
+    x = np.random.default_rng(0).normal(size=(30, 6, 5)).astype(np.float32)
+    spec = (
+        f'task = "regression"\n[window]\nlength = 6\n{channels("t", "x", "y", "z", "h")}'
+        '[[input]]\nname = "motion"\nchannels = ["x", "y", "z"]\n[[input]]\nname = "climate"\nchannels = ["t", "h"]\n'
+        '[[output]]\nname = "wear"\n[[output]]\nname = "power"\n'
+    )
+    manifest = assert_parity(tmp_path, tmp_path / "m.keras", spec, x)
+    assert [target.name for target in manifest.output.targets] == ["wear_0", "wear_1", "power"]
+    model = keras.models.load_model(tmp_path / "m.keras")
+    power, wear = model.predict([x[..., 1:4], x[:, -1, [0, 4]]], verbose=0)
+    found = run(session_of((tmp_path / "out.onnx").read_bytes()), x).value
+    np.testing.assert_allclose(np.asarray(found), np.concatenate([wear, power], axis=1), atol=1e-4)

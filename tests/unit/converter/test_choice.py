@@ -1,10 +1,17 @@
 """Which form is kept among those that keep the metric, and the sentence that says why."""
 
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
+from converter import footprint
 from converter.choice import Form, choose
 from converter.evaluate import Judgement
 from converter.load.source import Answer
@@ -83,3 +90,48 @@ def test_the_reason_is_one_sentence_without_times() -> None:
     assert kept(BASE, form(Recipe("int8"), 40 * KIB, 1.0, 0.5))[1] == (
         "float32: no quantised form is within --max-drop 0.01"
     )
+
+
+def weighed(recipe: Recipe, size: int, slowness: float, memory: int = 0) -> Form:
+    """A form whose time was measured in turns with float32, and its memory."""
+    return replace(form(recipe, size, 1000.0 * slowness), slowness=slowness, memory_bytes=memory)
+
+
+def test_a_time_at_a_limit_counts_against_the_form() -> None:
+    """So that a form which is kept is kept on the next run too, whose times differ by a few percent."""
+    base = weighed(FLOAT, 100 * KIB, 1.0)
+    assert kept(base, weighed(Recipe("int8"), 30 * KIB, 1.85))[0] == "int8 static"
+    for slowness in (1.92, 1.98, 2.05):
+        assert kept(base, weighed(Recipe("int8"), 30 * KIB, slowness))[0] == "float32"
+    # Within a quarter of float32's time a form is as fast; at that limit it is not.
+    assert kept(base, weighed(Recipe("int8"), 75 * KIB, 1.1))[0] == "int8 static"
+    for slowness in (1.2, 1.24, 1.3):
+        assert kept(base, weighed(Recipe("int8"), 75 * KIB, slowness))[0] == "float32"
+
+
+def test_memory_is_a_gain_beside_bytes_and_time() -> None:
+    """Of two forms as large and as fast the one with less memory is kept; a megabyte more or less is no difference."""
+    mib = 1 << 20
+    base = weighed(FLOAT, 100 * KIB, 1.0, 20 * mib)
+    assert kept(base, weighed(Recipe("int8"), 100 * KIB, 1.0, 10 * mib))[0] == "int8 static"
+    assert kept(base, weighed(Recipe("float16"), 50 * KIB, 1.0, 40 * mib))[0] == "float32"
+    assert kept(base, weighed(Recipe("int8"), 100 * KIB, 1.0, 20 * mib - 1000))[0] == "float32"
+
+
+def test_a_model_is_loaded_in_a_process_of_its_own_to_learn_its_memory(tmp_path: Path) -> None:
+    """64 MB of weights take 64 MB at least; a model of nothing takes little."""
+    sizes = {}
+    for name, rows in (("small", 4), ("large", 4096)):
+        weights = numpy_helper.from_array(np.ones((rows, 4096), np.float32), "w")
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["window", "w"], ["value"])], name,
+            [helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", rows])],
+            [helper.make_tensor_value_info("value", TensorProto.FLOAT, ["N", 4096])], [weights],
+        )  # fmt: skip
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+        done = subprocess.run(
+            [sys.executable, footprint.__file__, str(path)], capture_output=True, text=True, check=True, timeout=120
+        )
+        sizes[name] = int(done.stdout)
+    assert sizes["large"] > 64 << 20 > sizes["small"]
