@@ -179,7 +179,7 @@ def test_what_a_model_refuses_is_reported_with_its_topic_and_members(caplog: pyt
 def test_no_reading_is_refused_by_a_bare_count() -> None:
     """No stage of the way in counts a rejection without a note of it, so that none can be silent."""
     stream = Path(__file__).resolve().parents[3] / "edge_runtime" / "stream"
-    reporting = {"contract.py", "replay.py", "pipeline.py"}
+    reporting = {"contract.py", "frame_contract.py", "replay.py", "pipeline.py"}
     bare = [
         f"{path.name}: {line.strip()}"
         for path in sorted(stream.rglob("*.py"))
