@@ -322,10 +322,11 @@ def bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[
         if name not in known:
             listed = " ".join(f"{{{each}}}" for each in known)
             yield f"expected no other placeholder than {listed}, found {quote('{' + name + '}')} in {shown}"
-    if names.count("key") > 1:
-        yield f"expected {{key}} at most once, found {shown}"
-    if filters and "key" in names and "{key}" not in levels:
-        yield f"expected {{key}} as a whole level, such as sensors/{{key}}/climate, found {shown}"
+    for name in (each for each in known if each in names and (filters or each == "key")):
+        if names.count(name) > 1:
+            yield f"expected {{{name}}} at most once, found {shown}"
+        if filters and f"{{{name}}}" not in levels:
+            yield f"expected {{{name}}} as a whole level, such as sensors/{{{name}}}/climate, found {shown}"
     if not filters and ("+" in topic or "#" in topic):
         yield f"expected a topic without + and #, because one publishes to one topic, found {shown}"
     if filters and any("+" in level and level != "+" for level in levels):
@@ -417,8 +418,7 @@ def _whole_file(table: Converted, sources: list[Converted], models: list[Convert
 def _overlapping_topics(config: Config, sources: list[Converted]) -> Iterator[Mistake]:
     """Filters of one connection that catch the same topics, though none covers the other.
 
-    Where one does, it is subscribed to alone. Where none does, a broker may send what both catch once or twice, and
-    nothing in a message tells which (MQTT 3.1.1 section 3.3.5).
+    Where none does, a broker may send what both catch once or twice, and no message tells which (MQTT 3.1.1, 3.3.5).
     """
     known: list[tuple[object, str, str, str]] = []
     for source in sources:

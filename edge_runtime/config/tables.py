@@ -255,7 +255,8 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
 
     Attributes:
         name: The name that models refer to.
-        key: The field that separates the streams; every value has a window of its own.
+        key: The field that separates the streams; every value has a window of its own. Of an MQTT source also several
+            levels of its topics: `{site}-{machine}`.
         time: The field that holds the time of measurement (ISO 8601 or a Unix time), where a reading has one.
         repair: What may be done with a reading that is out of the contract.
         identity: The member that identifies a reading; `id`, else `seq`, else the time when left out; `"none"` where no
@@ -291,6 +292,11 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
         """Its topics at the broker that predictions go to, and which topics each catches."""
         del upstream
         return {}
+
+    @property
+    def key_member(self) -> str | None:
+        """The field that names the stream; None where none does."""
+        return self.key
 
     def subscriptions(self, config: "Config") -> tuple[object, dict[str, str]]:
         """The broker that it subscribes at, and its topics with the filter that each subscribes to."""

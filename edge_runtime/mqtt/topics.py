@@ -7,26 +7,48 @@ from edge_runtime.config.topics import matches, split_share
 _CACHED_TOPICS = 20_000
 
 
+def as_filter(pattern: str) -> str:
+    """The filter that a topic with placeholders subscribes to."""
+    return "/".join("+" if _is_placeholder(level) else level for level in pattern.split("/"))
+
+
+def _is_placeholder(level: str) -> bool:
+    return level.startswith("{") and level.endswith("}")
+
+
 class TopicPattern:
     """A topic of a source, such as `sensors/{key}/climate`.
 
-    `+` and a closing `#` may stand in it as in any MQTT filter. `{key}` is one whole level. It may begin with
+    `+` and a closing `#` may stand in it as in any MQTT filter. A placeholder is one whole level. It may begin with
     `$share/GROUP/`: then its messages are shared with the other members of the group.
+
+    Args:
+        pattern: the topic.
+        template: what makes the key of the levels in braces.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, template: str = "{key}") -> None:
         self.pattern = pattern
+        self._template = template
         share, rest = split_share(pattern)
-        self._levels = rest.split("/")
-        self._key_level = self._levels.index("{key}") if "{key}" in self._levels else None
-        self._plain = "/".join("+" if level == "{key}" else level for level in self._levels)
+        levels = rest.split("/")
+        self._places = {level[1:-1]: place for place, level in enumerate(levels) if _is_placeholder(level)}
+        self._plain = as_filter(rest)
         self.filter = share + self._plain
 
     def match(self, topic: str) -> tuple[bool, str | None]:
-        """Whether `topic` belongs here, and its key (None where the pattern has none)."""
+        """Whether `topic` belongs here, and its key (None where the pattern has none, empty where a level is)."""
         if not matches(self._plain, topic):
             return False, None
-        return True, None if self._key_level is None else topic.split("/")[self._key_level]
+        parts = self.parts(topic)
+        if not parts:
+            return True, None
+        return True, self._template.format(**parts) if all(parts.values()) else ""
+
+    def parts(self, topic: str) -> dict[str, str]:
+        """The levels that stand in the places of placeholders."""
+        levels = topic.split("/")
+        return {name: levels[place] for name, place in self._places.items()}
 
 
 class TopicKeys:
@@ -35,10 +57,15 @@ class TopicKeys:
     Args:
         patterns: the topics.
         is_fit: whether a key may be used; an unfit one is found as the empty key, which none is.
+        template: what makes the key of the levels in braces. Different levels that give one key (`a-b` and `c`, `a` and
+            `b-c`) would share a window, so that only the first of them has it; the others are unfit.
     """
 
-    def __init__(self, patterns: tuple[str, ...], is_fit: Callable[[str], bool] = bool) -> None:
-        self.patterns = [TopicPattern(pattern) for pattern in patterns]
+    def __init__(
+        self, patterns: tuple[str, ...], is_fit: Callable[[str], bool] = bool, template: str = "{key}"
+    ) -> None:
+        self.patterns = [TopicPattern(pattern, template) for pattern in patterns]
+        self._owners: dict[str, dict[str, str]] = {}
         self._is_fit = is_fit
         self._known: dict[bytes, tuple[bool, str | None]] = {}
 
@@ -61,6 +88,16 @@ class TopicKeys:
             name = topic.decode()
         except UnicodeDecodeError:
             return False, None
-        every = (pattern.match(name) for pattern in self.patterns)
-        found, key = next((match for match in every if match[0]), (False, None))
-        return found, key if key is None or self._is_fit(key) else ""
+        for pattern in self.patterns:
+            found, key = pattern.match(name)
+            if found:
+                is_fit = key is None or (self._is_fit(key) and self._owns(key, pattern.parts(name)))
+                return True, key if is_fit else ""
+        return False, None
+
+    def _owns(self, key: str, parts: dict[str, str]) -> bool:
+        if len(parts) == 1:
+            return True
+        if len(self._owners) >= _CACHED_TOPICS:
+            self._owners.clear()
+        return self._owners.setdefault(key, parts) == parts

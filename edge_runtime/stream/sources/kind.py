@@ -195,7 +195,7 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
             return DAY_S if is_clock_set() else TEN_YEARS_S
 
         reader = TimeReader(unit=self.time_unit, zone=zone_of(self.time_zone), earliest=EARLIEST, max_ahead=most_ahead)
-        members = Members(channels, self.key, self.time, place, self.identity, reader, categories, units=units)
+        members = Members(channels, self.key_member, self.time, place, self.identity, reader, categories, units=units)
         return self.codec.decoder(members, shape)
 
     def decoder_for(self, wiring: Wiring) -> Decoder:
@@ -268,10 +268,10 @@ def _key_column(source: FramedSourceTable) -> Iterator[Finding]:
     columns = list(source.codec.columns)
     if source.codec.reads_paths:
         return
-    if columns and source.key is not None and source.key not in columns:
-        near = nearest(source.key, columns)
+    if columns and source.key_member is not None and source.key_member not in columns:
+        near = nearest(source.key_member, columns)
         hint = f": did you mean {near}?" if near else ""
-        yield "key", f"expected one of the fields, found {quote(source.key)}{hint}"
+        yield "key", f"expected one of the fields, found {quote(source.key_member)}{hint}"
 
 
 @rule(FramedSourceTable, keys=("format", "channels", "rows", "payload", "key", "time", "identity"))
@@ -281,7 +281,7 @@ def _members_by_path(source: FramedSourceTable) -> Iterator[Finding]:
     from edge_runtime.stream.codecs.paths import PathError, parse_path  # noqa: PLC0415 - only where there is a path
 
     for name in ("key", "time", "identity"):
-        text = getattr(source, name)
+        text = source.key_member if name == "key" else getattr(source, name)
         try:
             parse_path("none" if text is None else text)
         except PathError as error:

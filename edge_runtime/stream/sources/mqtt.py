@@ -12,9 +12,8 @@ from zlib import crc32
 import msgspec
 from msgspec import Meta
 
-from edge_runtime.config.convert import quote
 from edge_runtime.config.load import upstream_broker
-from edge_runtime.config.rules import Finding, bad_topic, broker_address, first_repeated, login, rule, tls_files
+from edge_runtime.config.rules import Finding, broker_address, login, rule, tls_files
 from edge_runtime.config.tables import (
     MAX_PACKET_BYTES,
     BrokerTable,
@@ -32,7 +31,7 @@ from edge_runtime.config.tables import (
 from edge_runtime.config.topics import split_share
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
-from edge_runtime.mqtt.topics import TopicKeys
+from edge_runtime.mqtt.topics import TopicKeys, as_filter
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, CodecTable, Decoder, Units
 from edge_runtime.stream.codecs.columns import Decoded
@@ -41,6 +40,7 @@ from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.origin import is_fit_key
 from edge_runtime.stream.rejections import MOST_SAMPLE, Rejections
 from edge_runtime.stream.seen import Deliveries, SavedSeen, Seen, log_first
+from edge_runtime.stream.sources import key_levels
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, Wiring
 from edge_runtime.stream.sources.limit import LimitWatch
 from edge_runtime.stream.sources.silence import SilenceWatch
@@ -49,7 +49,6 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
 MOSQUITTO_INFLIGHT = 20  # its max_inflight_messages by default, mosquitto.conf(5)
-PLACEHOLDERS = ("key",)  # what a topic may contain in braces
 
 _log = get_logger("source")
 
@@ -61,7 +60,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     With `url` it is a connection of its own, and nothing is taken over: no password goes to another broker by accident.
 
     Attributes:
-        topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. `+`
+        topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. With
+            `key = "{site}-{machine}"` the levels `{site}` and `{machine}` of each topic form the key together. `+`
             and `#` are allowed. `$share/GROUP/` in front shares the messages with the other members of the group.
         url: The broker, as in `[upstream]`; the broker of `[upstream]` when left out.
         client_id: As in `[upstream]`. At a broker of its own it is `edge-{device}-{name of the source}` when left out.
@@ -99,6 +99,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     retained: Literal["once", "ignore", "take"] = "once"
 
     @property
+    def key_member(self) -> str | None:
+        """None too where `key` is made of levels of the topic."""
+        return None if key_levels.is_of_levels(self.key) else self.key
+
+    @property
     def brokers(self) -> tuple[str, ...]:
         """The broker of its own, where it has one."""
         return () if self.url is None else (self.url,)
@@ -107,11 +112,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         """Its topics at the broker that predictions go to, and which topics each catches."""
         if self.url is not None and self.url not in upstream.brokers:
             return {}
-        return {topic: split_share(topic)[1].replace("{key}", "+") for topic in self.topics}
+        return {topic: split_share(as_filter(topic))[1] for topic in self.topics}
 
     def subscriptions(self, config: Config) -> tuple[object, dict[str, str]]:
         """The broker that it subscribes at, and its topics with the filter that each subscribes to."""
-        return source_broker(config, self), {topic: topic.replace("{key}", "+") for topic in self.topics}
+        return source_broker(config, self), {topic: as_filter(topic) for topic in self.topics}
 
     def describe(self) -> str:
         """The topics."""
@@ -172,18 +177,7 @@ rule(MqttSourceTable, keys=("url", "username", "password_file", "password_creden
 def _topics(source: MqttSourceTable) -> Iterator[Finding]:
     if not source.topics:
         yield "topics", "expected at least one topic, found an array of 0"
-    for topic in source.topics:
-        for trouble in bad_topic(topic, PLACEHOLDERS, filters=True):
-            yield "topics", trouble
-    twice = first_repeated(source.topics)
-    if twice is not None:
-        yield "topics", f"expected every topic once, found {quote(twice)} twice"
-    keyed = [topic for topic in source.topics if "{key}" in topic]
-    if keyed and source.key is not None:
-        yield (
-            "key",
-            f"expected the key in the topic or in a field, found {quote(keyed[0])} and key = {quote(source.key)}",
-        )
+    yield from key_levels.mistakes(source.topics, source.key)
 
 
 def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
@@ -250,8 +244,8 @@ class MqttSource:
         self._sink = sink
         self._counters = counters
         self._silence = None if loop is None else self._silence_watch(loop, on_state)
-        self._keys = TopicKeys(config.topics, is_fit_key)
-        self._keyed_by_topic = any("{key}" in topic for topic in config.topics)
+        self._keys = TopicKeys(config.topics, is_fit_key, key_levels.template_of(config.key))
+        self._keyed_by_topic = any("{" in topic for topic in config.topics)
         self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories, units=units)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
@@ -362,7 +356,7 @@ class MqttSource:
                 self._reject(message, "too_long", why)
                 continue
             if key == "":
-                why = f"expected a key that can be a level of a topic, found the topic {topic[:80]!r}"
+                why = f"expected a key that can be a level of a topic and is of one topic only, found {topic[:80]!r}"
                 self._reject(message, "bad_key", why)
                 continue
             digest = crc32(payload)

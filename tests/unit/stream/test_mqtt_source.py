@@ -139,3 +139,12 @@ def test_an_array_is_several_readings_with_one_receipt() -> None:
     assert bench.line.acknowledged == []
     first.release()
     assert bench.line.acknowledged == [1]
+
+
+def test_several_levels_of_a_topic_form_one_key() -> None:
+    """`key` names them, and no field of the reading."""
+    bench = _Bench(topics=["{site}/line/{machine}"], key="{site}-{machine}")
+    assert bench.line.filters == ["+/line/+"]
+    bench.line.deliver((b"north/line/m1", b'{"t":1,"h":2}'), (b"south/line/m1", b'{"t":3,"h":4}'))
+    bench.line.deliver((b"north/line/m1", b'{"t":5,"h":6}'))
+    assert [batch.keys for batch in bench.batches] == [["north-m1", "south-m1"], ["north-m1"]]
