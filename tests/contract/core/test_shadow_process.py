@@ -100,7 +100,7 @@ def test_one_that_wants_too_much_memory_only_fails(tmp_path: Path, windows: Floa
 def test_another_file_than_was_checked_is_not_loaded(tmp_path: Path) -> None:
     """The digest is asked for again in the process."""
     path = builders.classification().save(tmp_path / "shadow.onnx")
-    with pytest.raises(ShadowError, match="cannot be loaded: .*expected the file that was checked"):
+    with pytest.raises(ShadowError, match=r"cannot be loaded: .*expected the file that was checked"):
         ShadowProcess(path, "0" * 64)
 
 
