@@ -54,7 +54,7 @@ def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
     if bad.all():
         raise CommandError(
             f"{dataset.place}: expected rows that a device lets through, found none: {listed}: "
-            "correct `range` in the specification, or the data's units"
+            "correct `range` and `categories` in the specification, or the data"
         )
     said = [
         (

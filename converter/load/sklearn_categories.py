@@ -114,7 +114,7 @@ class CodedEstimator:
         self, column: int, texts: tuple[str, ...], seen: _Seen, codes: dict[int, dict[Any, float]], name: str
     ) -> None:
         learned = [value for value in seen.learned.get(column, ()) if not _is_missing(value)]
-        by_name = {class_name(value): value for value in learned}
+        by_name = {_text_of(value, texts): value for value in learned}
         is_text = any(isinstance(value, str) for value in learned)
         if not is_text and not set(by_name) <= set(texts):
             return  # it was trained on indexes
@@ -185,6 +185,12 @@ def _coded(values: Sequence[Any], codes: Mapping[Any, float] | None) -> Any:
     if codes is None:
         return values
     return np.array([np.nan if _is_missing(value) else codes[value] for value in values], dtype=np.float64)
+
+
+def _text_of(value: Any, texts: tuple[str, ...]) -> str:
+    """A learned value as the specification writes it: true and false in either case."""
+    text = class_name(value)
+    return text.lower() if isinstance(value, bool | np.bool_) and text.lower() in texts else text
 
 
 def _is_missing(value: Any) -> bool:

@@ -22,6 +22,8 @@ MemberCore = Callable[[Any, Way], Core]
 Shape = tuple[int, ...]
 _KINDS = (
     "CalibratedClassifierCV",
+    "MultiOutputRegressor",
+    "RegressorChain",
     "StackingClassifier",
     "StackingRegressor",
     "TransformedTargetRegressor",
@@ -74,6 +76,12 @@ def composed_core(
         return _stacked(builder, estimator, x, shape, convert, ahead)
     if kind == "TransformedTargetRegressor":
         return _transformed_target(builder, estimator, x, shape, convert, place)
+    if kind == "MultiOutputRegressor":
+        return _side_by_side(
+            builder, shape, [_value(builder, convert(one, "answers"), x) for one in estimator.estimators_]
+        )
+    if kind == "RegressorChain":
+        return _chained(builder, estimator, x, shape, convert, ahead)
     if kind == "VotingRegressor":
         weights = _weights(estimator)
         values = [_value(builder, convert(member, "answers"), x) for member in estimator.estimators_]
@@ -92,6 +100,29 @@ def composed_core(
     builder.output("scores", scores, DOUBLE, ("N", count))
     roles = {"label": "label", "scores": "scores"}
     return Core(builder.build("composed"), "x", shape, roles, extra={"columns": count})
+
+
+def _side_by_side(builder: GraphBuilder, shape: Shape, values: list[str]) -> Core:
+    """One regressor a target."""
+    builder.output("value", builder.node("Concat", *values, axis=1), DOUBLE, ("N", len(values)))
+    return Core(builder.build("several"), "x", shape, {"value": "value"}, extra={"columns": len(values)})
+
+
+def _chained(
+    builder: GraphBuilder,
+    estimator: Any,
+    x: str,
+    shape: Shape,
+    convert: MemberCore,
+    ahead: Callable[[GraphBuilder, str], str],
+) -> Core:
+    """One regressor a target, each of which also sees what those before it have said."""
+    seen, values = [ahead(builder, x)], {}
+    for target, member in zip(estimator.order_, estimator.estimators_, strict=True):
+        joined = builder.cast(builder.node("Concat", *seen, axis=1) if len(seen) > 1 else seen[0], FLOAT)
+        values[int(target)] = _value(builder, convert(member, "last"), joined)
+        seen.append(values[int(target)])
+    return _side_by_side(builder, shape, [values[target] for target in sorted(values)])
 
 
 def _voted_hard(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore) -> Core:

@@ -132,7 +132,7 @@ class Members(msgspec.Struct, frozen=True):
 class CategoryIndex:
     """Text -> its index among the categories; -1 for another text, None where there is none.
 
-    A whole number and true or false are looked up as JSON writes them.
+    A whole number is looked up as JSON writes it, true and false as `true` or, where the list says so, `True`.
     """
 
     def __init__(self, categories: tuple[str, ...]) -> None:
@@ -145,7 +145,9 @@ class CategoryIndex:
         if value is None:
             return None
         text = str(value)
-        return self._places.get(text.lower() if type(value) is bool else text, UNKNOWN)
+        if type(value) is bool and text.lower() in self._places:
+            text = text.lower()
+        return self._places.get(text, UNKNOWN)
 
 
 def _no_identity(_origin: Origin) -> None:

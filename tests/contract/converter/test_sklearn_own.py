@@ -12,10 +12,12 @@ from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.covariance import EllipticEnvelope
 from sklearn.decomposition import PCA
 from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import RandomForestRegressor
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from sklearn.multioutput import MultiOutputRegressor, RegressorChain
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
@@ -210,3 +212,20 @@ def test_a_pickle_names_the_package_that_it_needs(tmp_path: Path, capsys: pytest
     words = ["--trust", "--quantize", "none", "-o", str(tmp_path / "o.onnx")]
     assert main(["build", str(tmp_path / "m.pkl"), *words]) == 1
     assert "it needs the package 'imblearn_that_nobody_has', which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("several", [MultiOutputRegressor, RegressorChain])
+@pytest.mark.parametrize("base", ["trees", "LightGBM", "XGBoost"])
+def test_several_targets_of_any_regressor(several: Any, base: str, tmp_path: Path) -> None:
+    """One regressor a target, boosters included; in a chain each sees what those before it have said."""
+    member: Any = RandomForestRegressor(5, random_state=0)
+    if base == "LightGBM":
+        member = pytest.importorskip("lightgbm").LGBMRegressor(n_estimators=8, verbose=-1, n_jobs=1)
+    elif base == "XGBoost":
+        member = pytest.importorskip("xgboost").XGBRegressor(n_estimators=8, n_jobs=1)
+    x = rows()
+    y = np.stack([x[:, 0] * 2, x[:, 1] - x[:, 0]], axis=1)
+    extra = {"order": [1, 0]} if several is RegressorChain else {}
+    model = make_pipeline(StandardScaler(), several(member, **extra)).fit(x, y)
+    assert build(model, tmp_path, x) == 0
+    np.testing.assert_allclose(answers(tmp_path, x).value, model.predict(x), rtol=1e-5, atol=1e-4)
