@@ -137,6 +137,7 @@ class _Judge:
         self.free()
         self.in_flight: set[int] = set()
         self.owed: list[int] = []
+        self.owes_anything = False  # bytes at random came, which may have been messages of any number
         self.subscribes: list[tuple[int, int]] = []
         self.has_connected = self.is_accepted = self.has_gone = False
         self._buffer = b""
@@ -166,8 +167,9 @@ class _Judge:
         elif kind == PUBACK:
             number = struct.unpack(">H", body[:2])[0]
             assert flags == 0
-            assert number in self.owed, "only what came is acknowledged, once"
-            self.owed.remove(number)
+            assert number in self.owed or self.owes_anything, "only what came is acknowledged, once"
+            if number in self.owed:
+                self.owed.remove(number)
         elif kind in {SUBSCRIBE, UNSUBSCRIBE}:
             assert flags == 2
             number = struct.unpack(">H", body[:2])[0]
@@ -403,7 +405,7 @@ class _Course:
         rng = self._rng
         data = rng.choice((b"\x30\xff\xff\xff\xff\xff", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x20", b"\0\0",
                            b"\x32\x80\x80\x80\x01", b"\xd0\0" * 50, b"\xff" * 30, b"\x16\x03\x01\x02\0"))  # fmt: skip
-        self._judge.owed += list(range(65_536))  # what lies may bring anything
+        self._judge.owes_anything = True  # what lies may bring anything
         self._judge.in_flight.clear()
         self._judge.window = 65_535
         self._send(data)
@@ -420,7 +422,7 @@ class _Course:
         """What a packet made at random may set free: the judge must not hold the client to less."""
         kind = first >> 4
         if kind == PUBLISH:
-            self._judge.owed += list(range(65_536))
+            self._judge.owes_anything = True
         elif kind == PUBACK and len(body) >= 2:
             self._judge.in_flight.discard(struct.unpack(">H", body[:2])[0])
         elif kind == CONNACK:

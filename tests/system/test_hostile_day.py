@@ -206,7 +206,8 @@ def test_honest_traffic_is_answered_beside_hostile_traffic(
     wait_until(lambda: readings <= answered("edge/room/comfort/").keys(), "every reading's answer", 60.0)
     lines = {str(number) for number in range(1, day.lines + 1)}
     wait_until(lambda: lines <= answered("edge/room/wired/").keys(), "every line's answer", 60.0)
-    assert max(answered("edge/room/comfort/")[number] for number in readings) == 1
+    times = answered("edge/room/comfort/")
+    assert max(times[number] for number in readings) == 1
     assert day.requests[200] == sum(day.requests.values()) - day.requests[503]
     assert day.requests[200] >= REQUESTS // HOURS * HOURS - HOURS
     assert {document["status"] for document in health if "status" in document} <= {"online"}
