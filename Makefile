@@ -51,7 +51,7 @@ frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and K
 	@echo "PyTorch and Keras are in $(VENV)"
 
 .PHONY: clients
-clients: $(VENV)/.clients ## add tritonclient, Dask and a reader of CycloneDX, each in an environment of its own (75 MB), for the tests that use them
+clients: $(VENV)/.clients ## add tritonclient, Dask, a reader of CycloneDX, and an S3 server (moto), each in an environment of its own (150 MB), for the tests that use them
 
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
@@ -219,7 +219,7 @@ $(VENV)/.audit: $(VENV)/.demo
 
 # Environments that see .venv's packages, and have their own beside them.
 $(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
-	@for name in triton dask cyclonedx; do \
+	@for name in triton dask cyclonedx s3; do \
 	  $(BIN)/python -m venv --clear --without-pip $(VENV)/$$name && \
 	  beside="$$($(VENV)/$$name/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
 	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$beside/beside.pth" && \
@@ -227,4 +227,4 @@ $(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
 	    --requirement tests/client-$$name.txt || exit 1; \
 	done
 	@touch $@
-CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python" EDGE_CYCLONEDX_PYTHON="$(CURDIR)/$(VENV)/cyclonedx/bin/python")
+CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python" EDGE_CYCLONEDX_PYTHON="$(CURDIR)/$(VENV)/cyclonedx/bin/python" EDGE_S3_PYTHON="$(CURDIR)/$(VENV)/s3/bin/python")

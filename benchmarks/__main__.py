@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import (
     alone,
+    beside_polars,
     gateway,
     goals,
     imports,
@@ -48,6 +49,7 @@ FIGURES = (
     "growth",
     "http",
     "batch",
+    "polars",
     "instructions",
 )
 QUICK_FIGURES = ("pipeline", "serial", "outage")
@@ -111,6 +113,8 @@ def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
         yield "http", partial(on_demand.measure, folder, model, 2 * seconds, results)
     if "batch" in arguments.figures:
         yield "batch", partial(recordings.measure, folder, model, results)
+    if {"batch", "polars"}.intersection(arguments.figures):
+        yield "beside polars", partial(beside_polars.measure, folder, results)
     if "instructions" in arguments.figures:
         yield "instructions", partial(instructions.measure, folder, results)
 

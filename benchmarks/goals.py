@@ -2,6 +2,7 @@
 
 from benchmarks import (
     alone,
+    beside_polars,
     gateway,
     imports,
     instructions,
@@ -52,6 +53,10 @@ GOALS = [
     Goal("requests per CPU s, beside Flask", on_demand.REQUESTS, DAEMON, 3.0, on_demand.FLASK, at_least=True),
     Goal("batch, readings per s, beside a bare loop", recordings.RATE, DAEMON, 0.8, recordings.LOOP, at_least=True),
     Goal("batch, peak memory MiB", recordings.PEAK, DAEMON, 400.0),
+    *(
+        Goal(f"batch, {shape}, CPU beside polars", beside_polars.CPU.format(shape), DAEMON, most, beside_polars.POLARS)
+        for shape, most in beside_polars.GOALS.items()
+    ),
     Goal(
         "loading 41 MiB of convolutions from the copy, beside the bundle",
         sessions.LOAD.format("convolutions"),

@@ -42,28 +42,28 @@ SHORT, LONG = "2.5 million readings", "10 million readings"
 def measure(folder: Path, model: Path, results: Results, readings: int = READINGS) -> None:
     """Both, in turns."""
     folder = Path(tempfile.mkdtemp(prefix="batch-", dir=folder))
-    source = _write(folder / "in.parquet", readings)
+    source = write_recording(folder / "in.parquet", readings)
     predict = [*COMMAND, "predict", str(model), str(source), "-o", str(folder / "out.parquet"), "--workers", "1"]
     loop = [sys.executable, str(PEERS / "batch_loop.py"), str(model), str(source), str(folder / "loop.parquet")]
     for _ in range(TURNS):
         for name, command in ((DAEMON, predict), (LOOP, loop)):
-            seconds, cpu_s, peak = _run(command, folder)
+            seconds, cpu_s, peak = run_on_core(command, folder)
             results.add(RATE, name, readings / seconds / 1e6)
             results.add(CPU, name, readings / cpu_s / 1e6)
             results.add(PEAK, name, peak / 1024)
-    short = _write(folder / "short.parquet", readings // 4)
+    short = write_recording(folder / "short.parquet", readings // 4)
     for _ in range(TURNS):
         for name, file in ((SHORT, short), (LONG, source)):
             command = [*COMMAND, "predict", str(model), str(file), "-o", str(folder / "out.parquet"), "--workers", "1"]
-            results.add(LENGTH_PEAK, name, _run(command, folder)[2] / 1024)
+            results.add(LENGTH_PEAK, name, run_on_core(command, folder)[2] / 1024)
     _all_cores(folder, model, source, readings, results)
 
 
 def _all_cores(folder: Path, model: Path, source: Path, readings: int, results: Results) -> None:
     """The same work on one core, by a process a core, and by one process with a thread a core, of either kind."""
     heavy = write_convolution(folder / "convolution.onnx", length=WINDOW, stride=WINDOW_STRIDE)
-    several = [_write(folder / f"part{i}.parquet", WINDOW_READINGS // FILES) for i in range(FILES)]
-    whole = _write(folder / "whole.parquet", WINDOW_READINGS)
+    several = [write_recording(folder / f"part{i}.parquet", WINDOW_READINGS // FILES) for i in range(FILES)]
+    whole = write_recording(folder / "whole.parquet", WINDOW_READINGS)
     everything = set(cores())
     count = str(len(everything))
     intra_op = [sys.executable, str(PEERS / "batch_intra_op.py"), count]
@@ -82,16 +82,17 @@ def _all_cores(folder: Path, model: Path, source: Path, readings: int, results: 
                 (HEAVY, heavy, several, WINDOW_READINGS),
                 (HEAVY_ALONE, heavy, [whole], WINDOW_READINGS),
             ):
-                seconds, cpu_s, _ = _run([*program, "predict", str(bundle), *map(str, files), *out], folder, on)
+                seconds, cpu_s, _ = run_on_core([*program, "predict", str(bundle), *map(str, files), *out], folder, on)
                 results.add(ALL_RATE.format(what), name, total / seconds / 1e3)
                 results.add(ALL_CPU.format(what), name, cpu_s / total * 1e6)
 
 
-def _write(path: Path, readings: int) -> Path:
+def write_recording(path: Path, readings: int, *, seed: int = 1) -> Path:
+    """Parquet of random readings."""
     import pyarrow as pa  # noqa: PLC0415 - only for this figure
     from pyarrow import parquet  # noqa: PLC0415
 
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(seed)
     schema = pa.schema([(name, pa.float32()) for name in CHANNELS])
     with parquet.ParquetWriter(path, schema) as writer:
         for start in range(0, readings, GROUP):
@@ -101,7 +102,7 @@ def _write(path: Path, readings: int) -> Path:
     return path
 
 
-def _run(command: list[str], folder: Path, on: set[int] | None = None) -> tuple[float, float, float]:
+def run_on_core(command: list[str], folder: Path, on: set[int] | None = None) -> tuple[float, float, float]:
     """Wall time, CPU time and peak memory in KiB (of its largest process) of a command, by default on one core."""
     allowed = on or {cores()[1]}
     began = time.perf_counter()

@@ -1,17 +1,22 @@
 """The parts of a run on a Dask cluster, or on one that is made for the run. Needs the extra `batch-dask`.
 
 Workers read the bundle and the recordings by the paths they were named by, so these must be the same on every worker;
-what they score comes back over the network, and is written here. Guarantee: a worker that dies costs the parts that
-it held, which others do again; the output is that of the local engine, byte for byte. Weak point: a part that kills
-three workers ends the run.
+what they score comes back over the network, and is written here. Guarantee: every worker's environment is checked
+before anything is submitted; a worker that dies costs the parts that it held, which others do again; the output is that
+of the local engine, byte for byte. A scheduler or workers that are lost end the run in one sentence, and what is
+complete is kept. Weak points: a part that kills three workers ends the run; a worker that joins later is not checked.
 """
 
+import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from edge_runtime import __version__
 from edge_runtime.batch.local_engine import Show
 from edge_runtime.batch.parts import Part
 from edge_runtime.batch.score import Job, PartResult, Progress, score_part
@@ -19,10 +24,22 @@ from edge_runtime.errors import CommandError, EdgeError
 from edge_runtime.recordings.blocks import Piece
 
 CONNECT_S = 10
-POLL_S = 0.5
+NO_WORKER_S = 30
+POLL_S = 0.05
+WORKER_BYTES = 192 << 20  # of a process with onnxruntime and pyarrow that holds a block and a part's scores
 _SUFFIXES = (".part", ".faults", ".json")  # the last one says that the part is complete
 
 NEEDS_DASK = "--engine dask needs Dask, which is not installed: pip install 'edge-inference-runtime[batch-dask]'"
+KEPT = "run the same command again: the parts that are complete are kept"
+
+# Evaluated by each worker. It needs nothing but Python there, where a function of ours would need our package.
+PROBE = """(lambda found, meta, hashlib, bundle: {
+  'runtime': getattr(__import__('edge_runtime'), '__version__', None) if found('edge_runtime') else None,
+  'onnxruntime': meta.version('onnxruntime') if found('onnxruntime') else None,
+  'pyarrow': meta.version('pyarrow') if found('pyarrow') else None,
+  'bundle': hashlib.sha256(bundle.read_bytes()).hexdigest() if bundle.is_file() else None,
+})(__import__('importlib.util').util.find_spec, __import__('importlib.metadata').metadata, __import__('hashlib'),
+   __import__('pathlib').Path(BUNDLE))"""
 
 
 def run_parts(
@@ -33,17 +50,18 @@ def run_parts(
     Args:
         job: what they have in common.
         parts: those that are not complete.
-        show: called now and then with the weight done and the readings read.
+        show: is told now and then how much weight is done, and how many readings are read.
         scheduler: the address of a cluster; None makes one of `workers` processes on this machine.
         workers: see there.
 
     Raises:
-        EdgeError: the cluster does not answer, or a part failed.
+        EdgeError: the cluster does not answer, its workers cannot do the work, it was lost, or a part failed.
     """
     try:
         from distributed import Client  # noqa: PLC0415 - an extra, and slow to load
     except ImportError as error:
         raise CommandError(NEEDS_DASK) from error
+    _silence()
     try:
         if scheduler is None:
             client = Client(n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=50)
@@ -51,38 +69,122 @@ def run_parts(
             client = Client(scheduler, timeout=CONNECT_S)
     except (OSError, ValueError, TimeoutError) as error:
         raise CommandError(f"{scheduler}: expected a Dask scheduler, found none: {_first_line(error)}") from error
-    with client:
-        yield from _gathered(client, job, parts, show)
+    cluster = _Cluster(client, scheduler or "the local Dask cluster")
+    try:
+        cluster.check_workers(job)
+        yield from _gathered(cluster, job, parts, show)
+    finally:
+        cluster.close()
 
 
-def _gathered(client: Any, job: Job, parts: Sequence[Part], show: Show) -> Iterator[PartResult]:
-    futures = [client.submit(_work, job, part.pieces, pure=False, retries=2) for part in parts]
+def _silence() -> None:
+    """Dask's loggers have levels and handlers of their own; what they report is reported here in one sentence."""
+    for name in ("asyncio", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] in {"asyncio", "distributed", "tornado"}:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+class _Cluster:
+    """A client of a cluster, and whether there is still somebody behind it."""
+
+    def __init__(self, client: Any, name: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.client = client
+        self.name = name
+        self._clock = clock
+        self._seen_worker = clock()
+
+    def check_workers(self, job: Job) -> None:
+        """Refuse workers that could not do a part.
+
+        Raises:
+            CommandError: there is none, or one lacks the package, or has another version, bundle or too little memory.
+        """
+        try:
+            self.client.wait_for_workers(1, timeout=CONNECT_S)
+        except TimeoutError as error:
+            raise CommandError(f"{self.name}: expected workers, found none: start some, and run again") from error
+        source = f"(lambda BUNDLE: {PROBE})({job.bundle!r})"
+        try:
+            found = self.client.run(eval, source, on_error="return")
+            limits = self.client.scheduler_info(n_workers=-1)["workers"]
+        except Exception as error:  # whatever Dask raises for a connection that ends
+            raise CommandError(f"{self.name}: its workers cannot be asked: {_first_line(error)}") from error
+        needed = WORKER_BYTES + 4 * Path(job.bundle).stat().st_size
+        mistakes = [
+            f"worker {address}: {mistake}"
+            for address, answer in sorted(found.items())
+            if (mistake := _mistake(job, answer, limits.get(address, {}).get("memory_limit"), needed))
+        ]
+        if mistakes:
+            raise CommandError("\n".join(mistakes))
+
+    def look(self) -> None:
+        """Whether the cluster can still go on.
+
+        Raises:
+            CommandError: its scheduler is gone, or all of its workers are.
+        """
+        if self.client.status != "running":
+            raise CommandError(f"{self.name}: the Dask scheduler was lost: {KEPT}")
+        if self.client.scheduler_info(n_workers=-1)["workers"]:
+            self._seen_worker = self._clock()
+        elif self._clock() - self._seen_worker > NO_WORKER_S:
+            raise CommandError(f"{self.name}: all Dask workers were lost: {KEPT}")
+
+    def close(self) -> None:
+        """End the connection; a cluster that is lost is not waited for."""
+        self.client.close(timeout=1 if self.client.status != "running" else CONNECT_S)
+
+
+def _mistake(job: Job, answer: Any, limit: int | None, needed: int) -> str:
+    """Why a worker cannot do a part; empty where it can."""
+    if not isinstance(answer, dict):
+        return f"it cannot be asked for its environment: {_first_line(answer)}"
+    if answer["runtime"] is None or answer["onnxruntime"] is None:
+        missing = "edge-inference-runtime" if answer["runtime"] is None else "onnxruntime"
+        return (
+            f"expected {missing} in its environment, found none: pip install 'edge-inference-runtime[batch-dask]' there"
+        )
+    for name, here in (("runtime", __version__), ("onnxruntime", version("onnxruntime"))):
+        if answer[name] != here:
+            return f"expected {name} {here} as here, found {answer[name]}: install the same release there"
+    if answer["bundle"] is None:
+        return f"expected the bundle {job.bundle}, found no such file: put it at the same path on every worker"
+    if answer["bundle"] != job.digest:
+        return f"expected the bundle {job.bundle} as it is here, found another one: copy it there"
+    if limit and limit < needed:
+        return f"expected a memory limit of {needed >> 20} MiB or more, found {limit >> 20} MiB: raise --memory-limit"
+    return ""
+
+
+def _gathered(cluster: _Cluster, job: Job, parts: Sequence[Part], show: Show) -> Iterator[PartResult]:
+    futures = [cluster.client.submit(_work, job, part.pieces, pure=False, retries=2) for part in parts]
     weight = readings = 0
-    for part, future in zip(parts, futures, strict=True):
-        result, files = _patiently(future, partial(show, weight, readings))
+    for number, (part, future) in enumerate(zip(parts, futures, strict=True)):
+        result, files = _patiently(cluster, future, partial(show, weight, readings))
         for suffix in _SUFFIXES:
             part.target.with_suffix(suffix).write_bytes(files[suffix])
-        future.release()
+        futures[number] = None  # the cluster may forget it
         weight += part.weight
         readings += result.readings
         show(weight, readings)
         yield result
 
 
-def _patiently(future: Any, show: Any) -> tuple[PartResult, dict[str, bytes]]:
-    while True:
-        try:
-            result, files = future.result(timeout=POLL_S)
-        except EdgeError:
-            raise
-        except TimeoutError:
-            if future.status in {"error", "cancelled", "lost"}:
-                raise CommandError(f"the Dask cluster gave a part up: {future.status}") from None
-            show()
-        except Exception as error:
-            raise CommandError(f"the Dask cluster gave a part up: {_first_line(error)}") from error
-        else:
-            return result, files
+def _patiently(cluster: _Cluster, future: Any, show: Any) -> tuple[PartResult, dict[str, bytes]]:
+    """The result of a part. Only the state is polled: a result that is on its way is never cancelled by a timeout."""
+    while future.status == "pending":
+        time.sleep(POLL_S)
+        cluster.look()
+        show()
+    try:
+        result, files = future.result()
+    except EdgeError:
+        raise
+    except Exception as error:  # whatever Dask raises; which part of it did, `look` tells
+        cluster.look()
+        raise CommandError(f"the Dask cluster gave a part up: {_first_line(error)}: {KEPT}") from error
+    return result, files
 
 
 def _work(job: Job, pieces: list[Piece]) -> tuple[PartResult, dict[str, bytes]]:

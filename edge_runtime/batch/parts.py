@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -153,5 +153,10 @@ def _resume(folder: Path, wanted: bytes) -> bool:
 
 def _describe(job: Job, files: Sequence[Place]) -> bytes:
     found = [mark(file) for file in files]
-    wanted = {"runtime": __version__, "job": msgspec.to_builtins(job), "files": found, "piece": PIECE_BYTES}
+    wanted = {
+        "runtime": __version__,
+        "job": msgspec.to_builtins(replace(job, bundle="")),
+        "files": found,
+        "piece": PIECE_BYTES,
+    }
     return msgspec.json.encode(wanted)

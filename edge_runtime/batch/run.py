@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import statistics
 import tempfile
 from collections import Counter
@@ -27,6 +28,7 @@ from edge_runtime.recordings.files import find_files, open_all
 from edge_runtime.recordings.locations import Place, Remote
 from edge_runtime.stream.rate import OnRate
 
+UNIT_KEY = "time_unit = "  # as a device file has it
 EXPLAINED = ("bad_key", "bad_time", "malformed", "noise")  # whose rows do not show what is wrong
 DAMAGED = "it is damaged: run the same command again, which scores it anew"
 
@@ -37,7 +39,7 @@ Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[Pa
 class PredictOptions:
     """The arguments of `edge-runtime predict`."""
 
-    bundle: Path
+    bundle: Place
     files: Sequence[str]
     output: Place | None
     key: str | None = None
@@ -69,6 +71,7 @@ class PredictSummary:
     readings: int = 0
     windows: int = 0
     gaps: int = 0
+    unsorted: int = 0
     rate_hz: float | None = None
     resumed_parts: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -80,13 +83,31 @@ class PredictSummary:
 
 
 def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSummary:
+    """Score recorded files; the bundle may be behind a URL.
+
+    Raises:
+        EdgeError: see `predict_with`.
+    """
+    if not isinstance(request.bundle, Remote):
+        return predict_with(request.bundle, request, engine)
+    with tempfile.TemporaryDirectory() as name:
+        bundle = Path(name) / request.bundle.name
+        try:
+            with request.bundle.open("rb") as there, bundle.open("wb") as here:
+                shutil.copyfileobj(there, here)
+        except OSError as error:
+            raise CommandError(f"{request.bundle}: cannot be read: {error.strerror or error}") from error
+        return predict_with(bundle, request, engine)
+
+
+def predict_with(path: Path, request: PredictOptions, engine: Engine | None = None) -> PredictSummary:
     """Score recorded files.
 
     Raises:
         EdgeError: something is wrong with the bundle, the files or the output, or no reading could be used; an old
             output stays as it is.
     """
-    bundle = open_bundle(request.bundle)
+    bundle = open_bundle(path)
     manifest = bundle.manifest
     kept = tuple(dict.fromkeys(name for name in (request.key, request.time, *request.keep) if name is not None))
     layout = OutputColumns(manifest, kept)
@@ -113,7 +134,7 @@ def predict(request: PredictOptions, engine: Engine | None = None) -> PredictSum
         trailing_delimiter=request.trailing_delimiter,
     )
     job = Job(
-        str(request.bundle),
+        str(path),
         bundle.digest,
         wanted,
         kept,
@@ -163,11 +184,12 @@ def _judge(outcome: PredictSummary, request: PredictOptions) -> str | None:
 
 def reasons_in_words(outcome: PredictSummary) -> str:
     """Reasons, how often each was met, and what was expected the first time."""
-    whys = outcome.whys
-    return ", ".join(
-        f"{reason} {count}" + (f" ({whys[reason]})" if reason in EXPLAINED and reason in whys else "")
-        for reason, count in sorted(outcome.rejected.items())
-    )
+    whys = {
+        reason: f" ({why.replace(UNIT_KEY, '--time-unit ')})"
+        for reason, why in outcome.whys.items()
+        if reason in EXPLAINED
+    }
+    return ", ".join(f"{reason} {count}{whys.get(reason, '')}" for reason, count in sorted(outcome.rejected.items()))
 
 
 @dataclass
@@ -286,6 +308,7 @@ class _Run:
             readings=sum(result.readings for result in results),
             windows=sum(result.windows for result in results),
             gaps=sum(result.gaps for result in results),
+            unsorted=sum(result.unsorted for result in results),
             resumed_parts=self._resumed,
         )
         rates = [result.rate_hz for result in results if result.rate_hz is not None]

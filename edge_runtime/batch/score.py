@@ -77,6 +77,7 @@ class PartResult(msgspec.Struct):
     """What a part came to.
 
     Attributes:
+        unsorted: readings whose time lies before that of the reading before, of the same key.
         lines: how many lines or rows each of its pieces held.
         digests: of its files, by suffix.
         whys: what was expected and found, for the first reading of each reason.
@@ -85,6 +86,7 @@ class PartResult(msgspec.Struct):
     readings: int = 0
     windows: int = 0
     gaps: int = 0
+    unsorted: int = 0
     rate_hz: float | None = None
     rejected: dict[str, int] = {}
     lines: list[int] = []
@@ -188,6 +190,7 @@ class _Part:
             if windower is None or (piece.path != before and not job.one_recording):
                 if windower is not None:
                     result.gaps += windower.gaps
+                    result.unsorted += windower.unsorted
                     rates += [] if windower.rate_hz is None else [windower.rate_hz]
                 windower = Windower(manifest, job, whole=recording.whole)
             before = piece.path
@@ -202,6 +205,7 @@ class _Part:
             result.lines.append(lines)
         if windower is not None:
             result.gaps += windower.gaps
+            result.unsorted += windower.unsorted
             rates += [] if windower.rate_hz is None else [windower.rate_hz]
         result.rate_hz = statistics.median(rates) if rates else None
         result.rejected = dict(self.rejected)
@@ -309,6 +313,8 @@ class Windower:
         self._max_gap = job.max_gap or rate_gap
         self._on_rate = job.on_rate
         self._pace = None
+        self.unsorted = 0
+        self._last_times: dict[str | None, float] = {}
         self.refused: list[int] = []  # readings of the last block that came at a wrong rate
         if window.rate_hz is not None and not framed and (length > 1 or manifest.state):
             self._pace = Pace(
@@ -375,6 +381,8 @@ class Windower:
         timed = block.times is not None and None not in block.times
         times = [float(moment or 0.0) for moment in block.times] if block.times is not None else [0.0] * count
         self._windows.watch_gaps(self._max_gap if timed else None)
+        if timed:
+            self._count_unsorted(keys, times)
         self.refused = []
         paced = self._pace.take(block.values, keys, times, 0.0) if self._pace is not None and timed else None
         if paced is None:
@@ -384,6 +392,13 @@ class Windower:
             self.refused = sorted(set(range(count)).difference(paced.rows))
         done = self._windows.push(paced.values, paced.keys, paced.times, 0.0)
         return done.windows, [paced.rows[row] for row in done.rows], done.carries
+
+    def _count_unsorted(self, keys: list[str | None], times: list[float]) -> None:
+        last = self._last_times
+        for key, moment in zip(keys, times, strict=True):
+            if moment < last.get(key, moment):
+                self.unsorted += 1
+            last[key] = moment
 
 
 def read_faults(path: Path) -> Iterator[tuple[int, int, str, str]]:

@@ -4,7 +4,6 @@ import argparse
 import codecs
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `predict` takes."""
     add = parser.add_argument
-    add("bundle", type=Path, metavar="BUNDLE", help="the .onnx file")
+    add("bundle", metavar="BUNDLE", help="the .onnx file, or its URL")
     add("files", nargs="+", metavar="FILES", help="CSV, JSON Lines, Parquet or NumPy; patterns and folders too")
     add("-o", "--output", metavar="OUT", help=".csv, .tsv, .jsonl, .parquet, .npz or .npy; a file, or a URL")
     add("--key", metavar="COLUMN", help="tells one stream from another; each has windows of its own")
@@ -58,12 +57,14 @@ def run(args: argparse.Namespace) -> int:
     if args.scheduler is not None and args.engine != "dask":
         raise CommandError("--scheduler: it is a Dask cluster's: add --engine dask")
     if args.engine == "dask":  # workers may have been started anywhere
-        args.bundle = args.bundle.absolute()
+        if "://" in args.bundle:
+            raise CommandError(f"{args.bundle}: expected a path that every Dask worker has, found a URL: copy it there")
+        args.bundle = os.path.abspath(args.bundle)  # noqa: PTH100 - as the files below
         args.files = [name if "://" in name else os.path.abspath(name) for name in args.files]  # noqa: PTH100
     if args.output is None and not args.label:
         raise CommandError("expected an output (-o OUT), or a column of truth (--label COLUMN) to evaluate by")
     request = PredictOptions(
-        args.bundle,
+        place(args.bundle),
         args.files,
         None if args.output is None else place(args.output),
         key=args.key,
@@ -113,6 +114,12 @@ def _report(outcome: "PredictSummary", request: "PredictOptions") -> int:
         print(f"{count} files were not read: {reason}, such as {first}", file=sys.stderr)
     if outcome.gaps:
         print(f"{outcome.gaps} gaps began a window anew", file=sys.stderr)
+    if outcome.unsorted:
+        print(
+            f"{outcome.unsorted} readings are earlier than the one before them, and began a window anew: sort each "
+            f"recording by {request.time}",
+            file=sys.stderr,
+        )
     for line in _rate(outcome, request):
         print(line, file=sys.stderr)
     for line in outcome.evaluation:

@@ -70,7 +70,9 @@ class ParquetRecording:
             name if name in schema.names else None for name in self._roles.origin_names()
         )
         self.has_time: bool | None = self._time is not None
-        self.schema: Any = pa.schema([schema.field(name).remove_metadata() for name in wanted.columns])
+        self.schema: Any = None
+        if wanted.columns:
+            self.schema = pa.schema([schema.field(name).remove_metadata() for name in wanted.columns])
 
     def pieces(self, size: int | None) -> list[Piece]:
         """Whole row groups of about `size` bytes together; the weight is in rows."""
@@ -144,7 +146,10 @@ class ParquetRecording:
         if wanted.members is not None:
             block.identities = self._identities(batch, reasons)
         if reasons:
-            faults = [Fault(numbers[index], reason, text(index)) for index, reason in sorted(reasons.items())]
+            faults = [
+                Fault(numbers[index], reason, text(index), self._whys.get(reason, ""))
+                for index, reason in sorted(reasons.items())
+            ]
             block = block.take([index for index in range(count) if index not in reasons])
             block.faults = faults
         block.done = block.lines = count

@@ -137,3 +137,89 @@ def test_a_scheduler_that_is_not_there_is_one_line(python: str, recordings: Path
     assert error.count("\n") == 1
     assert time.monotonic() - began < 60
     assert not (recordings / "out.csv").exists()
+
+
+def dask_program(python: str, program: str, *more: str, log: Path, path: str) -> subprocess.Popen[bytes]:
+    """A scheduler or worker, with `path` as the only packages beside those of its environment."""
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [python, "-m", f"distributed.cli.{program}", *more, "--no-dashboard"],
+            stdout=file,
+            stderr=file,
+            env=os.environ | {"PYTHONPATH": path},
+            cwd=log.parent,
+        )
+
+
+@pytest.fixture
+def scheduler(python: str, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A scheduler without workers; its address and its process."""
+    log = tmp_path / "alone.log"
+    process = dask_program(python, "dask_scheduler", "--host", "127.0.0.1", "--port", "0", log=log, path=str(ROOT))
+    try:
+        wait_until(lambda: re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text()), log.read_text, 30)
+        found = re.search(r"tcp://127\.0\.0\.1:\d+", log.read_text())
+        assert found is not None
+        yield found[0], process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.mark.parametrize("fault", ["package", "version", "memory"])
+def test_workers_that_could_not_do_it_are_named_first(
+    python: str, recordings: Path, scheduler: tuple[str, subprocess.Popen[bytes]], fault: str
+) -> None:
+    """A worker without the package, of another release, with too little memory: one line, at once."""
+    address, _ = scheduler
+    path, words, options = str(ROOT), "", ["--memory-limit", "2GiB"]
+    if fault == "package":
+        path, words = str(recordings / "none"), "expected edge-inference-runtime in its environment, found none"
+    elif fault == "version":
+        package = recordings / "other" / "edge_runtime"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text('__version__ = "0.0.1"\n')
+        path, words = str(package.parent), "as here, found 0.0.1: install the same release there"
+    elif fault == "memory":
+        options, words = ["--memory-limit", "100MiB"], "expected a memory limit of"
+    command = [address, "--nthreads", "1", "--no-nanny", "--local-directory", str(recordings / "w"), *options]
+    worker = dask_program(python, "dask_worker", *command, log=recordings / "worker.log", path=path)
+    try:
+        error = finish(predict(python, recordings, "out.csv", "--engine", "dask", "--scheduler", address), code=1)
+    finally:
+        worker.kill()
+        worker.wait(10)
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (recordings / "out.csv").exists()
+
+
+def test_a_cluster_without_workers_is_one_line(
+    python: str, recordings: Path, scheduler: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    """Nothing is waited for that is not there."""
+    error = finish(predict(python, recordings, "out.csv", "--engine", "dask", "--scheduler", scheduler[0]), code=1)
+    assert "expected workers, found none: start some, and run again" in error
+    assert error.count("\n") == 1
+
+
+def test_a_scheduler_that_is_lost_ends_the_run_in_one_line(
+    python: str, recordings: Path, scheduler: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    """A scheduler that is killed in the middle: exit 1, one sentence, and the finished parts are kept."""
+    address, process = scheduler
+    command = [address, "--nthreads", "1", "--no-nanny", "--local-directory", str(recordings / "w")]
+    worker = dask_program(python, "dask_worker", *command, log=recordings / "worker.log", path=str(ROOT))
+    try:
+        run = predict(python, recordings, "out.csv", "--engine", "dask", "--scheduler", address)
+        parts = recordings / "out.csv.parts"
+        wait_until(lambda: list(parts.glob("0*.json")) or run.poll() is not None, "the first part", 60)
+        process.kill()
+        error = finish(run, code=1)
+    finally:
+        worker.kill()
+        worker.wait(10)
+    assert re.search(r"scheduler was lost|the parts that are complete are kept", error), error
+    assert error.count("\n") == 1
+    assert not (recordings / "out.csv").exists()
+    assert list(parts.glob("0*.json"))
