@@ -118,6 +118,7 @@ def corners(boxes: Floats, kind: str) -> Floats:
 
 def overlaps(box: Floats, others: Floats) -> Floats:
     """The intersection over the union of one box with others."""
+    box, others = _in_order(box), _in_order(others)
     left, top = np.maximum(box[0], others[:, 0]), np.maximum(box[1], others[:, 1])
     right, bottom = np.minimum(box[2], others[:, 2]), np.minimum(box[3], others[:, 3])
     common = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
@@ -125,6 +126,12 @@ def overlaps(box: Floats, others: Floats) -> Floats:
     union = (box[2] - box[0]) * (box[3] - box[1]) + areas - common
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.where(union > 0, common / union, 0), dtype=np.float32)
+
+
+def _in_order(boxes: Floats) -> Floats:
+    """Boxes whose corners may stand in any order, as `NonMaxSuppression` takes them: the upper left one first."""
+    one, other = boxes[..., :2], boxes[..., 2:]
+    return np.concatenate([np.minimum(one, other), np.maximum(one, other)], axis=-1)
 
 
 def find_detection(
@@ -157,8 +164,8 @@ def find_detection(
         sizes: tuple[int, ...] = (4 + columns,)
     elif len(sources) == 2:
         sizes = (4, columns)
-        if not said and 4 not in probe[sources[0]].shape[1:]:
-            sources = sources[::-1]
+        if not said:
+            sources = _boxes_first(probe, sources, sizes, place)
     else:
         raise CommandError(
             f"{place}: expected one output with boxes and scores, or one of each, found "
@@ -178,6 +185,23 @@ def find_detection(
     return Detection(sources, counts[0], tuple(range(len(spec.labels))), turned, activation, rules, notes)
 
 
+def _boxes_first(
+    probe: dict[str, Array], sources: tuple[str, ...], sizes: tuple[int, ...], place: str
+) -> tuple[str, ...]:
+    """The two outputs, that of the boxes first, where their sizes tell which is which."""
+    orders = [
+        order
+        for order in (sources, sources[::-1])
+        if all(size in probe[name].shape[1:] for name, size in zip(order, sizes, strict=True))
+    ]
+    if len(orders) == 2:
+        raise CommandError(
+            f"{place}: expected sizes that tell boxes from scores, found {' and '.join(sources)} with an axis of "
+            f"{sizes[0]} each: name them in [[output]] as 'boxes' and 'scores', with `tensor`"
+        )
+    return orders[0] if orders else sources
+
+
 def _axis(array: Array, size: int, name: str, place: str) -> tuple[bool, int]:
     """Whether the candidates of an output are its last axis, and how many there are."""
     shape = [extent for extent in array.shape[1:] if extent != 1] or [1]
@@ -185,7 +209,10 @@ def _axis(array: Array, size: int, name: str, place: str) -> tuple[bool, int]:
         shape = [1, *shape] if shape[0] == size else [shape[0], 1]
     fits = [shape[0] == size, shape[-1] == size] if len(shape) == 2 else [False, False]
     if fits == [True, True]:
-        return False, shape[0]
+        raise CommandError(
+            f"{place}: {name}: expected one axis of {size}, found two in {list(array.shape[1:])}, so that boxes and "
+            "candidates cannot be told apart: export the model with another number of candidates"
+        )
     if not any(fits):
         raise CommandError(
             f"{place}: {name}: expected an axis of {size} (boxes and classes of the specification), "

@@ -257,6 +257,13 @@ class OnnxModel(SourceModel):
             main = self._spec.model.output or (next(iter(said.values())) if said else self._main_output(floats, None))
             said = {"embedding": main}
         chosen = said or {name: name for name in probe}
+        taken = {INPUT_NAME, *(name for state in self._states for name in (state.input, state.output))}
+        for name in chosen:
+            if name in taken:
+                raise CommandError(
+                    f"{self._place}: [[output]] {name}: expected a name that no input and no state of the bundle has: "
+                    "give it another with `name`, and the file's own as `tensor`"
+                )
         self._roles = {f"tensor_{name}": source for name, source in chosen.items()}
         self.tensors = tuple(named_tensor(name, probe[source], task, self._place) for name, source in chosen.items())
 

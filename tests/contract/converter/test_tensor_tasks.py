@@ -108,9 +108,9 @@ def expected(boxes: Any, scores: Any, threshold: float, overlap: float) -> list[
     return sorted(kept, key=lambda each: -each[1])
 
 
-def detections(bundle: Path, x: Any) -> list[list[tuple[str, float, list[float]]]]:
+def detections(bundle: Path, x: Any, batch: int = 7) -> list[list[tuple[str, float, list[float]]]]:
     """What a bundle finds in each frame."""
-    found = run(session_of(bundle.read_bytes()), x.astype(np.float32)).tensors()
+    found = run(session_of(bundle.read_bytes()), x.astype(np.float32), batch=batch).tensors()
     return [
         [(LABELS[label], float(score), box.tolist()) for label, score, box in zip(*row, strict=True) if label >= 0]
         for row in zip(found["label"].tolist(), found["scores"], found["boxes"], strict=True)
@@ -165,6 +165,7 @@ def test_only_the_best_detections_are_kept(tmp_path: Path) -> None:
         ('labels = ["a", "b"]\n', "expected an axis of 6 (boxes and classes of the specification), found [7, 60]"),
         ("", "labels: expected the names of the detector's classes, found none"),
         (f"labels = {json.dumps(LABELS)}\n[detection]\noverlap = 0.0\n", "detection.overlap: expected more than 0"),
+        (f"labels = {json.dumps([str(each) for each in range(56)])}\n", "found two in [60, 60]"),
     ],
 )
 def test_a_detector_that_is_described_otherwise_is_refused(
@@ -172,6 +173,14 @@ def test_a_detector_that_is_described_otherwise_is_refused(
 ) -> None:
     """One sentence says which size or key does not fit."""
     model = detector(tmp_path / "m.onnx", batch=1, turned=True)
+    if "[60, 60]" in said:
+        save(
+            model,
+            [helper.make_node("ReduceMax", ["x"], ["m"]), helper.make_node("Reshape", ["m", "one"], ["n"]),
+             helper.make_node("Expand", ["n", "s"], ["y"])],
+            [("x", FLOAT, [1, 6, 6, 1])], [("y", FLOAT, [1, 60, 60])],
+            {"s": np.array([1, 60, 60]), "one": np.array([1, 1, 1])},
+        )  # fmt: skip
     head, _, table = spec.partition("[detection]")
     (tmp_path / "s.toml").write_text(f'task = "detection"\n{head}{FRAME}' + (f"[detection]{table}" if table else ""))
     names = ["build", str(model), "--spec", str(tmp_path / "s.toml"), "-o", str(tmp_path / "o.onnx")]
@@ -276,3 +285,55 @@ def test_an_embedding_is_one_vector(tmp_path: Path) -> None:
     wanted = onnxruntime.InferenceSession(model).run(None, {"x": x})[0][:, 0]
     found = run(session_of(out.read_bytes()), x[:, None]).tensors()["embedding"]
     assert ((found * wanted).sum(axis=1) > 0.99).all()
+
+
+def two_outputs(path: Path) -> Path:
+    """Boxes as corners, top first, and scores of three classes and "nothing": both have an axis of four."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(10, 60, (CANDIDATES, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10, 40, (CANDIDATES, 2))], axis=1).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "w"], ["raw"]),
+        helper.make_node("Reshape", ["raw", "shape"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["classes"], axis=2),
+        helper.make_node("Identity", ["fixed"], ["places"]),
+    ]
+    weights = rng.normal(0, 1.0, (36, CANDIDATES * 4)).astype(np.float32)
+    constants = {"w": weights, "shape": np.array([1, CANDIDATES, 4]), "fixed": boxes[None]}
+    outputs = [("classes", FLOAT, [1, CANDIDATES, 4]), ("places", FLOAT, [1, CANDIDATES, 4])]
+    return save(path, nodes, [("x", FLOAT, [1, 6, 6, 1])], outputs, constants)
+
+
+def test_outputs_that_look_alike_are_named_and_a_background_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is guessed where sizes do not tell; with names, corners and background as the specification says."""
+    model, x = two_outputs(tmp_path / "m.onnx"), pictures(tmp_path, 12)
+    spec = f'task = "detection"\nlabels = {json.dumps(LABELS)}\n{FRAME}[detection]\nboxes = "yxyx"\nbackground = true\n'
+    (tmp_path / "s.toml").write_text(spec)
+    names = ["build", str(model), "--spec", str(tmp_path / "s.toml"), "--quantize", "none", "--data"]
+    assert main([*names, str(tmp_path / "d.npz"), "-o", str(tmp_path / "o.onnx")]) == 1
+    assert "expected sizes that tell boxes from scores" in capsys.readouterr().err
+    named = '[[output]]\nname = "boxes"\ntensor = "places"\n[[output]]\nname = "scores"\ntensor = "classes"\n'
+    out = build(tmp_path, model, spec + named, "--data", str(tmp_path / "d.npz"), "--quantize", "none")
+    session = onnxruntime.InferenceSession(model)
+    for row, found in zip(x, detections(out, x, batch=1), strict=True):
+        classes, places = session.run(None, {"x": row[None].astype(np.float32) * np.float32(0.00390625)})
+        top, left, bottom, right = places[0].astype(np.float64).T
+        centred = np.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], axis=1)
+        wanted = expected(centred, classes[0, :, 1:].astype(np.float64), 0.25, 0.45)[:100]
+        assert [each[0] for each in found] == [each[0] for each in wanted]
+        np.testing.assert_allclose([each[2] for each in found], [each[2] for each in wanted], atol=1e-3)
+
+
+def test_a_tensor_that_is_called_as_the_input_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In our words, with the way out."""
+    model = save(
+        tmp_path / "m.onnx", [helper.make_node("Abs", ["x"], ["window"])], [("x", FLOAT, ["N", 3])],
+        [("window", FLOAT, ["N", 3])], {},
+    )  # fmt: skip
+    (tmp_path / "s.toml").write_text('task = "tensor"\n')
+    names = ["build", str(model), "--spec", str(tmp_path / "s.toml"), "--quantize", "none"]
+    assert main([*names, "-o", str(tmp_path / "o.onnx")]) == 1
+    assert "[[output]] window: expected a name that no input" in capsys.readouterr().err
