@@ -33,6 +33,7 @@ class TopicPattern:
         share, rest = split_share(pattern)
         levels = rest.split("/")
         self._places = {level[1:-1]: place for place, level in enumerate(levels) if _is_placeholder(level)}
+        self.channel_level = self._places.pop("channel", None)  # no part of the key
         self._plain = as_filter(rest)
         self.filter = share + self._plain
 

@@ -26,6 +26,7 @@ _REMEDIES = {
     "noise": "look at baudrate, parity and cable",
     "not_finite": "look at the sensor: it says so when it has no measurement",
     "out_of_range": "look at the sensor, its unit and the range in the bundle, or set `repair`",
+    "stale": "look at the sender of that channel, or raise max_age",
     "too_long": "look at the sender, or raise max_frame_bytes",
     "unknown_category": "look at the sender, or convert the model again with the text among its `categories`",
     "wrong_unit": "name another `unit` in [source.channels], or look at the sender",

@@ -9,6 +9,7 @@ from edge_runtime.config.convert import quote
 from edge_runtime.config.rules import Finding, bad_topic, first_repeated
 from edge_runtime.config.topics import placeholders
 
+CHANNEL = "channel"  # the level of a topic that is the name of a channel, and no part of the key
 KEY = "{key}"  # of topics, where `key` names no levels
 
 
@@ -33,7 +34,7 @@ def mistakes(topics: tuple[str, ...], key: str | None) -> Iterator[Finding]:
         yield "key", f"expected names in braces, such as {{site}}-{{machine}}, found {quote(str(key))}"
         return
     for topic in topics:
-        found = list(bad_topic(topic, known, filters=True))
+        found = list(bad_topic(topic, tuple(dict.fromkeys((*known, CHANNEL))), filters=True))
         yield from (("topics", trouble) for trouble in found)
         missing = [f"{{{name}}}" for name in known if f"{{{name}}}" not in topic]
         if is_of_levels(key) and missing and not found:

@@ -2,16 +2,18 @@
 
 Guarantee: a QoS 1 message is acknowledged when every model has released its readings, or at once when it is no reading
 (which is counted). A reading goes on once, however often it is sent (`seen.py`). A stopped source acknowledges nothing.
+Longer than 500 lines: the table of a kind of source stands beside it, and this one has the keys of a connection too.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zlib import crc32
 
 import msgspec
 from msgspec import Meta
 
+from edge_runtime.config.convert import quote
 from edge_runtime.config.load import upstream_broker
 from edge_runtime.config.rules import Finding, broker_address, login, rule, tls_files
 from edge_runtime.config.tables import (
@@ -23,6 +25,7 @@ from edge_runtime.config.tables import (
     Name,
     Protocol,
     Seconds,
+    SomeSeconds,
     Text,
     Topic,
     UpstreamTable,
@@ -48,6 +51,9 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
+if TYPE_CHECKING:
+    from edge_runtime.stream.sources.channel_topics import ChannelTopics
+
 MOSQUITTO_INFLIGHT = 20  # its max_inflight_messages by default, mosquitto.conf(5)
 
 _log = get_logger("source")
@@ -63,6 +69,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. With
             `key = "{site}-{machine}"` the levels `{site}` and `{machine}` of each topic form the key together. `+`
             and `#` are allowed. `$share/GROUP/` in front shares the messages with the other members of the group.
+            One level may be `{channel}`: a message is one value of the channel of that name, and the values of a key
+            are joined to readings.
+        when: When joined values make a reading: `any` at each new value once every channel is there, `all` when every
+            channel has a new one, the name of a channel when that one comes. Only for topics with `{channel}`.
+        max_age (s): A value that is older makes no reading; that is counted as `stale`. Left out, a value has no end.
         url: The broker, as in `[upstream]`; the broker of `[upstream]` when left out.
         client_id: As in `[upstream]`. At a broker of its own it is `edge-{device}-{name of the source}` when left out.
         protocol: As in `[upstream]`; `3.1.1` when left out beside a `url`.
@@ -97,6 +108,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     silent_after: Seconds = 600.0
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
     retained: Literal["once", "ignore", "take"] = "once"
+    when: Text = "any"
+    max_age: SomeSeconds | None = None
 
     @property
     def key_member(self) -> str | None:
@@ -121,6 +134,20 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     def describe(self) -> str:
         """The topics."""
         return f"mqtt {', '.join(self.topics)}, QoS {self.qos}, {tag_of(self.codec)}"
+
+    @property
+    def joins(self) -> bool:
+        """A message is one channel, and not a whole reading."""
+        return "{channel}" in "".join(self.topics)
+
+    def decoder(self, channels: tuple[str, ...], shape: tuple[int, ...] | None, **facts: Any) -> Decoder:
+        """As of every source of frames; of topics with `{channel}`, one for each channel."""
+        if not self.joins:
+            return super().decoder(channels, shape, **facts)
+        from edge_runtime.stream.sources.channel_topics import topic_decoders  # noqa: PLC0415 - where topics name it
+
+        make = super().decoder
+        return topic_decoders(self.name, self.when, channels, shape, lambda names: make(names, None, **facts))
 
     def make(self, wiring: Wiring) -> "MqttSource":
         """The source, subscribed through the connection of its broker."""
@@ -156,6 +183,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     def rewire(self, source: AnySource, wiring: Wiring) -> bool:
         """Other channels want another decoder; the subscriptions stay."""
         assert isinstance(source, MqttSource)
+        if self.joins:
+            return False
         source.decode_with(self.decoder_for(wiring))
         if wiring.holds_windows:
             source.acknowledge_in_any_order()
@@ -178,6 +207,16 @@ def _topics(source: MqttSourceTable) -> Iterator[Finding]:
     if not source.topics:
         yield "topics", "expected at least one topic, found an array of 0"
     yield from key_levels.mistakes(source.topics, source.key)
+    plain = [topic for topic in source.topics if "{channel}" not in topic]
+    if source.joins and plain:
+        yield "topics", f"expected {{channel}} in every topic or in none, found none in {quote(plain[0])}"
+
+
+@rule(MqttSourceTable, keys=("topics", "when", "max_age"))
+def _joining(source: MqttSourceTable) -> Iterator[Finding]:
+    for key, is_set in (("when", source.when != "any"), ("max_age", source.max_age is not None)):
+        if is_set and not source.joins:
+            yield key, "expected it only with {channel} in the topics, found topics of whole readings: take it out"
 
 
 def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
@@ -245,12 +284,13 @@ class MqttSource:
         self._counters = counters
         self._silence = None if loop is None else self._silence_watch(loop, on_state)
         self._keys = TopicKeys(config.topics, is_fit_key, key_levels.template_of(config.key))
-        self._keyed_by_topic = any("{" in topic for topic in config.topics)
+        self._keyed_by_topic = any("{" in topic.replace("{channel}", "") for topic in config.topics)
         self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories, units=units)
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )
         self._rejections = Rejections(config.name, counters)
+        self._by_channel = self._joined(channels) if config.joins else None
         self._retained_once = config.retained == "once"
         self._stopped = False
         connection.subscribe(
@@ -299,6 +339,18 @@ class MqttSource:
             self._limit.stop()
         if self._silence is not None:
             self._silence.stop()
+
+    def _joined(self, channels: tuple[str, ...]) -> "ChannelTopics":
+        """What joins the values of topics with `{channel}` before they go on."""
+        from edge_runtime.stream.sources.channel_topics import ChannelTopics  # noqa: PLC0415 - where topics name it
+
+        def stale(key: str | None, why: str) -> None:
+            self._counters.reject("stale", why)
+            self._rejections.report((), lambda _: ", ".join(self._config.topics) if key is None else f"key {key}")
+
+        joining = ChannelTopics(self._config, channels, self._sink, stale)
+        self._sink = joining.take
+        return joining
 
     def _silence_watch(self, loop: Loop, on_state: Callable[[], None]) -> SilenceWatch:
         return SilenceWatch(
@@ -409,6 +461,8 @@ class MqttSource:
     def _decode(self, messages: list[Message]) -> Decoded | None:
         """The readings of messages; None where there are none."""
         frames = [message.payload for message in messages]
+        if self._by_channel is not None:
+            self._by_channel.announce(messages, self._decoder)
         try:
             decoded = self._decoder.decode(frames, self._counters)
         except Exception:  # noqa: BLE001 - a fault of ours: set aside, or the broker sends them again for ever
