@@ -187,7 +187,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
             return False
         source.decode_with(self.decoder_for(wiring))
         if wiring.holds_windows:
-            source.acknowledge_in_any_order()
+            source.hold_windows(self.most_unacknowledged(wiring.config))
         return True
 
     def withdraw(self, source: AnySource) -> None:
@@ -299,6 +299,7 @@ class MqttSource:
             self._take,
             most_bytes=config.max_frame_bytes,
         )
+        self._loop = loop
         self._limit = LimitWatch(loop, connection, counters, held_at_most, config.name) if held_at_most else None
         self._present: tuple[list[Message], list[int]] = [], []  # that are being handed over, and the rows of each
         self._refuse_reading = self._refuse  # bound once
@@ -364,9 +365,12 @@ class MqttSource:
             can_hear=lambda: self._connection.ready,
         )
 
-    def acknowledge_in_any_order(self) -> None:
-        """A model of it acknowledges by windows from now on."""
+    def hold_windows(self, held_at_most: tuple[int, str] | None) -> None:
+        """A model of it acknowledges by windows from now on: as `held_at_most` of the class."""
         self._connection.acknowledge_in_any_order()
+        if self._limit is None and held_at_most is not None:
+            self._limit = LimitWatch(self._loop, self._connection, self._counters, held_at_most, self._config.name)
+            self._limit.start()
 
     def take_over(self, other: object) -> None:
         """Know what another source of this name has had: a reload has made it anew, and their broker goes on."""

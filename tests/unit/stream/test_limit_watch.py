@@ -7,8 +7,10 @@ import pytest
 
 from edge_runtime.mqtt.connection import Connection
 from edge_runtime.stream.sources.limit import LIMIT_PATIENCE_S, LimitWatch
+from edge_runtime.stream.sources.mqtt import MqttSource, MqttSourceTable
 from edge_runtime.system.counters import Counters
 from tests.support.stepped import SteppedLoop
+from tests.support.tables import table
 
 
 class _Line:
@@ -53,3 +55,35 @@ def test_a_stream_below_the_limit_or_without_a_link_is_not_reported() -> None:
     watch.stop()
     loop.advance(10 * LIMIT_PATIENCE_S)
     assert counters.errors == {}
+
+
+class _Link(_Line):
+    state = "connected"
+
+    def subscribe(self, *_arguments: object, **_more: object) -> None:
+        """Any filters."""
+
+    def acknowledge_in_any_order(self) -> None:
+        """Noted elsewhere."""
+
+
+def test_a_reload_to_windows_starts_the_watch_of_a_source_that_runs() -> None:
+    """The source is kept, and its model acknowledges by windows from then on; a second reload starts no second one."""
+    loop, line, counters = SteppedLoop(), _Link(), Counters()
+    source = MqttSource(
+        table(MqttSourceTable, name="s", topics=["t"]),
+        ("x",),
+        None,
+        connection=cast("Connection", line),
+        sink=lambda _batch: None,
+        counters=counters,
+        loop=loop.as_loop,
+    )
+    source.start()
+    line.owed = 20
+    loop.advance(2 * LIMIT_PATIENCE_S)
+    assert counters.errors["window_limit"] == 0
+    for _ in range(2):
+        source.hold_windows((20, "mosquitto's max_inflight_messages"))
+    loop.advance(LIMIT_PATIENCE_S)
+    assert counters.errors["window_limit"] == 1
