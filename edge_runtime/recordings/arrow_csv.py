@@ -48,6 +48,7 @@ class ArrowCsv:
         texts = list(dict.fromkeys([*(name for name in self._origin if name is not None), *self._kept.values()]))
         self._both = [name for name in self._channels if name in texts]
         self._delimiter = delimiter
+        self._only_numbers = not texts and len(columns) == len(self._channels) and not roles.category_indexes()
         self._categories = roles.category_indexes()
         texts += [self._channels[place] for place in self._categories]
         types = dict.fromkeys(self._channels, pa.float64()) | dict.fromkeys(texts, pa.string())
@@ -65,7 +66,7 @@ class ArrowCsv:
 
     def read(self, text: bytes) -> Block | None:
         """The readings of whole rows; None where one of them is not good."""
-        if not is_regular(text, self._delimiter):
+        if not is_regular(text, self._delimiter, only_numbers=self._only_numbers):
             return None
         source = self._pa.BufferReader(text)
         try:

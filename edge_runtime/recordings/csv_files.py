@@ -252,7 +252,7 @@ class CsvRecording:
                         blocks = iter([block])
                     else:
                         lines = text.count(b"\n") + (not text.endswith(b"\n"))
-                        blocks = (part for block in self._blocks_of(text, line) for part in _parts(block, most))
+                        blocks = (part for block in self._blocks_of(text, line, lines) for part in _parts(block, most))
                     held = next(blocks, Block(self._nothing(), [], str))
                     for following in blocks:
                         yield held
@@ -298,11 +298,10 @@ class CsvRecording:
                 buffer = rest
                 yield position, Fault(1, "too_long", shown, f"expected lines of at most {most} bytes")
 
-    def _blocks_of(self, text: bytes, line: int) -> Iterator[Block]:
-        """The readings of some whole rows, the first of which is line `line + 1`."""
+    def _blocks_of(self, text: bytes, line: int, lines: int) -> Iterator[Block]:
+        """The readings of some whole rows on so many lines, the first of which is line `line + 1`."""
         found = None if self._arrow is None else self._arrow.read(text)
         if found is not None:
-            lines = text.count(b"\n") + (not text.endswith(b"\n"))
             if lines == len(found):
                 found.rows, found.text = range(line + 1, line + 1 + lines), _Rows(text)
             else:
@@ -317,8 +316,9 @@ class CsvRecording:
             yield self._by_codec(text, line)
             return
         first = text[:half]
-        yield from self._blocks_of(first, line)
-        yield from self._blocks_of(text[half:], line + first.count(b"\n"))
+        before = first.count(b"\n")
+        yield from self._blocks_of(first, line, before)
+        yield from self._blocks_of(text[half:], line + before, lines - before)
 
     def _frames(self, text: bytes, line: int) -> tuple[list[bytes], list[int], list[Fault]]:
         """Each row that is not empty, with its number."""

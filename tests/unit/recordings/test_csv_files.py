@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import csv as arrow_csv
 
 from edge_runtime.recordings import csv_files
 from edge_runtime.recordings.blocks import Block, Fault, RecordingError, Wanted
@@ -164,7 +165,7 @@ def test_both_ways_give_the_same_bits(
         content = file.getvalue()
     path.write_bytes(content.encode("utf-8", "replace"))
     found: list[list[Any]] = []
-    for module in (sys.modules.get("pyarrow.csv") or pa.csv, None):
+    for module in (arrow_csv, None):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "pyarrow.csv", module)
             try:
@@ -353,3 +354,17 @@ def test_the_first_fault_of_a_reason_says_why(tmp_path: Path, by: str) -> None:
     ]
     assert [fault.reason for fault in faults] == ["bad_time"]
     assert "expected a time such as 2026-11-23T11:19:04Z or Unix seconds, found '23.11.2026 11:19'" in faults[0].why
+
+
+@pytest.mark.parametrize("code", [*range(32), 127])
+def test_control_characters_are_no_part_of_numbers(tmp_path: Path, code: int) -> None:
+    """In a file of nothing but numbers, each control character has the same effect with pyarrow and without it."""
+    for cell in (f"{chr(code)}1", f"1{chr(code)}", chr(code)):
+        path = write(tmp_path / "in.csv", f"a,b\n5,6\n{cell},2\n7,8\n")
+        found = []
+        for module in (arrow_csv, None):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setitem(sys.modules, "pyarrow.csv", module)
+                blocks = read(path, Wanted(("a", "b"), (1, 2)))
+            found.append((b"".join(block.values.tobytes() for block in blocks), faults_of(blocks)))
+        assert found[0] == found[1]
