@@ -4,6 +4,7 @@ import argparse
 import codecs
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         args.files = [name if "://" in name else os.path.abspath(name) for name in args.files]  # noqa: PTH100
     if args.output is None and not args.label:
         raise CommandError("expected an output (-o OUT), or a column of truth (--label COLUMN) to evaluate by")
+    _ask_recording(args)
     request = PredictOptions(
         place(args.bundle),
         args.files,
@@ -88,6 +90,21 @@ def run(args: argparse.Namespace) -> int:
     )
     outcome = predict(request, _dask(args.scheduler, args.workers) if args.engine == "dask" else None)
     return _report(outcome, request)
+
+
+def _ask_recording(args: argparse.Namespace) -> None:
+    """A folder of `edge-runtime record` tells its key and time itself, and that the parts of a single session are one recording.
+
+    Raises:
+        CommandError: its description cannot be read.
+    """
+    from edge_runtime.recordings.folder import TIME, is_recording, read_about  # noqa: PLC0415 - as light as `--help` can be
+
+    if len(args.files) != 1 or "://" in args.files[0] or not is_recording(Path(args.files[0])):
+        return
+    about = read_about(Path(args.files[0]))
+    args.key, args.time = args.key or about.key, args.time or TIME
+    args.one_recording = args.one_recording or len(about.sessions) == 1
 
 
 def _dask(scheduler: str | None, workers: int | None) -> "Engine":

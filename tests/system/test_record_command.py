@@ -166,6 +166,12 @@ def test_topics_give_keys_and_the_first_message_the_channels(
     assert running.wait(20) == 0
     assert running.stderr is not None
     running.stderr.close()
+    bundle = builders.regression(channels=("t", "h"), targets=("v",), length=2, stride=1).save(tmp_path / "b.onnx")
+    done = installed.run(installed.edge_runtime, "predict", bundle, folder, "-o", "scored.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "scored.csv").open() as file:
+        keys = [row["key"] for row in csv.DictReader(file)]
+    assert keys == ["a", "b"] * 4, "a window of two readings of one key: the first of each key completes none"
     about = read_about(folder)
     assert ([each.name for each in about.channels], about.key, about.own_times) == (["t", "h"], "key", True)
     assert [row["key"] for row in rows_of(folder)] == ["a", "b"] * 5
