@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask_recording(args: argparse.Namespace) -> None:
-    """A folder of `edge-runtime record` tells its key and time itself, and that the parts of a single session are one recording.
+    """A folder of `edge-runtime record` tells its key and time, and whether its parts are one recording.
 
     Raises:
         CommandError: its description cannot be read.
