@@ -2,6 +2,8 @@
 
 Load, agree with the specification, convert to the normal form, hold that to the source, search for the form to
 ship, package. Nothing is written before the last step; a step that fails ends in one message.
+
+It is over 500 lines, because the steps are read from top to bottom as they happen; what a step does stands elsewhere.
 """
 
 import argparse
@@ -10,16 +12,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from converter.choice import Form, Found, prices
 from converter.data import Dataset, read_data, split, table_columns
-from converter.evaluate import Truth, judge, metric_name, truth_of
-from converter.fidelity import Ask, Fidelity, compare, label_is_not_the_largest, probability_fault, tolerances
+from converter.evaluate import Truth, metric_name, truth_of
+from converter.fidelity import Ask, Fidelity, compare, label_is_not_the_largest, probability_fault
 from converter.graph.build import serialize
 from converter.graph.shrink import Saving, settled, shrunk, unasked
 from converter.layers import Layer, worst_of
@@ -35,10 +35,11 @@ from converter.quantize import Candidate, Recipe, candidate, has_products
 from converter.report import FormRow, Proof, table, write_page
 from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
-from converter.session import CHUNK, run, run_stream, session_of, start_of
+from converter.session import CHUNK, run, session_of, start_of
 from converter.spec import Spec
 from converter.stages import stage
 from converter.stopwatch import RowProgress, Stopwatch
+from converter.stream_check import STREAM_ROWS, compare_stream
 from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for
 from converter.whole_file import WholeFile, is_quantised
@@ -55,8 +56,6 @@ _THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold
 # a thousand is no rounding: the conversion changed the model.
 _DIFFERING_SHARE = 0.001
 _DRIFT_ROWS = 10_000
-_STREAM_ROWS = 256
-_STATE_GAP, _STATE_STEP = 1e-3, 0.02  # of a state's largest value: rounding, and two steps of int8
 _COMPARED_ROWS = 2048  # between a graph and its smaller self
 
 
@@ -305,34 +304,13 @@ class Conversion:
         """Refuse a recurrent model whose answers leave the source's while states are handed on."""
         if not bench.states:
             return
-        rows = bench.evaluation[:_STREAM_ROWS]
+        rows = bench.evaluation[:STREAM_ROWS]
         with stage(self._options.model, f"asking the model in {source.framework} for a stream"):
             answers = source.stream(rows)
-        if answers is None:
-            return
-        expected, passed = _in_order(answers[0], plan), answers[1]
-        model = onnx.load_model_from_string(base.candidate.model)
-        found, states = run_stream(session_of(base.candidate.model), rows, bench.states)
-        seen = judge(found, expected, Truth(), plan.task, plan.threshold)
-        steps = steps_between(model, found, expected)
-        gap = max(_relative_gap(states[name], part) for name, part in passed.items())
-        if steps is not None:
-            wrong = not steps.is_rounding or gap > _STATE_STEP
-        elif plan.task in NAMED_TASKS:
-            wrong = not compare_named(found, expected, plan.task, plan.labels).is_faithful or gap > _STATE_GAP
-        else:
-            # States add up what kernels round: what a window alone may be off, times four.
-            columns = next(part for name, part in expected.tensors().items() if name != "label").reshape(len(rows), -1)
-            other = next(part for name, part in found.tensors().items() if name != "label").reshape(len(rows), -1)
-            wrong = bool((np.abs(columns - other) > 4 * tolerances(expected)).any()) or gap > _STATE_GAP
-        if wrong:
-            raise CommandError(
-                f"{self._options.model}: the ONNX form does not answer a stream as the source does: over {len(rows)} "
-                f"windows with the states handed on {seen.differing:,} labels differ, scores by up to "
-                f"{seen.difference:.3g}, states by up to {gap:.3g} of their largest value: no file was written"
-            )
-        exact = "to the last bit" if seen.difference == gap == 0.0 else f"scores within {seen.difference:.2g}"
-        self._say(f"a stream of {len(rows)} windows, states handed on, is answered as by the source: {exact}")
+        if answers is not None:
+            expected = _in_order(answers[0], plan), answers[1]
+            place = str(self._options.model)
+            self._say(compare_stream(base.candidate.model, rows, bench.states, expected, plan=plan, place=place))
 
     def _beyond_the_data(
         self, base: Form, model: onnx.ModelProto, bench: Bench, plan: BundlePlan, source: tuple[Ask, tuple[float, ...]]
@@ -455,13 +433,6 @@ def _row(form: Form) -> FormRow:
     came = form.candidate.method == "none" and is_quantised(onnx.load_model_from_string(form.candidate.model))
     name = "int8, as it came" if came else form.candidate.name
     return FormRow(name, form.size, form.judgement, speed=form.speed)
-
-
-def _relative_gap(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference of a state, as a share of its largest value."""
-    gap = np.abs(found.reshape(expected.shape).astype(np.float64) - expected)
-    largest = float(np.abs(expected).max(initial=0.0))
-    return float(gap.max(initial=0.0)) / max(largest, 1e-6)
 
 
 def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:
