@@ -22,6 +22,7 @@ from edge_runtime.config.addresses import (
 )
 from edge_runtime.config.convert import Converted, Mistake, names_a_file, nearest, path_role, quote
 from edge_runtime.config.tables import (
+    OWN_TOPICS,
     TOPIC_PLACEHOLDERS,
     BrokerTable,
     Config,
@@ -32,7 +33,7 @@ from edge_runtime.config.tables import (
     StoreTable,
     UpstreamTable,
 )
-from edge_runtime.config.topics import SHARE, common, matches, overlap, placeholders, split_share, stands_for
+from edge_runtime.config.topics import SHARE, bad_topic, common, matches, overlap, split_share, stands_for
 
 # (key, what is wrong with it)
 Finding = tuple[str, str]
@@ -299,40 +300,24 @@ def _upstream_topic(upstream: UpstreamTable) -> Iterator[Finding]:
         yield "topic", trouble
 
 
+@rule(UpstreamTable, keys=(*OWN_TOPICS, "retain"))
+def _own_topics(upstream: UpstreamTable) -> Iterator[Finding]:
+    for key in OWN_TOPICS:
+        yield from ((key, trouble) for trouble in bad_topic(getattr(upstream, key), ("device",), filters=False))
+    if upstream.retain and upstream.status_topic and upstream.status_topic == upstream.models_topic:
+        yield (
+            "models_topic",
+            (
+                f"expected another topic than status_topic, found {quote(upstream.models_topic)} in both: the broker "
+                "retains one message of a topic: choose another, or set retain = false"
+            ),
+        )
+
+
 @rule(UpstreamTable, keys=("requests", "protocol"))
 def _requests(upstream: UpstreamTable) -> Iterator[Finding]:
     if upstream.requests == "answer" and upstream.protocol != "5":
         yield "requests", f'expected "off" with protocol {quote(upstream.protocol)}, found "answer": set protocol = "5"'
-
-
-def bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[str]:
-    """What is wrong with a topic; with `filters` it is subscribed to, else published to."""
-    shown = quote(topic[:100])
-    share, plain = split_share(topic) if filters else ("", topic)
-    levels = plain.split("/")
-    if share and (not plain or share == f"{SHARE}/" or any(sign in share for sign in "+#{}")):
-        yield f"expected a shared topic as $share/GROUP/TOPIC, found {shown}"
-        return
-    try:
-        names = placeholders(topic)
-    except ValueError:
-        yield f"expected each {{ with its }}, found {shown}"
-        return
-    for name in names:
-        if name not in known:
-            listed = " ".join(f"{{{each}}}" for each in known)
-            yield f"expected no other placeholder than {listed}, found {quote('{' + name + '}')} in {shown}"
-    for name in (each for each in known if each in names and (filters or each == "key")):
-        if names.count(name) > 1:
-            yield f"expected {{{name}}} at most once, found {shown}"
-        if filters and f"{{{name}}}" not in levels:
-            yield f"expected {{{name}}} as a whole level, such as sensors/{{{name}}}/climate, found {shown}"
-    if not filters and ("+" in topic or "#" in topic):
-        yield f"expected a topic without + and #, because one publishes to one topic, found {shown}"
-    if filters and any("+" in level and level != "+" for level in levels):
-        yield f"expected + as a whole level, found {shown}"
-    if filters and any("#" in level and (level != "#" or i + 1 < len(levels)) for i, level in enumerate(levels)):
-        yield f"expected # as the whole last level, found {shown}"
 
 
 @rule(SmoothingTable, keys=("n", "m"))
@@ -451,6 +436,8 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
     if not config.device.id or not config.upstream.topic:
         return
     reserved = {f"edge/{config.device.id}/{each}" for each in RESERVED}
+    moved = (getattr(config.upstream, key) for key in OWN_TOPICS)
+    reserved.update(each.replace("{device}", config.device.id) for each in moved if each)
     for model in models:
         if model.wrong.intersection({"name", "source"}):
             continue

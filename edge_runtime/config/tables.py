@@ -36,6 +36,10 @@ Topic = Annotated[
         extra={"expected": "a topic of 1 to 65535 characters"},
     ),
 ]
+OwnTopic = Annotated[
+    str,
+    Meta(max_length=MAX_UINT16, pattern=r"^[^\x00]*$", extra={"expected": 'a topic, or "" for none'}),
+]
 # Resolved against the folder of the file that names them; `config/rules.py` checks that they can be read.
 FilePath = Annotated[
     str, Meta(min_length=1, pattern=r"^[^\x00]+$", extra={"expected": "the path of a file", "path": "readable"})
@@ -61,6 +65,8 @@ KeepOptimised = Literal["auto", "always", "never"]
 
 # What `upstream.topic` may contain in braces.
 TOPIC_PLACEHOLDERS = ("device", "model", "key")
+# Its topics for messages of the device itself, as keys.
+OWN_TOPICS = ("status_topic", "models_topic", "health_topic")
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -237,12 +243,23 @@ class UpstreamTable(BrokerTable, frozen=True, kw_only=True):
         qos: 1: a prediction is kept until the broker has acknowledged it. 0: it may be lost on the way.
         requests: `answer` predicts on demand for readings on `edge/DEVICE/predict/MODEL` that name a response topic,
             which only MQTT 5 has.
+        status_topic: Where `online` and `offline` are published, the latter by the last will as well. `{device}` is
+            filled in. `""` publishes neither, and then there is no last will.
+        models_topic: Where the list of models is published; `""` switches it off.
+        health_topic: Where the health document is published; `""` switches it off. Reports of shadows are on
+            `edge/{device}/shadow/MODEL`, or below another topic that is given here, and off with `""`.
+        retain: Whether the broker is to retain status and models. `false` is for brokers that retain nothing or refuse
+            such messages.
     """
 
     url: Text = ""
     topic: Topic = "edge/{device}/{model}/{key}"
     qos: Literal[0, 1] = 1
     requests: Literal["off", "answer"] = "off"
+    status_topic: OwnTopic = "edge/{device}/status"
+    models_topic: OwnTopic = "edge/{device}/models"
+    health_topic: OwnTopic = "edge/{device}/health"
+    retain: bool = True
 
     @property
     def brokers(self) -> tuple[str, ...]:

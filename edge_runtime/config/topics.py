@@ -1,7 +1,9 @@
 """Placeholders in topic templates, and which topics a filter catches (MQTT 3.1.1 section 4.7, MQTT 5 4.8.2). Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
+
+from edge_runtime.config.convert import quote
 
 SHARE = "$share/"
 
@@ -110,3 +112,33 @@ def fewest(subscriptions: Iterable[tuple[str, int]]) -> dict[str, int]:
 def stands_for(wide: str, narrow: str) -> bool:
     """Whether a subscription to `wide` brings everything that one to `narrow` would bring; a share is always apart."""
     return not wide.startswith(SHARE) and not narrow.startswith(SHARE) and covers(wide, narrow)
+
+
+def bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[str]:
+    """What is wrong with a topic; with `filters` it is subscribed to, else published to."""
+    shown = quote(topic[:100])
+    share, plain = split_share(topic) if filters else ("", topic)
+    levels = plain.split("/")
+    if share and (not plain or share == f"{SHARE}/" or any(sign in share for sign in "+#{}")):
+        yield f"expected a shared topic as $share/GROUP/TOPIC, found {shown}"
+        return
+    try:
+        names = placeholders(topic)
+    except ValueError:
+        yield f"expected each {{ with its }}, found {shown}"
+        return
+    for name in names:
+        if name not in known:
+            listed = " ".join(f"{{{each}}}" for each in known)
+            yield f"expected no other placeholder than {listed}, found {quote('{' + name + '}')} in {shown}"
+    for name in (each for each in known if each in names and (filters or each == "key")):
+        if names.count(name) > 1:
+            yield f"expected {{{name}}} at most once, found {shown}"
+        if filters and f"{{{name}}}" not in levels:
+            yield f"expected {{{name}}} as a whole level, such as sensors/{{{name}}}/climate, found {shown}"
+    if not filters and ("+" in topic or "#" in topic):
+        yield f"expected a topic without + and #, because one publishes to one topic, found {shown}"
+    if filters and any("+" in level and level != "+" for level in levels):
+        yield f"expected + as a whole level, found {shown}"
+    if filters and any("#" in level and (level != "#" or i + 1 < len(levels)) for i, level in enumerate(levels)):
+        yield f"expected # as the whole last level, found {shown}"

@@ -10,8 +10,8 @@ Started from the right to the left, so that nothing is made that cannot be taken
 no new readings, what is held is delivered or committed, then `offline` and DISCONNECT.
 
 A reload compares tables: a source, a link or a model whose table is the same keeps running, with its port, session,
-windows and counters. Weak point: another device id, outbox or QoS upstream concerns everything, so then everything is
-made anew (`can_change_to`).
+windows and counters. Weak point: another device id, outbox, QoS or topic of the device itself concerns everything, so
+then everything is made anew (`can_change_to`).
 """
 
 from collections import defaultdict
@@ -29,7 +29,7 @@ from edge_runtime.daemon.feed import Feed, pipelines_of
 from edge_runtime.daemon.links import Links
 from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
 from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows, state_folder
-from edge_runtime.delivery.device_topics import Upstream, last_will
+from edge_runtime.delivery.device_topics import Upstream, own_topics
 from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.outbox_thread import OutboxThread
@@ -205,7 +205,11 @@ class Assembly:
     def can_change_to(self, config: Config) -> bool:
         """Whether a configuration differs only in parts that can be changed one by one."""
         old = self.config
-        return (old.device.id, old.outbox, old.upstream.qos) == (config.device.id, config.outbox, config.upstream.qos)
+        whole, wanted = (
+            (each.device.id, each.outbox, each.upstream.qos, own_topics(each.device.id, each.upstream))
+            for each in (old, config)
+        )
+        return whole == wanted
 
     def change(self, plan: Plan) -> None:
         """Run another plan from now on; what is the same in both keeps running."""
@@ -299,12 +303,13 @@ class Assembly:
     def _attach_upstream(self) -> None:
         """Deliver over the connection that the configuration names."""
         config = self.config
-        connection = self._links.get(upstream_broker(config), "upstream", last_will(config.device.id))
+        topics = own_topics(config.device.id, config.upstream)
+        connection = self._links.get(upstream_broker(config), "upstream", topics.will)
         connection.on_change.insert(0, self.outbox.link_changed)
         self.upstream_connection = connection
         self.outbox.attach(connection)
         self.upstream = Upstream(
-            config.device.id,
+            topics,
             connection,
             self._loop,
             interval=config.device.health_interval,

@@ -5,7 +5,8 @@ Predictions go through the outbox.
 `edge/{device}/status` is retained plain text: `online` once everything is open, `offline` at a clean stop and, by the
 last will, at any other. `edge/{device}/models` is retained JSON; `edge/{device}/health` is JSON at every interval and
 whenever something went wrong, and `edge/{device}/shadow/{model}` follows it where a candidate runs beside a model.
-None of these is kept while the link is down: the newest is sent when it is back.
+None of these is kept while the link is down: the newest is sent when it is back. `[upstream]` can move each of the
+three topics, switch it off, and have nothing retained.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime.config.tables import UpstreamTable
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Will
 from edge_runtime.system.log import fields, get_logger
@@ -25,21 +27,45 @@ SOON_S = 1.0  # after something went wrong, health follows this soon, and not mo
 _log = get_logger("upstream")
 
 
-def status_topic(device: str) -> str:
-    """Where the status stands."""
-    return f"edge/{device}/status"
+class OwnTopics(msgspec.Struct, frozen=True):
+    """Where a device publishes about itself; an empty topic is switched off.
+
+    Attributes:
+        status: of `online` and `offline`.
+        models: of the list of models.
+        health: of the health document.
+        shadow: what the topics of reports of shadows begin with.
+        retain: the broker is to retain status and models.
+    """
+
+    status: str
+    models: str
+    health: str
+    shadow: str
+    retain: bool
+
+    @property
+    def will(self) -> Will | None:
+        """Published by the broker when the connection is lost."""
+        return Will(self.status, OFFLINE, self.retain) if self.status else None
 
 
-def last_will(device: str) -> Will:
-    """The will: published by the broker when the connection is lost."""
-    return Will(status_topic(device), OFFLINE)
+def own_topics(device: str, upstream: UpstreamTable) -> OwnTopics:
+    """The topics of one device."""
+    status, models, health = (
+        each.replace("{device}", device)
+        for each in (upstream.status_topic, upstream.models_topic, upstream.health_topic)
+    )
+    own = f"edge/{device}"
+    shadow = f"{own if health == f'{own}/health' else health}/shadow" if health else ""
+    return OwnTopics(status, models, health, shadow, upstream.retain)
 
 
 class Upstream:
     """The device's own messages.
 
     Args:
-        device: its id.
+        topics: where it publishes.
         connection: the link upstream.
         loop: the event loop.
         interval: seconds between two health messages.
@@ -51,7 +77,7 @@ class Upstream:
 
     def __init__(
         self,
-        device: str,
+        topics: OwnTopics,
         connection: AnyConnection,
         loop: Loop,
         *,
@@ -61,7 +87,7 @@ class Upstream:
         models: Callable[[], list[dict[str, Any]]],
         shadows: Callable[[], dict[str, dict[str, Any]]] = dict,
     ) -> None:
-        self._device = device
+        self._topics = topics
         self._connection = connection
         self._loop = loop
         self._interval = interval
@@ -99,18 +125,19 @@ class Upstream:
 
     def publish_models(self) -> None:
         """Say anew which models run."""
-        self._publish("models", msgspec.json.encode(self._models()), retain=True)
+        self._publish(self._topics.models, msgspec.json.encode(self._models()), retain=self._topics.retain)
 
     def publish_health(self) -> None:
         """Say how things are now, and again after the interval."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._interval, self.publish_health)
-        self._publish("health", msgspec.json.encode(self._health()), retain=False)
+        self._publish(self._topics.health, msgspec.json.encode(self._health()))
         if self._connection.connected and self._said != ONLINE and self._is_ready():
             self._say(ONLINE)  # again, where it was refused
         for model, document in self._shadows().items():
-            self._publish(f"shadow/{model}", msgspec.json.encode({"model": model, **document}), retain=False)
+            topic = self._topics.shadow and f"{self._topics.shadow}/{model}"
+            self._publish(topic, msgspec.json.encode({"model": model, **document}))
 
     def publish_health_soon(self) -> None:
         """Something went wrong: do not wait for the interval."""
@@ -125,15 +152,16 @@ class Upstream:
         if self._timer is not None:
             self._timer.cancel()
         if self._connection.connected:
-            self._publish("health", msgspec.json.encode(self._health()), retain=False)
+            self._publish(self._topics.health, msgspec.json.encode(self._health()))
             self._say(OFFLINE)
 
     def _say(self, status: bytes) -> None:
-        if self._publish("status", status, retain=True):
+        if self._publish(self._topics.status, status, retain=self._topics.retain):
             self._said = status
 
-    def _publish(self, what: str, payload: bytes, *, retain: bool) -> bool:
-        topic = f"edge/{self._device}/{what}"
+    def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
+        if not topic:
+            return True
         return self._connection.publish(
             topic, payload, qos=1, retain=retain, outcome=lambda accepted: self._answered(topic, accepted=accepted)
         )
@@ -146,5 +174,5 @@ class Upstream:
         if topic not in self._refused:
             _log.warning("the broker refused a message of the device", extra=fields(topic=topic))
             self._refused.add(topic)
-        if topic == status_topic(self._device):
+        if topic == self._topics.status:
             self._said = None

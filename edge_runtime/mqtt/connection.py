@@ -99,7 +99,7 @@ class Connection:
         self._generation = 0
         self._keepalive = float(settings.keepalive)
         self._pinged_at = 0.0
-        self._will_qos, self._will_retain = 1, True
+        self._will_qos, self._will_retain = 1, will is None or will.retain
         self._is_held = False
         self._was_refused = False
         self._answered_at = 0.0

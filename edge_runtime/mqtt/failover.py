@@ -344,7 +344,8 @@ class Failover:
         if successor is None or left is None:
             return
         if left.connection is not None and self._will is not None:
-            left.connection.publish(self._will.topic, self._will.payload, qos=1, retain=True, outcome=None)
+            will = self._will
+            left.connection.publish(will.topic, will.payload, qos=1, retain=will.retain, outcome=None)
         self._gap = True
         self._announce()
         self._gap = False

@@ -30,6 +30,7 @@ class Will(msgspec.Struct, frozen=True):
 
     topic: str
     payload: bytes
+    retain: bool = True
 
 
 OnOutcome = Callable[[bool], None]  # True: the broker has it; False: the broker refused it for good

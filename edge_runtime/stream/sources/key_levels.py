@@ -6,8 +6,8 @@
 from collections.abc import Iterator
 
 from edge_runtime.config.convert import quote
-from edge_runtime.config.rules import Finding, bad_topic, first_repeated
-from edge_runtime.config.topics import placeholders
+from edge_runtime.config.rules import Finding, first_repeated
+from edge_runtime.config.topics import bad_topic, placeholders
 
 CHANNEL = "channel"  # the level of a topic that is the name of a channel, and no part of the key
 KEY = "{key}"  # of topics, where `key` names no levels

@@ -443,3 +443,26 @@ def test_what_is_wrong_about_identity_and_time_is_said(folder: Path, key: str, w
     """Place, expectation, finding, and the nearest word that would do."""
     (mistake,) = mistakes(write(folder, _two_sources(f'topics = ["a"]\n{key}', 'topics = ["x"]')))
     assert all(word in mistake for word in words), mistake
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ('status_topic = "edge/+/status"', ["upstream.status_topic", "without + and #"]),
+        ('health_topic = "edge/{model}/health"', ["upstream.health_topic", "no other placeholder than {device}"]),
+        ('models_topic = "all"\nstatus_topic = "all"', ["upstream.models_topic", "another topic than status_topic"]),
+        ('health_topic = "mine/vibration"\ntopic = "mine/{model}"', ["upstream.topic", "does not use itself"]),
+    ],
+)
+def test_topics_of_the_device_that_cannot_be_are_refused(folder: Path, lines: str, words: list[str]) -> None:
+    """Where a device publishes about itself there is one topic, no filter, and no model's prediction."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, DEVICE + lines)
+    assert len(caught.value.mistakes) == 1
+    assert all(word in caught.value.mistakes[0] for word in words), caught.value.mistakes
+
+
+def test_one_topic_may_take_all_where_nothing_is_retained(folder: Path) -> None:
+    """Some brokers of a cloud take messages on one topic alone."""
+    loaded = load(folder, DEVICE + 'models_topic = "all"\nstatus_topic = "all"\nhealth_topic = "all"\nretain = false')
+    assert loaded.upstream.status_topic == "all"
