@@ -203,7 +203,7 @@ def arrow_writer(layout: OutputColumns, delimiter: str) -> Callable[[Chunk], str
         from pyarrow import csv as arrow_csv  # noqa: PLC0415
     except ImportError:
         return None
-    labels = pa.array(layout.labels, pa.string())
+    labels = _arrow_texts(layout.labels, pa)
     fields = _arrow_fields(layout, pa, typed=True)
     options = arrow_csv.WriteOptions(include_header=False, delimiter=delimiter, quoting_style="none")
 
@@ -243,7 +243,7 @@ def _write_parquet(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kin
     import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
     from pyarrow import parquet  # noqa: PLC0415
 
-    labels = pa.array(layout.labels)
+    labels = _arrow_texts(layout.labels, pa)
     writer: Any = None
     held: list[Any] = []
     rows = 0
@@ -325,11 +325,26 @@ def _arrow_batch(layout: OutputColumns, chunk: Chunk, labels: Any, schema: Any, 
         return pa.RecordBatch.from_arrays(arrays, schema=schema)
     for name, column in layout.numbers(chunk).items():
         if name == "label" and layout.labels:
-            found = pa.DictionaryArray.from_arrays(column.astype(np.int32), labels)
+            found = pa.DictionaryArray.from_arrays(_arrow_numbers(column.astype(np.int32), pa), labels)
             arrays.append(found if pa.types.is_dictionary(schema.field(name).type) else found.dictionary_decode())
         else:
-            arrays.append(pa.array(np.ascontiguousarray(column)))
+            arrays.append(_arrow_numbers(column, pa))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _arrow_numbers(column: NDArray[Any], pa: Any) -> Any:
+    """An Arrow array of numbers; not by `pa.array`, which imports pandas wherever that is installed: 0.25 s."""
+    if column.dtype == np.bool_:
+        return pa.array(column.tolist(), pa.bool_())
+    data = pa.py_buffer(np.ascontiguousarray(column))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(column.dtype), len(column), [None, data])
+
+
+def _arrow_texts(texts: Sequence[str], pa: Any) -> Any:
+    """An Arrow array of texts, for the same reason."""
+    data = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, data)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(data), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(data))])
 
 
 def _write_npz(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_runtime.readings import Floats
 from edge_runtime.recordings.blocks import Block, TextColumns, Wanted
-from edge_runtime.recordings.columns_of_arrow import key_names, plain_times
+from edge_runtime.recordings.columns_of_arrow import key_names, numbers_of, plain_times
 from edge_runtime.recordings.csv_rows import is_regular
 from edge_runtime.stream.codecs import Members
 from edge_runtime.stream.codecs.csv_codec import number_or_text
@@ -90,7 +90,7 @@ class ArrowCsv:
                     column = self._indexes(column, index)
                 elif name in self._both:
                     column = column.cast(self._pa.float64())
-                values[:, place] = column.to_numpy(zero_copy_only=False)
+                values[:, place] = numbers_of(column)
                 if column.null_count:
                     missing = np.zeros(values.shape, np.bool_) if missing is None else missing
                     missing[:, place] = column.is_null().to_numpy(zero_copy_only=False)

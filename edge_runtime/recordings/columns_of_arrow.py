@@ -33,6 +33,14 @@ def key_names(column: Any, reasons: dict[int, str], read_key: Callable[[Any], st
     return keys
 
 
+def numbers_of(column: Any) -> Any:
+    """The numbers of a column; not by `to_numpy` where that can be helped, since it imports pandas if it is there."""
+    kind = {"double": np.float64, "float": np.float32}.get(str(column.type))
+    if kind is None or column.null_count or not len(column):
+        return column.to_numpy(zero_copy_only=False)
+    return np.frombuffer(column.buffers()[1], kind)[column.offset : column.offset + len(column)]
+
+
 def plain_times(column: Any) -> list[float | None] | None:
     """Unix seconds of texts that are all numbers, or all ISO 8601; None where each has to be read by itself."""
     import pyarrow as pa  # noqa: PLC0415 - see above

@@ -18,7 +18,7 @@ from edge_runtime.recordings.blocks import (
     RecordingError,
     Wanted,
 )
-from edge_runtime.recordings.columns_of_arrow import key_names
+from edge_runtime.recordings.columns_of_arrow import key_names, numbers_of
 from edge_runtime.recordings.locations import Place
 from edge_runtime.recordings.origins import identities
 from edge_runtime.stream.codecs.columns import CategoryIndex
@@ -199,7 +199,7 @@ class ParquetRecording:
 
 def _fill(into: NDArray[np.float32], column: Any) -> None:
     """A column as float32, by way of float64 where it is not float32 already, as the codecs do it; null is NaN."""
-    found = column.to_numpy(zero_copy_only=False)
+    found = numbers_of(column)
     if found.dtype != np.float32:
         found = found.astype(np.float64, copy=False)
     with np.errstate(over="ignore"):
