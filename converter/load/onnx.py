@@ -299,7 +299,18 @@ class OnnxModel(SourceModel):
         if frame is not None and frame.dtype in ("int32", "int64"):
             low, high = (int(end) for end in frame.range or (0, 1))  # tokens: there are two at least
             return np.random.default_rng(0).integers(low, high, (_PROBE_ROWS, *shape), endpoint=True).astype(np.float32)
-        return np.random.default_rng(0).normal(size=(_PROBE_ROWS, *shape)).astype(np.float32)
+        rows = np.random.default_rng(0).normal(size=(_PROBE_ROWS, *shape)).astype(np.float32)
+        for feed in self._feeds if len(shape) == 2 else ():
+            if np.dtype(numpy_type(self._inputs[feed.input].type)).kind in "iu":
+                for column in feed.columns if feed.columns is not None else range(shape[1]):
+                    self._make_whole(rows, column)
+        return rows
+
+    def _make_whole(self, rows: Floats, column: int) -> None:
+        """Whole numbers that a table of words knows: of the channel's range, or 0 and 1."""
+        given = self._spec.channel[column].range if column < len(self._spec.channel) else None
+        low, high = (int(end) for end in given or (0, 1))
+        rows[..., column] = np.random.default_rng(column).integers(low, high, rows.shape[:-1], endpoint=True)
 
     def _run(
         self, windows: Floats, session: Any = None, *, states: dict[str, Any] | None = None, expanded: Any = None
