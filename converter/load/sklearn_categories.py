@@ -26,7 +26,8 @@ _NEVER = -2.0  # and below: indexes of categories that no reading can have
 _UNKNOWN_TEXT = "\x00 a text that no model was trained on"
 _UNKNOWN_NUMBER = -987_654_321.0
 _ENCODERS = ("OneHotEncoder", "OrdinalEncoder", "TargetEncoder")
-_ONE = {"FixedThresholdClassifier": "estimator_", "TunedThresholdClassifierCV": "estimator_",
+_ONE = {"FixedThresholdClassifier": "estimator_", "SelfTrainingClassifier": "estimator_",
+        "TunedThresholdClassifierCV": "estimator_",
         "TransformedTargetRegressor": "regressor_", "HistGradientBoostingClassifier": "_preprocessor",
         "HistGradientBoostingRegressor": "_preprocessor"}  # fmt: skip
 _SEVERAL = ("Voting", "Stacking", "OneVs", "MultiOutput", "Bagging")

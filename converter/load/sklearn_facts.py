@@ -70,6 +70,8 @@ def steps_of(estimator: Any) -> list[Any]:
     """The steps of nested pipelines and searches in a row; steps that pass everything through are left out."""
     if hasattr(estimator, "best_estimator_"):
         return steps_of(estimator.best_estimator_)
+    if type(estimator).__name__ == "SelfTrainingClassifier":  # it answers as the estimator that it has trained
+        return steps_of(estimator.estimator_)
     if not hasattr(estimator, "steps"):
         return [estimator]
     steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]

@@ -16,6 +16,7 @@ from converter.load.sklearn_compose import level_line
 from edge_runtime.errors import CommandError
 
 Write = Callable[[GraphBuilder, str, Any], dict[str, str]]  # graph, float64 rows, estimator -> role: tensor
+_KERNELS = ("linear", "poly", "polynomial", "rbf", "sigmoid")
 _STRANGENESS = {
     "GaussianMixture": "the negative logarithm of the density",
     "BayesianGaussianMixture": "the negative logarithm of the density",
@@ -63,6 +64,11 @@ def check_own(estimator: Any, place: str) -> None:
                 f"{place}: VotingClassifier: expected members with probabilities for soft votes, found "
                 f"{', '.join(silent)}: use voting='hard', or wrap such members in CalibratedClassifierCV"
             )
+    if kind == "KernelRidge" and estimator.kernel not in _KERNELS:
+        raise CommandError(
+            f"{place}: KernelRidge: expected a kernel of {', '.join(_KERNELS)}, found {estimator.kernel!r}: "
+            "use one of these"
+        )
     if kind == "DummyClassifier" and estimator.strategy in ("uniform", "stratified"):
         raise CommandError(
             f"{place}: DummyClassifier: expected strategy 'prior', 'most_frequent' or 'constant', found "
@@ -190,6 +196,27 @@ def _isotonic(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
     return {"value": "value"}
 
 
+def _kernel_ridge(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
+    """A weighted sum of how near a row is to each row of the training."""
+    rows = np.asarray(estimator.X_fit_, dtype=np.float64)
+    weights = np.asarray(estimator.dual_coef_, dtype=np.float64).reshape(len(rows), -1)
+    gamma = 1.0 / rows.shape[1] if estimator.gamma is None else float(estimator.gamma)
+    if estimator.kernel == "rbf":
+        distances = _squared_distances(builder, x, rows)
+        kernel = builder.node("Exp", builder.node("Mul", distances, _number(builder, -gamma)))
+    else:
+        kernel = builder.node("MatMul", x, _number(builder, rows.T))
+        if estimator.kernel in ("poly", "polynomial", "sigmoid"):
+            kernel = builder.node("Mul", kernel, _number(builder, gamma))
+            kernel = builder.node("Add", kernel, _number(builder, float(estimator.coef0)))
+        if estimator.kernel == "sigmoid":
+            kernel = builder.node("Tanh", kernel)
+        elif estimator.kernel != "linear":
+            kernel = builder.node("Pow", kernel, _number(builder, float(estimator.degree)))
+    builder.output("value", builder.node("MatMul", kernel, _number(builder, weights)), DOUBLE, ("N", weights.shape[1]))
+    return {"value": "value"}
+
+
 _WRITERS: dict[str, Write] = {
     "BayesianGaussianMixture": _mixture,
     "BisectingKMeans": _centres,
@@ -200,6 +227,7 @@ _WRITERS: dict[str, Write] = {
     "IncrementalPCA": _components,
     "IsotonicRegression": _isotonic,
     "KMeans": _centres,
+    "KernelRidge": _kernel_ridge,
     "MiniBatchKMeans": _centres,
     "NearestCentroid": _nearest_centroid,
     "PCA": _components,

@@ -15,6 +15,7 @@ from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.isotonic import IsotonicRegression
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
 from sklearn.multioutput import MultiOutputRegressor, RegressorChain
@@ -229,3 +230,19 @@ def test_several_targets_of_any_regressor(several: Any, base: str, tmp_path: Pat
     model = make_pipeline(StandardScaler(), several(member, **extra)).fit(x, y)
     assert build(model, tmp_path, x) == 0
     np.testing.assert_allclose(answers(tmp_path, x).value, model.predict(x), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "poly", "rbf", "sigmoid"])
+def test_kernel_ridge(kernel: str, tmp_path: Path) -> None:
+    """In float64, as its kernels are sums of many terms."""
+    x = rows()
+    model = make_pipeline(StandardScaler(), KernelRidge(kernel=kernel, alpha=1.0)).fit(x, x[:, 0] - x[:, 2] * 9)
+    assert build(model, tmp_path, x) == 0
+    np.testing.assert_allclose(answers(tmp_path, x).value[:, 0], model.predict(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_that_is_not_known_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the kernels that are."""
+    model = KernelRidge(kernel="laplacian").fit(rows(), rows()[:, 0])
+    assert build(model, tmp_path, rows()) == 1
+    assert "found 'laplacian': use one of these" in capsys.readouterr().err

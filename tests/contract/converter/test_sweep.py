@@ -25,12 +25,13 @@ RIGHT = (
     "RandomForestRegressor, in columns",
     "HistGradientBoostingRegressor, in columns",
     "NearestCentroid, scaled",
+    "SelfTrainingClassifier, scaled",
     "SVR, scaled",
     "IsolationForest, scaled",
 )
 REFUSED = (
     "IsotonicRegression, alone",
-    "KernelRidge, alone",
+    "LabelSpreading, alone",
     "LinearSVC, voted",
     "RadiusNeighborsClassifier, alone",
 )
