@@ -84,6 +84,8 @@ def tables() -> Iterator[tuple[str, type[msgspec.Struct]]]:
                     title_of_inner = f"{field.name}.{inner.name}"
                     if tag in {None, "serial"}:  # `repair` is the same for every kind of source
                         yield title_of_inner, deeper
+                    elif inner.name in struct.__annotations__:
+                        yield f'{title_of_inner} type = "{tag}"', deeper
         if field.name == "source":
             for word in CODECS:
                 if CODECS.load(word).__struct_fields__:

@@ -41,6 +41,8 @@ SOURCES = Registry(
     {
         "serial": "edge_runtime.stream.sources.serial:SerialSourceTable",
         "mqtt": "edge_runtime.stream.sources.mqtt:MqttSourceTable",
+        "command": "edge_runtime.stream.sources.command:CommandSourceTable",
+        "sysfs": "edge_runtime.stream.sources.sysfs:SysfsSourceTable",
         "replay": "edge_runtime.stream.sources.replay:ReplaySourceTable",
     }
 )

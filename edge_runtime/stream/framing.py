@@ -74,6 +74,10 @@ class _DelimitedFramer:
         self._tail.clear()
         self._skipping = True
 
+    def begin(self) -> None:
+        """The stream begins at a frame: nothing is dropped."""
+        self._skipping = False
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The frames that `chunk` completes, without their ends."""
         if self._end not in chunk:

@@ -41,6 +41,21 @@ def start_child(
     )  # fmt: skip
 
 
+def start_command(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a program of the user, whose stdout and stderr are ours to read; of our environment it gets little.
+
+    Raises:
+        OSError: it cannot be started.
+        ValueError: an argument holds a zero byte.
+    """
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ")
+    environment = {"PATH": os.defpath} | {name: os.environ[name] for name in kept if name in os.environ}
+    return subprocess.Popen(
+        list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment, cwd="/", start_new_session=True, bufsize=0,
+    )  # fmt: skip
+
+
 def step_back(mapped_bytes: int) -> None:
     """In the child: preferred by the OOM killer, lowest priority, no core dump, and no more than this mapped."""
     with contextlib.suppress(OSError):

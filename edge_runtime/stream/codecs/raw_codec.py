@@ -125,10 +125,17 @@ class RawDecoder:
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
         """Every reading of the frames; what is none is counted in `counters.rejected`."""
         size = self._structure.itemsize
+        if self._members.many and all(frame and not len(frame) % size for frame in frames):
+            counts = [len(frame) // size for frame in frames]
+            rows = np.repeat(np.arange(len(frames)), counts).tolist()
+            return self._decoded(rows, frames, counters)
         rows = [index for index, frame in enumerate(frames) if len(frame) == size]
         if len(rows) < len(frames):
             refuse_sizes(frames, rows, size, counters)
             frames = [frames[index] for index in rows]
+        return self._decoded(rows, frames, counters)
+
+    def _decoded(self, rows: list[int], frames: Sequence[bytes], counters: Counters) -> Decoded:
         table = np.frombuffer(b"".join(frames), dtype=self._structure)
         values = np.empty((len(rows), len(self._channels)), dtype=np.float64)
         with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning

@@ -4,7 +4,7 @@ A kind is one file beside this one and one line in `registered.py`. The daemon k
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -168,6 +168,8 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
         codec: How a frame is written.
     """
 
+    many_readings: ClassVar[bool] = False  # a frame of a fixed structure may hold many, one after another
+
     codec: CodecTable
 
     def decoder(
@@ -195,7 +197,17 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
             return DAY_S if is_clock_set() else TEN_YEARS_S
 
         reader = TimeReader(unit=self.time_unit, zone=zone_of(self.time_zone), earliest=EARLIEST, max_ahead=most_ahead)
-        members = Members(channels, self.key_member, self.time, place, self.identity, reader, categories, units=units)
+        members = Members(
+            channels,
+            self.key_member,
+            self.time,
+            place,
+            self.identity,
+            reader,
+            categories,
+            units=units,
+            many=self.many_readings,
+        )
         return self.codec.decoder(members, shape)
 
     def decoder_for(self, wiring: Wiring) -> Decoder:
