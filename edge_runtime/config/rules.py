@@ -395,9 +395,22 @@ def _whole_file(table: Converted, sources: list[Converted], models: list[Convert
                 near = nearest(wanted, names)
                 remedy = f"did you mean {quote(near)}?" if near else f"the sources are {', '.join(map(quote, names))}"
                 yield Mistake(model.key("source"), f"expected the name of a source, found {quote(wanted)}: {remedy}")
+    if config.home_assistant is not None and isinstance(config.upstream, UpstreamTable):
+        yield from _seen_by_home_assistant(config.upstream, many=len(config.model or ()) > 1)
     if isinstance(config.device, msgspec.Struct) and isinstance(config.upstream, UpstreamTable):
         yield from _published_topics(config, sources, models)
         yield from _overlapping_topics(config, sources)
+
+
+def _seen_by_home_assistant(upstream: UpstreamTable, *, many: bool) -> Iterator[Mistake]:
+    """What would leave entities unavailable for good, or let one show the values of another."""
+    if upstream.status_topic == "":
+        yield Mistake("upstream.status_topic", 'expected a topic beside [home_assistant], found "": leave the key out')
+    if upstream.retain is False:
+        yield Mistake("upstream.retain", "expected true beside [home_assistant], found false: leave the key out")
+    if many and upstream.topic and "{model}" not in upstream.topic:
+        wanted = "expected {model} in it, so that Home Assistant can tell the models apart"
+        yield Mistake("upstream.topic", f"{wanted}, found {quote(upstream.topic)}")
 
 
 def _overlapping_topics(config: Config, sources: list[Converted]) -> Iterator[Mistake]:

@@ -413,6 +413,25 @@ class HttpTable(Table, frozen=True, kw_only=True):
     access_log: Literal["off", "json"] = "off"
 
 
+class HomeAssistantTable(Table, frozen=True, kw_only=True):
+    """`[home_assistant]`: entities in Home Assistant, by MQTT discovery. Left out, nothing is published for it.
+
+    Attributes:
+        prefix: The discovery prefix that is set in Home Assistant. The document is on
+            `PREFIX/device/edge_{device}/config`, and `PREFIX/status` is listened to.
+    """
+
+    prefix: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=200,
+            pattern=r"^[^+#{}\x00-\x1f\x7f]+$",
+            extra={"expected": "the beginning of a topic, without + # { }"},
+        ),
+    ] = "homeassistant"
+
+
 class Config(Table, frozen=True, kw_only=True):
     """A whole device file. Paths in it are absolute: relative ones start from the file's own folder.
 
@@ -424,6 +443,7 @@ class Config(Table, frozen=True, kw_only=True):
         outbox: Where predictions wait.
         store: The model store.
         http: Predictions on demand.
+        home_assistant: Entities in Home Assistant.
         path: The file itself. No key of it.
     """
 
@@ -434,4 +454,5 @@ class Config(Table, frozen=True, kw_only=True):
     outbox: OutboxTable = OutboxTable()
     store: StoreTable = StoreTable()
     http: HttpTable | None = None
+    home_assistant: HomeAssistantTable | None = None
     path: str = ""

@@ -114,6 +114,8 @@ class Assembly:
                 on_state=self._source_changed,
                 on_models=self._models_changed,
                 on_ask=self._asked,
+                keys=lambda: {each.config.name: (key for key, _ in each.windows.open()) for each in self.pipelines},
+                tell_again=self._tell_again,
             )
         )
         self._attach_upstream()
@@ -432,6 +434,11 @@ class Assembly:
 
     def _asked(self) -> None:
         self.upstream.publish_health_soon()
+
+    def _tell_again(self) -> None:
+        self.upstream.announce_again()
+        self.upstream.publish_models()
+        self.upstream.publish_health()
 
     def _source_changed(self) -> None:
         self._loop.call_soon(self._changed)

@@ -1,10 +1,10 @@
-"""The parts that only some devices ask for: HTTP, requests, bundles from the store or over MQTT, optimised copies.
+"""The parts that only some devices ask for: HTTP, requests, Home Assistant, bundles from store or MQTT, copies.
 
 Each is imported when the device file names it. A reload ends a part whose table or link changed, and makes it anew;
 the others go on, and learn which models run now.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from edge_runtime.system.loop import Loop
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
+    from edge_runtime.delivery.home_assistant import HomeAssistant
     from edge_runtime.http.in_daemon import Attached
     from edge_runtime.http.over_mqtt import Requests
     from edge_runtime.store.desired import DesiredState
@@ -42,6 +43,8 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
         on_state: called when HTTP begins to listen.
         on_models: called when there is something new to say about a model.
         on_ask: called when a fleet command asks for the health document.
+        keys: the keys that each model has seen, by its name.
+        tell_again: publishes status, models and health again.
     """
 
     start: int
@@ -53,6 +56,8 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     on_state: Callable[[], None]
     on_models: Callable[[], None]
     on_ask: Callable[[], None]
+    keys: Callable[[], dict[str, Iterable[str | None]]]
+    tell_again: Callable[[], None]
 
 
 class Extras:
@@ -66,6 +71,7 @@ class Extras:
         self.ota: Ota | None = None
         self.desired: DesiredState | None = None
         self.copies: Copies | None = None
+        self.home_assistant: HomeAssistant | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -75,6 +81,9 @@ class Extras:
             self.http = self._make_http(config.http, config.device.id)
         if config.upstream.requests != "off" and self.requests is None:
             self.requests = self._make_requests(config.device.id, upstream)
+        if config.home_assistant is not None:
+            self.home_assistant = self.home_assistant or self._make_home_assistant(upstream)
+            self.home_assistant.configure(config)
         if uses_store and self.exchange is None:
             self.exchange = self._make_exchange(config)
         store = config.store
@@ -90,6 +99,8 @@ class Extras:
             self.http.begin(models)
         if self.exchange is not None:
             self.exchange.begin()
+        if self.home_assistant is not None:
+            self.home_assistant.begin(models)
 
     def end_changed(self, old: Config, new: Config, *, uses_store: bool, link_changed: bool) -> None:
         """End the parts whose tables changed, or that are not wanted any more."""
@@ -99,6 +110,9 @@ class Extras:
         if self.requests is not None and (link_changed or new.upstream.requests == "off"):
             self.requests.leave()
             self.requests = None
+        if self.home_assistant is not None and (link_changed or old.home_assistant != new.home_assistant):
+            self.home_assistant.leave(for_good=old.home_assistant != new.home_assistant)
+            self.home_assistant = None
         if self.ota is not None and (link_changed or (old.store, old.device) != (new.store, new.device)):
             self.ota.leave()
             self.ota = None
@@ -114,7 +128,7 @@ class Extras:
         """A clean stop; HTTP answers what is in flight for so many seconds, and `close` has to follow."""
         if self.http is not None:
             self.http.drain(within)
-        for part in (self.requests, self.exchange, self.desired, self.ota, self.copies):
+        for part in (self.requests, self.exchange, self.desired, self.ota, self.copies, self.home_assistant):
             if part is not None:
                 part.end()
 
@@ -141,7 +155,7 @@ class Extras:
 
     def link_changed(self) -> None:
         """The link upstream came up or went down."""
-        for part in (self.ota, self.desired):
+        for part in (self.ota, self.desired, self.home_assistant):
             if part is not None:
                 part.link_changed()
 
@@ -159,7 +173,7 @@ class Extras:
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers requests from now on."""
-        parts: Sequence[Attached | Requests | None] = (self.http, self.requests)
+        parts: Sequence[Attached | Requests | HomeAssistant | None] = (self.http, self.requests, self.home_assistant)
         for part in parts:
             if part is not None:
                 part.exchange(config, model)
@@ -194,6 +208,12 @@ class Extras:
         from edge_runtime.http.over_mqtt import Requests  # noqa: PLC0415 - only where it is configured
 
         return Requests(device, self._context.start, upstream, self._context.loop, self._context.counters["requests"])
+
+    def _make_home_assistant(self, upstream: AnyConnection) -> "HomeAssistant":
+        from edge_runtime.delivery.home_assistant import HomeAssistant  # noqa: PLC0415 - only where it is configured
+
+        context = self._context
+        return HomeAssistant(upstream, context.loop, keys=context.keys, on_birth=context.tell_again)
 
     def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured

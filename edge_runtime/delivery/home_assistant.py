@@ -1,0 +1,370 @@
+"""Home Assistant: the retained document by which it finds a device and makes entities of its predictions and health.
+
+Device-based MQTT discovery (Home Assistant 2024.11 and later): one document on `PREFIX/device/edge_{device}/config`.
+Each output of each model is an entity, for every key that has been seen. Availability is the device's status topic.
+
+Guarantee: the document is published again whenever what it says changes, after every connection, and when Home
+Assistant says on `PREFIX/status` that it has started. What an earlier document had is read back from the broker, so
+that a model that is gone, also while the device was off, is left as an entry without more than its platform, by which
+Home Assistant removes the entity. Weak points: predictions are not retained, so an entity has no value from a start
+of Home Assistant to the next prediction; `MOST_KEYS` keys of a model have entities.
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from edge_runtime import __version__
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.model import Model
+from edge_runtime.config.tables import Config, ModelTable
+from edge_runtime.mqtt.any_connection import AnyConnection
+from edge_runtime.mqtt.messages import Message
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop, Timer
+
+LOOK_S = 2.0  # how often new keys are looked for
+READ_BACK_S = 1.0  # after a connection: for the broker to send the document of an earlier start
+BIRTH_S = 0.5, 2.0  # after a birth message, at random, so that devices do not all answer at once
+MOST_KEYS = 100
+MOST_BYTES = 4 << 20  # of a document that is read back
+
+# What Home Assistant calls the quantity of a unit; other units are shown without.
+_CLASSES = {
+    "°C": "temperature", "°F": "temperature", "K": "temperature",
+    "W": "power", "kW": "power", "V": "voltage", "mV": "voltage", "A": "current", "mA": "current",
+    "Hz": "frequency", "kHz": "frequency", "Pa": "pressure", "hPa": "pressure", "kPa": "pressure", "bar": "pressure",
+    "lx": "illuminance", "m/s": "speed", "km/h": "speed", "g": "weight", "kg": "weight", "m": "distance",
+    "mm": "distance", "cm": "distance", "km": "distance",
+}  # fmt: skip
+_SPELLINGS = {"C": "°C", "degC": "°C", "celsius": "°C", "F": "°F", "degF": "°F"}
+
+_log = get_logger("home assistant")
+
+Component = dict[str, Any]
+
+
+def discovery_topic(prefix: str, device: str) -> str:
+    """Where the document of a device is."""
+    return f"{prefix}/device/edge_{_word(device)}/config"
+
+
+def components_of(
+    table: ModelTable, manifest: Manifest, topic: str, name: str, key: str | None
+) -> dict[str, Component]:
+    """The entities of one model and key, by the last part of their names."""
+    if table.payload != "json":
+        return {}
+    found: dict[str, Component] = {}
+    if manifest.task == "classification":
+        labels = list(manifest.output.labels)
+        found["label"] = _sensor("label", "{{ value_json.label }}", device_class="enum", options=labels)
+        found["score"] = _sensor("score", "{{ value_json.score }}", state_class="measurement")
+    elif manifest.task == "anomaly":
+        found["score"] = _sensor("score", "{{ value_json.score }}", state_class="measurement")
+        found["anomaly"] = _binary("anomaly", "{{ 'ON' if value_json.anomaly else 'OFF' }}")
+    elif manifest.task == "regression":
+        for target in manifest.output.targets:
+            # `value_json.values` would be the method of that name
+            value = f"{{{{ value_json['values'][{json.dumps(target.name, ensure_ascii=False)}] }}}}"
+            more = _unit(target.unit)
+            found[f"value_{_word(target.name)}"] = _sensor(target.name, value, state_class="measurement", **more)
+    elif manifest.task == "detection":
+        found["count"] = _sensor("count", "{{ value_json.detections | count }}", state_class="measurement")
+    if can_alarm(table, manifest):
+        found["alarm"] = _binary("alarm", "{{ 'ON' if value_json.alarm else 'OFF' }}")
+    shown = table.name if key is None or key in table.name else f"{table.name} {key}"
+    words = [_word(table.name), *([] if key is None else [_word(key)])]
+    return {
+        "__".join([*words, output]): {
+            **component,
+            "name": f"{shown} {component['name']}",
+            "unique_id": "__".join([name, *words, output]),
+            "state_topic": topic.replace("{key}", "-" if key is None else key),
+        }
+        for output, component in found.items()
+    }
+
+
+def can_alarm(table: ModelTable, manifest: Manifest) -> bool:
+    """Whether its predictions have the member `alarm`, as `stream/decide.py` has it."""
+    if manifest.task == "regression":
+        return table.threshold is not None or manifest.output.threshold is not None
+    return manifest.task == "anomaly" or (manifest.task in ("classification", "detection") and bool(table.alarm_labels))
+
+
+def health_components(topic: str, name: str) -> dict[str, Component]:
+    """The figures of the health document that a household looks at, as diagnostics."""
+    if not topic:
+        return {}
+    counted = {"state_class": "total_increasing"}
+    bytes_ = {"device_class": "data_size", "unit_of_measurement": "B", "state_class": "measurement"}
+    found = {
+        "readings": _sensor("readings", "{{ value_json.readings }}", **counted),
+        "predictions": _sensor("predictions", "{{ value_json.predictions }}", **counted),
+        "rejected": _sensor("rejected readings", "{{ value_json.rejected.values() | sum }}", **counted),
+        "queued": _sensor("predictions that wait", "{{ value_json.queued }}", state_class="measurement"),
+        "memory": _sensor("memory", "{{ value_json.rss_bytes }}", **bytes_),
+        "temperature": _sensor(
+            "processor temperature", "{{ value_json.machine.temperature_c }}", state_class="measurement", **_unit("°C")
+        ),
+    }
+    return {
+        f"health__{each}": {
+            **component,
+            "unique_id": f"{name}__health__{each}",
+            "state_topic": topic,
+            "entity_category": "diagnostic",
+        }
+        for each, component in found.items()
+    }
+
+
+def whole_document(config: Config, status: str, components: Mapping[str, Component]) -> dict[str, Any]:
+    """The discovery document of a device."""
+    device = config.device
+    return {
+        "device": {
+            "identifiers": [f"edge_{_word(device.id)}"],
+            "name": device.id,
+            "manufacturer": "edge-runtime",
+            "model": device.class_ or "edge device",
+            "sw_version": __version__,
+        },
+        "origin": {"name": "edge-runtime", "sw_version": __version__},
+        "availability_topic": status,
+        "qos": 1,
+        "components": dict(components),
+    }
+
+
+class HomeAssistant:
+    """Keeps the document up to date; every method belongs to the loop's thread.
+
+    Args:
+        connection: the link upstream.
+        loop: the event loop.
+        keys: the keys that each model has seen, by its name.
+        on_birth: called when Home Assistant has started, after the document was published again.
+    """
+
+    def __init__(
+        self,
+        connection: AnyConnection,
+        loop: Loop,
+        *,
+        keys: Callable[[], dict[str, Iterable[str | None]]],
+        on_birth: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._loop = loop
+        self._keys = keys
+        self._on_birth = on_birth
+        self._config: Config | None = None
+        self._models: dict[str, tuple[ModelTable, Manifest]] = {}
+        self._seen: dict[str, dict[str | None, None]] = {}
+        self._gone: dict[str, str] = {}  # entities that are to be removed, with their platforms
+        self._last: dict[str, Component] = {}
+        self._topic, self._birth, self._payload = "", "", b""
+        self._is_up = False
+        self._is_refused = False
+        self._timer: Timer | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def configure(self, config: Config) -> None:
+        """Speak of this configuration from now on; its prefix and its device are those of the first."""
+        table = config.home_assistant
+        assert table is not None
+        if self._config is None:
+            self._topic = discovery_topic(table.prefix, config.device.id)
+            self._birth = f"{table.prefix}/status"
+            self._connection.subscribe([self._topic, self._birth], 1, self._take)
+        self._config = config
+
+    def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
+        """These models, and no others, have entities from now on."""
+        self._models = {table.name: (table, model.manifest) for table, model in models}
+        for name, (table, manifest) in self._models.items():
+            if name not in self._seen and not components_of(table, manifest, "", "", None):
+                why = f"payload {table.payload}" if table.payload != "json" else f"the task {manifest.task}"
+                _log.warning("a model has no entities in Home Assistant", extra=fields(model=name, why=why))
+            self._seen.setdefault(name, {})
+        self._seen = {name: seen for name, seen in self._seen.items() if name in self._models}
+        self.link_changed()
+        self._publish_changes()
+
+    def exchange(self, table: ModelTable, model: Model) -> None:
+        """Another bundle runs from now on, which may have other labels."""
+        self._models[table.name] = (table, model.manifest)
+        self._publish_changes()
+
+    def link_changed(self) -> None:
+        """The link came up or went down."""
+        if self._is_up == self._connection.ready:
+            return
+        self._is_up = self._connection.ready
+        self._payload = b""
+        if self._is_up:
+            self._look_in(READ_BACK_S)
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def leave(self, *, for_good: bool) -> None:
+        """End; `for_good` also removes the device from Home Assistant."""
+        self._connection.unsubscribe(self._take)
+        if for_good:
+            self._connection.publish(self._topic, b"", qos=1, retain=True, outcome=None)
+        self.end()
+
+    def end(self) -> None:
+        """Publish nothing more; the document stays, for the device comes back."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._is_up = False
+
+    # --- what is heard ----------------------------------------------------------------------------------------------
+
+    def _take(self, messages: list[Message]) -> None:
+        for message in messages:
+            if message.topic == self._topic.encode():
+                message.claimed = True
+                if message.retained and len(message.payload) <= MOST_BYTES:
+                    self._read_back(message.payload)
+            elif message.topic == self._birth.encode():
+                message.claimed = True
+                if message.payload == b"online" and self._payload:
+                    self._payload = b""
+                    self._look_in(random.uniform(*BIRTH_S), birth=True)  # noqa: S311 - no secret
+
+    def _read_back(self, payload: bytes) -> None:
+        """An earlier document: keys that were seen before go on, and what is not wanted any more is to be removed."""
+        try:
+            found = msgspec.json.decode(payload)["components"].items()
+            earlier = {str(name): (str(each["platform"]), str(each.get("state_topic", ""))) for name, each in found}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if payload:
+                _log.warning(
+                    "the retained document is not one of ours; it is replaced", extra=fields(topic=self._topic)
+                )
+            return
+        for name, (platform, topic) in earlier.items():
+            if topic:  # else it is being removed already
+                self._see_again(topic)
+                self._gone[name] = platform
+
+    def _see_again(self, topic: str) -> None:
+        for name in self._models:
+            before, has_key, after = self._topic_of(name).partition("{key}")
+            found = re.fullmatch(f"{re.escape(before)}([^/]+){re.escape(after)}", topic) if has_key else None
+            if found is not None:
+                self._see(name, [None if found[1] == "-" else found[1]])
+
+    # --- what is published ------------------------------------------------------------------------------------------
+
+    def _look_in(self, seconds: float, *, birth: bool = False) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, lambda: self._look(birth=birth))
+
+    def _look(self, *, birth: bool) -> None:
+        if not self._is_up:
+            return
+        self._publish_changes(is_time=True)
+        if birth:
+            self._on_birth()
+        self._look_in(LOOK_S)
+
+    def _publish_changes(self, *, is_time: bool = False) -> None:
+        """Publish the document where it differs from the last; the first of a connection waits for its time."""
+        if self._config is None or not self._is_up or not (is_time or self._payload):
+            return
+        wanted = dict(self._components())
+        self._gone.update({name: each["platform"] for name, each in self._last.items()})
+        self._gone = {name: platform for name, platform in self._gone.items() if name not in wanted}
+        self._last = dict(wanted)
+        removed = {name: {"platform": platform} for name, platform in self._gone.items()}
+        status = self._config.upstream.status_topic.replace("{device}", self._config.device.id)
+        payload = msgspec.json.encode(whole_document(self._config, status, {**wanted, **removed}))
+        if payload != self._payload and self._connection.publish(
+            self._topic, payload, qos=1, retain=True, outcome=self._answered
+        ):
+            self._payload = payload
+
+    def _answered(self, accepted: bool) -> None:
+        if accepted:
+            self._is_refused = False
+            return
+        self._payload = b""
+        if not self._is_refused:
+            self._is_refused = True
+            _log.warning("the broker refused the document for Home Assistant", extra=fields(topic=self._topic))
+
+    def _components(self) -> Iterator[tuple[str, Component]]:
+        assert self._config is not None
+        name = f"edge_{_word(self._config.device.id)}"
+        for model, keys in self._keys().items():
+            if model in self._models:
+                self._see(model, keys)
+        for model, (table, manifest) in self._models.items():
+            topic = self._topic_of(model)
+            keys = self._seen[model] if "{key}" in topic else {None: None}
+            if not keys and not self._has_keys(table.source):
+                keys = {None: None}
+            for key in keys:
+                yield from components_of(table, manifest, topic, name, key).items()
+        health = self._config.upstream.health_topic.replace("{device}", self._config.device.id)
+        yield from health_components(health, name).items()
+
+    def _topic_of(self, model: str) -> str:
+        assert self._config is not None
+        template = self._config.upstream.topic.replace("{device}", self._config.device.id)
+        return template.replace("{model}", model)
+
+    def _has_keys(self, source: str) -> bool:
+        """Whether readings may have keys, which nothing but a reading names."""
+        assert self._config is not None
+        table = next(each for each in self._config.source if each.name == source)
+        topics = getattr(table, "topics", ())
+        return table.key is not None or any("{" in topic for topic in topics) or bool(getattr(table, "of", ()))
+
+    def _see(self, model: str, keys: Iterable[str | None]) -> None:
+        seen = self._seen[model]
+        for key in keys:
+            if key in seen:
+                continue
+            if len(seen) >= MOST_KEYS:
+                break
+            seen[key] = None
+            if len(seen) == MOST_KEYS:
+                _log.warning(
+                    "Home Assistant is given no entities for further keys", extra=fields(model=model, keys=MOST_KEYS)
+                )
+
+
+def _sensor(name: str, template: str, **more: object) -> Component:
+    return {"platform": "sensor", "name": name, "value_template": template, **more}
+
+
+def _binary(name: str, template: str) -> Component:
+    return {"platform": "binary_sensor", "name": name, "value_template": template, "device_class": "problem"}
+
+
+def _unit(unit: str) -> Component:
+    shown = _SPELLINGS.get(unit, unit)
+    if not shown:
+        return {}
+    return {"unit_of_measurement": shown, **({"device_class": _CLASSES[shown]} if shown in _CLASSES else {})}
+
+
+def _word(text: str) -> str:
+    """A part of an id: letters, digits, `_` and `-`; what has others, or could be read as two parts, gets a hash."""
+    if re.fullmatch(r"[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*", text):
+        return text
+    return f"{re.sub(r'[^A-Za-z0-9-]+', '_', text).strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
