@@ -42,6 +42,7 @@ SOURCES = Registry(
         "serial": "edge_runtime.stream.sources.serial:SerialSourceTable",
         "mqtt": "edge_runtime.stream.sources.mqtt:MqttSourceTable",
         "command": "edge_runtime.stream.sources.command:CommandSourceTable",
+        "join": "edge_runtime.stream.sources.join:JoinSourceTable",
         "sysfs": "edge_runtime.stream.sources.sysfs:SysfsSourceTable",
         "replay": "edge_runtime.stream.sources.replay:ReplaySourceTable",
     }

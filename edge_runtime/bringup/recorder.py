@@ -64,7 +64,7 @@ class Recorder:
         self.counters = Counters()
         self.streams: Counter[str | None] = Counter()
         self._config = config
-        self._table: SourceKindTable = as_kind(source).beside_service()
+        self._table: SourceKindTable = as_kind(source).bound(config).beside_service()
         self._folder = folder
         self._label = label
         self._loop = loop
@@ -153,10 +153,10 @@ class Recorder:
         if columns:
             others = {table.key, table.time, table.identity, IGNORED, "id", "seq"}
             return tuple(name for name in columns if name not in others)
-        if not isinstance(table, FramedSourceTable):
+        if not columns and table.named_channels is not None:
+            return table.named_channels
+        if not isinstance(table, FramedSourceTable) or getattr(table, "joins", False):
             raise CommandError(f'source "{table.name}": expected --channels, since a {_kind(table)} names none itself')
-        if table.codec.mapped_channels is not None:
-            return table.codec.mapped_channels
         self._table = finding(table, self._found)
         return ()
 

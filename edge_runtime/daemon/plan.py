@@ -103,9 +103,12 @@ def make_plan(
             continue
         mistakes.extend(f'{config.path}: model "{each.name}".{mistake}' for mistake in _misfits(models[-1]))
     sources: list[PlannedSource] = []
+    joined = {name for source in config.source for name in getattr(source, "of", ())}
     for source in config.source:
+        if source.name in joined:
+            continue  # the join runs it
         planned = PlannedSource(
-            as_kind(source), models=[model for model in models if model.config.source == source.name]
+            as_kind(source).bound(config), models=[model for model in models if model.config.source == source.name]
         )
         sources.append(planned)
         if absent and any(path in absent for path in _texts(source)):
@@ -191,6 +194,7 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
                 f'source "{source.name}": expected a model that uses it, found none: its readings would be taken and '
                 "lost: add a model, or take the source out"
             )
+    yield from _mistakes_of_joins(config)
     for model in models:
         if model.name in (*RESERVED, *RESERVED_BELOW):
             yield (
@@ -199,6 +203,27 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
             )
         if model.payload not in CONVENTIONS:
             yield f'model "{model.name}".payload: expected one of {", ".join(CONVENTIONS)}, found {model.payload!r}'
+
+
+def _mistakes_of_joins(config: Config) -> Iterator[str]:
+    """Joins of sources that are none, are joins themselves, or are used otherwise too."""
+    sources, models = config.source or (), config.model or ()
+    joins = [source for source in sources if getattr(source, "of", None)]
+    names = {source.name for source in sources} - {source.name for source in joins}
+    used = {model.source: f'model "{model.name}"' for model in models}
+    for join in joins:
+        for name in getattr(join, "of", ()):
+            if name not in names:
+                yield (
+                    f'source "{join.name}".of: expected names of sources that are no joins, found "{name}": '
+                    f"the sources are {', '.join(sorted(map(str, names)))}"
+                )
+            elif name in used:
+                yield (
+                    f'source "{join.name}".of: expected a source that is used by nothing else, found "{name}", which '
+                    f'{used[name]} takes: have the model take "{join.name}"'
+                )
+            used[name] = f'source "{join.name}"'
 
 
 def _misfits(planned: PlannedModel) -> list[str]:
@@ -296,8 +321,7 @@ def _reads_paths(source: SourceKindTable) -> bool:
 
 def _units(planned: PlannedSource) -> dict[str, str]:
     """The unit of each channel, where the device file says how a channel is written and so may name one."""
-    source = planned.config
-    if not isinstance(source, FramedSourceTable) or source.codec.mapped_channels is None:
+    if not planned.config.compares_units:
         return {}
     units: dict[str, str] = {}
     for model in planned.models:

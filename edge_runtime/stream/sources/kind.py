@@ -102,6 +102,21 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
     """What the daemon asks of a source's table."""
 
+    @property
+    def named_channels(self) -> tuple[str, ...] | None:
+        """The channels that the table names; None where it takes those that its models want."""
+        return None
+
+    @property
+    def compares_units(self) -> bool:
+        """A unit may stand in the table, which is compared with that of the bundle."""
+        return False
+
+    def bound(self, config: Config) -> "SourceKindTable":
+        """The table as it is run, where it needs others of the file."""
+        del config
+        return self
+
     def describe(self) -> str:
         """What it reads, for a line of the log."""
         raise NotImplementedError
@@ -171,6 +186,16 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
     many_readings: ClassVar[bool] = False  # a frame of a fixed structure may hold many, one after another
 
     codec: CodecTable
+
+    @property
+    def named_channels(self) -> tuple[str, ...] | None:
+        """The columns, or the channels with a place."""
+        return self.codec.mapped_channels or self.codec.columns or None
+
+    @property
+    def compares_units(self) -> bool:
+        """Where channels have places."""
+        return self.codec.mapped_channels is not None
 
     def decoder(
         self,

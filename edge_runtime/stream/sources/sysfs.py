@@ -69,6 +69,16 @@ class SysfsSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="sysfs"):
     channels: Mapping[Text, FileChannelTable]
     interval: SomeSeconds = 1.0
 
+    @property
+    def named_channels(self) -> tuple[str, ...]:
+        """Those with a file."""
+        return tuple(self.channels)
+
+    @property
+    def compares_units(self) -> bool:
+        """A file may have one."""
+        return True
+
     def describe(self) -> str:
         """How many files."""
         return f"sysfs, {len(self.channels)} files every {self.interval:g} s"
