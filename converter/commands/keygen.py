@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     make_key(options.key, options.principal)
     public = Path(f"{options.key}.pub").read_text(encoding="utf-8").split()
     print(f"wrote {options.key} (keep it secret) and {options.key}.pub")
+    print("it may sign bundles, and rollbacks over MQTT; for signed rollouts add edge-desired to its namespaces")
     print("for the allowed_signers file of your devices:")
     print(f'{options.principal} namespaces="{NAMESPACE},{NAMESPACE}-rollback" {public[0]} {public[1]}')
-    print("it lets the key sign bundles, and rollbacks over MQTT; for signed rollouts add edge-desired to the list")
     return EXIT_OK
