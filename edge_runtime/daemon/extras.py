@@ -14,6 +14,7 @@ from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import Config, HttpTable, ModelTable
 from edge_runtime.daemon.plan import PlannedModel, open_store
+from edge_runtime.delivery.device_topics import own_topics
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.worker import TriedModel
@@ -81,6 +82,9 @@ class Extras:
             self.http = self._make_http(config.http, config.device.id)
         if config.upstream.requests != "off" and self.requests is None:
             self.requests = self._make_requests(config.device.id, upstream)
+        if self.requests is not None:
+            moved = own_topics(config.device.id, config.upstream)
+            self.requests.own = frozenset((moved.status, moved.models, moved.health))
         if config.home_assistant is not None:
             self.home_assistant = self.home_assistant or self._make_home_assistant(upstream)
             self.home_assistant.configure(config)

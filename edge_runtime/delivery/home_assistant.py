@@ -171,7 +171,7 @@ class HomeAssistant:
         self._gone: dict[str, str] = {}  # entities that are to be removed, with their platforms
         self._last: dict[str, Component] = {}
         self._topic, self._birth, self._payload = "", "", b""
-        self._is_up = False
+        self._broker: str | None = None  # that the document is published to
         self._is_refused = False
         self._timer: Timer | None = None
 
@@ -205,12 +205,13 @@ class HomeAssistant:
         self._publish_changes()
 
     def link_changed(self) -> None:
-        """The link came up or went down."""
-        if self._is_up == self._connection.ready:
+        """The link came up or went down, or another broker serves."""
+        broker = self._connection.url if self._connection.ready else None
+        if self._broker == broker:
             return
-        self._is_up = self._connection.ready
+        self._broker = broker
         self._payload = b""
-        if self._is_up:
+        if broker is not None:
             self._look_in(READ_BACK_S)
         elif self._timer is not None:
             self._timer.cancel()
@@ -227,7 +228,7 @@ class HomeAssistant:
         """Publish nothing more; the document stays, for the device comes back."""
         if self._timer is not None:
             self._timer.cancel()
-        self._is_up = False
+        self._broker = None
 
     # --- what is heard ----------------------------------------------------------------------------------------------
 
@@ -274,7 +275,7 @@ class HomeAssistant:
         self._timer = self._loop.call_later(seconds, lambda: self._look(birth=birth))
 
     def _look(self, *, birth: bool) -> None:
-        if not self._is_up:
+        if self._broker is None:
             return
         self._publish_changes(is_time=True)
         if birth:
@@ -283,7 +284,7 @@ class HomeAssistant:
 
     def _publish_changes(self, *, is_time: bool = False) -> None:
         """Publish the document where it differs from the last; the first of a connection waits for its time."""
-        if self._config is None or not self._is_up or not (is_time or self._payload):
+        if self._config is None or self._broker is None or not (is_time or self._payload):
             return
         wanted = dict(self._components())
         self._gone.update({name: each["platform"] for name, each in self._last.items()})

@@ -5,7 +5,7 @@ One thread answers, so that the loop is not kept; `MOST_WAITING` requests may wa
 Weak point: an answer that a broken connection loses is not sent again; the client has to repeat its request.
 
 A requester names the topic that we publish to, so the device's own topics are refused: only what begins with
-`edge/{device}/answers/` may stand below `edge/{device}/`.
+`edge/{device}/answers/` may stand below `edge/{device}/`, and no topic that `[upstream]` has moved elsewhere.
 """
 
 from dataclasses import dataclass
@@ -55,9 +55,13 @@ class Requests:
         connection: not yet started, and of MQTT 5.
         loop: the event loop.
         counters: `requests`, and refusals by reason.
+
+    Attributes:
+        own: topics of the device itself that are not below `edge/{device}/`.
     """
 
     def __init__(self, device: str, start: int, connection: AnyConnection, loop: Loop, counters: Counters) -> None:
+        self.own: frozenset[str] = frozenset()
         self._device = device
         self._start = start
         self._connection = connection
@@ -126,7 +130,7 @@ class Requests:
         if not topic or "+" in topic or "#" in topic or "\0" in topic:
             self._counters.rejected["no_response_topic"] += 1
             return None
-        if topic.startswith(own) and not topic.startswith(f"{own}answers/"):
+        if topic in self.own or (topic.startswith(own) and not topic.startswith(f"{own}answers/")):
             self._counters.rejected["forbidden_response_topic"] += 1
             _log.warning("a request wants its answer on a topic of the device", extra=fields(topic=topic))
             return None

@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from tests.conftest import MakeDaemon
+from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
@@ -62,7 +62,7 @@ class Requester:
 def requester(mosquitto: Mosquitto, make_daemon: MakeDaemon, tmp_path: Path) -> Iterator[Requester]:
     """A client beside a device that answers requests."""
     bundle = builders.classification().save(tmp_path / "comfort.onnx")
-    upstream = 'protocol = "5"\nrequests = "answer"'
+    upstream = 'protocol = "5"\nrequests = "answer"\nhealth_topic = "moved/{device}"'
     daemon = make_daemon(climate_device(mosquitto, bundle, upstream=upstream)).start()
     made = Requester(mosquitto.port)
     yield made
@@ -92,9 +92,16 @@ def test_a_bad_request_is_told_what_is_wrong(requester: Requester) -> None:
     assert json.loads(requester.wait()[1])["reasons"] == {"missing_channel": 1}
 
 
-def test_a_request_cannot_speak_in_the_name_of_the_device(requester: Requester) -> None:
+def test_a_request_cannot_speak_in_the_name_of_the_device(
+    requester: Requester, mosquitto: Mosquitto, make_subscriber: MakeSubscriber
+) -> None:
     """A response topic that is one of the device's own, or none at all, is not answered; the next request is."""
+    watching = make_subscriber(mosquitto.port, "moved/room")
     requester.ask("comfort", READING, to="edge/room/status")
+    requester.ask("comfort", READING, to="moved/room")
     requester.ask("comfort", READING, to=None)
     requester.ask("comfort", READING, to="answers/3")
     assert requester.wait()[0] == "answers/3"
+    watching.publish("moved/room", '{"end": true}')
+    watching.wait_until(lambda messages: any("end" in each.document for each in messages), "the end")
+    assert all({"rss_bytes", "end"} & each.document.keys() for each in watching.messages)

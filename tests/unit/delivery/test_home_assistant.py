@@ -65,6 +65,7 @@ class _Link:
 
     def __init__(self) -> None:
         self.ready = True
+        self.url = "mqtt://first"
         self.sent: list[tuple[str, bytes, bool]] = []
         self.filters: list[str] = []
         self.handler: Handler | None = None
@@ -208,6 +209,24 @@ def test_a_birth_is_answered_once_and_only_a_birth(tmp_path: Path) -> None:
     rig.loop.advance(10.0)
     assert (len(rig.link.sent), rig.births) == (2, 1)
     assert rig.link.sent[0] == rig.link.sent[1]
+
+
+def test_another_broker_is_given_the_document_too(tmp_path: Path) -> None:
+    """The one that stands in for the first, and the first again; whether or not the link was seen to be down."""
+    rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    rig.link.url = "mqtt://second"
+    rig.part.link_changed()
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    assert len(rig.link.sent) == 2
+    rig.link.ready = False
+    rig.part.link_changed()
+    rig.loop.advance(60.0)
+    assert len(rig.link.sent) == 2
+    rig.link.ready = True
+    rig.part.link_changed()
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    assert len(rig.link.sent) == 3
 
 
 def test_what_an_earlier_document_had_is_removed_or_goes_on(tmp_path: Path) -> None:
