@@ -410,7 +410,7 @@ class Assembly:
         if any(each.categories != planned.categories.get(each.name, ()) for each in model.manifest.input.channels):
             return False
         units = planned.units
-        if units and any(each.unit != units.get(each.name, "") for each in model.manifest.input.channels):
+        if units and any(each.unit != units.get(each.name, each.unit) for each in model.manifest.input.channels):
             return False
         pipeline.swap(candidate, self._payload(pipeline.config, model))
         self._extras.tend_copy(pipeline, self.config)

@@ -290,7 +290,7 @@ def _fit(planned: PlannedSource, config: Config) -> list[str]:
         f"{planned.units[each.name]}: give it a source of its own"
         for model in planned.models
         for each in model.bundle.manifest.input.channels
-        if each.unit and planned.units.get(each.name, each.unit) != each.unit
+        if each.unit not in {"", "1"} and planned.units.get(each.name, each.unit) != each.unit
     ]
     found += [
         f"{key}: expected a field beside the channels, found {name!r}, which model {user!r} takes as a channel: "
@@ -326,7 +326,7 @@ def _units(planned: PlannedSource) -> dict[str, str]:
     units: dict[str, str] = {}
     for model in planned.models:
         for channel in model.bundle.manifest.input.channels:
-            if channel.unit:
+            if channel.unit not in {"", "1"}:  # 1 is a number without a unit, which says nothing of the quantity
                 units.setdefault(channel.name, channel.unit)
     return units
 

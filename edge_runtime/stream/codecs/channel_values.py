@@ -241,7 +241,8 @@ class _UnitsInText:
         return self._known[unit]
 
     def _find(self, unit: str) -> UnitConversion | None:
-        expected = self._named or self._wanted
+        # What was not named is compared only where the bundle's unit is one that can be.
+        expected = self._named or (self._wanted if is_known(self._wanted) else "")
         if not expected or self._is_scaled:
             return None
         found = conversion(unit, expected)

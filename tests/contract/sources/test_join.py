@@ -41,7 +41,7 @@ name = "board"
 type = "sysfs"
 interval = 0.02
 [source.channels]
-temperature = {{ path = "{folder}/temp", scale = 0.001 }}
+temperature = {{ path = "{folder}/temp", scale = 0.001, unit = "°C" }}
 [[source]]
 name = "meter"
 type = "command"

@@ -153,3 +153,17 @@ def test_no_document_makes_a_path_raise() -> None:
     decoded = decoder.decode(frames, counters)
     assert len(set(decoded.rows)) + sum(counters.rejected.values()) >= len(frames)
     assert np.isfinite(decoded.values[~np.isnan(decoded.values)]).all()
+
+
+def test_a_unit_in_a_text_is_compared_with_a_unit_that_is_known_only() -> None:
+    """A bundle that calls its unit `counts` says nothing of degrees; one of °C has them converted, and no pascals."""
+    table = {"x": ChannelTable(type="text")}
+    frames = [b'{"x":"50 F"}', b'{"x":"7 hPa"}']
+    found = {}
+    for unit in ("counts", "°C"):
+        counters = Counters()
+        decoder = JsonTable(channels=table).decoder(Members(("x",), units={"x": unit}), None)
+        values = decoder.decode(frames, counters).values.ravel().round(3).tolist()
+        found[unit] = (values, dict(counters.rejected))
+    assert found["counts"] == ([50, 7], {})
+    assert found["°C"] == ([10], {"wrong_unit": 1})
