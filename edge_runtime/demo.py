@@ -13,6 +13,7 @@ import os
 import queue
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -297,11 +298,19 @@ def _close(folder: Path, bundle: Bundle, outcome: _Outcome, say: Say) -> None:
         raise CommandError(f"demo: expected an accuracy of {LOWEST_ACCURACY:.2f} or more, found {accuracy:.3f}")
     replay = _leave_recordings(folder, bundle)
     say(f"\nNow yours, in {folder}:")
-    say(f"  edge-runtime try {shlex.quote(str(replay))}   each reading of the recordings, and what the model says")
-    say(f"  edge-runtime run {shlex.quote(str(replay))}   the daemon, with its page on http://127.0.0.1:8080")
-    say(
-        f"  edge-runtime init --bundle {shlex.quote(str(folder / 'activity.onnx'))}   a device file for your own sensor"
-    )
+    command = _command()
+    say(f"  {command} try {shlex.quote(str(replay))}   each reading of the recordings, and what the model says")
+    say(f"  {command} run {shlex.quote(str(replay))}   the daemon, with its page on http://127.0.0.1:8080")
+    say(f"  {command} init --bundle {shlex.quote(str(folder / 'activity.onnx'))}   a device file for your own sensor")
+
+
+def _command() -> str:
+    """How the user types our name here: `make demo` leaves it in an environment that no shell looks into."""
+    if shutil.which("edge-runtime") is not None:
+        return "edge-runtime"
+    beside = Path(sys.executable).with_name("edge-runtime")
+    shown = beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
+    return shlex.quote(str(shown))
 
 
 def _leave_recordings(folder: Path, bundle: Bundle) -> Path:
@@ -460,6 +469,7 @@ def running_daemon(device_file: Path, log: Path) -> Iterator[Process]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log, for messages."""
+    """The last warning or error of a log, else its last line: for messages."""
     lines = log.read_text(errors="replace").splitlines()
-    return lines[-1] if lines else "nothing"
+    grave = [line for line in lines if " WARNING " in line or " ERROR " in line]
+    return (grave or lines or ["nothing"])[-1]

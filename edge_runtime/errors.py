@@ -7,6 +7,7 @@
     ├── BundleError                the model file is refused                exit 1, or 78 when a configuration names it
     │   └── SignatureError         ... because no trusted key has signed it
     ├── CommandError               the command could not do what was asked  exit 1
+    ├── UsageError                 an option is wrong                       exit 2
     └── TransientError             try again later; nothing is lost         handled by the stage, never an exit
 
 Foreign exceptions are turned into one of these where they occur, with the cause kept.
@@ -48,6 +49,12 @@ class SignatureError(BundleError):
 
 class CommandError(EdgeError):
     """A command failed for a reason that its user can understand."""
+
+
+class UsageError(EdgeError):
+    """An option of a command that is wrong whatever the machine is like."""
+
+    exit_code = EXIT_USAGE
 
 
 class TransientError(EdgeError):

@@ -57,7 +57,7 @@ def check_store(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("model store", "ok", str(folder))
     if config.store.allowed_signers is None:
-        remedy = "set store.allowed_signers (docs/signing.md) where others can reach this device"
+        remedy = "set store.allowed_signers (docs/fleet.md) where others can reach this device"
         yield Finding("signers", "warning", "signatures are not asked for", remedy)
     elif shutil.which("ssh-keygen") is None:
         yield Finding("signers", "failure", "ssh-keygen is not installed", "apt install openssh-client")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from edge_runtime.bringup.trial import Event, ModelTrial, SourceTrial
+from edge_runtime.stream.rejections import shortened
 
 _MOST_CHANNELS = 8
 _LINES_A_SECOND = 20  # on a terminal; more cannot be read
@@ -26,12 +27,12 @@ def as_line(event: Event) -> str:
 
 
 def _frame(event: Event) -> str:
-    where = f"{event['where']}: " if "where" in event else ""
+    where = f"{shortened(event['where'])}: " if "where" in event else ""
     return f"{where}{event['frame']}"
 
 
 def _reading(event: Event) -> str:
-    key = "" if event["key"] is None else f"[{event['key']}] "
+    key = "" if event["key"] is None else f"[{shortened(event['key'])}] "
     found = event["reading"]
     if isinstance(found, dict):
         shown = [f"{name} {value:.6g}" for name, value in list(found.items())[:_MOST_CHANNELS]]
@@ -44,7 +45,7 @@ def _reading(event: Event) -> str:
 
 
 def _rejected(event: Event) -> str:
-    where = f"{event['where']}: " if "where" in event else ""
+    where = f"{shortened(event['where'])}: " if "where" in event else ""
     count = f" ({event['count']} times)" if "count" in event else ""
     sample = f"   found {event['frame']}" if event.get("frame") else ""
     return f"{event['rejected']}{count}: {where}{event['why']}{sample}"
@@ -52,7 +53,7 @@ def _rejected(event: Event) -> str:
 
 def _prediction(event: Event) -> str:
     found = event["prediction"]
-    key = "" if found["key"] is None else f"[{found['key']}] "
+    key = "" if found["key"] is None else f"[{shortened(found['key'])}] "
     alarm = "   ALARM" if found.get("alarm") else ""
     return f"{key}{event['model']}: {_verdict(found)}{alarm}"
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.errors import UsageError
+
 if TYPE_CHECKING:
     from edge_runtime.bringup.proposal import Proposal
     from edge_runtime.bundle.manifest import Manifest
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.bringup.device_file import DeviceFile  # noqa: PLC0415 - as in `run`
     from edge_runtime.errors import EXIT_FAILED, EXIT_OK, CommandError, ConfigError  # noqa: PLC0415
 
+    _refuse_wrong_options(args)
     asking = not args.yes and sys.stdin.isatty()
     manifest = None if args.bundle is None else _open(args.bundle)
     name = args.id or _fit_name(_ask("The name of this device", socket.gethostname(), asking=asking))
@@ -60,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         window="" if manifest is None else _window(manifest),
         upstream=broker,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("x", encoding="utf-8") as file:
             file.write(made.text())
     except OSError as error:
@@ -81,6 +84,40 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_FAILED
     print(f"next: edge-runtime try {output}")
     return EXIT_OK
+
+
+def _refuse_wrong_options(args: argparse.Namespace) -> None:
+    """What no answer of a port or a broker could make right is refused before anything is opened or written."""
+    from edge_runtime.config.addresses import parse_endpoint  # noqa: PLC0415 - as light as `--help` can be
+
+    if args.port is not None and args.topic is not None:
+        raise UsageError("--port, --topic: expected one of them, found both: a source reads a port or a topic")
+    for flag in ("id", "port", "topic", "fields"):
+        if getattr(args, flag) is not None and not getattr(args, flag).strip():
+            raise UsageError(f"--{flag}: expected a text, found none: leave the option out")
+    if args.id is not None and args.id != _fit_name(args.id):
+        raise UsageError(f"--id: expected one level of a topic, found {args.id!r}: {_fit_name(args.id)} would do")
+    if args.baudrate is not None and args.baudrate <= 0:
+        raise UsageError(f"--baudrate: expected more than 0, found {args.baudrate}: 9600 and 115200 are frequent")
+    if not 0 < args.seconds < float("inf"):
+        raise UsageError(f"--seconds: expected a number above 0, found {args.seconds:g}: 5 is the default")
+    names = [each.strip() for each in (args.fields or "").split(",") if each.strip() != "_"]
+    twice = sorted({each for each in names if names.count(each) > 1})
+    if twice:
+        raise UsageError(f"--fields: expected each name once, found {', '.join(twice)} twice: _ is one not read")
+    if args.topic is not None and not _is_filter(args.topic):
+        raise UsageError(f"--topic: expected a topic such as sensors/{{key}}/climate, found {args.topic!r}")
+    if args.broker is not None:
+        try:
+            parse_endpoint(args.broker)
+        except ValueError as error:
+            raise UsageError(f"--broker: {error}") from error
+
+
+def _is_filter(topic: str) -> bool:
+    """Wildcards stand for whole levels, and # for the last one (MQTT 3.1.1 section 4.7.1)."""
+    levels = topic.split("/")
+    return all(each in {"+", "#"} or not set(each) & {"+", "#", "\0"} for each in levels) and "#" not in levels[:-1]
 
 
 def _open(path: Path) -> "Manifest":
@@ -176,6 +213,7 @@ def _choose_topic(args: argparse.Namespace, channels: tuple[str, ...], *, asking
     from edge_runtime.bringup.listening import hear_broker, topic_patterns  # noqa: PLC0415
     from edge_runtime.bringup.proposal import propose  # noqa: PLC0415
     from edge_runtime.errors import CommandError  # noqa: PLC0415
+    from edge_runtime.stream.rejections import shortened  # noqa: PLC0415
 
     broker = args.broker or _BROKER
     print(f"listening to {broker} for {args.seconds:g} s", file=sys.stderr)
@@ -185,7 +223,7 @@ def _choose_topic(args: argparse.Namespace, channels: tuple[str, ...], *, asking
     fitting = [topic for topic, messages in found if channels and not propose(messages, channels).doubts]
     if asking:
         for number, (topic, messages) in enumerate(found[:20], 1):
-            print(f"  {number}  {topic}  {messages[-1][:80].decode(errors='replace')}")
+            print(f"  {number}  {shortened(topic)}  {shortened(messages[-1])[:80]}")
         first = next((n for n, (topic, _) in enumerate(found[:20], 1) if topic in fitting), 1)
         chosen = _ask("Which topic (number or topic)", str(first), asking=True)
         return found[int(chosen) - 1][0] if chosen.isdecimal() and 1 <= int(chosen) <= len(found) else chosen
@@ -200,7 +238,8 @@ def _choose_topic(args: argparse.Namespace, channels: tuple[str, ...], *, asking
 def _from_channels(channels: Sequence[str], why: str) -> "Proposal":
     from edge_runtime.bringup.proposal import Proposal  # noqa: PLC0415
 
-    return Proposal("csv", tuple(channels), doubts=[f"{why}: `fields` are the channels of the model in its order"])
+    guess = "so `fields` are guessed: the channels of the model in its order"
+    return Proposal("csv", tuple(channels), doubts=[f"{why}; {guess}"])
 
 
 def _take_fields(args: argparse.Namespace, proposal: "Proposal") -> None:

@@ -35,9 +35,15 @@ def run(args: argparse.Namespace) -> int:
     if args.seconds is not None and not args.seconds > 0:
         print(f"--seconds: expected more than 0, found {args.seconds:g}", file=sys.stderr)
         return EXIT_USAGE
+    if args.label is not None and not (args.label.strip() and args.label.isprintable()):
+        print(f"--label: expected a text on one line, found {args.label!r}", file=sys.stderr)
+        return EXIT_USAGE
     config = load_config(args.device, needs_models=False)
     setup("warning")
     channels = None if args.channels is None else tuple(each.strip() for each in args.channels.split(","))
+    if channels is not None and (not all(channels) or len(set(channels)) < len(channels)):
+        print(f"--channels: expected names such as a,b, each once, found {args.channels!r}", file=sys.stderr)
+        return EXIT_USAGE
     recorder = Recorder(
         config, _source(config, args.source), args.output, label=args.label, channels=channels, loop=Loop()
     )
@@ -85,6 +91,8 @@ def _source(config: "Config", name: str | None) -> "SourceTable":
 
 
 def _progress(recorder: "Recorder") -> str:
+    from edge_runtime.stream.rejections import shortened  # noqa: PLC0415 - brings the codecs
+
     rejected = sum(recorder.counters.rejected.values())
     rate = recorder.rate_hz()
     about = recorder.about
@@ -93,7 +101,8 @@ def _progress(recorder: "Recorder") -> str:
         f"{rate:g} a second" if rate is not None else "rate not known yet",
     ]
     if len(recorder.streams) > 1:
-        shown = ", ".join(f"{key} {count}" for key, count in recorder.streams.most_common(5))
+        busiest = recorder.streams.most_common(5)
+        shown = ", ".join(f"{'-' if key is None else shortened(key)} {count}" for key, count in busiest)
         parts.append(f"{len(recorder.streams)} keys ({shown})")
     if rejected:
         parts.append(f"{rejected} rejected")

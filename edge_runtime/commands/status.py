@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(document: dict[str, Any]) -> list[str]:
+    from edge_runtime.stream.rejections import shortened  # noqa: PLC0415 - brings the codecs
+
     standing = "running" if document["running"] else "not running any more"
     age = max(0, round(time.time() - float(document.get("written", 0))))
     lines = [
@@ -63,7 +65,7 @@ def _describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"  source {name}: {source['state']}")
         for reason, last in source.get("last_rejected", {}).items():
             sample = f" ({last['sample']})" if last["sample"] else ""
-            lines.append(f"    {reason} at {last['time']}: {last['where']}: {last['why']}{sample}")
+            lines.append(f"    {reason} at {last['time']}: {shortened(last['where'])}: {last['why']}{sample}")
     for model in document.get("slots", []):
         why = f" ({model['why']})" if model.get("why") else ""
         lines.append(

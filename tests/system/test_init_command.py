@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.cli import main
 from tests.conftest import MakePort
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -126,3 +127,44 @@ def test_without_a_model_the_file_says_what_is_missing(
     assert done.returncode == 0
     assert "there is no model in it yet" in done.stdout
     assert "# [[model]]" in (tmp_path / "x.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--topic", "a", "--broker", "http://x"], "--broker: expected mqtt://HOST:PORT"),
+        (["--topic", "a/#/b"], "--topic: expected a topic"),
+        (["--topic", "a/b+"], "--topic: expected a topic"),
+        (["--topic", ""], "--topic: expected a text"),
+        (["--topic", "a", "--seconds", "nan"], "--seconds: expected a number above 0"),
+        (["--topic", "a", "--seconds", "-1"], "--seconds: expected a number above 0"),
+        (["--topic", "a", "--id", "a/b"], "a-b would do"),
+        (["--topic", "a", "--port", "/dev/none"], "expected one of them, found both"),
+        (["--port", ""], "--port: expected a text"),
+        (["--port", "/dev/none", "--baudrate", "0"], "--baudrate: expected more than 0"),
+        (["--port", "/dev/none", "--fields", "a,_,_,a"], "found a twice"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: list[str], words: str
+) -> None:
+    """2, one line, and no file: no port and no broker could make such an option right."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--yes", *options]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(installed: Installed, tmp_path: Path) -> None:
+    """A file stands where the folder of the output should be."""
+    (tmp_path / "taken").write_text("")
+    done = installed.run(
+        installed.edge_runtime,
+        *("init", "--yes", "--port", "/dev/none", "--id", "x", "-o", "taken/x.toml"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "taken/x.toml: cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr

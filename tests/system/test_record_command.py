@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_runtime.cli import main
 from edge_runtime.recordings.folder import joined, parts_of, read_about
 from tests.conftest import MakePort
 from tests.support import builders
@@ -246,3 +247,18 @@ def test_what_does_not_fit_is_one_sentence(installed: Installed, tmp_path: Path)
     done = installed.run(installed.edge_runtime, "record", silent, "-o", "rec3", "--seconds", "0.5", cwd=tmp_path)
     assert done.returncode == 1
     assert "nothing was recorded: /dev/none: no such port" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--label", ""], ["--label", "two\nlines"], ["--channels", ""], ["--channels", "x,x"], ["--channels", "x,"]],
+)
+def test_a_label_or_a_channel_that_would_spoil_the_file_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[str]
+) -> None:
+    """A line break in a label would tear lines, and a column that is there twice could not be read back: 2."""
+    path = device(tmp_path, 'type = "serial"\nport = "/dev/none"\nfields = ["x", "y"]')
+    assert main(["record", str(path), "-o", str(tmp_path / "rec"), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{options[0]}: expected")
+    assert not (tmp_path / "rec").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.cli import main
 from tests.conftest import MakeDaemon
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -47,3 +48,16 @@ def test_status_shows_a_daemon_in_the_foreground(
     code, text = status()
     assert code == 1
     assert "found none" in text
+
+
+def test_a_rejected_topic_of_64_kilobytes_is_shown_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The place of a rejected frame is a topic that a stranger chose: short, and without what steers a terminal."""
+    last = {"time": "t", "where": "s/\u202e" + 60_000 * "k", "why": "no", "sample": ""}
+    source = {"state": "connected", "last_rejected": {"bad_key": last}}
+    document = {"device": "room", "pid": os.getpid(), "written": 0, "published": 0, "queued": 0, "readings": 0}
+    document |= {"link": {}, "sources": {"climate": source}}
+    (tmp_path / "room.status.json").write_text(json.dumps(document))
+    main(["status", "--folder", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "bad_key at t: s/" in shown
+    assert all(line.isprintable() and len(line) < 400 for line in shown.splitlines())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.bringup.trial_report import as_line
 from tests.conftest import MakeDaemon, MakePort
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -189,3 +190,14 @@ def test_a_wrong_file_ends_as_check_does(installed: Installed, tmp_path: Path) -
     done = installed.run(installed.edge_runtime, "try", device, "--seconds", "1", cwd=tmp_path)
     assert done.returncode == 78
     assert 'source "climate".topics' in done.stderr or "topics" in done.stderr
+
+
+def test_what_a_stranger_names_cannot_steer_a_terminal() -> None:
+    """Topics and keys are shown as frames are: short, and with escape sequences spelled out."""
+    hostile = "s/\x1b[2J\u202e" + 5_000 * "k"
+    event = {"event": "rejected", "time": 0.0, "source": "s", "rejected": "bad_key", "why": "no", "where": hostile}
+    reading = {"event": "reading", "time": 0.0, "source": "s", "key": hostile, "reading": {"a": 1.0}, "windows": {}}
+    for line in (as_line(event), as_line(reading)):
+        assert line.isprintable()
+        assert r"\x1b" in line
+        assert len(line) < 400

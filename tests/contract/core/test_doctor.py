@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -301,3 +302,15 @@ def test_the_command_gives_objects_and_1_where_something_fails(
 def found_url(device: Path) -> str:
     """The broker of a device file."""
     return device.read_text().split('url = "')[1].split('"')[0]
+
+
+def test_every_page_that_a_message_names_is_there() -> None:
+    """A remedy that sends the user to a page that does not exist is none."""
+    named = {
+        page
+        for folder in ("edge_runtime", "converter")
+        for path in (ROOT / folder).rglob("*.py")
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text())
+    }
+    assert "docs/fleet.md" in named
+    assert sorted(page for page in named if not (ROOT / page).is_file()) == []
