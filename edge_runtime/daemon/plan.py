@@ -188,8 +188,9 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
     models, sources = config.model or (), config.source or ()
     used = {model.source for model in models}
     used.update(name for source in sources for name in getattr(source, "of", None) or ())  # another one joins them
+    misspelled = bool(used - {source.name for source in sources})  # reported elsewhere: it may mean any of them
     for source in sources:
-        if source.name and None not in used and source.name not in used:
+        if source.name and not misspelled and source.name not in used:
             yield (
                 f'source "{source.name}": expected a model that uses it, found none: its readings would be taken and '
                 "lost: add a model, or take the source out"
