@@ -233,7 +233,7 @@ def test_a_shadow_runs_under_the_units_restrictions(container: Container) -> Non
         "print('SHADOW', sorted(asked.ask((1, 1, 2), struct.pack('ff', 1, 2), [])[0])); asked.end()"
     )
     said = _run_confined(container, "beside", program)
-    assert "SHADOW ['arrays', 'took']" in said, said
+    assert "SHADOW ['arrays', 'named', 'took']" in said, said
 
 
 def test_an_optimised_copy_is_made_under_the_units_restrictions(container: Container) -> None:
