@@ -39,7 +39,11 @@ def test_different_levels_never_share_a_key() -> None:
             "{site}",
             ["expected {site} as a whole level, such as sensors/{site}/climate, found 'x{site}/v'"],
         ),
-        (["{site}/{key}"], "{site}", ["expected no other placeholder than {site} {channel}, found '{key}' in '{site}/{key}'"]),
+        (
+            ["{site}/{key}"],
+            "{site}",
+            ["expected no other placeholder than {site} {channel}, found '{key}' in '{site}/{key}'"],
+        ),
         (["{site}/v"], None, ["expected no other placeholder than {key} {channel}, found '{site}' in '{site}/v'"]),
         (["s/{key}"], "machine", ["expected the key in the topic or in a field, found 's/{key}' and key = 'machine'"]),
         (["{site}/v"], "{site", ["expected each { with its }, found '{site'"]),
