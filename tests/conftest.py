@@ -1,6 +1,7 @@
 """The fixtures that every test may use. What they hand out lives in one module each beside this file."""
 
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the recordings are not here: expected {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Iterator[None]:
+    """A command that a test runs in this process sets the project's logging up; the next test finds it as it was."""
+    root = logging.getLogger("edge_runtime")
+    handlers, level, propagate = list(root.handlers), root.level, root.propagate
+    yield
+    root.handlers[:], root.propagate = handlers, propagate
+    root.setLevel(level)
 
 
 @pytest.fixture

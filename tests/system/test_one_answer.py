@@ -59,7 +59,11 @@ def make_kinds(folder: Path) -> list[Kind]:
     for number, make in enumerate(KINDS.values()):
         path = make().save(folder / f"m{number}.onnx")
         manifest = open_bundle(path).manifest
-        windows = rng.normal(scale=3, size=(COUNT, *manifest.input.tensor_shape)).astype(np.float32)
+        shape = (COUNT, *manifest.input.tensor_shape)
+        windows = rng.normal(scale=3, size=shape).astype(np.float32)
+        if manifest.input.range is not None:  # whole numbers
+            least, most = map(int, manifest.input.range)
+            windows = rng.integers(least, most + 1, size=shape).astype(np.float32)
         found.append(Kind(f"m{number}", path, manifest, windows))
     return found
 

@@ -55,5 +55,5 @@ def test_every_command_of_the_tutorial_runs_as_it_stands(installed: Installed, t
         assert done.returncode == 0, f"{step}: {done.stdout[-2000:]}{done.stderr}"
         shown += done.stdout
     assert re.search(r"prediction activity: \w+ \(", shown), "`try` shows a prediction"
-    assert (tmp_path / folder / "scored.csv").read_text().splitlines()[1].split(",")[0] == "Standing"
+    assert "Standing" in (tmp_path / folder / "scored.csv").read_text().splitlines()[1].split(",")
     assert "probation" in shown.splitlines()[-1], "the list ends with the model that was installed"

@@ -35,6 +35,7 @@ from tests.support.broker import CertificateAuthority, Mosquitto
 from tests.support.fake_broker import FakeBroker, Mode
 from tests.support.installed import ROOT
 from tests.support.ports import find_free_port
+from tests.support.waiting import wait_until
 
 MakeBroker = Callable[..., Mosquitto]
 
@@ -176,10 +177,11 @@ def test_who_holds_a_port_is_named(make_port: MakePort) -> None:
     """ModemManager is a frequent one; here it is a shell."""
     port = make_port("imu")
     with port.path.open("rb") as held, subprocess.Popen(["sleep", "60"], stdin=held) as process:
+        named = f"process {process.pid} (sleep 60)"  # once the kernel has put its command line in place
+        wait_until(lambda: named in only(check_port(str(port.path))).found, named)
         found = only(check_port(str(port.path)))
         process.kill()
     assert found.state == "failure"
-    assert f"process {process.pid} (sleep 60)" in found.found
 
 
 # --- brokers --------------------------------------------------------------------------------------------------------
