@@ -71,7 +71,6 @@ class Recorder:
         self._part_bytes = part_bytes
         self._writer: PartWriter | None = None
         self._clock = Clock()
-        self._own_times = False
         self._stopping = False
         self._last_state = ""
         self._fault: CommandError | None = None
@@ -201,7 +200,6 @@ class Recorder:
             cells = [repr(moment), *([key or ""] if keyed else []), *numbers]
             writer.add(cells if labelled is None else [*cells, labelled])
             self._note(key, moment)
-        self._own_times = batch.own_times
 
     def _note(self, key: str | None, moment: float) -> None:
         if key in self.streams or len(self.streams) < _MOST_STREAMS:

@@ -65,10 +65,6 @@ class BoundJoinTable(JoinSourceTable, frozen=True, kw_only=True, tag="join"):
             for names in named
         ]
 
-    def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
-        """As below."""
-        self.check_channels_of(channels, shape)
-
     def check_channels_of(
         self,
         channels: tuple[str, ...],

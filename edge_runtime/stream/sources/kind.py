@@ -245,10 +245,6 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
             units=wiring.units,
         )
 
-    def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
-        """See whether the frames can hold what its models want."""
-        self.decoder(channels, shape)
-
     def check_channels_of(
         self,
         channels: tuple[str, ...],
@@ -257,7 +253,7 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """The same, with the texts and units of the bundles."""
+        """See whether the frames can hold what its models want, with the texts and units of the bundles."""
         self.decoder(channels, shape, categories=categories, units=units)
 
 

@@ -81,10 +81,6 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         what = f"{len(self.files)} files" if self.path is None else self.path
         return f"replay of {what} at speed {msgspec.to_builtins(self.speed)}"
 
-    def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
-        """Look at the head of every file."""
-        open_recordings(self, channels, shape)
-
     def check_channels_of(
         self,
         channels: tuple[str, ...],

@@ -83,10 +83,6 @@ class SysfsSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="sysfs"):
         """How many files."""
         return f"sysfs, {len(self.channels)} files every {self.interval:g} s"
 
-    def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
-        """A file for each channel."""
-        self.check_channels_of(channels, shape)
-
     def check_channels_of(
         self,
         channels: tuple[str, ...],
