@@ -15,19 +15,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import MAX_PACKET_BYTES, Bytes, SomeSeconds, Text, tag_of
-from edge_runtime.readings import Batch
 from edge_runtime.stream.byte_framing import FixedFramer, LengthFramer
 from edge_runtime.stream.codecs import CodecTable
 from edge_runtime.stream.codecs.json_codec import JsonTable
 from edge_runtime.stream.framing import Framer, LineEnd, make_framer
-from edge_runtime.stream.rejections import Rejections, shortened
-from edge_runtime.stream.seen import Seen, log_first
+from edge_runtime.stream.rejections import shortened
+from edge_runtime.stream.sources.frame_intake import FrameIntake
 from edge_runtime.stream.sources.kind import FramedSourceTable, Wiring
 from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system import log
@@ -121,12 +120,7 @@ class CommandSource:
         self._wiring = wiring
         self._loop = wiring.loop
         self._counters = wiring.counters
-        self._decoder = config.decoder_for(wiring)
         self._framer = _framer(config, wiring)
-        self._seen = Seen(
-            wiring.counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
-        )
-        self._rejections = Rejections(config.name, wiring.counters)
         self._process: subprocess.Popen[bytes] | None = None
         self._timer: Timer | None = None
         self._pause = min(_FIRST_PAUSE, config.restart_max)
@@ -141,6 +135,15 @@ class CommandSource:
             where=config.argv[0],
             remedy="look at the program, and at framing and format",
             changed=self._silence_changed,
+        )
+        self._intake = FrameIntake(
+            config,
+            config.argv[0],
+            config.decoder_for(wiring),
+            counters=wiring.counters,
+            silence=self._silence,
+            sink=wiring.sink,
+            logger=_logger,
         )
 
     def start(self) -> None:
@@ -202,10 +205,9 @@ class CommandSource:
             frames += self._framer.feed(chunk)
             if len(chunk) < _READ_BYTES:
                 break
-        if self._counters.notes:
-            self._rejections.report((), self._where)
+        self._intake.report_framing()
         if frames:
-            self._deliver(frames, arrived, now)
+            self._intake.deliver(frames, arrived, now)
         if ended or getattr(self._framer, "is_lost", False):
             self._ended()
 
@@ -213,40 +215,6 @@ class CommandSource:
         self._timer = None
         if self._process is not None and self._process.stdout is not None:
             self._loop.add_reader(self._process.stdout.fileno(), self._read)
-
-    def _deliver(self, frames: list[bytes], arrived: float, now: float) -> None:
-        try:
-            decoded = self._decoder.decode(frames, self._counters)
-        except Exception:
-            self._counters.errors["crashed"] += 1
-            _logger.exception("frames are set aside", extra=log.fields(source=self._config.name, frames=len(frames)))
-            return
-        if self._counters.notes:
-            self._rejections.report(frames, self._where)
-        going = self._seen.admit(decoded, decoded.keys) if len(decoded) else None
-        if going is not None:
-            decoded = decoded.chosen(going)
-        count = len(decoded)
-        if not count:
-            return
-        self._counters.counts["readings"] += count
-        self._silence.heard()
-        own_times = None not in decoded.times
-        times: Any = decoded.times if own_times else [now if each is None else each for each in decoded.times]
-
-        def refuse(row: int, reason: str, why: str, number: int) -> None:
-            frame = frames[decoded.rows[row]]
-            self._rejections.refuse(reason, why, where=self._config.argv[0], frame=frame, count=number)
-
-        self._wiring.sink(
-            Batch(
-                self._config.name, decoded.values, decoded.keys, times, decoded.identities, [None] * count,
-                arrived, own_times=own_times, refuse=refuse,
-            )
-        )  # fmt: skip
-
-    def _where(self, _frame: int) -> str:
-        return self._config.argv[0]
 
     def _read_errors(self) -> None:
         process = self._process

@@ -21,12 +21,11 @@ from msgspec import Meta
 
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import MAX_PACKET_BYTES, SomeSeconds, Text, tag_of
-from edge_runtime.readings import Batch, Receipt
+from edge_runtime.readings import Batch
 from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, CodecTable, Decoder, Units
 from edge_runtime.stream.codecs.csv_codec import CsvTable
 from edge_runtime.stream.framing import LineEnd, make_framer
-from edge_runtime.stream.rejections import Rejections
-from edge_runtime.stream.seen import Seen, log_first
+from edge_runtime.stream.sources.frame_intake import FrameIntake
 from edge_runtime.stream.sources.kind import AnySource, FramedSourceTable, Wiring
 from edge_runtime.stream.sources.port import PortError, close_port, open_port
 from edge_runtime.stream.sources.silence import SilenceWatch
@@ -187,21 +186,15 @@ class SerialSource:
         self.on_state = on_state
         self._config = config
         self._loop = loop
-        self._sink = sink
         self._counters = counters
         self._rng = rng or random.Random()  # noqa: S311 - jitter
         framing = config.framing
         if framing == "auto":
             framing = "lines" if config.codec.is_text else "cobs"
         checksum = config.checksum == "crc16"
-        self._decoder = config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories, units=units)
-        self._seen = Seen(
-            counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
-        )
         self._framer = make_framer(
             framing, config.max_frame_bytes, counters, checksum=checksum, line_end=config.line_end
         )
-        self._rejections = Rejections(config.name, counters)
         self._needed = needed
         self._max_rest = self._bounded(max_rest)
         self._interrupted = interrupted
@@ -220,6 +213,15 @@ class SerialSource:
             remedy="look at the sensor, its cable and its speed",
             changed=self._silence_changed,
         )
+        self._intake = FrameIntake(
+            config,
+            config.port,
+            config.decoder(channels, shape, is_clock_set=is_clock_set, categories=categories, units=units),
+            counters=counters,
+            silence=self._silence,
+            sink=sink,
+            logger=_logger,
+        )
         self._first_pause = min(_FIRST_PAUSE, config.reopen_max)
         self._pause = self._first_pause
         self._fault = ""
@@ -230,7 +232,7 @@ class SerialSource:
 
     def decode_with(self, decoder: Decoder, *, max_rest: float) -> None:
         """Read frames by another decoder from now on; what is half read stays."""
-        self._decoder = decoder
+        self._intake.decoder = decoder
         self._max_rest = self._bounded(max_rest)
 
     def _bounded(self, max_rest: float) -> float:
@@ -310,11 +312,10 @@ class SerialSource:
             frames += self._framer.feed(chunk)
             if len(chunk) < _FULL_READ:
                 break
-        if self._counters.notes:  # of the framing, where no frame came out of it
-            self._rejections.report((), self._where)
+        self._intake.report_framing()
         if frames:
             self._pause = self._first_pause  # a port that speaks is well; one that opens and hangs up again is not
-            self._deliver(frames, arrived, now)
+            self._intake.deliver(frames, arrived, now)
         if lost:
             self._lose(lost)
         elif self._max_rest:
@@ -338,48 +339,6 @@ class SerialSource:
             self._rest = self._loop.call_later(rest, self._read)
         elif was_resting:
             self._loop.add_reader(fd, self._read)
-
-    def _deliver(self, frames: list[bytes], arrived: float, now: float) -> None:
-        try:
-            decoded = self._decoder.decode(frames, self._counters)
-        except Exception:
-            self._counters.errors["crashed"] += 1
-            _logger.exception("frames are set aside", extra=log.fields(source=self._config.name, frames=len(frames)))
-            return
-        if self._counters.notes:
-            self._rejections.report(frames, self._where)
-        going = self._seen.admit(decoded, decoded.keys) if len(decoded) else None
-        if going is not None:
-            decoded = decoded.chosen(going)
-        count = len(decoded)
-        if not count:
-            return
-        self._counters.counts["readings"] += count
-        self._silence.heard()
-        times = [now if time_ is None else time_ for time_ in decoded.times]
-        nothing_owed: list[Receipt | None] = [None] * count
-        self._sink(
-            Batch(
-                self._config.name,
-                decoded.values,
-                decoded.keys,
-                times,
-                decoded.identities,
-                nothing_owed,
-                arrived,
-                own_times=None not in decoded.times,
-                refuse=self._refuser(frames, decoded.rows),
-            )
-        )
-
-    def _where(self, _frame: int) -> str:
-        return self._config.port
-
-    def _refuser(self, frames: list[bytes], rows: list[int]) -> Callable[[int, str, str, int], None]:
-        def refuse(row: int, reason: str, why: str, count: int) -> None:
-            self._rejections.refuse(reason, why, where=self._config.port, frame=frames[rows[row]], count=count)
-
-        return refuse
 
     def _silence_changed(self) -> None:
         self._show(self._silence.text if self._silence.is_silent else f"{self._config.port}: open", is_open=True)

@@ -245,14 +245,14 @@ def test_noise_is_counted_and_the_next_line_is_read(bench: Bench) -> None:
 def test_a_line_that_crashes_its_codec_is_set_aside(bench: Bench) -> None:
     """It is logged and counted, not tried for ever, and the next one is read: a sensor repeats itself."""
     source = bench.started()
-    decode = source._decoder.decode
+    decode = source._intake.decoder.decode
 
     def crash(frames: Any, counters: Counters) -> Any:
         if b"9,9" in frames:
             raise RuntimeError("a fault of ours")
         return decode(frames, counters)
 
-    source._decoder.decode = crash  # type: ignore[method-assign]
+    source._intake.decoder.decode = crash  # type: ignore[method-assign]
     bench.port.write(b"9,9\n")
     bench.run_until(lambda: bench.counters.errors["crashed"] == 1)
     bench.port.write(b"1,2\n")
@@ -599,7 +599,7 @@ def test_stopping_gives_the_port_back_at_once(bench: Bench) -> None:
 def test_a_sink_may_stop_the_source(bench: Bench) -> None:
     """A source that is stopped while it delivers closes its port and is quiet."""
     source = bench.started()
-    source._sink = lambda _: source.stop()
+    source._intake._sink = lambda _: source.stop()
     bench.port.write(b"1,2\n")
     bench.run_until(lambda: not source.is_open)
     assert source._fd is None
