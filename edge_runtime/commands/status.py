@@ -61,6 +61,8 @@ def _describe(document: dict[str, Any]) -> list[str]:
         f"  published {document['published']}, queued {document['queued']}, readings {document['readings']}",
     ]
     lines += [f"  link {name}: {state}" for name, state in document["link"].items()]
+    if (outbox := document.get("outbox", {}).get("state", "ok")) != "ok":
+        lines.append(f"  outbox: {shortened(outbox)}")
     for name, source in document["sources"].items():
         lines.append(f"  source {name}: {source['state']}")
         for reason, last in source.get("last_rejected", {}).items():
