@@ -324,6 +324,8 @@ class Assembly:
     def _begin_new_parts(self) -> None:
         """Start what is new; HTTP and requests over MQTT answer for the models that run now."""
         self._extras.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
+        for pipeline in self.pipelines:
+            pipeline.taps = self._extras.taps(pipeline)
         self._links.start()
         http = self._extras.http
         if not all(feed.is_started for feed in self.feeds):

@@ -16,7 +16,7 @@ from edge_runtime.config.tables import Config, HttpTable, ModelTable
 from edge_runtime.daemon.plan import PlannedModel, open_store
 from edge_runtime.delivery.device_topics import own_topics
 from edge_runtime.mqtt.any_connection import AnyConnection
-from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.pipeline import AnswerTap, Pipeline
 from edge_runtime.stream.worker import TriedModel
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
@@ -174,6 +174,11 @@ class Extras:
         """Watch the store for it no more."""
         if self.exchange is not None:
             self.exchange.forget(pipeline)
+
+    def taps(self, pipeline: Pipeline) -> tuple[AnswerTap, ...]:
+        """The parts that see every answer of a pipeline."""
+        del pipeline
+        return ()
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers requests from now on."""

@@ -59,3 +59,10 @@ def mark_delayed(payload: bytes) -> bytes:
         if marked is not None:
             return marked
     return payload
+
+
+def prediction_id(device: str, model: str, start: int, prediction: Prediction) -> str:
+    """The `id` that every convention gives a published prediction, as plain text."""
+    key = "-" if prediction.key is None else prediction.key
+    tail = prediction.identity if prediction.identity is not None else f"{start}/{prediction.seq}"
+    return f"{device}/{model}/{key}/{tail}"

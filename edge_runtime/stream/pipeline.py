@@ -15,7 +15,7 @@ from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE
 from edge_runtime.delivery.payloads import Payload
-from edge_runtime.readings import Batch, Floats, Receipt
+from edge_runtime.readings import Batch, Floats, Prediction, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
 from edge_runtime.stream.frame_contract import frame_contract
@@ -45,6 +45,16 @@ class ShadowListener(Protocol):
         """Windows that were just answered; they are valid during this call only."""
 
 
+class AnswerTap(Protocol):
+    """Sees every answer of a model with its window, in the loop's thread. It never blocks."""
+
+    def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
+        """Window `row` of a call and the answer to it, which are valid during this call of the tap only.
+
+        `prediction` is None where it was withheld; a published one has its `seq` and `identity` by now.
+        """
+
+
 class Pipeline:
     """A model at work.
 
@@ -60,6 +70,9 @@ class Pipeline:
         clock: tells whether the wall clock is set.
         counters: its own.
         sequences: the numbers of its predictions; those of the pipeline before it, where there was one.
+
+    Attributes:
+        taps: see every answer, after it was given to the outbox.
     """
 
     def __init__(
@@ -91,6 +104,7 @@ class Pipeline:
         self._worker: Worker | None = None
         self.last_prediction = 0.0  # by the wall clock; 0 before the first
         self.listener: ShadowListener | None = None
+        self.taps: tuple[AnswerTap, ...] = ()
         self._watches_drift = False
         self.holding: Holding | None = None
         self._install(model, payload)
@@ -380,14 +394,26 @@ class Pipeline:
         if prediction is None:
             self.counters.counts["withheld"] += 1
             _release(receipt)
-            return
-        prediction.identity = call.identities[row]
-        address = self._addresses.get(key)
-        if address is None:
-            address = self._addresses[key] = self._address(key)
-        payload = call.loaded.payload.encode(prediction, synchronised=self._clock.is_synchronised)
-        priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
-        self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
+        else:
+            prediction.identity = call.identities[row]
+            address = self._addresses.get(key)
+            if address is None:
+                address = self._addresses[key] = self._address(key)
+            payload = call.loaded.payload.encode(prediction, synchronised=self._clock.is_synchronised)
+            priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
+            self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
+        if self.taps:
+            self._show(call, row, scores, prediction)
+
+    def _show(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
+        """Let the taps see an answer; a fault of ours in one of them costs no prediction."""
+        for tap in self.taps:
+            try:
+                tap.take(call, row, scores, prediction)
+            except Exception:  # noqa: BLE001 - the stage's edge: the prediction is in the outbox already
+                self.counters.errors["tap_failed"] += 1
+                if self.counters.errors["tap_failed"] == 1:
+                    _log.exception("an answer could not be looked at", extra=fields(model=self.config.name))
 
     def _failed(self, call: ModelCall, error: ModelError) -> None:
         """Find the window that the model cannot take, set it aside, and go on with its neighbours."""

@@ -9,13 +9,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.bundle.model import Model, ModelError
+from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
-from edge_runtime.readings import Batch, Receipt
+from edge_runtime.delivery.payloads import prediction_id
+from edge_runtime.readings import Batch, Prediction, Receipt
 from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.worker import ModelCall
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
@@ -280,3 +282,44 @@ def test_a_worker_keeps_the_order_and_the_loop_free(fails: bool, tmp_path: Path)
     assert len(receipts.acknowledged) == 60 - len(numbers)
     bench.pipeline.stop()
     loop.close()
+
+
+class _Tap:
+    """Notes what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[str | None, list[float], str | None]] = []
+
+    def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
+        """As `AnswerTap.take`."""
+        del scores
+        identity = None if prediction is None else prediction_id("d", "m", 1, prediction)
+        self.shown.append((call.keys[row], call.windows[row].ravel().tolist(), identity))
+
+
+def test_a_tap_sees_every_answer_published_or_withheld(tmp_path: Path) -> None:
+    """With its window, and with the id that the published payload has."""
+    bench = _Bench(builders.classification(length=1), tmp_path, publish="change")
+    tap = _Tap()
+    bench.pipeline.taps = (tap,)
+    bench.pipeline.accept(_batch([[1.0, 2.0]] * 3, keys=["a", "a", "b"]))
+    published = {document["id"] for document in bench.taken.documents}
+    assert [(key, window) for key, window, _ in tap.shown] == [(key, [1.0, 2.0]) for key in ("a", "a", "b")]
+    assert [identity for _, _, identity in tap.shown][1] is None
+    assert {identity for _, _, identity in tap.shown if identity is not None} == published
+
+
+def test_a_tap_that_fails_costs_no_prediction(tmp_path: Path) -> None:
+    """It is counted, and every receipt is released as often as it was held."""
+
+    class _Broken:
+        def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
+            raise ValueError("a fault")
+
+    bench = _Bench(builders.classification(length=1), tmp_path)
+    bench.pipeline.taps = (_Broken(), tap := _Tap())
+    receipts = _Receipts(2)
+    bench.pipeline.accept(_batch([[1.0, 2.0]] * 2, receipts))
+    assert len(bench.taken.documents) == len(tap.shown) == 2
+    assert bench.counters.errors == {"tap_failed": 2}
+    assert [receipt.holds for receipt in receipts.all] == [2, 2]
