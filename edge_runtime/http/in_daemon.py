@@ -17,6 +17,7 @@ from edge_runtime.http.access_log import AccessLog
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import access_by, read_token
 from edge_runtime.http.live_view import Board, TappedPayload
+from edge_runtime.http.page_facts import names_of
 from edge_runtime.http.served_model import Numbers, Served
 from edge_runtime.http.server import ListenError, Server
 from edge_runtime.http.yield_to_loop import install_gate
@@ -78,7 +79,9 @@ class Attached:
 
     def tap(self, payload: Payload, **arguments: Any) -> Payload:
         """The payload, seen by the status page as well, which shows JSON; `arguments` are those of `JsonPayload`."""
-        return TappedPayload(self._board, payload, None if type(payload) is JsonPayload else JsonPayload(**arguments))
+        shown = None if type(payload) is JsonPayload else JsonPayload(**arguments)
+        names = names_of(arguments["manifest"])
+        return TappedPayload(self._board, payload, model=arguments["model"], names=names, shown=shown)
 
     def note_readings(self, batch: Batch, channels: tuple[str, ...]) -> None:
         """What came in, for the status page."""
@@ -86,6 +89,7 @@ class Attached:
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
         """Listen, now or as soon as the address is free; when that is done, answer for these models and no others."""
+        self._board.history.keep({config.name for config, _ in models})
         if self._app is not None:
             served = [self._served(*each) for each in models]
             self._app.models = {each.name: each for each in served}

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.delivery.payloads import Payload
+from edge_runtime.http.history import History
 from edge_runtime.readings import Batch, Prediction
 
 MOST_WATCHERS = 4  # pages that are open
@@ -30,6 +31,9 @@ class Board:
     Args:
         ask: runs a callable in the loop's thread, such as `Loop.call_soon_threadsafe`; None where there is no loop.
         health: makes the health document, in the loop's thread.
+
+    Attributes:
+        history: the last hour; noted by the loop, read by the server.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Board:
     ) -> None:
         self._ask = ask
         self._health = health
+        self.history = History()
         self._watchers: tuple[queue.SimpleQueue[Event], ...] = ()
         self._lock = threading.Lock()  # of those who ask; the loop never takes it
         self._known: dict[str, Any] = {} if ask is not None else health()
@@ -118,24 +123,32 @@ class Board:
 
 
 class TappedPayload:
-    """A payload that the board sees as well, while a page is open.
+    """A payload that the board sees as well: the history always, the open pages as it is made.
 
     Args:
         board: what the page shows.
         payload: what subscribers get.
+        model: its name in the device file.
+        names: of the numbers of its predictions.
         shown: what the page gets, where that is something else.
     """
 
-    def __init__(self, board: Board, payload: Payload, shown: Payload | None = None) -> None:
+    def __init__(
+        self, board: Board, payload: Payload, *, model: str, names: tuple[str, ...], shown: Payload | None = None
+    ) -> None:
         self._board = board
         self._payload = payload
+        self._model = model
+        self._names = names
         self._shown = shown
 
     def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
         """The payload, as without a board."""
         payload = self._payload.encode(prediction, synchronised=synchronised)
-        if self._board.is_watched:
+        board = self._board
+        board.history.add(self._model, self._names, prediction)
+        if board.is_watched:
             shown = self._shown
             document = payload if shown is None else shown.encode(prediction, synchronised=synchronised)
-            self._board.post("prediction", document)
+            board.post("prediction", document)
         return payload

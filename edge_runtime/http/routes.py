@@ -20,6 +20,7 @@ from edge_runtime.http.auth import Group
 from edge_runtime.http.counts import Counts
 from edge_runtime.http.event_stream import Watching
 from edge_runtime.http.live_view import Board
+from edge_runtime.http.page_facts import page_facts
 from edge_runtime.http.responses import HttpError, Request, Response, busy, json_response
 from edge_runtime.http.scorer import Scorer, Work
 from edge_runtime.http.served_model import Served, find
@@ -95,7 +96,7 @@ def _events(app: Serving, request: Request, _parts: Parts) -> Response:
     head = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":
         return Response(type="text/event-stream", headers=head)
-    watching = Watching.begin(app.board)
+    watching = Watching.begin(app.board, lambda: page_facts(app.models))
     if watching is None:
         raise busy("enough pages are open already: close one of them")
     return Response(type="text/event-stream", headers=head, watching=watching)

@@ -55,9 +55,12 @@ class Served:
         # Each request stands by itself: what smooths a stream, or withholds parts of it, has no meaning here.
         self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
         self.on_rate = plain.on_rate
+        self.publish = plain.publish  # of the stream, for the status page
+        self.fed_by = plain.source
         self._contract = Contract(self.manifest.input.channels)
         self._frames = frame_contract(self.manifest.input)
         self._decider = Decider(self.manifest, self._config)
+        self.threshold = self._decider.threshold
         self._payload = JsonPayload(
             device=device,
             model=name,

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.devices import climate_device
+from tests.support.page_scene import scene
 from tests.support.waiting import wait_until
 
 pytestmark = [
@@ -64,8 +66,6 @@ def test_the_page_shows_what_has_just_been_published_and_survives_a_restart(
         assert browser.evaluate("document.querySelectorAll('main').length") == 1
         assert browser.evaluate("document.getElementById('spoken').textContent").startswith("comfort: ")
         wait_until(lambda: "wrong_type" in browser.evaluate("document.body.textContent"), "the rejection")
-        if pictures := os.environ.get("EDGE_SCREENSHOTS"):
-            browser.screenshot(Path(pictures) / f"status-page-{scheme}.png")
         assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         daemon.stop()
         wait_until(lambda: "no answer" in browser.evaluate(LINK), "gone")
@@ -75,6 +75,61 @@ def test_the_page_shows_what_has_just_been_published_and_survives_a_restart(
         assert browser.hosts() == {f"127.0.0.1:{free_port}"}
     finally:
         browser.close()
+
+
+# The card of a model and key by its title, and a text without line ends.
+HELPERS = """
+window.cardOf = title => [...document.querySelectorAll("#models h2")].find(e => e.textContent === title).parentNode;
+window.flat = element => element.innerText.replace(/\\s+/g, " ");
+"""  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"), [(1200, 1400, "dark"), (1200, 1400, "light"), (400, 3050, "light")]
+)
+def test_the_page_shows_alarms_the_last_hour_units_and_the_last_rejections(
+    tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    """One card a key with its latest verdict and time, also of what came before the page was opened."""
+    with scene(tmp_path) as played:
+        url = f"http://127.0.0.1:{played.server.port}/"
+        browser = Browser(tmp_path / "browser", url, width=width, height=height, scheme=scheme)
+
+        def text(of: str) -> str:
+            return str(browser.evaluate(f"flat(document.getElementById('{of}'))"))
+
+        def card(title: str) -> str:
+            return str(browser.evaluate(f"flat(cardOf('{title}'))"))
+
+        try:
+            wait_until(lambda: browser.evaluate(LINK) == "live", lambda: f"live: {browser.errors()}")
+            wait_until(lambda: "pump-2" in browser.evaluate(MODELS), lambda: f"{browser.evaluate(MODELS)}")
+            browser.evaluate(HELPERS)
+            for _ in range(40):
+                played.live()
+            wait_until(lambda: browser.evaluate(LINES) >= 2, "a line for each channel")
+            worn = r"worn.?alarm.*s ago.*last hour: 1\d\d predictions, \d+ with an alarm"
+            assert re.search(worn, card("vibration (pump-1)"))
+            assert re.search(r"ok .*last hour: 1\d\d predictions (?!.*alarm)", card("vibration (pump-2)"))
+            assert re.search(r"temperature [\d.]+ °C, flow [\d.]+ m3/h", card("room"))
+            assert "no prediction yet" in card("camera")
+            assert re.search(r"Alarms vibration \(pump-1\): worn since \d\d:\d\d:\d\d$", text("alarms"))
+            axes = "[...cardOf('vibration (pump-2)').querySelectorAll('.row:not(.head) .axis')].map(flat).join()"
+            assert browser.evaluate(axes) == "1 0,1 0"
+            past = "cardOf('vibration (pump-2)').querySelector('.row:last-of-type svg:nth-of-type(2) path:not(.band)')"
+            assert browser.evaluate(f"{past}.getAttribute('d').split('M').length - 1") == 2  # the pause is no line
+            assert "current A" in text("channels")
+            assert "memory only: predictions wait in memory" in text("state")
+            refused = r"missing_channel .*last of 12 imu, line 4711: no .accel_z.: expected 3.* 0.11,9.81"
+            assert re.search(refused, text("rejected"))
+            assert "changes of the verdict only" in text("about")
+            assert browser.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+            if pictures := os.environ.get("EDGE_SCREENSHOTS"):
+                name = "phone" if width < 600 else scheme
+                browser.screenshot(Path(pictures) / f"status-page-{name}.png")
+            assert browser.errors() == []
+        finally:
+            browser.close()
 
 
 def test_the_page_of_routes_asks_for_a_prediction(tmp_path: Path) -> None:
