@@ -85,8 +85,8 @@ test-system: $(VENV)/.setup ## only the tests that start the installed program
 	$(CLIENTS) $(BIN)/python -m pytest -m system --durations=15 $(PYTEST)
 
 .PHONY: screenshots
-screenshots: $(VENV)/.setup ## make the pictures of the status page in docs/images anew; needs Chromium
-	EDGE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/system/test_http_page.py
+screenshots: $(VENV)/.setup ## make the pictures of the status page and the converter's report in docs/images anew; needs Chromium
+	EDGE_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/system/test_http_page.py tests/system/test_report_page.py
 
 .PHONY: torture
 torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage: hours (see docs/reliability.md)

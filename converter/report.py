@@ -18,6 +18,7 @@ from converter.layers import Layer, worst_of
 from converter.load.source import Answer
 from converter.named_answers import worth
 from converter.session import Speed, processor
+from converter.verdict import Judged, verdict
 from edge_runtime.errors import CommandError
 from edge_runtime.system.durable import replace_file
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _MOST_LAYERS = 40
 _MOST_CLASSES = 40
+_MOST_COLUMNS = 8  # of a table that is one on every screen but a phone's
+_FEW_COLUMNS = 4  # and on a phone's too
 _LEAST_ROWS = 5  # fewer make no point of a reliability curve
 
 
@@ -104,19 +107,39 @@ class Proof:
     notes: Sequence[str]
 
 
-_STYLE = """
+def _stacked(kind: str, width: str) -> str:
+    """Below a width, a table of this kind shows each line as pairs of a column's name and the cell."""
+    return f"""@media (max-width: {width}) {{
+table.{kind}, .{kind} tbody {{ display: block }} .{kind} tr:first-child {{ display: none }}
+.{kind} tr {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); column-gap: 1.5rem;
+  border-top: 2px solid var(--rule); padding: .4rem .3rem }}
+.{kind} td {{ display: flex; justify-content: space-between; border: 0; padding: .1rem .3rem; white-space: normal }}
+.{kind} td:empty {{ display: none }} .{kind} tr + tr td {{ border: 0 }}
+.{kind} td::before {{ content: attr(data-of); color: var(--soft); font-weight: 400; padding-right: 1rem }}
+.{kind} td:first-child {{ grid-column: 1 / -1; font-weight: 600 }} .{kind} td:first-child::before {{ content: none }} }}
+"""
+
+
+_STYLE = (
+    """
 :root { color-scheme: light dark; --ink: #1d2127; --soft: #5a636e; --rule: #c8ced6; --paper: #fff; --mark: #e4f1e6;
+  --good: #2f7d43; --bad: #b3261e; --open: #a06a00;
   --cell: #1b6ca8; --c0: #5d6570; --c1: #1b6ca8; --c2: #b3541e; --c3: #2f7d43; --c4: #7b4397; --c5: #a61e4d;
   --c6: #6f6a00; --c7: #0f6f6f }
 @media (prefers-color-scheme: dark) { :root { --ink: #e3e7ec; --soft: #9aa5b1; --rule: #434b55; --paper: #15181c;
-  --mark: #1d3324; --cell: #3f8fcb; --c0: #a3acb8; --c1: #62aee6; --c2: #f0935a; --c3: #6cc683; --c4: #c08fe0;
+  --mark: #1d3324; --good: #6cc683; --bad: #ff8a80; --open: #e0b050;
+  --cell: #3f8fcb; --c0: #a3acb8; --c1: #62aee6; --c2: #f0935a; --c3: #6cc683; --c4: #c08fe0;
   --c5: #f0739d; --c6: #cfc74a; --c7: #4fc4c4 } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
   background: var(--paper) }
+.verdict { font-size: 1.15rem; border-left: .4rem solid var(--rule); padding: .5rem .9rem; margin: 1rem 0 }
+.verdict.good { border-color: var(--good) } .verdict.bad { border-color: var(--bad); font-weight: 600 }
+.verdict.open { border-color: var(--open) }
 h2 { margin-top: 2.2rem } .wide { overflow-x: auto }
-table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .6rem; text-align: right }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .25rem .4rem; text-align: right }
 td { white-space: nowrap }
-th { border-bottom: 2px solid var(--rule); font-weight: 600 } tr + tr td { border-top: 1px solid var(--rule) }
+th { border-bottom: 2px solid var(--rule); font-weight: 600; font-size: 13px; line-height: 1.25 }
+tr + tr td { border-top: 1px solid var(--rule) }
 td:first-child, th:first-child { text-align: left }
 tr.kept { background: var(--mark); font-weight: 600 }
 figure { display: inline-block; margin: 1rem 1.5rem 1rem 0; vertical-align: top; max-width: 100% }
@@ -128,7 +151,14 @@ svg text.bright { fill: #fff } .axis { fill: none; stroke: var(--rule) }
 .ring { fill: none; stroke: var(--ink); stroke-width: 1.5 }
 .cell { fill: var(--cell); stroke: var(--rule) } .dot { stroke: none } .faint { opacity: .45; stroke: none }
 svg .curve { fill: none; stroke-width: 1.8 }
-""" + "".join(f".c{i} {{ fill: var(--c{i}); stroke: var(--c{i}) }} " for i in range(plots.COLOURS))
+figure { overflow-x: auto } svg.broad { max-width: none }
+@media (max-width: 44rem) { body { margin: 1rem auto } figure { margin: 1rem 0 } svg text { font-size: 14px }
+  svg.broad text { font-size: 11px } }
+"""
+    + _stacked("many", "78rem")
+    + _stacked("some", "44rem")
+    + "".join(f".c{i} {{ fill: var(--c{i}); stroke: var(--c{i}) }} " for i in range(plots.COLOURS))
+)
 
 
 def write_page(path: Path, proof: Proof) -> None:
@@ -162,16 +192,36 @@ def _heading(proof: Proof) -> str:
     if bench.calibration is not bench.evaluation:
         rows += f", {len(bench.calibration):,} others calibrated"
     notes = "".join(f"<p>{html.escape(line)}</p>" for line in proof.notes)
+    said = verdict(_judged(proof))
     return (
         f"<h1>{html.escape(plan.name)} {html.escape(plan.version)}</h1>"
+        f'<p class="verdict {said.kind}">{html.escape(said.sentence)}</p>'
         f"<p>{plan.task}, from {html.escape(proof.model)}; window {' × '.join(map(str, plan.input.tensor_shape))}; "  # noqa: RUF001
-        f"{rows}.</p><p><strong>{html.escape(proof.reason)}</strong></p>{notes}"
+        f"{rows}.</p><p>Kept is <strong>{html.escape(proof.reason)}</strong>.</p>{notes}"
+    )
+
+
+def _judged(proof: Proof) -> Judged:
+    plan, kept = proof.plan, proof.kept
+    row = proof.rows[0 if kept is None else kept + 1]
+    return Judged(
+        task=plan.task,
+        truth=proof.bench.truth,
+        answer=None if kept is None else proof.answers[kept],
+        form=proof.reason if kept is None else row.name,
+        metric=proof.metric,
+        source=proof.rows[0].judgement.metric,
+        kept=row.judgement.metric,
+        max_drop=proof.max_drop,
+        labels=plan.labels,
+        targets=[(target.name, target.unit) for target in plan.targets],
+        threshold=plan.threshold,
     )
 
 
 def _table(proof: Proof) -> str:
-    head = ("form", "", "bytes", proof.metric, "drop", "differing labels", "score difference, median", "90 %", "99 %",
-            "largest", "µs here", "µs CPU")  # fmt: skip
+    head = ("form", "in plots", "bytes", proof.metric, "drop", "differing labels", "difference, median",
+            "difference, 90 %", "difference, 99 %", "largest difference", "µs here", "µs CPU")  # fmt: skip
     source = proof.rows[0].judgement.metric
     lines = []
     for index, row in enumerate(proof.rows):
@@ -183,17 +233,21 @@ def _table(proof: Proof) -> str:
             cells += [f"{value:.1e}" for value in (*seen.quantiles, seen.difference)]
         if row.speed is not None:
             cells += [f"{row.speed.wall_us:.0f}", f"{row.speed.cpu_us:.0f}"]
-        lines.append(_line(cells, kept=row.kept))
+        lines.append((cells, row.kept))
     return f"<h2>Every form on the same rows</h2>{_grid(head, lines)}"
 
 
-def _grid(head: Sequence[str], lines: Sequence[str]) -> str:
-    return f'<div class="wide"><table>{_line(head, "th")}{"".join(lines)}</table></div>'
-
-
-def _line(cells: Sequence[str], tag: str = "td", kept: bool = False) -> str:
-    inside = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-    return f'<tr class="kept">{inside}</tr>' if kept else f"<tr>{inside}</tr>"
+def _grid(head: Sequence[str], lines: Sequence[tuple[Sequence[str], bool]]) -> str:
+    """A table; where the screen is too narrow for it, each line of it is a list of its columns' names and cells."""
+    rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
+    for cells, kept in lines:
+        inside = "".join(
+            f'<td data-of="{html.escape(name)}">{html.escape(cell)}</td>' if cell else "<td></td>"
+            for name, cell in zip(head, cells, strict=False)
+        )
+        rows.append(f'<tr class="kept">{inside}</tr>' if kept else f"<tr>{inside}</tr>")
+    size = "many" if len(head) > _MOST_COLUMNS else "some" if len(head) > _FEW_COLUMNS else "few"
+    return f'<div class="wide"><table class="{size}">{"".join(rows)}</table></div>'
 
 
 def _scatter(proof: Proof) -> str:
@@ -275,7 +329,7 @@ def _per_class(proof: Proof) -> str:
             said = np.asarray(answer.label) == index
             hit = said & (right == index)
             cells += [_share(hit.sum(), (right == index).sum()), _share(hit.sum(), said.sum())]
-        lines.append(_line(cells))
+        lines.append((cells, False))
     return f"<h2>Class by class</h2>{_grid(head, lines)}"
 
 
@@ -334,8 +388,8 @@ def _scores(proof: Proof) -> str:
 def _left_out(proof: Proof) -> str:
     if not proof.savings:
         return ""
-    lines = [_line([saving.what, f"{saving.count:,}", f"{saving.bytes:,}"]) for saving in proof.savings]
-    lines.append(_line(["together", "", f"{sum(saving.bytes for saving in proof.savings):,}"], kept=True))
+    lines = [([saving.what, f"{saving.count:,}", f"{saving.bytes:,}"], False) for saving in proof.savings]
+    lines.append((["together", "", f"{sum(saving.bytes for saving in proof.savings):,}"], True))
     return f"<h2>Left out without changing an answer</h2>{_grid(('what', 'count', 'bytes'), lines)}"
 
 
