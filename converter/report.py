@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter import plots
+from converter.assessment import Judged, assess
 from converter.evaluate import Judgement
 from converter.layers import Layer, worst_of
 from converter.load.source import Answer
 from converter.named_answers import worth
 from converter.session import Speed, processor
-from converter.verdict import Judged, verdict
 from edge_runtime.errors import CommandError
 from edge_runtime.system.durable import replace_file
 
@@ -192,7 +192,7 @@ def _heading(proof: Proof) -> str:
     if bench.calibration is not bench.evaluation:
         rows += f", {len(bench.calibration):,} others calibrated"
     notes = "".join(f"<p>{html.escape(line)}</p>" for line in proof.notes)
-    said = verdict(_judged(proof))
+    said = assess(_judged(proof))
     return (
         f"<h1>{html.escape(plan.name)} {html.escape(plan.version)}</h1>"
         f'<p class="verdict {said.kind}">{html.escape(said.sentence)}</p>'

@@ -24,7 +24,7 @@ _WORDS = {"good": "Good enough", "bad": "Not good enough", "open": "Not shown"}
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Assessment:
     """`open`: what was measured does not decide it."""
 
     kind: Literal["good", "bad", "open"]
@@ -67,11 +67,11 @@ class Judged:
     threshold: float | None = None
 
 
-def verdict(judged: Judged) -> Verdict:
-    """The verdict on a form."""
+def assess(judged: Judged) -> Assessment:
+    """The assessment of a form."""
     answer, truth = judged.answer, judged.truth
     if answer is None:
-        return Verdict("bad", judged.form)
+        return Assessment("bad", judged.form)
     if judged.task == "classification" and truth.label is not None:
         assert answer.label is not None
         return _classes(judged, np.asarray(answer.label), truth.label)
@@ -81,7 +81,7 @@ def verdict(judged: Judged) -> Verdict:
     if judged.task == "anomaly" and truth.label is not None and len(np.unique(truth.label)) == 2:
         assert answer.score is not None
         return _anomalies(judged, np.asarray(answer.score, dtype=np.float64), truth.label == 1)
-    return Verdict(
+    return Assessment(
         "open",
         f"{judged.form} answers as the source does ({judged.metric} {judged.kept:.4f}), "
         "and whether the source is right cannot be known from data without truth",
@@ -96,7 +96,7 @@ def interval(right: int, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) -> Verdict:
+def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) -> Assessment:
     rows, hits = len(right), int((said == right).sum())
     counts = np.bincount(right, minlength=len(judged.labels))
     usual = int(counts.argmax())
@@ -107,7 +107,7 @@ def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) 
         f'where always answering "{judged.labels[usual]}" finds {base:.1%}'
     )
     if np.count_nonzero(counts) < 2:
-        return Verdict("open", f"{measured}, since the rows hold one class only")
+        return Assessment("open", f"{measured}, since the rows hold one class only")
     missed = [
         place
         for place in range(len(judged.labels))
@@ -115,19 +115,19 @@ def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) 
     ]
     if missed:
         names = ", ".join(f'"{judged.labels[place]}" ({counts[place]:,} rows)' for place in missed[:3])
-        return Verdict("bad", f"{measured}; it never finds {names}")
+        return Assessment("bad", f"{measured}; it never finds {names}")
     if hits / rows <= base:
-        return Verdict("bad", measured)
+        return Assessment("bad", measured)
     if low <= base:
-        return Verdict("open", f"{measured}: the rows are too few to tell the two apart")
+        return Assessment("open", f"{measured}: the rows are too few to tell the two apart")
     absent = [label for label, count in zip(judged.labels, counts, strict=True) if not count]
     unseen = f"; no row judges {_listed(absent)}" if absent else ""
-    return Verdict("good", f"{measured}, and it {_loss(judged)}{unseen}")
+    return Assessment("good", f"{measured}, and it {_loss(judged)}{unseen}")
 
 
-def _values(judged: Judged, found: NDArray[np.float64], right: NDArray[np.float64]) -> Verdict:
+def _values(judged: Judged, found: NDArray[np.float64], right: NDArray[np.float64]) -> Assessment:
     """By the target that is predicted worst, beside the mean of the truth."""
-    worst: tuple[float, Verdict] | None = None
+    worst: tuple[float, Assessment] | None = None
     for column, (name, unit) in enumerate(judged.targets):
         y, p = right[:, column], found[:, column]
         blind = (y - y.mean()) ** 2
@@ -140,13 +140,13 @@ def _values(judged: Judged, found: NDArray[np.float64], right: NDArray[np.float6
             f"where always answering the mean is off by {blind_off:.3g}{behind}"
         )
         if not blind.any():
-            one = Verdict("open", f"{measured}, since the truth never changes")
+            one = Assessment("open", f"{measured}, since the truth never changes")
         elif mean <= 0:
-            one = Verdict("bad", measured)
+            one = Assessment("bad", measured)
         elif mean - Z * error <= 0:
-            one = Verdict("open", f"{measured}: the rows are too few to tell the two apart")
+            one = Assessment("open", f"{measured}: the rows are too few to tell the two apart")
         else:
-            one = Verdict("good", f"{measured}, and it {_loss(judged)}")
+            one = Assessment("good", f"{measured}, and it {_loss(judged)}")
         rank = off / blind_off if blind_off else math.inf
         if worst is None or rank > worst[0]:
             worst = rank, one
@@ -154,7 +154,7 @@ def _values(judged: Judged, found: NDArray[np.float64], right: NDArray[np.float6
     return worst[1]
 
 
-def _anomalies(judged: Judged, score: NDArray[np.float64], strange: NDArray[np.bool_]) -> Verdict:
+def _anomalies(judged: Judged, score: NDArray[np.float64], strange: NDArray[np.bool_]) -> Assessment:
     n, m = int(strange.sum()), int((~strange).sum())
     area = judged.kept
     half = Z * _error_of_area(area, n, m)
@@ -165,12 +165,12 @@ def _anomalies(judged: Judged, score: NDArray[np.float64], strange: NDArray[np.b
         f"{m:,} ordinary ones; a strange row scores above an ordinary one in {area:.1%} of pairs, where chance has 50 %"
     )
     if area <= 0.5 or not caught:
-        return Verdict("bad", measured)
+        return Assessment("bad", measured)
     if area - half <= 0.5:
-        return Verdict("open", f"{measured}: the rows are too few to tell the two apart")
+        return Assessment("open", f"{measured}: the rows are too few to tell the two apart")
     if caught / n <= false / m:
-        return Verdict("bad", f"{measured}: at this threshold an alarm says nothing")
-    return Verdict("good", f"{measured}, and it {_loss(judged)}")
+        return Assessment("bad", f"{measured}: at this threshold an alarm says nothing")
+    return Assessment("good", f"{measured}, and it {_loss(judged)}")
 
 
 def _error_of_area(area: float, n: int, m: int) -> float:

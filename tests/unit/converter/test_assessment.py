@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from converter.assessment import Assessment, Judged, assess, interval
 from converter.cli import main
 from converter.evaluate import Truth, judge
 from converter.load.source import Answer
-from converter.verdict import Judged, Verdict, interval, verdict
 from edge_runtime.bundle.manifest import Task
 
 
@@ -33,10 +33,10 @@ def judged(
     )
 
 
-def labels(right: list[int], said: list[int], source: float | None = None) -> Verdict:
+def labels(right: list[int], said: list[int], source: float | None = None) -> Assessment:
     """Of a classification."""
     answer = Answer(label=np.array(said), scores=np.zeros((len(said), 3), np.float32))
-    return verdict(judged("classification", Truth(label=np.array(right)), answer, source=source))
+    return assess(judged("classification", Truth(label=np.array(right)), answer, source=source))
 
 
 def test_the_interval_is_wilsons() -> None:
@@ -92,11 +92,11 @@ def test_a_regression_is_held_against_the_mean_by_its_worst_target() -> None:
     rng = np.random.default_rng(3)
     right = rng.normal(size=(200, 2))
     exact = Answer(value=(right + rng.normal(scale=0.1, size=right.shape)).astype(np.float32))
-    found = verdict(judged("regression", Truth(value=right), exact))
+    found = assess(judged("regression", Truth(value=right), exact))
     assert found.kind == "good"
     assert "kW in power" in found.why or "in flow (" in found.why
     noise = Answer(value=np.column_stack((right[:, 0], rng.normal(size=200))).astype(np.float32))
-    found = verdict(judged("regression", Truth(value=right), noise))
+    found = assess(judged("regression", Truth(value=right), noise))
     assert found.kind == "bad"
     off = float(np.sqrt(np.mean((right[:, 1] - noise.value[:, 1]) ** 2)))  # type: ignore[index]
     assert f"off by {off:.3g} in flow" in found.why
@@ -106,31 +106,31 @@ def test_a_regression_on_few_rows_decides_nothing() -> None:
     """Five rows, four of them nearer than the mean, one far off."""
     right = np.array([[0.0, 1], [1, 2], [2, 3], [3, 4], [4, 5]])
     answer = Answer(value=(right + np.array([[0.1], [0.1], [-0.1], [0.1], [-2.5]])).astype(np.float32))
-    assert verdict(judged("regression", Truth(value=right), answer)).kind == "open"
+    assert assess(judged("regression", Truth(value=right), answer)).kind == "open"
 
 
 def test_an_anomaly_is_judged_by_what_its_threshold_finds() -> None:
     """18 of 20 strange rows, 4 false alarms in 400; nothing is good that never raises an alarm."""
     score = np.array([3.0] * 18 + [0.5] * 2 + [2.5] * 4 + [0.1] * 396, np.float32)
     truth = Truth(label=np.array([1] * 20 + [0] * 400))
-    found = verdict(judged("anomaly", truth, Answer(score=score), threshold=2.0))
+    found = assess(judged("anomaly", truth, Answer(score=score), threshold=2.0))
     assert found.kind == "good"
     assert "finds 18 of 20 strange rows and raises 4 false alarms in 400 ordinary ones" in found.why
-    assert verdict(judged("anomaly", truth, Answer(score=score), threshold=9.0)).kind == "bad"
-    assert verdict(judged("anomaly", truth, Answer(score=-score), threshold=-4.0)).kind == "bad"
+    assert assess(judged("anomaly", truth, Answer(score=score), threshold=9.0)).kind == "bad"
+    assert assess(judged("anomaly", truth, Answer(score=-score), threshold=-4.0)).kind == "bad"
 
 
 def test_without_truth_nothing_is_shown() -> None:
     """The form is faithful; whether the source is right is another matter."""
     answer = Answer(label=np.array([0, 1]), scores=np.zeros((2, 3), np.float32))
-    found = verdict(judged("classification", Truth(), answer))
+    found = assess(judged("classification", Truth(), answer))
     assert found.kind == "open"
     assert "answers as the source does" in found.why
 
 
 def test_no_form_at_all_is_not_good_enough() -> None:
     """The reason is that of the search."""
-    found = verdict(judged("classification", Truth(label=np.array([0, 1])), None))
+    found = assess(judged("classification", Truth(label=np.array([0, 1])), None))
     assert found.sentence == "Not good enough: int8: the metric drops by 0.2, more than --max-drop 0.01."
 
 
