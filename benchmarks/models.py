@@ -2,7 +2,8 @@
 
 It is made here, in the bundle's normal form, and not trained: only its size matters. The windowed form puts a
 mean over the window before the same layers, so that a window of 128 readings costs little more than one reading
-and the figures show the runtime's own cost.
+and the figures show the runtime's own cost. onnxruntime's `ReduceMean` has other last bits for one window than
+for several; its `GlobalAveragePool`, like most models that are converted, has the same (`any_batch`).
 """
 
 import itertools
@@ -20,9 +21,9 @@ from edge_runtime.bundle import manifest as m
 LAYERS = (6, 32, 16, 3)
 
 
-def write_bundle(path: Path, *, name: str = "mlp", length: int = 1, stride: int = 1) -> Path:
+def write_bundle(path: Path, *, name: str = "mlp", length: int = 1, stride: int = 1, any_batch: bool = False) -> Path:
     """Write the model for windows of `length` readings, one every `stride`, and return its path."""
-    return _write(path, _graph(length), name, length, stride)
+    return _write(path, _graph(length, any_batch=any_batch), name, length, stride)
 
 
 def write_convolution(path: Path, *, length: int, stride: int) -> Path:
@@ -50,9 +51,13 @@ def _write(path: Path, graph: onnx.GraphProto, name: str, length: int, stride: i
     return path
 
 
-def _graph(length: int) -> onnx.GraphProto:
+def _graph(length: int, *, any_batch: bool = False) -> onnx.GraphProto:
     random = np.random.default_rng(7)
     nodes = [helper.make_node("ReduceMean", ["window"], ["x0"], axes=[1], keepdims=0)]
+    if any_batch:
+        turned = helper.make_node("Transpose", ["window"], ["turned"], perm=[0, 2, 1])
+        pooled = helper.make_node("GlobalAveragePool", ["turned"], ["mean"])
+        nodes = [turned, pooled, helper.make_node("Flatten", ["mean"], ["x0"])]
     weights = []
     for layer, (rows, columns) in enumerate(itertools.pairwise(LAYERS)):
         weights.append(numpy_helper.from_array(_normal(random, (rows, columns), 0.5), f"w{layer}"))

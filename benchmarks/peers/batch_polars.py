@@ -1,6 +1,7 @@
 """A target: recordings scored by hand with polars and onnxruntime: read, cut windows, run, write the same columns.
 
-Usage: batch_polars.py MODEL OUT LENGTH STRIDE FILES. One process; no checks of any kind. Each file is a recording.
+Usage: batch_polars.py MODEL OUT LENGTH STRIDE ROWS FILES, with ROWS windows in a call of the model. One process; no
+checks of any kind. Each file is a recording.
 """
 
 import sys
@@ -12,9 +13,8 @@ import polars as pl
 
 from benchmarks.names import CHANNELS, LABELS
 
-ROWS = 4_096
-
-model, out, length, stride, *files = sys.argv[1:]
+model, out, length, stride, rows, *files = sys.argv[1:]
+step = int(rows)
 options = ort.SessionOptions()
 options.intra_op_num_threads = 1
 session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -26,8 +26,8 @@ for name in files:
     values = np.ascontiguousarray(columns)
     windows = np.lib.stride_tricks.sliding_window_view(values, int(length), axis=0)[:: int(stride)].swapaxes(1, 2)
     labels, scores = [], []
-    for start in range(0, len(windows), ROWS):
-        batch = np.ascontiguousarray(windows[start : start + ROWS])
+    for start in range(0, len(windows), step):
+        batch = np.ascontiguousarray(windows[start : start + step])
         label, score = session.run(["label", "scores"], {"window": batch})
         labels.append(label)
         scores.append(score)

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 from edge_runtime.batch.parts import Part
 from edge_runtime.batch.score import Job, PartResult, Progress, score_part
 from edge_runtime.errors import CommandError
+from edge_runtime.recordings.blocks import Piece
 
 _POLL_S = 0.2
 
@@ -46,7 +48,7 @@ def _alone(job: Job, parts: Sequence[Part], show: Show) -> Iterator[PartResult]:
         show(*done)
 
     for part in parts:
-        yield score_part(job, part.pieces, part.target, Progress(add))
+        yield score_part(job, part.pieces, part.target, Progress(add), part.open_piece)
 
 
 class _Shared:
@@ -72,7 +74,7 @@ def _pooled(job: Job, parts: Sequence[Part], workers: int, show: Show) -> Iterat
     shared = _Shared(context)
     pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(shared,))
     try:
-        futures = [pool.submit(_work, job, part) for part in parts]
+        futures = [pool.submit(_work, job, part.pieces, part.target) for part in parts]
         for future in futures:
             yield _patiently(future, shared, show)
     except BrokenProcessPool as error:
@@ -107,6 +109,6 @@ def _leave_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _work(job: Job, part: Part) -> PartResult:
+def _work(job: Job, pieces: list[Piece], target: Path) -> PartResult:
     shared = _shared[0]
-    return score_part(job, part.pieces, part.target, Progress(shared.add, shared.stop.is_set))
+    return score_part(job, pieces, target, Progress(shared.add, shared.stop.is_set))

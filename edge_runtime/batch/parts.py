@@ -18,14 +18,17 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime import __version__
-from edge_runtime.batch.score import Job, PartResult, new_digest
+from edge_runtime.batch.score import Job, Open, PartResult, new_digest, open_anew
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.errors import CommandError
-from edge_runtime.recordings.blocks import Piece, Recording
+from edge_runtime.recordings.blocks import Piece
+from edge_runtime.recordings.files import OpenedRecordings
 from edge_runtime.recordings.locations import Place, mark
 
 PIECE_BYTES = 1 << 25
 MOST_SMALL_PARTS = 128
+FEWEST_SMALL_PARTS = 16  # of many files, so that so many cores have something to do
+LEAST_BYTES, LEAST_ROWS = 1 << 21, 1 << 16  # of a part of several files: less is not worth the files that it makes
 _PLAN = "run.json"
 
 
@@ -36,6 +39,7 @@ class Part:
     number: int
     pieces: list[Piece]
     target: Path
+    open_piece: Open = open_anew  # in the process that made the plan
 
     @property
     def weight(self) -> int:
@@ -54,13 +58,13 @@ class Part:
         return result if whole else None
 
 
-def _together(found: list[list[Piece]]) -> list[list[Piece]]:
+def _together(found: list[list[Piece]], least: int) -> list[list[Piece]]:
     """Small pieces that follow one another as one part, where there are many: a part costs files of its own.
 
     What is done together depends on the recordings alone, so that a run with more workers goes on with the same parts.
     """
     total = sum(piece.weight for pieces in found for piece in pieces)
-    most = total // MOST_SMALL_PARTS
+    most = max(total // MOST_SMALL_PARTS, min(total // FEWEST_SMALL_PARTS, least))
     parts: list[list[Piece]] = []
     held = most + 1
     for pieces in found:
@@ -82,7 +86,7 @@ def _digest(path: Path) -> str:
 
 
 def make_parts(
-    recordings: Sequence[Recording],
+    opened: OpenedRecordings,
     manifest: Manifest,
     folder: Path,
     *,
@@ -93,7 +97,7 @@ def make_parts(
     """Files, or pieces of files where no window can run over the border between two.
 
     Args:
-        recordings: the files, in order.
+        opened: the files, in order.
         manifest: of the model.
         folder: where the parts are kept.
         stride: instead of the bundle's own.
@@ -104,11 +108,16 @@ def make_parts(
     alone = manifest.input.shape is not None or window.length == (stride or window.stride) == 1
     divisible = alone and not manifest.state
     found: list[list[Piece]] = []
-    for recording in recordings:
+    for recording in opened.recordings:
         pieces = recording.pieces(PIECE_BYTES if divisible else None)
         found += [pieces] if not divisible else [[piece] for piece in pieces]
-    found = [[piece for pieces in found for piece in pieces]] if one_recording and not divisible else _together(found)
-    return [Part(number, pieces, folder / f"{number:06d}-{run}.part") for number, pieces in enumerate(found)]
+    if one_recording and not divisible:
+        found = [[piece for pieces in found for piece in pieces]]
+    else:
+        found = _together(found, LEAST_BYTES if opened.recordings[0].counts_bytes else LEAST_ROWS)
+    return [
+        Part(number, pieces, folder / f"{number:06d}-{run}.part", opened.open) for number, pieces in enumerate(found)
+    ]
 
 
 @contextlib.contextmanager

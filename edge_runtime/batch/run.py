@@ -144,19 +144,18 @@ def predict_with(path: Path, request: PredictOptions, engine: Engine | None = No
         request.on_rate,
         request.one_recording,
     )
-    recordings = open_all(files, wanted)
+    opened = open_all(files, wanted)
     if request.output is not None and _whole(request.output) in map(_whole, files):
         raise CommandError(f"{request.output}: it is one of the files to be read: choose another output")
     with tempfile.TemporaryDirectory() if request.output is None else _beside(request.output) as name:
         folder = Path(name)
         with part_folder(folder, job, files) as (resumed, run):
             parts = make_parts(
-                recordings, manifest, folder, stride=request.stride, one_recording=request.one_recording, run=run
+                opened, manifest, folder, stride=request.stride, one_recording=request.one_recording, run=run
             )
             here = replace(request, output=_staged(request.output, folder))
-            outcome, written = _Run(here, job, layout, parts, engine or _local(request), resumed=resumed).complete(
-                files
-            )
+            chosen = engine or _local(request)
+            outcome, written = _Run(here, job, layout, parts, chosen, resumed=resumed).complete(files)
             outcome.passed_over = found.passed_over
             fault = _judge(outcome, request)
             outcome.rejected_file = _publish(request.output, written, bad=fault is not None)

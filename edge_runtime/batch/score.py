@@ -26,7 +26,17 @@ from edge_runtime.bundle.model import Model, ModelError, ModelOptions, Scores, r
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Carry, Floats
-from edge_runtime.recordings.blocks import ArrowColumns, Block, Columns, Fault, ListColumns, Piece, TextColumns, Wanted
+from edge_runtime.recordings.blocks import (
+    ArrowColumns,
+    Block,
+    Columns,
+    Fault,
+    ListColumns,
+    Piece,
+    Recording,
+    TextColumns,
+    Wanted,
+)
 from edge_runtime.recordings.files import open_recording
 from edge_runtime.recordings.locations import place
 from edge_runtime.stream.contract import Contract
@@ -143,8 +153,25 @@ def load_model(job: Job) -> SideBySide:
     return _models[path]
 
 
-def score_part(job: Job, pieces: list[Piece], target: Path, progress: Progress) -> PartResult:
+Open = Callable[[str, Wanted], Recording]
+
+
+def open_anew(path: str, wanted: Wanted) -> Recording:
+    """Look at the file of a piece, as a worker does."""
+    return open_recording(place(path), wanted)
+
+
+def score_part(
+    job: Job, pieces: list[Piece], target: Path, progress: Progress, open_piece: Open = open_anew
+) -> PartResult:
     """Score some pieces, which follow one another, into `target`.
+
+    Args:
+        job: what its part has in common with the others.
+        pieces: what is to be read.
+        target: the part's file.
+        progress: is told how far it is.
+        open_piece: opens the file of a piece by its path.
 
     Raises:
         EdgeError: a file cannot be read, the disk is full, or the run was stopped.
@@ -153,7 +180,7 @@ def score_part(job: Job, pieces: list[Piece], target: Path, progress: Progress) 
     try:
         with unfinished.open("wb") as file, faults.open("wb") as fault_file:
             scored, listed = _DigestedFile(file), _DigestedFile(fault_file)
-            result = _Part(job, load_model(job), scored, listed, progress).run(pieces)
+            result = _Part(job, load_model(job), scored, listed, progress, open_piece).run(pieces)
             result.digests = {target.suffix: scored.hexdigest(), faults.suffix: listed.hexdigest()}
         unfinished.replace(target)
         summary = target.with_suffix(".json")
@@ -174,6 +201,7 @@ class _Part:
     file: _DigestedFile
     fault_file: _DigestedFile
     progress: Progress
+    open_piece: Open
     rejected: Counter[str] = field(default_factory=Counter)
     kinds: dict[str, set[str]] = field(default_factory=dict)
     whys: dict[str, str] = field(default_factory=dict)
@@ -186,8 +214,9 @@ class _Part:
         rates: list[float] = []
         before = ""
         for number, piece in enumerate(pieces):
-            recording = open_recording(place(piece.path), job.wanted)
-            if windower is None or (piece.path != before and not job.one_recording):
+            recording = self.open_piece(piece.path, job.wanted)
+            begins = piece.path != before and not job.one_recording
+            if windower is None or (begins and (windower.remembers or windower.whole != recording.whole)):
                 if windower is not None:
                     result.gaps += windower.gaps
                     result.unsorted += windower.unsorted
@@ -301,7 +330,7 @@ class Windower:
 
     def __init__(self, manifest: Manifest, job: Job, *, whole: bool) -> None:
         window, shape = manifest.input.window, manifest.input.tensor_shape
-        self._whole = whole
+        self.whole = whole
         self._channels = manifest.input.channels
         self._contract = Contract(self._channels) if self._channels else None
         self._frames = frame_contract(manifest.input)
@@ -329,9 +358,15 @@ class Windower:
         # A window of one reading of a model without memory is that reading: nothing has to be remembered of it.
         self._direct = length == stride == 1 and not manifest.state
         plain = job.wanted.key is None and job.wanted.time is None and not manifest.state
+        self._timed = job.wanted.time is not None  # whose order is watched
         self._even = EvenWindows(length, stride) if plain and not framed and not self._direct else None
         self._shape = shape
         self.block_rows = max(16, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes(manifest)))
+
+    @property
+    def remembers(self) -> bool:
+        """Whether anything goes on from one reading to the next; else one serves for several recordings."""
+        return not self._direct or self._timed
 
     @property
     def gaps(self) -> int:
@@ -351,7 +386,7 @@ class Windower:
                 return self._frames.check(values, []) if len(values) else None
             finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
             return None if finite.all() else finite
-        if not self._whole:
+        if not self.whole:
             return self._contract.check(values, []) if len(values) else None
         flat = values.reshape(-1, len(self._channels))
         good = self._contract.check(flat, [])

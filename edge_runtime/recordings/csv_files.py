@@ -33,7 +33,7 @@ from edge_runtime.recordings.blocks import (
     Wanted,
 )
 from edge_runtime.recordings.byte_streams import is_plain, open_bytes, plain_suffix
-from edge_runtime.recordings.csv_rows import last_row_end, rows
+from edge_runtime.recordings.csv_rows import count_lines, last_row_end, longest_line, rows
 from edge_runtime.recordings.json_lines import WIDE_MARKS
 from edge_runtime.recordings.locations import Place
 from edge_runtime.stream.codecs.csv_codec import CsvDecoder, delimiter_mistakes
@@ -235,7 +235,6 @@ class CsvRecording:
         begin = piece.start or self._skip
         line = 0 if piece.start else 1
         header = line  # it is a line too
-        size = max(LEAST_BLOCK_BYTES, min(BLOCK_BYTES, most * 64))
         left = piece.weight
         try:
             with open_bytes(self._path, self._wanted.encoding) as file:
@@ -243,7 +242,7 @@ class CsvRecording:
                     file.seek(begin)
                 else:
                     file.read(begin)
-                for position, text in self._texts(file, begin, piece.stop, size):
+                for position, text in self._texts(file, begin, piece.stop, BLOCK_BYTES):
                     done = min(left, position - begin) if self._plain else 0
                     begin, left = position, left - done
                     if isinstance(text, Fault):
@@ -251,7 +250,7 @@ class CsvRecording:
                         block.faults = [Fault(line + 1, text.reason, text.text, text.why)]
                         blocks = iter([block])
                     else:
-                        lines = text.count(b"\n") + (not text.endswith(b"\n"))
+                        lines = count_lines(text)
                         blocks = (part for block in self._blocks_of(text, line, lines) for part in _parts(block, most))
                     held = next(blocks, Block(self._nothing(), [], str))
                     for following in blocks:
@@ -274,10 +273,16 @@ class CsvRecording:
         most = self._wanted.max_line_bytes
         while position + len(buffer) < stop or buffer:
             data = file.read(min(size, stop - position - len(buffer)))
+            final = not data or position + len(buffer) + len(data) >= stop
+            cut = data.rfind(b"\n") + 1
+            if cut and not final and b'"' not in buffer and b'"' not in data:  # the usual case, with one copy less
+                text, buffer = b"".join((buffer, memoryview(data)[:cut])), data[cut:]
+                position += len(text)
+                yield position, text
+                continue
             buffer += data
             if not buffer:
                 return
-            final = not data or position + len(buffer) >= stop
             end = len(buffer) if final and b'"' not in buffer else last_row_end(buffer, self._delimiter)
             if end < 0 or (end == 0 and final):
                 for _, end in rows(buffer, self._delimiter, self._width, final=final):  # noqa: B007 - the last one counts
@@ -300,7 +305,8 @@ class CsvRecording:
 
     def _blocks_of(self, text: bytes, line: int, lines: int) -> Iterator[Block]:
         """The readings of some whole rows on so many lines, the first of which is line `line + 1`."""
-        found = None if self._arrow is None else self._arrow.read(text)
+        short = len(text) <= self._wanted.max_line_bytes or longest_line(text) <= self._wanted.max_line_bytes
+        found = self._arrow.read(text) if self._arrow is not None and short else None
         if found is not None:
             if lines == len(found):
                 found.rows, found.text = range(line + 1, line + 1 + lines), _Rows(text)

@@ -21,6 +21,7 @@ from edge_runtime.readings import Floats
 MOST_KEYS = 10_000  # whose last values are remembered
 MOST_SHOWN = 10  # categories in a message
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
+FOLD = 64  # readings side by side: numpy compares long rows at ten times the speed of rows of a few channels
 
 
 class Refusal(NamedTuple):
@@ -128,7 +129,17 @@ class Contract:
                     if not low <= value <= high:  # NaN is neither
                         return False
             return True
+        whole = len(values) // FOLD * FOLD
+        if whole and self._coded is None and self._extremes_are_inside(values[:whole]):
+            values = values[whole:]
         return bool(self._inside(values).all())
+
+    def _extremes_are_inside(self, values: Floats) -> bool:
+        """Whether the least and the largest value of each channel are inside; NaN is neither."""
+        folded = np.ascontiguousarray(values).reshape(-1, FOLD * values.shape[1])
+        low, high = np.minimum.reduce(folded), np.maximum.reduce(folded)
+        shape = (FOLD, values.shape[1])
+        return bool((low.reshape(shape) >= self._low).all() and (high.reshape(shape) <= self._high).all())
 
     def forget(self, keys: Iterable[str | None]) -> None:
         """Drop the last values of keys that are gone."""

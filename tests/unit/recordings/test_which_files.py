@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from edge_runtime.batch.run import PredictOptions, PredictSummary, predict
 from edge_runtime.errors import CommandError
-from edge_runtime.recordings.files import find_files
+from edge_runtime.recordings.blocks import Wanted
+from edge_runtime.recordings.files import find_files, open_all
 from tests.support import builders
 
 ROWS = "temperature,humidity\n1,2\n"
@@ -183,3 +184,17 @@ def test_many_small_files_share_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(Path("o.csv.parts").glob("*.part"))) <= 160
     assert (summary.windows, summary.readings) == (300, 900)
     assert Path("o.csv.rejected.csv").read_text().splitlines()[1:] == [f'd{os.sep}150.csv,3,wrong_type,"x,2"']
+
+
+def test_a_file_that_another_has_replaced_is_looked_at_again() -> None:
+    """A file is looked at once before it is read; one that has taken its place since is read by its own header."""
+    path, wanted = Path("in.csv"), Wanted(("a", "b"), (1, 2))
+    path.write_text("a,b\n1,2\n")
+    opened = open_all([path], wanted)
+    (known,) = opened.recordings
+    assert opened.open("in.csv", wanted) is known
+    path.with_suffix(".new").write_text("b,note,a\n20,x,10\n")
+    path.with_suffix(".new").replace(path)
+    recording = opened.open("in.csv", wanted)
+    (block,) = recording.blocks(recording.pieces(None)[0], 10)
+    assert block.values.tolist() == [[10.0, 20.0]]

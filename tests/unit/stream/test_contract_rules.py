@@ -178,3 +178,16 @@ def test_a_value_out_of_range_is_not_remembered() -> None:
     assert contract.check(np.array([[850, 50]], np.float32), ["a"], [0.0]) is not None
     assert contract.check(np.array([[np.nan, 51]], np.float32), ["a"], [1.0]) is not None
     assert contract.check(np.array([[21, np.nan]], np.float32), ["a"], [2.0]) is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), 0.2, -11.0, float("inf")])
+@pytest.mark.parametrize("row", [0, 63, 64, 127, 128, 199])
+def test_many_readings_are_judged_as_each_by_itself(bad: float, row: int) -> None:
+    """Whichever of two hundred readings is out of the contract, it alone is refused."""
+    values = np.random.default_rng(1).uniform((-10.0, 0.0), (0.1, 100.0), (200, 2)).astype(np.float32)
+    np.minimum(values, np.array([0.1, 100.0], np.float32), out=values)
+    assert Contract(LIMITED).check(values.copy(), [None] * 200) is None
+    values[row, 0] = bad
+    good = Contract(LIMITED).check(values, [None] * 200)
+    assert good is not None
+    assert np.flatnonzero(~good).tolist() == [row]
