@@ -432,6 +432,27 @@ class HomeAssistantTable(Table, frozen=True, kw_only=True):
     ] = "homeassistant"
 
 
+class CaptureTable(Table, frozen=True, kw_only=True):
+    """`[capture]`: windows that are kept on the device to be labelled. Left out, none is kept.
+
+    Attributes:
+        path: The folder of the captures, which holds nothing else. Left out, it is `captures` in the state folder.
+        max_bytes (B): How large all files of that folder together may be; then the oldest captures make room.
+        uncertain: Windows of which the model is no surer than this are kept: a classification by the distance between
+            its two largest scores, an anomaly or a regression with a threshold by the distance from the threshold.
+        labels: Windows with one of these labels are kept; of an anomaly the labels are `anomaly` and `normal`.
+        random: The share of all windows that is kept by chance, from 0 to 1.
+        exclude: Channels that are left out of what is kept.
+    """
+
+    path: NewPath | None = None
+    max_bytes: Annotated[int, Meta(ge=4096)] = 67_108_864
+    uncertain: Annotated[float, Meta(ge=0)] | None = None
+    labels: tuple[Text, ...] = ()
+    random: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    exclude: tuple[Text, ...] = ()
+
+
 class Config(Table, frozen=True, kw_only=True):
     """A whole device file. Paths in it are absolute: relative ones start from the file's own folder.
 
@@ -444,6 +465,7 @@ class Config(Table, frozen=True, kw_only=True):
         store: The model store.
         http: Predictions on demand.
         home_assistant: Entities in Home Assistant.
+        capture: Windows that are kept to be labelled.
         path: The file itself. No key of it.
     """
 
@@ -455,4 +477,5 @@ class Config(Table, frozen=True, kw_only=True):
     store: StoreTable = StoreTable()
     http: HttpTable | None = None
     home_assistant: HomeAssistantTable | None = None
+    capture: CaptureTable | None = None
     path: str = ""

@@ -23,7 +23,7 @@ from typing import Any
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.load import upstream_broker
 from edge_runtime.config.tables import BrokerTable, Config, ModelTable
-from edge_runtime.daemon.documents import Standings, health_document, models_document
+from edge_runtime.daemon.documents import CaptureState, Standings, health_document, models_document
 from edge_runtime.daemon.extras import DaemonContext, Extras
 from edge_runtime.daemon.feed import Feed, pipelines_of
 from edge_runtime.daemon.links import Links
@@ -107,6 +107,7 @@ class Assembly:
             DaemonContext(
                 start=self.start_number,
                 loop=loop,
+                clock=clock,
                 counters=self.counters,
                 health=partial(health_document, self),
                 hand_over=self._hand_over,
@@ -142,6 +143,11 @@ class Assembly:
     def exchange(self) -> Standings | None:
         """Where bundles come from the store."""
         return self._extras.exchange
+
+    @property
+    def captures(self) -> CaptureState | None:
+        """Where windows are kept to be labelled."""
+        return self._extras.capture
 
     @property
     def connections(self) -> list[AnyConnection]:

@@ -41,6 +41,13 @@ class Standings(Protocol):
         """The shadow beside it, or None."""
 
 
+class CaptureState(Protocol):
+    """What the documents ask of the captures."""
+
+    def document(self) -> dict[str, Any]:
+        """Their state, and what became of them."""
+
+
 class Described(Protocol):
     """The running parts that the documents are made of."""
 
@@ -56,6 +63,10 @@ class Described(Protocol):
     @property
     def exchange(self) -> Standings | None:
         """Where bundles come from the store."""
+
+    @property
+    def captures(self) -> CaptureState | None:
+        """Where windows are kept to be labelled."""
 
     @property
     def counters(self) -> Mapping[str, Counters]:
@@ -129,6 +140,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
             }
             for pipeline in daemon.pipelines
         },
+        **({} if daemon.captures is None else {"capture": daemon.captures.document()}),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
         "rss_bytes": resident_bytes(),
     }

@@ -12,17 +12,19 @@ import msgspec
 
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
-from edge_runtime.config.tables import Config, HttpTable, ModelTable
-from edge_runtime.daemon.plan import PlannedModel, open_store
+from edge_runtime.config.tables import CaptureTable, Config, HttpTable, ModelTable
+from edge_runtime.daemon.plan import PlannedModel, capture_folder, open_store
 from edge_runtime.delivery.device_topics import own_topics
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import AnswerTap, Pipeline
 from edge_runtime.stream.worker import TriedModel
+from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
+    from edge_runtime.capture.captures import Captures
     from edge_runtime.delivery.home_assistant import HomeAssistant
     from edge_runtime.http.in_daemon import Attached
     from edge_runtime.http.over_mqtt import Requests
@@ -37,6 +39,7 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         start: the number of this start.
         loop: the event loop.
+        clock: tells whether the wall clock is set.
         counters: by part.
         health: makes the health document.
         hand_over: gives a pipeline another bundle; False when its source must be rewired for it.
@@ -50,6 +53,7 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
 
     start: int
     loop: Loop
+    clock: Clock
     counters: Mapping[str, Counters]
     health: Callable[[], dict[str, Any]]
     hand_over: Callable[[Pipeline, TriedModel], bool]
@@ -73,6 +77,7 @@ class Extras:
         self.desired: DesiredState | None = None
         self.copies: Copies | None = None
         self.home_assistant: HomeAssistant | None = None
+        self.capture: Captures | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -88,6 +93,8 @@ class Extras:
         if config.home_assistant is not None:
             self.home_assistant = self.home_assistant or self._make_home_assistant(upstream)
             self.home_assistant.configure(config)
+        if config.capture is not None and self.capture is None:
+            self.capture = self._make_capture(config, config.capture, upstream)
         if uses_store and self.exchange is None:
             self.exchange = self._make_exchange(config)
         store = config.store
@@ -101,6 +108,8 @@ class Extras:
             self.requests.begin(models)
         if self.http is not None:
             self.http.begin(models)
+        if self.capture is not None:
+            self.capture.begin(config.name for config, _ in models)
         if self.exchange is not None:
             self.exchange.begin()
         if self.home_assistant is not None:
@@ -117,6 +126,9 @@ class Extras:
         if self.home_assistant is not None and (link_changed or old.home_assistant != new.home_assistant):
             self.home_assistant.leave(for_good=old.home_assistant != new.home_assistant)
             self.home_assistant = None
+        if self.capture is not None and (link_changed or old.capture != new.capture):
+            self.capture.leave()
+            self.capture = None
         if self.ota is not None and (link_changed or (old.store, old.device) != (new.store, new.device)):
             self.ota.leave()
             self.ota = None
@@ -137,9 +149,11 @@ class Extras:
                 part.end()
 
     def close(self) -> None:
-        """Answer no request any more."""
+        """Answer no request any more, and keep no capture."""
         if self.http is not None:
             self.http.end()
+        if self.capture is not None:
+            self.capture.end()
 
     # --- what the daemon asks ---------------------------------------------------------------------------------------
 
@@ -177,8 +191,7 @@ class Extras:
 
     def taps(self, pipeline: Pipeline) -> tuple[AnswerTap, ...]:
         """The parts that see every answer of a pipeline."""
-        del pipeline
-        return ()
+        return () if self.capture is None else (self.capture.tap(pipeline.config.name),)
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers requests from now on."""
@@ -223,6 +236,23 @@ class Extras:
 
         context = self._context
         return HomeAssistant(upstream, context.loop, keys=context.keys, on_birth=context.tell_again)
+
+    def _make_capture(self, config: Config, table: CaptureTable, upstream: AnyConnection) -> "Captures":
+        from edge_runtime.capture.captures import Captures  # noqa: PLC0415 - only where it is configured
+
+        folder = capture_folder(config)
+        assert folder is not None, "the plan refuses it"
+        context = self._context
+        return Captures(
+            table,
+            folder,
+            device=config.device.id,
+            start=context.start,
+            connection=upstream,
+            loop=context.loop,
+            clock=context.clock,
+            counters=context.counters["capture"],
+        )
 
     def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured

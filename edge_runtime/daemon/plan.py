@@ -16,7 +16,7 @@ from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.config.convert import names_a_file
 from edge_runtime.config.rules import RESERVED, RESERVED_BELOW
-from edge_runtime.config.tables import Config, ModelTable
+from edge_runtime.config.tables import CaptureTable, Config, ModelTable
 from edge_runtime.daemon.state import state_folder
 from edge_runtime.delivery.payloads import CONVENTIONS
 from edge_runtime.errors import BundleError, CommandError, ConfigError
@@ -114,9 +114,31 @@ def make_plan(
         if absent and any(path in absent for path in _texts(source)):
             continue
         mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned, config))
+    if config.capture is not None:
+        mistakes.extend(_mistakes_of_captures(config, config.capture, models))
     if mistakes:
         raise ConfigError(mistakes)
     return Plan(config, sources)
+
+
+def capture_folder(config: Config) -> Path | None:
+    """Where captures are kept; None without `[capture]`, and where no folder is known."""
+    if config.capture is None:
+        return None
+    if config.capture.path is not None:
+        return Path(config.capture.path)
+    folder = state_folder(config)
+    return None if folder is None else folder / "captures"
+
+
+def _mistakes_of_captures(config: Config, table: CaptureTable, models: Sequence[PlannedModel]) -> Iterator[str]:
+    from edge_runtime.capture.policy import mistakes  # noqa: PLC0415 - only where it is configured
+
+    if capture_folder(config) is None:
+        yield f"{config.path}: capture.path: expected a folder, since systemd gives no state folder here, found none"
+    if len(models) == len(config.model):  # else a label may be that of a bundle which is not here
+        found = mistakes(table, [(each.config.name, each.bundle.manifest) for each in models])
+        yield from (f"{config.path}: capture.{key}: {text}" for key, text in found)
 
 
 def _texts(table: msgspec.Struct) -> Iterator[str]:

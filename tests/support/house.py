@@ -28,6 +28,7 @@ FLOORS = (
     "stream.codecs",
     "recordings",
     "stream",
+    "capture",
     "store",
     "http",
     "batch",

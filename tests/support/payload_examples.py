@@ -124,6 +124,7 @@ def health() -> Any:
         pipelines=[],
         sources=[("imu", SimpleNamespace(is_open=True, state="/dev/serial/by-id/usb-imu: open"))],
         exchange=None,
+        captures=None,
     )
     document = health_document(cast("Described", daemon))
     fixed = {

@@ -154,6 +154,20 @@ HEALTH = members(
         "cpu_s": NUMBER,
         "rss_bytes": COUNT,
     },
+    {
+        "capture": members(
+            {
+                "state": SOME_TEXT,
+                "bytes": COUNT,
+                "max_bytes": COUNT,
+                "chosen": REASONS,
+                "written": COUNT,
+                "lost": REASONS,
+                "evicted_bytes": COUNT,
+                "requested": by_name(members({"windows": COUNT, "taken": COUNT})),
+            }
+        )
+    },
 )
 STANDING: Schema = {"state": SOME_TEXT, "why": or_null(TEXT)}
 MODELS: Schema = {

@@ -1,0 +1,93 @@
+"""Files of captures: what was written is read back, and nothing else is."""
+
+import numpy as np
+import pytest
+
+from edge_runtime.capture.entries import MAGIC, BundleFacts, Captured, CapturedChannel, Entry, Labelled, pack, read
+
+FACTS = BundleFacts(
+    device="room",
+    model="m",
+    name="comfort",
+    version="1.0.0",
+    digest="ab" * 32,
+    task="classification",
+    channels=(CapturedChannel("temperature", "C"), CapturedChannel("humidity")),
+    shape=(3, 2),
+    labels=("low", "high"),
+)
+WINDOW = np.array([[1.5, -0.0], [np.nan, 3e-45], [3.4e38, 7]], np.float32)
+
+
+def _captured(number: int = 0, *, bundle: int = 0) -> Captured:
+    return Captured(
+        bundle=bundle,
+        id=f"room/m/-/1/{number}",
+        published=True,
+        key=None,
+        time=1_700_000_000.25,
+        label="low",
+        answer={"scores": [0.5, 0.5]},
+        reasons=("uncertain", "random"),
+        values=WINDOW.tobytes(),
+    )
+
+
+ENTRIES: list[Entry] = [
+    FACTS,
+    _captured(1),
+    Labelled(id="room/m/-/1/1", model="m", label="höch", time=1.0),
+    _captured(2),
+]
+
+
+def test_what_is_written_is_read_back_bit_for_bit() -> None:
+    """Windows with NaN, negative zero and the smallest number among them."""
+    data = MAGIC + b"".join(pack(entry) for entry in ENTRIES)
+    found = read(data)
+    assert (found.entries, found.whole) == (ENTRIES, len(data))
+    window = found.entries[1]
+    assert isinstance(window, Captured)
+    assert window.window(FACTS).tobytes() == WINDOW.tobytes()
+    assert window.window(FACTS).shape == (3, 2)
+
+
+def test_a_file_that_ends_anywhere_gives_its_whole_entries() -> None:
+    """A kill leaves any number of bytes."""
+    packed = [pack(entry) for entry in ENTRIES]
+    data = MAGIC + b"".join(packed)
+    ends = [len(MAGIC) + sum(map(len, packed[:count])) for count in range(len(packed) + 1)]
+    for length in range(len(data) + 1):
+        found = read(data[:length])
+        whole = [end for end in ends if end <= length]
+        assert found.whole == (whole[-1] if whole else 0)
+        assert found.entries == ENTRIES[: max(0, len(whole) - 1)]
+
+
+@pytest.mark.parametrize("place", range(0, 700, 23))
+def test_a_byte_that_changed_ends_the_reading_before_its_entry(place: int) -> None:
+    """The checksum covers every byte of an entry."""
+    packed = [pack(entry) for entry in ENTRIES]
+    data = bytearray(MAGIC + b"".join(packed))
+    place %= len(data)
+    data[place] ^= 0x10
+    kept = 0
+    end = len(MAGIC)
+    while kept < len(packed) and end + len(packed[kept]) <= place:
+        end += len(packed[kept])
+        kept += 1
+    assert read(bytes(data)).entries == (ENTRIES[:kept] if place >= len(MAGIC) else [])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [_captured()],  # without facts
+        [FACTS, _captured(bundle=1)],  # with those of another
+        [FACTS, _captured(bundle=-1)],
+    ],
+)
+def test_a_window_without_its_facts_is_not_read(wrong: list[Entry]) -> None:
+    """However its checksum is: its shape would be a guess."""
+    found = read(MAGIC + b"".join(pack(entry) for entry in wrong))
+    assert not any(isinstance(entry, Captured) for entry in found.entries)

@@ -1,0 +1,232 @@
+"""The ring of files: within its budget at any moment, and whole whatever happens to the process or the disk."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_runtime.capture.entries import Captured, Labelled
+from edge_runtime.capture.folder import read_captures
+from edge_runtime.capture.ring import FILES, CaptureItem, CaptureRing
+from edge_runtime.errors import CommandError
+from tests.unit.capture.test_entries import FACTS, _captured
+
+OTHER = msgspec.structs.replace(FACTS, digest="cd" * 32, version="2.0.0")
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a disk shows nothing here; the flood below waits for it in a process of its own."""
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def _item(number: int, facts: object = FACTS) -> CaptureItem:
+    return CaptureItem(_captured(number), facts)  # type: ignore[arg-type]
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(found.entry.id.rpartition("/")[2]) for found in read_captures(folder).windows]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _opened(folder: Path, max_bytes: int) -> CaptureRing:
+    ring = CaptureRing(folder, max_bytes)
+    ring.open()
+    return ring
+
+
+def test_the_newest_captures_stay_within_the_budget(tmp_path: Path) -> None:
+    """The oldest make room, a file at a time, so that at least 14 of 16 parts are always in use."""
+    ring = _opened(tmp_path / "c", 20_000)
+    for number in range(500):
+        ring.write([_item(number, FACTS if number % 3 else OTHER)])
+        assert _size(tmp_path / "c") <= 20_000
+    numbers = _numbers(tmp_path / "c")
+    assert numbers == list(range(numbers[0], 500))
+    assert _size(tmp_path / "c") > 20_000 * (FILES - 2) // FILES
+    assert {found.facts.version for found in read_captures(tmp_path / "c").windows} == {"1.0.0", "2.0.0"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_write_of_any_size_leaves_the_budget(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at before and after each system call that makes a file larger; what does not fit at all is counted."""
+    folder, budget = tmp_path / "c", 4096 + 997 * seed
+    sizes: list[int] = []
+    write = os.write
+
+    def watched(handle: int, data: bytes) -> int:
+        sizes.append(_size(folder) + len(data))
+        return write(handle, data)
+
+    monkeypatch.setattr(os, "write", watched)
+    chance = random.Random(seed)
+    ring = _opened(folder, budget)
+    added = too_large = 0
+    for _ in range(60):
+        items = []
+        for _ in range(chance.choice([1, 2, 30])):
+            floats = chance.choice([6, 6, 6, 60, budget // 8, budget // 4 + 8])
+            facts = msgspec.structs.replace(FACTS, shape=(floats,), channels=())
+            items.append(CaptureItem(msgspec.structs.replace(_captured(added), values=bytes(4 * floats)), facts))
+            added += 1
+        written = ring.write(items)
+        assert written.error is None
+        assert written.kept + written.too_large == len(items)
+        too_large += written.too_large
+        if chance.random() < 0.2:
+            ring.close()
+            ring = _opened(folder, budget)
+    assert too_large
+    assert max(sizes) <= budget
+    kept = _numbers(folder)
+    assert kept == sorted(kept)
+    assert kept
+
+
+def test_a_daemon_that_starts_again_goes_on_behind_the_last_whole_entry(tmp_path: Path) -> None:
+    """A torn entry is cut off, and no new file is begun for each start."""
+    folder = tmp_path / "c"
+    for number in range(5):
+        ring = _opened(folder, 100_000)
+        assert ring.write([_item(number)]).kept == 1
+        ring.close()
+        last = max(folder.glob("part-*"))
+        with last.open("ab") as file:
+            file.write(os.urandom(number))
+    assert _numbers(folder) == [0, 1, 2, 3, 4]
+    assert len(list(folder.glob("part-*"))) == 1
+
+
+def test_a_smaller_budget_takes_effect_at_the_start(tmp_path: Path) -> None:
+    """The oldest go."""
+    ring = _opened(tmp_path / "c", 40_000)
+    ring.write([_item(number) for number in range(100)])
+    ring.close()
+    _opened(tmp_path / "c", 8_000).close()
+    assert _size(tmp_path / "c") <= 8_000
+    assert _numbers(tmp_path / "c")[-1] == 99
+
+
+def test_files_of_others_count_and_stay(tmp_path: Path) -> None:
+    """They are not ours to remove; where they leave no room, nothing is kept and that is counted."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 10_000)
+    (folder / "notes.txt").write_bytes(bytes(6_000))
+    for number in range(100):
+        ring.write([_item(number)])
+        assert _size(folder) <= 10_000
+    assert _numbers(folder)[-1] == 99
+    (folder / "more.txt").write_bytes(bytes(4_000))
+    written = ring.write([_item(100)])
+    assert (written.kept, written.too_large + written.lost) == (0, 1)
+    assert {"notes.txt", "more.txt"} <= {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_belongs_to_one_daemon(tmp_path: Path) -> None:
+    """Two would each think that the other's files are old ones of its own."""
+    first = _opened(tmp_path / "c", 10_000)
+    with pytest.raises(CommandError, match="expected a folder of its own, found that of another daemon"):
+        CaptureRing(tmp_path / "c", 10_000).open()
+    first.close()
+    _opened(tmp_path / "c", 10_000).close()
+
+
+@pytest.mark.parametrize("call", ["write", "fdatasync"])
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(
+    call: str, before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of an entry is taken back, and with room the ring goes on, with the facts that each window needs."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 100_000)
+    if before:
+        ring.write([_item(number) for number in range(before)])
+    real = os.write
+
+    def full(handle: int, data: bytes | memoryview = b"") -> int:
+        if call == "write":
+            if len(data) > 40:
+                return real(handle, bytes(data[:40]))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    size = _size(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        written = ring.write([_item(50, OTHER), _item(51)])
+        assert (written.kept, written.lost) == (0, 2)
+        assert isinstance(written.error, OSError)
+    if call == "write":
+        assert _size(folder) == size
+    assert ring.write([_item(60), _item(61, OTHER)]).kept == 2
+    windows = read_captures(folder).windows
+    assert [found.entry.id for found in windows if int(found.entry.id.rpartition("/")[2]) >= 60][-2:] == [
+        "room/m/-/1/60",
+        "room/m/-/1/61",
+    ]
+    assert windows[-1].facts == OTHER
+    assert not read_captures(folder).damaged
+
+
+_FLOOD = """
+import sys
+from pathlib import Path
+from tests.unit.capture.test_ring import _item, _opened
+ring = _opened(Path(sys.argv[1]), int(sys.argv[2]))
+number = int(sys.argv[3])
+while True:
+    ring.write([_item(number + place) for place in range(50)])
+    number += 50
+    print(number, flush=True)
+"""
+
+
+def test_the_budget_holds_over_kills_in_a_flood(tmp_path: Path) -> None:
+    """A process that writes without a pause is killed at any moment; every entry that it had reported is there."""
+    folder, budget, number = tmp_path / "c", 60_000, 0
+    chance = random.Random(3)
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _FLOOD, str(folder), str(budget), str(number)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        until = time.monotonic() + chance.uniform(0.0, 0.2)
+        while time.monotonic() < until:
+            with os.scandir(folder) as found:
+                sizes = 0
+                for each in found:
+                    try:
+                        sizes += each.stat().st_size
+                    except FileNotFoundError:
+                        continue
+            assert sizes <= budget
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate(timeout=30)[0].split()
+        number = max(map(int, rest), default=number)
+        assert _size(folder) <= budget
+        found_numbers = _numbers(folder)
+        assert found_numbers[-1] >= number - 1
+        number = found_numbers[-1] + 1
+    assert found_numbers == list(range(found_numbers[0], number))
+
+
+def test_labels_stand_beside_the_windows(tmp_path: Path) -> None:
+    """They need no facts."""
+    ring = _opened(tmp_path / "c", 10_000)
+    label = Labelled(id="room/m/-/1/1", model="m", label="high", time=2.0)
+    ring.write([CaptureItem(label), _item(1)])
+    found = read_captures(tmp_path / "c")
+    assert found.labels == [label]
+    assert isinstance(found.windows[0].entry, Captured)
