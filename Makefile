@@ -43,8 +43,8 @@ setup: $(VENV)/.setup ## make .venv with everything that test and check need
 	@echo "$(VENV) is ready: $$($(BIN)/python --version)"
 
 .PHONY: frameworks
-frameworks: $(VENV)/.frameworks ## add XGBoost, LightGBM, CatBoost, the TFLite interpreter and pandas (520 MB), else the tests of their loaders are skipped
-	@echo "XGBoost, LightGBM, CatBoost, the TFLite interpreter and pandas are in $(VENV)"
+frameworks: $(VENV)/.frameworks ## add XGBoost, LightGBM, CatBoost, the TFLite interpreter, pandas and pymodbus (520 MB), else their tests are skipped
+	@echo "XGBoost, LightGBM, CatBoost, the TFLite interpreter, pandas and pymodbus are in $(VENV)"
 
 .PHONY: frameworks-large
 frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and Keras on it (800 MB, 220 MB to fetch), else their tests are skipped

@@ -123,7 +123,8 @@ def plain(file: str) -> list[str]:
 
 def main() -> int:
     """Write all of them."""
-    write("device", "the runtime and `[http]`, as a device installs them", everywhere(requirements_of("http")))
+    device = everywhere(requirements_of("http", "modbus"))
+    write("device", "the runtime with `[http]` and `[modbus]`, as a device installs them", device)
     demo = everywhere([*requirements_of("demo"), *_BUILD])
     write("demo", "the workstation", demo)
     write("tests", "what tests and checks need beside it", everywhere(plain("requirements.txt")) - demo)

@@ -43,6 +43,7 @@ SOURCES = Registry(
         "mqtt": "edge_runtime.stream.sources.mqtt:MqttSourceTable",
         "command": "edge_runtime.stream.sources.command:CommandSourceTable",
         "join": "edge_runtime.stream.sources.join:JoinSourceTable",
+        "modbus": "edge_runtime.stream.sources.modbus:ModbusSourceTable",
         "sysfs": "edge_runtime.stream.sources.sysfs:SysfsSourceTable",
         "replay": "edge_runtime.stream.sources.replay:ReplaySourceTable",
     }

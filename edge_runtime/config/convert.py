@@ -453,5 +453,5 @@ def _named_type(kind: Any) -> Any:
 
 def _item_place(place: str, index: int, raw: Any) -> str:
     """`source[1] "climate"`: the number finds the item, the name tells a person which one it is."""
-    name = raw.get("name") if isinstance(raw, Mapping) else None
+    name = raw.get("name", raw.get("channel")) if isinstance(raw, Mapping) else None
     return f"{place}[{index}] {describe(name)}" if isinstance(name, str) else f"{place}[{index}]"

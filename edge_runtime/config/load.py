@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+import edge_runtime.config.broker_rules  # noqa: F401 - its rules are judged as well
 from edge_runtime.config.addresses import Endpoint, parse_endpoint
 from edge_runtime.config.convert import ConfigConversion, Mistake, describe, is_spread
 from edge_runtime.config.rules import broken_rules

@@ -5,9 +5,9 @@ gives one message, and a slip in one key never hides what is wrong with another.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,15 +16,12 @@ from edge_runtime.config.addresses import (
     is_local_listen,
     listening_fault,
     origin_fault,
-    parse_endpoint,
     prefix_fault,
-    without_password,
 )
 from edge_runtime.config.convert import Converted, Mistake, names_a_file, nearest, path_role, quote
 from edge_runtime.config.tables import (
     OWN_TOPICS,
     TOPIC_PLACEHOLDERS,
-    BrokerTable,
     Config,
     HttpTable,
     ModelTable,
@@ -38,42 +35,7 @@ from edge_runtime.config.topics import SHARE, bad_topic, common, matches, overla
 # (key, what is wrong with it)
 Finding = tuple[str, str]
 Rule = Callable[[Any], Iterable[Finding]]
-
-
-class HasBrokers(Protocol):
-    """The keys of a connection, which `[upstream]` and some sources have."""
-
-    @property
-    def brokers(self) -> tuple[str, ...]:
-        """The address of each broker."""
-
-    @property
-    def url(self) -> str | None:
-        """The first of them, where it is given by itself."""
-
-    @property
-    def username(self) -> str | None:
-        """The user to log in as."""
-
-    @property
-    def password_file(self) -> str | None:
-        """The file of the password."""
-
-    @property
-    def password_credential(self) -> str | None:
-        """The systemd credential of the password."""
-
-    @property
-    def ca_file(self) -> str | None:
-        """The certificates that are trusted."""
-
-    @property
-    def cert_file(self) -> str | None:
-        """The certificate that is shown."""
-
-    @property
-    def key_file(self) -> str | None:
-        """Its key."""
+_Word = TypeVar("_Word", str, int)
 
 
 _RULES: list[tuple[tuple[type, ...], tuple[str, ...], Rule]] = []
@@ -129,12 +91,13 @@ def _unreadable_files(table: Converted) -> Iterator[tuple[str, str, str]]:
         for path in paths:
             if role == "bundle" and not names_a_file(path):
                 continue
-            trouble = _unreadable(path)
+            trouble = unreadable(path)
             if trouble:
                 yield table.key(field.name), path, trouble
 
 
-def _unreadable(path: str) -> str | None:
+def unreadable(path: str) -> str | None:
+    """Why a file cannot be read, with a remedy; None where it can."""
     shown = quote(path)
     try:
         if Path(path).is_dir():
@@ -155,117 +118,8 @@ def _unreadable(path: str) -> str | None:
         return f"{shown} ({getattr(error, 'strerror', None) or error}): mend the path"
 
 
-def broker_address(table: HasBrokers) -> Iterator[Finding]:
-    """An address that cannot be one."""
-    for url in table.brokers:
-        yield from _bad_address("url", url)
-
-
-@rule(UpstreamTable, keys=("url", "urls"))
-def _broker_addresses(upstream: UpstreamTable) -> Iterator[Finding]:
-    if not upstream.url and not upstream.urls:
-        yield "url", "expected mqtt://HOST:PORT or mqtts://HOST:PORT, but the key is missing (and so is urls)"
-    if upstream.url:
-        yield from _bad_address("url", upstream.url)
-    for url in upstream.urls:
-        yield from _bad_address("urls", url)
-    twice = first_repeated(upstream.urls)
-    if twice is not None:
-        yield "urls", f"expected every broker once, found {quote(without_password(twice))} twice"
-    elif upstream.url in upstream.urls[1:]:
-        yield (
-            "urls",
-            (
-                f"expected {quote(without_password(upstream.url))}, which is url, in the first place or not at all: "
-                "url is the broker that is preferred"
-            ),
-        )
-
-
-def _bad_address(key: str, url: str) -> Iterator[Finding]:
-    try:
-        parse_endpoint(url)
-    except ValueError as error:
-        yield key, str(error)
-
-
-@rule(UpstreamTable, keys=("url", "urls", "ca_file", "cert_file", "key_file"))
-def tls_files(table: HasBrokers) -> Iterator[Finding]:
-    """Certificates without a key, without TLS, or that are none."""
-    if (table.cert_file is None) != (table.key_file is None):
-        missing, present = ("key_file", "cert_file") if table.key_file is None else ("cert_file", "key_file")
-        yield (
-            missing,
-            f"expected a file beside {present}, but the key is missing: a certificate and its key go together",
-        )
-    try:
-        secured = {url: parse_endpoint(url).tls for url in table.brokers}
-    except ValueError:
-        return
-    clear = [url for url, tls in secured.items() if not tls]
-    if any(secured.values()) and clear:
-        yield (
-            "urls",
-            (
-                f"expected mqtts:// for every broker or for none, found {quote(clear[0])} among them: what is "
-                "encrypted on one link must not go in clear text over another"
-            ),
-        )
-        return
-    for key in ("ca_file", "cert_file", "key_file"):
-        if clear and getattr(table, key) is not None:
-            yield key, f"expected a url with mqtts:// beside it, found {quote(clear[0])}: nothing is encrypted there"
-    if any(secured.values()):
-        yield from _certificates(table)
-
-
-def _certificates(broker: HasBrokers) -> Iterator[Finding]:
-    import ssl  # noqa: PLC0415 - a megabyte that a device without TLS need not hold
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if broker.ca_file is not None and _unreadable(broker.ca_file) is None:
-        try:
-            context.load_verify_locations(broker.ca_file)
-        except (ssl.SSLError, OSError):
-            yield "ca_file", f"expected certificates in PEM form, found none in {quote(broker.ca_file)}"
-    if broker.cert_file is None or broker.key_file is None:
-        return
-    if _unreadable(broker.cert_file) is None and _unreadable(broker.key_file) is None:
-        try:
-            # Without an answer to the question for a passphrase, OpenSSL would ask on the terminal.
-            context.load_cert_chain(broker.cert_file, broker.key_file, password=lambda: b"")
-        except (ssl.SSLError, OSError):
-            yield (
-                "cert_file",
-                "expected a certificate and its key, in PEM form and without a passphrase, found no such pair: "
-                + " and ".join(map(quote, (broker.cert_file, broker.key_file))),
-            )
-
-
-@rule(UpstreamTable, keys=("url", "username", "password_file", "password_credential"))
-def login(broker: HasBrokers) -> Iterator[Finding]:
-    """A password without a user, twice, or that cannot be read."""
-    given = [key for key in ("password_file", "password_credential") if getattr(broker, key) is not None]
-    if len(given) > 1:
-        yield given[1], "expected one of password_file and password_credential, found both: take one out"
-    if given and broker.username is None and broker.url is not None:
-        yield "username", f"expected a user beside {given[0]}, but the key is missing"
-    if broker.password_file is not None and _unreadable(broker.password_file) is None:
-        yield from _first_line("password_file", broker.password_file, "password")
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    if broker.password_credential is not None and folder is not None:
-        path = Path(folder, broker.password_credential)
-        if _unreadable(str(path)) is not None:
-            yield (
-                "password_credential",
-                (
-                    f"expected a credential from systemd, found none named {quote(broker.password_credential)}: add "
-                    f"LoadCredential={broker.password_credential}:/path to the unit"
-                ),
-            )
-
-
-def _first_line(key: str, path: str, what: str) -> Iterator[Finding]:
+def first_line_fault(key: str, path: str, what: str) -> Iterator[Finding]:
+    """A secret that is not the first line of its file."""
     try:
         with Path(path).open("rb") as file:
             line = file.read(65_536).split(b"\n", 1)[0].rstrip(b"\r")
@@ -277,15 +131,6 @@ def _first_line(key: str, path: str, what: str) -> Iterator[Finding]:
         return
     if not line:
         yield key, f"expected a {what} as the first line of {quote(path)}, found an empty line"
-
-
-@rule(BrokerTable, keys=("reconnect_min", "reconnect_max"))
-def _pauses(broker: BrokerTable) -> Iterator[Finding]:
-    if broker.reconnect_max < broker.reconnect_min:
-        yield (
-            "reconnect_max",
-            f"expected at least reconnect_min ({broker.reconnect_min}), found {broker.reconnect_max}",
-        )
 
 
 @rule(SourceTable, keys=("key", "time"))
@@ -355,8 +200,8 @@ def _listening(http: HttpTable) -> Iterator[Finding]:
                 "name one, or listen on 127.0.0.1"
             ),
         )
-    if http.token_file is not None and _unreadable(http.token_file) is None:
-        yield from _first_line("token_file", http.token_file, "token")
+    if http.token_file is not None and unreadable(http.token_file) is None:
+        yield from first_line_fault("token_file", http.token_file, "token")
 
 
 @rule(HttpTable, keys=("hosts", "origins", "prefix"))
@@ -494,6 +339,6 @@ def _unique(tables: list[Converted], key: str, text: str) -> Iterator[Mistake]:
         seen.setdefault(value, table.place)
 
 
-def first_repeated(words: tuple[str, ...]) -> str | None:
+def first_repeated(words: Sequence[_Word]) -> _Word | None:
     """The first word that stands twice among them."""
     return next((word for index, word in enumerate(words) if word in words[:index]), None)

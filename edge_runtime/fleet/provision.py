@@ -12,12 +12,14 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from edge_runtime.config.load import parse_toml
 from edge_runtime.errors import CommandError
 from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.rollout import Outcome, Watcher
 from edge_runtime.fleet.ssh import RemoteResult, as_account, as_root, run, script
 from edge_runtime.fleet.transfer import send
-from edge_runtime.fleet.wheels import Machine, Wheels, bundle, choose, locked_lines
+from edge_runtime.fleet.wheels import Machine, Wheels, bundle, choose, locked_lines, needed_of
+from edge_runtime.registered import SOURCES
 
 ASK_SECONDS = 60.0
 INSTALL_SECONDS = 1800.0  # pip unpacks 150 MB; the card of a Zero 2 W takes its time
@@ -83,7 +85,8 @@ def provision(target: FleetDevice, watcher: Watcher, supply: Supply, *, dry_run:
     watcher.step(target.name, "looking")
     files = list(managed_files(target, supply))
     facts = look(target, [each.path for each in files])
-    wheels = _wheels(supply, facts.machine)
+    extras = extras_of(target.config)
+    wheels = _wheels(supply, facts.machine, extras)
     steps = list(_steps(target, facts, files, wheels, supply))
     if dry_run:
         would = [text for text, _ in steps]
@@ -120,6 +123,17 @@ def managed_files(target: FleetDevice, supply: Supply) -> Iterator[Managed]:
         yield Managed(_read(each), f"{_ETC}/{each.name}", "0640", target.account, "config")
     if target.config is not None:
         yield Managed(_read(Path(target.config)), f"{_ETC}/{target.service}.toml", "0640", target.account, "config")
+
+
+def extras_of(config: str | None) -> frozenset[str]:
+    """The extras that a device file needs, by the kinds of its sources; a file that is none needs none.
+
+    Raises:
+        ConfigError: it cannot be read as TOML.
+    """
+    sources = [] if config is None else parse_toml(Path(config)).get("source", [])
+    words = [each.get("type") for each in sources if isinstance(each, dict)] if isinstance(sources, list) else []
+    return frozenset(extra for word in words if word in SOURCES and (extra := SOURCES.load(str(word)).extra))
 
 
 def shared_folder() -> Path:
@@ -294,7 +308,9 @@ def _install(target: FleetDevice, watcher: Watcher, wheels: Wheels, *, offline: 
         send(root, path, folder, path.name, progress)
         before += path.stat().st_size
     watcher.step(target.name, f"unpacking the runtime {wheels.version}")
-    lines = locked_lines(wheels) + ("" if offline else locked_packages().read_text())
+    lines = locked_lines(wheels) + (
+        "" if offline else needed_of(locked_packages().read_text(), extras_of(target.config))
+    )
     _write(root, Managed(lines.encode(), f"{folder}/requirements.txt"))
     words = script(_BUILD, wheels.tag, folder)
     answer = run(target, as_root(words), timeout=INSTALL_SECONDS)
@@ -330,12 +346,12 @@ def _start(target: FleetDevice, watcher: Watcher, facts: Facts, *, changed: bool
     return f"start edge-runtime@{target.service}"
 
 
-def _wheels(supply: Supply, machine: Machine) -> Wheels:
+def _wheels(supply: Supply, machine: Machine, extras: frozenset[str]) -> Wheels:
     if supply.wheelhouse is not None:
-        return choose(supply.wheelhouse, machine)
+        return choose(supply.wheelhouse, machine, extras)
     if supply.wheel is None:
         raise CommandError("expected a wheel of the runtime or a wheelhouse, found neither: `make wheel`")
-    return bundle([supply.wheel])
+    return bundle([supply.wheel], extras)
 
 
 def _reason(answer: RemoteResult) -> str:

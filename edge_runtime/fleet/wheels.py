@@ -15,6 +15,8 @@ _WHEEL = re.compile(
 )
 # What the device needs beside the runtime itself; without one of these pip would fail there, after all was sent.
 NEEDED = ("numpy", "onnxruntime", "paho_mqtt", "pyserial", "msgspec")
+# What only some device files need, by the extra that brings it.
+OPTIONAL = {"modbus": ("pymodbus",)}
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -66,8 +68,13 @@ def _fits_python(tag: str, abi: str, python: tuple[int, int]) -> bool:
     return "abi3" in abi.split(".") and minor.isdigit() and int(minor) <= python[1]
 
 
-def choose(folder: Path, machine: Machine) -> Wheels:
+def choose(folder: Path, machine: Machine, extras: frozenset[str] | None = None) -> Wheels:
     """The wheels of a wheelhouse for one device: of each package the newest that fits.
+
+    Args:
+        folder: the wheelhouse.
+        machine: the device.
+        extras: those that the device needs; None takes what is there.
 
     Raises:
         CommandError: something that the runtime needs is not there for this machine.
@@ -78,7 +85,11 @@ def choose(folder: Path, machine: Machine) -> Wheels:
             found = _WHEEL.match(path.name)
             assert found is not None
             chosen[found["name"].lower().replace("-", "_").replace(".", "_")] = path
-    missing = [name for name in (DISTRIBUTION, *NEEDED) if name not in chosen]
+    optional = {name: extra for extra, names in OPTIONAL.items() for name in names}
+    if extras is not None:
+        chosen = {name: path for name, path in chosen.items() if name not in optional or optional[name] in extras}
+    also = [name for name, extra in optional.items() if extras is not None and extra in extras]
+    missing = [name for name in (DISTRIBUTION, *NEEDED, *also) if name not in chosen]
     if missing:
         raise CommandError(
             f"{folder}: expected wheels for {machine}, found none of {', '.join(missing)}: `make wheelhouse`"
@@ -86,14 +97,23 @@ def choose(folder: Path, machine: Machine) -> Wheels:
     return bundle(chosen.values())
 
 
-def bundle(files: Iterable[Path]) -> Wheels:
-    """Names a set of wheels, the runtime among them, by its content."""
+def bundle(files: Iterable[Path], extras: Iterable[str] = ()) -> Wheels:
+    """Names a set of wheels, the runtime among them, by its content, and by the extras that are fetched beside it."""
     files = tuple(sorted(files))
     own = next(path for path in files if path.name.startswith(f"{DISTRIBUTION}-"))
     total = hashlib.sha256()
     for path in files:
         total.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for extra in sorted(extras):
+        total.update(f"[{extra}]\n".encode())
     return Wheels(files, own.name.split("-")[1], total.hexdigest()[:12])
+
+
+def needed_of(lock: str, extras: frozenset[str]) -> str:
+    """The entries of a lock without the packages of other extras than these."""
+    left_out = {name for extra, names in OPTIONAL.items() if extra not in extras for name in names}
+    entries = re.split(r"\n(?=\S)", lock)
+    return "\n".join(each for each in entries if each.split("==")[0].replace("-", "_") not in left_out)
 
 
 def locked_lines(wheels: Wheels) -> str:

@@ -17,6 +17,7 @@ EXTRAS = {
     "recordings": {"pyarrow", "fsspec"},
     "fleet": {"rich"},
     "bringup": {"rich"},
+    "stream": {"pymodbus"},  # in `sources/modbus_link.py` alone, which a device file with such a source asks for
 }
 ONLY_AT_HOME = {"demo"}  # shows the whole way, the converter's half too
 

@@ -102,6 +102,8 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
     """What the daemon asks of a source's table."""
 
+    extra: ClassVar[str] = ""  # of the package, that a kind needs beside what every device has
+
     @property
     def named_channels(self) -> tuple[str, ...] | None:
         """The channels that the table names; None where it takes those that its models want."""

@@ -13,9 +13,10 @@ from zlib import crc32
 import msgspec
 from msgspec import Meta
 
+from edge_runtime.config.broker_rules import broker_address, login, tls_files
 from edge_runtime.config.convert import quote
 from edge_runtime.config.load import upstream_broker
-from edge_runtime.config.rules import Finding, broker_address, login, rule, tls_files
+from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import (
     MAX_PACKET_BYTES,
     BrokerTable,

@@ -14,7 +14,7 @@ from edge_runtime.errors import TransientError
 
 # Major numbers of the terminal side of pseudo-terminals (Documentation/admin-guide/devices.txt of the kernel).
 _PSEUDO_TERMINALS = range(136, 144)
-_PARITIES = {"none": "N", "even": "E", "odd": "O", "mark": "M", "space": "S"}
+PARITIES = {"none": "N", "even": "E", "odd": "O", "mark": "M", "space": "S"}
 
 
 class PortSettings(Protocol):
@@ -77,7 +77,7 @@ def open_port(config: PortSettings) -> int:
     port.port = config.port
     port.baudrate = config.baudrate
     port.bytesize = config.bytesize
-    port.parity = _PARITIES[config.parity]
+    port.parity = PARITIES[config.parity]
     port.stopbits = config.stopbits
     port.rtscts = config.flow_control == "rtscts"
     port.xonxoff = config.flow_control == "xonxoff"
@@ -97,12 +97,12 @@ def open_port(config: PortSettings) -> int:
         with contextlib.suppress(OSError):
             port.close()
     except (OSError, ValueError, termios.error) as error:
-        raise _port_error(config.port, error) from error
+        raise port_error(config.port, error) from error
     try:
         _claim(fd)
     except (OSError, termios.error) as error:
         close_port(fd)
-        raise _port_error(config.port, error) from error
+        raise port_error(config.port, error) from error
     return fd
 
 
@@ -124,7 +124,8 @@ def _claim(fd: int) -> None:
     termios.tcsetattr(fd, termios.TCSANOW, attributes)
 
 
-def _port_error(path: str, error: Exception) -> PortError:
+def port_error(path: str, error: Exception) -> PortError:
+    """What an error at the opening of a port means."""
     number = error.args[0] if error.args and isinstance(error.args[0], int) else None
     if number in {errno.ENOENT, errno.ENXIO, errno.ENODEV}:
         return PortError("absent", f"{path}: no such port: waiting until it is plugged in")

@@ -13,16 +13,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from edge_runtime.config.convert import nearest
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import SomeSeconds, Table, Text
-from edge_runtime.errors import ConfigError, TransientError
+from edge_runtime.errors import TransientError
 from edge_runtime.readings import Batch
 from edge_runtime.stream.codecs import NO_CATEGORIES, NO_UNITS, Categories, Units
 from edge_runtime.stream.codecs.rows_of_text import number
 from edge_runtime.stream.origin import RejectedError
 from edge_runtime.stream.rejections import Rejections
 from edge_runtime.stream.sources.kind import SourceKindTable, Wiring
+from edge_runtime.stream.sources.placed_channels import check_places, to_bundle
 from edge_runtime.system import log
 from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.loop import Timer
@@ -92,24 +92,15 @@ class SysfsSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="sysfs"):
         units: Units = NO_UNITS,
     ) -> None:
         """A file for each channel, in a unit that the bundle can have."""
-        place = f'source "{self.name}"'
-        if shape is not None:
-            raise ConfigError(f"{place}.channels: expected a model of channels, found one of whole frames")
-        mistakes = []
-        for name in channels:
-            if name not in self.channels:
-                near = nearest(name, [each for each in self.channels if each not in channels])
-                remedy = f"did you mean it by {near}?" if near else f'add {name} = "/sys/..."'
-                mistakes.append(f"{place}.channels: expected every channel of the model, found no {name}: {remedy}")
-            elif name in categories:
-                mistakes.append(f"{place}.channels.{name}: expected a channel of numbers, found one of categories")
-            else:
-                try:
-                    _factors(self.channels[name], units.get(name, ""), f"{place}.channels.{name}")
-                except ConfigError as error:
-                    mistakes.extend(error.mistakes)
-        if mistakes:
-            raise ConfigError(mistakes)
+        check_places(
+            channels,
+            shape,
+            self.channels,
+            place=f'source "{self.name}".channels',
+            categories=categories,
+            units=units,
+            remedy=lambda name: f'add {name} = "/sys/..."',
+        )
 
     def make(self, wiring: Wiring) -> "SysfsSource":
         """The source, not yet started."""
@@ -123,23 +114,6 @@ def _absolute_paths(source: SysfsSourceTable) -> Iterator[Finding]:
     for name, channel in source.channels.items():
         if not Path(channel.path).is_absolute():
             yield f"channels.{name}.path", f'expected a path that begins with /, found "{channel.path}"'
-
-
-def _factors(channel: FileChannelTable, wanted: str, place: str) -> tuple[float, float]:
-    """Factor and offset from the number of the file to what the bundle wants.
-
-    Raises:
-        ConfigError: the units are of different quantities.
-    """
-    factor, offset = channel.scale, channel.offset
-    if channel.unit is not None and wanted:
-        from edge_runtime.stream.codecs.units import conversion  # noqa: PLC0415 - only where a unit is named
-
-        found = conversion(channel.unit, wanted)
-        if found is None:
-            raise ConfigError(f'{place}.unit: expected "{wanted}", the unit of the bundle, found "{channel.unit}"')
-        factor, offset = factor * found.factor, offset * found.factor + found.offset
-    return factor, offset
 
 
 class SysfsSource:
@@ -157,7 +131,7 @@ class SysfsSource:
         self._wiring = wiring
         self._tables = [config.channels[name] for name in wiring.channels]
         self._factors = [
-            _factors(config.channels[name], wiring.units.get(name, ""), f'source "{config.name}".channels.{name}')
+            to_bundle(config.channels[name], wiring.units.get(name, ""), f'source "{config.name}".channels.{name}')
             for name in wiring.channels
         ]
         self._rejections = Rejections(config.name, wiring.counters)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.errors import CommandError
-from edge_runtime.fleet.wheels import Machine, bundle, choose, fits, newest_wheel
+from edge_runtime.fleet.provision import extras_of
+from edge_runtime.fleet.wheels import Machine, bundle, choose, fits, needed_of, newest_wheel
 
 PI = Machine("aarch64", (3, 11))
 NAMES = (
@@ -66,6 +67,42 @@ def test_what_is_missing_is_named_before_anything_is_sent(tmp_path: Path) -> Non
         f"{tmp_path}: expected wheels for x86_64 with Python 3.11, found none of numpy, onnxruntime, msgspec: "
         "`make wheelhouse`"
     )
+
+
+def test_a_package_of_an_extra_goes_to_devices_that_need_it(tmp_path: Path) -> None:
+    """Others do not get it; a device file that needs it is refused while it is not in the wheelhouse."""
+    fill(tmp_path, *NAMES)
+    with pytest.raises(CommandError, match="found none of pymodbus"):
+        choose(tmp_path, PI, frozenset({"modbus"}))
+    name = "pymodbus-3.16.1-py3-none-any.whl"
+    fill(tmp_path, name)
+    assert name not in [path.name for path in choose(tmp_path, PI, frozenset()).files]
+    with_it = choose(tmp_path, PI, frozenset({"modbus"}))
+    assert name in [path.name for path in with_it.files]
+    assert with_it == choose(tmp_path, PI)
+
+
+def test_over_the_network_as_well(tmp_path: Path) -> None:
+    """The list for pip holds the package only where it is needed, and another list is another installation."""
+    lock = "# made\nmsgspec==0.21 \\\n    --hash=sha256:a\npymodbus==3.16.1 \\\n    --hash=sha256:b\npyserial==3.5\n"
+    assert needed_of(lock, frozenset({"modbus"})) == lock
+    assert needed_of(lock, frozenset()) == "# made\nmsgspec==0.21 \\\n    --hash=sha256:a\npyserial==3.5\n"
+    fill(tmp_path, NAMES[0])
+    wheel = tmp_path / NAMES[0]
+    assert bundle([wheel]).tag != bundle([wheel], ["modbus"]).tag
+
+
+def test_the_extras_of_a_device_file_are_known_by_its_sources(tmp_path: Path) -> None:
+    """Whatever else stands in it; a broken one is for `check` to judge."""
+    path = tmp_path / "device.toml"
+    assert extras_of(None) == frozenset()
+    for text, expected in [
+        ('[[source]]\ntype = "mqtt"\n[[source]]\ntype = "modbus"\n', {"modbus"}),
+        ('[[source]]\ntype = "mqtt"\n[[source]]\ntype = "x"\n[[source]]\ntype = 5\n', set()),
+        ("source = 1\n", set()),
+    ]:
+        path.write_text(text)
+        assert extras_of(str(path)) == expected
 
 
 def test_the_tag_changes_with_any_byte(tmp_path: Path) -> None:
