@@ -75,6 +75,9 @@ def assess(judged: Judged) -> Assessment:
     if judged.task == "classification" and truth.label is not None:
         assert answer.label is not None
         return _classes(judged, np.asarray(answer.label), truth.label)
+    if judged.task == "multilabel" and truth.labels is not None:
+        assert answer.labels is not None
+        return _several_labels(judged, answer.labels == 1, truth.labels == 1)
     if judged.task == "regression" and truth.value is not None:
         assert answer.value is not None
         return _values(judged, np.asarray(answer.value, dtype=np.float64), truth.value)
@@ -122,6 +125,37 @@ def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) 
         return Assessment("open", f"{measured}: the rows are too few to tell the two apart")
     absent = [label for label, count in zip(judged.labels, counts, strict=True) if not count]
     unseen = f"; no row judges {_listed(absent)}" if absent else ""
+    return Assessment("good", f"{measured}, and it {_loss(judged)}{unseen}")
+
+
+def _several_labels(judged: Judged, said: NDArray[np.bool_], right: NDArray[np.bool_]) -> Assessment:
+    """By the label that the model tells least of, beside always saying the same of it."""
+    rows = len(right)
+    missed = [
+        place
+        for place in range(len(judged.labels))
+        if right[:, place].sum() >= LEAST_ROWS and not (said & right)[:, place].any()
+    ]
+    shares, bases = (said == right).mean(axis=0), np.maximum(right.mean(axis=0), 1.0 - right.mean(axis=0))
+    worst = missed[0] if missed else int(np.argmin(shares - bases + (bases == 1.0)))
+    base, hits = float(bases[worst]), int((said == right)[:, worst].sum())
+    low, high = interval(hits, rows)
+    always = "there" if right[:, worst].mean() > 0.5 else "not there"
+    measured = (
+        f'of all labels {judged.form} tells least of "{judged.labels[worst]}": it is right in {hits / rows:.1%} of '
+        f"{rows:,} rows ({low:.1%} to {high:.1%} with 95 %), where always answering that it is {always} is right in "
+        f"{base:.1%}"
+    )
+    if missed:
+        return Assessment("bad", f"{measured}; it never finds {_listed([judged.labels[place] for place in missed])}")
+    if base == 1.0:
+        return Assessment("open", f"{measured}, since no label ever changes in these rows")
+    if hits / rows <= base:
+        return Assessment("bad", measured)
+    if low <= base:
+        return Assessment("open", f"{measured}: the rows are too few to tell the two apart")
+    fixed = [label for label, each in zip(judged.labels, bases, strict=True) if each == 1.0]
+    unseen = f"; no row judges {_listed(fixed)}" if fixed else ""
     return Assessment("good", f"{measured}, and it {_loss(judged)}{unseen}")
 
 

@@ -45,7 +45,6 @@ from converter.targets import estimate, this_host, warnings_for
 from converter.whole_file import WholeFile, is_quantised
 from edge_runtime.bundle.manifest import State
 from edge_runtime.bundle.measured import Measured, read_measured
-from edge_runtime.bundle.model import NAMED_TASKS
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
@@ -232,7 +231,7 @@ class Conversion:
 
     def _check_source(self, source: SourceModel, plan: BundlePlan, bench: Bench, step: float) -> None:
         """Refuse scores that are no probabilities."""
-        if plan.task != "classification":
+        if plan.task not in ("classification", "multilabel"):
             return
         fault = probability_fault(
             bench.expected, plan.labels, independent=source.independent, own_rule=source.own_rule, step=step
@@ -255,7 +254,7 @@ class Conversion:
         said = order_of_columns(plan, columns)
         said += about_the_metric(bench.reference(), bench.truth, plan)
         said += exchanged_channels(ask, bench.evaluation, bench.truth, plan)
-        if self._options.data and (bench.truth.label is not None or bench.truth.value is not None):
+        if self._options.data and bench.truth.is_known:
             said.append(
                 "these rows may be those the model was trained on, and then the metric is too good: keep a share of "
                 "the recordings out of training, and give it with --calibration and --evaluation"
@@ -278,7 +277,7 @@ class Conversion:
             wrong = not steps.is_rounding
         elif plan.task == "anomaly" and is_quantised(model):
             wrong = found.differing > max(1, int(rows * _DIFFERING_SHARE))
-        elif plan.task in NAMED_TASKS:
+        elif form.answer.named is not None:
             seen = compare_named(form.answer, bench.expected, plan.task, plan.labels)
             wrong = not seen.is_faithful
         else:
@@ -486,8 +485,11 @@ def _nothing_to_quantise(source: SourceModel, model: onnx.ModelProto) -> str:
 
 def _in_order(answer: Answer, plan: BundlePlan) -> Answer:
     """The source's answer in the order of the bundle's labels."""
-    if plan.task != "classification" or plan.order == tuple(range(len(plan.order))):
+    if plan.order == tuple(range(len(plan.order))) or answer.scores is None:
         return answer
+    if answer.labels is not None:
+        places = list(plan.order)
+        return replace(answer, labels=answer.labels[:, places], scores=answer.scores[:, places])
     back = np.argsort(np.array(plan.order))
     assert answer.label is not None
     assert answer.scores is not None

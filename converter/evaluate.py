@@ -26,11 +26,12 @@ class Truth:
 
     label: NDArray[np.int64] | None = None
     value: NDArray[np.float64] | None = None
+    labels: NDArray[np.int64] | None = None
 
     @property
     def is_known(self) -> bool:
         """Whether the data says what is right."""
-        return self.label is not None or self.value is not None
+        return self.label is not None or self.value is not None or self.labels is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def truth_of(raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classe
     Raises:
         CommandError: a label is neither, or a number is none.
     """
+    if raw is not None and task == "multilabel":
+        return Truth(labels=_several_truths(raw, labels, place))
     if raw is None or task in NAMED_TASKS:
         return Truth()
     if task == "regression":
@@ -76,6 +79,21 @@ def truth_of(raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classe
         return Truth(label=_anomaly_truth(names, place))
     places = places_of(names, labels, classes, place)
     return Truth(label=np.array([places[name] for name in names], dtype=np.int64))
+
+
+def _several_truths(raw: NDArray[Any], labels: Sequence[str], place: str) -> NDArray[np.int64]:
+    """A column for each label: 1 where it is there, 0 where it is not."""
+    table = raw.reshape(len(raw), -1)
+    names = {"1": 1, "true": 1, "0": 0, "false": 0}
+    found = [class_name(item).lower() for item in table.ravel().tolist()]
+    strange = sorted(set(found) - names.keys())
+    if table.shape[1] != len(labels) or strange:
+        seen = f"{table.shape[1]} columns" if not strange else ", ".join(map(repr, strange[:5]))
+        raise CommandError(
+            f"{place}: labels: expected {len(labels)} columns of 0 and 1, one for each of {', '.join(labels)}, "
+            f"found {seen}: name them as a list in [data] label"
+        )
+    return np.array([names[name] for name in found], dtype=np.int64).reshape(table.shape)
 
 
 def _anomaly_truth(names: list[str], place: str) -> NDArray[np.int64]:
@@ -93,6 +111,8 @@ def metric_name(task: Task, truth: Truth) -> str:
     """What the metric of a task is called."""
     if task == "classification":
         return "accuracy" if truth.label is not None else "agreement with the source"
+    if task == "multilabel":
+        return "F1 over all labels" if truth.labels is not None else "F1 against the source"
     if task in NAMED_TASKS:
         return metric_of(task)
     if task == "regression":
@@ -102,7 +122,13 @@ def metric_name(task: Task, truth: Truth) -> str:
 
 def judge(answer: Answer, source: Answer, truth: Truth, task: Task, threshold: float | None = None) -> Judgement:
     """Compare one form of the model with the source, and with the truth where it is known."""
-    if task in NAMED_TASKS:
+    if task == "multilabel":
+        assert answer.labels is not None
+        assert source.labels is not None
+        metric = _f1(answer.labels, truth.labels if truth.labels is not None else source.labels)
+        differing = int((answer.labels != source.labels).any(axis=1).sum())
+        gap = _gap(answer.scores, source.scores)
+    elif task in NAMED_TASKS:
         metric, differing, gap = worth(answer, source, task)
     elif task == "classification":
         assert answer.label is not None
@@ -144,6 +170,14 @@ def _gap(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[np.flo
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.abs(one.astype(np.float64) - other.astype(np.float64)).reshape(len(one), -1).max(axis=1, initial=0.0)
     return np.asarray(np.where(np.isfinite(gap), gap, np.inf), dtype=np.float64)
+
+
+def _f1(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
+    """F1 over the cells of all labels; 1 where there is nothing to find and nothing is found."""
+    if found.shape != right.shape:
+        raise CommandError(f"data: expected {found.shape[1]} labels as the model has, found {right.shape[1]}")
+    said = int(found.sum() + right.sum())
+    return 2.0 * int((found & right).sum()) / said if said else 1.0
 
 
 def _r_squared(right: NDArray[Any], found: NDArray[Any]) -> float:

@@ -114,7 +114,7 @@ def compare(
         rounding = jumping = np.zeros(len(asked), dtype=np.bool_)
     wrong = np.setdiff1d(suspects, asked[rounding | jumping])
     fence = np.sort(asked[jumping & ~rounding])
-    differing = 0 if found.label is None or source.label is None else int((found.label != source.label)[fence].sum())
+    differing = int(_labels_differ(found, source, None)[fence].sum())
     if len(fence) > max(1, _FENCE_SHARE * len(one)) or differing > max(1, _LABEL_SHARE * len(one)):
         wrong = suspects
     if not len(wrong):
@@ -150,7 +150,8 @@ def probability_fault(
         step: what a source that came quantised rounds each score to; a sum may be off by a step a class.
     """
     scores, label = answer.scores, answer.label
-    if scores is None or label is None or not len(scores):
+    independent = independent or answer.labels is not None
+    if scores is None or (label is None and answer.labels is None) or not len(scores):
         return ""
     if not np.isfinite(scores).all():
         row, column = np.argwhere(~np.isfinite(scores))[0]
@@ -163,7 +164,7 @@ def probability_fault(
     if not independent and (np.abs(total - 1.0) > max(_SUM_TOLERANCE, step * len(labels))).any():
         row = int(np.argmax(np.abs(total - 1.0)))
         return f"row {row}: the scores sum to {total[row]:.6g}, expected 1"
-    if own_rule:
+    if own_rule or label is None:
         return ""
     for place, name in enumerate(labels):
         mine = label == place
@@ -203,7 +204,15 @@ def _excess(
 
 
 def _labels_differ(found: Answer, source: Answer, tolerance: NDArray[np.float64] | None) -> NDArray[np.bool_]:
-    """Rows with another label; with a tolerance but for those where the source's two scores are the same within it."""
+    """Rows with another label; with a tolerance but for those where the source's two scores are the same within it.
+
+    Of several labels each counts; one whose score is at one half within the tolerance may be there or not.
+    """
+    if found.labels is not None and source.labels is not None:
+        several = found.labels != source.labels
+        if source.scores is not None and tolerance is not None:
+            several = several & ~(np.abs(source.scores - 0.5) <= 2 * tolerance)
+        return np.asarray(several.any(axis=1), dtype=np.bool_)
     if found.label is None or source.label is None:
         return np.zeros(len(_columns(found)), dtype=np.bool_)
     differ = found.label != source.label
@@ -256,6 +265,9 @@ def _near_the_source(
     if found.label is not None:
         labels = np.stack([answer.label for answer in answers if answer.label is not None])
         labels_fit = np.asarray((labels == found.label[rows]).any(axis=0))
+    elif found.labels is not None:
+        labels = np.stack([answer.labels for answer in answers if answer.labels is not None])
+        labels_fit = np.asarray((labels == found.labels[rows]).any(axis=0).all(axis=1))
     with np.errstate(invalid="ignore", over="ignore"):
         usual = np.median(np.abs(table - table[0]), axis=0)
         rounding = (np.abs(one - table[0]) <= tolerance + 4.0 * usual).all(axis=1)
@@ -264,13 +276,22 @@ def _near_the_source(
         inside = ((one >= low - slack) & (one <= high + slack)).all(axis=1)
     if found.label is not None:
         rounding &= labels[0] == found.label[rows]
+    elif found.labels is not None:
+        rounding &= (labels[0] == found.labels[rows]).all(axis=1)
     return np.asarray(rounding), np.asarray(inside & labels_fit)
 
 
 def _difference(found: Answer, source: Answer, row: int, off: NDArray[np.float64], names: Sequence[str]) -> Difference:
     if not off[row].any() and found.label is not None and source.label is not None:
         return Difference(row, "label", repr(names[source.label[row]]), repr(names[found.label[row]]))
+    if not off[row].any() and found.labels is not None and source.labels is not None:
+        place = int(np.argmax(found.labels[row] != source.labels[row]))
+        words = ("not there", "there")
+        return Difference(
+            row, f"label {names[place]!r}", words[source.labels[row, place]], words[found.labels[row, place]]
+        )
     column = int(np.argmax(off[row]))
-    kind = "class" if found.scores is not None else "target" if found.value is not None else ""
+    kinds = {"label": found.labels, "class": found.scores, "target": found.value}
+    kind = next((name for name, part in kinds.items() if part is not None), "")
     what = f"{kind} {names[column]!r}" if kind else "score"
     return Difference(row, what, f"{_columns(source)[row, column]:.6g}", f"{_columns(found)[row, column]:.6g}")

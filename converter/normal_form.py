@@ -1,7 +1,8 @@
 """A `Core` -> the normal form that every bundle has, so that the runtime knows no frameworks.
 
 One input `window`, float32 `[N, length, channels]` (or `[N, *shape]`), and by task `label` int64 `[N]` with
-`scores` float32 `[N, classes]`, `value` float32 `[N, targets]`, or `score` float32 `[N]`, higher is stranger.
+`scores` float32 `[N, classes]`, `labels` int64 `[N, labels]` (1 for each that is there) with `scores` float32
+`[N, labels]`, `value` float32 `[N, targets]`, or `score` float32 `[N]`, higher is stranger.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
     builder = GraphBuilder(max(OPSET, opset_of(core.model)))
     batch = "N" if core.batch_free else 1
     window = builder.input(INPUT_NAME, FLOAT, (batch, *plan.input.tensor_shape))
-    builder.reserve("label", "scores", "value", "score", "boxes", *(tensor.name for tensor in plan.tensors))
+    builder.reserve("label", "labels", "scores", "value", "score", "boxes", *(tensor.name for tensor in plan.tensors))
     builder.reserve(*(name for state in core.states for name in (state.input, state.output)))
     feeds, arranged = _feeds(builder, window, core, plan)
     for name, array in core.constants.items():
@@ -53,6 +54,8 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
         if "value" not in core.outputs:
             raise CommandError(f"expected a model that gives values, found one that gives {', '.join(core.outputs)}")
         builder.output("value", _side_by_side(builder, core, plan, value), FLOAT, (batch, len(plan.targets)))
+    elif plan.task == "multilabel":
+        _several_labels(builder, core, plan, value, values)
     elif plan.task == "detection":
         detection = core.extra["detection"]
         parts = [value(f"detection_{place}") for place in range(len(detection.sources))]
@@ -185,6 +188,25 @@ def _classification(builder: GraphBuilder, core: Core, plan: BundlePlan, value: 
         back = np.argsort(np.array(plan.order))
         label = builder.node("Gather", builder.constant(back, np.int64), label, axis=0)
     builder.output("label", label, INT64, ("N",))
+    builder.output("scores", scores, FLOAT, ("N", count))
+
+
+def _several_labels(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any, values: dict[str, str]) -> None:
+    """A score for each label, and whether it is there: as the source says, else above one half."""
+    count = len(plan.labels)
+    if "scores" not in core.outputs:
+        raise CommandError(f"expected a model that gives scores, found one that gives {', '.join(core.outputs)}")
+    scores = builder.node("Reshape", value("scores"), builder.constant([-1, count], np.int64))
+    if core.extra.get("activation", "none") != "none":
+        scores = builder.node("Sigmoid", scores)
+    if "labels" in core.outputs:
+        labels = builder.node("Reshape", values[core.outputs["labels"]], builder.constant([-1, count], np.int64))
+    else:
+        labels = builder.cast(builder.node("Greater", scores, builder.constant(0.5)), INT64)
+    if plan.order != tuple(range(count)):
+        order = builder.constant(plan.order, np.int64)
+        scores, labels = (builder.node("Gather", part, order, axis=1) for part in (scores, labels))
+    builder.output("labels", labels, INT64, ("N", count))
     builder.output("scores", scores, FLOAT, ("N", count))
 
 

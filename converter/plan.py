@@ -22,7 +22,7 @@ class BundlePlan:
         version: of the model.
         task: what it predicts.
         input: what it takes.
-        labels: of a classification, in the order of the scores.
+        labels: of a classification or a multi-label model, in the order of the scores.
         classes: what the model itself calls its labels, in the same order.
         order: for each label, the position of its class in the model's own scores.
         targets: of a regression.
@@ -171,6 +171,8 @@ def _labels(
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
     if task == "detection":
         return spec.labels, spec.labels, tuple(range(len(spec.labels)))
+    if task == "multilabel":
+        return _several_labels(spec, source, mistakes)
     if task != "classification":
         return (), (), ()
     classes = class_names(source.classes)
@@ -200,6 +202,23 @@ def _labels(
             "labels: " + ", ".join(f"{label} is class {name}" for label, name in zip(spec.labels, classes, strict=True))
         )
     return spec.labels, classes, tuple(range(len(classes)))
+
+
+def _several_labels(
+    spec: Spec, source: SourceModel, mistakes: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
+    """The names of labels that may be there together: of the specification, the model or the columns of the truth."""
+    own = class_names(source.classes)
+    columns = spec.data.label if isinstance(spec.data.label, tuple) else ()
+    labels = spec.labels or own
+    if not labels:
+        labels = columns if len(columns) == source.targets else tuple(f"label_{i}" for i in range(source.targets))
+    if len(labels) != source.targets:
+        mistakes.append(f"labels: the specification has {len(labels)}, the model has {source.targets}")
+        return labels, labels, tuple(range(len(labels)))
+    if set(labels) == set(own):
+        return labels, labels, tuple(own.index(label) for label in labels)
+    return labels, own or labels, tuple(range(len(labels)))
 
 
 def _targets(spec: Spec, source: SourceModel, task: Task | None, mistakes: list[str]) -> tuple[Target, ...]:

@@ -170,6 +170,8 @@ def write_page(path: Path, proof: Proof) -> None:
     parts = [_heading(proof), _table(proof), _scatter(proof), _differences(proof), _layers(proof)]
     if proof.plan.task == "classification":
         parts += [_per_class(proof), _confusions(proof), _reliability(proof)]
+    elif proof.plan.task == "multilabel":
+        parts.append(_per_label(proof))
     elif proof.plan.task == "regression":
         parts.append(_values(proof))
     elif proof.plan.task == "anomaly":
@@ -331,6 +333,25 @@ def _per_class(proof: Proof) -> str:
             cells += [_share(hit.sum(), (right == index).sum()), _share(hit.sum(), said.sum())]
         lines.append((cells, False))
     return f"<h2>Class by class</h2>{_grid(head, lines)}"
+
+
+def _per_label(proof: Proof) -> str:
+    """Of each label that may be there beside others: how often it is there, found, and rightly said to be."""
+    truth = proof.bench.truth.labels
+    right = truth if truth is not None else proof.bench.expected.labels
+    assert right is not None
+    head = ["label", "rows"]
+    for _, name, _ in _shown(proof):
+        head += [f"{name}: recall", "precision"]
+    lines = []
+    for index, label in enumerate(proof.plan.labels):
+        there = right[:, index] == 1
+        cells = [label, str(int(there.sum()))]
+        for *_, answer in _shown(proof):
+            said = np.asarray(answer.labels)[:, index] == 1
+            cells += [_share((said & there).sum(), there.sum()), _share((said & there).sum(), said.sum())]
+        lines.append(_line(cells))
+    return f"<h2>Label by label</h2>{_grid(head, lines)}"
 
 
 def _share(part: Any, whole: Any) -> str:

@@ -103,7 +103,8 @@ class Prediction(msgspec.Struct, eq=False):
     """What one model says about one window, before it is encoded.
 
     `label` and `scores` (in the order of the manifest's labels) for a classification, `values` (in the order of its
-    targets) for a regression, `score` and `anomaly` for an anomaly, `tensors` for tensor, embedding and detection.
+    targets) for a regression, `score` and `anomaly` for an anomaly, `tensors` for tensor, embedding, detection and
+    multilabel.
     `score` of a classification is the score of its label. `alarm` is the verdict of `decide.py`, which sets the outbox
     priority as well; `can_alarm` where the model can raise one at all.
     """

@@ -28,6 +28,8 @@ _LOSSES: dict[str, tuple[Task, Link]] = {
     "Focal": ("classification", "sigmoid_open"),
     "MultiClass": ("classification", "softmax"),
     "MultiClassOneVsAll": ("classification", "one_each"),
+    "MultiLogloss": ("multilabel", "label_each"),
+    "MultiCrossEntropy": ("multilabel", "label_each"),
     "Poisson": ("regression", "exp"),
     "Tweedie": ("regression", "exp"),
     **dict.fromkeys(
@@ -71,16 +73,15 @@ class CatboostModel(SourceModel):
         catboost = require("catboost", path)
         self.version = str(catboost.__version__)
         self._forest, self._link, self.task = read(model, str(path))
-        kind = catboost.CatBoostClassifier if self.task == "classification" else catboost.CatBoostRegressor
+        kind = catboost.CatBoostRegressor if self.task == "regression" else catboost.CatBoostClassifier
         self._model = kind().load_model(str(path))
         self.shape = (len(self._model.feature_names_ or ()),)
         names = tuple(self._model.feature_names_ or ())
         self.feature_names = () if names == tuple(map(str, range(len(names)))) else names
         self.independent = self._link == "one_each"
-        if self.task == "classification":
+        if self.task != "regression":
             self.classes = tuple(np.asarray(self._model.classes_).tolist())
-        else:
-            self.targets = self._forest.outputs
+        self.targets = self._forest.outputs
         if self.independent:
             self.notes.append(INDEPENDENT)
 
@@ -90,6 +91,9 @@ class CatboostModel(SourceModel):
         if self.task == "regression":
             return Answer(value=np.asarray(self._model.predict(x), dtype=np.float64).reshape(len(x), -1))
         scores = np.asarray(self._model.predict_proba(x), dtype=np.float64)
+        if self.task == "multilabel":
+            there = np.asarray(self._model.predict(x)).reshape(scores.shape).astype(np.int64)
+            return Answer(labels=there, scores=scores)
         index = {str(name): position for position, name in enumerate(self.classes)}
         label = np.asarray(self._model.predict(x)).reshape(-1).tolist()
         return Answer(label=np.array([index[str(name)] for name in label], dtype=np.int64), scores=scores)

@@ -12,7 +12,7 @@ from edge_runtime.errors import CommandError
 
 Link = Literal[
     "mean", "sigmoid", "sigmoid_open", "sigmoid_half", "hinge", "softmax", "one_each", "identity", "exp", "logistic",
-    "uncertainty", "isolation",
+    "uncertainty", "isolation", "share_each", "label_each",
 ]  # fmt: skip
 
 
@@ -35,7 +35,8 @@ def forest_core(
         link: how sums become answers. `mean`: probabilities, divided by `divisor`. `sigmoid`: one sum, the second
             class from zero on; `sigmoid_open`: above zero; `sigmoid_half`: above one half. `hinge`: the second class
             above zero, for certain. `softmax`: a sum a class. `one_each`: a sum a class, each
-            with a probability of its own. `identity`, `exp` and `logistic`:
+            with a probability of its own. `share_each` and `label_each`: each sum is a label of its own, which is there
+            above half of `divisor`, or above zero with a sigmoid as its score. `identity`, `exp` and `logistic`:
             values, divided by `divisor`. `uncertainty`: a value and, from the logarithm of its deviation, its variance.
             `isolation`: `2 ** (-sum / divisor) + shift`.
         transform: a scaler before the trees, folded into the thresholds.
@@ -46,7 +47,8 @@ def forest_core(
         raw: the sums themselves are asked for, as decision values.
     """
     builder = GraphBuilder()
-    builder.reserve("sums", "label", "scores", "value", "score", "decisions")  # a prefix may have such names inside
+    # a prefix may have such names inside
+    builder.reserve("sums", "label", "labels", "scores", "value", "score", "decisions")
     if prefix is None:
         shape: tuple[int, ...] = (columns,)
         features = exact = builder.input("x", FLOAT, ("N", columns))
@@ -127,6 +129,15 @@ def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift
         builder.output("label", label, INT64, ("N",))
         builder.output("scores", builder.node("Concat", negative, positive, axis=1), FLOAT, ("N", 2))
         return {"label": "label", "scores": "scores"}
+    if link in ("share_each", "label_each"):
+        cut = divisor / 2 if link == "share_each" else 0.0
+        there = builder.cast(builder.node("Greater", "sums", builder.constant(cut)), INT64)
+        share = builder.node("Div", "sums", builder.constant(divisor))
+        builder.output("labels", there, INT64, ("N", columns))
+        builder.output(
+            "scores", share if link == "share_each" else builder.node("Sigmoid", "sums"), FLOAT, ("N", columns)
+        )
+        return {"labels": "labels", "scores": "scores"}
     if link in ("identity", "exp", "logistic"):
         value = "sums" if divisor == 1.0 else builder.node("Div", "sums", builder.constant(divisor))
         if link != "identity":

@@ -39,8 +39,13 @@ from edge_runtime.bundle.model import NAMED_TASKS
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-_TASK_OF: dict[str, Task] = {"label": "classification", "value": "regression", "score": "anomaly"}
-_NORMAL_OUTPUTS = {"classification": ("label", "scores"), "regression": ("value",), "anomaly": ("score",)}
+_TASK_OF: dict[str, Task] = {
+    "label": "classification", "labels": "multilabel", "value": "regression", "score": "anomaly",
+}  # fmt: skip
+_NORMAL_OUTPUTS = {
+    "classification": ("label", "scores"), "multilabel": ("labels", "scores"), "regression": ("value",),
+    "anomaly": ("score",),
+}  # fmt: skip
 _PROBE_ROWS = 16
 _LARGE = 1 << 17  # numbers of a window, from which on two rows are enough
 _TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
@@ -194,7 +199,7 @@ class OnnxModel(SourceModel):
         self._label_classes: tuple[Any, ...] = ()
         self._activation, self._columns = "none", 1
         self._detection: Detection | None = None
-        if self.task in NAMED_TASKS:
+        if self.task in NAMED_TASKS and self.task != "multilabel":
             self._find_tensors(self.task, {name: probe[name] for name in outputs}, floats)
             return
         several = tuple(output.source for output in self._spec.output)
@@ -213,6 +218,10 @@ class OnnxModel(SourceModel):
             own = zipped.get(main, ()) or class_constants(self._model, count)
             self.classes = own or tuple(range(count))
             self._label_classes = own
+        elif self.task == "multilabel":
+            self._roles = {"scores": main, **({"labels": "labels"} if is_normal else {})}
+            self._activation = self._find_activation(main, probe[main], is_normal)
+            self.targets = self._columns
         elif self.task == "anomaly":
             size = int(np.prod(self._layout.wanted))
             rebuilt = said.score == "reconstruction" or (said.score is None and self._columns == size and size > 1)
@@ -284,6 +293,9 @@ class OnnxModel(SourceModel):
         makers = makers_of(name, self._model.graph, _TRANSPARENT + (_PICKING if self._columns == 1 else ()))
         if makers and makers <= {"Softmax", "Sigmoid"}:
             return "none"
+        if self.task == "multilabel":
+            self.notes.append(f"{name} holds no probabilities: sigmoid is applied; [model] activation changes that")
+            return "sigmoid"
         flat = probe.reshape(len(probe), -1).astype(np.float64)
         if flat.shape[1] > 1 and (flat >= 0).all() and np.allclose(flat.sum(axis=1), 1.0, atol=1e-3):
             return "none"
@@ -371,6 +383,11 @@ class OnnxModel(SourceModel):
                 index = {name: position for position, name in enumerate(self._label_classes)}
                 raw = [index[name] for name in raw]
             return Answer(label=np.array(raw, dtype=np.int64), scores=scores)
+        if self.task == "multilabel":
+            scores = outputs[self._roles["scores"]].reshape(n, -1).astype(np.float64)
+            scores = scores if self._activation == "none" else 1.0 / (1.0 + np.exp(-scores))
+            own = outputs[self._roles["labels"]].reshape(n, -1) if "labels" in self._roles else scores > 0.5
+            return Answer(labels=own.astype(np.int64), scores=scores)
         if self.task == "anomaly":
             if "reconstruction" in self._roles:
                 fed = self._layout.arrange(windows, np.float32).reshape(n, -1).astype(np.float64)

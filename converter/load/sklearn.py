@@ -32,6 +32,7 @@ from converter.load.sklearn_facts import (
     tuned_threshold,
     votes_hard,
 )
+from converter.load.sklearn_labels import answer_of, check_labels, label_count, labels_core, names_of
 from converter.load.sklearn_own import Write, check_own, score_of, strangeness, writer_of
 from converter.load.skops_types import untrusted
 from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
@@ -179,6 +180,10 @@ class SklearnModel(SourceModel):
             self.shape, self._final.n_features_in_ = (1,), 1
         if is_outlier_detector(self._final):
             self.task, self.threshold = "anomaly", 0.0
+        elif is_classifier(self._final) and label_count(self._final):
+            self.task, self.targets = "multilabel", label_count(self._final)
+            check_labels(self._final, place)
+            self.classes = names_of(self._final)
         elif is_classifier(self._final):
             self.task = "classification"
             if getattr(self._final, "objective_", None) == "multiclassova":
@@ -205,7 +210,7 @@ class SklearnModel(SourceModel):
             self.notes.append(
                 "VotingClassifier votes hard: the scores are shares of the votes, and are no probabilities"
             )
-        elif self.task == "classification" and not hasattr(self._final, "predict_proba"):
+        elif self.task in ("classification", "multilabel") and not hasattr(self._final, "predict_proba"):
             self.notes.append(
                 f"{type(self._final).__name__} gives no probabilities: the scores are its decision values, squashed, "
                 "and are not calibrated"
@@ -234,6 +239,10 @@ class SklearnModel(SourceModel):
             return Answer(score=-np.asarray(self._call("decision_function", x), dtype=np.float64).reshape(-1))
         if self.task == "regression":
             return Answer(value=np.asarray(self._call("predict", x), dtype=np.float64).reshape(len(x), -1))
+        if self.task == "multilabel":
+            return answer_of(
+                self._final, self._call("predict", x), lambda method: self._call(method, x), lambda: self._before(x)
+            )
         index = {name: position for position, name in enumerate(self.classes)}
         label = np.array([index[name] for name in np.asarray(self._call("predict", x)).tolist()], dtype=np.int64)
         if hasattr(self._final, "predict_proba"):
@@ -244,15 +253,24 @@ class SklearnModel(SourceModel):
             scores = _squash(np.asarray(self._call("decision_function", x), dtype=np.float64))
         return Answer(label=label, scores=scores)
 
-    def _strangeness(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The score of an estimator that has no verdict: what stands before it, then its own methods."""
+    def _before(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What reaches the last step."""
         whole = self._estimator if self._coded is None else self._coded.estimator
+        whole = getattr(whole, "best_estimator_", whole)
         rows = x if self._coded is None else self._coded.values(x)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if hasattr(whole, "steps"):
-                whole, rows = whole.steps[-1][1], whole[:-1].transform(rows) if len(whole.steps) > 1 else rows
-            return score_of(whole, np.asarray(rows, dtype=np.float64))
+            return np.asarray(
+                whole[:-1].transform(rows) if len(getattr(whole, "steps", ())) > 1 else rows, dtype=np.float64
+            )
+
+    def _strangeness(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The score of an estimator that has no verdict, by its own methods."""
+        whole = self._estimator if self._coded is None else self._coded.estimator
+        rows = self._before(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return score_of(whole.steps[-1][1] if hasattr(whole, "steps") else whole, rows)
 
     def core(self) -> Core:
         """The pipeline as a graph."""
@@ -261,6 +279,8 @@ class SklearnModel(SourceModel):
             core = trees
         elif write is not None:
             core = self._own_core(write)
+        elif self.task == "multilabel":
+            core = labels_core(self._final, self._columns(), self._member, self._ahead)
         else:
             core = self._composed_core() if is_composed(self._final) else self._skl2onnx_core()
         if self._cut is not None:
@@ -320,25 +340,29 @@ class SklearnModel(SourceModel):
 
     def _composed_core(self) -> Core:
         """A vote or a stack; the steps before it stand before each member, whose trees absorb scalers."""
+        return composed_core(self._final, self._columns(), self._member, self._ahead, place=self._place)
+
+    def _columns(self) -> tuple[int, ...]:
         assert self.shape is not None
-        shape, before = self.shape, self._steps[:-1]
+        return self.shape
 
-        def convert(member: Any, way: Way) -> Core:
-            from sklearn.pipeline import make_pipeline  # noqa: PLC0415 - heavy
+    def _member(self, member: Any, way: Way) -> Core:
+        """A member as a graph of its own, the steps before it included; see `composed_core`."""
+        from sklearn.pipeline import make_pipeline  # noqa: PLC0415 - heavy
 
-            whole = make_pipeline(*before, member) if before and way != "last" else member
-            part = SklearnModel(whole, self._place)
-            part.settle((int(member.n_features_in_),) if way == "last" else shape)
-            return part.decisions() if way == "raw" else part.core()
+        before = self._steps[:-1]
+        whole = make_pipeline(*before, member) if before and way != "last" else member
+        part = SklearnModel(whole, self._place)
+        part.settle((int(member.n_features_in_),) if way == "last" else self._columns())
+        return part.decisions() if way == "raw" else part.core()
 
-        def ahead(builder: GraphBuilder, x: str) -> str:
-            value = builder.cast(x, DOUBLE)
-            if not before:
-                return value
-            prefix = self._convert_steps(before)
-            return builder.embed(prefix.model, {prefix.input: value})[prefix.outputs["value"]]
-
-        return composed_core(self._final, shape, convert, ahead, place=self._place)
+    def _ahead(self, builder: GraphBuilder, x: str) -> str:
+        """The steps before the last, in float64."""
+        value = builder.cast(x, DOUBLE)
+        if len(self._steps) == 1:
+            return value
+        prefix = self._convert_steps(self._steps[:-1])
+        return builder.embed(prefix.model, {prefix.input: value})[prefix.outputs["value"]]
 
     def decisions(self) -> Core:
         """The pipeline as a graph that gives decision values, where it could give probabilities.
@@ -361,7 +385,7 @@ class SklearnModel(SourceModel):
         assert self.shape is not None
         builder = GraphBuilder()
         x = builder.cast(builder.input("x", FLOAT, ("N", *self.shape)), DOUBLE)
-        builder.reserve("label", "scores", "value", "score")
+        builder.reserve("label", "labels", "scores", "value", "score")
         before = self._steps[:-1]
         if before:
             prefix = self._convert_steps(before)

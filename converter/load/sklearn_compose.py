@@ -78,13 +78,13 @@ def composed_core(
         return _transformed_target(builder, estimator, x, shape, convert, place)
     if kind == "MultiOutputRegressor":
         return _side_by_side(
-            builder, shape, [_value(builder, convert(one, "answers"), x) for one in estimator.estimators_]
+            builder, shape, [value_of(builder, convert(one, "answers"), x) for one in estimator.estimators_]
         )
     if kind == "RegressorChain":
         return _chained(builder, estimator, x, shape, convert, ahead)
     if kind == "VotingRegressor":
         weights = _weights(estimator)
-        values = [_value(builder, convert(member, "answers"), x) for member in estimator.estimators_]
+        values = [value_of(builder, convert(member, "answers"), x) for member in estimator.estimators_]
         builder.output("value", _average(builder, values, weights), DOUBLE, ("N", 1))
         return Core(builder.build("vote"), "x", shape, {"value": "value"}, extra={"columns": 1})
     count = len(estimator.classes_)
@@ -94,7 +94,7 @@ def composed_core(
     elif estimator.voting == "hard":
         return _voted_hard(builder, estimator, x, shape, convert)
     else:
-        parts = [_scores(builder, convert(member, "answers"), x, count) for member in estimator.estimators_]
+        parts = [scores_of(builder, convert(member, "answers"), x, count) for member in estimator.estimators_]
         scores = _average(builder, parts, _weights(estimator))
     builder.output("label", builder.node("ArgMax", scores, axis=1, keepdims=0), INT64, ("N",))
     builder.output("scores", scores, DOUBLE, ("N", count))
@@ -120,7 +120,7 @@ def _chained(
     seen, values = [ahead(builder, x)], {}
     for target, member in zip(estimator.order_, estimator.estimators_, strict=True):
         joined = builder.cast(builder.node("Concat", *seen, axis=1) if len(seen) > 1 else seen[0], FLOAT)
-        values[int(target)] = _value(builder, convert(member, "last"), joined)
+        values[int(target)] = value_of(builder, convert(member, "last"), joined)
         seen.append(values[int(target)])
     return _side_by_side(builder, shape, [values[target] for target in sorted(values)])
 
@@ -131,7 +131,7 @@ def _voted_hard(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, con
     each = builder.constant(np.arange(count)[None], np.int64)
     votes = []
     for member, weight in zip(estimator.estimators_, weights, strict=True):
-        label = _label(builder, convert(member, "answers"), x, count)
+        label = label_of(builder, convert(member, "answers"), x, count)
         chosen = builder.node("Equal", builder.node("Reshape", label, builder.constant([-1, 1], np.int64)), each)
         votes.append(builder.node("Mul", builder.cast(chosen, DOUBLE), builder.constant(float(weight), np.float64)))
     total = votes[0]
@@ -162,11 +162,11 @@ def _stacked(
     joined = builder.cast(builder.node("Concat", *parts, axis=1), FLOAT)
     core = convert(estimator.final_estimator_, "last")
     if not hasattr(estimator, "classes_"):
-        builder.output("value", _value(builder, core, joined), DOUBLE, ("N", 1))
+        builder.output("value", value_of(builder, core, joined), DOUBLE, ("N", 1))
         return Core(builder.build("stack"), "x", shape, {"value": "value"}, extra={"columns": 1})
     count = len(estimator.classes_)
-    builder.output("label", _label(builder, core, joined, count), INT64, ("N",))
-    builder.output("scores", _scores(builder, core, joined, count), DOUBLE, ("N", count))
+    builder.output("label", label_of(builder, core, joined, count), INT64, ("N",))
+    builder.output("scores", scores_of(builder, core, joined, count), DOUBLE, ("N", count))
     roles = {"label": "label", "scores": "scores"}
     return Core(builder.build("stack"), "x", shape, roles, extra={"columns": count})
 
@@ -175,15 +175,15 @@ def _said(builder: GraphBuilder, member: Any, method: str, x: str, convert: Memb
     """The answers of one member of a stack as columns."""
     core = convert(member, "raw" if method == "decision_function" else "answers")
     if not hasattr(member, "classes_"):
-        return _value(builder, core, x)
+        return value_of(builder, core, x)
     count = len(member.classes_)
     if method == "predict_proba":
-        scores = _scores(builder, core, x, count)
+        scores = scores_of(builder, core, x, count)
         return builder.node("Gather", scores, builder.constant([1], np.int64), axis=1) if count == 2 else scores
     if method == "decision_function":
-        return _decisions(builder, core, x, count)
+        return decisions_of(builder, core, x, count)
     names = builder.constant(np.asarray(member.classes_, dtype=np.float64), np.float64)
-    label = builder.node("Gather", names, _label(builder, core, x, count), axis=0)
+    label = builder.node("Gather", names, label_of(builder, core, x, count), axis=0)
     return builder.node("Reshape", label, builder.constant([-1, 1], np.int64))
 
 
@@ -217,22 +217,24 @@ def _embedded(builder: GraphBuilder, core: Core, x: str) -> Callable[[str], str]
     return value
 
 
-def _value(builder: GraphBuilder, core: Core, x: str) -> str:
-    value = builder.node("Reshape", _embedded(builder, core, x)("value"), builder.constant([-1, 1], np.int64))
+def value_of(builder: GraphBuilder, core: Core, x: str, columns: int = 1) -> str:
+    """A member's values in float64."""
+    value = builder.node("Reshape", _embedded(builder, core, x)("value"), builder.constant([-1, columns], np.int64))
     return builder.cast(value, DOUBLE)
 
 
-def _scores(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
+def scores_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
+    """A member's probabilities in float64."""
     return builder.cast(probabilities(builder, core, count, _embedded(builder, core, x)), DOUBLE)
 
 
-def _label(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
+def label_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
     """The position of a member's class."""
     kinds = {output.name: output.type.tensor_type.elem_type for output in core.model.graph.output}
     return label_index(builder, core, count, _embedded(builder, core, x), kinds)
 
 
-def _decisions(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
+def decisions_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
     """A member's decision values in float64: one column for two classes, else one a class."""
     given = int(core.extra.get("columns", 1 if count == 2 else count))
     answers = builder.node("Reshape", _embedded(builder, core, x)("decisions"), builder.constant([0, given], np.int64))
@@ -257,10 +259,10 @@ def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, convert: Me
     raw = hasattr(one.estimator, "decision_function")
     core = convert(one.estimator, "raw" if raw else "answers")
     if raw:
-        answers = _decisions(builder, core, x, count)
+        answers = decisions_of(builder, core, x, count)
         places = [0] if count == 2 else list(range(count))
     else:
-        answers = _scores(builder, core, x, count)
+        answers = scores_of(builder, core, x, count)
         places = [1] if count == 2 else list(range(count))
     lines = [
         _line(builder, builder.node("Gather", answers, builder.constant([column], np.int64), axis=1), calibrator, place)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.graph.build import DOUBLE, FLOAT, INT64, GraphBuilder
+from converter.load.neighbours import check_neighbours, is_ours, write_neighbours
 from converter.load.sklearn_compose import level_line
 from edge_runtime.errors import CommandError
 
@@ -47,12 +48,15 @@ def writer_of(estimator: Any) -> Write | None:
     """What writes an estimator's graph, where it is written here."""
     if not type(estimator).__module__.startswith("sklearn."):
         return None
+    if is_ours(estimator):
+        return write_neighbours
     return _WRITERS.get(type(estimator).__name__)
 
 
 def check_own(estimator: Any, place: str) -> None:
     """Refuse what has no fixed answer."""
     kind = type(estimator).__name__
+    check_neighbours(estimator, place)
     if kind.startswith("RadiusNeighbors"):
         raise CommandError(
             f"{place}: {kind}: no ONNX form is known for neighbours within a radius: use KNeighbors of the same kind"

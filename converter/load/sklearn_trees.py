@@ -45,12 +45,27 @@ def _add(builder: ForestBuilder, tree: Any, weights: NDArray[Any], targets: list
 def _voting_classifier(estimator: Any) -> Parts | None:
     trees = getattr(estimator, "estimators_", [estimator])
     if isinstance(estimator.classes_, list):
-        return None
+        return _several_labels(trees, estimator.classes_)
     builder = ForestBuilder(len(estimator.classes_), "<=", narrow=True)
     for tree in trees:
         counts = tree.tree_.value[:, 0, :]
         _add(builder, tree.tree_, counts / counts.sum(axis=1, keepdims=True))
     return builder.build(), "mean", float(len(trees)), 0.0
+
+
+def _several_labels(trees: list[Any], classes: list[Any]) -> Parts:
+    """The share of the class 1 for each label, of the whole leaf."""
+    builder = ForestBuilder(len(classes), "<=", narrow=True)
+    for tree in trees:
+        counts = tree.tree_.value  # [nodes, labels, classes], padded with zeros
+        shares = counts / counts.sum(axis=2, keepdims=True)
+        columns = [
+            shares[:, label, np.asarray(own).tolist().index(1)] if 1 in np.asarray(own).tolist()
+            else np.zeros(len(shares))
+            for label, own in enumerate(classes)
+        ]  # fmt: skip
+        _add(builder, tree.tree_, np.stack(columns, axis=1))
+    return builder.build(), "share_each", float(len(trees)), 0.0
 
 
 def _averaging_regressor(estimator: Any) -> Parts | None:

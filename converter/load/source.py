@@ -35,10 +35,12 @@ class Answer:
         scores: `[n, classes]` probabilities.
         value: `[n, targets]` of a regression.
         score: `[n]` of an anomaly, higher is stranger.
+        labels: `[n, labels]` of a multi-label model, 1 where a label is there; `scores` has a probability for each.
         named: the outputs of the tasks tensor, embedding and detection, `[n, *shape]` each.
     """
 
     label: NDArray[np.int64] | None = None
+    labels: NDArray[np.int64] | None = None
     scores: NDArray[Any] | None = None
     value: NDArray[Any] | None = None
     score: NDArray[Any] | None = None
@@ -47,7 +49,7 @@ class Answer:
     @staticmethod
     def of(arrays: dict[str, NDArray[Any]]) -> "Answer":
         """The outputs of a graph by name: of the normal form's own tasks, or `named`."""
-        if set(arrays) in ({"label", "scores"}, {"value"}, {"score"}, {"scores"}):
+        if set(arrays) in ({"label", "scores"}, {"labels", "scores"}, {"value"}, {"score"}, {"scores"}):
             return Answer(**cast("dict[str, Any]", arrays))
         return Answer(named=arrays)
 
@@ -67,7 +69,8 @@ class Answer:
         """The parts that are there, by the names of the normal form's outputs."""
         if self.named is not None:
             return self.named
-        parts = {"label": self.label, "scores": self.scores, "value": self.value, "score": self.score}
+        parts = {"label": self.label, "labels": self.labels, "scores": self.scores, "value": self.value,
+                 "score": self.score}  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
 
@@ -111,9 +114,9 @@ class Core:
         model: the graph, in float32 or whatever it wants.
         input: the name of the tensor that takes the window.
         shape: what that tensor wants, without the batch axis.
-        outputs: role -> tensor. Roles: `label` (a class, or its position), `scores` (probabilities, or what becomes
-            them by `extra["activation"]`), `decisions` (decision values), `value`, `score`,
-            `decision` (higher is more ordinary), `reconstruction` (of the input).
+        outputs: role -> tensor. Roles: `label` (a class, or its position), `labels` (1 for each label that is there),
+            `scores` (probabilities, or what becomes them by `extra["activation"]`), `decisions` (decision values),
+            `value`, `score`, `decision` (higher is more ordinary), `reconstruction` (of the input).
         classes: the classes that `label` speaks in, where it does not speak in positions.
         extra: `columns` of the scores, their `activation`, the `cut` of a tuned threshold.
         arrange: how the window lies in the input; None where a reshape is enough.
@@ -148,7 +151,7 @@ class SourceModel(ABC):
         classes: its own classes, in the order of its scores.
         shape: the shape of one input, without the batch axis, where the model tells it.
         feature_names: the names of its flat input, where the model tells them.
-        targets: how many values a regression gives.
+        targets: how many values a regression gives, or how many labels a multi-label model tells of.
         target_names: what they are called, where the model or the specification's outputs tell.
         tensors: the outputs of the tasks tensor and embedding.
         detections: the most that a detector answers.

@@ -100,6 +100,8 @@ class XgboostModel(SourceModel):
         found = np.asarray(self._booster.inplace_predict(x, iteration_range=(0, self._rounds), predict_type=kind))
         if self.task == "regression":
             return Answer(value=found.reshape(len(x), -1))
+        if self.task == "multilabel":
+            return Answer(labels=(found > 0.5).astype(np.int64), scores=found.astype(np.float64))
         if self._link == "softmax":
             power = np.exp(found.astype(np.float64) - found.max(axis=1, keepdims=True))
             return Answer(label=found.argmax(axis=1), scores=power / power.sum(axis=1, keepdims=True))
@@ -136,17 +138,22 @@ def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Fores
     trees = machine["gbtree"]["model"] if machine["name"] == "dart" else machine["model"]
     settings = model["learner_model_param"]
     columns = max(1, int(settings["num_class"]), int(settings.get("num_target", 1)))
-    if columns > 1 and link in ("sigmoid_open", "logistic"):
-        raise CommandError(
-            f"{place}: expected one label a window, found an XGBoost model that gives {columns} at once (multi-label): "
-            "convert a model for each label"
-        )
+    if columns > 1 and task == "classification" and link != "softmax":
+        if link != "sigmoid_open":
+            raise CommandError(
+                f"{place}: no ONNX form is known for the XGBoost objective {name!r} with {columns} labels: use "
+                "'binary:logistic', or convert a model for each label"
+            )
+        task, link = "multilabel", "label_each"
     sets = CategorySets(int(booster.num_features()), whole="floor")
     builder = ForestBuilder(columns, "<", narrow=True, sets=sets)
     kept = _rounds(booster) * max(1, int(trees["gbtree_model_param"]["num_parallel_tree"])) * columns
     for index, (tree, column) in enumerate(zip(trees["trees"][:kept], trees["tree_info"], strict=False)):
         if int(tree["tree_param"]["size_leaf_vector"]) > 1:
-            raise CommandError(f"{place}: expected one value a leaf, found several in tree {index}")
+            raise CommandError(
+                f"{place}: expected one value a leaf, found several in tree {index}: train it with "
+                "multi_strategy='one_output_per_tree', its default"
+            )
         left = np.array(tree["left_children"])
         numbers = np.array(tree["split_conditions"], dtype=np.float32).astype(np.float64)
         feature, thresholds = np.where(left < 0, -1, np.array(tree["split_indices"])), numbers.copy()
@@ -183,7 +190,7 @@ def _base(text: Any, link: Link, columns: int) -> list[float]:
     said = json.loads(text) if isinstance(text, str) else text
     scores = [float(np.float32(value)) for value in (said if isinstance(said, list) else [said])]
     scores = scores * columns if len(scores) == 1 else scores
-    if link in ("sigmoid_open", "logistic"):
+    if link in ("sigmoid_open", "logistic", "label_each"):
         return [math.log(score / (1.0 - score)) for score in scores]
     return [math.log(score) for score in scores] if link == "exp" else scores
 

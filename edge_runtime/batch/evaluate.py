@@ -54,12 +54,16 @@ def make_judge(manifest: Manifest, columns: Sequence[str]) -> Judge:
     Raises:
         CommandError: the number of columns does not fit the task.
     """
-    if manifest.task in NAMED_TASKS:
+    if manifest.task in NAMED_TASKS and manifest.task != "multilabel":
         raise CommandError(f"--label: a model of the kind {manifest.task} is not judged: leave it out")
-    wanted = len(manifest.output.targets) if manifest.task == "regression" else 1
-    if len(columns) != wanted:
-        what = ", ".join(target.name for target in manifest.output.targets) or manifest.task
-        raise CommandError(f"--label: expected {wanted} columns (for {what}), found {len(columns)}")
+    several = [target.name for target in manifest.output.targets]
+    if manifest.task == "multilabel":
+        several = list(manifest.output.labels)
+    if len(columns) != (len(several) or 1):
+        what = ", ".join(several) or manifest.task
+        raise CommandError(f"--label: expected {len(several) or 1} columns (for {what}), found {len(columns)}")
+    if manifest.task == "multilabel":
+        return _SeveralLabels(manifest)
     return _Regression(manifest) if manifest.task == "regression" else _Verdicts(manifest)
 
 
@@ -89,6 +93,26 @@ class _Verdicts:
             row = self.judgement.confusion.setdefault(right, {})
             row[verdict] = row.get(verdict, 0) + 1
             self.judgement.judged += 1
+
+
+class _SeveralLabels:
+    """Whether each label is there, against the truth: `confusion` is label -> hit, missed, false or rest -> windows."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._labels = manifest.output.labels
+        self.judgement = EvaluationCounts(confusion={label: {} for label in self._labels})
+
+    def add(self, scores: Scores, truth: list[list[Any]]) -> None:
+        assert scores.tensors is not None
+        known = [row for row, values in enumerate(zip(*truth, strict=True)) if all(plain(value) for value in values)]
+        self.judgement.without_truth += len(scores.tensors["labels"]) - len(known)
+        self.judgement.judged += len(known)
+        for place, label in enumerate(self._labels):
+            said, row = scores.tensors["labels"][:, place], self.judgement.confusion[label]
+            for at in known:
+                right = _is_yes(plain(truth[place][at]), "1 or 0, true or false")
+                name = ("hit" if said[at] else "missed") if right else ("false" if said[at] else "rest")
+                row[name] = row.get(name, 0) + 1
 
 
 class _Regression:
@@ -131,11 +155,13 @@ def plain(value: Any) -> str:
 
 
 def _anomaly(text: str) -> str:
-    if text.lower() in _TRUE:
-        return "anomaly"
-    if text.lower() in _FALSE:
-        return "normal"
-    raise CommandError(f"--label: expected 1 or 0, true or false, anomaly or normal, found {text[:60]!r}")
+    return "anomaly" if _is_yes(text, "1 or 0, true or false, anomaly or normal") else "normal"
+
+
+def _is_yes(text: str, words: str) -> bool:
+    if text.lower() not in _TRUE | _FALSE:
+        raise CommandError(f"--label: expected {words}, found {text[:60]!r}")
+    return text.lower() in _TRUE
 
 
 def _number(value: Any) -> float:
@@ -179,6 +205,8 @@ def describe(judgement: EvaluationCounts, manifest: Manifest) -> list[str]:
     lines = [f"evaluation over {judgement.judged} windows{rest}"]
     if manifest.task == "regression":
         return lines + [_describe_errors(name, sums) for name, sums in judgement.errors.items()]
+    if manifest.task == "multilabel":
+        return lines + _describe_labels(judgement.confusion)
     names = list(manifest.output.labels) if manifest.task == "classification" else ["normal", "anomaly"]
     strangers = sorted(set(judgement.confusion).difference(names))
     right = sum(row.get(label, 0) for label, row in judgement.confusion.items())
@@ -218,6 +246,25 @@ def _describe_class(judgement: EvaluationCounts, name: str) -> str:
     recall = hits / true if true else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     return f"{precision:9.4f}  {recall:9.4f}  {f1:9.4f}  {true:10}"
+
+
+def _describe_labels(confusion: dict[str, dict[str, int]]) -> list[str]:
+    """F1 over all labels together, and each by itself."""
+    width = max(9, *map(len, confusion))
+    counts = {name: [row.get(kind, 0) for kind in ("hit", "missed", "false")] for name, row in confusion.items()}
+    hits, missed, false = (sum(column) for column in zip(*counts.values(), strict=True))
+    lines = [f"F1 over all labels {_f1(hits, missed, false):.4f}"]
+    lines.append(f"{'':{width}}  precision     recall         f1     windows")
+    for name, (hit, lost, wrong) in counts.items():
+        precision = hit / (hit + wrong) if hit + wrong else 0.0
+        recall = hit / (hit + lost) if hit + lost else 0.0
+        lines.append(f"{name:{width}}  {precision:9.4f}  {recall:9.4f}  {_f1(hit, lost, wrong):9.4f}  {hit + lost:10}")
+    return lines
+
+
+def _f1(hits: int, missed: int, false: int) -> float:
+    """1 where nothing is right to find and nothing was found."""
+    return 2 * hits / (2 * hits + missed + false) if hits + missed + false else 1.0
 
 
 def _describe_errors(name: str, sums: Errors) -> str:

@@ -1,7 +1,8 @@
 """Scored windows -> the output file; its suffix chooses the format.
 
 A row a window: the kept columns, then `label`, `score` and a `score_LABEL` for each label, or a column for each
-target, or `score`, `threshold` and `anomaly`. Numbers in text are the shortest that read back to the same float32.
+target, or `score`, `threshold` and `anomaly`, or what `tensor_columns.py` makes of other tasks. Numbers in text are the
+shortest that read back to the same float32.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from edge_runtime.batch.chunks import Chunk
 from edge_runtime.batch.tensor_columns import (
     arrow_arrays,
     arrow_fields,
+    by_label,
     column_names,
     is_named,
     numpy_types,
@@ -411,7 +413,9 @@ def _numpy_column(layout: OutputColumns, chunk: Chunk, name: str, kind: "np.dtyp
             return np.array([_text(value) or "" for value in values], kind)
         return np.array([np.nan if value is None else value for value in values], kind)
     if chunk.scores.tensors is not None:
-        return chunk.scores.tensors[name].astype(kind.base, copy=False)
+        tensors = chunk.scores.tensors
+        found = by_label(layout.manifest, tensors) if layout.manifest.task == "multilabel" else tensors
+        return found[name].astype(kind.base, copy=False)
     column = layout.numbers(chunk)[name]
     if name == "label" and layout.labels:
         return np.asarray(np.array(layout.labels, kind)[column])

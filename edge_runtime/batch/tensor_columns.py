@@ -1,8 +1,9 @@
-"""The answers of the tasks tensor, embedding and detection as columns of an output file.
+"""The answers of the tasks tensor, embedding, detection and multilabel as columns of an output file.
 
-In text each is JSON: a tensor as nested rows of numbers, detections as a list of objects, as subscribers read them.
-NumPy's files hold the arrays themselves (`boxes`, `scores` and `label` of a detection, -1 where there is none), Parquet
-holds lists: a tensor row by row, with its sizes in the field's metadata.
+Of a multi-label model each label has two columns: `present_LABEL` (true or false) and `score_LABEL`. In text each other
+answer is JSON: a tensor as nested rows of numbers, detections as a list of objects, as subscribers read them. NumPy's
+files hold the arrays themselves (`boxes`, `scores` and `label` of a detection, -1 where there is none), Parquet holds
+lists: a tensor row by row, with its sizes in the field's metadata.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from edge_runtime.bundle.manifest import Manifest, output_ports
 from edge_runtime.bundle.model import NAMED_TASKS
 
 DETECTIONS = "detections"
+_WORDS = {True: "true", False: "false"}
 
 
 def is_named(manifest: Manifest) -> bool:
@@ -25,6 +27,8 @@ def is_named(manifest: Manifest) -> bool:
 
 def column_names(manifest: Manifest) -> list[str]:
     """The columns in text and in Parquet."""
+    if manifest.task == "multilabel":
+        return [f"{kind}_{label}" for kind in ("present", "score") for label in manifest.output.labels]
     return [DETECTIONS] if manifest.task == "detection" else list(output_ports(manifest))
 
 
@@ -33,11 +37,18 @@ def texts(manifest: Manifest, tensors: dict[str, NDArray[Any]]) -> dict[str, lis
     if manifest.task == "detection":
         quoted = [msgspec.json.encode(label).decode() for label in manifest.output.labels]
         return {DETECTIONS: [_detections(row, quoted) for row in _rows(tensors)]}
+    if manifest.task == "multilabel":
+        return {
+            name: [_WORDS[yes] for yes in column.tolist()] if column.dtype == np.bool_ else list(map(str, column))
+            for name, column in by_label(manifest, tensors).items()
+        }
     return {name: [_nested(window) for window in part] for name, part in tensors.items()}
 
 
 def numpy_types(manifest: Manifest) -> dict[str, "np.dtype[Any]"]:
     """The columns of NumPy's files, with the sizes of one window."""
+    if manifest.task == "multilabel":
+        return {name: np.dtype("?" if name.startswith("present_") else "<f4") for name in column_names(manifest)}
     return {
         name: np.dtype(("<i8" if port.dtype == "int64" else "<f4", port.shape))
         for name, port in output_ports(manifest).items()
@@ -51,6 +62,10 @@ def arrow_fields(manifest: Manifest, pa: Any) -> list[Any]:
             [pa.field("label", pa.string()), pa.field("score", pa.float32()), pa.field("box", pa.list_(pa.float32()))]
         )
         return [pa.field(DETECTIONS, pa.list_(item))]
+    if manifest.task == "multilabel":
+        names = column_names(manifest)
+        count = len(manifest.output.labels)
+        return [pa.field(name, pa.bool_() if place < count else pa.float32()) for place, name in enumerate(names)]
     kinds = {"float32": pa.float32(), "int64": pa.int64()}
     return [
         pa.field(name, pa.list_(kinds[port.dtype]), metadata={"shape": ",".join(map(str, port.shape))})
@@ -67,12 +82,21 @@ def arrow_arrays(manifest: Manifest, tensors: dict[str, NDArray[Any]], fields: S
             for row in _rows(tensors)
         ]
         return [pa.array(rows, fields[0].type)]
+    if manifest.task == "multilabel":
+        columns = by_label(manifest, tensors).values()
+        return [pa.array(column, field.type) for column, field in zip(columns, fields, strict=True)]
     arrays = []
     for field in fields:
         flat = tensors[field.name].reshape(len(tensors[field.name]), -1)
         offsets = pa.array(np.arange(len(flat) + 1, dtype=np.int32) * flat.shape[1])
         arrays.append(pa.ListArray.from_arrays(offsets, pa.array(flat.ravel(), field.type.value_type)))
     return arrays
+
+
+def by_label(manifest: Manifest, tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The columns of a multi-label model."""
+    columns = [*(tensors["labels"] > 0).T, *tensors["scores"].T]
+    return dict(zip(column_names(manifest), columns, strict=True))
 
 
 def _rows(tensors: dict[str, NDArray[Any]]) -> list[list[tuple[int, Any, Any]]]:

@@ -83,7 +83,7 @@ def _compare(name: str, expected: Any, found: Any, golden: SelfTest) -> None:
         raise BundleError(
             f"expected {name} of shape {list(expected.shape)}, found {list(found.shape)}: convert it again"
         )
-    if name == "label":
+    if name in ("label", "labels"):
         wrong = int(np.count_nonzero(found != expected))
         if wrong > golden.label_mismatches:
             raise BundleError(

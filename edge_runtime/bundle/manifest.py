@@ -18,6 +18,7 @@ INPUT_NAME = "window"
 MOST_DETECTIONS = 10_000
 
 Task = Literal["classification", "regression", "anomaly", "multilabel", "tensor", "detection", "embedding"]
+LABEL_TASKS = ("classification", "detection", "multilabel")  # whose answers name labels, which may be alarms
 
 
 class _Part(msgspec.Struct, frozen=True):
@@ -220,7 +221,8 @@ def output_ports(manifest: Manifest) -> dict[str, OutputPort]:
         case "anomaly":
             return {"score": OutputPort("float32", ())}
         case "multilabel":
-            return {"scores": OutputPort("float32", (len(output.labels),))}
+            count = len(output.labels)  # each label is there (1) or not (0), with a score of its own
+            return {"labels": OutputPort("int64", (count,)), "scores": OutputPort("float32", (count,))}
         case "tensor" | "embedding":
             return {tensor.name: OutputPort(tensor.dtype, tensor.shape) for tensor in output.tensors}
         case "detection":

@@ -58,7 +58,7 @@ class Scores(msgspec.Struct, eq=False):
         scores: classification, float32 `[n, classes]`.
         value: regression, float32 `[n, targets]`.
         score: anomaly, float32 `[n]`.
-        tensors: tensor, embedding and detection, `[n, *shape]` by the names of `output_ports`.
+        tensors: tensor, embedding, detection and multilabel, `[n, *shape]` by the names of `output_ports`.
     """
 
     label: NDArray[np.int64] | None = None
@@ -111,7 +111,7 @@ class Scores(msgspec.Struct, eq=False):
 
 
 _FIELDS = ("label", "scores", "value", "score")
-NAMED_TASKS = ("tensor", "embedding", "detection")  # whose answers are `Scores.tensors`
+NAMED_TASKS = ("tensor", "embedding", "detection", "multilabel")  # whose answers are `Scores.tensors`
 
 
 MOST_ANSWER_BYTES = 1 << 24  # of one call; a detector's 84 x 8400 takes 3 MB a window

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.bundle.manifest import LABEL_TASKS
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
@@ -254,17 +255,17 @@ def _misfits(planned: PlannedModel) -> list[str]:
     config, manifest = planned.config, planned.bundle.manifest
     found = []
     strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
-    if strange and manifest.task in ("classification", "detection"):
+    if strange and manifest.task in LABEL_TASKS:
         known = ", ".join(manifest.output.labels)
         found.append(f"alarm_labels: expected some of {known}, found {', '.join(strange)}")
-    if config.alarm_labels and manifest.task not in ("classification", "detection"):
+    if config.alarm_labels and manifest.task not in LABEL_TASKS:
         found.append(
             f"alarm_labels: the bundle is a model of the kind {manifest.task}, which has no labels: leave it out"
         )
     if config.publish == "alarm":
         if manifest.task in ("tensor", "embedding"):
             found.append(f'publish: "alarm" needs a model that can raise one, and not one of the kind {manifest.task}')
-        if manifest.task in ("classification", "detection") and not config.alarm_labels:
+        if manifest.task in LABEL_TASKS and not config.alarm_labels:
             found.append('publish: "alarm" needs alarm_labels, which say what an alarm is')
         if manifest.task == "regression" and config.threshold is None:
             found.append('publish: "alarm" needs a threshold, above which a value is an alarm')

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime import __version__
-from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.manifest import LABEL_TASKS, Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.tables import Config, ModelTable
 from edge_runtime.mqtt.any_connection import AnyConnection
@@ -76,6 +76,13 @@ def components_of(
             found[f"value_{_word(target.name)}"] = _sensor(target.name, value, state_class="measurement", **more)
     elif manifest.task == "detection":
         found["count"] = _sensor("count", "{{ value_json.detections | count }}", state_class="measurement")
+    elif manifest.task == "multilabel":
+        for label in manifest.output.labels:
+            quoted = json.dumps(label, ensure_ascii=False)
+            there = f"{{{{ 'ON' if {quoted} in value_json.present else 'OFF' }}}}"
+            score = f"{{{{ value_json.labels[{quoted}] }}}}"
+            found[f"present_{_word(label)}"] = _binary(label, there)
+            found[f"score_{_word(label)}"] = _sensor(f"{label} score", score, state_class="measurement")
     if can_alarm(table, manifest):
         found["alarm"] = _binary("alarm", "{{ 'ON' if value_json.alarm else 'OFF' }}")
     shown = table.name if key is None or key in table.name else f"{table.name} {key}"
@@ -95,7 +102,7 @@ def can_alarm(table: ModelTable, manifest: Manifest) -> bool:
     """Whether its predictions have the member `alarm`, as `stream/decide.py` has it."""
     if manifest.task == "regression":
         return table.threshold is not None or manifest.output.threshold is not None
-    return manifest.task == "anomaly" or (manifest.task in ("classification", "detection") and bool(table.alarm_labels))
+    return manifest.task == "anomaly" or (manifest.task in LABEL_TASKS and bool(table.alarm_labels))
 
 
 def health_components(topic: str, name: str) -> dict[str, Component]:

@@ -82,7 +82,9 @@ class JsonPayload:
         return f'"score":{prediction.score!s},"threshold":{self._threshold},"anomaly":{anomaly}'
 
     def _tensors(self, tensors: dict[str, NDArray[Any]]) -> str:
-        """Detections as objects, an embedding as numbers, other tensors as base64 of their little-endian bytes."""
+        """Labels by name, detections as objects, an embedding as numbers, other tensors as base64 of their bytes."""
+        if self._task == "multilabel":
+            return self._several_labels(tensors)
         if self._task == "embedding":
             return f'"embedding":[{",".join(map(str, tensors["embedding"]))}]'
         if self._task == "tensor":
@@ -94,6 +96,13 @@ class JsonPayload:
             if label >= 0
         )
         return f'"detections":[{found}]'
+
+    def _several_labels(self, tensors: dict[str, NDArray[Any]]) -> str:
+        """A score for each label, and those that are there."""
+        names = self._names
+        scores = ",".join(f"{name}:{score!s}" for name, score in zip(names, tensors["scores"], strict=True))
+        there = ",".join(name for name, yes in zip(names, tensors["labels"].tolist(), strict=True) if yes)
+        return f'"labels":{{{scores}}},"present":[{there}]'
 
     def _key(self, key: str | None) -> tuple[str, str]:
         found = self._keys.get(key)

@@ -52,6 +52,8 @@ class KeyHistory:
         self.alarms[slot] += prediction.alarm
         self._latest = (prediction.time, prediction.label, prediction.anomaly, prediction.alarm)
         row = prediction.scores if prediction.scores is not None else prediction.values
+        if row is None and prediction.tensors is not None and "labels" in prediction.tensors:
+            row = prediction.tensors["scores"]  # of a multi-label model
         if row is None:
             if not self.names or prediction.score is None:
                 return

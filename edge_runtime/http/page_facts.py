@@ -10,7 +10,7 @@ from edge_runtime.http.served_model import Served
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:
     """The numbers of its predictions that the page draws, in their order."""
-    if manifest.task == "classification":
+    if manifest.task in ("classification", "multilabel"):
         return manifest.output.labels[:MOST_NUMBERS]
     if manifest.task == "regression":
         return tuple(target.name for target in manifest.output.targets[:MOST_NUMBERS])

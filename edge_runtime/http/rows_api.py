@@ -1,8 +1,8 @@
 """`/invocations` (MLflow, SageMaker) and `/v1/models/M:predict` (KServe V1, TensorFlow): rows in, predictions out.
 
 A row is a list of numbers in the order of the manifest's channels, nested as the window or flat, or an object of
-channels by name. A prediction is what the model itself would answer: a label, a value (a list where there are several),
-a score. Whoever wants more asks `/predict` or the protocol of version 2.
+channels by name. A prediction is what the model itself would answer: a label (a list of labels of a multi-label model),
+a value (a list where there are several), a score. Whoever wants more asks `/predict` or the protocol of version 2.
 
 Guarantee: rows are held against the contract as everywhere else. Nothing is guessed: a text that looks like a number, a
 table without its channels' names, and rows that are no whole window are refused.
@@ -130,6 +130,10 @@ def _predictions(manifest: Manifest, scores: Scores) -> list[Any]:
     if scores.score is not None:
         return list(scores.score.tolist())
     arrays = scores.arrays()
+    if manifest.task == "multilabel":
+        names = manifest.output.labels
+        there = arrays["labels"].tolist()
+        return [[name for name, yes in zip(names, row, strict=True) if yes] for row in there]
     lists = {name: values.tolist() for name, values in arrays.items()}
     if len(lists) == 1:
         return list(next(iter(lists.values())))

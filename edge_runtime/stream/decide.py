@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.manifest import LABEL_TASKS, Manifest
 from edge_runtime.bundle.model import NAMED_TASKS, ModelError, Scores
 from edge_runtime.config.load import ModelTable
 from edge_runtime.readings import Prediction
@@ -58,8 +58,8 @@ class Decider:
     """The verdicts of one model.
 
     A classification's verdict is the index of its label, an anomaly's is 1 or 0, a regression has none.
-    An alarm is: one of `alarm_labels` with a score of at least `threshold`, also among the detections of a detector; an
-    anomaly; a value above `threshold`. Tensors have neither verdict nor alarm.
+    An alarm is: one of `alarm_labels` with a score of at least `threshold`, also among the detections of a detector and
+    the labels of a multi-label model; an anomaly; a value above `threshold`. Tensors have neither verdict nor alarm.
     """
 
     def __init__(self, manifest: Manifest, config: ModelTable, sequences: Sequences | None = None) -> None:
@@ -79,6 +79,7 @@ class Decider:
         self._can_alarm = {
             "classification": bool(self._alarm_labels),
             "detection": bool(self._alarm_labels),
+            "multilabel": bool(self._alarm_labels),
             "anomaly": True,
             "regression": self._threshold is not None,
         }.get(self._task, False)
@@ -183,17 +184,26 @@ class Decider:
         limit = _NEVER if self._threshold is None else self._threshold
         if stream.alarm:
             limit -= self._hysteresis
-        found = zip(prediction.tensors["label"].tolist(), prediction.tensors["scores"].tolist(), strict=True)
+        scores = prediction.tensors["scores"].tolist()
+        labels = self._labels_of(prediction.tensors)
         raised = any(
-            label >= 0 and self._labels[label] in self._alarm_labels and score >= limit for label, score in found
+            label >= 0 and self._labels[label] in self._alarm_labels and score >= limit
+            for label, score in zip(labels, scores, strict=True)
         )
         self._smooth(stream, int(raised))
         prediction.alarm = stream.alarm = stream.verdict == 1
 
-    def _in_numbers(self, tensors: dict[str, NDArray[Any]]) -> tuple[float, ...]:
-        """By which a change is noticed: the labels of detections, or every number."""
+    def _labels_of(self, tensors: dict[str, NDArray[Any]]) -> list[int]:
+        """The label of each score; -1 where there is no detection, or the label is not there."""
         if self._task == "detection":
-            return tuple(sorted(label for label in tensors["label"].tolist() if label >= 0))
+            found: list[int] = tensors["label"].tolist()
+            return found
+        return [place if there else -1 for place, there in enumerate(tensors["labels"].tolist())]
+
+    def _in_numbers(self, tensors: dict[str, NDArray[Any]]) -> tuple[float, ...]:
+        """By which a change is noticed: the labels that are there, or every number."""
+        if self._task in LABEL_TASKS:
+            return tuple(sorted(label for label in self._labels_of(tensors) if label >= 0))
         return tuple(value for part in tensors.values() for value in part.ravel().tolist())
 
     def _smooth(self, stream: _Stream, raw: int) -> None:
@@ -229,7 +239,7 @@ class Decider:
             return True
         if prediction.tensors is not None:
             values = self._in_numbers(prediction.tensors)
-            if self._task == "detection":
+            if self._task in LABEL_TASKS:
                 return values != stream.last_values
         else:
             assert prediction.values is not None

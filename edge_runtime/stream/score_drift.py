@@ -28,10 +28,12 @@ class ScoreSample:
         self._count = 0
 
     def add(self, scores: Scores) -> None:
-        """Note the answers to some windows; tensors are no scores, and nothing is kept of them."""
-        if scores.is_named:
-            return
+        """Note the answers to some windows; tensors and detections are no scores, and nothing is kept of them."""
         numbers = scores.scores if scores.scores is not None else scores.value
+        if scores.tensors is not None:
+            if "labels" not in scores.tensors:
+                return
+            numbers = scores.tensors["scores"]
         found = numbers if numbers is not None else scores.score
         assert found is not None
         rows = found if found.ndim == 2 else found[:, np.newaxis]

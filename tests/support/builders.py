@@ -248,6 +248,33 @@ def tensors(*, name: str = "maps", channels: Sequence[str] = ("u", "v", "w"), ta
     return _draft(model, manifest, rng)
 
 
+def multilabel(
+    *,
+    name: str = "alerts",
+    channels: Sequence[str] = ("temperature", "humidity", "pressure"),
+    labels: Sequence[str] = ("hot", "wet", "loud"),
+    length: int = 1,
+) -> Draft:
+    """Labels that may be there together: each has a sigmoid of its own, and is there above one half."""
+    rng = np.random.default_rng(10)
+    nodes = [
+        helper.make_node("ReduceMean", ["window"], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", "weights"], ["sums"]),
+        helper.make_node("Sigmoid", ["sums"], ["scores"]),
+        helper.make_node("Greater", ["sums", "nought"], ["yes"]),
+        helper.make_node("Cast", ["yes"], ["labels"], to=TensorProto.INT64),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("labels", TensorProto.INT64, ["N", len(labels)]),
+        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", len(labels)]),
+    ]
+    constants = {"weights": rng.normal(size=(len(channels), len(labels))), "nought": np.array(0.0)}
+    model = _model(nodes, (length, len(channels)), outputs, constants)
+    manifest = _manifest(name, "1.0.0", "multilabel", channels=channels, length=length, stride=None)
+    manifest["output"] = {"labels": list(labels)}
+    return _draft(model, manifest, rng)
+
+
 def detection(*, name: str = "boxes", labels: Sequence[str] = ("cat", "dog"), most: int = 3) -> Draft:
     """A detector of a kind: each of `most` readings of a window is a box; its sum is the score, its first the label."""
     nodes = [

@@ -33,6 +33,7 @@ KINDS: dict[str, Callable[[], builders.Draft]] = {
     "tensors": builders.tensors,
     "embedding": lambda: builders.tensors(name="vector", task="embedding"),
     "detection": builders.detection,
+    "multilabel": builders.multilabel,
 }
 
 
@@ -42,6 +43,9 @@ def numbers(document: dict[str, Any], manifest: Manifest) -> list[float]:
         return [document["scores"][label] for label in manifest.output.labels]
     if manifest.task == "regression":
         return [document["values"][target.name] for target in manifest.output.targets]
+    if manifest.task == "multilabel":
+        there = [float(label in document["present"]) for label in manifest.output.labels]
+        return [*there, *(document["labels"][label] for label in manifest.output.labels)]
     if manifest.task == "embedding":
         return list(document["embedding"])
     if manifest.task == "detection":
@@ -91,6 +95,8 @@ def row_numbers(row: dict[str, Any], manifest: Manifest) -> list[float]:
         return [row[target.name] for target in manifest.output.targets]
     if manifest.task == "detection":
         return dense(row["detections"], manifest)
+    if manifest.task == "multilabel":
+        return [float(row[f"{kind}_{label}"]) for kind in ("present", "score") for label in manifest.output.labels]
     if manifest.task in NAMED_TASKS:
         return [float(number) for name in output_ports(manifest) for number in np.ravel(row[name])]
     return [row["score"]]

@@ -62,6 +62,15 @@ def predictions() -> dict[str, list[Any]]:
             builders.tensors(),
             Prediction(**head, tensors={"heat": np.ones((2, 3), np.float32), "peak": np.array([0, 1, 1], np.int64)}),
         ),
+        "multilabel": (
+            builders.multilabel(),
+            Prediction(
+                **head,
+                tensors={"labels": np.array([1, 0, 1], np.int64), "scores": _floats(0.97, 0.125, 0.75)},
+                alarm=True,
+                can_alarm=True,
+            ),
+        ),
         "embedding": (
             builders.tensors(task="embedding"),
             Prediction(**head, tensors={"embedding": _floats(0.25, -1.5, 0.1, 0.0, 2.0, 1.0)}),

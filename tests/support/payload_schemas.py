@@ -89,6 +89,10 @@ ANSWERS: dict[str, Schema] = {
             "description": "`data` is base64 of the little-endian numbers, row by row",
         }
     },
+    "multilabel": {
+        "labels": {**by_name(NUMBER), "description": "a score for each label; they need not sum to 1"},
+        "present": {"type": "array", "items": TEXT, "description": "the labels that the model says are there"},
+    },
     "embedding": {"embedding": {"type": "array", "items": NUMBER}},
     "detection": {
         "detections": {

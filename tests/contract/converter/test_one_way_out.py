@@ -11,12 +11,13 @@ import pytest
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import VotingClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVR, OneClassSVM
+from sklearn.tree import DecisionTreeClassifier
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
@@ -46,16 +47,22 @@ def bundle(folder: Path, x: Any) -> Any:
     return run(session_of((folder / "o.onnx").read_bytes()), x.astype(np.float32)[:, None, :])
 
 
-@pytest.mark.parametrize("case", ["a stranger's function", "MLP of several labels", "k-NN of several labels"])
+@pytest.mark.parametrize(
+    "case", ["a stranger's function", "regressors of several labels", "k-NN of several labels", "outputs of words"]
+)
 def test_what_does_not_fit_is_one_sentence(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It names the estimator, what is expected, and what to do."""
     x, y = rows()
     several = np.c_[y, 1 - y, y]
+    words_of = np.where(several, "on", "off")
+    far = KNeighborsClassifier(metric="canberra").fit(x, several)
+    vote = OneVsRestClassifier(LinearRegression()).fit(x, several)
     strange = make_pipeline(FunctionTransformer(np.gradient, kw_args={"axis": 1}), LogisticRegression())
     model, words = {
         "a stranger's function": (strange.fit(x, y), "found gradient with arguments: use one of these"),
-        "MLP of several labels": (MLPClassifier((4,), max_iter=20).fit(x, several), "gives 3 at once (multi-label)"),
-        "k-NN of several labels": (KNeighborsClassifier().fit(x, several), "expected one label a window"),
+        "regressors of several labels": (vote, "found a LinearRegression that has neither predict_proba nor"),
+        "k-NN of several labels": (far, "expected a metric of euclidean, manhattan, chebyshev, found 'canberra'"),
+        "outputs of words": (DecisionTreeClassifier().fit(x, words_of), "found 'off', 'on' for output 0: convert"),
     }[case]
     assert build(model, tmp_path, x) == 1
     said = capsys.readouterr().err
@@ -65,13 +72,16 @@ def test_what_does_not_fit_is_one_sentence(case: str, tmp_path: Path, capsys: py
 
 
 def test_an_xgboost_model_of_several_labels_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its scores are no probabilities of classes that exclude each other."""
+    """Where each leaf holds a value a label; ONNX's trees have them, but XGBoost's file does not say them so."""
     xgboost = pytest.importorskip("xgboost")
     x, y = rows()
-    model = xgboost.XGBClassifier(n_estimators=3, n_jobs=1).fit(x, np.c_[y, 1 - y])
+    how = {"multi_strategy": "multi_output_tree", "tree_method": "hist"}
+    model = xgboost.XGBClassifier(n_estimators=3, n_jobs=1, **how).fit(x, np.c_[y, 1 - y])
     model.save_model(tmp_path / "m.json")
     assert main(["build", str(tmp_path / "m.json"), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
-    assert "gives 2 at once (multi-label)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "found several in tree 0: train it with multi_strategy='one_output_per_tree'" in said
+    assert len(said.strip().splitlines()) == 1
 
 
 PICKED = [slice(0, 2), [True, True, False], slice("a", "b"), ["a", "b"], make_column_selector(pattern="[ab]")]

@@ -1,4 +1,4 @@
-"""Outputs of `predict` for tensors, embeddings and detections: each format gives back what the model answered."""
+"""Outputs of `predict` for tensors, detections and several labels: each format gives back what the model answered."""
 
 import csv
 import json
@@ -83,3 +83,52 @@ def test_truth_is_not_read_for_tensors(tmp_path: Path) -> None:
     bundle, data, _ = made(builders.tensors(task="embedding"), tmp_path)
     with pytest.raises(CommandError, match="--label: a model of the kind embedding is not judged"):
         scored(bundle, data, ".csv", truth=["y"])
+
+
+def test_each_of_several_labels_has_two_columns_in_every_format(tmp_path: Path) -> None:
+    """Whether it is there, and its score, with the bits of the model."""
+    bundle, data, wanted = made(builders.multilabel(labels=("hot", "wet, cold")), tmp_path)
+    names = ["present_hot", "present_wet, cold", "score_hot", "score_wet, cold"]
+    columns = dict(zip(names, [*(wanted["labels"] == 1).T, *wanted["scores"].T], strict=True))
+    assert 0 < wanted["labels"].sum() < wanted["labels"].size
+    with np.load(scored(bundle, data, ".npz")) as archive:
+        assert {name: archive[name].tobytes() for name in archive.files} == {
+            name: column.tobytes() for name, column in columns.items()
+        }
+    table = np.load(scored(bundle, data, ".npy"))
+    assert table["present_hot"].tolist() == columns["present_hot"].tolist()
+    rows = [json.loads(line) for line in scored(bundle, data, ".jsonl").read_text().splitlines()]
+    with scored(bundle, data, ".csv").open(newline="") as file:
+        texts = list(csv.DictReader(file))
+    arrow = parquet.read_table(scored(bundle, data, ".parquet"))
+    assert list(rows[0]) == list(texts[0]) == arrow.column_names == names
+    for name, column in columns.items():
+        for found in (arrow[name].to_pylist(), [row[name] for row in rows], [json.loads(row[name]) for row in texts]):
+            assert np.array(found, column.dtype).tobytes() == column.tobytes()
+
+
+def test_several_labels_are_judged_by_a_column_of_truth_each(tmp_path: Path) -> None:
+    """F1 over all labels together and of each; a window with an empty truth is not judged."""
+    bundle = builders.multilabel(labels=("hot", "wet")).save(tmp_path / "m.onnx")
+    model = Model(open_bundle(bundle))
+    x = np.random.default_rng(1).normal(size=(40, 1, 3)).astype(np.float32)
+    there = model.run(x).arrays()["labels"]
+    truth = there.copy()
+    truth[:4, 0] = 1 - truth[:4, 0]  # four errors of 79 cells that are judged
+    lines = ["temperature,humidity,pressure,a,b"]
+    for row, (hot, wet) in zip(x[:, 0], truth, strict=True):
+        lines.append(",".join([*map(str, row), "true" if hot else "false", str(wet)]))
+    lines[-1] = lines[-1][: lines[-1].rindex(",")] + ","
+    (tmp_path / "d.csv").write_text("\n".join(lines) + "\n")
+    summary = predict(PredictOptions(bundle, [str(tmp_path / "d.csv")], None, truth=("a", "b")))
+    said = summary.evaluation
+    hits = int((there[:39] & truth[:39]).sum())
+    errors = int((there[:39] != truth[:39]).sum())
+    assert errors == 4
+    assert said[:2] == [
+        "evaluation over 39 windows, 1 without a truth",
+        f"F1 over all labels {2 * hits / (2 * hits + errors):.4f}",
+    ]
+    assert said[-1].split()[:4] == ["wet", "1.0000", "1.0000", "1.0000"]
+    with pytest.raises(CommandError, match=r"--label: expected 2 columns \(for hot, wet\), found 1"):
+        scored(bundle, tmp_path / "d.csv", ".csv", truth=("a",))

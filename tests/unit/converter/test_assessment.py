@@ -1,6 +1,7 @@
 """The first sentence of a report, against shares and intervals worked out on paper or by scipy."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +150,32 @@ def test_the_report_begins_with_it(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.index("Not good enough: ") < text.index("<table")
     assert "it never finds &quot;1&quot;" in text
+
+
+def test_of_several_labels_the_worst_one_decides() -> None:
+    """Beside always saying that it is there, or not; a label that is never found is named."""
+    rng = np.random.default_rng(0)
+    right = (rng.random((400, 3)) < [0.5, 0.2, 0.0]).astype(np.int64)
+    often = np.where(rng.random((400, 3)) < [0.02, 0.1, 0.0], 1 - right, right)
+    never = np.stack([right[:, 0], np.zeros(400, np.int64), right[:, 2]], axis=1)
+
+    def said(found: Any, truth: Any = right) -> Assessment:
+        return assess(
+            Judged(
+                task="multilabel", truth=Truth(labels=truth), answer=Answer(labels=found, scores=found * 1.0),
+                form="float32", metric="F1 over all labels", source=0.9, kept=0.9, max_drop=0.01,
+                labels=["hot", "wet", "loud"],
+            )
+        )  # fmt: skip
+
+    good = said(often)
+    share, base = (often[:, 1] == right[:, 1]).mean(), 1 - right[:, 1].mean()
+    assert good.kind == "good"
+    assert f'least of "wet": it is right in {share:.1%} of 400 rows' in good.why
+    assert f"always answering that it is not there is right in {base:.1%}" in good.why
+    assert good.why.endswith('; no row judges "loud"')
+    assert said(never).kind == "bad"
+    assert 'it never finds "wet"' in said(never).why
+    assert said(often[:10], right[:10]).kind == "open"
+    assert said(right * 0, right * 0).kind == "open"
+    assert said(1 - right[:, [0, 0, 0]], right[:, [0, 0, 0]]).kind == "bad"

@@ -43,6 +43,7 @@ OUTPUTS = {
     "anomaly": Output(threshold=2.0),
     "regression": Output(targets=(Target("power", "W"), Target('o"dd {{ näme', "degC"))),
     "detection": Output(labels=("cat", "dog"), detections=3),
+    "multilabel": Output(labels=("hot", "wet", 'lo"ud')),
 }
 
 
@@ -142,6 +143,8 @@ def test_templates_read_what_the_schema_shows(task: str) -> None:
     example = json.loads((SCHEMAS / f"prediction-{task}.json").read_text())["examples"][0]
     if task == "regression":
         example["values"]['o"dd {{ näme'] = 21.5
+    if task == "multilabel":
+        example["labels"]['lo"ud'] = 0.5
     found = components_of(_table(alarm_labels=("worn",)), _manifest(task), "t", "edge_d", None)
     values = {
         name.removeprefix("m__"): environment.from_string(each["value_template"]).render(value_json=example)
@@ -154,6 +157,14 @@ def test_templates_read_what_the_schema_shows(task: str) -> None:
         if task == "regression"
         else {},
         "detection": {"count": "2", "alarm": "ON"},
+        "multilabel": {
+            "present_hot": "ON",
+            "score_hot": "0.97",
+            "present_wet": "OFF",
+            "score_wet": "0.125",
+            **{name: "OFF" if name.startswith("present") else "0.5" for name in values if "ud" in name},
+            "alarm": "ON",
+        },
     }[task]
     assert values == expected
 

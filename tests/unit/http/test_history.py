@@ -85,6 +85,14 @@ def test_regressions_and_anomalies_are_kept_by_their_own_numbers() -> None:
     assert (pump["numbers"]["score"]["last"], pump["anomaly"], pump["alarm"]) == (3.5, True, True)
 
 
+def test_each_label_of_several_has_a_line_of_its_scores() -> None:
+    """The scores of a multi-label model, which stand among its tensors."""
+    history = History(Minute())
+    tensors = {"labels": np.array([1, 0]), "scores": np.array([0.75, 0.25], np.float32)}
+    history.add("alerts", ("hot", "wet"), Prediction(None, 1.0, 1, None, tensors=tensors))
+    assert {name: each["last"] for name, each in only(history)["numbers"].items()} == {"hot": 0.75, "wet": 0.25}
+
+
 def test_a_prediction_without_numbers_counts() -> None:
     """Detections and embeddings have a time, and no lines."""
     history = History(Minute())

@@ -344,3 +344,35 @@ def test_tensors_that_publish_changes_speak_when_a_number_moves() -> None:
         scores = Scores(tensors={"embedding": np.full((1, 6), value, np.float32)})
         said.append(decider.decide(scores, 0, None, float(time)) is not None)
     assert said == [True, False, True, False]
+
+
+def several(*labels: int, score: float = 0.9) -> Scores:
+    """One window of a multi-label model: which labels are there."""
+    there = np.array([[int(place in labels) for place in range(3)]], np.int64)
+    return Scores(tensors={"labels": there, "scores": np.where(there, score, 0.1).astype(np.float32)})
+
+
+def multilabel(**config: Any) -> Decider:
+    """A decider of hot, wet and loud."""
+    manifest = msgspec.convert(builders.multilabel().manifest, Manifest)
+    return Decider(manifest, ModelTable(name="m", bundle="b", source="s", **config))
+
+
+def test_a_multi_label_model_raises_an_alarm_for_each_label_that_is_one() -> None:
+    """The label has to be there, and with a score of at least the threshold."""
+    decider = multilabel(alarm_labels=["wet"], threshold=0.8)
+    verdicts = [(several(0), False), (several(0, 1), True), (several(1, score=0.7), False), (several(), False)]
+    for time, (scores, wanted) in enumerate(verdicts):
+        prediction = decider.decide(scores, 0, None, float(time))
+        assert prediction is not None
+        assert (prediction.alarm, prediction.can_alarm) == (wanted, True)
+
+
+def test_a_multi_label_model_that_publishes_changes_speaks_when_other_labels_are_there() -> None:
+    """Other scores of the same labels are no change."""
+    decider = multilabel(publish="change")
+    said = [
+        decider.decide(scores, 0, None, float(time)) is not None
+        for time, scores in enumerate([several(), several(0), several(0, score=0.7), several(0, 2), several()])
+    ]
+    assert said == [True, True, False, True, True]
