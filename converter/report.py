@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from converter import plots
 from converter.assessment import Judged, assess
-from converter.evaluate import Judgement
+from converter.evaluate import Judgement, Truth
 from converter.layers import Layer, worst_of
 from converter.load.source import Answer
 from converter.named_answers import worth
@@ -171,7 +171,7 @@ def write_page(path: Path, proof: Proof) -> None:
     if proof.plan.task == "classification":
         parts += [_per_class(proof), _confusions(proof), _reliability(proof)]
     elif proof.plan.task == "multilabel":
-        parts.append(_per_label(proof))
+        parts.append(_per_class(proof))
     elif proof.plan.task == "regression":
         parts.append(_values(proof))
     elif proof.plan.task == "anomaly":
@@ -320,38 +320,29 @@ def _shown(proof: Proof) -> list[tuple[int, str, Answer]]:
 
 
 def _per_class(proof: Proof) -> str:
-    right = _right(proof)
-    head = ["class", "rows"]
+    """Of each class, or of each label that may be there beside others: how often it is found, and rightly said."""
+    word = "label" if proof.plan.task == "multilabel" else "class"
+    right = _marked(proof, proof.bench.truth if proof.bench.truth.is_known else proof.bench.expected)
+    head = [word, "rows"]
     for _, name, _ in _shown(proof):
         head += [f"{name}: recall", "precision"]
     lines = []
     for index, label in enumerate(proof.plan.labels):
-        cells = [label, str(int((right == index).sum()))]
-        for *_, answer in _shown(proof):
-            said = np.asarray(answer.label) == index
-            hit = said & (right == index)
-            cells += [_share(hit.sum(), (right == index).sum()), _share(hit.sum(), said.sum())]
-        lines.append((cells, False))
-    return f"<h2>Class by class</h2>{_grid(head, lines)}"
-
-
-def _per_label(proof: Proof) -> str:
-    """Of each label that may be there beside others: how often it is there, found, and rightly said to be."""
-    truth = proof.bench.truth.labels
-    right = truth if truth is not None else proof.bench.expected.labels
-    assert right is not None
-    head = ["label", "rows"]
-    for _, name, _ in _shown(proof):
-        head += [f"{name}: recall", "precision"]
-    lines = []
-    for index, label in enumerate(proof.plan.labels):
-        there = right[:, index] == 1
+        there = right[:, index]
         cells = [label, str(int(there.sum()))]
         for *_, answer in _shown(proof):
-            said = np.asarray(answer.labels)[:, index] == 1
+            said = _marked(proof, answer)[:, index]
             cells += [_share((said & there).sum(), there.sum()), _share((said & there).sum(), said.sum())]
-        lines.append(_line(cells))
-    return f"<h2>Label by label</h2>{_grid(head, lines)}"
+        lines.append((cells, False))
+    return f"<h2>{word.capitalize()} by {word}</h2>{_grid(head, lines)}"
+
+
+def _marked(proof: Proof, said: Answer | Truth) -> NDArray[np.bool_]:
+    """For each row and each label, whether the label is there."""
+    if said.labels is not None:
+        return np.asarray(said.labels == 1)
+    assert said.label is not None
+    return np.asarray(said.label[:, None] == np.arange(len(proof.plan.labels)))
 
 
 def _share(part: Any, whole: Any) -> str:
