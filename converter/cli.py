@@ -6,7 +6,6 @@ for; whatever a user can cause ends in one readable message on stderr, never in 
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TextIO
 
 from edge_runtime import __version__
 from edge_runtime.errors import EXIT_FAILED, EXIT_USAGE, EdgeError
+from edge_runtime.standard_streams import guarded
 
 COMMANDS = {
     "build": "turn a trained model into a bundle, and prove it",
@@ -38,8 +38,11 @@ def main(argv: Sequence[str] | None = None, errors: TextIO | None = None) -> int
     Returns:
         the exit code.
     """
+    return guarded(lambda: _command(argv, errors or sys.stderr), gone=EXIT_FAILED)
+
+
+def _command(argv: Sequence[str] | None, errors: TextIO) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    errors = errors or sys.stderr
     parser = argparse.ArgumentParser(
         prog="edge-convert",
         description="Trained models become small, proven, self-describing ONNX bundles for edge devices.",
@@ -73,9 +76,6 @@ def main(argv: Sequence[str] | None = None, errors: TextIO | None = None) -> int
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=errors)
         return _INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
     except MemoryError:
         print("out of memory: use fewer rows of data or a machine with more", file=errors)
         return EXIT_FAILED

@@ -4,12 +4,12 @@ Only the command that was asked for is imported, so that the daemon starts quick
 """
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 
 from edge_runtime import __version__
 from edge_runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgeError
+from edge_runtime.standard_streams import guarded
 
 COMMANDS = {
     "run": "serve a device until it is stopped",
@@ -38,6 +38,10 @@ _EPILOG = "exit codes: 0 done, 1 failed, 2 wrong usage, 78 the configuration is 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _command(words), gone=EXIT_OK)  # `| head` has seen enough
+
+
+def _command(words: list[str]) -> int:
     if _is_plain_run(words):
         return _obey(lambda: importlib.import_module("edge_runtime.commands.run").serve(words[1]))
     return _parse(words)
@@ -80,9 +84,6 @@ def _obey(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough
-        return EXIT_OK
 
 
 if __name__ == "__main__":
