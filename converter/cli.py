@@ -13,7 +13,7 @@ from typing import TextIO
 
 from edge_runtime import __version__
 from edge_runtime.errors import EXIT_FAILED, EXIT_USAGE, EdgeError
-from edge_runtime.standard_streams import guarded
+from edge_runtime.system.standard_streams import guarded
 
 COMMANDS = {
     "build": "turn a trained model into a bundle, and prove it",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from edge_runtime import __version__
 from edge_runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgeError
-from edge_runtime.standard_streams import guarded
+from edge_runtime.system.standard_streams import guarded
 
 COMMANDS = {
     "run": "serve a device until it is stopped",

@@ -1,7 +1,6 @@
 """`edge-runtime doctor [DEVICE.toml]`: what keeps the daemon from working here, and what to do."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -21,9 +20,10 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.bringup.diagnosis import diagnose  # noqa: PLC0415 - brings onnxruntime's bundles
     from edge_runtime.errors import EXIT_FAILED, EXIT_OK  # noqa: PLC0415
     from edge_runtime.system.log import setup  # noqa: PLC0415
+    from edge_runtime.system.standard_streams import wants_colour  # noqa: PLC0415
 
     setup("critical")  # what would be logged is found below
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    colour = wants_colour(sys.stdout)
     found = []
     for each in diagnose(args.device):
         found.append(each)

@@ -21,6 +21,7 @@ from edge_runtime.fleet.listing import SERVING, Unwanted, details, in_service, r
 from edge_runtime.fleet.mqtt_transport import BundleSender
 from edge_runtime.fleet.overview import OverviewRow
 from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
+from edge_runtime.fleet.table import size_in_words
 from edge_runtime.store.ota_parts import ROLLBACK_NAMESPACE
 
 AFTER_S = 15.0  # for the daemon to take a new bundle up; it looks every second
@@ -47,7 +48,7 @@ class MqttTransport:
         before = serving(_ask(target).listing(), files.name)
         if before is not None and before["digest"] == files.digest and not options.stays_inactive:
             return Outcome(target.name, "unchanged", f"{words(before)} already", details=details(before, before))
-        watcher.step(target.name, f"sending {files.path.stat().st_size} bytes over MQTT")
+        watcher.step(target.name, f"sending {size_in_words(files.path.stat().st_size)} over MQTT")
         mode = "shadow" if options.shadow else "stage" if options.stage else "active"
         progress = partial(watcher.bytes, target.name)
         done = BundleSender(login(target), target.name).send(files.path, progress, mode=mode)

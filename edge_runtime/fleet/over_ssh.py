@@ -29,6 +29,7 @@ from edge_runtime.fleet.listing import (
 from edge_runtime.fleet.overview import MARK, QUESTION, OverviewRow, fill_from_answer
 from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
 from edge_runtime.fleet.ssh import RemoteResult, as_account, as_root, run, script
+from edge_runtime.fleet.table import size_in_words
 from edge_runtime.fleet.transfer import send
 
 INSTALL_SECONDS = 300.0  # the self-test on the device has 120 of its own, and a Zero 2 W loads slowly
@@ -58,7 +59,7 @@ class SshTransport:
         if before is not None and before["digest"] == files.digest and not options.stays_inactive:
             return Outcome(target.name, "unchanged", f"{words(before)} already", details=details(before, before))
         folder, own = str(PurePosixPath(target.store).parent / "incoming" / files.digest), secrets.token_hex(4)
-        watcher.step(target.name, f"sending {files.path.stat().st_size} bytes")
+        watcher.step(target.name, f"sending {size_in_words(files.path.stat().st_size)}")
         for path in (files.path, *files.beside):
             # A signature is too small to be worth a bar.
             progress = partial(watcher.bytes, target.name) if path == files.path else _no_progress

@@ -10,6 +10,7 @@ from typing import IO, Any
 from edge_runtime.fleet.rollout import Outcome, Watcher
 
 MOST_LINES = 20  # devices that are shown one by one
+_NAME, _BAR, _STEP = 20, 14, 28  # columns; with a percentage, the time and spaces they are 79
 
 
 class Silent:
@@ -108,7 +109,7 @@ class Totals(Silent):
 
 
 class Bars(Silent):
-    """A bar for every device at work."""
+    """A bar for every device at work, a line each at 80 columns: long names and steps are cut off, not wrapped."""
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
@@ -163,14 +164,15 @@ def shown(*, quiet: bool, total: int = 1, stream: IO[str] | None = None) -> Iter
 
 def _bars(stream: IO[str]) -> Any | None:
     try:
-        console, progress = importlib.import_module("rich.console"), importlib.import_module("rich.progress")
+        rich = {name: importlib.import_module(f"rich.{name}") for name in ("console", "progress", "table")}
     except ImportError:
         return None
+    progress, column = rich["progress"], rich["table"].Column
     return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
+        progress.TextColumn("{task.description}", markup=False, table_column=column(no_wrap=True, max_width=_NAME)),
+        progress.BarColumn(bar_width=_BAR),
         progress.TaskProgressColumn(),
-        progress.TextColumn("{task.fields[step]}"),
+        progress.TextColumn("{task.fields[step]}", markup=False, table_column=column(no_wrap=True, max_width=_STEP)),
         progress.TimeElapsedColumn(),
-        console=console.Console(file=stream),
+        console=rich["console"].Console(file=stream),
     )

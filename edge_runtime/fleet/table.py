@@ -12,6 +12,14 @@ def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def size_in_words(count: int) -> str:
+    """Bytes with a unit, short enough for a cell."""
+    for unit, size in (("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} bytes"
+
+
 def folded(names: Sequence[str], most: int = 12) -> str:
     """Names with a number at their end as ranges: `press-01..40, roof`; of many, the first few.
 

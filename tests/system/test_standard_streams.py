@@ -85,3 +85,12 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(installed: Installed, fo
     """`| head -n 1`: what the reader wanted, and no complaint."""
     done = shell(installed, f"{command} | head -n 1", folder)
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("setting", ["NO_COLOR=1", "TERM=dumb", "NO_COLOR="])
+def test_a_terminal_gets_colours_unless_they_are_unwanted(installed: Installed, folder: Path, setting: str) -> None:
+    """An empty `NO_COLOR` counts as none, as no-color.org has it; the demo's and `try`'s tables are rich's, which obeys."""
+    inside = f"env {setting} edge-runtime doctor"
+    shown = shell(installed, f"TERM=xterm script -qec '{inside}' /dev/null < /dev/null", folder).stdout
+    assert "onnxruntime" in shown
+    assert ("\x1b[3" in shown) == (setting == "NO_COLOR=")

@@ -27,6 +27,17 @@ def test_the_reference_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == generate.reference(PAGE.read_text(encoding="utf-8"))
 
 
+def test_the_reference_of_inventories_is_current() -> None:
+    """`docs/inventory.md` has a row for every key of a `fleet.toml`, each with a sentence."""
+    page = generate.INVENTORY.read_text(encoding="utf-8")
+    listed = list(generate.tables_of_inventory())
+    assert page == generate.reference(page, listed)
+    assert [title for title, _ in listed] == ["[rollout]", "[defaults]", "[broker]", "[[device]]"]
+    assert all(key.text.endswith(".") for _, struct in listed for key in generate.keys(struct).values())
+    with pytest.raises(ValueError, match=r"inventory.md: expected a place for \[rollout\]"):
+        generate.reference("# Inventory\n", listed)
+
+
 def test_every_key_has_a_sentence_and_every_sentence_a_key() -> None:
     """The docstring of a table describes exactly its keys."""
     for _, struct in generate.tables():

@@ -2,6 +2,7 @@
 
 import _thread
 import io
+import re
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from edge_runtime.fleet.errors import AwayError, BusyError, RefusedError
 from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
 from edge_runtime.fleet.progress import Lines, Silent, shown
 from edge_runtime.fleet.rollout import FailureLimit, Outcome, Result, Runner, Watcher, exit_code, roll_out, waves
-from edge_runtime.fleet.table import duration, folded, render
+from edge_runtime.fleet.table import duration, folded, render, size_in_words
 
 
 def targets(*names: str) -> list[FleetDevice]:
@@ -194,12 +195,13 @@ def test_bars_show_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
         def stop_task(self, task: str) -> None:
             calls.append((task, "stop"))
 
-    column = lambda *_: None  # noqa: E731
+    column = lambda *_, **__: None  # noqa: E731
     rich = SimpleNamespace(
         Progress=Progress, TextColumn=column, BarColumn=column, TaskProgressColumn=column, TimeElapsedColumn=column
     )
     monkeypatch.setitem(__import__("sys").modules, "rich.progress", rich)
     monkeypatch.setitem(__import__("sys").modules, "rich.console", SimpleNamespace(Console=lambda file: file))
+    monkeypatch.setitem(__import__("sys").modules, "rich.table", SimpleNamespace(Column=column))
     with shown(quiet=False, stream=Terminal()) as watcher:
         watcher.begin("a")
         watcher.step("a", "sending")
@@ -210,6 +212,31 @@ def test_bars_show_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
         ("a", {"step": "sending"}), ("a", {"completed": 1, "total": 2}), ("a", {"completed": 1, "total": 1}),
         ("a", {"step": "done"}), ("a", "stop"), ("print", "over"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_bar_is_one_line_however_long_its_words_are(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns: a long name, a long step and the time are on the line of their device, cut off where they must be."""
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    names = ["press-07", "gateway-of-the-northern-hall-17"]
+    with shown(quiet=False, stream=stream) as watcher:
+        for name in names:
+            watcher.begin(name)
+            watcher.step(name, "going back from vibration-of-the-large-press 10.11.12 ([probation], since 12:00)")
+            watcher.bytes(name, 1_234_567, 12_345_678)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).rstrip("\n").splitlines()[-2:]
+    assert [line[:8] for line in last] == ["press-07", "gateway-"]
+    assert all("going back from" in line and "10%" in line and line.rstrip()[-2:].isdigit() for line in last), last
+    assert max(map(len, last)) <= columns
+
+
+def test_sizes_are_short() -> None:
+    """Three digits and a unit."""
+    sizes = [999, 1_000, 183_204, 12_345_678, 2_345_000_000]
+    assert [size_in_words(each) for each in sizes] == ["999 bytes", "1 kB", "183 kB", "12.3 MB", "2,345 MB"]
 
 
 def test_a_table_is_as_wide_as_what_it_holds() -> None:

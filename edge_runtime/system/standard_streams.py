@@ -8,6 +8,7 @@ reader that has gone away (`| head`) ends the command quietly.
 import os
 import sys
 from collections.abc import Callable
+from typing import IO
 
 from edge_runtime.errors import EXIT_FAILED
 
@@ -21,6 +22,11 @@ def keep_open() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
+
+
+def wants_colour(stream: IO[str]) -> bool:
+    """A terminal that shows colours, and whose user did not ask for none (`NO_COLOR`, see no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def guarded(command: Callable[[], int], gone: int) -> int:
