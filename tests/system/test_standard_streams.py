@@ -89,7 +89,7 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(installed: Installed, fo
 
 @pytest.mark.parametrize("setting", ["NO_COLOR=1", "TERM=dumb", "NO_COLOR="])
 def test_a_terminal_gets_colours_unless_they_are_unwanted(installed: Installed, folder: Path, setting: str) -> None:
-    """An empty `NO_COLOR` counts as none, as no-color.org has it; the demo's and `try`'s tables are rich's, which obeys."""
+    """An empty `NO_COLOR` counts as none, as no-color.org has it; tables of rich obey by themselves."""
     inside = f"env {setting} edge-runtime doctor"
     shown = shell(installed, f"TERM=xterm script -qec '{inside}' /dev/null < /dev/null", folder).stdout
     assert "onnxruntime" in shown

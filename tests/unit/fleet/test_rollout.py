@@ -216,7 +216,7 @@ def test_bars_show_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_bar_is_one_line_however_long_its_words_are(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At 80 columns: a long name, a long step and the time are on the line of their device, cut off where they must be."""
+    """A long name, a long step and the time are on the line of their device, cut off where they must be."""
     pytest.importorskip("rich")
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("NO_COLOR", "1")
