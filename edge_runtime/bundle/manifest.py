@@ -105,8 +105,31 @@ class Output(_Part, frozen=True):
     detections: int | None = None
 
 
+class DriftLimits(_Part, frozen=True):
+    """How the means of blocks of one channel varied in the recordings, and beyond which values drift is an alarm.
+
+    `mean` is that of the channel, `sd` that of the means of blocks; `step` and `step_sd` are the same of the logarithm
+    of the mean step from one reading to the next. `slack` and `limit` belong to the CUSUM of the offset, in `sd`;
+    `step_slack` and `step_limit` to that of the step, `psi` to the population stability index.
+    """
+
+    mean: float
+    sd: float
+    step: float
+    step_sd: float
+    slack: float
+    limit: float
+    step_slack: float
+    step_limit: float
+    psi: float
+
+
 class ChannelReference(_Part, frozen=True):
-    """The training distribution of one channel: quantile `edges` of bins that hold `counts` readings each."""
+    """The training distribution of one channel: quantile `edges` of bins that hold `counts` readings each.
+
+    `missing` is the share of readings without the channel, `run` the most equal values one after another, and `limits`
+    are there where the recordings were long enough to calibrate alarms.
+    """
 
     name: str
     mean: float
@@ -115,6 +138,25 @@ class ChannelReference(_Part, frozen=True):
     max: float
     edges: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
+    missing: float = 0.0
+    run: int | None = None
+    limits: DriftLimits | None = None
+
+
+class DriftReference(_Part, frozen=True):
+    """What a device watches drift by.
+
+    `block` is the number of readings that are judged together, `score_block` that of windows, `rate_hz` the rate of the
+    recordings. `false_alarms_per_month` was asked for; of the blocks that calibration did not see, `checked` is the
+    number and `alarms` how often an alarm began in them.
+    """
+
+    block: int
+    score_block: int
+    rate_hz: float | None = None
+    false_alarms_per_month: float = 1.0
+    checked: int = 0
+    alarms: int = 0
 
 
 class State(_Part, frozen=True):
@@ -182,6 +224,8 @@ class Manifest(_Part, frozen=True, kw_only=True):
     output: Output
     format: int = FORMAT
     reference: tuple[ChannelReference, ...] = ()
+    score_reference: tuple[ChannelReference, ...] = ()
+    drift: DriftReference | None = None
     quantization: dict[str, Any] = {}
     state: tuple[State, ...] = ()
     selftest: SelfTest | None = None

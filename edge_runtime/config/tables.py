@@ -207,6 +207,9 @@ class ModelTable(Table, frozen=True, kw_only=True):
             window. Then the broker must allow as many unacknowledged readings as the open windows of all keys hold.
         run: `loop` runs the model in the event loop, `worker` in a thread of its own, `auto` measures and decides.
         keep_optimised: As in `[store]`, for this model alone; the value of `[store]` when left out.
+        drift: Whether readings and answers are compared with the training data, on `edge/{device}/drift/MODEL`: `auto`
+            does so where the bundle has a reference; `watch` does so for a bundle without one too, which shows what is
+            stuck, missing or out of range; `off` does not.
     """
 
     name: Name
@@ -230,6 +233,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
     acknowledge: Literal["entry", "window"] = "entry"
     run: Literal["auto", "loop", "worker"] = "auto"
     keep_optimised: KeepOptimised | None = None
+    drift: Literal["auto", "watch", "off"] = "auto"
 
 
 class UpstreamTable(BrokerTable, frozen=True, kw_only=True):

@@ -117,6 +117,7 @@ class Assembly:
                 on_ask=self._asked,
                 keys=lambda: {each.config.name: (key for key, _ in each.windows.open()) for each in self.pipelines},
                 tell_again=self._tell_again,
+                clock=clock,
             )
         )
         self._attach_upstream()
@@ -332,6 +333,7 @@ class Assembly:
         self._extras.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
         for pipeline in self.pipelines:
             pipeline.taps = self._extras.taps(pipeline)
+        self._extras.watch_drift(self.feeds, self.config, self.upstream_connection)
         self._links.start()
         http = self._extras.http
         if not all(feed.is_started for feed in self.feeds):
@@ -423,6 +425,7 @@ class Assembly:
         pipeline.swap(candidate, self._payload(pipeline.config, model))
         self._extras.tend_copy(pipeline, self.config)
         self._extras.exchanged(pipeline.config, model)
+        self._extras.watch_drift(self.feeds, self.config, self.upstream_connection)
         return True
 
     # --- what the parts report --------------------------------------------------------------------------------------

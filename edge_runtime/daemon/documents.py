@@ -135,6 +135,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
                 "keys": len(pipeline.windows),
                 "gaps": pipeline.windows.gaps,
                 **_rate(pipeline),
+                **({} if pipeline.drift is None else {"drift": pipeline.drift.summary()}),
                 "latency_ms": pipeline.latencies.quantiles_ms(),
                 **_counts(pipeline.counters),
             }

@@ -13,24 +13,29 @@ import msgspec
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import CaptureTable, Config, HttpTable, ModelTable
+from edge_runtime.daemon.feed import Feed
 from edge_runtime.daemon.plan import PlannedModel, capture_folder, open_store
 from edge_runtime.delivery.device_topics import own_topics
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import AnswerTap, Pipeline
-from edge_runtime.stream.worker import TriedModel
+from edge_runtime.stream.worker import LoadedBundle, TriedModel
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
     from edge_runtime.capture.captures import Captures
     from edge_runtime.delivery.home_assistant import HomeAssistant
+    from edge_runtime.drift.publishing import DriftReports
     from edge_runtime.http.in_daemon import Attached
     from edge_runtime.http.over_mqtt import Requests
     from edge_runtime.store.desired import DesiredState
     from edge_runtime.store.exchange import Exchange
     from edge_runtime.store.ota import Ota
+
+_log = get_logger("daemon")
 
 
 class DaemonContext(msgspec.Struct, frozen=True, eq=False):
@@ -49,6 +54,7 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
         on_ask: called when a fleet command asks for the health document.
         keys: the keys that each model has seen, by its name.
         tell_again: publishes status, models and health again.
+        clock: tells whether the wall clock is set.
     """
 
     start: int
@@ -63,6 +69,7 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     on_ask: Callable[[], None]
     keys: Callable[[], dict[str, Iterable[str | None]]]
     tell_again: Callable[[], None]
+    clock: Clock
 
 
 class Extras:
@@ -78,6 +85,8 @@ class Extras:
         self.copies: Copies | None = None
         self.home_assistant: HomeAssistant | None = None
         self.capture: Captures | None = None
+        self.drift: DriftReports | None = None
+        self._not_watched: dict[str, LoadedBundle] = {}
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -144,7 +153,8 @@ class Extras:
         """A clean stop; HTTP answers what is in flight for so many seconds, and `close` has to follow."""
         if self.http is not None:
             self.http.drain(within)
-        for part in (self.requests, self.exchange, self.desired, self.ota, self.copies, self.home_assistant):
+        parts = (self.requests, self.exchange, self.desired, self.ota, self.copies, self.home_assistant, self.drift)
+        for part in parts:
             if part is not None:
                 part.end()
 
@@ -173,7 +183,7 @@ class Extras:
 
     def link_changed(self) -> None:
         """The link upstream came up or went down."""
-        for part in (self.ota, self.desired, self.home_assistant):
+        for part in (self.ota, self.desired, self.home_assistant, self.drift):
             if part is not None:
                 part.link_changed()
 
@@ -188,6 +198,42 @@ class Extras:
         """Watch the store for it no more."""
         if self.exchange is not None:
             self.exchange.forget(pipeline)
+
+    def watch_drift(self, feeds: Sequence[Feed], config: Config, upstream: AnyConnection) -> None:
+        """Compare what each model gets and answers with the reference of its bundle, where there is one."""
+        watched = {pipeline.config.name for feed in feeds for pipeline in feed.pipelines if self._watches(pipeline)}
+        if watched and self.drift is None:
+            from edge_runtime.drift.publishing import DriftReports  # noqa: PLC0415 - only where there is a reference
+
+            self.drift = DriftReports(self._context.loop, self._context.clock)
+            self.drift.listeners.append(self._keep_drifted)
+        if self.drift is None:
+            return
+        self.drift.attach(upstream, own_topics(config.device.id, config.upstream), config.device.health_interval)
+        self.drift.keep(watched)
+        for feed in feeds:
+            for pipeline in feed.pipelines:
+                if pipeline.config.name in watched:
+                    self.drift.follow(pipeline, is_recorded=feed.planned.config.is_recorded)
+
+    def _keep_drifted(self, model: str, key: str | None, state: str) -> None:
+        """What comes in while drift is an alarm is worth a label."""
+        if state == "alarm" and self.capture is not None:
+            self.capture.note_alarm(model, key)
+
+    def _watches(self, pipeline: Pipeline) -> bool:
+        """Whether drift of a model is watched; logged once for each bundle where it is for want of a reference."""
+        manifest, asked = pipeline.model.manifest, pipeline.config.drift
+        if asked == "watch" or (asked == "auto" and (manifest.reference or manifest.score_reference)):
+            return True
+        pipeline.drift = None
+        if asked == "auto" and pipeline.loaded is not self._not_watched.get(pipeline.config.name):
+            self._not_watched[pipeline.config.name] = pipeline.loaded
+            _log.info(
+                "drift is not watched: the bundle has no reference of its training data: convert it with --data",
+                extra=fields(model=pipeline.config.name),
+            )
+        return False
 
     def taps(self, pipeline: Pipeline) -> tuple[AnswerTap, ...]:
         """The parts that see every answer of a pipeline."""
@@ -221,10 +267,15 @@ class Extras:
             device=device,
             start=self._context.start,
             loop=self._context.loop,
-            health=self._context.health,
+            health=self._health_and_drift,
             counters=self._context.counters["http"],
             on_change=self._context.on_state,
         )
+
+    def _health_and_drift(self) -> dict[str, Any]:
+        """For page and metrics, which show every channel."""
+        health = self._context.health()
+        return health if self.drift is None else {**health, "drift": self.drift.documents()}
 
     def _make_requests(self, device: str, upstream: AnyConnection) -> "Requests":
         from edge_runtime.http.over_mqtt import Requests  # noqa: PLC0415 - only where it is configured

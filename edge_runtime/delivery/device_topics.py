@@ -1,4 +1,4 @@
-"""The device's own topics: `status`, `models`, `health`, and the reports of shadows.
+"""The device's own topics: `status`, `models`, `health`, and where reports on single models are.
 
 Predictions go through the outbox.
 
@@ -34,15 +34,25 @@ class OwnTopics(msgspec.Struct, frozen=True):
         status: of `online` and `offline`.
         models: of the list of models.
         health: of the health document.
-        shadow: what the topics of reports of shadows begin with.
+        below: what the topics of reports on single models begin with, such as `edge/DEVICE`.
         retain: the broker is to retain status and models.
     """
 
     status: str
     models: str
     health: str
-    shadow: str
+    below: str
     retain: bool
+
+    @property
+    def shadow(self) -> str:
+        """What the topics of reports of shadows begin with."""
+        return self.below and f"{self.below}/shadow"
+
+    @property
+    def drift(self) -> str:
+        """What the topics of reports of drift begin with."""
+        return self.below and f"{self.below}/drift"
 
     @property
     def will(self) -> Will | None:
@@ -57,8 +67,8 @@ def own_topics(device: str, upstream: UpstreamTable) -> OwnTopics:
         for each in (upstream.status_topic, upstream.models_topic, upstream.health_topic)
     )
     own = f"edge/{device}"
-    shadow = f"{own if health == f'{own}/health' else health}/shadow" if health else ""
-    return OwnTopics(status, models, health, shadow, upstream.retain)
+    below = own if health == f"{own}/health" else health
+    return OwnTopics(status, models, health, below, upstream.retain)
 
 
 class Upstream:

@@ -89,6 +89,7 @@ def render(
         [({"source": name}, float(source["open"])) for name, source in health.get("sources", {}).items()],
     )
     _add_links(page, health)
+    _add_drift(page, health.get("drift", {}))
     for name, key, text in _REASONS:
         counts = health.get(key, {})
         page.add(name, "counter", text, [({"reason": reason}, count) for reason, count in counts.items()])
@@ -125,6 +126,31 @@ def _add_requests(page: _Page, models: Mapping[str, ModelStats], waiting: Mappin
     )
 
 
+def _add_drift(page: _Page, drift: Mapping[str, Any]) -> None:
+    """How far readings and answers are from the training."""
+    states = {"ok": 0, "watch": 1, "alarm": 2}
+    page.add(
+        "edge_drift_state",
+        "gauge",
+        "Whether readings and answers look like the training: 0 ok, 1 watch, 2 alarm.",
+        [({"model": name}, states[each["state"]]) for name, each in drift.items()],
+    )
+    channels = [
+        ({"model": name, "channel": channel}, found)
+        for name, each in drift.items()
+        for channel, found in each["channels"].items()
+    ]
+    page.add(
+        "edge_drift_channel_state",
+        "gauge",
+        "The same of one channel, of the key that is worst off.",
+        [(labels, states[found["state"]]) for labels, found in channels],
+    )
+    for name, text, key in _DRIFT:
+        known = [(labels, found[key]) for labels, found in channels if found[key] is not None]
+        page.add(name, "gauge", text, known)
+
+
 def _add_links(page: _Page, health: Mapping[str, Any]) -> None:
     """Which brokers have accepted the device, and which one predictions go to."""
     page.add(
@@ -153,6 +179,12 @@ _TOTALS = (
 _MODEL_TOTALS = (
     ("edge_http_model_rows_total", "Windows that requests had scored.", "rows"),
     ("edge_http_model_calls_total", "Calls of the model for requests.", "calls"),
+)
+_DRIFT = (
+    ("edge_drift_psi", "Population stability index of a channel against the training.", "psi"),
+    ("edge_drift_offset_sd", "Offset of a channel, in standard deviations of the training.", "offset_sd"),
+    ("edge_drift_missing_ratio", "Share of readings without the channel.", "missing"),
+    ("edge_drift_out_of_range_ratio", "Share of values out of the range of the channel.", "out_of_range"),
 )
 _REASONS = (
     ("edge_rejected_total", "rejected", "Readings out of the contract, by reason."),

@@ -7,7 +7,8 @@ that is slower than a few milliseconds runs in one worker thread, in order, with
 """
 
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -55,6 +56,22 @@ class AnswerTap(Protocol):
         """
 
 
+class DriftListener(Protocol):
+    """Sees every reading before any is refused, and every answer. It never blocks."""
+
+    def take(self, values: Floats, keys: list[str | None], times: list[float] | None, arrived: float) -> None:
+        """Readings of one wake-up, with their own times where they brought some."""
+
+    def take_scores(self, scores: Scores, keys: list[str | None]) -> None:
+        """The answers to some windows."""
+
+    def forget(self, keys: list[str | None]) -> None:
+        """Keys that are gone."""
+
+    def summary(self) -> dict[str, Any]:
+        """What the health document shows."""
+
+
 class Pipeline:
     """A model at work.
 
@@ -73,6 +90,7 @@ class Pipeline:
 
     Attributes:
         taps: see every answer, after it was given to the outbox.
+        drift: sees every reading and every answer of the present bundle; None where drift is not watched.
     """
 
     def __init__(
@@ -105,6 +123,7 @@ class Pipeline:
         self.last_prediction = 0.0  # by the wall clock; 0 before the first
         self.listener: ShadowListener | None = None
         self.taps: tuple[AnswerTap, ...] = ()
+        self.drift: DriftListener | None = None
         self._watches_drift = False
         self.holding: Holding | None = None
         self._install(model, payload)
@@ -140,6 +159,7 @@ class Pipeline:
         Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
         window, else they begin anew.
         """
+        self.drift = None  # it compares with the reference of the bundle before
         self._install(candidate.model, payload)
         if candidate.slow:
             self._need_worker()
@@ -251,6 +271,8 @@ class Pipeline:
         if self._repairs and self._columns is None:
             values = values.copy()  # repairs for this model must not reach the other models
         keys, times, rows = batch.keys, batch.times, None
+        if self.drift is not None:
+            self._watch(self.drift.take, values, keys, times if batch.own_times else None, batch.arrived)
         if self._contract is not None:
             moments = times if batch.own_times or not self._repairs else [self._loop.time()] * len(keys)
             good = self._contract.check(values, keys, moments)
@@ -320,6 +342,8 @@ class Pipeline:
         """Keys that have no window any more are remembered nowhere."""
         if gone:
             self.decider.forget(gone)
+            if self.drift is not None:
+                self.drift.forget(gone)
             if self.holding is not None:
                 self.holding.forget(gone)
             for key in gone:
@@ -378,6 +402,8 @@ class Pipeline:
         call.loaded.latencies.add(time.perf_counter() - call.arrived)
         if call.loaded.sample is not None:
             call.loaded.sample.add(scores)
+        if self.drift is not None and call.loaded is self._loaded:
+            self._watch(self.drift.take_scores, scores, call.keys)
         if self.listener is not None and call.took and call.loaded is self._loaded:
             self.listener.offer(call.windows, call.keys, scores, call.took)
 
@@ -414,6 +440,15 @@ class Pipeline:
                 self.counters.errors["tap_failed"] += 1
                 if self.counters.errors["tap_failed"] == 1:
                     _log.exception("an answer could not be looked at", extra=fields(model=self.config.name))
+
+    def _watch(self, take: Callable[..., None], *what: object) -> None:
+        """Have the watch over drift see something; a fault of ours in it costs no reading."""
+        try:
+            take(*what)
+        except Exception:  # noqa: BLE001 - the stage's edge: predictions do not depend on it
+            self.counters.errors["drift_failed"] += 1
+            if self.counters.errors["drift_failed"] == 1:
+                _log.exception("drift could not be watched", extra=fields(model=self.config.name))
 
     def _failed(self, call: ModelCall, error: ModelError) -> None:
         """Find the window that the model cannot take, set it aside, and go on with its neighbours."""

@@ -29,6 +29,7 @@ FLOORS = (
     "recordings",
     "stream",
     "capture",
+    "drift",
     "store",
     "http",
     "batch",

@@ -15,11 +15,12 @@ from edge_runtime.bundle.model import Scores
 from edge_runtime.daemon.documents import Described, health_document, models_document
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
+from edge_runtime.drift.monitor import Monitor
 from edge_runtime.readings import Floats, Prediction
 from edge_runtime.store.agreement import Agreement
 from edge_runtime.store.desired_document import Desired, report
 from edge_runtime.system.counters import Counters
-from tests.support import builders
+from tests.support import builders, drifting
 from tests.support.payload_schemas import FOLDER, write
 from tests.support.stepped import SteppedLoop
 
@@ -33,6 +34,7 @@ def examples() -> dict[str, list[Any]]:
     found["health"] = [health()]
     found["models"] = [models()]
     found["shadow"] = [shadow()]
+    found["drift"] = [drift()]
     found["rollout"] = [rollout()]
     found["ota-want"] = [{"transfer": "a1b2", "offset": 65_536, "bytes": 32_768, "sha256": DIGEST}]
     found["ota-status"] = [
@@ -182,6 +184,18 @@ def shadow() -> Any:
         "last_fault": None,
         **agreement.document(),
     }
+
+
+def drift() -> Any:
+    """Two keys, one of which has a channel that is stuck."""
+    rng = np.random.default_rng(0)
+    monitor = Monitor(drifting.manifest(drifting.readings(rng, 4000), ("temperature", "pressure")), is_recorded=True)
+    readings = drifting.readings(rng, 512)
+    for key in ("press-1", "press-2"):
+        if key == "press-2":
+            readings[:, 0] = 20.5
+        monitor.take(readings, [key] * len(readings), [WHEN + row for row in range(len(readings))], 0.0)
+    return {"model": "m", **monitor.document(), "since": "2026-11-23T21:00:00Z"}
 
 
 def rollout() -> Any:

@@ -102,6 +102,46 @@ ANSWERS: dict[str, Schema] = {
         }
     },
 }
+DRIFT_STATE: Schema = {"enum": ["ok", "watch", "alarm"]}
+DRIFT_HEAD: Schema = {"state": DRIFT_STATE, "why": or_null(TEXT)}
+KEYED: Schema = {"key": {**SOME_TEXT, "description": "the key that is worst off, where there are keys"}}
+DRIFT_COLUMN = members(
+    {
+        **DRIFT_HEAD,
+        "psi": {**or_null(NUMBER), "description": "population stability index of the last blocks against training"},
+        "offset_sd": {**or_null(NUMBER), "description": "of the last blocks, in standard deviations of training"},
+        "missing": {**or_null(SHARE), "description": "of the last block"},
+        "out_of_range": {**or_null(SHARE), "description": "of the last block"},
+        "stuck": BOOLEAN,
+    },
+    KEYED,
+)
+DRIFT = members(
+    {
+        "model": SOME_TEXT,
+        "version": SOME_TEXT,
+        **DRIFT_HEAD,
+        "since": {**TIME, "description": "when `state` became what it is"},
+        "blocks": {**COUNT, "description": "how many were judged since the start of the daemon"},
+        "block": {**or_null(COUNT), "description": "readings that are judged together"},
+        "calibrated": {**BOOLEAN, "description": "the bundle has limits for shape and offset"},
+        "channels": by_name(DRIFT_COLUMN),
+        "scores": members(
+            {**DRIFT_HEAD, "output": or_null(SOME_TEXT), "psi": or_null(NUMBER), "offset_sd": or_null(NUMBER)}, KEYED
+        ),
+        "rate": members({**DRIFT_HEAD, "hz": or_null(NUMBER), "expected_hz": or_null(NUMBER)}, KEYED),
+        "clock": members(
+            {
+                **DRIFT_HEAD,
+                "offset_s": {**or_null(NUMBER), "description": "positive where the readings' clock is behind"},
+            },
+            KEYED,
+        ),
+        "keys": {**by_name(DRIFT_STATE), "description": "those that are not ok, the worst first, at most 32"},
+        "watched": {**COUNT, "description": "streams"},
+        "unwatched": {**COUNT, "description": "streams beyond the first 256"},
+    }
+)
 LAST_REJECTED = by_name(members({"time": TIME, "where": TEXT, "why": TEXT, "sample": TEXT}))
 STAGE: Schema = {"rejected": REASONS, "skipped": REASONS, "dropped": REASONS, "errors": REASONS}
 HEALTH = members(
@@ -149,6 +189,7 @@ HEALTH = members(
                     "rate_hz": or_null(NUMBER),
                     "rate": {"enum": ["unknown", "ok", "off"]},
                     "latency_ms": QUANTILES,
+                    "drift": members({**DRIFT_HEAD, "since": TIME}),
                     **STAGE,
                 },
                 "required": ["version", "keys", "gaps", "rate_hz", "rate", "latency_ms"],
@@ -251,6 +292,7 @@ SCHEMAS: dict[str, tuple[str, str, Schema]] = {
     "health": ("Counters, states and figures of a device", "edge/{device}/health", HEALTH),
     "models": ("The models that a device runs", "edge/{device}/models", MODELS),
     "shadow": ("How far a candidate agrees with the model beside it", "edge/{device}/shadow/{model}", SHADOW),
+    "drift": ("Whether readings and answers still look like the training", "edge/{device}/drift/{model}", DRIFT),
     "rollout": ("How a device stands to its rollout", "edge/{device}/rollout", ROLLOUT),
     "ota-want": ("The next part of a bundle that a device wants", "edge/{device}/ota/want", WANT),
     "ota-status": ("How a transfer or a rollback goes", "edge/{device}/ota/status", OTA_STATUS),

@@ -114,6 +114,11 @@ class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
         """A unit may stand in the table, which is compared with that of the bundle."""
         return False
 
+    @property
+    def is_recorded(self) -> bool:
+        """Its readings were recorded before: their times are not of now, and their arrival says nothing."""
+        return False
+
     def bound(self, config: Config) -> "SourceKindTable":
         """The table as it is run, where it needs others of the file."""
         del config

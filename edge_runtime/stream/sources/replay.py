@@ -76,6 +76,11 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
     times: Literal["recorded", "now"] = "recorded"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
 
+    @property
+    def is_recorded(self) -> bool:
+        """All of it is."""
+        return True
+
     def describe(self) -> str:
         """What, and how fast."""
         what = f"{len(self.files)} files" if self.path is None else self.path

@@ -323,3 +323,64 @@ def test_a_tap_that_fails_costs_no_prediction(tmp_path: Path) -> None:
     assert len(bench.taken.documents) == len(tap.shown) == 2
     assert bench.counters.errors == {"tap_failed": 2}
     assert [receipt.holds for receipt in receipts.all] == [2, 2]
+
+
+class _Watch:
+    """Notes what it is shown."""
+
+    def __init__(self) -> None:
+        self.values: list[list[float]] = []
+        self.answers = 0
+        self.forgotten: list[str | None] = []
+
+    def take(self, values: Any, keys: list[str | None], times: list[float] | None, arrived: float) -> None:
+        """As `DriftListener.take`."""
+        del keys, times, arrived
+        self.values += values.tolist()
+
+    def take_scores(self, scores: Scores, keys: list[str | None]) -> None:
+        """As `DriftListener.take_scores`."""
+        assert scores.scores is not None
+        self.answers += len(keys)
+
+    def forget(self, keys: list[str | None]) -> None:
+        """As `DriftListener.forget`."""
+        self.forgotten += keys
+
+    def summary(self) -> dict[str, Any]:
+        """As `DriftListener.summary`."""
+        return {}
+
+
+def test_drift_sees_readings_before_any_is_refused_or_repaired(tmp_path: Path) -> None:
+    """What is missing and out of range is what it is to count; and of the answers it sees every one."""
+    bench = _Bench(
+        builders.classification(length=1),
+        tmp_path,
+        repair=RepairTable(missing="last"),
+        channels=("humidity", "temperature"),
+    )
+    watch = _Watch()
+    bench.pipeline.drift = watch
+    rows = [[2.0, 1.0], [float("nan"), 1.0], [2.0, 9e9]]
+    bench.pipeline.accept(_batch(rows))
+    np.testing.assert_array_equal(watch.values, np.array([row[::-1] for row in rows], np.float32))
+    assert watch.answers == len(bench.taken.documents) == 2
+    bench.pipeline.config = msgspec.structs.replace(bench.pipeline.config, key_expiry=0.001)
+    bench.pipeline._loop.now += 10.0  # type: ignore[attr-defined]
+    bench.pipeline.expire()
+    assert watch.forgotten == [None]
+
+
+def test_a_watch_that_fails_costs_no_prediction(tmp_path: Path) -> None:
+    """It is counted by reason."""
+
+    class _Broken(_Watch):
+        def take(self, values: Any, keys: list[str | None], times: list[float] | None, arrived: float) -> None:
+            raise ValueError("a fault")
+
+    bench = _Bench(builders.classification(length=1), tmp_path)
+    bench.pipeline.drift = _Broken()
+    bench.pipeline.accept(_batch([[1.0, 2.0]] * 3))
+    assert len(bench.taken.documents) == 3
+    assert bench.counters.errors == {"drift_failed": 1}

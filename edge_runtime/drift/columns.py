@@ -1,0 +1,310 @@
+"""The columns of one stream, judged block by block: stuck, missing, out of range, swapped, or drifted. Pure.
+
+Readings are collected in a small buffer, summed up when it is full, and judged when a block is complete. Of a block of
+more than `MOST_SAMPLED` readings only every so many are looked at.
+
+Guarantee: memory does not grow, about 600 bytes a column. A state rises with the block that shows the reason, and falls
+after `CALM` blocks without it. Weak points: a block is judged when it is complete, so that a stream that ends is not; a
+signal that jumps between two values with an even period can look stuck where only every so many readings are looked at.
+"""
+
+import math
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.drift.baseline import MEMORY, Baseline, Doubles, stability_index
+from edge_runtime.readings import Floats
+
+State = Literal["ok", "watch", "alarm"]
+STATES: tuple[State, ...] = ("ok", "watch", "alarm")
+
+CHUNK = 64  # readings that are summed up at once
+MOST_SAMPLED = 128  # of a block
+CALM = 2  # blocks without a reason, before a state falls
+RELEASE = 0.7  # of what raised a state: below that the reason is gone
+FIRST_BLOCKS = 4  # before the shape is judged
+
+MISSING_ALARM = 0.1  # of the readings, more than in training; half of it to watch
+OUTSIDE_ALARM = 0.05  # the same for values out of the range
+_FAR = 3.0  # standard deviations: no longer the channel itself, where it is asked whether it is another one
+_SAME_SPREAD = 2.0  # a spread larger or smaller than that is another one's
+
+
+class Cause(IntEnum):
+    """Why a column is not `ok`; where several say so equally, the first one is named."""
+
+    MISSING = 0
+    STUCK = 1
+    SWAPPED = 2
+    OUTSIDE = 3
+    OFFSET = 4
+    SHAPE = 5
+    STEP = 6
+
+
+class _Row(IntEnum):
+    """What is remembered of each column."""
+
+    PRESENT = 0  # of the block: values, sums of deviations and their squares, steps, values out of range
+    TOTAL = 1
+    SQUARES = 2
+    STEPS = 3
+    STEP_COUNT = 4
+    OUTSIDE = 5
+    RUN = 6  # equal values up to now
+    LONGEST = 7  # of the block
+    UP = 8  # the CUSUMs
+    DOWN = 9
+    STEP_UP = 10
+    STEP_DOWN = 11
+    LATE_COUNT = 12  # with the weights of late
+    LATE_TOTAL = 13
+    LATE_SQUARES = 14
+    PSI = 15  # the verdict
+    MISSING_SHARE = 16
+    OUTSIDE_SHARE = 17
+    STATE = 18
+    CALM = 19
+    CAUSE = 20
+    OTHER = 21  # the column that it looks like
+
+
+class Columns:
+    """The columns of one stream.
+
+    Args:
+        baseline: what they are compared with.
+
+    Attributes:
+        blocks: how many were judged.
+        rows: what is remembered, by `_Row`.
+    """
+
+    __slots__ = ("_bins", "_buffer", "_every", "_filled", "_room", "_summed", "baseline", "blocks", "rows")
+
+    def __init__(self, baseline: Baseline) -> None:
+        self.baseline = baseline
+        count = len(baseline)
+        self._every = max(1, baseline.block // MOST_SAMPLED)
+        self._filled = 0
+        self._summed = 0
+        self._buffer: Floats = np.full(
+            (1 + min(CHUNK, baseline.block), count), np.nan, np.float32
+        )  # the first: before it
+        self._bins = np.zeros((2, *baseline.edges.shape))  # at or above each edge: in the block, and of late
+        self.rows = np.zeros((len(_Row), count))
+        self.rows[_Row.OTHER] = -1
+        self.blocks = 0
+        self._room = baseline.block
+
+    @property
+    def state(self) -> int:
+        """The worst of any column, as an index into `STATES`."""
+        return int(self.rows[_Row.STATE].max())
+
+    def take(self, values: Floats) -> Iterator[tuple[int, int, bool]]:
+        """Take `[n, columns]` readings in, block by block.
+
+        Yields:
+            of each part its first row, the row behind it, and whether it completed a block, which is judged by then.
+        """
+        start, total = 0, len(values)
+        while start < total:
+            stop = min(total, start + self._room)
+            self._add(values[start:stop])
+            is_whole = self._room == 0
+            if is_whole:
+                self._judge()
+            yield start, stop, is_whole
+            start = stop
+
+    def _add(self, values: Floats) -> None:
+        """Readings of one block."""
+        start = 0
+        if self._every > 1:
+            first = (self._room - self.baseline.block) % self._every
+            self._room -= len(values)
+            values = values[first :: self._every]
+        else:
+            self._room -= len(values)
+        most = len(self._buffer) - 1
+        while start < len(values):
+            count = min(len(values) - start, most - self._filled)
+            self._buffer[1 + self._filled : 1 + self._filled + count] = values[start : start + count]
+            self._filled += count
+            start += count
+            if self._filled == most:
+                self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Add the buffer to the sums of the block."""
+        base, rows, count = self.baseline, self.rows, self._filled
+        values = self._buffer[1 : count + 1]
+        self._bins[0] += (values[:, :, np.newaxis] >= base.edges).sum(axis=0)
+        if (values.min(axis=0) < base.low).any() or (values.max(axis=0) > base.high).any():  # NaN: neither
+            rows[_Row.OUTSIDE] += ((values < base.low) | (values > base.high)).sum(axis=0)
+        deviations = values - base.centre
+        signed = np.diff(self._buffer[: count + 1], axis=0)
+        steps = np.abs(signed)
+        total, way = deviations.sum(axis=0), steps.sum(axis=0, dtype=np.float64)
+        if math.isfinite(total.sum() + way.sum()):
+            rows[_Row.PRESENT] += count
+            rows[_Row.STEP_COUNT] += count
+        else:
+            known, whole = np.isfinite(deviations), np.isfinite(steps)
+            rows[_Row.PRESENT] += known.sum(axis=0)
+            rows[_Row.STEP_COUNT] += whole.sum(axis=0)
+            deviations = np.where(known, deviations, 0.0)
+            total, way = deviations.sum(axis=0), np.where(whole, steps, 0.0).sum(axis=0, dtype=np.float64)
+        rows[_Row.TOTAL] += total
+        rows[_Row.SQUARES] += np.einsum("ij,ij->j", deviations, deviations)
+        rows[_Row.STEPS] += way
+        if base.is_stuck_possible:
+            self._count_equal(signed, count)
+        self._buffer[0] = values[-1]
+        self._summed += count
+        self._filled = 0
+
+    def _count_equal(self, steps: Floats, count: int) -> None:
+        """How long each column has had the same value; one that is missing is not stuck."""
+        rows = self.rows
+        moved = steps != 0.0  # NaN too
+        back = moved[::-1]
+        ever = back.any(axis=0)
+        run = np.where(ever, back.argmax(axis=0) + 1.0, rows[_Row.RUN] + count)
+        rows[_Row.RUN] = run
+        np.maximum(rows[_Row.LONGEST], run, out=rows[_Row.LONGEST])
+
+    def _judge(self) -> None:
+        """The verdict on a whole block; the sums begin anew."""
+        if self._filled:
+            self._sum_up()
+        base, rows, size = self.baseline, self.rows, self._summed
+        self.blocks += 1
+        self._room = base.block
+        present = rows[_Row.PRESENT]
+        enough = present >= size / 2.0
+        counted = np.maximum(present, 1.0)
+        offset = rows[_Row.TOTAL] / counted
+        keep = 1.0 - 1.0 / MEMORY
+        self._bins[1] = keep * self._bins[1] + self._bins[0]
+        rows[_Row.LATE_COUNT : _Row.LATE_SQUARES + 1] *= keep
+        rows[_Row.LATE_COUNT : _Row.LATE_SQUARES + 1] += rows[_Row.PRESENT : _Row.SQUARES + 1]
+        z = np.where(enough, offset / base.sd, 0.0)
+        rows[_Row.UP], rows[_Row.DOWN] = base.offset.step(rows[_Row.UP], rows[_Row.DOWN], z)
+        step = np.log(np.maximum(rows[_Row.STEPS] / np.maximum(rows[_Row.STEP_COUNT], 1.0), base.least_step))
+        z = np.where(rows[_Row.STEP_COUNT] >= size / 2.0, (step - base.step) / base.step_sd, 0.0)
+        rows[_Row.STEP_UP], rows[_Row.STEP_DOWN] = base.stepping.step(rows[_Row.STEP_UP], rows[_Row.STEP_DOWN], z)
+        rows[_Row.PSI] = self._stability()
+        rows[_Row.MISSING_SHARE] = 1.0 - present / size
+        rows[_Row.OUTSIDE_SHARE] = rows[_Row.OUTSIDE] / counted
+        self._conclude(self._severities(enough, offset))
+        rows[_Row.PRESENT : _Row.OUTSIDE + 1] = 0.0
+        rows[_Row.LONGEST] = rows[_Row.RUN]
+        self._bins[0] = 0.0
+        self._summed = 0
+
+    def _stability(self) -> Doubles:
+        """The PSI of late; 0 while there is too little to say."""
+        base = self.baseline
+        if self.blocks < FIRST_BLOCKS or not base.known.any():
+            return np.zeros(len(base))
+        late = base.shares_of(self._bins[1], self.rows[_Row.LATE_COUNT])
+        return stability_index(base.shares, late)
+
+    def _severities(self, enough: NDArray[np.bool_], offset: Doubles) -> Doubles:
+        """How far each column is from `ok` for each cause: 0.5 and more to watch, 1 and more for an alarm."""
+        base, rows = self.baseline, self.rows
+        found = np.zeros((len(Cause), len(base)))
+        found[Cause.MISSING] = (rows[_Row.MISSING_SHARE] - base.missing) / MISSING_ALARM
+        found[Cause.STUCK] = rows[_Row.LONGEST] * self._every / base.stuck_after
+        found[Cause.OUTSIDE] = rows[_Row.OUTSIDE_SHARE] / OUTSIDE_ALARM
+        if len(base) > 1:
+            found[Cause.SWAPPED] = self._swapped(enough, offset)
+        if base.is_calibrated:
+            found[Cause.OFFSET] = _statistical(np.maximum(rows[_Row.UP], rows[_Row.DOWN]) / base.offset.limit)
+            found[Cause.SHAPE] = _statistical(rows[_Row.PSI] / base.psi_limit)
+            found[Cause.STEP] = _statistical(np.maximum(rows[_Row.STEP_UP], rows[_Row.STEP_DOWN]) / base.stepping.limit)
+        return found
+
+    def _swapped(self, enough: NDArray[np.bool_], offset: Doubles) -> Doubles:
+        """1 where a column looks like another one's training and not like its own; which one is noted."""
+        base, rows = self.baseline, self.rows
+        found = np.zeros(len(base))
+        far = enough & (np.abs(offset) > _FAR * base.std)
+        if not far.any():
+            return found
+        mean = base.centre + offset
+        count = np.maximum(rows[_Row.LATE_COUNT], 1.0)
+        late = rows[_Row.LATE_TOTAL] / count
+        spread = np.sqrt(np.maximum(rows[_Row.LATE_SQUARES] / count - late**2, 0.0))
+        like = (mean[:, np.newaxis] >= base.first) & (mean[:, np.newaxis] <= base.last) & far[:, np.newaxis]
+        both = like & like.T
+        whole = (
+            (np.abs((base.centre + late)[:, np.newaxis] - base.centre) < 0.5 * base.std)
+            & (spread[:, np.newaxis] < _SAME_SPREAD * base.std)
+            & (spread[:, np.newaxis] * _SAME_SPREAD > base.std)
+            & (np.abs(late) > _FAR * base.std)[:, np.newaxis]
+        )
+        near = both | (like & whole)
+        np.fill_diagonal(near, val=False)
+        away = np.abs(mean[:, np.newaxis] - base.centre) / base.std
+        other = np.where(near, np.nan_to_num(away, nan=np.inf), np.inf).argmin(axis=1)
+        found[near.any(axis=1)] = 1.0
+        rows[_Row.OTHER] = np.where(found > 0.0, other, rows[_Row.OTHER])
+        return found
+
+    def _conclude(self, severities: Doubles) -> None:
+        """Raise states at once, and let them fall after some calm blocks."""
+        rows = self.rows
+        state = rows[_Row.STATE]
+        watch = np.where(state >= 1.0, 0.5 * RELEASE, 0.5)
+        alarm = np.where(state >= 2.0, RELEASE, 1.0)
+        level = (severities >= watch).astype(np.float64) + (severities >= alarm)
+        worst = level.max(axis=0)
+        calm = np.where(worst < state, rows[_Row.CALM] + 1.0, 0.0)
+        falls = calm >= CALM
+        rows[_Row.CAUSE] = np.where((worst > 0.0) & (worst >= state), level.argmax(axis=0), rows[_Row.CAUSE])
+        rows[_Row.STATE] = np.where((worst >= state) | falls, worst, state)
+        rows[_Row.CALM] = np.where(falls, 0.0, calm)
+
+    # --- what the document shows ------------------------------------------------------------------------------------
+
+    def badness(self, column: int) -> tuple[float, float]:
+        """By which columns of several streams are put in order."""
+        return float(self.rows[_Row.STATE, column]), float(self.rows[_Row.PSI, column])
+
+
+class Figures:
+    """What is known of one column after its last block."""
+
+    def __init__(self, columns: Columns, column: int) -> None:
+        base, rows = columns.baseline, columns.rows[:, column]
+        count = max(float(rows[_Row.LATE_COUNT]), 1.0)
+        judged = columns.blocks > 0
+        late = float(rows[_Row.LATE_TOTAL]) / count
+        self.column = column
+        self.state = int(rows[_Row.STATE])
+        self.cause = Cause(int(rows[_Row.CAUSE])) if self.state else None
+        self.missing = float(rows[_Row.MISSING_SHARE])
+        self.outside = float(rows[_Row.OUTSIDE_SHARE])
+        self.run = int(rows[_Row.LONGEST]) * columns._every  # noqa: SLF001 - of our own kind
+        self.is_stuck = self.state > 0 and self.cause is Cause.STUCK
+        self.other = int(rows[_Row.OTHER])
+        has_spread = judged and bool(np.isfinite(base.std[column])) and rows[_Row.LATE_COUNT] > 0
+        self.offset_sd = late / float(base.std[column]) if has_spread else None
+        spread = float(np.sqrt(max(float(rows[_Row.LATE_SQUARES]) / count - late**2, 0.0)))
+        self.spread = spread / float(base.std[column]) if has_spread else None
+        self.psi = float(rows[_Row.PSI]) if columns.blocks >= FIRST_BLOCKS and bool(base.known[column]) else None
+        self.last = float(columns._buffer[0, column])  # noqa: SLF001
+        self.rises = rows[_Row.UP] >= rows[_Row.DOWN]
+        self.moves_more = rows[_Row.STEP_UP] >= rows[_Row.STEP_DOWN]
+
+
+def _statistical(ratio: Doubles) -> Doubles:
+    """The severity of a statistic by its share of the limit: to watch from three quarters of it on."""
+    return 2.0 * ratio - 1.0

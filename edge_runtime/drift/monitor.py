@@ -1,0 +1,313 @@
+"""One model's input and answers against the reference of its bundle: every stream by itself, and one document. Pure.
+
+Guarantee: bounded memory; of at most `MOST_STREAMS` keys, the first ones, and further ones are counted as `unwatched`.
+Weak point: what is known is forgotten at a stop; the states begin anew with the next start.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.bundle.manifest import ChannelReference, Manifest
+from edge_runtime.bundle.model import Scores
+from edge_runtime.drift.baseline import Baseline
+from edge_runtime.drift.columns import STATES, Columns, Figures, State
+from edge_runtime.drift.pacing import Pacing
+from edge_runtime.drift.words import why, why_clock, why_rate
+from edge_runtime.readings import Floats
+
+MOST_STREAMS = 256
+MOST_SHOWN = 32  # streams in a document that are not ok
+PLAIN_BLOCK = 128  # readings, where a bundle does not say
+
+
+class Stream:
+    """What is watched of one key."""
+
+    __slots__ = ("input", "pacing", "scores", "state")
+
+    def __init__(self, columns: Columns | None, scores: Columns | None, pacing: Pacing) -> None:
+        self.input = columns
+        self.scores = scores
+        self.pacing = pacing
+        self.state = 0
+
+
+class Monitor:
+    """The watch over one model.
+
+    Args:
+        manifest: of its bundle.
+        is_recorded: its readings are replayed: their times are not of now, and their arrival says nothing.
+        wall: seconds since the epoch; None while the clock is not set.
+
+    Attributes:
+        on_change: called with key and state where the state of a stream changed.
+        blocks: how many were judged.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        is_recorded: bool = False,
+        wall: Callable[[], float | None] = time.time,
+    ) -> None:
+        about, channels = manifest.drift, manifest.input.channels
+        self.version = manifest.version
+        by_name = {each.name: each for each in manifest.reference}
+        references = [by_name.get(each.name) for each in channels]
+        block = PLAIN_BLOCK if about is None else about.block
+        self.names = manifest.channel_names
+        self.base = Baseline(references, channels, max(2, block)) if references else None
+        self.score_names = tuple(each.name for each in manifest.score_reference)
+        score_block = PLAIN_BLOCK if about is None else about.score_block
+        scored: Sequence[ChannelReference | None] = manifest.score_reference
+        self.score_base = Baseline(scored, None, max(2, score_block)) if scored else None
+        rate_hz = manifest.input.window.rate_hz or (None if about is None else about.rate_hz)
+        self._interval = None if rate_hz is None else 1.0 / rate_hz
+        self._is_recorded = is_recorded
+        self._wall = wall
+        self._streams: dict[str | None, Stream] = {}
+        self._unwatched: set[str | None] = set()
+        self.on_change: list[Callable[[str | None, State], object]] = []
+        self.blocks = 0
+        self.since = time.time()
+        self._state = 0
+
+    @property
+    def is_calibrated(self) -> bool:
+        """The bundle says beyond which values drift is an alarm."""
+        return any(base is not None and base.is_calibrated for base in (self.base, self.score_base))
+
+    @property
+    def state(self) -> State:
+        """The worst of any stream."""
+        return STATES[self._state]
+
+    def state_of(self, key: str | None) -> State:
+        """That of one stream; `ok` before anything is known of it."""
+        stream = self._streams.get(key)
+        return STATES[0 if stream is None else stream.state]
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+
+    def take(self, values: Floats, keys: list[str | None], times: list[float] | None, arrived: float) -> None:
+        """Readings of one wake-up, before any was refused.
+
+        Args:
+            values: `[n, channels]`; a missing channel is NaN.
+            keys: the stream of each.
+            times: their own, in seconds; None where they brought none.
+            arrived: when, by a monotonic clock.
+        """
+        first, count = keys[0], len(keys)
+        if count == 1 or keys.count(first) == count:
+            self._take(first, values, times, arrived)
+            return
+        for key, rows in _by_key(keys).items():
+            own = None if times is None else [times[row] for row in rows]
+            self._take(key, values[rows], own, arrived)
+
+    def _take(self, key: str | None, values: Floats, times: list[float] | None, arrived: float) -> None:
+        stream = self._streams.get(key) or self._new(key)
+        if stream is None or stream.input is None:
+            return
+        pacing, wall = stream.pacing, None
+        if times is None:
+            pacing.arrive(len(values), arrived)
+        elif not self._is_recorded:
+            wall = self._wall()
+        for start, stop, is_block in stream.input.take(values):
+            if times is not None:
+                pacing.measure(times if stop - start == len(times) else times[start:stop], wall)
+            if is_block:
+                pacing.judge()
+                self._conclude(key, stream)
+
+    def take_scores(self, scores: Scores, keys: list[str | None]) -> None:
+        """The answers to some windows."""
+        base, found = self.score_base, _numbers(scores)
+        if base is None or found is None or found.shape[1] != len(base):
+            return
+        groups = {keys[0]: None} if keys.count(keys[0]) == len(keys) else _by_key(keys)
+        for key, rows in groups.items():
+            stream = self._streams.get(key) or self._new(key)
+            if stream is None or stream.scores is None:
+                continue
+            for _, _, is_block in stream.scores.take(found if rows is None else found[rows]):
+                if is_block:
+                    self._conclude(key, stream)
+
+    def forget(self, keys: list[str | None]) -> None:
+        """Drop keys that are gone."""
+        for key in keys:
+            self._unwatched.discard(key)
+            if self._streams.pop(key, None) is not None:
+                self._settle()
+
+    def _new(self, key: str | None) -> Stream | None:
+        if len(self._streams) >= MOST_STREAMS:
+            if len(self._unwatched) < MOST_STREAMS:
+                self._unwatched.add(key)
+            return None
+        pacing = Pacing(self._interval, by_arrival=not self._is_recorded, has_clock=not self._is_recorded)
+        columns, scores = (None if base is None else Columns(base) for base in (self.base, self.score_base))
+        stream = self._streams[key] = Stream(columns, scores, pacing)
+        return stream
+
+    def _conclude(self, key: str | None, stream: Stream) -> None:
+        """A block of a stream was judged."""
+        self.blocks += 1
+        parts = (each.state for each in (stream.input, stream.scores, stream.pacing) if each is not None)
+        before, stream.state = stream.state, max(parts)
+        if before == stream.state:
+            return
+        self._settle()
+        for listener in self.on_change:
+            listener(key, STATES[stream.state])
+
+    def _settle(self) -> None:
+        state = max((each.state for each in self._streams.values()), default=0)
+        if state != self._state:
+            self._state, self.since = state, time.time()
+
+    # --- what it says -----------------------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, Any]:
+        """The document of `edge/{device}/drift/{model}`; of each column that of the stream that is worst off."""
+        streams = list(self._streams.items())
+        channels = {
+            name: self._column(streams, column, "input", self.base, self.names)
+            for column, name in enumerate(self.names if self.base is not None else ())
+        }
+        outputs = {
+            name: self._column(streams, column, "scores", self.score_base, self.score_names)
+            for column, name in enumerate(self.score_names)
+        }
+        scores = _worst(outputs)
+        rate, clock = self._rate(streams), self._clock(streams)
+        found = [(f"{name}: ", each) for name, each in channels.items()]
+        found += [(f"answer {scores.get('output')}: ", scores), ("", rate), ("", clock)]
+        head, worst = max(found, key=lambda pair: STATES.index(pair[1]["state"]))
+        return {
+            "version": self.version,
+            "state": self.state,
+            "why": None if worst["why"] is None else f"{head}{worst['why']}",
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.since)),
+            "blocks": self.blocks,
+            "block": None if self.base is None else self.base.block,
+            "calibrated": self.is_calibrated,
+            "channels": channels,
+            "scores": scores,
+            "rate": rate,
+            "clock": clock,
+            "keys": _not_ok(streams),
+            "watched": len(streams),
+            "unwatched": len(self._unwatched),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """State and reason alone, for the health document."""
+        document = self.document()
+        return {name: document[name] for name in ("state", "why", "since")}
+
+    def _column(
+        self,
+        streams: list[tuple[str | None, Stream]],
+        column: int,
+        part: str,
+        base: Baseline | None,
+        names: tuple[str, ...],
+    ) -> dict[str, Any]:
+        assert base is not None
+        found: list[tuple[str | None, Columns]] = [
+            (key, columns)
+            for key, stream in streams
+            if (columns := getattr(stream, part)) is not None and columns.blocks
+        ]
+        if not found:
+            return dict(_NOTHING)
+        key, worst = max(found, key=lambda pair: pair[1].badness(column))
+        figures = Figures(worst, column)
+        document: dict[str, Any] = {
+            "state": STATES[figures.state],
+            "why": why(figures, base, names),
+            "psi": _short(figures.psi),
+            "offset_sd": _short(figures.offset_sd),
+            "missing": _short(figures.missing),
+            "out_of_range": _short(figures.outside),
+            "stuck": figures.is_stuck,
+        }
+        return document if key is None else {**document, "key": key}
+
+    def _rate(self, streams: list[tuple[str | None, Stream]]) -> dict[str, Any]:
+        known = [(key, each.pacing) for key, each in streams if each.pacing.found is not None]
+        if not known or self._interval is None:
+            expected = None if self._interval is None else _short(1.0 / self._interval)
+            return {"state": "ok", "why": None, "hz": None, "expected_hz": expected}
+        key, pacing = max(known, key=lambda pair: pair[1].rate.state)
+        assert pacing.found is not None
+        document: dict[str, Any] = {
+            "state": STATES[pacing.rate.state],
+            "why": why_rate(pacing.found, self._interval) if pacing.rate.state else None,
+            "hz": _short(1.0 / pacing.found),
+            "expected_hz": _short(1.0 / self._interval),
+        }
+        return document if key is None else {**document, "key": key}
+
+    def _clock(self, streams: list[tuple[str | None, Stream]]) -> dict[str, Any]:
+        known = [(key, each.pacing) for key, each in streams if each.pacing.offset is not None]
+        if not known:
+            return {"state": "ok", "why": None, "offset_s": None}
+        key, pacing = max(known, key=lambda pair: (pair[1].clock.state, abs(pair[1].offset or 0.0)))
+        assert pacing.offset is not None
+        document: dict[str, Any] = {
+            "state": STATES[pacing.clock.state],
+            "why": why_clock(pacing.offset) if pacing.clock.state else None,
+            "offset_s": _short(pacing.offset),
+        }
+        return document if key is None else {**document, "key": key}
+
+
+_NOTHING = {
+    "state": "ok", "why": None, "psi": None, "offset_sd": None, "missing": None, "out_of_range": None, "stuck": False,
+}  # fmt: skip
+
+
+def _worst(outputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The answer that is worst off, with its name."""
+    if not outputs:
+        return {"state": "ok", "why": None, "output": None, "psi": None, "offset_sd": None}
+    name, worst = max(outputs.items(), key=lambda pair: (STATES.index(pair[1]["state"]), pair[1]["psi"] or 0.0))
+    shown = ("state", "why", "psi", "offset_sd", "key")
+    return {"output": name, **{member: value for member, value in worst.items() if member in shown}}
+
+
+def _not_ok(streams: list[tuple[str | None, Stream]]) -> dict[str, State]:
+    """The keys that are not ok, the worst first."""
+    found = sorted(((each.state, key) for key, each in streams if key is not None and each.state), reverse=True)
+    return {key: STATES[state] for state, key in found[:MOST_SHOWN]}
+
+
+def _by_key(keys: list[str | None]) -> dict[str | None, list[int]]:
+    groups: dict[str | None, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def _numbers(scores: Scores) -> Floats | None:
+    """The answers as `[n, numbers]`; None for tensors."""
+    if scores.is_named:
+        return None
+    found = scores.scores if scores.scores is not None else scores.value
+    if found is None:
+        found = scores.score
+    return None if found is None else found if found.ndim == 2 else found[:, np.newaxis]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,169 @@
+"""What is known of drift -> `edge/{device}/drift/{model}`: retained JSON, and a line of the log where a state changes.
+
+A document is published soon after a state has changed, and at the interval of health where blocks were judged since.
+None is kept while the link is down: the newest is sent when it is back.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from edge_runtime.delivery.device_topics import OwnTopics
+from edge_runtime.drift.columns import State
+from edge_runtime.drift.monitor import Monitor
+from edge_runtime.mqtt.any_connection import AnyConnection
+from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.system.clock import Clock
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop, Timer
+
+SOON_S = 1.0  # after a state has changed, and not more often
+
+_log = get_logger("drift")
+
+
+class _Watched:
+    """One model, and what was said of it last."""
+
+    def __init__(self, digest: str, monitor: Monitor) -> None:
+        self.digest = digest
+        self.monitor = monitor
+        self.published = -1  # blocks that had been judged then
+        self.logged: State = "ok"
+
+
+class DriftReports:
+    """The watch over every model whose drift is watched.
+
+    Args:
+        loop: the event loop.
+        clock: tells whether the wall clock is set.
+
+    Attributes:
+        listeners: called with model, key and state where the state of a stream has changed.
+    """
+
+    def __init__(self, loop: Loop, clock: Clock) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._watched: dict[str, _Watched] = {}
+        self._connection: AnyConnection | None = None
+        self._topics: OwnTopics | None = None
+        self._interval = 60.0
+        self._timer: Timer | None = None
+        self._greeted = False
+        self._refused: set[str] = set()
+        self.listeners: list[Callable[[str, str | None, State], object]] = []
+
+    def attach(self, connection: AnyConnection, topics: OwnTopics, interval: float) -> None:
+        """Publish over this connection from now on."""
+        if (connection, topics) != (self._connection, self._topics):
+            self._greeted = False
+        self._connection, self._topics, self._interval = connection, topics, interval
+
+    def follow(self, pipeline: Pipeline, *, is_recorded: bool) -> None:
+        """Watch the bundle that a pipeline runs; what is known of the same bundle is kept."""
+        name, digest = pipeline.config.name, pipeline.model.bundle.digest
+        known = self._watched.get(name)
+        if known is None or known.digest != digest:
+            monitor = Monitor(pipeline.model.manifest, is_recorded=is_recorded, wall=self._wall)
+            monitor.on_change.append(lambda key, state: self._changed(name, key, state))
+            known = self._watched[name] = _Watched(digest, monitor)
+            if not monitor.is_calibrated:
+                _log.info(
+                    "the bundle has no limits for drift: what is stuck, missing, out of range or swapped is reported, "
+                    "shape and offset are only shown: convert it again with longer recordings as --data",
+                    extra=fields(model=name),
+                )
+            self._publish(name, known)
+        pipeline.drift = known.monitor
+
+    def keep(self, names: set[str]) -> None:
+        """Watch no other models than these any more; their topics are emptied."""
+        for name in set(self._watched) - names:
+            del self._watched[name]
+            self._send(name, b"")
+
+    def state_of(self, model: str, key: str | None) -> State:
+        """How one stream stands; `ok` where it is not watched."""
+        known = self._watched.get(model)
+        return "ok" if known is None else known.monitor.state_of(key)
+
+    def documents(self) -> dict[str, dict[str, Any]]:
+        """Of every model, by its name."""
+        return {name: {"model": name, **each.monitor.document()} for name, each in self._watched.items()}
+
+    def link_changed(self) -> None:
+        """The link upstream came up or went down."""
+        if self._connection is None or not self._connection.connected:
+            self._greeted = False
+        elif not self._greeted:
+            self._greeted = True
+            for name, each in self._watched.items():
+                self._publish(name, each)
+            self._wait(self._interval)
+
+    def end(self) -> None:
+        """A clean stop: publish nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _wall(self) -> float | None:
+        return time.time() if self._clock.is_synchronised else None
+
+    def _changed(self, name: str, key: str | None, state: State) -> None:
+        for listener in self.listeners:
+            listener(name, key, state)
+        self._wait(SOON_S)
+
+    def _wait(self, seconds: float) -> None:
+        when = self._loop.time() + seconds
+        if self._timer is None or self._timer.when > when:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(when, self._tell)
+
+    def _tell(self) -> None:
+        """Publish what is new."""
+        self._timer = None
+        for name, each in self._watched.items():
+            if each.published != each.monitor.blocks:
+                self._publish(name, each)
+        self._wait(self._interval)
+
+    def _publish(self, name: str, each: _Watched) -> None:
+        document = {"model": name, **each.monitor.document()}
+        if each.logged != document["state"]:
+            level = _log.warning if document["state"] == "alarm" else _log.info
+            level(
+                f"drift: {document['why'] or 'as in training again'}", extra=fields(model=name, state=document["state"])
+            )
+            each.logged = document["state"]
+        if self._send(name, msgspec.json.encode(document)):
+            each.published = each.monitor.blocks
+
+    def _send(self, name: str, payload: bytes) -> bool:
+        connection, topics = self._connection, self._topics
+        if connection is None or topics is None or not connection.connected:
+            return False
+        if not topics.drift:
+            return True
+        topic = f"{topics.drift}/{name}"
+        return connection.publish(
+            topic,
+            payload,
+            qos=1,
+            retain=topics.retain,
+            outcome=lambda accepted: self._answered(topic, accepted=accepted),
+        )
+
+    def _answered(self, topic: str, *, accepted: bool) -> None:
+        """A refusal is logged once for each topic until it is accepted again."""
+        if accepted:
+            self._refused.discard(topic)
+        elif topic not in self._refused:
+            _log.warning("the broker refused a message of the device", extra=fields(topic=topic))
+            self._refused.add(topic)

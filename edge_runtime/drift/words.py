@@ -1,0 +1,46 @@
+"""Why a column, a rate or a clock is not as in training, as one sentence for people. Pure."""
+
+from typing import assert_never
+
+from edge_runtime.drift.baseline import Baseline
+from edge_runtime.drift.columns import Cause, Figures
+
+
+def why(figures: Figures, base: Baseline, names: tuple[str, ...]) -> str | None:
+    """The reason for the state of a column; None where it is ok."""
+    column = figures.column
+    match figures.cause:
+        case None:
+            return None
+        case Cause.MISSING:
+            return f"missing in {figures.missing:.0%} of the readings, in training in {base.missing[column]:.0%}"
+        case Cause.STUCK:
+            return f"stuck: {figures.last:.6g} in {figures.run} readings one after another"
+        case Cause.SWAPPED:
+            return f"looks like the training of {names[figures.other]}: the two may be swapped"
+        case Cause.OUTSIDE:
+            low, high = base.low[column], base.high[column]
+            return f"out of the range {low:g} to {high:g} in {figures.outside:.0%} of the readings"
+        case Cause.OFFSET:
+            way = "above" if figures.rises else "below"
+            off = "" if figures.offset_sd is None else f": {figures.offset_sd:+.2g} standard deviations of late"
+            return f"{way} its mean in training ({base.mean[column]:.4g}){off}"
+        case Cause.SHAPE:
+            spread = "" if figures.spread is None else f", spread {figures.spread:.2g} times as wide"
+            return f"distributed otherwise than in training: PSI {figures.psi or 0.0:.2g}{spread}"
+        case Cause.STEP:
+            more = "more" if figures.moves_more else "less"
+            return f"moves {more} from one reading to the next than in training"
+        case _:
+            assert_never(figures.cause)
+
+
+def why_rate(found: float, interval: float) -> str:
+    """Both rates in Hz."""
+    return f"readings come at {1.0 / found:.3g} Hz, in training at {1.0 / interval:.3g} Hz"
+
+
+def why_clock(offset: float) -> str:
+    """Which way the readings' clock is off."""
+    way = "behind" if offset > 0.0 else "ahead of"
+    return f"the times of the readings are {abs(offset):.3g} s {way} the clock of this device"
