@@ -250,8 +250,9 @@ class UpstreamTable(BrokerTable, frozen=True, kw_only=True):
         status_topic: Where `online` and `offline` are published, the latter by the last will as well. `{device}` is
             filled in. `""` publishes neither, and then there is no last will.
         models_topic: Where the list of models is published; `""` switches it off.
-        health_topic: Where the health document is published; `""` switches it off. Reports of shadows are on
-            `edge/{device}/shadow/MODEL`, or below another topic that is given here, and off with `""`.
+        health_topic: Where the health document is published; `""` switches it off. Reports of shadows and
+            of drift are on `edge/{device}/shadow/MODEL` and `edge/{device}/drift/MODEL`, or below another topic that is
+            given here, and off with `""`.
         retain: Whether the broker is to retain status and models. `false` is for brokers that retain nothing or refuse
             such messages.
     """

@@ -73,7 +73,7 @@ class _Row(IntEnum):
     OTHER = 21  # the column that it looks like
 
 
-class Columns:
+class WatchedColumns:
     """The columns of one stream.
 
     Args:
@@ -282,7 +282,7 @@ class Columns:
 class Figures:
     """What is known of one column after its last block."""
 
-    def __init__(self, columns: Columns, column: int) -> None:
+    def __init__(self, columns: WatchedColumns, column: int) -> None:
         base, rows = columns.baseline, columns.rows[:, column]
         count = max(float(rows[_Row.LATE_COUNT]), 1.0)
         judged = columns.blocks > 0

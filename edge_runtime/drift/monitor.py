@@ -13,7 +13,7 @@ import numpy as np
 from edge_runtime.bundle.manifest import ChannelReference, Manifest
 from edge_runtime.bundle.model import Scores
 from edge_runtime.drift.baseline import Baseline
-from edge_runtime.drift.columns import STATES, Columns, Figures, State
+from edge_runtime.drift.columns import STATES, Figures, State, WatchedColumns
 from edge_runtime.drift.pacing import Pacing
 from edge_runtime.drift.words import why, why_clock, why_rate
 from edge_runtime.readings import Floats
@@ -23,12 +23,12 @@ MOST_SHOWN = 32  # streams in a document that are not ok
 PLAIN_BLOCK = 128  # readings, where a bundle does not say
 
 
-class Stream:
+class WatchedStream:
     """What is watched of one key."""
 
     __slots__ = ("input", "pacing", "scores", "state")
 
-    def __init__(self, columns: Columns | None, scores: Columns | None, pacing: Pacing) -> None:
+    def __init__(self, columns: WatchedColumns | None, scores: WatchedColumns | None, pacing: Pacing) -> None:
         self.input = columns
         self.scores = scores
         self.pacing = pacing
@@ -70,7 +70,7 @@ class Monitor:
         self._interval = None if rate_hz is None else 1.0 / rate_hz
         self._is_recorded = is_recorded
         self._wall = wall
-        self._streams: dict[str | None, Stream] = {}
+        self._streams: dict[str | None, WatchedStream] = {}
         self._unwatched: set[str | None] = set()
         self.on_change: list[Callable[[str | None, State], object]] = []
         self.blocks = 0
@@ -148,17 +148,17 @@ class Monitor:
             if self._streams.pop(key, None) is not None:
                 self._settle()
 
-    def _new(self, key: str | None) -> Stream | None:
+    def _new(self, key: str | None) -> WatchedStream | None:
         if len(self._streams) >= MOST_STREAMS:
             if len(self._unwatched) < MOST_STREAMS:
                 self._unwatched.add(key)
             return None
         pacing = Pacing(self._interval, by_arrival=not self._is_recorded, has_clock=not self._is_recorded)
-        columns, scores = (None if base is None else Columns(base) for base in (self.base, self.score_base))
-        stream = self._streams[key] = Stream(columns, scores, pacing)
+        columns, scores = (None if base is None else WatchedColumns(base) for base in (self.base, self.score_base))
+        stream = self._streams[key] = WatchedStream(columns, scores, pacing)
         return stream
 
-    def _conclude(self, key: str | None, stream: Stream) -> None:
+    def _conclude(self, key: str | None, stream: WatchedStream) -> None:
         """A block of a stream was judged."""
         self.blocks += 1
         parts = (each.state for each in (stream.input, stream.scores, stream.pacing) if each is not None)
@@ -216,14 +216,14 @@ class Monitor:
 
     def _column(
         self,
-        streams: list[tuple[str | None, Stream]],
+        streams: list[tuple[str | None, WatchedStream]],
         column: int,
         part: str,
         base: Baseline | None,
         names: tuple[str, ...],
     ) -> dict[str, Any]:
         assert base is not None
-        found: list[tuple[str | None, Columns]] = [
+        found: list[tuple[str | None, WatchedColumns]] = [
             (key, columns)
             for key, stream in streams
             if (columns := getattr(stream, part)) is not None and columns.blocks
@@ -243,7 +243,7 @@ class Monitor:
         }
         return document if key is None else {**document, "key": key}
 
-    def _rate(self, streams: list[tuple[str | None, Stream]]) -> dict[str, Any]:
+    def _rate(self, streams: list[tuple[str | None, WatchedStream]]) -> dict[str, Any]:
         known = [(key, each.pacing) for key, each in streams if each.pacing.found is not None]
         if not known or self._interval is None:
             expected = None if self._interval is None else _short(1.0 / self._interval)
@@ -258,7 +258,7 @@ class Monitor:
         }
         return document if key is None else {**document, "key": key}
 
-    def _clock(self, streams: list[tuple[str | None, Stream]]) -> dict[str, Any]:
+    def _clock(self, streams: list[tuple[str | None, WatchedStream]]) -> dict[str, Any]:
         known = [(key, each.pacing) for key, each in streams if each.pacing.offset is not None]
         if not known:
             return {"state": "ok", "why": None, "offset_s": None}
@@ -286,7 +286,7 @@ def _worst(outputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"output": name, **{member: value for member, value in worst.items() if member in shown}}
 
 
-def _not_ok(streams: list[tuple[str | None, Stream]]) -> dict[str, State]:
+def _not_ok(streams: list[tuple[str | None, WatchedStream]]) -> dict[str, State]:
     """The keys that are not ok, the worst first."""
     found = sorted(((each.state, key) for key, each in streams if key is not None and each.state), reverse=True)
     return {key: STATES[state] for state, key in found[:MOST_SHOWN]}
