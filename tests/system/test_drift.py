@@ -76,8 +76,8 @@ def test_a_bundle_without_a_reference_publishes_nothing_and_says_so(
     client = make_subscriber(mosquitto.port, "edge/#")
     daemon = make_daemon(climate_device(mosquitto, bundle)).start()
     daemon.wait_for_log("drift is not watched: the bundle has no reference of its training data")
-    send_plain = {"temperature": 21.0, "humidity": 40.0}
-    client.publish("sensors/hall/climate", send_plain)
+    client.wait_for_text("edge/room/status", "online")
+    client.publish("sensors/hall/climate", {"temperature": 21.0, "humidity": 40.0})
     client.wait_for(1, "edge/room/comfort/hall")
     assert client.on(TOPIC) == []
     daemon.config.write_text(
