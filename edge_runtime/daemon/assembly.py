@@ -117,7 +117,6 @@ class Assembly:
                 on_ask=self._asked,
                 keys=lambda: {each.config.name: (key for key, _ in each.windows.open()) for each in self.pipelines},
                 tell_again=self._tell_again,
-                clock=clock,
             )
         )
         self._attach_upstream()

@@ -54,7 +54,6 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
         on_ask: called when a fleet command asks for the health document.
         keys: the keys that each model has seen, by its name.
         tell_again: publishes status, models and health again.
-        clock: tells whether the wall clock is set.
     """
 
     start: int
@@ -69,7 +68,6 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     on_ask: Callable[[], None]
     keys: Callable[[], dict[str, Iterable[str | None]]]
     tell_again: Callable[[], None]
-    clock: Clock
 
 
 class Extras:
