@@ -19,6 +19,7 @@ COMMANDS = {
     "build": "turn a trained model into a bundle, and prove it",
     "inspect": "show what a bundle says about itself",
     "compare": "run two models on the same data, side by side",
+    "dataset": "merge what devices captured or recorded into one file for training",
     "keygen": "make a key to sign bundles with",
     "sign": "sign a bundle",
     "verify": "check a bundle's signature",

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from converter.spec import Spec
 from edge_runtime.bundle.manifest import Channel, Input, Window
+from edge_runtime.capture.folder import is_captures
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
-from edge_runtime.recordings.folder import joined, read_about
+from edge_runtime.recordings.folder import is_recording, joined, read_about
 from edge_runtime.stream.codecs.columns import CategoryIndex
 from edge_runtime.stream.frame_contract import LARGEST_WHOLE
 
@@ -80,7 +81,9 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
     if not path.exists():
         raise CommandError(f"{path}: expected data, found no such file")
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if path.is_dir() and not is_recording(path) and is_captures(path):
+        dataset = _of_captures(path, wanted)
+    elif path.is_dir():
         dataset = _in_blocks(_read_table(path, for_recording(path, spec), wanted), wanted.window)
     elif suffix == ".npz":
         dataset = _read_npz(path, wanted, shape)
@@ -99,10 +102,29 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
     return dataset
 
 
+def _of_captures(folder: Path, wanted: Input) -> Dataset:
+    """The labelled windows of a folder of captures; all of them where none has a label."""
+    from converter.dataset import merged_table  # noqa: PLC0415 - only where there are captures
+
+    arrays = merged_table([folder], model=None, everything=False).arrays
+    names, expected = arrays["channels"].tolist(), [channel.name for channel in wanted.channels]
+    if names != expected or arrays["x"].shape[1:] != wanted.tensor_shape:
+        raise CommandError(
+            f"{folder}: expected captures of {_by(wanted.tensor_shape)} ({', '.join(expected)}), "
+            f"found {_by(arrays['x'].shape[1:])} ({', '.join(names)})"
+        )
+    readings = arrays["x"].reshape(-1, wanted.tensor_shape[-1])
+    return Dataset(arrays["x"], arrays.get("y"), arrays["group"], readings, overlapping=False, place=str(folder))
+
+
 def table_columns(path: Path | None, spec: Spec) -> tuple[str, ...]:
     """The columns of a table that may be channels: all but label, group and time; none where it is no table."""
     if path is None or not path.exists():
         return ()
+    if path.is_dir() and not is_recording(path) and is_captures(path):
+        from converter.captured import channels_of  # noqa: PLC0415 - only where there are captures
+
+        return channels_of(path)
     if path.is_dir():
         spec = for_recording(path, spec)
     elif path.suffix.lower() not in (".csv", ".parquet"):

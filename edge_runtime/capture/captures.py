@@ -12,8 +12,9 @@ states of a recurrent model are not kept.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edge_runtime.capture.entries import Captured, Labelled
@@ -30,8 +31,11 @@ from edge_runtime.system.loop import Loop, Timer
 
 WRITE_S = 10.0
 WRITE_BYTES = 262_144
+LABEL_BYTES = 256  # of a label in the queue, about
 MOST_WAITING_BYTES = 1_048_576
 CLOSE_S = 2.0
+
+NO_VALUES: Mapping[str, float] = MappingProxyType({})
 
 _log = get_logger("capture")
 
@@ -111,12 +115,15 @@ class Captures:
         if model in self._taps:
             self._taps[model].follow_alarm(key, every_key=every_key)
 
-    def label(self, model: str, identity: str, label: str) -> None:
+    def label(
+        self, model: str, identity: str, label: str | None, values: Mapping[str, float] = NO_VALUES
+    ) -> None:
         """What was right for a prediction has become known; its window is kept where it is still at hand."""
         tap = self._taps.get(model)
         if tap is not None:
             tap.keep_recent(identity)
-        self._keep(CaptureItem(Labelled(id=identity, model=model, label=label, time=time.time())), 64 + len(label))
+        entry = Labelled(id=identity, model=model, label=label, time=time.time(), values=dict(values))
+        self._keep(CaptureItem(entry), LABEL_BYTES)
 
     def document(self) -> dict[str, Any]:
         """For the health document."""

@@ -46,6 +46,7 @@ class BundleFacts(msgspec.Struct, frozen=True, kw_only=True, tag="bundle"):
         channels: of the captured windows, in order; none where a window is a whole frame.
         shape: of a captured window.
         labels: those of the bundle.
+        targets: those of the bundle, where it is a regression.
         rate_hz: the bundle's.
         excluded: channels of the bundle that the device file leaves out.
     """
@@ -59,6 +60,7 @@ class BundleFacts(msgspec.Struct, frozen=True, kw_only=True, tag="bundle"):
     channels: tuple[CapturedChannel, ...]
     shape: tuple[int, ...]
     labels: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     rate_hz: float | None = None
     excluded: tuple[str, ...] = ()
 
@@ -101,14 +103,16 @@ class Labelled(msgspec.Struct, frozen=True, kw_only=True, tag="label"):
     Attributes:
         id: the prediction's.
         model: the model's name in the device file.
-        label: what was right.
+        label: what was right; None where numbers say it.
+        values: what was right for a regression, by target.
         time: when that was learnt, in Unix seconds.
     """
 
     id: str
     model: str
-    label: str
+    label: str | None
     time: float
+    values: dict[str, float] = {}
 
 
 Entry = BundleFacts | Captured | Labelled

@@ -139,6 +139,7 @@ class CaptureTap:
             channels=tuple(channels[place] for place in left),
             shape=shape,
             labels=manifest.output.labels,
+            targets=tuple(target.name for target in manifest.output.targets),
             rate_hz=manifest.input.window.rate_hz,
             excluded=tuple(name for name in manifest.channel_names if name in context.table.exclude),
         )

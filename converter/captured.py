@@ -1,0 +1,198 @@
+"""Captures of one or many devices -> windows with their labels, each once, with where each comes from.
+
+A window is a double of another when both have the same id, bundle and values: the same folder was brought in twice, or
+stands in two folders. Labels are those of people (`labels.jsonl` in the folders), else those that devices received; two
+of one kind that contradict each other leave the window out, counted and named. Captures of several models, or of other
+channels or windows, are refused in one sentence, since their numbers mean different things.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from converter.labels import FILE, LabelFile
+from edge_runtime.capture.entries import BundleFacts, Captured
+from edge_runtime.capture.folder import FoundWindow, read_captures
+from edge_runtime.errors import CommandError
+from edge_runtime.readings import Floats
+
+BLOCKS = 10  # of the windows of a key: some calibrate, the others judge
+FEWEST_OF_BLOCK = 4
+
+
+class MergedWindow(NamedTuple):
+    """One window of a merge.
+
+    Attributes:
+        entry: as the device kept it.
+        facts: of its bundle.
+        place: the file that it was read from.
+        label: what is right; None where nobody has said so yet.
+        values: what is right for a regression, by target; empty where that is not known.
+    """
+
+    entry: Captured
+    facts: BundleFacts
+    place: Path
+    label: str | None
+    values: dict[str, float]
+
+    @property
+    def is_labelled(self) -> bool:
+        """It is known what is right."""
+        return self.label is not None or bool(self.values)
+
+    @property
+    def numbers(self) -> Floats:
+        """The window."""
+        return self.entry.window(self.facts)
+
+
+class Merge(NamedTuple):
+    """The windows of several folders.
+
+    Attributes:
+        windows: each once, by device, key and time.
+        counts: what was left out, by reason.
+        notes: what is unusual, a sentence each.
+    """
+
+    windows: list[MergedWindow]
+    counts: Counter[str]
+    notes: list[str]
+
+
+def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
+    """Read folders of captures, and make one of them.
+
+    Args:
+        folders: of one device or of several.
+        model: only the captures of this model.
+
+    Raises:
+        CommandError: they cannot be read, or do not belong together.
+    """
+    counts: Counter[str] = Counter()
+    notes: list[str] = []
+    kept: dict[tuple[str, str, bytes], FoundWindow] = {}
+    contents: dict[str, tuple[str, str, bytes]] = {}
+    told: dict[str, list[tuple[str | None, dict[str, float]]]] = {}
+    decided: dict[str, list[str]] = {}
+    for folder in folders:
+        found = read_captures(folder)
+        for path, count in found.damaged.items():
+            notes.append(f"{path}: {count} bytes at its end are no whole capture, and are left out")
+        for window in found.windows:
+            if model is not None and window.facts.model != model:
+                counts["of other models"] += 1
+                continue
+            entry = window.entry
+            same = (entry.id, window.facts.digest, hashlib.sha256(entry.values).digest())
+            if same in kept:
+                counts["doubles"] += 1
+                continue
+            if contents.setdefault(entry.id, same) != same:
+                counts["with an id that stands for other values too"] += 1
+            kept[same] = window
+        for label in found.labels:
+            told.setdefault(label.id, []).append((label.label, label.values))
+        for name in _label_folders(folder):
+            for decision in LabelFile(name).latest.values():
+                if decision.label is not None:
+                    decided.setdefault(decision.id, []).append(decision.label)
+    _require_one_kind(list(kept.values()))
+    windows = []
+    for window in kept.values():
+        merged = _labelled(window, decided, told)
+        if merged is None:
+            counts["with contradicting labels"] += 1
+            notes.append(f"{window.file}: {window.entry.id}: its labels contradict each other: label it anew")
+        else:
+            windows.append(merged)
+    windows.sort(key=lambda each: (each.facts.device, each.entry.key or "", each.entry.time))
+    return Merge(windows, counts, notes)
+
+
+def groups_of(windows: Sequence[MergedWindow]) -> list[str]:
+    """Blocks of time of each device and key, so that neighbours are not split between calibration and judging."""
+    names: list[str] = []
+    of_key: Counter[str] = Counter(_stream(each) for each in windows)
+    seen: Counter[str] = Counter()
+    for each in windows:
+        stream = _stream(each)
+        blocks = max(1, min(BLOCKS, of_key[stream] // FEWEST_OF_BLOCK))
+        names.append(f"{stream}/{seen[stream] * blocks // of_key[stream]}")
+        seen[stream] += 1
+    return names
+
+
+def channels_of(folder: Path) -> tuple[str, ...]:
+    """The channels of the captures in a folder, in order."""
+    found = read_captures(folder).windows
+    return tuple(channel.name for channel in found[0].facts.channels) if found else ()
+
+
+def _stream(window: MergedWindow) -> str:
+    return f"{window.facts.device}/{'-' if window.entry.key is None else window.entry.key}"
+
+
+def _label_folders(folder: Path) -> list[Path]:
+    return sorted({path.parent for path in folder.rglob(FILE)})
+
+
+def _labelled(
+    window: FoundWindow, decided: dict[str, list[str]], told: dict[str, list[tuple[str | None, dict[str, float]]]]
+) -> MergedWindow | None:
+    """The window with what is right; None where that is contradicting."""
+    identity = window.entry.id
+    people = set(decided.get(identity, ()))
+    if len(people) > 1:
+        return None
+    if people:
+        return MergedWindow(window.entry, window.facts, window.file, people.pop(), {})
+    devices = told.get(identity, [])
+    if any(each != devices[0] for each in devices):
+        return None
+    label, values = devices[0] if devices else (None, {})
+    return MergedWindow(window.entry, window.facts, window.file, label, values)
+
+
+def _require_one_kind(windows: list[FoundWindow]) -> None:
+    """Raises CommandError where the windows do not belong together."""
+    if not windows:
+        return
+    models = sorted({each.facts.model for each in windows})
+    if len(models) > 1:
+        raise CommandError(f"expected captures of one model, found {', '.join(models)}: choose one with --model")
+    first = windows[0]
+    for each in windows:
+        for what, own, other in (
+            ("channels", _channels(first.facts), _channels(each.facts)),
+            ("windows", list(first.facts.shape), list(each.facts.shape)),
+            ("a task", first.facts.task, each.facts.task),
+        ):
+            if own != other:
+                raise CommandError(
+                    f"{each.file}: expected {what} as in {first.file}, {_said(own)}, found {_said(other)}: "
+                    "their numbers mean different things: make a file of each"
+                )
+
+
+def _channels(facts: BundleFacts) -> list[str]:
+    return [f"{each.name} ({each.unit})" if each.unit else each.name for each in facts.channels]
+
+
+def _said(found: list[str] | list[int] | str) -> str:
+    if isinstance(found, str):
+        return found
+    separator = ", " if found and isinstance(found[0], str) else " x "
+    return separator.join(map(str, found)) or "none"
+
+
+def document(window: MergedWindow) -> bytes:
+    """The answer of the model, as JSON, for the column `answer`."""
+    return msgspec.json.encode(window.entry.answer)

@@ -1,0 +1,222 @@
+"""What devices captured or recorded -> one `.npz` for training: `x`, `y`, `group`, and where each row comes from.
+
+`edge-convert build --data DATA.npz` reads it as it is, and any other program by `numpy.load`. Rows stand once each.
+Captures give windows `[n, length, channels]`; recordings give readings `[n, channels]`, which `build` cuts into windows
+within each `group`. The two are not mixed, since windows cannot be taken apart again.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.captured import MergedWindow, document, groups_of, merge
+from edge_runtime.errors import CommandError
+from edge_runtime.recordings.folder import TIME, About, is_recording, joined, read_about
+from edge_runtime.system.durable import replace_file
+
+
+class DatasetTable(NamedTuple):
+    """Rows, and what is to be told of them.
+
+    Attributes:
+        arrays: by name, as they are written.
+        summary: one line.
+        notes: what is unusual, a sentence each.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    summary: str
+    notes: list[str]
+
+
+def merged_table(folders: Sequence[Path], *, model: str | None, everything: bool) -> DatasetTable:
+    """Make one table of some folders.
+
+    Args:
+        folders: all of captures, or all of recordings.
+        model: of captures, only those of this model.
+        everything: also rows without a label, and no `y`.
+
+    Raises:
+        CommandError: they cannot be read, or do not belong together, or there is nothing in them.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "none"
+            raise CommandError(f"{folder}: expected a folder of captures or a recording, found {found}")
+    recordings = [folder for folder in folders if is_recording(folder)]
+    if not recordings:
+        return _of_captures(folders, model, everything=everything)
+    others = [folder for folder in folders if folder not in recordings]
+    if others:
+        raise CommandError(
+            f"{others[0]}: expected a recording as {recordings[0]} is one, found none: make a file of each kind"
+        )
+    return _of_recordings(recordings, everything=everything)
+
+
+def write(path: Path, table: DatasetTable) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
+    if path.suffix.lower() != ".npz":
+        raise CommandError(f"{path}: expected a name that ends in .npz")
+    memory = io.BytesIO()
+    np.savez_compressed(memory, **table.arrays)  # type: ignore[arg-type]
+    try:
+        replace_file(path, memory.getvalue())
+    except OSError as error:
+        raise CommandError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+# --- captures ---------------------------------------------------------------------------------------------------------
+
+
+def _of_captures(folders: Sequence[Path], model: str | None, *, everything: bool) -> DatasetTable:
+    merged = merge(folders, model)
+    if not merged.windows:
+        raise CommandError(f"{folders[0]}: expected captures{f' of model {model}' if model else ''}, found none")
+    labelled = [each for each in merged.windows if each.is_labelled]
+    windows = merged.windows if everything or not labelled else labelled
+    if len(windows) < len(merged.windows):
+        merged.counts["without a label"] += len(merged.windows) - len(windows)
+    arrays = _columns(windows)
+    truth = None
+    if not everything and labelled:
+        truth = arrays["y"] = _truth(windows)
+    first = windows[0].facts
+    size = " x ".join(map(str, first.shape))
+    devices = len({each.facts.device for each in windows})
+    said = [f"{len(windows)} windows of {size} from {devices} device{'s' * (devices > 1)}", _spread(truth)]
+    return DatasetTable(arrays, _summary(said, merged.counts), merged.notes)
+
+
+def _columns(windows: Sequence[MergedWindow]) -> dict[str, NDArray[Any]]:
+    facts = windows[0].facts
+    return {
+        "x": np.stack([each.numbers for each in windows]),
+        "group": np.array(groups_of(windows)),
+        "channels": np.array([channel.name for channel in facts.channels]),
+        "id": np.array([each.entry.id for each in windows]),
+        "device": np.array([each.facts.device for each in windows]),
+        "model": np.array([each.facts.model for each in windows]),
+        "version": np.array([each.facts.version for each in windows]),
+        "digest": np.array([each.facts.digest for each in windows]),
+        "key": np.array([each.entry.key or "" for each in windows]),
+        "time": np.array([each.entry.time for each in windows]),
+        "said": np.array([each.entry.label or "" for each in windows]),
+        "answer": np.array([document(each).decode() for each in windows]),
+        "reasons": np.array([",".join(each.entry.reasons) for each in windows]),
+        "folder": np.array([str(each.place.parent) for each in windows]),
+    }
+
+
+def _truth(windows: Sequence[MergedWindow]) -> NDArray[Any]:
+    targets = windows[0].facts.targets
+    if not targets:
+        return np.array([each.label for each in windows])
+    try:
+        numbers = [[each.values[target] for target in targets] for each in windows]
+    except KeyError as error:
+        raise CommandError(
+            f"expected a number for every target ({', '.join(targets)}), found none for {error}"
+        ) from error
+    return np.array(numbers, np.float64)
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def _of_recordings(folders: Sequence[Path], *, everything: bool) -> DatasetTable:
+    abouts = [read_about(folder) for folder in folders]
+    first = abouts[0]
+    for folder, about in zip(folders, abouts, strict=True):
+        if about.channels != first.channels:
+            raise CommandError(
+                f"{folder}: expected the channels of {folders[0]}, {_names(first)}, found {_names(about)}: "
+                "their numbers mean different things: make a file of each"
+            )
+    counts: Counter[str] = Counter()
+    seen: set[bytes] = set()
+    parts: list[dict[str, NDArray[Any]]] = []
+    for folder, about in zip(folders, abouts, strict=True):
+        text, rows = joined(folder)
+        digest = hashlib.sha256(text).digest()
+        if digest in seen:
+            counts["doubles"] += sum(rows)
+            continue
+        seen.add(digest)
+        parts.append(_readings(folder, about, text, rows))
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    has_label = whole["y"] != ""
+    if everything or not has_label.any():
+        del whole["y"]
+    else:
+        counts["without a label"] += int((~has_label).sum())
+        whole = {name: column[has_label] for name, column in whole.items()}
+    if not len(whole["x"]):
+        raise CommandError(f"{folders[0]}: expected readings, found none")
+    rates = sorted({about.rate_hz for about in abouts if about.rate_hz is not None})
+    notes = []
+    if rates and rates[-1] > 1.1 * rates[0]:
+        notes.append(f"the recordings have rates from {rates[0]:g} to {rates[-1]:g} readings a second: are they alike?")
+    whole["channels"] = np.array([channel.name for channel in first.channels])
+    said = [f"{len(whole['x'])} readings of {len(first.channels)} channels", _spread(whole.get("y"))]
+    return DatasetTable(whole, _summary(said, counts), notes)
+
+
+def _readings(folder: Path, about: About, text: bytes, rows: list[int]) -> dict[str, NDArray[Any]]:
+    """The readings of one recording, a row each."""
+    import pyarrow as pa  # noqa: PLC0415 - heavy, and only recordings need it
+    import pyarrow.csv  # noqa: PLC0415
+
+    texts = {name: pa.string() for name in (about.key, about.label) if name}
+    numbers = {TIME: pa.float64(), **{channel.name: pa.float32() for channel in about.channels}}
+    try:
+        found = pyarrow.csv.read_csv(
+            pa.BufferReader(text), convert_options=pyarrow.csv.ConvertOptions(column_types=texts | numbers)
+        )
+    except pa.ArrowException as error:
+        raise CommandError(f"{folder}: cannot be read as a recording: {str(error).splitlines()[0]}") from error
+    count = found.num_rows
+    columns = [np.asarray(found.column(channel.name), np.float32) for channel in about.channels]
+    keys = [""] * count if about.key is None else [key or "" for key in found.column(about.key).to_pylist()]
+    labels = [""] * count if about.label is None else [label or "" for label in found.column(about.label).to_pylist()]
+    session = np.repeat(np.arange(len(rows)), rows)
+    return {
+        "x": np.stack(columns, axis=1),
+        "y": np.array(labels, dtype=np.str_),
+        "group": np.array([f"{folder}/{number}/{key}" for number, key in zip(session, keys, strict=True)], np.str_),
+        "device": np.full(count, about.device),
+        "source": np.full(count, about.source),
+        "key": np.array(keys, dtype=np.str_),
+        "time": np.asarray(found.column(TIME), np.float64),
+        "folder": np.full(count, str(folder)),
+    }
+
+
+def _names(about: About) -> str:
+    return ", ".join(f"{each.name} ({each.unit})" if each.unit else each.name for each in about.channels)
+
+
+def _spread(truth: NDArray[Any] | None) -> str:
+    """How often each label stands there."""
+    if truth is None:
+        return "no label"
+    if truth.dtype.kind != "U":
+        return f"{truth.shape[1]} targets"
+    names, counts = np.unique(truth, return_counts=True)
+    return ", ".join(f"{count} {name}" for name, count in zip(names.tolist(), counts.tolist(), strict=True))
+
+
+def _summary(parts: Sequence[str], counts: Counter[str]) -> str:
+    left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+    return "; ".join([*parts, *([f"left out: {left_out}"] if left_out else [])])

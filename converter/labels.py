@@ -1,0 +1,90 @@
+"""What people said was right: `labels.jsonl` beside captures, a line a decision, the last one of a window counts.
+
+Lines are only appended and synchronised, so that a kill loses at most the decision that was being written; a torn last
+line is left out when the file is read, and cut off before the next is written.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.errors import CommandError
+
+FILE = "labels.jsonl"
+
+
+class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line.
+
+    Attributes:
+        id: of the prediction or the window.
+        label: what is right; None where an earlier decision was taken back.
+        skipped: it was looked at and left without a label.
+        time: when, in Unix seconds.
+    """
+
+    id: str
+    label: str | None = None
+    skipped: bool = False
+    time: float = 0.0
+
+
+_decode = msgspec.json.Decoder(Decision).decode
+
+
+class LabelFile:
+    """The decisions of one folder.
+
+    Args:
+        folder: of the captures.
+
+    Raises:
+        CommandError: a line that is not the last one cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._size = 0
+        self.latest: dict[str, Decision] = {}
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise CommandError(f"{self._path}: cannot be read: {error.strerror}") from error
+        self._size = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[: self._size].splitlines(), 1):
+            try:
+                self._note(_decode(line))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise CommandError(f"{self._path}: line {number}: expected a decision, found: {error}") from error
+
+    def add(self, decision: Decision) -> None:
+        """Append a decision, durably.
+
+        Raises:
+            CommandError: the disk refuses it; then it does not count.
+        """
+        line = msgspec.json.encode(decision) + b"\n"
+        try:
+            handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            try:
+                os.ftruncate(handle, self._size)
+                os.lseek(handle, self._size, os.SEEK_SET)
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise CommandError(f"{self._path}: cannot be written: {error.strerror}") from error
+        self._size += len(line)
+        self._note(decision)
+
+    def _note(self, decision: Decision) -> None:
+        if decision.label is None and not decision.skipped:
+            self.latest.pop(decision.id, None)
+        else:
+            self.latest[decision.id] = decision
