@@ -21,7 +21,7 @@ from edge_runtime.recordings.folder import TIME, About, is_recording, joined, re
 from edge_runtime.system.durable import replace_file
 
 
-class DatasetTable(NamedTuple):
+class MergedRows(NamedTuple):
     """Rows, and what is to be told of them.
 
     Attributes:
@@ -35,7 +35,7 @@ class DatasetTable(NamedTuple):
     notes: list[str]
 
 
-def merged_table(folders: Sequence[Path], *, model: str | None, everything: bool) -> DatasetTable:
+def merged_table(folders: Sequence[Path], *, model: str | None, everything: bool) -> MergedRows:
     """Make one table of some folders.
 
     Args:
@@ -61,7 +61,7 @@ def merged_table(folders: Sequence[Path], *, model: str | None, everything: bool
     return _of_recordings(recordings, everything=everything)
 
 
-def write(path: Path, table: DatasetTable) -> None:
+def write(path: Path, table: MergedRows) -> None:
     """Write the file, whole or not at all.
 
     Raises:
@@ -80,7 +80,7 @@ def write(path: Path, table: DatasetTable) -> None:
 # --- captures ---------------------------------------------------------------------------------------------------------
 
 
-def _of_captures(folders: Sequence[Path], model: str | None, *, everything: bool) -> DatasetTable:
+def _of_captures(folders: Sequence[Path], model: str | None, *, everything: bool) -> MergedRows:
     merged = merge(folders, model)
     if not merged.windows:
         raise CommandError(f"{folders[0]}: expected captures{f' of model {model}' if model else ''}, found none")
@@ -96,7 +96,7 @@ def _of_captures(folders: Sequence[Path], model: str | None, *, everything: bool
     size = " x ".join(map(str, first.shape))
     devices = len({each.facts.device for each in windows})
     said = [f"{len(windows)} windows of {size} from {devices} device{'s' * (devices > 1)}", _spread(truth)]
-    return DatasetTable(arrays, _summary(said, merged.counts), merged.notes)
+    return MergedRows(arrays, _summary(said, merged.counts), merged.notes)
 
 
 def _columns(windows: Sequence[MergedWindow]) -> dict[str, NDArray[Any]]:
@@ -135,7 +135,7 @@ def _truth(windows: Sequence[MergedWindow]) -> NDArray[Any]:
 # --- recordings -------------------------------------------------------------------------------------------------------
 
 
-def _of_recordings(folders: Sequence[Path], *, everything: bool) -> DatasetTable:
+def _of_recordings(folders: Sequence[Path], *, everything: bool) -> MergedRows:
     abouts = [read_about(folder) for folder in folders]
     first = abouts[0]
     for folder, about in zip(folders, abouts, strict=True):
@@ -170,7 +170,7 @@ def _of_recordings(folders: Sequence[Path], *, everything: bool) -> DatasetTable
         notes.append(f"the recordings have rates from {rates[0]:g} to {rates[-1]:g} readings a second: are they alike?")
     whole["channels"] = np.array([channel.name for channel in first.channels])
     said = [f"{len(whole['x'])} readings of {len(first.channels)} channels", _spread(whole.get("y"))]
-    return DatasetTable(whole, _summary(said, counts), notes)
+    return MergedRows(whole, _summary(said, counts), notes)
 
 
 def _readings(folder: Path, about: About, text: bytes, rows: list[int]) -> dict[str, NDArray[Any]]:
