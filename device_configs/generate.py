@@ -17,7 +17,7 @@ from typing import Any, get_args
 import msgspec
 
 from edge_runtime.config.convert import describe, describe_type, is_spread, variants
-from edge_runtime.config.tables import Config, SourceTable
+from edge_runtime.config.tables import Config, SinkTable, SourceTable
 from edge_runtime.fleet.inventory import Fleet
 from edge_runtime.registered import CODECS
 from edge_runtime.stream.codecs import CodecTable
@@ -134,7 +134,7 @@ def schema() -> str:
         _allow_short_forms(parts[struct.__name__]["properties"], {each.__name__: each for each in structs})
     del parts["Config"]["properties"]["path"]  # where the file was read; no key of it
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A device file"}
-    bases = {type_.__name__ for type_ in (SourceTable, CodecTable)}  # those stand for the kinds that are registered
+    bases = {each.__name__ for each in (SourceTable, SinkTable, CodecTable)}  # those stand for registered kinds
     document = {**head, **whole, "$defs": {name: part for name, part in parts.items() if name not in bases}}
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 

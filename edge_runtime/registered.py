@@ -60,3 +60,12 @@ CODECS = Registry(
         "value": "edge_runtime.stream.codecs.value_codec:ValueTable",
     }
 )
+
+# `type` of a `[[sink]]`
+SINKS = Registry(
+    {
+        "file": "edge_runtime.sinks.file_sink:FileSinkTable",
+        "http": "edge_runtime.sinks.http_sink:HttpSinkTable",
+        "command": "edge_runtime.sinks.command_sink:CommandSinkTable",
+    }
+)

@@ -214,7 +214,7 @@ def differences(old: Config, new: Config) -> list[str]:
     sentences: list[str] = []
     for table in ("device", "upstream", "outbox", "store", "http", "home_assistant", "capture"):
         sentences.extend(_changed(table, getattr(old, table), getattr(new, table)))
-    for table in ("source", "model"):
+    for table in ("source", "model", "sink"):
         before = {each.name: each for each in getattr(old, table)}
         after = {each.name: each for each in getattr(new, table)}
         for name in before.keys() | after.keys():

@@ -3,6 +3,8 @@
 This is the one definition. `config/load.py` reads a file into it, the JSON Schema for editors and the key reference in
 `docs/configuration.md` are generated from it: each attribute below is one key, with its unit in brackets.
 A range stands here when it concerns one key; what concerns several keys stands in `config/rules.py`.
+
+Longer than 500 lines on purpose: a person who looks for a key finds it here, and most lines are its description.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -10,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_runtime.registered import SOURCES, Registry
+from edge_runtime.registered import SINKS, SOURCES, Registry
 
 MAX_PACKET_BYTES = 268_435_455  # the largest remaining length of an MQTT packet, MQTT 3.1.1 section 2.2.3
 MAX_UINT16 = 65_535
@@ -326,6 +328,23 @@ class SourceTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sourc
         return None, {}
 
 
+class SinkTable(Table, frozen=True, kw_only=True, tag_field="type", tag="sink"):
+    """`[[sink]]`: where predictions go beside the upstream. Each kind of sink has a table of its own (`registered.py`).
+
+    Attributes:
+        name: What health and log call the sink.
+        models: The names of the models whose predictions it takes; all when left out.
+        when: `always` takes every prediction, `change` those whose verdict differs from the last one that the sink
+            took, `alarm` those that are an alarm. Independent of the model's `publish`.
+    """
+
+    variants: ClassVar[Registry] = SINKS
+
+    name: Name
+    models: tuple[Text, ...] = ()
+    when: Literal["always", "change", "alarm"] = "always"
+
+
 class OutboxTable(Table, frozen=True, kw_only=True):
     """`[outbox]`: where predictions wait while they cannot be delivered.
 
@@ -471,6 +490,7 @@ class Config(Table, frozen=True, kw_only=True):
         http: Predictions on demand.
         home_assistant: Entities in Home Assistant.
         capture: Windows that are kept to be labelled.
+        sink: Where predictions go beside the upstream.
         path: The file itself. No key of it.
     """
 
@@ -483,4 +503,5 @@ class Config(Table, frozen=True, kw_only=True):
     http: HttpTable | None = None
     home_assistant: HomeAssistantTable | None = None
     capture: CaptureTable | None = None
+    sink: tuple[SinkTable, ...] = ()
     path: str = ""

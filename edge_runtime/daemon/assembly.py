@@ -15,11 +15,11 @@ then everything is made anew (`can_change_to`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.load import upstream_broker
 from edge_runtime.config.tables import BrokerTable, Config, ModelTable
@@ -28,11 +28,9 @@ from edge_runtime.daemon.extras import DaemonContext, Extras
 from edge_runtime.daemon.feed import Feed, pipelines_of
 from edge_runtime.daemon.links import Links
 from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
-from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows, state_folder
+from edge_runtime.daemon.state import StateFolder, outbox_thread, restore_windows, save_windows, state_folder
 from edge_runtime.delivery.device_topics import Upstream, own_topics
 from edge_runtime.delivery.outbox import Outbox
-from edge_runtime.delivery.outbox_file import OutboxFile
-from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.delivery.payloads import Payload, convention
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.decide import Sequences
@@ -83,7 +81,7 @@ class Assembly:
         self.start_number = self.folder.next_start(above=last_start)
         self.counters: defaultdict[str, Counters] = defaultdict(Counters)
         self._sequences: defaultdict[str, Sequences] = defaultdict(Sequences)
-        self.store = _outbox_thread(config, loop)
+        self.store = outbox_thread(config, loop)
         self.outbox = Outbox(
             loop,
             self.counters["outbox"],
@@ -117,6 +115,8 @@ class Assembly:
                 on_ask=self._asked,
                 keys=lambda: {each.config.name: (key for key, _ in each.windows.open()) for each in self.pipelines},
                 tell_again=self._tell_again,
+                facts=self._facts,
+                folder=state_folder(config),
             )
         )
         self._attach_upstream()
@@ -148,6 +148,11 @@ class Assembly:
     def captures(self) -> CaptureState | None:
         """Where windows are kept to be labelled."""
         return self._extras.capture
+
+    @property
+    def sinks(self) -> Mapping[str, str]:
+        """A line for people for each `[[sink]]`."""
+        return {} if self._extras.sinks is None else self._extras.sinks.states()
 
     @property
     def connections(self) -> list[AnyConnection]:
@@ -186,10 +191,12 @@ class Assembly:
         for pipeline in (*self.pipelines, *self._retired):
             pipeline.stop()
         self.outbox.drain()
+        self._extras.drain_sinks()
         safe = run_loop(lambda: self.outbox.is_safe, max(0.1, deadline - self._loop.time()))
         if not safe:
             _log.error("predictions are lost with this stop", extra=fields(lost=self.outbox.queued))
         save_windows(self.folder, self.pipelines, self._remembering())
+        self._extras.end_sinks(run_loop, deadline - self._loop.time())
         self.upstream.say_goodbye()
         for connection in self.connections:
             connection.on_change.clear()
@@ -395,8 +402,14 @@ class Assembly:
         return self.config.upstream.topic.replace("{device}", device).replace("{model}", model.name)
 
     def _payload(self, config: ModelTable, model: Model) -> Payload:
-        manifest = model.manifest
-        facts: dict[str, Any] = {
+        facts = self._facts(config, model.manifest)
+        payload = convention(config.payload).make(**facts)
+        http = self._extras.http
+        return payload if http is None else http.tap(payload, **facts)
+
+    def _facts(self, config: ModelTable, manifest: Manifest) -> dict[str, Any]:
+        """What the payloads of a model are made with."""
+        return {
             "device": self.config.device.id,
             "model": config.name,
             "source": config.source,
@@ -404,9 +417,6 @@ class Assembly:
             "manifest": manifest,
             "threshold": config.threshold if config.threshold is not None else manifest.output.threshold,
         }
-        payload = convention(config.payload).make(**facts)
-        http = self._extras.http
-        return payload if http is None else http.tap(payload, **facts)
 
     # --- bundles ----------------------------------------------------------------------------------------------------
 
@@ -472,18 +482,3 @@ class Assembly:
         level = _log.info if state == "ok" else _log.error
         level("outbox", extra=fields(state=state))
         self.upstream.publish_health_soon()
-
-
-def outbox_path(config: Config) -> Path | None:
-    """The database file; None where predictions wait in memory alone."""
-    if config.outbox.path is not None:
-        return Path(config.outbox.path)
-    folder = state_folder(config)
-    return None if folder is None else folder / "outbox.db"
-
-
-def _outbox_thread(config: Config, loop: Loop) -> OutboxThread | None:
-    path = outbox_path(config)
-    if path is None:
-        return None
-    return OutboxThread(OutboxFile(path, config.outbox.max_bytes, config.outbox.max_age), loop.call_soon_threadsafe)

@@ -84,6 +84,10 @@ class Described(Protocol):
     def sources(self) -> Sequence[tuple[str, SourceState]]:
         """With their names."""
 
+    @property
+    def sinks(self) -> Mapping[str, str]:
+        """A line for people for each."""
+
 
 def health_document(daemon: Described) -> dict[str, Any]:
     """The health document: totals first, then a part for every stage."""
@@ -142,6 +146,9 @@ def health_document(daemon: Described) -> dict[str, Any]:
             for pipeline in daemon.pipelines
         },
         **({} if daemon.captures is None else {"capture": daemon.captures.document()}),
+        "sinks": {
+            name: {"state": state, **_counts(daemon.counters[f"sink {name}"])} for name, state in daemon.sinks.items()
+        },
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
         "rss_bytes": resident_bytes(),
     }

@@ -5,11 +5,13 @@ the others go on, and learn which models run now.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import CaptureTable, Config, HttpTable, ModelTable
@@ -27,6 +29,7 @@ from edge_runtime.system.loop import Loop
 if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
     from edge_runtime.capture.captures import Captures
+    from edge_runtime.daemon.sinks import Sinks
     from edge_runtime.delivery.home_assistant import HomeAssistant
     from edge_runtime.drift.publishing import DriftReports
     from edge_runtime.http.in_daemon import Attached
@@ -54,6 +57,8 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
         on_ask: called when a fleet command asks for the health document.
         keys: the keys that each model has seen, by its name.
         tell_again: publishes status, models and health again.
+        facts: what the payloads of a model are made with, for a manifest.
+        folder: of what outlives a start; None where there is none.
     """
 
     start: int
@@ -68,6 +73,8 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     on_ask: Callable[[], None]
     keys: Callable[[], dict[str, Iterable[str | None]]]
     tell_again: Callable[[], None]
+    facts: Callable[[ModelTable, Manifest], dict[str, Any]]
+    folder: Path | None
 
 
 class Extras:
@@ -85,6 +92,7 @@ class Extras:
         self.capture: Captures | None = None
         self.drift: DriftReports | None = None
         self._not_watched: dict[str, LoadedBundle] = {}
+        self.sinks: Sinks | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -102,6 +110,9 @@ class Extras:
             self.home_assistant.configure(config)
         if config.capture is not None and self.capture is None:
             self.capture = self._make_capture(config, config.capture, upstream)
+        if config.sink or self.sinks is not None:
+            self.sinks = self.sinks or self._make_sinks()
+            self.sinks.fit(config)
         if uses_store and self.exchange is None:
             self.exchange = self._make_exchange(config)
         store = config.store
@@ -162,6 +173,18 @@ class Extras:
             self.http.end()
         if self.capture is not None:
             self.capture.end()
+
+    def drain_sinks(self) -> None:
+        """No prediction comes any more."""
+        if self.sinks is not None:
+            self.sinks.drain()
+
+    def end_sinks(self, run_loop: Callable[[Callable[[], bool], float], bool], within: float) -> None:
+        """End the sinks, which have so many seconds for what they hold."""
+        if self.sinks is not None:
+            sinks = self.sinks
+            run_loop(lambda: sinks.is_safe, max(0.1, within))
+            sinks.stop(1.0)
 
     # --- what the daemon asks ---------------------------------------------------------------------------------------
 
@@ -235,7 +258,12 @@ class Extras:
 
     def taps(self, pipeline: Pipeline) -> tuple[AnswerTap, ...]:
         """The parts that see every answer of a pipeline."""
-        return () if self.capture is None else (self.capture.tap(pipeline.config.name),)
+        context, table = self._context, pipeline.config
+        taps: list[AnswerTap] = [] if self.capture is None else [self.capture.tap(table.name)]
+        if self.sinks is not None:
+            tap = self.sinks.tap(table, facts=partial(context.facts, table), clock=context.clock)
+            taps += [] if tap is None else [tap]
+        return tuple(taps)
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers requests from now on."""
@@ -302,6 +330,12 @@ class Extras:
             clock=context.clock,
             counters=context.counters["capture"],
         )
+
+    def _make_sinks(self) -> "Sinks":
+        from edge_runtime.daemon.sinks import Sinks  # noqa: PLC0415 - only where one is configured
+
+        context = self._context
+        return Sinks(context.loop, context.counters, context.folder, context.on_ask)
 
     def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured

@@ -19,7 +19,7 @@ from edge_runtime.config.convert import names_a_file
 from edge_runtime.config.rules import RESERVED, RESERVED_BELOW
 from edge_runtime.config.tables import CaptureTable, Config, ModelTable
 from edge_runtime.daemon.state import state_folder
-from edge_runtime.delivery.payloads import CONVENTIONS
+from edge_runtime.delivery.payloads import CONVENTIONS, can_alarm
 from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.sources.kind import FramedSourceTable, SourceKindTable, as_kind
 
@@ -117,6 +117,8 @@ def make_plan(
         mistakes.extend(f'{config.path}: source "{source.name}".{mistake}' for mistake in _fit(planned, config))
     if config.capture is not None:
         mistakes.extend(_mistakes_of_captures(config, config.capture, models))
+    if len(models) == len(config.model):
+        mistakes.extend(f"{config.path}: {mistake}" for mistake in _deaf_sinks(config, models))
     if mistakes:
         raise ConfigError(mistakes)
     return Plan(config, sources)
@@ -219,6 +221,7 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
                 "lost: add a model, or take the source out"
             )
     yield from _mistakes_of_joins(config)
+    yield from _mistakes_of_sinks(config)
     for model in models:
         if model.name in (*RESERVED, *RESERVED_BELOW):
             yield (
@@ -227,6 +230,32 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
             )
         if model.payload not in CONVENTIONS:
             yield f'model "{model.name}".payload: expected one of {", ".join(CONVENTIONS)}, found {model.payload!r}'
+
+
+def _mistakes_of_sinks(config: Config) -> Iterator[str]:
+    """Sinks of one name or one file, and of models that there are not."""
+    sinks, models = config.sink or (), [model.name for model in config.model or ()]
+    names, paths = [sink.name for sink in sinks], [getattr(sink, "path", None) for sink in sinks]
+    for place, sink in enumerate(sinks):
+        if sink.name in names[:place]:
+            yield f'sink "{sink.name}".name: expected a name of its own, found that of another sink'
+        if paths[place] is not None and paths[place] in paths[:place]:
+            yield f'sink "{sink.name}".path: expected a file of its own, found that of another sink: {paths[place]}'
+        for name in sink.models or ():
+            if name not in models and None not in models:
+                known = ", ".join(f'"{each}"' for each in models)
+                yield f'sink "{sink.name}".models: expected names of models, found "{name}": the models are {known}'
+
+
+def _deaf_sinks(config: Config, models: list[PlannedModel]) -> Iterator[str]:
+    """Sinks that wait for alarms of models that cannot raise any."""
+    for sink in config.sink:
+        taken = [model for model in models if not sink.models or model.config.name in sink.models]
+        if sink.when == "alarm" and taken and not any(can_alarm(each.config, each.bundle.manifest) for each in taken):
+            yield (
+                f'sink "{sink.name}".when: "alarm" needs a model that can raise one: give it alarm_labels or a '
+                'threshold, or set when = "always"'
+            )
 
 
 def _mistakes_of_joins(config: Config) -> Iterator[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from edge_runtime import __version__
 from edge_runtime.config.load import differences, load_config
 from edge_runtime.config.tables import Config
-from edge_runtime.daemon.assembly import Assembly, outbox_path
+from edge_runtime.daemon.assembly import Assembly
 from edge_runtime.daemon.claim import Claim
 from edge_runtime.daemon.documents import status_document, status_line
 from edge_runtime.daemon.plan import Plan, describe_plan, make_plan, plan_warnings
+from edge_runtime.daemon.state import outbox_path
 from edge_runtime.daemon.status_file import StatusFile
 from edge_runtime.errors import EXIT_FAILED, EXIT_OK, ConfigError, EdgeError
 from edge_runtime.system.background import run_beside

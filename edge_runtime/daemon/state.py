@@ -1,7 +1,7 @@
-"""What outlives a start: the number of the start, and the windows that were not complete at a clean stop.
+"""What outlives a start: its number, the windows that were not complete at a clean stop, and where the outbox is.
 
-Both are small files in the state folder, replaced by an atomic rename. A missing or damaged one is no fault: windows
-begin anew, and the start's number comes from the clock. Without a folder nothing is kept.
+The first two are small files in the state folder, replaced by an atomic rename. A missing or damaged one is no fault:
+windows begin anew, and the start's number comes from the clock. Without a folder nothing is kept.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.config.tables import Config
+from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.delivery.outbox_thread import OutboxThread
 from edge_runtime.stream.holding import OwedReceipts
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.stream.seen import SavedSeen
@@ -20,6 +22,7 @@ from edge_runtime.stream.sources.kind import Remembering
 from edge_runtime.stream.windows import SavedStream
 from edge_runtime.system.durable import replace_file
 from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop
 
 WINDOWS_FORMAT = 1
 OWNER_ONLY = 0o600  # the windows hold readings
@@ -161,3 +164,19 @@ def restore_windows(
     for name, seen in found.sources.items():
         if name in sources:
             sources[name].restore(seen, owed)
+
+
+def outbox_path(config: Config) -> Path | None:
+    """The database file; None where predictions wait in memory alone."""
+    if config.outbox.path is not None:
+        return Path(config.outbox.path)
+    folder = state_folder(config)
+    return None if folder is None else folder / "outbox.db"
+
+
+def outbox_thread(config: Config, loop: Loop) -> OutboxThread | None:
+    """The outbox's file behind its thread; None where predictions wait in memory alone."""
+    path = outbox_path(config)
+    if path is None:
+        return None
+    return OutboxThread(OutboxFile(path, config.outbox.max_bytes, config.outbox.max_age), loop.call_soon_threadsafe)

@@ -20,9 +20,10 @@ from typing import Any
 import msgspec
 
 from edge_runtime import __version__
-from edge_runtime.bundle.manifest import LABEL_TASKS, Manifest
+from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.tables import Config, ModelTable
+from edge_runtime.delivery.payloads import can_alarm
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.log import fields, get_logger
@@ -96,13 +97,6 @@ def components_of(
         }
         for output, component in found.items()
     }
-
-
-def can_alarm(table: ModelTable, manifest: Manifest) -> bool:
-    """Whether its predictions have the member `alarm`, as `stream/decide.py` has it."""
-    if manifest.task == "regression":
-        return table.threshold is not None or manifest.output.threshold is not None
-    return manifest.task == "anomaly" or (manifest.task in LABEL_TASKS and bool(table.alarm_labels))
 
 
 def health_components(topic: str, name: str) -> dict[str, Component]:

@@ -8,7 +8,8 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.manifest import LABEL_TASKS, Manifest
+from edge_runtime.config.tables import ModelTable
 from edge_runtime.readings import Prediction
 
 CONVENTIONS = {
@@ -66,3 +67,10 @@ def prediction_id(device: str, model: str, start: int, prediction: Prediction) -
     key = "-" if prediction.key is None else prediction.key
     tail = prediction.identity if prediction.identity is not None else f"{start}/{prediction.seq}"
     return f"{device}/{model}/{key}/{tail}"
+
+
+def can_alarm(table: ModelTable, manifest: Manifest) -> bool:
+    """Whether its predictions have the member `alarm`, as `stream/decide.py` has it."""
+    if manifest.task == "regression":
+        return table.threshold is not None or manifest.output.threshold is not None
+    return manifest.task == "anomaly" or (manifest.task in LABEL_TASKS and bool(table.alarm_labels))

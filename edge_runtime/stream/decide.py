@@ -28,11 +28,18 @@ class Sequences:
     def __init__(self) -> None:
         self._last: dict[str | None, int] = {}
         self._floor = 0  # the highest number of any key that was forgotten
+        self._withheld = 0
 
     def next(self, key: str | None) -> int:
         """One more than the last of this key; a key that comes back goes on above every number that was used."""
         seq = self._last[key] = self._last.get(key, self._floor) + 1
         return seq
+
+    def beside(self, key: str | None) -> tuple[int, str]:
+        """For a prediction that is not published: the last number of its key, and one that no other prediction has."""
+        last = self._last.get(key, self._floor)
+        self._withheld += 1
+        return last, f"{last}.{self._withheld}"
 
     def forget(self, key: str | None) -> None:
         """Drop a key that is gone."""
@@ -84,6 +91,7 @@ class Decider:
             "regression": self._threshold is not None,
         }.get(self._task, False)
         self._streams: dict[str | None, _Stream] = {}
+        self.withheld: Prediction | None = None  # the last one that the configuration withheld, without a number
 
     @property
     def threshold(self) -> float | None:
@@ -109,6 +117,7 @@ class Decider:
         else:
             self._judge_values(scores, row, stream, prediction)
         if not (self._publishes_all or self._is_wanted(stream, prediction, time)):
+            self.withheld = prediction
             return None
         prediction.seq = self._sequences.next(key)
         stream.last_verdict, stream.last_time = stream.verdict, time
@@ -117,6 +126,11 @@ class Decider:
         elif self._publish == "change" and prediction.tensors is not None:
             stream.last_values = self._in_numbers(prediction.tensors)
         return prediction
+
+    def number_of_withheld(self, prediction: Prediction) -> str:
+        """Give a withheld prediction the `seq` of the published one before it; what its own `id` ends in."""
+        prediction.seq, number = self._sequences.beside(prediction.key)
+        return number
 
     def forget(self, keys: Iterable[str | None]) -> None:
         """Drop what is remembered of keys that are gone.

@@ -7,10 +7,18 @@ alone; it leads a session of its own, and writes no bytecode. Weak point: it may
 import contextlib
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+_MOST_LINE = 500
+_LOOK_S = 0.05
+_TO_END_S = 0.5  # between SIGTERM and SIGKILL
 
 
 def module_command(module: str, *words: str) -> list[str]:
@@ -41,7 +49,89 @@ def start_child(
     )  # fmt: skip
 
 
-def start_command(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+class CommandEnd(NamedTuple):
+    """How a program ended: its exit code (or minus the signal), why we ended it, and the last line of its stderr."""
+
+    code: int
+    last_line: str = ""
+    timed_out: bool = False
+    was_stopped: bool = False
+
+
+def run_command(argv: Sequence[str], given: bytes, timeout: float, end_now: threading.Event) -> CommandEnd:
+    """Run a program of the user with `given` on its stdin, until it ends, takes too long, or `end_now` is set.
+
+    Blocks. In every case nothing of its process group is left. Its stdout is discarded; a program that does not read
+    its stdin, or closes it, is no fault.
+
+    Raises:
+        OSError: it cannot be started.
+        ValueError: an argument holds a zero byte.
+    """
+    process = start_command(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    assert process.stderr is not None
+    for pipe in (process.stdin, process.stderr):
+        os.set_blocking(pipe.fileno(), False)
+    rest, tail = memoryview(given), b""
+    until = time.monotonic() + timeout
+    code: int | None = None
+    while code is None and time.monotonic() < until and not end_now.is_set():
+        rest = _feed(process, rest)
+        tail = (tail + _read_some(process.stderr.fileno()))[-_MOST_LINE:]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(_LOOK_S)
+    ended_by_itself = code is not None
+    tail = (tail + _read_some(process.stderr.fileno()))[-_MOST_LINE:]
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of the group is left
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = process.wait(0 if ended_by_itself else _TO_END_S) if code is None else code
+    for pipe in (process.stdin, process.stderr):
+        with contextlib.suppress(OSError):  # what it did not read
+            pipe.close()
+    lines = [line for line in tail.decode(errors="replace").splitlines() if line.strip()]
+    shown = "".join(each if each.isprintable() else " " for each in lines[-1]) if lines else ""
+    timed_out = not ended_by_itself and not end_now.is_set()
+    return CommandEnd(
+        -signal.SIGKILL if code is None else code, shown, timed_out, not ended_by_itself and not timed_out
+    )
+
+
+def _feed(process: "subprocess.Popen[bytes]", rest: memoryview) -> memoryview:
+    """Write what the pipe takes, and close it behind the last byte."""
+    assert process.stdin is not None
+    if process.stdin.closed:
+        return rest
+    try:
+        while rest:
+            rest = rest[os.write(process.stdin.fileno(), rest) :]
+    except BlockingIOError:
+        return rest
+    except BrokenPipeError:
+        rest = rest[:0]
+    process.stdin.close()
+    return rest
+
+
+def _read_some(handle: int) -> bytes:
+    """The end of what a pipe holds at the moment."""
+    tail = b""
+    for _ in range(64):  # a program that writes without end is ended by its timeout
+        try:
+            chunk = os.read(handle, 65_536)
+        except BlockingIOError:
+            break
+        if not chunk:
+            break
+        tail = (tail + chunk)[-_MOST_LINE:]
+    return tail
+
+
+def start_command(
+    argv: Sequence[str], *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
     """Start a program of the user, whose stdout and stderr are ours to read; of our environment it gets little.
 
     Raises:
@@ -51,7 +141,7 @@ def start_command(argv: Sequence[str]) -> subprocess.Popen[bytes]:
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ")
     environment = {"PATH": os.defpath} | {name: os.environ[name] for name in kept if name in os.environ}
     return subprocess.Popen(
-        list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        list(argv), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
         env=environment, cwd="/", start_new_session=True, bufsize=0,
     )  # fmt: skip
 

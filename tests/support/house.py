@@ -28,6 +28,7 @@ FLOORS = (
     "stream.codecs",
     "recordings",
     "stream",
+    "sinks",
     "drift",
     "capture",
     "store",

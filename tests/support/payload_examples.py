@@ -136,7 +136,10 @@ def health() -> Any:
         sources=[("imu", SimpleNamespace(is_open=True, state="/dev/serial/by-id/usb-imu: open"))],
         exchange=None,
         captures=None,
+        sinks={"siren": "/usr/local/bin/siren: ended with exit code 1: no such relay"},
     )
+    counters["sink siren"].counts["runs"] += 2
+    counters["sink siren"].errors["failed"] += 1
     document = health_document(cast("Described", daemon))
     fixed = {
         "time": "2026-11-23T21:52:16Z",

@@ -179,6 +179,14 @@ HEALTH = members(
                 "additionalProperties": COUNT,
             }
         ),
+        "sinks": by_name(
+            {
+                "type": "object",
+                "properties": {"state": TEXT, **STAGE},
+                "required": ["state"],
+                "additionalProperties": COUNT,
+            }
+        ),
         "models": by_name(
             {
                 "type": "object",

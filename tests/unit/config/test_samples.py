@@ -11,12 +11,13 @@ import msgspec
 import pytest
 
 from edge_runtime.config.load import Config, load_config
-from edge_runtime.registered import SOURCES
+from edge_runtime.registered import SINKS, SOURCES
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = sorted(path for path in (ROOT / "device_configs").glob("*.toml") if path.name != "fleet.toml")
 DEFAULT = re.compile(r"^# (?P<key>[a-z_]+) = (?P<value>.+)$")
 HEADER = re.compile(r"^\[+(?P<table>[a-z_.]+)\]+$")
+SINK = re.compile(r'^type = "(?P<kind>[a-z]+)"$')
 
 
 def with_the_files_that_it_names(sample: Path, folder: Path) -> Path:
@@ -40,6 +41,7 @@ def tables_of(sample: Path) -> dict[str, type[msgspec.Struct]]:
             each for each in (kind, *get_args(kind)) if isinstance(each, type) and issubclass(each, msgspec.Struct)
         ]
         found[name] = source if name == "source" else (structs or [Config])[0]
+    found |= {f"sink {word}": SINKS.load(word) for word in SINKS}
     found["source.repair"] = next(field.type for field in msgspec.structs.fields(source) if field.name == "repair")
     return found
 
@@ -59,6 +61,8 @@ def commented(sample: Path) -> list[tuple[str, str, Any]]:
     for line in sample.read_text().splitlines():
         if header := HEADER.match(line):
             table = header["table"]
+        if table == "sink" and (kind := SINK.match(line)):
+            table = f"sink {kind['kind']}"
         if default := DEFAULT.match(line):
             lines.append((table, default["key"], tomllib.loads(f"value = {default['value']}")["value"]))
     return lines

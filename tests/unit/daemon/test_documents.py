@@ -29,6 +29,8 @@ def _daemon(**counters: Counters) -> Described:
             pipelines=[],
             sources=[("s", SimpleNamespace(is_open=True, state="open"))],
             exchange=None,
+            sinks={},
+            captures=None,
         ),
     )
 

@@ -13,7 +13,8 @@ from edge_runtime.bundle.model import Model
 from edge_runtime.config.load import load_config
 from edge_runtime.config.tables import Config, ModelTable
 from edge_runtime.delivery import home_assistant
-from edge_runtime.delivery.home_assistant import HomeAssistant, can_alarm, components_of
+from edge_runtime.delivery.home_assistant import HomeAssistant, components_of
+from edge_runtime.delivery.payloads import can_alarm
 from edge_runtime.errors import ConfigError
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Handler, Message

@@ -1,0 +1,65 @@
+"""From a model's answers to the sinks that want them: each prediction is encoded once, as the JSON of the upstream.
+
+Guarantee: a prediction has the same `id` here as at the broker. One that `publish` withholds takes no number: its `id`
+ends in the number of the prediction published before it and one of its own (`1234.7`), and no other has it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.model import Scores
+from edge_runtime.config.tables import ModelTable
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.readings import Prediction
+from edge_runtime.sinks.kind import Offered, RunningSink
+from edge_runtime.sinks.selection import Selection, When
+from edge_runtime.stream.worker import LoadedBundle, ModelCall
+from edge_runtime.system.clock import Clock
+
+
+class SinkTap:
+    """The sinks of one model, as an `AnswerTap` of its pipeline.
+
+    Args:
+        table: of the model.
+        sinks: each with its `when`.
+        facts: what a `JsonPayload` of the model is made with, for a manifest.
+        clock: tells whether the wall clock is set.
+    """
+
+    def __init__(
+        self,
+        table: ModelTable,
+        sinks: Sequence[tuple[RunningSink, When]],
+        *,
+        facts: Callable[[Manifest], dict[str, Any]],
+        clock: Clock,
+    ) -> None:
+        self._name = table.name
+        self._sinks = [(sink, Selection(when, table.hysteresis)) for sink, when in sinks]
+        self._facts = facts
+        self._clock = clock
+        self._loaded: LoadedBundle | None = None
+
+    def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
+        """Hand an answer to each sink that wants it."""
+        del scores
+        loaded = call.loaded
+        found = loaded.decider.withheld if prediction is None else prediction
+        if found is None:
+            return
+        takers = [sink for sink, selection in self._sinks if selection.wants(found)]
+        if not takers:
+            return
+        if self._loaded is not loaded:
+            facts = self._facts(loaded.model.manifest)
+            self._loaded, self._start, self._payload = loaded, facts["start"], JsonPayload(**facts)
+        if prediction is None:
+            own = call.identities[row]
+            found.identity = f"{self._start}/{loaded.decider.number_of_withheld(found)}" if own is None else own
+        payload = self._payload.encode(found, synchronised=self._clock.is_synchronised)
+        key = "-" if found.key is None else found.key
+        offered = Offered(f"{self._name}/{key}", payload, found.alarm)
+        for sink in takers:
+            sink.take(offered)
