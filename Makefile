@@ -177,6 +177,10 @@ flash-all: $(VENV)/.demo ## bring a model to every device, in waves: make flash-
 rollback: $(VENV)/.demo ## take a device back to the model before: make rollback DEVICE=name
 	@$(call need,DEVICE,the name of a device)$(FLEET) rollback $(NAMED) $(DEVICE)
 
+.PHONY: captures
+captures: $(VENV)/.demo ## bring in what devices keep to be labelled: make captures DEVICE=name (all when left out) DIR=captures
+	@$(FLEET) captures $(NAMED) $(if $(DEVICE),$(DEVICE),--all) -o "$(if $(DIR),$(DIR),captures)"
+
 .PHONY: provision
 provision: wheel ## install the runtime and its service on a device: make provision DEVICE=name
 	@$(call need,DEVICE,the name of a device)$(FLEET) provision $(NAMED) $(DEVICE)

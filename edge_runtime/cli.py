@@ -28,6 +28,7 @@ COMMANDS = {
     "rollback": "take devices of the fleet back to the model before",
     "devices": "show what the devices of the fleet are doing",
     "logs": "show the log of devices of the fleet",
+    "captures": "bring in the windows that devices of the fleet keep to be labelled",
     "provision": "install the runtime, its service and its configuration on devices of the fleet",
     "demo": "see the whole path work, without hardware or broker",
 }

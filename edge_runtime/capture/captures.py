@@ -115,9 +115,7 @@ class Captures:
         if model in self._taps:
             self._taps[model].follow_alarm(key, every_key=every_key)
 
-    def label(
-        self, model: str, identity: str, label: str | None, values: Mapping[str, float] = NO_VALUES
-    ) -> None:
+    def label(self, model: str, identity: str, label: str | None, values: Mapping[str, float] = NO_VALUES) -> None:
         """What was right for a prediction has become known; its window is kept where it is still at hand."""
         tap = self._taps.get(model)
         if tap is not None:

@@ -11,6 +11,7 @@ read by itself. Guarantee: whatever a kill or a power cut leaves of the last ent
 checksum, and never read as a window.
 """
 
+import math
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -144,13 +145,18 @@ def read(data: bytes) -> ReadEntries:
     if not data.startswith(MAGIC):
         return ReadEntries([], 0)
     entries: list[Entry] = []
+    sizes: list[int] = []  # of a window, in bytes, by the facts that stand so far
     whole = len(MAGIC)
     for body, end in _bodies(data):
         try:
             entry = _decoder.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             break
-        if not _is_sound(entry, entries):
+        if isinstance(entry, BundleFacts):
+            if any(extent < 1 for extent in entry.shape):
+                break
+            sizes.append(4 * math.prod(entry.shape))
+        elif isinstance(entry, Captured) and not _fits(entry, sizes):
             break
         entries.append(entry)
         whole = end
@@ -168,14 +174,6 @@ def _bodies(data: bytes) -> Iterator[tuple[bytes, int]]:
         yield body, place
 
 
-def _is_sound(entry: Entry, before: list[Entry]) -> bool:
+def _fits(entry: Captured, sizes: list[int]) -> bool:
     """A window refers to facts that stand before it, and has as many numbers as they say."""
-    if not isinstance(entry, Captured):
-        return True
-    facts = [each for each in before if isinstance(each, BundleFacts)]
-    if not 0 <= entry.bundle < len(facts):
-        return False
-    size = 4
-    for extent in facts[entry.bundle].shape:
-        size *= extent
-    return len(entry.values) == size
+    return 0 <= entry.bundle < len(sizes) and len(entry.values) == sizes[entry.bundle]

@@ -165,7 +165,7 @@ class CaptureRing:
         """Find the files of before, and go on with the newest where it is whole."""
         self._files, self._facts, self._number = [], [], 0
         for path in sorted(self.folder.glob(PATTERN)):
-            digits = path.name.removeprefix("part-").removesuffix(SUFFIX)
+            digits = path.name.removeprefix("part-").partition("-")[0]
             if digits.isascii() and digits.isdigit():
                 self._number = max(self._number, int(digits))
                 self._files.append(_File(path, path.stat().st_size))
@@ -263,7 +263,8 @@ class CaptureRing:
 
     def _begin_file(self) -> None:
         self._number += 1
-        path = self.folder / f"part-{self._number:08d}{SUFFIX}"
+        # The second half stands on no other card: files that are brought in from two cards never have one name.
+        path = self.folder / f"part-{self._number:08d}-{os.urandom(4).hex()}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._handle = os.open(path, flags, 0o644)
         self._files.append(_File(path, 0))

@@ -1,5 +1,6 @@
 """Files of captures: what was written is read back, and nothing else is."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -85,6 +86,7 @@ def test_a_byte_that_changed_ends_the_reading_before_its_entry(place: int) -> No
         [_captured()],  # without facts
         [FACTS, _captured(bundle=1)],  # with those of another
         [FACTS, _captured(bundle=-1)],
+        [msgspec.structs.replace(FACTS, shape=(-3, -2)), _captured()],
     ],
 )
 def test_a_window_without_its_facts_is_not_read(wrong: list[Entry]) -> None:
