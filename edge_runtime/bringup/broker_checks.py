@@ -20,10 +20,10 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.bringup.finding import Finding
 from edge_runtime.config.addresses import parse_endpoint
-from edge_runtime.config.load import read_password
 from edge_runtime.config.tables import BrokerTable
 from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt.paho_client import explain
+from edge_runtime.mqtt.password_command import current_password
 
 _CONNECT_S = 10.0
 _ANSWER_S = 10.0
@@ -121,16 +121,20 @@ class _Session:
 def _client(broker: BrokerTable) -> paho.Client:
     """A plain client, without what the daemon's has for speed."""
     is_v5 = broker.protocol == "5"
+    endpoint = parse_endpoint(broker.url)
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
+        transport=endpoint.transport,
         client_id=f"edge-doctor-{secrets.token_hex(4)}",
         protocol=paho.MQTTv5 if is_v5 else paho.MQTTv311,
         clean_session=None if is_v5 else True,
     )
     client.connect_timeout = _CONNECT_S
     if broker.username is not None:
-        client.username_pw_set(broker.username, read_password(broker))
-    if parse_endpoint(broker.url).tls:
+        client.username_pw_set(broker.username, current_password(broker))
+    if endpoint.path:
+        client.ws_set_options(path=endpoint.path)
+    if endpoint.tls:
         client.tls_set_context(_context(broker))
     return client
 
@@ -140,6 +144,8 @@ def _context(broker: BrokerTable) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if broker.cert_file is not None:
         context.load_cert_chain(broker.cert_file, broker.key_file)
+    if broker.alpn is not None:
+        context.set_alpn_protocols([broker.alpn])
     return context
 
 

@@ -113,7 +113,9 @@ def hear_broker(url: str, topic: str, seconds: float) -> dict[str, list[bytes]]:
     endpoint = parse_endpoint(url)
     heard: dict[str, list[bytes]] = {}
     state: dict[str, Any] = {}
-    client = paho.Client(CallbackAPIVersion.VERSION2, client_id="", clean_session=True)
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id="", clean_session=True, transport=endpoint.transport)
+    if endpoint.path:
+        client.ws_set_options(path=endpoint.path)
     client.connect_timeout = _CONNECT_S
     if endpoint.tls:
         client.tls_set()

@@ -1,11 +1,13 @@
-"""Addresses: where a broker listens (`mqtts://HOST:PORT`), where we do, and which hosts mean this machine. Pure."""
+"""Where brokers listen (`mqtts://HOST:PORT`, `wss://HOST/PATH`), where we do, which hosts are this machine. Pure."""
 
 import re
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}  # as registered with IANA
+DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}  # as registered with IANA
+_DEFAULT_PATH = "/mqtt"  # of WebSockets, at nearly every broker
 _ALIASES = {"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts"}  # what other clients call the same
 EXPECTED = "mqtt://HOST:PORT or mqtts://HOST:PORT"
 
@@ -80,15 +82,23 @@ class Endpoint(msgspec.Struct, frozen=True):
         host: a name or an address; an IPv6 address stands without its brackets.
         port: 1 to 65535.
         tls: whether the connection is encrypted and the broker's certificate verified.
+        path: what is asked for over HTTP, where MQTT is spoken over WebSockets; else empty.
     """
 
     host: str
     port: int
     tls: bool
+    path: str = ""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
+        scheme = ("ws" if self.path else "mqtt") + ("s" if self.tls else "")
+        return f"{scheme}://{host}:{self.port}{self.path}"
+
+    @property
+    def transport(self) -> Literal["tcp", "websockets"]:
+        """The word of paho."""
+        return "websockets" if self.path else "tcp"
 
 
 def parse_endpoint(url: str) -> Endpoint:
@@ -106,9 +116,7 @@ def parse_endpoint(url: str) -> Endpoint:
         raise ValueError(f"expected {EXPECTED} with a port from 1 to 65535, found {shown}") from error
     scheme = _ALIASES.get(parts.scheme, parts.scheme)
     if scheme not in DEFAULT_PORTS:
-        hint = ": websockets are not spoken" if parts.scheme in {"ws", "wss"} else ""
-        if "//" not in url:
-            hint = f": write mqtt://{shown[1:-1]}"
+        hint = f": write mqtt://{shown[1:-1]}" if "//" not in url else ""
         raise ValueError(f"expected {EXPECTED}, found {shown}{hint}")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
@@ -116,6 +124,9 @@ def parse_endpoint(url: str) -> Endpoint:
         )
     if not parts.hostname or port == 0 or any(each.isspace() or not each.isprintable() for each in url):
         raise ValueError(f"expected {EXPECTED} with a port from 1 to 65535, found {shown}")
+    if scheme in {"ws", "wss"} and not parts.fragment:
+        path = (parts.path if parts.path not in {"", "/"} else _DEFAULT_PATH) + (parts.query and f"?{parts.query}")
+        return Endpoint(parts.hostname, DEFAULT_PORTS[scheme] if port is None else port, scheme == "wss", path)
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
         raise ValueError(f"expected {EXPECTED}, found more behind the port in {shown}: a broker has no path")
     return Endpoint(parts.hostname, DEFAULT_PORTS[scheme] if port is None else port, scheme == "mqtts")

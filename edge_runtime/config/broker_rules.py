@@ -10,6 +10,9 @@ from edge_runtime.config.convert import quote
 from edge_runtime.config.rules import Finding, first_line_fault, first_repeated, rule, unreadable
 from edge_runtime.config.tables import BrokerTable, UpstreamTable
 
+# The keys that a password can come from.
+PASSWORDS = ("password_file", "password_credential", "password_command")
+
 
 class HasBrokers(Protocol):
     """The keys of a connection, which `[upstream]` and some sources have."""
@@ -33,6 +36,18 @@ class HasBrokers(Protocol):
     @property
     def password_credential(self) -> str | None:
         """The systemd credential of the password."""
+
+    @property
+    def password_command(self) -> tuple[str, ...]:
+        """The program that makes the password."""
+
+    @property
+    def password_lifetime(self) -> float | None:
+        """How long its answer is valid."""
+
+    @property
+    def alpn(self) -> str | None:
+        """The protocol that TLS asks for."""
 
     @property
     def ca_file(self) -> str | None:
@@ -81,7 +96,7 @@ def _bad_address(key: str, url: str) -> Iterator[Finding]:
         yield key, str(error)
 
 
-@rule(UpstreamTable, keys=("url", "urls", "ca_file", "cert_file", "key_file"))
+@rule(UpstreamTable, keys=("url", "urls", "ca_file", "cert_file", "key_file", "alpn"))
 def tls_files(table: HasBrokers) -> Iterator[Finding]:
     """Certificates without a key, without TLS, or that are none."""
     if (table.cert_file is None) != (table.key_file is None):
@@ -104,7 +119,7 @@ def tls_files(table: HasBrokers) -> Iterator[Finding]:
             ),
         )
         return
-    for key in ("ca_file", "cert_file", "key_file"):
+    for key in ("ca_file", "cert_file", "key_file", "alpn"):
         if clear and getattr(table, key) is not None:
             yield key, f"expected a url with mqtts:// beside it, found {quote(clear[0])}: nothing is encrypted there"
     if any(secured.values()):
@@ -134,12 +149,14 @@ def _certificates(broker: HasBrokers) -> Iterator[Finding]:
             )
 
 
-@rule(UpstreamTable, keys=("url", "username", "password_file", "password_credential"))
+@rule(UpstreamTable, keys=("url", "username", *PASSWORDS, "password_lifetime"))
 def login(broker: HasBrokers) -> Iterator[Finding]:
     """A password without a user, twice, or that cannot be read."""
-    given = [key for key in ("password_file", "password_credential") if getattr(broker, key) is not None]
+    given = [key for key in PASSWORDS if getattr(broker, key)]
     if len(given) > 1:
-        yield given[1], "expected one of password_file and password_credential, found both: take one out"
+        yield given[1], f"expected one of {' and '.join(given[:2])}, found both: take one out"
+    if broker.password_lifetime is not None and not broker.password_command:
+        yield "password_lifetime", "expected it only with password_command, found none: take it out"
     if given and broker.username is None and broker.url is not None:
         yield "username", f"expected a user beside {given[0]}, but the key is missing"
     if broker.password_file is not None and unreadable(broker.password_file) is None:

@@ -55,6 +55,11 @@ BundleName = Annotated[
         extra={"expected": "a bundle file or the name of a model in the model store", "path": "bundle"},
     ),
 ]
+# RFC 7301 section 3.1: 1 to 255 bytes.
+Alpn = Annotated[
+    str,
+    Meta(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$", extra={"expected": "the name of a protocol"}),
+]
 Seconds = Annotated[float, Meta(ge=0)]
 SomeSeconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
@@ -106,7 +111,8 @@ class BrokerTable(Table, frozen=True, kw_only=True):
     """How to reach one MQTT broker, or the first of several that answers. Equal ones share one connection.
 
     Attributes:
-        url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883.
+        url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883. Over
+            WebSockets `ws://HOST:PORT/PATH` or `wss://`; without a port 80 or 443, without a path `/mqtt`.
         urls: Brokers in order of preference: the later ones are used while the first cannot be reached. With `url`,
             that one is the first. Login, certificates and client id are the same for all.
         return_after (s): How long a preferred broker must be reachable without a break before it is used again.
@@ -117,9 +123,16 @@ class BrokerTable(Table, frozen=True, kw_only=True):
         password_file: A file whose first line is the password, readable by the daemon.
         password_credential: The name of a systemd credential (`LoadCredential=`) that holds the password, instead of
             a file.
-        ca_file: The certificates that are trusted (PEM), instead of those of the operating system. For `mqtts` only.
+        password_command: A program and its arguments, each an item, that writes the password to its standard output,
+            such as a token that expires. There is no shell.
+        password_lifetime (s): How long such a password is valid. Before that is over another one is asked for, and the
+            link is made anew with it. Left out, the program is asked at each connection.
+        ca_file: The certificates that are trusted (PEM), instead of those of the operating system. For `mqtts` and
+            `wss` only.
         cert_file: The certificate that the device shows to the broker (PEM). Goes with `key_file`.
         key_file: The private key of `cert_file` (PEM, without a passphrase).
+        alpn: The protocol that TLS asks for (ALPN), where a broker shares a port by it, such as `x-amzn-mqtt-ca` on
+            port 443.
         keepalive (s): The MQTT keep-alive. A link that is silent for one and a half times this long is closed.
         session_expiry (s): How long the broker keeps the session while the device is disconnected. MQTT 5 only; a 3.1.1
             session has no end.
@@ -139,9 +152,12 @@ class BrokerTable(Table, frozen=True, kw_only=True):
     username: Text | None = None
     password_file: FilePath | None = None
     password_credential: Name | None = None
+    password_command: tuple[Text, ...] = ()
+    password_lifetime: SomeSeconds | None = None
     ca_file: FilePath | None = None
     cert_file: FilePath | None = None
     key_file: FilePath | None = None
+    alpn: Alpn | None = None
     keepalive: Port16 = 30
     session_expiry: Annotated[float, Meta(ge=0, le=MAX_UINT32)] = 604800.0
     receive_maximum: Port16 = 100
@@ -242,7 +258,8 @@ class UpstreamTable(BrokerTable, frozen=True, kw_only=True):
     """`[upstream]`: the broker that predictions go to.
 
     Attributes:
-        url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883. Required
+        url: The broker, as `mqtt://HOST:PORT`, or `mqtts://HOST:PORT` for TLS. Without a port, 1883 or 8883. Over
+            WebSockets `ws://HOST:PORT/PATH` or `wss://`; without a port 80 or 443, without a path `/mqtt`. Required
             where there is no `urls`.
         topic: Where a prediction is published. `{device}`, `{model}` and `{key}` are filled in; a stream without key
             is `-`.

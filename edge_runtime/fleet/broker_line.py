@@ -153,7 +153,9 @@ class BrokerLine:
 
     def _connect(self, version: MQTTProtocolVersion) -> paho.Client:
         endpoint = parse_endpoint(self._login.url)
-        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=version)
+        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=version, transport=endpoint.transport)
+        if endpoint.path:
+            client.ws_set_options(path=endpoint.path)
         client.reconnect_delay_set(1, 5)
         if self._login.username is not None:
             client.username_pw_set(self._login.username, self._login.password)

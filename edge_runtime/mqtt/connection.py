@@ -15,7 +15,8 @@ ready, lost), and each of its steps is short.
 
 import random
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
@@ -39,11 +40,16 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
+if TYPE_CHECKING:
+    from edge_runtime.mqtt.password_command import PasswordCommand
+
 CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that drips keeps within every single timeout
 CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be left by a new process
 PING_SHARE = 0.7  # of the keep-alive: with a look every quarter of it, a ping leaves before it is over
 _QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED = 0x9B, 0x9A  # MQTT 5 section 2.4
 ACKS_MOST_S = 60.0  # with messages in flight; no broker that lives takes so long, and none is sent again before the end
+_ASK_AGAIN_S = 5.0  # after a password_command that failed, while the password before is still good
+_SETTLE_S, _SETTLE_LOOK_S = 1.0, 0.02  # for what is in flight, before a connection is made anew
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 _log = get_logger("mqtt")
@@ -83,6 +89,7 @@ class Connection:
         self._endpoint = parse_endpoint(settings.url)
         self._client_id = client_id
         self._password = password
+        self._secret = _secret_of(settings)
         self._loop = loop
         self._counters = counters
         self._will = will
@@ -225,7 +232,8 @@ class Connection:
         self._cancel_timers()
         self.state = f"connecting to {self._settings.url}"
         try:
-            client = make_client(self._settings, self._client_id, self._password(), keeps_session=self._keeps_session)
+            password = None if self._secret is not None else self._password()
+            client = make_client(self._settings, self._client_id, password, keeps_session=self._keeps_session)
             if self._will is not None:
                 client.will_set(self._will.topic, self._will.payload, qos=self._will_qos, retain=self._will_retain)
         except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
@@ -240,13 +248,15 @@ class Connection:
             lambda: self._open(client),
             done=lambda _: self._attach(client, generation),
             # name, TCP and TLS errors share no base; each ends this attempt
-            failed=lambda error: self._attempt_failed(generation, explain(error, self._settings.url)),
+            failed=lambda error: self._open_failed(generation, error),
             what=f"connecting to {self._settings.url}",
             most_s=CONNECT_HANG_S,
         )
 
     def _open(self, client: PahoClient) -> None:
         """In a thread: everything that can block."""
+        if self._secret is not None:
+            client.username_pw_set(self._settings.username, self._secret.password())
         if self._settings.protocol == "5":
             properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = int(self._settings.session_expiry) if self._keeps_session else 0
@@ -260,6 +270,11 @@ class Connection:
             )
         else:
             client.connect(self._endpoint.host, self._endpoint.port, self._settings.keepalive)
+
+    def _open_failed(self, generation: int, error: Exception) -> None:
+        if isinstance(error, EdgeError):
+            self._counters.errors["password_command"] += 1
+        self._attempt_failed(generation, explain(error, self._settings.url))
 
     def _attempt_failed(self, generation: int, reason: str) -> None:
         if generation == self._generation and not self._stopping:
@@ -389,6 +404,47 @@ class Connection:
             return
         self._schedule_keepalive()
 
+    def _renew_in_time(self) -> None:
+        """Ask for another password before the one of this connection is over, and begin anew with it."""
+        secret = self._secret
+        if secret is None or secret.renew_at is None:
+            return
+        generation = self._generation
+
+        def ask() -> None:
+            run_beside(
+                "mqtt-password",
+                self._loop.call_soon_threadsafe,
+                secret.renew,
+                done=lambda _: self._begin_anew(generation),
+                failed=failed,
+                what="password_command",
+            )
+
+        def failed(error: Exception) -> None:
+            self._counters.errors["password_command"] += 1
+            _log.warning("%s: asking again", error, extra=fields(link=self.name, broker=self._settings.url))
+            if generation == self._generation and not self._stopping:
+                self._timers.append(self._loop.call_later(_ASK_AGAIN_S, ask))
+
+        self._timers.append(self._loop.call_at(secret.renew_at, ask))
+
+    def _begin_anew(self, generation: int, patience: float = _SETTLE_S) -> None:
+        """End a connection that is well, once what was sent is answered, and make another with the new password."""
+        path = self._path
+        if path is None or generation != self._generation or self._stopping:
+            return
+        if path.in_flight and patience > 0:
+            again = partial(self._begin_anew, generation, patience - _SETTLE_LOOK_S)
+            self._timers.append(self._loop.call_later(_SETTLE_LOOK_S, again))
+            return
+        self._counters.counts["renewals"] += 1
+        _log.info("another password: connecting again", extra=fields(link=self.name, broker=self._settings.url))
+        path.say_goodbye()
+        self._forget(f"connecting to {self._settings.url} with another password")
+        self._announce()
+        self._connect()
+
     # --- paho's callbacks -------------------------------------------------------------------------------------------
 
     def _on_connect(
@@ -400,6 +456,8 @@ class Connection:
         properties: Properties | None,
     ) -> None:
         if reason.is_failure:
+            if self._secret is not None:
+                self._secret.forget()
             self._adapt_will(reason.value)
             self.state = f"{self._settings.url} refused the login of {self._client_id!r}: {_words(reason, properties)}"
             return
@@ -418,6 +476,7 @@ class Connection:
         self._note_session(present=bool(flags.session_present))
         self._subscriptions.begin(client)
         self._check_ready(path)
+        self._renew_in_time()
 
     def _granted(self, properties: Properties | None) -> Grant:
         """What a CONNACK allows; the first time that something is missing is logged."""
@@ -487,6 +546,14 @@ class Connection:
     def _announce(self) -> None:
         for listener in self.on_change:
             listener()
+
+
+def _secret_of(settings: BrokerTable) -> "PasswordCommand | None":
+    if not settings.password_command:
+        return None
+    from edge_runtime.mqtt.password_command import PasswordCommand  # noqa: PLC0415 - only where one is configured
+
+    return PasswordCommand(settings.password_command, settings.password_lifetime)
 
 
 def _is_granted(answer: ReasonCode | None) -> bool:

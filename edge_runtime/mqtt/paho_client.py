@@ -8,6 +8,7 @@ installed one at the start, and `tests/unit/mqtt/test_private_names.py` holds th
 import contextlib
 import socket
 import sys
+from types import ModuleType
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -15,7 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_runtime.config.addresses import parse_endpoint
 from edge_runtime.config.tables import BrokerTable
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, EdgeError
 from edge_runtime.mqtt.light_paho import real_tls
 from edge_runtime.mqtt.whole_socket import WholeSocket
 
@@ -23,6 +24,7 @@ CONNECT_TIMEOUT_S = 10.0
 PRIVATE_NAMES = {  # what of paho is private and used here, by its owner
     "paho.mqtt.client.Client": ("_create_socket", "_ssl_context"),
     "paho.mqtt.client.MQTTMessage": ("_topic",),
+    "paho.mqtt.client._WebsocketWrapper": ("_create_frame", "_sendbuffer", "_socket"),  # in `web_socket.py`
 }
 PAHO_RELEASES = (2, 1), (2, 3)  # tested: from the first on, below the second; the bounds in `pyproject.toml`
 
@@ -31,6 +33,7 @@ class PahoClient(paho.Client):
     """paho over a `WholeSocket`. `_create_socket` is the one private method that we replace."""
 
     _raw: socket.socket | None = None
+    web_path = ""  # what is asked for over HTTP, where MQTT is spoken over WebSockets
 
     def abort(self) -> None:
         """End what the connecting thread waits for, such as a handshake that never completes."""
@@ -45,14 +48,25 @@ class PahoClient(paho.Client):
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         context = self._ssl_context
         if context is None:
-            return WholeSocket(plain)
+            return self._framed(plain) if self.web_path else WholeSocket(plain)
         secured = self._raw = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
         try:
             secured.do_handshake()
         except BaseException:
             secured.close()  # paho would leave it to the garbage collector
             raise
-        return WholeSocket(secured, real_tls())
+        return self._framed(secured, real_tls()) if self.web_path else WholeSocket(secured, real_tls())
+
+    def _framed(self, connected: Any, tls: ModuleType | None = None) -> WholeSocket:
+        from edge_runtime.mqtt.web_socket import WebSocketStream  # noqa: PLC0415 - only where a URL asks for it
+
+        try:
+            connected.settimeout(CONNECT_TIMEOUT_S)
+            stream = WebSocketStream(connected, self.host, self.port, tls is not None, self.web_path, None)
+        except BaseException:
+            connected.close()
+            raise
+        return WholeSocket(stream, tls, shows_bytes=False)
 
 
 def make_client(
@@ -78,12 +92,16 @@ def make_client(
     client.connect_timeout = CONNECT_TIMEOUT_S
     if settings.username is not None:
         client.username_pw_set(settings.username, password)
-    if parse_endpoint(settings.url).tls:
+    endpoint = parse_endpoint(settings.url)
+    client.web_path = endpoint.path
+    if endpoint.tls:
         ssl = real_tls()
         context = ssl.create_default_context(cafile=settings.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if settings.cert_file is not None:
             context.load_cert_chain(settings.cert_file, settings.key_file)
+        if settings.alpn is not None:
+            context.set_alpn_protocols([settings.alpn])
         client.tls_set_context(context)
     # with this set paho leaves the writing to us: one flush at the end of a pass instead of one send a packet
     client.on_socket_register_write = _leave_writing_to_the_loop
@@ -133,6 +151,10 @@ def _paho_version() -> str:
 
 def explain(error: Exception, url: str) -> str:
     """One line that says what is wrong with the connection, and where to look."""
+    if isinstance(error, EdgeError):
+        return f"{url}: {error}"
+    if isinstance(error, paho.WebsocketConnectionError):
+        return f"{url}: the server does not let us speak MQTT over WebSockets there: look at the path of the url"
     ssl = sys.modules.get("ssl")  # not loaded: then it is no fault of TLS
     if ssl is not None and isinstance(error, ssl.SSLCertVerificationError):
         return f"{url}: the broker's certificate is not trusted: {error.verify_message}: check ca_file and the clock"

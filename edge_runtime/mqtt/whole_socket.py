@@ -14,8 +14,12 @@ import contextlib
 import socket
 import time
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from edge_runtime.mqtt import hot_packets
+
+if TYPE_CHECKING:
+    from edge_runtime.mqtt.web_socket import WebSocketStream
 
 RECEIVE_BYTES = 65536
 MOST_BYTES = 16 << 20
@@ -29,11 +33,20 @@ class WholeSocket:
         most_bytes: the longest packet that is kept.
     """
 
-    def __init__(self, wrapped: socket.socket, tls: ModuleType | None = None) -> None:
-        """Take over `wrapped`; `tls` is the module `ssl` where it is an `ssl.SSLSocket`."""
+    def __init__(
+        self, wrapped: "socket.socket | WebSocketStream", tls: ModuleType | None = None, *, shows_bytes: bool = True
+    ) -> None:
+        """Take over `wrapped`.
+
+        Args:
+            wrapped: the connection.
+            tls: the module `ssl` where there is an `ssl.SSLSocket` in it.
+            shows_bytes: the kernel counts the bytes that we are to read, and not frames around them.
+        """
         self.heard = False
         self.most_bytes = MOST_BYTES
         self._is_tls = tls is not None
+        self._shows_bytes = shows_bytes and not self._is_tls
         self._not_now: tuple[type[OSError], ...] = (BlockingIOError,)
         if tls is not None:
             self._not_now = (BlockingIOError, tls.SSLWantReadError, tls.SSLWantWriteError)
@@ -54,9 +67,10 @@ class WholeSocket:
     def let_wait(self, least: int) -> bool:
         """Call the socket readable only from `least` bytes on, or when a packet lacks its end; False if it cannot.
 
-        Not over TLS: a record may lack less than that, which the kernel cannot see. The end of the stream always wakes.
+        Not over TLS or WebSockets: a record or frame may lack less than that, which the kernel cannot see. The end of
+        the stream always wakes.
         """
-        if self._is_tls:
+        if not self._shows_bytes:
             return False
         self._least = least
         try:
@@ -99,7 +113,7 @@ class WholeSocket:
                 self._partial.clear()
         self._received = self._received[self._position :] + data if self._position < len(self._received) else data
         self._position, self._visible = 0, len(self._received)
-        return self._is_tls and self._wrapped.pending() > 0  # type: ignore[attr-defined]
+        return self._is_tls and self._wrapped.pending() > 0  # type: ignore[union-attr]
 
     def take(self, taker: hot_packets.Taker, *, is_v5: bool) -> bool:
         """Hand the packets of the hot path to `taker`; True when `recv` has a whole packet, or the end, for paho.

@@ -7,6 +7,7 @@ alone; it leads a session of its own, and writes no bytecode. Weak point: it may
 import contextlib
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -138,12 +139,55 @@ def start_command(
         OSError: it cannot be started.
         ValueError: an argument holds a zero byte.
     """
-    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ")
-    environment = {"PATH": os.defpath} | {name: os.environ[name] for name in kept if name in os.environ}
+    environment = _kept("PATH", "HOME", "LANG", "LC_ALL", "TZ")
     return subprocess.Popen(
         list(argv), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
         env=environment, cwd="/", start_new_session=True, bufsize=0,
     )  # fmt: skip
+
+
+def collect_output(argv: Sequence[str], *, most_bytes: int, seconds: float) -> tuple[int, bytes]:
+    """Run a short program of the user; its exit code, and the beginning of what it wrote. Its stderr is discarded.
+
+    It sees the credentials that systemd has given us. When this returns it is gone, with its process group.
+
+    Raises:
+        OSError: it cannot be started; TimeoutError where it has not ended in time.
+        ValueError: an argument holds a zero byte.
+    """
+    environment = _kept("PATH", "HOME", "LANG", "LC_ALL", "TZ", "CREDENTIALS_DIRECTORY")
+    process = subprocess.Popen(
+        list(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=environment, cwd="/", start_new_session=True, bufsize=0,
+    )  # fmt: skip
+    assert process.stdout is not None
+    until = time.monotonic() + seconds
+    found = b""
+    try:
+        while len(found) < most_bytes:
+            ready, _, _ = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            chunk = os.read(process.stdout.fileno(), most_bytes - len(found))
+            if not chunk:
+                break
+            found += chunk
+        else:
+            return 0, found  # more than was asked for, whatever it would end with
+        try:
+            return process.wait(max(0.0, until - time.monotonic())), found
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+    finally:
+        process.stdout.close()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of the group is left
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _kept(*names: str) -> dict[str, str]:
+    """What a program of the user gets of our environment."""
+    return {"PATH": os.defpath} | {name: os.environ[name] for name in names if name in os.environ}
 
 
 def step_back(mapped_bytes: int) -> None:

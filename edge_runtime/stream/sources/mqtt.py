@@ -13,12 +13,13 @@ from zlib import crc32
 import msgspec
 from msgspec import Meta
 
-from edge_runtime.config.broker_rules import broker_address, login, tls_files
+from edge_runtime.config.broker_rules import PASSWORDS, broker_address, login, tls_files
 from edge_runtime.config.convert import quote
 from edge_runtime.config.load import upstream_broker
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import (
     MAX_PACKET_BYTES,
+    Alpn,
     BrokerTable,
     Config,
     FilePath,
@@ -81,9 +82,12 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         username: As in `[upstream]`.
         password_file: As in `[upstream]`.
         password_credential: As in `[upstream]`.
+        password_command: As in `[upstream]`.
+        password_lifetime (s): As in `[upstream]`.
         ca_file: As in `[upstream]`.
         cert_file: As in `[upstream]`.
         key_file: As in `[upstream]`.
+        alpn: As in `[upstream]`.
         latency: As in `[upstream]`.
         qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
         silent_after (s): Topics without a good reading for so long are reported as silent, in health and log; 0
@@ -101,9 +105,12 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     username: Text | None = None
     password_file: FilePath | None = None
     password_credential: Name | None = None
+    password_command: tuple[Text, ...] = ()
+    password_lifetime: SomeSeconds | None = None
     ca_file: FilePath | None = None
     cert_file: FilePath | None = None
     key_file: FilePath | None = None
+    alpn: Alpn | None = None
     latency: Latency | None = None
     qos: Literal[0, 1] = 1
     silent_after: Seconds = 600.0
@@ -199,8 +206,8 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
 
 
 rule(MqttSourceTable, keys=("url",))(broker_address)
-rule(MqttSourceTable, keys=("url", "ca_file", "cert_file", "key_file"))(tls_files)
-rule(MqttSourceTable, keys=("url", "username", "password_file", "password_credential"))(login)
+rule(MqttSourceTable, keys=("url", "ca_file", "cert_file", "key_file", "alpn"))(tls_files)
+rule(MqttSourceTable, keys=("url", "username", *PASSWORDS, "password_lifetime"))(login)
 
 
 @rule(MqttSourceTable, keys=("topics",))
@@ -228,10 +235,10 @@ def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
     takes over nothing.
     """
     upstream = upstream_broker(config)
-    given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) is not None}
+    given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) not in {None, ()}}
     if source.url is None:
-        if "password_file" in given or "password_credential" in given:
-            given = {"password_file": None, "password_credential": None, **given}
+        if given.keys() & set(PASSWORDS):
+            given = {**dict.fromkeys(PASSWORDS[:2]), "password_command": (), "password_lifetime": None, **given}
         changed: BrokerTable = msgspec.structs.replace(upstream, **given)
         if changed == upstream or source.client_id is not None:
             return changed

@@ -9,124 +9,40 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from edge_runtime.config.tables import BrokerTable
 from edge_runtime.mqtt import ack_coalescing, hot_packets
 from edge_runtime.mqtt import connection as connection_module
-from edge_runtime.mqtt.connection import Connection
-from edge_runtime.mqtt.hot_path import HotPath
-from edge_runtime.mqtt.messages import Message, Will
+from edge_runtime.mqtt.messages import Will
 from edge_runtime.mqtt.whole_socket import WholeSocket
-from edge_runtime.system.counters import Counters
-from edge_runtime.system.loop import Loop
 from tests.conftest import MakeBroker, MakeSubscriber
 from tests.support.broker import CertificateAuthority, Mosquitto
+from tests.support.linked import LinkedClient
 
 PROTOCOLS = ["3.1.1", "5"]
 
 
-@dataclass
-class _Client:
-    """A connection on a loop of its own, and what came over it."""
-
-    connection: Connection
-    loop: Loop
-    counters: Counters
-    messages: list[Message] = field(default_factory=list)
-    hold: bool = False
-    states: list[str] = field(default_factory=list)
-
-    @property
-    def path(self) -> HotPath:
-        """The present connection's hot path."""
-        path = self.connection._path
-        assert path is not None
-        return path
-
-    def take(self, messages: list[Message]) -> None:
-        self.messages += messages
-        if self.hold:
-            for message in messages:
-                if message.receipt is not None:
-                    message.receipt.hold()
-
-    def answer(self, qos: int, outcome: Callable[[bool], None]) -> None:
-        """Answer every message to `in/#` with one to `out/x`. Before it is up only."""
-
-        def publish(messages: list[Message]) -> None:
-            for _ in messages:
-                assert self.connection.publish("out/x", b"x", qos=qos, outcome=outcome)
-
-        self.connection.subscribe(["in/#"], 1, publish)
-
-    def until(self, condition: Callable[[], object], what: str, deadline: float = 20.0) -> None:
-        """Serve the loop until the condition holds.
-
-        Raises:
-            AssertionError: it does not.
-        """
-        end = time.monotonic() + deadline
-        while not condition():
-            if time.monotonic() > end:
-                raise AssertionError(f"waited {deadline:g} s in vain for {what}: {self.connection.state}")
-            self.loop.run_once(0.05)
-
-    def up(self) -> "_Client":
-        self.until(lambda: self.connection.ready, "the connection to be ready")
-        return self
-
-
-MakeClient = Callable[..., _Client]
+MakeClient = Callable[..., LinkedClient]
 
 
 @pytest.fixture
 def make_client() -> Iterator[MakeClient]:
     """Connect: `make_client(mosquitto.url, "a/#", protocol="5")`; settings of `[upstream]` by name."""
-    made: list[_Client] = []
+    made: list[LinkedClient] = []
 
-    def make(
-        url: str,
-        *filters: str,
-        qos: int = 1,
-        hold: bool = False,
-        password: str | None = None,
-        will: Will | None = None,
-        client_id: str = "edge-test",
-        ack_patience: float = ack_coalescing.ACK_DELAY_S,
-        **table: Any,
-    ) -> _Client:
-        settings = msgspec.convert({"url": url, "reconnect_min": 0.05, "reconnect_max": 0.2} | table, BrokerTable)
-        loop, counters = Loop(), Counters()
-        connection = Connection(
-            settings,
-            name="upstream",
-            client_id=client_id,
-            password=lambda: password,
-            loop=loop,
-            counters=counters,
-            will=will,
-            ack_patience=ack_patience,
-        )
-        client = _Client(connection, loop, counters, hold=hold)
-        connection.on_change.append(lambda: client.states.append(connection.state))
-        if filters:
-            connection.subscribe(list(filters), qos, client.take)
-        connection.start()
+    def make(url: str, *filters: str, **settings: Any) -> LinkedClient:
+        client = LinkedClient(url, *filters, **settings)
         made.append(client)
         return client
 
     yield make
     for client in made:
-        client.connection.stop()
-        client.loop.close()
+        client.close()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

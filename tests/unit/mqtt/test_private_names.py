@@ -17,6 +17,7 @@ from edge_runtime.mqtt.paho_client import PAHO_RELEASES, PRIVATE_NAMES, check_pa
 ROOT = Path(__file__).resolve().parents[3]
 ALLOWED = {
     "edge_runtime/mqtt/paho_client.py": {"_create_socket", "_ssl_context", "_topic"},
+    "edge_runtime/mqtt/web_socket.py": {"_create_frame", "_sendbuffer", "_socket"},
 }
 
 
@@ -44,7 +45,9 @@ def foreign_names(path: Path, own: set[str]) -> set[str]:
             found.add(node.attr)
         if isinstance(node, ast.ClassDef) and any("paho" in ast.unparse(base) for base in node.bases):
             methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-            found |= {name for name in methods if name.startswith("_") and hasattr(paho.Client, name)} - {"__init__"}
+            of_paho = (paho.Client, paho._WebsocketWrapper)
+            overridden = {name for name in methods if any(hasattr(each, name) for each in of_paho)}
+            found |= {name for name in overridden if re.fullmatch(r"_[a-z]\w*", name)}
     return found
 
 
@@ -90,8 +93,9 @@ def test_a_paho_without_one_of_the_names_is_refused_in_a_true_sentence(
         def __init__(self) -> None:
             self.something = 1
 
-    for other in ("_create_socket", "_topic", "_ssl_context"):
-        if other != name and (hasattr(real, other) or other == "_ssl_context"):
+    by_constructor = {"_ssl_context", "_sendbuffer", "_socket"}
+    for other in {name for names in PRIVATE_NAMES.values() for name in names}:
+        if other != name and (hasattr(real, other) or other in by_constructor):
             setattr(Stripped, other, None)
     monkeypatch.setattr(paho, owner, Stripped)
     with pytest.raises(ConfigError) as caught:
