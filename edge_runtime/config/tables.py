@@ -201,7 +201,9 @@ class ModelTable(Table, frozen=True, kw_only=True):
         name: The name of the model in topics and predictions.
         bundle: A bundle file (a path with a `/` or ending in `.onnx`), or the name of a model in the model store.
         source: The name of the source whose readings it takes.
-        payload: How a prediction is written: `json`, or `msgpack`, the same members as a MessagePack map.
+        payload: How a prediction is written: `json`; `msgpack`, the same members as a MessagePack map; `values`, a
+            topic below that of the prediction for each value. Several as an array: the first of `json` and `msgpack`
+            has the topic of the prediction, the other one the level of its name below it.
         publish: `always` publishes every prediction, `change` those whose verdict differs from the last one, `alarm`
             those that are an alarm.
         alarm_labels: The labels of a classification that are an alarm.
@@ -233,7 +235,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
     name: Name
     bundle: BundleName
     source: Name
-    payload: Text = "json"
+    payload: str | tuple[str, ...] = "json"  # not `Text`: in a union with an array it ends msgspec 0.22 with a crash
     publish: Literal["always", "change", "alarm"] = "always"
     alarm_labels: tuple[Text, ...] = ()
     threshold: float | None = None
@@ -252,6 +254,11 @@ class ModelTable(Table, frozen=True, kw_only=True):
     run: Literal["auto", "loop", "worker"] = "auto"
     keep_optimised: KeepOptimised | None = None
     drift: Literal["auto", "watch", "off"] = "auto"
+
+    @property
+    def payloads(self) -> tuple[str, ...]:
+        """The payload conventions, in the order of the file."""
+        return (self.payload,) if isinstance(self.payload, str) else self.payload
 
 
 class UpstreamTable(BrokerTable, frozen=True, kw_only=True):

@@ -31,7 +31,7 @@ from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
 from edge_runtime.daemon.state import StateFolder, outbox_thread, restore_windows, save_windows, state_folder
 from edge_runtime.delivery.device_topics import Upstream, own_topics
 from edge_runtime.delivery.outbox import Outbox
-from edge_runtime.delivery.payloads import Payload, convention
+from edge_runtime.delivery.payloads import Encoders, Payload, convention, first_of
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.decide import Sequences
 from edge_runtime.stream.pipeline import Pipeline
@@ -401,11 +401,16 @@ class Assembly:
         device = self.config.device.id
         return self.config.upstream.topic.replace("{device}", device).replace("{model}", model.name)
 
-    def _payload(self, config: ModelTable, model: Model) -> Payload:
+    def _payload(self, config: ModelTable, model: Model) -> Payload | Encoders:
         facts = self._facts(config, model.manifest)
-        payload = convention(config.payload).make(**facts)
         http = self._extras.http
-        return payload if http is None else http.tap(payload, **facts)
+        if config.payloads == (first_of(config.payloads),):
+            payload = convention(config.payloads[0]).make(**facts)
+            return payload if http is None else http.tap(payload, **facts)
+        from edge_runtime.delivery.further_payloads import encoders_of  # noqa: PLC0415 - only where there are several
+
+        found = encoders_of(config.payloads, facts, None if http is None else http.watch_answers(**facts))
+        return found if http is None or found.first is None else found._replace(first=http.tap(found.first, **facts))
 
     def _facts(self, config: ModelTable, manifest: Manifest) -> dict[str, Any]:
         """What the payloads of a model are made with."""

@@ -16,10 +16,10 @@ from edge_runtime.bundle.model import Model, ModelError, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.config.convert import names_a_file
-from edge_runtime.config.rules import RESERVED, RESERVED_BELOW
+from edge_runtime.config.rules import RESERVED, RESERVED_BELOW, first_repeated
 from edge_runtime.config.tables import CaptureTable, Config, ModelTable
 from edge_runtime.daemon.state import state_folder
-from edge_runtime.delivery.payloads import CONVENTIONS, can_alarm
+from edge_runtime.delivery.payloads import CONVENTIONS, can_alarm, flat_convention
 from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.sources.kind import FramedSourceTable, SourceKindTable, as_kind
 
@@ -228,8 +228,15 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
                 f'model "{model.name}".name: expected a name that is no topic of the device itself, '
                 f'found "{model.name}": choose another'
             )
-        if model.payload not in CONVENTIONS:
-            yield f'model "{model.name}".payload: expected one of {", ".join(CONVENTIONS)}, found {model.payload!r}'
+        for payload in model.payloads or ():
+            if payload not in CONVENTIONS:
+                yield f'model "{model.name}".payload: expected one of {", ".join(CONVENTIONS)}, found {payload!r}'
+        twice = first_repeated(model.payloads or ())
+        if twice is not None:
+            yield f'model "{model.name}".payload: expected every convention once, found {twice!r} twice'
+        if model.payload == () and not config.sink:
+            known = ", ".join(CONVENTIONS)
+            yield f'model "{model.name}".payload: expected at least one of {known}, found an array of 0'
 
 
 def _mistakes_of_sinks(config: Config) -> Iterator[str]:
@@ -283,6 +290,12 @@ def _misfits(planned: PlannedModel) -> list[str]:
     """What a model's table asks for that its bundle cannot give."""
     config, manifest = planned.config, planned.bundle.manifest
     found = []
+    if manifest.task in ("tensor", "embedding"):
+        found += [
+            f'payload: "{name}" needs single values, and not a model of the kind {manifest.task}'
+            for name in config.payloads
+            if name in CONVENTIONS and flat_convention(name) is not None
+        ]
     strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
     if strange and manifest.task in LABEL_TASKS:
         known = ", ".join(manifest.output.labels)

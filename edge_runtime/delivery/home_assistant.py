@@ -23,7 +23,7 @@ from edge_runtime import __version__
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.tables import Config, ModelTable
-from edge_runtime.delivery.payloads import can_alarm
+from edge_runtime.delivery.payloads import can_alarm, first_of
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.log import fields, get_logger
@@ -59,8 +59,10 @@ def components_of(
     table: ModelTable, manifest: Manifest, topic: str, name: str, key: str | None
 ) -> dict[str, Component]:
     """The entities of one model and key, by the last part of their names."""
-    if table.payload != "json":
+    if "json" not in table.payloads:
         return {}
+    if first_of(table.payloads) != "json":
+        topic = f"{topic}/json"
     found: dict[str, Component] = {}
     if manifest.task == "classification":
         labels = list(manifest.output.labels)
@@ -193,7 +195,8 @@ class HomeAssistant:
         self._models = {table.name: (table, model.manifest) for table, model in models}
         for name, (table, manifest) in self._models.items():
             if name not in self._seen and not components_of(table, manifest, "", "", None):
-                why = f"payload {table.payload}" if table.payload != "json" else f"the task {manifest.task}"
+                has_json = "json" in table.payloads
+                why = f"the task {manifest.task}" if has_json else f"payload {' '.join(table.payloads)}"
                 _log.warning("a model has no entities in Home Assistant", extra=fields(model=name, why=why))
             self._seen.setdefault(name, {})
         self._seen = {name: seen for name, seen in self._seen.items() if name in self._models}
@@ -264,7 +267,7 @@ class HomeAssistant:
     def _see_again(self, topic: str) -> None:
         for name in self._models:
             before, has_key, after = self._topic_of(name).partition("{key}")
-            found = re.fullmatch(f"{re.escape(before)}([^/]+){re.escape(after)}", topic) if has_key else None
+            found = re.fullmatch(f"{re.escape(before)}([^/]+){re.escape(after)}(?:/json)?", topic) if has_key else None
             if found is not None:
                 self._see(name, [None if found[1] == "-" else found[1]])
 

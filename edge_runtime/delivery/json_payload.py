@@ -124,7 +124,7 @@ class JsonPayload:
 
 def mark_delayed(payload: bytes) -> bytes | None:
     """The object with one member more; None for what is no object of ours."""
-    return payload[:-1] + _DELAYED if payload[:1] == b"{" else None
+    return payload[:-1] + _DELAYED if payload[:2] == b'{"' and payload[-1:] == b"}" else None
 
 
 def _packed(part: NDArray[Any]) -> str:

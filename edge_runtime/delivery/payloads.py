@@ -5,16 +5,17 @@ pipelines and the outbox find it there. Its module is imported only where a mode
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from edge_runtime.bundle.manifest import LABEL_TASKS, Manifest
 from edge_runtime.config.tables import ModelTable
-from edge_runtime.readings import Prediction
+from edge_runtime.readings import Prediction, Receipt
 
 CONVENTIONS = {
     "json": "edge_runtime.delivery.json_payload",
     "msgpack": "edge_runtime.delivery.msgpack_payload",
+    "values": "edge_runtime.delivery.values_payload",
 }
 
 
@@ -25,12 +26,58 @@ class Payload(Protocol):
         """The payload. `synchronised` False adds that the device's clock was not yet set."""
 
 
+class FlatPayload(Protocol):
+    """Encodes the predictions of one model as several messages each."""
+
+    def encode_parts(self, prediction: Prediction, *, synchronised: bool = True) -> Iterator[tuple[str, bytes]]:
+        """The levels below the prediction's topic, and the payload of each."""
+
+
+class PredictionTaker(Protocol):
+    """Where messages go: the outbox, or whatever shows them."""
+
+    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
+        """As `Outbox.offer`."""
+
+
+class FurtherPayloads(Protocol):
+    """The conventions of a model beside the first; `further_payloads.py` holds the class."""
+
+    def offer(
+        self,
+        outbox: PredictionTaker,
+        prediction: Prediction,
+        address: tuple[str, str],
+        *,
+        priority: int,
+        receipt: Receipt | None,
+        synchronised: bool,
+    ) -> None:
+        """Give the messages of a prediction to the outbox; each takes a hold of its own on the receipt."""
+
+
+class Encoders(NamedTuple):
+    """What writes the predictions of one model: the convention with the prediction's own topic, and the others."""
+
+    first: Payload | None
+    further: FurtherPayloads | None
+
+
 class MakePayload(Protocol):
     """Makes the encoder of one model; called once, when the model is wired."""
 
     def __call__(
         self, *, device: str, model: str, source: str, start: int, manifest: Manifest, threshold: float | None
     ) -> Payload:
+        """See `JsonPayload`."""
+
+
+class MakeFlatPayload(Protocol):
+    """The same for a convention of several messages a prediction."""
+
+    def __call__(
+        self, *, device: str, model: str, source: str, start: int, manifest: Manifest, threshold: float | None
+    ) -> FlatPayload:
         """See `JsonPayload`."""
 
 
@@ -47,16 +94,40 @@ class Convention(NamedTuple):
     mark_delayed: Callable[[bytes], bytes | None]
 
 
+class FlatConvention(NamedTuple):
+    """What the file of a convention gives that writes several messages a prediction; none of them has a mark."""
+
+    make: MakeFlatPayload
+
+
 def convention(name: str) -> Convention:
-    """The convention of this name, which is one of `CONVENTIONS`."""
-    found: Convention = importlib.import_module(CONVENTIONS[name]).CONVENTION
+    """The convention of this name, one of `CONVENTIONS` that writes one message a prediction."""
+    found = _loaded(name)
+    assert isinstance(found, Convention)
     return found
+
+
+def flat_convention(name: str) -> FlatConvention | None:
+    """The convention of this name, where it writes several messages a prediction."""
+    found = _loaded(name)
+    return found if isinstance(found, FlatConvention) else None
+
+
+def _loaded(name: str) -> Convention | FlatConvention:
+    found: Convention | FlatConvention = importlib.import_module(CONVENTIONS[name]).CONVENTION
+    return found
+
+
+def first_of(names: Sequence[str]) -> str | None:
+    """The convention that has the prediction's own topic: the first of one message; the others are below it."""
+    return next((name for name in names if flat_convention(name) is None), None)
 
 
 def mark_delayed(payload: bytes) -> bytes:
     """The payload of a prediction that is delivered late from the outbox; unknown bytes stay as they are."""
     for name in CONVENTIONS:
-        marked = convention(name).mark_delayed(payload)
+        known = _loaded(name)
+        marked = known.mark_delayed(payload) if isinstance(known, Convention) else None
         if marked is not None:
             return marked
     return payload

@@ -12,11 +12,11 @@ from typing import Any
 from edge_runtime.bundle.model import Model
 from edge_runtime.config.tables import HttpTable, ModelTable
 from edge_runtime.delivery.json_payload import JsonPayload
-from edge_runtime.delivery.payloads import Payload
+from edge_runtime.delivery.payloads import FlatPayload, Payload
 from edge_runtime.http.access_log import AccessLog
 from edge_runtime.http.app import App
 from edge_runtime.http.auth import access_by, read_token
-from edge_runtime.http.live_view import Board, TappedPayload
+from edge_runtime.http.live_view import Board, TappedPayload, WatchedAnswers
 from edge_runtime.http.page_facts import names_of
 from edge_runtime.http.served_model import Numbers, Served
 from edge_runtime.http.server import ListenError, Server
@@ -82,6 +82,12 @@ class Attached:
         shown = None if type(payload) is JsonPayload else JsonPayload(**arguments)
         names = names_of(arguments["manifest"])
         return TappedPayload(self._board, payload, model=arguments["model"], names=names, shown=shown)
+
+    def watch_answers(self, **arguments: Any) -> FlatPayload:
+        """For a model without a payload of one message; `arguments` are those of `JsonPayload`."""
+        names = names_of(arguments["manifest"])
+        tapped = TappedPayload(self._board, JsonPayload(**arguments), model=arguments["model"], names=names)
+        return WatchedAnswers(tapped)
 
     def note_readings(self, batch: Batch, channels: tuple[str, ...]) -> None:
         """What came in, for the status page."""

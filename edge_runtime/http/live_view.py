@@ -7,7 +7,7 @@ prediction and the last reading of each wake-up. A watcher that is slow loses ev
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -152,3 +152,15 @@ class TappedPayload:
             document = payload if shown is None else shown.encode(prediction, synchronised=synchronised)
             board.post("prediction", document)
         return payload
+
+
+class WatchedAnswers:
+    """What the board sees of a model without a payload of one message: a convention that has no messages."""
+
+    def __init__(self, tapped: TappedPayload) -> None:
+        self._tapped = tapped
+
+    def encode_parts(self, prediction: Prediction, *, synchronised: bool = True) -> Iterator[tuple[str, bytes]]:
+        """None; the board has seen it."""
+        self._tapped.encode(prediction, synchronised=synchronised)
+        return iter(())

@@ -57,4 +57,6 @@ def _verdict(prediction: Prediction) -> tuple[float | str, ...]:
     tensors = prediction.tensors or {}
     if "boxes" in tensors:
         return tuple(sorted(str(label) for label in tensors["label"].tolist() if label >= 0))
+    if "labels" in tensors:
+        return tuple(str(there) for there in tensors["labels"].tolist())
     return tuple(float(value) for part in tensors.values() for value in part.ravel().tolist())

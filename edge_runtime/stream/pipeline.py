@@ -15,7 +15,7 @@ import numpy as np
 from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE
-from edge_runtime.delivery.payloads import Payload
+from edge_runtime.delivery.payloads import Encoders, Payload, PredictionTaker
 from edge_runtime.readings import Batch, Floats, Prediction, Receipt
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.decide import Decider, Sequences
@@ -30,13 +30,6 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
 _log = get_logger("model")
-
-
-class PredictionTaker(Protocol):
-    """Where predictions go: the outbox, or whatever shows them."""
-
-    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
-        """As `Outbox.offer`."""
 
 
 class ShadowListener(Protocol):
@@ -100,7 +93,7 @@ class Pipeline:
         *,
         channels: tuple[str, ...],
         repair: RepairTable,
-        payload: Payload,
+        payload: Payload | Encoders,
         topic: str,
         outbox: PredictionTaker,
         loop: Loop,
@@ -153,7 +146,7 @@ class Pipeline:
         self._watches_drift = True
         self._loaded.sample = ScoreSample()
 
-    def swap(self, candidate: TriedModel, payload: Payload) -> None:
+    def swap(self, candidate: TriedModel, payload: Payload | Encoders) -> None:
         """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
 
         Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
@@ -164,9 +157,10 @@ class Pipeline:
         if candidate.slow:
             self._need_worker()
 
-    def _install(self, model: Model, payload: Payload) -> None:
+    def _install(self, model: Model, payload: Payload | Encoders) -> None:
         manifest = model.manifest
-        self._loaded = LoadedBundle(model, Decider(manifest, self.config, self._sequences), payload)
+        first, further = payload if isinstance(payload, Encoders) else (payload, None)
+        self._loaded = LoadedBundle(model, Decider(manifest, self.config, self._sequences), first, further=further)
         self._loaded.sample = ScoreSample() if self._watches_drift else None
         own = manifest.channel_names
         self._columns = self._places(own)
@@ -203,11 +197,12 @@ class Pipeline:
         """Which columns of a batch are the model's; None when all are, in its order."""
         return None if own == self._channels or not own else [self._channels.index(name) for name in own]
 
-    def rewire(self, channels: tuple[str, ...], topic: str, payload: Payload) -> None:
+    def rewire(self, channels: tuple[str, ...], topic: str, payload: Payload | Encoders) -> None:
         """Go on with other columns of the source, another topic and another payload, as a reload may want it."""
         self._channels = channels
         self._columns = self._places(self.model.manifest.channel_names)
-        self._loaded.payload = payload
+        loaded = self._loaded
+        loaded.payload, loaded.further = payload if isinstance(payload, Encoders) else (payload, None)
         if topic != self._topic:
             self._topic = topic
             self._addresses.clear()
@@ -425,9 +420,17 @@ class Pipeline:
             address = self._addresses.get(key)
             if address is None:
                 address = self._addresses[key] = self._address(key)
-            payload = call.loaded.payload.encode(prediction, synchronised=self._clock.is_synchronised)
             priority = PRIORITY_ALARM if prediction.alarm else PRIORITY_ROUTINE
-            self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
+            synchronised = self._clock.is_synchronised
+            if call.loaded.further is not None:
+                call.loaded.further.offer(
+                    self._outbox, prediction, address, priority=priority, receipt=receipt, synchronised=synchronised
+                )
+            if call.loaded.payload is None:
+                _release(receipt)
+            else:
+                payload = call.loaded.payload.encode(prediction, synchronised=synchronised)
+                self._outbox.offer(*address, payload, priority=priority, receipt=receipt)
         if self.taps:
             self._show(call, row, scores, prediction)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edge_runtime.bundle.model import Model, ModelError, Scores
 from edge_runtime.config.tables import ModelTable
-from edge_runtime.delivery.payloads import Payload
+from edge_runtime.delivery.payloads import FurtherPayloads, Payload
 from edge_runtime.readings import Carry, Floats, Receipt
 from edge_runtime.stream.decide import Decider
 from edge_runtime.stream.score_drift import ScoreSample
@@ -34,15 +34,17 @@ class LoadedBundle(msgspec.Struct, eq=False):
         failed: windows that it could not take, or answered with NaN; those of its predecessor are not among them.
         latencies: from bytes to payload.
         sample: its last answers, where drift is watched.
+        further: the payload conventions beside the first.
     """
 
     model: Model
     decider: Decider
-    payload: Payload
+    payload: Payload | None
     answered: int = 0
     failed: int = 0
     latencies: Latencies = msgspec.field(default_factory=Latencies)
     sample: ScoreSample | None = None
+    further: FurtherPayloads | None = None
 
 
 class TriedModel(msgspec.Struct, frozen=True, eq=False):

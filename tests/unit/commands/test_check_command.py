@@ -41,7 +41,7 @@ def test_one_run_reports_mistakes_of_both_stages(tmp_path: Path, capsys: pytest.
     assert code == 78
     parts = (
         ".stride: expected",
-        ".payload: expected one of json, msgpack, found 'xml'",
+        ".payload: expected one of json, msgpack, values, found 'xml'",
         'model "health".name: expected a name that is no topic',
         'source "spare": expected a model',
     )

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from edge_runtime.bundle.manifest import Input, Manifest, Output, Target
-from edge_runtime.delivery.payloads import CONVENTIONS, convention, mark_delayed
-from edge_runtime.readings import Prediction
+from edge_runtime.delivery.further_payloads import encoders_of
+from edge_runtime.delivery.payloads import CONVENTIONS, Encoders, convention, flat_convention, mark_delayed
+from edge_runtime.readings import Prediction, Receipt
 
 READERS: dict[str, Any] = {"json": json.loads, "msgpack": msgspec.msgpack.decode}
 OUTPUTS: dict[str, tuple[Output, dict[str, Any]]] = {
@@ -20,7 +21,7 @@ OUTPUTS: dict[str, tuple[Output, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("task", list(OUTPUTS))
-@pytest.mark.parametrize("name", list(CONVENTIONS))
+@pytest.mark.parametrize("name", list(READERS))
 @pytest.mark.parametrize("synchronised", [True, False])
 def test_every_convention_says_the_same(name: str, task: Any, synchronised: bool) -> None:
     """The members, their values and the mark of a late one are the same, whatever the bytes look like."""
@@ -37,7 +38,96 @@ def test_every_convention_says_the_same(name: str, task: Any, synchronised: bool
     assert READERS[name](mark_delayed(payload)) == reference | {"delayed": True}
 
 
-@pytest.mark.parametrize("payload", [b"", b"text", b"\xff\x00", b"[1]"])
+def test_each_convention_is_one_of_one_message_or_of_several() -> None:
+    """What the tests here compare is all that there is."""
+    assert {name for name in CONVENTIONS if flat_convention(name) is None} == set(READERS)
+
+
+def _facts(task: Any) -> dict[str, Any]:
+    manifest = Manifest(name="m", version="1.0.0", task=task, input=Input(), output=OUTPUTS[task][0])
+    return {"device": "d", "model": "m", "source": "s", "start": 7, "manifest": manifest, "threshold": 0.5}
+
+
+class _Taken:
+    """Stands in for the outbox."""
+
+    def __init__(self) -> None:
+        self.messages: dict[str, bytes] = {}
+        self.streams: set[str] = set()
+        self.receipts: list[Receipt | None] = []
+
+    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
+        """As `Outbox.offer`."""
+        assert priority == 1
+        self.messages[topic] = payload
+        self.streams.add(stream)
+        self.receipts.append(receipt)
+
+
+def _offered(names: tuple[str, ...], task: str, receipt: Receipt | None = None) -> tuple[_Taken, Encoders, Prediction]:
+    encoders, taken = encoders_of(names, _facts(task)), _Taken()
+    prediction = Prediction(key="k", time=1763896744.25, seq=3, identity=None, **OUTPUTS[task][1])
+    assert encoders.further is not None
+    encoders.further.offer(taken, prediction, ("m/k", "edge/d/m/k"), priority=1, receipt=receipt, synchronised=True)
+    return taken, encoders, prediction
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("classification", {"label": b"b", "score": b"0.973", "scores/a": b"0.027", "scores/b": b"0.973"}),
+        ("regression", {"values/t": b"0.1"}),
+        ("anomaly", {"score": b"0.7", "anomaly": b"true"}),
+    ],
+)
+def test_flat_values_are_bare_values_on_topics_below_the_prediction(task: str, expected: dict[str, bytes]) -> None:
+    """With the id and the time of the prediction, and nothing on its own topic."""
+    taken, encoders, _ = _offered(("values",), task)
+    head = {"id": b"d/m/k/7/3", "time": b"2025-11-23T11:19:04.250000Z"}
+    assert taken.messages == {f"edge/d/m/k/{level}": payload for level, payload in (head | expected).items()}
+    assert encoders.first is None
+
+
+def test_several_conventions_have_topics_and_streams_of_their_own() -> None:
+    """The first of one message has the prediction's topic, whatever its place in the list."""
+    taken, encoders, prediction = _offered(("values", "json", "msgpack"), "anomaly")
+    assert encoders.first is not None
+    document = json.loads(encoders.first.encode(prediction))
+    assert msgspec.msgpack.decode(taken.messages["edge/d/m/k/msgpack"]) == document
+    assert "edge/d/m/k" not in taken.messages
+    assert taken.streams == {"msgpack:m/k", "values:m/k"}
+
+
+def test_a_reading_is_acknowledged_when_every_message_of_its_prediction_is_safe() -> None:
+    """Each takes a hold; the caller's own is for the message on the prediction's topic."""
+    acknowledged: list[int] = []
+    receipt = Receipt(lambda: acknowledged.append(1))
+    taken, _, _ = _offered(("json", "values"), "anomaly", receipt)
+    assert len(taken.receipts) == 4
+    for each in taken.receipts:
+        assert not acknowledged
+        assert each is receipt
+        each.release()
+    assert not acknowledged
+    receipt.release()
+    assert acknowledged == [1]
+
+
+def test_a_label_that_is_no_topic_level_is_written_so_that_none_becomes_another() -> None:
+    """Slashes, wildcards, percent signs and control characters; other text stays."""
+    labels = ("a/b", "a%2Fb", "+", "#", "\n", "ä b", "")
+    manifest = Manifest(name="m", version="1", task="classification", input=Input(), output=Output(labels=labels))
+    flat = flat_convention("values")
+    assert flat is not None
+    encoder = flat.make(**_facts("classification") | {"manifest": manifest})
+    scores = np.linspace(0, 1, len(labels), dtype=np.float32)
+    prediction = Prediction(key=None, time=0.0, seq=1, identity=None, label="a/b", scores=scores)
+    levels = [level for level, _ in encoder.encode_parts(prediction) if level.startswith("scores/")]
+    names = ["a%2Fb", "a%252Fb", "%2B", "%23", "%0A", "ä b", "%"]
+    assert levels == [f"scores/{name}" for name in names]
+
+
+@pytest.mark.parametrize("payload", [b"", b"text", b"\xff\x00", b"[1]", b"{", b"{curly}", b"0.25", b"true"])
 def test_what_no_convention_knows_stays_as_it_is(payload: bytes) -> None:
     """A row of an outbox whose convention is gone is delivered without the mark, and not changed."""
     assert mark_delayed(payload) == payload

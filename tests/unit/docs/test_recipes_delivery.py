@@ -36,7 +36,7 @@ def test_a_payload_convention_by_its_recipe(
 ) -> None:
     """One file and one line, and `check`, the pipeline's encoder and the outbox's mark know the convention."""
     path = device(tmp_path, "line")
-    with pytest.raises(ConfigError, match="payload: expected one of json, msgpack, found 'line'"):
+    with pytest.raises(ConfigError, match="payload: expected one of json, msgpack, values, found 'line'"):
         make_plan(load_config(path))
     make_module("payload edge_runtime/delivery/line_payload.py")
     monkeypatch.setattr(payloads, "CONVENTIONS", dict(payloads.CONVENTIONS))
