@@ -51,7 +51,7 @@ frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and K
 	@echo "PyTorch and Keras are in $(VENV)"
 
 .PHONY: clients
-clients: $(VENV)/.clients ## add tritonclient, Dask, a reader of CycloneDX, and an S3 server (moto), each in an environment of its own (150 MB), for the tests that use them
+clients: $(VENV)/.clients ## add tritonclient, Dask, a reader of CycloneDX, an S3 server (moto), and twine, check-wheel-contents and pipx, each in an environment of its own (170 MB), for the tests that use them
 
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
@@ -144,6 +144,12 @@ wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`, and its bill of material
 	wheel="$$(ls -t dist/*.whl | head -n 1)" && \
 	  $(BIN)/python -m edge_runtime.fleet.sbom --lock $(LOCKED)/device.txt -o "$${wheel%.whl}.cdx.json" "$$wheel"
 
+.PHONY: dist
+dist: wheel $(VENV)/.clients ## the wheel and the source distribution, judged by twine and check-wheel-contents
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist
+	$(VENV)/wheel/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
+	$(VENV)/wheel/bin/python -m check_wheel_contents "$$(ls -t dist/*.whl | head -n 1)"
+
 .PHONY: wheelhouse
 wheelhouse: wheel ## wheelhouse/: every wheel that a device needs, to install without a network (MACHINE=arm64)
 	$(BIN)/python -m edge_runtime.fleet.wheelhouse $(MACHINES) --lock $(LOCKED)/device.txt "$$(ls -t dist/*.whl | head -n 1)"
@@ -223,7 +229,7 @@ $(VENV)/.audit: $(VENV)/.demo
 
 # Environments that see .venv's packages, and have their own beside them.
 $(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
-	@for name in triton dask cyclonedx s3; do \
+	@for name in triton dask cyclonedx s3 wheel; do \
 	  $(BIN)/python -m venv --clear --without-pip $(VENV)/$$name && \
 	  beside="$$($(VENV)/$$name/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
 	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$beside/beside.pth" && \
@@ -231,4 +237,4 @@ $(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
 	    --requirement tests/client-$$name.txt || exit 1; \
 	done
 	@touch $@
-CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python" EDGE_CYCLONEDX_PYTHON="$(CURDIR)/$(VENV)/cyclonedx/bin/python" EDGE_S3_PYTHON="$(CURDIR)/$(VENV)/s3/bin/python")
+CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python" EDGE_CYCLONEDX_PYTHON="$(CURDIR)/$(VENV)/cyclonedx/bin/python" EDGE_S3_PYTHON="$(CURDIR)/$(VENV)/s3/bin/python" EDGE_WHEEL_PYTHON="$(CURDIR)/$(VENV)/wheel/bin/python")

@@ -6,10 +6,14 @@ Only the command that was asked for is imported, so that the daemon starts quick
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, EdgeError
 from edge_runtime.system.standard_streams import guarded
+
+if TYPE_CHECKING:
+    import argparse
 
 COMMANDS = {
     "run": "serve a device until it is stopped",
@@ -54,25 +58,36 @@ def _is_plain_run(words: Sequence[str]) -> bool:
 
 
 def _parse(words: list[str]) -> int:
-    import argparse  # noqa: PLC0415 - see above
+    wanted = next((word for word in words if not word.startswith("-")), "")
+    parser = _parser({wanted})
+    try:
+        parsed = parser.parse_args(words)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else EXIT_USAGE
+    return _obey(lambda: parsed.run(parsed))
+
+
+def whole_parser() -> "argparse.ArgumentParser":
+    """The parser with every command's arguments, of which pages and completions are made."""
+    return _parser(set(COMMANDS))
+
+
+def _parser(wanted: set[str]) -> "argparse.ArgumentParser":
+    """The parser; only the commands that are wanted are imported."""
+    import argparse  # noqa: PLC0415 - see `_is_plain_run`
 
     parser = argparse.ArgumentParser(
         prog="edge-runtime", description="Runs trained models on live sensor data.", epilog=_EPILOG
     )
     parser.add_argument("--version", action="version", version=f"edge-runtime {__version__}")
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    wanted = next((word for word in words if not word.startswith("-")), "")
     for name, text in COMMANDS.items():
         command = parsers.add_parser(name, help=text, description=text.capitalize() + ".", epilog=_EPILOG)
-        if name == wanted:
+        if name in wanted:
             module = importlib.import_module(f"edge_runtime.commands.{name}")
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    try:
-        parsed = parser.parse_args(words)
-    except SystemExit as left:
-        return left.code if isinstance(left.code, int) else EXIT_USAGE
-    return _obey(lambda: parsed.run(parsed))
+    return parser
 
 
 def _obey(command: Callable[[], int]) -> int:

@@ -3,6 +3,7 @@
 Everything that a device needs is inside, below /opt/edge-runtime, as a virtual environment that needs no pip and no
 network; only Debian's own Python is asked for. It is unpacked from wheels and never run here, so that a package for
 another processor can be built on any machine that has `dpkg-deb`. Equal wheels give an equal package, byte for byte.
+Man pages and completions are made of the commands of this release.
 """
 
 import argparse
@@ -11,10 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge_runtime.command_pages.write import write
 from edge_runtime.errors import CommandError, EdgeError
 from edge_runtime.fleet.provision import shared_folder
 from edge_runtime.fleet.sbom import of_wheels, text_of
@@ -150,6 +153,7 @@ def _fill(root: Path, wheels: Wheels, python: str) -> None:
         _copy(share / unit, root / "usr/lib/systemd/system" / unit)
     for folder in ("sysusers.d", "tmpfiles.d", "modules-load.d"):
         _copy(share / folder / "edge-runtime.conf", root / "usr/lib" / folder / "edge-runtime.conf")
+    write(root / "usr/share", time.strftime("%Y-%m-%d", time.gmtime(_EPOCH)))
     documents = root / "usr/share/doc/edge-runtime"
     _copy(share / "udev/60-edge-runtime.rules", documents / "examples/60-edge-runtime.rules")
     _copy(share / "restart-steps.conf", documents / "examples/restart-steps.conf")

@@ -40,6 +40,8 @@ FLOORS = (
     "demo",
     "commands",
     "cli",
+    "command_pages",  # made of the parsers of all commands
+    "fleet.deb",  # which carries them
     "__main__",
 )
 

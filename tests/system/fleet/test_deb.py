@@ -47,6 +47,10 @@ def test_the_package_is_plain(package: Path) -> None:
     assert "/site-packages/edge_runtime/daemon/process.py" in listed
     assert "/site-packages/converter/" not in listed
     assert "./usr/share/doc/edge-runtime/examples/vibration-usb-serial.toml" in listed
+    for path in ("bash-completion/completions/edge-runtime", "zsh/vendor-completions/_edge-runtime",
+                 "fish/vendor_completions.d/edge-runtime.fish", "man/man1/edge-runtime-flash.1.gz"):  # fmt: skip
+        assert f"./usr/share/{path}" in listed
+    assert package.with_suffix(".cdx.json").is_file()
     assert all(line.split()[1] == "root/root" for line in listed.splitlines())
     assert "__pycache__" not in listed
 
