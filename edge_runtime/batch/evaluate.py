@@ -89,7 +89,7 @@ class _Verdicts:
                 self.judgement.without_truth += 1
                 continue
             if scores.label is None:
-                right = _anomaly(right)
+                right = anomaly_word(right)
             row = self.judgement.confusion.setdefault(right, {})
             row[verdict] = row.get(verdict, 0) + 1
             self.judgement.judged += 1
@@ -154,7 +154,12 @@ def plain(value: Any) -> str:
     return "" if text.lower() == "nan" else text
 
 
-def _anomaly(text: str) -> str:
+def anomaly_word(text: str) -> str:
+    """The truth of an anomaly, however it is written: `anomaly` or `normal`.
+
+    Raises:
+        CommandError: it is neither.
+    """
     return "anomaly" if _is_yes(text, "1 or 0, true or false, anomaly or normal") else "normal"
 
 

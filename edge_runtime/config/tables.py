@@ -436,6 +436,21 @@ class StoreTable(Table, frozen=True, kw_only=True):
     keep_optimised: KeepOptimised = "auto"
 
 
+class TruthTable(Table, frozen=True, kw_only=True):
+    """`[truth]`: what was right, where that is known later. It is joined to predictions, and gives live accuracy.
+
+    Attributes:
+        listen: `on` takes truth on `edge/{device}/truth/MODEL`, at the upstream's broker. A broker that refuses the
+            topic costs nothing else. `off` leaves HTTP, where there is `[http]`.
+        remember: How many predictions of each model wait for their truth; 0 takes no truth at all.
+        tolerance (s): How far the time of a truth that names key and time may be from that of its prediction.
+    """
+
+    listen: Literal["on", "off"] = "on"
+    remember: Annotated[int, Meta(ge=0, le=100_000)] = 1_000
+    tolerance: Seconds = 1.0
+
+
 class HttpTable(Table, frozen=True, kw_only=True):
     """`[http]`: predictions on demand, a status page and metrics. Left out, nothing listens.
 
@@ -511,6 +526,7 @@ class Config(Table, frozen=True, kw_only=True):
         model: What is run on them.
         outbox: Where predictions wait.
         store: The model store.
+        truth: What was right.
         http: Predictions on demand.
         home_assistant: Entities in Home Assistant.
         capture: Windows that are kept to be labelled.
@@ -524,6 +540,7 @@ class Config(Table, frozen=True, kw_only=True):
     model: tuple[ModelTable, ...]
     outbox: OutboxTable = OutboxTable()
     store: StoreTable = StoreTable()
+    truth: TruthTable = TruthTable()
     http: HttpTable | None = None
     home_assistant: HomeAssistantTable | None = None
     capture: CaptureTable | None = None

@@ -104,6 +104,7 @@ class Assembly:
         self._extras = Extras(
             DaemonContext(
                 start=self.start_number,
+                files=self.folder,
                 loop=loop,
                 clock=clock,
                 counters=self.counters,
@@ -153,6 +154,11 @@ class Assembly:
     def sinks(self) -> Mapping[str, str]:
         """A line for people for each `[[sink]]`."""
         return {} if self._extras.sinks is None else self._extras.sinks.states()
+
+    @property
+    def accuracy(self) -> dict[str, dict[str, Any]]:
+        """How right each model is, where that is known."""
+        return self._extras.accuracy()
 
     @property
     def connections(self) -> list[AnyConnection]:
@@ -206,7 +212,8 @@ class Assembly:
         return safe
 
     def housekeeping(self) -> None:
-        """Forget silent keys."""
+        """Forget silent keys, and keep what is known of truth."""
+        self._extras.housekeeping()
         for pipeline in self.pipelines:
             pipeline.expire()
         self._retired = [pipeline for pipeline in self._retired if not pipeline.is_idle]

@@ -69,6 +69,10 @@ class Described(Protocol):
         """Where windows are kept to be labelled."""
 
     @property
+    def accuracy(self) -> Mapping[str, Mapping[str, Any]]:
+        """How right each model is, where that is known."""
+
+    @property
     def counters(self) -> Mapping[str, Counters]:
         """Of every part that there is or was."""
 
@@ -98,7 +102,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
                 if count:
                     total[reason] = total.get(reason, 0) + count
     outbox = daemon.counters["outbox"].counts
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    usage, accuracy = resource.getrusage(resource.RUSAGE_SELF), daemon.accuracy
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": daemon.config.device.id,
@@ -141,6 +145,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
                 **_rate(pipeline),
                 **({} if pipeline.drift is None else {"drift": pipeline.drift.summary()}),
                 "latency_ms": pipeline.latencies.quantiles_ms(),
+                **_accuracy(accuracy.get(pipeline.config.name)),
                 **_counts(pipeline.counters),
             }
             for pipeline in daemon.pipelines
@@ -161,6 +166,15 @@ def _rate(pipeline: Pipeline) -> dict[str, Any]:
         "rate_hz": None if rate_hz is None else float(f"{rate_hz:.4g}"),
         "rate": "unknown" if pipeline.pace is None else pipeline.pace.state,
     }
+
+
+def _accuracy(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How right a model is, in the fewest words; nothing where nothing is known."""
+    if found is None:
+        return {}
+    short = {name: found[name] for name in ("n", "accuracy", "interval", "estimated")}
+    errors = found.get("errors")
+    return {"accuracy": {**short, **({"mae": {name: each["mae"] for name, each in errors.items()}} if errors else {})}}
 
 
 def models_document(daemon: Described) -> list[dict[str, Any]]:

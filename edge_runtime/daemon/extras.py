@@ -1,4 +1,4 @@
-"""The parts that only some devices ask for: HTTP, requests, Home Assistant, bundles from store or MQTT, copies.
+"""The parts that only some devices ask for: HTTP, requests, truth, Home Assistant, bundles from store or MQTT, copies.
 
 Each is imported when the device file names it. A reload ends a part whose table or link changed, and makes it anew;
 the others go on, and learn which models run now.
@@ -17,6 +17,7 @@ from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import CaptureTable, Config, HttpTable, ModelTable
 from edge_runtime.daemon.feed import Feed
 from edge_runtime.daemon.plan import PlannedModel, capture_folder, open_store
+from edge_runtime.daemon.state import StateFolder
 from edge_runtime.delivery.device_topics import own_topics
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import AnswerTap, Pipeline
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from edge_runtime.store.desired import DesiredState
     from edge_runtime.store.exchange import Exchange
     from edge_runtime.store.ota import Ota
+    from edge_runtime.truth.live import Joined, LiveTruth, TruthOutcome
 
 _log = get_logger("daemon")
 
@@ -46,6 +48,7 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
 
     Attributes:
         start: the number of this start.
+        files: keeps small files over a restart.
         loop: the event loop.
         clock: tells whether the wall clock is set.
         counters: by part.
@@ -62,6 +65,7 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     """
 
     start: int
+    files: StateFolder
     loop: Loop
     clock: Clock
     counters: Mapping[str, Counters]
@@ -93,6 +97,7 @@ class Extras:
         self.drift: DriftReports | None = None
         self._not_watched: dict[str, LoadedBundle] = {}
         self.sinks: Sinks | None = None
+        self.truth: LiveTruth | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -113,6 +118,8 @@ class Extras:
         if config.sink or self.sinks is not None:
             self.sinks = self.sinks or self._make_sinks()
             self.sinks.fit(config)
+        if wants_truth(config) and self.truth is None:
+            self.truth = self._make_truth(config, upstream)
         if uses_store and self.exchange is None:
             self.exchange = self._make_exchange(config)
         store = config.store
@@ -132,6 +139,8 @@ class Extras:
             self.exchange.begin()
         if self.home_assistant is not None:
             self.home_assistant.begin(models)
+        if self.truth is not None:
+            self.truth.begin(models)
 
     def end_changed(self, old: Config, new: Config, *, uses_store: bool, link_changed: bool) -> None:
         """End the parts whose tables changed, or that are not wanted any more."""
@@ -147,6 +156,9 @@ class Extras:
         if self.capture is not None and (link_changed or old.capture != new.capture):
             self.capture.leave()
             self.capture = None
+        if self.truth is not None and (link_changed or old.truth != new.truth or not wants_truth(new)):
+            self.truth.leave()
+            self.truth = None
         if self.ota is not None and (link_changed or (old.store, old.device) != (new.store, new.device)):
             self.ota.leave()
             self.ota = None
@@ -162,7 +174,10 @@ class Extras:
         """A clean stop; HTTP answers what is in flight for so many seconds, and `close` has to follow."""
         if self.http is not None:
             self.http.drain(within)
-        parts = (self.requests, self.exchange, self.desired, self.ota, self.copies, self.home_assistant, self.drift)
+        parts = (
+            self.requests, self.exchange, self.desired, self.ota, self.copies, self.home_assistant, self.drift,
+            self.truth,
+        )  # fmt: skip
         for part in parts:
             if part is not None:
                 part.end()
@@ -204,9 +219,29 @@ class Extras:
 
     def link_changed(self) -> None:
         """The link upstream came up or went down."""
-        for part in (self.ota, self.desired, self.home_assistant, self.drift):
+        for part in (self.ota, self.desired, self.home_assistant, self.drift, self.truth):
             if part is not None:
                 part.link_changed()
+
+    # --- truth ------------------------------------------------------------------------------------------------------
+
+    def _keep_label(self, joined: "Joined") -> None:
+        """A window whose truth is known belongs to the captures, where there are any."""
+        if self.capture is not None and joined.label is not None:
+            self.capture.label(joined.model, joined.id, joined.label)
+
+    def accuracy(self) -> dict[str, dict[str, Any]]:
+        """How right each model is, by its name, as far as that is known."""
+        return {} if self.truth is None else self.truth.documents()
+
+    def housekeeping(self) -> None:
+        """Keep what is known of truth."""
+        if self.truth is not None:
+            self.truth.housekeeping()
+
+    def take_truth(self, model: str, body: bytes) -> "TruthOutcome | None":
+        """Join a truth that came over HTTP, in any thread; None where no truth is taken."""
+        return None if self.truth is None else self.truth.take(model, body)
 
     # --- bundles ----------------------------------------------------------------------------------------------------
 
@@ -260,6 +295,8 @@ class Extras:
         """The parts that see every answer of a pipeline."""
         context, table = self._context, pipeline.config
         taps: list[AnswerTap] = [] if self.capture is None else [self.capture.tap(table.name)]
+        remembered = None if self.truth is None else self.truth.memory(table.name)
+        taps += [] if remembered is None else [remembered]
         if self.sinks is not None:
             tap = self.sinks.tap(table, facts=partial(context.facts, table), clock=context.clock)
             taps += [] if tap is None else [tap]
@@ -267,7 +304,9 @@ class Extras:
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
         """Another bundle answers requests from now on."""
-        parts: Sequence[Attached | Requests | HomeAssistant | None] = (self.http, self.requests, self.home_assistant)
+        parts: Sequence[Attached | Requests | HomeAssistant | LiveTruth | None] = (
+            self.http, self.requests, self.home_assistant, self.truth,
+        )  # fmt: skip
         for part in parts:
             if part is not None:
                 part.exchange(config, model)
@@ -296,6 +335,7 @@ class Extras:
             health=self._health_and_drift,
             counters=self._context.counters["http"],
             on_change=self._context.on_state,
+            truth=self.take_truth,
         )
 
     def _health_and_drift(self) -> dict[str, Any]:
@@ -336,6 +376,24 @@ class Extras:
 
         context = self._context
         return Sinks(context.loop, context.counters, context.folder, context.on_ask)
+
+    def _make_truth(self, config: Config, upstream: AnyConnection) -> "LiveTruth":
+        from edge_runtime.truth.live import LiveTruth  # noqa: PLC0415 - only where it is wanted
+
+        context = self._context
+        made = LiveTruth(
+            config.truth,
+            device=config.device.id,
+            start=context.start,
+            connection=upstream,
+            loop=context.loop,
+            counters=context.counters["truth"],
+            retain=config.upstream.retain,
+            read=lambda: context.files.read("truth"),
+            write=lambda data: context.files.write("truth", data),
+        )
+        made.on_joined.append(self._keep_label)
+        return made
 
     def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured
@@ -385,3 +443,8 @@ class Extras:
             reload=self._context.reload,
             on_change=self._context.on_models,
         )
+
+
+def wants_truth(config: Config) -> bool:
+    """Whether truth can come at all."""
+    return config.truth.remember > 0 and (config.truth.listen == "on" or config.http is not None)

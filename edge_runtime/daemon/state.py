@@ -108,6 +108,24 @@ class StateFolder:
             return None
         return found if found.format == WINDOWS_FORMAT else None
 
+    def read(self, what: str) -> bytes | None:
+        """A small file of another part; None where there is none."""
+        path = self._path(what)
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError:
+            return None
+
+    def write(self, what: str, data: bytes) -> None:
+        """Replace it.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        path = self._path(what)
+        if path is not None:
+            self._replace(path, data)
+
     def _path(self, what: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{self._device}.{what}"
 

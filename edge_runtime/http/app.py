@@ -21,6 +21,7 @@ from edge_runtime.http.responses import REASONS, HttpError, Request, Response
 from edge_runtime.http.routes import ROUTES
 from edge_runtime.http.scorer import Scorer, Work, result
 from edge_runtime.http.served_model import Served
+from edge_runtime.http.truth_api import TakeTruth
 from edge_runtime.system.log import fields, get_logger
 
 MAX_BODY_BYTES = 8 << 20
@@ -65,6 +66,7 @@ class App:
         self.pause: Callable[[], None] = lambda: None
         self.prefix = prefix
         self.is_stopped = False
+        self.truth: TakeTruth | None = None
         self.let_in(access or Access(token=token))
         self._groups: dict[str, Group] = {each.pattern: each.group for each in ROUTES if each.group}
         self._routes = [(each.name, re.compile(each.pattern), each.method, each.handler) for each in ROUTES]

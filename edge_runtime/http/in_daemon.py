@@ -20,6 +20,7 @@ from edge_runtime.http.live_view import Board, TappedPayload, WatchedAnswers
 from edge_runtime.http.page_facts import names_of
 from edge_runtime.http.served_model import Numbers, Served
 from edge_runtime.http.server import ListenError, Server
+from edge_runtime.http.truth_api import TakeTruth
 from edge_runtime.http.yield_to_loop import install_gate
 from edge_runtime.readings import Batch
 from edge_runtime.system.counters import Counters
@@ -42,6 +43,7 @@ class Attached:
         health: makes the health document, in the loop's thread.
         counters: `http_failed`.
         on_change: is called when it begins to listen, and when it failed.
+        truth: joins a truth, in any thread.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Attached:
         health: Callable[[], dict[str, Any]],
         counters: Counters,
         on_change: Callable[[], None],
+        truth: TakeTruth | None = None,
     ) -> None:
+        self._truth = truth
         self._config = config
         self._device = device
         self._start = start
@@ -103,6 +107,7 @@ class Attached:
         served = [self._served(*each) for each in models]
         log = AccessLog() if self._config.access_log == "json" else None
         self._app = App(served, self._board, access=self._access, prefix=self._config.prefix, access_log=log)
+        self._app.truth = self._truth
         self._server = Server(self._app, self._config.listen, self._gate, self._failed)
         self._listen()
 

@@ -82,6 +82,10 @@ def render(
             for quantile, ms in model.get("latency_ms", {}).items()
         ],
     )
+    judged = {name: model["accuracy"] for name, model in known.items() if model.get("accuracy")}
+    for name, kind, text, key in _ACCURACY:
+        samples = [({"model": model}, found[key]) for model, found in judged.items() if found[key] is not None]
+        page.add(name, kind, text, samples)
     page.add(
         "edge_source_open",
         "gauge",
@@ -175,6 +179,11 @@ _TOTALS = (
     ("edge_queued", "gauge", "Predictions that wait for the broker.", "queued"),
     ("process_cpu_seconds_total", "counter", "CPU time of the process.", "cpu_s"),
     ("process_resident_memory_bytes", "gauge", "Resident memory of the process.", "rss_bytes"),
+)
+_ACCURACY = (
+    ("edge_model_judged", "gauge", "Predictions of the present bundle whose truth is known.", "n"),
+    ("edge_model_accuracy", "gauge", "The share of these that were right.", "accuracy"),
+    ("edge_model_accuracy_estimated", "gauge", "The same for the last windows, estimated without truth.", "estimated"),
 )
 _MODEL_TOTALS = (
     ("edge_http_model_rows_total", "Windows that requests had scored.", "rows"),

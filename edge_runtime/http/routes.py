@@ -24,6 +24,7 @@ from edge_runtime.http.page_facts import page_facts
 from edge_runtime.http.responses import HttpError, Request, Response, busy, json_response
 from edge_runtime.http.scorer import Scorer, Work
 from edge_runtime.http.served_model import Served, find
+from edge_runtime.http.truth_api import TakeTruth, tell_truth
 
 STALE_S = 30.0  # a loop that has not answered for so long is not healthy
 
@@ -40,6 +41,7 @@ class Serving(Protocol):
     pause: Callable[[], None]
     is_stopped: bool
     prefix: str
+    truth: TakeTruth | None
 
 
 class Route(NamedTuple):
@@ -198,6 +200,10 @@ def _invocations(app: Serving, request: Request, _parts: Parts) -> Work:
     return rows.invoke(served, request.body, request.headers.get("content-type", ""), app.pause)
 
 
+def _truth(app: Serving, request: Request, parts: Parts) -> Response:
+    return tell_truth(app.truth, parts["model"], request.body)
+
+
 def _asked(app: Serving, request: Request, parts: Parts) -> Served:
     """The model that a request wants scores of; it counts for that model from now on."""
     served = _find(app, parts)
@@ -218,6 +224,7 @@ _EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 _MODEL = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
 ROUTES = [
     Route("predict", r"/predict/(?P<model>[^/]+)", "POST", _predict),
+    Route("truth", r"/truth/(?P<model>[^/]+)", "POST", _truth),
     Route("infer", _MODEL + r"/infer", "POST", _infer),
     Route("page", r"/", "GET", _page),
     Route("docs", r"/docs", "GET", _docs),

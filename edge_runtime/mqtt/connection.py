@@ -135,14 +135,16 @@ class Connection:
         """How many messages we have not acknowledged."""
         return 0 if self._path is None else len(self._path.owed)
 
-    def subscribe(self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0) -> None:
+    def subscribe(
+        self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0, optional: bool = False
+    ) -> None:
         """Have `handler` called with the messages of `filters`, a list per wake-up.
 
         A handler that takes payloads of more than 16 MB says so by `most_bytes`; longer messages are passed over.
         When several handlers share a connection each is given every message and picks its own by topic; each takes
-        its own hold on the receipts.
+        its own hold on the receipts. An `optional` one may be refused without a fault of the connection.
         """
-        self._subscriptions.add(filters, qos, handler)
+        self._subscriptions.add(filters, qos, handler, optional=optional)
         self._most_bytes = max(self._most_bytes, most_bytes + hot_packets.HEAD_BYTES)
         path = self._path
         if path is not None:

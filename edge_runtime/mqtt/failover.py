@@ -86,7 +86,7 @@ class Failover:
         self._counters = counters
         self._will = will
         self._acks_in_order = True
-        self._subscriptions: list[tuple[list[str], int, Handler, int]] = []
+        self._subscriptions: list[tuple[list[str], int, Handler, int, bool]] = []
         self._dropped: set[str] = set()
         self._serving: _Link | None = None
         self._last: _Link | None = None
@@ -143,12 +143,14 @@ class Failover:
         """How many messages of the serving broker we have not acknowledged."""
         return 0 if self._connection is None else self._connection.owed
 
-    def subscribe(self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0) -> None:
+    def subscribe(
+        self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0, optional: bool = False
+    ) -> None:
         """As a connection's: on every broker."""
-        self._subscriptions.append((filters, qos, handler, most_bytes))
+        self._subscriptions.append((filters, qos, handler, most_bytes, optional))
         for link in self._links:
             if link.connection is not None:
-                link.connection.subscribe(filters, qos, handler, most_bytes=most_bytes)
+                link.connection.subscribe(filters, qos, handler, most_bytes=most_bytes, optional=optional)
 
     def acknowledge_in_any_order(self) -> None:
         """As a connection's: on every broker."""
@@ -232,8 +234,8 @@ class Failover:
         connection = link.connection = self._make(link.url)
         if self._dropped:
             connection.drop_filters(self._dropped)
-        for filters, qos, handler, most_bytes in self._subscriptions:
-            connection.subscribe(filters, qos, handler, most_bytes=most_bytes)
+        for filters, qos, handler, most_bytes, optional in self._subscriptions:
+            connection.subscribe(filters, qos, handler, most_bytes=most_bytes, optional=optional)
         if not self._acks_in_order:
             connection.acknowledge_in_any_order()
         connection.on_change.append(lambda: self._changed(link, connection))

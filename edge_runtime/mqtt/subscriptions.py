@@ -2,6 +2,8 @@
 
 Guarantee: a refusal is counted and named with its topic, the connection is not `ready` meanwhile, and the topic is
 asked for again after `RETRY_FIRST_S` to `RETRY_MOST_S` seconds: an access list may have been changed, a quota be free.
+A subscription that is optional holds up nothing: it is asked for in a packet of its own and once a connection, and no
+more where the broker has ended `MOST_ENDS` connections in a row instead of an answer.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +17,7 @@ from edge_runtime.mqtt.messages import Handler
 from edge_runtime.system.loop import Loop, Timer
 
 RETRY_FIRST_S, RETRY_MOST_S = 5.0, 600.0
+MOST_ENDS = 3
 MOST_RETRIES = 900  # on one connection: paho counts its packet ids from 1 up to where ours begin
 
 
@@ -25,11 +28,13 @@ class Subscription(msgspec.Struct, eq=False):
         filters: what it subscribes to.
         qos: of its messages, at the most.
         handler: takes them.
+        optional: a refusal is no fault of the connection.
     """
 
     filters: list[str]
     qos: int
     handler: Handler
+    optional: bool = False
 
 
 class Subscriptions:
@@ -58,15 +63,18 @@ class Subscriptions:
         self._why = ""
         self._retry_s = RETRY_FIRST_S
         self._retries = 0
+        self._ends = 0  # connections in a row that ended before an optional subscription was answered
         self._timer: Timer | None = None
 
     def __bool__(self) -> bool:
-        return bool(self._all)
+        return not all(each.optional for each in self._all)
 
     @property
     def are_granted(self) -> bool:
         """The broker sends everything that was asked for."""
-        return not self._pending and not self._refused
+        if self._refused:
+            return False
+        return not any(topic not in self._optional for asked in self._pending.values() for topic, _ in asked)
 
     @property
     def refusal(self) -> str:
@@ -79,9 +87,15 @@ class Subscriptions:
         """This connection has asked so often that only a new one can ask again."""
         return self._retries > MOST_RETRIES
 
-    def add(self, filters: list[str], qos: int, handler: Handler) -> None:
+    @property
+    def _optional(self) -> set[str]:
+        """Filters that nothing but optional subscriptions wants."""
+        needed = {topic for each in self._all if not each.optional for topic in each.filters}
+        return {topic for each in self._all if each.optional for topic in each.filters} - needed
+
+    def add(self, filters: list[str], qos: int, handler: Handler, *, optional: bool = False) -> None:
         """One more; asked for at once where the broker has accepted us."""
-        self._all.append(Subscription(filters, qos, handler))
+        self._all.append(Subscription(filters, qos, handler, optional))
         self.handlers.append(handler)
         self._ask_for_topics()
 
@@ -112,14 +126,22 @@ class Subscriptions:
         """
         if self._client is None:
             return
-        given = [(topic, each.qos) for each in self._all for topic in each.filters]
+        wants_optional = self._ends < MOST_ENDS
+        given = [
+            (topic, each.qos) for each in self._all if wants_optional or not each.optional for topic in each.filters
+        ]
         wanted = fewest(given)
         # At first: what an earlier start may have asked for.
         known = self._asked.keys() or {topic for topic, _ in given}
         anew = [(topic, qos) for topic, qos in wanted.items() if self._asked.get(topic) != qos]
         gone = sorted((self._unwanted | known) - wanted.keys())
-        if anew:
-            self._ask(anew)
+        optional = self._optional
+        for part in (
+            [each for each in anew if each[0] not in optional],
+            [each for each in anew if each[0] in optional],
+        ):
+            if part:
+                self._ask(part)
         if gone:
             self._client.unsubscribe(gone)
             self._refused = [each for each in self._refused if each[0] in wanted]
@@ -129,16 +151,33 @@ class Subscriptions:
 
     def answered(self, mid: int, reasons: list[ReasonCode]) -> None:
         """The broker has answered what was asked for with this packet id."""
-        wanted = self._pending.pop(mid, [])
+        wanted, optional = self._pending.pop(mid, []), self._optional
+        if any(topic in optional for topic, _ in wanted):
+            self._ends = 0
         answers: list[ReasonCode | None] = [*reasons, *[None] * (len(wanted) - len(reasons))]  # it may answer too few
         for (topic, qos), answer in zip(wanted, answers, strict=False):
             if answer is None or answer.is_failure:
-                self._refuse(topic, qos, "no answer" if answer is None else str(answer))
+                why = "no answer" if answer is None else str(answer)
+                if topic in optional:
+                    self._note(
+                        "optional_subscription_refused", f"the broker refused the subscription to {topic}: {why}"
+                    )
+                else:
+                    self._refuse(topic, qos, why)
             elif answer.value < qos:
                 self._note("subscription_at_qos_0", f"the broker sends {topic} at QoS 0 only: readings may be lost")
 
     def end(self) -> None:
         """The connection is gone."""
+        optional = self._optional
+        asked = [topic for asked in self._pending.values() for topic, _ in asked if topic in optional]
+        if self._client is not None and asked:
+            self._ends += 1
+            if self._ends == MOST_ENDS:
+                self._note(
+                    "optional_subscription_refused",
+                    f"the broker ends the connection at the subscription to {asked[0]}: it is not asked for any more",
+                )
         self._client = None
         self._pending.clear()
         self._refused.clear()

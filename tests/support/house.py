@@ -34,6 +34,7 @@ FLOORS = (
     "store",
     "http",
     "batch",
+    "truth",  # judges as `batch` does
     "fleet",
     "daemon",
     "bringup",

@@ -20,6 +20,7 @@ from edge_runtime.readings import Floats, Prediction
 from edge_runtime.store.agreement import Agreement
 from edge_runtime.store.desired_document import Desired, report
 from edge_runtime.system.counters import Counters
+from edge_runtime.truth.figures import Figures
 from tests.support import builders, drifting
 from tests.support.payload_schemas import FOLDER, write
 from tests.support.stepped import SteppedLoop
@@ -35,6 +36,7 @@ def examples() -> dict[str, list[Any]]:
     found["models"] = [models()]
     found["shadow"] = [shadow()]
     found["drift"] = [drift()]
+    found["accuracy"] = accuracy()
     found["rollout"] = [rollout()]
     found["ota-want"] = [{"transfer": "a1b2", "offset": 65_536, "bytes": 32_768, "sha256": DIGEST}]
     found["ota-status"] = [
@@ -137,6 +139,7 @@ def health() -> Any:
         exchange=None,
         captures=None,
         sinks={"siren": "/usr/local/bin/siren: ended with exit code 1: no such relay"},
+        accuracy={},
     )
     counters["sink siren"].counts["runs"] += 2
     counters["sink siren"].errors["failed"] += 1
@@ -199,6 +202,19 @@ def drift() -> Any:
             readings[:, 0] = 20.5
         monitor.take(readings, [key] * len(readings), [WHEN + row for row in range(len(readings))], 0.0)
     return {"model": "m", **monitor.document(), "since": "2026-11-23T21:00:00Z"}
+
+
+def accuracy() -> list[Any]:
+    """A classification of which three windows were judged, and a regression of two."""
+    head = {"device": "press-07", "model": "m", "version": "1.0.0"}
+    unmatched = {"unknown": 1, "late": 0, "twice": 2, "conflict": 0}
+    labels, values = Figures(), Figures()
+    for said, true in (("ok", "ok"), ("worn", "worn"), ("ok", "worn")):
+        labels.judge(said, true, ())
+    for value in (12.5, 13.0):
+        values.judge([value], [12.25], ("power",))
+    rest = {"estimated": None, "unmatched": unmatched, "refused": {"malformed": 1}}
+    return [{**head, **each.document(), **rest} for each in (labels, values)]
 
 
 def rollout() -> Any:

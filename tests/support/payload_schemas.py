@@ -53,6 +53,7 @@ def by_name(schema: Schema) -> Schema:
 
 
 REASONS = by_name(COUNT)
+INTERVAL: Schema = {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2}
 QUANTILES = members({}, {"p50": NUMBER, "p99": NUMBER})
 DIFFERENCES = members({}, {"mean": NUMBER, "p50": NUMBER, "p90": NUMBER, "p99": NUMBER, "max": NUMBER})
 
@@ -198,6 +199,15 @@ HEALTH = members(
                     "rate": {"enum": ["unknown", "ok", "off"]},
                     "latency_ms": QUANTILES,
                     "drift": members({**DRIFT_HEAD, "since": TIME}),
+                    "accuracy": members(
+                        {
+                            "n": COUNT,
+                            "accuracy": or_null(SHARE),
+                            "interval": or_null(INTERVAL),
+                            "estimated": or_null(SHARE),
+                        },
+                        {"mae": by_name(NUMBER)},
+                    ),
                     **STAGE,
                 },
                 "required": ["version", "keys", "gaps", "rate_hz", "rate", "latency_ms"],
@@ -251,6 +261,26 @@ SHADOW = members(
         "latency_ms": members({"active": QUANTILES, "shadow": QUANTILES}),
     },
 )
+ACCURACY = members(
+    {
+        "device": SOME_TEXT,
+        "model": SOME_TEXT,
+        "version": SOME_TEXT,
+        "n": {**COUNT, "description": "predictions whose truth is known"},
+        "accuracy": {**or_null(SHARE), "description": "the share of these that were right; null for a regression"},
+        "interval": {**or_null(INTERVAL), "description": "Wilson's, of 95 %"},
+        "confusion": {**by_name(by_name(COUNT)), "description": "truth -> prediction -> windows"},
+        "estimated": {**or_null(SHARE), "description": "accuracy as the scores have it, without truth"},
+        "unmatched": members({"unknown": COUNT, "late": COUNT, "twice": COUNT, "conflict": COUNT}),
+        "refused": members({}, {"malformed": COUNT, "unknown_label": COUNT}),
+    },
+    {
+        "errors": {
+            **by_name(members({"mae": NUMBER, "interval": or_null(INTERVAL), "rmse": NUMBER, "bias": NUMBER})),
+            "description": "of each target of a regression; `interval` is that of `mae`, of 95 %",
+        }
+    },
+)
 ROLLOUT = members(
     {
         "rollout": SOME_TEXT,
@@ -301,6 +331,7 @@ SCHEMAS: dict[str, tuple[str, str, Schema]] = {
     "models": ("The models that a device runs", "edge/{device}/models", MODELS),
     "shadow": ("How far a candidate agrees with the model beside it", "edge/{device}/shadow/{model}", SHADOW),
     "drift": ("Whether readings and answers still look like the training", "edge/{device}/drift/{model}", DRIFT),
+    "accuracy": ("How right a model is, as far as truth is known", "edge/{device}/accuracy/{model}", ACCURACY),
     "rollout": ("How a device stands to its rollout", "edge/{device}/rollout", ROLLOUT),
     "ota-want": ("The next part of a bundle that a device wants", "edge/{device}/ota/want", WANT),
     "ota-status": ("How a transfer or a rollback goes", "edge/{device}/ota/status", OTA_STATUS),

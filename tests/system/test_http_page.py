@@ -132,6 +132,37 @@ def test_the_page_shows_alarms_the_last_hour_units_and_the_last_rejections(
             browser.close()
 
 
+def test_two_taps_on_the_page_say_that_a_prediction_was_wrong(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path, free_port: int
+) -> None:
+    """The truth is joined to the very prediction that the page asks about, and the accuracy is shown."""
+    bundle = builders.classification().save(tmp_path / "comfort.onnx")
+    make_daemon(climate_device(mosquitto, bundle) + f'\n[http]\nlisten = "127.0.0.1:{free_port}"\n').start()
+    client = make_subscriber(mosquitto.port, "edge/#")
+    browser = Browser(tmp_path / "browser", f"http://127.0.0.1:{free_port}/")
+    button = "[...document.querySelectorAll('.ask button')]"
+    asked = "(document.querySelector('.ask') || document.querySelector('title')).textContent"
+    try:
+        wait_until(lambda: browser.evaluate(LINK) == "live", lambda: f"live: {browser.errors()}")
+        client.publish("sensors/kitchen/climate", {"temperature": 1, "humidity": 2})
+        said = client.wait_for(1, "edge/room/comfort/kitchen")[0].document
+        wait_until(lambda: "right?" in browser.evaluate(asked), lambda: browser.evaluate(MODELS))
+        browser.evaluate(f"{button}[1].click()")
+        right = "low" if said["label"] == "high" else "high"
+        wait_until(
+            lambda: browser.evaluate(f"{button}.map(each => each.textContent).join()") == right,
+            lambda: browser.evaluate("document.getElementById('models').innerHTML"),
+        )
+        browser.evaluate(f"{button}[0].click()")
+        wait_until(lambda: browser.evaluate(asked) == f"noted: {right}", lambda: browser.evaluate(asked))
+        found = client.wait_for(1, "edge/room/accuracy/comfort")[0].document
+        assert (found["n"], found["confusion"]) == (1, {right: {said["label"]: 1}})
+        wait_until(lambda: "right 0.0 % of 1" in browser.evaluate(MODELS), lambda: browser.evaluate(MODELS))
+        assert browser.errors() == []
+    finally:
+        browser.close()
+
+
 def test_the_page_of_routes_asks_for_a_prediction(tmp_path: Path) -> None:
     """`/docs` draws every route below a proxy's path too, sends a request of its own, and shows the answer."""
     bundle = builders.classification().save(tmp_path / "comfort.onnx")

@@ -479,3 +479,36 @@ def test_the_table_of_modes_is_the_list_of_these_tests() -> None:
         "one topic of four denied",
     }
     assert set(named) == set(CASES) | others
+
+
+@pytest.mark.parametrize("protocol", BOTH)
+def test_an_optional_subscription_that_is_refused_holds_up_nothing(protocol: str, make_rig: MakeRig) -> None:
+    """Counted and said once; the link is ready, and what is needed is asked for in a packet of its own."""
+    refusal = 0x87 if protocol == "5" else 0x80
+
+    def answer(_number: int, filters: list[bytes]) -> list[int]:
+        return [refusal if each == b"own/truth" else 1 for each in filters]
+
+    rig = make_rig(Mode(on_subscribe=answer), "in/#", protocol=protocol)
+    rig.connection.subscribe(["own/truth"], 1, rig.messages.extend, optional=True)
+    rig.until(lambda: rig.counters.errors["optional_subscription_refused"], "the refusal")
+    rig.until(lambda: rig.connection.ready, "a link that is ready")
+    assert rig.counters.errors["subscription_refused"] == 0
+    assert rig.broker.subscribes == [[b"in/#"], [b"own/truth"]]
+
+
+def test_a_broker_that_ends_the_link_at_an_optional_subscription_is_not_asked_again(make_rig: MakeRig) -> None:
+    """As some brokers do instead of an answer: after three connections the device goes on without."""
+
+    def answer(_number: int, filters: list[bytes]) -> list[int]:
+        if b"own/truth" in filters:
+            raise ConnectionAbortedError
+        return [1] * len(filters)
+
+    rig = make_rig(Mode(on_subscribe=answer), "in/#")
+    rig.connection.subscribe(["own/truth"], 1, rig.messages.extend, optional=True)
+    rig.offer()
+    rig.until(lambda: rig.counters.errors["optional_subscription_refused"], "what is said")
+    rig.until(lambda: rig.connection.ready, "a link that stays")
+    rig.until(lambda: len(rig.delivered()) == COUNT, "all predictions")
+    assert rig.broker.connects == 4

@@ -477,7 +477,7 @@ def test_the_openapi_file_names_every_route_with_its_method(app: App) -> None:
         for path, methods in document["paths"].items()
         for method in methods
     }
-    for method, path in described - {("GET", "/events")}:
+    for method, path in described - {("GET", "/events"), ("POST", "/truth/activity")}:  # a daemon's own
         found = ask(app, method, path, tensor())
         assert found.status in {200, 422}, path
         wrong = "POST" if method == "GET" else "GET"

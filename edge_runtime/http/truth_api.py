@@ -1,0 +1,50 @@
+"""`POST /truth/{model}`: what was right, for a prediction that was published; joined by the daemon that made it.
+
+The body is that of `edge/{device}/truth/{model}`. What cannot be joined is refused with the same sentence that is
+logged, and counted like any other truth.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from edge_runtime.http.responses import HttpError, Response, json_response
+
+
+class ToldTruth(Protocol):
+    """What became of a truth, as `truth/live.py` has it."""
+
+    @property
+    def result(self) -> str:
+        """`joined`, or the reason why not."""
+
+    @property
+    def why(self) -> str:
+        """That reason as a sentence."""
+
+    @property
+    def id(self) -> str | None:
+        """Of the prediction."""
+
+    @property
+    def right(self) -> bool | None:
+        """Whether it was right; None for values."""
+
+
+TakeTruth = Callable[[str, bytes], ToldTruth | None]
+
+_STATUS = {"malformed": 400, "unknown_label": 422, "unknown_model": 404, "unknown": 404, "late": 410, "conflict": 409}
+
+
+def tell_truth(take: TakeTruth | None, model: str, body: bytes) -> Response:
+    """Hand a truth on, and answer with what became of it.
+
+    Raises:
+        HttpError: it was not joined.
+    """
+    outcome = None if take is None else take(model, body)
+    if outcome is None:
+        raise HttpError(404, "no predictions are remembered here: truth is taken by a daemon, with [truth] remember")
+    status = _STATUS.get(outcome.result)
+    if status is not None:
+        raise HttpError(status, outcome.why)
+    return json_response({"result": outcome.result, "id": outcome.id, "right": outcome.right})

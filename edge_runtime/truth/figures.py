@@ -1,0 +1,154 @@
+"""How right a model is: counts of joined truth, and what they say about accuracy and errors. Pure.
+
+    accuracy   right / n, with Wilson's interval of 95 % (Wilson, JASA 22, 1927): for a share p of n
+               (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  z = 1.96
+    errors     of each target of a regression: mean absolute error with its interval of 95 % (mean +- z s / sqrt n),
+               root mean square, and bias (prediction - truth)
+
+Weak point: the intervals take the judged windows for independent. Neighbours in time are not, and truth is often known
+for chosen windows only, so that the real uncertainty is larger.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from edge_runtime.truth.memory import Answer, word_of
+
+Z = 1.959963984540054  # of 95 %
+DIGITS = 6
+
+
+class ErrorSums(msgspec.Struct):
+    """Sums over the errors of one target."""
+
+    signed: float = 0.0
+    absolute: float = 0.0
+    squared: float = 0.0
+
+
+class Figures(msgspec.Struct):
+    """What was counted since the bundle began to answer.
+
+    Attributes:
+        n: how many predictions were judged.
+        right: of these, those that were right.
+        confusion: truth -> prediction -> windows.
+        errors: by target.
+        unmatched: truth that could not be joined, by reason.
+        refused: truth that could not be read, by reason.
+        since: Unix seconds of the first.
+    """
+
+    n: int = 0
+    right: int = 0
+    confusion: dict[str, dict[str, int]] = {}
+    errors: dict[str, ErrorSums] = {}
+    unmatched: dict[str, int] = {}
+    refused: dict[str, int] = {}
+    since: float | None = None
+
+    def judge(self, answer: Answer, truth: Answer, targets: tuple[str, ...]) -> bool | None:
+        """Count one prediction with its truth; whether it was right, None for values."""
+        self.n += 1
+        if isinstance(answer, list):
+            assert isinstance(truth, list)
+            for name, said, true in zip(targets, answer, truth, strict=True):
+                sums = self.errors.setdefault(name, ErrorSums())
+                error = said - true
+                sums.signed += error
+                sums.absolute += abs(error)
+                sums.squared += error * error
+            return None
+        row = self.confusion.setdefault(word_of(truth), {})
+        row[word_of(answer)] = row.get(word_of(answer), 0) + 1
+        is_right = answer == truth
+        self.right += is_right
+        return is_right
+
+    def note_unmatched(self, reason: str) -> None:
+        """Count truth that belongs to no prediction."""
+        self.unmatched[reason] = self.unmatched.get(reason, 0) + 1
+
+    def note_refused(self, reason: str) -> None:
+        """Count what is no truth."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing was counted."""
+        return not (self.n or self.unmatched or self.refused)
+
+    def document(self) -> dict[str, Any]:
+        """The figures' part of the document of `edge/{device}/accuracy/{model}`."""
+        has_labels = bool(self.n) and not self.errors
+        return {
+            "n": self.n,
+            "accuracy": _round(self.right / self.n) if has_labels else None,
+            "interval": [_round(each) for each in wilson(self.right, self.n)] if has_labels else None,
+            "confusion": self.confusion,
+            **({"errors": {name: self._error(sums) for name, sums in self.errors.items()}} if self.errors else {}),
+        }
+
+    def _error(self, sums: ErrorSums) -> dict[str, Any]:
+        mean = sums.absolute / self.n
+        spread = math.sqrt(max(0.0, sums.squared / self.n - mean * mean) * self.n / max(1, self.n - 1))
+        half = Z * spread / math.sqrt(self.n)
+        return {
+            "mae": _round(mean),
+            "interval": [_round(max(0.0, mean - half)), _round(mean + half)] if self.n > 1 else None,
+            "rmse": _round(math.sqrt(sums.squared / self.n)),
+            "bias": _round(sums.signed / self.n),
+        }
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Between what shares the true share lies, by 95 %; n is 1 or more."""
+    share, square = right / n, Z * Z / n
+    middle = share + square / 2
+    half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
+    return max(0.0, low), min(1.0, high)
+
+
+def summed(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of several devices together, of their documents; errors of regressions by their mean over n."""
+    confusion: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for truth, row in part.get("confusion", {}).items():
+            into = confusion.setdefault(truth, {})
+            for said, count in row.items():
+                into[said] = into.get(said, 0) + count
+    n = sum(part["n"] for part in parts)
+    judged = sum(sum(row.values()) for row in confusion.values())
+    right = sum(row.get(truth, 0) for truth, row in confusion.items())
+    names = sorted({name for part in parts for name in part.get("errors", {})})
+    errors = {
+        name: {
+            "mae": _weighted(
+                [(part["errors"][name]["mae"], part["n"]) for part in parts if name in part.get("errors", {})]
+            ),
+            "bias": _weighted(
+                [(part["errors"][name]["bias"], part["n"]) for part in parts if name in part.get("errors", {})]
+            ),
+        }
+        for name in names
+    }
+    return {
+        "n": n,
+        "accuracy": _round(right / judged) if judged else None,
+        "interval": [_round(each) for each in wilson(right, judged)] if judged else None,
+        "confusion": confusion,
+        **({"errors": errors} if errors else {}),
+    }
+
+
+def _weighted(pairs: list[tuple[float, int]]) -> float:
+    return _round(sum(value * count for value, count in pairs) / sum(count for _, count in pairs))
+
+
+def _round(value: float) -> float:
+    """Six digits: more would be noise, and a longer document."""
+    return float(f"{value:.{DIGITS}g}")

@@ -1,0 +1,128 @@
+"""The last predictions of one model, remembered until their truth is known: a bounded queue, and nothing else.
+
+Guarantee: noting a prediction is one append of a tuple that holds no array. The queue is taken from, and added to, in
+any thread. Hashes of forgotten ids are kept, in a ring eight times as long, so that truth for them is known to
+be late. Weak point: predictions that were withheld (`publish`, `min_interval`) are not remembered.
+"""
+
+from array import array
+from collections import deque
+from typing import NamedTuple
+
+from edge_runtime.readings import Prediction
+
+FORGOTTEN_SHARE = 8  # hashes of forgotten ids, for each prediction that is remembered
+
+Answer = str | bool | list[float]
+
+
+class Noted(NamedTuple):
+    """What is remembered of a prediction: what its id is made of, its key and time, and what it said.
+
+    `confidence` is the score of the label; None for other tasks.
+    """
+
+    key: str | None
+    time: float
+    seq: int
+    identity: str | None
+    answer: Answer
+    confidence: float | None = None
+
+
+class Forgotten:
+    """Hashes of the last ids that were forgotten, by what stands in them behind the model.
+
+    Args:
+        most: how many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._ring = array("q")
+        self._place = 0
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+    def add(self, tail: str) -> None:
+        """One more; the oldest goes."""
+        if len(self._ring) < self._most:
+            self._ring.append(hash(tail))  # of this process: nothing of it is kept
+        else:
+            self._ring[self._place] = hash(tail)
+            self._place = (self._place + 1) % self._most
+
+    def __contains__(self, tail: str) -> bool:
+        return hash(tail) in self._ring
+
+
+class Memory:
+    """Takes the predictions of one pipeline (`AnswerTap`).
+
+    Args:
+        most: how many are remembered.
+
+    Attributes:
+        noted: the last predictions that no joiner has taken yet, the oldest first.
+        forgotten: the ids that are not remembered any more.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.noted: deque[Noted] = deque(maxlen=most)
+        self.forgotten = Forgotten(FORGOTTEN_SHARE * most)
+
+    def take(self, _call: object, _row: int, _scores: object, prediction: Prediction | None) -> None:
+        """Remember a prediction that was published."""
+        if prediction is not None:
+            self.note(prediction)
+
+    def note(self, prediction: Prediction) -> None:
+        """Remember a prediction."""
+        score, answer = prediction.score, prediction.label
+        if answer is not None:
+            confidence = None if score is None else float(score)
+            noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, answer, confidence)
+        elif prediction.values is not None:
+            values = prediction.values.tolist()
+            noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, values)
+        elif prediction.anomaly is not None:
+            noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, prediction.anomaly)
+        else:
+            return
+        if len(self.noted) == self.noted.maxlen:
+            self._forget_oldest()
+        self.noted.append(noted)
+
+    def _forget_oldest(self) -> None:
+        """An id with a number tells by itself that it is old; one with an identity does not."""
+        try:
+            gone = self.noted[0]
+        except IndexError:  # taken meanwhile
+            return
+        if gone.identity is not None:
+            self.forgotten.add(tail_of(gone, 0))
+
+    def drain(self) -> list[Noted]:
+        """What was noted since the last call, the oldest first."""
+        noted = self.noted
+        found = []
+        while noted:
+            try:
+                found.append(noted.popleft())
+            except IndexError:  # the loop's thread has replaced the last one meanwhile
+                break
+        return found
+
+
+def tail_of(noted: Noted, start: int) -> str:
+    """What stands in an id behind the model: `KEY/IDENTITY`, or `KEY/START/SEQ`."""
+    key = "-" if noted.key is None else noted.key
+    return f"{key}/{noted.identity}" if noted.identity is not None else f"{key}/{start}/{noted.seq}"
+
+
+def word_of(answer: Answer) -> str:
+    """A label, or the word for an anomaly or none."""
+    if isinstance(answer, bool):
+        return "anomaly" if answer else "normal"
+    return str(answer)

@@ -1,0 +1,91 @@
+"""What joined truth says: against scikit-learn and statsmodels' formulas worked on paper."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from sklearn.metrics import confusion_matrix, mean_absolute_error, root_mean_squared_error
+
+from edge_runtime.truth.figures import Figures, summed, wilson
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),  # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (29, 29, 1 - 0.1170, 1.0),
+    ],
+)
+def test_the_interval_is_wilsons(right: int, n: int, low: float, high: float) -> None:
+    """As published for other data; the last row is 0 of 29 read backwards."""
+    found = wilson(right, n)
+    assert found[0] == pytest.approx(low, abs=5e-5)
+    assert found[1] == pytest.approx(high, abs=5e-5)
+
+
+def test_labels_are_counted_as_scikit_learn_counts_them() -> None:
+    """Confusion and accuracy over 500 windows."""
+    rng = random.Random(1)
+    labels = ["a", "b", "c"]
+    truth = [rng.choice(labels) for _ in range(500)]
+    said = [each if rng.random() < 0.8 else rng.choice(labels) for each in truth]
+    figures = Figures()
+    assert [figures.judge(one, other, ()) for one, other in zip(said, truth, strict=True)] == [
+        one == other for one, other in zip(said, truth, strict=True)
+    ]
+    document = figures.document()
+    expected = confusion_matrix(truth, said, labels=labels)
+    assert [[document["confusion"][row].get(column, 0) for column in labels] for row in labels] == expected.tolist()
+    assert document["accuracy"] == pytest.approx(np.trace(expected) / 500)
+    assert document["n"] == 500
+
+
+def test_errors_are_those_of_scikit_learn() -> None:
+    """For each target by itself."""
+    rng = np.random.default_rng(2)
+    truth, said = rng.normal(size=(80, 2)), rng.normal(size=(80, 2))
+    figures = Figures()
+    for one, other in zip(said.tolist(), truth.tolist(), strict=True):
+        assert figures.judge(one, other, ("x", "y")) is None
+    document = figures.document()
+    assert (document["accuracy"], document["interval"], document["confusion"]) == (None, None, {})
+    for place, name in enumerate("xy"):
+        found, off = document["errors"][name], np.abs(said[:, place] - truth[:, place])
+        assert found["mae"] == pytest.approx(mean_absolute_error(truth[:, place], said[:, place]), rel=1e-5)
+        assert found["rmse"] == pytest.approx(root_mean_squared_error(truth[:, place], said[:, place]), rel=1e-5)
+        assert found["bias"] == pytest.approx(float((said - truth)[:, place].mean()), rel=1e-5)
+        half = 1.959964 * off.std(ddof=1) / math.sqrt(80)
+        assert found["interval"] == pytest.approx([off.mean() - half, off.mean() + half], rel=1e-5)
+
+
+def test_an_anomaly_is_a_word_in_the_confusion() -> None:
+    """And nothing is said before the first truth."""
+    figures = Figures()
+    assert figures.is_empty
+    assert figures.document() == {"n": 0, "accuracy": None, "interval": None, "confusion": {}}
+    figures.judge(answer=True, truth=False, targets=())
+    figures.judge(answer=False, truth=False, targets=())
+    assert figures.document()["confusion"] == {"normal": {"anomaly": 1, "normal": 1}}
+
+
+def test_the_sum_of_devices_is_what_one_device_would_have_counted() -> None:
+    """Confusion, accuracy and interval; errors by their share of n."""
+    rng = random.Random(3)
+    parts, whole = [Figures(), Figures(), Figures()], Figures()
+    for number in range(300):
+        said, true = rng.choice("ab"), rng.choice("ab")
+        parts[number % 3].judge(said, true, ())
+        whole.judge(said, true, ())
+    assert summed([part.document() for part in parts]) == whole.document()
+    parts, whole = [Figures(), Figures()], Figures()
+    for number in range(100):
+        pair = [rng.random()], [rng.random()]
+        parts[number % 10 == 0].judge(*pair, ("t",))
+        whole.judge(*pair, ("t",))
+    found = summed([part.document() for part in parts])
+    assert found["n"] == 100
+    assert found["errors"]["t"]["mae"] == pytest.approx(whole.document()["errors"]["t"]["mae"], rel=1e-4)

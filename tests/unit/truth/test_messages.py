@@ -1,0 +1,75 @@
+"""A truth as it is sent: what is understood, and the one sentence for what is not."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.truth.messages import TruthError, read_truth
+from tests.support import builders
+
+LABELS = msgspec.convert(builders.classification(labels=("low", "high")).manifest, Manifest)
+CLASSES = msgspec.structs.replace(LABELS, output=msgspec.structs.replace(LABELS.output, classes=("0", "1")))
+VALUES = msgspec.convert(builders.regression(targets=("x", "y")).manifest, Manifest)
+ANOMALY = msgspec.convert(builders.anomaly().manifest, Manifest)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "document", "expected"),
+    [
+        (LABELS, {"id": "d/m/k/1", "label": "high"}, ("d/m/k/1", None, "high")),
+        (LABELS, {"key": "k", "time": 5.5, "label": "low", "by": "Ada"}, (None, "k", "low")),
+        (LABELS, {"time": "1970-01-01T00:00:05.5Z", "label": "low"}, (None, None, "low")),
+        (LABELS, {"key": "-", "time": "5.5", "label": " low "}, (None, None, "low")),
+        (LABELS, {"key": 7, "time": 5.5, "label": "low"}, (None, "7", "low")),
+        (CLASSES, {"id": "i", "label": 1}, ("i", None, "high")),
+        (CLASSES, {"id": "i", "label": 1.0}, ("i", None, "high")),
+        (CLASSES, {"id": "i", "label": "high"}, ("i", None, "high")),
+        (ANOMALY, {"id": "i", "label": True}, ("i", None, True)),
+        (ANOMALY, {"id": "i", "label": "normal"}, ("i", None, False)),
+        (ANOMALY, {"id": "i", "label": 0}, ("i", None, False)),
+        (VALUES, {"id": "i", "values": {"y": 2, "x": 1.5}}, ("i", None, [1.5, 2.0])),
+    ],
+)
+def test_what_is_understood(manifest: Manifest, document: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    """An id, or key and time; a label, a class, a word for an anomaly, or values."""
+    found = read_truth(msgspec.json.encode(document), manifest)
+    assert (found.id, found.key, found.answer) == expected
+    assert found.id is not None or found.time == 5.5
+
+
+@pytest.mark.parametrize(
+    ("manifest", "body", "reason", "sentence"),
+    [
+        (LABELS, b"", "malformed", "expected a JSON object, found none"),
+        (LABELS, b"\xff", "malformed", "expected a JSON object, found none"),
+        (LABELS, b"[" * 50_000, "malformed", "expected a JSON object, found none"),
+        (LABELS, b" " * 70_000, "malformed", "at most 65536 bytes"),
+        (LABELS, b'["low"]', "malformed", "expected a JSON object, found ['low']"),
+        (LABELS, b'{"label": "low"}', "malformed", "expected an id, or key and time, found ['label']"),
+        (LABELS, b'{"id": 4, "label": "low"}', "malformed", "expected id to be text, found 4"),
+        (LABELS, b'{"id": "i"}', "malformed", "expected a label, found ['id']"),
+        (LABELS, b'{"id": "i", "label": null}', "malformed", "expected a label as text, found None"),
+        (LABELS, b'{"id": "i", "label": ["low"]}', "malformed", "expected a label as text, found ['low']"),
+        (LABELS, b'{"id": "i", "label": "lo"}', "unknown_label", "expected one of low, high, found 'lo'"),
+        (LABELS, b'{"id": "i", "values": {"x": 1}}', "malformed", "expected a label, found ['id', 'values']"),
+        (LABELS, b'{"key": {}, "time": 1, "label": "low"}', "malformed", "expected key to be text"),
+        (LABELS, b'{"key": "k", "time": "soon", "label": "low"}', "malformed", "time: expected a time"),
+        (LABELS, b'{"key": "k", "time": null, "label": "low"}', "malformed", "expected a time, found None"),
+        (LABELS, b'{"key": "k", "time": true, "label": "low"}', "malformed", "time: expected a number or a text"),
+        (ANOMALY, b'{"id": "i", "label": "maybe"}', "unknown_label", "anomaly or normal, found 'maybe'"),
+        (VALUES, b'{"id": "i", "label": 3}', "malformed", "values: expected an object of x, y, found None"),
+        (VALUES, b'{"id": "i", "values": {"x": 1}}', "malformed", "values: expected an object of x, y, found ['x']"),
+        (VALUES, b'{"id": "i", "values": {"x": 1, "y": "2"}}', "malformed", "values.y: expected a number, found '2'"),
+        (VALUES, b'{"id": "i", "values": {"x": 1, "y": true}}', "malformed", "values.y: expected a number, found True"),
+    ],
+)
+def test_what_is_refused(manifest: Manifest, body: bytes, reason: str, sentence: str) -> None:
+    """With one line that says what was expected and what was found."""
+    with pytest.raises(TruthError) as caught:
+        read_truth(body, manifest)
+    assert caught.value.reason == reason
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 200
