@@ -29,7 +29,7 @@ class ErrorSums(msgspec.Struct):
     squared: float = 0.0
 
 
-class Figures(msgspec.Struct):
+class TruthFigures(msgspec.Struct):
     """What was counted since the bundle began to answer.
 
     Attributes:

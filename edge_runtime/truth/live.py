@@ -26,7 +26,7 @@ from edge_runtime.system.loop import Loop, Timer
 from edge_runtime.truth.memory import Answer, Memory, word_of
 
 if TYPE_CHECKING:
-    from edge_runtime.truth.figures import Figures
+    from edge_runtime.truth.figures import TruthFigures
     from edge_runtime.truth.joiner import Remembered, TruthJoiner
 
 SOON_S = 0.5
@@ -99,7 +99,7 @@ class ModelTruth:
         self._table = table
         self._start = start
         self._joiner: TruthJoiner | None = None
-        self._figures: Figures | None = None
+        self._figures: TruthFigures | None = None
         self._use(model)
 
     def _use(self, model: Model) -> None:
@@ -108,12 +108,12 @@ class ModelTruth:
         self._targets = tuple(target.name for target in model.manifest.output.targets)
 
     @property
-    def figures(self) -> "Figures":
+    def figures(self) -> "TruthFigures":
         """What was counted."""
         if self._figures is None:
-            from edge_runtime.truth.figures import Figures  # noqa: PLC0415 - with the first truth
+            from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415 - with the first truth
 
-            self._figures = Figures()
+            self._figures = TruthFigures()
         return self._figures
 
     @property
@@ -191,12 +191,12 @@ class ModelTruth:
 
     def restore(self, saved: SavedFigures) -> None:
         """Go on with what was kept, where the same bundle answers."""
-        from edge_runtime.truth.figures import Figures  # noqa: PLC0415
+        from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415
         from edge_runtime.truth.joiner import Remembered  # noqa: PLC0415
 
         if saved.digest != self.digest:
             return
-        self._figures = msgspec.convert(saved.figures, Figures)
+        self._figures = msgspec.convert(saved.figures, TruthFigures)
         for each in saved.remembered:
             self.joiner.restore(msgspec.convert(each, Remembered))
 

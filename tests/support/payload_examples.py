@@ -20,7 +20,7 @@ from edge_runtime.readings import Floats, Prediction
 from edge_runtime.store.agreement import Agreement
 from edge_runtime.store.desired_document import Desired, report
 from edge_runtime.system.counters import Counters
-from edge_runtime.truth.figures import Figures
+from edge_runtime.truth.figures import TruthFigures
 from tests.support import builders, drifting
 from tests.support.payload_schemas import FOLDER, write
 from tests.support.stepped import SteppedLoop
@@ -208,7 +208,7 @@ def accuracy() -> list[Any]:
     """A classification of which three windows were judged, and a regression of two."""
     head = {"device": "press-07", "model": "m", "version": "1.0.0"}
     unmatched = {"unknown": 1, "late": 0, "twice": 2, "conflict": 0}
-    labels, values = Figures(), Figures()
+    labels, values = TruthFigures(), TruthFigures()
     for said, true in (("ok", "ok"), ("worn", "worn"), ("ok", "worn")):
         labels.judge(said, true, ())
     for value in (12.5, 13.0):

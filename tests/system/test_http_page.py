@@ -157,7 +157,8 @@ def test_two_taps_on_the_page_say_that_a_prediction_was_wrong(
         wait_until(lambda: browser.evaluate(asked) == f"noted: {right}", lambda: browser.evaluate(asked))
         found = client.wait_for(1, "edge/room/accuracy/comfort")[0].document
         assert (found["n"], found["confusion"]) == (1, {right: {said["label"]: 1}})
-        wait_until(lambda: "right 0.0 % of 1" in browser.evaluate(MODELS), lambda: browser.evaluate(MODELS))
+        about = "document.getElementById('about').textContent"
+        wait_until(lambda: "right 0.0 % of 1" in browser.evaluate(about), lambda: browser.evaluate(about))
         assert browser.errors() == []
     finally:
         browser.close()

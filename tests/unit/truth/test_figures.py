@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, mean_absolute_error, root_mean_squared_error
 
-from edge_runtime.truth.figures import Figures, summed, wilson
+from edge_runtime.truth.figures import TruthFigures, summed, wilson
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_labels_are_counted_as_scikit_learn_counts_them() -> None:
     labels = ["a", "b", "c"]
     truth = [rng.choice(labels) for _ in range(500)]
     said = [each if rng.random() < 0.8 else rng.choice(labels) for each in truth]
-    figures = Figures()
+    figures = TruthFigures()
     assert [figures.judge(one, other, ()) for one, other in zip(said, truth, strict=True)] == [
         one == other for one, other in zip(said, truth, strict=True)
     ]
@@ -48,7 +48,7 @@ def test_errors_are_those_of_scikit_learn() -> None:
     """For each target by itself."""
     rng = np.random.default_rng(2)
     truth, said = rng.normal(size=(80, 2)), rng.normal(size=(80, 2))
-    figures = Figures()
+    figures = TruthFigures()
     for one, other in zip(said.tolist(), truth.tolist(), strict=True):
         assert figures.judge(one, other, ("x", "y")) is None
     document = figures.document()
@@ -64,7 +64,7 @@ def test_errors_are_those_of_scikit_learn() -> None:
 
 def test_an_anomaly_is_a_word_in_the_confusion() -> None:
     """And nothing is said before the first truth."""
-    figures = Figures()
+    figures = TruthFigures()
     assert figures.is_empty
     assert figures.document() == {"n": 0, "accuracy": None, "interval": None, "confusion": {}}
     figures.judge(answer=True, truth=False, targets=())
@@ -75,13 +75,13 @@ def test_an_anomaly_is_a_word_in_the_confusion() -> None:
 def test_the_sum_of_devices_is_what_one_device_would_have_counted() -> None:
     """Confusion, accuracy and interval; errors by their share of n."""
     rng = random.Random(3)
-    parts, whole = [Figures(), Figures(), Figures()], Figures()
+    parts, whole = [TruthFigures(), TruthFigures(), TruthFigures()], TruthFigures()
     for number in range(300):
         said, true = rng.choice("ab"), rng.choice("ab")
         parts[number % 3].judge(said, true, ())
         whole.judge(said, true, ())
     assert summed([part.document() for part in parts]) == whole.document()
-    parts, whole = [Figures(), Figures()], Figures()
+    parts, whole = [TruthFigures(), TruthFigures()], TruthFigures()
     for number in range(100):
         pair = [rng.random()], [rng.random()]
         parts[number % 10 == 0].judge(*pair, ("t",))
