@@ -23,9 +23,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from converter import signing
 from converter.commands.build import say
@@ -349,8 +350,31 @@ def main() -> int:
         sys.stderr = foreign
         from converter.cli import main as command_line  # noqa: PLC0415 - behind the walls
 
-        return command_line(sys.argv[1:], errors=ours)
+        try:
+            return command_line(sys.argv[1:], errors=ours)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its user reads one sentence
+            print(_own_fault(error), file=ours)
+            return 1
+
+
+def _own_fault(error: Exception) -> str:
+    """A sentence about an exception that nothing has expected, with the innermost place of ours."""
+    root = str(Path(__file__).parent)
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(root)]
+    where = f"{Path(places[-1].filename).name}, line {places[-1].lineno}" if places else "before the first step"
+    text = " ".join(str(error).split())[:200]
+    return (
+        f"edge-convert {sys.argv[1]}: stopped by a fault of its own ({type(error).__name__}: {text}; in {where}): "
+        "nothing was written: please report it with the command and, if you may, the model"
+    )
+
+
+def _leave(code: int) -> NoReturn:
+    """End without Python's farewell, in which threads of a framework that still run abort the process now and then."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

@@ -267,6 +267,36 @@ def test_it_cannot_eat_all_memory_and_a_crash_is_one_sentence(attack: Any) -> No
     assert len(crashed.stderr.strip().splitlines()) == 1
 
 
+def with_a_model(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Build a good model whose file also runs code."""
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    model = LogisticRegression().fit(x, (x[:, 0] > 0).astype(int))
+    model.extra = Payload(code)
+    joblib.dump(model, folder / "m.joblib")
+    return subprocess.run(
+        [sys.executable, "-m", "converter.cli", "build", str(folder / "m.joblib"), "--trust", "--quantize", "none",
+         "-o", str(folder / "o.onnx")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_an_abort_after_the_work_is_done_is_no_crash(tmp_path: Path) -> None:
+    """Threads of a framework that still run when Python says farewell may abort the process; the bundle is there."""
+    done = with_a_model(tmp_path, "import atexit, os\natexit.register(os.abort)")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "o.onnx").exists()
+
+
+def test_a_fault_of_its_own_is_one_sentence_with_its_place(tmp_path: Path) -> None:
+    """An exception that no stage expects is neither a traceback nor silence."""
+    done = with_a_model(tmp_path, "import converter.conversion as c\nc.agree = lambda *_: [][3]")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "edge-convert build: stopped by a fault of its own (IndexError: list index out of range; in " in done.stderr
+    assert "conversion.py, line" in done.stderr
+    assert not (tmp_path / "o.onnx").exists()
+
+
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     """Whoever kills the program kills what it started: nothing goes on working with a stranger's file."""
     joblib.dump(
