@@ -6,7 +6,8 @@ Each model goes the way of a user, with the file, a specification and data; what
 its reason. Calibration rows are never among the rows that judge. `--write` puts the table into the document. A model
 whose framework is not installed is named and left out of the table, and the exit code is then 1. Forms are chosen by
 the default preference, bytes and time, so that another processor may choose another. Bytes are those of whole files,
-times those of one prediction; seconds are the processor time of the whole conversion.
+times those of one prediction; seconds are the processor time of the whole conversion, MB the most memory that it held,
+frameworks included.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import csv
 import datetime as dt
 import io
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -297,7 +299,8 @@ def main() -> int:
         if arguments.names and not any(name in case.name for name in arguments.names):
             continue
         print(f"-- {case.name}", file=sys.stderr, flush=True)
-        line = convert_one(case, arguments.data)
+        with multiprocessing.get_context("fork").Pool(1) as alone:  # so that memory is that of one conversion
+            line = alone.apply(convert_one, (case.name, arguments.data))
         (missing if line.startswith("missing") else lines).append(line)
     table = "\n".join((_HEAD, *lines))
     print(table)
@@ -315,12 +318,14 @@ def main() -> int:
 
 _HEAD = (
     "| model | its file | float32 ONNX | kept | form | us: float32, kept | metric: source, kept (rows) "
-    "| labels that differ | largest difference | CPU s | rows |\n|---|---:|---:|---:|---|---:|---|---:|---:|---:|---|"
+    "| labels that differ | largest difference | CPU s | MB | rows |\n"
+    "|---|---:|---:|---:|---|---:|---|---:|---:|---:|---:|---|"
 )
 
 
-def convert_one(case: Case, data: Path) -> str:
+def convert_one(called: str, data: Path) -> str:
     """One line of the table; `missing ...` where a framework is not installed."""
+    case = next(each for each in CASES if each.name == called)
     with tempfile.TemporaryDirectory(prefix="edge-converted-") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = Path(temporary)
@@ -344,15 +349,20 @@ def convert_one(case: Case, data: Path) -> str:
             why = wrong.getvalue().strip().replace(str(model), model.name).replace(str(folder), "")
             if "pip install" in why:
                 return f"missing: {case.name}: {why}"
-            return f"| {case.name} | {size} | | | refused: {why.partition(': ')[2]} | | | | | | |"
+            return f"| {case.name} | {size} | | | refused: {why.partition(': ')[2]} | | | | | | | |"
         record = manifest_of(folder / "out.onnx").quantization
-        return _line(case, size, record, _times(said.getvalue()), _cpu_s() - began)
+        return _line(case, size, record, _times(said.getvalue()), (_cpu_s() - began, _peak_mb()))
 
 
 def _cpu_s() -> float:
     """The processor time of this process and its children."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in spent)
+
+
+def _peak_mb() -> int:
+    """The most memory that this process held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def _times(said: str) -> str:
@@ -362,13 +372,13 @@ def _times(said: str) -> str:
     return f"{rows[0][1]}, {kept}" if rows else "-"
 
 
-def _line(case: Case, size: str, record: dict[str, Any], times: str, cpu_s: float) -> str:
+def _line(case: Case, size: str, record: dict[str, Any], times: str, spent: tuple[float, int]) -> str:
     came = "came quantised" in record["reason"]
     metric = f"{record['metric']}: {record['source_metric']:.4f}, {record['final_metric']:.4f} ({record['rows']:,})"
     cells = (
         case.name, size, f"{record['bytes_float']:,}", f"{record['bytes']:,}",
         "int8, as it came" if came else record["name"], times, metric, str(record["differing_labels"]),
-        f"{record['max_score_difference']:.1e}", f"{cpu_s:.1f}", case.note,
+        f"{record['max_score_difference']:.1e}", f"{spent[0]:.1f}", str(spent[1]), case.note,
     )  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 

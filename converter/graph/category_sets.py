@@ -4,11 +4,13 @@ Each set that a tree asks for becomes a column of 0 and 1 behind the numbers, an
 with one half. A column is looked up in a table: the rows are what a value may be (unknown, each category that some set
 holds, missing), so that what the source does with an unknown or a missing value is a row like any other. Chains of
 `BRANCH_EQ` would need a node a category, and copies of subtrees.
+
+A split that depends on several features at once (`tabled`) is looked up by the number of their combination.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,24 @@ class _Column:
     numbers: list[int] = field(default_factory=list)  # of the columns that they become
 
 
+@dataclass(frozen=True, slots=True)
+class Digit:
+    """One of the features that a table is looked up by.
+
+    Attributes:
+        feature: the column of the input.
+        size: how many values it has there.
+        borders: of a number, ascending: the digit is how many of them it is above. Of a category, which has none, it is
+            its index and one more, and nought for an unknown one.
+        missing_is_above: whether NaN is above all borders, or none.
+    """
+
+    feature: int
+    size: int
+    borders: tuple[float, ...] = ()
+    missing_is_above: bool = False
+
+
 class CategorySets:
     """The sets of a forest.
 
@@ -40,7 +60,8 @@ class CategorySets:
         self._columns: dict[int, _Column] = {}
         self._whole = whole
         self._width = columns
-        self._known: dict[tuple[int, frozenset[float], bool, bool], int] = {}
+        self._known: dict[Any, int] = {}
+        self._tables: dict[tuple[Digit, ...], list[tuple[NDArray[np.bool_], int]]] = {}
 
     @property
     def width(self) -> int:
@@ -62,6 +83,14 @@ class CategorySets:
             column = self._columns.setdefault(feature, _Column())
             column.sets.append(key[1:])
             column.numbers.append(self._known[key])
+        return self._known[key]
+
+    def tabled(self, digits: tuple[Digit, ...], ones: NDArray[np.bool_]) -> int:
+        """The column that is 1 for some combinations of digits, the last of which counts fastest."""
+        key = (digits, ones.tobytes())
+        if key not in self._known:
+            self._known[key] = self._width + len(self._known)
+            self._tables.setdefault(digits, []).append((ones, self._known[key]))
         return self._known[key]
 
     def has(self, feature: int) -> bool:
@@ -86,6 +115,11 @@ class CategorySets:
             table, values = _table(column)
             blocks.append(self._looked_up(builder, exact, feature, values, table))
             order += column.numbers
+        for digits, outcomes in self._tables.items():
+            table = np.stack([ones for ones, _ in outcomes], axis=1).astype(np.int8)
+            place = _combined(builder, features, digits)
+            blocks.append(builder.cast(builder.node("Gather", builder.constant(table, np.int8), place, axis=0), FLOAT))
+            order += [number for _, number in outcomes]
         joined = builder.node("Concat", *blocks, axis=1)
         places = [*range(self._width), *(self._width + int(place) for place in np.argsort(order))]
         if places == list(range(self.width)):
@@ -111,6 +145,29 @@ class CategorySets:
         place = builder.node("Where", absent, builder.constant(len(values) + 1.0, np.float64), place)
         place = builder.node("Reshape", builder.cast(place, INT64), builder.constant([-1], np.int64))
         return builder.cast(builder.node("Gather", builder.constant(table, np.int8), place, axis=0), FLOAT)
+
+
+def _combined(builder: GraphBuilder, features: str, digits: tuple[Digit, ...]) -> str:
+    """The number of each row's combination of digits."""
+    number, one, nought = "", builder.constant(1.0), builder.constant(0.0)
+    for digit in digits:
+        value = builder.node("Gather", features, builder.constant([digit.feature], np.int64), axis=1)
+        absent = builder.node("IsNaN", value)
+        if digit.borders:
+            above = builder.cast(builder.node("Greater", value, builder.constant([digit.borders])), FLOAT)
+            own = builder.node("ReduceSum", above, builder.constant([1], np.int64), keepdims=1)
+            lost = builder.constant(float(len(digit.borders))) if digit.missing_is_above else nought
+        else:
+            top = builder.constant(float(digit.size - 1))
+            own = builder.node("Min", builder.node("Max", builder.node("Add", value, one), nought), top)
+            lost = nought
+        own = builder.node("Where", absent, lost, own)
+        number = (
+            builder.node("Add", builder.node("Mul", number, builder.constant(float(digit.size))), own)
+            if number
+            else own
+        )
+    return builder.node("Reshape", builder.cast(number, INT64), builder.constant([-1], np.int64))
 
 
 def _table(column: _Column) -> tuple[NDArray[np.float64], list[float]]:

@@ -1,4 +1,4 @@
-"""CatBoost: binary model files (`.cbm`) with numeric features, read from CatBoost's own JSON.
+"""CatBoost: binary model files (`.cbm`) with features that are numbers or categories, read from CatBoost's own JSON.
 
 The truth is CatBoost's own class for the model's loss, on the same float32 values: a regressor with a logarithmic
 link answers with values there, and not with logarithms. CatBoost's ONNX export is not used: it leaves links out.
@@ -6,20 +6,26 @@ link answers with values there, and not with logarithms. CatBoost's ONNX export 
 
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from converter.graph.category_sets import HALF, CategorySets
 from converter.graph.trees import Forest, ForestBuilder
+from converter.load.catboost_categories import CategorySplits, texts_of, with_texts
 from converter.load.forest import Link, forest_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.optional import require
 from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
-from converter.spec import Spec
+from converter.spec import ChannelSpec, Spec
 from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
+
+NO_TEXTS: Mapping[int, Sequence[str]] = MappingProxyType({})
 
 # loss -> task and link. Losses that are not here rank, or answer with something that is no label or value.
 _LOSSES: dict[str, tuple[Task, Link]] = {
@@ -44,22 +50,47 @@ def load(path: Path, spec: Spec) -> "CatboostModel":
     """Load a model file.
 
     Raises:
-        CommandError: catboost is not installed, or the file is damaged or has features that are no numbers.
+        CommandError: catboost is not installed, or the file is damaged or has features of text or embeddings.
     """
-    del spec
     catboost = require("catboost", path)
     try:
         booster = catboost.CatBoost().load_model(str(path))
     except Exception as error:
         raise CommandError(f"{path}: expected a CatBoost model, found a damaged, truncated or other file") from error
+    return CatboostModel(in_json(booster, str(path)), path, booster, spec.channel)
+
+
+def in_json(booster: Any, place: str) -> dict[str, Any]:
+    """CatBoost's own JSON of a model.
+
+    Raises:
+        CommandError: it cannot be written so.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="edge-convert-") as folder:
             booster.save_model(f"{folder}/model.json", format="json")
-            model = json.loads(Path(f"{folder}/model.json").read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(Path(f"{folder}/model.json").read_text(encoding="utf-8"))
+            return found
     except Exception as error:
         text = str(error).strip().splitlines()
-        raise CommandError(f"{path}: CatBoost cannot write it as JSON: {text[0] if text else error}") from error
-    return CatboostModel(model, path)
+        raise CommandError(f"{place}: CatBoost cannot write it as JSON: {text[0] if text else error}") from error
+
+
+def with_categories(estimator: Any, path: Path, channels: Sequence[ChannelSpec]) -> "CatboostModel | None":
+    """An estimator of CatBoost in a pickle of its own, as its file; None where all its features are numbers."""
+    model = in_json(estimator, str(path))
+    return CatboostModel(model, path, estimator, channels) if _has_categories(model) else None
+
+
+def of_estimator(estimator: Any) -> tuple[Forest, Link]:
+    """The trees of an estimator inside a pipeline, which sees numbers only.
+
+    Raises:
+        CommandError: it has parts that ONNX trees do not have.
+    """
+    place = type(estimator).__name__
+    forest, link, _ = read(in_json(estimator, place), place)
+    return forest, link
 
 
 class CatboostModel(SourceModel):
@@ -68,13 +99,16 @@ class CatboostModel(SourceModel):
     framework = "CatBoost"
     trees = True
 
-    def __init__(self, model: dict[str, Any], path: Path) -> None:
+    def __init__(self, model: dict[str, Any], path: Path, booster: Any, channels: Sequence[ChannelSpec] = ()) -> None:
         super().__init__()
         catboost = require("catboost", path)
         self.version = str(catboost.__version__)
-        self._forest, self._link, self.task = read(model, str(path))
+        self._texts = texts_of(model["features_info"], channels, str(path)) if _has_categories(model) else {}
+        self._forest, self._link, self.task = read(model, str(path), booster, self._texts)
         kind = catboost.CatBoostRegressor if self.task == "regression" else catboost.CatBoostClassifier
-        self._model = kind().load_model(str(path))
+        with tempfile.TemporaryDirectory(prefix="edge-convert-") as folder:
+            booster.save_model(f"{folder}/model.cbm")
+            self._model = kind().load_model(f"{folder}/model.cbm")
         self.shape = (len(self._model.feature_names_ or ()),)
         names = tuple(self._model.feature_names_ or ())
         self.feature_names = () if names == tuple(map(str, range(len(names)))) else names
@@ -87,7 +121,7 @@ class CatboostModel(SourceModel):
 
     def predict(self, windows: Floats) -> Answer:
         """Ask CatBoost."""
-        x = np.ascontiguousarray(windows.reshape(len(windows), -1))
+        x = with_texts(np.ascontiguousarray(windows.reshape(len(windows), -1)), self._texts)
         if self.task == "regression":
             return Answer(value=np.asarray(self._model.predict(x), dtype=np.float64).reshape(len(x), -1))
         scores = np.asarray(self._model.predict_proba(x), dtype=np.float64)
@@ -98,14 +132,24 @@ class CatboostModel(SourceModel):
         label = np.asarray(self._model.predict(x)).reshape(-1).tolist()
         return Answer(label=np.array([index[str(name)] for name in label], dtype=np.int64), scores=scores)
 
+    def takes_unknown(self, column: int) -> bool:
+        """See `SourceModel`: CatBoost has a statistic for a category that it never saw."""
+        return column in self._texts
+
     def core(self) -> Core:
         """The trees."""
         assert self.shape is not None
         return forest_core(self._forest, self.shape[0], self._link)
 
 
-def read(model: dict[str, Any], place: str) -> tuple[Forest, Link, Task]:
-    """A model's trees, what its sums mean, and its task.
+def _has_categories(model: dict[str, Any]) -> bool:
+    return bool(model["features_info"].get("categorical_features"))
+
+
+def read(
+    model: dict[str, Any], place: str, booster: Any = None, texts: Mapping[int, Sequence[str]] = NO_TEXTS
+) -> tuple[Forest, Link, Task]:
+    """A model's trees, what its sums mean, and its task. `texts` are those of the columns that hold categories.
 
     Raises:
         CommandError: it has parts that ONNX trees do not have.
@@ -115,28 +159,39 @@ def read(model: dict[str, Any], place: str) -> tuple[Forest, Link, Task]:
         raise CommandError(f"{place}: no ONNX form is known for the CatBoost loss {loss or 'of its own'!r}")
     task, link = _LOSSES[loss]
     features = model["features_info"]
-    for kind in ("categorical_features", "text_features", "embedding_features"):
+    for kind in ("text_features", "embedding_features"):
         if features.get(kind):
             raise CommandError(
-                f"{place}: expected features that are numbers, found {kind.replace('_', ' ')}, of which CatBoost makes "
-                "statistics of its own: encode them in a scikit-learn pipeline, or use histogram boosting, LightGBM or "
-                "XGBoost, whose splits by category convert"
+                f"{place}: expected features that are numbers or categories, found {kind.replace('_', ' ')}, of which "
+                "CatBoost makes statistics of its own: encode them before, and train it on numbers"
             )
-    columns = [int(each["flat_feature_index"]) for each in features["float_features"]]
+    if texts and model.get("trees"):
+        raise CommandError(
+            f"{place}: expected symmetric trees (grow_policy='SymmetricTree', CatBoost's default) with features that "
+            "are categories, found others: train it so, or encode the categories before"
+        )
+    columns = [int(each["flat_feature_index"]) for each in features.get("float_features", ())]
     # NaN is less than every border, or greater ("AsTrue"); where training saw none, it is not greater than any.
-    right = [each["nan_value_treatment"] == "AsTrue" for each in features["float_features"]]
+    right = [each["nan_value_treatment"] == "AsTrue" for each in features.get("float_features", ())]
     scale, bias = model["scale_and_bias"]
     base = np.atleast_1d(np.asarray(bias, dtype=np.float64))
-    builder = ForestBuilder(len(base), "<=", narrow=True)
+    sets = CategorySets(len(columns) + len(texts), whole="exact")
+    builder = ForestBuilder(len(base), "<=", narrow=True, sets=sets)
+    splits = CategorySplits(model, booster, texts, sets, place) if texts else None
     for tree in model.get("oblivious_trees", ()):
-        _add_oblivious(builder, tree, float(scale), len(base), (columns, right))
+        _add_oblivious(builder, tree, float(scale), len(base), (columns, right), splits)
     for tree in model.get("trees", ()):
         _add(builder, tree, float(scale), len(base), (columns, right))
     return builder.build(base), link, task
 
 
 def _add_oblivious(
-    builder: ForestBuilder, tree: dict[str, Any], scale: float, outputs: int, features: tuple[list[int], list[bool]]
+    builder: ForestBuilder,
+    tree: dict[str, Any],
+    scale: float,
+    outputs: int,
+    features: tuple[list[int], list[bool]],
+    splits_by_category: CategorySplits | None,
 ) -> None:
     """A tree that asks the same question everywhere on a level; the first question is the lowest bit of a leaf."""
     splits = tree.get("splits") or []
@@ -151,9 +206,13 @@ def _add_oblivious(
         split = splits[depth - 1 - level]  # the highest bit stands at the root
         start, size = (1 << level) - 1, 1 << level
         nodes = np.arange(start, start + size)
+        left[nodes], right[nodes] = 2 * nodes + 1, 2 * nodes + 2
+        if split.get("split_type", "FloatFeature") != "FloatFeature":
+            assert splits_by_category is not None
+            feature[nodes], threshold[nodes] = splits_by_category.column(split), HALF
+            continue
         feature[nodes] = features[0][split["float_feature_index"]]
         threshold[nodes] = split["border"]
-        left[nodes], right[nodes] = 2 * nodes + 1, 2 * nodes + 2
         missing[nodes] = not features[1][split["float_feature_index"]]
     weights[inner:] = values
     builder.add(feature, threshold, left, right, weights, missing=missing)

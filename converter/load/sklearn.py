@@ -25,6 +25,7 @@ from converter.load.sklearn_facts import (
     check_fitted,
     check_one_label,
     classes_of,
+    give_widths,
     parts_of,
     sentinels_of,
     stands_for_missing,
@@ -64,7 +65,7 @@ _IN_DOUBLE = (
 )
 
 
-def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = ()) -> "SklearnModel":
+def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = ()) -> SourceModel:
     """Load an estimator.
 
     Args:
@@ -84,6 +85,12 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
             f"{path}: expected a fitted scikit-learn classifier, regressor or outlier detector, "
             f"found {module}.{type(estimator).__name__}"
         )
+    if module == "catboost":
+        from converter.load.catboost import with_categories  # noqa: PLC0415 - an extra
+
+        found = with_categories(estimator, path, channels)
+        if found is not None:
+            return found
     model = SklearnModel(estimator, str(path), channels)
     if made_with:
         model.notes.append(
@@ -151,10 +158,12 @@ class SklearnModel(SourceModel):
         super().__init__()
         self.version = sklearn.__version__
         self._place, self._raw = place, False
+        give_widths(estimator)
         check_fitted(estimator, place)
         check_own(steps_of(estimator)[-1], place)
         self.feature_names = tuple(str(name) for name in getattr(estimator, "feature_names_in_", ()))
         self._estimator = by_position(estimator)
+        give_widths(self._estimator)
         self._coded = coded_estimator(estimator, self._estimator, channels, place)
         if self._coded is not None:
             self._estimator = self._coded.by_index
@@ -244,7 +253,8 @@ class SklearnModel(SourceModel):
                 self._final, self._call("predict", x), lambda method: self._call(method, x), lambda: self._before(x)
             )
         index = {name: position for position, name in enumerate(self.classes)}
-        label = np.array([index[name] for name in np.asarray(self._call("predict", x)).tolist()], dtype=np.int64)
+        said = np.asarray(self._call("predict", x)).reshape(-1).tolist()  # CatBoost's is a column
+        label = np.array([index[name] for name in said], dtype=np.int64)
         if hasattr(self._final, "predict_proba"):
             scores = np.asarray(self._call("predict_proba", x), dtype=np.float64)
         elif votes_hard(self._final):
@@ -498,7 +508,7 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
         text = str(error).strip().splitlines()
         raise CommandError(
             f"{place}: {type(estimator).__name__} cannot be converted to ONNX: "
-            f"{text[0] if text else type(error).__name__}"
+            f"{text[0] if text else type(error).__name__}: use another estimator or step"
         ) from error
 
 

@@ -34,7 +34,14 @@ _KINDS = (
 
 def is_composed(estimator: Any) -> bool:
     """Whether it is put together here."""
-    return type(estimator).__name__ in _KINDS and type(estimator).__module__.startswith("sklearn.")
+    if not type(estimator).__module__.startswith("sklearn."):
+        return False
+    if type(estimator).__name__ == "OneVsRestClassifier":  # skl2onnx has it of its own estimators with probabilities
+        return any(
+            not type(member).__module__.startswith("sklearn.") or not hasattr(member, "predict_proba")
+            for member in estimator.estimators_
+        )
+    return type(estimator).__name__ in _KINDS
 
 
 def targets_of(predict: Callable[[Any], Any], shape: Shape, place: str) -> int:
@@ -87,6 +94,8 @@ def composed_core(
         values = [value_of(builder, convert(member, "answers"), x) for member in estimator.estimators_]
         builder.output("value", _average(builder, values, weights), DOUBLE, ("N", 1))
         return Core(builder.build("vote"), "x", shape, {"value": "value"}, extra={"columns": 1})
+    if kind == "OneVsRestClassifier":
+        return _against_the_rest(builder, estimator, x, shape, convert)
     count = len(estimator.classes_)
     if kind == "CalibratedClassifierCV":
         parts = [_calibrated(builder, one, x, count, convert, place) for one in estimator.calibrated_classifiers_]
@@ -123,6 +132,40 @@ def _chained(
         values[int(target)] = value_of(builder, convert(member, "last"), joined)
         seen.append(values[int(target)])
     return _side_by_side(builder, shape, [values[target] for target in sorted(values)])
+
+
+def _against_the_rest(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore) -> Core:
+    """One member a class; the class of the largest decision value, or probability, and shares of the probabilities."""
+    count, members = len(estimator.classes_), estimator.estimators_
+    has_scores = hasattr(estimator, "predict_proba")
+    said, shares = [], []
+    for member in members:
+        if has_scores:
+            scores = scores_of(builder, convert(member, "answers"), x, 2)
+            shares.append(builder.node("Gather", scores, builder.constant([1], np.int64), axis=1))
+        if hasattr(member, "decision_function"):
+            said.append(decisions_of(builder, convert(member, "raw"), x, 2))
+    decisive = said or shares
+    if len(members) == 1:
+        cut = builder.constant(0.0 if said else 0.5, np.float64)
+        yes = builder.cast(builder.node("Greater", decisive[0], cut), INT64)
+        builder.output("label", builder.node("Reshape", yes, builder.constant([-1], np.int64)), INT64, ("N",))
+    else:
+        each = builder.node("Concat", *decisive, axis=1)
+        builder.output("label", builder.node("ArgMax", each, axis=1, keepdims=0), INT64, ("N",))
+    if not has_scores:
+        builder.output("decisions", builder.node("Concat", *said, axis=1), DOUBLE, ("N", len(said)))
+        roles = {"label": "label", "decisions": "decisions"}
+        return Core(builder.build("rest"), "x", shape, roles, extra={"columns": len(said)})
+    if len(members) == 1:
+        rest = builder.node("Sub", builder.constant(1.0, np.float64), shares[0])
+        scores = builder.node("Concat", rest, shares[0], axis=1)
+    else:
+        each = builder.node("Concat", *shares, axis=1)
+        scores = builder.node("Div", each, builder.node("ReduceSum", each, builder.constant([1], np.int64), keepdims=1))
+    builder.output("scores", scores, DOUBLE, ("N", count))
+    roles = {"label": "label", "scores": "scores"}
+    return Core(builder.build("rest"), "x", shape, roles, extra={"columns": count})
 
 
 def _voted_hard(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore) -> Core:
@@ -174,7 +217,9 @@ def _stacked(
 def _said(builder: GraphBuilder, member: Any, method: str, x: str, convert: MemberCore) -> str:
     """The answers of one member of a stack as columns."""
     core = convert(member, "raw" if method == "decision_function" else "answers")
-    if not hasattr(member, "classes_"):
+    from sklearn.base import is_regressor  # noqa: PLC0415 - heavy
+
+    if is_regressor(member):  # CatBoost's regressors have `classes_`, too
         return value_of(builder, core, x)
     count = len(member.classes_)
     if method == "predict_proba":

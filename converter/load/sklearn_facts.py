@@ -91,6 +91,23 @@ def by_position(estimator: Any) -> Any:
     return estimator
 
 
+def give_widths(part: Any) -> None:
+    """Tell CatBoost's estimators, at any depth, how many columns they take; a pickle of them forgets it."""
+    if type(part).__module__.startswith("catboost"):
+        if part.is_fitted():
+            part._n_features_in = len(part.feature_names_)  # noqa: SLF001 - `n_features_in_` reads it
+        return
+    inner = [step for _, step in getattr(part, "steps", None) or ()]
+    inner += [step for _, step, _ in getattr(part, "transformers_", None) or ()]
+    for name in ("estimators_", "calibrated_classifiers_"):
+        inner += list(np.ravel(np.asarray(getattr(part, name, None) or [], dtype=object)))
+    for name in ("best_estimator_", "estimator_", "final_estimator_", "regressor_", "estimator"):
+        inner.append(getattr(part, name, None))
+    for each in inner:
+        if each is not None and not isinstance(each, str) and hasattr(each, "__dict__"):
+            give_widths(each)
+
+
 def _forget_names(part: Any) -> None:
     """Columns by position in place of names, slices, masks and functions; what was fitted says which they were."""
     for _, step in getattr(part, "steps", None) or ():

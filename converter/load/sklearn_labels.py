@@ -35,6 +35,9 @@ def label_count(final: Any) -> int:
         binarizer = getattr(final, name, None)
         if binarizer is not None and str(getattr(binarizer, "y_type_", "")).startswith("multilabel"):
             return len(binarizer.classes_)
+    if hasattr(final, "get_all_params"):  # CatBoost
+        loss = str(final.get_all_params().get("loss_function", "")).partition(":")[0]
+        return len(final.classes_) if loss in ("MultiLogloss", "MultiCrossEntropy") else 0
     if hasattr(final, "get_booster"):
         found = json.loads(final.get_booster().save_config())["learner"]
         count = int(found["learner_model_param"].get("num_target", 1))

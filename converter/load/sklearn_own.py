@@ -57,6 +57,11 @@ def check_own(estimator: Any, place: str) -> None:
     """Refuse what has no fixed answer."""
     kind = type(estimator).__name__
     check_neighbours(estimator, place)
+    if hasattr(estimator, "get_cat_feature_indices") and estimator.get_cat_feature_indices():
+        raise CommandError(
+            f"{place}: {kind} inside a pipeline: expected features that are numbers, found categories: encode them in "
+            "the pipeline, or save the model alone with save_model"
+        )
     if kind.startswith("RadiusNeighbors"):
         raise CommandError(
             f"{place}: {kind}: no ONNX form is known for neighbours within a radius: use KNeighbors of the same kind"

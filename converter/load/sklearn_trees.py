@@ -28,6 +28,10 @@ def forest_of(estimator: Any) -> Parts | None:
         indexes = getattr(estimator, INDEXES, NO_INDEXES)
         forest, link, _ = lightgbm.read(estimator.booster_, type(estimator).__name__, indexes)
         return forest, link, 1.0, 0.0
+    if module == "catboost":
+        from converter.load import catboost  # noqa: PLC0415 - an extra
+
+        return (*catboost.of_estimator(estimator), 1.0, 0.0)
     if module != "sklearn":
         return None
     reader = _READERS.get(type(estimator).__name__)

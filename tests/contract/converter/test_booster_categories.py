@@ -1,5 +1,6 @@
 """Boosters that split by category, and the objectives of boosters: the oracle is each framework's own prediction."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,11 +181,117 @@ def test_catboost_of_other_kinds(loss: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(found.value, model.predict(x), atol=2e-6)
 
 
-def test_catboost_with_texts_is_refused_with_what_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """CatBoost makes statistics of categories."""
+MANY = [f"v{place}" for place in range(12)]
+THREE = f"""
+[[channel]]
+name = "c"
+categories = {COLOURS!r}
+[[channel]]
+name = "v"
+range = [-50, 50]
+[[channel]]
+name = "m"
+categories = {[*MANY, "stranger"]!r}
+""".replace("'", '"')
+CATBOOST: dict[str, dict[str, Any]] = {
+    "one hot": {"one_hot_max_size": 255},
+    "statistics of one feature": {"one_hot_max_size": 2, "max_ctr_complexity": 1},
+    "statistics of several": {"one_hot_max_size": 3, "max_ctr_complexity": 8, "model_size_reg": 0, "iterations": 60},
+    "counters": {"one_hot_max_size": 2, "simple_ctr": "Counter", "combinations_ctr": ["Counter"]},
+    "several classes": {"one_hot_max_size": 4, "loss_function": "MultiClass"},
+    "values": {"loss_function": "RMSE", "one_hot_max_size": 2},
+}
+
+
+def three_columns(n: int = 500, *, colours: Any = COLOURS[:4], many: Any = MANY) -> tuple[Any, Any]:
+    """A text, a number and another text, which act together; and the truth."""
+    rng = np.random.default_rng(5)
+    c, m = rng.integers(0, len(colours), n), rng.integers(0, len(many), n)
+    v = rng.normal(size=n).astype(np.float32).astype(np.float64)
+    effect = rng.normal(size=(len(colours), len(many), 2))
+    total = 2 * effect[c, m, (v > 0).astype(int)] + 3 * effect[c, 0, 0] * (v > 0) + 2 * (v > 0)
+    frame = pd.DataFrame({"c": np.array(colours)[c], "v": v, "m": np.array(many)[m]})
+    return frame, (total > 0).astype(int)
+
+
+def indexes(frame: Any) -> Any:
+    """What a device makes of the rows; -1 for a text that is not declared."""
+    known = [*MANY, "stranger"]
+    return np.stack(
+        [
+            [COLOURS.index(c) if c in COLOURS else -1 for c in frame.c],
+            frame.v,
+            [known.index(m) if m in known else -1 for m in frame.m],
+        ],
+        axis=1,
+    ).astype(np.float64)
+
+
+@pytest.mark.parametrize("name", CATBOOST)
+def test_catboost_s_categories_are_asked_from_catboost(name: str, tmp_path: Path) -> None:
+    """Its own answers for every text, also for one that is declared and that it never saw, and for others."""
     catboost = pytest.importorskip("catboost")
-    frame, y = table()
-    model = catboost.CatBoostClassifier(iterations=4, thread_count=1, verbose=0, allow_writing_files=False)
-    model.fit(frame.astype({"c": str}), y, cat_features=["c"]).save_model(str(tmp_path / "m.cbm"))
-    assert build(tmp_path / "m.cbm", tmp_path, rows(frame), SPEC) == 1
-    assert "found categorical features, of which CatBoost makes statistics" in capsys.readouterr().err
+    frame, y = three_columns(2000)
+    y = y + (2 * (frame.v > 1.0) if name == "several classes" else 0)
+    options = {"iterations": 25, "depth": 5, "thread_count": 1, "verbose": 0, "allow_writing_files": False}
+    kind = catboost.CatBoostRegressor if name == "values" else catboost.CatBoostClassifier
+    model = kind(cat_features=["c", "m"], random_seed=0, **{**options, **CATBOOST[name]}).fit(frame, y)
+    if name == "statistics of several":
+        model.save_model(str(tmp_path / "m.json"), format="json")
+        parts = [part["elements"] for part in json.loads((tmp_path / "m.json").read_text())["features_info"]["ctrs"]]
+        kinds = {tuple(sorted({each["combination_element"] for each in part})) for part in parts}
+        assert ("cat_feature_value", "float_feature") in kinds
+        assert any(len(part) > 2 for part in parts)
+    model.save_model(str(tmp_path / "m.cbm"))
+    assert build(tmp_path / "m.cbm", tmp_path, indexes(frame), THREE) == 0
+    asked = three_columns(400)[0]
+    asked["v"] = np.resize(np.array([*np.linspace(-3, 3, 43), -50, 50, 0]), len(asked)).astype(np.float32)
+    asked["m"] = np.resize([*MANY, "stranger", "nothing like it"], len(asked))
+    asked["c"] = np.resize([*COLOURS, "purple"], len(asked))
+    found = answers(tmp_path, indexes(asked))
+    if name == "values":
+        np.testing.assert_allclose(found.value[:, 0], model.predict(asked), atol=2e-6)
+    else:
+        np.testing.assert_allclose(found.scores, model.predict_proba(asked), atol=2e-6)
+        assert found.label.tolist() == np.asarray(model.predict(asked)).reshape(-1).tolist()
+    assert [channel.unknown for channel in manifest_of(tmp_path / "o.onnx").input.channels] == [
+        "allowed", "refused", "allowed"
+    ]  # fmt: skip
+
+
+def test_catboost_takes_missing_numbers_beside_categories(tmp_path: Path) -> None:
+    """Also where a statistic is made of a category and a comparison of a number that may be missing."""
+    catboost = pytest.importorskip("catboost")
+    frame, y = three_columns(1500)
+    frame.loc[::7, "v"] = np.nan
+    for mode in ("Min", "Max"):
+        model = catboost.CatBoostClassifier(
+            iterations=40, depth=6, nan_mode=mode, cat_features=["c", "m"], one_hot_max_size=2, max_ctr_complexity=4,
+            model_size_reg=0, thread_count=1, verbose=0, allow_writing_files=False, random_seed=0,
+        ).fit(frame, y)  # fmt: skip
+        model.save_model(str(tmp_path / "m.cbm"))
+        spec = THREE.replace("range = [-50, 50]", 'range = [-50, 50]\nmissing = "allowed"')
+        assert build(tmp_path / "m.cbm", tmp_path, indexes(frame), spec) == 0
+        np.testing.assert_allclose(answers(tmp_path, indexes(frame)).scores, model.predict_proba(frame), atol=2e-6)
+
+
+def test_catboost_s_categories_are_refused_in_a_sentence_where_they_do_not_convert(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No declared texts, trees of another shape, too many combinations: each with what to do."""
+    catboost = pytest.importorskip("catboost")
+    monkeypatch.setattr("converter.load.catboost_categories._MOST", 50)
+    frame, y = three_columns(2000)
+    options = {"thread_count": 1, "verbose": 0, "allow_writing_files": False, "cat_features": ["c", "m"]}
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({}, "", "found none for c, m: say them as categories = [...] in its [[channel]]"),
+        ({"grow_policy": "Depthwise"}, THREE, "expected symmetric trees (grow_policy='SymmetricTree', "),
+        (CATBOOST["statistics of several"], THREE, " combinations of feature 0, feature"),
+    ]
+    for more, spec, words in cases:
+        model = catboost.CatBoostClassifier(**{"iterations": 5, **options, **more}).fit(frame, y)
+        model.save_model(str(tmp_path / "m.cbm"))
+        assert build(tmp_path / "m.cbm", tmp_path, np.zeros((20, 3)), spec) == 1
+        said = capsys.readouterr().err
+        assert words in said
+        assert len(said.strip().splitlines()) == 1
