@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks import (
     alone,
+    beside_dask,
     beside_polars,
     gateway,
     goals,
@@ -50,6 +51,7 @@ FIGURES = (
     "http",
     "batch",
     "polars",
+    "dask",
     "instructions",
 )
 QUICK_FIGURES = ("pipeline", "serial", "outage")
@@ -115,6 +117,8 @@ def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
         yield "batch", partial(recordings.measure, folder, model, results)
     if {"batch", "polars"}.intersection(arguments.figures):
         yield "beside polars", partial(beside_polars.measure, folder, results)
+    if {"batch", "dask"}.intersection(arguments.figures):
+        yield "beside Dask", partial(beside_dask.measure, folder, results)
     if "instructions" in arguments.figures:
         yield "instructions", partial(instructions.measure, folder, results)
 

@@ -2,6 +2,7 @@
 
 from benchmarks import (
     alone,
+    beside_dask,
     beside_polars,
     gateway,
     imports,
@@ -56,6 +57,10 @@ GOALS = [
     *(
         Goal(f"batch, {shape}, CPU beside polars", beside_polars.CPU.format(shape), DAEMON, most, beside_polars.POLARS)
         for shape, most in beside_polars.GOALS.items()
+    ),
+    *(
+        Goal(f"batch on Dask, readings per CPU s, beside {who}", beside_dask.RATE, DAEMON, 0.9, who, at_least=True)
+        for who in (beside_dask.BY_HAND, beside_dask.LOCAL)
     ),
     Goal(
         "loading 41 MiB of convolutions from the copy, beside the bundle",

@@ -262,23 +262,22 @@ def _near_the_source(
                 continue
     table = np.stack([_columns(answer) for answer in answers])
     one, labels_fit = _columns(found)[rows], np.ones(len(rows), dtype=np.bool_)
+    same_labels = labels_fit
     if found.label is not None:
         labels = np.stack([answer.label for answer in answers if answer.label is not None])
         labels_fit = np.asarray((labels == found.label[rows]).any(axis=0))
+        same_labels = np.asarray(labels[0] == found.label[rows])
     elif found.labels is not None:
         labels = np.stack([answer.labels for answer in answers if answer.labels is not None])
         labels_fit = np.asarray((labels == found.labels[rows]).any(axis=0).all(axis=1))
+        same_labels = np.asarray((labels[0] == found.labels[rows]).all(axis=1))
     with np.errstate(invalid="ignore", over="ignore"):
         usual = np.median(np.abs(table - table[0]), axis=0)
         rounding = (np.abs(one - table[0]) <= tolerance + 4.0 * usual).all(axis=1)
         low, high = table.min(axis=0), table.max(axis=0)
         slack = 2.0 * (high - low) + tolerance
         inside = ((one >= low - slack) & (one <= high + slack)).all(axis=1)
-    if found.label is not None:
-        rounding &= labels[0] == found.label[rows]
-    elif found.labels is not None:
-        rounding &= (labels[0] == found.labels[rows]).all(axis=1)
-    return np.asarray(rounding), np.asarray(inside & labels_fit)
+    return np.asarray(rounding & same_labels), np.asarray(inside & labels_fit)
 
 
 def _difference(found: Answer, source: Answer, row: int, off: NDArray[np.float64], names: Sequence[str]) -> Difference:

@@ -244,7 +244,9 @@ class Assembly:
         for gone in [feeds[name] for name in feeds.keys() - {planned.config.name for planned in plan.sources}]:
             gone.planned.config.withdraw(gone.source)
             self._fit_pipelines(gone, [])
-        self._extras.end_changed(old, config, uses_store=plan.uses_store, link_changed=bool(stale))
+        within = FINISH_SHARE * config.device.stop_timeout
+        changes = {"uses_store": plan.uses_store, "link_changed": bool(stale)}
+        self._extras.end_changed(old, config, **changes, within=within)
         if stale:
             self.upstream.say_goodbye()
             self._attach_upstream()

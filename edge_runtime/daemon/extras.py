@@ -4,6 +4,7 @@ Each is imported when the device file names it. A reload ends a part whose table
 the others go on, and learn which models run now.
 """
 
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from edge_runtime.truth.live import Joined, LiveTruth, TruthOutcome
 
 _log = get_logger("daemon")
+LEAVING_S = 0.25  # between two looks at whether a server has answered everything
 
 
 class DaemonContext(msgspec.Struct, frozen=True, eq=False):
@@ -87,6 +89,8 @@ class Extras:
     def __init__(self, context: DaemonContext) -> None:
         self._context = context
         self.http: Attached | None = None
+        self._leaving_http: list[Attached] = []  # whose table has changed, and that answer what was in flight
+        self._kept_listener: socket.socket | None = None
         self.requests: Requests | None = None
         self.exchange: Exchange | None = None
         self.ota: Ota | None = None
@@ -142,10 +146,20 @@ class Extras:
         if self.truth is not None:
             self.truth.begin(models)
 
-    def end_changed(self, old: Config, new: Config, *, uses_store: bool, link_changed: bool) -> None:
-        """End the parts whose tables changed, or that are not wanted any more."""
+    def end_changed(
+        self, old: Config, new: Config, *, uses_store: bool, link_changed: bool, within: float = 0.0
+    ) -> None:
+        """End the parts whose tables changed, or that are not wanted any more.
+
+        Args:
+            old: the configuration until now.
+            new: that from now on.
+            uses_store: whether a model of the new one comes from the store.
+            link_changed: whether the link upstream is another one.
+            within: seconds that HTTP has for what is in flight.
+        """
         if self.http is not None and old.http != new.http:
-            self.http.end()
+            self._leave_http(self.http, old.http, new.http, within)
             self.http = None
         if self.requests is not None and (link_changed or new.upstream.requests == "off"):
             self.requests.leave()
@@ -170,6 +184,23 @@ class Extras:
             self.exchange.forget_all()
             self.exchange = None
 
+    def _leave_http(self, http: "Attached", old: HttpTable | None, new: HttpTable | None, within: float) -> None:
+        kept = http.leave(within)
+        if kept is not None and (old is None or new is None or old.listen != new.listen):
+            kept.close()
+            kept = None
+        self._kept_listener = kept
+        self._leaving_http.append(http)
+        self._tend_leaving()
+
+    def _tend_leaving(self) -> None:
+        """End the servers that have answered everything."""
+        for http in [each for each in self._leaving_http if each.is_drained]:
+            http.end()
+            self._leaving_http.remove(http)
+        if self._leaving_http:
+            self._context.loop.call_later(LEAVING_S, self._tend_leaving)
+
     def end(self, within: float) -> None:
         """A clean stop; HTTP answers what is in flight for so many seconds, and `close` has to follow."""
         if self.http is not None:
@@ -184,8 +215,9 @@ class Extras:
 
     def close(self) -> None:
         """Answer no request any more, and keep no capture."""
-        if self.http is not None:
-            self.http.end()
+        for http in (*self._leaving_http, *([] if self.http is None else [self.http])):
+            http.end()
+        self._leaving_http.clear()
         if self.capture is not None:
             self.capture.end()
 
@@ -211,7 +243,8 @@ class Extras:
     @property
     def is_idle(self) -> bool:
         """No thread is at the store, and no request over HTTP is in flight when a stop has begun."""
-        return (self.exchange is None or self.exchange.is_idle) and (self.http is None or self.http.is_drained)
+        http = (*self._leaving_http, *([] if self.http is None else [self.http]))
+        return (self.exchange is None or self.exchange.is_idle) and all(each.is_drained for each in http)
 
     def shadows(self) -> dict[str, dict[str, Any]]:
         """What each shadow has found, by the name of its model."""
@@ -327,6 +360,7 @@ class Extras:
     def _make_http(self, table: HttpTable, device: str) -> "Attached":
         from edge_runtime.http.in_daemon import Attached  # noqa: PLC0415 - an extra, only where it is configured
 
+        listener, self._kept_listener = self._kept_listener, None
         return Attached(
             table,
             device=device,
@@ -336,6 +370,8 @@ class Extras:
             counters=self._context.counters["http"],
             on_change=self._context.on_state,
             truth=self.take_truth,
+            listener=listener,
+            follows=bool(self._leaving_http),
         )
 
     def _health_and_drift(self) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 Guarantee: the stream never waits for a request, but for the rest of one that is being read or written
 (`yield_to_loop.py`). The server's thread sees the models and the board, nothing else of the loop. An address that
-is in use is tried again.
+is in use is tried again. When a reload changes the table, the successor takes over the socket, and what is in flight
+at the one before is answered.
 """
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
 RETRY_S = 5.0
+SOON_S, SOON_RETRY_S = 1.0, 0.05  # while a server before this one gives its address up
 
 _log = get_logger("http")
 
@@ -44,6 +47,8 @@ class Attached:
         counters: `http_failed`.
         on_change: is called when it begins to listen, and when it failed.
         truth: joins a truth, in any thread.
+        listener: the socket that `leave` of the one before has given; None listens anew.
+        follows: one before may still be giving its address up.
     """
 
     def __init__(
@@ -57,6 +62,8 @@ class Attached:
         counters: Counters,
         on_change: Callable[[], None],
         truth: TakeTruth | None = None,
+        listener: socket.socket | None = None,
+        follows: bool = False,
     ) -> None:
         self._truth = truth
         self._config = config
@@ -75,6 +82,8 @@ class Attached:
         self._app: App | None = None
         self._server: Server | None = None
         self._retry: Timer | None = None
+        self._listener = listener
+        self._soon_until = loop.time() + SOON_S if follows else 0.0
 
     @property
     def is_listening(self) -> bool:
@@ -108,7 +117,10 @@ class Attached:
         log = AccessLog() if self._config.access_log == "json" else None
         self._app = App(served, self._board, access=self._access, prefix=self._config.prefix, access_log=log)
         self._app.truth = self._truth
-        self._server = Server(self._app, self._config.listen, self._gate, self._failed)
+        listener = self._listener
+        self._server = Server(
+            self._app, self._config.listen, self._gate, self._failed, listener=listener, inherits=listener is not None
+        )
         self._listen()
 
     def exchange(self, config: ModelTable, model: Model) -> None:
@@ -117,12 +129,23 @@ class Attached:
             served = self._served(config, model)
             self._app.models = {**self._app.models, served.name: served}
 
-    def drain(self, within: float) -> None:
-        """Be ready for nothing more, and answer what is in flight for so many seconds; `end` has to follow."""
+    def drain(self, within: float, *, accepts: bool = True) -> None:
+        """Be ready for nothing more, and answer what is in flight for so many seconds; `end` has to follow.
+
+        Args:
+            within: seconds; what is not answered then is refused.
+            accepts: take new connections for a while; without it the address is free at once, for a successor.
+        """
         if self._retry is not None:
             self._retry.cancel()
         if self._server is not None:
-            self._server.drain(within)
+            self._server.drain(within, accepts=accepts)
+
+    def leave(self, within: float) -> socket.socket | None:
+        """As `drain`, in favour of a successor; gives it the socket, so that no client is refused in between."""
+        kept = None if self._server is None else self._server.hand_over()
+        self.drain(within, accepts=False)
+        return kept
 
     @property
     def is_drained(self) -> bool:
@@ -153,6 +176,9 @@ class Attached:
         try:
             self._server.start()
         except ListenError as error:
+            if self._loop.time() < self._soon_until:
+                self._retry = self._loop.call_later(SOON_RETRY_S, self._listen)
+                return
             _log.warning(str(error), extra=fields(again_in_s=RETRY_S))
             self._retry = self._loop.call_later(RETRY_S, self._listen)
         else:

@@ -34,6 +34,7 @@ class Server:
         gate: of the event loop of this process; None where there is none.
         on_failure: called in the server's thread when it failed and begins anew.
         listener: a socket that listens there already, and that others may hold too.
+        inherits: `listener` is that of a server of this process that is leaving, and nobody else's.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Server:
         on_failure: Callable[[], None] = lambda: None,
         *,
         listener: socket.socket | None = None,
+        inherits: bool = False,
     ) -> None:
         self._app = app
         self._listen = listen
@@ -51,7 +53,7 @@ class Server:
         self._on_failure = on_failure
         self._connections: Connections | None = None
         self._listener = listener
-        self._is_handed_over = listener is not None
+        self._is_lent = listener is not None and not inherits
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()  # nothing new is wanted
         self._ended = threading.Event()  # nothing is answered any more
@@ -69,9 +71,7 @@ class Server:
         Raises:
             ListenError: the address is in use, or none of this machine.
         """
-        listener = self._listener if self._is_handed_over else bind(self._listen)
-        assert listener is not None
-        self._listener = listener
+        listener = self._listener = self._listener or bind(self._listen)
         if listener.family != socket.AF_UNIX:
             self.port = int(listener.getsockname()[1])
         self._connections = Connections(self._app, listener, self._gate)
@@ -89,6 +89,10 @@ class Server:
         self._app.stop()
         if connections is not None and self._thread is not None and self._thread.is_alive():
             connections.leave(within, accepts=accepts)
+
+    def hand_over(self) -> socket.socket | None:
+        """The socket once more, for a successor; None where this one does not listen. `drain` has to follow."""
+        return self._listener.dup() if self._listener is not None and self.is_listening else None
 
     @property
     def is_over(self) -> bool:
@@ -114,7 +118,7 @@ class Server:
                 connections.wake()
             self._thread.join(STOP_S)
         path = unix_path(self._listen)
-        if path is not None and not self._is_handed_over:
+        if path is not None and not self._is_lent:
             forget(path)
 
     def _serve(self) -> None:

@@ -75,13 +75,13 @@ def whole(name: str, datatype: str, values: list[Any]) -> NDArray[Any]:
     """
     kind = np.dtype(TYPES[datatype])
     limits = np.iinfo(kind)
+    refusal = HttpError(
+        400, f"{name}: data: expected numbers from {limits.min} to {limits.max}, which {datatype} holds"
+    )
     try:
         found = np.array(values, np.uint64 if kind.kind == "u" else np.int64)
-        in_range = not found.size or (limits.min <= int(found.min()) and int(found.max()) <= limits.max)
     except OverflowError:
-        in_range = False
-    if not in_range:
-        raise HttpError(
-            400, f"{name}: data: expected numbers from {limits.min} to {limits.max}, which {datatype} holds"
-        )
+        raise refusal from None
+    if found.size and not (limits.min <= int(found.min()) and int(found.max()) <= limits.max):
+        raise refusal
     return found.astype(kind)

@@ -3,6 +3,7 @@
 Needs pyarrow, the extra `batch`. Guarantee: a block that it takes gives the readings that the stream's codec gives.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ class ArrowCsv:
         texts = list(dict.fromkeys([*(name for name in self._origin if name is not None), *self._kept.values()]))
         self._both = [name for name in self._channels if name in texts]
         self._delimiter = delimiter
+        # What the codec reads as 0, and pyarrow as -0.0.
+        self._whole_zero = re.compile(rb"-0+(?![\deE" + re.escape(wanted.decimal.encode()) + rb"])")
         self._only_numbers = not texts and len(columns) == len(self._channels) and not roles.category_indexes()
         self._categories = roles.category_indexes()
         texts += [self._channels[place] for place in self._categories]
@@ -75,7 +78,9 @@ class ArrowCsv:
                 return None
             batch = table.combine_chunks().to_batches()[0]
             values = self._values(batch)
-            return None if values is None else self._block(batch, values)
+            if values is None or (np.signbit(values[values == 0]).any() and self._whole_zero.search(text)):
+                return None
+            return self._block(batch, values)
         except (self._pa.ArrowException, RejectedError):
             return None
 

@@ -101,8 +101,9 @@ def predictions() -> dict[str, list[Any]]:
             device="press-07", model="m", source="imu", start=1_795_470_700, manifest=manifest, threshold=2.0
         )
         found[task] = [msgspec.json.decode(payload.encode(prediction))]
-    late = msgspec.json.decode(payload.encode(prediction, synchronised=False))
-    found["anomaly"].append({**late, "delayed": True})
+        if task == "anomaly":
+            late = msgspec.json.decode(payload.encode(prediction, synchronised=False))
+            found[task].append({**late, "delayed": True})
     return found
 
 

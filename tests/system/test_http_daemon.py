@@ -157,6 +157,30 @@ def test_a_stop_of_the_daemon_answers_what_is_in_flight(
     assert daemon.stop() == 0
 
 
+def test_a_reload_that_changes_http_answers_what_is_in_flight(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, bundle: Path, free_port: int
+) -> None:
+    """SIGHUP with another `[http]`: the address answers all the while, and the half of a request is waited for."""
+    daemon = make_daemon(device(mosquitto, bundle, free_port)).start()
+    wait_until(lambda: ask(free_port, "GET", "/v2/health/ready")[0] == 200, "readiness", 30)
+    reading = b'{"temperature": 21.4, "humidity": 48.2}'
+    head = b"POST /predict/comfort HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(reading)
+    with socket.create_connection(("127.0.0.1", free_port), timeout=20) as slow:
+        slow.sendall(head + reading[:9])
+        assert ask(free_port, "GET", "/healthz")[0] == 200
+        daemon.config.write_text(daemon.config.read_text() + 'prefix = "/edge"\n')
+        daemon.reload()
+        wait_until(lambda: ask(free_port, "GET", "/edge/healthz")[0] == 200, "the new prefix", 30)  # never refused
+        slow.sendall(reading[9:])
+        assert hear(slow)[:2] == (200, "close")
+    changed = daemon.config.read_text().replace(
+        f'listen = "127.0.0.1:{free_port}"', f'listen = "localhost:{free_port}"'
+    )
+    daemon.config.write_text(changed.replace("/edge", "/other"))
+    daemon.reload()
+    wait_until(lambda: ask_or_none(free_port, "/other/healthz") == 200, "the same address by another name", 30)
+
+
 @pytest.mark.parametrize(("more", "status"), [("", 200), ('health = "token"', 401)])
 def test_probes_of_a_daemon_need_the_token_by_choice_only(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, bundle: Path, free_port: int, tmp_path: Path, more: str, status: int

@@ -103,7 +103,7 @@ def test_sigterm_answers_what_is_in_flight(installed: Installed, bundle: Path, t
             assert hear(probe)[0] == 200
             server.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + 20
-            status = 200
+            status, connection = 200, ""
             while status == 200:
                 assert time.monotonic() < deadline
                 status, connection, _ = hear_on(free_port, "/v2/health/ready")

@@ -52,6 +52,8 @@ def number(text: str) -> float | None:
         raise RejectedError("wrong_type", f"expected a number, found {text[:40]!r}")
     if not math.isfinite(value):
         raise RejectedError("not_finite", f"expected a finite number, found {text[:40]!r}")
+    if not value and not text.strip().lstrip("+-").strip("0"):
+        return 0.0  # `-0` is a whole number, which has no sign where it is zero; the quick way reads it so
     return value
 
 

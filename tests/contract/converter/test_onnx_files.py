@@ -219,9 +219,10 @@ def test_states_and_constants_become_part_of_the_normal_form(tmp_path: Path) -> 
     assert (state.input, state.output, state.shape) == ("state", "stateN", (1, 3))
     x = noise(4, 2, 3)
     held = np.zeros((4, 1, 3), dtype=np.float32)
+    found = {"stateN": held}
     for step in range(2):
-        found = ask(out, x[:, step : step + 1], state=held)
-        held = found["stateN"]
+        found = ask(out, x[:, step : step + 1], state=found["stateN"])
+    held = found["stateN"]
     np.testing.assert_allclose(held[:, 0], 2 * x.sum(axis=1), atol=1e-5)
     np.testing.assert_allclose(found["value"][:, 0], 2 * x.sum(axis=(1, 2)), atol=1e-5)
 

@@ -71,8 +71,8 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> builders.Signer:
 
 def test_a_signature_is_checked_without_its_file(signer: builders.Signer, tmp_path: Path) -> None:
     """What ssh-keygen signed passes by the file's hash alone; another hash, key or purpose does not."""
+    file, text, digest = tmp_path / "file", b"", b""
     for size in (1, 1000, 70_000):
-        file = tmp_path / "file"
         file.write_bytes(b"x" * size)
         text = signer.sign(file).read_bytes()
         digest = hashlib.sha512(file.read_bytes()).digest()

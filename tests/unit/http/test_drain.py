@@ -165,6 +165,28 @@ def test_new_clients_are_answered_during_the_grace_and_refused_after_it(
     assert server.join(20)
 
 
+def test_a_successor_takes_the_socket_over(server: Server, served: Served) -> None:
+    """Clients reach the successor at once, while the one before answers what it has begun."""
+    with dial(server) as slow:
+        slow.sendall(HEAD + BODY[:7])
+        listener = server.hand_over()
+        assert listener is not None
+        server.drain(LONG_S, accepts=False)
+        assert server.hand_over() is None
+        successor = Server(App([served], Board()), "127.0.0.1:0", listener=listener, inherits=True)
+        successor.start()
+        try:
+            assert successor.port == server.port
+            with dial(successor) as client:
+                client.sendall(READY)
+                assert hear(client)[:2] == (200, "")
+            slow.sendall(BODY[7:])
+            assert hear(slow)[:2] == (200, "close")
+            assert server.join(LONG_S)
+        finally:
+            successor.stop()
+
+
 def test_time_is_up_for_a_request_that_never_comes(server: Server) -> None:
     """A client that stops in the middle of its request does not keep the process beyond the stop's time."""
     with dial(server) as client:

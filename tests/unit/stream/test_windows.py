@@ -253,8 +253,9 @@ def test_no_window_is_complete_before_the_readings_that_it_needs(length: int, st
 def test_readings_without_times_are_judged_by_their_arrival() -> None:
     """The caller's monotonic clock says when there was a pause; the times of predictions are nothing to it."""
     windows = Windows((3, CHANNELS), length=3, stride=3, max_gap=2.0)
-    for now in (0.0, 1.9, 3.8):
-        found = windows.push(_values(1), [None], None, now)
+    for now in (0.0, 1.9):
+        windows.push(_values(1), [None], None, now)
+    found = windows.push(_values(1), [None], None, 3.8)
     assert (len(found.rows), windows.gaps) == (1, 0)
     windows.push(_values(1), [None], None, 10.0)
     assert windows.gaps == 1
@@ -275,8 +276,9 @@ def test_a_stream_whose_readings_begin_to_bring_times_has_no_gap_by_that() -> No
 def test_a_late_reading_is_no_gap_within_the_bound(step: float, gaps: int) -> None:
     """What follows a late reading is compared with the newest time, not with the late one."""
     windows = Windows((3, CHANNELS), length=3, stride=3, max_gap=2.0, max_back=2.0)
-    for time in (10.0, 10.0 + step, 11.9 if not gaps else 11.9 + step):
-        found = windows.push(_values(1), [None], [time], 0.0)
+    for time in (10.0, 10.0 + step):
+        windows.push(_values(1), [None], [time], 0.0)
+    found = windows.push(_values(1), [None], [11.9 if not gaps else 11.9 + step], 0.0)
     assert windows.gaps == gaps
     assert len(found.rows) == (0 if gaps else 1)
 
