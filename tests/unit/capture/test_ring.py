@@ -195,7 +195,7 @@ while True:
 def test_the_budget_holds_over_kills_in_a_flood(tmp_path: Path) -> None:
     """A process that writes without a pause is killed at any moment; every entry that it had reported is there."""
     folder, budget, number = tmp_path / "c", 60_000, 0
-    chance = random.Random(3)
+    chance, found_numbers = random.Random(3), [0]
     for _ in range(4):
         process = subprocess.Popen(
             [sys.executable, "-c", _FLOOD, str(folder), str(budget), str(number)], stdout=subprocess.PIPE, text=True
