@@ -27,6 +27,7 @@ END_OF_TIME = 7_289_654_400.0
 EARLIEST = 946_684_800.0
 DAY_S = 86_400.0
 TEN_YEARS_S = 3_652 * DAY_S
+_NUMBER_AS_TEXT = re.compile(r"[0-9]{9,20}(\.[0-9]{1,20})?", re.ASCII)
 _UNFIT_FOR_A_TOPIC = re.compile(f"[/+#{UNFIT_CHARACTERS}]")  # inside one level of it
 
 
@@ -81,6 +82,8 @@ class TimeReader:
     def read(self, value: Any) -> float | None:
         """Seconds since the Unix epoch, of a number in the source's unit, ISO 8601 or a timestamp; None for None.
 
+        A text of nine digits and more is such a number: no date of ISO 8601 has so many without a sign between them.
+
         What is finer than microseconds is cut off from a text.
 
         Raises:
@@ -91,7 +94,10 @@ class TimeReader:
         if type(value) is float or type(value) is int:
             return self._in_range(value if self._divisor == 1 else _divided(value, self._divisor), value)
         if type(value) is str and len(value) <= 64:
-            return self._in_range(_iso_seconds(value, self._zone), value)
+            seconds = _iso_seconds(value, self._zone)
+            if seconds != seconds and _NUMBER_AS_TEXT.fullmatch(value):  # noqa: PLR0124 - NaN
+                return self.read(float(value))
+            return self._in_range(seconds, value)
         if type(value) is datetime:
             return self._in_range(_seconds(value, self._zone), value)
         raise RejectedError("bad_time", f"expected a number or a text as time, found {type(value).__name__}")

@@ -10,8 +10,11 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from edge_runtime.cli import main
 from edge_runtime.config.load import Config, load_config
 from edge_runtime.registered import SINKS, SOURCES
+from edge_runtime.stream.sources.kind import as_kind
+from tests.support import builders
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = sorted(path for path in (ROOT / "device_configs").glob("*.toml") if path.name != "fleet.toml")
@@ -25,7 +28,7 @@ def with_the_files_that_it_names(sample: Path, folder: Path) -> Path:
     copy = folder / sample.name
     shutil.copy(sample, copy)
     text = sample.read_text()
-    for name in re.findall(r'^(?:bundle|password_file) = "([^"/]+)"$', text, re.MULTILINE):
+    for name in re.findall(r'^(?:bundle|password_file|files) = \[?"([^"/]+)"\]?$', text, re.MULTILINE):
         (folder / name).write_text("s3cret\n")
     return copy
 
@@ -112,6 +115,43 @@ def test_every_key_of_a_sample_is_explained(sample: Path) -> None:
     for above, line in itertools.pairwise(lines):
         if re.match(r"^[a-z_]+ = ", line):
             assert above, f"{sample.name}: nothing is said about {line}"
+
+
+def channels_of(config: Config, name: str) -> list[str]:
+    """Channels that a source of a sample can bring: those that it names, without time, key and identity."""
+    table = next(each for each in config.source if each.name == name)
+    parts = getattr(table, "of", ())
+    if parts:
+        return [channel for part in parts for channel in channels_of(config, part)]
+    taken = {table.time, table.key_member, table.identity, "_", "seq", "id"}
+    return [each for each in as_kind(table).named_channels or ("temperature", "humidity") if each not in taken]
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_check_accepts_every_sample(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a bundle of the channels that its source brings, `edge-runtime check` finds nothing wrong."""
+    if 'type = "modbus"' in sample.read_text():
+        pytest.importorskip("pymodbus")
+    copy = with_the_files_that_it_names(sample, tmp_path)
+    config = load_config(copy)
+    for path in tmp_path.glob("*.csv"):
+        path.write_text("time,temperature,humidity\n1795432744,20,40\n")
+    for model in config.model:
+        if "/" in model.bundle:
+            channels = channels_of(config, model.source)
+            bundle = builders.anomaly(name=model.name, channels=channels, length=4)
+            if model.publish != "alarm" or model.alarm_labels:
+                labels = ("low", "high", *model.alarm_labels)
+                bundle = builders.classification(name=model.name, channels=channels, labels=labels, length=4)
+            bundle.save(Path(model.bundle))
+    assert main(["check", "--for-device", str(copy)]) == 0, capsys.readouterr().err
+    assert f"{copy}: good" in capsys.readouterr().out
+
+
+def test_there_is_a_sample_for_every_kind_of_source() -> None:
+    """A kind that is added to the registry gets one."""
+    shown = {each["type"] for sample in SAMPLES for each in tomllib.loads(sample.read_text())["source"]}
+    assert shown == set(SOURCES)
 
 
 def test_the_samples_cover_serial_mqtt_and_many_keys() -> None:
