@@ -1,9 +1,10 @@
 """Captures of one or many devices -> windows with their labels, each once, with where each comes from.
 
 A window is a double of another when both have the same id, bundle and values: the same folder was brought in twice, or
-stands in two folders. Labels are those of people (`labels.jsonl` in the folders), else those that devices received; two
-of one kind that contradict each other leave the window out, counted and named. Captures of several models, or of other
-channels or windows, are refused in one sentence, since their numbers mean different things.
+stands in two folders. Labels are those of people (`labels.jsonl`, the last decision in each of the folders that are
+named), else those that devices received; two that contradict each other leave the window out, counted and named.
+Captures of several models, or of other channels or windows, are refused in one sentence, since their numbers mean
+different things.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from converter.labels import FILE, LabelFile
+from converter.labelling.decisions import decisions_in
 from edge_runtime.capture.entries import BundleFacts, Captured
 from edge_runtime.capture.folder import FoundWindow, read_captures
 from edge_runtime.errors import CommandError
@@ -100,10 +101,9 @@ def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
             kept[same] = window
         for label in found.labels:
             told.setdefault(label.id, []).append((label.label, label.values))
-        for name in _label_folders(folder):
-            for decision in LabelFile(name).latest.values():
-                if decision.label is not None:
-                    decided.setdefault(decision.id, []).append(decision.label)
+        for decision in decisions_in(folder).values():
+            if decision.label is not None:
+                decided.setdefault(decision.id, []).append(decision.label)
     _require_one_kind(list(kept.values()))
     windows = []
     for window in kept.values():
@@ -138,10 +138,6 @@ def channels_of(folder: Path) -> tuple[str, ...]:
 
 def _stream(window: MergedWindow) -> str:
     return f"{window.facts.device}/{'-' if window.entry.key is None else window.entry.key}"
-
-
-def _label_folders(folder: Path) -> list[Path]:
-    return sorted({path.parent for path in folder.rglob(FILE)})
 
 
 def _labelled(

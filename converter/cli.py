@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "show what a bundle says about itself",
     "compare": "run two models on the same data, side by side",
     "dataset": "merge what devices captured or recorded into one file for training",
+    "label": "label captures or a recording on a local page",
     "keygen": "make a key to sign bundles with",
     "sign": "sign a bundle",
     "verify": "check a bundle's signature",

@@ -10,12 +10,14 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.labelling.decisions import has_decisions
 from converter.spec import Spec
 from edge_runtime.bundle.manifest import Channel, Input, Window
 from edge_runtime.capture.folder import is_captures
@@ -82,7 +84,9 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
         raise CommandError(f"{path}: expected data, found no such file")
     suffix = path.suffix.lower()
     if path.is_dir() and not is_recording(path) and is_captures(path):
-        dataset = _of_captures(path, wanted)
+        dataset: Dataset = _from_devices().of_captures(path, wanted)
+    elif path.is_dir() and spec.data.label is None and has_decisions(path):
+        dataset = _in_blocks(_from_devices().of_labelled_recording(path, wanted), wanted.window)
     elif path.is_dir():
         dataset = _in_blocks(_read_table(path, for_recording(path, spec), wanted), wanted.window)
     elif suffix == ".npz":
@@ -93,7 +97,7 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
         dataset = _read_table(path, spec, wanted)
     else:
         raise CommandError(f"{path}: expected .npz, .csv or .parquet, found {suffix or 'no suffix'}")
-    _check_finite(dataset.windows, wanted, path)
+    check_finite(dataset.windows, wanted, path)
     if len(dataset) < MINIMUM_WINDOWS:
         raise CommandError(
             f"{path}: too few rows: expected at least {MINIMUM_WINDOWS} windows to judge a model by, "
@@ -102,19 +106,10 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
     return dataset
 
 
-def _of_captures(folder: Path, wanted: Input) -> Dataset:
-    """The labelled windows of a folder of captures; all of them where none has a label."""
-    from converter.dataset import merged_table  # noqa: PLC0415 - only where there are captures
+def _from_devices() -> ModuleType:
+    from converter import device_data  # noqa: PLC0415 - it makes a `Dataset`, and so imports this module
 
-    arrays = merged_table([folder], model=None, everything=False).arrays
-    names, expected = arrays["channels"].tolist(), [channel.name for channel in wanted.channels]
-    if names != expected or arrays["x"].shape[1:] != wanted.tensor_shape:
-        raise CommandError(
-            f"{folder}: expected captures of {_by(wanted.tensor_shape)} ({', '.join(expected)}), "
-            f"found {_by(arrays['x'].shape[1:])} ({', '.join(names)})"
-        )
-    readings = arrays["x"].reshape(-1, wanted.tensor_shape[-1])
-    return Dataset(arrays["x"], arrays.get("y"), arrays["group"], readings, overlapping=False, place=str(folder))
+    return device_data
 
 
 def table_columns(path: Path | None, spec: Spec) -> tuple[str, ...]:
@@ -225,14 +220,14 @@ def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
             truth = truth[:, 0]
     values = _narrowed(x, wanted, path)
     if x.ndim == 2 and len(shape) == 2 and x.shape[1] == shape[1] and shape[0] > 1:
-        return _windows(values, truth, groups, wanted.window, path)
+        return cut_windows(values, truth, groups, wanted.window, path)
     if x.shape[1:] != shape and x.ndim >= 2 and int(np.prod(x.shape[1:])) == int(np.prod(shape)) and x.ndim != 3:
         values = values.reshape(len(x), *shape)
     if x.ndim == 1 and shape == (1, 1):
         values = values.reshape(-1, 1, 1)
     if values.shape[1:] != shape:
         raise CommandError(
-            f"{path}: x: expected windows of {_by(shape)}, found {_by(x.shape[1:]) or 'single numbers'}: "
+            f"{path}: x: expected windows of {by(shape)}, found {by(x.shape[1:]) or 'single numbers'}: "
             "mend [window] and [[channel]] of the specification, or the data"
         )
     readings = values.reshape(-1, shape[-1])
@@ -269,7 +264,7 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
             )
         )
     values = np.stack([_values(columns[each.name], each, path) for each in expected.channels], axis=1)
-    _check_finite(values, expected, path)
+    check_finite(values, expected, path)
     truth = None
     if _label_columns(spec):
         parts = [_plain(columns[name], name, path) for name in _label_columns(spec)]
@@ -280,7 +275,7 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
         values = values[order]
         truth = truth[order] if truth is not None else None
         groups = groups[order] if groups is not None else None
-    return _windows(values.astype(np.float32), truth, groups, expected.window, path)
+    return cut_windows(values.astype(np.float32), truth, groups, expected.window, path)
 
 
 def _columns(path: Path, spec: Spec) -> dict[str, Any]:
@@ -436,7 +431,7 @@ def _label_columns(spec: Spec) -> tuple[str, ...]:
     return () if label is None else (label,) if isinstance(label, str) else label
 
 
-def _windows(
+def cut_windows(
     values: Floats, truth: NDArray[Any] | None, groups: NDArray[Any] | None, window: Window, path: Path
 ) -> Dataset:
     """Cut readings into windows, recording by recording."""
@@ -467,7 +462,7 @@ def _windows(
     )
 
 
-def _check_finite(values: NDArray[Any], wanted: Input, path: Path) -> None:
+def check_finite(values: NDArray[Any], wanted: Input, path: Path) -> None:
     """No number is missing, but in channels that may be; none is infinite."""
     bad = ~np.isfinite(values)
     names = [channel.name for channel in wanted.channels]
@@ -484,5 +479,6 @@ def _check_finite(values: NDArray[Any], wanted: Input, path: Path) -> None:
     )
 
 
-def _by(shape: Sequence[int]) -> str:
+def by(shape: Sequence[int]) -> str:
+    """A shape, for messages."""
     return " x ".join(str(size) for size in shape)

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.captured import MergedWindow, document, groups_of, merge
+from converter.labelling.segments import RecordedReadings, read_recording
 from edge_runtime.errors import CommandError
-from edge_runtime.recordings.folder import TIME, About, is_recording, joined, read_about
+from edge_runtime.recordings.folder import About, is_recording, read_about
 from edge_runtime.system.durable import replace_file
 
 
@@ -148,13 +149,13 @@ def _of_recordings(folders: Sequence[Path], *, everything: bool) -> MergedRows:
     seen: set[bytes] = set()
     parts: list[dict[str, NDArray[Any]]] = []
     for folder, about in zip(folders, abouts, strict=True):
-        text, rows = joined(folder)
-        digest = hashlib.sha256(text).digest()
+        found = read_recording(folder)
+        digest = hashlib.sha256(found.text).digest()
         if digest in seen:
-            counts["doubles"] += sum(rows)
+            counts["doubles"] += len(found.values)
             continue
         seen.add(digest)
-        parts.append(_readings(folder, about, text, rows))
+        parts.append(_readings(folder, about, found))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     has_label = whole["y"] != ""
     if everything or not has_label.any():
@@ -173,32 +174,18 @@ def _of_recordings(folders: Sequence[Path], *, everything: bool) -> MergedRows:
     return MergedRows(whole, _summary(said, counts), notes)
 
 
-def _readings(folder: Path, about: About, text: bytes, rows: list[int]) -> dict[str, NDArray[Any]]:
+def _readings(folder: Path, about: About, found: RecordedReadings) -> dict[str, NDArray[Any]]:
     """The readings of one recording, a row each."""
-    import pyarrow as pa  # noqa: PLC0415 - heavy, and only recordings need it
-    import pyarrow.csv  # noqa: PLC0415
-
-    texts = {name: pa.string() for name in (about.key, about.label) if name}
-    numbers = {TIME: pa.float64(), **{channel.name: pa.float32() for channel in about.channels}}
-    try:
-        found = pyarrow.csv.read_csv(
-            pa.BufferReader(text), convert_options=pyarrow.csv.ConvertOptions(column_types=texts | numbers)
-        )
-    except pa.ArrowException as error:
-        raise CommandError(f"{folder}: cannot be read as a recording: {str(error).splitlines()[0]}") from error
-    count = found.num_rows
-    columns = [np.asarray(found.column(channel.name), np.float32) for channel in about.channels]
-    keys = [""] * count if about.key is None else [key or "" for key in found.column(about.key).to_pylist()]
-    labels = [""] * count if about.label is None else [label or "" for label in found.column(about.label).to_pylist()]
-    session = np.repeat(np.arange(len(rows)), rows)
+    count = len(found.values)
+    streams = zip(found.sessions.tolist(), found.keys.tolist(), strict=True)
     return {
-        "x": np.stack(columns, axis=1),
-        "y": np.array(labels, dtype=np.str_),
-        "group": np.array([f"{folder}/{number}/{key}" for number, key in zip(session, keys, strict=True)], np.str_),
+        "x": found.values,
+        "y": found.labels,
+        "group": np.array([f"{folder}/{session}/{key}" for session, key in streams], np.str_),
         "device": np.full(count, about.device),
         "source": np.full(count, about.source),
-        "key": np.array(keys, dtype=np.str_),
-        "time": np.asarray(found.column(TIME), np.float64),
+        "key": found.keys,
+        "time": found.times,
         "folder": np.full(count, str(folder)),
     }
 

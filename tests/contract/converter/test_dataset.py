@@ -10,8 +10,12 @@ from sklearn.linear_model import LogisticRegression
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
-from converter.labels import Decision, LabelFile
+from converter.data import read_data
+from converter.labelling.decisions import Decision, LabelFile
+from converter.spec import Spec
+from edge_runtime.bundle.manifest import Channel, Input
 from edge_runtime.capture.entries import CapturedChannel, Labelled
+from edge_runtime.errors import CommandError
 from edge_runtime.recordings.folder import About, RecordedChannel, write_about
 from tests.support.captured import captured, numbered, write_captures
 
@@ -189,6 +193,25 @@ def test_recordings_become_readings_in_their_sessions(tmp_path: Path, capsys: py
     assert found["key"].tolist() == ["a", "b"] * 6
     assert found["channels"].tolist() == ["a", "b"]
     assert "left out: 12 doubles, 4 without a label" in capsys.readouterr().out
+
+
+def test_a_recording_that_was_labelled_later_builds_with_these_labels(tmp_path: Path) -> None:
+    """A label of a segment holds for its readings, before that of the recording."""
+    folder = _recording(tmp_path / "r", [(float(n), "a", "walk") for n in range(200)])
+    file = LabelFile(folder)
+    for session in (0, 1):
+        file.add(Decision(id=f"{session}/a/50+50", label="run", time=1.0))
+    spec, wanted = Spec(), Input(channels=(Channel("b"), Channel("a")))
+    found = read_data(folder, spec, wanted)
+    assert found.truth is not None
+    numbers = found.windows[:, 0, 1].tolist()
+    assert dict(zip(numbers, found.truth.tolist(), strict=True)) == {
+        float(n): "run" if n % 100 >= 50 else "walk" for n in range(200)
+    }
+    assert found.windows[:, 0, 0].tolist() == [-number for number in numbers]
+    file.add(Decision(id="2/a/0+5", label="run", time=1.0))
+    with pytest.raises(CommandError, match="which is not in this recording"):
+        read_data(folder, spec, wanted)
 
 
 def test_recordings_of_other_channels_are_refused_in_one_sentence(

@@ -1,7 +1,7 @@
 """What people said was right: `labels.jsonl` beside captures, a line a decision, the last one of a window counts.
 
-Lines are only appended and synchronised, so that a kill loses at most the decision that was being written; a torn last
-line is left out when the file is read, and cut off before the next is written.
+Lines are only appended, and each is synchronised, so that a kill loses at most the decision that was being written; a
+torn last line is left out when the file is read, and cut off before the next is written.
 """
 
 import os
@@ -40,25 +40,29 @@ class LabelFile:
         folder: of the captures.
 
     Raises:
-        CommandError: a line that is not the last one cannot be read.
+        CommandError: a whole line cannot be read.
+
+    Attributes:
+        path: of the file, which is made with the first decision.
+        latest: the last decision of each window, taken back ones among them.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+        self.path = folder / FILE
         self._size = 0
         self.latest: dict[str, Decision] = {}
         try:
-            data = self._path.read_bytes()
+            data = self.path.read_bytes()
         except FileNotFoundError:
             return
         except OSError as error:
-            raise CommandError(f"{self._path}: cannot be read: {error.strerror}") from error
+            raise CommandError(f"{self.path}: cannot be read: {error.strerror}") from error
         self._size = data.rfind(b"\n") + 1
         for number, line in enumerate(data[: self._size].splitlines(), 1):
             try:
                 self._note(_decode(line))
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                raise CommandError(f"{self._path}: line {number}: expected a decision, found: {error}") from error
+                raise CommandError(f"{self.path}: line {number}: expected a decision, found: {error}") from error
 
     def add(self, decision: Decision) -> None:
         """Append a decision, durably.
@@ -68,7 +72,7 @@ class LabelFile:
         """
         line = msgspec.json.encode(decision) + b"\n"
         try:
-            handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             try:
                 os.ftruncate(handle, self._size)
                 os.lseek(handle, self._size, os.SEEK_SET)
@@ -79,12 +83,30 @@ class LabelFile:
             finally:
                 os.close(handle)
         except OSError as error:
-            raise CommandError(f"{self._path}: cannot be written: {error.strerror}") from error
+            raise CommandError(f"{self.path}: cannot be written: {error.strerror}") from error
         self._size += len(line)
         self._note(decision)
 
     def _note(self, decision: Decision) -> None:
-        if decision.label is None and not decision.skipped:
-            self.latest.pop(decision.id, None)
-        else:
-            self.latest[decision.id] = decision
+        self.latest.pop(decision.id, None)  # in the order in which they were made
+        self.latest[decision.id] = decision
+
+
+def decisions_in(folder: Path) -> dict[str, Decision]:
+    """The last decision of each window, of all label files in a folder and the folders in it.
+
+    Raises:
+        CommandError: one cannot be read.
+    """
+    found: dict[str, Decision] = {}
+    for path in sorted(folder.rglob(FILE)):
+        for decision in LabelFile(path.parent).latest.values():
+            before = found.get(decision.id)
+            if before is None or decision.time >= before.time:
+                found[decision.id] = decision
+    return found
+
+
+def has_decisions(folder: Path) -> bool:
+    """Whether people have labelled something in a folder."""
+    return any(folder.rglob(FILE))

@@ -1,0 +1,129 @@
+"""What there is to label: the windows of captures, or the segments of a recording, with the labels to choose from.
+
+A recording is cut, session by session and key by key, into segments of a number of readings, a second by default; the
+id of a segment says where it stands, so that a label holds for its readings whoever reads the recording.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.captured import MergedWindow, merge
+from edge_runtime.capture.policy import ANOMALY, NORMAL
+from edge_runtime.errors import CommandError
+from edge_runtime.recordings.folder import is_recording
+
+MOST_LABELS = 200
+MOST_LABEL_CHARACTERS = 200
+
+
+class LabelItem(NamedTuple):
+    """One window or segment.
+
+    Attributes:
+        id: of the prediction, the window or the segment.
+        about: what is known of it, as pairs of a word and a text.
+        values: `[readings, channels]`, or a frame.
+        label: what was right, where a device has been told or a recording says it.
+    """
+
+    id: str
+    about: list[tuple[str, str]]
+    values: NDArray[np.float32]
+    label: str | None
+
+
+class LabelTask(NamedTuple):
+    """Everything that the page shows.
+
+    Attributes:
+        items: in order of device, key and time.
+        channels: the names of the columns; none for frames.
+        labels: to choose from.
+        notes: what is unusual, a sentence each.
+    """
+
+    items: list[LabelItem]
+    channels: list[str]
+    labels: list[str]
+    notes: list[str]
+
+
+def label_task(folder: Path, *, model: str | None, labels: Sequence[str], readings: int | None) -> LabelTask:
+    """Look at a folder.
+
+    Args:
+        folder: of captures, or a recording.
+        model: of captures, only those of this model.
+        labels: to choose from; those of the bundle or the recording when left out.
+        readings: of a segment of a recording.
+
+    Raises:
+        CommandError: it is neither, or what it holds has no labels to choose from.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "none"
+        raise CommandError(f"{folder}: expected a folder of captures or a recording, found {found}")
+    task = _of_recording(folder, labels, readings) if is_recording(folder) else _of_captures(folder, model, labels)
+    if not task.items:
+        raise CommandError(f"{folder}: expected something to label, found nothing")
+    return task
+
+
+def _of_captures(folder: Path, model: str | None, labels: Sequence[str]) -> LabelTask:
+    merged = merge([folder], model)
+    if not merged.windows:
+        return LabelTask([], [], [], merged.notes)
+    facts = merged.windows[0].facts
+    if facts.task == "regression":
+        raise CommandError(f"{folder}: expected windows with labels, found a regression: its truth is a number")
+    known = list(labels or (facts.labels if facts.task != "anomaly" else (NORMAL, ANOMALY)))
+    channels = [f"{each.name} ({each.unit})" if each.unit else each.name for each in facts.channels]
+    return LabelTask([_item(each) for each in merged.windows], channels, known, merged.notes)
+
+
+def _item(window: MergedWindow) -> LabelItem:
+    entry, facts = window.entry, window.facts
+    scores = entry.answer.get("scores") or entry.answer.get("score") or []
+    names = facts.labels if len(scores) == len(facts.labels) else ("score",) * len(scores)
+    ranked = sorted(zip(scores, names, strict=True), reverse=True)[:5]
+    about = [
+        ("device", facts.device),
+        ("key", "-" if entry.key is None else entry.key),
+        ("time", _moment(entry.time)),
+        ("model", f"{facts.model} {facts.version}"),
+        ("said", entry.label or "-"),
+        ("scores", ", ".join(f"{name} {score:.3g}" for score, name in ranked)),
+        ("kept for", ", ".join(entry.reasons)),
+    ]
+    return LabelItem(entry.id, about, window.numbers, window.label)
+
+
+def _moment(seconds: float) -> str:
+    return str(np.datetime64(round(seconds * 1000), "ms")).replace("T", " ") + " UTC"
+
+
+def _of_recording(folder: Path, labels: Sequence[str], readings: int | None) -> LabelTask:
+    from converter.labelling.segments import read_segments  # noqa: PLC0415 - pyarrow, which captures do not need
+
+    found = read_segments(folder, readings)
+    items = [
+        LabelItem(
+            each.id,
+            [("session", str(each.session)), ("key", each.key or "-"), ("time", _moment(each.time))],
+            each.values,
+            each.label,
+        )
+        for each in found.segments
+    ]
+    known = list(labels) or sorted({each.label for each in items if each.label})
+    return LabelTask(items, found.channels, known, [])
+
+
+def document(item: LabelItem) -> dict[str, Any]:
+    """The values of one item, as the page draws them: NaN is null."""
+    values = item.values.reshape(len(item.values), -1)
+    return {"rows": [[None if np.isnan(each) else float(each) for each in row] for row in values]}
