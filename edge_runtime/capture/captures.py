@@ -12,9 +12,8 @@ states of a recurrent model are not kept.
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from edge_runtime.capture.entries import Captured, Labelled
@@ -34,8 +33,6 @@ WRITE_BYTES = 262_144
 LABEL_BYTES = 256  # of a label in the queue, about
 MOST_WAITING_BYTES = 1_048_576
 CLOSE_S = 2.0
-
-NO_VALUES: Mapping[str, float] = MappingProxyType({})
 
 _log = get_logger("capture")
 
@@ -94,8 +91,13 @@ class Captures:
 
     # --- what the daemon asks ---------------------------------------------------------------------------------------
 
-    def begin(self, models: Iterable[str]) -> None:
-        """Follow these models, and no others, from now on; one that was followed already goes on."""
+    def begin(self, models: Iterable[str], *, labels_come: bool = False) -> None:
+        """Follow these models, and no others, from now on; one that was followed already goes on.
+
+        Args:
+            models: their names.
+            labels_come: truth may arrive, so the last windows of each are remembered for it.
+        """
         context = TapContext(
             table=self._table,
             device=self._device,
@@ -105,6 +107,8 @@ class Captures:
             is_clock_set=self._is_clock_set,
         )
         self._taps = {name: self._taps.get(name) or CaptureTap(name, context, self._keep) for name in models}
+        for tap in self._taps.values():
+            tap.remember_recent(wanted=labels_come)
 
     def tap(self, model: str) -> CaptureTap:
         """Sees the answers of a model that is followed."""
@@ -115,12 +119,21 @@ class Captures:
         if model in self._taps:
             self._taps[model].follow_alarm(key, every_key=every_key)
 
-    def label(self, model: str, identity: str, label: str | None, values: Mapping[str, float] = NO_VALUES) -> None:
-        """What was right for a prediction has become known; its window is kept where it is still at hand."""
-        tap = self._taps.get(model)
-        if tap is not None:
+    def label(self, model: str, identity: str, label: str | None, values: Sequence[float] = ()) -> None:
+        """What was right for a prediction has become known; its window is kept where it is still at hand.
+
+        Args:
+            model: the model's name.
+            identity: the prediction's.
+            label: what was right; None for a regression.
+            values: what was right for a regression, in the order of the targets.
+        """
+        targets: tuple[str, ...] = ()
+        if (tap := self._taps.get(model)) is not None:
             tap.keep_recent(identity)
-        entry = Labelled(id=identity, model=model, label=label, time=time.time(), values=dict(values))
+            targets = tap.targets
+        named = dict(zip(targets, values, strict=False))
+        entry = Labelled(id=identity, model=model, label=label, time=time.time(), values=named)
         self._keep(CaptureItem(entry), LABEL_BYTES)
 
     def document(self) -> dict[str, Any]:

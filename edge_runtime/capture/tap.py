@@ -90,9 +90,15 @@ class CaptureTap:
         elif key in self._alarmed or len(self._alarmed) < MOST_KEYS:
             self._alarmed[key] = wanted
 
-    def remember_recent(self) -> None:
-        """Hold the last windows in memory, since labels may come for them."""
-        self._recent = deque() if self._recent is None else self._recent
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Those of the bundle, where it is a regression."""
+        return () if self._loaded is None else self._facts.targets
+
+    def remember_recent(self, *, wanted: bool) -> None:
+        """Hold the last windows in memory, since labels may come for them, or hold none."""
+        if wanted != (self._recent is not None):
+            self._recent, self._recent_bytes = (deque() if wanted else None), 0
 
     def keep_recent(self, identity: str) -> None:
         """A label has come for a prediction: keep its window, where it is among the last ones and not kept yet."""

@@ -138,7 +138,7 @@ class Extras:
         if self.http is not None:
             self.http.begin(models)
         if self.capture is not None:
-            self.capture.begin(config.name for config, _ in models)
+            self.capture.begin((config.name for config, _ in models), labels_come=self.truth is not None)
         if self.exchange is not None:
             self.exchange.begin()
         if self.home_assistant is not None:
@@ -260,8 +260,9 @@ class Extras:
 
     def _keep_label(self, joined: "Joined") -> None:
         """A window whose truth is known belongs to the captures, where there are any."""
-        if self.capture is not None and joined.label is not None:
-            self.capture.label(joined.model, joined.id, joined.label)
+        if self.capture is not None:
+            values = joined.truth if isinstance(joined.truth, list) else ()
+            self.capture.label(joined.model, joined.id, joined.label, values)
 
     def accuracy(self) -> dict[str, dict[str, Any]]:
         """How right each model is, by its name, as far as that is known."""

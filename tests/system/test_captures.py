@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converter.captured import merge
 from edge_runtime.capture.folder import FoundWindow, read_captures
 from tests.conftest import MakeBroker, MakeDaemon, MakeSubscriber
 from tests.support import builders
@@ -90,6 +91,23 @@ def test_what_is_asked_for_is_kept_with_the_ids_that_were_published(
             for label in found.facts.labels
         ]
     assert any("a request for captures is refused" in line for line in daemon.log.splitlines())
+
+
+def test_a_window_whose_truth_comes_is_kept_with_its_label(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path
+) -> None:
+    """No rule asks for it; a data set has it with what was right."""
+    hub = make_subscriber(mosquitto.port, "edge/#")
+    daemon = make_daemon(_device(mosquitto, tmp_path, 'path = "captures"')).start()
+    daemon.wait_for_log("online")
+    _say(hub, "attic", range(5))
+    published = _predictions(hub, 4, daemon)
+    wanted = sorted(published)[2]
+    hub.publish("edge/room/truth/comfort", {"id": wanted, "label": "high"})
+    hub.wait_until(lambda _: "truth" in str(_capture_part(hub).get("chosen")), "the truth", 30.0)
+    assert daemon.stop() == 0
+    merged = merge([daemon.config.parent / "captures"])
+    assert [(each.entry.id, each.label) for each in merged.windows] == [(wanted, "high")]
 
 
 def test_a_full_card_is_named_and_predictions_go_on(

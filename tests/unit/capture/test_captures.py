@@ -240,7 +240,7 @@ def test_an_alarm_about_the_input_brings_the_next_windows(tmp_path: Path) -> Non
 def test_a_label_that_comes_soon_enough_brings_its_window(tmp_path: Path) -> None:
     """Once, and the label stands beside it; one that comes too late is kept alone."""
     bench = _Bench(tmp_path)
-    bench.captures.tap("m").remember_recent()
+    bench.captures.begin(["m"], labels_come=True)
     bench.push([[1.0, 2.0], [3.0, 4.0]])
     wanted = bench.published[1]["id"]
     bench.captures.label("m", wanted, "high")
@@ -333,3 +333,16 @@ def test_a_device_without_captures_imports_nothing_of_them() -> None:
     code = "import sys, edge_runtime.daemon.process; print('edge_runtime.capture' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_numbers_that_were_right_stand_by_their_targets(tmp_path: Path) -> None:
+    """Of a regression; its window is kept as well."""
+    bench = _Bench(tmp_path, draft=builders.regression(targets=("power", "heat")))
+    bench.captures.begin(["m"], labels_come=True)
+    bench.push(WINDOW)
+    identity = bench.published[0]["id"]
+    bench.captures.label("m", identity, None, [1.5, 2.5])
+    (found,) = bench.end()
+    assert (found.entry.id, found.entry.reasons, found.facts.targets) == (identity, ("truth",), ("power", "heat"))
+    (label,) = read_captures(bench.folder).labels
+    assert (label.label, label.values) == (None, {"power": 1.5, "heat": 2.5})
