@@ -32,6 +32,7 @@ from converter.package import write_bundle
 from converter.plan import BundlePlan, agree, with_unknown
 from converter.probe import ask_beyond, beyond
 from converter.quantize import Candidate, Recipe, candidate, has_products
+from converter.reference import make_reference
 from converter.report import FormRow, Proof, table, write_page
 from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
@@ -138,8 +139,10 @@ class Conversion:
         self._check_float(base, bench, plan, ask_in_order)
         self._check_stream(source, base, bench, plan)
         bench = self._beyond_the_data(base, model, bench, plan, (ask_in_order, source.sentinels))
+        self._time.begin("calibrating the limits of drift")
+        reference = make_reference(plan, material.dataset, base.answer, self._spec.drift, self._say)
         file = WholeFile(
-            source=source, plan=plan, dataset=material.dataset, options=options, target=self._target,
+            source=source, plan=plan, reference=reference, options=options, target=self._target,
             metric=metric_name(plan.task, material.truth), savings=savings,
         )  # fmt: skip
         beside = file.bytes_beside(base, bench)
@@ -371,6 +374,7 @@ class Conversion:
         notes = [*drift, *prices(found.forms), *self._advice(kept, peak)]
         for line in notes[len(drift) :]:
             self._say(line)
+        notes += file.reference.said
         self._time.begin("writing the report" if self._options.report else "")
         try:
             self._report(plan, bench, found, rows, savings, notes)

@@ -8,7 +8,7 @@ is that of its last reading, because a prediction bears the time of its last rea
 import datetime as dt
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,8 @@ from edge_runtime.stream.frame_contract import LARGEST_WHOLE
 MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric
 CALIBRATION_SHARE = 0.3
 SESSION = "(session and key)"  # the group of a recording's windows; no column can be called so by a device
+_UNIX_SECONDS = (1e8, 1e11)  # numbers that can only be seconds since 1970
+_MOST_TIMED = 100  # groups by which the rate is judged
 _BLOCKS = 10  # of a session: some calibrate, the others judge
 
 
@@ -44,6 +46,8 @@ class Dataset:
         readings: `[m, channels]`, each reading once, for the reference distribution.
         overlapping: whether neighbours share readings, so that they must not be split at random.
         place: the file, for messages.
+        reading_groups: what each reading belongs to, where readings do not all follow one another.
+        rate_hz: the median rate of the readings; None where the data has no times.
     """
 
     windows: Floats
@@ -52,6 +56,8 @@ class Dataset:
     readings: Floats
     overlapping: bool
     place: str
+    reading_groups: NDArray[Any] | None = None
+    rate_hz: float | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -65,6 +71,8 @@ class Dataset:
             self.readings,
             self.overlapping,
             self.place,
+            self.reading_groups,
+            self.rate_hz,
         )
 
 
@@ -146,8 +154,9 @@ def _in_blocks(dataset: Dataset, window: Window) -> Dataset:
             names += [f"{group}/{number}"] * len(whole)
     chosen = dataset.take(np.concatenate(kept))
     return Dataset(
-        chosen.windows, chosen.truth, np.array(names), chosen.readings, overlapping=False, place=dataset.place
-    )
+        chosen.windows, chosen.truth, np.array(names), chosen.readings, overlapping=False, place=dataset.place,
+        reading_groups=dataset.reading_groups, rate_hz=dataset.rate_hz,
+    )  # fmt: skip
 
 
 def split(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -231,7 +240,12 @@ def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
             "mend [window] and [[channel]] of the specification, or the data"
         )
     readings = values.reshape(-1, shape[-1])
-    return Dataset(values, truth, groups, readings, overlapping=False, place=str(path))
+    together = groups if groups is not None else truth if len(np.unique(_strata(truth, len(values)))) > 1 else None
+    each = None if together is None else np.repeat(together, len(readings) // len(values))
+    return Dataset(
+        values, truth, groups, readings, overlapping=False, place=str(path), reading_groups=each,
+        rate_hz=wanted.window.rate_hz,
+    )  # fmt: skip
 
 
 def _narrowed(x: NDArray[Any], wanted: Input, path: Path) -> Floats:
@@ -270,12 +284,15 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
         parts = [_plain(columns[name], name, path) for name in _label_columns(spec)]
         truth = parts[0] if len(parts) == 1 else np.stack(parts, axis=1)
     groups = _plain(columns[spec.data.group], spec.data.group, path) if spec.data.group else None
+    rate_hz = read_about(path).rate_hz if path.is_dir() else None
     if spec.data.time:
-        order = np.argsort(_times(columns[spec.data.time], spec.data.time, path), kind="stable")
+        times = _times(columns[spec.data.time], spec.data.time, path)
+        order = np.argsort(times, kind="stable")
+        rate_hz = rate_hz or _rate(times[order], None if groups is None else groups[order])
         values = values[order]
         truth = truth[order] if truth is not None else None
         groups = groups[order] if groups is not None else None
-    return cut_windows(values.astype(np.float32), truth, groups, expected.window, path)
+    return replace(cut_windows(values.astype(np.float32), truth, groups, expected.window, path), rate_hz=rate_hz)
 
 
 def _columns(path: Path, spec: Spec) -> dict[str, Any]:
@@ -420,6 +437,20 @@ def _times(column: Any, name: str, path: Path) -> NDArray[Any]:
     return np.array([(moment - start) // dt.timedelta(microseconds=1) for moment in moments], dtype=np.int64)
 
 
+def _rate(times: NDArray[Any], groups: NDArray[Any] | None) -> float | None:
+    """Readings of one group in a second, by their times in order; None where numbers may be anything."""
+    if times.dtype == np.int64:  # microseconds
+        seconds = times.astype(np.float64) * 1e-6
+    elif len(times) and _UNIX_SECONDS[0] < times[0] < _UNIX_SECONDS[1]:
+        seconds = times.astype(np.float64)
+    else:
+        return None
+    parts = [seconds] if groups is None else [seconds[groups == name] for name in np.unique(groups)[:_MOST_TIMED]]
+    spans = np.concatenate([np.diff(part) for part in parts])
+    forward = spans[spans > 0.0]
+    return float(f"{1.0 / np.median(forward):.6g}") if len(forward) else None
+
+
 def _check_truth(values: NDArray[Any], path: Path, what: str) -> None:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         row = int(np.argwhere(~np.isfinite(values))[0][0])
@@ -459,6 +490,7 @@ def cut_windows(
         values,
         overlapping=stride < length,
         place=str(path),
+        reading_groups=groups,
     )
 
 

@@ -22,16 +22,15 @@ import onnx
 from numpy.typing import NDArray
 
 from converter import signing, trial
-from converter.data import Dataset
 from converter.graph.build import opset_of, requirement, serialize
 from converter.load.source import Answer, SourceModel
 from converter.named_answers import rows_to_judge
 from converter.plan import BundlePlan
+from converter.reference import BundleReference
 from converter.session import run, session_of
 from edge_runtime.bundle.golden import sampled
 from edge_runtime.bundle.manifest import (
     METADATA_KEY,
-    ChannelReference,
     Manifest,
     Output,
     Requires,
@@ -50,7 +49,6 @@ _GOLDEN_BYTES = 512
 _GOLDEN_OUTPUT_BYTES = 4096  # of one output of one row; of a larger one the self-test holds a sample
 _INVARIANCE_BATCHES = (2, 3, 7, 32)
 _INVARIANCE_ROWS = 64
-_BINS = 10
 _TRIAL_SECONDS = 300
 
 
@@ -162,33 +160,6 @@ def _tensor(array: NDArray[Any]) -> Tensor:
     return Tensor(shape=tuple(plain.shape), dtype=str(plain.dtype), data=data)
 
 
-def reference_of(readings: Floats, names: Sequence[str]) -> tuple[ChannelReference, ...]:
-    """The distribution of each channel, for drift: quantile edges and how many readings lie between them."""
-    result = []
-    for column, name in enumerate(names):
-        values = readings[:, column].astype(np.float64)
-        values = values[np.isfinite(values)]  # a channel that may be missing is NaN there
-        values = values if len(values) else np.zeros(1)
-        edges = np.unique(np.quantile(values, np.linspace(0.0, 1.0, _BINS + 1)))
-        counts = np.histogram(values, bins=edges)[0] if len(edges) > 1 else np.array([len(values)])
-        result.append(
-            ChannelReference(
-                name=name,
-                mean=_short(values.mean()),
-                std=_short(values.std()),
-                min=_short(values.min()),
-                max=_short(values.max()),
-                edges=tuple(_short(edge) for edge in edges),
-                counts=tuple(int(count) for count in counts),
-            )
-        )
-    return tuple(result)
-
-
-def _short(value: Any) -> float:
-    return float(f"{float(value):.7g}")
-
-
 def make_manifest(
     plan: BundlePlan,
     source: SourceModel,
@@ -196,7 +167,7 @@ def make_manifest(
     model: onnx.ModelProto,
     *,
     selftest: SelfTest,
-    data: Dataset | None,
+    reference: BundleReference,
     quantization: dict[str, Any],
     batch_invariant: bool,
     target_device: str | None,
@@ -207,7 +178,6 @@ def make_manifest(
     """Everything that travels with the model."""
     opset = opset_of(model)
     ml = [entry.version for entry in model.opset_import if entry.domain == "ai.onnx.ml"]
-    names = [channel.name for channel in plan.input.channels]
     return Manifest(
         name=plan.name,
         version=plan.version,
@@ -221,7 +191,9 @@ def make_manifest(
             tensors=plan.tensors,
             detections=plan.detections,
         ),
-        reference=reference_of(data.readings, names) if data is not None and names else (),
+        reference=reference.channels,
+        score_reference=reference.scores,
+        drift=reference.drift,
         quantization=quantization,
         state=states,
         selftest=selftest,

@@ -123,6 +123,13 @@ class DataSpec(_Table, frozen=True, kw_only=True):
     time: str | None = None
 
 
+class DriftSpec(_Table, frozen=True, kw_only=True):
+    """`[drift]`: how many false alarms a device may give in a month, and how many readings it judges together."""
+
+    false_alarms_per_month: float = 1.0
+    block: int | None = None
+
+
 class Spec(_Table, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -145,6 +152,7 @@ class Spec(_Table, frozen=True, kw_only=True):
     state: tuple[StateSpec, ...] = ()
     constants: dict[str, int | float | tuple[float, ...]] = {}
     data: DataSpec = DataSpec()
+    drift: DriftSpec = DriftSpec()
 
     @property
     def length(self) -> int:
@@ -230,6 +238,12 @@ def _contradictions(spec: Spec) -> list[str]:
         found.append("threshold: expected either threshold or threshold_quantile, found both")
     if spec.threshold_quantile is not None and not 0 < spec.threshold_quantile <= 1:
         found.append(f"threshold_quantile: expected more than 0 and at most 1, found {spec.threshold_quantile}")
+    if not 1e-3 <= spec.drift.false_alarms_per_month <= 1000.0:
+        found.append(
+            f"drift.false_alarms_per_month: expected 0.001 to 1000, found {spec.drift.false_alarms_per_month:g}"
+        )
+    if spec.drift.block is not None and not 8 <= spec.drift.block <= 1_000_000:
+        found.append(f"drift.block: expected 8 to 1000000 readings, found {spec.drift.block}")
     found += _ports(spec)
     if spec.frame is not None:
         if spec.window is not None or spec.channel:

@@ -12,13 +12,13 @@ import msgspec
 import onnx
 
 from converter.choice import Form, Found
-from converter.data import Dataset
 from converter.graph.shrink import Saving
 from converter.layers import Layer, worst_of
 from converter.load.source import SourceModel
 from converter.package import bundle_bytes, is_batch_invariant, make_manifest, self_test
 from converter.plan import BundlePlan
 from converter.record import record_of
+from converter.reference import BundleReference
 from converter.search import Bench
 from converter.session import start_of
 from edge_runtime.bundle.manifest import Manifest
@@ -33,7 +33,7 @@ class WholeFile:
     Attributes:
         source: the source model.
         plan: what the bundle says.
-        dataset: the data, or None.
+        reference: what the training data and the answers to them look like.
         options: what the user asked for.
         target: the device that it is for, or None.
         metric: its name.
@@ -42,7 +42,7 @@ class WholeFile:
 
     source: SourceModel
     plan: BundlePlan
-    dataset: Dataset | None
+    reference: BundleReference
     options: argparse.Namespace
     target: str | None
     metric: str
@@ -70,7 +70,7 @@ class WholeFile:
             rough=form.candidate.method != "none" or is_quantised(model), kind=self.plan.input.dtype,
         )  # fmt: skip
         return make_manifest(
-            self.plan, self.source, options.model, model, selftest=golden, data=self.dataset, quantization={},
+            self.plan, self.source, options.model, model, selftest=golden, reference=self.reference, quantization={},
             batch_invariant=invariant, target_device=self.target, batch_free=bench.batch_free, states=bench.states,
             recordings=[each for each in (options.data, options.calibration, options.evaluation) if each],
         )  # fmt: skip

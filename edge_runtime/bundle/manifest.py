@@ -110,7 +110,8 @@ class DriftLimits(_Part, frozen=True):
 
     `mean` is that of the channel, `sd` that of the means of blocks; `step` and `step_sd` are the same of the logarithm
     of the mean step from one reading to the next. `slack` and `limit` belong to the CUSUM of the offset, in `sd`;
-    `step_slack` and `step_limit` to that of the step, `psi` to the population stability index.
+    `step_slack` and `step_limit` to that of the step, `psi` to the population stability index. `counts` are those of
+    the bins in the recordings that the limits come from, which are not all of the reference.
     """
 
     mean: float
@@ -122,6 +123,7 @@ class DriftLimits(_Part, frozen=True):
     step_slack: float
     step_limit: float
     psi: float
+    counts: tuple[int, ...] = ()
 
 
 class ChannelReference(_Part, frozen=True):

@@ -57,7 +57,8 @@ class Baseline:
             if self.known[column] and reference is not None:
                 own = slice(len(reference.counts))
                 self.present[column, own] = True
-                self.shares[column, own] = padded(np.array(reference.counts), sum(reference.counts))
+                counts = _counts(reference)
+                self.shares[column, own] = padded(np.array(counts), sum(counts))
         self.half = 0.5 * self.present.sum(axis=1)  # half a count for each bin
         largest = float(np.finfo(np.float32).max)
         limits = [each.limits or (-largest, largest) for each in channels or ()] or [(-largest, largest)] * count
@@ -128,6 +129,12 @@ def _has_bins(reference: ChannelReference | None) -> bool:
     if reference is None or not 2 <= len(reference.edges) - 1 <= MOST_BINS:
         return False
     return len(reference.counts) == len(reference.edges) - 1 and min(reference.counts) >= 0
+
+
+def _counts(reference: ChannelReference) -> tuple[int, ...]:
+    """Those that the limits belong to."""
+    own = reference.limits.counts if reference.limits is not None else ()
+    return own if len(own) == len(reference.counts) and min(own) >= 0 else reference.counts
 
 
 def _stuck_after(reference: ChannelReference | None) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from converter.package import reference_of
+from converter.reference import reference_of
 from edge_runtime.bundle.manifest import ChannelReference, DriftLimits, DriftReference, Manifest, Window
 from edge_runtime.readings import Floats
 from tests.support import builders

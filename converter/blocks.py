@@ -1,0 +1,109 @@
+"""Recordings cut into the blocks that a device judges drift by, and what each block says: the figures of `drift/`.
+
+A block never runs over the border of a session: a recording, a key, or a pause. Sessions that are shorter than a block
+cannot be cut; then neighbouring ones with the same label are taken as one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.drift.baseline import LEAST_STEP, Doubles
+from edge_runtime.drift.columns import MOST_SAMPLED
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """What each block of some recordings says of each column.
+
+    Attributes:
+        mean: `[blocks, columns]`; NaN where less than half of the values are there.
+        step: the logarithm of the mean step.
+        above: `[blocks, columns, edges]`: how many values are at or above each inner edge.
+        present: how many values there are.
+        session: `[blocks]`: the number of the session that each comes from; they are in order.
+    """
+
+    mean: Doubles
+    step: Doubles
+    above: NDArray[np.int64]
+    present: NDArray[np.int64]
+    session: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def take(self, rows: NDArray[Any]) -> "Blocks":
+        """Some of them."""
+        return Blocks(self.mean[rows], self.step[rows], self.above[rows], self.present[rows], self.session[rows])
+
+
+def sessions_of(groups: NDArray[Any] | None, count: int) -> list[NDArray[np.int64]]:
+    """The rows of each session, in the order of the data; one where there are no groups."""
+    if groups is None:
+        return [np.arange(count)]
+    names, places = np.unique(groups, return_inverse=True)
+    order = np.argsort(places, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(places, minlength=len(names)))[:-1])
+    return sorted((part for part in parts if len(part)), key=lambda part: int(part[0]))
+
+
+def cut(
+    values: NDArray[np.floating], sessions: Sequence[NDArray[np.int64]], block: int, *, edges: NDArray[np.floating],
+    std: Doubles,
+) -> Blocks:  # fmt: skip
+    """Cut recordings into blocks.
+
+    Args:
+        values: `[readings, columns]`.
+        sessions: the rows of each.
+        block: readings of each block.
+        edges: `[columns, edges]`, infinite where there is none.
+        std: of each column, for the floor of a step.
+    """
+    every = max(1, block // MOST_SAMPLED)
+    size = -(-block // every)
+    parts: list[tuple[Doubles, Doubles, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+    for number, rows in enumerate(sessions):
+        count = len(rows) // block
+        if not count:
+            continue
+        whole = values[rows[: count * block]].astype(np.float64)
+        shaped = whole.reshape(count, block, -1)[:, ::every]
+        flat = shaped.reshape(count * size, -1)
+        steps = np.abs(np.diff(flat, axis=0, prepend=np.nan)).reshape(count, size, -1)
+        known, moved = np.isfinite(shaped), np.isfinite(steps)
+        present = known.sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(known, shaped, 0.0).sum(axis=1) / present
+            step = np.where(moved, steps, 0.0).sum(axis=1) / moved.sum(axis=1)
+        mean[present < size / 2] = np.nan
+        step[moved.sum(axis=1) < size / 2] = np.nan
+        above = np.stack(
+            [(shaped >= edges[:, place].astype(np.float64)).sum(axis=1) for place in range(edges.shape[1])], axis=-1
+        ) if edges.shape[1] else np.zeros((*present.shape, 0), np.int64)  # fmt: skip
+        log = np.log(np.maximum(step, LEAST_STEP * std))
+        parts.append((mean, log, above, present, np.full(count, number)))
+    if not parts:
+        columns = values.shape[1]
+        nothing = np.zeros((0, columns))
+        return Blocks(
+            nothing, nothing, np.zeros((0, columns, edges.shape[1]), np.int64), nothing.astype(np.int64),
+            np.zeros(0, np.int64),
+        )  # fmt: skip
+    mean, log, above, present, session = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Blocks(mean, log, above, present, session)
+
+
+def longest_runs(values: NDArray[np.floating], sessions: Sequence[NDArray[np.int64]]) -> list[int]:
+    """The most equal values one after another, of each column."""
+    longest = [0] * values.shape[1]
+    for rows in sessions:
+        for column in range(values.shape[1]):
+            part = values[rows, column]
+            ends = np.flatnonzero(np.append(part[1:] != part[:-1], True))
+            longest[column] = max(longest[column], int(np.diff(ends, prepend=-1).max(initial=0)))
+    return longest

@@ -1,0 +1,154 @@
+"""Limits for drift from recordings: how far the statistics of a device go by chance alone, by block bootstrap.
+
+Readings depend on one another and on the hour, so runs of neighbouring blocks are drawn (Kuensch, 1989), long enough to
+hold a day where the recordings hold several, and a device's CUSUMs and PSI are run over many such courses. The largest
+values of courses follow a Gumbel law closely, since the run length of a CUSUM grows exponentially with its limit
+(Siegmund, 1985). The law gives the limit for the rate of false alarms that is wanted.
+
+Weak points: courses of some hundred blocks stand for months, so that the law is continued far beyond what was seen;
+and a bootstrap knows only what was recorded: no other season, no other machine.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.blocks import Blocks
+from edge_runtime.drift.baseline import MEMORY, Doubles, stability_index
+from edge_runtime.drift.columns import FIRST_BLOCKS
+
+PATHS = 96
+MOST_STEPS = 256  # blocks of a course
+SLACKS = (0.25, 0.5, 1.0, 2.0)
+SHIFT_SD = 1.0  # standard deviations of the readings: the offset whose delay decides between slacks and blocks
+SHIFT_STEP = 0.4  # the same of the logarithm of the step: half as much again
+_LEAST_LIMIT = 2.0
+_LEAST_PSI = 0.02
+_RUN_SHARE = 8  # a run is at most this part of the blocks
+_EULER = 0.5772156649
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Limits:
+    """Of each column: slack and limit of the two CUSUMs, and the limit of the PSI.
+
+    `delay` is the number of blocks after which an offset of `SHIFT_SD` is an alarm, in the median column.
+    """
+
+    slack: Doubles
+    limit: Doubles
+    step_slack: Doubles
+    step_limit: Doubles
+    psi: Doubles
+    delay: float
+
+
+def limits_of(
+    blocks: Blocks, *, mean: Doubles, sd: Doubles, std: Doubles, step: Doubles, step_sd: Doubles, counts: Doubles,
+    alarms: float, day: float | None, seed: int = 0,
+) -> Limits:  # fmt: skip
+    """Calibrate.
+
+    Args:
+        blocks: those of the recordings that calibrate.
+        mean: of each column.
+        sd: of the means of blocks.
+        std: of the readings.
+        step: mean of the logarithms of the steps.
+        step_sd: and their standard deviation.
+        counts: `[columns, bins]` of the reference; NaN where there is no bin.
+        alarms: how many false alarms a block may give, of all columns and statistics together.
+        day: how many blocks make a day; None where that is not known.
+        seed: of the bootstrap.
+    """
+    rng = np.random.default_rng(seed)
+    steps = min(MOST_STEPS, max(32, 2 * len(blocks)))
+    drawn = _courses(blocks.session, steps, day, rng)
+    share = alarms / (3.0 * max(1, len(mean)))  # of one statistic of one column, in one block
+    offsets = np.nan_to_num((blocks.mean - mean) / sd)
+    moves = np.nan_to_num((blocks.step - step) / step_sd)
+    slack, limit, delays = _cusum_limits(offsets[drawn], steps, share, SHIFT_SD * std / sd)
+    step_slack, step_limit, _ = _cusum_limits(moves[drawn], steps, share, SHIFT_STEP / step_sd)
+    return Limits(
+        slack, limit, step_slack, step_limit, _psi_limit(blocks, drawn, counts, steps, share), float(np.median(delays))
+    )
+
+
+def _courses(session: NDArray[np.int64], steps: int, day: float | None, rng: np.random.Generator) -> NDArray[np.int64]:
+    """`[PATHS, steps]`: indexes of blocks, in runs of neighbours of one session."""
+    count = len(session)
+    run = max(1, min(count // _RUN_SHARE, steps))
+    if day is not None:
+        run = min(run, max(round(day), round(count ** (1.0 / 3.0))))
+    ends = np.append(np.flatnonzero(np.diff(session)) + 1, count)
+    last = ends[np.searchsorted(ends, np.arange(count), side="right")]  # the end of each block's session
+    found = np.empty((PATHS, steps), np.int64)
+    place = rng.integers(count, size=PATHS)
+    left = rng.integers(1, run + 1, size=PATHS)
+    for step in range(steps):
+        over = (left <= 0) | (place >= last[np.minimum(place, count - 1)]) | (place >= count)
+        fresh = rng.integers(count, size=PATHS)
+        place, left = np.where(over, fresh, place), np.where(over, run, left)
+        found[:, step] = place
+        place, left = place + 1, left - 1
+        crossed = (place < count) & (session[np.minimum(place, count - 1)] != session[found[:, step]])
+        left = np.where(crossed, 0, left)
+    return found
+
+
+def _cusum_limits(z: Doubles, steps: int, share: float, shift: Doubles) -> tuple[Doubles, Doubles, Doubles]:
+    """The slack and the limit of each column with which a shift is found soonest, and after how many blocks."""
+    slacks = np.array(SLACKS)[:, np.newaxis, np.newaxis]
+    up = np.zeros((len(SLACKS), PATHS, z.shape[2]))
+    down, most = up.copy(), up.copy()
+    for step in range(steps):
+        now = z[:, step]
+        up = np.maximum(up + now - slacks, 0.0)
+        down = np.maximum(down - now - slacks, 0.0)
+        np.maximum(most, up, out=most)
+        np.maximum(most, down, out=most)
+    limits = np.maximum(_tail(most, steps, share), _LEAST_LIMIT)  # [slacks, columns]
+    room = shift - slacks[:, :, 0]
+    with np.errstate(divide="ignore"):
+        delays = np.where(room > 0.0, np.maximum(limits / room, 2.0), np.inf)
+    delays[-1] = np.where(np.isinf(delays).all(axis=0), limits[-1] * 1e6, delays[-1])
+    best = delays.argmin(axis=0)
+    columns = np.arange(len(best))
+    return np.array(SLACKS)[best], limits[best, columns], delays[best, columns]
+
+
+def _psi_limit(blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps: int, share: float) -> Doubles:
+    """The limit of the PSI of late of each column."""
+    there = np.isfinite(counts)
+    if not there.shape[1]:
+        return np.full(len(counts), np.inf)
+    bins = there.sum(axis=1)
+    total = np.nansum(counts, axis=1)
+    training = np.where(there, (np.nan_to_num(counts) + 0.5) / (total + 0.5 * bins)[:, np.newaxis], 1.0)
+    own = np.concatenate([blocks.present[:, :, np.newaxis], blocks.above], axis=2).astype(np.float64)
+    own[:, :, :-1] -= own[:, :, 1:]
+    own *= there  # edges that there are not count nothing: every value lies below them
+    late = np.zeros((len(drawn), *counts.shape))
+    most = np.zeros((len(drawn), len(counts)))
+    for step in range(steps):
+        late = (1.0 - 1.0 / MEMORY) * late + own[drawn[:, step]]
+        if step + 1 >= FIRST_BLOCKS:
+            shares = (late + 0.5) / (late.sum(axis=2) + 0.5 * bins)[:, :, np.newaxis]
+            np.maximum(most, stability_index(training, np.where(there, shares, 1.0)), out=most)
+    return np.maximum(_tail(most, steps, share), _LEAST_PSI)
+
+
+def _tail(most: Doubles, steps: int, share: float) -> Doubles:
+    """What the largest value of a course passes so rarely: the Gumbel law of the second axis, continued.
+
+    Args:
+        most: `[..., paths, columns]`: the largest values of courses.
+        steps: blocks of a course.
+        share: alarms that one block may give.
+    """
+    scale = most.std(axis=-2) * np.sqrt(6.0) / np.pi
+    place = most.mean(axis=-2) - _EULER * scale
+    seldom = max(1.0 / (steps * share), 1.0)
+    law = np.asarray(place + scale * np.log(seldom))
+    return np.maximum(law, most.max(axis=-2)) if seldom > PATHS else law

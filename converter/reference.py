@@ -1,0 +1,343 @@
+"""The reference of a bundle: what training data and answers look like, and beyond which values that is drift.
+
+Limits are calibrated on the earlier part of the recordings and tried on the later one, by the code of the device; what
+was held is said. Recordings too short for that give a reference without limits, which still shows and compares.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.blocks import cut, longest_runs, sessions_of
+from converter.bootstrap import Limits, limits_of
+from converter.data import Dataset
+from converter.load.source import Answer
+from converter.plan import BundlePlan
+from converter.spec import DriftSpec
+from edge_runtime.bundle.manifest import ChannelReference, DriftLimits, DriftReference, Input, Manifest, Output, Window
+from edge_runtime.drift.baseline import Baseline, Doubles
+from edge_runtime.drift.monitor import Monitor
+from edge_runtime.readings import Floats
+
+_BINS = 10
+MONTH_S = 30 * 86_400.0
+CALIBRATING_SHARE = 0.7  # of the blocks; the later ones check
+LEAST_BLOCKS = 30  # fewer say nothing of how means of blocks vary
+_SIZES = (128, 512, 2048, 8192)  # of blocks that are tried; 64 where the recordings are short
+_MANY_SESSIONS = 8  # recordings of their own: every third one checks
+_MOST_READINGS = 400_000  # of the earlier and of the later part that are looked at
+_MOST_CHECKED = 200_000
+_MOST_OUTPUTS = 32  # scores of more classes are not watched
+_UNKNOWN_RATE_S = 60.0  # of one reading, where neither specification nor recordings say
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BundleReference:
+    """What a manifest says of the training data.
+
+    Attributes:
+        channels: of the readings.
+        scores: of the answers.
+        drift: what limits were calibrated for; None where there are none.
+        said: sentences for progress and report.
+    """
+
+    channels: tuple[ChannelReference, ...] = ()
+    scores: tuple[ChannelReference, ...] = ()
+    drift: DriftReference | None = None
+    said: tuple[str, ...] = ()
+
+
+def reference_of(readings: NDArray[np.floating], names: Sequence[str]) -> tuple[ChannelReference, ...]:
+    """The distribution of each channel, for drift: quantile edges and how many readings lie between them."""
+    result = []
+    for column, name in enumerate(names):
+        every = readings[:, column].astype(np.float64)
+        values = every[np.isfinite(every)]  # a channel that may be missing is NaN there
+        missing = 1.0 - len(values) / max(1, len(every))
+        values = values if len(values) else np.zeros(1)
+        edges = np.unique([_short(edge) for edge in np.quantile(values, np.linspace(0.0, 1.0, _BINS + 1))])
+        result.append(
+            ChannelReference(
+                name=name,
+                mean=_short(values.mean()),
+                std=_short(values.std()),
+                min=_short(values.min()),
+                max=_short(values.max()),
+                edges=tuple(edges.tolist()),
+                counts=_counts(values, edges),
+                missing=_short(missing),
+            )
+        )
+    return tuple(result)
+
+
+def make_reference(
+    plan: BundlePlan, data: Dataset | None, answer: Answer, wanted: DriftSpec, say: Callable[[str], None]
+) -> BundleReference:
+    """The reference of a bundle.
+
+    Args:
+        plan: what the bundle promises.
+        data: the recordings; None where there are none.
+        answer: to the windows that judge, in their order.
+        wanted: the false alarms that are allowed, and the length of a block.
+        say: where progress goes.
+    """
+    if data is None:
+        return BundleReference()
+    names = [channel.name for channel in plan.input.channels]
+    scores, columns = _numbers(plan, answer)
+    channels = reference_of(data.readings, names) if names else ()
+    scored = reference_of(scores, columns) if columns else ()
+    rate_hz = plan.input.window.rate_hz or data.rate_hz
+    found = BundleReference(channels, scored)
+    if names:
+        found = _calibrated(found, data, plan, wanted, rate_hz)
+    if columns:
+        found = _with_scores(found, scores, plan, wanted, rate_hz)
+    for line in found.said:
+        say(line)
+    return found
+
+
+# --- readings -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trial:
+    """One length of a block, with what came of it."""
+
+    block: int
+    channels: tuple[ChannelReference, ...]
+    blocks: int
+    delay: float  # in readings
+
+
+def _calibrated(
+    found: BundleReference, data: Dataset, plan: BundlePlan, wanted: DriftSpec, rate_hz: float | None
+) -> BundleReference:
+    sessions = sessions_of(data.reading_groups, len(data.readings))
+    early, late = _parted(sessions)
+    trials = [
+        trial
+        for block in _sizes(early, wanted.block)
+        if (trial := _try(found.channels, data.readings, early, block, wanted, rate_hz))
+    ]
+    if not trials:
+        count = sum(len(rows) for rows in early)
+        least = LEAST_BLOCKS * (wanted.block or 64)
+        text = (
+            f"drift: no limits: {count:,} readings are too few for blocks of {wanted.block or 64} "
+            f"(at least {least:,}): a device reports what is stuck, missing or out of range, and shows the rest"
+        )
+        return replace(found, said=(*found.said, text))
+    best = min(trials, key=lambda trial: trial.delay)
+    about = DriftReference(
+        block=best.block, score_block=best.block, rate_hz=rate_hz, false_alarms_per_month=wanted.false_alarms_per_month
+    )
+    checked, alarms, why = _check(best, data.readings, late, plan, about)
+    about = msgspec.structs.replace(about, checked=checked, alarms=alarms)
+    said = _in_words(best, about, why, rate_hz)
+    return BundleReference(best.channels, found.scores, about, (*found.said, said))
+
+
+def _parted(sessions: list[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """The rows that calibrate, and later ones that check: of many recordings every third, else the end of each."""
+    if len(sessions) >= _MANY_SESSIONS:
+        return [rows for place, rows in enumerate(sessions) if place % 3 != 2], sessions[2::3]
+    cuts = [int(len(rows) * CALIBRATING_SHARE) for rows in sessions]
+    early = [rows[:cut] for rows, cut in zip(sessions, cuts, strict=True)]
+    return early, [rows[cut:] for rows, cut in zip(sessions, cuts, strict=True)]
+
+
+def _sizes(early: list[NDArray[np.int64]], asked: int | None) -> list[int]:
+    """The lengths of a block that the recordings allow."""
+    if asked is not None:
+        return [asked]
+    fitting = [size for size in _SIZES if sum(len(rows) // size for rows in early) >= 2 * LEAST_BLOCKS]
+    return fitting or [64, 32]
+
+
+def _try(
+    references: tuple[ChannelReference, ...],
+    values: NDArray[np.floating],
+    early: list[NDArray[np.int64]],
+    block: int,
+    wanted: DriftSpec,
+    rate_hz: float | None,
+) -> _Trial | None:
+    """Limits for one length of a block; None where the recordings are too short for it."""
+    most = max(block, _MOST_READINGS // max(1, len(early)))
+    part = [rows[-most:] for rows in early if len(rows)]
+    if not part:
+        return None
+    used = np.concatenate(part)
+    base = Baseline(references, None, block)
+    std = np.nan_to_num(base.std, nan=1.0)
+    blocks = cut(values, part, block, edges=base.edges, std=std)
+    if len(blocks) < LEAST_BLOCKS:
+        return None
+    seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
+    known = values[used].astype(np.float64)
+    known[~np.isfinite(known)] = np.nan
+    mean = _mean(known)
+    sd, step_sd = _spread(blocks.mean, std), _spread(blocks.step, np.full(len(std), 1.0))
+    step = _mean(blocks.step)
+    counts = np.full(base.shares.shape, np.nan)
+    for column, reference in enumerate(references):
+        if base.known[column]:
+            own = _counts(known[:, column], np.array(reference.edges))
+            counts[column, : len(own)] = own
+    limits = limits_of(
+        blocks, mean=mean, sd=sd, std=std, step=step, step_sd=step_sd, counts=counts,
+        alarms=wanted.false_alarms_per_month * block * seconds / MONTH_S,
+        day=None if rate_hz is None else 86_400.0 * rate_hz / block,
+    )  # fmt: skip
+    runs = longest_runs(values, part)
+    limited = []
+    for column, reference in enumerate(references):
+        varies = bool(np.isfinite(base.std[column]))
+        limit = _limits(column, limits, (mean, sd, step, step_sd), counts) if varies else None
+        limited.append(msgspec.structs.replace(reference, run=runs[column], limits=limit))
+    return _Trial(block, tuple(limited), len(blocks), limits.delay * block)
+
+
+def _spread(found: Doubles, least: Doubles) -> Doubles:
+    """The standard deviation over blocks, with a floor: what never varied in some blocks may vary a little."""
+    return np.maximum(np.sqrt(_mean((found - _mean(found)) ** 2)), 0.02 * least)
+
+
+def _mean(values: Doubles) -> Doubles:
+    """Of each column what is there; 0 where nothing is."""
+    known = np.isfinite(values)
+    return np.asarray(np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+
+
+def _limits(
+    column: int, limits: Limits, figures: tuple[Doubles, Doubles, Doubles, Doubles], counts: Doubles
+) -> DriftLimits:
+    mean, sd, step, step_sd = (_short(each[column]) for each in figures)
+    own = counts[column][np.isfinite(counts[column])]
+    return DriftLimits(
+        mean=mean, sd=sd, step=step, step_sd=step_sd,
+        slack=_short(limits.slack[column]), limit=_short(limits.limit[column]),
+        step_slack=_short(limits.step_slack[column]), step_limit=_short(limits.step_limit[column]),
+        psi=_short(limits.psi[column]) if len(own) else 1e9, counts=tuple(int(each) for each in own),
+    )  # fmt: skip
+
+
+def _check(
+    trial: _Trial, values: NDArray[np.floating], late: list[NDArray[np.int64]], plan: BundlePlan, about: DriftReference
+) -> tuple[int, int, str | None]:
+    """Run a device's watch over the later recordings: blocks, alarms that began, and the reason of the first."""
+    manifest = Manifest(
+        name="check", version="0.0.0", task="regression", output=Output(), reference=trial.channels, drift=about,
+        input=Input(channels=plan.input.channels, window=Window()),
+    )  # fmt: skip
+    blocks, alarms, why = 0, 0, None
+    room = _MOST_CHECKED
+    for rows in late:
+        monitor = Monitor(manifest, is_recorded=True)
+        began: list[str] = []
+        monitor.on_change.append(partial(_note, began))
+        part = values[rows[: max(0, room)]].astype(np.float32)
+        room -= len(part)
+        for start in range(0, len(part), trial.block):
+            piece: Floats = part[start : start + trial.block]
+            before = len(began)
+            monitor.take(piece, [None] * len(piece), None, 0.0)
+            if "alarm" in began[before:] and why is None:
+                why = monitor.document()["why"]
+        blocks += monitor.blocks
+        alarms += began.count("alarm")
+    return blocks, alarms, why
+
+
+def _note(began: list[str], key: str | None, state: str) -> None:
+    del key
+    began.append(state)
+
+
+def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: float | None) -> str:
+    """What was calibrated, and what the later recordings said of it."""
+    seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
+    expected = about.false_alarms_per_month * about.checked * about.block * seconds / MONTH_S
+    asked = f"{about.false_alarms_per_month:g} false alarms a month"
+    unit = "" if rate_hz is not None else " (of one reading a minute, since neither rate_hz nor times are known)"
+    delay = f"an offset of one standard deviation is found after about {trial.delay:,.0f} readings"
+    if not np.isfinite(trial.delay) or trial.delay > 1e6 * trial.block:
+        delay = "an offset of one standard deviation is not found"
+    head = (
+        f"drift: limits from {trial.blocks} blocks of {about.block} readings, for {asked}{unit}; {delay}; "
+        f"on {about.checked} later blocks {about.alarms} alarms, {expected:.2g} expected: "
+    )
+    if not about.checked:
+        return f"{head}nothing was left to check by"
+    if about.alarms <= _most_by_chance(expected):
+        return f"{head}held"
+    return (
+        f"{head}not held ({why}): the later recordings differ from the earlier ones: record longer, or say another "
+        "`false_alarms_per_month` in [drift]"
+    )
+
+
+def _most_by_chance(expected: float) -> int:
+    """The most alarms that a Poisson law of this mean gives in nineteen of twenty cases."""
+    term = total = np.exp(-expected)
+    most = 0
+    while total < 0.95:
+        most += 1
+        term *= expected / most
+        total += term
+    return most
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def _numbers(plan: BundlePlan, answer: Answer) -> tuple[NDArray[np.floating], tuple[str, ...]]:
+    """The numbers of the answers, and what each is called; none for tensors and very many classes."""
+    values = answer.scores if answer.scores is not None else answer.value
+    if values is None and answer.score is not None:
+        values = answer.score[:, np.newaxis]
+    names = plan.labels or tuple(target.name for target in plan.targets) or ("score",)
+    if values is None or plan.task == "detection" or values.shape[1] != len(names) or len(names) > _MOST_OUTPUTS:
+        return np.zeros((0, 0)), ()
+    return values, names
+
+
+def _with_scores(
+    found: BundleReference, scores: NDArray[np.floating], plan: BundlePlan, wanted: DriftSpec, rate_hz: float | None
+) -> BundleReference:
+    """Limits for the answers, from the earlier part of the windows; they are in the order of the recordings."""
+    early = [np.arange(int(len(scores) * CALIBRATING_SHARE))]
+    rate = None if rate_hz is None else rate_hz / plan.input.window.stride
+    asked = None if wanted.block is None else max(8, wanted.block // plan.input.window.stride)
+    for block in [asked] if asked is not None else [*_sizes(early, None)[:1], 32, 16]:
+        trial = _try(found.scores, scores, early, block, wanted, rate)
+        if trial is not None:
+            about = found.drift or DriftReference(
+                block=block, score_block=block, rate_hz=rate_hz,
+                false_alarms_per_month=wanted.false_alarms_per_month,
+            )  # fmt: skip
+            return replace(found, scores=trial.channels, drift=msgspec.structs.replace(about, score_block=block))
+    return found
+
+
+def _counts(values: NDArray[np.floating], edges: NDArray[np.floating]) -> tuple[int, ...]:
+    """How many values lie between two edges each; those outside count in the outer bins."""
+    known = values[np.isfinite(values)]
+    if len(edges) < 2:
+        return (len(known),)
+    inner = edges[1:-1].astype(np.float32).astype(np.float64)  # as a device compares
+    places = np.searchsorted(inner, known, side="right")
+    return tuple(int(count) for count in np.bincount(places, minlength=len(edges) - 1))
+
+
+def _short(value: object) -> float:
+    return float(f"{float(value):.7g}")  # type: ignore[arg-type]
