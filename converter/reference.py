@@ -35,7 +35,7 @@ _MOST_OUTPUTS = 32  # scores of more classes are not watched
 _UNKNOWN_RATE_S = 60.0  # of one reading, where neither specification nor recordings say
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class BundleReference:
     """What a manifest says of the training data.
 

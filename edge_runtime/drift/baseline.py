@@ -59,7 +59,7 @@ class Baseline:
                 self.present[column, own] = True
                 counts = _counts(reference)
                 self.shares[column, own] = padded(np.array(counts), sum(counts))
-        self.half = 0.5 * self.present.sum(axis=1)  # half a count for each bin
+        self.half = 0.5 * np.maximum(self.present.sum(axis=1), 1)  # half a count for each bin
         largest = float(np.finfo(np.float32).max)
         limits = [each.limits or (-largest, largest) for each in channels or ()] or [(-largest, largest)] * count
         self.low: Floats = np.array([max(low, -largest) for low, _ in limits], np.float32)

@@ -106,6 +106,11 @@ class WatchedColumns:
         """The worst of any column, as an index into `STATES`."""
         return int(self.rows[_Row.STATE].max())
 
+    @property
+    def sums(self) -> Doubles:
+        """The two CUSUMs of the offset, `[2, columns]`: above and below the training."""
+        return self.rows[_Row.UP : _Row.DOWN + 1].copy()
+
     def take(self, values: Floats) -> Iterator[tuple[int, int, bool]]:
         """Take `[n, columns]` readings in, block by block.
 

@@ -44,6 +44,7 @@ class Monitor:
         wall: seconds since the epoch; None while the clock is not set.
 
     Attributes:
+        streams: what is watched, by key.
         on_change: called with key and state where the state of a stream changed.
         blocks: how many were judged.
     """
@@ -70,7 +71,7 @@ class Monitor:
         self._interval = None if rate_hz is None else 1.0 / rate_hz
         self._is_recorded = is_recorded
         self._wall = wall
-        self._streams: dict[str | None, WatchedStream] = {}
+        self.streams: dict[str | None, WatchedStream] = {}
         self._unwatched: set[str | None] = set()
         self.on_change: list[Callable[[str | None, State], object]] = []
         self.blocks = 0
@@ -89,7 +90,7 @@ class Monitor:
 
     def state_of(self, key: str | None) -> State:
         """That of one stream; `ok` before anything is known of it."""
-        stream = self._streams.get(key)
+        stream = self.streams.get(key)
         return STATES[0 if stream is None else stream.state]
 
     # --- what comes in ----------------------------------------------------------------------------------------------
@@ -112,7 +113,7 @@ class Monitor:
             self._take(key, values[rows], own, arrived)
 
     def _take(self, key: str | None, values: Floats, times: list[float] | None, arrived: float) -> None:
-        stream = self._streams.get(key) or self._new(key)
+        stream = self.streams.get(key) or self._new(key)
         if stream is None or stream.input is None:
             return
         pacing, wall = stream.pacing, None
@@ -134,7 +135,7 @@ class Monitor:
             return
         groups = {keys[0]: None} if keys.count(keys[0]) == len(keys) else _by_key(keys)
         for key, rows in groups.items():
-            stream = self._streams.get(key) or self._new(key)
+            stream = self.streams.get(key) or self._new(key)
             if stream is None or stream.scores is None:
                 continue
             for _, _, is_block in stream.scores.take(found if rows is None else found[rows]):
@@ -145,17 +146,17 @@ class Monitor:
         """Drop keys that are gone."""
         for key in keys:
             self._unwatched.discard(key)
-            if self._streams.pop(key, None) is not None:
+            if self.streams.pop(key, None) is not None:
                 self._settle()
 
     def _new(self, key: str | None) -> WatchedStream | None:
-        if len(self._streams) >= MOST_STREAMS:
+        if len(self.streams) >= MOST_STREAMS:
             if len(self._unwatched) < MOST_STREAMS:
                 self._unwatched.add(key)
             return None
         pacing = Pacing(self._interval, by_arrival=not self._is_recorded, has_clock=not self._is_recorded)
         columns, scores = (None if base is None else WatchedColumns(base) for base in (self.base, self.score_base))
-        stream = self._streams[key] = WatchedStream(columns, scores, pacing)
+        stream = self.streams[key] = WatchedStream(columns, scores, pacing)
         return stream
 
     def _conclude(self, key: str | None, stream: WatchedStream) -> None:
@@ -170,7 +171,7 @@ class Monitor:
             listener(key, STATES[stream.state])
 
     def _settle(self) -> None:
-        state = max((each.state for each in self._streams.values()), default=0)
+        state = max((each.state for each in self.streams.values()), default=0)
         if state != self._state:
             self._state, self.since = state, time.time()
 
@@ -178,7 +179,7 @@ class Monitor:
 
     def document(self) -> dict[str, Any]:
         """The document of `edge/{device}/drift/{model}`; of each column that of the stream that is worst off."""
-        streams = list(self._streams.items())
+        streams = list(self.streams.items())
         channels = {
             name: self._column(streams, column, "input", self.base, self.names)
             for column, name in enumerate(self.names if self.base is not None else ())
