@@ -1,4 +1,4 @@
-"""Limits for drift from recordings: how far the statistics of a device go by chance alone, by block bootstrap.
+"""ColumnLimits for drift from recordings: how far the statistics of a device go by chance alone, by block bootstrap.
 
 Readings depend on one another and on the hour, so runs of neighbouring blocks are drawn (Kuensch, 1989), long enough to
 hold a day where the recordings hold several, and a device's CUSUMs and PSI are run over many such courses. The largest
@@ -32,7 +32,7 @@ _EULER = 0.5772156649
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Limits:
+class ColumnLimits:
     """Of each column: slack and limit of the two CUSUMs, and the limit of the PSI.
 
     `delay` is the number of blocks after which an offset of `SHIFT_SD` is an alarm, in the median column.
@@ -49,7 +49,7 @@ class Limits:
 def limits_of(
     blocks: Blocks, *, mean: Doubles, sd: Doubles, std: Doubles, step: Doubles, step_sd: Doubles, counts: Doubles,
     alarms: float, day: float | None, seed: int = 0,
-) -> Limits:  # fmt: skip
+) -> ColumnLimits:  # fmt: skip
     """Calibrate.
 
     Args:
@@ -73,7 +73,7 @@ def limits_of(
     moves = _as_trained((blocks.step - step) / step_sd, drawn, trained)
     slack, limit, delays = _cusum_limits(offsets, steps, share, SHIFT_SD * std / sd)
     step_slack, step_limit, _ = _cusum_limits(moves, steps, share, SHIFT_STEP / step_sd)
-    return Limits(
+    return ColumnLimits(
         slack, limit, step_slack, step_limit, _psi_limit(blocks, drawn, counts, steps, share), float(np.median(delays))
     )
 

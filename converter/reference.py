@@ -1,6 +1,6 @@
 """The reference of a bundle: what training data and answers look like, and beyond which values that is drift.
 
-Limits are calibrated on the earlier part of the recordings and tried on the later one, by the code of the device; what
+ColumnLimits are calibrated on the earlier part of the recordings and tried on the later one, by the code of the device; what
 was held is said. Recordings too short for that give a reference without limits, which still shows and compares.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.blocks import cut, longest_runs, sessions_of
-from converter.bootstrap import Limits, limits_of
+from converter.bootstrap import ColumnLimits, limits_of
 from converter.data import Dataset
 from converter.load.source import Answer
 from converter.plan import BundlePlan
@@ -171,7 +171,7 @@ def _try(
     wanted: DriftSpec,
     rate_hz: float | None,
 ) -> _Trial | None:
-    """Limits for one length of a block; None where the recordings are too short for it."""
+    """ColumnLimits for one length of a block; None where the recordings are too short for it."""
     most = max(block, _MOST_READINGS // max(1, len(early)))
     part = [rows[-most:] for rows in early if len(rows)]
     if not part:
@@ -219,7 +219,7 @@ def _mean(values: Doubles) -> Doubles:
 
 
 def _limits(
-    column: int, limits: Limits, figures: tuple[Doubles, Doubles, Doubles, Doubles], counts: Doubles
+    column: int, limits: ColumnLimits, figures: tuple[Doubles, Doubles, Doubles, Doubles], counts: Doubles
 ) -> DriftLimits:
     mean, sd, step, step_sd = (_short(each[column]) for each in figures)
     own = counts[column][np.isfinite(counts[column])]
@@ -314,7 +314,7 @@ def _numbers(plan: BundlePlan, answer: Answer) -> tuple[NDArray[np.floating], tu
 def _with_scores(
     found: BundleReference, scores: NDArray[np.floating], plan: BundlePlan, wanted: DriftSpec, rate_hz: float | None
 ) -> BundleReference:
-    """Limits for the answers, from the earlier part of the windows; they are in the order of the recordings."""
+    """ColumnLimits for the answers, from the earlier part of the windows; they are in the order of the recordings."""
     early = [np.arange(int(len(scores) * CALIBRATING_SHARE))]
     rate = None if rate_hz is None else rate_hz / plan.input.window.stride
     asked = None if wanted.block is None else max(8, wanted.block // plan.input.window.stride)
