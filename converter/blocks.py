@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from edge_runtime.drift.baseline import LEAST_STEP, Doubles
 from edge_runtime.drift.columns import MOST_SAMPLED
 
+_UNIX_SECONDS = (1e8, 1e11)  # numbers that can only be seconds since 1970
+_MOST_TIMED = 100  # groups by which the rate is judged
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
@@ -107,3 +110,17 @@ def longest_runs(values: NDArray[np.floating], sessions: Sequence[NDArray[np.int
             ends = np.flatnonzero(np.append(part[1:] != part[:-1], True))
             longest[column] = max(longest[column], int(np.diff(ends, prepend=-1).max(initial=0)))
     return longest
+
+
+def rate_of(times: NDArray[Any], groups: NDArray[Any] | None) -> float | None:
+    """Readings of one group in a second, by their times in order; None where numbers may be anything."""
+    if times.dtype == np.int64:  # microseconds
+        seconds = times.astype(np.float64) * 1e-6
+    elif len(times) and _UNIX_SECONDS[0] < times[0] < _UNIX_SECONDS[1]:
+        seconds = times.astype(np.float64)
+    else:
+        return None
+    parts = [seconds] if groups is None else [seconds[groups == name] for name in np.unique(groups)[:_MOST_TIMED]]
+    spans = np.concatenate([np.diff(part) for part in parts])
+    forward = spans[spans > 0.0]
+    return float(f"{1.0 / np.median(forward):.6g}") if len(forward) else None

@@ -1,4 +1,4 @@
-"""ColumnLimits for drift from recordings: how far the statistics of a device go by chance alone, by block bootstrap.
+"""Limits for drift from recordings: how far the statistics of a device go by chance alone, by block bootstrap.
 
 Readings depend on one another and on the hour, so runs of neighbouring blocks are drawn (Kuensch, 1989), long enough to
 hold a day where the recordings hold several, and a device's CUSUMs and PSI are run over many such courses. The largest

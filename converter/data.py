@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.blocks import rate_of
 from converter.labelling.decisions import has_decisions
 from converter.spec import Spec
 from edge_runtime.bundle.manifest import Channel, Input, Window
@@ -30,8 +31,6 @@ from edge_runtime.stream.frame_contract import LARGEST_WHOLE
 MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric
 CALIBRATION_SHARE = 0.3
 SESSION = "(session and key)"  # the group of a recording's windows; no column can be called so by a device
-_UNIX_SECONDS = (1e8, 1e11)  # numbers that can only be seconds since 1970
-_MOST_TIMED = 100  # groups by which the rate is judged
 _BLOCKS = 10  # of a session: some calibrate, the others judge
 
 
@@ -288,7 +287,7 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
     if spec.data.time:
         times = _times(columns[spec.data.time], spec.data.time, path)
         order = np.argsort(times, kind="stable")
-        rate_hz = rate_hz or _rate(times[order], None if groups is None else groups[order])
+        rate_hz = rate_hz or rate_of(times[order], None if groups is None else groups[order])
         values = values[order]
         truth = truth[order] if truth is not None else None
         groups = groups[order] if groups is not None else None
@@ -435,20 +434,6 @@ def _times(column: Any, name: str, path: Path) -> NDArray[Any]:
         )
     start = dt.datetime(1970, 1, 1, tzinfo=dt.UTC if all(aware) else None)
     return np.array([(moment - start) // dt.timedelta(microseconds=1) for moment in moments], dtype=np.int64)
-
-
-def _rate(times: NDArray[Any], groups: NDArray[Any] | None) -> float | None:
-    """Readings of one group in a second, by their times in order; None where numbers may be anything."""
-    if times.dtype == np.int64:  # microseconds
-        seconds = times.astype(np.float64) * 1e-6
-    elif len(times) and _UNIX_SECONDS[0] < times[0] < _UNIX_SECONDS[1]:
-        seconds = times.astype(np.float64)
-    else:
-        return None
-    parts = [seconds] if groups is None else [seconds[groups == name] for name in np.unique(groups)[:_MOST_TIMED]]
-    spans = np.concatenate([np.diff(part) for part in parts])
-    forward = spans[spans > 0.0]
-    return float(f"{1.0 / np.median(forward):.6g}") if len(forward) else None
 
 
 def _check_truth(values: NDArray[Any], path: Path, what: str) -> None:

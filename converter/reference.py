@@ -1,6 +1,6 @@
 """The reference of a bundle: what training data and answers look like, and beyond which values that is drift.
 
-ColumnLimits are calibrated on the earlier part of the recordings and tried on the later one, by the code of the device; what
+Limits are calibrated on the earlier part of the recordings and tried on the later one, by the code of the device; what
 was held is said. Recordings too short for that give a reference without limits, which still shows and compares.
 """
 
@@ -171,7 +171,7 @@ def _try(
     wanted: DriftSpec,
     rate_hz: float | None,
 ) -> _Trial | None:
-    """ColumnLimits for one length of a block; None where the recordings are too short for it."""
+    """Limits for one length of a block; None where the recordings are too short for it."""
     most = max(block, _MOST_READINGS // max(1, len(early)))
     part = [rows[-most:] for rows in early if len(rows)]
     if not part:
@@ -314,7 +314,7 @@ def _numbers(plan: BundlePlan, answer: Answer) -> tuple[NDArray[np.floating], tu
 def _with_scores(
     found: BundleReference, scores: NDArray[np.floating], plan: BundlePlan, wanted: DriftSpec, rate_hz: float | None
 ) -> BundleReference:
-    """ColumnLimits for the answers, from the earlier part of the windows; they are in the order of the recordings."""
+    """Limits for the answers, from the earlier part of the windows; they are in the order of the recordings."""
     early = [np.arange(int(len(scores) * CALIBRATING_SHARE))]
     rate = None if rate_hz is None else rate_hz / plan.input.window.stride
     asked = None if wanted.block is None else max(8, wanted.block // plan.input.window.stride)
