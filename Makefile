@@ -139,13 +139,13 @@ device-bench: $(VENV)/.demo ## what this board does: start, memory, CPU of a rea
 
 ##@ Deliver
 .PHONY: wheel
-wheel: $(VENV)/.setup ## dist/*.whl, for `pip install`, and its bill of materials (CycloneDX) beside it
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+wheel: $(VENV)/.demo ## dist/*.whl, for `pip install`, and its bill of materials (CycloneDX) beside it
+	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	wheel="$$(ls -t dist/*.whl | head -n 1)" && \
 	  $(BIN)/python -m edge_runtime.fleet.sbom --lock $(LOCKED)/device.txt -o "$${wheel%.whl}.cdx.json" "$$wheel"
 
 .PHONY: dist
-dist: wheel $(VENV)/.clients ## the wheel and the source distribution, judged by twine and check-wheel-contents
+dist: wheel $(VENV)/.setup $(VENV)/.clients ## the wheel and the source distribution, judged by twine and check-wheel-contents
 	$(BIN)/python -m build --sdist --no-isolation --outdir dist
 	$(VENV)/wheel/bin/python -m twine check --strict dist/*.whl dist/*.tar.gz
 	$(VENV)/wheel/bin/python -m check_wheel_contents "$$(ls -t dist/*.whl | head -n 1)"

@@ -40,6 +40,11 @@ class DeviceFile(msgspec.Struct, kw_only=True):
         yield "# Every key is explained in docs/configuration.md. A line such as `# qos = 1` shows the default."
         yield "# Look at it with `edge-runtime check`, and at what the source sends with `edge-runtime try`."
         yield ""
+        if self.bundle is None:
+            yield "# There is no model yet: `edge-runtime record` works without one. For the first model take this line"
+            yield "# out, and the marks in front of the [[model]] below."
+            yield "model = []"
+            yield ""
         yield "[device]"
         yield "# The name of this device stands in every topic. No two devices of one broker may share it."
         yield f"id = {_text(self.id)}"

@@ -64,26 +64,37 @@ def run(args: argparse.Namespace) -> int:
         upstream=broker,
     )
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("x", encoding="utf-8") as file:
-            file.write(made.text())
+        _write(output, made.text())
     except OSError as error:
         raise CommandError(f"{output}: cannot be written: {error.strerror}") from error
     print(f"{output}: written")
     for doubt in proposal.doubts:
         print(f"look at this: {doubt}")
-    if manifest is None:
-        print("there is no model in it yet: add one with a bundle; edge-runtime check asks for it")
-        return EXIT_OK
     try:
-        _check(output)
+        _check(output, has_model=manifest is not None)
     except ConfigError as error:
         for mistake in error.mistakes:
             print(mistake, file=sys.stderr)
         print(f"{output}: edge-runtime check does not accept it yet: see above", file=sys.stderr)
         return EXIT_FAILED
-    print(f"next: edge-runtime try {output}")
+    if manifest is None:
+        print("there is no model in it yet: edge-runtime record works without one, run and try need one")
+        print(f"next: edge-runtime record {output} -o recordings/ --label NAME")
+    else:
+        print(f"next: edge-runtime try {output}")
     return EXIT_OK
+
+
+def _write(output: Path, text: str) -> None:
+    """A new file, whole or not at all: half of one would keep the next try from writing it."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    file = output.open("x", encoding="utf-8")
+    try:
+        with file:
+            file.write(text)
+    except OSError:
+        output.unlink()
+        raise
 
 
 def _refuse_wrong_options(args: argparse.Namespace) -> None:
@@ -126,11 +137,13 @@ def _open(path: Path) -> "Manifest":
     return open_bundle(path).manifest
 
 
-def _check(output: Path) -> None:
+def _check(output: Path, *, has_model: bool) -> None:
     from edge_runtime.config.load import load_config  # noqa: PLC0415 - as in `check`
     from edge_runtime.daemon.plan import make_plan  # noqa: PLC0415
 
-    make_plan(load_config(output))
+    config = load_config(output, needs_models=has_model)
+    if has_model:
+        make_plan(config)
 
 
 def _source(args: argparse.Namespace, channels: tuple[str, ...], *, asking: bool) -> "tuple[dict[str, Any], Proposal]":

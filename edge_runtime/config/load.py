@@ -155,6 +155,8 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         found = _WHERE.match(str(error))
         what = _one_line(found["what"] if found else str(error))
+        if "immutable namespace ('model',)" in what:
+            what = "found `model = []` beside a [[model]]: take `model = []` out"
         where = (
             "at its end" if found is None or not found["line"] else f"line {found['line']}, column {found['column']}"
         )

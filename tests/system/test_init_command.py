@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.cli import main
+from edge_runtime.config.load import load_config
+from edge_runtime.errors import ConfigError
 from tests.conftest import MakePort
 from tests.support import builders
 from tests.support.broker import Mosquitto
@@ -127,6 +129,28 @@ def test_without_a_model_the_file_says_what_is_missing(
     assert done.returncode == 0
     assert "there is no model in it yet" in done.stdout
     assert "# [[model]]" in (tmp_path / "x.toml").read_text()
+    assert done.stdout.splitlines()[-1] == "next: edge-runtime record x.toml -o recordings/ --label NAME"
+    checked = installed.run(installed.edge_runtime, "check", "x.toml", cwd=tmp_path)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "x.toml: good for edge-runtime record; run and try need a [[model]]" in checked.stdout
+    run = installed.run(installed.edge_runtime, "run", "x.toml", cwd=tmp_path)
+    assert (run.returncode, run.stderr) == (78, "x.toml: model: expected at least one [[model]], found an array of 0\n")
+
+
+def test_a_model_beside_the_line_that_says_there_is_none_is_named(tmp_path: Path) -> None:
+    """The next mistake of whoever adds the first model."""
+    (tmp_path / "x.toml").write_text('model = []\n[[model]]\nname = "m"\n')
+    with pytest.raises(ConfigError, match=r"found `model = \[\]` beside a \[\[model\]\]: take `model = \[\]` out"):
+        load_config(tmp_path / "x.toml")
+
+
+def test_a_file_without_a_model_and_with_a_mistake_has_both_reported(installed: Installed, tmp_path: Path) -> None:
+    """The model is asked for in the same run as everything else that is wrong."""
+    (tmp_path / "x.toml").write_text('model = []\n[device]\nid = "x"\n[[source]]\nname = "s"\ntype = "serial"\nprot = "/dev/x"\n')
+    checked = installed.run(installed.edge_runtime, "check", "x.toml", cwd=tmp_path)
+    assert checked.returncode == 78
+    assert "expected at least one [[model]]" in checked.stderr
+    assert "prot" in checked.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ nothing about a device's speed, so none is judged.
 
 import json
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from edge_runtime.fleet.wheels import Machine, choose
 from tests.conftest import MakeBroker
 from tests.support import builders
 from tests.support.broker import Mosquitto
+from tests.support.debian_roots import debootstrap, own_architecture, require_emulation
 from tests.support.installed import build_wheel
 from tests.support.namespaces import require_namespaces
 from tests.support.subscriber import Subscriber
@@ -34,9 +34,8 @@ pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG = os.environ.get("EDGE_TORTURE") == "long"
-SUITE, PYTHON = "bookworm", (3, 11)
+PYTHON = (3, 11)
 PACKAGES = "python3,systemd,openssh-client"
-BINFMT = Path("/proc/sys/fs/binfmt_misc")
 # The devices whose processors onnxruntime picks other kernels for: Zero 2 W, Pi 4, Pi 5.
 PROCESSORS = {"amd64": [""], "arm64": ["cortex-a53", "cortex-a72", "cortex-a76"]}
 
@@ -110,67 +109,16 @@ def make_root(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     kept = os.environ.get("EDGE_DEBIAN_ROOTS")
 
     def make(architecture: str) -> Path:
-        if architecture != _own():
-            _require_emulation()
+        if architecture != own_architecture():
+            require_emulation()
         if kept is not None and (Path(kept) / architecture / "usr/bin/dpkg").exists():
             return Path(kept) / architecture
         if not LONG:
             pytest.skip("takes minutes: set EDGE_TORTURE=long, or EDGE_DEBIAN_ROOTS to a folder of roots")
         folder = (Path(kept) if kept is not None else tmp_path_factory.mktemp("roots")) / architecture
-        return _debootstrap(architecture, folder)
+        return debootstrap(architecture, folder, PACKAGES)
 
     return make
-
-
-def _own() -> str:
-    done = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=False, timeout=30)
-    if done.returncode != 0:
-        pytest.skip("no dpkg here")
-    return done.stdout.strip()
-
-
-def _require_emulation() -> None:
-    """Programs of arm64 run here, or the test is skipped."""
-    if not (BINFMT / "status").exists():
-        subprocess.run(
-            ["mount", "-t", "binfmt_misc", "binfmt_misc", BINFMT], capture_output=True, check=False, timeout=30
-        )
-    if not (BINFMT / "qemu-aarch64").exists() and shutil.which("update-binfmts") is not None:
-        command = ["update-binfmts", "--enable", "qemu-aarch64"]
-        subprocess.run(command, capture_output=True, check=False, timeout=30)
-    if not (BINFMT / "qemu-aarch64").exists():
-        pytest.skip("arm64 is not emulated here: install qemu-user-static and binfmt-support")
-
-
-def _debootstrap(architecture: str, folder: Path) -> Path:
-    if shutil.which("debootstrap") is None:
-        pytest.skip("debootstrap is not installed")
-    words = ["debootstrap", f"--arch={architecture}", "--variant=minbase", f"--include={PACKAGES}"]
-    words += ["--foreign"] if architecture != _own() else []
-    done = _quietly([*words, SUITE, str(folder), _mirror()])
-    if done.returncode != 0:
-        pytest.skip(f"no Debian root of {architecture}: {done.stdout[-300:]}")
-    if architecture != _own():
-        done = _quietly(["chroot", str(folder), "/debootstrap/debootstrap", "--second-stage"])
-        assert done.returncode == 0, done.stdout[-2000:]
-    return folder
-
-
-def _mirror() -> str:
-    """The one that this machine's own apt uses."""
-    texts = [path.read_text() for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
-    texts += [path.read_text() for path in [Path("/etc/apt/sources.list")] if path.exists()]
-    found = re.search(r"^(?:URIs:|deb(?: \[[^]]*\])?)\s+(\S+)", "\n".join(texts), re.MULTILINE)
-    if found is None:
-        pytest.skip("this machine's apt names no mirror")
-    return found[1]
-
-
-def _quietly(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=1200,
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
