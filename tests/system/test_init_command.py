@@ -146,7 +146,8 @@ def test_a_model_beside_the_line_that_says_there_is_none_is_named(tmp_path: Path
 
 def test_a_file_without_a_model_and_with_a_mistake_has_both_reported(installed: Installed, tmp_path: Path) -> None:
     """The model is asked for in the same run as everything else that is wrong."""
-    (tmp_path / "x.toml").write_text('model = []\n[device]\nid = "x"\n[[source]]\nname = "s"\ntype = "serial"\nprot = "/dev/x"\n')
+    source = '[[source]]\nname = "s"\ntype = "serial"\nprot = "/dev/x"\n'
+    (tmp_path / "x.toml").write_text(f'model = []\n[device]\nid = "x"\n{source}')
     checked = installed.run(installed.edge_runtime, "check", "x.toml", cwd=tmp_path)
     assert checked.returncode == 78
     assert "expected at least one [[model]]" in checked.stderr
