@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from edge_runtime.config.tables import Config
+    from edge_runtime.stream.sources.kind import SourceKindTable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,7 @@ def _accept_without_model(device: Path, absent: dict[str, str], *, at_home: bool
         config = load_config(device, absent=absent if at_home else None, needs_models=False)
     except ConfigError:
         return False
-    for source in config.source:
+    for source in cast("tuple[SourceKindTable, ...]", config.source):  # the registry's, every one
         print(f"source {source.name}: {source.describe()}")
     for path, place in absent.items():
         print(f"not checked: {place}: {path} is not on this machine")
