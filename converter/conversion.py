@@ -37,12 +37,14 @@ from converter.report import FormRow, Proof, table, write_page
 from converter.rounding import step_of, steps_between
 from converter.search import Bench, search
 from converter.session import CHUNK, run, session_of, start_of
-from converter.spec import Spec
+from converter.spec import Spec, UncertaintySpec
 from converter.stages import stage
 from converter.stopwatch import RowProgress, Stopwatch
 from converter.stream_check import STREAM_ROWS, compare_stream
 from converter.suspicions import about_the_metric, admitted, exchanged_channels, order_of_columns
 from converter.targets import estimate, this_host, warnings_for
+from converter.uncertainty import HeldOut
+from converter.uncertainty import check_spec as check_uncertainty
 from converter.whole_file import WholeFile, is_quantised
 from edge_runtime.bundle.manifest import State
 from edge_runtime.bundle.measured import Measured, read_measured
@@ -61,12 +63,16 @@ _COMPARED_ROWS = 2048  # between a graph and its smaller self
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """The rows that calibrate and the rows that judge. `dataset` is None where there is no data."""
+    """The rows that calibrate and the rows that judge. `dataset` is None where there is no data.
+
+    `held` are the rows that calibrate with their truth, where the specification asks for uncertainty.
+    """
 
     calibration: Floats
     evaluation: Floats
     truth: Truth
     dataset: Dataset | None
+    held: HeldOut | None = None
 
 
 class Conversion:
@@ -143,7 +149,7 @@ class Conversion:
         reference = make_reference(plan, material.dataset, base.answer, self._spec.drift, self._say)
         file = WholeFile(
             source=source, plan=plan, reference=reference, options=options, target=self._target,
-            metric=metric_name(plan.task, material.truth), savings=savings,
+            metric=metric_name(plan.task, material.truth), savings=savings, held=material.held,
         )  # fmt: skip
         beside = file.bytes_beside(base, bench)
         bench, base = replace(bench, manifest_bytes=beside), replace(base, manifest_bytes=beside)
@@ -176,7 +182,10 @@ class Conversion:
 
     def _material(self, plan: BundlePlan, source: SourceModel) -> Material:
         options = self._options
+        sure = self._spec.uncertainty
         if not options.data and not options.evaluation:
+            if sure is not None:
+                raise CommandError("[uncertainty]: expected --data, or --calibration and --evaluation, found neither")
             if options.quantize != "none" and not source.trees:
                 raise CommandError(
                     f"--quantize {options.quantize}: expected --data to calibrate and judge by, found none: "
@@ -187,7 +196,7 @@ class Conversion:
             return Material(rows, rows, Truth(), None)
         if options.data:
             dataset = self._read(options.data, plan)
-            needs_calibration = options.quantize in ("auto", "int8") and not source.trees
+            needs_calibration = sure is not None or (options.quantize in ("auto", "int8") and not source.trees)
             calibration, evaluation = split(dataset, options.seed) if needs_calibration else (dataset, dataset)
         else:
             dataset = calibration = self._read(options.calibration, plan)
@@ -199,7 +208,17 @@ class Conversion:
         if calibration is not evaluation:
             how = f"{len(calibration)} rows to calibrate with, {how}, none in both"
         self._say(f"reading {dataset.place}: {how}")
-        return Material(calibration.windows, evaluation.windows, truth, dataset)
+        held = None if sure is None else self._held_out(sure, plan, calibration, evaluation)
+        return Material(calibration.windows, evaluation.windows, truth, dataset, held)
+
+    def _held_out(self, spec: UncertaintySpec, plan: BundlePlan, calibration: Dataset, evaluation: Dataset) -> HeldOut:
+        """The rows that calibrate uncertainty, none of which is among those that it is checked by."""
+        truth = truth_of(calibration.truth, plan.task, plan.labels, plan.classes, calibration.place)
+        has_truth = truth.is_known and evaluation.truth is not None
+        check_uncertainty(spec, plan.task, len(calibration), has_truth=has_truth, place=calibration.place)
+        whole = "whole recordings and blocks, " if evaluation.groups is not None else ""
+        place = f"{len(calibration):,} rows of {calibration.place} ({whole}none of those that it is checked by)"
+        return HeldOut(spec, calibration.windows, truth, evaluation.groups, place)
 
     def _fewer(self, material: Material, plan: BundlePlan) -> Material:
         """Rows to judge by, fewer where the answers are so large that those to all rows would fill the memory."""
@@ -371,7 +390,7 @@ class Conversion:
         if layers:
             self._say(f"least exact layers: {', '.join(map(_layer_in_words, worst_of(layers)))}")
         peak = self._write(data)
-        notes = [*drift, *prices(found.forms), *self._advice(kept, peak)]
+        notes = [*drift, *file.about_uncertainty(kept, bench), *prices(found.forms), *self._advice(kept, peak)]
         for line in notes[len(drift) :]:
             self._say(line)
         notes += file.reference.said

@@ -38,6 +38,7 @@ from edge_runtime.bundle.manifest import (
     Source,
     State,
     Tensor,
+    Uncertainty,
     write_manifest,
 )
 from edge_runtime.errors import CommandError
@@ -174,6 +175,7 @@ def make_manifest(
     batch_free: bool = True,
     states: tuple[State, ...] = (),
     recordings: Sequence[Path] = (),
+    uncertainty: Uncertainty | None = None,
 ) -> Manifest:
     """Everything that travels with the model."""
     opset = opset_of(model)
@@ -194,6 +196,7 @@ def make_manifest(
         reference=reference.channels,
         score_reference=reference.scores,
         drift=reference.drift,
+        uncertainty=uncertainty,
         quantization=quantization,
         state=states,
         selftest=selftest,

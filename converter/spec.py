@@ -130,6 +130,15 @@ class DriftSpec(_Table, frozen=True, kw_only=True):
     block: int | None = None
 
 
+class UncertaintySpec(_Table, frozen=True, kw_only=True):
+    """`[uncertainty]`: sets of labels or intervals of values that hold the truth as often as `coverage` says.
+
+    Without a coverage, the scores of a classification are calibrated alone.
+    """
+
+    coverage: float | None = None
+
+
 class Spec(_Table, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -153,6 +162,7 @@ class Spec(_Table, frozen=True, kw_only=True):
     constants: dict[str, int | float | tuple[float, ...]] = {}
     data: DataSpec = DataSpec()
     drift: DriftSpec = DriftSpec()
+    uncertainty: UncertaintySpec | None = None
 
     @property
     def length(self) -> int:
@@ -244,6 +254,9 @@ def _contradictions(spec: Spec) -> list[str]:
         )
     if spec.drift.block is not None and not 8 <= spec.drift.block <= 1_000_000:
         found.append(f"drift.block: expected 8 to 1000000 readings, found {spec.drift.block}")
+    sure = spec.uncertainty
+    if sure is not None and sure.coverage is not None and not 0 < sure.coverage < 1:
+        found.append(f"uncertainty.coverage: expected more than 0 and less than 1, found {sure.coverage}")
     found += _ports(spec)
     if spec.frame is not None:
         if spec.window is not None or spec.channel:

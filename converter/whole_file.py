@@ -20,8 +20,9 @@ from converter.plan import BundlePlan
 from converter.record import record_of
 from converter.reference import BundleReference
 from converter.search import Bench
-from converter.session import start_of
-from edge_runtime.bundle.manifest import Manifest
+from converter.session import CHUNK, run, session_of, start_of
+from converter.uncertainty import HeldOut, in_words, uncertainty_of
+from edge_runtime.bundle.manifest import Manifest, Uncertainty
 
 _ROUNDS = 8  # a second round finds the figures right, but where a number gains a digit
 
@@ -38,6 +39,7 @@ class WholeFile:
         target: the device that it is for, or None.
         metric: its name.
         savings: what was left out of the graph.
+        held: the rows that calibrate uncertainty; None where it was not asked for.
     """
 
     source: SourceModel
@@ -47,6 +49,7 @@ class WholeFile:
     target: str | None
     metric: str
     savings: Sequence[Saving]
+    held: HeldOut | None = None
 
     def bytes_beside(self, base: Form, bench: Bench) -> int:
         """How much a file of any form will hold beside its graph, nearly."""
@@ -61,6 +64,19 @@ class WholeFile:
         invariant = bench.batch_free and is_batch_invariant(model, bench.evaluation, start_of(bench.states))
         return self._settled(found, bench, self._manifest(found.kept, bench, invariant=invariant), layers, drift)
 
+    def about_uncertainty(self, form: Form, bench: Bench) -> list[str]:
+        """What the manifest of a form says of its uncertainty, in sentences."""
+        made = self._uncertainty(form, bench)
+        return [] if made is None or self.held is None else in_words(made, self.held, form.answer, bench.truth)
+
+    def _uncertainty(self, form: Form, bench: Bench) -> Uncertainty | None:
+        if self.held is None:
+            return None
+        together = bench.batch_free and form.candidate.method != "dynamic"
+        session = session_of(form.candidate.model)
+        found = run(session, self.held.windows, CHUNK if together else 1, start_of(bench.states))
+        return uncertainty_of(self.held.spec, found, self.held.truth, form.answer, bench.truth)
+
     def _manifest(self, form: Form, bench: Bench, *, invariant: bool) -> Manifest:
         """The manifest of a form, without the record of the search."""
         options, data = self.options, form.candidate.model
@@ -73,6 +89,7 @@ class WholeFile:
             self.plan, self.source, options.model, model, selftest=golden, reference=self.reference, quantization={},
             batch_invariant=invariant, target_device=self.target, batch_free=bench.batch_free, states=bench.states,
             recordings=[each for each in (options.data, options.calibration, options.evaluation) if each],
+            uncertainty=self._uncertainty(form, bench),
         )  # fmt: skip
 
     def _settled(

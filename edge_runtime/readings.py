@@ -105,6 +105,7 @@ class Prediction(msgspec.Struct, eq=False):
     `label` and `scores` (in the order of the manifest's labels) for a classification, `values` (in the order of its
     targets) for a regression, `score` and `anomaly` for an anomaly, `tensors` for tensor, embedding, detection and
     multilabel.
+    `label_set` and `interval` (the low and the high ends) are there where the bundle says how sure it is.
     `score` of a classification is the score of its label. `alarm` is the verdict of `decide.py`, which sets the outbox
     priority as well; `can_alarm` where the model can raise one at all.
     """
@@ -119,6 +120,8 @@ class Prediction(msgspec.Struct, eq=False):
     values: Floats | None = None
     anomaly: bool | None = None
     tensors: dict[str, NDArray[Any]] | None = None
+    label_set: tuple[str, ...] | None = None
+    interval: tuple[Floats, Floats] | None = None
     alarm: bool = False
     can_alarm: bool = False
     receipt: Receipt | None = None

@@ -1,8 +1,9 @@
 """Scored windows -> the output file; its suffix chooses the format.
 
 A row a window: the kept columns, then `label`, `score` and a `score_LABEL` for each label, or a column for each
-target, or `score`, `threshold` and `anomaly`, or what `tensor_columns.py` makes of other tasks. Numbers in text are the
-shortest that read back to the same float32.
+target, or `score`, `threshold` and `anomaly`, or what `tensor_columns.py` makes of other tasks. Where the bundle says
+how sure it is, `set_LABEL` (true or false), or `TARGET_low` and `TARGET_high`, follow. Numbers in text are the shortest
+that read back to the same float32.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from edge_runtime.batch.tensor_columns import (
     texts,
 )
 from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.uncertainty import intervals, label_sets
 from edge_runtime.errors import CommandError
 from edge_runtime.recordings.blocks import ArrowColumns, TextColumns
 from edge_runtime.recordings.locations import Place
@@ -45,7 +47,7 @@ Kinds = Callable[[], Mapping[str, set[str]]]
 
 
 class OutputColumns:
-    """The columns of the output of one model."""
+    """The columns of the output of one model; `members` are those that say whether a label is in the set."""
 
     def __init__(self, manifest: Manifest, kept: Sequence[str]) -> None:
         self.manifest = manifest
@@ -54,13 +56,18 @@ class OutputColumns:
         self.labels = output.labels
         if manifest.task == "classification":
             names = ["label", "score", *(f"score_{label}" for label in output.labels)]
+            if label_sets(manifest) is not None:
+                names += [f"set_{label}" for label in output.labels]
         elif manifest.task == "regression":
             names = [target.name for target in output.targets]
+            if intervals(manifest) is not None:
+                names += [f"{target.name}_{end}" for target in output.targets for end in ("low", "high")]
         elif is_named(manifest):
             names = column_names(manifest)
         else:
             names = ["score", "threshold", "anomaly"]
         self.names = tuple(names)
+        self.members = frozenset(name for name in names if manifest.task == "classification" and name[:4] == "set_")
         doubled = [name for name in kept if name in names]
         if doubled:
             raise CommandError(
@@ -73,8 +80,12 @@ class OutputColumns:
         if scores.label is not None:
             assert scores.scores is not None
             columns = [scores.label, scores.scores[np.arange(chunk.count), scores.label], *scores.scores.T]
+            if (sets := label_sets(self.manifest)) is not None:
+                columns += [*sets.members(scores.scores).T]
         elif scores.value is not None:
             columns = list(scores.value.T)
+            if (ranges := intervals(self.manifest)) is not None:
+                columns += [*np.stack(ranges.of(scores.value), axis=-1).reshape(chunk.count, -1).T]
         else:
             assert scores.score is not None
             threshold = self.manifest.output.threshold
@@ -287,6 +298,7 @@ def _arrow_fields(layout: OutputColumns, pa: Any, *, typed: bool) -> list[Any]:
         return arrow_fields(layout.manifest, pa)
     label = pa.string() if typed else pa.dictionary(pa.int32(), pa.string())
     kinds = {"label": label, "threshold": pa.float64(), "anomaly": pa.bool_()}
+    kinds |= dict.fromkeys(layout.members, pa.bool_())
     special = kinds if layout.manifest.task != "regression" else {}
     return [pa.field(name, special.get(name, pa.float32())) for name in layout.names]
 
@@ -401,6 +413,7 @@ def _numpy_types(layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> dict[st
         types[name] = np.dtype("<f4")
     if layout.manifest.task == "classification":
         types["label"] = np.dtype(f"<U{max(map(len, layout.labels))}")
+        types |= dict.fromkeys(layout.members, np.dtype("?"))
     elif layout.manifest.task == "anomaly":
         types["threshold"], types["anomaly"] = np.dtype("<f8"), np.dtype("?")
     return types

@@ -161,6 +161,38 @@ class DriftReference(_Part, frozen=True):
     alarms: int = 0
 
 
+class Confidence(_Part, frozen=True):
+    """How often a label was right by its score, on rows that were held out: between two `scores`, a straight line.
+
+    Of the rows that this had not seen, `checked` is the number, `accuracy` the share that was right, `estimated` what
+    this said of them, and `error` the mean distance of the two over bins of the score.
+    """
+
+    scores: tuple[float, ...]
+    shares: tuple[float, ...]
+    rows: int = 0
+    checked: int = 0
+    accuracy: float | None = None
+    estimated: float | None = None
+    error: float | None = None
+
+
+class Uncertainty(_Part, frozen=True):
+    """Sets and intervals that hold the truth as often as `coverage` says; how they are read, `uncertainty.py` knows.
+
+    `least` is the score from which on a label is in the set, `half` the half width of each target's interval. They come
+    from `rows` rows; of `checked` rows that were not among these, the share `held` had the truth inside.
+    """
+
+    coverage: float | None = None
+    least: float | None = None
+    half: tuple[float, ...] = ()
+    rows: int = 0
+    checked: int = 0
+    held: float | None = None
+    confidence: Confidence | None = None
+
+
 class State(_Part, frozen=True):
     """A tensor that a recurrent model hands from one window to the next; zero at the start of a stream."""
 
@@ -228,6 +260,7 @@ class Manifest(_Part, frozen=True, kw_only=True):
     reference: tuple[ChannelReference, ...] = ()
     score_reference: tuple[ChannelReference, ...] = ()
     drift: DriftReference | None = None
+    uncertainty: Uncertainty | None = None
     quantization: dict[str, Any] = {}
     state: tuple[State, ...] = ()
     selftest: SelfTest | None = None
@@ -373,9 +406,29 @@ def check_manifest(manifest: Manifest) -> list[str]:
         mistakes.append("output.targets: expected one or more, found none")
     if task == "multilabel" and not output.labels:
         mistakes.append("output.labels: expected one or more, found none")
-    mistakes += _check_tensors(manifest)
+    mistakes += _check_tensors(manifest) + _check_uncertainty(manifest)
     if task == "anomaly" and (output.threshold is None or not math.isfinite(output.threshold)):
         mistakes.append(f"output.threshold: expected a number, found {output.threshold}")
+    return mistakes
+
+
+def _check_uncertainty(manifest: Manifest) -> list[str]:
+    """The contradictions of `uncertainty`."""
+    found, targets = manifest.uncertainty, len(manifest.output.targets)
+    if found is None:
+        return []
+    mistakes = []
+    if found.least is not None and manifest.task != "classification":
+        mistakes.append(f"uncertainty.least: expected none with task {manifest.task!r}, found {found.least}")
+    if found.half and (manifest.task != "regression" or len(found.half) != targets):
+        mistakes.append(f"uncertainty.half: expected {targets} as targets of a regression, found {len(found.half)}")
+    if any(not (math.isfinite(half) and half >= 0) for half in found.half):
+        mistakes.append(f"uncertainty.half: expected numbers of 0 or more, found {list(found.half)}")
+    known = found.confidence
+    if known is not None and not (
+        len(known.scores) == len(known.shares) > 0 and list(known.scores) == sorted(known.scores)
+    ):
+        mistakes.append("uncertainty.confidence: expected as many shares as scores, which rise, found others")
     return mistakes
 
 

@@ -46,6 +46,7 @@ class JsonPayload:
         elif manifest.task == "regression":
             pairs = ",".join(f"{_literal(_text(target.name))}:%s" for target in manifest.output.targets)
             self._scores = f'"values":{{{pairs}}}'
+            self._ends = ",".join(f"{_literal(_text(target.name))}:[%s,%s]" for target in manifest.output.targets)
         self._task = manifest.task
         self._names = [_text(label) for label in manifest.output.labels]
         self._threshold = json.dumps(threshold)
@@ -72,14 +73,27 @@ class JsonPayload:
             assert prediction.label is not None
             numbers = tuple(map(str, prediction.scores))
             place, label = self._labels[prediction.label]  # a number's text is dear: the label's own is used twice
-            return f'"label":{label},"score":{numbers[place]},{self._scores % numbers}'
+            return f'"label":{label},"score":{numbers[place]},{self._scores % numbers}{self._set(prediction)}'
         if self._task == "regression":
             assert prediction.values is not None
-            return self._scores % tuple(map(str, prediction.values))
+            return f"{self._scores % tuple(map(str, prediction.values))}{self._interval(prediction)}"
         if prediction.tensors is not None:
             return self._tensors(prediction.tensors)
         anomaly = "true" if prediction.anomaly else "false"
         return f'"score":{prediction.score!s},"threshold":{self._threshold},"anomaly":{anomaly}'
+
+    def _set(self, prediction: Prediction) -> str:
+        """The labels that may be right, where the bundle says so."""
+        if prediction.label_set is None:
+            return ""
+        return f',"set":[{",".join(self._labels[label][1] for label in prediction.label_set)}]'
+
+    def _interval(self, prediction: Prediction) -> str:
+        """Between what the values may lie, where the bundle says so."""
+        if prediction.interval is None:
+            return ""
+        ends = [str(end) for pair in zip(*prediction.interval, strict=True) for end in pair]
+        return f',"interval":{{{self._ends % tuple(ends)}}}'
 
     def _tensors(self, tensors: dict[str, NDArray[Any]]) -> str:
         """Labels by name, detections as objects, an embedding as numbers, other tensors as base64 of their bytes."""

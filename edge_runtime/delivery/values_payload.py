@@ -16,7 +16,20 @@ from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.payloads import FlatConvention
 from edge_runtime.readings import Prediction
 
-_MEMBERS = ("id", "time", "label", "labels", "score", "scores", "values", "present", "anomaly", "alarm")
+_MEMBERS = (
+    "id",
+    "time",
+    "label",
+    "labels",
+    "score",
+    "scores",
+    "values",
+    "present",
+    "anomaly",
+    "alarm",
+    "set",
+    "interval",
+)
 _RESERVED = frozenset("%/+#\x00")
 
 

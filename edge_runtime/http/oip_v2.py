@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.bundle.manifest import INPUT_NAME, Manifest, output_ports
+from edge_runtime.bundle.manifest import INPUT_NAME, Manifest
 from edge_runtime.bundle.model import Scores
+from edge_runtime.bundle.uncertainty import answer_ports, further_answers
 from edge_runtime.http.responses import HttpError, Response
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served
@@ -66,7 +67,7 @@ def metadata(served: Served) -> dict[str, Any]:
             *(_tensor(state.input, "FP32", state.shape) for state in states),
         ],
         "outputs": [
-            *(_tensor(name, _DATATYPES[port.dtype], port.shape) for name, port in output_ports(manifest).items()),
+            *(_tensor(name, _DATATYPES[port.dtype], port.shape) for name, port in answer_ports(manifest).items()),
             *(_tensor(state.output, "FP32", state.shape) for state in states),
         ],
         "parameters": _parameters(served),
@@ -88,7 +89,7 @@ def infer(served: Served, body: bytes, header_length: str | None, pause: Callabl
     refuse_too_much(served.manifest, wanted, len(windows))
 
     def finish(scores: Scores) -> Response:
-        found = dict(scores.arrays())
+        found = scores.arrays() | further_answers(served.manifest, scores)
         if carries is not None:
             for place, state in enumerate(served.manifest.state):
                 found[state.output] = np.stack([_part(carry, place) for carry in carries])
@@ -237,7 +238,7 @@ def _part(carry: Carry, place: int) -> Floats:
 
 
 def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
-    names = [*output_ports(manifest), *(state.output for state in manifest.state)]
+    names = [*answer_ports(manifest), *(state.output for state in manifest.state)]
     default = _flag(request.parameters, "binary_data_output", default=False)
     if request.outputs is None:
         return [(name, default) for name in names]
@@ -255,7 +256,7 @@ def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
 def refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: int) -> None:
     """Refuse a request whose answer would be too long, before a model works for it."""
     shapes = {state.output: state.shape for state in manifest.state}
-    shapes |= {name: port.shape for name, port in output_ports(manifest).items()}
+    shapes |= {name: port.shape for name, port in answer_ports(manifest).items()}
     size = 0
     for name, binary in wanted:
         numbers = int(np.prod(shapes[name], dtype=np.int64))

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from edge_runtime.bundle.manifest import INPUT_NAME, Manifest, output_ports
+from edge_runtime.bundle.manifest import INPUT_NAME, Manifest
+from edge_runtime.bundle.uncertainty import answer_ports
 from edge_runtime.http.scorer import MAX_WINDOWS
 from edge_runtime.http.served_model import Served
 
@@ -41,7 +42,7 @@ def _inputs(manifest: Manifest) -> list[tuple[str, tuple[int, ...]]]:
 
 def _outputs(manifest: Manifest) -> list[tuple[str, str, tuple[int, ...]]]:
     return [
-        *((name, _OUTPUT_TYPES[port.dtype], port.shape) for name, port in output_ports(manifest).items()),
+        *((name, _OUTPUT_TYPES[port.dtype], port.shape) for name, port in answer_ports(manifest).items()),
         *((state.output, "TYPE_FP32", state.shape) for state in manifest.state),
     ]
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import LABEL_TASKS, Manifest
 from edge_runtime.bundle.model import NAMED_TASKS, ModelError, Scores
+from edge_runtime.bundle.uncertainty import intervals, label_sets
 from edge_runtime.config.load import ModelTable
 from edge_runtime.readings import Prediction
 
@@ -73,6 +74,7 @@ class Decider:
         self._sequences = sequences or Sequences()
         self._task = manifest.task
         self._labels = manifest.output.labels
+        self._sets, self._intervals = label_sets(manifest), intervals(manifest)
         self._alarm_labels = frozenset(config.alarm_labels)
         self._threshold = config.threshold if config.threshold is not None else manifest.output.threshold
         self._hysteresis = config.hysteresis
@@ -152,6 +154,8 @@ class Decider:
         prediction.scores = scores.scores[row]
         prediction.label = self._labels[stream.verdict]
         prediction.score = prediction.scores[stream.verdict]
+        if self._sets is not None:
+            prediction.label_set = self._sets.of(prediction.scores)
         if self._can_alarm:
             own = self._labels[raw] in self._alarm_labels
             limit = _NEVER if self._threshold is None else self._threshold
@@ -183,6 +187,8 @@ class Decider:
     def _judge_values(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
         assert scores.value is not None
         prediction.values = scores.value[row]
+        if self._intervals is not None:
+            prediction.interval = self._intervals.of(prediction.values)
         if self._threshold is not None:
             limit = self._threshold - self._hysteresis if stream.alarm else self._threshold
             self._smooth(stream, int(bool((prediction.values > limit).any())))

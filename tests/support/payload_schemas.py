@@ -52,8 +52,8 @@ def by_name(schema: Schema) -> Schema:
     return {"type": "object", "additionalProperties": schema}
 
 
-REASONS = by_name(COUNT)
 INTERVAL: Schema = {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2}
+REASONS = by_name(COUNT)
 QUANTILES = members({}, {"p50": NUMBER, "p99": NUMBER})
 DIFFERENCES = members({}, {"mean": NUMBER, "p50": NUMBER, "p90": NUMBER, "p99": NUMBER, "max": NUMBER})
 
@@ -66,6 +66,10 @@ PREDICTION_HEAD: Schema = {
     "source": SOME_TEXT,
     "key": {**or_null(SOME_TEXT), "description": "the stream; null where the source has one"},
     "time": {**TIME, "description": "of the reading that completed the window, in UTC"},
+}
+SURE: dict[str, Schema] = {
+    "classification": {"set": {"type": "array", "items": TEXT, "description": "the labels that may be right"}},
+    "regression": {"interval": {**by_name(INTERVAL), "description": "between what the values may lie"}},
 }
 PREDICTION_TAIL: Schema = {
     "alarm": {**BOOLEAN, "description": "where alarms are configured"},
@@ -323,7 +327,7 @@ SCHEMAS: dict[str, tuple[str, str, Schema]] = {
         f"prediction-{task}": (
             f"A prediction of the task {task}",
             "edge/{device}/{model}/{key}",
-            members({**PREDICTION_HEAD, **answer}, PREDICTION_TAIL),
+            members({**PREDICTION_HEAD, **answer}, {**SURE.get(task, {}), **PREDICTION_TAIL}),
         )
         for task, answer in ANSWERS.items()
     },

@@ -477,6 +477,8 @@ def test_the_table_of_modes_is_the_list_of_these_tests() -> None:
         "a ping without an answer",
         "ends the link at one message",
         "one topic of four denied",
+        "an optional subscription refused",
+        "ends the link at an optional subscription",
     }
     assert set(named) == set(CASES) | others
 
