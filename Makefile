@@ -236,5 +236,10 @@ $(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
 	  $(PIP) --python $(VENV)/$$name/bin/python install --quiet --no-deps --constraint $(LOCK) \
 	    --requirement tests/client-$$name.txt || exit 1; \
 	done
+	@if command -v npm >/dev/null; then \
+	  npm install --silent --no-fund --no-audit --ignore-scripts --prefix $(VENV)/sparkplug sparkplug-payload@1.0.3 || exit 1; \
+	else \
+	  echo "npm is not installed: the tests with its decoder of Sparkplug are skipped"; \
+	fi
 	@touch $@
 CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python" EDGE_CYCLONEDX_PYTHON="$(CURDIR)/$(VENV)/cyclonedx/bin/python" EDGE_S3_PYTHON="$(CURDIR)/$(VENV)/s3/bin/python" EDGE_WHEEL_PYTHON="$(CURDIR)/$(VENV)/wheel/bin/python")

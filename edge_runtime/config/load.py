@@ -214,7 +214,7 @@ def _first_line(path: Path) -> str:
 def differences(old: Config, new: Config) -> list[str]:
     """What changed from one configuration to another, a sentence each; empty when nothing did."""
     sentences: list[str] = []
-    for table in ("device", "upstream", "outbox", "store", "http", "home_assistant", "capture"):
+    for table in ("device", "upstream", "outbox", "store", "http", "home_assistant", "capture", "sparkplug"):
         sentences.extend(_changed(table, getattr(old, table), getattr(new, table)))
     for table in ("source", "model", "sink"):
         before = {each.name: each for each in getattr(old, table)}

@@ -516,6 +516,16 @@ class CaptureTable(Table, frozen=True, kw_only=True):
     exclude: tuple[Text, ...] = ()
 
 
+class SparkplugTable(Table, frozen=True, kw_only=True):
+    """`[sparkplug]`: the device as an edge node of Sparkplug B, beside its other topics. Left out, it is none.
+
+    Attributes:
+        group: The group id. The node is the device's id; each model, or each key of it, is a device of the node.
+    """
+
+    group: Name
+
+
 class Config(Table, frozen=True, kw_only=True):
     """A whole device file. Paths in it are absolute: relative ones start from the file's own folder.
 
@@ -531,6 +541,7 @@ class Config(Table, frozen=True, kw_only=True):
         home_assistant: Entities in Home Assistant.
         capture: Windows that are kept to be labelled.
         sink: Where predictions go beside the upstream.
+        sparkplug: The device as an edge node of Sparkplug B.
         path: The file itself. No key of it.
     """
 
@@ -545,4 +556,5 @@ class Config(Table, frozen=True, kw_only=True):
     home_assistant: HomeAssistantTable | None = None
     capture: CaptureTable | None = None
     sink: tuple[SinkTable, ...] = ()
+    sparkplug: SparkplugTable | None = None
     path: str = ""

@@ -113,7 +113,7 @@ class Assembly:
                 reload=reload,
                 on_state=self._source_changed,
                 on_models=self._models_changed,
-                on_ask=self._asked,
+                on_ask=lambda: self.upstream.publish_health_soon(),  # noqa: PLW0108 - a reload exchanges it
                 keys=lambda: {each.config.name: (key for key, _ in each.windows.open()) for each in self.pipelines},
                 tell_again=self._tell_again,
                 facts=self._facts,
@@ -154,6 +154,11 @@ class Assembly:
     def sinks(self) -> Mapping[str, str]:
         """A line for people for each `[[sink]]`."""
         return {} if self._extras.sinks is None else self._extras.sinks.states()
+
+    @property
+    def sparkplug(self) -> dict[str, Any] | None:
+        """The state of the edge node, where there is one."""
+        return None if self._extras.sparkplug is None else self._extras.sparkplug.document()
 
     @property
     def accuracy(self) -> dict[str, dict[str, Any]]:
@@ -465,9 +470,6 @@ class Assembly:
         if not self._extras.is_idle:
             return False
         return self.outbox.is_delivered or not self.upstream_connection.connected
-
-    def _asked(self) -> None:
-        self.upstream.publish_health_soon()
 
     def _tell_again(self) -> None:
         self.upstream.announce_again()

@@ -89,6 +89,10 @@ class Described(Protocol):
         """With their names."""
 
     @property
+    def sparkplug(self) -> Mapping[str, Any] | None:
+        """The state of the edge node."""
+
+    @property
     def sinks(self) -> Mapping[str, str]:
         """A line for people for each."""
 
@@ -150,6 +154,11 @@ def health_document(daemon: Described) -> dict[str, Any]:
             }
             for pipeline in daemon.pipelines
         },
+        **(
+            {}
+            if daemon.sparkplug is None
+            else {"sparkplug": {**daemon.sparkplug, **_counts(daemon.counters["sparkplug"])}}
+        ),
         **({} if daemon.captures is None else {"capture": daemon.captures.document()}),
         "sinks": {
             name: {"state": state, **_counts(daemon.counters[f"sink {name}"])} for name, state in daemon.sinks.items()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
     from edge_runtime.capture.captures import Captures
     from edge_runtime.daemon.sinks import Sinks
+    from edge_runtime.daemon.sparkplug import Sparkplug
     from edge_runtime.delivery.home_assistant import HomeAssistant
     from edge_runtime.drift.publishing import DriftReports
     from edge_runtime.http.in_daemon import Attached
@@ -101,6 +102,7 @@ class Extras:
         self.drift: DriftReports | None = None
         self._not_watched: dict[str, LoadedBundle] = {}
         self.sinks: Sinks | None = None
+        self.sparkplug: Sparkplug | None = None
         self.truth: LiveTruth | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -122,6 +124,9 @@ class Extras:
         if config.sink or self.sinks is not None:
             self.sinks = self.sinks or self._make_sinks()
             self.sinks.fit(config)
+        if config.sparkplug is not None or self.sparkplug is not None:
+            self.sparkplug = self.sparkplug or self._make_sparkplug()
+            self.sparkplug.fit(config)
         if wants_truth(config) and self.truth is None:
             self.truth = self._make_truth(config, upstream)
         if uses_store and self.exchange is None:
@@ -143,6 +148,8 @@ class Extras:
             self.exchange.begin()
         if self.home_assistant is not None:
             self.home_assistant.begin(models)
+        if self.sparkplug is not None:
+            self.sparkplug.keep([table for table, _ in models])
         if self.truth is not None:
             self.truth.begin(models)
 
@@ -227,11 +234,13 @@ class Extras:
             self.sinks.drain()
 
     def end_sinks(self, run_loop: Callable[[Callable[[], bool], float], bool], within: float) -> None:
-        """End the sinks, which have so many seconds for what they hold."""
+        """End the sinks, which have so many seconds for what they hold, and the edge node."""
         if self.sinks is not None:
             sinks = self.sinks
             run_loop(lambda: sinks.is_safe, max(0.1, within))
             sinks.stop(1.0)
+        if self.sparkplug is not None:
+            self.sparkplug.stop()
 
     # --- what the daemon asks ---------------------------------------------------------------------------------------
 
@@ -334,6 +343,9 @@ class Extras:
         if self.sinks is not None:
             tap = self.sinks.tap(table, facts=partial(context.facts, table), clock=context.clock)
             taps += [] if tap is None else [tap]
+        if self.sparkplug is not None:
+            node = self.sparkplug.tap(table, pipeline.model.manifest, partial(context.facts, table))
+            taps += [] if node is None else [node]
         return tuple(taps)
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
@@ -431,6 +443,11 @@ class Extras:
         )
         made.on_joined.append(self._keep_label)
         return made
+
+    def _make_sparkplug(self) -> "Sparkplug":
+        from edge_runtime.daemon.sparkplug import Sparkplug  # noqa: PLC0415 - only where it is configured
+
+        return Sparkplug(self._context.loop, self._context.counters)
 
     def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured

@@ -12,7 +12,7 @@ from edge_runtime.config.tables import BrokerTable
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.connection import Connection
-from edge_runtime.mqtt.messages import Will
+from edge_runtime.mqtt.messages import RenewedWill, Will
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
@@ -50,7 +50,7 @@ class Links:
         """Every connection, in the order in which they were made."""
         return list(self._open.values())
 
-    def get(self, broker: BrokerTable, name: str, will: Will | None = None) -> AnyConnection:
+    def get(self, broker: BrokerTable, name: str, will: Will | RenewedWill | None = None) -> AnyConnection:
         """The connection to a broker, or to the first of several that answers; not started when it is new."""
         found = self._open.get(broker)
         if found is not None:
@@ -75,7 +75,7 @@ class Links:
             connection.stop()
             connection.on_change.clear()
 
-    def _make(self, broker: BrokerTable, name: str, will: Will | None) -> AnyConnection:
+    def _make(self, broker: BrokerTable, name: str, will: Will | RenewedWill | None) -> AnyConnection:
         counters = self._counters_of(name)
 
         def connect(url: str) -> Connection:
@@ -103,5 +103,5 @@ class Links:
             return_after=broker.return_after,
             loop=self._loop,
             counters=counters,
-            will=will,
+            will=None if callable(will) else will,  # one that is renewed belongs to one broker
         )

@@ -234,7 +234,7 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
         twice = first_repeated(model.payloads or ())
         if twice is not None:
             yield f'model "{model.name}".payload: expected every convention once, found {twice!r} twice'
-        if model.payload == () and not config.sink:
+        if model.payload == () and not config.sink and config.sparkplug is None:
             known = ", ".join(CONVENTIONS)
             yield f'model "{model.name}".payload: expected at least one of {known}, found an array of 0'
 

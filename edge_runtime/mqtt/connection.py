@@ -29,7 +29,7 @@ from edge_runtime.errors import EdgeError
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import ACK_DELAY_S
 from edge_runtime.mqtt.hot_path import HotPath
-from edge_runtime.mqtt.messages import Handler, OnOutcome, Will
+from edge_runtime.mqtt.messages import Handler, OnOutcome, RenewedWill, Will
 from edge_runtime.mqtt.paho_client import CONNECT_TIMEOUT_S, PahoClient, explain, make_client
 from edge_runtime.mqtt.rival import RivalWatch
 from edge_runtime.mqtt.send_queue import Grant
@@ -78,7 +78,7 @@ class Connection:
         password: Callable[[], str | None],
         loop: Loop,
         counters: Counters,
-        will: Will | None = None,
+        will: Will | RenewedWill | None = None,
         ack_patience: float = ACK_DELAY_S,
         keeps_session: bool = True,
     ) -> None:
@@ -106,7 +106,7 @@ class Connection:
         self._generation = 0
         self._keepalive = float(settings.keepalive)
         self._pinged_at = 0.0
-        self._will_qos, self._will_retain = 1, will is None or will.retain
+        self._will_qos, self._may_retain_will = 1, True
         self._is_held = False
         self._was_refused = False
         self._answered_at = 0.0
@@ -236,8 +236,10 @@ class Connection:
         try:
             password = None if self._secret is not None else self._password()
             client = make_client(self._settings, self._client_id, password, keeps_session=self._keeps_session)
-            if self._will is not None:
-                client.will_set(self._will.topic, self._will.payload, qos=self._will_qos, retain=self._will_retain)
+            will = self._will() if callable(self._will) else self._will
+            if will is not None:
+                retain = will.retain and self._may_retain_will
+                client.will_set(will.topic, will.payload, qos=self._will_qos, retain=retain)
         except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
             self._retry(f"cannot prepare the connection to {self._settings.url}: {error}")
             return
@@ -500,7 +502,7 @@ class Connection:
         if reason == _QOS_NOT_SUPPORTED:
             self._will_qos = 0
         elif reason == _RETAIN_NOT_SUPPORTED:
-            self._will_retain = False
+            self._may_retain_will = False
 
     def _note_session(self, *, present: bool) -> None:
         """A session that is gone is a broker that has forgotten what it held for us."""

@@ -33,5 +33,6 @@ class Will(msgspec.Struct, frozen=True):
     retain: bool = True
 
 
+RenewedWill = Callable[[], Will]  # makes that of each connection
 OnOutcome = Callable[[bool], None]  # True: the broker has it; False: the broker refused it for good
 Handler = Callable[[list[Message]], None]  # takes the messages of one wake-up

@@ -29,6 +29,7 @@ FLOORS = (
     "recordings",
     "stream",
     "sinks",
+    "sparkplug",
     "drift",
     "capture",
     "store",

@@ -139,6 +139,7 @@ def health() -> Any:
         sources=[("imu", SimpleNamespace(is_open=True, state="/dev/serial/by-id/usb-imu: open"))],
         exchange=None,
         captures=None,
+        sparkplug=None,
         sinks={"siren": "/usr/local/bin/siren: ended with exit code 1: no such relay"},
         accuracy={},
     )

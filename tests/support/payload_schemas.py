@@ -233,7 +233,13 @@ HEALTH = members(
                 "evicted_bytes": COUNT,
                 "requested": by_name(members({"windows": COUNT, "taken": COUNT})),
             }
-        )
+        ),
+        "sparkplug": {
+            "type": "object",
+            "properties": {"state": TEXT, **STAGE},
+            "required": ["state"],
+            "additionalProperties": COUNT,
+        },
     },
 )
 STANDING: Schema = {"state": SOME_TEXT, "why": or_null(TEXT)}

@@ -31,6 +31,7 @@ def _daemon(**counters: Counters) -> Described:
             exchange=None,
             sinks={},
             captures=None,
+            sparkplug=None,
             accuracy={},
         ),
     )

@@ -1,0 +1,98 @@
+"""The edge node of Sparkplug beside a daemon: its connection, its devices, and what a reload changes of it.
+
+Imported only where the device file has `[sparkplug]`, or had it before a reload. The connection is one of its own,
+since MQTT has one last will a connection, and that of the upstream says `offline`. Its client id is that of the
+upstream with `-sparkplug` behind it. Weak point: of several brokers it uses the preferred one alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.config.load import upstream_broker
+from edge_runtime.config.tables import BrokerTable, Config, ModelTable
+from edge_runtime.daemon.links import Links
+from edge_runtime.sparkplug.node import EdgeNode, NodeTap
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.log import fields, get_logger
+from edge_runtime.system.loop import Loop
+
+_log = get_logger("sparkplug")
+
+
+class Sparkplug:
+    """The edge node, while a configuration wants one.
+
+    Args:
+        loop: the event loop.
+        counters: by part; that of the node is `sparkplug`.
+    """
+
+    def __init__(self, loop: Loop, counters: Mapping[str, Counters]) -> None:
+        self._loop = loop
+        self._counters = counters
+        self._made_of: tuple[str, str, BrokerTable] | None = None
+        self._links: Links | None = None
+        self._node: EdgeNode | None = None
+        self._taps: dict[str, tuple[ModelTable, NodeTap]] = {}
+
+    def fit(self, config: Config) -> None:
+        """Be what a configuration wants: the same node, another one, or none."""
+        wanted = None if config.sparkplug is None else (config.sparkplug.group, config.device.id, _broker(config))
+        if wanted != self._made_of:
+            self.stop()
+        self._made_of = wanted
+        if wanted is None or self._node is not None:
+            return
+        group, device, broker = wanted
+        counters = self._counters["sparkplug"]
+        self._node = EdgeNode(group, device, self._loop, counters)
+        self._links = Links(
+            self._loop,
+            lambda _: counters,
+            commit_interval=config.outbox.commit_interval,
+            on_change=lambda: None,
+            keeps_session=False,
+        )
+        self._node.attach(self._links.get(broker, "sparkplug", self._node.will))
+        self._links.start()
+
+    def keep(self, models: list[ModelTable]) -> None:
+        """These models, and no others, have devices."""
+        names = {model.name for model in models}
+        for name in [name for name in self._taps if name not in names]:
+            del self._taps[name]
+            if self._node is not None:
+                self._node.forget_model(name)
+
+    def tap(self, table: ModelTable, manifest: Manifest, facts: Callable[[Manifest], dict[str, Any]]) -> NodeTap | None:
+        """What hands a model's predictions to the node; None where it has none."""
+        if self._node is None:
+            return None
+        if manifest.task in ("tensor", "embedding"):
+            _log.warning("a model has no metrics in Sparkplug", extra=fields(model=table.name, task=manifest.task))
+            return None
+        known = self._taps.get(table.name)
+        if known is None or known[0] != table:
+            known = self._taps[table.name] = table, NodeTap(self._node, table, facts)
+        return known[1]
+
+    def document(self) -> dict[str, Any] | None:
+        """The state of the node for health, without its counts; None where there is none."""
+        return None if self._node is None else {"state": self._node.state}
+
+    def stop(self) -> None:
+        """End the node with a death of its own."""
+        if self._node is not None:
+            self._node.end()
+        if self._links is not None:
+            self._links.keep(())
+        self._node, self._links = None, None
+        self._taps.clear()
+
+
+def _broker(config: Config) -> BrokerTable:
+    broker = upstream_broker(config)
+    return msgspec.structs.replace(broker, urls=(), client_id=f"{broker.client_id}-sparkplug")
