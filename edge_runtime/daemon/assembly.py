@@ -15,7 +15,7 @@ then everything is made anew (`can_change_to`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from edge_runtime.daemon.documents import CaptureState, Standings, health_docume
 from edge_runtime.daemon.extras import DaemonContext, Extras
 from edge_runtime.daemon.feed import Feed, pipelines_of
 from edge_runtime.daemon.links import Links
+from edge_runtime.daemon.outputs import Outputs
 from edge_runtime.daemon.plan import Plan, PlannedModel, PlannedSource
 from edge_runtime.daemon.state import StateFolder, outbox_thread, restore_windows, save_windows, state_folder
 from edge_runtime.delivery.device_topics import Upstream, own_topics
@@ -151,14 +152,9 @@ class Assembly:
         return self._extras.capture
 
     @property
-    def sinks(self) -> Mapping[str, str]:
-        """A line for people for each `[[sink]]`."""
-        return {} if self._extras.sinks is None else self._extras.sinks.states()
-
-    @property
-    def sparkplug(self) -> dict[str, Any] | None:
-        """The state of the edge node, where there is one."""
-        return None if self._extras.sparkplug is None else self._extras.sparkplug.document()
+    def outputs(self) -> Outputs:
+        """Where predictions go beside the upstream."""
+        return self._extras.outputs
 
     @property
     def accuracy(self) -> dict[str, dict[str, Any]]:
@@ -202,12 +198,12 @@ class Assembly:
         for pipeline in (*self.pipelines, *self._retired):
             pipeline.stop()
         self.outbox.drain()
-        self._extras.drain_sinks()
+        self.outputs.drain()
         safe = run_loop(lambda: self.outbox.is_safe, max(0.1, deadline - self._loop.time()))
         if not safe:
             _log.error("predictions are lost with this stop", extra=fields(lost=self.outbox.queued))
         save_windows(self.folder, self.pipelines, self._remembering())
-        self._extras.end_sinks(run_loop, deadline - self._loop.time())
+        self.outputs.end(run_loop, deadline - self._loop.time())
         self.upstream.say_goodbye()
         for connection in self.connections:
             connection.on_change.clear()

@@ -48,6 +48,13 @@ class CaptureState(Protocol):
         """Their state, and what became of them."""
 
 
+class OutputState(Protocol):
+    """What the documents ask of sinks and the edge node."""
+
+    def document(self) -> dict[str, Any]:
+        """`sinks`, and `sparkplug` where there is one."""
+
+
 class Described(Protocol):
     """The running parts that the documents are made of."""
 
@@ -89,12 +96,8 @@ class Described(Protocol):
         """With their names."""
 
     @property
-    def sparkplug(self) -> Mapping[str, Any] | None:
-        """The state of the edge node."""
-
-    @property
-    def sinks(self) -> Mapping[str, str]:
-        """A line for people for each."""
+    def outputs(self) -> OutputState:
+        """Where predictions go beside the upstream."""
 
 
 def health_document(daemon: Described) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
                 "open": source.is_open,
                 "state": source.state,
                 "skipped": {},
-                **_counts(daemon.counters[f"source {name}"]),
+                **daemon.counters[f"source {name}"].document(),
                 "last_rejected": dict(daemon.counters[f"source {name}"].last_rejected),
             }
             for name, source in daemon.sources
@@ -150,19 +153,12 @@ def health_document(daemon: Described) -> dict[str, Any]:
                 **({} if pipeline.drift is None else {"drift": pipeline.drift.summary()}),
                 "latency_ms": pipeline.latencies.quantiles_ms(),
                 **_accuracy(accuracy.get(pipeline.config.name)),
-                **_counts(pipeline.counters),
+                **pipeline.counters.document(),
             }
             for pipeline in daemon.pipelines
         },
-        **(
-            {}
-            if daemon.sparkplug is None
-            else {"sparkplug": {**daemon.sparkplug, **_counts(daemon.counters["sparkplug"])}}
-        ),
         **({} if daemon.captures is None else {"capture": daemon.captures.document()}),
-        "sinks": {
-            name: {"state": state, **_counts(daemon.counters[f"sink {name}"])} for name, state in daemon.sinks.items()
-        },
+        **daemon.outputs.document(),
         "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
         "rss_bytes": resident_bytes(),
     }
@@ -220,12 +216,3 @@ def _broker_in_use(daemon: Described) -> dict[str, Any]:
     connection, counts = daemon.upstream_connection, daemon.counters["upstream"].counts
     standing = {"url": connection.url, "fallback": connection.is_fallback}
     return {**standing, "failovers": counts["failovers"], "returns": counts["returns"]}
-
-
-def _counts(counters: Counters) -> dict[str, Any]:
-    parts: dict[str, Any] = dict(counters.counts)
-    for name in ("rejected", "skipped", "dropped", "errors"):
-        found = {reason: count for reason, count in getattr(counters, name).items() if count}
-        if found:
-            parts[name] = found
-    return parts

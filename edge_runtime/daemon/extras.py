@@ -6,17 +6,16 @@ the others go on, and learn which models run now.
 
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.optimised_copy import chosen, is_settled, wants_copy
 from edge_runtime.config.tables import CaptureTable, Config, HttpTable, ModelTable
 from edge_runtime.daemon.feed import Feed
+from edge_runtime.daemon.outputs import Facts, Outputs
 from edge_runtime.daemon.plan import PlannedModel, capture_folder, open_store
 from edge_runtime.daemon.state import StateFolder
 from edge_runtime.delivery.device_topics import own_topics
@@ -31,8 +30,6 @@ from edge_runtime.system.loop import Loop
 if TYPE_CHECKING:
     from edge_runtime.bundle.optimised_copy_maker import Copies
     from edge_runtime.capture.captures import Captures
-    from edge_runtime.daemon.sinks import Sinks
-    from edge_runtime.daemon.sparkplug import Sparkplug
     from edge_runtime.delivery.home_assistant import HomeAssistant
     from edge_runtime.drift.publishing import DriftReports
     from edge_runtime.http.in_daemon import Attached
@@ -80,7 +77,7 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
     on_ask: Callable[[], None]
     keys: Callable[[], dict[str, Iterable[str | None]]]
     tell_again: Callable[[], None]
-    facts: Callable[[ModelTable, Manifest], dict[str, Any]]
+    facts: Facts
     folder: Path | None
 
 
@@ -101,8 +98,14 @@ class Extras:
         self.capture: Captures | None = None
         self.drift: DriftReports | None = None
         self._not_watched: dict[str, LoadedBundle] = {}
-        self.sinks: Sinks | None = None
-        self.sparkplug: Sparkplug | None = None
+        self.outputs = Outputs(
+            context.loop,
+            context.counters,
+            folder=context.folder,
+            clock=context.clock,
+            facts=context.facts,
+            on_fault=context.on_ask,
+        )
         self.truth: LiveTruth | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -121,12 +124,7 @@ class Extras:
             self.home_assistant.configure(config)
         if config.capture is not None and self.capture is None:
             self.capture = self._make_capture(config, config.capture, upstream)
-        if config.sink or self.sinks is not None:
-            self.sinks = self.sinks or self._make_sinks()
-            self.sinks.fit(config)
-        if config.sparkplug is not None or self.sparkplug is not None:
-            self.sparkplug = self.sparkplug or self._make_sparkplug()
-            self.sparkplug.fit(config)
+        self.outputs.fit(config)
         if wants_truth(config) and self.truth is None:
             self.truth = self._make_truth(config, upstream)
         if uses_store and self.exchange is None:
@@ -148,8 +146,7 @@ class Extras:
             self.exchange.begin()
         if self.home_assistant is not None:
             self.home_assistant.begin(models)
-        if self.sparkplug is not None:
-            self.sparkplug.keep([table for table, _ in models])
+        self.outputs.keep([table for table, _ in models])
         if self.truth is not None:
             self.truth.begin(models)
 
@@ -227,20 +224,6 @@ class Extras:
         self._leaving_http.clear()
         if self.capture is not None:
             self.capture.end()
-
-    def drain_sinks(self) -> None:
-        """No prediction comes any more."""
-        if self.sinks is not None:
-            self.sinks.drain()
-
-    def end_sinks(self, run_loop: Callable[[Callable[[], bool], float], bool], within: float) -> None:
-        """End the sinks, which have so many seconds for what they hold, and the edge node."""
-        if self.sinks is not None:
-            sinks = self.sinks
-            run_loop(lambda: sinks.is_safe, max(0.1, within))
-            sinks.stop(1.0)
-        if self.sparkplug is not None:
-            self.sparkplug.stop()
 
     # --- what the daemon asks ---------------------------------------------------------------------------------------
 
@@ -336,16 +319,11 @@ class Extras:
 
     def taps(self, pipeline: Pipeline) -> tuple[AnswerTap, ...]:
         """The parts that see every answer of a pipeline."""
-        context, table = self._context, pipeline.config
+        table = pipeline.config
         taps: list[AnswerTap] = [] if self.capture is None else [self.capture.tap(table.name)]
         remembered = None if self.truth is None else self.truth.memory(table.name)
         taps += [] if remembered is None else [remembered]
-        if self.sinks is not None:
-            tap = self.sinks.tap(table, facts=partial(context.facts, table), clock=context.clock)
-            taps += [] if tap is None else [tap]
-        if self.sparkplug is not None:
-            node = self.sparkplug.tap(table, pipeline.model.manifest, partial(context.facts, table))
-            taps += [] if node is None else [node]
+        taps += self.outputs.taps(pipeline)
         return tuple(taps)
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
@@ -420,12 +398,6 @@ class Extras:
             counters=context.counters["capture"],
         )
 
-    def _make_sinks(self) -> "Sinks":
-        from edge_runtime.daemon.sinks import Sinks  # noqa: PLC0415 - only where one is configured
-
-        context = self._context
-        return Sinks(context.loop, context.counters, context.folder, context.on_ask)
-
     def _make_truth(self, config: Config, upstream: AnyConnection) -> "LiveTruth":
         from edge_runtime.truth.live import LiveTruth  # noqa: PLC0415 - only where it is wanted
 
@@ -443,11 +415,6 @@ class Extras:
         )
         made.on_joined.append(self._keep_label)
         return made
-
-    def _make_sparkplug(self) -> "Sparkplug":
-        from edge_runtime.daemon.sparkplug import Sparkplug  # noqa: PLC0415 - only where it is configured
-
-        return Sparkplug(self._context.loop, self._context.counters)
 
     def _make_ota(self, config: Config, signers: Path, upstream: AnyConnection) -> None:
         from edge_runtime.store.install import Policy  # noqa: PLC0415 - only where it is configured

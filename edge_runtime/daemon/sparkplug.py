@@ -79,9 +79,10 @@ class Sparkplug:
             known = self._taps[table.name] = table, NodeTap(self._node, table, facts)
         return known[1]
 
-    def document(self) -> dict[str, Any] | None:
-        """The state of the node for health, without its counts; None where there is none."""
-        return None if self._node is None else {"state": self._node.state}
+    @property
+    def state(self) -> str | None:
+        """One line for people; None where there is no node."""
+        return None if self._node is None else self._node.state
 
     def stop(self) -> None:
         """End the node with a death of its own."""

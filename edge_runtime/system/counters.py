@@ -9,7 +9,7 @@ from array import array
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _MACHINE_ID = Path("/etc/machine-id")
 _BOARD_SERIAL = Path("/proc/device-tree/serial-number")
@@ -54,6 +54,15 @@ class Counters:
         self.errors: Counter[str] = Counter()
         self.notes: dict[str, Note] = {}
         self.last_rejected: dict[str, dict[str, str]] = {}
+
+    def document(self) -> dict[str, Any]:
+        """As health shows them: the plain counts, and those by reason where there are any."""
+        parts: dict[str, Any] = dict(self.counts)
+        for name in ("rejected", "skipped", "dropped", "errors"):
+            found = {reason: count for reason, count in getattr(self, name).items() if count}
+            if found:
+                parts[name] = found
+        return parts
 
     def reject(self, reason: str, why: str = "", *, frame: int = -1, sample: bytes = b"", count: int = 1) -> None:
         """Count readings that are refused, and note the last of them for the source's report."""

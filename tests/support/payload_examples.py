@@ -127,6 +127,11 @@ def health() -> Any:
         url="mqtt://broker.example",
         is_fallback=False,
     )
+    siren = {
+        "state": "/usr/local/bin/siren: ended with exit code 1: no such relay",
+        "runs": 2,
+        "errors": {"failed": 1},
+    }
     daemon = SimpleNamespace(
         config=SimpleNamespace(device=SimpleNamespace(id="press-07")),
         started=0.0,
@@ -139,12 +144,9 @@ def health() -> Any:
         sources=[("imu", SimpleNamespace(is_open=True, state="/dev/serial/by-id/usb-imu: open"))],
         exchange=None,
         captures=None,
-        sparkplug=None,
-        sinks={"siren": "/usr/local/bin/siren: ended with exit code 1: no such relay"},
+        outputs=SimpleNamespace(document=lambda: {"sinks": {"siren": siren}}),
         accuracy={},
     )
-    counters["sink siren"].counts["runs"] += 2
-    counters["sink siren"].errors["failed"] += 1
     document = health_document(cast("Described", daemon))
     fixed = {
         "time": "2026-11-23T21:52:16Z",

@@ -29,9 +29,8 @@ def _daemon(**counters: Counters) -> Described:
             pipelines=[],
             sources=[("s", SimpleNamespace(is_open=True, state="open"))],
             exchange=None,
-            sinks={},
+            outputs=SimpleNamespace(document=dict),
             captures=None,
-            sparkplug=None,
             accuracy={},
         ),
     )
