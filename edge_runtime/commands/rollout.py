@@ -15,7 +15,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_arguments import add_broker, given_broker
 from edge_runtime.fleet.broker_view import Known, broker_login, look_at
 from edge_runtime.fleet.bundle_files import BundleFiles, load, pinned, require_class
-from edge_runtime.fleet.cli import add_selection, add_waves, chosen, existing, report
+from edge_runtime.fleet.cli import add_max_failures, add_selection, add_waves, chosen, existing, report
 from edge_runtime.fleet.conductor import Conductor, outcomes
 from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.hung import HungDevices
@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_selection(start)
     add_waves(start)
     start.add_argument("--expires", type=_day, metavar="YYYY-MM-DD", help="no device begins it after this day (UTC)")
+    start.add_argument(
+        "--not-before",
+        type=_moment,
+        metavar="YYYY-MM-DD[THH:MM]",
+        help="no device begins it before (UTC)",
+    )
     start.add_argument("--window", type=_window, metavar="HH:MM-HH:MM", help="when devices may change, in UTC")
     start.add_argument("--url", type=_url, metavar="URL", help="where devices fetch the file by HTTP, before a depot")
     start.add_argument("--detach", action="store_true", help="publish the first wave and return; `resume` goes on")
@@ -50,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         other.add_argument("--inventory", metavar="FILE", help="default: as for the other commands of the fleet")
         other.add_argument("--json", action="store_true", help="the result as JSON on stdout")
         other.add_argument("--quiet", action="store_true", help="no progress")
+        if verb == "resume":
+            add_max_failures(other, "what the rollout began with")
         if verb in {"resume", "undo"}:
             other.add_argument("--detach", action="store_true", help="publish what is due and return")
     for name, command in verbs.choices.items():
@@ -108,8 +116,7 @@ def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row:
             conductor.run(row.id, until_done=False)
             return row
         case "resume":
-            if row.state != "running":
-                row = file.change(_require(row, "paused", "stopped"), "running", "resumed")
+            row = _resume(args, file, row)
         case "undo":
             made = _undo(file, row)
             conductor.clear(row.id, keep=frozenset(each.device for each in file.devices(made.id)))
@@ -118,6 +125,18 @@ def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row:
             pass
     conductor.run(row.id, until_done=True)
     return row
+
+
+def _resume(args: argparse.Namespace, file: RolloutFile, row: RolloutRow) -> RolloutRow:
+    """Running again; how many devices may fail can be raised, or a rollout that was stopped by that stops at once."""
+    limit = args.max_failures
+    if limit is not None and limit != row.plan.max_failures:
+        plan = msgspec.structs.replace(row.plan, max_failures=limit)
+        what = f"resumed; {limit} may fail, before {row.plan.max_failures}"
+        return file.change(_require(row, "running", "paused", "stopped"), "running", what, plan=plan)
+    if row.state == "running":
+        return row
+    return file.change(_require(row, "paused", "stopped"), "running", "resumed")
 
 
 def _start(args: argparse.Namespace, file: RolloutFile, targets: list[FleetDevice], table: RolloutTable) -> RolloutRow:
@@ -182,6 +201,7 @@ def _plan(args: argparse.Namespace, files: BundleFiles, table: RolloutTable, *, 
         files={suffix: text for suffix, text in texts.items() if not suffix.startswith(".allow-older")},
         max_failures="100%" if args.keep_going else table.max_failures,
         soak=DEFAULT_SOAK_S if table.soak is None else table.soak,
+        not_before=args.not_before,
         expires=args.expires,
         window=args.window,
         canaries=canaries,
@@ -201,7 +221,7 @@ def _undo(file: RolloutFile, row: RolloutRow) -> RolloutRow:
     if not devices:
         raise CommandError(f"rollout {row.id}: expected devices that ran another bundle before, found none")
     plan = msgspec.structs.replace(
-        row.plan, undoes=row.id, expires=None, window=None, max_failures="100%", soak=0.0, canaries=0
+        row.plan, undoes=row.id, not_before=None, expires=None, window=None, max_failures="100%", soak=0.0, canaries=0
     )
     made = file.create(secrets.token_hex(4), plan, devices)
     file.change(row, "undone", f"undone by {made.id}")
@@ -261,6 +281,18 @@ def _day(text: str) -> int:
     if found < time.time():
         raise argparse.ArgumentTypeError(f"expected a day to come, found {text}")
     return found
+
+
+def _moment(text: str) -> int:
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M"):
+        try:
+            found = int(datetime.strptime(text, form).replace(tzinfo=UTC).timestamp())
+        except ValueError:
+            continue
+        if found < time.time():
+            raise argparse.ArgumentTypeError(f"expected a time to come, found {text}")
+        return found
+    raise argparse.ArgumentTypeError(f"expected a time in UTC such as 2027-06-30T22:00, found {text}")
 
 
 def _url(text: str) -> str:

@@ -54,13 +54,18 @@ def add_waves(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--canaries", type=_count_or_none, metavar="N", help="how many devices go first, alone")
     parser.add_argument("--wave", type=_count, metavar="N", help="how many follow in each later wave")
     parser.add_argument("--soak", type=_seconds, metavar="S", help="how long a wave is watched before the next begins")
+    add_max_failures(parser, "the inventory's, else 0")
+    parser.add_argument("--keep-going", action="store_true", help="go on however many devices fail")
+
+
+def add_max_failures(parser: argparse.ArgumentParser, default: str) -> None:
+    """--max-failures, with what holds without it."""
     parser.add_argument(
         "--max-failures",
         type=_threshold,
         metavar="N|N%",
-        help="how many devices may fail before nothing further is begun; default: the inventory's, else 0",
+        help=f"how many devices may fail before nothing further is begun; default: {default}",
     )
-    parser.add_argument("--keep-going", action="store_true", help="go on however many devices fail")
 
 
 def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet, list[FleetDevice], RolloutTable]:

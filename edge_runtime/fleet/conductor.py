@@ -300,6 +300,7 @@ def _document(row: RolloutRow, device: DeviceRow, serial: int) -> Desired:
         rollout=row.id,
         serial=serial,
         device_class=plan.device_class,
+        not_before=plan.not_before,
         expires=plan.expires,
         window=plan.window,
         **about,

@@ -48,6 +48,7 @@ class RolloutPlan(msgspec.Struct, frozen=True, kw_only=True):
         files: what stands beside the bundle, by suffix.
         max_failures: `N` or `N%`.
         soak: seconds on probation after which a device of a wave counts as good.
+        not_before: when devices may begin, seconds since 1970.
         expires: of the documents, seconds since 1970.
         window: of maintenance.
         undoes: the rollout that this one takes back.
@@ -63,6 +64,7 @@ class RolloutPlan(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, str] = {}
     max_failures: str = "0"
     soak: float = 30.0
+    not_before: int | None = None
     expires: int | None = None
     window: tuple[str, str] | None = None
     undoes: str | None = None
@@ -190,16 +192,16 @@ class RolloutFile:
             for row in rows
         ]  # fmt: skip
 
-    def change(self, row: RolloutRow, state: RolloutState, what: str) -> RolloutRow:
-        """Give a rollout another state, if it is still as it was read.
+    def change(self, row: RolloutRow, state: RolloutState, what: str, *, plan: RolloutPlan | None = None) -> RolloutRow:
+        """Give a rollout another state, and another plan where one is given, if it is still as it was read.
 
         Raises:
             CommandError: another operator changed it meanwhile.
         """
         with self._open() as database:
             done = database.execute(
-                "update rollouts set state = ?, revision = revision + 1 where id = ? and revision = ?",
-                (state, row.id, row.revision),
+                "update rollouts set state = ?, plan = ?, revision = revision + 1 where id = ? and revision = ?",
+                (state, msgspec.json.encode(plan or row.plan).decode(), row.id, row.revision),
             )
             if done.rowcount != 1:
                 raise CommandError(

@@ -1,5 +1,6 @@
 """A signed rollout between a broker and devices that are lists in memory: order, repair, and what is left out."""
 
+import argparse
 import json
 import queue
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any, Self
 import msgspec
 import pytest
 
-from edge_runtime.commands.rollout import left_out
+from edge_runtime.cli import main
+from edge_runtime.commands.rollout import _moment, left_out
 from edge_runtime.fleet import conductor, wave_progress
 from edge_runtime.fleet.broker_line import CAUGHT_UP, CONNECTED, Heard, Login
 from edge_runtime.fleet.broker_view import Known
@@ -336,3 +338,45 @@ def test_a_device_that_ran_the_bundle_before_is_unchanged(host: Host) -> None:
     host.broker.answers = {"a": GOOD}
     host.start(DeviceRow(device="a", wave=1, before={"name": "comfort", "version": "1.1.0", "digest": PLAN.digest}))
     assert host.run() == {"a": "unchanged"}
+
+
+def test_devices_wait_for_the_time_that_their_documents_name(host: Host) -> None:
+    """A canary that waits holds nobody up: all documents go out, and each device begins when it is time."""
+    waiting = [{"state": "pending", "why": "waiting not before 2100-01-01 00:00 UTC"}]
+    host.broker.answers = dict.fromkeys("abc", waiting)
+    host.start(*rows("abc"), not_before=4_102_444_800)
+    assert host.run() == dict.fromkeys("abc", "busy")
+    assert {host.broker.desired(name).not_before for name in "abc"} == {4_102_444_800}
+
+
+def test_a_rollout_that_failures_stopped_goes_on_once_more_may_fail(host: Host, tmp_path: Path) -> None:
+    """`resume --max-failures` changes what the rollout began with, and its history says so."""
+    host.broker.answers = {"a": [{"state": "failed", "why": "golden"}], **dict.fromkeys("bc", GOOD)}
+    host.start(*rows("abc"), canaries=0)
+    assert host.run()["a"] == "failed"
+    assert host.file.read("r1").state == "stopped"
+    inventory = tmp_path / "fleet.toml"
+    inventory.write_text("".join(f'[[device]]\nname = "{name}"\naddress = "{name}"\n' for name in "abc"))
+    given = ["rollout", "resume", "--inventory", str(inventory), "--sign", str(host.key), "--quiet"]
+    given += ["--broker", "mqtt://127.0.0.1:1", "--state", str(host.file.path)]
+    assert main([*given]) == 1, "it stops again: one has failed"
+    assert host.file.read("r1").state == "stopped"
+    assert main([*given, "--max-failures", "1"]) == 1
+    assert host.results() == {"a": "failed", "b": "done", "c": "done"}
+    assert host.file.read("r1").state == "finished"
+    assert "resumed; 1 may fail, before 0" in [line["what"] for line in host.file.history("r1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("2100-01-01", 4_102_444_800), ("2100-01-01T06:30", 4_102_444_800 + 6 * 3600 + 30 * 60)]
+)
+def test_a_time_to_wait_for_is_read_as_utc(text: str, found: int) -> None:
+    """4,102,444,800 s is the beginning of 2100: 130 years with 32 leap days."""
+    assert _moment(text) == found
+
+
+@pytest.mark.parametrize("text", ["2020-01-01", "tomorrow", "2100-01-01 06:30", "2100-13-01"])
+def test_a_time_that_is_none_or_past_is_refused(text: str) -> None:
+    """In words that name the form."""
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a time .* found"):
+        _moment(text)
