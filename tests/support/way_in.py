@@ -65,7 +65,15 @@ class OutboxDoor:
 
 
 def make_pipeline(
-    loop: Loop, outbox: OutboxDoor, *, stride: int, acknowledge: str, start: int, sequences: Sequences
+    loop: Loop,
+    outbox: OutboxDoor,
+    *,
+    stride: int,
+    acknowledge: str,
+    start: int,
+    sequences: Sequences,
+    counters: Counters | None = None,
+    on_rate: str = "warn",
 ) -> Pipeline:
     """A real pipeline of that model."""
     model = EchoModel(stride)
@@ -76,6 +84,7 @@ def make_pipeline(
             source="s",
             run="loop",
             acknowledge=cast("Any", acknowledge),
+            on_rate=cast("Any", on_rate),
             max_gap=MAX_GAP_S,
         ),
         cast("Model", model),
@@ -86,6 +95,6 @@ def make_pipeline(
         outbox=cast("Outbox", outbox),
         loop=loop,
         clock=Clock(lambda: True),
-        counters=Counters(),
+        counters=counters or Counters(),
         sequences=sequences,
     )
