@@ -114,6 +114,8 @@ class WayInMachine(RuleBasedStateMachine):
     )
     def begin(self, identity: str, acknowledge: str, stride: int, retains: bool, on_rate: str) -> None:
         self.identity, self.acknowledge, self.stride, self.on_rate = identity, acknowledge, stride, on_rate
+        if on_rate == "reject":
+            self.identity = "time"  # by which rates are judged, whenever the readings come
         # After a kill nothing tells a retained message that was a reading from one that is news (docs/guarantees.md).
         self.retains = retains
         self.wall, self.moment, self.step = BEGIN, BEGIN, 1.0
@@ -190,7 +192,7 @@ class WayInMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS), count=st.integers(1, 4), step=st.integers(0, 1))
     def publish(self, key: str, count: int, step: int) -> None:
         """Readings of a sensor, which may stand still."""
-        for _ in range(count):
+        for _ in range(count if self.on_rate == "warn" else 5 * count):  # a verdict on a rate needs eight
             readings = self.published[key]
             # where readings may be refused, each is another one, so that a window shows which ones it holds
             readings.append((readings[-1] if readings else 0.0) + (step if self.on_rate == "warn" else 1))
@@ -270,6 +272,13 @@ class WayInMachine(RuleBasedStateMachine):
     def rate_changes(self, step: float) -> None:
         """Faster or slower than the model's rate: with `on_rate = "warn"` the readings are taken as they are."""
         self.step = step
+
+    @rule(key=st.sampled_from(KEYS), step=st.sampled_from([0.1, 20.0]), count=st.integers(2, 4))
+    @precondition(lambda self: self.on_rate == "reject")
+    def rate_is_wrong_for_a_while(self, key: str, step: float, count: int) -> None:
+        """Long enough to be known, and then right again."""
+        for self.step in (1.0, step, 1.0):
+            self.publish(key, count, 1)
 
     @rule(seconds=st.sampled_from([-1e7, -2.0, 3600.0, 1e7]))
     def wall_clock_is_stepped(self, seconds: float) -> None:
