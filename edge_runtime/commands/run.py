@@ -1,6 +1,7 @@
 """`edge-runtime run DEVICE.toml`: the daemon, in the foreground, as systemd wants it."""
 
 import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ def run(args: "argparse.Namespace") -> int:
 
 def serve(device: "str | Path") -> int:
     """Serve until SIGTERM. 78 when the configuration is wrong, 1 when predictions were lost at the stop."""
+    # numpy's own threads would wait for products that are not computed here, busily at first, each with its memory
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.disable()  # until all is loaded: what a start makes stays, and looking for garbage in it costs a tenth of it
     from edge_runtime.mqtt.light_paho import import_light  # noqa: PLC0415 - `--help` needs none of this
 

@@ -31,6 +31,7 @@ from edge_runtime.system.watchdog import overdue
 
 HOUSEKEEPING_S = 30.0
 STATUS_DELAY_S = 0.5
+GARBAGE_LOOK = 5000  # objects; more than a source remembers of its messages, which come and go and are no garbage
 PLAN_HANG_S = 600.0  # to read and load every bundle on the slowest board
 
 _log = get_logger("daemon")
@@ -85,6 +86,7 @@ class Daemon:
         self._notifier.ready(status_line(self._assembly))
         self._began = True
         gc.freeze()  # what is there now stays: the collector need not look through it again and again
+        gc.set_threshold(GARBAGE_LOOK)
         gc.enable()
         self._watch()
         self._housekeep()

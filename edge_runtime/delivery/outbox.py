@@ -228,10 +228,8 @@ class Outbox:
         free = (
             link is not None
             and link.connected
-            and not before_sending
-            and not self._opening
-            and not self._waiting
-            and not self._backlog.get(stream)
+            and not (before_sending or self._opening or self._waiting)
+            and not (self._backlog and self._backlog.get(stream))
             and (not self._in_flight or len(self._in_flight) < self._places(link))
             and self._send(entry)
         )

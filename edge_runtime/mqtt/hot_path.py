@@ -249,7 +249,8 @@ class HotPath:
 
     def _write(self) -> None:
         wrapped = self.wrapped
-        self._add_acks()
+        if self.acks.ours:
+            self._add_acks()
         if not wrapped.has_unsent:
             return
         try:
@@ -276,9 +277,8 @@ class HotPath:
 
     def _add_acks(self) -> None:
         """Ours go behind what was published: a broker takes one packet after the other, and people wait for those."""
-        if self.acks.ours:
-            self.wrapped.send(self.acks.ours)
-            self.acks.ours.clear()
+        self.wrapped.send(self.acks.ours)
+        self.acks.ours.clear()
 
     def _drain_to_socket(self) -> None:
         if self.client.want_write():
@@ -349,7 +349,9 @@ class HotPath:
     def _deliver_inbox(self) -> None:
         """Hand over what was read, in parts, so that a reader that has no more room is left in peace."""
         while self._inbox and not self.is_held:
-            messages, self._inbox = self._inbox[:MOST_AT_ONCE], self._inbox[MOST_AT_ONCE:]
+            messages, self._inbox = self._inbox, []
+            if len(messages) > MOST_AT_ONCE:
+                messages, self._inbox = messages[:MOST_AT_ONCE], messages[MOST_AT_ONCE:]
             self._deliver(messages)
 
     def _deliver(self, messages: list[Message]) -> None:

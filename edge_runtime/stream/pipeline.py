@@ -302,7 +302,7 @@ class Pipeline:
         keys, times, identities, receipts = batch.keys, batch.times, batch.identities, batch.receipts
         if paced is not None:
             keys, times, identities, receipts = paced.origins(batch, rows, done.rows)
-        elif len(done.rows) < len(batch):
+        elif len(done.rows) < len(batch.keys):
             index = done.rows if rows is None else [rows[row] for row in done.rows]
             keys, times = [keys[row] for row in index], [times[row] for row in index]
             identities, receipts = [identities[row] for row in index], [receipts[row] for row in index]
@@ -311,7 +311,7 @@ class Pipeline:
         else:
             for receipt in receipts:
                 if receipt is not None:
-                    receipt.hold()
+                    receipt.holds += 1  # `hold`, without the call
         call = ModelCall(self._loaded, done.windows, keys, times, identities, receipts, done.carries, batch.arrived)
         if self._worker is not None:
             self._worker.submit(call)

@@ -161,8 +161,10 @@ class Loop:
             heapq.heappop(self._timers)
         if not self._timers:
             return most
-        wait = max(0.0, self._timers[0].when - time.monotonic())
-        return wait if most is None else min(wait, most)
+        wait = self._timers[0].when - time.monotonic()
+        if wait < 0.0:
+            return 0.0
+        return wait if most is None or wait < most else most
 
     def _run_timers(self) -> None:
         now = time.monotonic()

@@ -300,6 +300,7 @@ class MqttSource:
         self._rejections = Rejections(config.name, counters)
         self._by_channel = self._joined(channels) if config.joins else None
         self._retained_once = config.retained == "once"
+        self._most_bytes = config.max_frame_bytes
         self._stopped = False
         connection.subscribe(
             self._keys.filters,
@@ -404,7 +405,7 @@ class MqttSource:
         keys: list[str | None] = []
         digests: list[int] = []
         known: list[bool] = []
-        seen, most = self._seen, self._config.max_frame_bytes
+        seen, most = self._seen, self._most_bytes
         for message in messages:
             topic, payload = message.topic, message.payload
             found, key = self._keys.match(topic)
@@ -437,7 +438,7 @@ class MqttSource:
             keys.append(key)
             digests.append(digest)
             known.append(was_here)
-        if taken and (decoded := self._decode(taken)) is not None:
+        if taken and (decoded := self._decode(taken, [message.payload for message in taken])) is not None:
             self._hand_over(decoded, keys, messages=taken, digests=digests, known=known, arrived=arrived)
 
     def _took_plain(self, message: Message, arrived: float) -> bool:
@@ -445,16 +446,17 @@ class MqttSource:
 
         False, with nothing done, for a message that is repeated, retained or not to be read.
         """
+        if message.repeated or message.retained or self._stopped:
+            return False
         topic, payload = message.topic, message.payload
         found, key = self._keys.match(topic)
-        is_unusual = message.repeated or message.retained or self._stopped
-        if not found or key == "" or is_unusual or len(payload) > self._config.max_frame_bytes:
+        if not found or key == "" or len(payload) > self._most_bytes:
             return False
         message.claimed = True
-        digest, receipt, seen = crc32(payload), message.receipt, self._seen
-        seen.note_message(topic, digest, receipt, message.link, with_topic=self._retained_once)
+        digest, receipt, link = crc32(payload), message.receipt, message.link
+        self._seen.note_message(topic, digest, receipt, link, with_topic=self._retained_once)
         messages = [message]
-        decoded = self._decode(messages)
+        decoded = self._decode(messages, [payload])
         if decoded is None:
             return True
         if len(decoded.rows) != 1:
@@ -462,7 +464,7 @@ class MqttSource:
             return True
         keys = [key] if self._keyed_by_topic else decoded.keys
         is_told_apart = decoded.identities[0] is not None or decoded.times[0] is not None
-        if not is_told_apart or seen.admit_one(decoded, keys[0], digest, receipt=receipt, link=message.link):
+        if not is_told_apart or self._seen.admit_one(decoded, keys[0], digest, receipt=receipt, link=link):
             self._send_on(decoded, keys, [receipt], messages=messages, arrived=arrived)
         return True
 
@@ -470,9 +472,8 @@ class MqttSource:
         self._counters.reject(reason, why, sample=message.payload[:MOST_SAMPLE])
         self._rejections.report((), lambda _: message.topic.decode(errors="replace"))
 
-    def _decode(self, messages: list[Message]) -> Decoded | None:
-        """The readings of messages; None where there are none."""
-        frames = [message.payload for message in messages]
+    def _decode(self, messages: list[Message], frames: list[bytes]) -> Decoded | None:
+        """The readings of messages, whose payloads are `frames`; None where there are none."""
         if self._by_channel is not None:
             self._by_channel.announce(messages, self._decoder)
         try:
@@ -527,23 +528,23 @@ class MqttSource:
     ) -> None:
         if self._silence is not None:
             self._silence.heard()
-        rows, own_times = decoded.rows, decoded.times
+        rows, times = decoded.rows, decoded.times
         self._counters.counts["readings"] += len(rows)
         self._present = messages, rows
-        times: Any = own_times
-        if None in own_times:
+        are_own = None not in times
+        if not are_own:
             now = time.time()
-            times = [now] if len(rows) == 1 else [now if own is None else own for own in own_times]
+            times = [now if own is None else own for own in times] if len(rows) > 1 else [now]
         self._sink(
             Batch(
                 self._config.name,
                 decoded.values,
                 keys,
-                times,
+                times,  # type: ignore[arg-type]  # no None is left
                 decoded.identities,
                 receipts,
                 arrived,
-                times is own_times,
+                are_own,
                 self._refuse_reading,
             )
         )
