@@ -56,7 +56,7 @@ class JsonPayload:
 
     def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
         """The payload. `synchronised` False adds that the device's clock was not yet set."""
-        key_id, key = self._key(prediction.key)
+        key_id, key = self._keys.get(prediction.key) or self._new_key(prediction.key)
         tail = prediction.identity if prediction.identity is not None else f"{self._start}/{prediction.seq}"
         if prediction.identity is not None:
             tail = _text(tail)[1:-1]
@@ -118,13 +118,11 @@ class JsonPayload:
         there = ",".join(name for name, yes in zip(names, tensors["labels"].tolist(), strict=True) if yes)
         return f'"labels":{{{scores}}},"present":[{there}]'
 
-    def _key(self, key: str | None) -> tuple[str, str]:
-        found = self._keys.get(key)
-        if found is None:
-            if len(self._keys) > 10_000:
-                self._keys = {None: ("-", "null")}
-            text = _text(key)
-            found = self._keys[key] = (text[1:-1], text)
+    def _new_key(self, key: str | None) -> tuple[str, str]:
+        if len(self._keys) > 10_000:
+            self._keys = {None: ("-", "null")}
+        text = _text(key)
+        found = self._keys[key] = (text[1:-1], text)
         return found
 
     def _time(self, time: float) -> str:

@@ -34,6 +34,7 @@ What can be separated stands elsewhere: the file (`outbox_file.py`), its rows, i
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -98,12 +99,6 @@ class Entry(msgspec.Struct, eq=False):
     aside: str = ""  # why it goes to the quarantine, once its commit is over
     breaks: int = 0  # how often the link ended while this one alone was in flight
     size: int = 0  # bytes of memory; counted while it is in memory only
-
-    def release(self) -> None:
-        """The prediction is safe: its reading may be acknowledged."""
-        receipt, self.receipt = self.receipt, None
-        if receipt is not None:
-            receipt.release()
 
 
 class Outbox:
@@ -286,7 +281,7 @@ class Outbox:
         link = self._link
         assert link is not None
         payload = mark_delayed(entry.payload) if entry.delayed else entry.payload
-        if not link.publish(entry.topic, payload, qos=self._qos, outcome=lambda ok: self._settled(entry, ok)):
+        if not link.publish(entry.topic, payload, qos=self._qos, outcome=partial(self._settled, entry)):
             return False
         entry.in_flight = True
         self._in_flight[entry.order] = entry
@@ -315,9 +310,11 @@ class Outbox:
 
     def _release(self, entry: Entry) -> None:
         """The prediction is safe, or ours alone from now on: its reading may be acknowledged."""
-        if entry.receipt is not None:
+        receipt = entry.receipt
+        if receipt is not None:
+            entry.receipt = None
             self._held -= entry.size
-            entry.release()
+            receipt.release()
             if self._told_full:
                 self._check_room()
 

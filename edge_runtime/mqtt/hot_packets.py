@@ -72,7 +72,9 @@ def publish(head: bytes, payload: bytes, packet_id: int, *, retain: bool, proper
     size = len(head) + len(identifier) + len(properties) + len(payload)
     if size > MOST_BYTES:
         raise ValueError(f"expected at most {MOST_BYTES} bytes, found {size}")
-    return b"".join((bytes((first,)), _length(size), head, identifier, properties, payload))
+    is_usual = 128 <= size < 16_384  # its length has two digits
+    begin = bytes((first, size & 127 | 128, size >> 7)) if is_usual else bytes((first,)) + _length(size)
+    return b"".join((begin, head, identifier, properties, payload))
 
 
 def puback(packet_id: int) -> bytes:
@@ -103,7 +105,11 @@ def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
     """
     size = len(data)
     while at < size:
-        body, end = _bounds(data, at, size)
+        if at + 2 <= size and data[at + 1] < 128:  # as `_bounds` has it, for short packets without the call
+            body = at + 2
+            end = body + data[at + 1]
+        else:
+            body, end = _bounds(data, at, size)
         if end > size:
             return at, end
         first = data[at]

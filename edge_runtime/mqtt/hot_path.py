@@ -249,7 +249,8 @@ class HotPath:
 
     def _write(self) -> None:
         wrapped = self.wrapped
-        if self.acks.ours:
+        acks = self.acks
+        if acks.ours:
             self._add_acks()
         if not wrapped.has_unsent:
             return
@@ -269,7 +270,6 @@ class HotPath:
                 self._loop.remove_writer(self._fd)
             else:
                 self._loop.add_writer(self._fd, self.flush)
-        acks = self.acks
         if acks.holding or acks.rush_timer is not None:
             acks.wrote()
         if acks.watches_delay:

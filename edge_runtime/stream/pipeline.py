@@ -317,17 +317,13 @@ class Pipeline:
             self._worker.submit(call)
             return
         try:
-            scores = self._ask(call)
+            # Without a copy, for they are read before the next window comes; with the time, where a shadow is compared.
+            model = call.loaded.model
+            scores = model.run_borrowed(call.windows, call.carries) if self.listener is None else call.run()
         except ModelError as error:
             self._failed(call, error)
         else:
             self._finish(call, scores)
-
-    def _ask(self, call: ModelCall) -> Scores:
-        """The model's answers: without a copy where they are not kept, with the time where a shadow compares."""
-        if self.listener is None:
-            return call.loaded.model.run_borrowed(call.windows, call.carries)  # read before the next window comes
-        return call.run()
 
     def expire(self) -> None:
         """Forget the keys that were silent for longer than the configuration wants to wait."""
