@@ -32,6 +32,7 @@ from converter.load.sklearn_facts import (
     steps_of,
     tuned_threshold,
     votes_hard,
+    widen_classes,
 )
 from converter.load.sklearn_labels import answer_of, check_labels, label_count, labels_core, names_of
 from converter.load.sklearn_own import Write, check_own, score_of, strangeness, writer_of
@@ -79,6 +80,8 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
     """
     estimator, made_with = (_load_skops(path, trust), "") if kind == "skops" else _load_pickle(path, trust)
     module = type(estimator).__module__.split(".")[0]
+    if type(estimator).__name__ == "Booster" and module in ("lightgbm", "xgboost"):
+        return _booster(estimator, module, path, channels)
     last = steps_of(estimator)[-1]
     if not hasattr(estimator, "get_params") or not (hasattr(estimator, "predict") or strangeness(last)):
         raise CommandError(
@@ -98,6 +101,17 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
         )
         model.version = made_with
     return model
+
+
+def _booster(booster: Any, module: str, path: Path, channels: Sequence[ChannelSpec]) -> SourceModel:
+    """A booster that was pickled by itself, as its own file."""
+    if module == "lightgbm":
+        from converter.load.lightgbm import LightgbmModel  # noqa: PLC0415 - an extra
+
+        return LightgbmModel(booster, str(path), channels)
+    from converter.load.xgboost import XgboostModel  # noqa: PLC0415 - an extra
+
+    return XgboostModel(booster, str(path), channels)
 
 
 def _load_pickle(path: Path, trust: bool) -> tuple[Any, str]:
@@ -170,6 +184,7 @@ class SklearnModel(SourceModel):
             self.notes += self._coded.notes
         self._steps = steps_of(self._estimator)
         self._final = self._steps[-1]
+        widen_classes(self._final)
         if getattr(self._final, "decision_function_shape", None) == "ovo":
             self._final.decision_function_shape = "ovr"  # a value a class instead of one a pair; predict is the same
         self._cut = tuned_threshold(self._final)
@@ -185,6 +200,8 @@ class SklearnModel(SourceModel):
             self.rate_hz = getattr(first, "rate_hz", None)
         elif hasattr(estimator, "n_features_in_"):
             self.shape = (int(estimator.n_features_in_),)
+        elif hasattr(first, "n_features_in_"):  # behind steps that pass everything through
+            self.shape = (int(first.n_features_in_),)
         elif type(self._final).__name__ == "IsotonicRegression":
             self.shape, self._final.n_features_in_ = (1,), 1
         if is_outlier_detector(self._final):
@@ -441,7 +458,12 @@ class SklearnModel(SourceModel):
     def _add_step(self, builder: GraphBuilder, value: str, step: Any, shape: tuple[int, ...]) -> tuple[str, int]:
         """One step, in float64; in float32 where skl2onnx has no working float64 form of it."""
         for double in (True, False):
-            model = _to_onnx(step, shape, double, {}, self._place)
+            try:
+                model = _to_onnx(step, shape, double, {}, self._place)
+            except CommandError:
+                if not double:
+                    raise
+                continue
             columns = _width_of(model, shape, double).get("columns")
             if columns is not None:
                 fed = value if double else builder.cast(value, FLOAT)

@@ -36,6 +36,10 @@ def is_composed(estimator: Any) -> bool:
     """Whether it is put together here."""
     if not type(estimator).__module__.startswith("sklearn."):
         return False
+    if type(estimator).__name__.startswith("Bagging"):
+        return any(
+            not type(one).__module__.startswith("sklearn.") or hasattr(one, "steps") for one in estimator.estimators_
+        )
     if type(estimator).__name__ == "OneVsRestClassifier":  # skl2onnx has it of its own estimators with probabilities
         return any(
             not type(member).__module__.startswith("sklearn.") or not hasattr(member, "predict_proba")
@@ -89,6 +93,8 @@ def composed_core(
         )
     if kind == "RegressorChain":
         return _chained(builder, estimator, x, shape, convert, ahead)
+    if kind.startswith("Bagging"):
+        return _bagged(builder, estimator, x, shape, convert, ahead)
     if kind == "VotingRegressor":
         weights = _weights(estimator)
         values = [value_of(builder, convert(member, "answers"), x) for member in estimator.estimators_]
@@ -132,6 +138,46 @@ def _chained(
         values[int(target)] = value_of(builder, convert(member, "last"), joined)
         seen.append(values[int(target)])
     return _side_by_side(builder, shape, [values[target] for target in sorted(values)])
+
+
+def _bagged(
+    builder: GraphBuilder,
+    estimator: Any,
+    x: str,
+    shape: Shape,
+    convert: MemberCore,
+    ahead: Callable[[GraphBuilder, str], str],
+) -> Core:
+    """The mean of members that each saw some of the columns; those without probabilities vote."""
+    parts, count = [], len(getattr(estimator, "classes_", ()))
+    for member, columns in zip(estimator.estimators_, estimator.estimators_features_, strict=True):
+        places = np.asarray(columns, dtype=np.int64)
+        if np.array_equal(places, np.arange(estimator.n_features_in_)):
+            core, rows = convert(member, "answers"), x
+        else:
+            some = builder.node("Gather", ahead(builder, x), builder.constant(places, np.int64), axis=1)
+            core, rows = convert(member, "last"), builder.cast(some, FLOAT)
+        if not count:
+            parts.append(value_of(builder, core, rows))
+            continue
+        seen = np.asarray(member.classes_).astype(np.int64)  # places of the classes, of which a member may lack some
+        if hasattr(member, "predict_proba"):
+            scores = scores_of(builder, core, rows, len(seen))
+        else:
+            label = builder.node(
+                "Reshape", label_of(builder, core, rows, len(seen)), builder.constant([-1, 1], np.int64)
+            )
+            own = builder.node("Equal", label, builder.constant(np.arange(len(seen))[None], np.int64))
+            scores = builder.cast(own, DOUBLE)
+        parts.append(builder.node("MatMul", scores, builder.constant(np.eye(count)[seen], np.float64)))
+    mean = _average(builder, parts, np.ones(len(parts)))
+    if not count:
+        builder.output("value", mean, DOUBLE, ("N", 1))
+        return Core(builder.build("bag"), "x", shape, {"value": "value"}, extra={"columns": 1})
+    builder.output("label", builder.node("ArgMax", mean, axis=1, keepdims=0), INT64, ("N",))
+    builder.output("scores", mean, DOUBLE, ("N", count))
+    roles = {"label": "label", "scores": "scores"}
+    return Core(builder.build("bag"), "x", shape, roles, extra={"columns": count})
 
 
 def _against_the_rest(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore) -> Core:
@@ -299,7 +345,8 @@ def _average(builder: GraphBuilder, parts: list[str], weights: Any) -> str:
 
 def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, convert: MemberCore, place: str) -> str:
     """One member with its calibrators: a line for each class, made into probabilities."""
-    if list(one.estimator.classes_) != list(one.classes):
+    tempered = getattr(one, "method", "") == "temperature"  # whose classes are numbers, whatever the labels are
+    if len(one.estimator.classes_) != count or not (tempered or list(one.estimator.classes_) == list(one.classes)):
         raise CommandError(f"{place}: CalibratedClassifierCV: expected members that saw every class, found others")
     raw = hasattr(one.estimator, "decision_function")
     core = convert(one.estimator, "raw" if raw else "answers")
@@ -309,6 +356,8 @@ def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, convert: Me
     else:
         answers = scores_of(builder, core, x, count)
         places = [1] if count == 2 else list(range(count))
+    if tempered:
+        return _tempered(builder, one.calibrators[0], answers, count, raw=raw)
     lines = [
         _line(builder, builder.node("Gather", answers, builder.constant([column], np.int64), axis=1), calibrator, place)
         for column, calibrator in zip(places, one.calibrators, strict=True)
@@ -321,6 +370,16 @@ def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, convert: Me
     nothing = builder.node("Equal", total, builder.constant(0.0, np.float64))
     shares = builder.node("Div", each, builder.node("Where", nothing, builder.constant(1.0, np.float64), total))
     return builder.node("Where", nothing, builder.constant(1.0 / count, np.float64), shares)
+
+
+def _tempered(builder: GraphBuilder, calibrator: Any, answers: str, count: int, *, raw: bool) -> str:
+    """A softmax of all decision values, or of the logarithms of all probabilities, times one factor."""
+    if raw:
+        logits = builder.node("Concat", builder.node("Neg", answers), answers, axis=1) if count == 2 else answers
+    else:
+        logits = builder.node("Log", builder.node("Add", answers, builder.constant(1e-12, np.float64)))
+    scaled = builder.node("Mul", logits, builder.constant(float(calibrator.beta_), np.float64))
+    return builder.node("Softmax", scaled, axis=1)
 
 
 def _line(builder: GraphBuilder, value: str, calibrator: Any, place: str) -> str:

@@ -72,6 +72,8 @@ def steps_of(estimator: Any) -> list[Any]:
         return steps_of(estimator.best_estimator_)
     if type(estimator).__name__ == "SelfTrainingClassifier":  # it answers as the estimator that it has trained
         return steps_of(estimator.estimator_)
+    if type(estimator).__name__ == "FrozenEstimator":
+        return steps_of(estimator.estimator)
     if not hasattr(estimator, "steps"):
         return [estimator]
     steps = [step for _, step in estimator.steps if step is not None and not isinstance(step, str)]
@@ -106,6 +108,16 @@ def give_widths(part: Any) -> None:
     for each in inner:
         if each is not None and not isinstance(each, str) and hasattr(each, "__dict__"):
             give_widths(each)
+
+
+def widen_classes(final: Any) -> None:
+    """Classes that are whole numbers as int64, whatever their width: skl2onnx knows no other."""
+    classes = getattr(final, "classes_", None)
+    if isinstance(classes, np.ndarray) and classes.dtype.kind in "iu" and classes.dtype != np.int64:
+        wide = classes.astype(np.int64)
+        if (wide == classes).all():
+            with contextlib.suppress(AttributeError):  # of some it is a property, which gives what was fitted
+                final.classes_ = wide
 
 
 def _forget_names(part: Any) -> None:

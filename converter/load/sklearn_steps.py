@@ -31,6 +31,7 @@ def register() -> None:
         (preprocessing.MinMaxScaler, _scaled),
         (preprocessing.MaxAbsScaler, _scaled),
         (preprocessing.RobustScaler, _scaled),
+        (preprocessing.Normalizer, _normalized),
         (SimpleImputer, _imputed),
         (MissingIndicator, _indicated),
     ):
@@ -97,6 +98,20 @@ def _scaled(write: Writer, step: Any, x: str) -> str:
         if factors is not None:
             x = write.node(operator, x, write.constant(np.asarray(factors, dtype=np.float64)[None]))
     return x
+
+
+def _normalized(write: Writer, step: Any, x: str) -> str:
+    """Rows of length one; a row of noughts, or of less than scikit-learn takes for a length, stays as it is."""
+    axes = write.constant([1], np.int64)
+    size = write.node("Abs", x)
+    if step.norm == "l2":
+        length = write.node("Sqrt", write.node("ReduceSum", write.node("Mul", x, x), axes, keepdims=1))
+    elif step.norm == "l1":
+        length = write.node("ReduceSum", size, axes, keepdims=1)
+    else:
+        length = write.node("ReduceMax", size, axes=[1], keepdims=1)
+    nothing = write.node("Less", length, write.constant(10 * float(np.finfo(np.float64).eps)))
+    return write.node("Div", x, write.node("Where", nothing, write.constant(1.0), length))
 
 
 def _filled_columns(step: Any) -> list[int]:

@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.ensemble import StackingClassifier, StackingRegressor, VotingClassifier, VotingRegressor
+from sklearn.ensemble import (
+    BaggingClassifier,
+    BaggingRegressor,
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
@@ -53,6 +60,18 @@ CLASSIFIERS: dict[str, Any] = {
         StandardScaler(), OneVsRestClassifier(lightgbm.LGBMClassifier(n_estimators=5, n_jobs=1, verbose=-1))
     ),
     "XGBoost against the rest": lambda: OneVsRestClassifier(xgboost.XGBClassifier(n_estimators=5, n_jobs=1)),
+    "calibrated by temperature": lambda: CalibratedClassifierCV(boosted(), cv=3, method="temperature"),
+    "machines calibrated by temperature": lambda: make_pipeline(
+        StandardScaler(), CalibratedClassifierCV(LinearSVC(), cv=3, method="temperature")
+    ),
+    "a bag of LightGBM": lambda: BaggingClassifier(
+        lightgbm.LGBMClassifier(n_estimators=4, n_jobs=1, verbose=-1), 3, random_state=0
+    ),
+    "a bag of pipelines, some columns each": lambda: make_pipeline(
+        StandardScaler(),
+        BaggingClassifier(make_pipeline(StandardScaler(), LogisticRegression()), 4, max_features=0.7, random_state=0),
+    ),
+    "a bag that votes": lambda: BaggingClassifier(make_pipeline(StandardScaler(), LinearSVC()), 5, random_state=0),
     "machines against the rest": lambda: OneVsRestClassifier(make_pipeline(StandardScaler(), LinearSVC())),
 }
 
@@ -80,6 +99,7 @@ REGRESSORS: dict[str, Any] = {
     "behind a scaler": lambda: make_pipeline(StandardScaler(), catboost.CatBoostRegressor(**QUIET)),
     "in a vote": lambda: VotingRegressor([("a", catboost.CatBoostRegressor(**QUIET)), ("b", Ridge())]),
     "in a stack": lambda: StackingRegressor([("a", catboost.CatBoostRegressor(**QUIET)), ("b", Ridge())], Ridge()),
+    "in a bag": lambda: BaggingRegressor(catboost.CatBoostRegressor(**QUIET), 3, max_features=0.7, random_state=0),
     "one a target": lambda: MultiOutputRegressor(catboost.CatBoostRegressor(**QUIET)),
     "several targets": lambda: catboost.CatBoostRegressor(loss_function="MultiRMSE", **QUIET),
     "counts": lambda: catboost.CatBoostRegressor(loss_function="Poisson", **QUIET),
@@ -136,3 +156,17 @@ def test_a_pickle_of_categories_is_as_good_as_a_file(convert: Convert) -> None:
     rows = np.stack([x[:, 0], [("q", "r", "p").index(text) for text in texts[places]]], axis=1)
     done = convert(model, rows, spec, name="m.joblib")
     np.testing.assert_allclose(done.found.scores, model.predict_proba(frame), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["LightGBM", "XGBoost"])
+def test_a_booster_pickled_by_itself_is_as_good_as_its_file(kind: str, convert: Convert) -> None:
+    """Without the estimator around it."""
+    x = readings(300, 0)
+    y = (x[:, 0] > x[:, 1]).astype(int)
+    if kind == "LightGBM":
+        model = lightgbm.LGBMClassifier(n_estimators=5, n_jobs=1, verbose=-1).fit(x, y)
+        done = convert(model.booster_, x, name="m.joblib")
+    else:
+        model = xgboost.XGBClassifier(n_estimators=5, n_jobs=1).fit(x, y)
+        done = convert(model.get_booster(), x, name="m.joblib")
+    np.testing.assert_allclose(done.found.scores, model.predict_proba(x), atol=2e-6)

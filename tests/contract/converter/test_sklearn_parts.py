@@ -14,13 +14,19 @@ from sklearn.ensemble import (
     StackingRegressor,
     VotingClassifier,
 )
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
-from sklearn.pipeline import make_pipeline
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
     KBinsDiscretizer,
     MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
     QuantileTransformer,
     RobustScaler,
     SplineTransformer,
@@ -252,3 +258,43 @@ def test_the_members_of_a_stack_may_answer_with_labels(convert: Convert) -> None
     done = convert(stack, x)
     assert done.found.label.tolist() == stack.predict(x).tolist()
     np.testing.assert_allclose(done.found.scores, stack.predict_proba(x), atol=1e-5)
+
+
+AS_PEOPLE_SAVE: dict[str, Any] = {
+    "frozen": lambda x, y: FrozenEstimator(make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)),
+    "frozen inside": lambda x, y: make_pipeline(FrozenEstimator(StandardScaler().fit(x)), LogisticRegression()),
+    "a search that chose nothing": lambda x, y: GridSearchCV(
+        Pipeline([("scale", "passthrough"), ("last", LogisticRegression())]), {"last__C": [0.1, 1.0]}, cv=2
+    ),
+    "a power before a network": lambda x, y: make_pipeline(PowerTransformer(), MLPClassifier((6,), max_iter=40)),
+    **{
+        f"rows of length one by {norm}": lambda x, y, norm=norm: make_pipeline(Normalizer(norm), LogisticRegression())
+        for norm in ("l1", "l2", "max")
+    },
+}
+
+
+@pytest.mark.parametrize("name", AS_PEOPLE_SAVE)
+def test_what_people_put_around_a_model_converts(name: str, convert: Convert) -> None:
+    """Noughts and very small readings included, of which a row has no length."""
+    x = rows() - 4.0
+    y = classes(x, 3)
+    model = AS_PEOPLE_SAVE[name](x, y).fit(x, y)
+    asked = np.concatenate(
+        [beyond(x), np.zeros((1, COLUMNS)), np.full((1, COLUMNS), 1e-30), np.full((1, COLUMNS), 1e-14)]
+    )
+    done = convert(model, asked, name="m.joblib")
+    np.testing.assert_allclose(done.found.scores, model.predict_proba(asked), atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
+@pytest.mark.parametrize(
+    "estimator", [KNeighborsClassifier(3), DecisionTreeClassifier(max_depth=4), LogisticRegression(), GaussianNB()]
+)
+def test_labels_of_any_width_stay_the_labels(estimator: Any, kind: Any, convert: Convert) -> None:
+    """As numpy and tables hold them."""
+    x = rows()
+    y = (classes(x, 3) * 50).astype(kind)
+    model = estimator.fit(x, y)
+    done = convert(model, x, name="m.joblib")
+    assert [done.plan.labels[place] for place in done.found.label] == list(map(str, model.predict(x).tolist()))
