@@ -9,6 +9,7 @@ Weak points: courses of some hundred blocks stand for months, so that the law is
 and a bootstrap knows only what was recorded: no other season, no other machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,11 @@ from edge_runtime.drift.columns import FIRST_BLOCKS
 PATHS = 96
 MOST_STEPS = 256  # blocks of a course
 SLACKS = (0.25, 0.5, 1.0, 2.0)
-SHIFT_SD = 1.0  # standard deviations of the readings: the offset whose delay decides between slacks and blocks
-SHIFT_STEP = 0.4  # the same of the logarithm of the step: half as much again
+SHIFTS_SD = (1.0, 3.0)  # standard deviations of the readings: the offsets whose delays decide between slacks and blocks
+SHIFTS_STEP = (0.4, 1.1)  # the same of the logarithm of the step: half as much again, and three times as much
+MEMORIES = (MEMORY, 4.0 * MEMORY, 16.0 * MEMORY)  # blocks; of the shape
+GOOD_PSI = 0.5  # a limit that finds most changes of the shape; a longer memory is taken only where it is higher
+NEVER = 1e5  # blocks after which a shift counts as not found
 MARGIN = 2.0  # half the rate is aimed at: measured over years of made readings, that keeps the stated one
 _LEAST_LIMIT = 2.0
 _LEAST_PSI = 0.02
@@ -35,7 +39,8 @@ _EULER = 0.5772156649
 class ColumnLimits:
     """Of each column: slack and limit of the two CUSUMs, and the limit of the PSI.
 
-    `delay` is the number of blocks after which an offset of `SHIFT_SD` is an alarm, in the median column.
+    `memory` is that of the shape, in blocks; `delays` are the numbers of blocks after which the offsets `SHIFTS_SD` are
+    alarms, in the median column.
     """
 
     slack: Doubles
@@ -43,7 +48,8 @@ class ColumnLimits:
     step_slack: Doubles
     step_limit: Doubles
     psi: Doubles
-    delay: float
+    memory: float
+    delays: tuple[float, ...]
 
 
 def limits_of(
@@ -71,11 +77,18 @@ def limits_of(
     trained = _courses(blocks.session, min(len(blocks), _MOST_TRAINED), day, rng)  # other recordings to calibrate by
     offsets = _as_trained((blocks.mean - mean) / sd, drawn, trained)
     moves = _as_trained((blocks.step - step) / step_sd, drawn, trained)
-    slack, limit, delays = _cusum_limits(offsets, steps, share, SHIFT_SD * std / sd)
-    step_slack, step_limit, _ = _cusum_limits(moves, steps, share, SHIFT_STEP / step_sd)
-    return ColumnLimits(
-        slack, limit, step_slack, step_limit, _psi_limit(blocks, drawn, counts, steps, share), float(np.median(delays))
-    )
+    slack, limit, delays = _cusum_limits(offsets, steps, share, [shift * std / sd for shift in SHIFTS_SD])
+    step_slack, step_limit, _ = _cusum_limits(moves, steps, share, [shift / step_sd for shift in SHIFTS_STEP])
+    memory, psi = MEMORIES[0], np.full(len(counts), np.inf)
+    for each in MEMORIES:
+        if each > len(blocks) / 2.0:
+            break
+        found = _psi_limit(blocks, drawn, counts, steps, share, each)
+        if np.median(found) < np.median(psi):
+            memory, psi = each, found
+        if np.median(psi) <= GOOD_PSI:
+            break
+    return ColumnLimits(slack, limit, step_slack, step_limit, psi, memory, tuple(np.median(delays, axis=1).tolist()))
 
 
 def _courses(session: NDArray[np.int64], steps: int, day: float | None, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -111,8 +124,8 @@ def _as_trained(z: Doubles, drawn: NDArray[np.int64], trained: NDArray[np.int64]
     return np.asarray((z[drawn] - recorded.mean(axis=1, keepdims=True)) / spread)
 
 
-def _cusum_limits(z: Doubles, steps: int, share: float, shift: Doubles) -> tuple[Doubles, Doubles, Doubles]:
-    """The slack and the limit of each column with which a shift is found soonest, and after how many blocks."""
+def _cusum_limits(z: Doubles, steps: int, share: float, shifts: Sequence[Doubles]) -> tuple[Doubles, Doubles, Doubles]:
+    """The slack and the limit of each column with which shifts are found soonest, and after how many blocks each."""
     slacks = np.array(SLACKS)[:, np.newaxis, np.newaxis]
     up = np.zeros((len(SLACKS), PATHS, z.shape[2]))
     down, most = up.copy(), up.copy()
@@ -123,16 +136,16 @@ def _cusum_limits(z: Doubles, steps: int, share: float, shift: Doubles) -> tuple
         np.maximum(most, up, out=most)
         np.maximum(most, down, out=most)
     limits = np.maximum(_tail(most, steps, share), _LEAST_LIMIT)  # [slacks, columns]
-    room = shift - slacks[:, :, 0]
-    with np.errstate(divide="ignore"):
-        delays = np.where(room > 0.0, np.maximum(limits / room, 2.0), np.inf)
-    delays[-1] = np.where(np.isinf(delays).all(axis=0), limits[-1] * 1e6, delays[-1])
-    best = delays.argmin(axis=0)
+    room = np.maximum(np.array(shifts)[:, np.newaxis] - slacks[:, :, 0], limits / NEVER)
+    delays = np.maximum(limits / room, 2.0)  # [shifts, slacks, columns]
+    best = np.log(delays).sum(axis=0).argmin(axis=0)
     columns = np.arange(len(best))
-    return np.array(SLACKS)[best], limits[best, columns], delays[best, columns]
+    return np.array(SLACKS)[best], limits[best, columns], delays[:, best, columns]
 
 
-def _psi_limit(blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps: int, share: float) -> Doubles:
+def _psi_limit(
+    blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps: int, share: float, memory: float
+) -> Doubles:
     """The limit of the PSI of late of each column."""
     there = np.isfinite(counts)
     if not there.shape[1]:
@@ -146,7 +159,7 @@ def _psi_limit(blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps:
     late = np.zeros((len(drawn), *counts.shape))
     most = np.zeros((len(drawn), len(counts)))
     for step in range(steps):
-        late = (1.0 - 1.0 / MEMORY) * late + own[drawn[:, step]]
+        late = (1.0 - 1.0 / memory) * late + own[drawn[:, step]]
         if step + 1 >= FIRST_BLOCKS:
             shares = (late + 0.5) / (late.sum(axis=2) + 0.5 * bins)[:, :, np.newaxis]
             np.maximum(most, stability_index(training, np.where(there, shares, 1.0)), out=most)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.blocks import cut, longest_runs, sessions_of
-from converter.bootstrap import ColumnLimits, limits_of
+from converter.bootstrap import NEVER, SHIFTS_SD, ColumnLimits, limits_of
 from converter.data import Dataset
 from converter.load.source import Answer
 from converter.plan import BundlePlan
@@ -115,7 +115,8 @@ class _Trial:
     block: int
     channels: tuple[ChannelReference, ...]
     blocks: int
-    delay: float  # in readings
+    memory: float
+    delays: tuple[float, ...]  # in readings
 
 
 def _calibrated(
@@ -136,9 +137,13 @@ def _calibrated(
             f"(at least {least:,}): a device reports what is stuck, missing or out of range, and shows the rest"
         )
         return replace(found, said=(*found.said, text))
-    best = min(trials, key=lambda trial: trial.delay)
+    best = min(trials, key=lambda trial: float(np.log(trial.delays).sum()))
     about = DriftReference(
-        block=best.block, score_block=best.block, rate_hz=rate_hz, false_alarms_per_month=wanted.false_alarms_per_month
+        block=best.block,
+        score_block=best.block,
+        rate_hz=rate_hz,
+        memory=best.memory,
+        false_alarms_per_month=wanted.false_alarms_per_month,
     )
     checked, alarms, why = _check(best, data.readings, late, plan, about)
     about = msgspec.structs.replace(about, checked=checked, alarms=alarms)
@@ -204,7 +209,7 @@ def _try(
         varies = bool(np.isfinite(base.std[column]))
         limit = _limits(column, limits, (mean, sd, step, step_sd), counts) if varies else None
         limited.append(msgspec.structs.replace(reference, run=runs[column], limits=limit))
-    return _Trial(block, tuple(limited), len(blocks), limits.delay * block)
+    return _Trial(block, tuple(limited), len(blocks), limits.memory, tuple(delay * block for delay in limits.delays))
 
 
 def _spread(found: Doubles, least: Doubles) -> Doubles:
@@ -269,9 +274,11 @@ def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: fl
     expected = about.false_alarms_per_month * about.checked * about.block * seconds / MONTH_S
     asked = f"{about.false_alarms_per_month:g} false alarms a month"
     unit = "" if rate_hz is not None else " (of one reading a minute, since neither rate_hz nor times are known)"
-    delay = f"an offset of one standard deviation is found after about {trial.delay:,.0f} readings"
-    if not np.isfinite(trial.delay) or trial.delay > 1e6 * trial.block:
-        delay = "an offset of one standard deviation is not found"
+    sizes = [
+        f"of {size:g} {'is not found' if delay >= 0.9 * NEVER * trial.block else f'after about {delay:,.0f} readings'}"
+        for size, delay in zip(SHIFTS_SD, trial.delays, strict=True)
+    ]
+    delay = f"an offset {' and one '.join(sizes)} (standard deviations)"
     head = (
         f"drift: limits from {trial.blocks} blocks of {about.block} readings, for {asked}{unit}; {delay}; "
         f"on {about.checked} later blocks {about.alarms} alarms, {expected:.2g} expected: "
@@ -325,7 +332,11 @@ def _with_scores(
                 block=block, score_block=block, rate_hz=rate_hz,
                 false_alarms_per_month=wanted.false_alarms_per_month,
             )  # fmt: skip
-            return replace(found, scores=trial.channels, drift=msgspec.structs.replace(about, score_block=block))
+            return replace(
+                found,
+                scores=trial.channels,
+                drift=msgspec.structs.replace(about, score_block=block, score_memory=trial.memory),
+            )
     return found
 
 

@@ -148,13 +148,16 @@ class ChannelReference(_Part, frozen=True):
 class DriftReference(_Part, frozen=True):
     """What a device watches drift by.
 
-    `block` is the number of readings that are judged together, `score_block` that of windows, `rate_hz` the rate of the
-    recordings. `false_alarms_per_month` was asked for; of the blocks that calibration did not see, `checked` is the
-    number and `alarms` how often an alarm began in them.
+    `block` is the number of readings that are judged together, `score_block` that of windows; the weight of a block in
+    the shape falls by `1 / memory` with each further one. `rate_hz` is the rate of the recordings.
+    `false_alarms_per_month` was asked for; of the blocks that calibration did not see, `checked` is the number and
+    `alarms` how often an alarm began in them.
     """
 
     block: int
     score_block: int
+    memory: float = 8.0
+    score_memory: float = 8.0
     rate_hz: float | None = None
     false_alarms_per_month: float = 1.0
     checked: int = 0

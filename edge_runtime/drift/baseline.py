@@ -34,6 +34,7 @@ class Baseline:
         references: of each column; None where the bundle has none.
         channels: what each column may be, for the share that is out of range; None for scores.
         block: readings that are judged together.
+        memory: blocks, of the shape.
 
     Attributes:
         edges: `[columns, bins - 1]` inner edges, filled up with infinity.
@@ -42,10 +43,15 @@ class Baseline:
     """
 
     def __init__(
-        self, references: Sequence[ChannelReference | None], channels: Sequence[Channel] | None, block: int
+        self,
+        references: Sequence[ChannelReference | None],
+        channels: Sequence[Channel] | None,
+        block: int,
+        memory: float = MEMORY,
     ) -> None:
         count = len(references)
         self.block = block
+        self.keep = 1.0 - 1.0 / max(memory, 1.0)  # of the shape, with each further block
         self.known = np.array([_has_bins(each) for each in references], np.bool_)
         inner = [each.edges[1:-1] if each is not None and _has_bins(each) else () for each in references]
         bins = 1 + max((len(each) for each in inner), default=0)

@@ -71,6 +71,7 @@ class _Row(IntEnum):
     CALM = 19
     CAUSE = 20
     OTHER = 21  # the column that it looks like
+    SHAPE_COUNT = 22  # values, with the weights of the shape
 
 
 class WatchedColumns:
@@ -105,6 +106,10 @@ class WatchedColumns:
     def state(self) -> int:
         """The worst of any column, as an index into `STATES`."""
         return int(self.rows[_Row.STATE].max())
+
+    def state_of(self, column: int) -> int:
+        """That of one column, as an index into `STATES`."""
+        return int(self.rows[_Row.STATE, column])
 
     @property
     def sums(self) -> Doubles:
@@ -196,7 +201,8 @@ class WatchedColumns:
         counted = np.maximum(present, 1.0)
         offset = rows[_Row.TOTAL] / counted
         keep = 1.0 - 1.0 / MEMORY
-        self._bins[1] = keep * self._bins[1] + self._bins[0]
+        self._bins[1] = base.keep * self._bins[1] + self._bins[0]
+        rows[_Row.SHAPE_COUNT] = base.keep * rows[_Row.SHAPE_COUNT] + present
         rows[_Row.LATE_COUNT : _Row.LATE_SQUARES + 1] *= keep
         rows[_Row.LATE_COUNT : _Row.LATE_SQUARES + 1] += rows[_Row.PRESENT : _Row.SQUARES + 1]
         z = np.where(enough, offset / base.sd, 0.0)
@@ -218,7 +224,7 @@ class WatchedColumns:
         base = self.baseline
         if self.blocks < FIRST_BLOCKS or not base.known.any():
             return np.zeros(len(base))
-        late = base.shares_of(self._bins[1], self.rows[_Row.LATE_COUNT])
+        late = base.shares_of(self._bins[1], self.rows[_Row.SHAPE_COUNT])
         return stability_index(base.shares, late)
 
     def _severities(self, enough: NDArray[np.bool_], offset: Doubles) -> Doubles:

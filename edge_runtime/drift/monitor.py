@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_runtime.bundle.manifest import ChannelReference, Manifest
 from edge_runtime.bundle.model import Scores
-from edge_runtime.drift.baseline import Baseline
+from edge_runtime.drift.baseline import MEMORY, Baseline
 from edge_runtime.drift.columns import STATES, Figures, State, WatchedColumns
 from edge_runtime.drift.pacing import Pacing
 from edge_runtime.drift.words import why, why_clock, why_rate
@@ -62,11 +62,12 @@ class Monitor:
         references = [by_name.get(each.name) for each in channels]
         block = PLAIN_BLOCK if about is None else about.block
         self.names = manifest.channel_names
-        self.base = Baseline(references, channels, max(2, block)) if references else None
+        memory, score_memory = (MEMORY, MEMORY) if about is None else (about.memory, about.score_memory)
+        self.base = Baseline(references, channels, max(2, block), memory) if references else None
         self.score_names = tuple(each.name for each in manifest.score_reference)
         score_block = PLAIN_BLOCK if about is None else about.score_block
         scored: Sequence[ChannelReference | None] = manifest.score_reference
-        self.score_base = Baseline(scored, None, max(2, score_block)) if scored else None
+        self.score_base = Baseline(scored, None, max(2, score_block), score_memory) if scored else None
         rate_hz = manifest.input.window.rate_hz or (None if about is None else about.rate_hz)
         self._interval = None if rate_hz is None else 1.0 / rate_hz
         self._is_recorded = is_recorded
