@@ -19,7 +19,7 @@ from edge_runtime.bundle.uncertainty import answer_ports, further_answers
 from edge_runtime.http.responses import HttpError, Response
 from edge_runtime.http.scorer import Work
 from edge_runtime.http.served_model import Served
-from edge_runtime.http.tensor_types import cast, kind_of, whole
+from edge_runtime.http.tensor_types import cast, half, kind_of, whole
 from edge_runtime.readings import Carry, Floats
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
@@ -156,7 +156,7 @@ def _tensor_values(
     if values.size != count:
         raise HttpError(400, f"{name}: data: expected {count} numbers, found {values.size}")
     if given.datatype != "FP32":
-        return cast(name, values).reshape(shape)
+        return cast(name, half(name, values) if given.datatype == "FP16" else values).reshape(shape)
     with np.errstate(over="ignore"):
         return values.reshape(shape).astype(np.float32)
 

@@ -56,14 +56,30 @@ def cast(name: str, values: NDArray[Any]) -> Floats:
         )
         lowest = size & (~size + np.uint64(1))  # the last bit that is set
         wrong = (size != 0) & (size // np.maximum(lowest, np.uint64(1)) >= _DIGITS)
+    _refuse(name, values, wrong, "float32")
+    return found
+
+
+def half(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers of JSON that were announced as FP16, as they are.
+
+    Raises:
+        HttpError: 400, FP16 does not hold one of them.
+    """
+    with np.errstate(over="ignore"):
+        wrong = (values.astype(np.float16) != values) & ~np.isnan(values)
+    _refuse(name, values, wrong, "FP16")
+    return values
+
+
+def _refuse(name: str, values: NDArray[Any], wrong: NDArray[np.bool_], holder: str) -> None:
     if wrong.any():
         place = int(np.flatnonzero(wrong)[0])
         raise HttpError(
             400,
-            f"{name}: data: expected numbers that float32 holds exactly, found {values.ravel()[place]!s} "
+            f"{name}: data: expected numbers that {holder} holds exactly, found {values.ravel()[place]!s} "
             f"at place {place}: send them as FP32, which rounds them",
         )
-    return found
 
 
 def whole(name: str, datatype: str, values: list[Any]) -> NDArray[Any]:

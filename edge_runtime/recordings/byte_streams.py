@@ -16,6 +16,35 @@ COMPRESSIONS = (".gz", ".zst")
 CHUNK_BYTES = 1 << 20
 NEEDS_ZSTD = "a .zst file needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
 
+_SPREADSHEET = "a spreadsheet or an archive", "save the table as CSV, or unpack it"
+_OTHER_KINDS = {  # how files begin that are no text in UTF-8: what they are, and what to do
+    b"\xff\xfe\x00\x00": ("the mark of UTF-32", "add --encoding utf-32"),
+    b"\x00\x00\xfe\xff": ("the mark of UTF-32", "add --encoding utf-32"),
+    b"\xff\xfe": ("the mark of UTF-16", "add --encoding utf-16"),
+    b"\xfe\xff": ("the mark of UTF-16", "add --encoding utf-16"),
+    b"\x1f\x8b": ("gzip data", "unpack it once more, or give it a name that ends in .gz"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard data", "unpack it once more, or give it a name that ends in .zst"),
+    b"BZh": ("bzip2 data", "unpack it"),
+    b"\xfd7zXZ": ("xz data", "unpack it"),
+    b"PK\x03\x04": _SPREADSHEET,
+    b"\xd0\xcf\x11\xe0": _SPREADSHEET,
+    b"PAR1": ("a Parquet file", "add --format parquet, or give it a name that ends in .parquet"),
+    b"\x93NUMPY": ("a NumPy file", "add --format numpy, or give it a name that ends in .npy"),
+}
+_LOOKED_AT = 64  # bytes, in which every other one is zero where a text of UTF-16 has no mark
+
+
+def other_kind(head: bytes) -> str | None:
+    """What a file is that is no text in UTF-8, and what to do about it, by how it begins; None where nothing tells."""
+    for start, (what, remedy) in _OTHER_KINDS.items():
+        if head.startswith(start):
+            return f"{what}: {remedy}"
+    head = head[: min(_LOOKED_AT, len(head) // 2 * 2)]
+    for ending, zeros, letters in (("le", head[1::2], head[::2]), ("be", head[::2], head[1::2])):
+        if len(head) > 2 and not any(zeros) and all(letters):
+            return f"text of UTF-16 without its mark: add --encoding utf-16-{ending}"
+    return None
+
 
 def plain_suffix(path: Place) -> str:
     """The suffix in lower case, without that of a compression."""

@@ -32,9 +32,8 @@ from edge_runtime.recordings.blocks import (
     RecordingError,
     Wanted,
 )
-from edge_runtime.recordings.byte_streams import is_plain, open_bytes, plain_suffix
+from edge_runtime.recordings.byte_streams import is_plain, open_bytes, other_kind, plain_suffix
 from edge_runtime.recordings.csv_rows import count_lines, last_row_end, longest_line, rows
-from edge_runtime.recordings.json_lines import WIDE_MARKS
 from edge_runtime.recordings.locations import Place
 from edge_runtime.stream.codecs.csv_codec import CsvDecoder, delimiter_mistakes
 from edge_runtime.stream.codecs.kind import IGNORED, column_mistakes
@@ -81,8 +80,8 @@ def open_csv(path: Place, wanted: Wanted) -> "CsvRecording":
 def _head(file: IO[bytes], path: Place, delimiter: str, wanted: Wanted) -> tuple[int, list[str], list[str] | None]:
     """The length of the header in bytes, its names, and the columns of the first row behind it."""
     buffer = file.read(LEAST_BLOCK_BYTES)
-    if buffer[:2] in WIDE_MARKS:
-        raise RecordingError(f"{path}: expected {wanted.encoding}, found the mark of UTF-16: add --encoding utf-16")
+    if (other := other_kind(buffer)) is not None:
+        raise RecordingError(f"{path}: expected {wanted.encoding}, found {other}")
     while True:
         more = file.read(LEAST_BLOCK_BYTES)
         found = []
@@ -131,7 +130,12 @@ def _check_names(path: Place, header: list[str], needed: Sequence[str], delimite
     if not missing:
         return
     hint = ""
-    if len(header) == 1:
+    lower = {name.lower() for name in header}
+    if header[0].startswith("#") or header[0].lower().startswith("sep="):
+        hint = f": take the lines above the header away, of which the first begins with {header[0][:40]!r}"
+    elif all(name.lower() in lower for name in missing):
+        hint = ": names differ by upper and lower case: write them as the bundle does"
+    elif len(header) == 1:
         other = [mark for mark in ";\t,|" if mark != delimiter and len(header[0].split(mark)) > 1]
         hint = f": is its delimiter {other[0]!r}? add --delimiter '{other[0]}'" if other else ""
     raise MissingColumnsError(

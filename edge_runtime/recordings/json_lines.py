@@ -11,7 +11,7 @@ import msgspec
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.recordings.blocks import ENDLESS, Block, Fault, ListColumns, Piece, RecordingError, Wanted
-from edge_runtime.recordings.byte_streams import is_plain, open_bytes
+from edge_runtime.recordings.byte_streams import is_plain, open_bytes, other_kind
 from edge_runtime.recordings.locations import Place
 from edge_runtime.registered import CODECS
 from edge_runtime.stream.codecs import CodecTable, Decoded, Decoder
@@ -19,7 +19,7 @@ from edge_runtime.system.counters import Counters
 
 BLOCK_BYTES = 1 << 22  # a block ends here, however few lines it holds
 _MARK = b"\xef\xbb\xbf"  # the byte order mark that some programs write
-WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
+HEAD_BYTES = 1 << 12  # which tell what a file is
 
 Keep = Callable[[Sequence[bytes], Decoded], ListColumns]
 
@@ -27,10 +27,16 @@ Keep = Callable[[Sequence[bytes], Decoded], ListColumns]
 def open_json_lines(path: Place, wanted: Wanted) -> "JsonRecording":
     """A file with a JSON object, or an array of objects, on each line."""
     with open_bytes(path, wanted.encoding) as file:
-        start = file.read(len(_MARK))
-    skip = len(_MARK) if start == _MARK else 0
-    if start[:2] in WIDE_MARKS:
-        raise RecordingError(f"{path}: expected {wanted.encoding}, found the mark of UTF-16: add --encoding utf-16")
+        start = file.read(HEAD_BYTES)
+    skip = len(_MARK) if start.startswith(_MARK) else 0
+    if (other := other_kind(start)) is not None:
+        raise RecordingError(f"{path}: expected {wanted.encoding}, found {other}")
+    first, ended, _ = start[skip:].partition(b"\n")
+    if ended and first.strip() in {b"[", b"{"}:
+        raise RecordingError(
+            f"{path}: expected an object, or an array of objects, on each line, found one over several lines: "
+            "write each on a line of its own, such as by jq -c"
+        )
     decoder = _decoder("json", path, wanted)
 
     def keep(frames: Sequence[bytes], decoded: Decoded) -> ListColumns:

@@ -1,6 +1,7 @@
 """What is asked of Dask's workers before anything is submitted, and how a lost cluster ends a run: with stand-ins."""
 
 import hashlib
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +118,34 @@ def test_lost_workers_are_one_sentence() -> None:
     times = iter([0.0, 1.0, NO_WORKER_S + 2.0])
     with pytest.raises(CommandError, match="all Dask workers were lost"):
         _patiently(_Cluster(client, "x", lambda: next(times)), Future(client), lambda: None)
+
+
+def test_a_worker_that_joins_later_is_checked(tmp_path: Path) -> None:
+    """A worker of another release that joins during the run ends it, and is named; a good one is welcome."""
+    bundle = tmp_path / "b.onnx"
+    bundle.write_bytes(b"bundle")
+    job, answers, asked = replace(JOB, bundle=str(bundle)), {"old": GOOD}, list[Any]()
+
+    def run(function: Any, source: str, workers: list[str] | None, on_error: str) -> dict[str, Any]:
+        assert (function, on_error) == (eval, "return")
+        asked.append(workers)
+        return {name: answers[name] for name in workers or answers}
+
+    client: Any = SimpleNamespace(
+        status="running",
+        wait_for_workers=lambda count, timeout: None,
+        run=run,
+        scheduler_info=lambda n_workers: {"workers": {name: {"memory_limit": 0} for name in answers}},
+    )
+    times = iter([0.0, 10.0, 20.0, 30.0])
+    cluster = _Cluster(client, "x", lambda: next(times))
+    cluster.check_workers(job)
+    answers["good"] = GOOD
+    cluster.look()
+    answers["bad"] = GOOD | {"runtime": "0.0.1"}
+    with pytest.raises(CommandError, match=r"^worker bad: expected runtime .* found 0\.0\.1: install the same release"):
+        cluster.look()
+    assert asked == [None, ["good"], ["bad"]]
 
 
 def test_a_part_that_fails_is_named() -> None:

@@ -55,6 +55,9 @@ def test_each_type_is_taken(served: Served, datatype: str) -> None:
     [
         ("FP64", "[0.1, 48]", "found 0.1 at place 0"),
         ("FP64", "[21, 1e300]", "found 1e+300 at place 1"),
+        ("FP16", "[0.1, 48]", "numbers that FP16 holds exactly, found 0.1 at place 0"),
+        ("FP16", "[21, 1e6]", "numbers that FP16 holds exactly, found 1000000.0 at place 1"),
+        ("FP16", "[21, 2049]", "numbers that FP16 holds exactly, found 2049.0 at place 1"),
         ("INT32", "[21, 16777217]", "found 16777217 at place 1"),
         ("INT64", "[9007199254740993, 1]", "found 9007199254740993 at place 0"),
         ("UINT64", "[18446744073709551615, 1]", "found 18446744073709551615 at place 0"),

@@ -1,5 +1,6 @@
 """Which files a name stands for, and what is said of the others."""
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,44 @@ def test_a_file_that_another_has_replaced_is_looked_at_again() -> None:
     recording = opened.open("in.csv", wanted)
     (block,) = recording.blocks(recording.pieces(None)[0], 10)
     assert block.values.tolist() == [[10.0, 20.0]]
+
+
+TEXT = "temperature,humidity\n1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", TEXT.encode("utf-16"), "found the mark of UTF-16: add --encoding utf-16"),
+        ("a.csv", TEXT.encode("utf-16-le"), "found text of UTF-16 without its mark: add --encoding utf-16-le"),
+        ("a.csv", TEXT.encode("utf-16-be"), "found text of UTF-16 without its mark: add --encoding utf-16-be"),
+        ("a.csv", TEXT.encode("utf-32"), "found the mark of UTF-32: add --encoding utf-32"),
+        ("a.csv", gzip.compress(TEXT.encode()), "found gzip data: unpack it once more, or give it a name"),
+        ("a.csv.gz", gzip.compress(gzip.compress(TEXT.encode())), "found gzip data: unpack it once more"),
+        ("a.jsonl", gzip.compress(TEXT.encode()), "found gzip data: unpack it once more"),
+        ("a.csv", b"PK\x03\x04\x14\x00\x06\x00", "found a spreadsheet or an archive: save the table as CSV"),
+        ("a.csv", b"PAR1\x15\x04PAR1", "found a Parquet file: add --format parquet"),
+        ("a.csv", b"# logger\ntemperature,humidity\n1,2\n", "take the lines above the header away, of which"),
+        ("a.csv", b"sep=;\ntemperature;humidity\n1;2\n", "take the lines above the header away, of which"),
+        ("a.csv", b"Temperature,Humidity\n1,2\n", "names differ by upper and lower case: write them as"),
+        (
+            "a.json",
+            b'[\n  {"temperature": 1, "humidity": 2}\n]\n',
+            "found one over several lines: write each on a line",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_the_remedy(name: str, content: bytes, words: str) -> None:
+    """What a file really is, or what is odd about its header, is in the refusal, and what to do about it."""
+    Path(name).write_bytes(content)
+    with pytest.raises(CommandError) as refused:
+        run(name)
+    assert str(refused.value).startswith(f"{name}: expected ")
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_what_a_refusal_recommends_is_read(encoding: str) -> None:
+    """With the encoding that is named, the same file is read."""
+    Path("a.csv").write_bytes(TEXT.encode(encoding))
+    assert run("a.csv", encoding=encoding).windows == 1
