@@ -1,6 +1,7 @@
 """`edge-convert compare A B --data DATA`: two bundles on the same rows, side by side."""
 
 import argparse
+import math
 from pathlib import Path
 
 from converter.commands.inspect import manifest_of
@@ -16,11 +17,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help=".npz (x, y), .csv or .parquet")
     parser.add_argument("--spec", type=Path, metavar="SPEC.toml", help="whose [data] table says how to read the data")
     parser.add_argument("--label", metavar="COLUMN", help="the column of the truth, where there is no --spec")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="DROP", help="refuse B (exit 1) where its metric is lower by more than this"
+    )
 
 
 def check(options: argparse.Namespace) -> None:
-    """Nothing can be known without reading the bundle."""
-    del options
+    """What can be known without reading the bundle.
+
+    Raises:
+        CommandError: an option is out of its range.
+    """
+    if options.max_drop is not None and not 0 <= options.max_drop < math.inf:
+        raise CommandError(f"--max-drop: expected 0 or more, found {options.max_drop}")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from converter.report import FormRow, table  # noqa: PLC0415
     from converter.session import run, session_of, speed_of, start_of  # noqa: PLC0415
 
+    check(options)
     first, second = manifest_of(options.a), manifest_of(options.b)
     for place, one, other in (
         ("task", first.task, second.task),
@@ -51,7 +61,14 @@ def run(options: argparse.Namespace) -> int:
         speed = speed_of(session, data.windows[:1], states)
         rows.append(FormRow(path.name, path.stat().st_size, judgement, speed=speed))
     print(f"{len(data)} rows of {data.place}; differences are from {options.a.name}")
-    print(table(rows, metric_name(first.task, truth)))
+    name = metric_name(first.task, truth)
+    print(table(rows, name))
+    before, after = (row.judgement.metric for row in rows)
+    if options.max_drop is not None and not after >= before - options.max_drop:
+        raise CommandError(
+            f"{options.b}: {name}: expected at least {before:.4f} as of {options.a.name}, less {options.max_drop:g}, "
+            f"found {after:.4f}: this model is worse on {data.place}"
+        )
     return EXIT_OK
 
 

@@ -264,3 +264,27 @@ def test_captures_of_other_channels_build_nothing(tmp_path: Path, capsys: pytest
     words = ["build", str(tmp_path / "m.skops"), "--spec", str(tmp_path / "spec.toml"), "--data", str(folder)]
     assert main([*words, "-o", str(tmp_path / "m.onnx")]) == 1
     assert "expected captures of 4 x 1 (temperature), found 2 x 2 (temperature, humidity)" in capsys.readouterr().err
+
+
+def test_compare_refuses_a_model_that_is_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By more than was allowed, with exit code 1; without the option it only shows both."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2))
+    truth = np.where(x[:, 0] > 0, "high", "low")
+    np.savez(tmp_path / "data.npz", x=x.astype(np.float32), y=truth)
+    (tmp_path / "spec.toml").write_text('[[channel]]\nname = "a"\n[[channel]]\nname = "b"\n')
+    bundles = {}
+    for name, labels in (("good", truth), ("bad", np.where(x[:, 1] > 0, "high", "low"))):
+        skops.io.dump(LogisticRegression().fit(x, labels), tmp_path / f"{name}.skops")
+        bundles[name] = str(tmp_path / f"{name}.onnx")
+        words = ["build", str(tmp_path / f"{name}.skops"), "--spec", str(tmp_path / "spec.toml"), "--quantize", "none"]
+        assert main([*words, "-o", bundles[name]]) == 0
+    data = ["--data", str(tmp_path / "data.npz")]
+    assert main(["compare", bundles["good"], bundles["bad"], *data]) == 0
+    assert main(["compare", bundles["bad"], bundles["good"], *data, "--max-drop", "0"]) == 0
+    assert main(["compare", bundles["good"], bundles["good"], *data, "--max-drop", "0"]) == 0
+    assert main(["compare", bundles["good"], bundles["bad"], *data, "--max-drop", "1"]) == 0
+    capsys.readouterr()
+    assert main(["compare", bundles["good"], bundles["bad"], *data, "--max-drop", "0.05"]) == 1
+    assert "accuracy: expected at least" in capsys.readouterr().err
+    assert main(["compare", bundles["good"], bundles["bad"], *data, "--max-drop", "nan"]) == 1
