@@ -258,7 +258,7 @@ class Extras:
 
     def accuracy(self) -> dict[str, dict[str, Any]]:
         """How right each model is, by its name, as far as that is known."""
-        return {} if self.truth is None else self.truth.documents()
+        return {} if self.truth is None else self.truth.report()
 
     def housekeeping(self) -> None:
         """Keep what is known of truth."""

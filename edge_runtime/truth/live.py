@@ -1,7 +1,8 @@
 """Truth in a running daemon: it comes from the broker and over HTTP, is joined, and says how right each model is.
 
 `edge/{device}/truth/{model}` takes a truth (`messages.py`); `edge/{device}/accuracy/{model}` is a retained JSON
-document of what was joined. It is published within `SOON_S` of a change and after every connection.
+document of what was joined. It is published within `SOON_S` of a change, after every connection, and with health where
+an estimate without truth has moved.
 
 Guarantee: every truth is counted, as joined or by the reason why not, and the first of each reason is logged with one
 sentence. What was counted, and the predictions that wait, outlive a clean stop. A kill loses what was counted since the
@@ -14,22 +15,25 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.uncertainty import chance_right
 from edge_runtime.config.tables import ModelTable, TruthTable
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
-from edge_runtime.truth.memory import Answer, Memory, word_of
+from edge_runtime.truth.memory import Answer, LastScores, Memory, word_of
 
 if TYPE_CHECKING:
     from edge_runtime.truth.figures import TruthFigures
     from edge_runtime.truth.joiner import Remembered, TruthJoiner
 
 SOON_S = 0.5
+LEAST_ESTIMATED = 30  # windows: fewer would make an estimate that jumps
 FORMAT = 1
 
 _log = get_logger("truth")
@@ -105,6 +109,10 @@ class ModelTruth:
     def _use(self, model: Model) -> None:
         self.manifest: Manifest = model.manifest
         self.digest = model.bundle.digest
+        sure = model.manifest.uncertainty
+        self._confidence = None if sure is None else sure.confidence
+        self.memory.scores = None if self._confidence is None else LastScores(self._table.remember)
+        self.said: float | None = None  # the estimate that was published last
         self._targets = tuple(target.name for target in model.manifest.output.targets)
 
     @property
@@ -119,7 +127,15 @@ class ModelTruth:
     @property
     def is_silent(self) -> bool:
         """There is nothing to say."""
-        return self._figures is None or self._figures.is_empty
+        return (self._figures is None or self._figures.is_empty) and self.estimate() is None
+
+    def estimate(self) -> float | None:
+        """The accuracy over the last windows as their scores promise it; None where there is too little to say."""
+        scores = self.memory.scores
+        if scores is None or self._confidence is None or len(scores) < LEAST_ESTIMATED:
+            return None
+        mean = float(chance_right(self._confidence, np.array(scores.values)).mean())
+        return float(f"{mean:.4g}")
 
     @property
     def joiner(self) -> "TruthJoiner":
@@ -177,7 +193,8 @@ class ModelTruth:
         return {
             "version": self.manifest.version,
             **figures.document(),
-            "estimated": None,
+            "estimated": self.estimate(),
+            "estimated_over": 0 if self.memory.scores is None else len(self.memory.scores),
             "unmatched": unmatched,
             "refused": figures.refused,
         }
@@ -359,6 +376,13 @@ class LiveTruth:
         with self._lock:
             return {name: found.document() for name, found in self._models.items() if not found.is_silent}
 
+    def report(self) -> dict[str, dict[str, Any]]:
+        """The documents, for health; a model whose estimate has moved publishes its own one as well."""
+        for name, found in self._models.items():
+            if found.estimate() != found.said:
+                self._note_change(name)
+        return self.documents()
+
     def _note_change(self, model: str) -> None:
         self._changed.add(model)
         if self._timer is None:
@@ -373,6 +397,7 @@ class LiveTruth:
                 continue
             with self._lock:
                 document = {"device": self._device, "model": name, **found.document()}
+            found.said = document["estimated"]
             self._connection.publish(
                 f"edge/{self._device}/accuracy/{name}",
                 msgspec.json.encode(document),

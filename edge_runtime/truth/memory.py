@@ -1,14 +1,15 @@
-"""The last predictions of one model, remembered until their truth is known: a bounded queue, and nothing else.
+"""The last predictions of one model, remembered until their truth is known, and the scores of its last labels.
 
 Guarantee: noting a prediction is one append of a tuple that holds no array. The queue is taken from, and added to, in
 any thread. Hashes of forgotten ids are kept, in a ring eight times as long, so that truth for them is known to
-be late. Weak point: predictions that were withheld (`publish`, `min_interval`) are not remembered.
+be late. Weak point: predictions that were withheld (`publish`, `min_interval`) are not remembered, only their scores.
 """
 
 from array import array
 from collections import deque
 from typing import NamedTuple
 
+from edge_runtime.bundle.model import Scores
 from edge_runtime.readings import Prediction
 
 FORGOTTEN_SHARE = 8  # hashes of forgotten ids, for each prediction that is remembered
@@ -17,17 +18,13 @@ Answer = str | bool | list[float]
 
 
 class Noted(NamedTuple):
-    """What is remembered of a prediction: what its id is made of, its key and time, and what it said.
-
-    `confidence` is the score of the label; None for other tasks.
-    """
+    """What is remembered of a prediction: what its id is made of, its key and time, and what it said."""
 
     key: str | None
     time: float
     seq: int
     identity: str | None
     answer: Answer
-    confidence: float | None = None
 
 
 class Forgotten:
@@ -57,6 +54,35 @@ class Forgotten:
         return hash(tail) in self._ring
 
 
+class LastScores:
+    """The scores of the last labels.
+
+    Args:
+        most: how many.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._ring = array("d")
+        self._place = 0
+
+    def __len__(self) -> int:
+        return len(self._ring)
+
+    def add(self, score: float) -> None:
+        """One more; the oldest goes."""
+        if len(self._ring) < self._most:
+            self._ring.append(score)
+        else:
+            self._ring[self._place] = score
+            self._place = (self._place + 1) % self._most
+
+    @property
+    def values(self) -> list[float]:
+        """In no order."""
+        return self._ring.tolist()
+
+
 class Memory:
     """Takes the predictions of one pipeline (`AnswerTap`).
 
@@ -66,30 +92,29 @@ class Memory:
     Attributes:
         noted: the last predictions that no joiner has taken yet, the oldest first.
         forgotten: the ids that are not remembered any more.
+        scores: of the last labels, before any smoothing; None where the bundle does not say what they promise.
     """
 
     def __init__(self, most: int) -> None:
         self.noted: deque[Noted] = deque(maxlen=most)
         self.forgotten = Forgotten(FORGOTTEN_SHARE * most)
+        self.scores: LastScores | None = None
 
-    def take(self, _call: object, _row: int, _scores: object, prediction: Prediction | None) -> None:
-        """Remember a prediction that was published."""
+    def take(self, _call: object, row: int, scores: Scores, prediction: Prediction | None) -> None:
+        """Remember a prediction that was published, and the score of every label."""
+        if self.scores is not None and scores.label is not None and scores.scores is not None:
+            self.scores.add(float(scores.scores[row, scores.label[row]]))
         if prediction is not None:
             self.note(prediction)
 
     def note(self, prediction: Prediction) -> None:
         """Remember a prediction."""
-        score, answer = prediction.score, prediction.label
-        if answer is not None:
-            confidence = None if score is None else float(score)
-            noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, answer, confidence)
-        elif prediction.values is not None:
-            values = prediction.values.tolist()
-            noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, values)
-        elif prediction.anomaly is not None:
-            noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, prediction.anomaly)
-        else:
+        answer: Answer | None = prediction.label
+        if answer is None:
+            answer = prediction.anomaly if prediction.values is None else prediction.values.tolist()
+        if answer is None:
             return
+        noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, answer)
         if len(self.noted) == self.noted.maxlen:
             self._forget_oldest()
         self.noted.append(noted)

@@ -217,7 +217,7 @@ def accuracy() -> list[Any]:
         labels.judge(said, true, ())
     for value in (12.5, 13.0):
         values.judge([value], [12.25], ("power",))
-    rest = {"estimated": None, "unmatched": unmatched, "refused": {"malformed": 1}}
+    rest = {"estimated": None, "estimated_over": 0, "unmatched": unmatched, "refused": {"malformed": 1}}
     return [{**head, **each.document(), **rest} for each in (labels, values)]
 
 

@@ -281,6 +281,7 @@ ACCURACY = members(
         "interval": {**or_null(INTERVAL), "description": "Wilson's, of 95 %"},
         "confusion": {**by_name(by_name(COUNT)), "description": "truth -> prediction -> windows"},
         "estimated": {**or_null(SHARE), "description": "accuracy as the scores have it, without truth"},
+        "estimated_over": {**COUNT, "description": "windows of that estimate"},
         "unmatched": members({"unknown": COUNT, "late": COUNT, "twice": COUNT, "conflict": COUNT}),
         "refused": members({}, {"malformed": COUNT, "unknown_label": COUNT}),
     },

@@ -6,6 +6,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_runtime.truth.figures import wilson
@@ -164,4 +165,22 @@ def test_a_tap_over_http_is_joined_with_the_token_that_http_wants(
     )
     document = _wait_for_accuracy(subscriber, n=2)
     assert document["unmatched"] == {"unknown": 1, "late": 1, "twice": 1, "conflict": 1}
+    assert daemon.stop() == 0
+
+
+def test_the_accuracy_is_estimated_without_any_truth(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    """The mean of the chances that the scores promise, over every window, also of those that are withheld."""
+    draft = builders.classification()
+    scores, shares = [0.5, 0.75, 1.0], [0.4, 0.7, 0.95]
+    draft.manifest["uncertainty"] = {"confidence": {"scores": scores, "shares": shares}}
+    bundle = draft.save(tmp_path / "sure.onnx")
+    daemon = make_daemon(climate_device(mosquitto, bundle)).start()
+    subscriber.wait_for_text("edge/room/status", "online")
+    made = _send(subscriber, 40)
+    document = _wait_for_accuracy(subscriber, estimated_over=40)
+    chances = np.interp([each["score"] for each in made], scores, shares)
+    assert document["estimated"] == pytest.approx(chances.mean(), abs=1e-4)
+    assert (document["n"], document["accuracy"]) == (0, None)
     assert daemon.stop() == 0
