@@ -1,6 +1,7 @@
 """`edge-runtime devices`: what every device of the fleet is doing, as a table or as JSON."""
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +18,11 @@ from edge_runtime.fleet.transport import transport_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The devices; all of them when none is named."""
     add_selection(parser)
+    parser.add_argument(
+        "--accuracy",
+        action="store_true",
+        help="how right the models are, where truth is known, and whether their input drifts: each device, and all",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,19 +32,38 @@ def run(args: argparse.Namespace) -> int:
         EdgeError: the inventory or the choice of devices is wrong.
     """
     _, targets, rollout = chosen(args, everything=True)
-    result = _look(targets, rollout, quiet=args.quiet or not sys.stderr.isatty())
+    result = _look(targets, rollout, quiet=args.quiet or not sys.stderr.isatty(), accuracy=args.accuracy)
     rows = [row for outcome in result.outcomes if isinstance(row := outcome.details.get("row"), OverviewRow)]
-    if args.json:
+    if args.accuracy:
+        _show_accuracy(rows, as_json=args.json)
+    elif args.json:
         sys.stdout.write(to_json(rows) + "\n")
     else:
         now = time.time()
         sys.stdout.write(render(HEADER, [line for row in rows for line in cells(row, now)]) + "\n")
-        if not args.quiet:
-            sys.stderr.write(f"{totals(rows)}; {summary(result.outcomes)}\n")
+    if not args.json and not args.quiet:
+        sys.stderr.write(f"{totals(rows)}; {summary(result.outcomes)}\n")
     return result.exit_code
 
 
-def _look(targets: Sequence[FleetDevice], rollout: RolloutTable, *, quiet: bool) -> RolloutResult:
+def _show_accuracy(rows: list[OverviewRow], *, as_json: bool) -> None:
+    """How right the models are: by device, over all of them, and the confusions of these."""
+    from edge_runtime.fleet import accuracy  # noqa: PLC0415 - only where it is asked for
+
+    totals_of = accuracy.in_sum(rows)
+    if as_json:
+        devices = [{"name": row.name, "why": row.why, "accuracy": row.accuracy, "drift": row.drift} for row in rows]
+        sys.stdout.write(json.dumps({"devices": devices, "models": totals_of}, indent=2) + "\n")
+        return
+    sys.stdout.write(render(accuracy.HEADER, accuracy.lines_of(rows)) + "\n")
+    for total in totals_of:
+        lines = accuracy.confusion_lines(total)
+        sys.stdout.write("".join(f"{line}\n" for line in ["", *lines]) if lines else "")
+
+
+def _look(
+    targets: Sequence[FleetDevice], rollout: RolloutTable, *, quiet: bool, accuracy: bool = False
+) -> RolloutResult:
     """Ask: over ssh each device by itself, over MQTT all of them by one connection."""
     over_mqtt = [each for each in targets if each.transport == "mqtt"]
     over_ssh = [each for each in targets if each.transport == "ssh"]
@@ -48,7 +73,7 @@ def _look(targets: Sequence[FleetDevice], rollout: RolloutTable, *, quiet: bool)
         from edge_runtime.fleet.over_mqtt import look_at_all  # noqa: PLC0415 - only where it is asked for
 
         try:
-            found |= {outcome.device: outcome for outcome in look_at_all(over_mqtt)}
+            found |= {outcome.device: outcome for outcome in look_at_all(over_mqtt, accuracy=accuracy)}
         except KeyboardInterrupt:
             interrupted = True
     if over_ssh and not interrupted:

@@ -206,8 +206,13 @@ def status_line(daemon: Described) -> str:
 
 
 def status_document(daemon: Described) -> dict[str, Any]:
-    """What `edge-runtime status` shows: the health document, the models, and the process."""
-    about = {"pid": os.getpid(), "written": time.time(), "slots": models_document(daemon)}
+    """What `edge-runtime status` shows: the health document, the models, how right they are, and the process."""
+    about = {
+        "accuracy": dict(daemon.accuracy),
+        "pid": os.getpid(),
+        "written": time.time(),
+        "slots": models_document(daemon),
+    }
     return health_document(daemon) | about
 
 

@@ -25,6 +25,7 @@ HEALTH_S = 10.0  # for its health, which it publishes a second after it is asked
 SETTLED_S = 0.3  # without a message, the broker has sent what it retains
 QUIET_S = 4.0  # of nothing at all, where it only decides who goes first
 _TOPICS = ("status", "models", "health")
+_ACCURACY, _DRIFT = "accuracy/", "drift/"
 
 
 class Known(msgspec.Struct):
@@ -36,6 +37,8 @@ class Known(msgspec.Struct):
         health: its newest health, where it was waited for.
         machines: the machine ids that health documents came from.
         rollout: the document of its rollout.
+        accuracy: how right each model is, by its name, where that was asked for.
+        drift: the same of how far its input is from its training.
     """
 
     status: str | None = None
@@ -43,6 +46,8 @@ class Known(msgspec.Struct):
     health: dict[str, Any] | None = None
     machines: set[str] = set()
     rollout: dict[str, Any] | None = None
+    accuracy: dict[str, Any] = {}
+    drift: dict[str, Any] = {}
 
     def is_enough(self, *, health: bool) -> bool:
         """Nothing more is waited for."""
@@ -78,6 +83,10 @@ class Known(msgspec.Struct):
             self.status = payload.decode(errors="replace")
         elif what == "models":
             self.models = _decoded(payload, list[dict[str, Any]])
+        elif what.startswith(_ACCURACY):
+            self.accuracy[what.removeprefix(_ACCURACY)] = _decoded(payload, dict[str, Any])
+        elif what.startswith(_DRIFT):
+            self.drift[what.removeprefix(_DRIFT)] = _decoded(payload, dict[str, Any])
         elif what == "rollout":
             self.rollout = _decoded(payload, dict[str, Any])
         elif what == "health":
@@ -126,16 +135,20 @@ def broker_login(broker: FleetBrokerTable) -> Login:
     return Login(url=broker.url, username=broker.username, password=password, ca_file=broker.ca_file)
 
 
-def look_at(targets: Sequence[FleetDevice], *, health: bool = False, kept: bool = False) -> dict[str, Known]:
+def look_at(
+    targets: Sequence[FleetDevice], *, health: bool = False, kept: bool = False, accuracy: bool = False
+) -> dict[str, Known]:
     """What the broker keeps of devices, and with `health` what they say of themselves, by name.
 
-    With `kept` what they last reported of a rollout too; and an account that may not ask for health does without.
+    With `kept` what they last reported of a rollout too; and an account that may not ask for health does without. With
+    `accuracy` how right their models are, and whether their input drifts.
 
     Raises:
         AwayError: the broker cannot be reached.
         RefusedError: it does not let us listen.
     """
     topics = [*(_TOPICS if health else _TOPICS[:2]), *(["rollout"] if kept else [])]
+    topics += [f"{_ACCURACY}+", f"{_DRIFT}+"] if accuracy else []
     quiet_s = QUIET_S if kept else CONNECT_S
     broker = login(targets[0])
     if len(targets) > 1:
@@ -144,7 +157,7 @@ def look_at(targets: Sequence[FleetDevice], *, health: bool = False, kept: bool 
         except RefusedError:
             if health and kept:
                 return look_at(targets, kept=True)
-            return {target.name: look_at([target], health=health)[target.name] for target in targets}
+            return {target.name: look_at([target], health=health, accuracy=accuracy)[target.name] for target in targets}
     try:
         return _listen(
             broker, targets, [f"{targets[0].name}/{topic}" for topic in topics], health=health, quiet_s=quiet_s
@@ -194,7 +207,7 @@ def _missing(known: Mapping[str, Known]) -> list[str]:
 
 
 def _note(known: dict[str, Known], open_ones: set[str], heard: Heard, *, health: bool) -> None:
-    device, _, what = heard.topic.rpartition("/")
+    device, _, what = heard.topic.partition("/")
     found = known.get(device)
     if found is None:
         return  # not in the inventory

@@ -19,7 +19,7 @@ from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import SERVING, Unwanted, details, in_service, replaced, serving, to_leave, words
 from edge_runtime.fleet.mqtt_transport import BundleSender
-from edge_runtime.fleet.overview import OverviewRow
+from edge_runtime.fleet.overview import OverviewRow, fill_figures
 from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
 from edge_runtime.fleet.table import size_in_words
 from edge_runtime.store.ota_parts import ROLLBACK_NAMESPACE
@@ -96,15 +96,15 @@ class MqttTransport:
         return look_at_all([target])[0]
 
 
-def look_at_all(targets: Sequence[FleetDevice]) -> list[Outcome]:
-    """Ask all devices by one connection; a row for each. Never raises."""
+def look_at_all(targets: Sequence[FleetDevice], *, accuracy: bool = False) -> list[Outcome]:
+    """Ask all devices by one connection; a row for each, with `accuracy` what is known of truth. Never raises."""
     known: dict[str, Known] = {}
-    failed = outcome_of(targets[0], lambda: _look_into(known, targets))
+    failed = outcome_of(targets[0], lambda: _look_into(known, targets, accuracy=accuracy))
     return [_row(target, known.get(target.name), failed) for target in targets]
 
 
-def _look_into(known: dict[str, Known], targets: Sequence[FleetDevice]) -> Outcome:
-    known |= look_at(targets, health=True)
+def _look_into(known: dict[str, Known], targets: Sequence[FleetDevice], *, accuracy: bool) -> Outcome:
+    known |= look_at(targets, health=True, accuracy=accuracy)
     return Outcome(targets[0].name, "done")
 
 
@@ -116,6 +116,7 @@ def _row(target: FleetDevice, known: Known | None, failed: Outcome) -> Outcome:
     else:
         row.reachable = known.status == "online"
         row.models = known.listing()
+        fill_figures(row, known.health or {}, known.accuracy, known.drift)
         result = _fill(row, known)
     return Outcome(target.name, result, row.why, details={"row": row})
 
@@ -130,6 +131,8 @@ def _fill(row: OverviewRow, known: Known) -> Result:
     if known.status is None:
         row.why = "the broker knows nothing of it: was it ever online?"
         return "away"
+    if known.health is None and (known.accuracy or known.drift):
+        return "done"  # which is what was asked for
     if known.health is None:
         row.why = "it does not tell its health: is over_mqtt switched on?"
         return "failed"

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -37,6 +37,8 @@ class OverviewRow(msgspec.Struct, kw_only=True):
         temperature_c: of its processor.
         last_prediction: when it last published, in seconds since 1970.
         queued: predictions that wait for its broker.
+        accuracy: how right each model is, as the device publishes it, by model.
+        drift: how far the input of each model is from its training, by model.
     """
 
     name: str
@@ -51,6 +53,8 @@ class OverviewRow(msgspec.Struct, kw_only=True):
     temperature_c: float | None = None
     last_prediction: float | None = None
     queued: int | None = None
+    accuracy: dict[str, Any] = {}
+    drift: dict[str, Any] = {}
 
 
 def fill_from_answer(row: OverviewRow, found: Sequence[str], reason: str) -> None:
@@ -82,6 +86,24 @@ def _fill_status(row: OverviewRow, text: str) -> None:
     row.queued = sum(queued) if queued else None
     times = [each["last_prediction"] for each in documents if isinstance(each.get("last_prediction"), int | float)]
     row.last_prediction = max(times) if times else None
+    for document in documents:
+        fill_figures(row, document, document.get("accuracy"))
+
+
+def fill_figures(
+    row: OverviewRow, health: Mapping[str, Any], accuracy: object, drift: Mapping[str, Any] | None = None
+) -> None:
+    """Note what a device says of truth and drift, as far as it says anything; of drift its own documents, or health."""
+    if isinstance(accuracy, Mapping):
+        row.accuracy = {**row.accuracy, **accuracy}
+    models = health.get("models")
+    known = dict(models) if isinstance(models, Mapping) else {}
+    found = {name: model.get("drift") for name, model in known.items() if isinstance(model, Mapping)} | (drift or {})
+    for name, document in found.items():
+        if isinstance(document, Mapping):
+            version = known[name].get("version", "") if isinstance(known.get(name), Mapping) else ""
+            about = {"state": document.get("state"), "why": document.get("why"), "version": version}
+            row.drift = {**row.drift, str(name): about}
 
 
 def _number(text: str) -> float | None:

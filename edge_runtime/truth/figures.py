@@ -10,8 +10,8 @@ for chosen windows only, so that the real uncertainty is larger.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -113,31 +113,33 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-def summed(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of several devices together, of their documents; errors of regressions by their mean over n."""
+class TruthSums(NamedTuple):
+    """The figures of one device, as its document has them."""
+
+    n: int
+    confusion: Mapping[str, Mapping[str, int]]
+    errors: Mapping[str, Mapping[str, Any]]
+
+
+def summed(parts: Sequence[TruthSums]) -> dict[str, Any]:
+    """The figures of several devices together; errors of regressions by their share of n."""
     confusion: dict[str, dict[str, int]] = {}
     for part in parts:
-        for truth, row in part.get("confusion", {}).items():
+        for truth, row in part.confusion.items():
             into = confusion.setdefault(truth, {})
             for said, count in row.items():
                 into[said] = into.get(said, 0) + count
-    n = sum(part["n"] for part in parts)
     judged = sum(sum(row.values()) for row in confusion.values())
     right = sum(row.get(truth, 0) for truth, row in confusion.items())
-    names = sorted({name for part in parts for name in part.get("errors", {})})
     errors = {
         name: {
-            "mae": _weighted(
-                [(part["errors"][name]["mae"], part["n"]) for part in parts if name in part.get("errors", {})]
-            ),
-            "bias": _weighted(
-                [(part["errors"][name]["bias"], part["n"]) for part in parts if name in part.get("errors", {})]
-            ),
+            figure: _mean([(float(part.errors[name][figure]), part.n) for part in parts if name in part.errors])
+            for figure in ("mae", "bias")
         }
-        for name in names
+        for name in sorted({name for part in parts for name in part.errors})
     }
     return {
-        "n": n,
+        "n": sum(part.n for part in parts),
         "accuracy": _round(right / judged) if judged else None,
         "interval": [_round(each) for each in wilson(right, judged)] if judged else None,
         "confusion": confusion,
@@ -145,8 +147,9 @@ def summed(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _weighted(pairs: list[tuple[float, int]]) -> float:
-    return _round(sum(value * count for value, count in pairs) / sum(count for _, count in pairs))
+def _mean(pairs: Sequence[tuple[float, int]]) -> float:
+    """Weighted by how many were judged."""
+    return _round(sum(value * count for value, count in pairs) / max(1, sum(count for _, count in pairs)))
 
 
 def _round(value: float) -> float:

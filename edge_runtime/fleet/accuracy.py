@@ -1,0 +1,145 @@
+"""How right the models of a fleet are: the documents of `edge/{device}/accuracy/{model}`, each and in sum. Pure.
+
+Confusions are added up, so that the accuracy of a model over all devices is that of all judged windows together; no
+reading leaves a device for it. Models of different versions are summed by themselves. Weak point: a device that is away
+counts with what the broker retains of it, which may be old.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from edge_runtime.fleet.overview import OverviewRow
+from edge_runtime.truth.figures import TruthSums, summed
+
+HEADER = ("DEVICE", "MODEL", "VERSION", "N", "RIGHT", "95 %", "ESTIMATED", "UNMATCHED", "DRIFT")
+_DRIFT = {"alarm": 2, "watch": 1, "ok": 0}  # the worst one counts
+
+
+class TargetErrors(msgspec.Struct, frozen=True):
+    """The errors of one target of a regression."""
+
+    mae: float
+    bias: float = 0.0
+
+
+class AccuracyDocument(msgspec.Struct, frozen=True):
+    """What a device publishes of one model, as far as it is used here; what is unknown is left out."""
+
+    version: str = ""
+    n: int = 0
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    confusion: dict[str, dict[str, int]] = {}
+    errors: dict[str, TargetErrors] = {}
+    estimated: float | None = None
+    estimated_over: int = 0
+    unmatched: dict[str, int] = {}
+
+
+def read_documents(found: Mapping[str, Any]) -> dict[str, AccuracyDocument]:
+    """The documents of one device by model; one that is none of ours is left out."""
+    documents = {}
+    for model, document in found.items():
+        try:
+            documents[model] = msgspec.convert(document, AccuracyDocument)
+        except msgspec.ValidationError:
+            continue
+    return documents
+
+
+def in_sum(rows: Sequence[OverviewRow]) -> list[dict[str, Any]]:
+    """Each model and version over all devices that told of it, with the devices on which its input drifts."""
+    parts: dict[tuple[str, str], list[tuple[OverviewRow, AccuracyDocument]]] = {}
+    for row in rows:
+        for model, document in read_documents(row.accuracy).items():
+            parts.setdefault((model, document.version), []).append((row, document))
+        for model in row.drift.keys() - row.accuracy.keys():
+            parts.setdefault((model, _version(row, model)), []).append((row, AccuracyDocument()))
+    return [_summed(*name, found) for name, found in sorted(parts.items())]
+
+
+def _summed(model: str, version: str, found: Sequence[tuple[OverviewRow, AccuracyDocument]]) -> dict[str, Any]:
+    sums = summed([TruthSums(each.n, each.confusion, msgspec.to_builtins(each.errors)) for _, each in found])
+    over = sum(each.estimated_over for _, each in found if each.estimated is not None)
+    promised = sum((each.estimated or 0.0) * each.estimated_over for _, each in found)
+    unmatched: Counter[str] = Counter()
+    states: dict[str, list[str]] = {}
+    for row, each in found:
+        unmatched.update(each.unmatched)
+        state = row.drift.get(model, {}).get("state")
+        if state is not None:
+            states.setdefault(str(state), []).append(row.name)
+    return {
+        "model": model,
+        "version": version,
+        "devices": len(found),
+        **sums,
+        "estimated": float(f"{promised / over:.4g}") if over else None,
+        "estimated_over": over,
+        "unmatched": dict(unmatched),
+        "drift": states,
+    }
+
+
+def lines_of(rows: Sequence[OverviewRow]) -> list[list[str]]:
+    """The table: a line for each device and model, and one for each model over all devices."""
+    lines = []
+    for row in rows:
+        documents = read_documents(row.accuracy)
+        models = sorted(documents.keys() | row.drift.keys())
+        for model in models:
+            document = documents.get(model, AccuracyDocument(version=_version(row, model)))
+            drift = row.drift.get(model, {})
+            lines.append(_line(row.name, model, msgspec.to_builtins(document), _words(drift)))
+        if not models:
+            lines.append([row.name, *[""] * (len(HEADER) - 2), row.why or "it tells nothing of truth or drift"])
+    for total in in_sum(rows):
+        drift = ", ".join(f"{len(names)} {state}" for state, names in sorted(total["drift"].items(), key=_rank))
+        lines.append(_line(f"{total['devices']} devices", total["model"], total, drift))
+    return lines
+
+
+def confusion_lines(total: Mapping[str, Any]) -> list[str]:
+    """The confusion of one model over all devices; nothing for a regression."""
+    confusion: dict[str, dict[str, int]] = total["confusion"]
+    names = sorted(confusion.keys() | {said for row in confusion.values() for said in row})
+    if not names:
+        return []
+    width = max(len(name) for name in names)
+    cells = max(width, 7)
+    return [
+        f"{total['model']} {total['version']}: a row is the truth, a column the prediction",
+        " " * width + "".join(f"  {name:>{cells}}" for name in names),
+        *(
+            f"{name:{width}}" + "".join(f"  {confusion.get(name, {}).get(said, 0):>{cells}}" for said in names)
+            for name in names
+        ),
+    ]
+
+
+def _line(device: str, model: str, document: Mapping[str, Any], drift: str) -> list[str]:
+    interval, errors = document["interval"], document.get("errors") or {}
+    if errors:
+        right, between = "MAE " + ", ".join(f"{name} {each['mae']:.4g}" for name, each in errors.items()), ""
+    else:
+        right = "" if document["accuracy"] is None else f"{100 * document['accuracy']:.1f} %"
+        between = "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+    unmatched = ", ".join(f"{count} {reason}" for reason, count in document["unmatched"].items() if count)
+    estimated = "" if document["estimated"] is None else f"{100 * document['estimated']:.1f} %"
+    return [device, model, document["version"], str(document["n"]), right, between, estimated, unmatched, drift]
+
+
+def _words(drift: Mapping[str, Any]) -> str:
+    state, why = str(drift.get("state", "")), str(drift.get("why") or "")
+    return f"{state}: {why}" if why and state != "ok" else state
+
+
+def _rank(item: tuple[str, list[str]]) -> int:
+    return -_DRIFT.get(item[0], 0)
+
+
+def _version(row: OverviewRow, model: str) -> str:
+    return str(row.drift.get(model, {}).get("version", ""))
