@@ -98,7 +98,8 @@ def fill_figures(
         row.accuracy = {**row.accuracy, **accuracy}
     models = health.get("models")
     known = dict(models) if isinstance(models, Mapping) else {}
-    found = {name: model.get("drift") for name, model in known.items() if isinstance(model, Mapping)} | (drift or {})
+    found: dict[str, Any] = {name: each.get("drift") for name, each in known.items() if isinstance(each, Mapping)}
+    found.update(drift or {})
     for name, document in found.items():
         if isinstance(document, Mapping):
             version = known[name].get("version", "") if isinstance(known.get(name), Mapping) else ""
