@@ -51,7 +51,7 @@ frameworks-large: $(VENV)/.frameworks-large ## add PyTorch for processors, and K
 	@echo "PyTorch and Keras are in $(VENV)"
 
 .PHONY: clients
-clients: $(VENV)/.clients ## add tritonclient, Dask, a reader of CycloneDX, an S3 server (moto), and twine, check-wheel-contents and pipx, each in an environment of its own (170 MB), for the tests that use them
+clients: $(VENV)/.clients ## add tritonclient, Dask, a reader of CycloneDX, an S3 server (moto), and twine, check-wheel-contents and pipx, each in an environment of its own, and with npm Node-RED and a Sparkplug decoder (320 MB), for the tests that use them
 
 .PHONY: fmt
 fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thinking
@@ -227,6 +227,7 @@ $(VENV)/.audit: $(VENV)/.demo
 	@$(PIP) --python $(VENV)/audit/bin/python install --quiet pip-audit
 	@touch $@
 
+NPM = npm install --silent --no-fund --no-audit --ignore-scripts
 # Environments that see .venv's packages, and have their own beside them.
 $(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
 	@for name in triton dask cyclonedx s3 wheel; do \
@@ -237,9 +238,9 @@ $(VENV)/.clients: $(VENV)/.setup $(wildcard tests/client-*.txt)
 	    --requirement tests/client-$$name.txt || exit 1; \
 	done
 	@if command -v npm >/dev/null; then \
-	  npm install --silent --no-fund --no-audit --ignore-scripts --prefix $(VENV)/sparkplug sparkplug-payload@1.0.3 || exit 1; \
+	  $(NPM) --prefix $(VENV)/sparkplug sparkplug-payload@1.0.3 && $(NPM) --prefix $(VENV)/node-red node-red@4.1.15 || exit 1; \
 	else \
-	  echo "npm is not installed: the tests with its decoder of Sparkplug are skipped"; \
+	  echo "npm is not installed: the tests with Node-RED and with a Sparkplug decoder of others are skipped"; \
 	fi
 	@touch $@
 CLIENTS = $(if $(wildcard $(VENV)/.clients),EDGE_TRITON_PYTHON="$(CURDIR)/$(VENV)/triton/bin/python" EDGE_DASK_PYTHON="$(CURDIR)/$(VENV)/dask/bin/python" EDGE_CYCLONEDX_PYTHON="$(CURDIR)/$(VENV)/cyclonedx/bin/python" EDGE_S3_PYTHON="$(CURDIR)/$(VENV)/s3/bin/python" EDGE_WHEEL_PYTHON="$(CURDIR)/$(VENV)/wheel/bin/python")

@@ -94,6 +94,13 @@ def render(
     )
     _add_links(page, health)
     _add_drift(page, health.get("drift", {}))
+    for name, key, text in _SINK_REASONS:
+        samples = [
+            ({"sink": sink, "reason": reason}, count)
+            for sink, found in health.get("sinks", {}).items()
+            for reason, count in found.get(key, {}).items()
+        ]
+        page.add(name, "counter", text, samples)
     for name, key, text in _REASONS:
         counts = health.get(key, {})
         page.add(name, "counter", text, [({"reason": reason}, count) for reason, count in counts.items()])
@@ -194,6 +201,10 @@ _DRIFT = (
     ("edge_drift_offset_sd", "Offset of a channel, in standard deviations of the training.", "offset_sd"),
     ("edge_drift_missing_ratio", "Share of readings without the channel.", "missing"),
     ("edge_drift_out_of_range_ratio", "Share of values out of the range of the channel.", "out_of_range"),
+)
+_SINK_REASONS = (
+    ("edge_sink_errors_total", "errors", "Faults of a sink, by reason."),
+    ("edge_sink_dropped_total", "dropped", "Predictions that are lost to a sink, by reason."),
 )
 _REASONS = (
     ("edge_rejected_total", "rejected", "Readings out of the contract, by reason."),

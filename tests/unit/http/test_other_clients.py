@@ -294,6 +294,7 @@ def test_promtool_finds_nothing_to_say(app: App) -> None:
         "cpu_s": 0.5, "rss_bytes": 1000, "rejected": {"out_of_range": 2}, "skipped": {"late": 1}, "errors": {"x": 1},
         "dropped": {"full": 1}, "sources": {"imu": {"open": True}}, "connected": {"upstream": True},
         "broker": {"url": "mqtt://b:1883", "fallback": True, "failovers": 2, "returns": 1},
+        "sinks": {"cloud": {"state": "x", "errors": {"no_answer": 3}, "dropped": {"sink_full": 1}}},
         "models": {"activity": {"version": "1.0.0", "predictions": 4, "latency_ms": {"p50": 0.5, "p99": 1.25}}},
     }  # fmt: skip
     full = App(list(app.models.values()), Board(health=lambda: health))
