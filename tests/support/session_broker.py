@@ -35,7 +35,7 @@ class SessionBroker(FakeBroker):
     ) -> None:
         self._rng = rng
         self._most_in_flight = most_in_flight
-        self._calm = calm
+        self.calm = calm
         self._renumbers = renumbers
         self._mutex = threading.RLock()
         self._queue: deque[tuple[bytes, bytes, bool]] = deque()
@@ -112,7 +112,7 @@ class SessionBroker(FakeBroker):
         first = PUBLISH | QOS_1 | dup | (RETAIN if retained else 0)
         data = packet(first, text(topic) + struct.pack(">H", number) + payload)
         with contextlib.suppress(OSError):
-            if not self._calm and self._rng.random() < 0.2:
+            if not self.calm and self._rng.random() < 0.2:
                 at = self._rng.randrange(1, len(data))
                 client.send(data[:at])
                 if self._rng.random() < 0.1:
@@ -120,5 +120,5 @@ class SessionBroker(FakeBroker):
                     return
                 data = data[at:]
             client.send(data)
-        if not self._calm and self._rng.random() < 0.02:
+        if not self.calm and self._rng.random() < 0.02:
             self.cut()
