@@ -252,7 +252,15 @@ class Conversion:
         return replace(plan, threshold=threshold)
 
     def _check_source(self, source: SourceModel, plan: BundlePlan, bench: Bench, step: float) -> None:
-        """Refuse scores that are no probabilities."""
+        """Refuse answers that are no numbers, and scores that are no probabilities."""
+        for name, part in bench.expected.tensors().items():
+            bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
+            if len(bad):
+                raise CommandError(
+                    f"{self._options.model}: expected finite answers, found NaN or infinity in {name} of "
+                    f"{len(bad):,} of {len(part):,} rows, the first in row {bad[0]}: devices publish no such answer: "
+                    "give the channels a `range` that leaves such readings out, or repair the model"
+                )
         if plan.task not in ("classification", "multilabel"):
             return
         fault = probability_fault(

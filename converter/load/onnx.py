@@ -100,6 +100,7 @@ class OnnxModel(SourceModel):
         self.trees = any(node.op_type.startswith("TreeEnsemble") for node in self._model.graph.node)
         self._session = open_session(self._model, place)
         self._inputs = {item.name: item for item in self._session.get_inputs()}
+        self._check_ports()
         self._states = [*states, *self._find_states()]
         self._feeds = feeds_of(self._inputs, {state.input for state in self._states}, spec, place)
         self._input = self._feeds[0].input
@@ -110,7 +111,39 @@ class OnnxModel(SourceModel):
         self._constants = constants_of(self._inputs, self._feeds, spec, place)
         shapes = {name: self._inputs[name].shape for name in self._constants}
         self._expanded = {name for name, shape in shapes.items() if shape and not isinstance(shape[0], int)}
+        if not self._fixed_batch and not self._states and self._rows_mix():
+            self._fixed_batch = True
+            self.notes.append("the windows of a batch change one another's answers: each is asked, and run, by itself")
         self._find_outputs(zipped)
+
+    def _rows_mix(self) -> bool:
+        """Whether a window has another answer beside others than alone, by more than rounding."""
+        rows = self._probe()[:4]
+        if rows[0].size > _LARGE:
+            return False
+        together, alone = self._run(rows), [self._run(rows[index : index + 1]) for index in range(len(rows))]
+        for name, part in together.items():
+            if part.shape[:1] != (len(rows),) or part.dtype.kind not in "fiub":
+                continue
+            single = np.concatenate([each[name] for each in alone])
+            if single.shape == part.shape and not np.allclose(part, single, rtol=1e-2, atol=1e-3, equal_nan=True):
+                return True
+        return False
+
+    def _check_ports(self) -> None:
+        """Refuse inputs of text, and outputs that are no tensors."""
+        for item in self._inputs.values():
+            if item.type == "tensor(string)":
+                raise CommandError(
+                    f"{self._place}: input {item.name!r}: expected numbers, found text: export the model from behind "
+                    "its encoder, and say the texts of a channel as `categories` in the specification"
+                )
+        for item in self._session.get_outputs():
+            if not item.type.startswith("tensor("):
+                raise CommandError(
+                    f"{self._place}: output {item.name!r}: expected a tensor, found {item.type}: export the model with "
+                    "tensors as outputs (skl2onnx: without zipmap; of several labels convert the estimator itself)"
+                )
 
     def predict(self, windows: Floats) -> Answer:
         """Ask onnxruntime, with the file as it came."""
@@ -210,6 +243,11 @@ class OnnxModel(SourceModel):
                 "several are for the tasks tensor and regression"
             )
         self._columns = int(np.prod(probe[main].shape[1:]))
+        if not self._columns:
+            raise CommandError(
+                f"{self._place}: output {main!r}: expected numbers for each window, found the shape "
+                f"{list(probe[main].shape)}, which holds none: name another as `output` in [model]"
+            )
         if self.task == "classification":
             label = said.label or (labels[0] if labels and not (said.output and not is_normal) else None)
             self._roles = {"scores": main, **({"label": label} if label else {})}
