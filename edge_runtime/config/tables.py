@@ -482,6 +482,8 @@ class HomeAssistantTable(Table, frozen=True, kw_only=True):
     Attributes:
         prefix: The discovery prefix that is set in Home Assistant. The document is on
             `PREFIX/device/edge_{device}/config`, and `PREFIX/status` is listened to.
+        keys: `entities`: the entities of every key belong to the device. `devices`: each key is a device of its own,
+            connected by this one, with a document on `PREFIX/device/edge_{device}__{key}/config`.
     """
 
     prefix: Annotated[
@@ -493,6 +495,7 @@ class HomeAssistantTable(Table, frozen=True, kw_only=True):
             extra={"expected": "the beginning of a topic, without + # { }"},
         ),
     ] = "homeassistant"
+    keys: Literal["entities", "devices"] = "entities"
 
 
 class CaptureTable(Table, frozen=True, kw_only=True):

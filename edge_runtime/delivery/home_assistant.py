@@ -1,9 +1,10 @@
 """Home Assistant: the retained document by which it finds a device and makes entities of its predictions and health.
 
 Device-based MQTT discovery (Home Assistant 2024.11 and later): one document on `PREFIX/device/edge_{device}/config`.
-Each output of each model is an entity, for every key that has been seen. Availability is the device's status topic.
+Each output of each model is an entity, for every key that has been seen; with `keys = "devices"` a key is a device with
+a document of its own. Availability is the device's status topic.
 
-Guarantee: the document is published again whenever what it says changes, after every connection, and when Home
+Guarantee: a document is published again whenever what it says changes, after every connection, and when Home
 Assistant says on `PREFIX/status` that it has started. What an earlier document had is read back from the broker, so
 that a model that is gone, also while the device was off, is left as an entry without more than its platform, by which
 Home Assistant removes the entity. Weak points: predictions are not retained, so an entity has no value from a start
@@ -15,6 +16,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -128,16 +130,20 @@ def health_components(topic: str, name: str) -> dict[str, Component]:
     }
 
 
-def whole_document(config: Config, status: str, components: Mapping[str, Component]) -> dict[str, Any]:
-    """The discovery document of a device."""
+def whole_document(
+    config: Config, status: str, components: Mapping[str, Component], key: str | None = None
+) -> dict[str, Any]:
+    """The discovery document of a device, or of a key that is a device of its own."""
     device = config.device
+    own = f"edge_{_word(device.id)}"
     return {
         "device": {
-            "identifiers": [f"edge_{_word(device.id)}"],
-            "name": device.id,
+            "identifiers": [own if key is None else key_device(own, key)],
+            "name": device.id if key is None else key,
             "manufacturer": "edge-runtime",
             "model": device.class_ or "edge device",
             "sw_version": __version__,
+            **({} if key is None else {"via_device": own}),
         },
         "origin": {"name": "edge-runtime", "sw_version": __version__},
         "availability_topic": status,
@@ -146,8 +152,39 @@ def whole_document(config: Config, status: str, components: Mapping[str, Compone
     }
 
 
+def key_device(own: str, key: str) -> str:
+    """The identifier of a key that is a device of its own."""
+    return f"{own}__{_word(key)}"
+
+
+class _Document:
+    """What is known of one document at the broker.
+
+    Args:
+        topic: where it is.
+
+    Attributes:
+        last: its entities, as published last.
+        gone: entities that are to be removed, with their platforms.
+        payload: as published over the present connection; empty before.
+    """
+
+    def __init__(self, topic: str) -> None:
+        self.topic = topic
+        self.last: dict[str, Component] = {}
+        self.gone: dict[str, str] = {}
+        self.payload = b""
+
+    def entities(self, wanted: Mapping[str, Component]) -> dict[str, Component]:
+        """Those that are wanted, and the bare platform of each that was there before."""
+        self.gone.update({name: each["platform"] for name, each in self.last.items()})
+        self.gone = {name: platform for name, platform in self.gone.items() if name not in wanted}
+        self.last = dict(wanted)
+        return {**wanted, **{name: {"platform": platform} for name, platform in self.gone.items()}}
+
+
 class HomeAssistant:
-    """Keeps the document up to date; every method belongs to the loop's thread.
+    """Keeps the documents up to date; every method belongs to the loop's thread.
 
     Args:
         connection: the link upstream.
@@ -171,10 +208,11 @@ class HomeAssistant:
         self._config: Config | None = None
         self._models: dict[str, tuple[ModelTable, Manifest]] = {}
         self._seen: dict[str, dict[str | None, None]] = {}
-        self._gone: dict[str, str] = {}  # entities that are to be removed, with their platforms
-        self._last: dict[str, Component] = {}
-        self._topic, self._birth, self._payload = "", "", b""
-        self._broker: str | None = None  # that the document is published to
+        self._main = _Document("")
+        self._documents: dict[str, _Document] = {}  # by topic, the main one among them
+        self._birth = ""
+        self._of_key = ""  # a pattern of the topics of keys that are devices
+        self._broker: str | None = None  # that the documents are published to
         self._is_refused = False
         self._timer: Timer | None = None
 
@@ -185,9 +223,15 @@ class HomeAssistant:
         table = config.home_assistant
         assert table is not None
         if self._config is None:
-            self._topic = discovery_topic(table.prefix, config.device.id)
+            self._main = _Document(discovery_topic(table.prefix, config.device.id))
+            self._documents = {self._main.topic: self._main}
             self._birth = f"{table.prefix}/status"
-            self._connection.subscribe([self._topic, self._birth], 1, self._take)
+            filters = [self._main.topic, self._birth]
+            if table.keys == "devices":
+                own = re.escape(f"{table.prefix}/device/edge_{_word(config.device.id)}__")
+                self._of_key = f"{own}[^/]+/config"
+                filters = [f"{table.prefix}/device/+/config", self._birth]
+            self._connection.subscribe(filters, 1, self._take)
         self._config = config
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
@@ -214,7 +258,8 @@ class HomeAssistant:
         if self._broker == broker:
             return
         self._broker = broker
-        self._payload = b""
+        for document in self._documents.values():
+            document.payload = b""
         if broker is not None:
             self._look_in(READ_BACK_S)
         elif self._timer is not None:
@@ -225,7 +270,8 @@ class HomeAssistant:
         """End; `for_good` also removes the device from Home Assistant."""
         self._connection.unsubscribe(self._take)
         if for_good:
-            self._connection.publish(self._topic, b"", qos=1, retain=True, outcome=None)
+            for topic in self._documents:
+                self._connection.publish(topic, b"", qos=1, retain=True, outcome=None)
         self.end()
 
     def end(self) -> None:
@@ -238,31 +284,32 @@ class HomeAssistant:
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
-            if message.topic == self._topic.encode():
+            topic = message.topic.decode(errors="replace")
+            if topic == self._birth:
                 message.claimed = True
-                if message.retained and len(message.payload) <= MOST_BYTES:
-                    self._read_back(message.payload)
-            elif message.topic == self._birth.encode():
-                message.claimed = True
-                if message.payload == b"online" and self._payload:
-                    self._payload = b""
+                if message.payload == b"online" and self._main.payload:
+                    for document in self._documents.values():
+                        document.payload = b""
                     self._look_in(random.uniform(*BIRTH_S), birth=True)  # noqa: S311 - no secret
+            elif topic == self._main.topic or (self._of_key and re.fullmatch(self._of_key, topic)):
+                message.claimed = True
+                if message.retained and message.payload and len(message.payload) <= MOST_BYTES:
+                    self._read_back(self._documents.setdefault(topic, _Document(topic)), message.payload)
+            elif self._of_key and topic.startswith(self._birth.removesuffix("status") + "device/"):
+                message.claimed = True  # of another device
 
-    def _read_back(self, payload: bytes) -> None:
+    def _read_back(self, document: _Document, payload: bytes) -> None:
         """An earlier document: keys that were seen before go on, and what is not wanted any more is to be removed."""
         try:
             found = msgspec.json.decode(payload)["components"].items()
             earlier = {str(name): (str(each["platform"]), str(each.get("state_topic", ""))) for name, each in found}
         except (ValueError, KeyError, TypeError, AttributeError):
-            if payload:
-                _log.warning(
-                    "the retained document is not one of ours; it is replaced", extra=fields(topic=self._topic)
-                )
+            _log.warning("the retained document is not one of ours; it is replaced", extra=fields(topic=document.topic))
             return
         for name, (platform, topic) in earlier.items():
             if topic:  # else it is being removed already
                 self._see_again(topic)
-                self._gone[name] = platform
+                document.gone[name] = platform
 
     def _see_again(self, topic: str) -> None:
         for name in self._models:
@@ -287,33 +334,51 @@ class HomeAssistant:
         self._look_in(LOOK_S)
 
     def _publish_changes(self, *, is_time: bool = False) -> None:
-        """Publish the document where it differs from the last; the first of a connection waits for its time."""
-        if self._config is None or self._broker is None or not (is_time or self._payload):
+        """Publish each document that differs from the last; the first of a connection waits for its time."""
+        if self._config is None or self._broker is None or not (is_time or self._main.payload):
             return
-        wanted = dict(self._components())
-        self._gone.update({name: each["platform"] for name, each in self._last.items()})
-        self._gone = {name: platform for name, platform in self._gone.items() if name not in wanted}
-        self._last = dict(wanted)
-        removed = {name: {"platform": platform} for name, platform in self._gone.items()}
         status = self._config.upstream.status_topic.replace("{device}", self._config.device.id)
-        payload = msgspec.json.encode(whole_document(self._config, status, {**wanted, **removed}))
-        if payload != self._payload and self._connection.publish(
-            self._topic, payload, qos=1, retain=True, outcome=self._answered
-        ):
-            self._payload = payload
+        wanted: dict[str, tuple[str | None, dict[str, Component]]] = {self._main.topic: (None, {})}
+        for key, name, component in self._components():
+            wanted.setdefault(self._topic_of_key(key), (key, {}))[1][name] = component
+        for topic, (key, components) in wanted.items():
+            document = self._documents.setdefault(topic, _Document(topic))
+            whole = whole_document(self._config, status, document.entities(components), key)
+            self._publish(document, msgspec.json.encode(whole))
+        for topic in [topic for topic in self._documents if topic not in wanted]:
+            if self._publish(self._documents[topic], b"", is_new=True):  # no entity is left: the device goes
+                del self._documents[topic]
 
-    def _answered(self, accepted: bool) -> None:
+    def _publish(self, document: _Document, payload: bytes, *, is_new: bool = False) -> bool:
+        if payload == document.payload and not is_new:
+            return True
+        answered = partial(self._answered, document)
+        if not self._connection.publish(document.topic, payload, qos=1, retain=True, outcome=answered):
+            return False
+        document.payload = payload
+        return True
+
+    def _answered(self, document: _Document, accepted: bool) -> None:
         if accepted:
             self._is_refused = False
             return
-        self._payload = b""
+        document.payload = b""
         if not self._is_refused:
             self._is_refused = True
-            _log.warning("the broker refused the document for Home Assistant", extra=fields(topic=self._topic))
+            _log.warning("the broker refused the document for Home Assistant", extra=fields(topic=document.topic))
 
-    def _components(self) -> Iterator[tuple[str, Component]]:
+    def _topic_of_key(self, key: str | None) -> str:
+        """Where the document is that holds the entities of a key."""
+        if key is None:
+            return self._main.topic
+        return f"{self._main.topic.removesuffix('/config')}__{_word(key)}/config"
+
+    def _components(self) -> Iterator[tuple[str | None, str, Component]]:
+        """Every entity, with the key that is the device it belongs to; None where that is the device itself."""
         assert self._config is not None
+        assert self._config.home_assistant is not None
         name = f"edge_{_word(self._config.device.id)}"
+        are_devices = self._config.home_assistant.keys == "devices"
         for model, keys in self._keys().items():
             if model in self._models:
                 self._see(model, keys)
@@ -323,9 +388,13 @@ class HomeAssistant:
             if not keys and not self._has_keys(table.source):
                 keys = {None: None}
             for key in keys:
-                yield from components_of(table, manifest, topic, name, key).items()
+                if are_devices and key is not None:
+                    of_key = components_of(table, manifest, topic.replace("{key}", key), key_device(name, key), None)
+                    yield from ((key, *each) for each in of_key.items())
+                else:
+                    yield from ((None, *each) for each in components_of(table, manifest, topic, name, key).items())
         health = self._config.upstream.health_topic.replace("{device}", self._config.device.id)
-        yield from health_components(health, name).items()
+        yield from ((None, *each) for each in health_components(health, name).items())
 
     def _topic_of(self, model: str) -> str:
         assert self._config is not None

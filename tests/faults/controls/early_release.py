@@ -8,7 +8,7 @@ _send = Outbox._send
 
 
 def _send_and_release(self: Outbox, entry: Entry) -> bool:
-    entry.release()
+    self._release(entry)
     return _send(self, entry)
 
 

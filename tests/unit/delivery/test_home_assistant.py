@@ -289,6 +289,69 @@ def test_a_source_without_keys_has_entities_at_once(tmp_path: Path) -> None:
     assert rig.link.components["m__value_power"]["state_topic"] == "edge/press-07/m/-"
 
 
+DEVICES = DEVICE.replace('prefix = "home"', 'prefix = "home"\nkeys = "devices"')
+HALL = "home/device/edge_press-07__hall/config"
+
+
+def _documents(rig: _Rig) -> dict[str, Any]:
+    """The newest of each topic; None where it was cleared."""
+    return {topic: json.loads(payload) if payload else None for topic, payload, _ in rig.link.sent}
+
+
+def test_keys_are_devices_where_that_is_wanted(tmp_path: Path) -> None:
+    """Each has a document of its own, behind that of the device that connects it; health stays there."""
+    rig = _Rig(_config(tmp_path, DEVICES), {"m": _manifest("anomaly")})
+    assert rig.link.filters == ["home/device/+/config", "home/status"]
+    rig.keys["m"] += ["hall", "ä/b"]
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    topics = [topic for topic, _, _ in rig.link.sent]
+    assert topics[:2] == [TOPIC, HALL]
+    assert len(topics) == 3
+    documents = _documents(rig)
+    assert all(name.startswith("health__") for name in documents[TOPIC]["components"])
+    hall = documents[HALL]
+    assert hall["device"] | {"sw_version": ""} == {
+        "identifiers": ["edge_press-07__hall"],
+        "name": "hall",
+        "manufacturer": "edge-runtime",
+        "model": "edge device",
+        "sw_version": "",
+        "via_device": "edge_press-07",
+    }
+    assert set(hall) == set(documents[TOPIC])
+    assert hall["availability_topic"] == "edge/press-07/status"
+    assert set(hall["components"]) == {"m__score", "m__anomaly", "m__alarm"}
+    assert hall["components"]["m__score"]["state_topic"] == "edge/press-07/m/hall"
+    assert hall["components"]["m__score"]["name"] == "m score"
+    ids = [each["unique_id"] for document in documents.values() for each in document["components"].values()]
+    assert len(ids) == len(set(ids))
+    assert re.fullmatch(r"home/device/[A-Za-z0-9_-]+/config", topics[2])
+    rig.loop.advance(10 * home_assistant.LOOK_S)
+    assert len(rig.link.sent) == 3
+    rig.link.hear("home/status", b"online")
+    rig.loop.advance(10.0)
+    assert [topic for topic, _, _ in rig.link.sent[3:]] == topics
+
+
+def test_the_device_of_a_key_goes_on_over_a_start_and_goes_when_its_models_are_gone(tmp_path: Path) -> None:
+    """Documents of other devices are nothing to us; an empty retained message removes one of ours."""
+    rig = _Rig(_config(tmp_path, DEVICES), {"m": _manifest("anomaly")})
+    sensor = {"platform": "sensor", "state_topic": "edge/press-07/m/hall"}
+    rig.link.hear(HALL, json.dumps({"components": {"m__score": sensor, "m__old": sensor}}).encode(), retained=True)
+    gone = {"components": {"old__score": {"platform": "sensor", "state_topic": "edge/press-07/old/attic"}}}
+    attic = HALL.replace("hall", "attic")
+    rig.link.hear(attic, json.dumps(gone).encode(), retained=True)
+    rig.link.hear("home/device/edge_press-070__hall/config", json.dumps(gone).encode(), retained=True)
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    documents = _documents(rig)
+    assert set(documents) == {TOPIC, HALL, attic}
+    assert documents[attic] is None
+    assert documents[HALL]["components"]["m__old"] == {"platform": "sensor"}
+    assert documents[HALL]["components"]["m__score"]["unique_id"] == "edge_press-07__hall__m__score"
+    rig.part.leave(for_good=True)
+    assert {topic for topic, payload in ((t, p) for t, p, _ in rig.link.sent[-2:]) if not payload} == {TOPIC, HALL}
+
+
 def test_a_device_that_leaves_for_good_is_removed(tmp_path: Path) -> None:
     """An empty retained message is how."""
     rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})
