@@ -6,9 +6,11 @@ and the memory of a recording beside that of one four times as long.
 """
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -114,10 +116,40 @@ def run_on_core(command: list[str], folder: Path, on: set[int] | None = None) ->
         preexec_fn=lambda: os.sched_setaffinity(0, allowed),  # noqa: PLW1509 - no thread is running
     )
     assert process.stderr is not None
+    peak_kib = [0]
+    watch = threading.Thread(target=_watch_peak, args=(process.pid, peak_kib), daemon=True)
+    watch.start()
     said = process.stderr.read()
     process.stderr.close()
     _, status, usage = os.wait4(process.pid, 0)
+    watch.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{command[-1]}: ended with {process.returncode}: {said.decode(errors='replace')[-500:]}")
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, peak_kib[0]
+
+
+def _watch_peak(process: int, peak_kib: list[int]) -> None:
+    """The high-water mark of a process and of its largest child, looked at until it ends.
+
+    `ru_maxrss` is no use: a child begins with the mark of the process that forked it, this one.
+    """
+    while True:
+        try:
+            children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+            marks = [_high_water_kib(each) for each in (str(process), *children)]
+        except OSError:
+            return
+        if not marks[0]:  # it has ended, and waits to be collected
+            return
+        peak_kib[0] = max(peak_kib[0], *marks)
+        time.sleep(0.01)
+
+
+def _high_water_kib(process: str) -> int:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:  # a child that has just ended
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+)", status)
+    return int(found[1]) if found else 0

@@ -1,6 +1,7 @@
 """Columns of files as they are found: times of any unit, keys of any type, names that stand twice."""
 
 import datetime as dt
+import gzip
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from edge_runtime.batch.run import PredictOptions, PredictSummary, predict
+from edge_runtime.cli import main
 from edge_runtime.errors import CommandError
 from edge_runtime.recordings.blocks import Wanted
 from edge_runtime.recordings.files import open_recording
@@ -144,3 +146,22 @@ def test_parquet_and_text_may_stand_side_by_side() -> None:
     write()
     Path("in.csv").write_text("temperature,humidity\n1,2\n")
     assert run("out.csv", source="in.*").windows == 5
+
+
+def test_unsorted_times_are_named_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command reports how many there are, and to sort each recording by its column."""
+    write(t=[1_763_896_744, 1_763_896_745, 1_763_896_740, 1_763_896_741])
+    builders.classification(length=2).save(Path.cwd() / "m.onnx")
+    assert main(["predict", "m.onnx", "in.parquet", "-o", "out.csv", "--time", "t", "--workers", "1"]) == 0
+    assert "1 readings are earlier than the one before them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "marked"])
+def test_json_lines_are_read_packed_and_with_a_byte_order_mark(suffix: str, mark: bytes) -> None:
+    """A mark in front of the first object, as Windows writes it, is no part of it; packed lines are the same lines."""
+    text = mark + b'{"temperature": 1, "humidity": 2}\r\n{"temperature": 3, "humidity": 4}\n'
+    packed = {"gz": gzip.compress, "zst": lambda data: pa.compress(data, "zstd", asbytes=True)}
+    Path(f"in{suffix}").write_bytes(packed.get(suffix.rpartition(".")[2], bytes)(text))
+    summary = run("out.csv", source=f"in{suffix}")
+    assert (summary.windows, summary.rejected) == (2, {})

@@ -254,6 +254,13 @@ def test_label_and_alarm_of_one_prediction_belong_together_under_smoothing() -> 
         assert prediction.score == prediction.scores[place]
 
 
+def test_windows_of_two_alarm_labels_raise_no_alarm_beside_another_label() -> None:
+    """Two windows of different alarm labels make no alarm while the smoothed label is still a quiet one."""
+    decider = _decider("classification", alarm_labels=["worn", "broken"], threshold=0.5, smoothing={"n": 2, "m": 3})
+    found = [(p.label, p.alarm) for p in _labels(decider, 0, 0, 1, 2, 2, score=0.9) if p]
+    assert found == [("ok", False), ("ok", False), ("ok", False), ("ok", False), ("broken", True)]
+
+
 def test_windows_below_the_threshold_raise_no_alarm_under_smoothing() -> None:
     """The label may stand long before; the alarm needs as many windows of its own."""
     decider = _decider("classification", alarm_labels=["broken"], threshold=0.8, smoothing={"n": 2, "m": 3})
