@@ -142,15 +142,14 @@ def _selftest(store: ModelStore, name: str, *, measure: bool) -> None:
 def _installed(done: Installed, *, shadow: bool) -> str:
     slot = done.slot
     if not done.changed:
-        return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {slot.state} already: nothing to do"
+        return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {slot.standing} already: nothing to do"
     assert done.measured is not None
     beside = ", and runs beside the active one" if shadow else ""
     return f"{_now(slot)}{beside}; {done.measured.in_words()}"
 
 
 def _now(slot: Slot) -> str:
-    words = {"probation": "active, on probation"}.get(slot.state, slot.state)
-    return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {words}"
+    return f"{slot.name} {slot.version} ({slot.digest[:12]}) is {slot.standing}"
 
 
 def _listed_json(store: ModelStore) -> str:

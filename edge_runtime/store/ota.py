@@ -267,7 +267,8 @@ class Ota:
                 why = one_line(str(error))
                 return lambda: self._answer_order({**about, "state": "refused", "why": why})
             model = {"model": slot.name, "version": slot.version, "digest": slot.digest}
-            return lambda: self._answer_order({**about, "state": "rolled back", "why": f"it is {slot.state}", **model})
+            why = f"it is {slot.standing}"
+            return lambda: self._answer_order({**about, "state": "rolled back", "why": why, **model})
 
         self._check(go_back)
 
@@ -349,7 +350,7 @@ class Ota:
         def install() -> Step:
             slot = self._incoming.install(offer)
             model = {"model": slot.name, "version": slot.version, "digest": slot.digest}
-            return lambda: self._finish("installed", f"it is {slot.state}", model)
+            return lambda: self._finish("installed", f"it is {slot.standing}", model)
 
         self._away(install)
 

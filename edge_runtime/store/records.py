@@ -147,6 +147,11 @@ class Slot:
     why: str = ""
     admitted: float | None = None
 
+    @property
+    def standing(self) -> str:
+        """The state in words, to stand behind "is"."""
+        return "active, on probation" if self.state == "probation" else self.state
+
 
 class StateFiles:
     """Reads and replaces the states of one store.

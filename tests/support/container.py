@@ -41,6 +41,7 @@ class Container:
                 umount -l root/dev
                 umount root/proc
                 : > root/etc/machine-id
+                touch prepared
                 exec systemd-nspawn -D root --boot --register=no --keep-unit --console=pipe --private-network
                 """)
         )
@@ -56,6 +57,7 @@ class Container:
 
     def _is_up(self) -> bool:
         if self._process is not None and self._process.poll() is not None:
+            assert (self.folder / "prepared").exists(), self._log()
             pytest.skip(f"systemd-nspawn does not run here: {self._log()}")
         return self.run("systemctl is-system-running --quiet || systemctl is-active --quiet multi-user.target")[0] == 0
 
