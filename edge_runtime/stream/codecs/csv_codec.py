@@ -9,10 +9,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from edge_runtime.config.convert import nearest, quote
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.stream.codecs.columns import Decoded, Members, Rows, judge
 from edge_runtime.stream.codecs.frame_codec import CsvFrameDecoder
-from edge_runtime.stream.codecs.kind import ColumnsTable, Decoder, column_mistakes, refuse
+from edge_runtime.stream.codecs.kind import IGNORED, ColumnsTable, Decoder, column_mistakes, refuse
+from edge_runtime.stream.codecs.mapping import Channels
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE
 from edge_runtime.stream.codecs.rows_of_text import SPACES, number, number_with, row_columns
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
@@ -138,18 +140,65 @@ class CsvTable(ColumnsTable, frozen=True, kw_only=True, tag="csv"):
 
     Attributes:
         delimiter: What separates the columns of a CSV line: one character, or `space` for any run of blanks and tabs.
+        channels: Which of the `fields` each channel of the model is, and how it is written. Left out, a channel is the
+            field of its own name, and a plain number.
     """
 
     delimiter: Delimiter = ","
+    channels: Channels | None = None
+
+    @property
+    def mapped_channels(self) -> tuple[str, ...] | None:
+        """The channels with a field; None where each is the field of its own name."""
+        return None if self.channels is None else tuple(self.channels)
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
         """The decoder of rows, or of whole frames as one row each."""
         mistakes = list(delimiter_mistakes(self.delimiter, members.place))
+        if self.channels is not None:
+            refuse(mistakes)
+            return self._mapped_decoder(members, shape)
         columns = self.fields or members.channels
         if shape is None:
             mistakes.extend(column_mistakes(columns, members))
         refuse(mistakes)
         return CsvDecoder(columns, members, self.delimiter) if shape is None else CsvFrameDecoder(shape, self.delimiter)
+
+    def _mapped_decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
+        from edge_runtime.stream.codecs.mapped_codec import MappedDecoder, OriginPlaces, channel_places  # noqa: PLC0415 - only where it is used
+
+        if shape is not None:
+            refuse([f"{members.place}.channels: expected none for a model of whole frames: take the table out"])
+        places = channel_places(members, self.channels, is_text=True)
+        origins = OriginPlaces(members, frozenset(str(place.path.steps[0]) for place in places), lenient=True)
+
+        def columns(frame: bytes) -> dict[str, str]:
+            return dict(zip(self.fields, row_columns(frame, self.delimiter, len(self.fields)), strict=True))
+
+        return MappedDecoder(members, places, origins, columns, is_text=True)
+
+
+@rule(CsvTable, keys=("fields", "channels"))
+def _channels_are_fields(table: CsvTable) -> Iterable[Finding]:
+    if table.channels is not None and not table.channels:
+        yield "channels", "expected at least one channel, found an empty table: add one, or take the table out"
+    for name, channel in (table.channels or {}).items() if table.fields else ():
+        wanted = name if channel.path is None else field_of(channel.path)
+        if wanted is not None and wanted not in table.fields:
+            near = nearest(wanted, [each for each in table.fields if each != IGNORED])
+            hint = f": did you mean {near}?" if near else ""
+            yield f"channels.{name}", f"expected one of the fields, found {quote(wanted)}{hint}"
+
+
+def field_of(path: str) -> str | None:
+    """The name of a column that a path stands for; None where it is no path, which has its own message."""
+    from edge_runtime.stream.codecs.paths import PathError, parse_path  # noqa: PLC0415 - only where there is a path
+
+    try:
+        steps = parse_path(path).steps
+    except PathError:
+        return None
+    return str(steps[0]) if len(steps) == 1 else path
 
 
 @rule(CsvTable, keys=("fields",))
