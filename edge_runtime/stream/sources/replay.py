@@ -9,16 +9,19 @@ in a burst, as a device with a buffer would.
 import codecs
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
+from numpy.typing import NDArray
 
-from edge_runtime.config.rules import Finding, rule
-from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath, NewPath, Text
+from edge_runtime.config.convert import quote
+from edge_runtime.config.rules import Finding, first_repeated, rule
+from edge_runtime.config.tables import MAX_PACKET_BYTES, FilePath, NewPath, Table, Text
 from edge_runtime.errors import CommandError, ConfigError
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.recordings.blocks import Block, Recording, RecordingError, Wanted
@@ -30,6 +33,7 @@ from edge_runtime.stream.origin import TimeReader, zone_of
 from edge_runtime.stream.rejections import Rejections
 from edge_runtime.stream.seen import Seen, log_first
 from edge_runtime.stream.sources.kind import SourceKindTable, Wiring
+from edge_runtime.stream.sources.placed_channels import check_places, to_bundle
 from edge_runtime.stream.sources.silence import SilenceWatch
 from edge_runtime.system import log
 from edge_runtime.system.counters import Counters
@@ -40,6 +44,24 @@ BLOCK_READINGS = 256
 _PAUSE = 0.01
 
 _logger = log.get_logger("replay")
+
+
+class ColumnChannelTable(Table, frozen=True, kw_only=True):
+    """`[source.channels]` of `type = "replay"`: one channel of the model by its name; a text alone is its `path`.
+
+    Attributes:
+        path: The name of its column or member, as it is. Left out, it is the one of the channel's name.
+        scale: What the number is multiplied by, before `offset` is added.
+        offset: What is added to it.
+        unit: The unit of the result. Where the bundle names another one of the same quantity, the value is converted.
+    """
+
+    short: ClassVar[str] = "path"
+
+    path: Text | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    unit: Text | None = None
 
 
 class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"):
@@ -60,6 +82,7 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         encoding: Of text files, by its Python name.
         times: Whether predictions carry the time of the recording or the time of the replay.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
+        channels: Which column each channel of the model is. Left out, a channel is the column of its own name.
     """
 
     files: tuple[FilePath, ...] = ()
@@ -75,6 +98,17 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
     encoding: Text = "utf-8"
     times: Literal["recorded", "now"] = "recorded"
     max_frame_bytes: Annotated[int, Meta(ge=16, le=MAX_PACKET_BYTES)] = 65536
+    channels: Mapping[Text, ColumnChannelTable] | None = None
+
+    @property
+    def named_channels(self) -> tuple[str, ...] | None:
+        """Those with a column."""
+        return None if self.channels is None else tuple(self.channels)
+
+    @property
+    def compares_units(self) -> bool:
+        """Where channels have columns."""
+        return self.channels is not None
 
     @property
     def is_recorded(self) -> bool:
@@ -95,7 +129,16 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         units: Units = NO_UNITS,
     ) -> None:
         """Look at the head of every file."""
-        del units
+        if self.channels is not None:
+            check_places(
+                channels,
+                shape,
+                self.channels,
+                place=f'source "{self.name}".channels',
+                categories=categories,
+                units=units,
+                remedy=lambda name: f'add {name} = "COLUMN"',
+            )
         open_recordings(self, channels, shape, categories)
 
     def make(self, wiring: Wiring) -> "ReplaySource":
@@ -110,7 +153,22 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
             on_state=wiring.on_state,
             paused=wiring.paused,
             categories=wiring.categories,
+            units=wiring.units,
         )
+
+
+@rule(ReplaySourceTable, keys=("channels",))
+def _columns(source: ReplaySourceTable) -> Iterator[Finding]:
+    if source.channels is None:
+        return
+    if not source.channels:
+        yield "channels", "expected at least one channel, found an empty table: add one, or take the table out"
+    twice = first_repeated([each.path or name for name, each in source.channels.items()])
+    if twice is not None:
+        yield "channels", f"expected every column once, found {quote(twice)} twice"
+    for name, channel in source.channels.items():
+        if channel.scale == 0:
+            yield f"channels.{name}.scale", "expected a factor other than 0, found 0: the channel would never change"
 
 
 @rule(ReplaySourceTable, keys=("files", "path", "encoding"))
@@ -147,6 +205,7 @@ class ReplaySource:
         on_state: Callable[[], None] | None = None,
         paused: Callable[[], bool] = lambda: False,
         categories: Categories = NO_CATEGORIES,
+        units: Units = NO_UNITS,
     ) -> None:
         """Look at every file.
 
@@ -163,6 +222,7 @@ class ReplaySource:
         self._counters = counters
         self._paused = paused
         self._recordings = open_recordings(config, channels, shape, categories)
+        self._scaling = _scaling(config, channels, units)
         self._pace = _Pace(config, loop.time)
         # A reading that is played again is another reading, and must not be dropped as a repeat of the first.
         self._seen = Seen(
@@ -272,7 +332,7 @@ class ReplaySource:
                     self._counters.rejected[fault.reason] += 1
                     where = f"{piece.path}, {'line' if recording.counts_bytes else 'row'} {fault.row}"
                     self._rejections.refuse(fault.reason, fault.why, where=where, frame=fault.text)
-                yield _readings(block)
+                yield _readings(block, self._scaling)
 
     def _finish(self) -> None:
         if not self.finished:
@@ -288,6 +348,21 @@ class ReplaySource:
         self.state, self.is_open = state, is_open
         if self.on_state is not None:
             self.on_state()
+
+
+Scaling = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+def _scaling(config: ReplaySourceTable, channels: tuple[str, ...], units: Units) -> Scaling | None:
+    """Factors and offsets of the columns; None where nothing is to be done."""
+    if config.channels is None:
+        return None
+    place = f'source "{config.name}".channels'
+    pairs = [to_bundle(config.channels[name], units.get(name, ""), f"{place}.{name}") for name in channels]
+    if all(pair == (1.0, 0.0) for pair in pairs):
+        return None
+    factors, offsets = zip(*pairs, strict=True)
+    return np.array(factors), np.array(offsets)
 
 
 class _Pace:
@@ -326,11 +401,15 @@ class _Pace:
         return due
 
 
-def _readings(block: Block) -> Decoded:
+def _readings(block: Block, scaling: Scaling | None) -> Decoded:
     """A block of a file as the readings of a source."""
+    values = block.values
+    if scaling is not None:
+        factors, offsets = scaling
+        values = (values.astype(np.float64) * factors + offsets).astype(np.float32)
     nothing: list[None] = [None] * len(block)
     return Decoded(
-        block.values,
+        values,
         list(range(len(block))),
         block.keys or [*nothing],
         block.times or [*nothing],
@@ -370,6 +449,10 @@ def open_recordings(
     if config.path is not None:
         config = _of_folder(config, Path(config.path))
     reader = TimeReader(unit=config.time_unit, zone=zone_of(config.time_zone))
+    if config.channels is not None:
+        columns = {name: config.channels[name].path or name for name in channels}
+        channels = tuple(columns.values())
+        categories = {columns[name]: texts for name, texts in categories.items()}
     for name in config.files:
         path = Path(name)
         wanted = Wanted(

@@ -62,8 +62,10 @@ class Bench:
 
     def source(self, *files: Path, channels: tuple[str, ...] = CHANNELS, **options: Any) -> ReplaySource:
         """A source of these files at full speed, unless told otherwise."""
-        arguments = {key: options.pop(key) for key in ("shape", "paused") if key in options}
+        arguments = {key: options.pop(key) for key in ("shape", "paused", "units") if key in options}
         shape = arguments.pop("shape", None)
+        if "mapping" in options:
+            options["channels"] = options.pop("mapping")
         config = table(
             ReplaySourceTable, **{"name": "tape", "files": tuple(map(str, files)), "speed": "full", **options}
         )
@@ -137,6 +139,31 @@ def test_every_format_gives_the_same_readings(bench: Bench, tmp_path: Path, suff
     assert all(batch.own_times for batch in bench.batches)
     assert bench.counters.counts["readings"] == 5
     assert bench.batches[0].values.dtype == np.float32
+
+
+@pytest.mark.parametrize(("suffix", "write"), WRITERS)
+def test_a_channel_may_be_another_column_in_another_unit(bench: Bench, tmp_path: Path, suffix: str, write: Any) -> None:
+    """Columns by their own names, scaled, and converted to what the bundle measures; other units are refused."""
+    path = write(tmp_path / f"tape.{suffix}")
+    bench.play(path)
+    plain, bench.batches = bench.rows, []
+    channels = {
+        "temperature": {"path": "x", "scale": 0.5, "offset": -1.0, "unit": "°C"},
+        "level": "y",
+    }
+    units = {"temperature": "K", "level": "m"}
+    bench.play(path, mapping=channels, channels=("level", "temperature"), units=units)
+    expected = [[y, 0.5 * x - 1.0 + 273.15] for x, y in plain]
+    np.testing.assert_allclose(bench.rows, expected, rtol=1e-6)
+    config = table(ReplaySourceTable, name="tape", files=(str(path),), speed="full", channels=channels)
+    with pytest.raises(ConfigError, match='expected "V", the unit of the bundle, found "°C"'):
+        config.check_channels_of(("temperature",), None, units={"temperature": "V"})
+    with pytest.raises(ConfigError, match="found no depth"):
+        config.check_channels_of(("depth",), None)
+    config = table(ReplaySourceTable, name="tape", files=(str(path),), speed="full", channels={"level": "z"})
+    if suffix != "jsonl":  # whose objects may each have other members
+        with pytest.raises(ConfigError, match="z"):
+            config.check_channels_of(("level",), None)
 
 
 @pytest.mark.parametrize(("suffix", "write"), WRITERS)
