@@ -1,7 +1,8 @@
 """Captures on request: `edge/{device}/capture/{model}` with `{"windows": N}` asks for the next N windows of each key.
 
 A request lasts for `LASTS_S`, so that a key that is silent at first has its windows too, and not over a restart; a
-later one takes its place, and 0 ends it. What cannot be read is counted and logged.
+later one takes its place, and 0 ends it. What cannot be read is counted and logged. A broker that refuses the topic
+costs nothing else.
 """
 
 from collections.abc import Callable
@@ -78,7 +79,7 @@ class CaptureRequests:
         self._ask = ask
         self._counters = counters
         self._prefix = f"edge/{device}/capture/".encode()
-        connection.subscribe([f"edge/{device}/capture/+"], 1, self._take)
+        connection.subscribe([f"edge/{device}/capture/+"], 1, self._take, optional=True)
 
     def leave(self) -> None:
         """Take none any more."""

@@ -266,7 +266,7 @@ class CaptureRing:
         # The second half stands on no other card: files that are brought in from two cards never have one name.
         path = self.folder / f"part-{self._number:08d}-{os.urandom(4).hex()}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._handle = os.open(path, flags, 0o644)
+        self._handle = os.open(path, flags, 0o600)  # readings may be nobody else's business
         self._files.append(_File(path, 0))
 
     def _end_file(self) -> None:

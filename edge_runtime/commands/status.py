@@ -63,6 +63,8 @@ def _describe(document: dict[str, Any]) -> list[str]:
     lines += [f"  link {name}: {state}" for name, state in document["link"].items()]
     if (outbox := document.get("outbox", {}).get("state", "ok")) != "ok":
         lines.append(f"  outbox: {shortened(outbox)}")
+    if (captures := document.get("capture", {}).get("state", "ok")) != "ok":
+        lines.append(f"  captures: {shortened(captures)}")
     for name, source in document["sources"].items():
         lines.append(f"  source {name}: {source['state']}")
         for reason, last in source.get("last_rejected", {}).items():

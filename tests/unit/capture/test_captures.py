@@ -41,8 +41,9 @@ class _Link:
     def __init__(self) -> None:
         self.handlers: dict[str, Handler] = {}
 
-    def subscribe(self, filters: list[str], _qos: int, handler: Handler) -> None:
+    def subscribe(self, filters: list[str], _qos: int, handler: Handler, *, optional: bool) -> None:
         """As the connection's."""
+        assert optional, "a broker that refuses requests for captures would keep the device offline"
         self.handlers.update(dict.fromkeys(filters, handler))
 
     def unsubscribe(self, handler: Handler) -> None:
