@@ -207,6 +207,8 @@ class ModelTable(Table, frozen=True, kw_only=True):
         publish: `always` publishes every prediction, `change` those whose verdict differs from the last one, `alarm`
             those that are an alarm.
         alarm_labels: The labels of a classification that are an alarm.
+        abstain: The label of a window whose set (`[uncertainty]` of the bundle) does not hold exactly one label. Left
+            out, each window has the label of the model.
         threshold: The score above which a window is an anomaly, instead of the bundle's own.
         hysteresis: How far the score must fall below the threshold before an anomaly is over.
         smoothing: The verdict is that of at least `n` of the last `m` windows.
@@ -238,6 +240,7 @@ class ModelTable(Table, frozen=True, kw_only=True):
     payload: str | tuple[str, ...] = "json"  # not `Text`: in a union with an array it ends msgspec 0.22 with a crash
     publish: Literal["always", "change", "alarm"] = "always"
     alarm_labels: tuple[Text, ...] = ()
+    abstain: Text | None = None
     threshold: float | None = None
     hysteresis: Annotated[float, Meta(ge=0)] = 0.0
     smoothing: SmoothingTable | None = None

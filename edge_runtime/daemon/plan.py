@@ -15,6 +15,7 @@ from edge_runtime.bundle.manifest import LABEL_TASKS
 from edge_runtime.bundle.model import Model, ModelError, ModelOptions
 from edge_runtime.bundle.open import Bundle, open_bundle
 from edge_runtime.bundle.optimised_copy import chosen, load_model
+from edge_runtime.bundle.uncertainty import label_sets
 from edge_runtime.config.convert import names_a_file
 from edge_runtime.config.rules import RESERVED, RESERVED_BELOW, first_repeated
 from edge_runtime.config.tables import CaptureTable, Config, ModelTable
@@ -296,13 +297,19 @@ def _misfits(planned: PlannedModel) -> list[str]:
             for name in config.payloads
             if name in CONVENTIONS and flat_convention(name) is not None
         ]
-    strange = [label for label in config.alarm_labels if label not in manifest.output.labels]
+    strange = [label for label in config.alarm_labels if label not in (*manifest.output.labels, config.abstain)]
     if strange and manifest.task in LABEL_TASKS:
         known = ", ".join(manifest.output.labels)
         found.append(f"alarm_labels: expected some of {known}, found {', '.join(strange)}")
     if config.alarm_labels and manifest.task not in LABEL_TASKS:
         found.append(
             f"alarm_labels: the bundle is a model of the kind {manifest.task}, which has no labels: leave it out"
+        )
+    if config.abstain in manifest.output.labels:
+        found.append(f'abstain: expected a label that the bundle does not have, found "{config.abstain}"')
+    if config.abstain is not None and label_sets(manifest) is None:
+        found.append(
+            "abstain: the bundle has no sets to abstain by: build it with [uncertainty] coverage, or leave it out"
         )
     if config.publish == "alarm":
         if manifest.task in ("tensor", "embedding"):

@@ -67,7 +67,7 @@ def components_of(
         topic = f"{topic}/json"
     found: dict[str, Component] = {}
     if manifest.task == "classification":
-        labels = list(manifest.output.labels)
+        labels = [*manifest.output.labels, *([] if table.abstain is None else [table.abstain])]
         found["label"] = _sensor("label", "{{ value_json.label }}", device_class="enum", options=labels)
         found["score"] = _sensor("score", "{{ value_json.score }}", state_class="measurement")
     elif manifest.task == "anomaly":

@@ -72,8 +72,12 @@ class JsonPayload:
             assert prediction.scores is not None
             assert prediction.label is not None
             numbers = tuple(map(str, prediction.scores))
-            place, label = self._labels[prediction.label]  # a number's text is dear: the label's own is used twice
-            return f'"label":{label},"score":{numbers[place]},{self._scores % numbers}{self._set(prediction)}'
+            place, label = self._labels.get(prediction.label, (-1, ""))
+            if place < 0:  # it abstains
+                score, label = str(prediction.score), _text(prediction.label)
+            else:
+                score = numbers[place]  # a number's text is dear: the label's own is used twice
+            return f'"label":{label},"score":{score},{self._scores % numbers}{self._set(prediction)}'
         if self._task == "regression":
             assert prediction.values is not None
             return f"{self._scores % tuple(map(str, prediction.values))}{self._interval(prediction)}"

@@ -75,6 +75,7 @@ class Decider:
         self._task = manifest.task
         self._labels = manifest.output.labels
         self._sets, self._intervals = label_sets(manifest), intervals(manifest)
+        self._abstain = config.abstain
         self._alarm_labels = frozenset(config.alarm_labels)
         self._threshold = config.threshold if config.threshold is not None else manifest.output.threshold
         self._hysteresis = config.hysteresis
@@ -146,22 +147,26 @@ class Decider:
     def _classify(self, scores: Scores, row: int, stream: _Stream, prediction: Prediction) -> None:
         assert scores.label is not None
         assert scores.scores is not None
-        raw = int(scores.label[row])
+        raw = best = int(scores.label[row])
         if not 0 <= raw < len(self._labels):
             raise ModelError(f"expected a label from 0 to {len(self._labels) - 1}, found {raw}")
-        self._smooth(stream, raw)
-        assert stream.verdict is not None
         prediction.scores = scores.scores[row]
-        prediction.label = self._labels[stream.verdict]
-        prediction.score = prediction.scores[stream.verdict]
         if self._sets is not None:
             prediction.label_set = self._sets.of(prediction.scores)
+            if self._abstain is not None and len(prediction.label_set) != 1:
+                raw = len(self._labels)  # of the label that says so
+        self._smooth(stream, raw)
+        verdict = stream.verdict
+        assert verdict is not None
+        abstains = verdict == len(self._labels)
+        prediction.label = self._abstain if abstains else self._labels[verdict]
+        prediction.score = prediction.scores[best if abstains else verdict]
         if self._can_alarm:
-            own = self._labels[raw] in self._alarm_labels
+            own = (self._abstain if raw != best else self._labels[raw]) in self._alarm_labels
             limit = _NEVER if self._threshold is None else self._threshold
             if stream.alarm:
                 limit -= self._hysteresis
-            self._smooth_alarm(stream, int(own and bool(prediction.scores[raw] >= limit)))
+            self._smooth_alarm(stream, int(own and bool(prediction.scores[best] >= limit)))
             prediction.alarm = stream.alarm = stream.alarm and prediction.label in self._alarm_labels
 
     def _smooth_alarm(self, stream: _Stream, raw: int) -> None:

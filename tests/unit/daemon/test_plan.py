@@ -64,6 +64,12 @@ Save = Callable[[Path], object]
     [
         (_classification, 'alarm_labels = ["hot"]', "alarm_labels: expected some of low, high, found hot"),
         (_anomaly, 'alarm_labels = ["hot"]', "alarm_labels: the bundle is a model of the kind anomaly, which has no"),
+        (
+            _classification,
+            'abstain = "unsure"',
+            "abstain: the bundle has no sets to abstain by: build it",
+        ),
+        (_classification, 'abstain = "high"', 'abstain: expected a label that the bundle does not have, found "high"'),
         (_classification, 'publish = "alarm"', 'publish: "alarm" needs alarm_labels, which say what an alarm is'),
         (_regression, 'publish = "alarm"', 'publish: "alarm" needs a threshold, above which a value is an alarm'),
     ],

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.bundle.manifest import Input, Manifest, Output, Target
+from edge_runtime.bundle.manifest import Input, Manifest, Output, Target, Uncertainty
 from edge_runtime.bundle.model import ModelError, Scores
-from edge_runtime.config.tables import ModelTable
+from edge_runtime.config.tables import ModelTable, SmoothingTable
+from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.readings import Prediction
 from edge_runtime.stream.decide import Decider, Sequences
 from tests.support import builders
@@ -383,3 +384,52 @@ def test_a_multi_label_model_that_publishes_changes_speaks_when_other_labels_are
         for time, scores in enumerate([several(), several(0), several(0, score=0.7), several(0, 2), several()])
     ]
     assert said == [True, True, False, True, True]
+
+
+SURE = msgspec.convert(builders.classification(labels=("a", "b", "c")).manifest, Manifest)
+SURE = msgspec.structs.replace(SURE, uncertainty=Uncertainty(coverage=0.9, least=0.4))
+
+
+@pytest.mark.parametrize(
+    ("scores", "label", "score", "alarm", "expected_set"),
+    [
+        ([0.5, 0.3, 0.2], "a", 0.5, False, ("a",)),
+        ([0.45, 0.1, 0.45], "unsure", 0.45, True, ("a", "c")),
+        ([0.3, 0.35, 0.35], "unsure", 0.35, True, ()),
+        ([0.1, 0.2, 0.7], "c", 0.7, True, ("c",)),
+    ],
+)
+def test_a_model_abstains_where_its_set_does_not_hold_one_label(
+    scores: list[float], label: str, score: float, alarm: bool, expected_set: tuple[str, ...]
+) -> None:
+    """With a label of its own, which may be an alarm; the score is that of the model's label, which is most likely."""
+    config = ModelTable(name="m", bundle="m", source="s", abstain="unsure", alarm_labels=("c", "unsure"))
+    rows = np.array([scores], np.float32)
+    found = Decider(SURE, config).decide(Scores(label=rows.argmax(axis=1), scores=rows), 0, None, 0.0)
+    assert found is not None
+    assert (found.label, found.alarm, found.label_set) == (label, alarm, expected_set)
+    assert found.score == np.float32(score)
+    encoded = JsonPayload(device="d", model="m", source="s", start=1, manifest=SURE, threshold=None).encode(found)
+    document = msgspec.json.decode(encoded)
+    assert (document["label"], document["set"]) == (label, list(expected_set))
+    assert document["score"] == pytest.approx(score)
+
+
+def test_abstention_is_smoothed_like_a_label() -> None:
+    """Two of three windows have to be unsure; a single one changes nothing."""
+    config = ModelTable(name="m", bundle="m", source="s", abstain="unsure", smoothing=SmoothingTable(n=2, m=3))
+    decider = Decider(SURE, config)
+    said = []
+    for row in (
+        [0.8, 0.1, 0.1],
+        [0.4, 0.4, 0.2],
+        [0.8, 0.1, 0.1],
+        [0.4, 0.4, 0.2],
+        [0.34, 0.33, 0.33],
+        [0.2, 0.2, 0.6],
+    ):
+        scores = np.array([row], np.float32)
+        found = decider.decide(Scores(label=scores.argmax(axis=1), scores=scores), 0, None, 0.0)
+        assert found is not None
+        said.append(found.label)
+    assert said == ["a", "a", "a", "unsure", "unsure", "unsure"]
