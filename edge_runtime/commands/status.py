@@ -70,6 +70,9 @@ def _describe(document: dict[str, Any]) -> list[str]:
         for reason, last in source.get("last_rejected", {}).items():
             sample = f" ({last['sample']})" if last["sample"] else ""
             lines.append(f"    {reason} at {last['time']}: {shortened(last['where'])}: {last['why']}{sample}")
+    lines += [f"  sink {name}: {shortened(sink['state'])}" for name, sink in document.get("sinks", {}).items()]
+    if "sparkplug" in document:
+        lines.append(f"  sparkplug {document['sparkplug']['state']}")
     for model in document.get("slots", []):
         why = f" ({model['why']})" if model.get("why") else ""
         lines.append(

@@ -18,9 +18,10 @@ from edge_runtime.bundle.optimised_copy import chosen, load_model
 from edge_runtime.bundle.uncertainty import label_sets
 from edge_runtime.config.convert import names_a_file
 from edge_runtime.config.rules import RESERVED, RESERVED_BELOW, first_repeated
-from edge_runtime.config.tables import CaptureTable, Config, ModelTable
+from edge_runtime.config.tables import CaptureTable, Config, ModelTable, tag_of
+from edge_runtime.config.topics import matches, overlap, split_share
 from edge_runtime.daemon.state import state_folder
-from edge_runtime.delivery.payloads import CONVENTIONS, can_alarm, flat_convention
+from edge_runtime.delivery.payloads import CONVENTIONS, can_alarm, first_of, flat_convention
 from edge_runtime.errors import BundleError, CommandError, ConfigError
 from edge_runtime.stream.sources.kind import FramedSourceTable, SourceKindTable, as_kind
 
@@ -223,6 +224,7 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
             )
     yield from _mistakes_of_joins(config)
     yield from _mistakes_of_sinks(config)
+    yield from _own_further_topics(config)
     for model in models:
         if model.name in (*RESERVED, *RESERVED_BELOW):
             yield (
@@ -238,6 +240,27 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
         if model.payload == () and not config.sink and config.sparkplug is None:
             known = ", ".join(CONVENTIONS)
             yield f'model "{model.name}".payload: expected at least one of {known}, found an array of 0'
+
+
+def _own_further_topics(config: Config) -> Iterator[str]:
+    """Sources that would read the topics below a prediction, where further payload conventions have theirs."""
+    upstream, device = config.upstream, config.device
+    if not getattr(upstream, "topic", "") or not getattr(device, "id", ""):  # of a file with other mistakes
+        return
+    for model in config.model or ():
+        if not isinstance(model.payload, tuple) and (model.payload not in CONVENTIONS or first_of(model.payloads)):
+            continue
+        filled = upstream.topic.replace("{device}", device.id).replace("{model}", model.name or "+")
+        below = f"{filled.replace('{key}', '+')}/#"
+        for source in config.source or ():
+            for topic, topic_filter in source.read_topics(upstream).items():
+                plain = split_share(topic_filter)[1]
+                is_reported = matches(plain, filled.replace("{key}", "-"))  # by the rule for every model
+                if source.name == model.source and not is_reported and overlap(plain, below):
+                    yield (
+                        f'source "{source.name}".topics: expected topics that model "{model.name}" does not publish '
+                        f'to, found "{topic}": it may read the values of its own predictions'
+                    )
 
 
 def _mistakes_of_sinks(config: Config) -> Iterator[str]:
@@ -436,6 +459,16 @@ def _held(source: PlannedSource, model: PlannedModel, config: Config) -> str:
     return f", leaves {length} readings of each key unacknowledged ({limit[1]} is {limit[0]}, for all keys together)"
 
 
+def _described_outputs(config: Config) -> Iterator[str]:
+    """Where predictions go beside the upstream, a line each."""
+    for sink in config.sink:
+        where = next(getattr(sink, key) for key in ("path", "url", "argv") if hasattr(sink, key))
+        where = where if isinstance(where, str) else where[0]
+        yield f"sink {sink.name}: {tag_of(sink)} {where.partition('?')[0]}, takes {sink.when}"
+    if config.sparkplug is not None:
+        yield f"sparkplug: node {config.device.id} of group {config.sparkplug.group}"
+
+
 def describe_plan(plan: Plan) -> list[str]:
     """What runs, a line each, for people."""
     lines = []
@@ -450,4 +483,5 @@ def describe_plan(plan: Plan) -> list[str]:
                 f"  model {model.config.name}: {manifest.name} {manifest.version}, {manifest.task}, "
                 f"window {shape}{every}, publishes {model.config.publish}{_held(source, model, plan.config)}"
             )
+    lines.extend(_described_outputs(plan.config))
     return lines

@@ -54,6 +54,14 @@ def test_a_shadow_stands_below_its_model(
     assert words in status(tmp_path, capsys, slots=[MODEL | {"shadow": beside}])[1]
 
 
+def test_sinks_and_the_edge_node_are_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is wrong with each is its sentence."""
+    sinks = {"log": {"state": "p.jsonl: open"}, "siren": {"state": "siren: ended with exit code 1"}}
+    text = status(tmp_path, capsys, sinks=sinks, sparkplug={"state": "plant/press: born, 2 devices"})[1]
+    assert "  sink log: p.jsonl: open\n  sink siren: siren: ended with exit code 1\n" in text
+    assert "  sparkplug plant/press: born, 2 devices\n" in text
+
+
 def test_a_daemon_that_is_gone_is_exit_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its file is still there, its process is not."""
     code, text = status(tmp_path, capsys, pid=0)
