@@ -254,6 +254,33 @@ def test_a_bundle_that_a_person_left_by_hand_is_not_brought_back(
     assert device.version() == "1.0.0"
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("serial", [3, 5])
+def test_a_document_of_a_serial_that_was_used_is_counted_and_does_nothing(
+    device: Device, tmp_path: Path, keys: builders.Signer, server: Server, serial: int, *, restarted: bool
+) -> None:
+    """A signed document under a serial that was used, or under an older one, changes nothing, also after a restart."""
+    newer, newest = bundle(tmp_path, keys, "1.1.0"), bundle(tmp_path, keys, "1.2.0")
+    server.content = newer.read_bytes()
+    device.hear(document(newer, keys, 5, url=server.url))
+    device.wait("probation")
+    if restarted:
+        device.end()
+        device = Device(tmp_path, keys)
+    server.content = newest.read_bytes()
+    device.hear(document(newest, keys, serial, url=server.url))
+
+    def counted() -> bool:
+        device.serve(1)
+        return device.counters.counts["desired_old"] == 1
+
+    wait_until(counted, "the count", 20.0)
+    device.serve()
+    assert device.version() == "1.1.0"
+    if restarted:
+        device.end()
+
+
 @pytest.mark.parametrize("fault", ["", "cut", "no ranges"])
 def test_a_bundle_comes_by_http_without_a_depot(
     device: Device, tmp_path: Path, keys: builders.Signer, server: Server, fault: str
