@@ -3,9 +3,10 @@
 `python -m benchmarks.converter_sweep [--keep FILE] [WORD...]` prints a table, a line a cell; with words only cells that
 have one of them in their name. `--keep` adds the outcomes to a file, so that the sweep can be run in pieces, and
 `--write FILE` makes `docs/converter-sweep.md` of it. A cell is an estimator from scikit-learn's own registry, used
-alone, behind a scaler, in a ColumnTransformer, calibrated or voted. It is `right` where the bundle answers as the
-estimator's own public `predict` and `predict_proba` do, on recorded rows and on rows beyond them; `refused` with the
-sentence that `build` says; `wrong` or `traceback` where it is neither, which is a fault: the exit code is 1 then.
+alone, behind a scaler, in a ColumnTransformer, calibrated, voted or over several labels. It is `right` where the
+bundle answers as the estimator's own public `predict` and `predict_proba` do, on recorded rows and on rows beyond them;
+`refused` with the sentence that `build` says; `wrong` or `traceback` where it is neither, which is a fault: the exit
+code is 1 then.
 
 The comparison is written here once more, on purpose, and shares nothing with the judge of `build`.
 """
@@ -45,7 +46,8 @@ _BEYOND = (-999.0, 0.0, 255.0, 65535.0, -32768.0)
 _SCORE, _VALUE = 2e-4, 2e-4  # of a probability; of the largest value
 _LABELS = 0.01  # of rows, which stand on a fence of float32
 _BASE = ("estimator", "base_estimator")  # what a meta-estimator calls the one that it is made of
-_SEVERAL = ("ClassifierChain", "MultiOutput", "RegressorChain")  # they predict several things at once
+_SEVERAL = ("MultiOutput", "RegressorChain")  # they predict several things at once
+_LABELLED = ("ClassifierChain", "MultiOutputClassifier")  # several labels, and nothing else
 _FAULTS = ("wrong", "traceback")
 _SCORED = ("BisectingKMeans", "GaussianMixture", "IncrementalPCA", "KMeans", "MiniBatchKMeans", "PCA")
 _PAGE = Path(__file__).parent.parent / "docs" / "converter-sweep.md"
@@ -76,11 +78,14 @@ def cells() -> Iterator[Cell]:
             if kind == "outlier_detector" and not issubclass(each, _outlier_mixin()):
                 continue
             for use, make in _uses(kind, each):
-                yield Cell(f"{name}, {use}", make, kind)
+                yield Cell(f"{name}, {use}", make, "labels" if name in _LABELLED else kind)
+                if kind == "classifier" and use == "alone" and name not in _LABELLED and _has_labels(make):
+                    yield Cell(f"{name}, several labels", make, "labels")
     for name in _SCORED:
         for use, behind in (("alone", False), ("scaled", True)):
             yield Cell(f"{name}, {use}", partial(_scored, name, behind=behind), "score")
     yield from _boosters()
+    yield from _catboost()
 
 
 def data(kind: str) -> tuple[Any, Any]:
@@ -96,13 +101,15 @@ def data(kind: str) -> tuple[Any, Any]:
         random_state=0,
     )
     x = np.abs(x * [1.0, 10.0, 0.1, 5.0]).astype(np.float32).astype(np.float64)
+    if kind == "labels":
+        return x, np.stack([y > 0, x[:, 0] > np.median(x[:, 0]), y == 2], axis=1).astype(int)
     return x, (1.0 + x @ [0.5, 0.1, 2.0, 0.2] if kind == "regressor" else y)
 
 
 def run(cell: Cell) -> Outcome:
     """Fit it, build it, and hold the bundle to it."""
     x, y = data(cell.kind)
-    if cell.name.startswith(_SEVERAL):
+    if cell.name.startswith(_SEVERAL) and cell.kind == "regressor":
         y = np.stack([y, y[::-1]], axis=1)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -148,9 +155,13 @@ def _difference(model: Any, kind: str, x: Any, bundle: bytes) -> str:
         except ValueError:
             continue  # it refuses them, and says so as it is built
         found = dict(zip(names, session.run(None, {"window": asked.astype(np.float32)[:, None, :]}), strict=True))
-        if kind == "classifier":
+        if kind == "labels":
+            off = float(np.mean(np.asarray(expected) != found["labels"]))
+            if off > _LABELS:
+                return f"{off:.0%} of the labels differ on {where}"
+        elif kind == "classifier":
             index = {name: place for place, name in enumerate(model.classes_.tolist())}
-            off = np.mean([index[name] for name in expected.tolist()] != found["label"])
+            off = np.mean([index[name] for name in np.ravel(expected).tolist()] != found["label"])
             if off > _LABELS:
                 return f"{off:.0%} of the labels differ on {where}"
             if hasattr(model, "predict_proba"):
@@ -176,6 +187,17 @@ def _difference(model: Any, kind: str, x: Any, bundle: bytes) -> str:
             if off > _LABELS:
                 return f"{off:.0%} of the alarms differ on {where}"
     return ""
+
+
+def _has_labels(make: Callable[[], Any]) -> bool:
+    """Whether an estimator says of itself that it takes several labels at once."""
+    from sklearn.utils import get_tags  # noqa: PLC0415 - beside its one use
+
+    try:
+        tags = get_tags(make()).classifier_tags
+    except Exception:  # noqa: BLE001 - one that cannot be made is reported as not fitted
+        return False
+    return bool(tags is not None and tags.multi_label)
 
 
 def _scored(name: str, *, behind: bool) -> Any:
@@ -268,6 +290,24 @@ def _boosters() -> Iterator[Cell]:
             )
 
 
+def _catboost() -> Iterator[Cell]:
+    with contextlib.suppress(ImportError):
+        import catboost  # noqa: PLC0415 - an extra
+
+        quiet = {"iterations": 8, "thread_count": 1, "verbose": 0, "allow_writing_files": False}
+        for kind, each, losses in (
+            (
+                "regressor",
+                catboost.CatBoostRegressor,
+                ("RMSE", "MAE", "Poisson", "Tweedie:variance_power=1.5", "Huber:delta=1"),
+            ),
+            ("classifier", catboost.CatBoostClassifier, ("MultiClass", "MultiClassOneVsAll")),
+            ("labels", catboost.CatBoostClassifier, ("MultiLogloss",)),
+        ):
+            for loss in losses:
+                yield Cell(f"{each.__name__}, {loss}", partial(each, loss_function=loss, **quiet), kind)
+
+
 def _outlier_mixin() -> Any:
     from sklearn.base import OutlierMixin  # noqa: PLC0415 - beside its one use
 
@@ -281,7 +321,7 @@ def _line(error: BaseException) -> str:
 
 def write_page(outcomes: dict[str, Outcome], page: Path = _PAGE) -> None:
     """The page of all cells: a line an estimator, a column a use, and a sentence for each refusal."""
-    uses = ["alone", "scaled", "in columns", "voted", "calibrated"]
+    uses = ["alone", "scaled", "in columns", "voted", "calibrated", "several labels"]
     table: dict[str, dict[str, Outcome]] = {}
     for name, outcome in outcomes.items():
         estimator, _, use = name.partition(", ")

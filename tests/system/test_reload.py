@@ -320,3 +320,49 @@ def test_http_comes_goes_and_learns_the_models(
     centres = _centres(subscriber)
     assert centres == [centres[0] + 2 * step for step in range(len(centres))]
     assert daemon.log.count("port open") == 1
+
+
+def _colours(folder: Path, name: str, texts: list[str]) -> Path:
+    """A bundle whose score is the index of a text."""
+    draft = builders.anomaly(channels=["colour"], length=1, name="colours")
+    draft.manifest["input"]["channels"] = [{"name": "colour", "categories": texts}]
+    return draft.save(folder / name)
+
+
+def test_categories_that_change_are_those_of_the_readings_from_then_on(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    """The same text is another index to the bundle that comes; one that it does not know is rejected by name."""
+    first = _colours(tmp_path, "first.onnx", ["red", "green", "blue"])
+    second = _colours(tmp_path, "second.onnx", ["blue", "red"])
+    text = f"""
+[device]
+id = "room"
+health_interval = 0.5
+[[source]]
+name = "paint"
+type = "mqtt"
+topics = ["paint/{{key}}"]
+[[model]]
+name = "colours"
+bundle = "{first}"
+source = "paint"
+[upstream]
+url = "{mosquitto.url}"
+"""
+    daemon = make_daemon(text).start()
+    subscriber.wait_for_text("edge/room/status", "online")
+    for colour in ("blue", "green"):
+        subscriber.publish("paint/a", {"colour": colour})
+    subscriber.wait_for(2, "edge/room/colours/")
+    _reload(daemon, text.replace(str(first), str(second)))
+    for colour in ("blue", "green", "red"):
+        subscriber.publish("paint/a", {"colour": colour})
+    found = subscriber.wait_for(4, "edge/room/colours/")
+    subscriber.wait_until(lambda _: _health(subscriber)["rejected"] == {"unknown_category": 1}, "the rejection")
+    assert daemon.stop() == 0
+    assert [round(each.document["score"], 3) for each in found] == [2.0, 1.0, 0.0, 1.0]
+    assert (
+        "expected one of blue, red"
+        in _health(subscriber)["sources"]["paint"]["last_rejected"]["unknown_category"]["why"]
+    )

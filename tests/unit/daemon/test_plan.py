@@ -56,6 +56,17 @@ def _anomaly(folder: Path) -> None:
     builders.anomaly(channels=("temperature", "humidity")).save(folder / "m.onnx")
 
 
+def _multilabel(folder: Path) -> None:
+    builders.multilabel(channels=("temperature", "humidity")).save(folder / "m.onnx")
+
+
+def _coloured(folder: Path, name: str = "m.onnx", texts: tuple[str, ...] = ("red", "green")) -> None:
+    draft = builders.classification(length=2)
+    draft.manifest["input"]["channels"][0] = {"name": "temperature", "categories": list(texts)}
+    draft.manifest["input"]["window"]["rate_hz"] = 10.0
+    draft.save(folder / name)
+
+
 Save = Callable[[Path], object]
 
 
@@ -72,6 +83,13 @@ Save = Callable[[Path], object]
         (_classification, 'abstain = "high"', 'abstain: expected a label that the bundle does not have, found "high"'),
         (_classification, 'publish = "alarm"', 'publish: "alarm" needs alarm_labels, which say what an alarm is'),
         (_regression, 'publish = "alarm"', 'publish: "alarm" needs a threshold, above which a value is an alarm'),
+        (_multilabel, 'alarm_labels = ["cold"]', "alarm_labels: expected some of hot, wet, loud, found cold"),
+        (_multilabel, 'publish = "alarm"', 'publish: "alarm" needs alarm_labels, which say what an alarm is'),
+        (
+            _coloured,
+            'on_rate = "resample"',
+            'on_rate: "resample" mixes neighbouring readings, and temperature holds categories, which cannot',
+        ),
     ],
 )
 def test_a_table_that_its_bundle_cannot_serve_is_refused(save: Save, model: str, message: str, tmp_path: Path) -> None:
@@ -232,3 +250,16 @@ def test_readings_that_cannot_come_again_cannot_wait_for_their_windows(tmp_path:
     assert "qos = 1" in _mistakes(tmp_path, "m.onnx", model='acknowledge = "window"')
     with pytest.raises(ConfigError, match="qos = 1"):
         _mqtt_plan(tmp_path, length=2, source="qos = 0")
+
+
+def test_models_that_disagree_about_categories_do_not_share_a_source(tmp_path: Path) -> None:
+    """One text cannot be two indexes; the second model is named, with what to do."""
+    _coloured(tmp_path)
+    _coloured(tmp_path, "n.onnx", ("green", "red"))
+    second = '\n[[model]]\nname = "n"\nbundle = "n.onnx"\nsource = "s"\n'
+    found = _mistakes(tmp_path, "m.onnx", model=second)
+    assert (
+        "models: model \"n\" has other categories for channel 'temperature' than the models before it: give it" in found
+    )
+    _coloured(tmp_path, "n.onnx")
+    assert _plan(tmp_path, "m.onnx", model=second).sources[0].categories == {"temperature": ("red", "green")}
