@@ -113,6 +113,10 @@ def test_the_page_shows_alarms_the_last_hour_units_and_the_last_rejections(
             assert re.search(r"ok .*last hour: 1\d\d predictions (?!.*alarm)", card("vibration (pump-2)"))
             assert re.search(r"temperature [\d.]+ °C, flow [\d.]+ m3/h", card("room"))
             assert "no prediction yet" in card("camera")
+            recorded = "1970-01-01T00:00:33Z"  # of a replay: "20,785 days ago" says nothing
+            assert re.fullmatch(
+                r"19(70|69)-\d\d-\d\d \d\d:\d\d:33", browser.evaluate(f"moment('{recorded}') + ago('{recorded}')")
+            )
             assert re.search(r"Alarms vibration \(pump-1\): worn since \d\d:\d\d:\d\d$", text("alarms"))
             axes = "[...cardOf('vibration (pump-2)').querySelectorAll('.row:not(.head) .axis')].map(flat).join()"
             assert browser.evaluate(axes) == "1 0,1 0"
