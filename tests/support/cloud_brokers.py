@@ -22,6 +22,10 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _BINARY, _CLOSE, _PING, _PONG = 2, 8, 9, 10
 
 
+def _framed(opcode: int, payload: bytes) -> bytes:
+    return bytes([0x80 | opcode, len(payload)]) + payload
+
+
 class ServerWebSocket:
     """The server's side of RFC 6455 over a connected socket, as strict as it asks for.
 
@@ -73,12 +77,15 @@ class ServerWebSocket:
                 return payload
 
     def sendall(self, data: bytes) -> None:
-        """Frames of at most 100 bytes, the first of them in two pieces, with pings between them."""
+        """Frames of at most 100 bytes, in two pieces, or behind a ping in one."""
         for at in range(0, len(data), 100):
             self._sent += 1
+            frame = _framed(_BINARY, data[at : at + 100])
             if self._pings_every and self._sent % self._pings_every == 0:
-                self._send(_PING, b"are you there")
-            self._send(_BINARY, data[at : at + 100])
+                self._connected.sendall(_framed(_PING, b"are you there") + frame)
+            else:
+                self._connected.sendall(frame[:1])
+                self._connected.sendall(frame[1:])
 
     def shutdown(self, how: int) -> None:
         """Of the socket below."""
@@ -91,11 +98,6 @@ class ServerWebSocket:
     def close(self) -> None:
         """Of the socket below."""
         self._connected.close()
-
-    def _send(self, opcode: int, payload: bytes) -> None:
-        frame = bytes([0x80 | opcode, len(payload)]) + payload
-        self._connected.sendall(frame[:1])
-        self._connected.sendall(frame[1:])
 
     def _frame(self) -> tuple[int, bytes] | None:
         head = self._exactly(2)

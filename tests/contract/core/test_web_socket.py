@@ -115,8 +115,10 @@ def test_a_strict_server_finds_nothing_wrong(
     for number in range(50):
         payload = b"%d" % number * (1 + 97 * number % 300)
         send(client, "out", payload, settled)
+        client.until(lambda number=number: len(settled) == number + 1, "its answer")  # type: ignore[misc]
         assert broker.present is not None
         broker.present.publish(b"in/x", payload, number + 1)
+        client.until(lambda number=number: len(client.messages) == number + 1, "the message")  # type: ignore[misc]
     client.until(lambda: len(settled) == len(client.messages) == len(broker.acknowledged) == 50, "all of them")
     assert [each.payload for each in broker.published] == [bytes(each.payload) for each in client.messages]
     client.until(lambda: broker.present.socket.pongs > 20, "the pongs")  # type: ignore[union-attr]
