@@ -90,9 +90,9 @@ screenshots: $(VENV)/.setup ## make the pictures of the status page and the conv
 
 .PHONY: torture
 torture: $(VENV)/.setup ## the long form of the tests that kill, cut and damage: hours (see docs/reliability.md)
-	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults tests/fuzz tests/contract/core \
+	$(CLIENTS) EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 tests/faults tests/fuzz tests/contract/core \
 	  tests/system/test_fallback.py tests/system/test_exchange_load.py tests/system/test_ota_transfer.py \
-	  tests/system/fleet $(PYTEST)
+	  tests/system/test_distribution.py tests/system/fleet $(PYTEST)
 
 .PHONY: fleet-run
 fleet-run: $(VENV)/.setup ## rollouts over 40, 200 and 1,000 stand-ins and eight real daemons, and 50 interruptions: half an hour (see docs/fleet.md)

@@ -124,7 +124,7 @@ class History:
         key = model, prediction.key
         minute = self._minute()
         found = self._keys.get(key)
-        if found is None or found.names is not names:
+        if found is None or found.names != names:
             found = self._begin(key, names, minute)
         if found is not None:
             found.add(prediction, minute)

@@ -152,6 +152,14 @@ def test_a_model_that_is_gone_and_labels_that_changed_leave_nothing_behind() -> 
     assert sum(only(history)["counts"]) == 1
 
 
+def test_a_bundle_with_the_same_labels_goes_on_with_the_hour() -> None:
+    """A reload, or the next version of a model: the history is that of the name, key and labels."""
+    history = History(Minute())
+    history.add("vibration", NAMES, verdict(0.9))
+    history.add("vibration", tuple("ok worn".split()), verdict(0.8))
+    assert sum(only(history)["counts"]) == 2
+
+
 def test_a_page_may_ask_while_predictions_come() -> None:
     """The document is made in another thread than predictions are noted in, without a lock."""
     history, ended = History(Minute()), threading.Event()
