@@ -71,6 +71,7 @@ def fetch(
     """
     own = folder / target.name
     before = _windows(own)
+    files = size = 0
     for attempt in range(1, TRIES + 1):
         watcher.step(target.name, "asking for captures")
         try:
