@@ -198,8 +198,8 @@ def _strings(body: bytes, at: int) -> list[bytes]:
 class AwsIotCore(SecuredBroker):
     """AWS IoT Core: certificates, ALPN on the port of HTTPS, policies.
 
-    Its documented limits: the client id is the one of the policy, topics beyond the policy end the connection, no
-    QoS 2, a message has at most 128 KB, a topic at most 256 bytes and seven slashes.
+    Its documented limits: the client id is the one of the policy, topics beyond the policy end the connection (this
+    one permits no subscription), no QoS 2, a message has at most 128 KB, a topic at most 256 bytes and seven slashes.
 
     Args:
         context: with the authority of its clients.
@@ -243,6 +243,9 @@ class AwsIotCore(SecuredBroker):
             if len(body) > 128 * 1024:
                 self.violate(client, f"a message of {len(body)} bytes")
                 return
+        elif kind == SUBSCRIBE:
+            self.violate(client, f"a subscription to {_strings(body, 2)[0].decode()}")
+            return
         super()._take(client, first, body)
 
     def _permits(self, topic: str) -> bool:
@@ -321,9 +324,11 @@ class AzureIotHub(SecuredBroker):
             if not topic.startswith(self.events) or len(body) > 256 * 1024:
                 self.violate(client, f"a message of {len(body)} bytes on {topic}")
                 return
-        elif kind == SUBSCRIBE and not body[4:].startswith(f"devices/{self._device}/messages/devicebound/".encode()):
-            self.violate(client, "a subscription to another topic")
-            return
+        elif kind == SUBSCRIBE:
+            topic = _strings(body, 2)[0].decode()
+            if not topic.startswith(f"devices/{self._device}/messages/devicebound/"):
+                self.violate(client, f"a subscription to {topic}")
+                return
         super()._take(client, first, body)
 
     def _expire(self, client: Client) -> None:
