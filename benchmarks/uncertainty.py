@@ -298,11 +298,15 @@ def main() -> None:
         if subject.is_classification:
             estimates.append(estimate_row(subject, found, peers))
         print(f"{subject.name}: {len(subject.x)} rows in {len(np.unique(subject.block))} blocks", file=sys.stderr)
-    theirs = "mapie or crepes |" if options.peers else ""
-    print(f"| data | asked | held (5 to 95 % of draws) | size | held after the change |{theirs}\n|---|---|---|---|---|")
+    names, rule = (" mapie or crepes |", "---|") if options.peers else ("", "")
+    print(
+        f"| data | asked | held (5 to 95 % of draws) | size | held after the change |{names}\n|---|---|---|---|---|{rule}"
+    )
     print("\n".join(coverages))
-    theirs = " nannyml |" if options.peers else ""
-    print(f"\n| data | right | estimated | off by, points | within | mean score |{theirs}\n|---|---|---|---|---|---|")
+    names = " nannyml |" if options.peers else ""
+    print(
+        f"\n| data | right | estimated | off by, points | within | mean score |{names}\n|---|---|---|---|---|---|{rule}"
+    )
     print("\n".join(estimates))
 
 
