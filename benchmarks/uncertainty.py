@@ -299,9 +299,8 @@ def main() -> None:
             estimates.append(estimate_row(subject, found, peers))
         print(f"{subject.name}: {len(subject.x)} rows in {len(np.unique(subject.block))} blocks", file=sys.stderr)
     names, rule = (" mapie or crepes |", "---|") if options.peers else ("", "")
-    print(
-        f"| data | asked | held (5 to 95 % of draws) | size | held after the change |{names}\n|---|---|---|---|---|{rule}"
-    )
+    print(f"| data | asked | held (5 to 95 % of draws) | size | held after the change |{names}")
+    print(f"|---|---|---|---|---|{rule}")
     print("\n".join(coverages))
     names = " nannyml |" if options.peers else ""
     print(
