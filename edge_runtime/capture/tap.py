@@ -23,6 +23,7 @@ from edge_runtime.stream.worker import LoadedBundle, ModelCall
 ALARM_WINDOWS = 16  # after an alarm about the input, of each key that it concerns
 ALARM_S = 3600.0
 RECENT_BYTES = 1_048_576
+MOST_NUMBERS = 1024  # of an output that is kept beside the window; larger ones can be computed again
 ENTRY_BYTES = 512  # of an entry beside its window, about
 
 REQUEST, ALARM, TRUTH = "request", "alarm", "truth"
@@ -183,7 +184,11 @@ class CaptureTap:
             key=key,
             time=call.times[row],
             label=self._policy.label(scores, row),
-            answer={name: np.ravel(part[row]).tolist() for name, part in scores.arrays().items()},
+            answer={
+                name: numbers.tolist()
+                for name, part in scores.arrays().items()
+                if (numbers := np.ravel(part[row])).size <= MOST_NUMBERS
+            },
             reasons=reasons,
             values=np.ascontiguousarray(window, "<f4").tobytes(),
             clock_set=context.is_clock_set(),

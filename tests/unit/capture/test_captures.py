@@ -16,6 +16,7 @@ import pytest
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.capture import captures as module
+from edge_runtime.capture import tap
 from edge_runtime.capture.captures import Captures
 from edge_runtime.capture.folder import FoundWindow, read_captures
 from edge_runtime.capture.requests import LASTS_S, MOST_WINDOWS
@@ -347,3 +348,12 @@ def test_numbers_that_were_right_stand_by_their_targets(tmp_path: Path) -> None:
     assert (found.entry.id, found.entry.reasons, found.facts.targets) == (identity, ("truth",), ("power", "heat"))
     (label,) = read_captures(bench.folder).labels
     assert (label.label, label.values) == (None, {"power": 1.5, "heat": 2.5})
+
+
+def test_a_large_answer_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map of thousands of numbers would be many times its window; the bundle can compute it again."""
+    monkeypatch.setattr(tap, "MOST_NUMBERS", 1)
+    bench = _Bench(tmp_path, random=1.0, chance=0.0)
+    bench.push(WINDOW)
+    (found,) = bench.end()
+    assert found.entry.answer.keys() == {"label"}
