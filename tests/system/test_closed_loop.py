@@ -35,6 +35,7 @@ def test_the_world_changes_and_the_model_follows(tmp_path: Path) -> None:
     assert later[2] == "1.2.0"
     assert later[3] > 0.9
     assert "It was not seen." not in page.read_text()
+    assert re.search(r"\(\d+ alarm, \d+ random, \d+ uncertain;", page.read_text())
     shown = _rows((ROOT / "docs" / "closed-loop.md").read_text())
     assert [row[:3] for row in shown] == [usual[:3], changed[:3], later[:3]]
     assert shown[1][3] == changed[3]
