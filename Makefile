@@ -99,7 +99,7 @@ fleet-run: $(VENV)/.setup ## rollouts over 40, 200 and 1,000 stand-ins and eight
 	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=3600 -rP tests/system/fleet/test_large_run.py $(PYTEST)
 
 .PHONY: restarts
-restarts: $(VENV)/.setup ## restart the service 1,440 times behind nginx and Caddy under clients, as a day of a restart a minute has it: two hours
+restarts: $(VENV)/.setup ## restart the service 1,440 times behind nginx and Caddy under clients, as a day of a restart a minute has it: an hour
 	EDGE_TORTURE=long $(BIN)/python -m pytest -o timeout=14400 tests/system/test_http_proxy.py -k restarts $(PYTEST)
 
 .PHONY: controls

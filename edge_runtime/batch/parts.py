@@ -108,13 +108,15 @@ def make_parts(
     alone = manifest.input.shape is not None or window.length == (stride or window.stride) == 1
     divisible = alone and not manifest.state
     found: list[list[Piece]] = []
-    for recording in opened.recordings:
+    least = 0
+    for recording in opened:
+        least = least or (LEAST_BYTES if recording.counts_bytes else LEAST_ROWS)
         pieces = recording.pieces(PIECE_BYTES if divisible else None)
         found += [pieces] if not divisible else [[piece] for piece in pieces]
     if one_recording and not divisible:
         found = [[piece for pieces in found for piece in pieces]]
     else:
-        found = _together(found, LEAST_BYTES if opened.recordings[0].counts_bytes else LEAST_ROWS)
+        found = _together(found, least)
     return [
         Part(number, pieces, folder / f"{number:06d}-{run}.part", opened.open) for number, pieces in enumerate(found)
     ]

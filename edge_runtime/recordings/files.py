@@ -3,9 +3,10 @@
 import glob
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from edge_runtime.errors import CommandError
@@ -236,23 +237,35 @@ def _open(path: Place, wanted: Wanted) -> Recording:
         raise RecordingError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-class OpenedRecordings:
-    """Files that were looked at, so that a reader in the same process need not look again: a third of a small file."""
+MOST_KEPT = 1_000  # recordings of 15 kB each; so memory does not grow with the number of files
 
-    def __init__(self) -> None:
-        self.recordings: list[Recording] = []
+
+class OpenedRecordings:
+    """Files that were looked at, so that a reader in the same process need not look again: a third of a small file.
+
+    Iterating gives the recordings in order. Those beyond `MOST_KEPT` are looked at again whenever they are asked for.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._paths: list[Place] = []
         self._known: dict[str, tuple[Recording, object]] = {}
 
-    def add(self, path: Place, wanted: Wanted) -> None:
+    def add(self, path: Place) -> Recording:
         """Look at a file.
 
         Raises:
             RecordingError: see `open_recording`.
         """
         found = _mark(path)
-        recording = open_recording(path, wanted)
-        self.recordings.append(recording)
-        self._known[str(path)] = recording, found
+        recording = open_recording(path, self._wanted)
+        self._paths.append(path)
+        if len(self._known) < MOST_KEPT:
+            self._known[str(path)] = recording, found
+        return recording
+
+    def __iter__(self) -> Iterator[Recording]:
+        return (self.open(str(path), self._wanted) for path in self._paths)
 
     def open(self, path: str, wanted: Wanted) -> Recording:
         """The recording of a path; looked at again if its file is another one by now.
@@ -280,24 +293,25 @@ def open_all(paths: Sequence[Place], wanted: Wanted) -> OpenedRecordings:
     Raises:
         RecordingError: some cannot be used, or do not belong together.
     """
-    opened = OpenedRecordings()
-    recordings = opened.recordings
-    mistakes = []
-    for path in paths:
+    opened = OpenedRecordings(wanted)
+    mistakes: list[str] = []
+    misfits: list[str] = []
+    schema: Any = None
+    for number, path in enumerate(paths):
         try:
-            opened.add(path, wanted)
+            recording = opened.add(path)
         except RecordingError as error:
             mistakes.append(str(error))
-    for path, recording in zip(paths, recordings, strict=False):
-        if mistakes:
-            break
-        if recording.schema != recordings[0].schema:
-            mistakes.append(
-                f"{path}: expected the kept columns of {paths[0]} ({_named(recordings[0].schema)}), "
+            continue
+        if not number:
+            schema = recording.schema
+        elif not mistakes and recording.schema != schema:
+            misfits.append(
+                f"{path}: expected the kept columns of {paths[0]} ({_named(schema)}), "
                 f"found {_named(recording.schema)}: predict files of one kind at a time"
             )
-    if mistakes:
-        raise RecordingError("\n".join(mistakes))
+    if mistakes or misfits:
+        raise RecordingError("\n".join(mistakes or misfits))
     return opened
 
 

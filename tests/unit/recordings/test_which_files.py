@@ -192,13 +192,21 @@ def test_a_file_that_another_has_replaced_is_looked_at_again() -> None:
     path, wanted = Path("in.csv"), Wanted(("a", "b"), (1, 2))
     path.write_text("a,b\n1,2\n")
     opened = open_all([path], wanted)
-    (known,) = opened.recordings
+    (known,) = opened
     assert opened.open("in.csv", wanted) is known
     path.with_suffix(".new").write_text("b,note,a\n20,x,10\n")
     path.with_suffix(".new").replace(path)
     recording = opened.open("in.csv", wanted)
     (block,) = recording.blocks(recording.pieces(None)[0], 10)
     assert block.values.tolist() == [[10.0, 20.0]]
+
+
+def test_more_files_than_are_kept_open_are_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many, a file is looked at again when it is read, so that memory does not grow with their number."""
+    monkeypatch.setattr("edge_runtime.recordings.files.MOST_KEPT", 3)
+    make(*(f"d/{number}.csv" for number in range(8)))
+    assert len(open_all(find_files(["d"]).files, Wanted(("temperature", "humidity"), (1, 2)))._known) == 3
+    assert (run("d").windows, run("d").files) == (8, 8)
 
 
 TEXT = "temperature,humidity\n1,2\n"
