@@ -119,7 +119,7 @@ class _WiredConnection(Connection):
         self._generation += 1
         self._cancel_timers()
         client = make_client(self._settings, self._client_id, None)
-        client.will_set("edge/d/status", b"offline", qos=self._will_qos, retain=self._will_retain)
+        client.will_set("edge/d/status", b"offline", qos=self._will_qos, retain=self._may_retain_will)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_subscribe = self._on_subscribe
         wire = Wire(self._rng)
