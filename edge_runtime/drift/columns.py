@@ -1,7 +1,7 @@
 """The columns of one stream, judged block by block: stuck, missing, out of range, swapped, or drifted. Pure.
 
-Readings are collected in a small buffer, summed up when it is full, and judged when a block is complete. Of a block of
-more than `MOST_SAMPLED` readings only every so many are looked at.
+Few readings at a time are held until there are enough to be summed up at once, since each call of numpy costs more than
+a reading. Of a block of more than `MOST_SAMPLED` readings only every so many are looked at.
 
 Guarantee: memory does not grow, about 600 bytes a column. A state rises with the block that shows the reason, and falls
 after `CALM` blocks without it. Weak points: a block is judged when it is complete, so that a stream that ends is not; a
@@ -23,7 +23,8 @@ State = Literal["ok", "watch", "alarm"]
 STATES: tuple[State, ...] = ("ok", "watch", "alarm")
 
 CHUNK = 64  # readings that are summed up at once
-MOST_SAMPLED = 128  # of a block
+MOST_SAMPLED = 64  # of a block
+_MOST_AT_ONCE = 1024
 CALM = 2  # blocks without a reason, before a state falls
 RELEASE = 0.7  # of what raised a state: below that the reason is gone
 FIRST_BLOCKS = 4  # before the shape is judged
@@ -81,26 +82,26 @@ class WatchedColumns:
         baseline: what they are compared with.
 
     Attributes:
+        room: readings that are wanting to the block.
         blocks: how many were judged.
         rows: what is remembered, by `_Row`.
     """
 
-    __slots__ = ("_bins", "_buffer", "_every", "_filled", "_room", "_summed", "baseline", "blocks", "rows")
+    __slots__ = ("_bins", "_every", "_held", "_last", "_most_held", "_summed", "baseline", "blocks", "room", "rows")
 
     def __init__(self, baseline: Baseline) -> None:
         self.baseline = baseline
         count = len(baseline)
         self._every = max(1, baseline.block // MOST_SAMPLED)
-        self._filled = 0
         self._summed = 0
-        self._buffer: Floats = np.full(
-            (1 + min(CHUNK, baseline.block), count), np.nan, np.float32
-        )  # the first: before it
+        self._held = bytearray()
+        self._most_held = 4 * count * CHUNK
+        self._last: Floats = np.full(count, np.nan, np.float32)
         self._bins = np.zeros((2, *baseline.edges.shape))  # at or above each edge: in the block, and of late
         self.rows = np.zeros((len(_Row), count))
         self.rows[_Row.OTHER] = -1
         self.blocks = 0
-        self._room = baseline.block
+        self.room = baseline.block
 
     @property
     def state(self) -> int:
@@ -124,41 +125,59 @@ class WatchedColumns:
         """
         start, total = 0, len(values)
         while start < total:
-            stop = min(total, start + self._room)
+            stop = min(total, start + self.room)
             self._add(values[start:stop])
-            is_whole = self._room == 0
+            is_whole = self.room == 0
             if is_whole:
                 self._judge()
             yield start, stop, is_whole
             start = stop
 
+    def hold(self, values: Floats) -> bool:
+        """Keep readings until there are enough to be summed up. False where `take` has to have them now."""
+        count, every, room = len(values), self._every, self.room
+        if room <= count or count > CHUNK * every:
+            return False
+        self.room = room - count
+        if every > 1:
+            first = (room - self.baseline.block) % every
+            if first >= count:
+                return True  # none of them is looked at
+            values = values[first::every]
+        self._held += values.tobytes()
+        if len(self._held) >= self._most_held:
+            self._sum_held()
+        return True
+
+    def _sampled(self, values: Floats) -> Floats:
+        """Those of the next readings of a block that are looked at."""
+        every, before = self._every, self.room
+        self.room -= len(values)
+        return values if every == 1 else values[(before - self.baseline.block) % every :: every]
+
+    def _sum_held(self) -> None:
+        if self._held:
+            values = np.frombuffer(bytes(self._held), np.float32).reshape(-1, len(self.baseline))
+            self._held.clear()
+            self._sum_up(values)
+
     def _add(self, values: Floats) -> None:
         """Readings of one block."""
-        start = 0
-        if self._every > 1:
-            first = (self._room - self.baseline.block) % self._every
-            self._room -= len(values)
-            values = values[first :: self._every]
-        else:
-            self._room -= len(values)
-        most = len(self._buffer) - 1
-        while start < len(values):
-            count = min(len(values) - start, most - self._filled)
-            self._buffer[1 + self._filled : 1 + self._filled + count] = values[start : start + count]
-            self._filled += count
-            start += count
-            if self._filled == most:
-                self._sum_up()
+        self._sum_held()
+        sampled = self._sampled(values)
+        for start in range(0, len(sampled), _MOST_AT_ONCE):
+            self._sum_up(sampled[start : start + _MOST_AT_ONCE])
 
-    def _sum_up(self) -> None:
-        """Add the buffer to the sums of the block."""
-        base, rows, count = self.baseline, self.rows, self._filled
-        values = self._buffer[1 : count + 1]
+    def _sum_up(self, values: Floats) -> None:
+        """Add readings to the sums of the block."""
+        base, rows, count = self.baseline, self.rows, len(values)
         self._bins[0] += (values[:, :, np.newaxis] >= base.edges).sum(axis=0)
         if (values.min(axis=0) < base.low).any() or (values.max(axis=0) > base.high).any():  # NaN: neither
             rows[_Row.OUTSIDE] += ((values < base.low) | (values > base.high)).sum(axis=0)
         deviations = values - base.centre
-        signed = np.diff(self._buffer[: count + 1], axis=0)
+        signed = np.empty_like(values)
+        np.subtract(values[1:], values[:-1], out=signed[1:])
+        np.subtract(values[0], self._last, out=signed[0])
         steps = np.abs(signed)
         total, way = deviations.sum(axis=0), steps.sum(axis=0, dtype=np.float64)
         if math.isfinite(total.sum() + way.sum()):
@@ -175,9 +194,8 @@ class WatchedColumns:
         rows[_Row.STEPS] += way
         if base.is_stuck_possible:
             self._count_equal(signed, count)
-        self._buffer[0] = values[-1]
+        self._last = values[-1].copy()
         self._summed += count
-        self._filled = 0
 
     def _count_equal(self, steps: Floats, count: int) -> None:
         """How long each column has had the same value; one that is missing is not stuck."""
@@ -191,11 +209,9 @@ class WatchedColumns:
 
     def _judge(self) -> None:
         """The verdict on a whole block; the sums begin anew."""
-        if self._filled:
-            self._sum_up()
         base, rows, size = self.baseline, self.rows, self._summed
         self.blocks += 1
-        self._room = base.block
+        self.room = base.block
         present = rows[_Row.PRESENT]
         enough = present >= size / 2.0
         counted = np.maximum(present, 1.0)
@@ -311,7 +327,7 @@ class Figures:
         spread = float(np.sqrt(max(float(rows[_Row.LATE_SQUARES]) / count - late**2, 0.0)))
         self.spread = spread / float(base.std[column]) if has_spread else None
         self.psi = float(rows[_Row.PSI]) if columns.blocks >= FIRST_BLOCKS and bool(base.known[column]) else None
-        self.last = float(columns._buffer[0, column])  # noqa: SLF001
+        self.last = float(columns._last[column])  # noqa: SLF001
         self.rises = rows[_Row.UP] >= rows[_Row.DOWN]
         self.moves_more = rows[_Row.STEP_UP] >= rows[_Row.STEP_DOWN]
 

@@ -20,6 +20,7 @@ from edge_runtime.readings import Floats
 
 MOST_STREAMS = 256
 MOST_SHOWN = 32  # streams in a document that are not ok
+LOOKS = 16  # readings that come few at a time; at one of them our own clock is asked for
 PLAIN_BLOCK = 128  # readings, where a bundle does not say
 
 
@@ -105,6 +106,8 @@ class Monitor:
             times: their own, in seconds; None where they brought none.
             arrived: when, by a monotonic clock.
         """
+        if not keys:
+            return
         first, count = keys[0], len(keys)
         if count == 1 or keys.count(first) == count:
             self._take(first, values, times, arrived)
@@ -118,6 +121,14 @@ class Monitor:
         if stream is None or stream.input is None:
             return
         pacing, wall = stream.pacing, None
+        if stream.input.hold(values):
+            if times is None:
+                pacing.arrive(len(values), arrived)
+            elif stream.input.room % LOOKS:
+                pacing.note(times)
+            else:
+                pacing.measure(times, None if self._is_recorded else self._wall())
+            return
         if times is None:
             pacing.arrive(len(values), arrived)
         elif not self._is_recorded:
@@ -131,17 +142,27 @@ class Monitor:
 
     def take_scores(self, scores: Scores, keys: list[str | None]) -> None:
         """The answers to some windows."""
-        base, found = self.score_base, _numbers(scores)
-        if base is None or found is None or found.shape[1] != len(base):
+        base = self.score_base
+        if base is None or not keys:
             return
-        groups = {keys[0]: None} if keys.count(keys[0]) == len(keys) else _by_key(keys)
-        for key, rows in groups.items():
-            stream = self.streams.get(key) or self._new(key)
-            if stream is None or stream.scores is None:
-                continue
-            for _, _, is_block in stream.scores.take(found if rows is None else found[rows]):
-                if is_block:
-                    self._conclude(key, stream)
+        found = scores.scores if scores.scores is not None else _numbers(scores)
+        if found is None or found.shape[1] != len(base.mean):
+            return
+        if len(keys) == 1 or keys.count(keys[0]) == len(keys):
+            self._take_scores(keys[0], found)
+            return
+        for key, rows in _by_key(keys).items():
+            self._take_scores(key, found[rows])
+
+    def _take_scores(self, key: str | None, values: Floats) -> None:
+        stream = self.streams.get(key) or self._new(key)
+        if stream is None or stream.scores is None:
+            return
+        if stream.scores.hold(values):
+            return
+        for _, _, is_block in stream.scores.take(values):
+            if is_block:
+                self._conclude(key, stream)
 
     def forget(self, keys: list[str | None]) -> None:
         """Drop keys that are gone."""
@@ -305,9 +326,7 @@ def _numbers(scores: Scores) -> Floats | None:
     """The answers as `[n, numbers]`; None for tensors."""
     if scores.is_named:
         return None
-    found = scores.scores if scores.scores is not None else scores.value
-    if found is None:
-        found = scores.score
+    found = scores.value if scores.value is not None else scores.score
     return None if found is None else found if found.ndim == 2 else found[:, np.newaxis]
 
 

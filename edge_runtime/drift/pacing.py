@@ -14,7 +14,6 @@ import numpy as np
 from edge_runtime.stream.rate import TOLERANCE
 
 CHUNK = 32  # moments for one median
-_MOST_ESTIMATES = 16
 TWICE = 2  # blocks that say so, before a state rises or falls
 CLOCK_ALARM_S = 60.0  # half of it to watch
 RATE_ALARM = 2.0 * math.log(TOLERANCE)  # 1.21 times too fast or too slow; half of it to watch
@@ -54,8 +53,8 @@ class Pacing:
     """
 
     __slots__ = (
-        "_arrival", "_by_arrival", "_count", "_early", "_has_clock", "_interval", "_late", "_medians", "_moments",
-        "_span", "clock", "found", "offset", "rate",
+        "_arrival", "_by_arrival", "_count", "_early", "_has_clock", "_interval", "_late", "_moments", "_span",
+        "clock", "found", "offset", "rate",
     )  # fmt: skip
 
     def __init__(self, interval: float | None, *, by_arrival: bool, has_clock: bool) -> None:
@@ -63,7 +62,6 @@ class Pacing:
         self._by_arrival = by_arrival
         self._has_clock = has_clock
         self._moments = array("d")
-        self._medians: list[float] = []
         self._arrival = math.nan
         self._span, self._count = 0.0, 0
         self._late, self._early = math.inf, -math.inf
@@ -85,12 +83,14 @@ class Pacing:
             self._count += count
         self._arrival = moment
 
+    def note(self, times: list[float]) -> None:
+        """Note the readings' own times, in seconds, of which the first ones of a block are enough."""
+        if self._interval is not None and len(self._moments) <= CHUNK:
+            self._moments.extend(times[: CHUNK + 1])
+
     def measure(self, times: list[float], wall: float | None) -> None:
-        """Note the readings' own times, in seconds; `wall` is ours, None where that is not set."""
-        if self._interval is not None:
-            self._moments.extend(times)
-            if len(self._moments) > CHUNK:
-                self._summarise()
+        """The same, and how far they are from our own time, `wall`; None where that is not set."""
+        self.note(times)
         if self._has_clock and wall is not None:
             self._late = min(self._late, wall - max(times))
             self._early = max(self._early, wall - min(times))
@@ -98,27 +98,23 @@ class Pacing:
     def judge(self) -> None:
         """The verdict on a whole block."""
         if self._interval is not None:
-            if len(self._moments) >= _FEWEST:
-                self._summarise()
             self._judge_rate(self._interval)
         if self._late < math.inf:
             self.offset = self._late if self._late > 0.0 else min(self._early, 0.0)
             self.clock.follow(abs(self.offset) / CLOCK_ALARM_S)
             self._late, self._early = math.inf, -math.inf
 
-    def _summarise(self) -> None:
-        spans = np.diff(np.array(self._moments))
-        forward = spans[spans > 0.0]
-        if len(forward):
-            self._medians += [float(np.median(forward)), float(forward.sum()) / len(spans)]
-            del self._medians[:-_MOST_ESTIMATES]
-        del self._moments[:-1]
-
     def _judge_rate(self, interval: float) -> None:
-        estimates = self._medians
-        if not estimates and self._by_arrival and self._count:
+        estimates = []
+        if len(self._moments) >= _FEWEST:
+            spans = np.diff(np.array(self._moments))
+            forward = spans[spans > 0.0]
+            if len(forward):
+                estimates = [float(np.median(forward)), float(forward.sum()) / len(spans)]
+        elif self._by_arrival and self._count:
             estimates = [self._span / self._count]
-        self._medians, self._span, self._count = [], 0.0, 0
+        del self._moments[:]
+        self._span, self._count = 0.0, 0
         if estimates:
             self.found = min(estimates, key=lambda each: abs(math.log(each / interval)))
             self.rate.follow(abs(math.log(self.found / interval)) / RATE_ALARM)

@@ -7,7 +7,6 @@ that is slower than a few milliseconds runs in one worker thread, in order, with
 """
 
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -267,7 +266,10 @@ class Pipeline:
             values = values.copy()  # repairs for this model must not reach the other models
         keys, times, rows = batch.keys, batch.times, None
         if self.drift is not None:
-            self._watch(self.drift.take, values, keys, times if batch.own_times else None, batch.arrived)
+            try:
+                self.drift.take(values, keys, times if batch.own_times else None, batch.arrived)
+            except Exception:  # noqa: BLE001 - the stage's edge: a fault of ours in it costs no reading
+                self._drift_failed()
         if self._contract is not None:
             moments = times if batch.own_times or not self._repairs else [self._loop.time()] * len(keys)
             good = self._contract.check(values, keys, moments)
@@ -394,7 +396,10 @@ class Pipeline:
         if call.loaded.sample is not None:
             call.loaded.sample.add(scores)
         if self.drift is not None and call.loaded is self._loaded:
-            self._watch(self.drift.take_scores, scores, call.keys)
+            try:
+                self.drift.take_scores(scores, call.keys)
+            except Exception:  # noqa: BLE001 - as for readings
+                self._drift_failed()
         if self.listener is not None and call.took and call.loaded is self._loaded:
             self.listener.offer(call.windows, call.keys, scores, call.took)
 
@@ -440,14 +445,11 @@ class Pipeline:
                 if self.counters.errors["tap_failed"] == 1:
                     _log.exception("an answer could not be looked at", extra=fields(model=self.config.name))
 
-    def _watch(self, take: Callable[..., None], *what: object) -> None:
-        """Have the watch over drift see something; a fault of ours in it costs no reading."""
-        try:
-            take(*what)
-        except Exception:  # noqa: BLE001 - the stage's edge: predictions do not depend on it
-            self.counters.errors["drift_failed"] += 1
-            if self.counters.errors["drift_failed"] == 1:
-                _log.exception("drift could not be watched", extra=fields(model=self.config.name))
+    def _drift_failed(self) -> None:
+        """Count a fault of ours in the watch over drift; the first one is logged."""
+        self.counters.errors["drift_failed"] += 1
+        if self.counters.errors["drift_failed"] == 1:
+            _log.exception("drift could not be watched", extra=fields(model=self.config.name))
 
     def _failed(self, call: ModelCall, error: ModelError) -> None:
         """Find the window that the model cannot take, set it aside, and go on with its neighbours."""
