@@ -37,7 +37,7 @@ class FileSinkTable(SinkKindTable, frozen=True, kw_only=True, tag="file"):
     """
 
     path: NewPath
-    max_bytes: Annotated[int, Meta(ge=1024)] = 67_108_864
+    max_bytes: Annotated[int, Meta(ge=512)] = 67_108_864
 
     def make(self, context: SinkContext) -> RunningSink:
         """The sink, at work."""

@@ -32,7 +32,9 @@ class JsonLinesFile:
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self._older = path.with_name(f"{path.name}.1")
-        self._most = max_bytes // 2
+        self._max_bytes = max_bytes
+        self._most = max_bytes // 2  # of the newer one, unless it is a single line that is longer
+        self._older_size = 0
         self._handle: int | None = None
         self._size = 0
         self._is_dirty = False
@@ -41,7 +43,7 @@ class JsonLinesFile:
     @property
     def longest_line(self) -> int:
         """Bytes of the longest line that can be written, its end included."""
-        return self._most
+        return self._max_bytes
 
     def write(self, lines: Sequence[bytes]) -> int:
         """Append lines, each given without its end and none longer than `longest_line`; how many were written.
@@ -55,13 +57,15 @@ class JsonLinesFile:
                 self._open()
                 block, count = bytearray(), 0
                 for line in lines[written:]:
-                    if self._size + len(block) + len(line) + 1 > self._most:
+                    size = self._size + len(block)
+                    if size and size + len(line) + 1 > self._most:
                         break
                     block += line + b"\n"
                     count += 1
                     if len(block) >= _BLOCK:
                         break
                 if count:
+                    self._make_room(len(block))
                     self._append(bytes(block))
                     written += count
                 else:
@@ -124,14 +128,9 @@ class JsonLinesFile:
         return end
 
     def _keep_bound(self, handle: int) -> None:
-        """Files of an earlier start with a larger bound: the older one goes, and the beginning of the newer one."""
-        try:
-            if self._older.stat().st_size > self._most:
-                self._older.unlink()
-                self.rotated += 1
-        except FileNotFoundError:
-            pass
-        if self._size > self._most:
+        """Files of an earlier start with a larger bound: the beginning of the newer one goes, and the older one."""
+        self._older_size = self._older.stat().st_size if self._older.exists() else 0
+        if self._size > self._max_bytes:
             keep = os.pread(handle, self._most, self._size - self._most)
             keep = keep[keep.find(b"\n") + 1 :]
             os.ftruncate(handle, 0)
@@ -139,6 +138,14 @@ class JsonLinesFile:
             self.rotated += 1
             _write_whole(handle, keep)
             self._size = len(keep)
+        self._make_room(0)
+
+    def _make_room(self, size: int) -> None:
+        """Give the older file up where both would hold too much."""
+        if self._older_size and self._older_size + self._size + size > self._max_bytes:
+            self._older.unlink(missing_ok=True)
+            self._older_size = 0
+            self.rotated += 1
 
     def _append(self, block: bytes) -> None:
         assert self._handle is not None
@@ -156,9 +163,9 @@ class JsonLinesFile:
         os.fdatasync(self._handle)
         self._is_dirty = False
         self.close()
-        if self._older.exists():
-            self.rotated += 1
+        self.rotated += int(self._older_size > 0)
         self._path.replace(self._older)
+        self._older_size = self._size
         sync_folder(self._path.parent)
 
     def _is_gone(self) -> bool:

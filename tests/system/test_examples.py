@@ -217,12 +217,12 @@ def test_the_rules_of_prometheus_are_good_and_their_own_test_passes() -> None:
 def test_every_metric_that_a_rule_names_is_on_the_page_of_a_device(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path
 ) -> None:
-    """A device with rejected readings, a sink that fails, and lines that are too long for another one (by its name)."""
+    """A device with rejected readings, a sink that fails, and lines that are too long for another (by a long name)."""
     port = find_free_port()
     bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
     more = (
         f'\n[http]\nlisten = "127.0.0.1:{port}"\n[[sink]]\nname = "tight"\ntype = "file"\npath = "t.jsonl"\n'
-        'max_bytes = 1024\n[[sink]]\nname = "gone"\ntype = "command"\nargv = ["/nowhere/x"]\nwhen = "always"\n'
+        'max_bytes = 512\n[[sink]]\nname = "gone"\ntype = "command"\nargv = ["/nowhere/x"]\nwhen = "always"\n'
     )
     text = climate_device(mosquitto, bundle, model='payload = "json"') + more
     make_daemon(text.replace('id = "room"', f'id = "{"room" * 40}"').replace('"room.db"', '"r.db"')).start()

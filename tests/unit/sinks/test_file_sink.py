@@ -89,6 +89,7 @@ def test_a_stop_does_not_wait_for_a_disk_that_fails(tmp_path: Path, begin: Begin
 def test_a_line_that_is_longer_than_a_file_may_be_is_counted(tmp_path: Path, begin: Begin) -> None:
     """And its neighbours are written."""
     bench = begin("file", path=str(tmp_path / "p"), max_bytes=1024)
-    bench.offer(b"x" * 512, b"y" * 511)
+    bench.offer(b"x" * 1024, b"y" * 1023)
     bench.until(lambda: bench.counters.counts["written"] == 1)
     assert bench.counters.dropped == {"too_long": 1}
+    assert (tmp_path / "p").read_bytes() == b"y" * 1023 + b"\n"

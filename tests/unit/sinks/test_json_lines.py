@@ -29,7 +29,9 @@ def test_both_files_never_exceed_the_bound_by_a_byte_and_the_newest_lines_are_ke
     made: list[bytes] = []
     for number in range(400):
         line = b"%d " % number
-        line += b"x" * rng.choice([0, 1, 100, rng.randrange(1000), 1024 - 1 - len(line)])
+        line += b"x" * rng.choice([0, 1, 100, 100, rng.randrange(1000), 1024 - 1 - len(line)])
+        if rng.random() < 0.05:
+            line += b"y" * rng.choice([2048 - 1 - len(line), rng.randrange(2048 - len(line))])
         made.append(line)
         assert file.write([line]) == 1
         if rng.random() < 0.2:
