@@ -383,6 +383,8 @@ class ModbusSource:
         self._show()
 
     def _show(self) -> None:
+        if self._stopped:  # by the sink, in the middle of a delivery
+            return
         faults = [text for unit in self._units for text in unit.faults.values()]
         is_open = not self._line_fault and any(unit.answers for unit in self._units)
         state = self._line_fault or "; ".join(_shown(faults)) or "reading"
