@@ -5,9 +5,9 @@ document of what was joined. It is published within `SOON_S` of a change, after 
 an estimate without truth has moved.
 
 Guarantee: every truth is counted, as joined or by the reason why not, and the first of each reason is logged with one
-sentence. What was counted, and the predictions that wait, outlive a clean stop. A kill loses what was counted since the
-last save, which is at most half a minute ago, and the predictions that wait. Another bundle begins with figures of its
-own. Weak point: whoever may publish to the topic is believed.
+sentence. What was counted, and from the first truth of a model on the predictions that wait, outlive a clean stop. A
+kill loses what was counted since the last save, which is at most half a minute ago, and the predictions that wait.
+Another bundle begins with figures of its own. Weak point: whoever may publish to the topic is believed.
 """
 
 import threading

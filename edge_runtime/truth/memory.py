@@ -1,8 +1,8 @@
 """The last predictions of one model, remembered until their truth is known, and the scores of its last labels.
 
-Guarantee: noting a prediction is one append of a tuple that holds no array. The queue is taken from, and added to, in
-any thread. Hashes of forgotten ids are kept, in a ring eight times as long, so that truth for them is known to
-be late. Weak point: predictions that were withheld (`publish`, `min_interval`) are not remembered, only their scores.
+Guarantee: noting a prediction is one append of a tuple that holds no array. The queue is drained in any thread. Hashes
+of forgotten ids are kept, in a ring eight times as long, so that truth for them is known to be late. Weak point:
+predictions that were withheld (`publish`, `min_interval`) are not remembered, only their scores.
 """
 
 from array import array
@@ -96,7 +96,8 @@ class Memory:
     """
 
     def __init__(self, most: int) -> None:
-        self.noted: deque[Noted] = deque(maxlen=most)
+        self._most = most
+        self.noted: deque[tuple[str | None, float, int, str | None, Answer]] = deque(maxlen=most)  # as `Noted`
         self.forgotten = Forgotten(FORGOTTEN_SHARE * most)
         self.scores: LastScores | None = None
 
@@ -114,19 +115,19 @@ class Memory:
             answer = prediction.anomaly if prediction.values is None else prediction.values.tolist()
         if answer is None:
             return
-        noted = Noted(prediction.key, prediction.time, prediction.seq, prediction.identity, answer)
-        if len(self.noted) == self.noted.maxlen:
+        noted, identity = self.noted, prediction.identity
+        if identity is not None and len(noted) == self._most:
             self._forget_oldest()
-        self.noted.append(noted)
+        noted.append((prediction.key, prediction.time, prediction.seq, identity, answer))  # no `Noted`: it costs twice
 
     def _forget_oldest(self) -> None:
         """An id with a number tells by itself that it is old; one with an identity does not."""
         try:
-            gone = self.noted[0]
+            key, _, _, identity, _ = self.noted[0]
         except IndexError:  # taken meanwhile
             return
-        if gone.identity is not None:
-            self.forgotten.add(tail_of(gone, 0))
+        if identity is not None:
+            self.forgotten.add(f"{'-' if key is None else key}/{identity}")
 
     def drain(self) -> list[Noted]:
         """What was noted since the last call, the oldest first."""
@@ -134,7 +135,7 @@ class Memory:
         found = []
         while noted:
             try:
-                found.append(noted.popleft())
+                found.append(Noted(*noted.popleft()))
             except IndexError:  # the loop's thread has replaced the last one meanwhile
                 break
         return found
