@@ -139,8 +139,8 @@ class _Cluster:
         """What the scheduler knows of each worker, by address."""
         try:
             workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
-        except Exception as error:  # as above
-            raise CommandError(f"{self.name}: the Dask scheduler cannot be asked: {_first_line(error)}") from error
+        except Exception as error:  # as above; the client may not have noticed yet
+            raise CommandError(f"{self.name}: the Dask scheduler was lost: {KEPT}") from error
         return workers
 
     def _check_joined(self, workers: dict[str, Any]) -> None:

@@ -112,6 +112,18 @@ def test_a_lost_scheduler_is_one_sentence() -> None:
             _patiently(_Cluster(client, "tcp://x"), Future(client), lambda: None)
 
 
+def test_a_scheduler_that_does_not_answer_is_lost() -> None:
+    """Also where the client still believes that it is connected."""
+    client = StandIn(pending=9)
+
+    def gone(n_workers: int) -> dict[str, Any]:
+        raise OSError(f"closed, asked for {n_workers}")
+
+    client.scheduler_info = gone  # type: ignore[method-assign]
+    with pytest.raises(CommandError, match=r"^x: the Dask scheduler was lost: run the same command again"):
+        _patiently(_Cluster(client, "x"), Future(client), lambda: None)
+
+
 def test_lost_workers_are_one_sentence() -> None:
     """A cluster whose workers are all gone is given a while to bring others, and then up."""
     client = StandIn(workers=0, pending=9)
