@@ -5,7 +5,8 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
+from tests.support.ports import find_free_port
 from tests.support.sparkplug_reader import command, npm_modules, read, read_by_npm, values
 from tests.support.subscriber import Message, Subscriber
 from tests.support.waiting import wait_until
@@ -184,3 +186,33 @@ def test_an_outage_is_a_new_session_whose_births_come_first(
     assert _numbers(spoken[birth:]) == [number % 256 for number in range(len(spoken) - birth)]
     assert daemon.stop() == 0
     cable.close()
+
+
+def test_the_embedded_broker_carries_every_convention(
+    make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path
+) -> None:
+    """JSON, flat values and Sparkplug at the broker of the demonstration, which is no mosquitto."""
+    iotcore = pytest.importorskip("iotcore")
+    broker = iotcore.Broker(port=find_free_port(), listen="127.0.0.1")
+    broker.start(timeout=30.0)
+    try:
+        host = make_subscriber(broker.port, "spBv1.0/#", "edge/#")
+        bundle = builders.classification(name="comfort").save(tmp_path / "comfort.onnx")
+        table = '\n[sparkplug]\ngroup = "plant"\n'
+        stand_in = SimpleNamespace(url=f"mqtt://127.0.0.1:{broker.port}")
+        text = climate_device(cast("Mosquitto", stand_in), bundle, model='payload = ["json", "values"]')
+        daemon = make_daemon(text + table).start()
+        host.wait_for_text("edge/room/status", "online")
+        host.wait_until(_on(BIRTH, 1), "NBIRTH")
+        host.publish("sensors/kitchen/climate", READING)
+        host.wait_until(_on(DDATA, 1), "DDATA")
+        host.wait_until(_on("edge/room/comfort/kitchen", 1), "JSON")
+        (said,) = [each.document for each in host.on("edge/room/comfort/kitchen") if each.topic.endswith("kitchen")]
+        host.wait_until(_on("edge/room/comfort/kitchen/score", 1), "a flat value")
+        (flat,) = [float(each.text) for each in host.messages if each.topic == "edge/room/comfort/kitchen/score"]
+        assert values(host.on(DDATA)[-1].payload)["score"] == pytest.approx(said["score"], rel=1e-6)
+        assert flat == said["score"]
+        daemon.kill()
+        host.wait_until(_on(DEATH, 1), "NDEATH by the last will")
+    finally:
+        broker.stop()
