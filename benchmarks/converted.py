@@ -1,6 +1,6 @@
 """Every model of the data folder through `edge-convert build`: the table of sizes and losses in `docs/converter.md`.
 
-    python -m benchmarks.converted [--data ../shared/data] [--write] [NAME...]
+    python -m benchmarks.converted [--data ../shared/data] [--write] [--keep FOLDER] [NAME...]
 
 Each model goes the way of a user, with the file, a specification and data; what is refused stands in the table with
 its reason. Calibration rows are never among the rows that judge. `--write` puts the table into the document. A model
@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import re
 import resource
+import shutil
 import sys
 import tempfile
 import warnings
@@ -286,6 +287,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.converted", description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="parts of names; every model without any")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="default: ../shared/data")
+    parser.add_argument("--keep", type=Path, help="a folder for the bundles, for `benchmarks.emulated`")
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCUMENT.relative_to(ROOT)}")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
@@ -300,7 +302,7 @@ def main() -> int:
             continue
         print(f"-- {case.name}", file=sys.stderr, flush=True)
         with multiprocessing.get_context("fork").Pool(1) as alone:  # so that memory is that of one conversion
-            line = alone.apply(convert_one, (case.name, arguments.data))
+            line = alone.apply(convert_one, (case.name, arguments.data, arguments.keep))
         (missing if line.startswith("missing") else lines).append(line)
     table = "\n".join((_HEAD, *lines))
     print(table)
@@ -323,7 +325,7 @@ _HEAD = (
 )
 
 
-def convert_one(called: str, data: Path) -> str:
+def convert_one(called: str, data: Path, keep: Path | None = None) -> str:
     """One line of the table; `missing ...` where a framework is not installed."""
     case = next(each for each in CASES if each.name == called)
     with tempfile.TemporaryDirectory(prefix="edge-converted-") as temporary, warnings.catch_warnings():
@@ -350,6 +352,9 @@ def convert_one(called: str, data: Path) -> str:
             if "pip install" in why:
                 return f"missing: {case.name}: {why}"
             return f"| {case.name} | {size} | | | refused: {why.partition(': ')[2]} | | | | | | | |"
+        if keep is not None:
+            keep.mkdir(exist_ok=True)
+            shutil.copyfile(folder / "out.onnx", keep / f"{re.sub('[^a-zA-Z0-9]+', '-', case.name).strip('-')}.onnx")
         record = manifest_of(folder / "out.onnx").quantization
         return _line(case, size, record, _times(said.getvalue()), (_cpu_s() - began, _peak_mb()))
 

@@ -25,6 +25,7 @@ from converter.load.sklearn_facts import (
     check_fitted,
     check_one_label,
     classes_of,
+    each_alone,
     give_widths,
     parts_of,
     sentinels_of,
@@ -212,7 +213,7 @@ class SklearnModel(SourceModel):
             self.classes = names_of(self._final)
         elif is_classifier(self._final):
             self.task = "classification"
-            if getattr(self._final, "objective_", None) == "multiclassova":
+            if getattr(self._final, "objective_", None) == "multiclassova" or each_alone(self._final):
                 self.independent = True
                 self.notes.append(INDEPENDENT)
             self.classes = classes_of(self._final, place)

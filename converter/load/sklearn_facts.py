@@ -102,12 +102,18 @@ def give_widths(part: Any) -> None:
     inner = [step for _, step in getattr(part, "steps", None) or ()]
     inner += [step for _, step, _ in getattr(part, "transformers_", None) or ()]
     for name in ("estimators_", "calibrated_classifiers_"):
-        inner += list(np.ravel(np.asarray(getattr(part, name, None) or [], dtype=object)))
+        several = getattr(part, name, None)
+        inner += list(np.ravel(np.asarray([] if several is None else several, dtype=object)))
     for name in ("best_estimator_", "estimator_", "final_estimator_", "regressor_", "estimator"):
         inner.append(getattr(part, name, None))
     for each in inner:
         if each is not None and not isinstance(each, str) and hasattr(each, "__dict__"):
             give_widths(each)
+
+
+def each_alone(final: Any) -> bool:
+    """Whether CatBoost gives each class a probability of its own."""
+    return hasattr(final, "get_all_params") and "OneVsAll" in str(final.get_all_params().get("loss_function"))
 
 
 def widen_classes(final: Any) -> None:

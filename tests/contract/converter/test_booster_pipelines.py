@@ -8,6 +8,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import (
     BaggingClassifier,
     BaggingRegressor,
+    GradientBoostingClassifier,
     StackingClassifier,
     StackingRegressor,
     VotingClassifier,
@@ -63,6 +64,10 @@ CLASSIFIERS: dict[str, Any] = {
     "calibrated by temperature": lambda: CalibratedClassifierCV(boosted(), cv=3, method="temperature"),
     "machines calibrated by temperature": lambda: make_pipeline(
         StandardScaler(), CalibratedClassifierCV(LinearSVC(), cv=3, method="temperature")
+    ),
+    "one against all": lambda: boosted(loss_function="MultiClassOneVsAll"),
+    "scikit-learn's own boosting, calibrated": lambda: CalibratedClassifierCV(
+        GradientBoostingClassifier(n_estimators=5), cv=2
     ),
     "a bag of LightGBM": lambda: BaggingClassifier(
         lightgbm.LGBMClassifier(n_estimators=4, n_jobs=1, verbose=-1), 3, random_state=0
