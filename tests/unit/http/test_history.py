@@ -156,7 +156,8 @@ def test_a_bundle_with_the_same_labels_goes_on_with_the_hour() -> None:
     """A reload, or the next version of a model: the history is that of the name, key and labels."""
     history = History(Minute())
     history.add("vibration", NAMES, verdict(0.9))
-    history.add("vibration", tuple(["ok", "worn"]), verdict(0.8))
+    labels = ["ok", "worn"]
+    history.add("vibration", tuple(labels), verdict(0.8))  # equal, and not the same object
     assert sum(only(history)["counts"]) == 2
 
 
