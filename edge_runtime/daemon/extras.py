@@ -410,6 +410,8 @@ class Extras:
             loop=context.loop,
             counters=context.counters["truth"],
             retain=config.upstream.retain,
+            listens=hears_truth(config),
+            below=own_topics(config.device.id, config.upstream).below,
             read=lambda: context.files.read("truth"),
             write=lambda data: context.files.write("truth", data),
         )
@@ -468,4 +470,11 @@ class Extras:
 
 def wants_truth(config: Config) -> bool:
     """Whether truth can come at all."""
-    return config.truth.remember > 0 and (config.truth.listen == "on" or config.http is not None)
+    return config.truth.remember > 0 and (hears_truth(config) or config.http is not None)
+
+
+def hears_truth(config: Config) -> bool:
+    """Whether truth is asked for at the broker: not by itself where the device's own topics are elsewhere."""
+    device = config.device.id
+    is_usual = own_topics(device, config.upstream).below == f"edge/{device}"
+    return config.truth.listen == "on" or (config.truth.listen == "auto" and is_usual)

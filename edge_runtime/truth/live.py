@@ -229,6 +229,8 @@ class LiveTruth:
         loop: the event loop.
         counters: `joined`, and what was not, by reason.
         retain: the broker is to retain the documents.
+        listens: whether truth is asked for at the broker.
+        below: what the topics of the documents begin with; empty where none are published.
         read: gives what was kept, or None.
         write: keeps it.
 
@@ -246,6 +248,8 @@ class LiveTruth:
         loop: Loop,
         counters: Counters,
         retain: bool,
+        listens: bool,
+        below: str,
         read: Callable[[], bytes | None],
         write: Callable[[bytes], None],
     ) -> None:
@@ -256,6 +260,7 @@ class LiveTruth:
         self._loop = loop
         self._counters = counters
         self._retain = retain
+        self._accuracy = below and f"{below}/accuracy"
         self._write = write
         self._models: dict[str, ModelTruth] = {}
         self._saved = _decoded(read())
@@ -267,7 +272,7 @@ class LiveTruth:
         self._repeated: set[str] = set()  # models of which a truth came twice
         self._prefix = f"edge/{device}/truth/".encode()
         self.on_joined: list[OnJoined] = []
-        if table.listen == "on":
+        if listens:
             connection.subscribe([f"edge/{device}/truth/+"], 1, self._hear, optional=True)
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -393,13 +398,13 @@ class LiveTruth:
         changed, self._changed = self._changed, set()
         for name in changed:
             found = self._models.get(name)
-            if found is None or not self._connection.connected:
+            if found is None or not self._accuracy or not self._connection.connected:
                 continue
             with self._lock:
                 document = {"device": self._device, "model": name, **found.document()}
             found.said = document["estimated"]
             self._connection.publish(
-                f"edge/{self._device}/accuracy/{name}",
+                f"{self._accuracy}/{name}",
                 msgspec.json.encode(document),
                 qos=1,
                 retain=self._retain,

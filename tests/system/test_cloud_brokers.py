@@ -40,9 +40,6 @@ name = "comfort"
 bundle = "{bundle}"
 source = "climate"
 
-[truth]
-listen = "off"
-
 [upstream]
 reconnect_min = 0.05
 reconnect_max = 0.2
