@@ -16,6 +16,7 @@ from edge_runtime.daemon.state import StateFolder
 from edge_runtime.delivery import outbox, outbox_file
 from edge_runtime.delivery.outbox import PRIORITY_ROUTINE, Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
+from edge_runtime.drift import monitor
 from edge_runtime.mqtt import connection, whole_socket
 from edge_runtime.stream import seen
 from edge_runtime.system.counters import Counters
@@ -45,6 +46,7 @@ CONSTANTS = [
     ("its last 4,096 to 8,192 readings with an identity", seen.GENERATION, 4096),
     ("its last 1,024 to 2,048 messages", seen.MESSAGES, 1024),
     ("10,000 to 20,000 keys", seen.KEYS, 10_000),
+    ("and of at most 256 keys", monitor.MOST_STREAMS, 256),
     ("The default is 3.1.1", UpstreamTable(url="mqtt://b", topic="t").protocol, "3.1.1"),
 ]
 # Tried below, or in the test that is named.
@@ -57,6 +59,7 @@ TRIED = [
     "400 bytes a remembered reading",
     "a window of three numbers 1,500 bytes a key, and 3,200 bytes a key of a model",
     "adds 4 bytes a number",
+    "a channel of a key takes at most 2 kB",  # unit/drift/test_monitor.py
 ]
 
 
