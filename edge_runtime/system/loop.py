@@ -11,6 +11,7 @@ import heapq
 import itertools
 import os
 import select
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -56,6 +57,7 @@ class Loop:
         self._soon: deque[Callback] = deque()
         self._from_threads: deque[Callback] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._closing = threading.RLock()  # a signal handler may wake the loop that is being closed in its thread
         self._running = False
         self._wait: Poll = self._epoll.poll
         self.progress = 0
@@ -104,12 +106,13 @@ class Loop:
 
     def wake(self) -> None:
         """End the current wait."""
-        if self._wake_write < 0:
-            return  # closed: what a late thread reports is dropped
-        try:
-            os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            return  # the pipe is full of wake-ups: the loop is as awake as it can be
+        with self._closing:  # else a late thread could write into what has the number of our pipe by now
+            if self._wake_write < 0:
+                return  # closed: what a late thread reports is dropped
+            try:
+                os.write(self._wake_write, b"\0")
+            except BlockingIOError:
+                return  # the pipe is full of wake-ups: the loop is as awake as it can be
 
     def stop(self) -> None:
         """Leave `run` after the current pass."""
@@ -150,9 +153,10 @@ class Loop:
     def close(self) -> None:
         """Give the descriptors back."""
         self._epoll.close()
-        wake_write, self._wake_write = self._wake_write, -1
-        os.close(self._wake_read)
-        os.close(wake_write)
+        with self._closing:
+            wake_write, self._wake_write = self._wake_write, -1
+            os.close(self._wake_read)
+            os.close(wake_write)
 
     def _patience(self, most: float | None) -> float | None:
         if self._soon or self._from_threads:

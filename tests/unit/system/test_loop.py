@@ -70,6 +70,24 @@ def test_a_late_thread_finds_a_closed_loop_and_does_no_harm() -> None:
         loop.call_soon_threadsafe(lambda: None)
 
 
+def test_a_loop_is_not_closed_under_a_thread_that_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its look and its write the number of the pipe could become that of another file."""
+    loop = Loop()
+    closer, open_at_write = threading.Thread(target=loop.close), list[bool]()
+    write = os.write
+
+    def slow_write(fd: int, data: bytes) -> int:
+        closer.start()
+        closer.join(0.1)
+        open_at_write.append(os.fstat(fd).st_ino > 0)
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", slow_write)
+    loop.call_soon_threadsafe(lambda: None)
+    closer.join(10.0)
+    assert open_at_write == [True]
+
+
 def test_a_reader_that_is_removed_in_a_callback_is_not_called_again(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
