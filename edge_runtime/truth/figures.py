@@ -39,7 +39,6 @@ class TruthFigures(msgspec.Struct):
         errors: by target.
         unmatched: truth that could not be joined, by reason.
         refused: truth that could not be read, by reason.
-        since: Unix seconds of the first.
     """
 
     n: int = 0
@@ -48,7 +47,6 @@ class TruthFigures(msgspec.Struct):
     errors: dict[str, ErrorSums] = {}
     unmatched: dict[str, int] = {}
     refused: dict[str, int] = {}
-    since: float | None = None
 
     def judge(self, answer: Answer, truth: Answer, targets: tuple[str, ...]) -> bool | None:
         """Count one prediction with its truth; whether it was right, None for values."""
