@@ -168,12 +168,15 @@ class WatchedColumns:
         for start in range(0, len(sampled), _MOST_AT_ONCE):
             self._sum_up(sampled[start : start + _MOST_AT_ONCE])
 
+    @np.errstate(invalid="ignore", over="ignore")  # a reading may be infinite, and counts as missing
     def _sum_up(self, values: Floats) -> None:
         """Add readings to the sums of the block."""
         base, rows, count = self.baseline, self.rows, len(values)
         self._bins[0] += (values[:, :, np.newaxis] >= base.edges).sum(axis=0)
-        if (values.min(axis=0) < base.low).any() or (values.max(axis=0) > base.high).any():  # NaN: neither
-            rows[_Row.OUTSIDE] += ((values < base.low) | (values > base.high)).sum(axis=0)
+        lowest, highest = np.fmin.reduce(values, axis=0), np.fmax.reduce(values, axis=0)  # of those that are there
+        if (lowest < base.low).any() or (highest > base.high).any():
+            outside = ((values < base.low) | (values > base.high)) & np.isfinite(values)
+            rows[_Row.OUTSIDE] += outside.sum(axis=0)
         deviations = values - base.centre
         signed = np.empty_like(values)
         np.subtract(values[1:], values[:-1], out=signed[1:])

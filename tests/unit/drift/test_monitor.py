@@ -321,6 +321,18 @@ def test_a_channel_takes_at_most_two_kilobytes(columns: int, rng: np.random.Gene
     assert taken / 100 / columns <= 2048
 
 
+def test_what_is_out_of_range_is_counted_beside_what_is_missing(manifest: Manifest, rng: np.random.Generator) -> None:
+    """A sensor that sends a wild value or nothing; one that is infinite is none at all, and spoils no figure."""
+    values = readings(rng, 2 * BLOCK)
+    values[::8, 0], values[1::8, 0], values[2::8, 0] = 500.0, np.nan, np.inf
+    monitor = Monitor(manifest)
+    take(monitor, values)
+    found = monitor.document()["channels"]["temperature"]
+    assert (found["state"], found["missing"]) == ("alarm", 0.25)
+    assert found["out_of_range"] == pytest.approx(1 / 6, rel=1e-3)  # of what is there
+    assert np.isfinite([found["psi"] or 0.0, found["offset_sd"]]).all()
+
+
 def test_a_long_block_is_sampled(rng: np.random.Generator) -> None:
     """Every so many readings of a fast stream are enough; the block is as long as it was asked for."""
     made = drifting.with_block(drifting.manifest(readings(rng, 4000), NAMES), 4096)
