@@ -48,13 +48,23 @@ def debootstrap(architecture: str, folder: Path, packages: str) -> Path:
 
 
 def _mirror() -> str:
-    """The one that this machine's own apt uses."""
-    texts = [path.read_text() for path in Path("/etc/apt").glob("sources.list*/**/*") if path.is_file()]
-    texts += [path.read_text() for path in [Path("/etc/apt/sources.list")] if path.exists()]
-    found = re.search(r"^(?:URIs:|deb(?: \[[^]]*\])?)\s+(\S+)", "\n".join(texts), re.MULTILINE)
-    if found is None:
-        pytest.skip("this machine's apt names no mirror")
-    return found[1]
+    """The mirror of the suite that this machine's own apt uses; its lists may name others' packages too."""
+    for path in sorted(Path("/etc/apt").glob("sources.list*")) + sorted(Path("/etc/apt").glob("sources.list.d/*")):
+        if path.is_file() and (found := mirror_in(path.read_text())) is not None:
+            return found
+    pytest.skip(f"this machine's apt names no mirror of {SUITE}")
+
+
+def mirror_in(text: str, suite: str = SUITE) -> str | None:
+    """The first mirror of a suite's main part in a list of apt, in either of its two forms."""
+    for stanza in re.split(r"\n\s*\n", text):
+        keys = {name.lower(): rest.split() for name, _, rest in (each.partition(":") for each in stanza.splitlines())}
+        if suite in keys.get("suites", ()) and "main" in keys.get("components", ()) and keys.get("uris"):
+            return keys["uris"][0]
+        for each in re.finditer(r"^deb(?: +\[[^]]*\])? +(\S+) +(\S+) +(.*)$", stanza, re.MULTILINE):
+            if each[2] == suite and "main" in each[3].split():
+                return each[1]
+    return None
 
 
 def _quietly(words: list[str]) -> subprocess.CompletedProcess[str]:
