@@ -56,6 +56,11 @@ class BoundJoinTable(JoinSourceTable, frozen=True, kw_only=True, tag="join"):
 
     parts: tuple[SourceKindTable, ...]
 
+    @property
+    def is_recorded(self) -> bool:
+        """One of its parts is, so that the time of a reading may be of then."""
+        return any(part.is_recorded for part in self.parts)
+
     def channels_of(self, channels: tuple[str, ...]) -> list[tuple[str, ...]]:
         """The channels of each part: those that it names, else those that no other part names."""
         named = [None if (names := part.named_channels) is None else set(names) for part in self.parts]

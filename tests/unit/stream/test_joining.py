@@ -7,6 +7,9 @@ import pytest
 
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.joining import MOST_KEYS, Joiner
+from edge_runtime.stream.sources.join import BoundJoinTable
+from edge_runtime.stream.sources.mqtt import MqttSourceTable
+from edge_runtime.stream.sources.replay import ReplaySourceTable
 
 NAN = float("nan")
 
@@ -109,3 +112,11 @@ def test_what_is_held_is_bounded() -> None:
     bench.say(("new", 1, NAN))
     bench.say(("1", NAN, 5), ("0", NAN, 5))
     assert bench.made == [("0", [2, 5])]
+
+
+def test_a_join_with_a_recording_is_recorded() -> None:
+    """Its times may be of then, so that drift does not compare them with the clock."""
+    recorded = ReplaySourceTable(name="a", files=("a.csv",))
+    live = MqttSourceTable(name="b", topics=("t",))
+    for parts, expected in (((live, recorded), True), ((live, live), False)):
+        assert BoundJoinTable(name="j", of=("a", "b"), parts=parts).is_recorded is expected
