@@ -12,6 +12,7 @@ KINDS: list[Callable[[], builders.Draft]] = [
     builders.anomaly,
     builders.stateful,
     builders.frame,
+    builders.multilabel,
 ]
 
 

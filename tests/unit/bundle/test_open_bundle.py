@@ -16,6 +16,7 @@ KINDS: list[Callable[[], builders.Draft]] = [
     builders.anomaly,
     builders.stateful,
     builders.frame,
+    builders.multilabel,
 ]
 
 
