@@ -35,16 +35,16 @@ class Answer:
         scores: `[n, classes]` probabilities.
         value: `[n, targets]` of a regression.
         score: `[n]` of an anomaly, higher is stranger.
-        labels: `[n, labels]` of a multi-label model, 1 where a label is there; `scores` has a probability for each.
         named: the outputs of the tasks tensor, embedding and detection, `[n, *shape]` each.
+        labels: `[n, labels]` of a multi-label model, 1 where a label is there; `scores` has a probability for each.
     """
 
     label: NDArray[np.int64] | None = None
-    labels: NDArray[np.int64] | None = None
     scores: NDArray[Any] | None = None
     value: NDArray[Any] | None = None
     score: NDArray[Any] | None = None
     named: dict[str, NDArray[Any]] | None = None
+    labels: NDArray[np.int64] | None = None
 
     @staticmethod
     def of(arrays: dict[str, NDArray[Any]]) -> "Answer":
