@@ -152,7 +152,7 @@ def manifest_of(recording: Recording, alarms: float) -> tuple[Manifest, str]:
         recording.early[:, np.newaxis], None, None, recording.early, overlapping=False, place="",
         reading_groups=recording.groups, rate_hz=recording.rate_hz,
     )  # fmt: skip
-    made = make_reference(plan, data, Answer(), DriftSpec(false_alarms_per_month=alarms), lambda _: None)
+    made = make_reference(plan, data, Answer(), DriftSpec(false_alarms_per_month=alarms), say=lambda _: None)
     manifest = Manifest(
         name="m", version="1.0.0", task="anomaly", input=given, output=Output(threshold=1.0), reference=made.channels,
         drift=made.drift,

@@ -220,7 +220,7 @@ def coverage_row(subject: Subject, found: list[Draw], coverage: float, peers: An
     """What was asked for, and what was held, before and after the change."""
     before, after, sizes = [], [], []
     for draw in found:
-        made = uncertainty_of(UncertaintySpec(coverage=coverage), *draw.calibration, *draw.before)
+        made = uncertainty_of(UncertaintySpec(coverage=coverage), draw.calibration, draw.before)
         inside, outside = is_inside(made, *draw.before), is_inside(made, *draw.after)
         assert inside is not None
         assert outside is not None
@@ -246,7 +246,7 @@ def estimate_row(subject: Subject, found: list[Draw], peers: Any) -> str:
     for part in ("before", "after"):
         promised, right, plain = [], [], []
         for draw in found:
-            made = uncertainty_of(UncertaintySpec(), *draw.calibration, *draw.before).confidence
+            made = uncertainty_of(UncertaintySpec(), draw.calibration, draw.before).confidence
             assert made is not None
             answer, truth = getattr(draw, part)
             promised.append(_promise(made, answer))

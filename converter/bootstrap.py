@@ -83,7 +83,7 @@ def limits_of(
     for each in MEMORIES:
         if each > len(blocks) / 2.0:
             break
-        found = _psi_limit(blocks, drawn, counts, steps, share, each)
+        found = _psi_limit(blocks, drawn, counts, steps, share=share, memory=each)
         if np.median(found) < np.median(psi):
             memory, psi = each, found
         if np.median(psi) <= GOOD_PSI:
@@ -144,7 +144,7 @@ def _cusum_limits(z: Doubles, steps: int, share: float, shifts: Sequence[Doubles
 
 
 def _psi_limit(
-    blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps: int, share: float, memory: float
+    blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps: int, *, share: float, memory: float
 ) -> Doubles:
     """The limit of the PSI of late of each column."""
     there = np.isfinite(counts)

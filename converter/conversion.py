@@ -144,9 +144,9 @@ class Conversion:
         self._tell_savings(savings, base)
         self._check_float(base, bench, plan, ask_in_order)
         self._check_stream(source, base, bench, plan)
-        bench = self._beyond_the_data(base, model, bench, plan, (ask_in_order, source.sentinels))
+        bench = self._beyond_the_data(base, model, bench, plan, source=(ask_in_order, source.sentinels))
         self._time.begin("calibrating the limits of drift")
-        reference = make_reference(plan, material.dataset, base.answer, self._spec.drift, self._say)
+        reference = make_reference(plan, material.dataset, base.answer, self._spec.drift, say=self._say)
         file = WholeFile(
             source=source, plan=plan, reference=reference, options=options, target=self._target,
             metric=metric_name(plan.task, material.truth), savings=savings, held=material.held,
@@ -154,10 +154,10 @@ class Conversion:
         beside = file.bytes_beside(base, bench)
         bench, base = replace(bench, manifest_bytes=beside), replace(base, manifest_bytes=beside)
         self._time.begin("making and judging forms")
-        found = search(model, base, bench, options.quantize, options.max_drop, options.prefer)
+        found = search(model, base, bench, options.quantize, max_drop=options.max_drop, prefer=options.prefer)
         if options.quantize != "none" and not has_products(model):
             found = Found(found.forms, base, _nothing_to_quantise(source, model))
-        self._finish(file, plan, bench, found, drift)
+        self._finish(file, plan, bench, found, drift=drift)
 
     def _shrink(self, plain: onnx.ModelProto, bench: Bench) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
         """The graph without what no answer needs, held to the bit: onnxruntime may join other operators in it."""
@@ -203,7 +203,7 @@ class Conversion:
             evaluation = self._read(options.evaluation, plan)
         if not len(evaluation):
             raise CommandError(f"{dataset.place}: too few rows: none is left to judge by after calibration")
-        truth = truth_of(evaluation.truth, plan.task, plan.labels, plan.classes, evaluation.place)
+        truth = truth_of(evaluation.truth, plan.task, plan.labels, plan.classes, place=evaluation.place)
         how = f"{len(evaluation)} rows to judge by"
         if calibration is not evaluation:
             how = f"{len(calibration)} rows to calibrate with, {how}, none in both"
@@ -213,7 +213,7 @@ class Conversion:
 
     def _held_out(self, spec: UncertaintySpec, plan: BundlePlan, calibration: Dataset, evaluation: Dataset) -> HeldOut:
         """The rows that calibrate uncertainty, none of which is among those that it is checked by."""
-        truth = truth_of(calibration.truth, plan.task, plan.labels, plan.classes, calibration.place)
+        truth = truth_of(calibration.truth, plan.task, plan.labels, plan.classes, place=calibration.place)
         has_truth = truth.is_known and evaluation.truth is not None
         check_uncertainty(spec, plan.task, len(calibration), has_truth=has_truth, place=calibration.place)
         whole = "whole recordings and blocks, " if evaluation.groups is not None else ""
@@ -311,7 +311,7 @@ class Conversion:
             seen = compare_named(form.answer, bench.expected, plan.task, plan.labels)
             wrong = not seen.is_faithful
         else:
-            seen = compare(form.answer, bench.expected, bench.evaluation, ask, _names_of(plan))
+            seen = compare(form.answer, bench.expected, bench.evaluation, ask, names=_names_of(plan))
             wrong = not seen.is_faithful
         if wrong or loses:
             name = metric_name(plan.task, bench.truth)
@@ -342,13 +342,19 @@ class Conversion:
             self._say(compare_stream(base.candidate.model, rows, bench.states, expected, plan=plan, place=place))
 
     def _beyond_the_data(
-        self, base: Form, model: onnx.ModelProto, bench: Bench, plan: BundlePlan, source: tuple[Ask, tuple[float, ...]]
+        self,
+        base: Form,
+        model: onnx.ModelProto,
+        bench: Bench,
+        plan: BundlePlan,
+        *,
+        source: tuple[Ask, tuple[float, ...]],
     ) -> Bench:
         """Hold the ONNX form to the source where no recording reaches, and hand on what forms must withstand."""
         ask, sentinels = source
         bench = replace(bench, channels=tuple(channel.name for channel in plan.input.channels))
         where = "the channel" if plan.input.channels else "[frame]"
-        probes = ask_beyond(plan, bench.evaluation, ask, model, sentinels)
+        probes = ask_beyond(plan, bench.evaluation, ask, model, sentinels=sentinels)
         if probes.refused is not None:
             point, why = probes.refused
             if point.kind == "missing":
@@ -363,7 +369,7 @@ class Conversion:
         if is_quantised(model):
             return replace(bench, probes=probes)
         near, far = beyond(
-            probes, base.candidate.model, bench.states, CHUNK if bench.batch_free else 1, ask,
+            probes, base.candidate.model, bench.states, CHUNK if bench.batch_free else 1, ask=ask,
             names=_names_of(plan), recorded=bench.evaluation, expected=bench.expected, task=plan.task,
         )  # fmt: skip
         if near is not None:
@@ -379,7 +385,7 @@ class Conversion:
             )
         return replace(bench, probes=probes)
 
-    def _finish(self, file: WholeFile, plan: BundlePlan, bench: Bench, found: Found, drift: list[str]) -> None:
+    def _finish(self, file: WholeFile, plan: BundlePlan, bench: Bench, found: Found, *, drift: list[str]) -> None:
         self._time.begin("writing the bundle")
         self._say("measuring what stands in the manifest, and trying the bundle in a fresh process")
         savings, kept, data = file.savings, found.kept, b""
@@ -392,7 +398,7 @@ class Conversion:
         rows = [replace(row, kept=form is kept) for row, form in zip(rows, (None, *found.forms), strict=True)]
         self._say(table(rows, file.metric))
         if kept is None:
-            self._report(plan, bench, found, rows, savings, [])
+            self._report(plan, bench, found, rows, savings=savings, notes=[])
             raise CommandError(f"{found.reason}: no file was written")
         self._say(found.reason)
         if layers:
@@ -404,7 +410,7 @@ class Conversion:
         notes += file.reference.said
         self._time.begin("writing the report" if self._options.report else "")
         try:
-            self._report(plan, bench, found, rows, savings, notes)
+            self._report(plan, bench, found, rows, savings=savings, notes=notes)
         except KeyboardInterrupt:
             raise CommandError(f"interrupted: {self._options.output} was written, the report was not") from None
         self._say(self._time.in_words())
@@ -426,6 +432,7 @@ class Conversion:
         bench: Bench,
         found: Found,
         rows: list[FormRow],
+        *,
         savings: Sequence[Saving],
         notes: list[str],
     ) -> None:

@@ -228,7 +228,7 @@ def _read_npz(path: Path, wanted: Input, shape: tuple[int, ...]) -> Dataset:
             truth = truth[:, 0]
     values = _narrowed(x, wanted, path)
     if x.ndim == 2 and len(shape) == 2 and x.shape[1] == shape[1] and shape[0] > 1:
-        return cut_windows(values, truth, groups, wanted.window, path)
+        return cut_windows(values, truth, groups, wanted.window, path=path)
     if x.shape[1:] != shape and x.ndim >= 2 and int(np.prod(x.shape[1:])) == int(np.prod(shape)) and x.ndim != 3:
         values = values.reshape(len(x), *shape)
     if x.ndim == 1 and shape == (1, 1):
@@ -291,7 +291,7 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
         values = values[order]
         truth = truth[order] if truth is not None else None
         groups = groups[order] if groups is not None else None
-    return replace(cut_windows(values.astype(np.float32), truth, groups, expected.window, path), rate_hz=rate_hz)
+    return replace(cut_windows(values.astype(np.float32), truth, groups, expected.window, path=path), rate_hz=rate_hz)
 
 
 def _columns(path: Path, spec: Spec) -> dict[str, Any]:
@@ -448,7 +448,7 @@ def _label_columns(spec: Spec) -> tuple[str, ...]:
 
 
 def cut_windows(
-    values: Floats, truth: NDArray[Any] | None, groups: NDArray[Any] | None, window: Window, path: Path
+    values: Floats, truth: NDArray[Any] | None, groups: NDArray[Any] | None, window: Window, *, path: Path
 ) -> Dataset:
     """Cut readings into windows, recording by recording."""
     length, stride = window.length, window.stride

@@ -30,4 +30,4 @@ def of_labelled_recording(folder: Path, wanted: Input) -> Dataset:
         raise CommandError(f"{folder}: expected a column {missing[0]!r}, found {', '.join(names)}")
     values = arrays["x"][:, [names.index(channel.name) for channel in wanted.channels]]
     check_finite(values, wanted, folder)
-    return cut_windows(values, arrays.get("y"), arrays["group"], wanted.window, folder)
+    return cut_windows(values, arrays.get("y"), arrays["group"], wanted.window, path=folder)

@@ -51,7 +51,9 @@ class Judgement:
     quantiles: tuple[float, float, float]
 
 
-def truth_of(raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classes: Sequence[str], place: str) -> Truth:
+def truth_of(
+    raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classes: Sequence[str], *, place: str
+) -> Truth:
     """The data's own words for what is right, as class indices or as numbers.
 
     Args:
@@ -120,7 +122,7 @@ def metric_name(task: Task, truth: Truth) -> str:
     return "ROC AUC" if _both(truth) else "agreement with the source"
 
 
-def judge(answer: Answer, source: Answer, truth: Truth, task: Task, threshold: float | None = None) -> Judgement:
+def judge(answer: Answer, source: Answer, truth: Truth, task: Task, *, threshold: float | None = None) -> Judgement:
     """Compare one form of the model with the source, and with the truth where it is known."""
     if task == "multilabel":
         assert answer.labels is not None

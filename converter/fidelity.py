@@ -77,8 +77,8 @@ def compare(
     source: Answer,
     windows: Floats,
     ask: Ask,
-    names: Sequence[str],
     *,
+    names: Sequence[str],
     scale: Answer | None = None,
     recorded: Floats | None = None,
     fences: bool = True,
@@ -109,7 +109,7 @@ def compare(
     asked = suspects[np.argsort(-worst, kind="stable")][:_MOST_ROWS]
     locked = _categories(windows if recorded is None else recorded)
     if fences:
-        rounding, jumping = _near_the_source(found, windows, asked, ask, tolerance, locked)
+        rounding, jumping = _near_the_source(found, windows, asked, ask, tolerance=tolerance, locked=locked)
     else:
         rounding = jumping = np.zeros(len(asked), dtype=np.bool_)
     wrong = np.setdiff1d(suspects, asked[rounding | jumping])
@@ -120,7 +120,7 @@ def compare(
     if not len(wrong):
         return Fidelity(wrong, fence, None, len(one))
     row = next(int(row) for row in asked if row in set(wrong.tolist()))
-    return Fidelity(wrong, fence, _difference(found, source, row, off, names), len(one))
+    return Fidelity(wrong, fence, _difference(found, source, row, off, names=names), len(one))
 
 
 def tolerances(source: Answer) -> NDArray[np.float64]:
@@ -239,6 +239,7 @@ def _near_the_source(
     windows: Floats,
     rows: NDArray[np.int64],
     ask: Ask,
+    *,
     tolerance: NDArray[np.float64],
     locked: NDArray[np.float64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -280,7 +281,9 @@ def _near_the_source(
     return np.asarray(rounding & same_labels), np.asarray(inside & labels_fit)
 
 
-def _difference(found: Answer, source: Answer, row: int, off: NDArray[np.float64], names: Sequence[str]) -> Difference:
+def _difference(
+    found: Answer, source: Answer, row: int, off: NDArray[np.float64], *, names: Sequence[str]
+) -> Difference:
     if not off[row].any() and found.label is not None and source.label is not None:
         return Difference(row, "label", repr(names[source.label[row]]), repr(names[found.label[row]]))
     if not off[row].any() and found.labels is not None and source.labels is not None:

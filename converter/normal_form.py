@@ -49,13 +49,13 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
         return values[name] if kinds[name] == FLOAT or role == "label" else builder.cast(values[name], FLOAT)
 
     if plan.task == "classification":
-        _classification(builder, core, plan, value, kinds)
+        _classification(builder, core, plan, value, kinds=kinds)
     elif plan.task == "regression":
         if "value" not in core.outputs:
             raise CommandError(f"expected a model that gives values, found one that gives {', '.join(core.outputs)}")
         builder.output("value", _side_by_side(builder, core, plan, value), FLOAT, (batch, len(plan.targets)))
     elif plan.task == "multilabel":
-        _several_labels(builder, core, plan, value, values)
+        _several_labels(builder, core, plan, value, values=values)
     elif plan.task == "detection":
         detection = core.extra["detection"]
         parts = [value(f"detection_{place}") for place in range(len(detection.sources))]
@@ -73,7 +73,7 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
     else:
         _anomaly(builder, core, value, arranged)
     for state in core.states:
-        _state_out(builder, state, values[state.output], kinds[state.output], batch)
+        _state_out(builder, state, values[state.output], kinds[state.output], batch=batch)
     model = builder.build(plan.name)
     if all(channel.missing == "refused" for channel in plan.input.channels):
         forget_missing(model, INPUT_NAME)
@@ -100,7 +100,9 @@ def _repeated(builder: GraphBuilder, constant: str, shape: tuple[int, ...], wind
 def _feeds(builder: GraphBuilder, window: str, core: Core, plan: BundlePlan) -> tuple[dict[str, str], str]:
     """Every input that takes a part of the window, and the window as the first of them wants it, in float32."""
     if not core.feeds:
-        fed, arranged = _feed(builder, window, core, core.input, core.arrange, core.shape, plan.input.tensor_shape)
+        fed, arranged = _feed(
+            builder, window, core, core.input, layout=core.arrange, wanted=core.shape, shape=plan.input.tensor_shape
+        )
         return {core.input: fed}, arranged
     found, first = {}, ""
     for feed in core.feeds:
@@ -110,7 +112,9 @@ def _feeds(builder: GraphBuilder, window: str, core: Core, plan: BundlePlan) -> 
         if feed.last:
             part = builder.node("Gather", part, builder.constant([-1], np.int64), axis=1)
         layout = feed.layout
-        found[feed.input], arranged = _feed(builder, part, core, feed.input, layout, layout.wanted, layout.window)
+        found[feed.input], arranged = _feed(
+            builder, part, core, feed.input, layout=layout, wanted=layout.wanted, shape=layout.window
+        )
         first = first or arranged
     return found, first
 
@@ -120,6 +124,7 @@ def _feed(
     window: str,
     core: Core,
     name: str,
+    *,
     layout: "Layout | None",
     wanted: tuple[int, ...],
     shape: tuple[int, ...],
@@ -170,7 +175,7 @@ def _state_in(builder: GraphBuilder, state: StateTensor, core: Core, batch: str 
     return value if kind == FLOAT else builder.cast(value, kind)
 
 
-def _state_out(builder: GraphBuilder, state: StateTensor, value: str, kind: int, batch: str | int) -> None:
+def _state_out(builder: GraphBuilder, state: StateTensor, value: str, kind: int, *, batch: str | int) -> None:
     if kind != FLOAT:
         value = builder.cast(value, FLOAT)
     if state.batch_axis:
@@ -179,10 +184,10 @@ def _state_out(builder: GraphBuilder, state: StateTensor, value: str, kind: int,
     builder.output(state.output, value, FLOAT, (batch, *state.shape))
 
 
-def _classification(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any, kinds: dict[str, int]) -> None:
+def _classification(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any, *, kinds: dict[str, int]) -> None:
     count = len(plan.labels)
     scores = probabilities(builder, core, count, value)
-    label = label_index(builder, core, count, value, kinds, scores)
+    label = label_index(builder, core, count, value, kinds=kinds, scores=scores)
     if plan.order != tuple(range(count)):
         scores = builder.node("Gather", scores, builder.constant(plan.order, np.int64), axis=1)
         back = np.argsort(np.array(plan.order))
@@ -191,7 +196,7 @@ def _classification(builder: GraphBuilder, core: Core, plan: BundlePlan, value: 
     builder.output("scores", scores, FLOAT, ("N", count))
 
 
-def _several_labels(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any, values: dict[str, str]) -> None:
+def _several_labels(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any, *, values: dict[str, str]) -> None:
     """A score for each label, and whether it is there: as the source says, else above one half."""
     count = len(plan.labels)
     if "scores" not in core.outputs:
@@ -211,7 +216,7 @@ def _several_labels(builder: GraphBuilder, core: Core, plan: BundlePlan, value: 
 
 
 def label_index(
-    builder: GraphBuilder, core: Core, count: int, value: Any, kinds: dict[str, int], scores: str = ""
+    builder: GraphBuilder, core: Core, count: int, value: Any, *, kinds: dict[str, int], scores: str = ""
 ) -> str:
     """The position of the model's class: by its threshold, its own label or its largest score."""
     if "label" in core.outputs and "cut" not in core.extra:

@@ -110,7 +110,7 @@ def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: 
     elif wanted is not None and len(wanted) > 2:
         mistakes.append(f"the model takes tensors of {wanted}: expected a [frame] in the specification, found none")
         return None
-    count = _channel_count(spec, source, length, columns, mistakes)
+    count = _channel_count(spec, source, length, columns, mistakes=mistakes)
     if count is None:
         return None
     names = source.feature_names if len(source.feature_names) == count else columns if len(columns) == count else ()
@@ -138,7 +138,7 @@ def _rate(spec: Spec, source: SourceModel, mistakes: list[str]) -> float | None:
 
 
 def _channel_count(
-    spec: Spec, source: SourceModel, length: int, columns: tuple[str, ...], mistakes: list[str]
+    spec: Spec, source: SourceModel, length: int, columns: tuple[str, ...], *, mistakes: list[str]
 ) -> int | None:
     said = len(spec.channel)
     wanted = source.shape

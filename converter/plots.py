@@ -29,7 +29,13 @@ def letter(index: int) -> str:
 
 
 def points(
-    xs: Sequence[float], ys: Sequence[float], across: str, up: str, limit: float | None = None, kept: int | None = None
+    xs: Sequence[float],
+    ys: Sequence[float],
+    across: str,
+    up: str,
+    *,
+    limit: float | None = None,
+    kept: int | None = None,
 ) -> str:
     """One point a form, by its letter; a dashed line at the least that was allowed."""
     x, low_x, high_x = _logs(xs)
@@ -43,7 +49,7 @@ def points(
         ring = f'<circle class="ring" cx="{x(a):.1f}" cy="{y(b):.1f}" r="9"/>' if index == kept else ""
         marks.append(f'{ring}<circle class="{colour(index)} dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="5"/>')
         near = sum(abs(x(a) - x(c)) < 12 and abs(y(b) - y(d)) < 12 for c, d in zip(xs[:index], ys[:index], strict=True))
-        marks.append(_text(x(a) + 10 * near, y(b) - 12, letter(index), "middle", "name"))
+        marks.append(_text(x(a) + 10 * near, y(b) - 12, letter(index), "middle", kind="name"))
     ends = _text(_LEFT, 226, f"{low_x:,.0f}") + _text(_RIGHT, 226, f"{high_x:,.0f}", "end")
     ends += _text(_LEFT - 6, _BOTTOM, f"{low:.4f}", "end") + _text(_LEFT - 6, _TOP + 8, f"{high:.4f}", "end")
     return figure(_frame() + ends + "".join(marks), _WIDE, _TALL, f"{up} (up) over {across} (right, logarithmic).")
@@ -114,7 +120,7 @@ def confusion(matrix: NDArray[np.int64], labels: Sequence[str], name: str) -> st
             )
             if cell > 20 and matrix[i, j]:
                 kind = "bright" if depth > 0.5 else ""
-                boxes.append(_text(x + cell / 2, y + cell / 2 + 4, str(matrix[i, j]), "middle", kind))
+                boxes.append(_text(x + cell / 2, y + cell / 2 + 4, str(matrix[i, j]), "middle", kind=kind))
     size = count * cell
     return figure("".join(boxes), 96 + size, 26 + size, f"{name}: truth down, prediction across.")
 
@@ -204,7 +210,7 @@ def _frame() -> str:
     return f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
+def _text(x: float, y: float, text: str, anchor: str = "start", *, kind: str = "") -> str:
     named = f' class="{kind}"' if kind else ""
     return f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 

@@ -134,6 +134,7 @@ def ask_beyond(
     windows: Floats,
     ask: Ask,
     model: onnx.ModelProto | None = None,
+    *,
     sentinels: Sequence[float] = (),
 ) -> Probes:
     """The probing rows with the source's answers; rows that the source itself refuses are set apart."""
@@ -162,8 +163,8 @@ def beyond(
     model: bytes,
     states: Sequence[State],
     batch: int,
-    ask: Ask,
     *,
+    ask: Ask,
     names: Sequence[str],
     recorded: Floats,
     expected: Answer,
@@ -197,7 +198,7 @@ def beyond(
             seen = compare_named(one, other, task)
             return Beyond(probes.points[int(rows[seen.first.row])], str(seen.first)) if seen.first else None
         seen = compare(
-            one, other, probes.windows[rows], ask, names, scale=expected, recorded=recorded, fences=fences
+            one, other, probes.windows[rows], ask, names=names, scale=expected, recorded=recorded, fences=fences
         )  # fmt: skip
         return Beyond(probes.points[int(rows[seen.first.row])], str(seen.first)) if seen.first else None
 

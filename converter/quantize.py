@@ -229,7 +229,7 @@ def candidate(model: onnx.ModelProto, recipe: Recipe, calibration: Floats, state
                 if recipe.method == "dynamic":
                     _dynamic(before, after, nodes, recipe)
                 else:
-                    _static(before, after, nodes, recipe, calibration, states)
+                    _static(before, after, nodes, recipe, calibration=calibration, states=states)
                 quantised = onnx.load_model(after)
             if recipe.method == "int8":
                 quantised = with_int8_weights(quantised)
@@ -291,7 +291,7 @@ class _Reader:
 
 
 def _static(
-    before: Path, after: Path, nodes: list[str], recipe: Recipe, calibration: Floats, states: Sequence[State]
+    before: Path, after: Path, nodes: list[str], recipe: Recipe, *, calibration: Floats, states: Sequence[State]
 ) -> None:
     from onnxruntime.quantization import (  # noqa: PLC0415 - heavy
         CalibrationDataReader,

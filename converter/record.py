@@ -18,6 +18,7 @@ def record_of(
     bench: Bench,
     metric: str,
     asked: tuple[str, float],
+    *,
     savings: Sequence[Saving],
     layers: Sequence[Layer],
     drift: Sequence[str],

@@ -77,7 +77,7 @@ def reference_of(readings: NDArray[np.floating], names: Sequence[str]) -> tuple[
 
 
 def make_reference(
-    plan: BundlePlan, data: Dataset | None, answer: Answer, wanted: DriftSpec, say: Callable[[str], None]
+    plan: BundlePlan, data: Dataset | None, answer: Answer, wanted: DriftSpec, *, say: Callable[[str], None]
 ) -> BundleReference:
     """The reference of a bundle.
 
@@ -97,9 +97,9 @@ def make_reference(
     rate_hz = plan.input.window.rate_hz or data.rate_hz
     found = BundleReference(channels, scored)
     if names:
-        found = _calibrated(found, data, plan, wanted, rate_hz)
+        found = _calibrated(found, data, plan, wanted, rate_hz=rate_hz)
     if columns:
-        found = _with_scores(found, scores, plan, wanted, rate_hz)
+        found = _with_scores(found, scores, plan, wanted, rate_hz=rate_hz)
     for line in found.said:
         say(line)
     return found
@@ -120,14 +120,14 @@ class _Trial:
 
 
 def _calibrated(
-    found: BundleReference, data: Dataset, plan: BundlePlan, wanted: DriftSpec, rate_hz: float | None
+    found: BundleReference, data: Dataset, plan: BundlePlan, wanted: DriftSpec, *, rate_hz: float | None
 ) -> BundleReference:
     sessions = sessions_of(data.reading_groups, len(data.readings))
     early, late = _parted(sessions)
     trials = [
         trial
         for block in _sizes(early, wanted.block)
-        if (trial := _try(found.channels, data.readings, early, block, wanted, rate_hz))
+        if (trial := _try(found.channels, data.readings, early, block, wanted=wanted, rate_hz=rate_hz))
     ]
     if not trials:
         count = sum(len(rows) for rows in early)
@@ -145,7 +145,7 @@ def _calibrated(
         memory=best.memory,
         false_alarms_per_month=wanted.false_alarms_per_month,
     )
-    checked, alarms, why = _check(best, data.readings, late, plan, about)
+    checked, alarms, why = _check(best, data.readings, late, plan, about=about)
     about = msgspec.structs.replace(about, checked=checked, alarms=alarms)
     said = _in_words(best, about, why, rate_hz)
     return BundleReference(best.channels, found.scores, about, (*found.said, said))
@@ -173,6 +173,7 @@ def _try(
     values: NDArray[np.floating],
     early: list[NDArray[np.int64]],
     block: int,
+    *,
     wanted: DriftSpec,
     rate_hz: float | None,
 ) -> _Trial | None:
@@ -237,7 +238,12 @@ def _limits(
 
 
 def _check(
-    trial: _Trial, values: NDArray[np.floating], late: list[NDArray[np.int64]], plan: BundlePlan, about: DriftReference
+    trial: _Trial,
+    values: NDArray[np.floating],
+    late: list[NDArray[np.int64]],
+    plan: BundlePlan,
+    *,
+    about: DriftReference,
 ) -> tuple[int, int, str | None]:
     """Run a device's watch over the later recordings: blocks, alarms that began, and the reason of the first."""
     manifest = Manifest(
@@ -319,14 +325,14 @@ def _numbers(plan: BundlePlan, answer: Answer) -> tuple[NDArray[np.floating], tu
 
 
 def _with_scores(
-    found: BundleReference, scores: NDArray[np.floating], plan: BundlePlan, wanted: DriftSpec, rate_hz: float | None
+    found: BundleReference, scores: NDArray[np.floating], plan: BundlePlan, wanted: DriftSpec, *, rate_hz: float | None
 ) -> BundleReference:
     """Limits for the answers, from the earlier part of the windows; they are in the order of the recordings."""
     early = [np.arange(int(len(scores) * CALIBRATING_SHARE))]
     rate = None if rate_hz is None else rate_hz / plan.input.window.stride
     asked = None if wanted.block is None else max(8, wanted.block // plan.input.window.stride)
     for block in [asked] if asked is not None else [*_sizes(early, None)[:1], 32, 16]:
-        trial = _try(found.scores, scores, early, block, wanted, rate)
+        trial = _try(found.scores, scores, early, block, wanted=wanted, rate_hz=rate)
         if trial is not None:
             about = found.drift or DriftReference(
                 block=block, score_block=block, rate_hz=rate_hz,

@@ -260,8 +260,8 @@ def _scatter(proof: Proof) -> str:
     times = [row.speed.wall_us if row.speed else 1.0 for row in forms]
     return (
         "<h2>What size and time buy</h2>"
-        + plots.points(sizes, metrics, "bytes", proof.metric, limit, proof.kept)
-        + plots.points(times, metrics, "µs a prediction, here", proof.metric, limit, proof.kept)
+        + plots.points(sizes, metrics, "bytes", proof.metric, limit=limit, kept=proof.kept)
+        + plots.points(times, metrics, "µs a prediction, here", proof.metric, limit=limit, kept=proof.kept)
     )
 
 

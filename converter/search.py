@@ -80,7 +80,7 @@ class Bench:
         point = self.probes.not_finite(form.model, self.states, CHUNK if together else 1) if self.probes else None
         if point is not None:
             raise CommandError(f"{form.name}: its answer is NaN or infinite with {point.in_words(self.channels)}")
-        judgement = judge(answer, self.expected, self.truth, self.task, self.threshold)
+        judgement = judge(answer, self.expected, self.truth, self.task, threshold=self.threshold)
         return Form(form, answer, judgement, speed, self.manifest_bytes)
 
     def layers(self, base: Candidate, form: Candidate) -> tuple[Layer, ...]:
@@ -91,11 +91,11 @@ class Bench:
 
     def reference(self) -> Judgement:
         """The source, judged by the same rows."""
-        return judge(self.expected, self.expected, self.truth, self.task, self.threshold)
+        return judge(self.expected, self.expected, self.truth, self.task, threshold=self.threshold)
 
 
 def search(
-    model: onnx.ModelProto, base: Form, bench: Bench, request: Request, max_drop: float, prefer: Prefer
+    model: onnx.ModelProto, base: Form, bench: Bench, request: Request, *, max_drop: float, prefer: Prefer
 ) -> Found:
     """Try what was asked for, and choose.
 
@@ -109,7 +109,7 @@ def search(
     """
     forms = [base]
     reference = bench.reference().metric
-    for recipe in _recipes(model, bench, request, forms, lambda: _settled(forms, request, reference, max_drop)):
+    for recipe in _recipes(model, bench, request, forms, settled=lambda: _settled(forms, request, reference, max_drop)):
         bench.say(f"trying {recipe.name}")
         try:
             forms.append(bench.try_form(candidate(model, recipe, bench.calibration, bench.states)))
@@ -133,7 +133,7 @@ def _weighed(forms: Sequence[Form], bench: Bench) -> list[Form]:
         memory = _memory_of(form) if large else 0
         slowness = None
         if form is not forms[0]:
-            slowness = slowness_of(base, session_of(form.candidate.model), window, start, near_a_limit)
+            slowness = slowness_of(base, session_of(form.candidate.model), window, start, near=near_a_limit)
         weighed.append(replace(form, slowness=slowness, memory_bytes=memory))
     return weighed
 
@@ -150,7 +150,7 @@ def _memory_of(form: Form) -> int:
 
 
 def _recipes(
-    model: onnx.ModelProto, bench: Bench, request: Request, forms: Sequence[Form], settled: Callable[[], bool]
+    model: onnx.ModelProto, bench: Bench, request: Request, forms: Sequence[Form], *, settled: Callable[[], bool]
 ) -> Iterator[Recipe]:
     """The recipes one by one; a later stage only while nothing of the earlier ones will do."""
     if not has_products(model):

@@ -118,7 +118,7 @@ def speed_of(session: Any, window: Floats, states: dict[str, NDArray[Any]] | Non
     return Speed(statistics.median(times) * 1e6, cpu_us, min(times) * 1e6)
 
 
-def slowness_of(base: Any, form: Any, window: Floats, states: dict[str, NDArray[Any]] | None, near: Any) -> float:
+def slowness_of(base: Any, form: Any, window: Floats, states: dict[str, NDArray[Any]] | None, *, near: Any) -> float:
     """The time of one session in that of another, measured in turns, so that both meet the same load.
 
     The median of the rounds' ratios; where `near` says that it decides something, four times as many rounds are run.

@@ -55,7 +55,7 @@ def compare_stream(
     """
     answers, passed = expected
     found, held = run_stream(session_of(graph), rows, states)
-    seen = judge(found, answers, Truth(), plan.task, plan.threshold)
+    seen = judge(found, answers, Truth(), plan.task, threshold=plan.threshold)
     gap = max(_relative_gap(held[name], part) for name, part in passed.items())
     steps = steps_between(onnx.load_model_from_string(graph), found, answers)
     if steps is not None:

@@ -84,17 +84,16 @@ def check_spec(spec: UncertaintySpec, task: Task, rows: int, *, has_truth: bool,
 
 
 def uncertainty_of(
-    spec: UncertaintySpec, found: Answer, truth: Truth, checked: Answer, checked_truth: Truth
+    spec: UncertaintySpec, calibrating: tuple[Answer, Truth], checking: tuple[Answer, Truth]
 ) -> Uncertainty:
     """What the manifest says.
 
     Args:
         spec: what was asked for.
-        found: the answers of the form that is kept to the rows that calibrate.
-        truth: what is right for these.
-        checked: its answers to other rows.
-        checked_truth: what is right for them.
+        calibrating: the answers of the form that is kept to the rows that calibrate, and what is right for these.
+        checking: its answers to other rows, and what is right for them.
     """
+    (found, truth), (checked, checked_truth) = calibrating, checking
     least: float | None = None
     half: tuple[float, ...] = ()
     confidence, held = None, None

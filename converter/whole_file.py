@@ -54,7 +54,7 @@ class WholeFile:
     def bytes_beside(self, base: Form, bench: Bench) -> int:
         """How much a file of any form will hold beside its graph, nearly."""
         manifest = self._manifest(base, bench, invariant=bench.batch_free)
-        whole, _ = self._settled(Found((base,), base, ""), bench, manifest, (), ())
+        whole, _ = self._settled(Found((base,), base, ""), bench, manifest, (), drift=())
         return whole.forms[0].manifest_bytes
 
     def of(self, found: Found, bench: Bench, layers: Sequence[Layer], drift: Sequence[str]) -> tuple[Found, bytes]:
@@ -62,7 +62,7 @@ class WholeFile:
         assert found.kept is not None
         model = found.kept.candidate.model
         invariant = bench.batch_free and is_batch_invariant(model, bench.evaluation, start_of(bench.states))
-        return self._settled(found, bench, self._manifest(found.kept, bench, invariant=invariant), layers, drift)
+        return self._settled(found, bench, self._manifest(found.kept, bench, invariant=invariant), layers, drift=drift)
 
     def about_uncertainty(self, form: Form, bench: Bench) -> list[str]:
         """What the manifest of a form says of its uncertainty, in sentences."""
@@ -75,7 +75,7 @@ class WholeFile:
         together = bench.batch_free and form.candidate.method != "dynamic"
         session = session_of(form.candidate.model)
         found = run(session, self.held.windows, CHUNK if together else 1, start_of(bench.states))
-        return uncertainty_of(self.held.spec, found, self.held.truth, form.answer, bench.truth)
+        return uncertainty_of(self.held.spec, (found, self.held.truth), (form.answer, bench.truth))
 
     def _manifest(self, form: Form, bench: Bench, *, invariant: bool) -> Manifest:
         """The manifest of a form, without the record of the search."""
@@ -93,12 +93,14 @@ class WholeFile:
         )  # fmt: skip
 
     def _settled(
-        self, found: Found, bench: Bench, manifest: Manifest, layers: Sequence[Layer], drift: Sequence[str]
+        self, found: Found, bench: Bench, manifest: Manifest, layers: Sequence[Layer], *, drift: Sequence[str]
     ) -> tuple[Found, bytes]:
         asked, data = (self.options.quantize, self.options.max_drop), b""
         for _ in range(_ROUNDS):
             assert found.kept is not None
-            record = record_of(found, bench, self.metric, asked, self.savings, worst_of(layers), drift)
+            record = record_of(
+                found, bench, self.metric, asked, savings=self.savings, layers=worst_of(layers), drift=drift
+            )
             model = onnx.load_model_from_string(found.kept.candidate.model)
             data = bundle_bytes(model, msgspec.structs.replace(manifest, quantization=record))
             if len(data) == found.kept.size:

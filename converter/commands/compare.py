@@ -50,14 +50,14 @@ def run(options: argparse.Namespace) -> int:
             raise CommandError(f"{options.b}: {place}: expected {one} as in {options.a}, found {other}")
     spec = load_spec(options.spec) if options.spec else Spec(data=DataSpec(label=options.label))
     data = read_data(options.data, spec, first.input)
-    truth = truth_of(data.truth, first.task, first.output.labels, _classes_of(first, second), data.place)
+    truth = truth_of(data.truth, first.task, first.output.labels, _classes_of(first, second), place=data.place)
     sessions = [session_of(path.read_bytes()) for path in (options.a, options.b)]
     states = start_of(first.state)
     answers = [run(session, data.windows, states=states) for session in sessions]
     rows = []
     for path, session, manifest, answer in zip((options.a, options.b), sessions, (first, second), answers, strict=True):
         expected = answers[0]
-        judgement = judge(answer, expected, truth, first.task, manifest.output.threshold)
+        judgement = judge(answer, expected, truth, first.task, threshold=manifest.output.threshold)
         speed = speed_of(session, data.windows[:1], states)
         rows.append(FormRow(path.name, path.stat().st_size, judgement, speed=speed))
     print(f"{len(data)} rows of {data.place}; differences are from {options.a.name}")

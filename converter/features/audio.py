@@ -318,7 +318,9 @@ class MelSpectrogram(STFT):
     def filters(self) -> Doubles:
         """The weights of the bands, `[n_fft // 2 + 1, bands]`."""
         high = self.high_hz or self.rate_hz / 2.0
-        return mel_filters(self.rate_hz, self.n_fft, self.bands, self.low_hz, high, self.scale, self.norm)
+        return mel_filters(
+            self.rate_hz, self.n_fft, self.bands, self.low_hz, high_hz=high, scale=self.scale, norm=self.norm
+        )
 
     def _check(self) -> None:
         super()._check()

@@ -41,7 +41,7 @@ def mel_to_hz(mel: Any, scale: str) -> Doubles:
 
 
 def mel_filters(
-    rate_hz: float, n_fft: int, bands: int, low_hz: float, high_hz: float, scale: str, norm: str
+    rate_hz: float, n_fft: int, bands: int, low_hz: float, *, high_hz: float, scale: str, norm: str
 ) -> Doubles:
     """Triangular filters, evenly spaced on a mel scale.
 

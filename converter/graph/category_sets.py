@@ -113,7 +113,7 @@ class CategorySets:
         blocks, order = [features], []
         for feature, column in self._columns.items():
             table, values = _table(column)
-            blocks.append(self._looked_up(builder, exact, feature, values, table))
+            blocks.append(self._looked_up(builder, exact, feature, values, table=table))
             order += column.numbers
         for digits, outcomes in self._tables.items():
             table = np.stack([ones for ones, _ in outcomes], axis=1).astype(np.int8)
@@ -127,7 +127,7 @@ class CategorySets:
         return builder.node("Gather", joined, builder.constant(places, np.int64), axis=1)
 
     def _looked_up(
-        self, builder: GraphBuilder, features: str, feature: int, values: list[float], table: NDArray[np.float64]
+        self, builder: GraphBuilder, features: str, feature: int, values: list[float], *, table: NDArray[np.float64]
     ) -> str:
         value = builder.node("Gather", features, builder.constant([feature], np.int64), axis=1)
         value = builder.cast(value, DOUBLE)

@@ -42,7 +42,7 @@ def equalized(model: onnx.ModelProto, calibration: Floats) -> onnx.ModelProto:
     copy.CopyFrom(model)
     nodes = list(copy.graph.node)
     for index in reversed(found):
-        nodes[index : index + 1] = _rewritten(copy, nodes[index], weights, mean, deviation)
+        nodes[index : index + 1] = _rewritten(copy, nodes[index], weights, mean, deviation=deviation)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
@@ -62,7 +62,7 @@ def _fits(weight: NDArray[Any] | None, rows: int) -> bool:
 
 
 def _rewritten(
-    model: onnx.ModelProto, node: onnx.NodeProto, weights: dict[str, NDArray[Any]], mean: Doubles, deviation: Doubles
+    model: onnx.ModelProto, node: onnx.NodeProto, weights: dict[str, NDArray[Any]], mean: Doubles, *, deviation: Doubles
 ) -> list[onnx.NodeProto]:
     weight = weights[node.input[1]].astype(np.float64)
     name = node.name or node.output[0]

@@ -38,7 +38,7 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     for index, node in enumerate(graph.node):
         weight = constants.get(node.input[1]) if node.op_type in _PRODUCTS and len(node.input) > 1 else None
         if weight is not None and _is_plain(node, weight, constants):
-            chain = _chain_after(node, _channels(node, weight), graph, constants, readers, ranks)
+            chain = _chain_after(node, _channels(node, weight), graph, constants, readers=readers, ranks=ranks)
             # A bias alone stands well where it is.
             if len(chain.nodes) > 1 or (chain.scale != 1.0).any():
                 chains[index] = chain
@@ -96,7 +96,7 @@ def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
 
 def _chain_after(
     node: onnx.NodeProto, channels: int, graph: onnx.GraphProto, constants: dict[str, Any],
-    readers: dict[str, list[int]], ranks: dict[str, int],
+    *, readers: dict[str, list[int]], ranks: dict[str, int],
 ) -> _Chain:  # fmt: skip
     """Follow a product's result through transpositions as long as it is only scaled and shifted by channel."""
     chain = _Chain(np.ones(channels), np.zeros(channels), [])
@@ -113,7 +113,9 @@ def _chain_after(
             order = next((list(item.ints) for item in follower.attribute if item.name == "perm"), None)
             order = order or list(range(rank))[::-1]
             axis = order.index(axis % rank) - rank
-        elif follower.op_type not in _AFFINE or not _absorb(follower, value, chain, axis, rank, constants):
+        elif follower.op_type not in _AFFINE or not _absorb(
+            follower, value, chain, axis, rank=rank, constants=constants
+        ):
             break
         else:
             chain.nodes.append(index)
@@ -121,7 +123,9 @@ def _chain_after(
     return chain
 
 
-def _absorb(node: onnx.NodeProto, value: str, chain: _Chain, axis: int, rank: int, constants: dict[str, Any]) -> bool:
+def _absorb(
+    node: onnx.NodeProto, value: str, chain: _Chain, axis: int, *, rank: int, constants: dict[str, Any]
+) -> bool:
     """Take one operator into the chain, where it has constants that go with the channels."""
     if node.op_type == "BatchNormalization":
         names = list(node.input)[1:]

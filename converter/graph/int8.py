@@ -33,7 +33,7 @@ def separate(model: onnx.ModelProto) -> int:
     for graph in graphs_of(model.graph):
         for node in graph.node:
             for values, zero in _operands(node, constants):
-                _complete(node, values, zero, constants, graph, names)
+                _complete(node, values, zero, constants, graph=graph, names=names)
                 for place in (values, zero):
                     name = node.input[place]
                     if name in constants and name in taken:
@@ -90,6 +90,7 @@ def _complete(
     values: int,
     zero: int,
     constants: dict[str, TensorProto],
+    *,
     graph: onnx.GraphProto,
     names: set[str],
 ) -> None:

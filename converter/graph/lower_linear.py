@@ -54,7 +54,7 @@ def _lowered(node: onnx.NodeProto, prefix: str, model: onnx.ModelProto) -> list[
         result.append(helper.make_node(kind, [summed], [scores], name=f"{prefix}_scores", **extra))
     elif classifier:
         result.append(helper.make_node("Identity", [summed], [scores], name=f"{prefix}_scores"))
-    return result + (_label(node, given, prefix, summed, model) if classifier else [])
+    return result + (_label(node, given, prefix, summed, model=model) if classifier else [])
 
 
 def _lowerable_labels(given: dict[str, object], rows: int) -> bool:
@@ -63,7 +63,7 @@ def _lowerable_labels(given: dict[str, object], rows: int) -> bool:
 
 
 def _label(
-    node: onnx.NodeProto, given: dict[str, list[bytes]], prefix: str, summed: str, model: onnx.ModelProto
+    node: onnx.NodeProto, given: dict[str, list[bytes]], prefix: str, summed: str, *, model: onnx.ModelProto
 ) -> list[onnx.NodeProto]:
     """The class of the largest sum, in the model's own words."""
     classes = given.get("classlabels_ints") or given["classlabels_strings"]

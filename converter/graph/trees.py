@@ -84,9 +84,9 @@ class ForestBuilder:
         threshold: NDArray[Any],
         left: NDArray[Any],
         right: NDArray[Any],
+        *,
         weights: NDArray[Any],
         targets: Sequence[int] | None = None,
-        *,
         missing: NDArray[Any] | None = None,
     ) -> None:
         """Add one tree.
@@ -151,13 +151,13 @@ def exact_thresholds(forest: Forest, columns: int, transform: Transform | None =
     step = max(1, _ROWS_AT_ONCE // columns)
     for start in range(0, len(pairs), step):
         part = slice(start, start + step)
-        found[part] = _search(feature[part], threshold[part], forest, columns, transform)
+        found[part] = _search(feature[part], threshold[part], forest, columns, transform=transform)
     result[inner] = found[back.reshape(-1)]
     return result
 
 
 def _search(
-    feature: Ints, threshold: Doubles, forest: Forest, columns: int, transform: Transform | None
+    feature: Ints, threshold: Doubles, forest: Forest, columns: int, *, transform: Transform | None
 ) -> NDArray[np.float32]:
     """Bisect over all float32 numbers in their order, every threshold at once."""
     rows = np.arange(len(feature))

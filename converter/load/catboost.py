@@ -177,11 +177,11 @@ def read(
     base = np.atleast_1d(np.asarray(bias, dtype=np.float64))
     sets = CategorySets(len(columns) + len(texts), whole="exact")
     builder = ForestBuilder(len(base), "<=", narrow=True, sets=sets)
-    splits = CategorySplits(model, booster, texts, sets, place) if texts else None
+    splits = CategorySplits(model, booster, texts, sets, place=place) if texts else None
     for tree in model.get("oblivious_trees", ()):
-        _add_oblivious(builder, tree, float(scale), len(base), (columns, right), splits)
+        _add_oblivious(builder, tree, float(scale), len(base), features=(columns, right), splits_by_category=splits)
     for tree in model.get("trees", ()):
-        _add(builder, tree, float(scale), len(base), (columns, right))
+        _add(builder, tree, float(scale), len(base), features=(columns, right))
     return builder.build(base), link, task
 
 
@@ -190,6 +190,7 @@ def _add_oblivious(
     tree: dict[str, Any],
     scale: float,
     outputs: int,
+    *,
     features: tuple[list[int], list[bool]],
     splits_by_category: CategorySplits | None,
 ) -> None:
@@ -215,11 +216,11 @@ def _add_oblivious(
         threshold[nodes] = split["border"]
         missing[nodes] = not features[1][split["float_feature_index"]]
     weights[inner:] = values
-    builder.add(feature, threshold, left, right, weights, missing=missing)
+    builder.add(feature, threshold, left, right, weights=weights, missing=missing)
 
 
 def _add(
-    builder: ForestBuilder, root: dict[str, Any], scale: float, outputs: int, features: tuple[list[int], list[bool]]
+    builder: ForestBuilder, root: dict[str, Any], scale: float, outputs: int, *, features: tuple[list[int], list[bool]]
 ) -> None:
     """A tree of any shape."""
     feature: list[int] = []
@@ -244,7 +245,7 @@ def _add(
     places = np.array(sides)
     builder.add(
         np.array(feature), np.array(threshold), places[:, 0], places[:, 1],
-        np.array([np.broadcast_to(value, outputs) for value in weights]), missing=np.array(missing),
+        weights=np.array([np.broadcast_to(value, outputs) for value in weights]), missing=np.array(missing),
     )  # fmt: skip
 
 

@@ -69,7 +69,13 @@ class CategorySplits:
     """
 
     def __init__(
-        self, model: Mapping[str, Any], booster: Any, texts: Mapping[int, Sequence[str]], sets: CategorySets, place: str
+        self,
+        model: Mapping[str, Any],
+        booster: Any,
+        texts: Mapping[int, Sequence[str]],
+        sets: CategorySets,
+        *,
+        place: str,
     ) -> None:
         self._booster, self._texts, self._sets, self._place = booster, texts, sets, place
         features = model["features_info"]

@@ -135,7 +135,7 @@ def _in_order(boxes: Floats) -> Floats:
 
 
 def find_detection(
-    probe: dict[str, Array], floats: Sequence[str], said: dict[str, str], spec: Spec, place: str
+    probe: dict[str, Array], floats: Sequence[str], said: dict[str, str], spec: Spec, *, place: str
 ) -> Detection:
     """Find boxes and scores among the outputs.
 

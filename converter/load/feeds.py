@@ -60,10 +60,10 @@ def _groups(inputs: Mapping[str, Any], free: list[str], spec: Spec, place: str) 
     unfed = sorted(set(free) - {group.name for group in spec.input})
     if unfed:
         raise CommandError(f"{place}: inputs that nothing feeds: {', '.join(unfed)}: name each in [[input]]")
-    return tuple(_group(inputs[group.name], group, names, spec, place) for group in spec.input)
+    return tuple(_group(inputs[group.name], group, names, spec, place=place) for group in spec.input)
 
 
-def _group(given: Any, group: InputSpec, names: Sequence[str], spec: Spec, place: str) -> ModelInput:
+def _group(given: Any, group: InputSpec, names: Sequence[str], spec: Spec, *, place: str) -> ModelInput:
     """One group: its channels over the whole window, or of a window's last reading where the input is that small."""
     columns = tuple(names.index(name) for name in group.channels)
     channels = tuple(spec.channel[column] for column in columns)

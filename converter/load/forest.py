@@ -21,6 +21,7 @@ def forest_core(
     columns: int,
     link: Link,
     transform: Transform | None = None,
+    *,
     prefix: "Core | None" = None,
     divisor: float = 1.0,
     shift: float = 0.0,
@@ -76,7 +77,7 @@ def forest_core(
         builder.output("decisions", builder.node("Identity", "sums"), FLOAT, ("N", forest.outputs))
         roles = {"decisions": "decisions"}
         return Core(builder.build("forest"), "x", shape, roles, extra={"columns": forest.outputs})
-    outputs = _link(builder, forest.outputs, link, divisor, shift)
+    outputs = _link(builder, forest.outputs, link, divisor, shift=shift)
     return Core(builder.build("forest"), "x", shape, outputs)
 
 
@@ -108,7 +109,7 @@ def _ranked(builder: GraphBuilder, exact: str, forest: Forest, columns: int) -> 
     )
 
 
-def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, shift: float) -> dict[str, str]:
+def _link(builder: GraphBuilder, columns: int, link: Link, divisor: float, *, shift: float) -> dict[str, str]:
     if link in ("mean", "softmax", "one_each"):
         label = builder.node("ArgMax", "sums", axis=1, keepdims=0)
         if link == "mean":

@@ -99,7 +99,7 @@ def load(path: Path, spec: Spec, trust: bool) -> TorchModel:
     if len(model.outputs) > 1:
         how["output_names"] = list(model.output_names)
     module = _module_of_several(torch, model) if several else _module_of(torch, model)
-    loaded = exported(module, example, how, spec, path)
+    loaded = exported(module, example, how, spec, path=path)
     loaded.framework, loaded.version = "Keras", str(keras.__version__)
     return loaded
 

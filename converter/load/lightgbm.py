@@ -115,7 +115,14 @@ def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Fores
     sets = CategorySets(int(booster.num_feature()), whole="cut")
     builder = ForestBuilder(columns, "<=", narrow=False, sets=sets)
     for index, tree in enumerate(model["tree_info"]):
-        _add(builder, tree["tree_structure"], index % columns, share, (sets, indexes), f"{place}: tree {index}")
+        _add(
+            builder,
+            tree["tree_structure"],
+            index % columns,
+            share,
+            categories=(sets, indexes),
+            place=f"{place}: tree {index}",
+        )
     return replace(builder.build(), tiny=_TINY), link, task
 
 
@@ -124,6 +131,7 @@ def _add(
     root: dict[str, Any],
     column: int,
     share: float,
+    *,
     categories: tuple[CategorySets, Indexes],
     place: str,
 ) -> None:
@@ -154,7 +162,8 @@ def _add(
         if not leaf:
             waiting += [(node["right_child"], number, False), (node["left_child"], number, True)]
     builder.add(
-        np.array(feature), np.array(threshold), np.array(left), np.array(right), np.array(value)[:, None], [column],
+        np.array(feature), np.array(threshold), np.array(left), np.array(right),
+        weights=np.array(value)[:, None], targets=[column],
         missing=np.array(missing),
     )  # fmt: skip
 

@@ -295,7 +295,7 @@ class OnnxModel(SourceModel):
         """The outputs of the tasks whose answers are tensors."""
         said = {output.name: output.source for output in self._spec.output}
         if task == "detection":
-            self._detection = find_detection(probe, floats, said, self._spec, self._place)
+            self._detection = find_detection(probe, floats, said, self._spec, place=self._place)
             self.notes += self._detection.notes
             self._roles = {f"detection_{place}": name for place, name in enumerate(self._detection.sources)}
             self.classes, self.detections = self._detection.classes, self._detection.most

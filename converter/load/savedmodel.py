@@ -69,7 +69,7 @@ def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
     except Exception as error:
         raise CommandError(f"{folder}: TensorFlow cannot load it: {_first(str(error))}") from error
     name = _signature_of(loaded, folder)
-    return SavedModel(_converted(folder, name), spec, str(folder), loaded, name)
+    return SavedModel(_converted(folder, name), spec, str(folder), loaded, signature=name)
 
 
 def _reaching(folder: Path) -> Iterator[str]:
@@ -137,7 +137,7 @@ class SavedModel(OnnxModel):
 
     framework = "TensorFlow"
 
-    def __init__(self, model: onnx.ModelProto, spec: Spec, place: str, loaded: Any, signature: str) -> None:
+    def __init__(self, model: onnx.ModelProto, spec: Spec, place: str, loaded: Any, *, signature: str) -> None:
         self._loaded = loaded  # variables live as long as it does
         self._signature = loaded.signatures[signature]
         super().__init__(model, spec, place)

@@ -362,9 +362,21 @@ class SklearnModel(SourceModel):
         folds = all(type(step).__name__ in _MONOTONE for step in before)
         if not before or (folds and missing is None and forest.sets is None):
             transform = _chain(before) if before else None
-            return forest_core(forest, columns, link, transform, None, divisor, shift, missing, raw=self._raw)
+            return forest_core(
+                forest,
+                columns,
+                link,
+                transform,
+                prefix=None,
+                divisor=divisor,
+                shift=shift,
+                missing=missing,
+                raw=self._raw,
+            )
         prefix = self._convert_steps(before)
-        return forest_core(forest, columns, link, None, prefix, divisor, shift, missing, raw=self._raw)
+        return forest_core(
+            forest, columns, link, None, prefix=prefix, divisor=divisor, shift=shift, missing=missing, raw=self._raw
+        )
 
     def _composed_core(self) -> Core:
         """A vote or a stack; the steps before it stand before each member, whose trees absorb scalers."""
@@ -460,7 +472,7 @@ class SklearnModel(SourceModel):
         """One step, in float64; in float32 where skl2onnx has no working float64 form of it."""
         for double in (True, False):
             try:
-                model = _to_onnx(step, shape, double, {}, self._place)
+                model = _to_onnx(step, shape, double, {}, place=self._place)
             except CommandError:
                 if not double:
                     raise
@@ -483,9 +495,12 @@ class SklearnModel(SourceModel):
             return machine_core(self._final, columns[0])
         if is_several(self._final):
             return several_core(
-                self._final, columns[0], lambda one: _to_onnx(one, columns, True, options, self._place), self._place
+                self._final,
+                columns[0],
+                lambda one: _to_onnx(one, columns, True, options, place=self._place),
+                self._place,
             )
-        model = _to_onnx(_convertible(self._final), columns, double, options, self._place)
+        model = _to_onnx(_convertible(self._final), columns, double, options, place=self._place)
         names = [output.name for output in model.graph.output]
         if self.task == "regression":
             roles = {"value": names[0]}
@@ -497,7 +512,7 @@ class SklearnModel(SourceModel):
         return Core(model, model.graph.input[0].name, columns, roles, extra=_width_of(model, columns, double))
 
 
-def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict[str, Any], place: str) -> Any:
+def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict[str, Any], *, place: str) -> Any:
     from skl2onnx import convert_sklearn  # noqa: PLC0415 - heavy
     from skl2onnx._supported_operators import get_model_alias  # noqa: PLC0415
     from skl2onnx.common._registration import get_converter  # noqa: PLC0415

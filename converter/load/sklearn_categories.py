@@ -64,7 +64,7 @@ class CodedEstimator:
     """
 
     def __init__(
-        self, estimator: Any, by_position: Any, categories: Categories, names: Sequence[str], place: str
+        self, estimator: Any, by_position: Any, categories: Categories, names: Sequence[str], *, place: str
     ) -> None:
         self.estimator, self._categories, self._place = estimator, categories, place
         width = int(estimator.n_features_in_)
@@ -74,7 +74,7 @@ class CodedEstimator:
         self._values: dict[int, list[Any]] = {}
         codes: dict[int, dict[Any, float]] = {}
         for column, texts in categories.items():
-            self._add(column, texts, seen, codes, names[column])
+            self._add(column, texts, seen, codes, name=names[column])
         self.by_index = copy.deepcopy(by_position)
         _walk(self.by_index, list(range(width)), lambda column, values: _coded(values, codes.get(column)), seen)
         self._typed = seen.typed
@@ -112,7 +112,7 @@ class CodedEstimator:
         return frame
 
     def _add(
-        self, column: int, texts: tuple[str, ...], seen: _Seen, codes: dict[int, dict[Any, float]], name: str
+        self, column: int, texts: tuple[str, ...], seen: _Seen, codes: dict[int, dict[Any, float]], *, name: str
     ) -> None:
         learned = [value for value in seen.learned.get(column, ()) if not _is_missing(value)]
         by_name = {_text_of(value, texts): value for value in learned}
@@ -155,7 +155,7 @@ def coded_estimator(
         return None
     each = [channels[column % len(channels)] for column in range(width)]
     categories = {column: channel.categories for column, channel in enumerate(each) if channel.categories}
-    return CodedEstimator(estimator, by_position, categories, [channel.name for channel in each], place)
+    return CodedEstimator(estimator, by_position, categories, [channel.name for channel in each], place=place)
 
 
 def _check_declared(estimator: Any, by_position: Any, channels: Sequence[ChannelSpec], place: str) -> None:

@@ -84,30 +84,33 @@ def composed_core(
     builder.reserve("label", "scores", "value")
     kind = type(estimator).__name__
     if kind.startswith("Stacking"):
-        return _stacked(builder, estimator, x, shape, convert, ahead)
+        return _stacked(builder, estimator, x, shape, convert=convert, ahead=ahead)
     if kind == "TransformedTargetRegressor":
-        return _transformed_target(builder, estimator, x, shape, convert, place)
+        return _transformed_target(builder, estimator, x, shape, convert=convert, place=place)
     if kind == "MultiOutputRegressor":
         return _side_by_side(
             builder, shape, [value_of(builder, convert(one, "answers"), x) for one in estimator.estimators_]
         )
     if kind == "RegressorChain":
-        return _chained(builder, estimator, x, shape, convert, ahead)
+        return _chained(builder, estimator, x, shape, convert=convert, ahead=ahead)
     if kind.startswith("Bagging"):
-        return _bagged(builder, estimator, x, shape, convert, ahead)
+        return _bagged(builder, estimator, x, shape, convert=convert, ahead=ahead)
     if kind == "VotingRegressor":
         weights = _weights(estimator)
         values = [value_of(builder, convert(member, "answers"), x) for member in estimator.estimators_]
         builder.output("value", _average(builder, values, weights), DOUBLE, ("N", 1))
         return Core(builder.build("vote"), "x", shape, {"value": "value"}, extra={"columns": 1})
     if kind == "OneVsRestClassifier":
-        return _against_the_rest(builder, estimator, x, shape, convert)
+        return _against_the_rest(builder, estimator, x, shape, convert=convert)
     count = len(estimator.classes_)
     if kind == "CalibratedClassifierCV":
-        parts = [_calibrated(builder, one, x, count, convert, place) for one in estimator.calibrated_classifiers_]
+        parts = [
+            _calibrated(builder, one, x, count, convert=convert, place=place)
+            for one in estimator.calibrated_classifiers_
+        ]
         scores = _average(builder, parts, np.ones(len(parts)))
     elif estimator.voting == "hard":
-        return _voted_hard(builder, estimator, x, shape, convert)
+        return _voted_hard(builder, estimator, x, shape, convert=convert)
     else:
         parts = [scores_of(builder, convert(member, "answers"), x, count) for member in estimator.estimators_]
         scores = _average(builder, parts, _weights(estimator))
@@ -128,6 +131,7 @@ def _chained(
     estimator: Any,
     x: str,
     shape: Shape,
+    *,
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
@@ -145,6 +149,7 @@ def _bagged(
     estimator: Any,
     x: str,
     shape: Shape,
+    *,
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
@@ -180,7 +185,7 @@ def _bagged(
     return Core(builder.build("bag"), "x", shape, roles, extra={"columns": count})
 
 
-def _against_the_rest(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore) -> Core:
+def _against_the_rest(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, *, convert: MemberCore) -> Core:
     """One member a class; the class of the largest decision value, or probability, and shares of the probabilities."""
     count, members = len(estimator.classes_), estimator.estimators_
     has_scores = hasattr(estimator, "predict_proba")
@@ -214,7 +219,7 @@ def _against_the_rest(builder: GraphBuilder, estimator: Any, x: str, shape: Shap
     return Core(builder.build("rest"), "x", shape, roles, extra={"columns": count})
 
 
-def _voted_hard(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore) -> Core:
+def _voted_hard(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, *, convert: MemberCore) -> Core:
     """The class with the most votes, the first of equals; the scores are shares of the votes."""
     count, weights = len(estimator.classes_), _weights(estimator)
     each = builder.constant(np.arange(count)[None], np.int64)
@@ -238,12 +243,13 @@ def _stacked(
     estimator: Any,
     x: str,
     shape: Shape,
+    *,
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
     """What the members say, side by side, into the last estimator."""
     parts = [
-        _said(builder, member, method, x, convert)
+        _said(builder, member, method, x, convert=convert)
         for member, method in zip(estimator.estimators_, estimator.stack_method_, strict=True)
     ]
     if estimator.passthrough:
@@ -260,7 +266,7 @@ def _stacked(
     return Core(builder.build("stack"), "x", shape, roles, extra={"columns": count})
 
 
-def _said(builder: GraphBuilder, member: Any, method: str, x: str, convert: MemberCore) -> str:
+def _said(builder: GraphBuilder, member: Any, method: str, x: str, *, convert: MemberCore) -> str:
     """The answers of one member of a stack as columns."""
     core = convert(member, "raw" if method == "decision_function" else "answers")
     from sklearn.base import is_regressor  # noqa: PLC0415 - heavy
@@ -279,7 +285,7 @@ def _said(builder: GraphBuilder, member: Any, method: str, x: str, convert: Memb
 
 
 def _transformed_target(
-    builder: GraphBuilder, estimator: Any, x: str, shape: Shape, convert: MemberCore, place: str
+    builder: GraphBuilder, estimator: Any, x: str, shape: Shape, *, convert: MemberCore, place: str
 ) -> Core:
     """A regressor, and the way back from the scale that it was trained on."""
     core = convert(estimator.regressor_, "answers")
@@ -322,7 +328,7 @@ def scores_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
 def label_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
     """The position of a member's class."""
     kinds = {output.name: output.type.tensor_type.elem_type for output in core.model.graph.output}
-    return label_index(builder, core, count, _embedded(builder, core, x), kinds)
+    return label_index(builder, core, count, _embedded(builder, core, x), kinds=kinds)
 
 
 def decisions_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
@@ -343,7 +349,7 @@ def _average(builder: GraphBuilder, parts: list[str], weights: Any) -> str:
     return builder.node("Sum", *terms) if len(terms) > 1 else terms[0]
 
 
-def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, convert: MemberCore, place: str) -> str:
+def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, *, convert: MemberCore, place: str) -> str:
     """One member with its calibrators: a line for each class, made into probabilities."""
     tempered = getattr(one, "method", "") == "temperature"  # whose classes are numbers, whatever the labels are
     if len(one.estimator.classes_) != count or not (tempered or list(one.estimator.classes_) == list(one.classes)):

@@ -19,15 +19,15 @@ _SMALL = 1e-5  # below it a series of four terms is exact, and the plain form ca
 
 def _log1p(node: Node, number: Constant, x: str) -> str:
     plain = node("Log", node("Add", x, number(1.0)))
-    return _near_zero(node, number, x, plain, (-1.0 / 4.0, 1.0 / 3.0, -1.0 / 2.0, 1.0))
+    return _near_zero(node, number, x, plain, series=(-1.0 / 4.0, 1.0 / 3.0, -1.0 / 2.0, 1.0))
 
 
 def _expm1(node: Node, number: Constant, x: str) -> str:
     plain = node("Sub", node("Exp", x), number(1.0))
-    return _near_zero(node, number, x, plain, (1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0))
+    return _near_zero(node, number, x, plain, series=(1.0 / 24.0, 1.0 / 6.0, 1.0 / 2.0, 1.0))
 
 
-def _near_zero(node: Node, number: Constant, x: str, plain: str, series: tuple[float, ...]) -> str:
+def _near_zero(node: Node, number: Constant, x: str, plain: str, *, series: tuple[float, ...]) -> str:
     total = number(0.0)
     for factor in series:
         total = node("Mul", node("Add", total, number(factor)), x)

@@ -132,17 +132,17 @@ def labels_core(
         there = builder.cast(builder.node("Greater", value, builder.constant(0.0, np.float64)), INT64)
         return _side_by_side(builder, shape, [there], [builder.node("Sigmoid", value)])
     if kind == "ClassifierChain":
-        return _chained(builder, final, x, shape, convert, ahead)
-    pairs = [_member(builder, member, x, convert, "answers") for member in final.estimators_]
+        return _chained(builder, final, x, shape, convert=convert, ahead=ahead)
+    pairs = [_member(builder, member, x, convert, way="answers") for member in final.estimators_]
     if kind == "OneVsRestClassifier" and _always(final.estimators_[0]) is not None:
         pairs = [
-            (_above_half(builder, member, x, convert, label), score)
+            (_above_half(builder, member, x, convert, label=label), score)
             for member, (label, score) in zip(final.estimators_, pairs, strict=True)
         ]
     return _side_by_side(builder, shape, [label for label, _ in pairs], [score for _, score in pairs])
 
 
-def _member(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, way: Any) -> tuple[str, str]:
+def _member(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, *, way: Any) -> tuple[str, str]:
     """Whether one label is there, `[N, 1]` int64, and its score in float64."""
     constant = _always(member)
     if constant is not None:
@@ -156,7 +156,7 @@ def _member(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, way
     return label, scores
 
 
-def _above_half(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, label: str) -> str:
+def _above_half(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, *, label: str) -> str:
     """Whether a label is there by a decision value above one half.
 
     scikit-learn asks the first member where a label begins, and one that saw a single class says one half, for all.
@@ -180,6 +180,7 @@ def _chained(
     chain: Any,
     x: str,
     shape: tuple[int, ...],
+    *,
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
@@ -189,7 +190,7 @@ def _chained(
     method = getattr(chain, "chain_method_", "predict")
     for place, member in zip(chain.order_, chain.estimators_, strict=True):
         joined = builder.cast(builder.node("Concat", *seen, axis=1) if len(seen) > 1 else seen[0], FLOAT)
-        label, score = pairs[int(place)] = _member(builder, member, joined, convert, "last")
+        label, score = pairs[int(place)] = _member(builder, member, joined, convert, way="last")
         seen.append(builder.cast(label, DOUBLE) if method == "predict" else score)
     ordered = [pairs[place] for place in sorted(pairs)]
     return _side_by_side(builder, shape, [label for label, _ in ordered], [score for _, score in ordered])

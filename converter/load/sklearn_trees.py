@@ -41,7 +41,7 @@ def forest_of(estimator: Any) -> Parts | None:
 def _add(builder: ForestBuilder, tree: Any, weights: NDArray[Any], targets: list[int] | None = None) -> None:
     feature = np.where(tree.children_left < 0, -1, tree.feature)
     builder.add(
-        feature, tree.threshold, tree.children_left, tree.children_right, weights, targets,
+        feature, tree.threshold, tree.children_left, tree.children_right, weights=weights, targets=targets,
         missing=getattr(tree, "missing_go_to_left", None),
     )  # fmt: skip
 
@@ -120,7 +120,7 @@ def _histogram_boosting(estimator: Any) -> Parts | None:
                 threshold[node] = HALF
             builder.add(
                 feature, threshold, nodes["left"].astype(np.int64), nodes["right"].astype(np.int64),
-                nodes["value"][:, None], [column], missing=nodes["missing_go_to_left"],
+                weights=nodes["value"][:, None], targets=[column], missing=nodes["missing_go_to_left"],
             )  # fmt: skip
     forest = builder.build(np.ravel(estimator._baseline_prediction))  # noqa: SLF001
     if hasattr(estimator, "classes_"):
@@ -161,7 +161,7 @@ def _isolation(estimator: Any) -> Parts | None:
         depth = _depths(inner.children_left, inner.children_right)
         length = depth + _average_path(inner.n_node_samples)
         feature = np.where(inner.children_left < 0, -1, np.asarray(columns)[np.maximum(inner.feature, 0)])
-        builder.add(feature, inner.threshold, inner.children_left, inner.children_right, length[:, None])
+        builder.add(feature, inner.threshold, inner.children_left, inner.children_right, weights=length[:, None])
     normal = float(len(estimator.estimators_) * _average_path(np.array([estimator._max_samples]))[0])  # noqa: SLF001
     return builder.build(), "isolation", normal, float(estimator.offset_)
 

@@ -60,7 +60,7 @@ def layout_of(dims: tuple[int, ...], spec: Spec, place: str) -> Layout:
         return _frame(dims, spec, place)
     length, channels = spec.length, len(spec.channel)
     if 0 in dims:
-        dims = _filled(dims, length, channels, spec, place)
+        dims = _filled(dims, length, channels, spec, place=place)
     size = int(np.prod(dims))
     squeezed = tuple(size for size in dims if size != 1) or (1,)
     wants = spec.model.layout
@@ -82,7 +82,7 @@ def layout_of(dims: tuple[int, ...], spec: Spec, place: str) -> Layout:
     return Layout(shape, shape, None, dims)
 
 
-def _filled(dims: tuple[int, ...], length: int, channels: int, spec: Spec, place: str) -> tuple[int, ...]:
+def _filled(dims: tuple[int, ...], length: int, channels: int, spec: Spec, *, place: str) -> tuple[int, ...]:
     """Open sizes, from the specification."""
     known = int(np.prod([size for size in dims if size]))
     if dims.count(0) == 1 and channels and (length * channels) % known == 0:

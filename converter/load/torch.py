@@ -55,7 +55,7 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
                 "add --trust if you trust where it comes from"
             )
         program = _program(given, path, trust)
-    return exported(program.module(), (), {"dynamo": True}, spec, path, program)
+    return exported(program.module(), (), {"dynamo": True}, spec, path=path, program=program)
 
 
 def _program(given: Path, path: Path, trust: bool) -> Any:
@@ -93,7 +93,7 @@ def load_script(path: Path, spec: Spec, trust: bool) -> "TorchModel":
     axes = {"input": {0: "N"}, "output": {0: "N"}}
     how = {"dynamo": False, "opset_version": _SCRIPT_OPSET, "input_names": ["input"], "output_names": ["output"],
            "dynamic_axes": axes}  # fmt: skip
-    return exported(module, (_example(spec, path),), how, spec, path)
+    return exported(module, (_example(spec, path),), how, spec, path=path)
 
 
 def load_function(name: str, spec: Spec, trust: bool) -> "TorchModel":
@@ -117,11 +117,11 @@ def load_function(name: str, spec: Spec, trust: bool) -> "TorchModel":
         raise CommandError(f"{name}: expected a torch.nn.Module, found {type(module).__name__}")
     module = module.eval()
     how = {"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("N")},), "opset_version": _OPSET}
-    return exported(module, (_example(spec, Path(name)),), how, spec, Path(name))
+    return exported(module, (_example(spec, Path(name)),), how, spec, path=Path(name))
 
 
 def exported(
-    module: Any, example: tuple[Any, ...], how: dict[str, Any], spec: Spec, path: Path, program: Any = None
+    module: Any, example: tuple[Any, ...], how: dict[str, Any], spec: Spec, *, path: Path, program: Any = None
 ) -> "TorchModel":
     """Export a module to ONNX.
 

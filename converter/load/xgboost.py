@@ -161,7 +161,7 @@ def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Fores
             feature[node], thresholds[node] = column_of, HALF
         values = numbers[:, None] * (weights[index] if weights else 1.0)
         right, default = np.array(tree["right_children"]), np.array(tree["default_left"])
-        builder.add(feature, thresholds, left, right, values, [column], missing=default)
+        builder.add(feature, thresholds, left, right, weights=values, targets=[column], missing=default)
     return builder.build(_base(settings["base_score"], link, columns)), link, task, model["feature_names"]
 
 

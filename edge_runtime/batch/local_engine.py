@@ -48,7 +48,7 @@ def _alone(job: Job, parts: Sequence[Part], show: Show) -> Iterator[PartResult]:
         show(*done)
 
     for part in parts:
-        yield score_part(job, part.pieces, part.target, Progress(add), part.open_piece)
+        yield score_part(job, part.pieces, part.target, Progress(add), open_piece=part.open_piece)
 
 
 class _Shared:

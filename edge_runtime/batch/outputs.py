@@ -232,7 +232,7 @@ def arrow_writer(layout: OutputColumns, delimiter: str) -> Callable[[Chunk], str
         schema = pa.schema([*map(pa.field, layout.kept, [column.type for column in kept]), *fields])
         sink = pa.BufferOutputStream()
         try:
-            arrow_csv.write_csv(_arrow_batch(layout, chunk, labels, schema, pa), sink, options)
+            arrow_csv.write_csv(_arrow_batch(layout, chunk, labels, schema, pa=pa), sink, options)
         except pa.ArrowInvalid:
             return None
         return str(sink.getvalue().to_pybytes(), "utf-8")
@@ -268,7 +268,7 @@ def _write_parquet(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kin
                 writer = parquet.ParquetWriter(
                     path, schema, use_dictionary=_texts(schema, pa), store_schema=typed, write_statistics=not typed
                 )
-            held.append(_arrow_batch(layout, chunk, labels, writer.schema, pa))
+            held.append(_arrow_batch(layout, chunk, labels, writer.schema, pa=pa))
             rows += chunk.count
             if rows >= ROW_GROUP:
                 writer.write_table(pa.Table.from_batches(held))
@@ -321,7 +321,7 @@ def _kept_fields(layout: OutputColumns, chunk: Chunk, kinds: Kinds, pa: Any) -> 
     return [pa.field(name, types[_kind(found.get(name, set()))]) for name in layout.kept]
 
 
-def _arrow_batch(layout: OutputColumns, chunk: Chunk, labels: Any, schema: Any, pa: Any) -> Any:
+def _arrow_batch(layout: OutputColumns, chunk: Chunk, labels: Any, schema: Any, *, pa: Any) -> Any:
     arrays = []
     for name in layout.kept:
         if isinstance(chunk.columns, ArrowColumns):

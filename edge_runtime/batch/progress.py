@@ -37,7 +37,7 @@ class Bar:
         if not self._shown or now - self._last < _EVERY_S:
             return
         self._last = now
-        line = describe(self._total, self._before, weight, readings, now - self._began)
+        line = describe(self._total, self._before, weight, readings, seconds=now - self._began)
         self._stream.write("\r" + line.ljust(self._length))
         self._stream.flush()
         self._length = len(line)
@@ -50,7 +50,7 @@ class Bar:
             self._length = 0
 
 
-def describe(total: int, before: int, weight: int, readings: int, seconds: float) -> str:
+def describe(total: int, before: int, weight: int, readings: int, *, seconds: float) -> str:
     """The line: what is done of `total`, `before` of it by a former run, after so many seconds."""
     share = min(1.0, (before + weight) / total)
     bar = "#" * int(share * _WIDTH)

@@ -155,7 +155,7 @@ def predict_with(path: Path, request: PredictOptions, engine: Engine | None = No
             )
             here = replace(request, output=_staged(request.output, folder))
             chosen = engine or _local(request)
-            outcome, written = _Run(here, job, layout, parts, chosen, resumed=resumed).complete(files)
+            outcome, written = _Run(here, job, layout, parts, engine=chosen, resumed=resumed).complete(files)
             outcome.passed_over = found.passed_over
             fault = _judge(outcome, request)
             outcome.rejected_file = _publish(request.output, written, bad=fault is not None)
@@ -270,8 +270,8 @@ class _Run:
         job: Job,
         layout: OutputColumns,
         parts: list[Part],
-        engine: Engine,
         *,
+        engine: Engine,
         resumed: bool,
     ) -> None:
         self._request = request

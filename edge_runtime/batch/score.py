@@ -162,7 +162,7 @@ def open_anew(path: str, wanted: Wanted) -> Recording:
 
 
 def score_part(
-    job: Job, pieces: list[Piece], target: Path, progress: Progress, open_piece: Open = open_anew
+    job: Job, pieces: list[Piece], target: Path, progress: Progress, *, open_piece: Open = open_anew
 ) -> PartResult:
     """Score some pieces, which follow one another, into `target`.
 
@@ -257,7 +257,7 @@ class _Part:
             self._note(piece, [Fault(block.rows[row], "wrong_rate", block.text(row)) for row in windower.refused])
         if not len(windows):
             return 0
-        scores, rows = self._score(windows, rows, carries, piece, block)
+        scores, rows = self._score(windows, rows, carries, piece, block=block)
         if not len(rows):
             return 0
         columns = block.columns if len(rows) == len(block) else block.columns.take(rows)
@@ -280,7 +280,7 @@ class _Part:
         return ListColumns(kept)
 
     def _score(
-        self, windows: Floats, rows: list[int], carries: list[Carry] | None, piece: int, block: Block
+        self, windows: Floats, rows: list[int], carries: list[Carry] | None, piece: int, *, block: Block
     ) -> tuple[Scores, list[int]]:
         """Scores and rows of the windows that the model took and answered with numbers."""
         try:

@@ -321,10 +321,10 @@ class _Reader:
                     raise self._external(name)
                 case _:
                     pass
-        self._check_values(name, kind, dims, raw, {**counts, _TENSOR_STRINGS: strings})
+        self._check_values(name, kind, dims, raw, counts={**counts, _TENSOR_STRINGS: strings})
         return name
 
-    def _check_values(self, name: str, kind: int, dims: list[int], raw: int | None, counts: dict[int, int]) -> None:
+    def _check_values(self, name: str, kind: int, dims: list[int], raw: int | None, *, counts: dict[int, int]) -> None:
         if len(dims) > self._limits.max_rank:
             raise self._refuse(f"tensors of at most {self._limits.max_rank} axes", str(len(dims)), "simplify the model")
         elements = 1

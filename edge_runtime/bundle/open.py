@@ -248,12 +248,12 @@ def _check_normal_form(manifest: Manifest, facts: OnnxFacts, place: str) -> None
         wanted[state.input] = _Port(FLOAT, state.shape)
     if len(wanted) != len(manifest.state) + 1 or len({state.output for state in manifest.state}) != len(manifest.state):
         raise BundleError(f"{place}: manifest: state: expected different names, found one twice")
-    _compare("input", wanted, facts.inputs, manifest.batch_free, place)
+    _compare("input", wanted, facts.inputs, manifest.batch_free, place=place)
 
     types = {"float32": FLOAT, "int64": INT64}
     wanted = {name: _Port(types[port.dtype], port.shape) for name, port in output_ports(manifest).items()}
     wanted.update({state.output: _Port(FLOAT, state.shape) for state in manifest.state})
-    _compare("output", wanted, facts.outputs, None, place)
+    _compare("output", wanted, facts.outputs, None, place=place)
 
 
 class _Port(msgspec.Struct, frozen=True):
@@ -267,7 +267,7 @@ class _Port(msgspec.Struct, frozen=True):
 
 
 def _compare(
-    kind: str, wanted: dict[str, _Port], found: tuple[ValueInfo, ...], batch_free: bool | None, place: str
+    kind: str, wanted: dict[str, _Port], found: tuple[ValueInfo, ...], batch_free: bool | None, *, place: str
 ) -> None:
     """Hold the graph's inputs or outputs against the manifest.
 

@@ -119,7 +119,7 @@ class CaptureTap:
         if self._wanted is not None or self._alarm is not None or self._alarmed:
             reasons = (*reasons, *self._asked(call.keys[row]))
         if reasons or self._recent is not None:
-            item = CaptureItem(self._captured(call, row, scores, prediction, reasons), self._facts)
+            item = CaptureItem(self._captured(call, row, scores, prediction, reasons=reasons), self._facts)
             if reasons:
                 self._keep(item, _size(item))
             if self._recent is not None:
@@ -166,7 +166,7 @@ class CaptureTap:
         return tuple(found)
 
     def _captured(
-        self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None, reasons: tuple[str, ...]
+        self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None, *, reasons: tuple[str, ...]
     ) -> Captured:
         key, context = call.keys[row], self._context
         if prediction is not None:

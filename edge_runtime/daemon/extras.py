@@ -373,7 +373,9 @@ class Extras:
     def _make_requests(self, device: str, upstream: AnyConnection) -> "Requests":
         from edge_runtime.http.over_mqtt import Requests  # noqa: PLC0415 - only where it is configured
 
-        return Requests(device, self._context.start, upstream, self._context.loop, self._context.counters["requests"])
+        return Requests(
+            device, self._context.start, upstream, self._context.loop, counters=self._context.counters["requests"]
+        )
 
     def _make_home_assistant(self, upstream: AnyConnection) -> "HomeAssistant":
         from edge_runtime.delivery.home_assistant import HomeAssistant  # noqa: PLC0415 - only where it is configured

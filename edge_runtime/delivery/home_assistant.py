@@ -58,7 +58,7 @@ def discovery_topic(prefix: str, device: str) -> str:
 
 
 def components_of(
-    table: ModelTable, manifest: Manifest, topic: str, name: str, key: str | None
+    table: ModelTable, manifest: Manifest, topic: str, name: str, *, key: str | None
 ) -> dict[str, Component]:
     """The entities of one model and key, by the last part of their names."""
     if "json" not in table.payloads:
@@ -238,7 +238,7 @@ class HomeAssistant:
         """These models, and no others, have entities from now on."""
         self._models = {table.name: (table, model.manifest) for table, model in models}
         for name, (table, manifest) in self._models.items():
-            if name not in self._seen and not components_of(table, manifest, "", "", None):
+            if name not in self._seen and not components_of(table, manifest, "", "", key=None):
                 has_json = "json" in table.payloads
                 why = f"the task {manifest.task}" if has_json else f"payload {' '.join(table.payloads)}"
                 _log.warning("a model has no entities in Home Assistant", extra=fields(model=name, why=why))
@@ -389,10 +389,12 @@ class HomeAssistant:
                 keys = {None: None}
             for key in keys:
                 if are_devices and key is not None:
-                    of_key = components_of(table, manifest, topic.replace("{key}", key), key_device(name, key), None)
+                    of_key = components_of(
+                        table, manifest, topic.replace("{key}", key), key_device(name, key), key=None
+                    )
                     yield from ((key, *each) for each in of_key.items())
                 else:
-                    yield from ((None, *each) for each in components_of(table, manifest, topic, name, key).items())
+                    yield from ((None, *each) for each in components_of(table, manifest, topic, name, key=key).items())
         health = self._config.upstream.health_topic.replace("{device}", self._config.device.id)
         yield from ((None, *each) for each in health_components(health, name).items())
 

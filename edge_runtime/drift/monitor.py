@@ -203,11 +203,11 @@ class Monitor:
         """The document of `edge/{device}/drift/{model}`; of each column that of the stream that is worst off."""
         streams = list(self.streams.items())
         channels = {
-            name: self._column(streams, column, "input", self.base, self.names)
+            name: self._column(streams, column, "input", self.base, names=self.names)
             for column, name in enumerate(self.names if self.base is not None else ())
         }
         outputs = {
-            name: self._column(streams, column, "scores", self.score_base, self.score_names)
+            name: self._column(streams, column, "scores", self.score_base, names=self.score_names)
             for column, name in enumerate(self.score_names)
         }
         scores = _worst(outputs)
@@ -243,6 +243,7 @@ class Monitor:
         column: int,
         part: str,
         base: Baseline | None,
+        *,
         names: tuple[str, ...],
     ) -> dict[str, Any]:
         assert base is not None

@@ -87,7 +87,9 @@ class BundleSender:
         }
         filters = (f"{self._device}/ota/want", f"{self._device}/ota/status")
         with BrokerLine(self._login, filters) as line:
-            return _Sending(line, self._device, content, offer, progress, silence_s=silence_s, busy_s=busy_s).run()
+            return _Sending(
+                line, self._device, content, offer, progress=progress, silence_s=silence_s, busy_s=busy_s
+            ).run()
 
     def roll_back(self, model: str, digest: str, sign: Callable[[bytes], str]) -> dict[str, Any]:
         """Order the device to leave a bundle, and return its last status.
@@ -133,8 +135,8 @@ class _Sending:
         device: str,
         content: bytes,
         offer: dict[str, Any],
-        progress: Progress,
         *,
+        progress: Progress,
         silence_s: float,
         busy_s: float,
     ) -> None:

@@ -63,7 +63,7 @@ class SshTransport:
         for path in (files.path, *files.beside):
             # A signature is too small to be worth a bar.
             progress = partial(watcher.bytes, target.name) if path == files.path else _no_progress
-            send(target, path, folder, f"{own}/{_there(files, path)}", progress)
+            send(target, path, folder, f"{own}/{_there(files, path)}", progress=progress)
         watcher.step(target.name, "installing")
         bundle = f"{folder}/{own}/{_there(files, files.path)}"
         answer = _install(target, bundle, options)

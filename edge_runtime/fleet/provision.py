@@ -87,7 +87,7 @@ def provision(target: FleetDevice, watcher: Watcher, supply: Supply, *, dry_run:
     facts = look(target, [each.path for each in files])
     extras = extras_of(target.config)
     wheels = _wheels(supply, facts.machine, extras)
-    steps = list(_steps(target, facts, files, wheels, supply))
+    steps = list(_steps(target, facts, files, wheels, supply=supply))
     if dry_run:
         would = [text for text, _ in steps]
         return Outcome(
@@ -200,7 +200,9 @@ def look(target: FleetDevice, paths: list[str]) -> Facts:
 Step = tuple[str, Callable[[Watcher], None]]
 
 
-def _steps(target: FleetDevice, facts: Facts, files: list[Managed], wheels: Wheels, supply: Supply) -> Iterator[Step]:
+def _steps(
+    target: FleetDevice, facts: Facts, files: list[Managed], wheels: Wheels, *, supply: Supply
+) -> Iterator[Step]:
     """What has to be done, in order, each with its words."""
     stale = [each for each in files if facts.digests.get(each.path) != hashlib.sha256(each.content).hexdigest()]
     # The user first: files belong to it.
@@ -305,7 +307,7 @@ def _install(target: FleetDevice, watcher: Watcher, wheels: Wheels, *, offline: 
         def progress(done: int, _: int, before: int = before) -> None:
             watcher.bytes(target.name, before + done, total)
 
-        send(root, path, folder, path.name, progress)
+        send(root, path, folder, path.name, progress=progress)
         before += path.stat().st_size
     watcher.step(target.name, f"unpacking the runtime {wheels.version}")
     lines = locked_lines(wheels) + (

@@ -97,6 +97,7 @@ def send(
     source: Path,
     folder: str,
     name: str,
+    *,
     progress: Progress,
     pause: Callable[[float], None] = time.sleep,
 ) -> None:
@@ -110,7 +111,7 @@ def send(
     content, token = source.read_bytes(), secrets.token_hex(8)
     for attempt in range(1, TRIES + 1):
         try:
-            _send_once(target, content, folder, name, progress, token=token)
+            _send_once(target, content, folder, name, progress=progress, token=token)
         except UnreachableError:
             if attempt == TRIES:
                 raise
@@ -123,7 +124,7 @@ def send(
             return
 
 
-def _send_once(target: FleetDevice, content: bytes, folder: str, name: str, progress: Progress, *, token: str) -> None:
+def _send_once(target: FleetDevice, content: bytes, folder: str, name: str, *, progress: Progress, token: str) -> None:
     digest = hashlib.sha256(content).hexdigest()
     words = as_account(target.account, script(_RECEIVE, folder, name, digest, str(len(content)), token))
     with start(target, words) as process:

@@ -60,7 +60,7 @@ class Requests:
         own: topics of the device itself that are not below `edge/{device}/`.
     """
 
-    def __init__(self, device: str, start: int, connection: AnyConnection, loop: Loop, counters: Counters) -> None:
+    def __init__(self, device: str, start: int, connection: AnyConnection, loop: Loop, *, counters: Counters) -> None:
         self.own: frozenset[str] = frozenset()
         self._device = device
         self._start = start

@@ -114,7 +114,7 @@ def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
             return at, end
         first = data[at]
         if first & 0xF4 == PUBLISH:
-            taken = _take_message(data, first, body, end, taker, is_v5=is_v5)
+            taken = _take_message(data, first, body, end, taker=taker, is_v5=is_v5)
         elif first == PUBACK and end - body >= 2:
             reason = data[body + 2] if end - body > 2 else 0
             taker.took_acknowledgement(data[body] << 8 | data[body + 1], reason)
@@ -127,7 +127,7 @@ def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
     return at, at
 
 
-def _take_message(data: bytes, first: int, body: int, end: int, taker: Taker, *, is_v5: bool) -> bool:
+def _take_message(data: bytes, first: int, body: int, end: int, *, taker: Taker, is_v5: bool) -> bool:
     topic = body + 2
     payload = topic + (data[body] << 8 | data[body + 1]) if topic <= end else end + 1
     after = payload + (2 if first & 2 else 0) + (1 if is_v5 else 0)

@@ -102,7 +102,7 @@ def rows(buffer: bytes, delimiter: str, width: int, *, final: bool) -> Iterator[
                 yield start, size
             return
         if delimiter != SPACES and buffer.count(b'"', start, end) % 2:
-            whole = _quoted_row_end(buffer, start, end, delimiter, width, final=final)
+            whole = _quoted_row_end(buffer, start, end, delimiter, width=width, final=final)
             if whole == 0 and not final and size - start < MOST_QUOTED_BYTES:
                 return  # what is missing may follow
             end = whole or end
@@ -110,7 +110,7 @@ def rows(buffer: bytes, delimiter: str, width: int, *, final: bool) -> Iterator[
         start = end
 
 
-def _quoted_row_end(buffer: bytes, start: int, first: int, delimiter: str, width: int, *, final: bool) -> int:
+def _quoted_row_end(buffer: bytes, start: int, first: int, delimiter: str, *, width: int, final: bool) -> int:
     """The end of a row whose first line, up to `first`, leaves a quote open; 0 where it is not to be seen."""
     limit, at = start + MOST_QUOTED_BYTES, first
     while (quote := buffer.find(b'"', at, limit)) >= 0:

@@ -55,7 +55,7 @@ class EdgeNode:
     """
 
     def __init__(
-        self, group: str, node: str, loop: Loop, counters: Counters, wall: Callable[[], float] = time.time
+        self, group: str, node: str, loop: Loop, counters: Counters, *, wall: Callable[[], float] = time.time
     ) -> None:
         self._group, self._node = group, node
         self._loop = loop

@@ -242,7 +242,7 @@ class Installer:
             return None
         permission = policy.allow_older or source.with_name(source.name + ".allow-older")
         if permission.exists():
-            found = allows_older(permission, policy.allowed_signers, manifest, digest, policy.device)
+            found = allows_older(permission, policy.allowed_signers, manifest, digest, device=policy.device)
             used = [each for each in floor.used if each.permission == found]
             if used and (used[0].settled or used[0].digest != digest):
                 raise BundleError(

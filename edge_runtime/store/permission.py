@@ -29,7 +29,7 @@ class AllowOlder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     nonce: str = ""
 
 
-def allows_older(path: Path, allowed_signers: Path, manifest: Manifest, digest: str, device: str) -> str:
+def allows_older(path: Path, allowed_signers: Path, manifest: Manifest, digest: str, *, device: str) -> str:
     """Check a permission against the bundle that it is to let in, and return its own digest.
 
     Raises:

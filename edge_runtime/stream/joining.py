@@ -47,8 +47,8 @@ class Joiner:
         when: str,
         max_age: float | None,
         sink: Callable[[Batch], None],
-        stale: Callable[[str | None, str], None],
         *,
+        stale: Callable[[str | None, str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channels = channels

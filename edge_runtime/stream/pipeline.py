@@ -257,7 +257,7 @@ class Pipeline:
 
     def _need_worker(self) -> None:
         if self._worker is None:
-            self._worker = Worker(self.config.name, self._loop, self._finish, self._failed, self.counters)
+            self._worker = Worker(self.config.name, self._loop, self._finish, self._failed, counters=self.counters)
 
     def accept(self, batch: Batch) -> None:
         """Take the readings of one wake-up."""

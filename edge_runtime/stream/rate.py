@@ -273,7 +273,7 @@ class Pace:
         parts = [paced.values]
         for key, rows in groups.items():
             moments = None if times is None else [times[row] for row in rows]
-            parts.append(self._pass_on(paced, key, rows, values[rows], moments, arrived))
+            parts.append(self._pass_on(paced, key, rows, values[rows], times=moments, arrived=arrived))
         paced.values = np.concatenate(parts)
         if len(groups) > 1:
             _in_order(paced)
@@ -289,6 +289,7 @@ class Pace:
         key: str | None,
         rows: list[int],
         values: Floats,
+        *,
         times: list[float] | None,
         arrived: float,
     ) -> Floats:
@@ -299,7 +300,7 @@ class Pace:
                 self._restart(key)
                 self.rejected += len(rows)
                 return values[:0]
-            return _append(paced, key, rows, values, times or [arrived] * len(rows), [True] * len(rows))
+            return _append(paced, key, rows, values, times=times or [arrived] * len(rows), own=[True] * len(rows))
         moments, own = self._moments(stream, len(rows), times), [True] * len(rows)
         if stream.held is not None:
             stream.taken += len(rows)
@@ -316,11 +317,11 @@ class Pace:
             self._restart(key)
             stream.resampler = Resampler(self._rate_hz) if is_off else None
         if stream.resampler is None:
-            return _append(paced, key, rows, values, moments, own)
+            return _append(paced, key, rows, values, times=moments, own=own)
         assert stream.rate.interval is not None
         out_times, outputs, brought = stream.resampler.push(np.array(moments), values, stream.rate.interval)
         rows = [rows[index] for index in brought.tolist()]
-        return _append(paced, key, rows, outputs, out_times.tolist(), [False] * len(rows))
+        return _append(paced, key, rows, outputs, times=out_times.tolist(), own=[False] * len(rows))
 
     def _moments(self, stream: _Stream, count: int, times: list[float] | None) -> list[float]:
         """The readings' own times, or those of an even clock of the measured rate."""
@@ -363,7 +364,7 @@ def _in_order(paced: Paced) -> None:
 
 
 def _append(
-    paced: Paced, key: str | None, rows: list[int], values: Floats, times: list[float], own: list[bool]
+    paced: Paced, key: str | None, rows: list[int], values: Floats, *, times: list[float], own: list[bool]
 ) -> Floats:
     paced.keys += [key] * len(rows)
     paced.times += times

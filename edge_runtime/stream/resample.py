@@ -55,7 +55,7 @@ class Resampler:
         for start, stop in zip([0, *pauses], [*pauses, len(times)], strict=True):
             if start in pauses:
                 self._times = np.empty(0)
-            parts.append(self._run(times, values, start, stop, interval))
+            parts.append(self._run(times, values, start, stop, interval=interval))
         return (
             np.concatenate([part[0] for part in parts]),
             np.concatenate([part[1] for part in parts]),
@@ -63,7 +63,7 @@ class Resampler:
         )
 
     def _run(
-        self, times: NDArray[np.float64], values: Floats, start: int, stop: int, interval: float
+        self, times: NDArray[np.float64], values: Floats, start: int, stop: int, *, interval: float
     ) -> tuple[NDArray[np.float64], Floats, NDArray[np.int64]]:
         """Readings without a pause among them."""
         width = values.shape[1]

@@ -168,8 +168,8 @@ class Windows:
             if stream.is_new:
                 stream.is_new = False
                 done.anew.append(start)
-            for begin, end in self._without_gaps(stream, times, start, stop, now):
-                self._fill(stream, values, begin, end, done)
+            for begin, end in self._without_gaps(stream, times, start, stop, now=now):
+                self._fill(stream, values, begin, end, done=done)
             start = stop
         done.windows = self._out[: len(done.rows)]
         return done
@@ -292,7 +292,7 @@ class Windows:
         return not 0.0 <= time - last <= self._max_gap
 
     def _without_gaps(
-        self, stream: Stream, times: list[float] | None, start: int, stop: int, now: float
+        self, stream: Stream, times: list[float] | None, start: int, stop: int, *, now: float
     ) -> list[tuple[int, int]]:
         """Cut the run `start:stop` where time jumps; the stream is reset as its pieces are asked for."""
         if self._max_gap is None:
@@ -312,7 +312,7 @@ class Windows:
         pieces.append((begin, stop))
         return pieces
 
-    def _fill(self, stream: Stream, values: Floats, begin: int, end: int, done: Completed) -> None:
+    def _fill(self, stream: Stream, values: Floats, begin: int, end: int, *, done: Completed) -> None:
         if begin == end:
             stream.reset(self._length)
             done.anew.append(begin)

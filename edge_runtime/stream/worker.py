@@ -88,6 +88,7 @@ class Worker:
         loop: Loop,
         finish: Callable[[ModelCall, Scores], None],
         failed: Callable[[ModelCall, ModelError], None],
+        *,
         counters: Counters,
     ) -> None:
         self._finish = finish

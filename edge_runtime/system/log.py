@@ -40,6 +40,7 @@ def setup(
     form: Form = "auto",
     stream: IO[str] | None = None,
     environ: Mapping[str, str] = os.environ,
+    *,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Sends log lines of at least `level` to `stream` (stderr by default). May be called again, for a reload.

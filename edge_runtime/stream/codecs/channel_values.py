@@ -108,7 +108,7 @@ def make_reader(
     if table.type == "text":
         is_scaled = table.scale != 1.0 or table.offset != 0.0
         units = _UnitsInText(shown, table.unit, wanted, to_bundle, is_scaled=is_scaled)
-        return _TextReader(shown, table, factor, offset, units)
+        return _TextReader(shown, table, factor, offset, units=units)
     read = _boolean_reader(shown) if table.type == "boolean" else _number_reader(shown, is_text=is_text)
     if factor == 1.0 and offset == 0.0:
         return read
@@ -256,7 +256,7 @@ class _UnitsInText:
 
 
 class _TextReader:
-    def __init__(self, shown: str, table: ChannelTable, factor: float, offset: float, units: _UnitsInText) -> None:
+    def __init__(self, shown: str, table: ChannelTable, factor: float, offset: float, *, units: _UnitsInText) -> None:
         self._shown = shown
         self._text = NumberInText(table.decimal)
         self._decimal = table.decimal

@@ -67,6 +67,7 @@ def topic_decoders(
     when: str,
     channels: tuple[str, ...],
     shape: tuple[int, ...] | None,
+    *,
     make: Callable[[tuple[str, ...]], Decoder],
 ) -> TopicDecoders:
     """The decoders of a source with `{channel}` in its topics.
@@ -115,7 +116,7 @@ class ChannelTopics:
         sink: Callable[[Batch], None],
         stale: Callable[[str | None, str], None],
     ) -> None:
-        self.take = Joiner(channels, keys.when, keys.max_age, sink, stale).take
+        self.take = Joiner(channels, keys.when, keys.max_age, sink, stale=stale).take
         self._channel_of = _ChannelOfTopic(keys.topics)
 
     def announce(self, messages: list[Message], decoder: Decoder) -> None:

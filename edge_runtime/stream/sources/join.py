@@ -139,7 +139,7 @@ class JoinSource:
         self._table = table
         self._counters = wiring.counters
         self._rejections = Rejections(table.name, wiring.counters)
-        self._joiner = Joiner(wiring.channels, table.when, table.max_age, wiring.sink, self._stale)
+        self._joiner = Joiner(wiring.channels, table.when, table.max_age, wiring.sink, stale=self._stale)
         self.parts: list[AnySource] = []
         for part, names in zip(table.parts, table.channels_of(wiring.channels), strict=True):
             columns = [wiring.channels.index(name) for name in names]

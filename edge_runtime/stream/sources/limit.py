@@ -31,6 +31,7 @@ class LimitWatch:
         connection: AnyConnection,
         counters: Counters,
         held_at_most: tuple[int, str],
+        *,
         source: str,
     ) -> None:
         self._loop = loop

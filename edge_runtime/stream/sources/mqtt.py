@@ -155,7 +155,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         from edge_runtime.stream.sources.channel_topics import topic_decoders  # noqa: PLC0415 - where topics name it
 
         make = super().decoder
-        return topic_decoders(self.name, self.when, channels, shape, lambda names: make(names, None, **facts))
+        return topic_decoders(self.name, self.when, channels, shape, make=lambda names: make(names, None, **facts))
 
     def make(self, wiring: Wiring) -> "MqttSource":
         """The source, subscribed through the connection of its broker."""
@@ -309,7 +309,7 @@ class MqttSource:
             most_bytes=config.max_frame_bytes,
         )
         self._loop = loop
-        self._limit = LimitWatch(loop, connection, counters, held_at_most, config.name) if held_at_most else None
+        self._limit = LimitWatch(loop, connection, counters, held_at_most, source=config.name) if held_at_most else None
         self._present: tuple[list[Message], list[int]] = [], []  # that are being handed over, and the rows of each
         self._refuse_reading = self._refuse  # bound once
         if held_at_most is not None:
@@ -378,7 +378,9 @@ class MqttSource:
         """A model of it acknowledges by windows from now on: as `held_at_most` of the class."""
         self._connection.acknowledge_in_any_order()
         if self._limit is None and held_at_most is not None:
-            self._limit = LimitWatch(self._loop, self._connection, self._counters, held_at_most, self._config.name)
+            self._limit = LimitWatch(
+                self._loop, self._connection, self._counters, held_at_most, source=self._config.name
+            )
             self._limit.start()
 
     def take_over(self, other: object) -> None:

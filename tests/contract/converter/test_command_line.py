@@ -157,8 +157,10 @@ def test_over_the_limit_no_file_is_written(
 
     spoilt = quantize._static
 
-    def calibrated_on_nothing(before: Path, after: Path, nodes: Any, recipe: Any, rows: Any, states: Any) -> None:
-        spoilt(before, after, nodes, recipe, rows * 0.0, states)
+    def calibrated_on_nothing(
+        before: Path, after: Path, nodes: Any, recipe: Any, *, calibration: Any, states: Any
+    ) -> None:
+        spoilt(before, after, nodes, recipe, calibration=calibration * 0.0, states=states)
 
     monkeypatch.setattr(quantize, "_static", calibrated_on_nothing)
     monkeypatch.setattr(search, "sparing", lambda *_: [])

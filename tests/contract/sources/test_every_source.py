@@ -44,18 +44,26 @@ class Rig:
         self.port = VirtualPort(folder / "port")
         self.source: Source
         self.feed: Callable[[], None] = lambda: None
-        given: Any = (CHANNELS, None, self.loop, self.batches.append, self.counters)
+        more: Any = {"sink": self.batches.append, "counters": self.counters}
         if kind == "fake":
             fake = FakeSource(CHANNELS, self.batches.append, self.counters)
             self.source, self.feed = fake, lambda: fake.deliver(ROWS)
         elif kind == "serial":
             self.port.plug()
-            self.source = SerialSource(table(SerialSourceTable, name="port", port=str(self.port.path)), *given)
+            self.source = SerialSource(
+                table(SerialSourceTable, name="port", port=str(self.port.path)), CHANNELS, None, self.loop, **more
+            )
             self.feed = lambda: self.port.write(b"\n" + b"".join(b"%f,%f\n" % (x, y) for x, y in ROWS))
         else:
             tape = folder / "tape.csv"
             tape.write_text("x,y\n" + "".join(f"{x},{y}\n" for x, y in ROWS))
-            self.source = ReplaySource(table(ReplaySourceTable, name="tape", files=(str(tape),), speed="full"), *given)
+            self.source = ReplaySource(
+                table(ReplaySourceTable, name="tape", files=(str(tape),), speed="full"),
+                CHANNELS,
+                None,
+                self.loop,
+                **more,
+            )
         self.source.on_state = lambda: self.changes.append((self.source.is_open, self.source.state))
 
     def run_until(self, condition: Callable[[], object]) -> None:

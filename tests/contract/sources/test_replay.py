@@ -69,7 +69,7 @@ class Bench:
         config = table(
             ReplaySourceTable, **{"name": "tape", "files": tuple(map(str, files)), "speed": "full", **options}
         )
-        source = ReplaySource(config, channels, shape, self.loop, self.take, self.counters, **arguments)
+        source = ReplaySource(config, channels, shape, self.loop, sink=self.take, counters=self.counters, **arguments)
         source.on_state = lambda: self.states.append((source.state, source.finished))
         return source
 
@@ -191,7 +191,7 @@ def test_the_real_loop_serves_a_replay_at_full_speed(bench: Bench, tmp_path: Pat
     config = table(
         ReplaySourceTable, name="tape", files=(str(write_csv(tmp_path / "t.csv", count=2000)),), speed="full"
     )
-    source = ReplaySource(config, CHANNELS, None, loop, bench.take, bench.counters)
+    source = ReplaySource(config, CHANNELS, None, loop, sink=bench.take, counters=bench.counters)
     source.start()
     until = time.monotonic() + 20
     while not source.finished and time.monotonic() < until:

@@ -54,8 +54,8 @@ class Bench:
             CHANNELS,
             None,
             self.loop,
-            self.batches.append,
-            self.counters,
+            sink=self.batches.append,
+            counters=self.counters,
             needed=needed,
             max_rest=config.max_rest,
         )
@@ -644,7 +644,7 @@ def test_pauses_between_attempts_grow_with_jitter_up_to_the_limit(tmp_path: Path
             return super().call_later(delay, callback)
 
     loop, config = Clock(), table(SerialSourceTable, name="imu", port=str(tmp_path / "none"), reopen_max=5.0)
-    source = SerialSource(config, CHANNELS, None, loop, lambda _: None, Counters(), rng=random.Random(1))
+    source = SerialSource(config, CHANNELS, None, loop, sink=lambda _: None, counters=Counters(), rng=random.Random(1))
     for _ in range(10):
         source._open()
     loop.close()

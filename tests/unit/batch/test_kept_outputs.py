@@ -112,10 +112,10 @@ def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of two files that was interrupted behind the first; its part."""
     shutil.copy(folder / "good.csv", folder / "good-2.csv")
 
-    def once(*arguments: Any) -> Any:
+    def once(*arguments: Any, **more: Any) -> Any:
         if arguments[2].name.startswith("000001"):
             raise InterruptedPartError("interrupted")
-        return score_part(*arguments)
+        return score_part(*arguments, **more)
 
     monkeypatch.setattr("edge_runtime.batch.local_engine.score_part", once)
     with pytest.raises(InterruptedPartError):

@@ -269,11 +269,11 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     output.write_text("the old one\n")
     done = []
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **more: Any) -> Any:
         done.append(arguments)
         if len(done) == 4:
             raise InterruptedPartError("interrupted")
-        return score_part(*arguments)
+        return score_part(*arguments, **more)
 
     monkeypatch.setattr("edge_runtime.batch.local_engine.score_part", interrupted)
     with pytest.raises(InterruptedPartError):

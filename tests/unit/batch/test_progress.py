@@ -14,7 +14,7 @@ def test_the_line_has_share_rate_and_time_left() -> None:
     """The bar knows what a former run has done, and reckons the time left by the pace of this one."""
     line = describe(total=1000, before=200, weight=300, readings=6000, seconds=30.0)
     assert line == "[############............]  50%  6,000 readings  200/s  0:50 left"
-    assert describe(1000, 0, 0, 0, 0.0).endswith("0 readings  0/s  -:-- left")
+    assert describe(1000, 0, 0, 0, seconds=0.0).endswith("0 readings  0/s  -:-- left")
 
 
 def test_nothing_is_shown_where_nobody_watches() -> None:

@@ -18,7 +18,7 @@ def judged(
     task: Task, truth: Truth, answer: Answer | None, *, source: float | None = None, threshold: float | None = None
 ) -> Judged:
     """A form that lost nothing, unless a source is given."""
-    kept = 0.0 if answer is None else judge(answer, answer, truth, task, threshold).metric
+    kept = 0.0 if answer is None else judge(answer, answer, truth, task, threshold=threshold).metric
     return Judged(
         task=task,
         truth=truth,

@@ -63,7 +63,7 @@ def test_int8_keeps_the_labels_of_channels_that_are_worlds_apart(method: Any) ->
     model, x = network(), rows()
     expected = answer(model.SerializeToString(), x[200:])
     form = candidate(model, Recipe(method), x[:200])
-    truth = truth_of(None, "classification", "abc", "abc", "x")
+    truth = truth_of(None, "classification", "abc", "abc", place="x")
     seen = judge(answer(form.model, x[200:]), expected, truth, "classification")
     assert seen.differing <= 8
 

@@ -28,13 +28,13 @@ def test_every_score_counts_and_the_worst_row_is_named() -> None:
     assert source.scores is not None
     assert found.scores is not None
     found.scores[17] = source.scores[17] + [1e-3, -1e-3]
-    seen = compare(found, source, rows, classifier, ("off", "on"))
+    seen = compare(found, source, rows, classifier, names=("off", "on"))
     assert not seen.is_faithful
     assert seen.first is not None
     assert seen.first.row == 17
     assert seen.first.what in ("class 'off'", "class 'on'")
     found.scores[17] = source.scores[17] + [5e-5, -5e-5]
-    assert compare(found, source, rows, classifier, ("off", "on")).is_faithful
+    assert compare(found, source, rows, classifier, names=("off", "on")).is_faithful
 
 
 def test_a_row_on_which_the_source_jumps_is_told_apart_from_a_fault() -> None:
@@ -45,13 +45,13 @@ def test_a_row_on_which_the_source_jumps_is_told_apart_from_a_fault() -> None:
     assert found.scores is not None
     assert found.label is not None
     found.scores[3], found.label[3] = [0.8, 0.2], 0
-    seen = compare(found, source, rows, classifier, ("off", "on"))
+    seen = compare(found, source, rows, classifier, names=("off", "on"))
     assert seen.is_faithful
     assert seen.fence.tolist() == [3]
     rows[:100] = rows[3]
     source, found = classifier(rows), classifier(rows)
     found.scores[:100], found.label[:100] = [0.8, 0.2], 0  # type: ignore[index]
-    assert not compare(found, source, rows, classifier, ("off", "on")).is_faithful
+    assert not compare(found, source, rows, classifier, names=("off", "on")).is_faithful
 
 
 def test_whole_numbers_of_a_category_are_not_taken_for_a_fence() -> None:
@@ -66,7 +66,7 @@ def test_whole_numbers_of_a_category_are_not_taken_for_a_fence() -> None:
     assert found.value is not None
     row = int(np.flatnonzero(rows.reshape(-1) == 3)[0])
     found.value[row] = -5.0
-    seen = compare(found, source, rows, encoder, ("code",))
+    seen = compare(found, source, rows, encoder, names=("code",))
     assert seen.wrong.tolist() == [row]
 
 
@@ -80,9 +80,9 @@ def test_ties_of_scores_excuse_single_labels_and_not_many() -> None:
     found = by_rule(rows)
     assert found.label is not None
     found.label[7] = 0
-    assert compare(found, by_rule(rows), rows, by_rule, ("off", "on")).is_faithful
+    assert compare(found, by_rule(rows), rows, by_rule, names=("off", "on")).is_faithful
     found.label[:100] = 0
-    seen = compare(found, by_rule(rows), rows, by_rule, ("off", "on"))
+    seen = compare(found, by_rule(rows), rows, by_rule, names=("off", "on"))
     assert seen.first is not None
     assert str(seen.first) == "label: expected 'on' as in the source, found 'off'"
 
@@ -98,7 +98,7 @@ def test_each_target_is_judged_on_its_own_scale() -> None:
     found = regressor(rows)
     assert found.value is not None
     found.value[5, 1] += 1e-4
-    seen = compare(found, regressor(rows), rows, regressor, ("power", "leak"))
+    seen = compare(found, regressor(rows), rows, regressor, names=("power", "leak"))
     assert seen.first is not None
     assert (seen.first.row, seen.first.what) == (5, "target 'leak'")
 
@@ -115,8 +115,10 @@ def test_a_small_difference_of_large_terms_is_judged_by_the_terms() -> None:
     found = difference(rows)
     assert found.score is not None
     off = Answer(score=found.score + 0.2)
-    assert compare(off, difference(rows), rows, difference, ("score",)).is_faithful
-    assert not compare(Answer(score=found.score + 10.0), difference(rows), rows, difference, ("score",)).is_faithful
+    assert compare(off, difference(rows), rows, difference, names=("score",)).is_faithful
+    assert not compare(
+        Answer(score=found.score + 10.0), difference(rows), rows, difference, names=("score",)
+    ).is_faithful
 
 
 def test_an_answer_that_is_not_finite_is_a_fault_where_the_source_s_is() -> None:
@@ -129,10 +131,10 @@ def test_an_answer_that_is_not_finite_is_a_fault_where_the_source_s_is() -> None
     rows[0] = 1e20
     with np.errstate(over="ignore"):
         right = Answer(value=np.asarray(source(rows).value, dtype=np.float32))
-    assert compare(right, source(rows), rows, source, ("y",)).is_faithful
+    assert compare(right, source(rows), rows, source, names=("y",)).is_faithful
     assert right.value is not None
     right.value[4] = np.nan
-    assert compare(right, source(rows), rows, source, ("y",)).wrong.tolist() == [4]
+    assert compare(right, source(rows), rows, source, names=("y",)).wrong.tolist() == [4]
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_threshold_is_tried_at_itself_just_below_and_just_above(threshold: Any
     agreed = plan(Channel(name="t"), length=2)
     probes = ask_beyond(agreed, windows, source, model)
     near, _ = beyond(
-        probes, serialize(model), (), 256, source, names=("y",), recorded=windows, expected=source(windows)
+        probes, serialize(model), (), 256, ask=source, names=("y",), recorded=windows, expected=source(windows)
     )
     assert (near is None) == right
     if near is not None:

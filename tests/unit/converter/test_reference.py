@@ -45,7 +45,7 @@ def reference(
     data = SimpleNamespace(readings=readings, reading_groups=groups, rate_hz=None)
     answer = answer or Answer(score=np.zeros(12, np.float32))
     said: list[str] = []
-    made = make_reference(cast("BundlePlan", plan), cast("Dataset", data), answer, DriftSpec(**wanted), said.append)
+    made = make_reference(cast("BundlePlan", plan), cast("Dataset", data), answer, DriftSpec(**wanted), say=said.append)
     assert tuple(said) == made.said
     return made, given
 
@@ -164,7 +164,7 @@ def test_recordings_too_short_give_a_reference_without_limits() -> None:
 def test_without_data_there_is_no_reference() -> None:
     """Nothing to compare with, and nothing is said here."""
     plan = cast("BundlePlan", SimpleNamespace())
-    assert make_reference(plan, None, Answer(), DriftSpec(), print) == BundleReference()
+    assert make_reference(plan, None, Answer(), DriftSpec(), say=print) == BundleReference()
 
 
 def test_the_answers_have_limits_too() -> None:

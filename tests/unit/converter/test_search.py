@@ -55,9 +55,12 @@ def test_sensitive_nodes_stay_in_float_where_int8_alone_would_lose_too_much(
 
     honest = quantize._static
 
-    def ruins_the_first(before: Path, after: Path, nodes: list[str], recipe: Any, rows: Any, states: Any) -> None:
+    def ruins_the_first(
+        before: Path, after: Path, nodes: list[str], recipe: Any, *, calibration: Any, states: Any
+    ) -> None:
         first = quantize.products_of(onnx.load(before))[0]
-        honest(before, after, nodes, recipe, rows * (0.0 if first in nodes else 1.0), states)
+        rows = calibration * (0.0 if first in nodes else 1.0)
+        honest(before, after, nodes, recipe, calibration=rows, states=states)
 
     monkeypatch.setattr(quantize, "_static", ruins_the_first)
     assert main([*model_and_data(tmp_path), "--quantize", "int8"]) == 0

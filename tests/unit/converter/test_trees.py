@@ -21,7 +21,7 @@ def stumps(thresholds: list[float], compare: Compare, narrow: bool) -> Forest:
     for threshold in thresholds:
         builder.add(
             np.array([0, -1, -1]), np.array([threshold, 0, 0]), np.array([1, -1, -1]), np.array([2, -1, -1]),
-            np.array([[0.0], [1.0], [0.0]]),
+            weights=np.array([[0.0], [1.0], [0.0]]),
         )  # fmt: skip
     return builder.build()
 

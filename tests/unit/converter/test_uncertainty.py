@@ -57,7 +57,7 @@ def test_the_coverage_asked_for_is_held_on_rows_that_were_not_seen(coverage: flo
     spec, sets, ranges = UncertaintySpec(coverage=coverage), [], []
     for _ in range(200):
         one, other = _answer(rng, 500), _answer(rng, 200)
-        made = uncertainty_of(spec, *one, *other)
+        made = uncertainty_of(spec, one, other)
         inside = is_inside(made, *other)
         assert inside is not None
         assert made.held == pytest.approx(inside.mean(), abs=1e-6)
@@ -66,7 +66,9 @@ def test_the_coverage_asked_for_is_held_on_rows_that_were_not_seen(coverage: flo
         noisy = Answer(value=(values + rng.standard_t(3, size=(700, 1))).astype(np.float32))
         rows = np.arange(700)
         interval = uncertainty_of(
-            spec, noisy.rows(rows[:500]), Truth(value=values[:500]), noisy.rows(rows[500:]), Truth(value=values[500:])
+            spec,
+            (noisy.rows(rows[:500]), Truth(value=values[:500])),
+            (noisy.rows(rows[500:]), Truth(value=values[500:])),
         )
         assert interval.held is not None
         ranges.append(interval.held)
@@ -99,7 +101,7 @@ def test_overconfident_scores_are_corrected() -> None:
         sharp = answer.scores.astype(float) ** 6
         sharp /= sharp.sum(axis=1, keepdims=True)
         answers.append((Answer(label=answer.label, scores=sharp.astype(np.float32)), truth))
-    made = uncertainty_of(UncertaintySpec(), *answers[0], *answers[1])
+    made = uncertainty_of(UncertaintySpec(), answers[0], answers[1])
     known = made.confidence
     assert made.least is None
     assert known is not None
@@ -129,7 +131,7 @@ def test_the_user_is_told_what_was_held_and_by_which_rows() -> None:
     one, other = _answer(rng, 500), _answer(rng, 1000)
     spec = UncertaintySpec(coverage=0.9)
     held = HeldOut(spec, np.zeros((500, 1), np.float32), one[1], np.repeat(np.arange(5), 200), "500 rows of d.npz")
-    said = in_words(uncertainty_of(spec, *one, *other), held, *other)
+    said = in_words(uncertainty_of(spec, one, other), held, *other)
     assert said[0].startswith("uncertainty: asked for 0.9, ")
     assert "of 1,000 unseen rows" in said[0]
     assert "calibrated scores: on 1,000 unseen rows" in said[1]

@@ -122,7 +122,7 @@ class _Rig:
 @pytest.mark.parametrize("key", [None, "hall", "hall/9 é"])
 def test_each_entity_has_what_the_validator_asks_for(task: str, key: str | None) -> None:
     """As tried with Home Assistant 2025.1: platform, unique id, state topic; an enum has options and no state class."""
-    found = components_of(_table(alarm_labels=("worn",)), _manifest(task), "edge/d/m/{key}", "edge_d", key)
+    found = components_of(_table(alarm_labels=("worn",)), _manifest(task), "edge/d/m/{key}", "edge_d", key=key)
     assert found
     assert len({each["unique_id"] for each in found.values()}) == len(found)
     for name, each in found.items():
@@ -146,7 +146,7 @@ def test_templates_read_what_the_schema_shows(task: str) -> None:
         example["values"]['o"dd {{ näme'] = 21.5
     if task == "multilabel":
         example["labels"]['lo"ud'] = 0.5
-    found = components_of(_table(alarm_labels=("worn",)), _manifest(task), "t", "edge_d", None)
+    found = components_of(_table(alarm_labels=("worn",)), _manifest(task), "t", "edge_d", key=None)
     values = {
         name.removeprefix("m__"): environment.from_string(each["value_template"]).render(value_json=example)
         for name, each in found.items()
@@ -172,7 +172,7 @@ def test_templates_read_what_the_schema_shows(task: str) -> None:
 
 def test_values_have_unit_and_class() -> None:
     """The unit in the spelling of Home Assistant, and the class that belongs to it."""
-    power, odd = components_of(_table(), _manifest("regression"), "t", "d", None).values()
+    power, odd = components_of(_table(), _manifest("regression"), "t", "d", key=None).values()
     assert (power["unit_of_measurement"], power["device_class"]) == ("W", "power")
     assert (odd["unit_of_measurement"], odd["device_class"]) == ("°C", "temperature")
 
@@ -365,7 +365,9 @@ def test_a_device_that_leaves_for_good_is_removed(tmp_path: Path) -> None:
 def test_ids_do_not_collide() -> None:
     """Names with signs that an id cannot have, and names that another split of the parts would give."""
     tables = [("a_b", None), ("a", "b"), ("a__b", None), ("a", "_b"), ("a b", None), ("a/b", None), ("a.b", None)]
-    ids = [name for model, key in tables for name in components_of(_table(model), _manifest("anomaly"), "t", "d", key)]
+    ids = [
+        name for model, key in tables for name in components_of(_table(model), _manifest("anomaly"), "t", "d", key=key)
+    ]
     assert len(set(ids)) == len(ids)
 
 

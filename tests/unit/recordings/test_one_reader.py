@@ -26,7 +26,7 @@ def by_replay(*files: Path, counters: Counters | None = None, **keys: Any) -> Fl
     """What a source of type `replay` delivers."""
     loop, batches = Loop(), list[Batch]()
     config = table(ReplaySourceTable, name="tape", files=list(map(str, files)), speed="full", **keys)
-    source = ReplaySource(config, CHANNELS, None, loop, batches.append, counters or Counters())
+    source = ReplaySource(config, CHANNELS, None, loop, sink=batches.append, counters=counters or Counters())
     source.start()
     while not source.finished:
         loop.run_once(0.1)

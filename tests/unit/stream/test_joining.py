@@ -23,7 +23,12 @@ class Bench:
         self.batches: list[Batch] = []
         self.stale: list[str] = []
         self.joiner = Joiner(
-            ("t", "h"), when, max_age, self._take, lambda _key, why: self.stale.append(why), clock=lambda: self.now
+            ("t", "h"),
+            when,
+            max_age,
+            self._take,
+            stale=lambda _key, why: self.stale.append(why),
+            clock=lambda: self.now,
         )
 
     def _take(self, batch: Batch) -> None:

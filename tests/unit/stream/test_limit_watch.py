@@ -22,7 +22,7 @@ class _Line:
 
 def _watch(loop: SteppedLoop, line: _Line, counters: Counters) -> LimitWatch:
     watch = LimitWatch(
-        loop.as_loop, cast("Connection", line), counters, (20, "mosquitto's max_inflight_messages"), "climate"
+        loop.as_loop, cast("Connection", line), counters, (20, "mosquitto's max_inflight_messages"), source="climate"
     )
     watch.start()
     return watch

@@ -32,7 +32,7 @@ class Clock:
 def begin(form: Form = "text", level: str = "info") -> tuple[io.StringIO, Clock]:
     """A log that writes into memory, and the clock that it goes by."""
     stream, clock = io.StringIO(), Clock()
-    setup(level, form, stream, {}, clock)
+    setup(level, form, stream, {}, clock=clock)
     return stream, clock
 
 
