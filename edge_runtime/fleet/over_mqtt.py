@@ -24,7 +24,9 @@ from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
 from edge_runtime.fleet.table import size_in_words
 from edge_runtime.store.ota_parts import ROLLBACK_NAMESPACE
 
+_STALE = "order to go back: digest: "  # how a device refuses to leave what it does not run (store/ota_parts.py)
 AFTER_S = 15.0  # for the daemon to take a new bundle up; it looks every second
+AGAIN_S = 1.0
 
 
 class MqttTransport:
@@ -74,6 +76,18 @@ class MqttTransport:
         """Take one device back to the bundle before the active one, by an order that `key` signs."""
         if key is None:
             raise RefusedError("over MQTT an order to go back must be signed: name the key with --sign")
+        deadline = time.monotonic() + AFTER_S
+        while True:
+            try:
+                return self._roll_back(target, watcher, model=model, unwanted=unwanted, key=key)
+            except CommandError as error:
+                if _STALE not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(AGAIN_S)  # the list that the broker keeps is older than what the device runs: it comes
+
+    def _roll_back(
+        self, target: FleetDevice, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path
+    ) -> Outcome:
         watcher.step(target.name, "asking what it runs")
         known = _ask(target)
         if known.models is None:

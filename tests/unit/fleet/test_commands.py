@@ -15,6 +15,7 @@ from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
 from edge_runtime.fleet.progress import Silent, Totals
 from edge_runtime.fleet.rollout import Outcome, Watcher, roll_out
 from edge_runtime.fleet.ssh import RemoteResult
+from edge_runtime.store.ota_parts import _require_equal
 from tests.support.builders import classification
 from tests.unit.fleet.test_rollout import Terminal, targets, work
 
@@ -77,7 +78,7 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def use(monkeypatch: pytest.MonkeyPatch, devices: Devices) -> Devices:
     """These devices stand behind ssh from now on."""
     monkeypatch.setattr(over_ssh, "run", devices.run)
-    monkeypatch.setattr(over_ssh, "send", lambda *_: None)
+    monkeypatch.setattr(over_ssh, "send", lambda *_, **__: None)
     return devices
 
 
@@ -161,6 +162,32 @@ def test_a_rollback_from_a_version_is_ordered_over_mqtt_only_where_it_runs(
     assert main(["rollback", "roof", "--from", version, "--sign", "key", "--json", "--quiet"]) == 0
     assert results(capsys.readouterr().out) == {"roof": result}
     assert ordered == (["m d1"] if result == "done" else [])
+
+
+def test_a_rollback_right_after_a_flash_over_mqtt_asks_again_what_runs(
+    at_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The broker's list still names the bundle before: the device refuses to leave that, and the list follows."""
+    text = (at_home / "fleet.toml").read_text().partition("[[device]]")[0]
+    (at_home / "fleet.toml").write_text(text + '[[device]]\nname = "roof"\ntransport = "mqtt"\n')
+    kept = [running("m", "1.0.0", "d0"), running("m", "1.0.0", "d0"), running("m", "1.1.0", "d1")]
+    ordered: list[str] = []
+
+    class Sender:
+        def __init__(self, *_: object) -> None:
+            """Nobody is reached."""
+
+        def roll_back(self, model: str, digest: str, _: object) -> dict[str, str]:
+            ordered.append(digest)
+            _require_equal("digest", digest, "d1")  # as the device answers
+            return {"model": model, "version": "1.0.0", "digest": "d0", "why": "it is active"}
+
+    monkeypatch.setattr(over_mqtt, "BundleSender", Sender)
+    monkeypatch.setattr(over_mqtt, "look_at", lambda _: {"roof": Known(status="online", models=[kept.pop(0)])})
+    monkeypatch.setattr(over_mqtt, "AGAIN_S", 0.0)
+    assert main(["rollback", "roof", "--sign", "key", "--json", "--quiet"]) == 0
+    assert results(capsys.readouterr().out) == {"roof": "done"}
+    assert ordered == ["d0", "d0", "d1"]
 
 
 def test_a_device_whose_models_the_broker_does_not_keep_is_away(
