@@ -225,7 +225,10 @@ class Outbox:
             and link.connected
             and not (before_sending or self._opening or self._waiting)
             and not (self._backlog and self._backlog.get(stream))
-            and (not self._in_flight or len(self._in_flight) < self._places(link))
+            and (
+                not self._in_flight
+                or len(self._in_flight) < (self._places(link) if self._row_breaks or self._fruitless else link.window)
+            )
             and self._send(entry)
         )
         if not free:

@@ -98,16 +98,15 @@ class AckCoalescing:
         if self._timer is None:
             self._timer = self._loop.call_later(self._patience, self._tidy)
 
-    def wrote(self) -> None:
-        """Something was written: in a rush no acknowledgement may wait, be it only a moment.
+    def wrote(self, taken: int, window: int) -> None:
+        """Something was written, and so many places of so many are taken: in a rush no acknowledgement may wait.
 
         A broker without TCP_NODELAY sends its next packet when the kernel has acknowledged the last one, and the kernel
         takes up to 40 ms for that while nothing is read; with every place taken that would be the speed of the stream.
         """
-        taken = self._path.in_flight
         if self.rush_timer is not None:
             self._most_in_flight = max(self._most_in_flight, taken)
-        elif taken > self._path.window // PATIENT_SHARE:
+        elif taken > window // PATIENT_SHARE:
             self._release()
             self.rush_timer = self._loop.call_later(CALM_S, self._calm_down)
         elif taken:

@@ -250,8 +250,9 @@ class HotPath:
     def _write(self) -> None:
         wrapped = self.wrapped
         acks = self.acks
-        if acks.ours:
-            self._add_acks()
+        if acks.ours:  # as `_add_acks`, without the call
+            wrapped.send(acks.ours)
+            acks.ours.clear()
         if not wrapped.has_unsent:
             return
         try:
@@ -271,7 +272,7 @@ class HotPath:
             else:
                 self._loop.add_writer(self._fd, self.flush)
         if acks.holding or acks.rush_timer is not None:
-            acks.wrote()
+            acks.wrote(len(self.outcomes) + len(self.queue.waiting), self.grant.window)
         if acks.watches_delay:
             self._wrote_at = self._loop.time()
 

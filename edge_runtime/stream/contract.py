@@ -64,6 +64,7 @@ class Contract:
         self._coded = coded if coded.any() else None
         self._channels = channels
         self._repair = repair
+        self._remembers = repair.missing == "last"
         self._last: dict[str | None, _Last] = {}
         self.refusals: dict[str, Refusal] = {}
         self.rejected: Counter[str] = Counter()
@@ -82,8 +83,8 @@ class Contract:
         Returns:
             None when every reading is good (the usual case, and the cheap one), else `[n]`, True where good.
         """
-        remembers = self._repair.missing == "last"
-        if self._are_inside(values) and not remembers:
+        remembers = self._remembers
+        if not remembers and self._are_inside(values):
             return None
         if self._repair.out_of_range == "clip":
             finite = np.isfinite(values)
