@@ -45,6 +45,7 @@ LENGTH = 64
 WINDOWS_A_STATE = 4  # before the press changes its state
 BEGIN = 1_760_000_000.0  # Unix seconds
 PATIENCE_S = 60.0
+SETTLE_S = 3.0  # the report of drift follows what it is about
 
 SPECIFICATION = f"""
 name = "press"
@@ -269,8 +270,11 @@ class Stage:
             (self._work / "press.toml").write_text(device_file(self._work, path, self._broker))
             self._process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + PATIENCE_S + 2 * recording.windows * LENGTH / RATE_HZ / 300
-        while len(seen.windows) < recording.windows and time.monotonic() < deadline:
+        settled = deadline
+        while time.monotonic() < min(deadline, settled):  # health comes every second
             topic, document = self._next()
+            if len(seen.windows) == recording.windows and settled == deadline:
+                settled = time.monotonic() + SETTLE_S
             if topic.startswith("edge/press/state/"):
                 moment = datetime.fromisoformat(document["time"]).timestamp()
                 if recording.times[0] <= moment <= recording.times[-1] + 1e-3:
