@@ -1,8 +1,6 @@
 """Captures of an installed daemon: by its rules and on request, within their budget, on a card that is full too."""
 
 import contextlib
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.daemon import Daemon
 from tests.support.devices import climate_device
+from tests.support.small_disk import small_disk
 from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_until
 
@@ -25,16 +24,8 @@ pytestmark = pytest.mark.system
 @pytest.fixture
 def card(tmp_path: Path) -> Iterator[Path]:
     """A small file system of its own, which only root can have."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "card"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "edge-test", str(folder)]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "card", "256k") as folder:
+        yield folder
 
 
 def _device(broker: Mosquitto, tmp_path: Path, capture: str) -> str:

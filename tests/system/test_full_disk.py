@@ -5,8 +5,6 @@ Errors of every kind at every call are in `tests/faults/core/test_outbox_kills.p
 
 import contextlib
 import io
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from tests.support import builders
 from tests.support.daemon import Daemon
 from tests.support.devices import climate_device
 from tests.support.load import answered
+from tests.support.small_disk import small_disk
 from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_until
 
@@ -30,16 +29,8 @@ FULL = "database or disk is full"  # in the words of SQLite
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, which only root can have."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "edge-test", str(folder)]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        yield folder
 
 
 def test_a_full_disk_is_named_predictions_go_on_and_it_is_used_again_when_there_is_room(

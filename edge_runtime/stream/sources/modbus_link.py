@@ -11,7 +11,7 @@ import logging
 import socket
 import termios
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pymodbus
 from pymodbus.client import ModbusSerialClient, ModbusTcpClient
@@ -19,7 +19,7 @@ from pymodbus.exceptions import ConnectionException, ModbusException
 
 from edge_runtime.errors import TransientError
 from edge_runtime.stream.sources.modbus_registers import BIT_TABLES, RegisterRun
-from edge_runtime.stream.sources.port import PARITIES, port_error
+from edge_runtime.stream.sources.port import PARITIES, LineSettings, port_error
 
 # Releases that this was written for: its minor releases rename arguments.
 TESTED = "3.16."
@@ -46,26 +46,6 @@ class RefusalError(TransientError):
     def __init__(self, code: int) -> None:
         super().__init__(f"exception {code}")
         self.code = code
-
-
-class LineSettings(Protocol):
-    """The keys of a table that describe a serial line."""
-
-    @property
-    def baudrate(self) -> int:
-        """Bits a second."""
-
-    @property
-    def bytesize(self) -> int:
-        """Data bits of a character."""
-
-    @property
-    def parity(self) -> str:
-        """The parity bit, in words."""
-
-    @property
-    def stopbits(self) -> int:
-        """Stop bits after a character."""
 
 
 class ModbusLink:

@@ -17,12 +17,8 @@ _PSEUDO_TERMINALS = range(136, 144)
 PARITIES = {"none": "N", "even": "E", "odd": "O", "mark": "M", "space": "S"}
 
 
-class PortSettings(Protocol):
-    """The keys of a table that describe a port."""
-
-    @property
-    def port(self) -> str:
-        """The device node."""
+class LineSettings(Protocol):
+    """The keys of a table that describe a serial line."""
 
     @property
     def baudrate(self) -> int:
@@ -39,6 +35,14 @@ class PortSettings(Protocol):
     @property
     def stopbits(self) -> int:
         """Stop bits after a character."""
+
+
+class PortSettings(LineSettings, Protocol):
+    """The keys of a table that describe a port."""
+
+    @property
+    def port(self) -> str:
+        """The device node."""
 
     @property
     def flow_control(self) -> str:

@@ -4,19 +4,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.capture.entries import MAGIC, BundleFacts, Captured, CapturedChannel, Entry, Labelled, pack, read
+from edge_runtime.capture.entries import MAGIC, Captured, Entry, Labelled, pack, read
+from tests.support import captured
 
-FACTS = BundleFacts(
-    device="room",
-    model="m",
-    name="comfort",
-    version="1.0.0",
-    digest="ab" * 32,
-    task="classification",
-    channels=(CapturedChannel("temperature", "C"), CapturedChannel("humidity")),
-    shape=(3, 2),
-    labels=("low", "high"),
-)
+FACTS = msgspec.structs.replace(captured.FACTS, model="m", shape=(3, 2))
 WINDOW = np.array([[1.5, -0.0], [np.nan, 3e-45], [3.4e38, 7]], np.float32)
 
 
