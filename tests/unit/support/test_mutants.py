@@ -106,7 +106,7 @@ def test_the_lines_of_a_difference_choose_the_breaks() -> None:
     ]
 
 
-def _run(folder: Path, judged: str) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, judged: str, *options: str) -> subprocess.CompletedProcess[str]:
     (folder / "toy.py").write_text(TOY)
     (folder / "test_toy.py").write_text(TOY_TEST)
     (folder / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
@@ -115,7 +115,7 @@ def _run(folder: Path, judged: str) -> subprocess.CompletedProcess[str]:
     )
     (folder / "judged.toml").write_text(judged)
     return subprocess.run(
-        [sys.executable, "-m", "tests.support.mutation_run", "--place", str(folder)],
+        [sys.executable, "-m", "tests.support.mutation_run", "--place", str(folder), *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -141,6 +141,21 @@ def test_a_survivor_is_shown_and_fails_the_run_until_it_is_judged(tmp_path: Path
     done = _run(tmp_path, textwrap.dedent(judgement))
     assert "SURVIVED" not in done.stdout
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_is_taken_up_again_and_may_be_of_one_function(tmp_path: Path) -> None:
+    """What was noticed is kept, what has survived is tried again, and one function's breaks leave the others alone."""
+    done = _run(tmp_path, "", "--only", "is_small")
+    assert "0 of 1 breaks noticed, 1 survivors not judged" in done.stdout, done.stderr
+    (known,) = (tmp_path / "known").iterdir()
+    assert len(known.read_text().splitlines()) == 2
+    done = _run(tmp_path, "", "--resume")
+    assert "5 of 6 breaks noticed, 1 survivors not judged" in done.stdout
+    tried = known.read_text().splitlines()
+    assert len(tried) == 2 + 6
+    done = _run(tmp_path, "", "--resume")
+    assert "5 of 6 breaks noticed, 1 survivors not judged" in done.stdout
+    assert known.read_text().splitlines() == [*tried, tried[-1] if "is_small" in tried[-1] else tried[1]]
 
 
 def test_every_judgement_is_of_a_break_that_can_be_made() -> None:
