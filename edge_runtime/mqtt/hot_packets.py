@@ -166,8 +166,6 @@ def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
 def _length(size: int) -> bytes:
     if size < 128:
         return bytes((size,))
-    if size < 16_384:
-        return bytes((size & 127 | 128, size >> 7))
     digits = bytearray()
     while size:
         digits.append(size & 127 | 128)

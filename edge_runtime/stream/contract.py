@@ -19,7 +19,6 @@ from edge_runtime.bundle.manifest import Channel
 from edge_runtime.config.load import RepairTable
 from edge_runtime.readings import Floats
 
-MOST_KEYS = 10_000  # whose last values are remembered
 MOST_SHOWN = 10  # categories in a message
 FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
 FOLD = 64  # readings side by side: numpy compares long rows at ten times the speed of rows of a few channels
@@ -48,12 +47,19 @@ class Contract:
     Args:
         channels: in the order of the columns that `check` will see.
         repair: what may be corrected instead of rejected.
+        max_keys: whose last values are remembered; the key without readings for longest makes room.
 
     Attributes:
         refusals: what the last `check` with a bad reading has refused, by reason.
     """
 
-    def __init__(self, channels: tuple[Channel, ...], repair: RepairTable = RepairTable()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        channels: tuple[Channel, ...],
+        repair: RepairTable = RepairTable(),  # noqa: B008 - frozen
+        *,
+        max_keys: int = 10_000,
+    ) -> None:
         largest = float(np.finfo(np.float32).max)  # an open side: finite values only
         limits = [channel.limits or (-largest, largest) for channel in channels]
         self._low = np.array([max(low, -largest) for low, _ in limits], np.float32)
@@ -65,6 +71,7 @@ class Contract:
         self._channels = channels
         self._repair = repair
         self._remembers = repair.missing == "last"
+        self._max_keys = max_keys
         self._last: dict[str | None, _Last] = {}
         self.refusals: dict[str, Refusal] = {}
         self.rejected: Counter[str] = Counter()
@@ -119,9 +126,8 @@ class Contract:
                     known = ", ".join(channel.categories[:MOST_SHOWN])
                     return f"`{name}`: expected one of {known}, found another"
             elif not low <= value <= high and not math.isnan(value):
-                shown = float(str(np.float32(value)))
-                wanted = f"{low:g} to {high:g}" if math.isfinite(shown) else "a finite number"
-                return f"`{name}`: expected {wanted}, found {shown:g}"
+                wanted = f"{_shown(low)} to {_shown(high)}" if math.isfinite(value) else "a finite number"
+                return f"`{name}`: expected {wanted}, found {_shown(value)}"
         return ""
 
     def _are_inside(self, values: Floats) -> bool:
@@ -150,12 +156,12 @@ class Contract:
     def _fill_missing(self, values: Floats, keys: list[str | None], moments: Sequence[float]) -> None:
         """Row by row, so that readings that arrive together are repaired as if they had come one after the other."""
         for row, (key, moment) in enumerate(zip(keys, moments, strict=True)):
-            last = self._last.get(key)
+            last = self._last.pop(key, None)
             reading = values[row]
             good = self._good_channels(reading)
             if last is None:
-                last = self._last[key] = _Last(len(reading))
-                while len(self._last) > MOST_KEYS:  # the oldest entry makes room
+                last = _Last(len(reading))
+                if len(self._last) >= self._max_keys:
                     del self._last[next(iter(self._last))]
             else:
                 fill = np.isnan(reading) & ~np.isnan(last.values)
@@ -166,6 +172,7 @@ class Contract:
                     self.repaired["repaired_missing"] += 1
             last.values[good] = reading[good]
             last.moments[good] = moment
+            self._last[key] = last  # behind the others
 
     def _inside(self, values: Floats) -> NDArray[np.bool_]:
         """Which values may reach the model."""
@@ -187,3 +194,8 @@ class Contract:
         if self._coded is not None and (~self._inside(row) & self._coded).any():
             return "unknown_category"
         return "out_of_range"
+
+
+def _shown(value: float) -> str:
+    """All digits that tell one float32 from its neighbours, and no more."""
+    return f"{float(str(np.float32(value))):.9g}"

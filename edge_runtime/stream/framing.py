@@ -175,16 +175,14 @@ class LineFramer(_DelimitedFramer):
         match self._line_end:
             case "lf":
                 return data.replace(b"\r\n", b"\n") if b"\r" in data else data
-            case "cr":
-                return data.replace(b"\r\n", b"\r") if b"\n" in data else data
-            case "any":
+            case "cr" | "any":
                 return data
             case _:
                 assert_never(self._line_end)
 
     def _checked(self, frames: list[bytes]) -> list[bytes]:
         if self._line_end == "cr":
-            frames = [frame.removeprefix(b"\n") for frame in frames]  # CR and LF in two chunks
+            frames = [frame.removeprefix(b"\n") for frame in frames]  # the rest of a CR LF
         return super()._checked(frames)
 
 

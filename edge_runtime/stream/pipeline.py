@@ -163,7 +163,11 @@ class Pipeline:
         self._loaded.sample = ScoreSample() if self._watches_drift else None
         own = manifest.channel_names
         self._columns = self._places(own)
-        self._contract = Contract(manifest.input.channels, self.repair) if own else frame_contract(manifest.input)
+        self._contract = (
+            Contract(manifest.input.channels, self.repair, max_keys=self.config.max_keys)
+            if own
+            else frame_contract(manifest.input)
+        )
         if self._contract is not None:
             self._contract.rejected, self._contract.repaired = self.counters.rejected, self.counters.counts
         window = manifest.input.window

@@ -227,7 +227,7 @@ class Windows:
             now: monotonic seconds, less the age of what was saved.
         """
         restored = 0
-        expected = int(np.prod(self._shape)) * 4 if not self._is_single else 0
+        expected = 4 * math.prod(self._shape) if not self._is_single else 0
         for item in saved[: self._max_keys]:
             if len(item.ring) != expected or not self._is_plausible(item):
                 continue
@@ -237,20 +237,22 @@ class Windows:
                 stream.ring[:] = np.frombuffer(item.ring, np.float32).reshape(self._shape)
             stream.filled, stream.position, stream.until = item.filled, item.position, item.until
             stream.last_time, stream.touched = item.last_time, now
-            if item.state is not None and len(item.state) == len(state_shapes):
-                parts = [np.frombuffer(part, np.float32).copy() for part in item.state]
-                if all(part.size == int(np.prod(shape)) for part, shape in zip(parts, state_shapes, strict=True)):
-                    stream.carry.parts = [part.reshape(shape) for part, shape in zip(parts, state_shapes, strict=True)]
+            sizes = [4 * math.prod(shape) for shape in state_shapes]
+            if item.state is not None and [len(part) for part in item.state] == sizes:
+                stream.carry.parts = [
+                    np.frombuffer(part, np.float32).reshape(shape).copy()
+                    for part, shape in zip(item.state, state_shapes, strict=True)
+                ]
             self._streams[item.key] = stream
             restored += 1
         return restored
 
     def _is_plausible(self, item: SavedStream) -> bool:
-        """A damaged file may say anything; the ring's own numbers must never lead out of it."""
+        """A damaged file may say anything: its numbers must not lead out of the ring, nor end a window too early."""
         length = self._length
-        return (
-            0 <= item.position < length and 0 <= item.filled <= length and 1 <= item.until <= max(length, self._stride)
-        )
+        is_begun = 0 <= item.filled < length and item.filled + item.until == length
+        is_full = item.filled == length and 1 <= item.until <= max(length, self._stride)
+        return 0 <= item.position < length and (is_begun or is_full)
 
     @property
     def _ring_shape(self) -> tuple[int, ...]:
@@ -276,7 +278,6 @@ class Windows:
                 self.evicted += 1
                 self._evicted.add(silent.key)
             stream = self._streams[key] = Stream(key, self._ring_shape)
-            stream.until = self._length
             stream.touched = now
         return stream
 

@@ -7,15 +7,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_runtime.config.tables import Config
 from edge_runtime.daemon import state
-from edge_runtime.daemon.state import StateFolder, restore_windows, save_windows
+from edge_runtime.daemon.state import (
+    StateFolder,
+    outbox_path,
+    outbox_thread,
+    restore_windows,
+    save_windows,
+    state_folder,
+)
 from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.stream.seen import SavedSeen
+from edge_runtime.stream.sources.kind import Remembering
 from edge_runtime.stream.windows import SavedStream, Windows
+from edge_runtime.system.loop import Loop
 
 STREAM = SavedStream("k", b"\0" * 8, 1, 1, 1, 0.0, None)
 
@@ -100,10 +112,12 @@ def test_windows_of_another_bundle_are_not_taken_up(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uptime", "boot", "wall", "is_fresh"),
     [
+        (60.0, "same", 60.0, True),
         (59.0, "same", 1e9, True),  # a clock that was set meanwhile says nothing while the machine stayed up
         (61.0, "same", 0.0, False),
         (5.0, "another", 59.0, True),
         (5.0, "another", 61.0, False),
+        (5.0, "", 61.0, False),  # a kernel without a boot id: as after a reboot
     ],
 )
 def test_windows_older_than_the_expiry_of_keys_are_not_taken_up(
@@ -111,7 +125,7 @@ def test_windows_older_than_the_expiry_of_keys_are_not_taken_up(
 ) -> None:
     """Age is judged by the uptime, and after a reboot by the wall clock."""
     monkeypatch.setattr(state, "_uptime", lambda: 100.0)
-    monkeypatch.setattr(state, "_boot_id", lambda: "same")
+    monkeypatch.setattr(state, "_boot_id", lambda: boot and "same")
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
     folder = StateFolder(tmp_path, "d")
     save_windows(folder, [_pipeline(readings=1)], {})
@@ -168,3 +182,151 @@ def test_two_devices_share_a_folder(tmp_path: Path) -> None:
     """Files carry the device's name."""
     StateFolder(tmp_path, "a").save_windows({"m": ("digest", [STREAM])})
     assert StateFolder(tmp_path, "b").take_windows() is None
+
+
+def test_the_first_start_is_the_clock_and_each_later_one_a_second_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that stands at its beginning gives 1, 2, 3; with a file or within a process."""
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert [StateFolder(tmp_path, "d").next_start() for _ in range(3)] == [1, 2, 3]
+    assert StateFolder(None, "d").next_start() == 1
+    assert StateFolder(tmp_path, "d").next_start(above=10) == 11, "what the process knows counts as well"
+    assert StateFolder(tmp_path, "d").next_start() == 12
+
+
+@pytest.mark.parametrize(("elapsed", "expires_after"), [(0.25, 59.75), (10.0, 50.0)])
+@pytest.mark.parametrize("boot", ["same", "another"])
+def test_a_key_is_as_old_after_a_stop_as_its_windows(
+    elapsed: float, expires_after: float, boot: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seconds of the stop count towards its expiry, and no second more."""
+    monkeypatch.setattr(state, "_uptime", lambda: 100.0)
+    monkeypatch.setattr(state, "_boot_id", lambda: "same")
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    folder = StateFolder(tmp_path, "d")
+    save_windows(folder, [_pipeline(readings=1)], {})
+    monkeypatch.setattr(state, "_boot_id", lambda: boot)
+    monkeypatch.setattr(state, "_uptime", lambda: 100.0 + elapsed)
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0 + elapsed)
+    after = _pipeline()
+    restore_windows(folder, [after], {}, 1000.0)
+    expiry = 1000.0 + expires_after - 60.0  # of keys that were silent for 60 s by then
+    assert after.windows.expire(expiry) == []
+    assert after.windows.expire(expiry + 0.125) == ["k"]
+
+
+def test_a_clock_that_was_set_back_makes_no_window_younger_than_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An age is never below zero: the key would outlive its expiry."""
+    folder = StateFolder(tmp_path, "d")
+    for boot, uptime, wall in (("same", 1.0, 0.0), ("another", 0.0, 1.0)):
+        monkeypatch.setattr(state, "_boot_id", lambda: "same")
+        monkeypatch.setattr(state, "_uptime", lambda: 100.0)
+        monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+        folder.save_windows({"m": ("digest", [STREAM])})
+        monkeypatch.setattr(state, "_boot_id", lambda boot=boot: boot)
+        monkeypatch.setattr(state, "_uptime", lambda uptime=uptime: uptime)
+        monkeypatch.setattr(time, "time", lambda wall=wall: wall)
+        found = folder.take_windows()
+        assert found is not None
+        assert found.age() == 0.0
+
+
+def test_what_the_sources_have_seen_is_kept_and_given_back_by_name(tmp_path: Path) -> None:
+    """Also where no window is incomplete, and only to a source that is still there."""
+    folder, given = StateFolder(tmp_path, "d"), dict[str, SavedSeen]()
+
+    def source(name: str) -> Remembering:
+        return cast(
+            "Remembering",
+            SimpleNamespace(
+                save=lambda _: SavedSeen(readings=[("k", name, 7)], filters=[f"s/{name}"]),
+                restore=lambda saved, _: given.__setitem__(name, saved),
+            ),
+        )
+
+    save_windows(folder, [_pipeline()], {"a": source("a"), "gone": source("gone")})
+    restore_windows(folder, [_pipeline()], {"a": source("a"), "new": source("new")}, 0.0)
+    assert list(given) == ["a"]
+    assert (given["a"].readings, given["a"].filters) == ([("k", "a", 7)], ["s/a"])
+
+
+def test_a_start_without_saved_windows_begins_with_empty_ones(tmp_path: Path) -> None:
+    """The first start, and every one after a crash."""
+    after = _pipeline()
+    restore_windows(StateFolder(tmp_path, "d"), [after], {}, 0.0)
+    restore_windows(StateFolder(None, "d"), [after], {}, 0.0)
+    assert len(after.windows) == 0
+
+
+def test_windows_that_cannot_be_kept_are_reported_and_end_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that cannot be written: a stop goes on without them."""
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    save_windows(StateFolder(blocked / "below", "d"), [_pipeline(readings=1)], {})
+    assert [record.getMessage() for record in caplog.records] == ["incomplete windows are not kept"]
+
+
+def test_a_file_of_the_release_before_is_taken_and_one_of_a_later_format_is_not(tmp_path: Path) -> None:
+    """Written down as it stands on disk; a format that is not known is not guessed at, and is gone afterwards."""
+    stream = ["k", bytes(8), 1, 1, 1, 0.0, None]
+    for number, is_taken in ((1, True), (2, False), (0, False)):
+        content = {"format": number, "saved": 1e9, "models": {"m": ["digest", [stream]]}}
+        (tmp_path / "d.windows").write_bytes(msgspec.msgpack.encode(content))
+        found = StateFolder(tmp_path, "d").take_windows()
+        assert (found is not None) is is_taken, number
+        assert not (tmp_path / "d.windows").exists()
+        if found is not None:
+            assert found.models == {"m": ("digest", [STREAM])}
+
+
+def test_a_small_file_is_read_back_by_its_name_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    """The folder is made where it is missing, with those above it; without a folder nothing is kept."""
+    folder = StateFolder(tmp_path / "one" / "two", "d")
+    assert folder.read("what") is None
+    folder.write("what", b"first")
+    folder.write("what", b"second")
+    assert folder.read("what") == b"second"
+    path = tmp_path / "one" / "two" / "d.what"
+    assert path.read_bytes() == b"second"
+    assert path.stat().st_mode & 0o777 == 0o600
+    nowhere = StateFolder(None, "d")
+    nowhere.write("what", b"third")
+    assert nowhere.read("what") is None
+    nowhere.save_windows({"m": ("digest", [STREAM])})
+    assert nowhere.take_windows() is None
+
+
+@pytest.mark.parametrize(
+    ("configured", "directory", "folder", "outbox"),
+    [
+        ("/data/box.db", "/var/lib/a", "/data", "/data/box.db"),
+        (None, "/var/lib/a", "/var/lib/a", "/var/lib/a/outbox.db"),
+        (None, "/var/lib/a:/var/lib/b", "/var/lib/a", "/var/lib/a/outbox.db"),  # systemd joins several with colons
+        (None, "", None, None),
+        (None, None, None, None),
+    ],
+)
+def test_the_state_stands_beside_the_outbox_or_where_systemd_says(
+    configured: str | None,
+    directory: str | None,
+    folder: str | None,
+    outbox: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without either there is none, and predictions wait in memory alone."""
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    if directory is not None:
+        monkeypatch.setenv("STATE_DIRECTORY", directory)
+    table = SimpleNamespace(path=configured, max_bytes=1_000_000, max_age=None)
+    config = cast("Config", SimpleNamespace(outbox=table))
+    assert state_folder(config) == (None if folder is None else Path(folder))
+    assert outbox_path(config) == (None if outbox is None else Path(outbox))
+    thread = outbox_thread(config, cast("Loop", SimpleNamespace(call_soon_threadsafe=None)))
+    assert (thread is None) is (outbox is None)
+    if thread is not None:
+        assert thread.stop(10.0)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.whole_socket import WholeSocket
+from tests.support.fake_broker import packet, text
 
 
 class _Noted:
@@ -175,3 +176,144 @@ def test_the_head_of_a_message_that_is_too_long_names_its_topic_and_its_packet_i
         hot_packets.topic_head(topic.decode()), bytes(100_000), packet_id, retain=False, properties=b""
     )
     assert hot_packets.head_of_message(whole[: hot_packets.HEAD_BYTES]) == (topic, packet_id)
+
+
+# MQTT 3.1.1 section 2.2.3, table 2.4, and one on either side of what a first digit or a second one can hold.
+LENGTHS = [
+    (127, b"\x7f"),
+    (128, b"\x80\x01"),
+    (129, b"\x81\x01"),
+    (255, b"\xff\x01"),
+    (256, b"\x80\x02"),
+    (16_383, b"\xff\x7f"),
+    (16_384, b"\x80\x80\x01"),
+    (16_385, b"\x81\x80\x01"),
+    (32_768, b"\x80\x80\x02"),
+    (2_097_151, b"\xff\xff\x7f"),
+    (2_097_152, b"\x80\x80\x80\x01"),
+    (2_097_153, b"\x81\x80\x80\x01"),
+]
+
+
+@pytest.mark.parametrize(("size", "digits"), LENGTHS)
+def test_the_lengths_of_the_specification_are_written_and_read(size: int, digits: bytes) -> None:
+    """Their bytes stand in the specification; a packet of such a length is taken whole, and no byte behind it."""
+    payload = b"\x05" * (size - 5)
+    written = hot_packets.publish(b"\0\3a/b", payload, 0, retain=False, properties=b"")
+    assert written == b"\x30" + digits + b"\0\3a/b" + payload
+    behind = b"\x40\x02\x12\x34"
+    assert _take(written + behind) == ([(b"a/b", payload, 0, False), (0x1234, 0)], len(written) + 4, len(written) + 4)
+    taken, begin, end = _take(written[:-1])
+    assert (taken, begin, end) == ([], 0, len(written))
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("retain", [False, True])
+@pytest.mark.parametrize("dup", [False, True])
+@pytest.mark.parametrize("is_v5", [False, True])
+def test_a_message_of_another_writer_is_understood(qos: int, retain: bool, dup: bool, is_v5: bool) -> None:
+    """Every flag by itself: retained is not repeated, and neither is a quality of service."""
+    identifier = (0x8123).to_bytes(2, "big") if qos else b""
+    body = text(b"sensors/a") + identifier + (b"\0" if is_v5 else b"") + b"\x07payload\xff"
+    data = packet(0x30 | dup << 3 | qos << 1 | retain, body)
+    noted = _Noted()
+    assert hot_packets.take(data, 0, noted, is_v5=is_v5) == (len(data), len(data))
+    assert noted.taken == [(b"sensors/a", b"\x07payload\xff", 0x8123 if qos else 0, retain)]
+    assert noted.repeated == [dup]
+    if not dup:
+        head, properties = text(b"sensors/a"), b"\0" if is_v5 else b""
+        packet_id = 0x8123 if qos else 0
+        assert hot_packets.publish(head, b"\x07payload\xff", packet_id, retain=retain, properties=properties) == data
+
+
+@pytest.mark.parametrize(
+    ("begun", "known"),
+    [
+        (b"\xd0", 2),
+        (b"\x30", 2),
+        (b"\x30\x05", 7),
+        (b"\x30\x80", 3),
+        (b"\x30\x80\x01", 131),
+        (b"\x30\x80\x80", 4),
+        (b"\x30\x80\x80\x80", 5),
+        (b"\x30\x80\x80\x80\x01", 2_097_157),
+    ],
+)
+def test_the_end_of_what_has_begun_is_as_near_as_it_can_be(begun: bytes, known: int) -> None:
+    """Whoever waits for more must not wait for a byte that never comes: a ping has two."""
+    assert _take(begun) == ([], 0, known)
+    assert _take(b"\x40\x02\x00\x01" + begun) == ([(1, 0)], 4, 4 + known)
+
+
+def test_an_answer_to_a_ping_is_shown_when_its_second_byte_has_come() -> None:
+    """Byte by byte and with nothing behind it: a link is not taken for dead."""
+    assert _feed([b"\xd0", b"\x00"], is_v5=False) == [("paho", b"\xd0\x00")]
+
+
+@pytest.mark.parametrize("retain", [False, True])
+@pytest.mark.parametrize("packet_id", [0, 1, 0x0100, 0xFFFF])
+def test_the_longest_head_there_is_holds_the_packet_id_and_no_byte_more(packet_id: int, retain: bool) -> None:
+    """A topic of 65,535 bytes, and at QoS 0 no id although its payload stands in that place."""
+    topic, payload = b"t" * 65_535, b"\x01" * 3_000_000
+    identifier = packet_id.to_bytes(2, "big") if packet_id else b""
+    whole = packet(0x30 | (2 if packet_id else 0) | retain, text(topic) + identifier + payload)
+    assert hot_packets.head_of_message(whole[: hot_packets.HEAD_BYTES]) == (topic, packet_id)
+    if packet_id:
+        assert whole[hot_packets.HEAD_BYTES :] == payload
+    head = hot_packets.topic_head(topic.decode())
+    assert hot_packets.publish(head, payload, packet_id, retain=retain, properties=b"") == whole
+
+
+@pytest.mark.parametrize("first", [0x90, 0x40, 0xF0, 0x20])
+def test_only_a_message_may_be_too_long(first: int) -> None:
+    """Of any other packet, and of a message to no topic, the rest is not understood without the beginning."""
+    with pytest.raises(ValueError, match="far too long"):
+        hot_packets.head_of_message(packet(first, text(b"a/b") + bytes(100_000))[: hot_packets.HEAD_BYTES])
+    with pytest.raises(ValueError, match="far too long"):
+        hot_packets.head_of_message(packet(0x32, text(b"") + bytes(100_000))[: hot_packets.HEAD_BYTES])
+
+
+def test_a_reason_from_128_on_is_a_refusal() -> None:
+    """MQTT 5 section 2.4: below that it is a success, such as "no matching subscribers" (16)."""
+    assert [reason for reason in range(256) if hot_packets.is_refusal(reason)] == list(range(128, 256))
+
+
+class _Claims(bytes):
+    """Says that it is longer than it is: the longest packets need not be made."""
+
+    claimed = 0
+
+    def __len__(self) -> int:
+        return self.claimed
+
+
+def test_a_message_longer_than_mqtt_can_say_is_refused() -> None:
+    """268,435,455 bytes behind the length, of which the topic takes 5; its four digits are then all full."""
+    payload = _Claims(b"x")
+    payload.claimed = 268_435_450
+    head = hot_packets.topic_head("a/b")
+    packet_of_most = hot_packets.publish(head, payload, 0, retain=False, properties=b"")
+    assert packet_of_most.startswith(b"\x30\xff\xff\xff\x7f\x00\x03a/b")
+    payload.claimed += 1
+    with pytest.raises(ValueError, match="at most 268435455 bytes, found 268435456"):
+        hot_packets.publish(head, payload, 0, retain=False, properties=b"")
+
+
+def test_packet_ids_end_with_the_last_that_two_bytes_hold() -> None:
+    """One more would be no packet (MQTT 3.1.1 section 2.3.1)."""
+    assert hot_packets.puback(hot_packets.LAST_ID) == b"\x40\x02\xff\xff"
+    assert len(hot_packets.puback(1)) == hot_packets.PUBACK_BYTES
+
+
+def test_the_encoded_topics_that_are_kept_have_a_bound() -> None:
+    """Ten thousand, whatever devices invent; each is right, also when the others have been forgotten."""
+    heads = hot_packets.TopicHeads()
+    most = 0
+    for number in range(20_001):
+        topic = f"t/{number}"
+        assert heads[topic] == text(topic.encode())
+        assert heads[topic] is heads[topic]
+        most = max(most, len(heads))
+    assert most == 10_000
+    with pytest.raises(ValueError, match="expected a topic"):
+        heads["#"]

@@ -191,3 +191,186 @@ def test_many_readings_are_judged_as_each_by_itself(bad: float, row: int) -> Non
     good = Contract(LIMITED).check(values, [None] * 200)
     assert good is not None
     assert np.flatnonzero(~good).tolist() == [row]
+
+
+# What a bundle may hold beside ranges: categories as their index, and channels that a model may do without.
+ROOMS = Channel("room", categories=("hall", "lab", "roof"))
+OTHERS = Channel("room", categories=("hall", "lab", "roof"), unknown="allowed")
+RARE = Channel("co2", "ppm", (400.0, 5000.0), missing="allowed")
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("together", [1, 4, 5, 64, 200])
+@pytest.mark.parametrize(
+    ("channel", "good", "bad"),
+    [
+        (ROOMS, [0.0, 1.0, 2.0], [-1.0, 0.5, 1.999, 3.0, 2.5]),
+        (OTHERS, [-1.0, 0.0, 2.0], [-2.0, -0.5, 3.0]),
+    ],
+)
+def test_a_category_is_one_of_its_whole_numbers(
+    channel: Channel, good: list[float], bad: list[float], together: int
+) -> None:
+    """Alone and among many; an unknown text is a category where the bundle allows it."""
+    channels = (channel, Channel("t", "C", (-10.0, 50.0)))
+    whole = _table(*((good[number % len(good)], 50.0 if number % 2 else -10.0) for number in range(together)))
+    assert Contract(channels).check(whole.copy(), [None] * together) is None
+    for value in bad:
+        for row in {0, together // 2, together - 1}:
+            contract, table = Contract(channels), whole.copy()
+            table[row, 0] = value
+            found = contract.check(table, [None] * together)
+            assert found is not None
+            assert np.flatnonzero(~found).tolist() == [row]
+            assert contract.rejected == {"unknown_category": 1}
+            assert contract.explain("unknown_category", table[row]) == (
+                "`room`: expected one of hall, lab, roof, found another"
+            )
+
+
+def test_no_category_is_moved_to_the_nearest_one() -> None:
+    """`out_of_range = "clip"` is for quantities: the value beside it is moved, the room is refused."""
+    contract = Contract((ROOMS, RARE), RepairTable(out_of_range="clip"))
+    table = _table((7.0, 800.0), (1.0, 9000.0), (1.5, 100.0))
+    found = contract.check(table, [None] * 3)
+    assert found is not None
+    assert found.tolist() == [False, True, False]
+    assert table.tolist() == [[7.0, 800.0], [1.0, 5000.0], [1.5, 400.0]]
+    assert contract.repaired == {"repaired_out_of_range": 2}
+    assert contract.rejected == {"unknown_category": 2}
+
+
+@pytest.mark.parametrize("together", [1, 5, 64, 130])
+def test_a_channel_that_may_be_missing_may_be_missing_and_nothing_else(together: int) -> None:
+    """Missing it is good; out of its range it is refused as any other."""
+    channels = (RARE, Channel("t", "C", (-10.0, 50.0)))
+    whole = _table(*((NAN if number % 2 else 400.0, 20.0) for number in range(together)))
+    assert Contract(channels).check(whole.copy(), [None] * together) is None
+    for value, other, reason in (
+        (399.0, 20.0, "out_of_range"),
+        (5001.0, 20.0, "out_of_range"),
+        (float("inf"), 20.0, "not_finite"),
+        (NAN, NAN, "missing_channel"),
+        (NAN, 51.0, "out_of_range"),
+        (800.0, NAN, "missing_channel"),
+    ):
+        contract, table = Contract(channels), whole.copy()
+        table[-1] = value, other
+        found = contract.check(table, [None] * together)
+        assert found is not None
+        assert np.flatnonzero(~found).tolist() == [together - 1]
+        assert contract.rejected == {reason: 1}
+
+
+@pytest.mark.parametrize("together", [1, 4, 5, 63, 64, 65, 128])
+def test_the_limits_themselves_are_inside_however_many_come(together: int) -> None:
+    """Both of them, in every way of looking; the next float32 beyond each is not."""
+    low, high = np.array([-10.0, 0.0], np.float32), np.array([0.1, 100.0], np.float32)
+    table = np.array([low if number % 2 else high for number in range(together)], np.float32)
+    assert Contract(LIMITED).check(table.copy(), [None] * together) is None
+    clipping = Contract(LIMITED, RepairTable(out_of_range="clip", missing="last"))
+    assert clipping.check(table.copy(), [None] * together) is None
+    assert not clipping.repaired.total()
+    for column, beyond in ((0, np.nextafter(low[0], -np.inf)), (1, np.nextafter(high[1], np.inf))):
+        outside = table.copy()
+        outside[-1, column] = beyond
+        found = Contract(LIMITED).check(outside, [None] * together)
+        assert found is not None
+        assert np.flatnonzero(~found).tolist() == [together - 1]
+
+
+def test_one_side_of_a_range_may_be_open() -> None:
+    """A limit of infinity is where float32 ends."""
+    contract = Contract((Channel("t", "", (float("-inf"), 5.0)), Channel("h", "", (0.0, float("inf")))))
+    assert contract.check(_table((-LARGEST, LARGEST), (5.0, 0.0)), [None] * 2) is None
+    found = contract.check(_table((float("-inf"), 1.0), (1.0, float("inf")), (5.5, 1.0), (5.0, -0.5)), [None] * 4)
+    assert found is not None
+    assert not found.any()
+    assert contract.rejected == {"not_finite": 2, "out_of_range": 2}
+
+
+def test_the_last_check_says_what_it_has_refused_and_how_many() -> None:
+    """By reason, with the last row of each; what an earlier check refused is not there any more."""
+    contract = Contract(LIMITED)
+    contract.check(_table((NAN, 1.0), (0.0, 101.0)), [None] * 2)
+    assert contract.refusals == {"missing_channel": (0, 1), "out_of_range": (1, 1)}
+    contract.check(_table((0.0, 101.0), (0.0, 5.0), (0.0, 102.0), (1.0, 103.0)), [None] * 4)
+    assert contract.refusals == {"out_of_range": (3, 3)}
+    assert contract.rejected == {"missing_channel": 1, "out_of_range": 4}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "text"),
+    [
+        ((1.0, NAN, NAN), "missing_channel", "no `t`"),
+        ((NAN, 500.0, NAN), "missing_channel", "no `room`, `t`"),
+        ((0.0, NAN, 51.0), "out_of_range", "`t`: expected -10 to 50, found 51"),
+        ((2.0, 5000.0, 51.0), "out_of_range", "`t`: expected -10 to 50, found 51"),
+        ((2.0, 400.0, -10.5), "out_of_range", "`t`: expected -10 to 50, found -10.5"),
+        ((1.0, 399.5, 20.0), "out_of_range", "`co2`: expected 400 to 5000, found 399.5"),
+        ((1.0, 5000.25, 99.0), "out_of_range", "`co2`: expected 400 to 5000, found 5000.25"),
+        ((1.0, 500.0, float("-inf")), "not_finite", "`t`: expected a finite number, found -inf"),
+        ((0.5, NAN, 20.0), "unknown_category", "`room`: expected one of hall, lab, roof, found another"),
+        ((3.0, NAN, 20.0), "unknown_category", "`room`: expected one of hall, lab, roof, found another"),
+        ((1.0, float(np.nextafter(np.float32(5000), np.float32(9e9))), 20.0), "out_of_range",
+         "`co2`: expected 400 to 5000, found 5000.0005"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_first_channel_that_is_at_fault(
+    row: tuple[float, float, float], reason: str, text: str
+) -> None:
+    """A channel that may be missing, or stands at its limit, is not at fault; digits are shown where they matter."""
+    contract = Contract((ROOMS, RARE, Channel("t", "C", (-10.0, 50.0))))
+    values = np.array([row], np.float32)
+    assert contract.check(values, [None]) is not None
+    assert contract.rejected == {reason: 1}
+    assert contract.explain(reason, values[0]) == text
+
+
+def test_a_limit_is_shown_as_it_was_written() -> None:
+    """And not as the float32 that it becomes."""
+    contract = Contract((Channel("t", "", (0.1, 1234567.0)),))
+    assert contract.explain("out_of_range", np.zeros(1, np.float32)) == "`t`: expected 0.1 to 1234567, found 0"
+
+
+def test_of_many_categories_ten_are_shown() -> None:
+    """A line of a log stays a line."""
+    contract = Contract((Channel("c", categories=tuple("abcdefghijkl")),))
+    text = contract.explain("unknown_category", np.array([99.0], np.float32))
+    assert text == "`c`: expected one of a, b, c, d, e, f, g, h, i, j, found another"
+
+
+def test_an_optional_channel_is_put_in_place_of_a_missing_one_as_any_other() -> None:
+    """`missing = "last"` takes what was there before, also where the model could do without."""
+    contract = Contract((RARE,), RepairTable(missing="last"))
+    table = np.array([[NAN], [800.0], [NAN]], np.float32)
+    assert contract.check(table, ["a"] * 3) is None
+    assert np.array_equal(table, np.array([[NAN], [800.0], [800.0]], np.float32), equal_nan=True)
+
+
+def test_only_what_is_missing_is_put_in_place() -> None:
+    """A value that came is never replaced by the one before it; its age counts from its own moment, on either side."""
+    contract = Contract(OPEN, RepairTable(missing="last", max_age=5.0))
+    contract.check(_table((1.0, 2.0)), ["a"], [100.0])
+    table = _table((3.0, NAN), (NAN, 5.0), (NAN, NAN))
+    assert contract.check(table, ["a"] * 3, [104.0, 109.0, 100.0]) is not None
+    assert table[:2].tolist() == [[3.0, 2.0], [3.0, 5.0]]
+    assert np.isnan(table[2]).tolist() == [False, True], "one from the time before counts as far away as one behind"
+    assert contract.repaired == {"repaired_missing": 3}
+
+
+def test_the_last_values_of_as_many_keys_are_kept_as_have_windows() -> None:
+    """By default of ten thousand; the key that was silent for longest makes room, not the one that came first."""
+    contract = Contract(OPEN, RepairTable(missing="last"), max_keys=3)
+    good, lacks = _table((1.0, 2.0)), _table((NAN, 3.0))
+    for key in ("a", "b", "c", "a", "d"):
+        assert contract.check(good.copy(), [key]) is None
+    assert {key: contract.check(lacks.copy(), [key]) is None for key in ("a", "c", "d")} == dict.fromkeys("acd", True)
+    assert contract.check(lacks.copy(), ["b"]) is not None
+    many = Contract(OPEN, RepairTable(missing="last"))
+    keys: list[str | None] = [str(number) for number in range(10_000)]
+    assert many.check(np.ones((len(keys), 2), np.float32), keys) is None
+    assert many.check(lacks.copy(), ["0"]) is None
+    assert many.check(good.copy(), ["one more"]) is None
+    assert many.check(lacks.copy(), ["1"]) is not None
+    assert many.check(lacks.copy(), ["0"]) is None

@@ -2,13 +2,22 @@
 
 import itertools
 import random
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.stream.codecs.plain_text import is_text
-from edge_runtime.stream.framing import CobsFramer, LineFramer, cobs_decode, cobs_encode, crc16, make_framer
+from edge_runtime.stream.framing import (
+    CobsFramer,
+    LineEnd,
+    LineFramer,
+    cobs_decode,
+    cobs_encode,
+    crc16,
+    make_framer,
+)
 from edge_runtime.system.counters import Counters
 
 LIMIT = 64
@@ -262,3 +271,116 @@ def test_a_block_that_has_no_length_or_more_than_there_is_is_no_cobs(encoded: by
 def test_tab_and_line_ends_are_the_only_controls_of_a_text() -> None:
     """Byte by byte."""
     assert [byte for byte in range(128) if is_text(bytes([byte]))] == [9, 10, 13, *range(32, 127)]
+
+
+def plain_lines(data: bytes, line_end: LineEnd) -> tuple[list[bytes], int]:
+    """The lines of all that came, by the definition: split at the ends, without the first piece and the last.
+
+    Returns:
+        The lines, and how many are longer than `LIMIT`; the unfinished one counts where no line end can save it.
+    """
+    pattern, begin, end = {"lf": (rb"\n", b"", b"\r"), "cr": (rb"\r", b"\n", b""), "any": (rb"[\r\n]", b"", b"")}[
+        line_end
+    ]
+    pieces = re.split(pattern, data)
+    lines = [piece.removeprefix(begin).removesuffix(end) for piece in pieces[1:-1]]
+    unfinished = len(pieces) > 1 and len(pieces[-1]) > LIMIT + 1
+    return [line for line in lines if 0 < len(line) <= LIMIT], sum(len(line) > LIMIT for line in lines) + unfinished
+
+
+@given(
+    data=st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"b" * (LIMIT - 1), b"c" * LIMIT])).map(b"".join),
+    at=st.lists(st.integers(min_value=0)),
+    line_end=st.sampled_from(["lf", "cr", "any"]),
+)
+def test_lines_are_those_of_a_plain_split(data: bytes, at: list[int], line_end: LineEnd) -> None:
+    """Whatever ends them, and however their bytes are cut: also CR LF LF between two lines."""
+    counters = Counters()
+    framer = make_framer("lines", LIMIT, counters, line_end=line_end)
+    found = [line for piece in cut(data, at) for line in framer.feed(piece)]
+    lines, too_long = plain_lines(data, line_end)
+    assert found == lines
+    assert counters.rejected["too_long"] == too_long
+
+
+@pytest.mark.parametrize(
+    ("line_end", "right", "wrong", "said"),
+    [
+        ("lf", b"\n", b"\r", 'a line feed, found a carriage return alone: set line_end = "cr" or "any"'),
+        ("cr", b"\r", b"\n", 'a carriage return, found a line feed alone: set line_end = "lf" or "any"'),
+    ],
+)
+def test_wrong_line_ends_are_counted_from_the_third_without_a_right_one(
+    line_end: LineEnd, right: bytes, wrong: bytes, said: str
+) -> None:
+    """All of them count then, each once; a right one, or a port that is opened anew, begins the count again."""
+    counters = Counters()
+    framer = LineFramer(LIMIT, counters, line_end=line_end)
+    for text, total in (
+        ("1W2W", 0),
+        ("3", 0),
+        ("W", 3),
+        ("4W5W", 5),
+        ("R6W7W", 5),
+        ("8W", 8),
+        ("R", 8),
+        ("9W1W", 8),
+        ("WR", 8),
+        ("1W2W", 8),
+        (None, 8),
+        ("1W2W", 8),
+        (None, 8),
+        ("3W", 8),
+        ("4W5W", 11),
+    ):
+        if text is None:
+            framer.reset()
+            continue
+        framer.feed(text.encode().replace(b"W", wrong).replace(b"R", right))
+        assert counters.rejected["wrong_line_end"] == total, text
+    note = counters.notes["wrong_line_end"]
+    assert note.why.endswith(said)
+    assert note.sample == b"4" + wrong + b"5" + wrong
+
+
+def test_no_line_end_is_wrong_where_either_is_right() -> None:
+    """`line_end = "any"` counts none, however many of one kind come."""
+    counters = Counters()
+    framer = LineFramer(LIMIT, counters, line_end="any")
+    assert framer.feed(b"\r1\r2\r3\r4\n5\n6\r") == [b"1", b"2", b"3", b"4", b"5", b"6"]
+    assert framer.feed(b"7\n8\n9\n10\n") == [b"7", b"8", b"9", b"10"]
+    assert not counters.rejected
+
+
+def test_a_carriage_return_inside_a_line_stays_there() -> None:
+    """Only before the line feed it is part of the line end; a codec judges what it is elsewhere."""
+    assert opened().feed(b"1\r2\n\r3\r\r\n") == [b"1\r2", b"\r3\r"]
+
+
+def test_what_is_refused_is_shown_by_its_last_and_its_first_200_bytes() -> None:
+    """Of several lines that are too long in one chunk the last one is shown, and never more than its beginning."""
+    counters = Counters()
+    framer = opened(counters)
+    framer.feed(b"".join(letter * 300 + b"\n" for letter in (b"a", b"b", b"c")))
+    assert counters.notes["too_long"].sample == b"c" * 200
+    assert counters.rejected == {"too_long": 3}
+    framer.feed(b"d" * 500)
+    assert counters.notes["too_long"].sample == b"d" * 200
+    framer.reset()
+    framer.feed(b"\n" + b"e\r" * 300)
+    assert counters.notes["wrong_line_end"].sample == b"e\r" * 100
+    assert "max_frame_bytes = 64 bytes" in counters.notes["too_long"].why
+
+
+def test_a_stream_that_begins_at_a_frame_loses_none() -> None:
+    """The output of a program is read from its first byte."""
+    framer = LineFramer(LIMIT, Counters())
+    framer.begin()
+    assert framer.feed(b"1,2\n3,4\n") == [b"1,2", b"3,4"]
+
+
+def test_a_cobs_frame_has_a_sum_unless_it_is_left_out() -> None:
+    """By default, of the framer as of the function that makes it; what has none is refused."""
+    for framer in (CobsFramer(LIMIT, Counters()), make_framer("cobs", LIMIT, Counters())):
+        framer.feed(b"\0")
+        assert framer.feed(cobs_encode(b"abc") + b"\0" + cobs_encode(b"abc" + crc16(b"abc")) + b"\0") == [b"abc"]

@@ -258,6 +258,14 @@ def test_a_flood_of_keys_leaves_nothing_behind(tmp_path: Path) -> None:
     assert len(set(identities)) == len(identities) == 500
 
 
+def test_as_many_keys_are_repaired_as_may_have_windows(tmp_path: Path) -> None:
+    """`max_keys` beyond its default is a bound for the last values too."""
+    bench = _Bench(builders.classification(), tmp_path, max_keys=11_000, repair=RepairTable(missing="last"))
+    bench.pipeline.accept(_batch([[1, 2]] * 10_500, keys=[f"k{number}" for number in range(10_500)]))
+    bench.pipeline.accept(_batch([[np.nan, 3]], keys=["k0"]))
+    assert (bench.counters.rejected, bench.counters.counts["repaired_missing"]) == ({}, 1)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_worker_keeps_the_order_and_the_loop_free(fails: bool, tmp_path: Path) -> None:
     """Jobs come back in the order in which they went, poison pills among them."""

@@ -208,6 +208,10 @@ def test_the_state_of_a_recurrent_model_is_kept_over_a_stop() -> None:
         {"until": 99},
         {"filled": -1},
         {"filled": 77},
+        {"until": 2},  # one too many
+        {"filled": 1},  # and one too few: a window would hold what stood in the ring before
+        {"filled": 3, "until": 4},
+        {"filled": 3, "until": 0},
     ],
 )
 def test_a_saved_window_that_does_not_fit_is_left_out(spoilt: dict[str, object]) -> None:
@@ -397,7 +401,7 @@ def test_a_gap_of_single_readings_is_counted_once_and_their_keys_do_not_expire()
 @pytest.mark.parametrize(
     ("times", "gaps"),
     [([10.0, 10.0], 0), ([10.0, 15.0], 0), ([10.0, 15.5], 1), ([10.0, 8.0], 0), ([10.0, 7.5], 1),
-     ([10.0, 8.0, 14.9], 0), ([10.0, 8.0, 15.5], 1)],
+     ([10.0, 8.0, 14.9], 0), ([10.0, 8.0, 15.5], 1), ([10.0, 10.9, 15.5], 0), ([10.0, 10.5, 11.0, 16.5], 1)],
 )  # fmt: skip
 def test_a_gap_begins_beyond_its_bounds_and_not_at_them(times: list[float], gaps: int) -> None:
     """Forward by more than `max_gap`, back by more than `max_back`; a late one does not move what is compared with."""
@@ -437,3 +441,115 @@ def test_saved_positions_outside_of_the_ring_and_states_of_another_model_are_lef
     assert windows.restore([SavedStream("a", ring, 1, 1, 1, 0.0, [part, part])], [(1,)], 0.0) == 1
     found = windows.push(np.ones((1, 1), np.float32), ["a"], None, 0.0)
     assert found.carries[0].parts is None
+
+
+@pytest.mark.parametrize(
+    "state",
+    [[b"abc"], [b"abcd"], [b"abcdefgh" * 2], [b""], [], [b"abcdefgh", b"abcdefgh"]],
+)
+def test_a_saved_state_of_another_size_is_left_out(state: list[bytes]) -> None:
+    """Also one that holds no whole number of values: the model begins with a new state, and the daemon starts."""
+    saved = SavedStream("a", b"", 0, 0, 1, 0.0, state)
+    windows = Windows((1, 1), length=1, stride=1)
+    assert windows.restore([saved], [(1, 2)], 0.0) == 1
+    assert windows.push(np.ones((1, 1), np.float32), ["a"], None, 0.0).carries[0].parts is None
+
+
+def test_a_state_that_was_restored_may_be_written() -> None:
+    """A model leaves its next state where it found the last one, in the shape that it has."""
+    saved = SavedStream("a", b"", 0, 0, 1, 0.0, [np.array([1.0, 2.0], np.float32).tobytes(), bytes(4)])
+    windows = Windows((1, 1), length=1, stride=1)
+    assert windows.restore([saved], [(1, 2), (1,)], 0.0) == 1
+    parts = windows.push(np.ones((1, 1), np.float32), ["a"], None, 0.0).carries[0].parts
+    assert parts is not None
+    assert [part.tolist() for part in parts] == [[[1.0, 2.0]], [0.0]]
+    parts[0] += 1.0
+    (again,) = windows.save()
+    assert again.state == [np.array([2.0, 3.0], np.float32).tobytes(), bytes(4)]
+
+
+@pytest.mark.parametrize("how", ["interrupt", "gap", "restart"])
+def test_a_state_that_began_anew_is_kept_over_the_next_stop(how: str) -> None:
+    """After a gap as before it: the next stop saves what fits the same model."""
+    windows = Windows((1, 1), length=1, stride=1, max_gap=5.0)
+    one = np.ones((1, 1), np.float32)
+    windows.push(one, ["a"], None, 0.0).carries[0].parts = [one]
+    if how == "interrupt":
+        windows.interrupt()
+    elif how == "restart":
+        windows.restart("a")
+    carry = windows.push(one, ["a"], None, 10.0 if how == "gap" else 1.0).carries[0]
+    assert carry.parts is None
+    carry.parts = [2 * one]
+    after = Windows((1, 1), length=1, stride=1)
+    assert after.restore(windows.save(), [(1, 1)], 0.0) == 1
+    assert after.push(one, ["a"], None, 0.0).carries[0].parts == [2 * one]
+
+
+def test_what_is_saved_says_how_many_readings_the_window_has_and_lacks() -> None:
+    """For each key by itself, whatever else came with it."""
+    windows = Windows((5, 1), length=5, stride=3)
+    windows.push(np.zeros((5, 1), np.float32), ["a", "a", "b", "b", "b"], None, 0.0)
+    windows.push(np.zeros((3, 1), np.float32), ["c", "b", "b"], None, 0.0)
+    windows.push(np.zeros((1, 1), np.float32), ["b"], None, 0.0)
+    found = {saved.key: (saved.filled, saved.until) for saved in windows.save()}
+    assert found == {"a": (2, 3), "b": (5, 2), "c": (1, 4)}
+    assert dict(windows.open()) == {"a": 3, "b": 2, "c": 4}
+
+
+def test_the_first_reading_of_a_key_comes_after_no_gap() -> None:
+    """However late on the clock it is: there is nothing before it."""
+    for length in (1, 2):
+        windows = Windows((length, 1), length=length, stride=1, max_gap=2.0)
+        windows.push(np.zeros((1, 1), np.float32), ["a"], None, 1000.0)
+        windows.push(np.zeros((1, 1), np.float32), ["b"], [1e9], 1000.0)
+        assert windows.gaps == 0
+
+
+def test_a_stream_that_was_saved_without_times_has_no_gap_by_its_first_time() -> None:
+    """Files of the release before say minus infinity."""
+    ring = np.zeros(2, np.float32).tobytes()
+    windows = Windows((2, 1), length=2, stride=2, max_gap=5.0)
+    assert windows.restore([SavedStream("a", ring, 1, 1, 1, float("-inf"), None)], [], 10.0) == 1
+    assert windows.push(np.zeros((1, 1), np.float32), ["a"], [1e9], 11.0).rows == [0]
+    assert windows.gaps == 0
+
+
+def test_where_a_window_begins_anew_is_named_once() -> None:
+    """The reading after each gap, whether it is the first of what came together or stands in its middle."""
+    windows = Windows((3, 1), length=3, stride=3, max_gap=5.0)
+
+    def anew(*times: float) -> list[int]:
+        return list(windows.push(np.zeros((len(times), 1), np.float32), ["a"] * len(times), list(times), 0.0).anew)
+
+    assert anew(0.0, 1.0) == [0]
+    assert anew(10.0, 11.0) == [0]
+    assert anew(12.0, 20.0, 21.0, 30.0) == [1, 3]
+    assert anew(31.0, 32.0) == []
+    assert windows.gaps == 3
+
+
+def test_ten_thousand_keys_have_a_window_by_default() -> None:
+    """One more makes room for itself."""
+    windows = Windows((2, 1), length=2, stride=2)
+    keys: list[str | None] = [str(number) for number in range(10_001)]
+    windows.push(np.zeros((len(keys), 1), np.float32), keys, None, 0.0)
+    assert (len(windows), windows.evicted) == (10_000, 1)
+    assert windows.holds("10000")
+    assert not windows.holds("0")
+
+
+def test_no_more_streams_are_taken_back_than_there_may_be_keys() -> None:
+    """A bound that was made lower since holds at once."""
+    ring = np.zeros(2, np.float32).tobytes()
+    windows = Windows((2, 1), length=2, stride=2, max_keys=2)
+    saved = [SavedStream(key, ring, 1, 1, 1, 0.0, None) for key in ("a", "b", "c")]
+    assert windows.restore(saved, [], 0.0) == 2
+    assert len(windows) == 2
+
+
+def test_a_late_reading_is_a_gap_unless_a_bound_is_given() -> None:
+    """Without `max_back` time that goes back by anything begins the window anew."""
+    windows = Windows((9, 1), length=9, stride=9, max_gap=5.0)
+    windows.push(np.zeros((2, 1), np.float32), ["a", "a"], [10.0, 9.9], 0.0)
+    assert windows.gaps == 1
