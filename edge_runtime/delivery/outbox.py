@@ -138,6 +138,7 @@ class Outbox:
         self._unsendable = unsendable
         self.quarantine = Quarantine(wall)
         self._setting_aside = 0  # on its way to the quarantine
+        self._aside_later: list[tuple[Entry, str]] = []  # rows that go there when the disk is back, and why
         self._held = 0  # bytes of what is in memory and whose reading is not released
         self._told_full = False
         self.on_full: list[Callable[[bool], None]] = []
@@ -308,8 +309,14 @@ class Outbox:
             self._arm_timer()
         else:
             self._memory -= entry.size
+        self._forget_breaks(entry)
         self._release(entry)
         self._pump_soon()
+
+    def _forget_breaks(self, entry: Entry) -> None:
+        """It leaves our care: whatever it did to the link matters no more."""
+        if entry.breaks:
+            self._row_breaks.pop(entry.row or -entry.order, None)
 
     def _release(self, entry: Entry) -> None:
         """The prediction is safe, or ours alone from now on: its reading may be acknowledged."""
@@ -378,15 +385,13 @@ class Outbox:
         if entry.committing:  # it becomes a row at this moment, which is to go as well
             entry.aside = why
             return
-        if self._store is None or not self._store_open:
-            self.quarantine.note(entry.stream, entry.topic, len(entry.payload), why)
-            self._counters.dropped["unsendable"] += 1
-            if entry.row is not None:
-                self._sent_rows.add(entry.row)  # the disk is away: its row is met again when it is back
-            else:
-                self._memory -= entry.size
-                self._release(entry)
+        if entry.row is not None and not self._store_open:  # the disk is away, with its row
+            self._sent_rows.add(entry.row)
+            self._aside_later.append((entry, why))
             self._pump_soon()
+            return
+        if self._store is None or not self._store_open:
+            self._is_aside(entry, why)
             return
         self._setting_aside += 1
         row = SetAside(entry.stream, entry.made, entry.topic, entry.payload, why)
@@ -404,14 +409,18 @@ class Outbox:
                 self._backlog[entry.stream] += 1
             self._store_failed(found)
             return
+        self._stored_rows = found
+        self._is_aside(entry, why)
+
+    def _is_aside(self, entry: Entry, why: str) -> None:
+        """It has left the queue."""
         self.quarantine.note(entry.stream, entry.topic, len(entry.payload), why)
         self._counters.dropped["unsendable"] += 1
-        self._stored_rows = found
         if entry.row is None:
             self._memory -= entry.size
         else:
             self._sent_rows.discard(entry.row)
-            self._row_breaks.pop(entry.row, None)
+        self._forget_breaks(entry)
         self._release(entry)
         self._pump_soon()
 
@@ -516,6 +525,7 @@ class Outbox:
             self._delivered_rows.append(row.id)
             self._lower_backlog(row.stream)
             self._counters.dropped["row_damaged"] += 1
+            self._row_breaks.pop(row.id, None)
             self._arm_timer()
 
     def _take_back(self) -> None:
@@ -556,7 +566,6 @@ class Outbox:
             self._fruitless = 0
             self._pause(entry.stream)
             return
-        self._row_breaks.pop(entry.row or -entry.order)
         self._in_flight.clear()
         self._set_aside(entry, f"the broker ended the connection {entry.breaks} times when it was sent alone")
 
@@ -660,7 +669,7 @@ class Outbox:
         entry.row = row_id
         self._memory -= entry.size
         self._release(entry)
-        if entry.breaks:
+        if entry.breaks and not entry.done:
             self._row_breaks[row_id] = self._row_breaks.pop(-entry.order, (entry.breaks, self._acknowledged))
         if entry.aside:
             self._sent_rows.add(row_id)
@@ -697,6 +706,8 @@ class Outbox:
                 sent = sum(1 for entry in self._in_flight.values() if entry.stream == stream and entry.row in gone)
                 self._lower_backlog(stream, count - sent)
             self._sent_rows -= gone - in_flight
+            for row_id in gone:
+                self._row_breaks.pop(row_id, None)
 
     # --- the disk -------------------------------------------------------------------------------------------------
 
@@ -716,9 +727,13 @@ class Outbox:
                 self._counters.dropped["outbox_damaged"] += found.lost
             self._forget_row_numbers()
         self._stored_rows = found.rows
+        later, self._aside_later = self._aside_later, []
         handed_out = Counter(entry.stream for entry in self._in_flight.values() if entry.row is not None)
+        handed_out.update(entry.stream for entry, _ in later)
         self._backlog = Counter(found.streams) - handed_out
         self._set_state("ok" if found.damaged_file is None else f"damaged file set aside as {found.damaged_file}")
+        for entry, why in later:
+            self._set_aside(entry, why)
         if self._delivered_rows or self._waiting or self._in_flight:
             self._arm_timer()
         self._read_anew()
@@ -728,6 +743,7 @@ class Outbox:
         """The file was replaced: a number of the old one is some other row in the new one."""
         self._row_breaks.clear()
         self._sent_rows.clear()
+        self._aside_later.clear()
         self._delivered_rows.clear()
         for entry in self._in_flight.values():
             if entry.row is not None:
@@ -775,6 +791,7 @@ class Outbox:
                 break
             self._memory -= entry.size
             dropped.add(entry.order)
+            self._forget_breaks(entry)
             self._counters.dropped["memory_full"] += 1
         if dropped:
             self._waiting = deque(entry for entry in self._waiting if entry.order not in dropped)

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.delivery.outbox_thread import OutboxThread
-from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, OutboxRow
+from edge_runtime.delivery.rows import Committed, NewRow, Opened, OutboxFileError, OutboxRow, SetAside
 from edge_runtime.system.loop import Callback, Loop, Timer
 
 MOST_CALLBACKS = 100_000  # a pass that runs longer is a hot loop, which is a fault
@@ -125,6 +125,12 @@ class SteppedStore:
     def fetch(self, after: int, limit: int, answer: Callable[[list[OutboxRow] | OutboxFileError], None]) -> None:
         """As `OutboxThread.fetch`."""
         self._requests.append(lambda: answer(self._try(lambda: self.store.fetch(after, limit))))
+
+    def set_aside(
+        self, rows: Sequence[SetAside], taken: Sequence[int], answer: Callable[[int | OutboxFileError], None]
+    ) -> None:
+        """As `OutboxThread.set_aside`."""
+        self._requests.append(lambda: answer(self._try(lambda: self.store.set_aside(rows, taken))))
 
     def work(self, most: int = 1000) -> None:
         """Do what was asked for, one after the other."""

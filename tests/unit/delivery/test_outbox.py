@@ -3,10 +3,8 @@
 import contextlib
 import itertools
 import json
-import random
 import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,82 +15,9 @@ from edge_runtime.delivery.outbox import (
     PRIORITY_TELEMETRY,
     Outbox,
 )
-from edge_runtime.readings import Receipt
 from edge_runtime.system.counters import Counters
-from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
-
-
-class _Bench:
-    """An outbox with everything around it."""
-
-    def __init__(
-        self, path: Path | None, *, memory: int = 1 << 30, window: int = 4, begin: bool = True, **options: Any
-    ) -> None:
-        self.loop = SteppedLoop()
-        self.link = SteppedLink(window=window)
-        self.counters = Counters()
-        self.released: list[str] = []
-        self.states: list[str] = []
-        self.numbers = itertools.count(1)
-        self.store = None if path is None else SteppedStore(path, max_bytes=options.pop("max_bytes", 1 << 30))
-        self.outbox = Outbox(
-            self.loop.as_loop,
-            self.counters,
-            store=None if self.store is None else self.store.as_thread,
-            commit_interval=options.pop("commit_interval", 1.0),
-            max_memory_bytes=memory,
-            **options,
-        )
-        self.outbox.on_state = self.states.append
-        self.outbox.attach(self.link)
-        if begin:
-            self.work()
-
-    def offer(
-        self, stream: str = "m/a", *, receipt: bool = False, priority: int = PRIORITY_ROUTINE, size: int = 0
-    ) -> str:
-        number = next(self.numbers)
-        name = f"{stream}/{number}"
-        fill = random.Random(number).randbytes(size).hex()[:size]  # nothing that packs to nothing
-        payload = json.dumps({"id": name, "seq": number, "fill": fill}).encode()
-        held = Receipt(lambda: self.released.append(name)) if receipt else None
-        self.outbox.offer(stream, f"edge/{stream}", payload, priority=priority, receipt=held)
-        return name
-
-    def work(self) -> None:
-        """Everything that is due now happens, on the loop and on the disk."""
-        for _ in range(50):
-            self.loop.settle()
-            if self.store is None or self.store.is_idle:
-                return
-            self.store.work()
-
-    def wait(self, seconds: float) -> None:
-        """Time passes, in steps that a disk can follow."""
-        for _ in range(round(seconds / 0.1)):
-            self.loop.advance(0.1)
-            self.work()
-
-    def link_up(self) -> None:
-        self.link.connected = True
-        self.outbox.link_changed()
-        self.work()
-
-    def link_down(self, arriving: int = 0) -> None:
-        self.link.break_down(arriving)
-        self.outbox.link_changed()
-        self.work()
-
-    def acknowledge_all(self) -> None:
-        for _ in range(2000):
-            if not self.link.acknowledge(self.link.window):
-                return
-            self.work()
-        raise AssertionError("it never ends")
-
-    @property
-    def arrived(self) -> list[str]:
-        return [document["id"] for document in self.link.arrived]
+from tests.support.outbox_bench import OutboxBench
+from tests.support.stepped import SteppedLoop, SteppedStore
 
 
 @pytest.fixture
@@ -103,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_with_a_healthy_link_nothing_is_written(path: Path) -> None:
     """Predictions that are acknowledged within the commit interval never touch the disk."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     bench.link_up()
     for _ in range(500):
         bench.offer(receipt=True)
@@ -117,7 +42,7 @@ def test_with_a_healthy_link_nothing_is_written(path: Path) -> None:
 
 def test_a_reading_is_released_by_the_acknowledgement_and_not_before(path: Path) -> None:
     """Sent is not delivered."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     bench.link_up()
     name = bench.offer(receipt=True)
     assert bench.released == []
@@ -127,7 +52,7 @@ def test_a_reading_is_released_by_the_acknowledgement_and_not_before(path: Path)
 
 def test_without_a_link_a_reading_is_released_by_the_commit(path: Path) -> None:
     """After the commit interval the prediction is on disk, and its reading acknowledged."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     name = bench.offer(receipt=True)
     bench.wait(0.5)
     assert bench.released == []
@@ -139,7 +64,7 @@ def test_without_a_link_a_reading_is_released_by_the_commit(path: Path) -> None:
 
 def test_what_is_made_while_the_link_is_down_is_committed_within_the_interval(path: Path) -> None:
     """At no time is anything uncommitted that is older than the interval and the time of one wake-up."""
-    bench = _Bench(path, commit_interval=2.0)
+    bench = OutboxBench(path, commit_interval=2.0)
     for _ in range(40):
         bench.offer()
         bench.wait(0.3)
@@ -150,7 +75,7 @@ def test_what_is_made_while_the_link_is_down_is_committed_within_the_interval(pa
 
 def test_a_steady_stream_without_a_link_is_committed_once_an_interval(path: Path) -> None:
     """Every commit writes whole pages, so that many small ones would wear the card out."""
-    bench = _Bench(path, commit_interval=1.0)
+    bench = OutboxBench(path, commit_interval=1.0)
     for _ in range(200):
         bench.offer()
         bench.wait(0.1)
@@ -163,7 +88,7 @@ def test_a_steady_stream_without_a_link_is_committed_once_an_interval(path: Path
 
 def test_rows_are_delivered_in_order_and_marked_late(path: Path) -> None:
     """After an outage the backlog comes in the order in which it was made, each with `delayed`."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     names = []
     for _ in range(300):
         names.append(bench.offer())
@@ -178,7 +103,7 @@ def test_rows_are_delivered_in_order_and_marked_late(path: Path) -> None:
 
 def test_a_live_prediction_is_not_marked_late(path: Path) -> None:
     """`delayed` is for what waited for the link."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     bench.link_up()
     bench.offer()
     bench.acknowledge_all()
@@ -187,7 +112,7 @@ def test_a_live_prediction_is_not_marked_late(path: Path) -> None:
 
 def test_a_long_backlog_does_not_hold_up_other_streams(path: Path) -> None:
     """While stream a drains, a prediction of stream b is among the next in flight."""
-    bench = _Bench(path, window=8)
+    bench = OutboxBench(path, window=8)
     for _ in range(200):
         bench.offer("m/a")
     bench.wait(2.0)
@@ -200,7 +125,7 @@ def test_a_long_backlog_does_not_hold_up_other_streams(path: Path) -> None:
 
 def test_a_prediction_of_a_stream_with_a_backlog_comes_after_it(path: Path) -> None:
     """Order is kept within a stream also from the disk to the live ones."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     names = [bench.offer() for _ in range(10)]
     bench.wait(2.0)
     bench.link_up()
@@ -213,7 +138,7 @@ def test_a_prediction_of_a_stream_with_a_backlog_comes_after_it(path: Path) -> N
 
 def test_what_was_in_flight_when_the_link_broke_comes_again_with_the_same_id(path: Path) -> None:
     """At least once: repeats are at most what was in flight."""
-    bench = _Bench(path, window=4)
+    bench = OutboxBench(path, window=4)
     bench.link_up()
     names = [bench.offer() for _ in range(6)]
     bench.link_down(arriving=4)
@@ -225,12 +150,12 @@ def test_what_was_in_flight_when_the_link_broke_comes_again_with_the_same_id(pat
 
 def test_after_a_start_the_old_rows_go_first(path: Path) -> None:
     """A link that is up before the file has been read does not let new predictions overtake the old ones."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     old = bench.offer()
     bench.wait(2.0)
     assert bench.store is not None
     bench.store.store.close()
-    again = _Bench(path, begin=False)
+    again = OutboxBench(path, begin=False)
     again.link.connected = True
     again.outbox.link_changed()
     new = again.offer()
@@ -247,7 +172,7 @@ def test_after_a_start_the_old_rows_go_first(path: Path) -> None:
 
 def test_with_interval_zero_every_prediction_is_committed_before_it_is_sent(path: Path) -> None:
     """`commit_interval = 0` leaves nothing for a power cut."""
-    bench = _Bench(path, commit_interval=0.0)
+    bench = OutboxBench(path, commit_interval=0.0)
     bench.link_up()
     bench.offer(receipt=True)
     bench.loop.settle()
@@ -260,7 +185,7 @@ def test_with_interval_zero_every_prediction_is_committed_before_it_is_sent(path
 @pytest.mark.parametrize("interval", [0.0, 1.0])
 def test_a_disk_that_fails_does_not_hold_up_a_healthy_link(path: Path, interval: float) -> None:
     """Predictions go on from memory, and what failed is said and counted."""
-    bench = _Bench(path, commit_interval=interval)
+    bench = OutboxBench(path, commit_interval=interval)
     bench.link_up()
     assert bench.store is not None
     bench.store.fault = "before"
@@ -280,7 +205,7 @@ def test_a_disk_that_fails_does_not_hold_up_a_healthy_link(path: Path, interval:
 
 def test_a_disk_that_comes_back_is_used_again(path: Path) -> None:
     """The file is opened anew after a while, and the state says so."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     assert bench.store is not None
     bench.store.fault = "before"
     bench.offer(receipt=True)
@@ -294,7 +219,7 @@ def test_a_disk_that_comes_back_is_used_again(path: Path) -> None:
 
 def test_a_disk_that_stays_away_gives_new_predictions_free(path: Path) -> None:
     """After a minute new predictions of a stream no longer wait for its rows on a dead disk."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     bench.offer()
     bench.wait(2.0)
     assert bench.store is not None
@@ -312,12 +237,12 @@ def test_a_disk_that_stays_away_gives_new_predictions_free(path: Path) -> None:
 
 def test_a_disk_that_cannot_be_read_at_the_start_is_said_to_cost_the_order(path: Path) -> None:
     """Which streams have rows that should go first is unknown: new predictions go, and that is counted once."""
-    before = _Bench(path)
+    before = OutboxBench(path)
     old = before.offer()
     before.wait(2.0)
     assert before.store is not None
     before.store.store.close()
-    bench = _Bench(path, begin=False)
+    bench = OutboxBench(path, begin=False)
     bench.numbers = itertools.count(2)
     assert bench.store is not None
     bench.store.fault = "before"
@@ -337,7 +262,7 @@ def test_a_disk_that_cannot_be_read_at_the_start_is_said_to_cost_the_order(path:
 
 def test_an_idle_outbox_with_a_dead_disk_does_not_keep_the_loop_busy(path: Path) -> None:
     """A thousand waiting predictions, no link, no disk: next to no work is done."""
-    bench = _Bench(path, commit_interval=0.0)
+    bench = OutboxBench(path, commit_interval=0.0)
     assert bench.store is not None
     bench.store.fault = "before"
     for _ in range(1000):
@@ -350,7 +275,7 @@ def test_an_idle_outbox_with_a_dead_disk_does_not_keep_the_loop_busy(path: Path)
 
 def test_a_stream_that_the_broker_refuses_does_not_hold_up_the_others(path: Path) -> None:
     """A topic that the ACL forbids is tried now and then; everything else flows."""
-    bench = _Bench(path, window=4)
+    bench = OutboxBench(path, window=4)
     bench.link_up()
     for _ in range(20):
         bench.offer("forbidden/a")
@@ -373,7 +298,7 @@ def test_a_stream_that_the_broker_refuses_does_not_hold_up_the_others(path: Path
 
 def test_a_refused_stream_is_tried_again_after_5_to_300_seconds_and_from_5_on_after_a_success() -> None:
     """Each refusal doubles the pause; an acknowledgement ends that."""
-    bench = _Bench(None, window=4)
+    bench = OutboxBench(None, window=4)
     bench.link_up()
     bench.offer()
     pauses = []
@@ -398,7 +323,7 @@ def test_a_refused_stream_is_tried_again_after_5_to_300_seconds_and_from_5_on_af
 
 def test_a_refused_prediction_goes_before_those_of_its_stream_that_were_not_sent_yet() -> None:
     """And one of another stream goes at once, though nothing is in flight whose end would wake the outbox."""
-    bench = _Bench(None, window=1)
+    bench = OutboxBench(None, window=1)
     bench.link_up()
     names = [bench.offer() for _ in range(3)]
     bench.link.acknowledge(accept=False)
@@ -415,7 +340,7 @@ def test_a_refused_prediction_goes_before_those_of_its_stream_that_were_not_sent
 
 def test_what_is_committed_while_it_is_in_flight_is_not_sent_a_second_time(path: Path) -> None:
     """A slow broker costs a row for each prediction, and no repeat."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     bench.link_up()
     names = [bench.offer() for _ in range(3)]
     bench.wait(3.0)
@@ -430,7 +355,7 @@ def test_what_is_committed_while_it_is_in_flight_is_not_sent_a_second_time(path:
 
 def test_what_the_link_does_not_take_waits() -> None:
     """A connection that breaks in the moment of sending takes nothing, before it is known to be lost."""
-    bench = _Bench(None)
+    bench = OutboxBench(None)
     bench.link_up()
     take = bench.link.publish
     bench.link.publish = lambda *_, **__: False  # type: ignore[method-assign]
@@ -462,7 +387,7 @@ def test_a_full_outbox_says_so_at_half_of_its_memory() -> None:
     """An entry costs its payload, its topic and what its objects take; a byte below half is not full."""
     size = len('{"id": "m/a/1", "seq": 1, "fill": ""}') + len("edge/m/a") + MEMORY_OVERHEAD_BYTES
     for memory, is_full in ((2 * size, True), (2 * size + 2, False)):
-        bench = _Bench(None, memory=memory)
+        bench = OutboxBench(None, memory=memory)
         assert not bench.outbox.is_full
         bench.offer()
         assert bench.outbox.memory_bytes == size
@@ -471,7 +396,7 @@ def test_a_full_outbox_says_so_at_half_of_its_memory() -> None:
 
 def test_less_than_half_of_the_memory_is_not_committed_before_its_time(path: Path) -> None:
     """Only beyond half a flood is written at once; until then the commit interval holds."""
-    bench = _Bench(path, memory=10_000, commit_interval=60.0)
+    bench = OutboxBench(path, memory=10_000, commit_interval=60.0)
     while bench.outbox.memory_bytes < 4_400:
         bench.offer()
     bench.work()
@@ -485,7 +410,7 @@ def test_less_than_half_of_the_memory_is_not_committed_before_its_time(path: Pat
 
 def test_a_stop_gives_a_disk_that_failed_one_more_chance(path: Path) -> None:
     """It is opened at once, and not after the pause that a failing disk gets."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     assert bench.store is not None
     bench.store.fault = "before"
     bench.offer()
@@ -500,7 +425,7 @@ def test_a_stop_gives_a_disk_that_failed_one_more_chance(path: Path) -> None:
 
 def test_without_a_disk_only_what_was_delivered_is_safe() -> None:
     """In memory nothing outlives the process, in flight or not."""
-    bench = _Bench(None, window=1)
+    bench = OutboxBench(None, window=1)
     assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (True, True)
     bench.offer()
     assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (False, False)
@@ -518,7 +443,7 @@ def test_with_a_disk_what_is_in_flight_is_safe_once_it_is_written_and_its_row_is
     path: Path,
 ) -> None:
     """`is_safe` waits for the commit of what is in flight, and for the deletion of what was acknowledged."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     bench.link_up()
     bench.offer()
     assert (bench.outbox.is_safe, bench.outbox.is_delivered) == (False, False)
@@ -532,7 +457,7 @@ def test_with_a_disk_what_is_in_flight_is_safe_once_it_is_written_and_its_row_is
 
 def test_memory_is_bounded_without_a_disk_and_the_oldest_of_the_lowest_priority_goes_first() -> None:
     """Telemetry goes before routine, routine before an alarm, and every loss is counted."""
-    bench = _Bench(None, memory=100_000)
+    bench = OutboxBench(None, memory=100_000)
     kept = [bench.offer(priority=PRIORITY_ALARM) for _ in range(20)]
     for _ in range(100):
         bench.offer(priority=PRIORITY_TELEMETRY)
@@ -550,7 +475,7 @@ def test_memory_is_bounded_without_a_disk_and_the_oldest_of_the_lowest_priority_
 
 def test_a_prediction_whose_reading_can_be_asked_for_is_never_dropped_from_memory() -> None:
     """Its broker stops sending instead, so that memory cannot grow for ever."""
-    bench = _Bench(None, memory=10_000)
+    bench = OutboxBench(None, memory=10_000)
     for _ in range(100):
         bench.offer(receipt=True)
     assert bench.outbox.is_full
@@ -560,7 +485,7 @@ def test_a_prediction_whose_reading_can_be_asked_for_is_never_dropped_from_memor
 
 def test_a_flood_is_committed_rather_than_dropped(path: Path) -> None:
     """While the disk works, memory's bound makes the outbox commit early; nothing is lost to it."""
-    bench = _Bench(path, memory=100_000, commit_interval=10.0)
+    bench = OutboxBench(path, memory=100_000, commit_interval=10.0)
     for _ in range(1000):
         bench.offer()
         bench.work()
@@ -571,7 +496,7 @@ def test_a_flood_is_committed_rather_than_dropped(path: Path) -> None:
 
 def test_a_full_disk_bound_drops_the_oldest_of_the_lowest_priority(path: Path) -> None:
     """`max_bytes` holds, alarms stay, every loss is counted, and what is left is delivered in order."""
-    bench = _Bench(path, max_bytes=40_000)
+    bench = OutboxBench(path, max_bytes=40_000)
     alarms = [bench.offer("m/alarm", priority=PRIORITY_ALARM, size=100) for _ in range(10)]
     for _ in range(500):
         bench.offer("m/a", size=100)
@@ -591,7 +516,7 @@ def test_a_full_disk_bound_drops_the_oldest_of_the_lowest_priority(path: Path) -
 
 def test_the_bound_may_drop_rows_that_are_in_flight(path: Path) -> None:
     """Counts stay sound when a row goes for want of room while it is on the wire."""
-    bench = _Bench(path, max_bytes=8_000, window=4)
+    bench = OutboxBench(path, max_bytes=8_000, window=4)
     for _ in range(40):
         bench.offer("m/a", size=100)
     bench.wait(2.0)
@@ -611,7 +536,7 @@ def test_the_bound_may_drop_rows_that_are_in_flight(path: Path) -> None:
 
 def test_a_clean_stop_commits_everything_at_once(path: Path) -> None:
     """However long the commit interval, a stop waits for the disk and for nothing else."""
-    bench = _Bench(path, commit_interval=3600.0)
+    bench = OutboxBench(path, commit_interval=3600.0)
     bench.link_up()
     for _ in range(10):
         bench.offer(receipt=True)
@@ -626,7 +551,7 @@ def test_a_clean_stop_commits_everything_at_once(path: Path) -> None:
 
 def test_a_row_that_the_disk_has_changed_is_counted_and_never_published(path: Path) -> None:
     """Its neighbours are delivered, and it is taken off the disk."""
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     names = [bench.offer() for _ in range(4)]
     bench.wait(2.0)
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -645,7 +570,7 @@ def test_a_row_that_the_disk_has_changed_is_counted_and_never_published(path: Pa
 
 def test_rows_that_are_missing_in_a_damaged_file_are_counted(path: Path) -> None:
     """What can be read is taken over and counted as salvaged, and each row that cannot is one loss."""
-    before = _Bench(path)
+    before = OutboxBench(path)
     for _ in range(6):
         before.offer()
     before.wait(2.0)
@@ -655,7 +580,7 @@ def test_rows_that_are_missing_in_a_damaged_file_are_counted(path: Path) -> None
         connection.execute("UPDATE entry SET payload = x'00' WHERE id IN (2, 4)")
         connection.execute("PRAGMA user_version = 99")
         connection.commit()
-    bench = _Bench(path)
+    bench = OutboxBench(path)
     assert bench.counters.errors["outbox_damaged"] == 1
     assert bench.counters.counts["outbox_salvaged"] == 4
     assert bench.counters.dropped == {"outbox_damaged": 2}
@@ -664,7 +589,7 @@ def test_rows_that_are_missing_in_a_damaged_file_are_counted(path: Path) -> None
 
 def test_a_file_that_was_replaced_is_not_read_by_its_old_numbers(path: Path) -> None:
     """When a damaged file is set aside while rows are in flight, their acknowledgements delete no other row."""
-    bench = _Bench(path, window=2)
+    bench = OutboxBench(path, window=2)
     for _ in range(6):
         bench.offer()
     bench.wait(2.0)
@@ -687,7 +612,7 @@ def test_a_file_that_was_replaced_is_not_read_by_its_old_numbers(path: Path) -> 
 
 def test_sources_wait_from_half_of_the_memory_until_a_quarter_is_left() -> None:
     """They hear of each change once, however many readings come while it stands."""
-    bench = _Bench(None, memory=40_000)
+    bench = OutboxBench(None, memory=40_000)
     heard: list[bool] = []
     bench.outbox.on_full.append(heard.append)
     while not heard:
