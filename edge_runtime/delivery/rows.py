@@ -55,7 +55,7 @@ class OutboxRow(NamedTuple):
     made: float
     topic: str
     payload: bytes
-    is_sound: bool = True
+    is_sound: bool
 
 
 class NewRow(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.delivery.outbox_file import SCHEMA_VERSION, OutboxFile
-from edge_runtime.delivery.rows import HIGHEST_ID, NewRow, OutboxFileError
+from edge_runtime.delivery.rows import HIGHEST_ID, NewRow, Opened, OutboxFileError
 from tests.support.older_outbox import OLDER_ROWS, copy_older_file
 
 PAYLOAD = b'{"id":"a/m/-/1/2","seq":2,"device":"a","model":"m","version":"1.0.0","source":"s","key":null}'
@@ -23,6 +23,12 @@ def _open(path: Path, max_bytes: int = 1 << 30) -> OutboxFile:
     store = OutboxFile(path, max_bytes, 1e12)
     store.open()
     return store
+
+
+def test_a_new_file_holds_nothing(tmp_path: Path) -> None:
+    """No row, no loss, nothing set aside."""
+    opened = OutboxFile(tmp_path / "folder" / "o.db", 1 << 30, 1e12).open()
+    assert opened == Opened(rows=0, bytes=0, streams={}, salvaged=0, lost=0, damaged_file=None, quarantined=0)
 
 
 def test_a_number_is_never_given_twice_while_somebody_may_hold_it(tmp_path: Path) -> None:
