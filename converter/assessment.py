@@ -1,9 +1,9 @@
-"""Whether the form that was kept is good enough, and why, in one sentence: the first thing that a report says. Pure.
+"""Whether the form that was kept is good enough, and why, in one sentence: the first sentence of a report. Pure.
 
-A model is good enough when it is better than an answer that looks at nothing (the most frequent class, the mean, a coin
-for the order of anomaly scores), by more than chance explains with the rows that judged; when it finds every class that
-the rows hold; and when the form loses no more than was allowed. What a use needs beyond that is not known here.
-Weak point: rows are taken as independent, and windows of one recording are alike, so that the intervals are too narrow.
+A model is good enough when three things hold. It beats a constant answer (the most frequent class, the mean, random
+anomaly scores) by more than the sampling error of the evaluation rows. It finds every class that the rows hold. The
+form loses no more of the metric than was allowed. Further requirements of an application are not known here. Weak
+point: rows are treated as independent. Windows of one recording are correlated, so the intervals are too narrow.
 """
 
 import math
@@ -19,36 +19,36 @@ from converter.load.source import Answer
 from edge_runtime.bundle.manifest import Task
 
 Z = 1.96  # of a two-sided interval of 95 %
-LEAST_ROWS = 5  # of a class, before "never found" is held against the model
+LEAST_ROWS = 5  # of a class: with fewer, "never found" does not count against the model
 _WORDS = {"good": "Good enough", "bad": "Not good enough", "open": "Not shown"}
 
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """`open`: what was measured does not decide it."""
+    """`open`: the measurement does not decide it."""
 
     kind: Literal["good", "bad", "open"]
     why: str
 
     @property
     def sentence(self) -> str:
-        """What it is, and why."""
+        """The verdict and its reason."""
         return f"{_WORDS[self.kind]}: {self.why}."
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Judged:
-    """What the verdict is made of.
+    """The inputs of a verdict.
 
     Attributes:
         task: of the model.
-        truth: what is right, where the data says it.
-        answer: of the form that was kept; None where none was.
-        form: its name, or why there is none.
+        truth: the truth; None where the data has none.
+        answer: the answers of the form that was kept; None where none was kept.
+        form: the name of that form, or why there is none.
         metric: the metric's name.
         source: the metric of the source.
         kept: the metric of the form.
-        max_drop: how much it might lose.
+        max_drop: the loss of the metric that was allowed.
         labels: of a classification.
         targets: of a regression, with units.
         threshold: of an anomaly.
@@ -129,7 +129,7 @@ def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) 
 
 
 def _several_labels(judged: Judged, said: NDArray[np.bool_], right: NDArray[np.bool_]) -> Assessment:
-    """By the label that the model tells least of, beside always saying the same of it."""
+    """Judge by the label with the least gain over a constant answer."""
     rows = len(right)
     missed = [
         place
@@ -160,7 +160,7 @@ def _several_labels(judged: Judged, said: NDArray[np.bool_], right: NDArray[np.b
 
 
 def _values(judged: Judged, found: NDArray[np.float64], right: NDArray[np.float64]) -> Assessment:
-    """By the target that is predicted worst, beside the mean of the truth."""
+    """Judge by the target that is predicted worst, compared with always answering the mean."""
     worst: tuple[float, Assessment] | None = None
     for column, (name, unit) in enumerate(judged.targets):
         y, p = right[:, column], found[:, column]

@@ -1,4 +1,4 @@
-"""The former place of the transformers of sound: models that were saved with version 0.1 name them here."""
+"""The audio transformers under their former module name, which models saved with version 0.1 contain."""
 
 from converter.features import MFCC, STFT, MelSpectrogram
 

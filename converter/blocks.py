@@ -1,7 +1,7 @@
-"""Recordings cut into the blocks that a device judges drift by, and what each block says: the figures of `drift/`.
+"""Recordings cut into the blocks by which a device judges drift, with the statistics of each block (those of `drift/`).
 
-A block never runs over the border of a session: a recording, a key, or a pause. Sessions that are shorter than a block
-cannot be cut; then neighbouring ones with the same label are taken as one.
+A block never crosses the border of a session (a recording, a key, or a pause). Where sessions are shorter than a block,
+neighbouring sessions with the same label count as one.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from edge_runtime.drift.baseline import LEAST_STEP, Doubles
 from edge_runtime.drift.columns import MOST_SAMPLED
 
-_UNIX_SECONDS = (1e8, 1e11)  # numbers that can only be seconds since 1970
+_UNIX_SECONDS = (1e8, 1e11)  # numbers in this range count as seconds since 1970
 _MOST_TIMED = 100  # groups by which the rate is judged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blocks:
-    """What each block of some recordings says of each column.
+    """The statistics of each block of some recordings, for each column.
 
     Attributes:
-        mean: `[blocks, columns]`; NaN where less than half of the values are there.
+        mean: `[blocks, columns]`; NaN where more than half of the values are missing.
         step: the logarithm of the mean step.
         above: `[blocks, columns, edges]`: how many values are at or above each inner edge.
-        present: how many values there are.
-        session: `[blocks]`: the number of the session that each comes from; they are in order.
+        present: the number of values that are not missing.
+        session: `[blocks]`: the number of each block's session, ascending.
     """
 
     mean: Doubles
@@ -45,7 +45,7 @@ class Blocks:
 
 
 def sessions_of(groups: NDArray[Any] | None, count: int) -> list[NDArray[np.int64]]:
-    """The rows of each session, in the order of the data; one where there are no groups."""
+    """The rows of each session, in the order of the data; a single session where there are no groups."""
     if groups is None:
         return [np.arange(count)]
     names, places = np.unique(groups, return_inverse=True)
@@ -102,7 +102,7 @@ def cut(
 
 
 def longest_runs(values: NDArray[np.floating], sessions: Sequence[NDArray[np.int64]]) -> list[int]:
-    """The most equal values one after another, of each column."""
+    """The longest run of equal values, for each column."""
     longest = [0] * values.shape[1]
     for rows in sessions:
         for column in range(values.shape[1]):
@@ -113,7 +113,7 @@ def longest_runs(values: NDArray[np.floating], sessions: Sequence[NDArray[np.int
 
 
 def rate_of(times: NDArray[Any], groups: NDArray[Any] | None) -> float | None:
-    """Readings of one group in a second, by their times in order; None where numbers may be anything."""
+    """Readings a second in one group, by their sorted times; None where the unit of numbers is unknown."""
     if times.dtype == np.int64:  # microseconds
         seconds = times.astype(np.float64) * 1e-6
     elif len(times) and _UNIX_SECONDS[0] < times[0] < _UNIX_SECONDS[1]:

@@ -1,12 +1,12 @@
-"""Limits for drift from recordings: how far the statistics of a device go by chance alone, by block bootstrap.
+"""Limits for drift from recordings: how far a device's statistics go by chance alone, by block bootstrap.
 
-Readings depend on one another and on the hour, so runs of neighbouring blocks are drawn (Kuensch, 1989), long enough to
-hold a day where the recordings hold several, and a device's CUSUMs and PSI are run over many such courses. The largest
-values of courses follow a Gumbel law closely, since the run length of a CUSUM grows exponentially with its limit
-(Siegmund, 1985). The law gives the limit for the rate of false alarms that is wanted.
+Readings depend on one another and on the hour. Therefore runs of neighbouring blocks are drawn (Kuensch, 1989), a day
+long where the recordings hold several days, and joined to courses. A device's CUSUMs and PSI are computed over many
+courses. Their maxima closely follow a Gumbel law, since the run length of a CUSUM grows exponentially with its limit
+(Siegmund, 1985). The law gives the limit for the desired rate of false alarms.
 
-Weak points: courses of some hundred blocks stand for months, so that the law is continued far beyond what was seen;
-and a bootstrap knows only what was recorded: no other season, no other machine.
+Weak points: courses of some hundred blocks represent months, so the law is extrapolated far beyond the simulated range;
+and the recordings hold neither other seasons nor other machines.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ SHIFTS_STEP = (0.4, 1.1)  # the same of the logarithm of the step: half as much 
 MEMORIES = (MEMORY, 4.0 * MEMORY, 16.0 * MEMORY)  # blocks; of the shape
 GOOD_PSI = 0.5  # a limit that finds most changes of the shape; a longer memory is taken only where it is higher
 NEVER = 1e5  # blocks after which a shift counts as not found
-MARGIN = 2.0  # half the rate is aimed at: measured over years of made readings, that keeps the stated one
+MARGIN = 2.0  # the calibration aims at half the rate: over years of simulated readings, that keeps the stated rate
 _LEAST_LIMIT = 2.0
 _LEAST_PSI = 0.02
 _MOST_TRAINED = 2048  # blocks
@@ -37,10 +37,10 @@ _EULER = 0.5772156649
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ColumnLimits:
-    """Of each column: slack and limit of the two CUSUMs, and the limit of the PSI.
+    """For each column: slack and limit of the two CUSUMs, and the limit of the PSI.
 
-    `memory` is that of the shape, in blocks; `delays` are the numbers of blocks after which the offsets `SHIFTS_SD` are
-    alarms, in the median column.
+    `memory` is that of the PSI, in blocks; `delays` are the numbers of blocks until the offsets `SHIFTS_SD` raise an
+    alarm, in the median column.
     """
 
     slack: Doubles
@@ -65,9 +65,9 @@ def limits_of(
         std: of the readings.
         step: mean of the logarithms of the steps.
         step_sd: and their standard deviation.
-        counts: `[columns, bins]` of the reference; NaN where there is no bin.
-        alarms: how many false alarms a block may give, of all columns and statistics together.
-        day: how many blocks make a day; None where that is not known.
+        counts: `[columns, bins]` of the reference; NaN where a column has fewer bins.
+        alarms: false alarms allowed for each block, over all columns and statistics.
+        day: blocks a day; None where that is not known.
         seed: of the bootstrap.
     """
     rng = np.random.default_rng(seed)
@@ -114,9 +114,9 @@ def _courses(session: NDArray[np.int64], steps: int, day: float | None, rng: np.
 
 
 def _as_trained(z: Doubles, drawn: NDArray[np.int64], trained: NDArray[np.int64]) -> Doubles:
-    """Courses as a device sees them whose mean and spread come from other recordings of the same length.
+    """Courses standardised by the mean and spread of other recordings of the same length.
 
-    Mean and spread are estimates: without that, limits would be too low.
+    Mean and spread are estimates; with their own, courses would vary too little, and limits would be too low.
     """
     z = np.nan_to_num(z)
     recorded = z[trained]
@@ -125,7 +125,7 @@ def _as_trained(z: Doubles, drawn: NDArray[np.int64], trained: NDArray[np.int64]
 
 
 def _cusum_limits(z: Doubles, steps: int, share: float, shifts: Sequence[Doubles]) -> tuple[Doubles, Doubles, Doubles]:
-    """The slack and the limit of each column with which shifts are found soonest, and after how many blocks each."""
+    """For each column the slack and limit that find shifts soonest, and the number of blocks that each shift takes."""
     slacks = np.array(SLACKS)[:, np.newaxis, np.newaxis]
     up = np.zeros((len(SLACKS), PATHS, z.shape[2]))
     down, most = up.copy(), up.copy()
@@ -146,7 +146,7 @@ def _cusum_limits(z: Doubles, steps: int, share: float, shifts: Sequence[Doubles
 def _psi_limit(
     blocks: Blocks, drawn: NDArray[np.int64], counts: Doubles, steps: int, *, share: float, memory: float
 ) -> Doubles:
-    """The limit of the PSI of late of each column."""
+    """The limit of the recent PSI, for each column."""
     there = np.isfinite(counts)
     if not there.shape[1]:
         return np.full(len(counts), np.inf)
@@ -155,7 +155,7 @@ def _psi_limit(
     training = np.where(there, (np.nan_to_num(counts) + 0.5) / (total + 0.5 * bins)[:, np.newaxis], 1.0)
     own = np.concatenate([blocks.present[:, :, np.newaxis], blocks.above], axis=2).astype(np.float64)
     own[:, :, :-1] -= own[:, :, 1:]
-    own *= there  # edges that there are not count nothing: every value lies below them
+    own *= there  # a missing edge is infinite and counts nothing
     late = np.zeros((len(drawn), *counts.shape))
     most = np.zeros((len(drawn), len(counts)))
     for step in range(steps):
@@ -167,12 +167,12 @@ def _psi_limit(
 
 
 def _tail(most: Doubles, steps: int, share: float) -> Doubles:
-    """What the largest value of a course passes so rarely: the Gumbel law of the second axis, continued.
+    """The limit that a course's maximum exceeds at this rate: a Gumbel law, fitted over the paths and extrapolated.
 
     Args:
         most: `[..., paths, columns]`: the largest values of courses.
-        steps: blocks of a course.
-        share: alarms that one block may give.
+        steps: number of blocks in a course.
+        share: alarms allowed for each block.
     """
     scale = most.std(axis=-2) * np.sqrt(6.0) / np.pi
     place = most.mean(axis=-2) - _EULER * scale

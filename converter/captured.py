@@ -1,10 +1,9 @@
-"""Captures of one or many devices -> windows with their labels, each once, with where each comes from.
+"""Captures of one or many devices -> windows with their labels and their origin, without duplicates.
 
-A window is a double of another when both have the same id, bundle and values: the same folder was brought in twice, or
-stands in two folders. Labels are those of people (`labels.jsonl`, the last decision in each of the folders that are
-named), else those that devices received; two that contradict each other leave the window out, counted and named.
-Captures of several models, or of other channels or windows, are refused in one sentence, since their numbers mean
-different things.
+Two windows are duplicates when id, bundle and values are the same: the folder was fetched twice, or lies in two
+folders. A label comes from people (`labels.jsonl`, the last decision in each given folder), else from the truth that
+the device received. A window with contradicting labels is left out, counted and named. Captures that differ in model,
+channels or window are refused, since their numbers mean different things.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from edge_runtime.capture.folder import FoundWindow, read_captures
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-BLOCKS = 10  # of the windows of a key: some calibrate, the others judge
+BLOCKS = 10  # of the windows of a key: some calibrate, the others evaluate
 FEWEST_OF_BLOCK = 4
 
 
@@ -29,11 +28,11 @@ class MergedWindow(NamedTuple):
     """One window of a merge.
 
     Attributes:
-        entry: as the device kept it.
+        entry: the window as the device stored it.
         facts: of its bundle.
-        place: the file that it was read from.
-        label: what is right; None where nobody has said so yet.
-        values: what is right for a regression, by target; empty where that is not known.
+        place: the file it was read from.
+        label: the true label; None where it is not known yet.
+        values: the true values of a regression, by target; empty where they are not known.
     """
 
     entry: Captured
@@ -44,7 +43,7 @@ class MergedWindow(NamedTuple):
 
     @property
     def is_labelled(self) -> bool:
-        """It is known what is right."""
+        """Whether its truth is known."""
         return self.label is not None or bool(self.values)
 
     @property
@@ -57,9 +56,9 @@ class Merge(NamedTuple):
     """The windows of several folders.
 
     Attributes:
-        windows: each once, by device, key and time.
-        counts: what was left out, by reason.
-        notes: what is unusual, a sentence each.
+        windows: without duplicates, by device, key and time.
+        counts: the number of windows left out, by reason.
+        notes: a sentence for each unusual finding.
     """
 
     windows: list[MergedWindow]
@@ -68,7 +67,7 @@ class Merge(NamedTuple):
 
 
 def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
-    """Read folders of captures, and make one of them.
+    """Read folders of captures and merge them.
 
     Args:
         folders: of one device or of several.
@@ -118,7 +117,7 @@ def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
 
 
 def groups_of(windows: Sequence[MergedWindow]) -> list[str]:
-    """Blocks of time of each device and key, so that neighbours are not split between calibration and judging."""
+    """Blocks of time of each device and key, so that neighbours are not split between calibration and evaluation."""
     names: list[str] = []
     of_key: Counter[str] = Counter(_stream(each) for each in windows)
     seen: Counter[str] = Counter()
@@ -143,7 +142,7 @@ def _stream(window: MergedWindow) -> str:
 def _labelled(
     window: FoundWindow, decided: dict[str, list[str]], told: dict[str, list[tuple[str | None, dict[str, float]]]]
 ) -> MergedWindow | None:
-    """The window with what is right; None where that is contradicting."""
+    """The window with its truth; None where labels contradict each other."""
     identity = window.entry.id
     people = set(decided.get(identity, ()))
     if len(people) > 1:

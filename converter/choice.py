@@ -1,12 +1,13 @@
 """Which form of a model to ship, and why, in one sentence. Pure.
 
-`balanced` weighs bytes, time and memory: the cost of a form is its share of float32's bytes (of the whole file) times
-its shares of float32's time and memory. A form replaces a simpler one where it lowers that cost by a fifth, and no form
-that takes more than twice float32's time is kept, however small. `size` and `latency` look at one of them.
+`balanced` weighs bytes, time and memory: the cost of a form is the product of its bytes (of the whole file), its time
+and its memory, each relative to float32. A form replaces a simpler one where it lowers that cost by a fifth. A form
+that takes more than twice float32's time is not kept, however small it is. `size` and `latency` consider one of the
+three.
 
-What is no gain for a device counts as equal: bytes within one block of a file system, a time shorter by less than a
-tenth of a millisecond, memory within a megabyte. Times differ from run to run, so that those within a quarter of each
-other are equal too; they are measured in turns with float32, and a time at a limit counts against the form. The
+A difference without use on a device counts as equal: bytes within one block of a file system, a time shorter by less
+than a tenth of a millisecond, memory within a megabyte. Times vary from run to run, so times within a quarter of each
+other are equal too. They are measured in turns with float32, and a time at a limit counts against the form. The
 sentence goes into the manifest and holds no time. Weak point: times are those of the workstation, not of the device.
 """
 
@@ -26,22 +27,22 @@ SAME = 1.25  # times that differ by less are equal
 BLOCK_BYTES = 4096  # a file takes whole blocks of the disk
 GAIN_US = 100.0
 GAIN_MEMORY_BYTES = 1 << 20  # what allocators keep for themselves
-MARGIN = 0.05  # of a time near a limit, by which measurements in turns differ from run to run
+MARGIN = 0.05  # run-to-run variation of a relative time that is near a limit
 _SIMPLICITY = {"none": 0, "float16": 1, "int8": 2, "dynamic": 3}
-_METRIC_DIGITS = 3  # differences of the metric below are chance
+_METRIC_DIGITS = 3  # smaller differences of the metric are chance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """One form of the model, tried: its answers on the evaluation rows, and what they are worth.
+    """One form of the model with its answers to the evaluation rows, and their metric.
 
     Attributes:
         candidate: the model.
         answer: its answers.
-        judgement: what they are worth.
+        judgement: their metric and differences.
         speed: the time of one prediction.
         manifest_bytes: what the file holds beside the graph.
-        slowness: its time in float32's, measured in turns; None where only `speed` is known.
+        slowness: its time relative to float32's, measured in turns; None where only `speed` is known.
         memory_bytes: what a fresh process takes to load and run it beyond onnxruntime itself; 0 where not measured.
     """
 
@@ -55,7 +56,7 @@ class Form:
 
     @property
     def is_rough(self) -> bool:
-        """Whether its layers are rounded, so that there is something to look for in them."""
+        """Whether its layers are rounded, so that their errors are worth a report."""
         return self.candidate.method != "none"
 
     @property
@@ -66,7 +67,7 @@ class Form:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """The end of a search. `kept` is None where the form that was asked for loses too much."""
+    """The result of a search. `kept` is None where the requested form loses too much."""
 
     forms: tuple[Form, ...]
     kept: Form | None
@@ -76,14 +77,14 @@ class Found:
 def choose(
     forms: Sequence[Form], *, request: Request, reference: float, max_drop: float, prefer: Prefer
 ) -> tuple[Form | None, str]:
-    """The form to ship and the reason; None where the form that was asked for loses too much.
+    """The form to ship and the reason; None where the requested form loses too much.
 
     Args:
         forms: float32, and what was tried.
-        request: what was asked for.
+        request: the requested form.
         reference: the source's metric.
         max_drop: how much of it a form may lose.
-        prefer: what is better among those that keep it.
+        prefer: the criterion among forms within `max_drop`.
     """
     base, tried = forms[0], forms[1:]
     good = [form for form in tried if reference - form.judgement.metric <= max_drop]
@@ -110,7 +111,7 @@ def _best(forms: Sequence[Form], base: Form, prefer: Prefer) -> Form:
         case "latency":
             return min(forms, key=lambda form: form.speed.wall_us)
         case "balanced":
-            # Float32 comes first where it is among them; of forms that were asked for, any may be slow.
+            # Float32 comes first where it is among them. A form that was requested by name may be slow.
             admitted = [form for form in forms if _slowness(form, base) <= SLOWEST] or list(forms)
             least = min(_cost(form, base) for form in admitted)
             near = [form for form in admitted if _cost(form, base) * (1.0 - GAIN) <= least]
@@ -120,7 +121,7 @@ def _best(forms: Sequence[Form], base: Form, prefer: Prefer) -> Form:
 
 
 def _preference(form: Form) -> tuple[int, float, int]:
-    """Simpler first, then what keeps more of the metric, then what is made with less."""
+    """Simpler forms first, then those that keep more of the metric, then those with simpler recipes."""
     recipe = form.candidate.recipe
     effort = int(recipe.per_channel) + 2 * (recipe.calibrator != "MinMax") + 4 * len(recipe.spared)
     return _SIMPLICITY[recipe.method], -round(form.judgement.metric, _METRIC_DIGITS), effort
@@ -132,7 +133,7 @@ def _cost(form: Form, base: Form) -> float:
 
 
 def _memory(form: Form, base: Form) -> float:
-    """Its memory in float32's; 1 where it was not measured, or is no other to a device."""
+    """Its memory relative to float32's; 1 where it was not measured, or the difference has no use on a device."""
     if not form.memory_bytes or not base.memory_bytes:
         return 1.0
     near = abs(form.memory_bytes - base.memory_bytes) < GAIN_MEMORY_BYTES
@@ -140,14 +141,14 @@ def _memory(form: Form, base: Form) -> float:
 
 
 def near_a_limit(ratio: float) -> bool:
-    """Whether a time in float32's lies where a few percent decide."""
+    """Whether a relative time is so near a limit that a few percent decide."""
     return any(abs(ratio - limit) < MARGIN * limit for limit in (1.0 / SAME, SAME, SLOWEST))
 
 
 def _slowness(form: Form, base: Form) -> float:
-    """Its time in float32's; 1 where it is hardly another, or no gain for a device.
+    """Its time relative to float32's; 1 where the difference is small, or has no use on a device.
 
-    Just at a limit it counts as on the side of float32: a form that is chosen gains it on another run as well.
+    A time at a limit counts in favour of float32, so that a chosen form keeps its gain in another run.
     """
     other = max(base.speed.steady_us, 1e-9)
     one = form.speed.steady_us if form.slowness is None or form is base else form.slowness * other
@@ -164,7 +165,7 @@ def _size_in_words(form: Form, base: Form) -> str:
 
 
 def _compared(form: Form, base: Form) -> str:
-    """Bytes and time against float32's; the time in words that hold from run to run."""
+    """Bytes and time compared with float32; the time in words that are the same in each run."""
     slowness = _slowness(form, base)
     if slowness > SLOWEST:
         time = "more than twice as slow"
@@ -197,7 +198,7 @@ def _why_none(tried: Sequence[Form], request: Request, reference: float, max_dro
 
 
 def prices(forms: Sequence[Form]) -> list[str]:
-    """Where the cheapest form of int8 is larger or slower than float32, in words; both happen, and are not hidden.
+    """A sentence where the best int8 form is larger or slower than float32.
 
     Not for the manifest: times differ from run to run, and equal inputs give equal bytes.
     """
@@ -220,6 +221,6 @@ def prices(forms: Sequence[Form]) -> list[str]:
 
 
 def _price(form: Form, base: Form) -> str:
-    """What a form costs that was asked for by name: int8 is neither always smaller nor always faster."""
+    """The cost of a form that was requested by name: int8 is neither always smaller nor always faster."""
     more = form.size - base.size
     return f"; it is {more:,} bytes larger than float32, because the model is small" if more > 0 else ""

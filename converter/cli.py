@@ -1,7 +1,7 @@
 """`edge-convert`: the command line of the converter. Commands and exit codes only.
 
-Exit codes: 0 done, 1 failed, 2 usage. A command is one module of `converter/commands/`, imported when it is asked
-for; whatever a user can cause ends in one readable message on stderr, never in a traceback.
+Exit codes: 0 done, 1 failed, 2 usage. A command is one module of `converter/commands/`, imported when it is used. A
+mistake of the user ends in one readable message on stderr, never in a traceback.
 """
 
 import argparse
@@ -25,8 +25,8 @@ COMMANDS = {
     "sign": "sign a bundle",
     "verify": "check a bundle's signature",
 }
-ISOLATED = ("build", "compare", "inspect")  # they read files that strangers made: see `isolated.py`
-_PROGRAMS = ("edge-convert", "cli.py")  # as which this is started; a program that calls `main` is its own sandbox
+ISOLATED = ("build", "compare", "inspect")  # they read files of unknown origin: see `isolated.py`
+_PROGRAMS = ("edge-convert", "cli.py")  # the program's own entry; a program that calls `main` itself gets no sandbox
 _INTERRUPTED = 130
 
 
@@ -34,8 +34,9 @@ def main(argv: Sequence[str] | None = None, errors: TextIO | None = None) -> int
     """Run one command.
 
     Args:
-        argv: its words; by default those of this program, whose commands then read models in a child of limited means.
-        errors: where messages about failures go; standard error by default.
+        argv: its words; by default those of this program, whose commands then read models in a restricted child
+            process.
+        errors: the stream for messages about failures; standard error by default.
 
     Returns:
         the exit code.

@@ -1,9 +1,9 @@
 """One conversion, from the model's file to the bundle, step by step.
 
-Load, agree with the specification, convert to the normal form, hold that to the source, search for the form to
-ship, package. Nothing is written before the last step; a step that fails ends in one message.
+Load the model, match it with the specification, convert it to the normal form, compare that with the source, search for
+the form to ship, package it. Nothing is written before the last step. A failed step ends in one message.
 
-It is over 500 lines, because the steps are read from top to bottom as they happen; what a step does stands elsewhere.
+Longer than 500 lines, because the steps are read from top to bottom in their order; other modules carry them out.
 """
 
 import argparse
@@ -53,9 +53,9 @@ from edge_runtime.readings import Floats
 
 _SYNTHETIC_ROWS = 256
 _ANOTHER_WAY = "use another estimator or step, or export the model to ONNX yourself"
-_THRESHOLD_QUANTILE = 0.99  # of an anomaly score that comes without a threshold: one alarm in a hundred ordinary rows
-# A converted model may round a score differently, and with it a row that stands on the fence. More than one row in
-# a thousand is no rounding: the conversion changed the model.
+_THRESHOLD_QUANTILE = 0.99  # for an anomaly score without a threshold: one alarm in a hundred normal rows
+# A converted model may round a score differently, which can change the label of a row at a decision boundary. More than
+# one row in a thousand is no rounding: the conversion changed the model.
 _DIFFERING_SHARE = 0.001
 _DRIFT_ROWS = 10_000
 _COMPARED_ROWS = 2048  # between a graph and its smaller self
@@ -63,9 +63,9 @@ _COMPARED_ROWS = 2048  # between a graph and its smaller self
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """The rows that calibrate and the rows that judge. `dataset` is None where there is no data.
+    """The calibration and the evaluation rows. `dataset` is None where there is no data.
 
-    `held` are the rows that calibrate with their truth, where the specification asks for uncertainty.
+    `held` are the calibration rows with their truth, where the specification has `[uncertainty]`.
     """
 
     calibration: Floats
@@ -76,14 +76,14 @@ class Material:
 
 
 class Conversion:
-    """The steps, with what the user asked for and where progress goes."""
+    """The steps, with the user's options and the output for progress."""
 
     def __init__(self, spec: Spec, options: argparse.Namespace, say: Callable[[str], None]) -> None:
         self._spec, self._options, self._say = spec, options, say
         self._time = Stopwatch()
 
     def run(self) -> None:
-        """Do it.
+        """Carry out the steps.
 
         Raises:
             CommandError: it cannot be done, or the proof failed; no bundle was written.
@@ -160,7 +160,7 @@ class Conversion:
         self._finish(file, plan, bench, found, drift=drift)
 
     def _shrink(self, plain: onnx.ModelProto, bench: Bench) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
-        """The graph without what no answer needs, held to the bit: onnxruntime may join other operators in it."""
+        """The graph without parts that no answer needs, if its answers stay the same to the bit."""
         small, first = settled(plain)
         small, savings = shrunk(small)
         savings = (*first, *savings)
@@ -212,7 +212,7 @@ class Conversion:
         return Material(calibration.windows, evaluation.windows, truth, dataset, held)
 
     def _held_out(self, spec: UncertaintySpec, plan: BundlePlan, calibration: Dataset, evaluation: Dataset) -> HeldOut:
-        """The rows that calibrate uncertainty, none of which is among those that it is checked by."""
+        """The rows that calibrate uncertainty; none of them is among those that check it."""
         truth = truth_of(calibration.truth, plan.task, plan.labels, plan.classes, place=calibration.place)
         has_truth = truth.is_known and evaluation.truth is not None
         check_uncertainty(spec, plan.task, len(calibration), has_truth=has_truth, place=calibration.place)
@@ -221,7 +221,7 @@ class Conversion:
         return HeldOut(spec, calibration.windows, truth, evaluation.groups, place)
 
     def _fewer(self, material: Material, plan: BundlePlan) -> Material:
-        """Rows to judge by, fewer where the answers are so large that those to all rows would fill the memory."""
+        """Evaluation rows; fewer where the answers to all of them would not fit into memory."""
         numbers = sum(math.prod(tensor.shape) for tensor in plan.tensors)
         rows = len(material.evaluation)
         count = rows_to_judge(numbers, rows)
@@ -252,7 +252,7 @@ class Conversion:
         return replace(plan, threshold=threshold)
 
     def _check_source(self, source: SourceModel, plan: BundlePlan, bench: Bench, step: float) -> None:
-        """Refuse answers that are no numbers, and scores that are no probabilities."""
+        """Refuse answers that are not finite, and scores that are no probabilities."""
         for name, part in bench.expected.tensors().items():
             bad = np.flatnonzero(~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
             if len(bad):
@@ -280,7 +280,7 @@ class Conversion:
             )
 
     def _question(self, plan: BundlePlan, columns: tuple[str, ...], bench: Bench, ask: Ask) -> None:
-        """Say what is strange about data and metric."""
+        """Print warnings about data and metric."""
         said = order_of_columns(plan, columns)
         said += about_the_metric(bench.reference(), bench.truth, plan)
         said += exchanged_channels(ask, bench.evaluation, bench.truth, plan)
@@ -293,7 +293,7 @@ class Conversion:
             self._say(line)
 
     def _check_float(self, form: Form, bench: Bench, plan: BundlePlan, ask: Ask) -> None:
-        """Refuse a conversion that changed the model, before anything is made of it."""
+        """Refuse a conversion that changed the model, before forms are made of it."""
         rows, reference, found = len(bench.evaluation), bench.reference(), form.judgement
         model = onnx.load_model_from_string(form.candidate.model)
         steps = steps_between(model, form.answer, bench.expected)
@@ -302,7 +302,7 @@ class Conversion:
         if steps is not None:
             if steps.any_beyond:
                 self._say(str(steps))
-            # Without truth the metric counts labels that differ, and a step of rounding decides between equal scores.
+            # Without truth the metric counts labels that differ, and rounding decides between equal scores.
             loses = loses and steps.any_beyond and bench.truth.is_known
             wrong = not steps.is_rounding
         elif plan.task == "anomaly" and is_quantised(model):
@@ -323,14 +323,15 @@ class Conversion:
                 f"{off:,} of {rows:,} rows are off ({found.differing:,} labels differ, scores by up to "
                 f"{found.difference:.3g}): no file was written"
             )
-        if seen is not None and len(seen.fence):
+        if seen is not None and len(seen.boundary):
             self._say(
-                f"{len(seen.fence):,} of {rows:,} rows stand on a fence of the model (the first: row {seen.fence[0]}): "
-                "the source itself answers otherwise for a reading one rounding away"
+                f"{len(seen.boundary):,} of {rows:,} rows lie on a decision boundary of the model "
+                f"(the first: row {seen.boundary[0]}): "
+                "the source itself gives another answer to a reading changed by one rounding"
             )
 
     def _check_stream(self, source: SourceModel, base: Form, bench: Bench, plan: BundlePlan) -> None:
-        """Refuse a recurrent model whose answers leave the source's while states are handed on."""
+        """Refuse a recurrent model whose answers to a stream, with states handed on, differ from the source's."""
         if not bench.states:
             return
         rows = bench.evaluation[:STREAM_ROWS]
@@ -350,7 +351,7 @@ class Conversion:
         *,
         source: tuple[Ask, tuple[float, ...]],
     ) -> Bench:
-        """Hold the ONNX form to the source where no recording reaches, and hand on what forms must withstand."""
+        """Compare the ONNX form with the source beyond the recordings; return the rows that every form must answer."""
         ask, sentinels = source
         bench = replace(bench, channels=tuple(channel.name for channel in plan.input.channels))
         where = "the channel" if plan.input.channels else "[frame]"
@@ -416,7 +417,7 @@ class Conversion:
         self._say(self._time.in_words())
 
     def _advice(self, kept: Form, peak_bytes: int) -> list[str]:
-        """What the owner of the target device should know; a time that a device measured beats any estimate."""
+        """Sentences about the target device; a time that a device measured replaces the estimate."""
         target = self._target
         if target is None:
             return []
@@ -457,7 +458,7 @@ class Conversion:
         return target
 
     def _write(self, data: bytes) -> int:
-        """Write the bundle; the peak memory of the process that tried it."""
+        """Write the bundle; return the peak memory of the process that tried it."""
         options = self._options
         peak = write_bundle(data, options.output, options.sign)
         self._say(f"wrote {options.output}: {len(data):,} bytes, loaded and run in a fresh process of {peak >> 20} MB")
@@ -485,7 +486,7 @@ def _drift_in_words(source: SourceModel, windows: Floats) -> list[str]:
 
 
 def _names_of(plan: BundlePlan) -> tuple[str, ...]:
-    """What the columns of an answer are called."""
+    """The names of an answer's columns."""
     if plan.task == "regression":
         return tuple(target.name for target in plan.targets)
     return plan.labels or ("score",)
@@ -506,7 +507,7 @@ def _layer_in_words(layer: Layer) -> str:
 
 
 def _measured(bundle: Path) -> Measured | None:
-    """What the device measured of this very file, where its figures lie beside it."""
+    """The figures that a device measured for exactly this file, where they lie beside it."""
     return read_measured(bundle, hashlib.sha256(bundle.read_bytes()).hexdigest())
 
 

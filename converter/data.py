@@ -1,8 +1,8 @@
-"""Recorded data -> windows with their truth. No window ever runs over the border of a group.
+"""Recorded data -> windows with their truth. No window crosses the border of a group.
 
-`read_data` reads `.npz`, `.csv` and `.parquet`; `split` keeps the rows that calibrate apart from those that judge.
-Every mistake in the data is one message that names the file, the column and the first bad row. A window's truth
-is that of its last reading, because a prediction bears the time of its last reading.
+`read_data` reads `.npz`, `.csv` and `.parquet`; `split` separates calibration rows from evaluation rows. Every mistake
+in the data is one message that names the file, the column and the first bad row. A window's truth is that of its last
+reading, because a prediction has the time of its last reading.
 """
 
 import datetime as dt
@@ -28,24 +28,24 @@ from edge_runtime.recordings.folder import is_recording, joined, read_about
 from edge_runtime.stream.codecs.columns import CategoryIndex
 from edge_runtime.stream.frame_contract import LARGEST_WHOLE
 
-MINIMUM_WINDOWS = 10  # fewer judge nothing: one row would be more than ten points of any metric
+MINIMUM_WINDOWS = 10  # with fewer, one row would be more than ten points of any metric
 CALIBRATION_SHARE = 0.3
-SESSION = "(session and key)"  # the group of a recording's windows; no column can be called so by a device
-_BLOCKS = 10  # of a session: some calibrate, the others judge
+SESSION = "(session and key)"  # the group of a recording's windows; no device gives a column this name
+_BLOCKS = 10  # of a session: some calibrate, the others evaluate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Windows to calibrate or to judge with.
+    """Windows for calibration or evaluation.
 
     Attributes:
         windows: float32 `[n, length, channels]`, or `[n, *shape]` of frames.
-        truth: what is right, one item a window; None where the data does not say.
+        truth: one item a window; None where the data has none.
         groups: the recording that each window comes from; None where windows are independent.
         readings: `[m, channels]`, each reading once, for the reference distribution.
         overlapping: whether neighbours share readings, so that they must not be split at random.
         place: the file, for messages.
-        reading_groups: what each reading belongs to, where readings do not all follow one another.
+        reading_groups: the group of each reading, where not all readings follow one another.
         rate_hz: the median rate of the readings; None where the data has no times.
     """
 
@@ -80,8 +80,8 @@ def read_data(path: Path, spec: Spec, wanted: Input) -> Dataset:
 
     Args:
         path: `.npz`, `.csv` or `.parquet`, or a folder that `edge-runtime record` has made.
-        spec: how it is to be read.
-        wanted: the channels and windows, or the frames, that the bundle takes.
+        spec: says how to read it.
+        wanted: the channels and windows, or the frames, of the bundle's input.
 
     Raises:
         CommandError: it cannot be read, or lacks what the specification names, or holds NaN or too few rows.
@@ -159,10 +159,9 @@ def _in_blocks(dataset: Dataset, window: Window) -> Dataset:
 
 
 def split(dataset: Dataset, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Calibration and evaluation rows, kept apart: by group where there are several, else by class, seeded.
+    """Calibration and evaluation rows: separated by group where there are several, else by class, seeded.
 
-    Windows that overlap and come from a single recording are cut once in time, and the windows over the cut are
-    left out.
+    Overlapping windows of a single recording are cut once in time; windows that cross the cut are left out.
     """
     n = len(dataset)
     rng = np.random.default_rng(seed)
@@ -295,7 +294,7 @@ def _read_table(path: Path, spec: Spec, expected: Input) -> Dataset:
 
 
 def _columns(path: Path, spec: Spec) -> dict[str, Any]:
-    """The columns of a table. Of a CSV file, label, group and time keep the text that they are written in."""
+    """The columns of a table. In a CSV file, label, group and time stay text as written."""
     import pyarrow as pa  # noqa: PLC0415 - heavy, and only tables need it
     import pyarrow.csv  # noqa: PLC0415
     import pyarrow.parquet  # noqa: PLC0415
@@ -325,7 +324,7 @@ def _columns(path: Path, spec: Spec) -> dict[str, Any]:
 
 
 def for_recording(folder: Path, spec: Spec) -> Spec:
-    """The specification with what a recording says of itself: its label, and that no window goes over a key or session.
+    """The specification completed by a recording: its label, and that no window crosses a key or session.
 
     Raises:
         CommandError: the folder is no recording.
@@ -343,7 +342,7 @@ def _values(column: Any, channel: Channel, path: Path) -> NDArray[np.float64]:
     if not channel.categories:
         return _numbers(column, channel.name, path)
     texts = column.to_pylist()
-    if path.is_dir() or path.suffix.lower() == ".csv":  # as the codec of a device reads it
+    if path.is_dir() or path.suffix.lower() == ".csv":  # as a device's codec reads it
         texts = [text.strip() or None for text in texts]
     return _indexes(texts, channel)
 
@@ -409,7 +408,7 @@ def _whole(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _times(column: Any, name: str, path: Path) -> NDArray[Any]:
-    """What rows are put in order by: numbers, or moments in ISO 8601, never text."""
+    """The sort keys of rows: numbers, or times in ISO 8601, never text."""
     values = _plain(column, name, path)
     if values.dtype.kind != "U":
         return values
@@ -480,7 +479,7 @@ def cut_windows(
 
 
 def check_finite(values: NDArray[Any], wanted: Input, path: Path) -> None:
-    """No number is missing, but in channels that may be; none is infinite."""
+    """Refuse missing numbers, except in channels that allow them, and infinite ones."""
     bad = ~np.isfinite(values)
     names = [channel.name for channel in wanted.channels]
     if len(names) == values.shape[-1]:

@@ -1,8 +1,8 @@
-"""What devices captured or recorded -> one `.npz` for training: `x`, `y`, `group`, and where each row comes from.
+"""Captures or recordings of devices -> one `.npz` for training: `x`, `y`, `group`, and the origin of each row.
 
-`edge-convert build --data DATA.npz` reads it as it is, and any other program by `numpy.load`. Rows stand once each.
+`edge-convert build --data DATA.npz` reads it directly, other programs by `numpy.load`. It has no duplicate rows.
 Captures give windows `[n, length, channels]`; recordings give readings `[n, channels]`, which `build` cuts into windows
-within each `group`. The two are not mixed, since windows cannot be taken apart again.
+within each `group`. The two are not mixed, since windows cannot be separated into readings again.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from edge_runtime.system.durable import replace_file
 
 
 class MergedRows(NamedTuple):
-    """Rows, and what is to be told of them.
+    """Rows with a summary and notes.
 
     Attributes:
-        arrays: by name, as they are written.
+        arrays: the arrays of the file, by name.
         summary: one line.
-        notes: what is unusual, a sentence each.
+        notes: a sentence for each unusual finding.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -37,15 +37,15 @@ class MergedRows(NamedTuple):
 
 
 def merged_table(folders: Sequence[Path], *, model: str | None, everything: bool) -> MergedRows:
-    """Make one table of some folders.
+    """Merge folders into one table.
 
     Args:
         folders: all of captures, or all of recordings.
         model: of captures, only those of this model.
-        everything: also rows without a label, and no `y`.
+        everything: include rows without a label, and leave out `y`.
 
     Raises:
-        CommandError: they cannot be read, or do not belong together, or there is nothing in them.
+        CommandError: they cannot be read, do not match, or are empty.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -63,7 +63,7 @@ def merged_table(folders: Sequence[Path], *, model: str | None, everything: bool
 
 
 def write(path: Path, table: MergedRows) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
         CommandError: it cannot be written.
@@ -195,7 +195,7 @@ def _names(about: About) -> str:
 
 
 def _spread(truth: NDArray[Any] | None) -> str:
-    """How often each label stands there."""
+    """The number of rows of each label."""
     if truth is None:
         return "no label"
     if truth.dtype.kind != "U":

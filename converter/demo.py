@@ -1,10 +1,10 @@
-"""The workstation's half of the demonstration: fetch recordings, train a classifier on them, write what `build` takes.
+"""The workstation's half of the demonstration: fetch recordings, train a classifier, write the inputs of `build`.
 
 `python -m converter.demo FOLDER` writes to FOLDER the model (`activity.skops`), its specification (`activity.toml`),
-windows to calibrate with (`calibration.npz`) and to judge with (`held-out.npz`), and the held-out recordings as they
-were measured (`held-out-recordings.npz`). The recordings are the UEA data set
-BasicMotions: four students, a watch with accelerometer and gyroscope, ten readings a second for ten seconds.
-Only text is taken out of the package that ships them; nothing of it is imported, and its digests are checked.
+windows for calibration (`calibration.npz`) and evaluation (`held-out.npz`), and the held-out recordings as measured
+(`held-out-recordings.npz`). The recordings are the UEA data set BasicMotions: four students, a watch with accelerometer
+and gyroscope, ten readings a second for ten seconds. Only data files are read from the package that ships them; no code
+of it is imported, and the digests are checked.
 """
 
 import argparse
@@ -31,14 +31,14 @@ CHANNELS = ("accel_x", "accel_y", "accel_z", "gyro_x", "gyro_y", "gyro_z")
 RATE_HZ = 10.0
 LENGTH = 50  # readings: five seconds hold several steps or strokes
 STRIDE = 25
-RANGE = 50.0  # the recordings stay within 35; what lies beyond is a fault of the sensor
+RANGE = 50.0  # the recordings stay within 35; larger values are sensor faults
 SEED = 7
 
 Strings = NDArray[np.str_]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line of this half; errors are one line."""
+    """The command line of the workstation's half; errors are one line."""
     parser = argparse.ArgumentParser(prog="python -m converter.demo", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where BasicMotions_{TRAIN,TEST}.ts are already")
@@ -52,10 +52,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare(folder: Path, data: Path | None) -> None:
-    """Write everything that the conversion and the live part need.
+    """Write all files that the conversion and the live part need.
 
     Raises:
-        CommandError: the recordings cannot be had, or are not those that this was written for.
+        CommandError: the recordings cannot be fetched, or have another digest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     train, train_labels = read_recordings(find_recordings("BasicMotions_TRAIN.ts", folder, data))
@@ -132,7 +132,7 @@ def read_recordings(path: Path) -> tuple[Floats, Strings]:
 
 
 def cut(recordings: Floats, labels: Strings) -> tuple[Floats, Strings]:
-    """Windows as the device will cut them, none over the border of two recordings, and the label of each."""
+    """Windows as the device will cut them, none across two recordings, and the label of each."""
     starts = range(0, recordings.shape[1] - LENGTH + 1, STRIDE)
     windows = np.stack([recordings[:, start : start + LENGTH] for start in starts], axis=1)
     return windows.reshape(-1, LENGTH, recordings.shape[2]), np.repeat(labels, len(starts))
@@ -152,7 +152,7 @@ def fit(x: Floats, y: Strings) -> Any:
 
 
 def specification() -> str:
-    """What the model itself does not tell, as `--spec` takes it."""
+    """The specification for `--spec`: what the model file does not contain."""
     channels = "".join(f'\n[[channel]]\nname = "{name}"\nrange = [{-RANGE}, {RANGE}]\n' for name in CHANNELS)
     return f"""# What the model itself does not tell. No unit is named, since the recordings do not tell theirs.
 name = "activity"

@@ -1,4 +1,4 @@
-"""Folders that devices have filled, as a `Dataset` to build with: captures, and recordings that were labelled since."""
+"""Folders of a device as a `Dataset` for `build`: captures, and recordings with labels that people added."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def of_captures(folder: Path, wanted: Input) -> Dataset:
 
 
 def of_labelled_recording(folder: Path, wanted: Input) -> Dataset:
-    """The readings of a recording that people have labelled since, in windows."""
+    """The readings of a recording with labels that people added, in windows."""
     arrays = merged_table([folder], model=None, everything=False).arrays
     names = arrays["channels"].tolist()
     missing = [channel.name for channel in wanted.channels if channel.name not in names]

@@ -1,7 +1,7 @@
-"""Proof before output: the source model, the float ONNX and the final ONNX answer the same rows, and are compared.
+"""Comparison before output: the source model, the float ONNX and the final ONNX answer the same rows.
 
-Pure; sessions are run by `session.py`. A metric is always "higher is better"; where the data brings no truth, the
-source model's own answers are the truth, and the metric says so by its name.
+Pure; sessions are run by `session.py`. A higher metric is always better. Where the data has no truth, the source
+model's answers count as the truth, and the name of the metric says so.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from edge_runtime.errors import CommandError
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is right for the evaluation rows, or None where only the source can be asked."""
+    """The truth of the evaluation rows, or None where only the source's answers are known."""
 
     label: NDArray[np.int64] | None = None
     value: NDArray[np.float64] | None = None
@@ -30,7 +30,7 @@ class Truth:
 
     @property
     def is_known(self) -> bool:
-        """Whether the data says what is right."""
+        """Whether the data has the truth."""
         return self.label is not None or self.value is not None or self.labels is not None
 
 
@@ -42,7 +42,7 @@ class Judgement:
         metric: higher is better.
         differing: rows whose label (or alarm) differs from the source model's.
         difference: the largest difference of any score or value from the source's.
-        quantiles: the 50, 90 and 99 % quantiles of that difference, a row each counted once.
+        quantiles: the 50, 90 and 99 % quantiles of that difference over rows.
     """
 
     metric: float
@@ -54,13 +54,13 @@ class Judgement:
 def truth_of(
     raw: NDArray[Any] | None, task: Task, labels: Sequence[str], classes: Sequence[str], *, place: str
 ) -> Truth:
-    """The data's own words for what is right, as class indices or as numbers.
+    """The truth column of the data as class indices or as numbers.
 
     Args:
         raw: one item a window, or None.
         task: what is predicted.
         labels: the bundle's labels.
-        classes: what the model itself calls them; either may stand in the data.
+        classes: the model's own names for them; the data may use either.
         place: the data file, for messages.
 
     Raises:
@@ -84,7 +84,7 @@ def truth_of(
 
 
 def _several_truths(raw: NDArray[Any], labels: Sequence[str], place: str) -> NDArray[np.int64]:
-    """A column for each label: 1 where it is there, 0 where it is not."""
+    """A column for each label: 1 where it is present, else 0."""
     table = raw.reshape(len(raw), -1)
     names = {"1": 1, "true": 1, "0": 0, "false": 0}
     found = [class_name(item).lower() for item in table.ravel().tolist()]
@@ -99,7 +99,7 @@ def _several_truths(raw: NDArray[Any], labels: Sequence[str], place: str) -> NDA
 
 
 def _anomaly_truth(names: list[str], place: str) -> NDArray[np.int64]:
-    """1 is strange. scikit-learn says -1 for strange and 1 for ordinary; everyone else 1 and 0."""
+    """1 for an anomaly, else 0. scikit-learn uses -1 for an anomaly and 1 for normal; others use 1 and 0."""
     found = set(names)
     if found <= {"-1", "1"} and "-1" in found:
         return np.array([name == "-1" for name in names], dtype=np.int64)
@@ -110,7 +110,7 @@ def _anomaly_truth(names: list[str], place: str) -> NDArray[np.int64]:
 
 
 def metric_name(task: Task, truth: Truth) -> str:
-    """What the metric of a task is called."""
+    """The name of a task's metric."""
     if task == "classification":
         return "accuracy" if truth.label is not None else "agreement with the source"
     if task == "multilabel":
@@ -123,7 +123,7 @@ def metric_name(task: Task, truth: Truth) -> str:
 
 
 def judge(answer: Answer, source: Answer, truth: Truth, task: Task, *, threshold: float | None = None) -> Judgement:
-    """Compare one form of the model with the source, and with the truth where it is known."""
+    """Compare one form of the model with the source, and with the truth if known."""
     if task == "multilabel":
         assert answer.labels is not None
         assert source.labels is not None
@@ -175,7 +175,7 @@ def _gap(one: NDArray[Any] | None, other: NDArray[Any] | None) -> NDArray[np.flo
 
 
 def _f1(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
-    """F1 over the cells of all labels; 1 where there is nothing to find and nothing is found."""
+    """F1 over the cells of all labels; 1 where nothing is present and nothing is found."""
     if found.shape != right.shape:
         raise CommandError(f"data: expected {found.shape[1]} labels as the model has, found {right.shape[1]}")
     said = int(found.sum() + right.sum())
@@ -194,7 +194,7 @@ def _r_squared(right: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def _auc(label: NDArray[np.int64] | None, score: NDArray[Any]) -> float:
-    """The chance that a strange row scores above an ordinary one; equal scores count half."""
+    """The probability that an anomaly scores above a normal row; equal scores count half."""
     assert label is not None
     values, ranks = np.unique(score, return_inverse=True)
     counts = np.bincount(ranks, minlength=len(values))

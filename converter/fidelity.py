@@ -1,10 +1,11 @@
-"""Whether a converted model answers as its source does: every score, every target, every row.
+"""Compare a converted model's answers with its source's: every score, every target, every row.
 
-A number may differ by rounding, judged on the scale of its own column. Where it differs by more, the source itself is
-asked again, for readings that lie one rounding away: a row on which the source jumps stands on a fence, and float32
-cannot hold it to one side. Such rows are counted and named; all other differences are faults. Pure but for asking.
+A number may differ by rounding, on the scale of its own column. Where it differs by more, the source answers the row
+again with readings changed by one rounding. If its answer jumps, the row lies on a decision boundary: float32 cannot
+keep it on one side. Such rows are counted and named; all other differences are faults. Pure, except for calls of the
+source.
 
-Weak point: a fence is looked for by random steps around the row, so that a rare one may be taken for a fault.
+Weak point: the boundary is searched by random steps around the row, so a boundary that is not hit counts as a fault.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,23 +20,23 @@ from edge_runtime.readings import Floats
 Ask = Callable[[Floats], Answer]
 
 SCORE_TOLERANCE = 1e-4  # of a probability
-_OF_SPREAD, _OF_LARGEST = 1e-4, 1e-6  # of a value, by its column: of the range of its answers, and float32's rounding
+_OF_SPREAD, _OF_LARGEST = 1e-4, 1e-6  # of a value: of its column's range, and of its size (float32)
 _STEP = 1e-6  # relative: about eight roundings of float32, as many as a few layers add up
 _STEPS = 8
-FEW_CATEGORIES = 64  # distinct whole numbers of a channel, up to which it is taken for a category
-_MOST_ROWS = 512  # that are asked again
-_FENCE_SHARE = 0.01
+FEW_CATEGORIES = 64  # a channel with up to so many distinct whole numbers counts as a category
+_MOST_ROWS = 512  # rows that the source answers again
+_BOUNDARY_SHARE = 0.01
 _LABEL_SHARE = 0.001
 _SUM_TOLERANCE = 1e-3
-_SLACK = 1e-6  # a probability may leave [0, 1] by a rounding
+_SLACK = 1e-6  # by rounding a probability may lie this far outside of [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One answer that is not the source's.
+    """One answer that differs from the source's.
 
     Attributes:
-        row: its place among the rows that were asked.
+        row: its index among the compared rows.
         what: the class, target or "score".
         source: the source's number, or its label.
         found: the converted model's.
@@ -52,23 +53,23 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fidelity:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         wrong: rows with a fault.
-        fence: rows that stand on a fence of the source's.
+        boundary: rows on a decision boundary of the source.
         first: the worst fault, or None.
-        rows: how many were compared.
+        rows: the number of compared rows.
     """
 
     wrong: NDArray[np.int64]
-    fence: NDArray[np.int64]
+    boundary: NDArray[np.int64]
     first: Difference | None
     rows: int
 
     @property
     def is_faithful(self) -> bool:
-        """Whether the two are the same model."""
+        """Whether both are the same model."""
         return not len(self.wrong)
 
 
@@ -81,19 +82,19 @@ def compare(
     names: Sequence[str],
     scale: Answer | None = None,
     recorded: Floats | None = None,
-    fences: bool = True,
+    boundaries: bool = True,
 ) -> Fidelity:
-    """Hold every answer to the source's.
+    """Compare every answer with the source's.
 
     Args:
         found: the converted model's answers.
         source: the source's.
-        windows: what both were asked.
-        ask: asks the source.
-        names: of the columns: labels or targets; an anomaly has one.
-        scale: answers of the source that show how far each column reaches; by default those given.
+        windows: the inputs of both.
+        ask: calls the source.
+        names: of the columns: labels or targets; an anomaly has one column.
+        scale: answers of the source that show the range of each column; by default those given.
         recorded: recorded windows, by default those given; they show which channels hold categories.
-        fences: whether a row may be excused at all.
+        boundaries: whether a row on a decision boundary is tolerated.
     """
     one, other = _columns(found), _columns(source)
     tolerance = tolerances(scale or source)
@@ -101,30 +102,30 @@ def compare(
     labels = _labels_differ(found, source, tolerance)
     every = _labels_differ(found, source, None)
     if int((every & ~labels).sum()) > max(1, _LABEL_SHARE * len(one)):
-        labels = every  # so many ties are no rounding: the source decides them by something else than its scores
+        labels = every  # so many ties are no rounding: the source decides them by another rule than its scores
     suspects = np.flatnonzero((off > 0).any(axis=1) | labels)
     if not len(suspects):
         return Fidelity(suspects, suspects, None, len(one))
     worst = np.maximum(off[suspects].max(axis=1, initial=0.0), labels[suspects])
     asked = suspects[np.argsort(-worst, kind="stable")][:_MOST_ROWS]
     locked = _categories(windows if recorded is None else recorded)
-    if fences:
+    if boundaries:
         rounding, jumping = _near_the_source(found, windows, asked, ask, tolerance=tolerance, locked=locked)
     else:
         rounding = jumping = np.zeros(len(asked), dtype=np.bool_)
     wrong = np.setdiff1d(suspects, asked[rounding | jumping])
-    fence = np.sort(asked[jumping & ~rounding])
-    differing = int(_labels_differ(found, source, None)[fence].sum())
-    if len(fence) > max(1, _FENCE_SHARE * len(one)) or differing > max(1, _LABEL_SHARE * len(one)):
+    boundary = np.sort(asked[jumping & ~rounding])
+    differing = int(_labels_differ(found, source, None)[boundary].sum())
+    if len(boundary) > max(1, _BOUNDARY_SHARE * len(one)) or differing > max(1, _LABEL_SHARE * len(one)):
         wrong = suspects
     if not len(wrong):
-        return Fidelity(wrong, fence, None, len(one))
+        return Fidelity(wrong, boundary, None, len(one))
     row = next(int(row) for row in asked if row in set(wrong.tolist()))
-    return Fidelity(wrong, fence, _difference(found, source, row, off, names=names), len(one))
+    return Fidelity(wrong, boundary, _difference(found, source, row, off, names=names), len(one))
 
 
 def tolerances(source: Answer) -> NDArray[np.float64]:
-    """By how much each column may differ: probabilities all alike, values and scores each on its own scale."""
+    """The tolerance of each column: one for all probabilities; for values and scores by the column's scale."""
     columns = _columns(source)
     if source.scores is not None:
         return np.full(columns.shape[1], SCORE_TOLERANCE)
@@ -139,15 +140,14 @@ def tolerances(source: Answer) -> NDArray[np.float64]:
 def probability_fault(
     answer: Answer, labels: Sequence[str], *, independent: bool = False, own_rule: bool = False, step: float = 0.0
 ) -> str:
-    """What is wrong with the scores of a classifier as probabilities, in a sentence; empty when nothing is.
+    """Why a classifier's scores are no probabilities, in a sentence; empty when they are.
 
     Args:
         answer: labels and scores.
         labels: the names of the columns.
-        independent: whether each class has a probability of its own (one against the rest), so that rows need not sum
-            to 1.
-        own_rule: whether the label comes from a rule beside the scores, such as a tuned threshold.
-        step: what a source that came quantised rounds each score to; a sum may be off by a step a class.
+        independent: whether each class has its own probability (one against the rest), so that rows need not sum to 1.
+        own_rule: whether the label comes from another rule than the largest score, such as a tuned threshold.
+        step: the rounding step of a quantised source's scores; a sum may be off by a step for each class.
     """
     scores, label = answer.scores, answer.label
     independent = independent or answer.labels is not None
@@ -179,7 +179,7 @@ def probability_fault(
 
 
 def label_is_not_the_largest(answer: Answer) -> int:
-    """Rows whose label has not the largest score; some models decide by another rule than their probabilities."""
+    """Rows whose label does not have the largest score; some models decide by another rule than their probabilities."""
     if answer.scores is None or answer.label is None:
         return 0
     own = answer.scores[np.arange(len(answer.label)), answer.label]
@@ -194,19 +194,19 @@ def _columns(answer: Answer) -> NDArray[np.float64]:
 def _excess(
     one: NDArray[np.float64], other: NDArray[np.float64], tolerance: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """By how many tolerances each number is off beyond the first; infinite where one is not finite as the other is."""
+    """The excess over the tolerance of each number, in tolerances; infinite where only one of the two is finite."""
     with np.errstate(invalid="ignore", over="ignore"):
-        narrow = other.astype(np.float32).astype(np.float64)  # infinite where float32 ends and float64 goes on
-        # Beyond the data a number may be larger than any of the column: float32 rounds it on its own scale.
+        narrow = other.astype(np.float32).astype(np.float64)  # infinite beyond float32's range
+        # Outside the data a number may be larger than any of the column: float32 rounds it on its own scale.
         gap = np.abs(one - narrow) / np.maximum(tolerance, _OF_LARGEST * np.abs(narrow))
     same = (one == other) | (one == narrow) | (np.isnan(one) & np.isnan(other))
     return np.where(same, 0.0, np.where(np.isfinite(gap), np.maximum(gap - 1.0, 0.0), np.inf))
 
 
 def _labels_differ(found: Answer, source: Answer, tolerance: NDArray[np.float64] | None) -> NDArray[np.bool_]:
-    """Rows with another label; with a tolerance but for those where the source's two scores are the same within it.
+    """Rows with another label; with a tolerance, without those whose two scores in the source are equal within it.
 
-    Of several labels each counts; one whose score is at one half within the tolerance may be there or not.
+    Of several labels each counts; one whose score is one half within the tolerance may be present or not.
     """
     if found.labels is not None and source.labels is not None:
         several = found.labels != source.labels
@@ -224,7 +224,7 @@ def _labels_differ(found: Answer, source: Answer, tolerance: NDArray[np.float64]
 
 
 def _categories(windows: Floats) -> NDArray[np.float64]:
-    """`[2, channels]`: between which values a channel holds a few whole numbers, which no rounding moves."""
+    """`[2, channels]`: the range of a channel that holds a few whole numbers, which the steps leave unchanged."""
     flat = windows.reshape(-1, windows.shape[-1])
     limits = np.full((2, flat.shape[1]), np.nan)
     for index in range(flat.shape[1]) if windows.ndim == 3 else ():
@@ -243,11 +243,10 @@ def _near_the_source(
     tolerance: NDArray[np.float64],
     locked: NDArray[np.float64],
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Ask the source for readings one rounding away.
+    """Let the source answer readings that are changed by one rounding.
 
-    Returns:
-        which rows are off by no more than such a step usually changes the source's answer (large terms whose difference
-        is small), and which lie among the source's answers to all steps (it jumps between them).
+    Returns: the rows whose difference is no larger than the usual change by such a step (small differences of large
+        terms), and the rows whose answer lies between the source's answers to all steps (it jumps between them).
     """
     rng = np.random.default_rng(0)
     some = windows[rows]

@@ -1,6 +1,7 @@
-"""How much memory a model takes in a process of its own: a number of bytes on stdout.
+"""The memory that a model takes in a process of its own: a number of bytes on stdout.
 
-Run as a script by `search.py`; what Python, numpy and onnxruntime take before the model is there does not count.
+Run as a script by `search.py`. Memory that Python, numpy and onnxruntime take before the model is loaded does not
+count.
 """
 
 import sys
@@ -16,14 +17,14 @@ _RUNS = 3
 
 
 def main(path: str) -> int:
-    """Load the model, run it a few times on zeros at batch 1, and say how far the high-water mark rose."""
+    """Load the model, run it a few times on zeros at batch 1, and print the rise of the high-water mark."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4
     set_exact(
         options, read_onnx(Path(path).read_bytes(), path).int8
-    )  # as a device that needs it has it: other kernels, other memory
+    )  # as on a device that needs it: other kernels take other memory
     before = _peak_bytes()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feeds = {

@@ -1,14 +1,14 @@
-"""Commands that read a stranger's file, in a child of limited means: `build`, `compare` and `inspect`.
+"""Commands that read files of unknown origin run in a restricted child process: `build`, `compare` and `inspect`.
 
-The parent checks the command line, makes a folder for the child, starts it, hands on what it says, and puts what it
-made into place: a bundle is signed and renamed here, so that the child needs no key and may write nowhere else. The
-child puts up its walls (`isolation.py`) before a framework is imported.
+The parent checks the command line, makes a folder for the child, starts it, forwards its output, and moves its files
+into place: the parent signs and renames a bundle, so that the child needs no key and no other writable folder. The
+child restricts itself (`isolation.py`) before a framework is imported.
 
-Guarantee: a model file's code, `--trust` or not, reads only the inputs of the command and the system's libraries,
-writes only into its own folder, which is removed, and is ended with the command, what it has started included. It has
-no terminal: what it says comes through pipes, and reaches the terminal as printable text. What it made is taken only
-where it is a regular file, and no link, in the folder. Weak points: those of `isolation.py`; what a wall cannot be had
-for is said in the first line of the output.
+Guarantee: a model file's code, with or without `--trust`, reads only the inputs of the command and the system's
+libraries, writes only into its own folder, which is removed, and ends with the command, together with its own children.
+It has no terminal: its output comes through pipes and reaches the terminal as printable text. Only a regular file in
+the folder is taken from it, never a link. Weak points: those of `isolation.py`; the first line of the output names each
+restriction that the system does not offer.
 """
 
 import argparse
@@ -30,30 +30,30 @@ from typing import Any, BinaryIO, NoReturn
 
 from converter import signing
 from converter.commands.build import say
-from converter.isolation import Walls, enter, system_folders
+from converter.isolation import Restrictions, enter, system_folders
 from edge_runtime.errors import CommandError
 
 _INPUTS = ("model", "spec", "data", "calibration", "evaluation", "bundle", "a", "b")
 _OUTPUTS = ("output", "report")
-_WALLS = "EDGE_CONVERT_WALLS"  # how the parent tells the child what it may do
+_RESTRICTIONS = "EDGE_CONVERT_RESTRICTIONS"  # the variable that hands the restrictions to the child
 _WALL_SECONDS = 6 * 3600.0
 _MEMORY_SHARE = 0.9
 _FOREIGN = "stderr.txt"
 _LONGEST_LINE = 64 * 1024
-_MOST_AFTER_END = 1 << 20  # what is still in the pipes when the child has ended
+_MOST_AFTER_END = 1 << 20  # for the rest of the pipes after the child's end
 _MOST_FOREIGN_BYTES = 64 * 1024
 
 
 def run(command: str, options: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Run a command in a child, and put its files into place.
+    """Run a command in a child, and move its files into place.
 
     Args:
         command: one of `cli.ISOLATED`.
         options: its command line, parsed.
-        arguments: the same, as it came.
+        arguments: the same, unparsed.
 
     Raises:
-        CommandError: the child ran out of time or was killed, or what it made cannot be put into place.
+        CommandError: the child ran out of time or was killed, or its files cannot be moved into place.
     """
     with tempfile.TemporaryDirectory(prefix="edge-convert-") as name:
         folder = Path(name).resolve()
@@ -72,7 +72,7 @@ def run(command: str, options: argparse.Namespace, arguments: Sequence[str]) -> 
 
 
 def _rewritten(options: argparse.Namespace, arguments: Sequence[str], made: dict[str, Path]) -> list[str]:
-    """The command line of the child: later words win, and it has no key to sign with."""
+    """The command line of the child, without the signing key: later options override earlier ones."""
     words = list(arguments)
     key = getattr(options, "sign", None)
     if key is not None:
@@ -99,7 +99,7 @@ def _start(command: str, words: list[str], options: argparse.Namespace, folder: 
     ]
     if inputs and not inputs[0].exists():
         beside.append(str(Path.cwd()))  # `module:function` comes from here
-    walls = {
+    restrictions = {
         "readable": system_folders(beside),
         "folder": str(folder),
         "memory_bytes": int(_MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
@@ -107,15 +107,15 @@ def _start(command: str, words: list[str], options: argparse.Namespace, folder: 
     }
     environment = {
         **os.environ,
-        _WALLS: json.dumps(walls),
+        _RESTRICTIONS: json.dumps(restrictions),
         "HOME": str(folder),
         "TMPDIR": str(folder),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)]),
         "PYTHONUNBUFFERED": "1",
         "JOBLIB_MULTIPROCESSING": "0",  # its locks want a shared folder of the system
     }
-    # A session of its own: Ctrl-C on a terminal then reaches the parent alone, which hands it on once, and the child
-    # cannot type into that terminal.
+    # A session of its own: Ctrl-C then reaches only the parent, which forwards it once, and the child cannot write
+    # input to that terminal.
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "converter.isolated", command, *words],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
@@ -124,13 +124,13 @@ def _start(command: str, words: list[str], options: argparse.Namespace, folder: 
 
 
 def _beside(inputs: list[Path]) -> list[str]:
-    """Files that belong to an input: a device's figures, and the variables of a SavedModel given by its program."""
+    """Files beside an input: a device's measurements, and the variables of a SavedModel named by its program."""
     found = [str(path.with_name(f"{path.stem}.measured.json")) for path in inputs]
     return found + [str(path.parent) for path in inputs if path.name == "saved_model.pb"]
 
 
 def _lend_figures(options: argparse.Namespace, made: dict[str, Path]) -> None:
-    """What a device measured of the bundle that stood here before, for the child to compare with."""
+    """The measurements of a device for the bundle that the command replaces, for the child's comparison."""
     if "output" in made:
         figures = options.output.with_name(f"{options.output.stem}.measured.json")
         with contextlib.suppress(OSError):
@@ -138,7 +138,7 @@ def _lend_figures(options: argparse.Namespace, made: dict[str, Path]) -> None:
 
 
 def _hand_on(child: subprocess.Popen[bytes], options: argparse.Namespace, made: dict[str, Path]) -> list[str]:
-    """Print what the child says, with our names of the files; lines about files wait until these are in place."""
+    """Print the child's output with the parent's file names; lines about files wait until these are in place."""
     names = {str(path): str(getattr(options, key)) for key, path in made.items()}
     held: list[str] = []
     timer = threading.Timer(_WALL_SECONDS, child.kill)
@@ -170,9 +170,9 @@ def _hand_on(child: subprocess.Popen[bytes], options: argparse.Namespace, made: 
 
 
 def _lines(child: subprocess.Popen[bytes]) -> Iterator[tuple[bool, str]]:
-    """What the child prints until it ends, line by line, and whether it is an error.
+    """The child's output until it ends, line by line, and whether a line is an error.
 
-    Processes that it leaves behind may hold the pipes open: nothing is waited for after its end.
+    Processes that it leaves behind may hold the pipes open, so reading stops at its end.
     """
     assert child.stdout is not None
     assert child.stderr is not None
@@ -210,7 +210,7 @@ def _lines(child: subprocess.Popen[bytes]) -> Iterator[tuple[bool, str]]:
 
 
 def _cut(pending: bytearray, data: bytes) -> list[str]:
-    """The whole lines of what has come so far; one that never ends is cut."""
+    """The complete lines of the output so far; an endless line is cut."""
     pending += data
     *lines, rest = bytes(pending).split(b"\n")
     if len(rest) >= _LONGEST_LINE:
@@ -220,14 +220,14 @@ def _cut(pending: bytearray, data: bytes) -> list[str]:
 
 
 def _printable(line: bytes) -> str:
-    """A line without what a terminal would obey."""
+    """A line without terminal control characters."""
     text = line.decode(errors="replace")
     return "".join(each if each.isprintable() or each == "\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Wait for the child, and end what it has left behind in its process group."""
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its number stays taken until it is waited for
+    """Wait for the child, and kill the rest of its process group."""
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # its process id stays reserved until the wait
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
@@ -257,7 +257,7 @@ def _ended(child: subprocess.Popen[bytes], command: str, foreign: Path) -> int:
 
 
 def _last_words(foreign: Path) -> list[str]:
-    """The lines that frameworks wrote last, from a file that the child could replace by anything."""
+    """The last lines that frameworks wrote, from a file that the child may have replaced by a link or a pipe."""
     file = _made(foreign, foreign.parent)
     if file is None:
         return []
@@ -267,9 +267,9 @@ def _last_words(foreign: Path) -> list[str]:
 
 
 def _made(path: Path, folder: Path) -> BinaryIO | None:
-    """What the child made, opened; None where there is no regular file of that name, by any link or otherwise.
+    """The child's file, opened; None where there is no regular file of that name.
 
-    The child may have put a link, or a folder that is one, in its place: through it we would read what it may not.
+    A link in its place, or a linked folder, would make the parent read files that the child may not read.
     """
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     *folders, name = path.relative_to(folder).parts
@@ -306,7 +306,7 @@ def _put_into_place(options: argparse.Namespace, made: dict[str, Path], code: in
 
 
 def _place(source: BinaryIO, target: Path, key: Path | None, *, is_bundle: bool) -> None:
-    """A file under its name at once and whole, its signature before it."""
+    """Move a file into place atomically, after its signature."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     part, signature = Path(name), target.with_name(target.name + ".sig")
     part_signature = part.with_name(part.name + ".sig")
@@ -336,19 +336,19 @@ def _place(source: BinaryIO, target: Path, key: Path | None, *, is_bundle: bool)
 
 
 def main() -> int:
-    """In the child: put up the walls, then run the command.
+    """In the child: apply the restrictions, then run the command.
 
-    Whatever frameworks write to standard error goes to a file; ours alone reaches the terminal.
+    The standard error of frameworks goes to a file; only our own messages reach the terminal.
     """
-    walls: dict[str, Any] = json.loads(os.environ.pop(_WALLS))
-    missing = enter(Walls(tuple(walls["readable"]), walls["folder"], walls["memory_bytes"], walls["cpu_s"]))
+    given: dict[str, Any] = json.loads(os.environ.pop(_RESTRICTIONS))
+    missing = enter(Restrictions(tuple(given["readable"]), given["folder"], given["memory_bytes"], given["cpu_s"]))
     if missing and sys.argv[1] == "build":
         say(f"this system does not keep the model's loader from {' or '.join(missing)}")
     ours = os.fdopen(os.dup(2), "w", buffering=1)
-    with Path(walls["folder"], _FOREIGN).open("w", buffering=1, encoding="utf-8", errors="replace") as foreign:
+    with Path(given["folder"], _FOREIGN).open("w", buffering=1, encoding="utf-8", errors="replace") as foreign:
         os.dup2(foreign.fileno(), 2)
         sys.stderr = foreign
-        from converter.cli import main as command_line  # noqa: PLC0415 - behind the walls
+        from converter.cli import main as command_line  # noqa: PLC0415 - behind the restrictions
 
         try:
             return command_line(sys.argv[1:], errors=ours)
@@ -358,7 +358,7 @@ def main() -> int:
 
 
 def _own_fault(error: Exception) -> str:
-    """A sentence about an exception that nothing has expected, with the innermost place of ours."""
+    """A sentence about an unexpected exception, with the innermost line of our own code."""
     root = str(Path(__file__).parent)
     places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(root)]
     where = f"{Path(places[-1].filename).name}, line {places[-1].lineno}" if places else "before the first step"
@@ -370,7 +370,7 @@ def _own_fault(error: Exception) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """End without Python's farewell, in which threads of a framework that still run abort the process now and then."""
+    """Exit without Python's cleanup, in which running threads of a framework sometimes abort the process."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(code)

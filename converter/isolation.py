@@ -1,14 +1,14 @@
-"""What a process that reads a stranger's model file may do: the walls around the converter's child. Linux only.
+"""Restrictions of the process that reads a model file of unknown origin, the converter's child. Linux only.
 
-Landlock lets it read what Python and the conversion need and write into one folder; a filter of system calls (seccomp)
-lets it make no socket, leave its process group, trace another process or reach the parts of the kernel that a
-conversion never uses; a network namespace leaves it no network where that filter is missing; limits bound its memory,
-processor time and the size of a file.
+Landlock allows reading what Python and the conversion need, and writing into one folder. A filter of system calls
+(seccomp) forbids sockets, leaving the process group, tracing other processes, and parts of the kernel that a conversion
+never uses. Where that filter is missing, a network namespace removes the network. Limits bound memory, processor time
+and the size of a file.
 
-Guarantee: each wall that the kernel offers stands before any framework is imported, and `enter` names those that it
-does not offer. Weak points: the filter is a list of what is refused, so that a hole of the kernel in another call is
-out of reach of these walls; it is known for x86-64, arm64 and 64-bit RISC-V alone; what the child may read (its inputs,
-the system's libraries) it may put into the files that it writes; the number of processes and of files is not bounded.
+Guarantee: each restriction that the kernel offers is in force before any framework is imported, and `enter` returns
+those that it does not offer. Weak points: the filter lists refused calls, so a kernel fault in another call stays open;
+the filter exists for x86-64, arm64 and 64-bit RISC-V only; the child may copy what it can read (its inputs, the
+system's libraries) into the files that it writes; the numbers of processes and of files are not bounded.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL_DEVICE = 1 << 14, 1 << 15
 _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE
-_BITS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # how many of them a version of Landlock knows
+_BITS_OF_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # the number of rights in each version of Landlock
 _NEWEST = max(_BITS_OF_VERSION)
 _NET_VERSION, _SCOPE_VERSION = 4, 6
 _TCP, _ABSTRACT_SOCKETS_AND_SIGNALS = 3, 3
@@ -48,7 +48,7 @@ _REFUSED_EVERYWHERE = (425, 438, 428, 429, 430, 431, 432, 433)
 # keyctl, add_key, request_key, perf_event_open, userfaultfd, open_by_handle_at.
 _REFUSED_GENERIC = (198, 203, 157, 154, 117, 270, 271, 40, 39, 97, 268, 280, 219, 217, 218, 241, 282, 265)
 _REFUSED_X86_64 = (41, 42, 112, 109, 101, 310, 311, 165, 166, 272, 308, 321, 250, 248, 249, 298, 323, 304)
-# By the machine: the number of the architecture in the kernel's audit.h, and what is refused.
+# By machine: the architecture's number in the kernel's audit.h, and the refused calls.
 _FILTERS = {
     "x86_64": (0xC000003E, _REFUSED_X86_64),
     "aarch64": (0xC00000B7, _REFUSED_GENERIC),
@@ -62,14 +62,14 @@ _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EACCES
 
 
 @dataclass(frozen=True, slots=True)
-class Walls:
-    """What the child is left with.
+class Restrictions:
+    """The remaining rights of the child.
 
     Attributes:
         readable: files and folders that it may read.
-        folder: the one that it may write into.
-        memory_bytes: that it may allocate.
-        cpu_s: processor time.
+        folder: the only one that it may write into.
+        memory_bytes: the limit of its memory.
+        cpu_s: the limit of its processor time.
     """
 
     readable: tuple[str, ...]
@@ -78,19 +78,19 @@ class Walls:
     cpu_s: int
 
 
-def enter(walls: Walls) -> list[str]:
-    """Put them up around this process and all that it will start, for good.
+def enter(restrictions: Restrictions) -> list[str]:
+    """Restrict this process and its future children, permanently.
 
     Returns:
-        what this system cannot keep the process from, in words.
+        what this system cannot prevent, in words.
     """
     missing: list[str] = []
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     for kind, limit in (
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, walls.memory_bytes),
-        (resource.RLIMIT_CPU, walls.cpu_s),
+        (resource.RLIMIT_DATA, restrictions.memory_bytes),
+        (resource.RLIMIT_CPU, restrictions.cpu_s),
         (resource.RLIMIT_FSIZE, _MOST_FILE_BYTES),
     ):
         hard = resource.getrlimit(kind)[1]
@@ -98,7 +98,7 @@ def enter(walls: Walls) -> list[str]:
         resource.setrlimit(kind, (value, value))
     alone = _leave_network(libc)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    version = _restrict_files(libc, walls)
+    version = _restrict_files(libc, restrictions)
     is_filtered = _filter_calls(libc)
     if not version:
         missing.append("reading and writing any file that its user may")
@@ -110,7 +110,7 @@ def enter(walls: Walls) -> list[str]:
 
 
 def _filter_calls(libc: ctypes.CDLL) -> bool:
-    """Refuse, for good, the system calls that no conversion needs; False where this machine has no such filter."""
+    """Refuse, permanently, system calls that no conversion needs; False where this machine has no such filter."""
     if platform.machine() not in _FILTERS or struct.calcsize("P") != 8:  # 32 bits under a kernel of 64: other numbers
         return False
     architecture, refused = _FILTERS[platform.machine()]
@@ -118,7 +118,7 @@ def _filter_calls(libc: ctypes.CDLL) -> bool:
     count = len(numbers)
     steps = [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
-        (_JUMP_EQUAL, 0, count + 3, architecture),  # another one, such as 32 bits: refused
+        (_JUMP_EQUAL, 0, count + 3, architecture),  # another architecture, such as 32 bits: refused
         (_LOAD, 0, 0, _NUMBER_AT),
         (_JUMP_AT_LEAST, count + 1, 0, _X32),
         *((_JUMP_EQUAL, count - at, 0, number) for at, number in enumerate(numbers)),
@@ -131,7 +131,7 @@ def _filter_calls(libc: ctypes.CDLL) -> bool:
 
 
 def _leave_network(libc: ctypes.CDLL) -> bool:
-    """Into a network of its own, which leads nowhere; as a user of the same number where root's rights are needed."""
+    """Enter an empty network namespace; through a user namespace with the same user id where that needs root."""
     user, group = os.geteuid(), os.getegid()
     if user == 0 and libc.unshare(_CLONE_NEWNET) == 0:
         return True
@@ -144,8 +144,8 @@ def _leave_network(libc: ctypes.CDLL) -> bool:
     return True
 
 
-def _restrict_files(libc: ctypes.CDLL, walls: Walls) -> int:
-    """Landlock's version where its rules stand, 0 where there is none."""
+def _restrict_files(libc: ctypes.CDLL, restrictions: Restrictions) -> int:
+    """Apply Landlock's rules; return its version, 0 where there is none."""
     version = int(libc.syscall(_CREATE_RULESET, None, 0, _ASK_VERSION))
     if version < 1:
         return 0
@@ -161,10 +161,10 @@ def _restrict_files(libc: ctypes.CDLL, walls: Walls) -> int:
     if ruleset < 0:
         return 0
     try:
-        for path in walls.readable:
+        for path in restrictions.readable:
             _allow(libc, ruleset, path, _READ & every)
         _allow(libc, ruleset, "/dev/null", (_READ_FILE | _WRITE_FILE) & every)
-        _allow(libc, ruleset, walls.folder, every)
+        _allow(libc, ruleset, restrictions.folder, every)
         if libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
             return 0
     finally:
@@ -176,7 +176,7 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: str, access: int) -> None:
     try:
         handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # what is not there needs no rule
+        return  # a missing path needs no rule
     try:
         folder = os.path.isdir(path)  # noqa: PTH112 - of the path that was opened
         rule = struct.pack("=Qi", access if folder else access & _OF_FILES, handle)
@@ -186,9 +186,9 @@ def _allow(libc: ctypes.CDLL, ruleset: int, path: str, access: int) -> None:
 
 
 def system_folders(beside: Sequence[str]) -> tuple[str, ...]:
-    """What any Python program reads: the interpreter, its packages, libraries, and the kernel's own files.
+    """Paths that any Python program reads: the interpreter, its packages, libraries, and files of the kernel.
 
-    Of /etc only what libraries look up is among it; no home directory, and nothing that holds keys.
+    Of /etc only files that libraries look up; no home directory, and no keys.
     """
     fixed = (
         "/usr", "/lib", "/lib64", "/bin", "/opt", "/proc", "/sys/devices", "/sys/bus", "/sys/class", "/sys/fs/cgroup",
@@ -201,7 +201,7 @@ def system_folders(beside: Sequence[str]) -> tuple[str, ...]:
 
 
 def _linked_from(folder: str) -> list[str]:
-    """Where the packages of a folder lie that are links to elsewhere, as some installers make them."""
+    """The targets of packages that are links, as some installers create them."""
     places: set[str] = set()
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

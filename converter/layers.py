@@ -1,9 +1,9 @@
-"""Where a quantised form loses precision: every tensor of the float graph against the same tensor of the form.
+"""Where a quantised form loses precision: compare every tensor of the float graph with the same tensor of the form.
 
-Both graphs run on the same rows with their inner tensors laid open. Where the form rounds a tensor, what is
-compared is the rounded one, as the next layer sees it. An error is cumulative: a layer passes on what it was given.
-Laying tensors open keeps onnxruntime from joining some operators, so the figures describe the arithmetic of the
-graph, not the last bit of the kernels that a device runs.
+Both graphs run on the same rows with their inner tensors as outputs. Where the form rounds a tensor, the rounded tensor
+is compared, as the next layer reads it. Errors accumulate from layer to layer. Tensors that are outputs keep
+onnxruntime from fusing some operators, so the figures describe the arithmetic of the graph, not the last bit of the
+kernels on a device.
 """
 
 import math
@@ -19,14 +19,14 @@ from converter.session import session_of, start_of
 from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.readings import Floats
 
-_ROWS = 64  # a power over 64 rows of a whole tensor moves no more than a tenth of a decibel
+_ROWS = 64  # with more rows the power of a tensor changes by less than a tenth of a decibel
 _AT_ONCE = 16
-_ROUNDED = "_DequantizeLinear_Output"  # how onnxruntime's quantiser names a tensor after its rounding
+_ROUNDED = "_DequantizeLinear_Output"  # the suffix that onnxruntime's quantiser gives to a rounded tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One tensor: the node that makes it, its operator, and the power of its error over the power of its signal."""
+    """One tensor: its node, its operator, and the ratio of error power to signal power."""
 
     name: str
     operator: str
@@ -34,7 +34,7 @@ class Layer:
 
     @property
     def sqnr_db(self) -> float:
-        """The signal over the error in decibels; infinite where there is no error."""
+        """The signal-to-error ratio in decibels; infinite without error."""
         return -10.0 * math.log10(self.noise) if self.noise > 0.0 else math.inf
 
 
@@ -48,7 +48,7 @@ def layer_errors(
         form: the quantised one, with the names of the first.
         rows: windows to run.
         states: of a recurrent model, at the start of a stream.
-        together: whether rows may be asked together.
+        together: whether rows may run in one batch.
 
     Returns:
         the tensors that both have, in the order of the float graph.
@@ -84,7 +84,7 @@ def layer_errors(
 
 
 def added_noise(exact: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, float]:
-    """For each node, the noise of its result beyond that of its noisiest input: what the node itself brings in."""
+    """For each node, the noise of its result less that of its noisiest input: the node's own contribution."""
     noise = {layer.name: layer.noise for layer in layers}
     makers = {name: node.name or name for node in exact.graph.node for name in node.output}
     return {
@@ -95,7 +95,7 @@ def added_noise(exact: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, fl
 
 
 def _opened(model: onnx.ModelProto, names: Any) -> bytes:
-    """The model with some inner tensors among its outputs."""
+    """The model with some inner tensors as additional outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     known = {output.name for output in copy.graph.output}
@@ -104,5 +104,5 @@ def _opened(model: onnx.ModelProto, names: Any) -> bytes:
 
 
 def worst_of(layers: Sequence[Layer], count: int = 5) -> list[Layer]:
-    """The layers of the largest error, the worst first; those without any are none of them."""
+    """The layers with the largest errors, the worst first; layers without error are left out."""
     return sorted((layer for layer in layers if layer.noise > 0.0), key=lambda layer: -layer.noise)[:count]

@@ -1,11 +1,11 @@
-"""The tasks whose answers are tensors: how one answer is compared with another, and what a form of the model is worth.
+"""Tasks whose answers are tensors: the comparison of two answers, and the metric of a form.
 
-A tensor is compared number by number, on the scale of its own index along its shortest axis (of 84 x 8400 that is each
-of the 84 quantities), or each number on its own scale where there are few. Detections are compared as a subscriber
-would: each must be found again, with its label, its place and its score. Pure.
+A tensor is compared number by number, on the scale of its index along the shortest axis (of 84 x 8400: each of the 84
+quantities); in a small tensor each number has its own scale. Each detection must be found in the other answer, with its
+label, its place and its score. Pure.
 
-Weak point: detections at the very threshold, or that overlap just as much as is allowed, may be there or not by a
-rounding; they are counted as borderline and not as faults while they are few.
+Weak point: rounding decides about detections just at the threshold or at the allowed overlap. A few of them count as
+borderline, not as faults.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,31 +19,31 @@ from converter.load.detection import overlaps
 from converter.load.source import Answer
 from edge_runtime.bundle.manifest import Task
 
-MOST_NUMBERS = 8_000_000  # of all answers to the rows that judge: 32 MB a form, of which there are a dozen
+MOST_NUMBERS = 8_000_000  # of all answers to the evaluation rows: 32 MB a form, of which there are a dozen
 LEAST_ROWS = 10
-_FEW_NUMBERS = 4096  # of a tensor, up to which every number has its own scale
+_FEW_NUMBERS = 4096  # numbers of a tensor, up to which each has its own scale
 _OF_SPREAD, _OF_LARGEST = 1e-4, 1e-6  # as for the values of a regression
-_SAME_PLACE = 0.99  # intersection over union of a box that was found again
-_FOUND = 0.5  # of a box that counts as found in the metric, as is usual for detectors
+_SAME_PLACE = 0.99  # intersection over union of two equal boxes
+_FOUND = 0.5  # of a box that counts as found in the metric, the usual value for detectors
 _BORDERLINE_SHARE = 0.01
 
 Array = NDArray[np.float64]
 
 
 def rows_to_judge(numbers: int, rows: int) -> int:
-    """How many rows judge a model that answers so many numbers a row."""
+    """The number of evaluation rows of a model with so many numbers in each answer."""
     return min(rows, max(LEAST_ROWS, MOST_NUMBERS // max(1, numbers)))
 
 
 def metric_of(task: Task) -> str:
-    """What the metric of such a task is called; truth is not read for them."""
+    """The name of a task's metric; truth is not read for these tasks."""
     return {"detection": "detections as the source's (F1)", "embedding": "cosine with the source's"}.get(
         task, "R2 against the source"
     )
 
 
 def worth(answer: Answer, source: Answer, task: Task) -> tuple[float, int, Array]:
-    """The metric, rows that differ in what they say, and the largest difference of each row."""
+    """The metric, the number of differing rows, and the largest difference of each row."""
     one, other = answer.tensors(), source.tensors()
     if task == "detection":
         pairs = [_matched(a, b, _FOUND) for a, b in zip(_detections(answer), _detections(source), strict=True)]
@@ -64,7 +64,7 @@ def worth(answer: Answer, source: Answer, task: Task) -> tuple[float, int, Array
 
 
 def compare_named(found: Answer, source: Answer, task: Task, labels: Sequence[str] = ()) -> Fidelity:
-    """Hold every tensor, or every detection, to the source's."""
+    """Compare every tensor, or every detection, with the source's."""
     rows = len(next(iter(source.tensors().values())))
     off = _missed(found, source, labels) if task == "detection" else _off(found, source)
     faults: dict[int, Difference] = {}
@@ -81,7 +81,7 @@ def compare_named(found: Answer, source: Answer, task: Task, labels: Sequence[st
 
 
 def _off(found: Answer, source: Answer) -> Iterator[Difference]:
-    """The first number of each row that is further off than rounding explains."""
+    """The first number of each row whose difference exceeds rounding."""
     for name, expected in source.tensors().items():
         flat, other = (part.reshape(len(part), -1).astype(np.float64) for part in (expected, found.tensors()[name]))
         tolerance = _tolerance(flat, expected.shape[1:]) if expected.dtype.kind == "f" else np.zeros(1)
@@ -95,7 +95,7 @@ def _off(found: Answer, source: Answer) -> Iterator[Difference]:
 
 
 def _tolerance(flat: Array, shape: tuple[int, ...]) -> Array:
-    """By how much each number of a row may be off."""
+    """The tolerance of each number of a row."""
     finite = np.where(np.isfinite(flat), flat, 0.0)
     low, high = finite.min(axis=0), finite.max(axis=0)
     largest = np.abs(finite).max(axis=0)
@@ -109,7 +109,7 @@ def _tolerance(flat: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _missed(found: Answer, source: Answer, labels: Sequence[str]) -> Iterator[Difference]:
-    """The first detection of each row that only one of the two answers has."""
+    """The first detection of each row that only one of the answers has."""
     for row, (one, other) in enumerate(zip(_detections(found), _detections(source), strict=True)):
         same = _same(one, other)
         for mine, seen, whose in ((other, same.any(axis=0), "source"), (one, same.any(axis=1), "found")):
@@ -133,7 +133,7 @@ class _Detected(NamedTuple):
 
 
 def _same(one: _Detected, other: _Detected) -> NDArray[np.bool_]:
-    """Which detection of one row is which of the other: the label, the score within its tolerance, the place."""
+    """The pairs of detections of two rows with equal label, score within its tolerance, and place."""
     same = one.label[:, None] == other.label
     same &= np.abs(one.scores[:, None] - other.scores) <= SCORE_TOLERANCE
     close = np.isclose(one.boxes[:, None], other.boxes, rtol=1e-4, atol=1e-4).all(axis=2)
@@ -156,7 +156,7 @@ def _detections(answer: Answer) -> Iterator[_Detected]:
 
 
 def _matched(one: _Detected, other: _Detected, least: float) -> tuple[int, int, int]:
-    """How many detections of a row pair up, the best overlap first, and how many there are in each answer."""
+    """The number of pairs of a row, the best overlap first, and the number of detections in each answer."""
     table = np.where(one.label[:, None] == other.label, _overlaps(one, other), 0.0)
     found = 0
     while table.size and table.max() >= least:

@@ -1,4 +1,4 @@
-"""A `Core` -> the normal form that every bundle has, so that the runtime knows no frameworks.
+"""A `Core` -> the normal form of every bundle, so that the runtime needs no knowledge of frameworks.
 
 One input `window`, float32 `[N, length, channels]` (or `[N, *shape]`), and by task `label` int64 `[N]` with
 `scores` float32 `[N, classes]`, `labels` int64 `[N, labels]` (1 for each that is there) with `scores` float32
@@ -27,7 +27,7 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
     """Wrap a model.
 
     Raises:
-        CommandError: its outputs do not make up what the task needs.
+        CommandError: its outputs do not suffice for the task.
     """
     builder = GraphBuilder(max(OPSET, opset_of(core.model)))
     batch = "N" if core.batch_free else 1
@@ -81,8 +81,8 @@ def normal_form(core: Core, plan: BundlePlan) -> onnx.ModelProto:
 
 
 def _side_by_side(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any) -> str:
-    """The targets of one output, or of several one beside the other."""
-    # Counted from the end, because some converters stack the targets of all rows.
+    """The targets of one output, or of several side by side."""
+    # Counted from the end, because some converters put the targets of all rows into one axis.
     names = [name for name in core.outputs if name == "value" or name.startswith("value_")]
     if len(names) == 1:
         return builder.node("Reshape", value("value"), builder.constant([-1, len(plan.targets)], np.int64))
@@ -91,14 +91,14 @@ def _side_by_side(builder: GraphBuilder, core: Core, plan: BundlePlan, value: An
 
 
 def _repeated(builder: GraphBuilder, constant: str, shape: tuple[int, ...], window: str) -> str:
-    """A constant once for every window of a batch."""
+    """Repeat a constant for every window of a batch."""
     count = builder.node("Gather", builder.node("Shape", window), builder.constant([0], np.int64), axis=0)
     sizes = [count, builder.constant(list(shape[1:]), np.int64)] if len(shape) > 1 else [count]
     return builder.node("Expand", constant, builder.node("Concat", *sizes, axis=0))
 
 
 def _feeds(builder: GraphBuilder, window: str, core: Core, plan: BundlePlan) -> tuple[dict[str, str], str]:
-    """Every input that takes a part of the window, and the window as the first of them wants it, in float32."""
+    """Every input that takes a part of the window, and the window in the first input's layout, in float32."""
     if not core.feeds:
         fed, arranged = _feed(
             builder, window, core, core.input, layout=core.arrange, wanted=core.shape, shape=plan.input.tensor_shape
@@ -129,7 +129,7 @@ def _feed(
     wanted: tuple[int, ...],
     shape: tuple[int, ...],
 ) -> tuple[str, str]:
-    """The window, or a part of it, as an input of the model wants it, and the same in float32."""
+    """The window, or a part of it, in the layout and type of an input, and the same in float32."""
     value = window
     if layout is not None:
         if (layout.scale, layout.offset) != (1.0, 0.0):
@@ -150,7 +150,7 @@ def _feed(
     return (value if kind == FLOAT else builder.cast(value, kind)), value
 
 
-# Integers that a float32 window may leave; wider ones hold every whole float32 that sensors give.
+# Integers narrower than the range of a float32 window; wider ones hold every whole float32 that sensors give.
 _LIMITS: dict[int, tuple[float, float]] = {
     TensorProto.UINT8: (0.0, 255.0),
     TensorProto.INT8: (-128.0, 127.0),
@@ -197,7 +197,7 @@ def _classification(builder: GraphBuilder, core: Core, plan: BundlePlan, value: 
 
 
 def _several_labels(builder: GraphBuilder, core: Core, plan: BundlePlan, value: Any, *, values: dict[str, str]) -> None:
-    """A score for each label, and whether it is there: as the source says, else above one half."""
+    """A score for each label, and whether it is present: by the source's own output, else above one half."""
     count = len(plan.labels)
     if "scores" not in core.outputs:
         raise CommandError(f"expected a model that gives scores, found one that gives {', '.join(core.outputs)}")
@@ -218,7 +218,7 @@ def _several_labels(builder: GraphBuilder, core: Core, plan: BundlePlan, value: 
 def label_index(
     builder: GraphBuilder, core: Core, count: int, value: Any, *, kinds: dict[str, int], scores: str = ""
 ) -> str:
-    """The position of the model's class: by its threshold, its own label or its largest score."""
+    """The position of the predicted class: by threshold, by the model's own label, or by the largest score."""
     if "label" in core.outputs and "cut" not in core.extra:
         return _class_index(builder, value("label"), kinds[core.outputs["label"]], core)
     scores = scores or probabilities(builder, core, count, value)
@@ -228,7 +228,7 @@ def label_index(
 
 
 def _cut(builder: GraphBuilder, scores: str, threshold: float, positive: int) -> str:
-    """The label of a classifier that decides by a threshold of its own, and not by the largest score."""
+    """The label of a classifier with its own threshold."""
     column = builder.node("Gather", scores, builder.constant(positive, np.int64), axis=1)
     yes = builder.node("GreaterOrEqual", column, builder.constant(threshold))
     one, other = builder.constant(positive, np.int64), builder.constant(1 - positive, np.int64)
@@ -236,7 +236,7 @@ def _cut(builder: GraphBuilder, scores: str, threshold: float, positive: int) ->
 
 
 def probabilities(builder: GraphBuilder, core: Core, count: int, value: Any) -> str:
-    """Probabilities of all classes, out of what the model gives."""
+    """Probabilities of all classes from the model's outputs."""
     if "scores" in core.outputs:
         scores = _activated(builder, str(value("scores")), count, core)
         if core.extra.get("columns", count) == 1 and count == 2:

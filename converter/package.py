@@ -1,7 +1,7 @@
-"""The final model and its manifest -> one file, tried in a fresh process before it bears its name.
+"""The final model and its manifest -> one file, tested in a fresh process before it gets its name.
 
-The write is atomic: the file is made beside its destination, tried there, signed, flushed to disk and then
-renamed. Equal inputs give equal bytes; the conversion time is `SOURCE_DATE_EPOCH` where that is set.
+The write is atomic: the file is written beside its destination, tested, signed, synchronised and then renamed. Equal
+inputs give equal bytes; the conversion time is `SOURCE_DATE_EPOCH` where that is set.
 """
 
 import base64
@@ -45,26 +45,26 @@ from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
 _MOST_GOLDEN_ROWS, _FEW_GOLDEN_ROWS = 8, 3
-_GOLDEN_SHARE = 16  # golden inputs take at most this part of the graph that they test, or one row
+_GOLDEN_SHARE = 16  # golden inputs take at most this share of the graph's bytes, or one row
 _GOLDEN_BYTES = 512
-_GOLDEN_OUTPUT_BYTES = 4096  # of one output of one row; of a larger one the self-test holds a sample
+_GOLDEN_OUTPUT_BYTES = 4096  # of one output of one row; the self-test stores a sample of a larger one
 _INVARIANCE_BATCHES = (2, 3, 7, 32)
 _INVARIANCE_ROWS = 64
 _TRIAL_SECONDS = 300
 
 
-def golden_rows(answer: Answer, windows: Floats, room: int) -> NDArray[np.int64]:
-    """Rows for the self-test: of each label one, and a few at least.
+def golden_rows(answer: Answer, windows: Floats, most: int) -> NDArray[np.int64]:
+    """Rows for the self-test: one of each label, and at least a few.
 
     Args:
         answer: what the model answers to the windows.
         windows: rows to take from.
-        room: how many fit.
+        most: the largest number of rows.
     """
     labels = 0 if answer.label is None else len(np.unique(answer.label))
     wanted = max(_FEW_GOLDEN_ROWS, min(labels, _MOST_GOLDEN_ROWS))
-    count = min(len(windows), wanted, max(1, room))
-    if answer.labels is not None and answer.scores is not None:  # not where a label hangs by a rounding
+    count = min(len(windows), wanted, max(1, most))
+    if answer.labels is not None and answer.scores is not None:  # without rows whose label rounding decides
         margin = np.abs(answer.scores - 0.5).min(axis=1)
         clear = np.sort(np.argsort(-margin, kind="stable")[: max(count, len(windows) // 2)])
         return np.asarray(clear[np.unique(np.linspace(0, len(clear) - 1, count).astype(np.int64))], dtype=np.int64)
@@ -74,7 +74,7 @@ def golden_rows(answer: Answer, windows: Floats, room: int) -> NDArray[np.int64]
     margin = np.sort(scores, axis=1)[:, -1] - np.sort(scores, axis=1)[:, -2]
     by_label = [np.flatnonzero(answer.label == label) for label in np.unique(answer.label)]
     by_label = [rows[np.argsort(margin[rows], kind="stable")] for rows in by_label]
-    # The row in the middle of its label: no tie that another processor rounds otherwise, nor a score of one or nought.
+    # The median row of its label: neither a tie, which another processor may round otherwise, nor a score of 0 or 1.
     picked = [int(rows[len(rows) // 2]) for rows in by_label[:count]]
     rest = np.setdiff1d(np.arange(len(windows)), picked)
     picked += rest[: count - len(picked)].tolist()
@@ -82,7 +82,7 @@ def golden_rows(answer: Answer, windows: Floats, room: int) -> NDArray[np.int64]
 
 
 def is_batch_invariant(model: bytes, windows: Floats, states: dict[str, NDArray[Any]]) -> bool:
-    """Whether rows have the same answer to the last bit whatever the batch size; measured, not proven."""
+    """Whether answers are the same to the last bit for every batch size; measured, not proven."""
     session = session_of(model)
     alone = run(session, windows[:1], 1, states).tensors()
     numbers = sum(part.size for part in alone.values())
@@ -105,24 +105,24 @@ def self_test(
     rough: bool,
     kind: str = "float32",
 ) -> SelfTest:
-    """Golden inputs and what this machine answers to them.
+    """Golden inputs and this machine's answers to them.
 
     Args:
         model: the final model.
         windows: evaluation rows.
-        answer: what it answered to them.
+        answer: its answers to them.
         states: of a recurrent model, at the start of a stream.
-        invariant: whether the batch size does not matter; rows are answered one by one where it does.
-        rough: whether the model is quantised; other processors may then be off by some steps.
-        kind: the type of the values that devices bring; whole numbers are kept as such.
+        invariant: whether the batch size makes no difference; otherwise rows run one by one.
+        rough: whether the model is quantised, so that other processors may differ by some steps.
+        kind: the type of a device's values; whole numbers are stored as such.
     """
-    kind = kind if np.dtype(kind).itemsize <= 4 else "float32"  # which holds the same numbers in fewer bytes
+    kind = kind if np.dtype(kind).itemsize <= 4 else "float32"  # stores the same numbers in fewer bytes
     item = np.dtype(kind).itemsize
-    room = max(_GOLDEN_BYTES, len(model) // _GOLDEN_SHARE) // max(1, int(np.prod(windows.shape[1:])) * item)
+    most = max(_GOLDEN_BYTES, len(model) // _GOLDEN_SHARE) // max(1, int(np.prod(windows.shape[1:])) * item)
     numbers = max(part.nbytes // max(1, len(part)) for part in answer.tensors().values())
     if numbers > _GOLDEN_OUTPUT_BYTES:
-        room = 1
-    rows = windows[golden_rows(answer, windows, room)]
+        most = 1
+    rows = windows[golden_rows(answer, windows, most)]
     with np.errstate(invalid="ignore"):
         kept = rows.astype(kind)
     if not np.array_equal(kept.astype(np.float32), rows):
@@ -149,7 +149,7 @@ def self_test(
 
 
 def _every(part: NDArray[Any]) -> int:
-    """Of how many numbers of a large output the self-test holds one: odd, so that it meets every column in time."""
+    """The stride of the sample of a large output: odd, so that every column is hit over the rows."""
     numbers = part[0].size
     most = _GOLDEN_OUTPUT_BYTES // part.itemsize
     return 1 if numbers <= most else -(-numbers // most) | 1
@@ -177,7 +177,7 @@ def make_manifest(
     recordings: Sequence[Path] = (),
     uncertainty: Uncertainty | None = None,
 ) -> Manifest:
-    """Everything that travels with the model."""
+    """The manifest of a bundle."""
     opset = opset_of(model)
     ml = [entry.version for entry in model.opset_import if entry.domain == "ai.onnx.ml"]
     return Manifest(
@@ -219,7 +219,7 @@ def make_manifest(
 
 
 def _digest(source: Path) -> str:
-    """SHA-256 of a file; of a folder, over the names and digests of its files; nothing for a model that is neither."""
+    """SHA-256 of a file; of a folder, over the names and digests of its files; empty for a `module:function`."""
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.is_file())
         lines = [f"{_digest(path)}  {path.relative_to(source).as_posix()}\n" for path in files]
@@ -253,13 +253,13 @@ def bundle_bytes(model: onnx.ModelProto, manifest: Manifest) -> bytes:
 
 
 def write_bundle(data: bytes, out: Path, key: Path | None = None) -> int:
-    """Write a bundle, and its signature where there is a key.
+    """Write a bundle, and its signature if there is a key.
 
     Returns:
-        the most memory that the fresh process took which tried it, in bytes.
+        the peak memory of the process that tested it, in bytes.
 
     Raises:
-        CommandError: it cannot be written or signed, or it fails its trial; nothing is left behind then.
+        CommandError: it cannot be written or signed, or fails its test; then no file is left behind.
     """
     signature = out.with_name(out.name + ".sig")
     try:

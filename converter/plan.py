@@ -1,4 +1,4 @@
-"""What the bundle will say: the specification and the model, agreed. Every disagreement is found here, all at once."""
+"""The bundle's facts, from the specification and the model. All contradictions between the two are reported at once."""
 
 import math
 import re
@@ -15,20 +15,20 @@ from edge_runtime.errors import CommandError
 
 @dataclass(frozen=True, slots=True)
 class BundlePlan:
-    """The promises of a bundle.
+    """The facts about a bundle that its manifest states.
 
     Attributes:
         name: of the model.
         version: of the model.
-        task: what it predicts.
-        input: what it takes.
+        task: the kind of prediction.
+        input: the input that it takes.
         labels: of a classification or a multi-label model, in the order of the scores.
-        classes: what the model itself calls its labels, in the same order.
+        classes: the model's own names of the labels, in the same order.
         order: for each label, the position of its class in the model's own scores.
         targets: of a regression.
         threshold: of an anomaly; None until it is computed from data.
         tensors: the outputs of the tasks tensor and embedding.
-        detections: the most that a detection answers.
+        detections: the largest number of detections in an answer.
     """
 
     name: str
@@ -45,16 +45,16 @@ class BundlePlan:
 
 
 def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] = ()) -> BundlePlan:
-    """Bring the specification and the model together.
+    """Match the specification with the model.
 
     Args:
-        spec: what the user says.
-        source: what the model says.
-        path: the model's file, which names a bundle that has no name.
-        columns: channel names to fall back on.
+        spec: the specification by the user.
+        source: the model.
+        path: the model's file; the bundle's name if the specification has none.
+        columns: channel names, if specification and model have none.
 
     Raises:
-        CommandError: they disagree, or both leave something open; a line each.
+        CommandError: they contradict each other, or neither states a fact; a line for each.
     """
     mistakes: list[str] = []
     task = _task(spec, source, mistakes)
@@ -72,7 +72,7 @@ def agree(spec: Spec, source: SourceModel, path: Path, columns: tuple[str, ...] 
 
 
 def with_unknown(plan: BundlePlan, source: SourceModel) -> BundlePlan:
-    """The plan with what the source does with a text that is no category: it answers, or devices refuse the reading."""
+    """The plan completed by the treatment of an unknown category: the source answers, or devices refuse the reading."""
     count = len(plan.input.channels)
     channels = tuple(
         msgspec.structs.replace(channel, unknown="allowed")
@@ -207,7 +207,7 @@ def _labels(
 def _several_labels(
     spec: Spec, source: SourceModel, mistakes: list[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
-    """The names of labels that may be there together: of the specification, the model or the columns of the truth."""
+    """The names of a multi-label model's labels: from the specification, the model or the columns of the truth."""
     own = class_names(source.classes)
     columns = spec.data.label if isinstance(spec.data.label, tuple) else ()
     labels = spec.labels or own

@@ -1,7 +1,7 @@
-"""Plots as inline SVG, without scripts and without any outside address; colours come from the page's style sheet.
+"""Plots as inline SVG, without scripts and external links; colours come from the page's style sheet.
 
-Every function takes plain numbers and hands back a `<figure>`. A form of the model has the same colour and letter
-on the whole page: `colour(3)` and `letter(3)`.
+Every function takes plain numbers and returns a `<figure>`. A form of the model has the same colour and letter on the
+whole page: `colour(3)` and `letter(3)`.
 """
 
 import html
@@ -19,12 +19,12 @@ Scale = Callable[[float], float]
 
 
 def colour(index: int) -> str:
-    """The class of a form's colour in the style sheet."""
+    """The CSS class of a form's colour."""
     return f"c{index % COLOURS}"
 
 
 def letter(index: int) -> str:
-    """What a form is called in plots."""
+    """The letter of a form in plots."""
     return chr(ord("A") + index) if index < 26 else str(index)
 
 
@@ -37,7 +37,7 @@ def points(
     limit: float | None = None,
     kept: int | None = None,
 ) -> str:
-    """One point a form, by its letter; a dashed line at the least that was allowed."""
+    """A point with a letter for each form; a dashed line at the limit."""
     x, low_x, high_x = _logs(xs)
     low, high = _span([*ys, *([limit] if limit is not None else [])])
     y = _line(low, high, _BOTTOM, _TOP)
@@ -56,7 +56,7 @@ def points(
 
 
 def shares(gaps: Sequence[NDArray[np.float64]]) -> str:
-    """For each form the share of rows whose largest difference from the source is below a value."""
+    """For each form, the share of rows whose largest difference from the source is below a value."""
     least, most = -9.0, 1.0
     x = _line(least, most, _LEFT, _RIGHT)
     lines = []
@@ -78,7 +78,7 @@ def shares(gaps: Sequence[NDArray[np.float64]]) -> str:
 
 
 def layers(names: Sequence[str], forms: Sequence[tuple[int, dict[str, float]]], kept: int | None) -> str:
-    """A row a layer, a dot a form: the signal over the error in decibels; at the left precision is lost."""
+    """A row for each layer, a dot for each form: the signal-to-error ratio in decibels."""
     known = [value for _, values in forms for value in values.values() if math.isfinite(value)]
     low, high = math.floor(min(known, default=0.0) / 10) * 10, math.ceil(max(known, default=60.0) / 10) * 10
     high = max(high, low + 10)
@@ -126,7 +126,7 @@ def confusion(matrix: NDArray[np.int64], labels: Sequence[str], name: str) -> st
 
 
 def reliability(curves: Sequence[tuple[int, str, Sequence[tuple[float, float, int]]]]) -> str:
-    """How often an answer of a score is right; a dot grows with its rows."""
+    """The share of right answers by score; a dot grows with its rows."""
     side = _line(0.0, 1.0, 40, 240)
     up = _line(0.0, 1.0, 220, 20)
     parts = [f'<path class="limit" d="M{side(0)} {up(0)}L{side(1)} {up(1)}"/>']
@@ -200,7 +200,7 @@ def histogram(groups: Sequence[tuple[int, str, NDArray[np.float64]]], threshold:
 def figure(inside: str, width: float, height: float, caption: str) -> str:
     """A drawing with its caption."""
     said = html.escape(caption)
-    broad = ' class="broad"' if width > _WIDE else ""  # on a narrow screen scrolled, not made smaller
+    broad = ' class="broad"' if width > _WIDE else ""  # on a narrow screen it scrolls instead of shrinking
     size = f'{broad} viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}"'
     drawing = f'<svg{size} role="img" aria-label="{said}">{inside}</svg>'
     return f"<figure>{drawing}<figcaption>{said}</figcaption></figure>"
@@ -221,18 +221,18 @@ def _line(least: float, most: float, low: float, high: float) -> Scale:
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of an axis that holds some values, with a little room."""
+    """The ends of an axis around some values, with a margin."""
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=1.0)
-    room = (high - low) * 0.06 or max(abs(high) * 0.01, 1e-6)
-    return low - room, high + room
+    margin = (high - low) * 0.06 or max(abs(high) * 0.01, 1e-6)
+    return low - margin, high + margin
 
 
 def _logs(values: Sequence[float]) -> tuple[Scale, float, float]:
     """A logarithmic axis, and its ends."""
     low = max(min(values), 1e-3)
     high = max(low, *values)
-    room = (high / low) ** 0.08 if high > low else 1.1
-    low, high = low / room, high * room
+    margin = (high / low) ** 0.08 if high > low else 1.1
+    low, high = low / margin, high * margin
     inner = _line(math.log(low), math.log(high), _LEFT, _RIGHT)
     return (lambda value: inner(math.log(max(value, 1e-3)))), low, high

@@ -1,11 +1,11 @@
-"""Rows beyond the data: what a sensor or a bus may send one day, and what no recording of a good day holds.
+"""Rows beyond the data: values that a faulty sensor or bus may send and that recordings rarely hold.
 
-Sentinels, limits of converters from analogue to digital, categories that were not trained, the ends of each channel's
-range, the values at, just below and just above the thresholds of trees, and the limits of float32. Each row differs
-from a recorded one in one channel, so that a message can name the channel and the value.
+Sentinels, limits of analogue-to-digital converters, categories outside the training, the ends of each channel's range,
+values at, just below and just above the thresholds of trees, and the limits of float32. Each row differs from a
+recorded one in one channel, so that a message can name the channel and the value.
 
-Guarantee: what a channel's `range` keeps out is not asked, since no device lets it through. Weak points: one channel at
-a time (and all at once), and of many thresholds a seeded sample.
+Guarantee: no row holds a value outside a channel's `range`, since devices reject it. Weak points: one channel at a time
+(and all at once), and a seeded sample of many thresholds.
 """
 
 import math
@@ -33,7 +33,7 @@ _SENTINELS = (-999.0, -9999.0, -1.0, 0.0, 1.0, 999.0, 9999.0)
 _CONVERTERS = (255.0, 1023.0, 4095.0, 16383.0, 32767.0, -32768.0, 65535.0)  # 8 to 16 bits
 _FLOAT32 = (float(np.finfo(np.float32).max), -float(np.finfo(np.float32).max))
 _TINY = (float(np.finfo(np.float32).smallest_subnormal), -0.0)
-_BASES = 3  # recorded rows that each value is put into
+_BASES = 3  # recorded rows for each value
 _NUMBERS = 4_000_000  # of all probing rows together
 _LEAST_ROWS, _MOST_ROWS = 64, 6000
 _THROUGH = ("Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze", "Cast")
@@ -41,14 +41,14 @@ _THROUGH = ("Reshape", "Identity", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was put where. `channel` is None for a value in all of them."""
+    """One probing value. `channel` is None for a value in all channels."""
 
     channel: int | None
     value: float
     kind: Kind
 
     def in_words(self, channels: Sequence[str]) -> str:
-        """The point as an operator reads it."""
+        """The point in words."""
         if self.kind == "missing":
             return f"{'every channel' if self.channel is None else f'channel {channels[self.channel]!r}'} missing"
         where = "every reading" if self.channel is None or not channels else f"channel {channels[self.channel]!r}"
@@ -57,13 +57,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probes:
-    """Rows, what each of them tries, and what the source answers.
+    """Probing rows, the point of each, and the source's answers.
 
     Attributes:
-        windows: the rows, without those that the source itself refuses.
-        points: what each tries.
+        windows: the rows, without those that the source refuses.
+        points: the probing value of each.
         expected: the source's answers.
-        refused: a value that the source refuses and its reason, a missing one first; None where it answers all.
+        refused: a value that the source refuses and the reason, a missing one first; None where it answers all.
     """
 
     windows: Floats
@@ -72,11 +72,11 @@ class Probes:
     refused: tuple[Point, str] | None = None
 
     def within_reason(self) -> NDArray[np.bool_]:
-        """Which rows are not at the limits of float32."""
+        """Marks rows that are not at the limits of float32."""
         return np.array([point.kind != "limit of float32" for point in self.points], dtype=np.bool_)
 
     def not_finite(self, model: bytes, states: Sequence[State], batch: int) -> Point | None:
-        """The first value at which a form of the model answers NaN or infinity and the source does not."""
+        """The first point at which a form answers NaN or infinity and the source does not."""
         if self.expected is None:
             return None
         asked = self.within_reason() & _finite_rows(self.expected)
@@ -91,23 +91,23 @@ class Probes:
 def probing_rows(
     plan: BundlePlan, windows: Floats, model: onnx.ModelProto | None = None, sentinels: Sequence[float] = ()
 ) -> tuple[Floats, tuple[Point, ...]]:
-    """Rows to ask source and converted model about.
+    """Rows for the comparison of source and converted model.
 
     Args:
         plan: the channels, with their ranges.
         windows: recorded ones.
-        model: in normal form; its trees' thresholds are tried.
-        sentinels: values that the model itself treats apart.
+        model: in normal form; the thresholds of its trees are probed.
+        sentinels: values that the model treats specially.
     """
     rng = np.random.default_rng(0)
-    room = int(np.clip(_NUMBERS // max(1, int(np.prod(windows.shape[1:]))), _LEAST_ROWS, _MOST_ROWS))
-    room = min(room, rows_to_judge(sum(math.prod(tensor.shape) for tensor in plan.tensors), room))
+    most = int(np.clip(_NUMBERS // max(1, int(np.prod(windows.shape[1:]))), _LEAST_ROWS, _MOST_ROWS))
+    most = min(most, rows_to_judge(sum(math.prod(tensor.shape) for tensor in plan.tensors), most))
     if plan.input.shape is not None:
         return _frames(windows, plan.input)
     points = list(_points(plan, windows, sentinels))
     bases = min(_BASES, len(windows))
-    if len(points) * bases > room // 2:
-        picked = rng.permutation(len(points))[: max(1, room // 2 // bases)]
+    if len(points) * bases > most // 2:
+        picked = rng.permutation(len(points))[: max(1, most // 2 // bases)]
         points = [points[index] for index in sorted(picked)]
     rows: list[Floats] = []
     tried: list[Point] = []
@@ -118,7 +118,7 @@ def probing_rows(
             row[(-1 if turn % 2 else slice(None)), place] = point.value
             rows.append(row)
             tried.append(point)
-    for feature, value in _thresholds(model, rng, room // 2) if model is not None else ():
+    for feature, value in _thresholds(model, rng, most // 2) if model is not None else ():
         time, channel = divmod(feature, windows.shape[-1])
         if time >= windows.shape[1] or not _is_let_through(plan, channel, float(value)):
             continue
@@ -137,7 +137,7 @@ def ask_beyond(
     *,
     sentinels: Sequence[float] = (),
 ) -> Probes:
-    """The probing rows with the source's answers; rows that the source itself refuses are set apart."""
+    """The probing rows with the source's answers; rows that the source refuses are removed."""
     rows, points = probing_rows(plan, windows, model, sentinels)
     refused: list[tuple[int, str]] = []
     parts = list(_answers(rows, 0, ask, refused))
@@ -152,7 +152,7 @@ def ask_beyond(
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """Where a converted model leaves its source: the point, and the difference in words."""
+    """A point where a converted model differs from its source, and the difference in words."""
 
     point: Point
     difference: str
@@ -170,14 +170,14 @@ def beyond(
     expected: Answer,
     task: Task = "classification",
 ) -> tuple[Beyond | None, Beyond | None]:
-    """The first fault within reason, and the first at the limits of float32; None for none.
+    """The first fault among plausible values, and the first at the limits of float32; None for none.
 
     Args:
         probes: the rows, with the source's answers.
         model: in normal form.
         states: of a recurrent model.
-        batch: how many rows may be asked together.
-        ask: asks the source.
+        batch: the number of rows in a batch.
+        ask: calls the source.
         names: of the answers' columns.
         recorded: recorded windows,
         expected: and what the source answers to them.
@@ -189,7 +189,7 @@ def beyond(
     on_trees = np.array([point.kind == "threshold of a tree" for point in probes.points], dtype=np.bool_)
     reasonable = probes.within_reason()
 
-    def first(mask: NDArray[np.bool_], *, fences: bool = True) -> Beyond | None:
+    def first(mask: NDArray[np.bool_], *, boundaries: bool = True) -> Beyond | None:
         rows = np.flatnonzero(mask)
         if not len(rows) or probes.expected is None:
             return None
@@ -198,12 +198,12 @@ def beyond(
             seen = compare_named(one, other, task)
             return Beyond(probes.points[int(rows[seen.first.row])], str(seen.first)) if seen.first else None
         seen = compare(
-            one, other, probes.windows[rows], ask, names=names, scale=expected, recorded=recorded, fences=fences
+            one, other, probes.windows[rows], ask, names=names, scale=expected, recorded=recorded, boundaries=boundaries
         )  # fmt: skip
         return Beyond(probes.points[int(rows[seen.first.row])], str(seen.first)) if seen.first else None
 
-    # Thresholds are exact: a comparison that is off by the last bit is a fault, and no fence.
-    return first(reasonable & ~on_trees) or first(on_trees, fences=False), first(~reasonable)
+    # Thresholds are exact: a comparison that is off by the last bit is a fault.
+    return first(reasonable & ~on_trees) or first(on_trees, boundaries=False), first(~reasonable)
 
 
 def _points(plan: BundlePlan, windows: Floats, sentinels: Sequence[float]) -> Iterator[Point]:
@@ -239,7 +239,7 @@ def _points(plan: BundlePlan, windows: Floats, sentinels: Sequence[float]) -> It
 
 
 def _categories(plan: BundlePlan, channel: int) -> Iterator[tuple[float, Kind]]:
-    """Every category, an unknown one, and none."""
+    """Every category, an unknown one, and a missing one."""
     for place in range(len(plan.input.channels[channel].categories)):
         yield float(place), "category"
     for value, kind in ((-1.0, "unknown category"), (float("nan"), "missing")):
@@ -260,7 +260,7 @@ def _is_let_through(plan: BundlePlan, channel: int, value: float) -> bool:
 
 
 def _frames(windows: Floats, wanted: Input) -> tuple[Floats, tuple[Point, ...]]:
-    """Whole frames of one value: dark, bright, the ends of what was seen and of what a device lets through."""
+    """Frames of one value: dark, bright, the ends of the recorded range and of the range that a device accepts."""
     low, high = limits_of(wanted)
     values: dict[float, Kind] = {0.0: "sentinel", float(windows.min()): "beyond the data",
                                  float(windows.max()): "beyond the data"}  # fmt: skip
@@ -274,8 +274,8 @@ def _frames(windows: Floats, wanted: Input) -> tuple[Floats, tuple[Point, ...]]:
     return rows, tuple(Point(None, value, kind) for value, kind in values.items())
 
 
-def _thresholds(model: onnx.ModelProto, rng: np.random.Generator, room: int) -> Iterator[tuple[int, np.float32]]:
-    """Columns of the flat window, and values at, below and above what trees compare them with."""
+def _thresholds(model: onnx.ModelProto, rng: np.random.Generator, most: int) -> Iterator[tuple[int, np.float32]]:
+    """Columns of the flat window, with values at, below and above the thresholds of trees."""
     makers = {output: node for node in model.graph.node for output in node.output}
     pairs: list[NDArray[Any]] = []
     for node in model.graph.node:
@@ -294,7 +294,7 @@ def _thresholds(model: onnx.ModelProto, rng: np.random.Generator, room: int) -> 
         return
     every = np.unique(np.concatenate(pairs).astype(np.float64), axis=0)
     every = every[np.isfinite(every[:, 1])]
-    for row in rng.permutation(len(every))[: room // 3]:
+    for row in rng.permutation(len(every))[: most // 3]:
         value = np.float32(every[row, 1])
         for near in (value, np.nextafter(value, np.float32(-np.inf)), np.nextafter(value, np.float32(np.inf))):
             if np.isfinite(near):
@@ -302,7 +302,7 @@ def _thresholds(model: onnx.ModelProto, rng: np.random.Generator, room: int) -> 
 
 
 def _answers(rows: Floats, start: int, ask: Ask, refused: list[tuple[int, str]]) -> Iterator[Answer]:
-    """Ask about rows, in halves down to single ones where the source refuses some."""
+    """Call the source, with halves down to single rows where it refuses some."""
     if not len(rows):
         return
     try:

@@ -1,8 +1,8 @@
 """The candidates: the float32 model as float16, as dynamic int8 and as static int8 (QDQ), in several ways.
 
-Only matrix products and convolutions in float32 are touched; everything else, float64 feature code included,
-stays as it is. Every candidate is a whole model; `build` judges each and keeps one. The calibrator `Distribution`
-of onnxruntime is left out on purpose: it was measured to spoil models (98 % error on a small network).
+Only float32 matrix products and convolutions are changed; all else, float64 feature code included, stays. Every
+candidate is a whole model; `build` measures each and keeps one. onnxruntime's calibrator `Distribution` is left out: it
+was measured to break models (98 % error on a small network).
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-_LEAST_WEIGHTS = 8  # fewer cost more than they save: the node that turns them back has its bytes too
+_LEAST_WEIGHTS = 8  # with fewer, the node that converts them back takes more bytes than they save
 Method = Literal["none", "int8", "dynamic", "float16"]
 Request = Literal["auto", "none", "int8", "dynamic", "float16"]
 Calibrator = Literal["MinMax", "Entropy", "Percentile"]
 PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
-_CALIBRATION_ROWS = 512  # more move no range that matters, and calibration keeps every tensor of every row
-_HISTOGRAM_ROWS = 128  # the other calibrators keep a histogram of every tensor as well
+_CALIBRATION_ROWS = 512  # more rows hardly change a range, and calibration keeps every tensor of every row in memory
+_HISTOGRAM_ROWS = 128  # fewer, since these calibrators also keep a histogram of every tensor
 _RANKED_NODES = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One way to make a candidate; `spared` are nodes that stay in float.
+    """One way to make a candidate; `spared` are the nodes that stay in float.
 
-    Where all products stand in bodies, weights only are rounded.
+    Where all products are in bodies, only weights are rounded.
     """
 
     method: Method
@@ -50,7 +50,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         if self.method == "none":
             return "float32"
         if self.method == "float16":
@@ -69,7 +69,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One form of the model: as it would be shipped, and with the names that people know its layers by."""
+    """One form of the model: as shipped, and with the source's names of its layers."""
 
     recipe: Recipe
     model: bytes
@@ -77,23 +77,23 @@ class Candidate:
 
     @property
     def method(self) -> Method:
-        """How it was made."""
+        """Its recipe in words."""
         return self.recipe.method
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Its name in the table."""
         return self.recipe.name
 
 
 def stages(request: Request, *, inside: bool = False) -> list[list[Recipe]]:
-    """What to try, in stages: a later stage is for when no form of an earlier one keeps the metric.
+    """The recipes in stages; a later stage is tried when no form of an earlier one keeps the metric.
 
-    Nodes to spare are not known before a measurement, so the last stage is `spared`, made by `sparing`.
+    The sensitive nodes are known only after a measurement, so `sparing` makes the last stage, `spared`.
 
     Args:
         request: what was asked for.
-        inside: whether all products stand in bodies of If, Loop and Scan, where only weights can be rounded.
+        inside: whether all products are in bodies of If, Loop and Scan, where only weights can be rounded.
     """
     if inside:
         return [[Recipe("int8", per_channel=True, weights_only=True)]] if request in ("auto", "int8") else []
@@ -170,10 +170,10 @@ def _in_subgraphs(nodes: list[onnx.NodeProto]) -> bool:
 
 
 def sparing(model: onnx.ModelProto, calibration: Floats, states: Sequence[State], like: Recipe) -> list[Recipe]:
-    """Recipes like another one that leave the most sensitive nodes in float: first one, then two, four, and so on.
+    """Variants of a recipe that leave the most sensitive nodes in float: one, then two, four, and so on.
 
-    A node's sensitivity is the error that appears when it alone is quantised, measured on calibration rows. Of a
-    large model only the nodes are measured so that add the most noise where all are quantised.
+    A node's sensitivity is the error when only it is quantised, measured on calibration rows. In a large model only the
+    nodes that add the most noise in the fully quantised form are measured.
     """
     from converter.layers import added_noise, layer_errors  # noqa: PLC0415 - heavy
     from converter.session import run, session_of, start_of  # noqa: PLC0415 - heavy
@@ -245,12 +245,12 @@ def _made(recipe: Recipe, model: onnx.ModelProto) -> Candidate:
 
 
 def _is_not_advice(record: logging.LogRecord) -> bool:
-    """The quantiser advises a pre-processing that we have done, or that opsets would not survive."""
+    """Suppress the quantiser's advice to preprocess the model: this is done already, or would break the opset."""
     return "pre-processing" not in record.getMessage()
 
 
 def _clean(quantised: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
-    """Only the imports that are used, no leftovers in metadata or inner shapes, inputs and outputs as before."""
+    """Keep only the used opset imports; remove metadata and inner shapes; restore inputs and outputs."""
     used = {node.domain for node in quantised.graph.node}
     imports = {
         entry.domain: entry.version for entry in quantised.opset_import if entry.domain in used or not entry.domain
@@ -275,7 +275,7 @@ def _dynamic(before: Path, after: Path, nodes: list[str], recipe: Recipe) -> Non
 
 
 class _Reader:
-    """Feeds calibration windows one by one, as onnxruntime's calibrators want them."""
+    """Feeds calibration windows one by one, as onnxruntime's calibrators require."""
 
     def __init__(self, windows: Floats, states: Sequence[State]) -> None:
         self._windows = windows
@@ -302,11 +302,11 @@ def _static(
     )
 
     class Reader(_Reader, CalibrationDataReader):  # type: ignore[misc]
-        """The base class is checked for by name."""
+        """onnxruntime checks for this base class."""
 
     most = _CALIBRATION_ROWS if recipe.calibrator == "MinMax" else _HISTOGRAM_ROWS
     step = max(1, len(calibration) // most)
-    with contextlib.redirect_stdout(io.StringIO()):  # the histograms are counted out loud
+    with contextlib.redirect_stdout(io.StringIO()):  # the calibrator prints its progress
         quantize_static(
             before,
             after,
@@ -321,9 +321,9 @@ def _static(
 
 
 def _float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its weights in float16, and its arithmetic in float32 as before.
+    """The same graph with weights in float16 and arithmetic in float32.
 
-    Half the bytes, and no reading overflows: float16 ends at 65504, and 65535 is what buses send for "not available".
+    It takes half the bytes, and no reading overflows: float16 ends at 65504, and buses send 65535 for "not available".
     Processors of small boards compute in float32 anyway; onnxruntime turns the weights back as it loads them.
     """
     copy = onnx.ModelProto()

@@ -1,6 +1,6 @@
-"""What the manifest says about the search: what was tried, what it cost, what was kept and why.
+"""The search in the manifest: the forms that were tried, their cost, the one that was kept, and the reason.
 
-No times stand in it: equal inputs give equal bytes. Times are in the report, and in the sidecar of a device.
+It holds no times, so equal inputs give equal bytes. Times are in the report, and in the sidecar of a device.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ def record_of(
 
     Args:
         found: the search, with a form that was kept.
-        bench: what the forms were tried with.
+        bench: the rows of the search.
         metric: its name.
         asked: the request, and the drop that was allowed.
-        savings: what was left out of the graph.
-        layers: where the kept form is least exact.
-        drift: what float32 would have done to trees behind a scaler.
+        savings: the removed parts of the graph.
+        layers: the least exact layers of the kept form.
+        drift: the effect of float32 on trees behind a scaler.
     """
     base, kept = found.forms[0], found.kept
     assert kept is not None

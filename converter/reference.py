@@ -1,7 +1,7 @@
-"""The reference of a bundle: what training data and answers look like, and beyond which values that is drift.
+"""The reference of a bundle: the distributions of training data and answers, and the limits for drift.
 
-Limits are calibrated on the earlier part of the recordings and tried on the later one, by the code of the device; what
-was held is said. Recordings too short for that give a reference without limits, which still shows and compares.
+Limits are calibrated on the earlier part of the recordings and checked on the later one, by the device's own code; the
+result is reported. Recordings that are too short give a reference without limits, which still shows and compares.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,24 +25,24 @@ from edge_runtime.readings import Floats
 
 _BINS = 10
 MONTH_S = 30 * 86_400.0
-CALIBRATING_SHARE = 0.7  # of the blocks; the later ones check
-LEAST_BLOCKS = 30  # fewer say nothing of how means of blocks vary
-_SIZES = (128, 512, 2048, 8192)  # of blocks that are tried; 64 where the recordings are short
-_MANY_SESSIONS = 8  # recordings of their own: every third one checks
-_MOST_READINGS = 400_000  # of the earlier and of the later part that are looked at
+CALIBRATING_SHARE = 0.7  # of the blocks calibrate; the later ones check
+LEAST_BLOCKS = 30  # with fewer, the variation of block means is not known
+_SIZES = (128, 512, 2048, 8192)  # lengths of a block that are tried; 64 where the recordings are short
+_MANY_SESSIONS = 8  # with so many recordings, every third one checks
+_MOST_READINGS = 400_000  # rows of the earlier and of the later part that are used
 _MOST_CHECKED = 200_000
 _MOST_OUTPUTS = 32  # scores of more classes are not watched
-_UNKNOWN_RATE_S = 60.0  # of one reading, where neither specification nor recordings say
+_UNKNOWN_RATE_S = 60.0  # seconds between readings, where neither specification nor recordings have a rate
 
 
 @dataclass(frozen=True, slots=True)
 class BundleReference:
-    """What a manifest says of the training data.
+    """The reference in the manifest.
 
     Attributes:
         channels: of the readings.
         scores: of the answers.
-        drift: what limits were calibrated for; None where there are none.
+        drift: the settings and results of the calibration; None without limits.
         said: sentences for progress and report.
     """
 
@@ -85,8 +85,8 @@ def make_reference(
         plan: what the bundle promises.
         data: the recordings; None where there are none.
         answer: to the windows that judge, in their order.
-        wanted: the false alarms that are allowed, and the length of a block.
-        say: where progress goes.
+        wanted: the allowed false alarms, and the length of a block.
+        say: takes lines of progress.
     """
     if data is None:
         return BundleReference()
@@ -110,7 +110,7 @@ def make_reference(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Trial:
-    """One length of a block, with what came of it."""
+    """One length of a block with its result."""
 
     block: int
     channels: tuple[ChannelReference, ...]
@@ -152,7 +152,7 @@ def _calibrated(
 
 
 def _parted(sessions: list[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """The rows that calibrate, and later ones that check: of many recordings every third, else the end of each."""
+    """The rows that calibrate and those that check: of many recordings every third, else the end of each."""
     if len(sessions) >= _MANY_SESSIONS:
         return [rows for place, rows in enumerate(sessions) if place % 3 != 2], sessions[2::3]
     cuts = [int(len(rows) * CALIBRATING_SHARE) for rows in sessions]
@@ -214,12 +214,12 @@ def _try(
 
 
 def _spread(found: Doubles, least: Doubles) -> Doubles:
-    """The standard deviation over blocks, with a floor: what never varied in some blocks may vary a little."""
+    """The standard deviation over blocks, with a floor, since a constant value in a few blocks may vary later."""
     return np.maximum(np.sqrt(_mean((found - _mean(found)) ** 2)), 0.02 * least)
 
 
 def _mean(values: Doubles) -> Doubles:
-    """Of each column what is there; 0 where nothing is."""
+    """For each column the value; 0 where it is missing."""
     known = np.isfinite(values)
     return np.asarray(np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
 
@@ -245,7 +245,7 @@ def _check(
     *,
     about: DriftReference,
 ) -> tuple[int, int, str | None]:
-    """Run a device's watch over the later recordings: blocks, alarms that began, and the reason of the first."""
+    """Run a device's monitor over the later recordings; return blocks, new alarms, and the reason of the first."""
     manifest = Manifest(
         name="check", version="0.0.0", task="regression", output=Output(), reference=trial.channels, drift=about,
         input=Input(channels=plan.input.channels, window=Window()),
@@ -275,7 +275,7 @@ def _note(began: list[str], key: str | None, state: str) -> None:
 
 
 def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: float | None) -> str:
-    """What was calibrated, and what the later recordings said of it."""
+    """A sentence about the calibration and the check on later recordings."""
     seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
     expected = about.false_alarms_per_month * about.checked * about.block * seconds / MONTH_S
     asked = f"{about.false_alarms_per_month:g} false alarms a month"
@@ -300,7 +300,7 @@ def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: fl
 
 
 def _most_by_chance(expected: float) -> int:
-    """The most alarms that a Poisson law of this mean gives in nineteen of twenty cases."""
+    """The 95 % quantile of a Poisson law of this mean."""
     term = total = np.exp(-expected)
     most = 0
     while total < 0.95:
@@ -314,7 +314,7 @@ def _most_by_chance(expected: float) -> int:
 
 
 def _numbers(plan: BundlePlan, answer: Answer) -> tuple[NDArray[np.floating], tuple[str, ...]]:
-    """The numbers of the answers, and what each is called; none for tensors and very many classes."""
+    """The numbers of the answers with their names; none for tensors and for very many classes."""
     values = answer.scores if answer.scores is not None else answer.value
     if values is None and answer.score is not None:
         values = answer.score[:, np.newaxis]
@@ -347,11 +347,11 @@ def _with_scores(
 
 
 def _counts(values: NDArray[np.floating], edges: NDArray[np.floating]) -> tuple[int, ...]:
-    """How many values lie between two edges each; those outside count in the outer bins."""
+    """The number of values in each bin; values outside count in the outer bins."""
     known = values[np.isfinite(values)]
     if len(edges) < 2:
         return (len(known),)
-    inner = edges[1:-1].astype(np.float32).astype(np.float64)  # as a device compares
+    inner = edges[1:-1].astype(np.float32).astype(np.float64)  # compared in float32, as on a device
     places = np.searchsorted(inner, known, side="right")
     return tuple(int(count) for count in np.bincount(places, minlength=len(edges) - 1))
 

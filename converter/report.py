@@ -1,6 +1,6 @@
-"""What `build` shows: the table on the terminal, and on request a page that a sceptic can judge by.
+"""The output of `build`: the table on the terminal, and on request a page with the full evidence.
 
-The page is one file of HTML and inline SVG without any script or foreign address, so that it can be mailed and kept.
+The page is one file of HTML and inline SVG without scripts and external links, so that it can be mailed and archived.
 """
 
 import html
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _MOST_LAYERS = 40
 _MOST_CLASSES = 40
-_MOST_COLUMNS = 8  # of a table that is one on every screen but a phone's
-_FEW_COLUMNS = 4  # and on a phone's too
-_LEAST_ROWS = 5  # fewer make no point of a reliability curve
+_MOST_COLUMNS = 8  # columns of a table that fits every screen except a phone's
+_FEW_COLUMNS = 4  # columns of a table that fits a phone's too
+_LEAST_ROWS = 5  # with fewer rows a reliability curve has no point
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +76,20 @@ def table(rows: Sequence[FormRow], metric: str) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Proof:
-    """All that the page shows. `answers`, `layers` and `kept` speak of the forms, that is of `rows` without the first.
+    """The content of the page. `answers`, `layers` and `kept` refer to the forms: `rows` without the first.
 
     Attributes:
-        model: the file that was converted, by its name: the page may be passed on.
-        plan: what the bundle says.
+        model: the name of the source file, without its folder, since the page may be shared.
+        plan: the bundle's facts.
         metric: its name.
         rows: the source, and every form that was tried.
-        bench: the rows that judged, and the truth.
+        bench: the evaluation rows, and the truth.
         answers: of every form.
-        kept: which form was kept, or None.
-        reason: why.
-        max_drop: how much of the metric a form might lose.
-        savings: what was left out of the graph.
-        layers: for every form, how far each of its layers is off.
+        kept: the index of the kept form, or None.
+        reason: why it was kept.
+        max_drop: the loss of the metric that was allowed.
+        savings: the removed parts of the graph.
+        layers: for every form, the error of each of its layers.
         notes: sentences about the target device.
     """
 
@@ -108,7 +108,7 @@ class Proof:
 
 
 def _stacked(kind: str, width: str) -> str:
-    """Below a width, a table of this kind shows each line as pairs of a column's name and the cell."""
+    """Below a width, a table of this kind shows each row as pairs of column name and cell."""
     return f"""@media (max-width: {width}) {{
 table.{kind}, .{kind} tbody {{ display: block }} .{kind} tr:first-child {{ display: none }}
 .{kind} tr {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); column-gap: 1.5rem;
@@ -162,7 +162,7 @@ figure { overflow-x: auto } svg.broad { max-width: none }
 
 
 def write_page(path: Path, proof: Proof) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Raises:
         CommandError: it cannot be written.
@@ -240,7 +240,7 @@ def _table(proof: Proof) -> str:
 
 
 def _grid(head: Sequence[str], lines: Sequence[tuple[Sequence[str], bool]]) -> str:
-    """A table; where the screen is too narrow for it, each line of it is a list of its columns' names and cells."""
+    """A table; on a narrow screen each row is a list of column names and cells."""
     rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
     for cells, kept in lines:
         inside = "".join(
@@ -271,7 +271,7 @@ def _differences(proof: Proof) -> str:
 
 
 def _layers(proof: Proof) -> str:
-    """The error of every layer; of a large graph the layers where the kept form is least exact."""
+    """The error of every layer; of a large graph only the least exact layers of the kept form."""
     forms = [
         (index, {layer.name: layer.sqnr_db for layer in found}) for index, found in enumerate(proof.layers) if found
     ]
@@ -320,7 +320,7 @@ def _shown(proof: Proof) -> list[tuple[int, str, Answer]]:
 
 
 def _per_class(proof: Proof) -> str:
-    """Of each class, or of each label that may be there beside others: how often it is found, and rightly said."""
+    """Recall and precision of each class, or of each label of a multi-label model."""
     word = "label" if proof.plan.task == "multilabel" else "class"
     right = _marked(proof, proof.bench.truth if proof.bench.truth.is_known else proof.bench.expected)
     head = [word, "rows"]
@@ -338,7 +338,7 @@ def _per_class(proof: Proof) -> str:
 
 
 def _marked(proof: Proof, said: Answer | Truth) -> NDArray[np.bool_]:
-    """For each row and each label, whether the label is there."""
+    """For each row and label, whether the label is present."""
     if said.labels is not None:
         return np.asarray(said.labels == 1)
     assert said.label is not None
@@ -362,7 +362,7 @@ def _confusions(proof: Proof) -> str:
 
 
 def _reliability(proof: Proof) -> str:
-    """Whether a score of 0.8 is right in 8 of 10 rows."""
+    """The reliability of scores: whether a score of 0.8 is right in 8 of 10 rows."""
     right, curves = _right(proof), []
     for index, name, answer in _shown(proof):
         if answer.scores is None:
@@ -379,7 +379,7 @@ def _reliability(proof: Proof) -> str:
 
 
 def _values(proof: Proof) -> str:
-    """Predicted over true, a plot a target and form; the first four targets."""
+    """Predicted over true values, a plot for each target and form; the first four targets."""
     truth = proof.bench.truth.value
     right = truth if truth is not None else np.asarray(proof.bench.expected.value, dtype=np.float64)
     figures = [

@@ -1,12 +1,12 @@
-"""The gate for a source that came quantised: an answer one step of rounding away is the same model's answer.
+"""The comparison with a quantised source: an answer that differs by one rounding step counts as equal.
 
-int8 kernels round each layer to whole steps, and two libraries may round a tie differently. Such a step grows through
-the layers behind it, and moves a label where two scores are nearly equal, so that labels prove nothing by themselves.
-What is judged is the metric where the truth is known, and every score in steps of the output: half of the rows within
-one step, 99 of 100 within `_STEPS`. The rows beyond one step are counted and named.
+int8 kernels round each layer to whole steps, and two libraries may round a tie differently. The difference grows
+through later layers and changes a label where two scores are nearly equal, so labels alone prove nothing. Two things
+are checked: the metric, where the truth is known, and every score in steps of the output: half of the rows within one
+step, 99 of 100 within `_STEPS`. Rows beyond one step are counted and named.
 
-Weak point: the step is that of the last rounding in the graph. A source whose last layers are float32 has a coarser
-grain than its scores show, and a score then moves by less than a step.
+Weak point: the step is that of the last rounding in the graph. If the last layers of a source are float32, its scores
+move by less than a step.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from onnx import numpy_helper
 from converter.load.source import Answer
 
 _STEPS = 4.0
-_SLACK = 1e-3  # of a step: float32 holds a multiple of it that nearly
+_SLACK = 1e-3  # of a step: float32 holds multiples of it to this precision
 _ENDS = ("scores", "value")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Steps:
-    """How far a converted form is from its quantised source, in steps of the output.
+    """The difference of a converted form from its quantised source, in steps of the output.
 
     Attributes:
         step: one step, in the units of the scores.
@@ -46,7 +46,7 @@ class Steps:
 
     @property
     def any_beyond(self) -> bool:
-        """Whether some row is further off than one step."""
+        """Whether a row differs by more than one step."""
         return bool((self.rows > 1.0 + _SLACK).any())
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Steps:
 
 
 def steps_between(model: onnx.ModelProto, found: Answer, source: Answer) -> Steps | None:
-    """Measure a converted model in steps of its own output; None where nothing is rounded before the output."""
+    """Measure a converted model in steps of its output; None where nothing is rounded before the output."""
     step = step_of(model)
     one, other = (each.scores if each.scores is not None else each.value for each in (found, source))
     if step is None or one is None or other is None:
@@ -69,7 +69,7 @@ def steps_between(model: onnx.ModelProto, found: Answer, source: Answer) -> Step
 
 
 def step_of(model: onnx.ModelProto) -> float | None:
-    """The largest scale of the roundings that lead straight to the scores or values; an anomaly's has none."""
+    """The largest scale of the roundings directly before scores or values; None for an anomaly."""
     makers = {name: node for node in model.graph.node for name in node.output}
     scales = {tensor.name: tensor for tensor in model.graph.initializer}
     todo: list[str] = [output.name for output in model.graph.output if output.name in _ENDS]
@@ -90,11 +90,11 @@ def step_of(model: onnx.ModelProto) -> float | None:
 
 
 def _data_inputs(node: onnx.NodeProto) -> Sequence[str]:
-    """The inputs whose values reach the output unamplified; none where they may grow."""
+    """The inputs whose values reach the output without amplification; none where they may grow."""
     return node.input if node.op_type in _KEEPS else ()
 
 
-# What neither enlarges a difference of its inputs nor mixes it with weights.
+# Operators that neither enlarge a difference of their inputs nor mix it with weights.
 _KEEPS = frozenset({
     "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Concat", "Slice", "Gather", "Sub",
     "Softmax", "Sigmoid", "Clip", "Max", "Min",

@@ -1,7 +1,7 @@
-"""The search for the form to ship: every recipe is made and judged, and `choice.py` picks among those within the limit.
+"""The search for the form to ship: each recipe is carried out and measured, and `choice.py` selects a form.
 
-A form over the limit is never kept; where no form but float32 keeps the metric, or none is better than it, the model
-stays float32 and the reason is given in a sentence.
+A form beyond the limit is never kept. Where only float32 keeps the metric, or no form is better, the model stays
+float32, and a sentence gives the reason.
 """
 
 import subprocess
@@ -24,27 +24,27 @@ from edge_runtime.bundle.manifest import State, Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-_LARGE_BYTES = 1 << 20  # of a file, from which on forms differ in memory by more than allocators keep
+_LARGE_BYTES = 1 << 20  # of a file: for smaller ones the memory of forms differs by less than an allocator keeps
 _FINEST = Recipe("int8", per_channel=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """What every form is tried with.
+    """The data for every form.
 
     Attributes:
-        calibration: rows that show ranges.
-        evaluation: rows that judge, none of them among the others.
+        calibration: rows for the ranges of tensors.
+        evaluation: rows for the metric, none of them among the others.
         expected: the source's answers on them.
         truth: what is right.
         task: of the model.
         threshold: of an anomaly.
         states: of a recurrent model.
-        batch_free: whether rows may be asked together.
-        say: where progress goes.
-        probes: rows beyond the data, on which a form must answer numbers where the source does.
+        batch_free: whether rows may run in one batch.
+        say: takes lines of progress.
+        probes: rows beyond the data; a form must answer finite numbers where the source does.
         channels: their names, for messages.
-        manifest_bytes: what a file holds beside the graph.
+        manifest_bytes: the bytes of a file beside the graph.
     """
 
     calibration: Floats
@@ -64,11 +64,11 @@ class Bench:
         """Run a form on the evaluation rows.
 
         Raises:
-            CommandError: onnxruntime cannot run it, or it answers NaN or infinity to what a sensor may send.
+            CommandError: onnxruntime cannot run it, or it answers NaN or infinity to a value that a sensor may send.
         """
         start = start_of(self.states)
-        # Dynamic int8 takes one scale for all rows of a call, so its answers depend on the rows beside;
-        # devices therefore ask row by row, and so do we.
+        # Dynamic int8 has one scale for all rows of a call, so an answer depends on the other rows. Devices therefore
+        # run row by row, and so does this search.
         together = self.batch_free and form.method != "dynamic"
         try:
             session = session_of(form.model)
@@ -84,28 +84,28 @@ class Bench:
         return Form(form, answer, judgement, speed, self.manifest_bytes)
 
     def layers(self, base: Candidate, form: Candidate) -> tuple[Layer, ...]:
-        """How far each layer of a form is from the float graph's, on the evaluation rows."""
+        """The error of each layer of a form against the float graph, on the evaluation rows."""
         exact, found = (onnx.load_model_from_string(each.readable) for each in (base, form))
         together = self.batch_free and form.method != "dynamic"
         return layer_errors(exact, found, self.evaluation, self.states, together=together)
 
     def reference(self) -> Judgement:
-        """The source, judged by the same rows."""
+        """The metric of the source on the same rows."""
         return judge(self.expected, self.expected, self.truth, self.task, threshold=self.threshold)
 
 
 def search(
     model: onnx.ModelProto, base: Form, bench: Bench, request: Request, *, max_drop: float, prefer: Prefer
 ) -> Found:
-    """Try what was asked for, and choose.
+    """Try the requested forms, and choose.
 
     Args:
         model: the float32 model in normal form.
-        base: that model, tried.
-        bench: what to try with.
-        request: which forms.
-        max_drop: how much of the metric a form may lose.
-        prefer: what is better among those that keep it.
+        base: that model as a form, measured.
+        bench: the data for every form.
+        request: the requested forms.
+        max_drop: the loss of the metric that is allowed.
+        prefer: the criterion among forms within `max_drop`.
     """
     forms = [base]
     reference = bench.reference().metric
@@ -122,7 +122,7 @@ def search(
 
 
 def _weighed(forms: Sequence[Form], bench: Bench) -> list[Form]:
-    """The forms with their time measured in turns with float32, and the memory of large ones."""
+    """The forms with their relative time, measured in turns with float32, and the memory of large ones."""
     start, window = start_of(bench.states), bench.evaluation[:1]
     base = session_of(forms[0].candidate.model)
     large = forms[0].size >= _LARGE_BYTES
@@ -139,7 +139,7 @@ def _weighed(forms: Sequence[Form], bench: Bench) -> list[Form]:
 
 
 def _memory_of(form: Form) -> int:
-    """What a fresh process takes for a form; 0 where it cannot be found out."""
+    """The memory of a fresh process for a form; 0 where it cannot be measured."""
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
         file.write(form.candidate.model)
         file.flush()
@@ -152,7 +152,7 @@ def _memory_of(form: Form) -> int:
 def _recipes(
     model: onnx.ModelProto, bench: Bench, request: Request, forms: Sequence[Form], *, settled: Callable[[], bool]
 ) -> Iterator[Recipe]:
-    """The recipes one by one; a later stage only while nothing of the earlier ones will do."""
+    """The recipes one by one; a later stage only if no form of the earlier ones suffices."""
     if not has_products(model):
         return
     inside = not products_of(model)
@@ -162,7 +162,7 @@ def _recipes(
             return
     if request in ("auto", "int8") and not inside:
         bench.say("looking for the nodes that int8 hurts most")
-        # Of those that do as well, per channel without a calibrator of histograms: the finest, and the soonest made.
+        # Among equals: per channel and without a histogram calibrator, the finest and the fastest to make.
         static = [form for form in forms if form.candidate.method == "int8"]
         best = max(static, key=lambda form: (form.judgement.metric, form.candidate.recipe == _FINEST), default=None)
         like = best.candidate.recipe if best else _FINEST

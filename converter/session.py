@@ -1,7 +1,7 @@
-"""onnxruntime sessions for the converter: models that are run for the proof, the search and the golden rows.
+"""onnxruntime sessions of the converter, for the comparison, the search and the golden rows.
 
 Guarantee: int8 products are computed exactly, on every processor (`edge_runtime/bundle/int8.py`). Every session of the
-converter is made here, but for those of onnxruntime's own calibrators, which fuse nothing and so compute exactly too.
+converter is created here, except those of onnxruntime's calibrators, which fuse nothing and so are exact too.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _ROUNDS, _CALLS = 5, 7  # of a comparison in turns, and calls in each
 
 
 def session_of(model: bytes) -> Any:
-    """A quiet single-threaded session, as a small device would make it, which computes int8 products exactly."""
+    """A single-threaded session with exact int8 products, as on a small device, without log output."""
     import onnxruntime  # noqa: PLC0415 - heavy
 
     options = onnxruntime.SessionOptions()
@@ -39,7 +39,7 @@ def session_of(model: bytes) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if any(name.encode() in model for name in OPERANDS):  # to find one by chance costs time and changes nothing
+    if any(name.encode() in model for name in OPERANDS):  # the search for a better one costs time without effect
         graph = onnx.load_model_from_string(model)
         if separate(graph):
             model = serialize(graph)
@@ -48,9 +48,9 @@ def session_of(model: bytes) -> Any:
 
 
 def run(session: Any, windows: Floats, batch: int = CHUNK, states: dict[str, NDArray[Any]] | None = None) -> Answer:
-    """Answer windows in batches; states, if any, start at zero for every window."""
+    """Answer windows in batches; states start at zero for every window."""
     names = [output.name for output in session.get_outputs()]
-    wanted = names[: len(names) - len(states or {})]  # the states that follow stand at the end
+    wanted = names[: len(names) - len(states or {})]  # the following outputs are states
     parts: list[list[NDArray[Any]]] = []
     for start in range(0, len(windows), batch):
         piece = windows[start : start + batch]
@@ -63,7 +63,7 @@ def run(session: Any, windows: Floats, batch: int = CHUNK, states: dict[str, NDA
 
 
 def run_stream(session: Any, windows: Floats, states: Sequence[State]) -> tuple[Answer, dict[str, NDArray[Any]]]:
-    """Answers to windows that follow one another, the states handed on as a device does, and each state after each."""
+    """Answers to consecutive windows, with states handed on as on a device, and the states after each window."""
     names = [output.name for output in session.get_outputs()]
     wanted = names[: len(names) - len(states)]
     held = {state.input: np.zeros((1, *state.shape), dtype=np.float32) for state in states}
@@ -86,12 +86,12 @@ def start_of(states: Sequence[State]) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What one prediction at batch 1 takes on this machine, in microseconds.
+    """The time of one prediction at batch 1 on this machine, in microseconds.
 
     Attributes:
         wall_us: the median time.
-        cpu_us: the mean of the processor time, which other work on the machine does not stretch.
-        least_us: the shortest time, which hardly changes from run to run; by default that of the processor.
+        cpu_us: the mean processor time, which other work on the machine does not lengthen.
+        least_us: the shortest time, which varies little from run to run; by default that of the processor.
     """
 
     wall_us: float
@@ -119,16 +119,16 @@ def speed_of(session: Any, window: Floats, states: dict[str, NDArray[Any]] | Non
 
 
 def slowness_of(base: Any, form: Any, window: Floats, states: dict[str, NDArray[Any]] | None, *, near: Any) -> float:
-    """The time of one session in that of another, measured in turns, so that both meet the same load.
+    """The time of one session relative to another, measured in turns, so that both run under the same load.
 
-    The median of the rounds' ratios; where `near` says that it decides something, four times as many rounds are run.
+    The median of the rounds' ratios; four times as many rounds where `near` returns True.
 
     Args:
         base: the session to compare with.
         form: the other.
         window: one.
         states: at the start of a stream.
-        near: whether a ratio lies so near a limit that more rounds are worth their time.
+        near: whether a ratio is so near a limit that more rounds are needed.
     """
     ratios: list[float] = []
     for rounds in (_ROUNDS, 3 * _ROUNDS):
@@ -141,7 +141,7 @@ def slowness_of(base: Any, form: Any, window: Floats, states: dict[str, NDArray[
 
 
 def _shortest(session: Any, window: Floats, states: dict[str, NDArray[Any]] | None) -> float:
-    """The shortest of a few calls, in seconds; other work only lengthens them."""
+    """The shortest time of a few calls, in seconds; other work only lengthens a call."""
     least = float("inf")
     for _ in range(_CALLS):
         start = time.perf_counter()
@@ -151,7 +151,7 @@ def _shortest(session: Any, window: Floats, states: dict[str, NDArray[Any]] | No
 
 
 def processor() -> str:
-    """What this machine's processor calls itself."""
+    """The name of this machine's processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith("model name"):

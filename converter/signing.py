@@ -1,7 +1,7 @@
 """Signatures of bundles, made by `ssh-keygen -Y` in the namespace `edge-bundle`: `NAME.onnx.sig` beside the bundle.
 
-Beside it goes a signed release document, `NAME.onnx.release` (`edge_runtime/bundle/release.py`), by which a device
-judges a bundle before it is sent there.
+A signed release document, `NAME.onnx.release` (`edge_runtime/bundle/release.py`), is written beside it. A device checks
+the document before the bundle is sent.
 """
 
 import subprocess
@@ -79,7 +79,7 @@ def sign_release(bundle: Path, key: Path, *, sequence: int | None = None, expire
 
 
 def remove_release(bundle: Path) -> None:
-    """Remove the release document of a bundle that is about to be replaced, with its signatures."""
+    """Remove the release document, with its signatures, of a bundle that will be replaced."""
     release = bundle.with_name(bundle.name + RELEASE_SUFFIX)
     for path in (release, *(release.with_name(release.name + suffix) for suffix in SUFFIXES)):
         path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The specification TOML that goes with a model -> frozen, typed values. The one way in: nothing else reads the file.
 
-`load_spec` reports every mistake of a file at once, each with its place, what was expected and what was found,
-and for an unknown key the nearest known one. What the model itself tells need not be repeated here.
+`load_spec` reports all mistakes of a file at once, each with its place, the expectation and the finding, and for an
+unknown key the nearest known one. Facts that the model file contains need not be repeated.
 """
 
 import difflib
@@ -27,7 +27,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class WindowSpec(_Table, frozen=True, kw_only=True):
-    """`[window]`: how readings become one input. Left out, each reading stands on its own."""
+    """`[window]`: how readings form one input. Without the table, each reading is an input."""
 
     length: int
     stride: int | None = None
@@ -37,8 +37,8 @@ class WindowSpec(_Table, frozen=True, kw_only=True):
 class ChannelSpec(_Table, frozen=True, kw_only=True):
     """`[[channel]]`: one measured quantity, in the order of the model's input.
 
-    With `missing = "allowed"` a reading may come without it; the model itself treats what is missing. With `categories`
-    it holds text, and in the window stands the index of the text in this list.
+    With `missing = "allowed"` a reading may lack it, and the model handles missing values. With `categories` it holds
+    text, and the window holds the index of the text in this list.
     """
 
     name: str
@@ -56,7 +56,7 @@ class TargetSpec(_Table, frozen=True, kw_only=True):
 
 
 class FrameSpec(_Table, frozen=True, kw_only=True):
-    """`[frame]`: one reading is a whole tensor; `value * scale + offset` is baked into the graph."""
+    """`[frame]`: one reading is a whole tensor; `value * scale + offset` is part of the graph."""
 
     shape: tuple[int, ...]
     dtype: Literal["float32", "uint8", "int8", "uint16", "int16", "int32", "int64"] = "float32"
@@ -67,7 +67,7 @@ class FrameSpec(_Table, frozen=True, kw_only=True):
 
 
 class ModelSpec(_Table, frozen=True, kw_only=True):
-    """`[model]`: which tensors of the file are meant, and the layout that the model wants."""
+    """`[model]`: the tensors of the file, and the layout of the model's input."""
 
     input: str | None = None
     output: str | None = None
@@ -85,7 +85,7 @@ class InputSpec(_Table, frozen=True, kw_only=True):
 
 
 class OutputSpec(_Table, frozen=True, kw_only=True):
-    """`[[output]]`: one of several outputs; `tensor` is its name in the file, where subscribers read another."""
+    """`[[output]]`: one of several outputs; `tensor` is its name in the file, if it differs from the published one."""
 
     name: str
     tensor: str | None = None
@@ -97,7 +97,7 @@ class OutputSpec(_Table, frozen=True, kw_only=True):
 
 
 class DetectionSpec(_Table, frozen=True, kw_only=True):
-    """`[detection]`: how boxes stand in a detector's output, and which of them are kept."""
+    """`[detection]`: the layout of boxes in a detector's output, and which of them are kept."""
 
     boxes: Literal["cxcywh", "xywh", "xyxy", "yxyx"] = "cxcywh"
     objectness: bool = False
@@ -116,7 +116,7 @@ class StateSpec(_Table, frozen=True, kw_only=True):
 
 
 class DataSpec(_Table, frozen=True, kw_only=True):
-    """`[data]`: how `--data` is to be read, where it is a table. `label` may be several columns for a regression."""
+    """`[data]`: how to read `--data`, if it is a table. `label` may be several columns for a regression."""
 
     label: str | tuple[str, ...] | None = None
     group: str | None = None
@@ -124,16 +124,16 @@ class DataSpec(_Table, frozen=True, kw_only=True):
 
 
 class DriftSpec(_Table, frozen=True, kw_only=True):
-    """`[drift]`: how many false alarms a device may give in a month, and how many readings it judges together."""
+    """`[drift]`: the allowed false alarms a month, and the readings in a block."""
 
     false_alarms_per_month: float = 1.0
     block: int | None = None
 
 
 class UncertaintySpec(_Table, frozen=True, kw_only=True):
-    """`[uncertainty]`: sets of labels or intervals of values that hold the truth as often as `coverage` says.
+    """`[uncertainty]`: sets of labels or intervals of values that hold the truth with probability `coverage`.
 
-    Without a coverage, the scores of a classification are calibrated alone.
+    Without a coverage, only the scores of a classification are calibrated.
     """
 
     coverage: float | None = None
@@ -176,7 +176,7 @@ class Spec(_Table, frozen=True, kw_only=True):
 
     @property
     def target_specs(self) -> tuple[TargetSpec, ...]:
-        """The targets, whether they were given as names or as tables."""
+        """The targets, given as names or as tables."""
         return self.target or tuple(TargetSpec(name=name) for name in self.targets)
 
 
@@ -184,7 +184,7 @@ def load_spec(path: Path) -> Spec:
     """Read and check a specification.
 
     Raises:
-        CommandError: the file is missing, is no TOML, or has mistakes: all of them, a line each.
+        CommandError: the file is missing, is no TOML, or has mistakes; a line for each mistake.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -200,7 +200,7 @@ def load_spec(path: Path) -> Spec:
 
 
 def parse_spec(raw: dict[str, Any], place: str) -> Spec:
-    """Check a specification that has been read already; `place` begins every message.
+    """Check a parsed specification; every message begins with `place`.
 
     Raises:
         CommandError: every mistake found, a line each.
@@ -215,7 +215,7 @@ def parse_spec(raw: dict[str, Any], place: str) -> Spec:
 
 
 def _contradictions(spec: Spec) -> list[str]:
-    """What is wrong although every key has the right type."""
+    """Mistakes of a specification whose keys all have the right type."""
     found: list[str] = []
     if spec.name is not None and (not spec.name or _BAD_NAME.search(spec.name)):
         found.append(f"name: expected a word without / + #, found {spec.name!r}")
@@ -269,7 +269,7 @@ def _contradictions(spec: Spec) -> list[str]:
 
 
 def _ports(spec: Spec) -> list[str]:
-    """What is wrong with several inputs, several outputs and boxes."""
+    """Mistakes in several inputs, several outputs and boxes."""
     found = _repeated("input", [given.name for given in spec.input])
     found += _repeated("output", [output.name for output in spec.output])
     names = [channel.name for channel in spec.channel]
@@ -308,7 +308,7 @@ def _repeated(place: str, names: tuple[str, ...] | list[str]) -> list[str]:
 
 
 def _decode(kind: type[Any], raw: Any, place: str, mistakes: list[str]) -> Any:
-    """Decode one table field by field, because msgspec by itself stops at the first mistake."""
+    """Decode one table field by field, because msgspec stops at the first mistake."""
     if not isinstance(raw, dict):
         mistakes.append(f"{place}: expected a table, found {raw!r}")
         return None
@@ -354,7 +354,7 @@ def _struct_of(kind: Any) -> type[msgspec.Struct] | None:
 
 
 def _words(kind: Any) -> str:
-    """A type, as a person says it."""
+    """A type in words."""
     plain = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
     if kind in plain:
         return plain[kind]

@@ -1,4 +1,4 @@
-"""One way out of `build`: whatever a framework raises becomes one sentence that names the file and the stage."""
+"""Exceptions of frameworks become one sentence that names the file and the stage of `build`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ _LONGEST = 300
 
 @contextlib.contextmanager
 def stage(place: object, doing: str, remedy: str = "") -> Iterator[None]:
-    """Turn foreign errors of a stage into ours, with the cause kept.
+    """Turn errors of libraries in a stage into a `CommandError` with its cause.
 
     Args:
         place: the file, which begins the message.
-        doing: what is done, as in "asking the model".
-        remedy: what the user may do about it.
+        doing: the stage, as in "asking the model".
+        remedy: advice for the user.
 
     Raises:
-        CommandError: something else than an error of ours was raised.
+        CommandError: a library raised an error.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def stage(place: object, doing: str, remedy: str = "") -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What an error says, in one line, with its kind where the text alone says little."""
+    """The text of an error in one line, with its type where the text alone is too short."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0][:_LONGEST] if lines else ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

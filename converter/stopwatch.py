@@ -1,4 +1,4 @@
-"""Where the time of a conversion goes: one part after the other, for the line at the end of `build`'s output."""
+"""Measure the parts of a conversion, for the line of times at the end of `build`'s output."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,12 +12,12 @@ _AT_ONCE = 512
 
 
 class RowProgress:
-    """Says how far a long part is, every few seconds and not at all where it is soon done.
+    """Prints the progress of a long part every few seconds; a short part prints nothing.
 
     Args:
-        say: where lines go.
-        what: the part, as a line begins.
-        clock: seconds that only rise.
+        say: takes lines.
+        what: the name of the part, which begins each line.
+        clock: monotonic seconds.
     """
 
     def __init__(self, say: Callable[[str], None], what: str, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -25,7 +25,7 @@ class RowProgress:
         self._said = clock()
 
     def pieces(self, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """The rows in pieces, with a line between two of them where time has passed."""
+        """The rows in pieces, with a line of progress between pieces after some seconds."""
         for start in range(0, len(rows), _AT_ONCE):
             now = self._clock()
             if start and now - self._said >= _SAID_EVERY_S:
@@ -37,10 +37,10 @@ class RowProgress:
 
 
 class Stopwatch:
-    """Adds up the time of parts, of which one is running at a time.
+    """Adds up the time of parts; one part runs at a time.
 
     Args:
-        clock: seconds that only rise.
+        clock: monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -49,14 +49,14 @@ class Stopwatch:
         self._part, self._began = "", clock()
 
     def begin(self, part: str) -> None:
-        """End the part that is running, and begin another; "" begins none."""
+        """End the running part and begin another; "" begins none."""
         now = self._clock()
         if self._part:
             self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._began
         self._part, self._began = part, now
 
     def in_words(self) -> str:
-        """The parts in their order, with their seconds; the short ones are left out."""
+        """The parts in their order, with their seconds; short ones are left out."""
         self.begin("")
         total = sum(self._seconds.values())
         shown = [f"{part} {seconds:.1f} s" for part, seconds in self._seconds.items() if seconds >= _SHOWN_S]

@@ -1,8 +1,8 @@
-"""Whether a recurrent model answers a stream as its source does: windows that follow one another, the states handed on.
+"""Compare a recurrent model with its source over a stream: consecutive windows, with states handed on.
 
-Answers and states are both compared after every window: a state that is handed on wrongly may not show in an answer
-for long, and in that of a single window never. Weak point: rows that judge may be no real stream, where the data was
-split at random; the states are compared all the same.
+Answers and states are compared after every window: a wrong state may affect answers only later, and never those to a
+single window. Weak point: where the data was split at random, the evaluation rows are no real stream; the states are
+compared nevertheless.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from edge_runtime.readings import Floats
 
 STREAM_ROWS = 256
 _STATE_GAP, _STATE_STEP = 1e-3, 0.02  # of a state's largest value: rounding, and two steps of int8
-_ADDED_UP = 4  # tolerances of a single window: states add up what kernels round
+_ADDED_UP = 4  # tolerances of a single window: states accumulate the rounding of kernels
 
 
 def compare_stream(
@@ -37,18 +37,18 @@ def compare_stream(
     plan: BundlePlan,
     place: str,
 ) -> str:
-    """Hold a graph to the source over a stream.
+    """Compare a graph with the source over a stream.
 
     Args:
         graph: in normal form.
         rows: the windows, in order.
         states: of the graph.
-        expected: the source's answers, and each state after each window.
-        plan: what the bundle will say.
+        expected: the source's answers, and the states after each window.
+        plan: the bundle's facts.
         place: the model's file, for messages.
 
     Returns:
-        how near the two are, in a sentence.
+        the agreement of the two, in a sentence.
 
     Raises:
         CommandError: they differ.

@@ -1,7 +1,7 @@
-"""What is strange about the rows and the metric although nothing failed: said in sentences, before a bundle is made.
+"""Warnings about rows and metric, in sentences, before a bundle is made.
 
-Rows that a device would reject are left out here, so that no metric speaks of readings that never reach the model.
-Pure but for asking the source.
+Rows that a device would reject are left out here, so that no metric includes readings that never reach the model. Pure,
+except for calls of the source.
 """
 
 from collections import Counter
@@ -18,18 +18,18 @@ from converter.plan import BundlePlan
 from edge_runtime.errors import CommandError
 from edge_runtime.stream.frame_contract import frame_contract
 
-_ROWS = 512  # that channels are exchanged in
+_ROWS = 512  # rows for the test with exchanged channels
 _MOST_CHANNELS = 10  # 45 pairs
-_GAIN = 0.05  # of the metric, from which on an exchange is no accident
+_GAIN = 0.05  # gain of the metric from which on an exchange is not chance
 _GOOD = 0.97
 _MOST_NAMED = 5
 
 
 def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
-    """The rows that a device lets through to the model, and what is to say of the others.
+    """The rows that a device accepts, and warnings about the others.
 
     Raises:
-        CommandError: it lets none through.
+        CommandError: it accepts none.
     """
     if plan.input.shape is not None:
         return _admitted_frames(dataset, plan)
@@ -95,7 +95,7 @@ def _admitted_frames(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[
 
 
 def order_of_columns(plan: BundlePlan, columns: tuple[str, ...]) -> list[str]:
-    """Whether the channels stand in another order than the columns of the data file."""
+    """Warn if the channels have another order than the columns of the data file."""
     names = [channel.name for channel in plan.input.channels]
     shared = [name for name in columns if name in names]
     if len(shared) != len(names) or shared == names:
@@ -109,7 +109,7 @@ def order_of_columns(plan: BundlePlan, columns: tuple[str, ...]) -> list[str]:
 
 
 def about_the_metric(reference: Judgement, truth: Truth, plan: BundlePlan) -> list[str]:
-    """A source that is no better than a constant."""
+    """Warn if the source is no better than a constant answer."""
     if truth.label is not None and plan.task == "classification" and len(truth.label):
         counts = np.bincount(truth.label, minlength=len(plan.labels))
         most = float(counts.max() / len(truth.label))
@@ -132,7 +132,7 @@ def about_the_metric(reference: Judgement, truth: Truth, plan: BundlePlan) -> li
 
 
 def exchanged_channels(ask: Ask, windows: NDArray[np.float32], truth: Truth, plan: BundlePlan) -> list[str]:
-    """Two channels that the model seems to want the other way round: its answers are better so."""
+    """Warn if the source answers better with two channels exchanged."""
     channels = plan.input.channels
     known = truth.label if plan.task == "classification" else truth.value if plan.task == "regression" else None
     if known is None or plan.input.shape is not None or not 2 <= len(channels) <= _MOST_CHANNELS:

@@ -1,13 +1,13 @@
-"""What a kind of device can carry, for `target_device` and `--target`: budgets, int8, and how long a prediction takes.
+"""The limits of a kind of device, for `target_device` and `--target`: memory, int8, and the time of a prediction.
 
-A file may take a tenth of the memory that the board has, because onnxruntime needs about twice its size to load it;
-the whole process may take a quarter, because the daemon, its windows and the system want theirs. The arithmetic comes
-from Arm's own core manuals: Cortex-A53 and A72 lack the dot-product instructions that A76 has; clocks, instructions
-decoded and float32 operations (a multiply-add counts two) a cycle are those of core and board.
+A file may take a tenth of the board's memory, because onnxruntime needs about twice its size to load it. The whole
+process may take a quarter, because the daemon, its windows and the system need the rest. The figures come from Arm's
+core manuals: Cortex-A53 and A72 lack the dot-product instructions of the A76; clock, decoded instructions and float32
+operations a cycle (a multiply-add counts two) are those of core and board.
 
-A time for a device that was not measured is an estimate and is called one: the processor time here, scaled by the
-ratio of clock and width (calls, small models) and by the ratio of float32 throughput (large products), whichever
-is worse, and the better of the two as the other end. Caches and memory are left out, so it tells the magnitude only.
+The time for a device without a measurement is called an estimate. It is the processor time here, scaled by the ratio of
+clock and width (calls, small models) and by the ratio of float32 throughput (large products); the two are the ends of
+the range. Caches and memory are left out, so it gives the order of magnitude only.
 """
 
 import functools
@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-_HOST_DECODE = 4  # instructions a cycle that workstation cores decode at least
-_HOST_MHZ = 3000.0  # where /proc/cpuinfo tells none
+_HOST_DECODE = 4  # lower bound of the instructions a cycle that a workstation core decodes
+_HOST_MHZ = 3000.0  # where /proc/cpuinfo has none
 
 
 @dataclass(frozen=True, slots=True)
 class TargetDevice:
-    """One kind of device; `decode` and `flops` are a cycle of one core."""
+    """One kind of device; `decode` and `flops` are counted per cycle of one core."""
 
     words: str
     file_bytes: int
@@ -44,7 +44,7 @@ TARGETS = {
 
 @dataclass(frozen=True, slots=True)
 class HostCore:
-    """One core of the machine that converts, for the ratio to a device's."""
+    """One core of the converting machine, for its ratio to a device's core."""
 
     mhz: float
     decode: int
@@ -52,13 +52,13 @@ class HostCore:
 
 
 def warnings_for(target: str | None, size: int, method: str, peak_bytes: int = 0) -> list[str]:
-    """What the owner of such a device should know about a model, as sentences.
+    """Sentences about a model on such a device.
 
     Args:
         target: one of `TARGETS`, or None.
         size: of the model in bytes. onnxruntime needs about twice that to load it.
-        method: how it was quantised.
-        peak_bytes: the most memory that a fresh process took to load and run it, here; 0 where it was not measured.
+        method: of its quantisation.
+        peak_bytes: the peak memory of a fresh process that loads and runs it here; 0 where it was not measured.
     """
     if target is None:
         return []
@@ -83,7 +83,7 @@ def warnings_for(target: str | None, size: int, method: str, peak_bytes: int = 0
 
 
 def estimate(target: str, cpu_us: float, host: HostCore) -> str:
-    """How long one prediction may take on a device, in words that call it an estimate.
+    """The estimated time of one prediction on a device, in words.
 
     Args:
         target: one of `TARGETS`.
@@ -105,7 +105,7 @@ def _milliseconds(us: float) -> str:
 
 @functools.cache
 def this_host() -> HostCore:
-    """This machine's clock, and the float32 throughput of one core in a product of matrices."""
+    """This machine's clock, and the float32 throughput of one core in a matrix product."""
     matrix = np.ones((256, 256), dtype=np.float32)
     matrix @ matrix  # the first one starts the library
     start = time.process_time()

@@ -1,7 +1,7 @@
 """A fresh process loads a bundle and answers its golden rows at batch 1, 2 and 7, before the build reports success.
 
-Run as a script by `package.py`; prints the most memory that it took, in bytes. It imports what a device imports:
-numpy, onnxruntime and the manifest, not onnx.
+Run as a script by `package.py`; prints its peak memory in bytes. It imports what a device imports: numpy, onnxruntime
+and the manifest, not onnx.
 """
 
 import base64
@@ -25,10 +25,10 @@ def array(tensor: Tensor) -> np.ndarray:
 
 
 def main(path: str) -> str | None:
-    """Try a bundle; what is wrong with it, or None.
+    """Test a bundle; return its fault, or None.
 
-    A bundle with int8 products is tried twice: with products fused, exact on every processor, and with every operator
-    by itself, as a processor without such kernels runs it.
+    A bundle with int8 products is tested twice: with fused products, exact on every processor, and with unfused
+    operators, as on a processor without such kernels.
     """
     int8 = read_onnx(Path(path).read_bytes(), path).int8
     levels = onnxruntime.GraphOptimizationLevel
@@ -47,7 +47,7 @@ def main(path: str) -> str | None:
 
 
 def _tried(session: onnxruntime.InferenceSession, path: str) -> str | None:
-    """What is wrong with the answers of a session, or None."""
+    """The fault in the answers of a session, or None."""
     manifest = read_manifest(session.get_modelmeta().custom_metadata_map[METADATA_KEY], path)
     golden = manifest.selftest
     if golden is None:
@@ -55,7 +55,7 @@ def _tried(session: onnxruntime.InferenceSession, path: str) -> str | None:
     rows = array(golden.input).astype(np.float32)
     names = list(output_ports(manifest))
     for batch in BATCHES if manifest.batch_free else (1,):
-        # Devices ask row by row where rows have one scale or one condition for all of a call.
+        # Devices run row by row where a call has one scale or one condition for all rows.
         exact = batch == 1 or (manifest.batch_invariant and manifest.quantization.get("method") != "dynamic")
         picked = np.arange(max(batch, len(rows))) % len(rows)
         for start in range(0, len(picked) - batch + 1, batch):

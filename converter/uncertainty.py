@@ -1,17 +1,17 @@
-"""How sure a bundle is, found on rows that were held out and checked on others: sets, intervals, and calibrated scores.
+"""Uncertainty of a bundle: sets, intervals and calibrated scores, calibrated on held-out rows and checked on others.
 
-Split-conformal prediction. Of n rows that calibrate, with the coverage c that was asked for:
+Split-conformal prediction. For n calibration rows and the requested coverage c:
 
     set        least = the k-th smallest score of the right label, k = floor((n + 1)(1 - c))
     interval   half  = the k-th largest |value - truth| of a target, k = floor((n + 1)(1 - c))
 
 A new row, exchangeable with these, is inside with a probability of at least c, and of at most c + 1/(n + 1) where no
-two scores are equal. Scores become chances by isotonic regression (pool adjacent violators) over bins of equal counts.
+two scores are equal. Scores become probabilities by isotonic regression (pool adjacent violators) over bins of equal
+counts.
 
-Guarantee: the rows that check are none of those that calibrate, and whether a form is quantised makes no difference,
-since both are asked of the form that is kept. Weak points: whether the model was trained on these rows cannot be seen
-here, so that it is said each time; rows that follow one another are no independent ones, so that coverage differs from
-block to block by more than its interval says.
+Guarantee: no row both calibrates and checks, and both use the kept form, quantised or not. Weak points: whether the
+model was trained on these rows cannot be detected here, so every build prints a warning; consecutive rows are not
+independent, so that coverage varies between blocks by more than its interval.
 """
 
 import math
@@ -39,14 +39,14 @@ _ROUNDING = 1e-9  # (n + 1)(1 - c) of n = 99 and c = 0.9 is 9.999999999999998 in
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """Rows that calibrate, with their truth.
+    """Calibration rows with their truth.
 
     Attributes:
-        spec: what was asked for.
+        spec: the requested coverage.
         windows: the rows.
-        truth: what is right.
-        blocks: to which recording or block each row that checks belongs; None where rows are independent.
-        place: where the rows are from, in words.
+        truth: of each row.
+        blocks: the recording or block of each checking row; None where rows are independent.
+        place: the origin of the rows, in words.
     """
 
     spec: UncertaintySpec
@@ -57,15 +57,15 @@ class HeldOut:
 
 
 def least_rows(coverage: float) -> int:
-    """How many rows it takes at least: with fewer, every set holds all labels."""
+    """The least number of rows: with fewer, every set holds all labels."""
     return math.ceil(1 / (1 - coverage) - _ROUNDING) - 1
 
 
 def check_spec(spec: UncertaintySpec, task: Task, rows: int, *, has_truth: bool, place: str) -> None:
-    """Refuse what cannot be done.
+    """Refuse an impossible calibration.
 
     Raises:
-        CommandError: the task has no sets and no intervals, or there are too few rows, or none with truth.
+        CommandError: the task has neither sets nor intervals, there are too few rows, or none has truth.
     """
     if task not in TASKS:
         raise CommandError(
@@ -86,12 +86,12 @@ def check_spec(spec: UncertaintySpec, task: Task, rows: int, *, has_truth: bool,
 def uncertainty_of(
     spec: UncertaintySpec, calibrating: tuple[Answer, Truth], checking: tuple[Answer, Truth]
 ) -> Uncertainty:
-    """What the manifest says.
+    """The uncertainty in the manifest.
 
     Args:
-        spec: what was asked for.
-        calibrating: the answers of the form that is kept to the rows that calibrate, and what is right for these.
-        checking: its answers to other rows, and what is right for them.
+        spec: the requested coverage.
+        calibrating: the kept form's answers to the calibration rows, and their truth.
+        checking: its answers to other rows, and their truth.
     """
     (found, truth), (checked, checked_truth) = calibrating, checking
     least: float | None = None
@@ -125,19 +125,19 @@ def uncertainty_of(
 
 
 def least_score(right: NDArray[Any], coverage: float) -> float:
-    """The score from which on a label is in the set; `right` are the scores of the right labels."""
+    """The least score of a label in the set; `right` are the scores of the right labels."""
     return float(np.sort(right.astype(np.float32))[_place(len(right), coverage)])
 
 
 def half_width(errors: NDArray[np.float64], coverage: float) -> float:
-    """Half the width of the interval, rounded up to float32, as the device computes."""
+    """Half the width of the interval, rounded up to float32, the device's type."""
     exact = float(np.sort(errors)[::-1][_place(len(errors), coverage)])
     rounded = np.float32(exact)
     return float(rounded if float(rounded) >= exact else np.nextafter(rounded, np.float32(np.inf)))
 
 
 def is_inside(made: Uncertainty, answer: Answer, truth: Truth) -> NDArray[np.bool_] | None:
-    """Whether the truth of each row lies in its set, or in the intervals of all targets; None without either."""
+    """Whether the truth of each row is in its set, or in the intervals of all targets; None without either."""
     if made.least is not None and answer.scores is not None and truth.label is not None:
         right = answer.scores.astype(np.float32)[np.arange(len(truth.label)), truth.label]
         return np.asarray(right >= np.float32(made.least))
@@ -149,13 +149,13 @@ def is_inside(made: Uncertainty, answer: Answer, truth: Truth) -> NDArray[np.boo
 
 
 def confidence_of(answer: Answer, right: NDArray[np.int64]) -> Confidence:
-    """How often a label is right by its score: the means of bins, made to rise by pooling those that fall."""
+    """The share of right labels by score: the means of bins, made non-decreasing by pooling."""
     assert answer.scores is not None
     assert answer.label is not None
     score = answer.scores[np.arange(len(right)), answer.label].astype(np.float64)
     order = np.argsort(score, kind="stable")
     bins = np.array_split(order, max(1, min(MOST_BINS, len(order) // LEAST_IN_BIN)))
-    pools: list[tuple[float, float, int]] = []  # the sum of scores, how many were right, how many there are
+    pools: list[tuple[float, float, int]] = []  # the sum of scores, the number of right ones, the number of all
     for rows in bins:
         pools.append((float(score[rows].sum()), float((answer.label[rows] == right[rows]).sum()), len(rows)))
         while len(pools) > 1 and pools[-2][1] / pools[-2][2] >= pools[-1][1] / pools[-1][2]:
@@ -169,7 +169,7 @@ def confidence_of(answer: Answer, right: NDArray[np.int64]) -> Confidence:
 
 
 def _checked(made: Confidence, answer: Answer, right: NDArray[np.int64]) -> Confidence:
-    """The same, with how well it held on other rows."""
+    """The same with its check on other rows."""
     assert answer.scores is not None
     assert answer.label is not None
     score = answer.scores[np.arange(len(right)), answer.label].astype(np.float64)
@@ -185,7 +185,7 @@ def _checked(made: Confidence, answer: Answer, right: NDArray[np.int64]) -> Conf
 
 
 def in_words(made: Uncertainty, held: HeldOut, answer: Answer, truth: Truth) -> list[str]:
-    """What was found, for the user, a sentence each."""
+    """The results for the user, a sentence each."""
     said = []
     inside = is_inside(made, answer, truth)
     if inside is not None and made.held is not None and made.coverage is not None:
@@ -218,14 +218,14 @@ def _sizes(made: Uncertainty, answer: Answer) -> str:
 
 
 def _parts(inside: NDArray[np.bool_], blocks: NDArray[Any] | None) -> Sequence[NDArray[np.bool_]]:
-    """The rows of each block; of rows without blocks, ten runs."""
+    """The rows of each block; ten runs of rows without blocks."""
     if blocks is not None and len(np.unique(blocks)) > 1:
         return [inside[blocks == name] for name in np.unique(blocks)]
     return [part for part in np.array_split(inside, _BLOCKS) if len(part)]
 
 
 def _place(rows: int, coverage: float) -> int:
-    """The index of the k-th, where sorting begins with the one that is farthest from the model."""
+    """The index of the k-th row, counted from the one that is farthest from the model."""
     return max(0, math.floor((rows + 1) * (1 - coverage) + _ROUNDING) - 1)
 
 

@@ -1,7 +1,7 @@
-"""The file around a graph: its manifest with golden rows and the record of the search, and the bytes of the whole.
+"""The file around a graph: its manifest with golden rows and the record of the search, and the size of the file.
 
-Forms are compared by the bytes of whole files. The record of the search holds those bytes and is a part of the file, so
-that it is written again until the figures are those of the file that holds them.
+Forms are compared by the sizes of whole files. The record of the search holds these sizes and is itself a part of the
+file, so it is rewritten until the figures match the file.
 """
 
 import argparse
@@ -24,22 +24,22 @@ from converter.session import CHUNK, run, session_of, start_of
 from converter.uncertainty import HeldOut, in_words, uncertainty_of
 from edge_runtime.bundle.manifest import Manifest, Uncertainty
 
-_ROUNDS = 8  # a second round finds the figures right, but where a number gains a digit
+_ROUNDS = 8  # the second round normally confirms the figures; a third is needed if a number gains a digit
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class WholeFile:
-    """What a bundle holds beside its graph.
+    """The content of a bundle beside its graph.
 
     Attributes:
         source: the source model.
-        plan: what the bundle says.
-        reference: what the training data and the answers to them look like.
-        options: what the user asked for.
+        plan: the bundle's facts.
+        reference: the distributions of the training data and of the answers to them.
+        options: of the user.
         target: the device that it is for, or None.
         metric: its name.
-        savings: what was left out of the graph.
-        held: the rows that calibrate uncertainty; None where it was not asked for.
+        savings: the removed parts of the graph.
+        held: the rows that calibrate uncertainty; None without `[uncertainty]`.
     """
 
     source: SourceModel
@@ -52,20 +52,20 @@ class WholeFile:
     held: HeldOut | None = None
 
     def bytes_beside(self, base: Form, bench: Bench) -> int:
-        """How much a file of any form will hold beside its graph, nearly."""
+        """The approximate bytes of a file beside its graph, for any form."""
         manifest = self._manifest(base, bench, invariant=bench.batch_free)
         whole, _ = self._settled(Found((base,), base, ""), bench, manifest, (), drift=())
         return whole.forms[0].manifest_bytes
 
     def of(self, found: Found, bench: Bench, layers: Sequence[Layer], drift: Sequence[str]) -> tuple[Found, bytes]:
-        """The search with the bytes of whole files, and the file of the form that is kept."""
+        """The search with the sizes of whole files, and the file of the kept form."""
         assert found.kept is not None
         model = found.kept.candidate.model
         invariant = bench.batch_free and is_batch_invariant(model, bench.evaluation, start_of(bench.states))
         return self._settled(found, bench, self._manifest(found.kept, bench, invariant=invariant), layers, drift=drift)
 
     def about_uncertainty(self, form: Form, bench: Bench) -> list[str]:
-        """What the manifest of a form says of its uncertainty, in sentences."""
+        """The uncertainty of a form, in sentences."""
         made = self._uncertainty(form, bench)
         return [] if made is None or self.held is None else in_words(made, self.held, form.answer, bench.truth)
 

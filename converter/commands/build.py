@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """What can be known without reading the model.
+    """Check the options without reading the model.
 
     Raises:
         CommandError: the options contradict each other, or name folders that are not there.
@@ -65,5 +65,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def say(text: str) -> None:
-    """Progress, as it happens."""
+    """Print progress at once."""
     print(text, flush=True)

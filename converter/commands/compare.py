@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """What can be known without reading the bundle.
+    """Check the options without reading the bundles.
 
     Raises:
         CommandError: an option is out of its range.
@@ -73,5 +73,5 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _classes_of(first: Manifest, second: Manifest) -> tuple[str, ...]:
-    """What the models call their labels; a bundle of an older release does not say."""
+    """The models' names for their labels; empty for a bundle of an older release."""
     return first.output.classes or second.output.classes or first.output.labels

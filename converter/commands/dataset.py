@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Merge, write, and say what became of it."""
+    """Merge, write, and print a summary."""
     from converter.dataset import merged_table, write  # noqa: PLC0415 - numpy, which `--help` does not need
 
     table = merged_table(options.folders, model=options.model, everything=options.everything)

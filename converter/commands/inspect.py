@@ -1,4 +1,4 @@
-"""`edge-convert inspect`: what a bundle says about itself, for a person or (`--json`) for a program."""
+"""`edge-convert inspect`: the manifest of a bundle, for a person or (`--json`) for a program."""
 
 import argparse
 import hashlib
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Nothing can be known without reading the bundle."""
+    """There is nothing to check without reading the bundle."""
     del options
 
 
@@ -61,7 +61,7 @@ def manifest_of(path: Path) -> Manifest:
 
 
 def bill_of(manifest: Manifest, bundle: Path) -> dict[str, Any]:
-    """What a bundle was made of, as CycloneDX: the source's file, its framework, the recordings, and the converter."""
+    """The components of a bundle as CycloneDX: the source file, its framework, the recordings, and the converter."""
     source = manifest.source
     own = hashlib.sha256(bundle.read_bytes()).hexdigest()
     subject = {
@@ -118,7 +118,7 @@ def _lines(manifest: Manifest, size: int) -> list[tuple[str, str]]:
 
 
 def _measured(bundle: Path) -> tuple[str, str]:
-    """What a device measured of this very file, where the figures lie beside it."""
+    """The figures that a device measured for exactly this file, where they lie beside it."""
     found = read_measured(bundle, hashlib.sha256(bundle.read_bytes()).hexdigest())
     if found is None:
         return ("measured", f"not on a device: {sidecar_of(bundle).name} is not beside it or speaks of another file")

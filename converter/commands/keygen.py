@@ -1,4 +1,4 @@
-"""`edge-convert keygen`: make a key pair, and print the line that devices trust it by."""
+"""`edge-convert keygen`: make a key pair, and print its line for a device's file of trusted keys."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`edge-convert label DIR`: a local page on which a person says what was right, a key for each label."""
+"""`edge-convert label DIR`: a local page on which a person labels windows by the keyboard."""
 
 import argparse
 import contextlib

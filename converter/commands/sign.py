@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     remove_release(options.bundle)
     try:
         release = sign_release(options.bundle, options.key, sequence=options.sequence, expires=options.expires)
-    except BundleError as error:  # a file that is no bundle can be signed all the same
+    except BundleError as error:  # a file that is no bundle can be signed too
         print(f"no release document is written: {error}", file=sys.stderr)
         return EXIT_OK
     print(f"wrote {release} and its signature")

@@ -2,9 +2,9 @@
 
 Train with `make_pipeline(MFCC(...), StandardScaler(), MLPClassifier())` on windows `[n, length, channels]`, usually of
 one channel; the converter lowers the pipeline to one graph that takes the raw window (`lower_audio.py`). Both compute
-in float64. The conventions of librosa and of python_speech_features are held to 1e-4; `like_librosa` and
-`like_python_speech_features` take the arguments that these libraries take. They give windows of the same length as
-the training had: nothing is carried over from one window to the next.
+in float64. The results agree with librosa and python_speech_features to 1e-4; `like_librosa` and
+`like_python_speech_features` take the arguments of these libraries. Windows must have the length of the training
+windows. No state is carried from one window to the next.
 """
 
 import math
@@ -18,39 +18,40 @@ from numpy.typing import NDArray
 from converter.features.mel import NORMS, SCALES, cosine_transform, mel_filters
 from converter.features.window_transformer import Doubles, WindowTransformer
 
-# A bin below this share of its frame's power is rounding noise of the transform, and is zero. Readings in float32
-# bring noise of 1e-18, so no signal is lost; without it the logarithm of noise would be compared with noise.
+# A bin below this share of its frame's power is rounding noise of the transform, and is set to zero. Readings in
+# float32 have noise of 1e-18, so no signal is lost. Otherwise two logarithms of noise would be compared.
 SPECTRAL_FLOOR = 1e-22
 
 PADDINGS = ("none", "end", "constant", "reflect", "edge")
 LOGS = ("none", "db", "ln", "ln_nonzero", "ln_offset")
 SUMMARIES = ("mean", "std", "min", "max")
 
-_EPSILON = float(np.finfo(np.float64).eps)  # what python_speech_features puts in the place of zero
+_EPSILON = float(np.finfo(np.float64).eps)  # python_speech_features replaces zero by it
 
 
 @dataclass(repr=False, eq=False, kw_only=True)
 class STFT(WindowTransformer):
     """Short-time Fourier transform: the power or magnitude of each frequency in each frame of a window.
 
-    Columns stand frame by frame, in a frame channel by channel, in a channel bin by bin.
+    Columns are ordered by frame, then channel, then bin.
 
     Attributes:
         n_fft: length of the transform; it gives n_fft // 2 + 1 bins. Powers of two are cheapest.
         hop: readings from one frame to the next; a quarter of `window_length` where it is not given.
-        window: what a frame is weighted with: a name that `scipy.signal.get_window` knows (periodic), or the weights.
+        window: the weights of a frame, or a name of `scipy.signal.get_window` (periodic).
         window_length: readings in a frame, at most n_fft, which is the default; the rest of the transform is zero.
         padding: `none`: frames of n_fft readings lie inside the window, as librosa has them with center=False.
             `constant` (zeros), `reflect`, `edge`: the window is continued so that frame i is centred on reading
             i * hop. `end`: the first frame starts at reading 0, and zeros follow until no reading is left out.
-        preemphasis: each reading less this share of the reading before it.
+        preemphasis: this share of the previous reading is subtracted from each reading.
         power: 2 for powers, 1 for magnitudes.
         per_bin: whether powers (magnitudes) are divided by n_fft.
         log: `none`; `db`: decibels, of squares where `power` is 1, not below `floor`; `ln`: natural logarithm, not
             below that of `floor`; `ln_nonzero`: only zero is replaced by `floor`; `ln_offset`: of value + `floor`.
         floor: the smallest value whose logarithm is taken.
-        reference: what 0 dB is: a value, or `max`, the largest of the window's channel.
-        range_db: decibels more than this below the largest of the window's channel are raised to it.
+        reference: the value of 0 dB, or `max` for the largest of the window's channel.
+        range_db: values more than this many decibels below the largest of the window's channel are raised to that
+            limit.
         summary: instead of every frame, `mean`, `std`, `min`, `max` over the frames, in the order given.
         channels: number of channels, for windows that come flattened `[n, length * channels]`, time first.
     """
@@ -89,7 +90,7 @@ class STFT(WindowTransformer):
         )  # fmt: skip
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803, ARG002 - scikit-learn's names
-        """Remember the shape of a window. Nothing is learnt from the values.
+        """Store the shape of a window. Nothing is learnt from the values.
 
         Raises:
             ValueError: an argument is out of its range, or no frame fits into the window.
@@ -132,7 +133,7 @@ class STFT(WindowTransformer):
                         dtype=object)  # fmt: skip
 
     def column_names(self) -> list[str]:
-        """What a frame of one channel gives, in order."""
+        """The column names of a frame of one channel, in order."""
         name = "power" if self.power == 2 else "magnitude"
         return [f"{name}_{i}" for i in range(self.n_fft // 2 + 1)]
 
@@ -312,7 +313,7 @@ class MelSpectrogram(STFT):
         })  # fmt: skip
 
     def column_names(self) -> list[str]:
-        """What a frame of one channel gives, in order."""
+        """The column names of a frame of one channel, in order."""
         return [f"mel_{i}" for i in range(self.bands)]
 
     def filters(self) -> Doubles:
@@ -402,7 +403,7 @@ class MFCC(MelSpectrogram):
         )
 
     def column_names(self) -> list[str]:
-        """What a frame of one channel gives, in order."""
+        """The column names of a frame of one channel, in order."""
         return [f"mfcc_{i}" for i in range(self.coefficients)]
 
     def lifted(self) -> Doubles:

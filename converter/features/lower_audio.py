@@ -1,8 +1,8 @@
 """The features of `audio.py` as standard ONNX operators, made known to skl2onnx by `register`.
 
-Everything is computed in float64 inside the graph. Matrices (Fourier, mel filters, cosine transform) are written as
-the few nodes that compute them: the file stays small, and a session computes them once, when it is made.
-A transform of a power of two is a `DFT`; any other a matrix product, which is faster there and rounds less.
+The graph computes in float64. Matrices (Fourier, mel filters, cosine transform) are written as the few nodes that
+compute them: the file stays small, and a session computes them once, when it is created. A transform whose length is a
+power of two is a `DFT`; any other is a matrix product, which is faster and rounds less.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The features of `features.py` as standard ONNX operators, made known to skl2onnx by `register`.
 
-Everything is computed in float64 inside the graph, whatever comes in, and leaves in the type that skl2onnx asked for.
+The graph computes in float64 for any input type, and returns the type that skl2onnx expects.
 """
 
 from collections.abc import Callable

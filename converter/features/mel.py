@@ -1,7 +1,7 @@
 """Mel scales, their triangular filters and the cosine transform behind cepstra: the constants of `audio.py`.
 
-Two conventions are in use. librosa puts the corners of the triangles where they fall between the bins of the
-transform; python_speech_features rounds them down to bins first. Both know the scale of HTK, librosa Slaney's too.
+Two conventions are in use. librosa keeps the corners of the triangles between the bins of the transform;
+python_speech_features rounds them down to bins first. Both have the HTK scale, librosa also Slaney's.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What every feature transformer has in common: it takes windows, whole or flattened, and remembers their shape."""
+"""The base of the feature transformers: takes windows, whole or flattened, and stores their shape."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""ONNX graphs: built, made smaller without changing an answer, and models lowered to standard operators."""
+"""ONNX graphs: build them, shrink them without changing an answer, and lower models to standard operators."""

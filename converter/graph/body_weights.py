@@ -1,8 +1,8 @@
-"""Products inside the bodies of If, Loop and Scan: what is found there, and their weights as int8.
+"""Products inside the bodies of If, Loop and Scan: find them, and store their weights as int8.
 
-onnxruntime's static quantiser looks at the main graph only, because its calibration cannot see inside a body. The
-weights can be rounded all the same, a scale for each channel, with a `DequantizeLinear` in front of the product: the
-file is a quarter, and the product is computed in float32 as before.
+onnxruntime's static quantiser handles the main graph only, because its calibration has no access to a body. The weights
+can be rounded nevertheless, with a scale for each channel and a `DequantizeLinear` in front of the product. The file
+shrinks to a quarter, and the product is computed in float32 as before.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter.graph.constants import bodies_of, graphs_of, replace_nodes
 
-# The weights of an operator: which inputs, and along which axis each channel has a scale of its own.
+# For each operator: the inputs that are weights, and the axis along which each channel has its own scale.
 _WEIGHTS: dict[str, dict[int, int]] = {
     "Conv": {1: 0}, "ConvTranspose": {1: 1}, "MatMul": {0: -2, 1: -1}, "Gemm": {1: 1},
     "LSTM": {1: 1, 2: 1}, "GRU": {1: 1, 2: 1}, "RNN": {1: 1, 2: 1},
 }  # fmt: skip
-_FEW = 256  # weights: fewer are not worth their scales
+_FEW = 256  # with fewer weights the scales take more than is saved
 
 
 def inner_products(model: onnx.ModelProto) -> int:
-    """How many products with weights of float32 stand in bodies."""
+    """The number of products with float32 weights in bodies."""
     weights = _float_weights(model)
     return sum(
         any(place < len(node.input) and node.input[place] in weights for place in _WEIGHTS.get(node.op_type, ()))
@@ -61,7 +61,7 @@ def _bodies(model: onnx.ModelProto) -> list[onnx.GraphProto]:
 
 
 def _float_weights(model: onnx.ModelProto) -> dict[str, tuple[onnx.GraphProto, TensorProto]]:
-    """Initialisers of float32, with the graph that holds each; names that stand twice are left out."""
+    """float32 initialisers, with the graph that holds each; names that occur twice are left out."""
     found: dict[str, tuple[onnx.GraphProto, TensorProto]] = {}
     twice: set[str] = set()
     for graph in graphs_of(model.graph):
@@ -82,7 +82,7 @@ def _axes(node: onnx.NodeProto) -> dict[int, int]:
 
 
 def _rounded(graph: onnx.GraphProto, tensor: TensorProto, axis: int) -> tuple[str, ...]:
-    """Add the weights as int8, their scales and zero points; the names of the three."""
+    """Add the weights as int8, their scales and zero points; return the three names."""
     values: NDArray[np.float32] = numpy_helper.to_array(tensor)
     others = tuple(place for place in range(values.ndim) if place != axis % values.ndim)
     largest = np.abs(values).max(axis=others, keepdims=True)

@@ -1,4 +1,4 @@
-"""Building ONNX graphs: nodes, constants and whole models put together under names that cannot collide.
+"""Build ONNX graphs: nodes, constants and whole models under names that cannot collide.
 
 Opset and IR version are pinned here, for every file that the converter writes.
 """
@@ -15,14 +15,14 @@ from edge_runtime.errors import CommandError
 OPSET = 17
 OPSET_ML = 3
 IR_VERSION = 8  # the IR of opset 17
-# The first onnxruntime release that knows an opset of the default domain (its own compatibility table).
+# The first onnxruntime release that supports an opset of the default domain (its own compatibility table).
 _RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 _IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 
 
 class GraphBuilder:
-    """A graph in the making. Values are spoken of by name."""
+    """A graph under construction. Values are referred to by name."""
 
     def __init__(self, opset: int = OPSET) -> None:
         self.opset = opset
@@ -44,7 +44,7 @@ class GraphBuilder:
         self._outputs.append(helper.make_tensor_value_info(name, kind, list(shape)))
 
     def reserve(self, *names: str) -> None:
-        """Keep names free for inputs and outputs that come later."""
+        """Reserve names for later inputs and outputs."""
         self._names.update(names)
 
     def constant(self, value: Any, kind: Any = np.float32) -> str:
@@ -65,7 +65,7 @@ class GraphBuilder:
         return results
 
     def add(self, node: onnx.NodeProto) -> None:
-        """A node that was made elsewhere, under names of its own."""
+        """Add a finished node under its own names."""
         self._nodes.append(node)
         self._names.update(node.output)
 
@@ -74,10 +74,10 @@ class GraphBuilder:
         return self.node("Cast", value, to=kind)
 
     def embed(self, model: onnx.ModelProto, feeds: Mapping[str, str]) -> dict[str, str]:
-        """Put a whole model in; `feeds` says which value goes into which of its inputs.
+        """Add a whole model; `feeds` maps each of its inputs to a value.
 
         Returns:
-            its outputs, by the names that they bore: the values in this graph.
+            its outputs: former name -> value in this graph.
         """
         graph = model.graph
         mapping: dict[str, str] = dict(feeds)
@@ -105,7 +105,7 @@ class GraphBuilder:
         return {output.name: mapping[output.name] for output in graph.output}
 
     def build(self, name: str) -> onnx.ModelProto:
-        """The finished model, with what leads to no output left out."""
+        """The finished model, without nodes and constants that lead to no output."""
         nodes, constants = needed(self._nodes, self._constants, [output.name for output in self._outputs])
         nodes = _without_identities(nodes, {output.name for output in self._outputs})
         graph = helper.make_graph(nodes, name, self._inputs, self._outputs, constants)
@@ -126,7 +126,7 @@ class GraphBuilder:
 
 
 def rename(node: onnx.NodeProto, mapping: Mapping[str, str]) -> None:
-    """Rename the values of a node, and those that its sub-graphs take from outside."""
+    """Rename the values of a node, and those that its subgraphs take from outside."""
     for index, name in enumerate(node.input):
         node.input[index] = mapping.get(name, name)
     for index, name in enumerate(node.output):
@@ -142,7 +142,7 @@ def rename(node: onnx.NodeProto, mapping: Mapping[str, str]) -> None:
 
 
 def uses(node: onnx.NodeProto) -> set[str]:
-    """Every value that a node reads, sub-graphs included."""
+    """Every value that a node reads, subgraphs included."""
     names = set(node.input)
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs):
@@ -155,7 +155,7 @@ def uses(node: onnx.NodeProto) -> set[str]:
 def needed(
     nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto], outputs: list[str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes and constants that some output needs."""
+    """The nodes and constants that an output needs."""
     wanted, kept = set(outputs), []
     for node in reversed(nodes):
         if wanted & set(node.output):
@@ -165,7 +165,7 @@ def needed(
 
 
 def _without_identities(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Leave out `Identity` nodes inside the graph; those that name an output stay only where they must."""
+    """Remove `Identity` nodes; one that names an output stays only where it is needed."""
     mapping: dict[str, str] = {}
     kept: list[onnx.NodeProto] = []
     for node in nodes:

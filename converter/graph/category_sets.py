@@ -1,11 +1,11 @@
-"""Splits by category: trees ask whether a value is one of a set, and ONNX trees compare numbers with thresholds.
+"""Splits by category: a split tests whether a value is in a set, but ONNX trees compare numbers with thresholds.
 
-Each set that a tree asks for becomes a column of 0 and 1 behind the numbers, and the split a comparison of that column
-with one half. A column is looked up in a table: the rows are what a value may be (unknown, each category that some set
-holds, missing), so that what the source does with an unknown or a missing value is a row like any other. Chains of
-`BRANCH_EQ` would need a node a category, and copies of subtrees.
+Each set becomes a column of 0 and 1 behind the numbers, and the split compares that column with one half. The column is
+looked up in a table with a row for each possible value (unknown, each category of a set, missing). The source's
+treatment of an unknown or missing value thus is a row of the table. Chains of `BRANCH_EQ` would need a node for each
+category, and copies of subtrees.
 
-A split that depends on several features at once (`tabled`) is looked up by the number of their combination.
+A split that depends on several features (`tabled`) is looked up by the number of their combination.
 """
 
 from collections.abc import Collection
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from converter.graph.build import DOUBLE, FLOAT, INT64, GraphBuilder
 
 HALF = 0.5  # the threshold of a split by category: "yes" is where the column is 0
-_WHOLE = 16_777_217.0  # beyond it float32 knows no whole numbers, and no framework a category
+_WHOLE = 16_777_217.0  # float32 holds no larger whole numbers, and no framework has a larger category
 
 
 @dataclass
 class _Column:
-    """The sets that are asked of one column: the values on the side of "yes", and where other values go."""
+    """The sets of one column: the values on the "yes" side, and the side of other values."""
 
     sets: list[tuple[frozenset[float], bool, bool]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of the columns that they become
@@ -31,14 +31,14 @@ class _Column:
 
 @dataclass(frozen=True, slots=True)
 class Digit:
-    """One of the features that a table is looked up by.
+    """One of the features by which a table is looked up.
 
     Attributes:
         feature: the column of the input.
-        size: how many values it has there.
-        borders: of a number, ascending: the digit is how many of them it is above. Of a category, which has none, it is
-            its index and one more, and nought for an unknown one.
-        missing_is_above: whether NaN is above all borders, or none.
+        size: the number of its values there.
+        borders: of a number, ascending: its digit is the count of borders below it. A category has no borders; its
+            digit is its index plus one, and 0 for an unknown one.
+        missing_is_above: whether NaN counts as above all borders, or below all.
     """
 
     feature: int
@@ -52,8 +52,7 @@ class CategorySets:
 
     Args:
         columns: the width of the input.
-        whole: how the source makes a value a whole number before it looks it up: `cut` towards zero, `floor`, or not at
-            all (`exact`).
+        whole: how the source rounds a value before the lookup: `cut` towards zero, `floor`, or not at all (`exact`).
     """
 
     def __init__(self, columns: int, *, whole: Literal["exact", "cut", "floor"]) -> None:
@@ -65,17 +64,17 @@ class CategorySets:
 
     @property
     def width(self) -> int:
-        """The columns of the input and of the sets together."""
+        """The number of columns of input and sets together."""
         return self._width + len(self._known)
 
     def column(self, feature: int, yes: Collection[float], *, unknown: bool, missing: bool) -> int:
-        """The column that is 0 where a value takes the way of "yes".
+        """The column that is 0 where a value goes to "yes".
 
         Args:
             feature: the column of the input.
-            yes: the categories that go there.
-            unknown: whether all others go there. Then `yes` holds those that do not.
-            missing: whether NaN goes there.
+            yes: the categories that go to "yes".
+            unknown: whether all others go to "yes". Then `yes` holds those that do not.
+            missing: whether NaN goes to "yes".
         """
         key = (feature, frozenset(map(float, yes)), unknown, missing)
         if key not in self._known:
@@ -86,7 +85,7 @@ class CategorySets:
         return self._known[key]
 
     def tabled(self, digits: tuple[Digit, ...], ones: NDArray[np.bool_]) -> int:
-        """The column that is 1 for some combinations of digits, the last of which counts fastest."""
+        """The column that is 1 for some combinations of digits; the last digit changes fastest."""
         key = (digits, ones.tobytes())
         if key not in self._known:
             self._known[key] = self._width + len(self._known)
@@ -94,7 +93,7 @@ class CategorySets:
         return self._known[key]
 
     def has(self, feature: int) -> bool:
-        """Whether some split asks for categories of this column."""
+        """Whether a split tests categories of this column."""
         return feature in self._columns
 
     def __bool__(self) -> bool:
@@ -106,7 +105,7 @@ class CategorySets:
         Args:
             builder: of the graph.
             features: `[N, columns]` in float32.
-            exact: the same as the source compares them, float32 or float64.
+            exact: the same features in the type in which the source compares them, float32 or float64.
         """
         if not self._known:
             return features
@@ -171,7 +170,7 @@ def _combined(builder: GraphBuilder, features: str, digits: tuple[Digit, ...]) -
 
 
 def _table(column: _Column) -> tuple[NDArray[np.float64], list[float]]:
-    """`[unknown, each value, missing] x sets`: 0 where a value takes the way of "yes"; and the values."""
+    """`[unknown, each value, missing] x sets`: 0 where a value goes to "yes"; and the values."""
     values = sorted(frozenset().union(*(named for named, _, _ in column.sets)))
     table = np.ones((len(values) + 2, len(column.sets)))
     for place, (named, unknown, missing) in enumerate(column.sets):

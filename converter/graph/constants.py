@@ -1,9 +1,9 @@
-"""What never changes is worked out once: `Constant` nodes, computations of constants, and conditions that are known.
+"""Constant folding: `Constant` nodes, computations on constants, and conditions that are known.
 
-Exporters hide weights in `Constant` nodes, transpose them as the model runs, or put the whole network into the branch
-of an `If` whose condition is an option of the model. onnxruntime works all that out each time it loads a model;
-quantisation looks at initialisers only, and would see no products. Every computation is made by onnxruntime itself,
-so that no bit differs. `Loop`, `Scan` and conditions that depend on the input stay as they are.
+Exporters put weights into `Constant` nodes, transpose them at run time, or put the whole network into the branch of an
+`If` whose condition is an option of the model. onnxruntime folds this each time it loads a model, but quantisation
+looks at initialisers only, and would find no products. onnxruntime itself computes every value, so that no bit differs.
+`Loop`, `Scan` and conditions that depend on the input are not changed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,9 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from converter.graph.build import needed, rename, serialize
 from edge_runtime.errors import CommandError
 
-# Values that are worked out may be no larger than what they come from, or this: a constant is not to swell the file.
+# A folded value may be no larger than its inputs, or than this, so that the file does not grow.
 _SMALL_BYTES = 1024
-_KEPT = frozenset({  # random ones, and those that quantised weights wait behind
+_KEPT = frozenset({  # operators that stay: random ones, and those behind quantised weights
     "DequantizeLinear", "QuantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike",
     "Bernoulli", "Multinomial", "Dropout", "If", "Loop", "Scan", "Identity",
 })  # fmt: skip
@@ -41,7 +41,7 @@ def bodies_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 
 def lift_constants(graph: onnx.GraphProto, kind: int | None = None) -> int:
-    """Make `Constant` nodes initialisers, in place; of one element type, where it is given.
+    """Turn `Constant` nodes into initialisers, in place; only of one element type, where it is given.
 
     Returns:
         how many.
@@ -62,7 +62,7 @@ def lift_constants(graph: onnx.GraphProto, kind: int | None = None) -> int:
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put other nodes into a graph; they may be its own."""
+    """Replace the nodes of a graph; some may be its own."""
     rest = onnx.GraphProto()
     rest.node.extend(nodes)
     del graph.node[:]
@@ -83,10 +83,10 @@ def _value_of(node: onnx.NodeProto) -> TensorProto | None:
 
 
 def settle_constants(model: onnx.ModelProto) -> int:
-    """Work out what never changes, in place.
+    """Fold constants, in place.
 
     Returns:
-        how many nodes went away.
+        the number of removed nodes.
     """
     before = sum(len(graph.node) for graph in graphs_of(model.graph))
     while True:
@@ -99,7 +99,7 @@ def settle_constants(model: onnx.ModelProto) -> int:
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Leave out nodes and constants that lead to no output, in bodies first."""
+    """Remove nodes and constants that lead to no output, in bodies first."""
     for node in graph.node:
         for body in bodies_of(node):
             _drop_unread(body)
@@ -114,7 +114,7 @@ def _drop_unread(graph: onnx.GraphProto) -> None:
 
 
 def _compute(model: onnx.ModelProto, graph: onnx.GraphProto, outer: list[TensorProto]) -> bool:
-    """Replace the results of nodes that read constants only, bodies included; whether there were any.
+    """Replace the results of nodes that read constants only, bodies included; return whether there were any.
 
     Args:
         model: the whole.
@@ -140,7 +140,7 @@ def _compute(model: onnx.ModelProto, graph: onnx.GraphProto, outer: list[TensorP
     outputs = {output.name for output in graph.output}
     values = _run(model, found, [name for name in made if name not in outputs], scope)
     fit = {name: value for name, value in values.items() if value.nbytes <= known[name]}
-    # A node goes where each of its results is known; what it read goes with it where nothing else reads it.
+    # A node is removed when each of its results is known; so are its inputs that no other node reads.
     settled = {id(node) for node in found if all(name in fit for name in node.output if name)}
     if not settled:
         return any(inner)
@@ -167,7 +167,7 @@ def _read_inside(node: onnx.NodeProto) -> Iterator[str]:
 def _run(
     model: onnx.ModelProto, nodes: list[onnx.NodeProto], outputs: list[str], scope: list[TensorProto]
 ) -> Mapping[str, np.ndarray]:
-    """What onnxruntime makes of nodes that need no input."""
+    """The results of nodes that need no input, computed by onnxruntime."""
     from converter.session import session_of  # noqa: PLC0415 - sessions read graphs through this package
 
     graph = helper.make_graph(nodes, "constants", [], [onnx.ValueInfoProto(name=name) for name in outputs], scope)
@@ -180,7 +180,7 @@ def _run(
 
 
 def _inline(model: onnx.ModelProto) -> bool:
-    """Put the branch that is always taken in the place of its `If`; whether there was one."""
+    """Replace an `If` by the branch that is always taken; return whether there was one."""
     graph = model.graph
     known = {tensor.name: tensor for tensor in graph.initializer}
     names = {name for each in graphs_of(graph) for name in _names(each)}

@@ -1,8 +1,8 @@
-"""Channels of very different scale, brought to one scale before the first matrix product.
+"""Bring channels of very different scale to one scale before the first matrix product.
 
-int8 gives a whole tensor one scale: beside a light sensor in lux, a humidity ratio of 0.004 would round to nothing.
-Where a window goes into a product as it is, the product is rewritten, without changing what it computes, to take
-standardised values: `x @ W = ((x - m) / s) @ (s * W) + m @ W`. Means and deviations come from calibration rows.
+int8 has one scale for a whole tensor: beside a light sensor in lux, a humidity ratio of 0.004 would round to zero.
+Where a window goes directly into a product, the product is rewritten to take standardised values, with the same result:
+`x @ W = ((x - m) / s) @ (s * W) + m @ W`. Means and deviations come from calibration rows.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from edge_runtime.readings import Floats
 
 Doubles = NDArray[np.float64]
 
-_UNEQUAL = 4.0  # a channel within two bits of the widest loses nothing that int8 has
+_UNEQUAL = 4.0  # a channel within two bits of the widest keeps enough of int8's precision
 _SHAPING = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze")
 
 
@@ -49,7 +49,7 @@ def equalized(model: onnx.ModelProto, calibration: Floats) -> onnx.ModelProto:
 
 
 def _values_of_the_window(model: onnx.ModelProto) -> set[str]:
-    """The window itself and what is merely another shape of it."""
+    """The window and its reshaped copies."""
     names = {INPUT_NAME}
     for node in model.graph.node:
         if node.op_type in _SHAPING and node.input[0] in names:

@@ -1,8 +1,8 @@
-"""A product or convolution takes over the scaling and shifting of its channels that follow it.
+"""Fold the scaling and shifting of channels into the product or convolution in front of it.
 
-Exporters write a batch normalisation as four operators behind the product: `((x @ W + b) - mean) * gain + beta`. Put
-into W and b, in float64, it costs the device nothing, and the three roundings in between are gone: the anomaly
-model of MLPerf Tiny, which magnifies rounding, comes out half as far from its exact answer.
+Exporters write a batch normalisation as four operators behind the product: `((x @ W + b) - mean) * gain + beta`. Folded
+into W and b, in float64, it costs the device nothing, and three roundings are gone: the error of MLPerf Tiny's anomaly
+model, which magnifies rounding, is halved.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _AFFINE = ("Add", "Sub", "Mul", "Div", "BatchNormalization")
 
 @dataclass(slots=True)
 class _Chain:
-    """What follows a product: `value * scale + shift`, a number a channel each, and the nodes that say so."""
+    """The chain behind a product: `value * scale + shift`, a number for each channel, and its nodes."""
 
     scale: Doubles
     shift: Doubles
@@ -39,14 +39,14 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         weight = constants.get(node.input[1]) if node.op_type in _PRODUCTS and len(node.input) > 1 else None
         if weight is not None and _is_plain(node, weight, constants):
             chain = _chain_after(node, _channels(node, weight), graph, constants, readers=readers, ranks=ranks)
-            # A bias alone stands well where it is.
+            # A chain of only a bias stays.
             if len(chain.nodes) > 1 or (chain.scale != 1.0).any():
                 chains[index] = chain
     return _rewritten(model, chains, constants) if chains else model
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Which nodes read a value; -1 stands for the graph's own output and for graphs inside nodes."""
+    """The nodes that read each value; -1 stands for the graph's own output and for graphs inside nodes."""
     readers: dict[str, list[int]] = {}
     for index, node in enumerate(graph.node):
         for name in node.input:
@@ -98,7 +98,7 @@ def _chain_after(
     node: onnx.NodeProto, channels: int, graph: onnx.GraphProto, constants: dict[str, Any],
     *, readers: dict[str, list[int]], ranks: dict[str, int],
 ) -> _Chain:  # fmt: skip
-    """Follow a product's result through transpositions as long as it is only scaled and shifted by channel."""
+    """Follow a product's result through transpositions while it is only scaled and shifted by channel."""
     chain = _Chain(np.ones(channels), np.zeros(channels), [])
     value = node.output[0]
     rank = 4 if node.op_type == "Conv" else 2 if node.op_type == "Gemm" else ranks.get(value, 0)
@@ -126,7 +126,7 @@ def _chain_after(
 def _absorb(
     node: onnx.NodeProto, value: str, chain: _Chain, axis: int, *, rank: int, constants: dict[str, Any]
 ) -> bool:
-    """Take one operator into the chain, where it has constants that go with the channels."""
+    """Add one operator to the chain, if its constant has one number for each channel."""
     if node.op_type == "BatchNormalization":
         names = list(node.input)[1:]
         if not rank or axis % rank != 1 or node.input[0] != value or any(name not in constants for name in names):
@@ -154,7 +154,7 @@ def _absorb(
 
 
 def _by_channel(constant: NDArray[Any], channels: int, axis: int, rank: int) -> Doubles | None:
-    """A constant as one number a channel, where it is that and leaves the rank as it is."""
+    """A constant as one number for each channel; None where it is not, or changes the rank."""
     if constant.ndim > (rank or 2):
         return None
     if constant.size == 1:
@@ -191,7 +191,7 @@ def _rewritten(
 def _scaled(
     model: onnx.ModelProto, node: onnx.NodeProto, chain: _Chain, constants: dict[str, onnx.TensorProto]
 ) -> list[onnx.NodeProto]:
-    """The product with the chain in its weights and its bias."""
+    """The product with the chain folded into its weights and its bias."""
     weight = numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
     by_row = node.op_type == "Conv" or _turned(node)
     shape = (-1,) + (1,) * (weight.ndim - 1) if by_row else (-1,)

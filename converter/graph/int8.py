@@ -1,9 +1,10 @@
-"""int8 constants kept apart: each product has its own weights and zero point, so that onnxruntime can change them.
+"""Separate int8 constants: each product has its own weights and zero point, so that onnxruntime can change them.
 
-Where a processor would saturate, onnxruntime makes int8 weights and their zero points uint8, and names the new ones
-after the old: two products that share one end in "Attempt to replace the existing tensor", and a constant without zero
-point ends in a wrong graph or a crash (1.20 to 1.23). A zero point takes a few bytes; weights are rarely shared.
-`edge_runtime/bundle/int8_operators.py` holds the list of operators; the device's `int8.py` looks for the same.
+On a processor whose int8 products saturate, onnxruntime turns int8 weights and their zero points into uint8, and
+derives the new names from the old ones. Two products that share a constant then fail with "Attempt to replace the
+existing tensor", and a constant without zero point gives a wrong graph or a crash (1.20 to 1.23). A zero point takes a
+few bytes; weights are rarely shared. `edge_runtime/bundle/int8_operators.py` holds the list of operators; the device's
+`int8.py` looks for the same.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ def separate(model: onnx.ModelProto) -> int:
     """Give each int8 product its own constants, in place.
 
     Returns:
-        how many constants and nodes were added.
+        the number of added constants and nodes.
     """
     before = sum(len(graph.node) + len(graph.initializer) for graph in graphs_of(model.graph))
     for graph in graphs_of(model.graph):
@@ -50,7 +51,7 @@ def _names(graph: onnx.GraphProto) -> Iterable[str]:
 
 
 def _operands(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> Iterator[tuple[int, int]]:
-    """The inputs of a node that are an int8 constant and its zero point."""
+    """The inputs of a node that are int8 constants, with their zero points."""
     for values, zero in OPERANDS.get(node.op_type, ()):
         tensor = constants.get(node.input[values]) if values < len(node.input) else None
         if tensor is not None and tensor.data_type == TensorProto.INT8:
@@ -58,7 +59,7 @@ def _operands(node: onnx.NodeProto, constants: dict[str, TensorProto]) -> Iterat
 
 
 def _own_dequantisers(graph: onnx.GraphProto, constants: dict[str, TensorProto], names: set[str]) -> None:
-    """One `DequantizeLinear` for each reader of a dequantised constant, as onnxruntime makes them."""
+    """Give each reader of a dequantised constant its own `DequantizeLinear`, as onnxruntime does."""
     makers = {
         node.output[0]: node
         for node in graph.node
@@ -94,7 +95,7 @@ def _complete(
     graph: onnx.GraphProto,
     names: set[str],
 ) -> None:
-    """A zero point of zeros where there is none; in the shape of the scale where that is known."""
+    """Add a zero point of zeros where there is none, in the shape of the scale where that is known."""
     if zero < len(node.input) and node.input[zero]:
         return
     has_scale = node.op_type in ("DequantizeLinear", "DynamicQuantizeLSTM")

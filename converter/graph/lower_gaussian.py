@@ -1,8 +1,8 @@
-"""Gaussian process classifiers in operators that onnxruntime has.
+"""Gaussian process classifiers in operators that onnxruntime supports.
 
 skl2onnx writes them with `Solve`, an operator of its own, and with `Erf` in float64. The matrix to solve for is a
-constant Cholesky factor, so a product with its inverse is as good. `Erf` is an integral, summed by the rule of Gauss
-and Legendre: scikit-learn multiplies it by thousands, so that float32 would spoil the fourth digit of a probability.
+constant Cholesky factor, so a product with its inverse replaces it. `Erf` is an integral, computed by Gauss-Legendre
+quadrature: scikit-learn multiplies it by thousands, and float32 would change the fourth digit of a probability.
 """
 
 import math

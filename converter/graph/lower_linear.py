@@ -1,6 +1,6 @@
 """Linear models as plain matrix products.
 
-skl2onnx writes `LinearClassifier` and `LinearRegressor`, which no quantiser knows.
+skl2onnx writes `LinearClassifier` and `LinearRegressor`, which no quantiser supports.
 """
 
 from typing import Any
@@ -65,7 +65,7 @@ def _lowerable_labels(given: dict[str, object], rows: int) -> bool:
 def _label(
     node: onnx.NodeProto, given: dict[str, list[bytes]], prefix: str, summed: str, *, model: onnx.ModelProto
 ) -> list[onnx.NodeProto]:
-    """The class of the largest sum, in the model's own words."""
+    """The class of the largest sum, as the model's own label."""
     classes = given.get("classlabels_ints") or given["classlabels_strings"]
     words = f"{prefix}_classes"
     if given.get("classlabels_ints"):

@@ -1,7 +1,7 @@
-"""A graph made smaller without changing a bit of any answer, and what each step saved, in bytes.
+"""Shrink a graph without changing a bit of any answer, and report what each step saved, in bytes.
 
-Runs between the normal form and the search. `shrunk` is for models whose names people still need, `compact` takes
-the names away and comes last: inside a graph they serve only readers, and in a small model they are a fifth of it.
+Runs between the normal form and the search. `shrunk` keeps the names, which reports need. `compact` runs last and
+replaces them: inside a graph they serve only readers, and they are a fifth of a small model.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from converter.graph.shrink_trees import OPERATORS, drop_defaults, shrink_trees
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """What one step left out: how many of what, and the bytes that these took."""
+    """What one step removed: the kind, the number, and the bytes."""
 
     what: str
     count: int
@@ -28,7 +28,7 @@ class Saving:
 
 
 def shrunk(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
-    """A smaller model of the same answers, and what that saved."""
+    """A smaller model with the same answers, and the savings."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     savings = []
@@ -42,7 +42,7 @@ def shrunk(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]
 
 
 def settled(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
-    """A copy in which what never changes is worked out (`constants.py`), and what that saved."""
+    """A copy with constants folded (`constants.py`), and the savings."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     count = settle_constants(copy)
@@ -51,9 +51,9 @@ def settled(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]
 
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without names inside the graph, but for inputs and outputs, without remarks, and each constant once.
+    """A copy with short names inside the graph, without doc strings or duplicate constants.
 
-    The constants of int8 products stay apart (`int8.py`).
+    The constants of int8 products stay separate (`int8.py`).
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -77,7 +77,7 @@ def compact(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _short(number: int, taken: set[str]) -> str:
-    """The shortest name for a number; with `_` before it where it is taken."""
+    """The shortest name for a number, with `_` before it where that is taken."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     name = ""
     number += 1
@@ -90,7 +90,7 @@ def _short(number: int, taken: set[str]) -> str:
 
 
 def _names_in_subgraphs(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Every name that a body of If, Loop or Scan knows: these keep theirs."""
+    """Every name that a body of If, Loop or Scan uses; these are not changed."""
     found: set[str] = set()
     for node in nodes:
         for attribute in node.attribute:
@@ -102,7 +102,7 @@ def _names_in_subgraphs(nodes: Iterable[onnx.NodeProto]) -> set[str]:
 
 
 def unasked(model: onnx.ModelProto, outputs: Iterable[str]) -> tuple[Saving, ...]:
-    """What a source's graph holds that none of some outputs needs; the normal form leaves it out."""
+    """Nodes and constants of a source's graph that the given outputs do not need; the normal form leaves them out."""
     nodes, constants = needed(list(model.graph.node), list(model.graph.initializer), list(outputs))
     kept = {id(item) for item in (*nodes, *constants)}
     left = [item for item in (*model.graph.node, *model.graph.initializer) if id(item) not in kept]
@@ -124,7 +124,7 @@ def _tree_nodes(model: onnx.ModelProto) -> int:
 
 
 def _equal_constants(model: onnx.ModelProto) -> int:
-    """Constants of one type, shape and content become one."""
+    """Merge constants of equal type, shape and content."""
     first: dict[bytes, str] = {}
     mapping: dict[str, str] = {}
     kept = []
@@ -141,7 +141,7 @@ def _equal_constants(model: onnx.ModelProto) -> int:
 
 
 def _equal_nodes(model: onnx.ModelProto) -> int:
-    """Nodes that compute the same of the same become one."""
+    """Merge nodes that compute the same from the same inputs."""
     first: dict[bytes, list[str]] = {}
     mapping: dict[str, str] = {}
     kept = []

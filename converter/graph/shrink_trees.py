@@ -1,8 +1,8 @@
-"""Tree ensembles made smaller without changing a bit of any answer, for every input, NaN and infinity included.
+"""Shrink tree ensembles without changing a bit of any answer, for every input, NaN and infinity included.
 
-Left out are nodes that no path reaches, splits that the path to them has decided already, splits whose two sides are
-the same, numbers that say what the standard assumes anyway. Trees keep their order and their number, so that sums are
-made in the same order. Two equal trees are not made one: doubled leaves would round differently.
+Nodes that no path reaches, splits that an earlier split of the path has decided, splits with two equal sides, and
+attributes that equal the standard's default are removed. The trees keep their order and number, so sums are computed in
+the same order. Two equal trees are not merged: doubled leaves would round differently.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ import onnx
 from onnx import helper
 
 OPERATORS = ("TreeEnsembleRegressor", "TreeEnsembleClassifier")
-_ARRANGING = ("Cast", "Identity", "Reshape", "Transpose")  # no number becomes NaN in them
+_ARRANGING = ("Cast", "Identity", "Reshape", "Transpose")  # operators that turn no number into NaN
 
-# x <= t and x < t ask whether x is below a cut, x > t and x >= t whether it is above one; at equal t the cut of
-# "<=" and ">" lies just above t, the other just below. One kind is not the other's opposite: NaN says no to both.
+# x <= t and x < t test whether x is below a cut, x > t and x >= t whether it is above one; at equal t the cut of "<="
+# and ">" lies just above t, the other just below. The kinds are not opposites: NaN fails both.
 _BELOW = {"BRANCH_LEQ": 1, "BRANCH_LT": 0}
 _ABOVE = {"BRANCH_GT": 1, "BRANCH_GTE": 0}
 _LISTS = (
@@ -46,9 +46,7 @@ def shrink_trees(node: onnx.NodeProto) -> int:
     Args:
         node: one of `OPERATORS`.
 
-    Returns:
-        how many of its nodes are gone. An ensemble with float64 tables, or whose trees do not lie one after the
-        other, is left as it is.
+    Returns: the number of removed nodes. An ensemble with float64 tables, or with interleaved trees, is not changed.
     """
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     if any(name.endswith("_as_tensor") for name in given) or any(name not in given for name in _LISTS):
@@ -63,7 +61,7 @@ def shrink_trees(node: onnx.NodeProto) -> int:
 
 
 def drop_defaults(node: onnx.NodeProto) -> int:
-    """Take out, in place, the attributes of an ensemble that say what the standard assumes without them; how many."""
+    """Remove, in place, attributes of an ensemble that equal the standard's default; return their number."""
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     implied = {"nodes_hitrates"}  # a hint that changes no answer
     if not any(given.get("nodes_missing_value_tracks_true", ())):
@@ -83,11 +81,11 @@ def drop_defaults(node: onnx.NodeProto) -> int:
 
 
 def forget_missing(model: onnx.ModelProto, window: str) -> None:
-    """Take out, in place, the side of missing values from trees that look at the window as it comes.
+    """Remove, in place, the side of missing values from trees that read the window directly.
 
     For windows that never hold NaN, because the contract refuses it. Trees behind other steps keep theirs: NaN may
-    arise there. Every estimator of scikit-learn writes the list, trained on missing values or not, and splits with it
-    are not simplified.
+    arise there. Every estimator of scikit-learn writes the list, with or without missing values in training, and splits
+    with it are not simplified.
     """
     plain = {window}
     for node in model.graph.node:
@@ -102,7 +100,7 @@ def forget_missing(model: onnx.ModelProto, window: str) -> None:
 
 
 def _read(given: dict[str, Any], kind: str) -> list[list[_Node]] | None:
-    """The trees one by one; None where they do not lie one after the other, or lead to what is not there."""
+    """The trees one by one; None where they are interleaved, or point to a missing node."""
     leaves: dict[tuple[int, int], list[tuple[int, float]]] = {}
     for tree, number, column, weight in zip(
         *(given.get(f"{kind}_{part}", []) for part in ("treeids", "nodeids", "ids", "weights")), strict=True
@@ -136,8 +134,8 @@ def _column(entry: tuple[int, float]) -> int:
 
 
 def _simplified(tree: list[_Node]) -> list[_Node]:
-    """The nodes that are left, the root first, each before what it leads to."""
-    known: dict[tuple[Any, ...], int] = {}  # equal subtrees have one number
+    """The remaining nodes, the root first, each before its children."""
+    known: dict[tuple[Any, ...], int] = {}  # equal subtrees have the same number
     forms: list[tuple[Any, ...]] = []
     bounds: dict[tuple[str, int], tuple[Cut, Cut]] = {}
     widest = ((float("-inf"), -1), (float("inf"), 2))
@@ -160,7 +158,7 @@ def _simplified(tree: list[_Node]) -> list[_Node]:
         node = tree[argument]
         visits += step == "visit"
         if visits > len(tree):
-            return tree  # some nodes have two parents: following every path might take for ever
+            return tree  # some nodes have two parents: the number of paths might be exponential
         if step == "join":
             no, yes = done.pop(), done.pop()
             same = (node.feature, node.mode, node.value, node.missing, yes, no)
@@ -176,7 +174,7 @@ def _simplified(tree: list[_Node]) -> list[_Node]:
             continue
         cut, place = (node.value, offset), (side, node.feature)
         low, high = bounds.get(place, widest)
-        # Between low and high lies every number that comes here, seen from this kind of question.
+        # Every number that reaches this node lies between low and high, for this kind of comparison.
         if cut >= high:
             todo.append(("visit", node.yes if side == "below" else node.no))
             continue
@@ -193,7 +191,7 @@ def _simplified(tree: list[_Node]) -> list[_Node]:
 
 
 def _laid_out(root: int, forms: list[tuple[Any, ...]]) -> list[_Node]:
-    """A tree once more, out of the numbers of its subtrees."""
+    """Rebuild a tree from the numbers of its subtrees."""
     nodes: list[_Node] = []
     todo: list[tuple[int, _Node | None, str]] = [(root, None, "")]
     while todo:

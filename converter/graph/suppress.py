@@ -1,8 +1,8 @@
-"""Boxes and scores of a detector -> the detections that stay, inside the graph, for any number of windows.
+"""Boxes and scores of a detector -> the remaining detections, inside the graph, for any number of windows.
 
-`NonMaxSuppression` gives a list whose length depends on the picture; it is written back into a table of the scores, in
-which everything suppressed is zero, and the highest `most` of each window are taken from there. The shapes so are the
-same for every picture. The truth in numpy is `converter/load/detection.py`.
+`NonMaxSuppression` gives a list whose length depends on the picture. It is scattered into a table of scores, in which
+suppressed ones are zero, and the highest `most` of each window are taken. Shapes thus are the same for every picture.
+The reference in numpy is `converter/load/detection.py`.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ def suppressed(builder: GraphBuilder, detection: Detection, values: list[str]) -
 
     Args:
         builder: the graph.
-        detection: how the outputs are read.
+        detection: the layout of the outputs.
         values: the outputs, in the order of `detection.sources`.
 
     Returns:

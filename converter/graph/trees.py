@@ -1,10 +1,10 @@
-"""Decision trees of any framework as one `Forest`, and a forest as one ONNX node whose every comparison is exact.
+"""Decision trees of any framework as one `Forest`, and a forest as one ONNX node with exact comparisons.
 
-Frameworks compare a float64 threshold with a float32 or float64 value, often after a scaler; an ONNX tree on a
-device compares float32 with float32. Rounding a threshold to the nearest float32, or scaling in float32, moves
-rows over a split. So the thresholds are not rounded but searched: for each comparison the largest float32 reading
-is found for which the source itself, scaling included, says yes. Then `reading <= threshold` answers for every
-float32 reading as the source does, and the scaler is gone from the graph.
+Frameworks compare a float64 threshold with a float32 or float64 value, often after a scaler; an ONNX tree on a device
+compares float32 with float32. Rounding a threshold to the nearest float32, or scaling in float32, moves rows over a
+split. Therefore the thresholds are searched, not rounded: for each comparison the search finds the largest float32
+reading for which the source's comparison, scaling included, is true. Then `reading <= threshold` gives the source's
+answer for every float32 reading, and the graph needs no scaler.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,25 +28,25 @@ _ROWS_AT_ONCE = 200_000  # float64 cells of a search step: 1.6 MB
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Forest:
-    """Trees side by side, as flat arrays over all nodes; the output is `base` plus the sum of the leaves reached.
+    """Trees as flat arrays over all nodes; the output is `base` plus the sum of the reached leaves.
 
     Attributes:
         tree: the tree of each node.
         node: the number of each node within its tree; 0 is the root.
-        feature: the input column that an inner node looks at; -1 marks a leaf.
-        threshold: what it compares with, as the source holds it.
-        left: the node (within the tree) where "yes" leads.
-        right: the node where "no" leads.
+        feature: the input column of an inner node; -1 marks a leaf.
+        threshold: of the comparison, as the source holds it.
+        left: the node (within the tree) of "yes".
+        right: the node of "no".
         leaf: index into the arrays above of each leaf value.
         target: the output column that it adds to.
         weight: what it adds.
         outputs: output columns.
-        base: `[outputs]`, what the sum starts with.
+        base: `[outputs]`, the start of the sum.
         compare: `<=` or `<`.
         narrow: whether the source rounds the value to float32 before it compares.
-        missing: whether a missing value (NaN) takes the way of "yes", for each node.
+        missing: whether a missing value (NaN) goes to "yes", for each node.
         sets: the splits by category, which are columns behind those of the input.
-        tiny: numbers up to this size are zero to the source.
+        tiny: the source treats numbers up to this size as zero.
     """
 
     tree: Ints
@@ -94,10 +94,10 @@ class ForestBuilder:
         Args:
             feature: the column of each node; negative marks a leaf.
             threshold: of each node.
-            left: number of the node where "yes" leads; ignored for leaves.
-            right: number of the node where "no" leads.
-            weights: `[nodes, len(targets)]`: what each leaf adds.
-            targets: the output columns that `weights` speaks of; all by default.
+            left: number of the "yes" node; ignored for leaves.
+            right: number of the "no" node.
+            weights: `[nodes, len(targets)]`: the addends of each leaf.
+            targets: the output columns of `weights`; all by default.
             missing: whether NaN takes the way of "yes" at each node; nowhere by default.
         """
         n = len(feature)
@@ -109,7 +109,7 @@ class ForestBuilder:
         leaves = np.flatnonzero(feature < 0)
         values = np.asarray(weights, dtype=np.float64).reshape(n, len(columns))[leaves]
         keep = values != 0
-        keep[~keep.any(axis=1), 0] = True  # a leaf without any value is no leaf to onnxruntime
+        keep[~keep.any(axis=1), 0] = True  # onnxruntime needs a value for each leaf
         row, column = np.nonzero(keep)
         self._leaves.append((leaves[row] + self._nodes, columns[column], values[row, column]))
         self._nodes += n
@@ -134,8 +134,7 @@ def exact_thresholds(forest: Forest, columns: int, transform: Transform | None =
     Args:
         forest: the trees.
         columns: the width of the input.
-        transform: what the source does to a row of readings first. It must work on each column by itself and
-            never fall where the reading rises.
+        transform: the source's scaling of a row of readings, separate for each column and non-decreasing.
     """
     result = np.zeros(len(forest.feature), dtype=np.float32)
     inner = np.flatnonzero(forest.feature >= 0)
@@ -189,14 +188,14 @@ def _search(
 
 
 def _float_of(keys: Ints) -> NDArray[np.float32]:
-    """The float32 number of a rank: ranks rise with the numbers, and 0 is zero."""
+    """The float32 number of a rank: ranks rise with the numbers; rank 0 is zero."""
     return np.where(keys < 0, -np.abs(keys).astype(np.int32).view(np.float32), keys.astype(np.int32).view(np.float32))
 
 
 def drifting_rows(forest: Forest, rows: NDArray[np.float32], transform: Transform | None = None) -> int:
-    """How many rows would reach another leaf of some tree if scaler and comparison were computed in float32.
+    """The number of rows that would reach another leaf of some tree if scaler and comparison were computed in float32.
 
-    That is what a graph of a scaler and trees with rounded thresholds does. The exact thresholds move no row.
+    A graph of a scaler and trees with rounded thresholds computes so. With exact thresholds no row moves.
 
     Args:
         forest: the trees.

@@ -1,7 +1,7 @@
-"""What people said was right: `labels.jsonl` beside captures, a line a decision, the last one of a window counts.
+"""Labels by people: `labels.jsonl` beside captures, a line for each decision; the last one of a window counts.
 
-Lines are only appended, and each is synchronised, so that a kill loses at most the decision that was being written; a
-torn last line is left out when the file is read, and cut off before the next is written.
+Lines are only appended, and each is synchronised to disk, so a kill loses at most the decision that is being written. A
+torn last line is ignored when the file is read, and cut off before the next write.
 """
 
 import os
@@ -19,8 +19,8 @@ class Decision(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         id: of the prediction or the window.
-        label: what is right; None where an earlier decision was taken back.
-        skipped: it was looked at and left without a label.
+        label: the true label; None where an earlier decision was undone.
+        skipped: a person looked at it and gave no label.
         time: when, in Unix seconds.
     """
 
@@ -43,8 +43,8 @@ class LabelFile:
         CommandError: a whole line cannot be read.
 
     Attributes:
-        path: of the file, which is made with the first decision.
-        latest: the last decision of each window, taken back ones among them.
+        path: of the file, which is created with the first decision.
+        latest: the last decision of each window, undone ones included.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,7 +68,7 @@ class LabelFile:
         """Append a decision, durably.
 
         Raises:
-            CommandError: the disk refuses it; then it does not count.
+            CommandError: the write failed; the decision does not count.
         """
         line = msgspec.json.encode(decision) + b"\n"
         try:
@@ -93,7 +93,7 @@ class LabelFile:
 
 
 def decisions_in(folder: Path) -> dict[str, Decision]:
-    """The last decision of each window, of all label files in a folder and the folders in it.
+    """The last decision of each window, from all label files in a folder and its subfolders.
 
     Raises:
         CommandError: one cannot be read.
@@ -108,5 +108,5 @@ def decisions_in(folder: Path) -> dict[str, Decision]:
 
 
 def has_decisions(folder: Path) -> bool:
-    """Whether people have labelled something in a folder."""
+    """Whether a folder holds labels by people."""
     return any(folder.rglob(FILE))

@@ -1,4 +1,4 @@
-"""A recording of `edge-runtime record` in segments that people label, and its readings with the labels of these.
+"""A recording of `edge-runtime record` in segments for labelling, and its readings with the labels of the segments.
 
 The id of a segment is `SESSION/KEY/FIRST+COUNT`: which readings of the session and the key, in order, it holds.
 """
@@ -18,7 +18,7 @@ SEGMENT_READINGS = 100  # where the rate of a recording is not known
 
 
 class Segment(NamedTuple):
-    """Readings that follow one another, and the label that the recording has for all of them."""
+    """Consecutive readings, and the label that the recording has for them."""
 
     id: str
     session: int
@@ -29,7 +29,7 @@ class Segment(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """All of a recording, with the names of the columns."""
+    """A whole recording, with the names of the columns."""
 
     segments: list[Segment]
     channels: list[str]
@@ -47,7 +47,7 @@ class RecordedReadings(NamedTuple):
 
 
 def read_recording(folder: Path) -> RecordedReadings:
-    """Every reading, with the labels that people have given since.
+    """Every reading, with the labels by people.
 
     Raises:
         CommandError: it is no recording, or cannot be read.
@@ -120,10 +120,10 @@ def _streams(found: RecordedReadings) -> list[tuple[int, str, NDArray[np.int64]]
 
 
 def _relabelled(folder: Path, found: RecordedReadings) -> NDArray[np.str_]:
-    """The labels, those of people in the place of those of the recording.
+    """The labels; those by people replace those of the recording.
 
     Raises:
-        CommandError: a decision is about no readings of this recording.
+        CommandError: a decision is about readings that are not in this recording.
     """
     decisions = decisions_in(folder)
     if not decisions:

@@ -1,8 +1,7 @@
 """The server of the label page: on the loopback, for one person, for as long as the command runs.
 
-Guarantee: a decision is on the disk before the page is told so. Only what carries the random path of this run, names
-the loopback as its host and comes from this very page is answered, so that neither another user nor another site reads
-or writes anything.
+Guarantee: a decision is on disk before the page gets its answer. A request is answered only with the random path of
+this run, a loopback host and this page's origin, so that neither another user nor another site can read or write.
 """
 
 import secrets
@@ -27,7 +26,7 @@ _POLICY = (
 
 
 class Choice(msgspec.Struct, forbid_unknown_fields=True):
-    """What the page sends: a label, `skipped`, or neither to take the last decision back."""
+    """A request of the page: a label, `skipped`, or neither to undo the last decision."""
 
     id: str
     label: str | None = None
@@ -35,11 +34,11 @@ class Choice(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Labelling:
-    """The state of one run: what is to be labelled, and what was decided. Any thread may call it.
+    """The state of one run: the items and the decisions. Any thread may call it.
 
     Args:
-        task: what there is to label.
-        file: takes the decisions.
+        task: the items to label.
+        file: stores the decisions.
     """
 
     def __init__(self, task: LabelTask, file: LabelFile) -> None:
@@ -53,7 +52,7 @@ class Labelling:
                 self._labels.append(decision.label)
 
     def progress(self) -> dict[str, int]:
-        """How many items there are, and how many are labelled or skipped."""
+        """The numbers of items, of labelled and of skipped ones."""
         decided = [self._file.latest.get(item.id) for item in self._task.items]
         labelled = sum(
             item.label is not None if choice is None else choice.label is not None
@@ -63,7 +62,7 @@ class Labelling:
         return {"all": len(self._task.items), "labelled": labelled, "skipped": skipped}
 
     def overview(self) -> dict[str, Any]:
-        """Everything but the values."""
+        """The overview, without the values."""
         with self._lock:
             return {
                 "labels": self._labels,
@@ -76,15 +75,15 @@ class Labelling:
             }
 
     def values(self, place: int) -> dict[str, Any] | None:
-        """Those of one item; None where there is none."""
+        """The values of one item; None where there is no such item."""
         return document(self._task.items[place]) if 0 <= place < len(self._task.items) else None
 
     def decide(self, choice: Choice) -> dict[str, Any]:
-        """Keep a decision; the state of its item.
+        """Store a decision; return the state of its item.
 
         Raises:
-            ValueError: there is no such item, or the label is none.
-            CommandError: the disk refuses it.
+            ValueError: there is no such item, or the label is invalid.
+            CommandError: the write failed.
         """
         with self._lock:
             place = self._places.get(choice.id)
@@ -181,7 +180,7 @@ class _LabelHandler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
     def _admitted(self) -> str | None:
-        """The path behind the secret; None where the request was refused."""
+        """The path behind the secret; None if the request was refused."""
         hosts = {f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")}
         prefix = f"/{self.server.secret}/"
         if self.headers.get("Host") not in hosts:
@@ -214,4 +213,4 @@ class _LabelHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base
-        """Say nothing: the terminal shows the address, and the page the rest."""
+        """Log nothing: the terminal shows only the address."""

@@ -1,7 +1,7 @@
-"""What there is to label: the windows of captures, or the segments of a recording, with the labels to choose from.
+"""The items to label: the windows of captures, or the segments of a recording, with the possible labels.
 
-A recording is cut, session by session and key by key, into segments of a number of readings, a second by default; the
-id of a segment says where it stands, so that a label holds for its readings whoever reads the recording.
+A recording is cut, by session and key, into segments of a number of readings, a second by default. The id of a segment
+names its position, so that every reader of the recording assigns the label to the same readings.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ class LabelItem(NamedTuple):
 
     Attributes:
         id: of the prediction, the window or the segment.
-        about: what is known of it, as pairs of a word and a text.
+        about: facts about it, as pairs of a word and a text.
         values: `[readings, channels]`, or a frame.
-        label: what was right, where a device has been told or a recording says it.
+        label: the truth, where the device received one or the recording has one.
     """
 
     id: str
@@ -37,13 +37,13 @@ class LabelItem(NamedTuple):
 
 
 class LabelTask(NamedTuple):
-    """Everything that the page shows.
+    """The content of the page.
 
     Attributes:
         items: in order of device, key and time.
         channels: the names of the columns; none for frames.
         labels: to choose from.
-        notes: what is unusual, a sentence each.
+        notes: a sentence for each unusual finding.
     """
 
     items: list[LabelItem]
@@ -53,7 +53,7 @@ class LabelTask(NamedTuple):
 
 
 def label_task(folder: Path, *, model: str | None, labels: Sequence[str], readings: int | None) -> LabelTask:
-    """Look at a folder.
+    """Read a folder.
 
     Args:
         folder: of captures, or a recording.
@@ -62,7 +62,7 @@ def label_task(folder: Path, *, model: str | None, labels: Sequence[str], readin
         readings: of a segment of a recording.
 
     Raises:
-        CommandError: it is neither, or what it holds has no labels to choose from.
+        CommandError: it is neither, or has no labels to choose from.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "none"
@@ -124,6 +124,6 @@ def _of_recording(folder: Path, labels: Sequence[str], readings: int | None) -> 
 
 
 def document(item: LabelItem) -> dict[str, Any]:
-    """The values of one item, as the page draws them: NaN is null."""
+    """The values of one item for the page: NaN is null."""
     values = item.values.reshape(len(item.values), -1)
     return {"rows": [[None if np.isnan(each) else float(each) for each in row] for row in values]}

@@ -1,4 +1,4 @@
-"""Loaders: one framework a file, all meeting in `SourceModel`. `open_model` looks at the bytes to find the right one.
+"""Loaders: a file for each framework; all return a `SourceModel`. `open_model` selects one by the bytes of the file.
 
 A loader is a file with a `LOADER` (`kind.py`) and a line in `LOADERS`.
 """
@@ -11,8 +11,8 @@ from converter.load.source import SourceModel
 from converter.spec import Spec
 from edge_runtime.errors import CommandError
 
-# In the order in which they are asked. HDF5 comes before pickles, because what stands behind its first bytes is not
-# looked at; ONNX comes last, because a file that begins with its first field may be much else.
+# In the order in which they test a file. HDF5 comes before pickles, because only its first bytes are read; ONNX comes
+# last, because files of many other kinds may begin with its first field.
 LOADERS = [
     "converter.load.savedmodel",
     "converter.load.torch",
@@ -31,11 +31,11 @@ def open_model(path: Path, spec: Spec, trust: bool) -> SourceModel:
 
     Args:
         path: the file, or the folder of a SavedModel.
-        spec: the specification, for what the file leaves open.
+        spec: the specification, for facts that the file lacks.
         trust: whether code inside the file may run.
 
     Raises:
-        CommandError: it cannot be loaded; the text says why and what to do.
+        CommandError: it cannot be loaded; the text gives the reason and the remedy.
     """
     loaders: list[Loader] = [importlib.import_module(name).LOADER for name in LOADERS]
     is_name = not path.exists() and ":" in str(path)

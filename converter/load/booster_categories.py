@@ -1,8 +1,8 @@
-"""Boosters that were trained on text: the codes that they know it by, and the indexes that a window holds.
+"""Boosters that were trained on text: translate the model's codes of categories to the indexes of a window.
 
-LightGBM and XGBoost keep the texts of a categorical column in the model, in the order of their codes. Where a channel
-declares its texts in another order, the trees' sets of codes become sets of indexes; a text that training did not see
-has no code, and is a missing value to both, as a categorical of pandas makes it.
+LightGBM and XGBoost store the texts of a categorical column in the model, in the order of their codes. Where a channel
+declares its texts in another order, the trees' sets of codes become sets of indexes. A text that training did not
+contain has no code; both treat it as a missing value, as a pandas categorical does.
 """
 
 import json
@@ -19,7 +19,7 @@ from converter.spec import ChannelSpec
 
 Known = Mapping[int, Sequence[str]]  # column -> its texts, in the order of the codes
 Indexes = Mapping[int, Mapping[int, float]]  # column -> code -> index in the window
-INDEXES = "edge_indexes_"  # an attribute that a copy of an estimator is given
+INDEXES = "edge_indexes_"  # an attribute that is set on a copy of an estimator
 NO_INDEXES: Indexes = MappingProxyType({})
 
 
@@ -34,7 +34,7 @@ def known_to_lightgbm(booster: Any) -> dict[int, list[str]]:
 
 
 def known_to_xgboost(learner: Mapping[str, Any]) -> dict[int, list[str]]:
-    """The texts of each categorical column; of XGBoost before 3.1, and of columns of numbers, none."""
+    """The texts of each categorical column; empty for XGBoost before 3.1 and for columns of numbers."""
     machine = learner["gradient_booster"]
     trees = machine["gbtree"]["model"] if machine["name"] == "dart" else machine.get("model", {})
     found = {}
@@ -47,7 +47,7 @@ def known_to_xgboost(learner: Mapping[str, Any]) -> dict[int, list[str]]:
 
 
 def declared(channels: Sequence[ChannelSpec], width: int, known: Known) -> dict[int, tuple[str, ...]]:
-    """The declared texts of the columns that the model knows by text."""
+    """The declared texts of the columns whose texts the model stores."""
     if not channels or width % len(channels):
         return {}
     each = {column: channels[column % len(channels)].categories for column in known}
@@ -55,7 +55,7 @@ def declared(channels: Sequence[ChannelSpec], width: int, known: Known) -> dict[
 
 
 def indexes_of(known: Known, texts: Mapping[int, Sequence[str]]) -> dict[int, dict[int, float]]:
-    """For each column the index of each code; codes whose text is not declared come in no reading."""
+    """For each column the index of each code; a code whose text is not declared occurs in no reading."""
     return {
         column: {
             code: float(texts[column].index(text)) for code, text in enumerate(known[column]) if text in texts[column]
@@ -78,14 +78,14 @@ def coded(x: NDArray[Any], indexes: Indexes) -> NDArray[Any]:
 
 
 def named(codes: Sequence[int], column: int, indexes: Indexes) -> list[float]:
-    """A set of codes as what stands in the window."""
+    """A set of codes as the set of their values in a window."""
     if column not in indexes:
         return [float(code) for code in codes]
     return [indexes[column][code] for code in codes if code in indexes[column]]
 
 
 def booster_texts(estimator: Any) -> dict[int, list[str]]:
-    """The texts that an estimator of LightGBM or XGBoost was trained on, by column; none of any other estimator."""
+    """The training texts of an estimator of LightGBM or XGBoost, by column; empty for any other estimator."""
     module = type(estimator).__module__.split(".")[0]
     if module == "lightgbm" and hasattr(estimator, "booster_"):
         return known_to_lightgbm(estimator.booster_)

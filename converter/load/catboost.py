@@ -1,7 +1,7 @@
 """CatBoost: binary model files (`.cbm`) with features that are numbers or categories, read from CatBoost's own JSON.
 
-The truth is CatBoost's own class for the model's loss, on the same float32 values: a regressor with a logarithmic
-link answers with values there, and not with logarithms. CatBoost's ONNX export is not used: it leaves links out.
+The reference is CatBoost's own class for the model's loss, on the same float32 values: there a regressor with a
+logarithmic link returns values, not logarithms. CatBoost's ONNX export is not used, since it omits links.
 """
 
 import json
@@ -27,7 +27,7 @@ from edge_runtime.readings import Floats
 
 NO_TEXTS: Mapping[int, Sequence[str]] = MappingProxyType({})
 
-# loss -> task and link. Losses that are not here rank, or answer with something that is no label or value.
+# loss -> task and link. Other losses rank, or return neither label nor value.
 _LOSSES: dict[str, tuple[Task, Link]] = {
     "Logloss": ("classification", "sigmoid_open"),
     "CrossEntropy": ("classification", "sigmoid_open"),
@@ -64,7 +64,7 @@ def in_json(booster: Any, place: str) -> dict[str, Any]:
     """CatBoost's own JSON of a model.
 
     Raises:
-        CommandError: it cannot be written so.
+        CommandError: CatBoost cannot write it.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="edge-convert-") as folder:
@@ -77,16 +77,16 @@ def in_json(booster: Any, place: str) -> dict[str, Any]:
 
 
 def with_categories(estimator: Any, path: Path, channels: Sequence[ChannelSpec]) -> "CatboostModel | None":
-    """An estimator of CatBoost in a pickle of its own, as its file; None where all its features are numbers."""
+    """A pickled CatBoost estimator as a model of its own; None where all its features are numbers."""
     model = in_json(estimator, str(path))
     return CatboostModel(model, path, estimator, channels) if _has_categories(model) else None
 
 
 def of_estimator(estimator: Any) -> tuple[Forest, Link]:
-    """The trees of an estimator inside a pipeline, which sees numbers only.
+    """The trees of an estimator inside a pipeline, whose input is numbers only.
 
     Raises:
-        CommandError: it has parts that ONNX trees do not have.
+        CommandError: it has parts that ONNX trees cannot express.
     """
     place = type(estimator).__name__
     forest, link, _ = read(in_json(estimator, place), place)
@@ -94,7 +94,7 @@ def of_estimator(estimator: Any) -> tuple[Forest, Link]:
 
 
 class CatboostModel(SourceModel):
-    """A CatBoost model, as its own training saved it."""
+    """A CatBoost model file."""
 
     framework = "CatBoost"
     trees = True
@@ -133,7 +133,7 @@ class CatboostModel(SourceModel):
         return Answer(label=np.array([index[str(name)] for name in label], dtype=np.int64), scores=scores)
 
     def takes_unknown(self, column: int) -> bool:
-        """See `SourceModel`: CatBoost has a statistic for a category that it never saw."""
+        """See `SourceModel`: CatBoost has a statistic for an unknown category."""
         return column in self._texts
 
     def core(self) -> Core:
@@ -149,10 +149,10 @@ def _has_categories(model: dict[str, Any]) -> bool:
 def read(
     model: dict[str, Any], place: str, booster: Any = None, texts: Mapping[int, Sequence[str]] = NO_TEXTS
 ) -> tuple[Forest, Link, Task]:
-    """A model's trees, what its sums mean, and its task. `texts` are those of the columns that hold categories.
+    """A model's trees, link and task. `texts` are those of the columns that hold categories.
 
     Raises:
-        CommandError: it has parts that ONNX trees do not have.
+        CommandError: it has parts that ONNX trees cannot express.
     """
     loss = str(model["model_info"].get("params", {}).get("loss_function", {}).get("type", ""))
     if loss not in _LOSSES:
@@ -171,7 +171,7 @@ def read(
             "are categories, found others: train it so, or encode the categories before"
         )
     columns = [int(each["flat_feature_index"]) for each in features.get("float_features", ())]
-    # NaN is less than every border, or greater ("AsTrue"); where training saw none, it is not greater than any.
+    # NaN is below every border, or above all ("AsTrue"); where training had none, it is above none.
     right = [each["nan_value_treatment"] == "AsTrue" for each in features.get("float_features", ())]
     scale, bias = model["scale_and_bias"]
     base = np.atleast_1d(np.asarray(bias, dtype=np.float64))
@@ -194,7 +194,7 @@ def _add_oblivious(
     features: tuple[list[int], list[bool]],
     splits_by_category: CategorySplits | None,
 ) -> None:
-    """A tree that asks the same question everywhere on a level; the first question is the lowest bit of a leaf."""
+    """A symmetric tree: the nodes of a level share a split; the first split is the lowest bit of a leaf number."""
     splits = tree.get("splits") or []
     values = np.asarray(tree["leaf_values"], dtype=np.float64).reshape(-1, outputs) * scale
     depth = len(splits)
@@ -204,7 +204,7 @@ def _add_oblivious(
     left, right = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     weights, missing = np.zeros((count, outputs)), np.zeros(count, dtype=np.bool_)
     for level in range(depth):
-        split = splits[depth - 1 - level]  # the highest bit stands at the root
+        split = splits[depth - 1 - level]  # the highest bit is at the root
         start, size = (1 << level) - 1, 1 << level
         nodes = np.arange(start, start + size)
         left[nodes], right[nodes] = 2 * nodes + 1, 2 * nodes + 2

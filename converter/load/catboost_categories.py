@@ -1,13 +1,13 @@
-"""CatBoost's splits by category: what CatBoost itself answers to every combination of categories, as a table.
+"""CatBoost's splits by category as tables of CatBoost's own answers to every combination of categories.
 
-CatBoost makes numbers of categories by hashes and by statistics of its training (CTR), alone or of several together,
-some of them with comparisons of numbers. Each such split depends on a few features only, and a symmetric tree's leaf
-number holds the outcome of each of its splits as a bit: CatBoost is asked for the leaf of every combination, and the
-outcomes become a table of the graph (`category_sets.py`).
+CatBoost turns categories into numbers by hashes and by statistics of the training (CTR), of one or several features,
+sometimes combined with comparisons of numbers. Each such split depends on a few features only, and a symmetric tree's
+leaf number holds the outcome of each split as a bit. CatBoost computes the leaf of every combination, and the outcomes
+become a table of the graph (`category_sets.py`).
 
-Guarantee: a text that is no declared category is answered as CatBoost answers one that training never saw. Weak points:
-a text that training saw but the specification does not declare counts as such a one; more than `_MOST` combinations of
-one split are refused, and so are trees that are not symmetric.
+Guarantee: an undeclared text gets CatBoost's answer to a text that training did not contain. Weak points: a text of the
+training that the specification does not declare counts as undeclared; a split with more than `_MOST` combinations is
+refused, and so are trees that are not symmetric.
 """
 
 import math
@@ -22,12 +22,12 @@ from converter.graph.category_sets import CategorySets, Digit
 from converter.spec import ChannelSpec
 from edge_runtime.errors import CommandError
 
-_MOST = 4096  # combinations of categories and comparisons that one split may depend on
-_NEVER_SEEN = "\N{SYMBOL FOR NULL} no category"  # what stands for a text that is none of the declared ones
+_MOST = 4096  # combinations of categories and comparisons of one split
+_NEVER_SEEN = "\N{SYMBOL FOR NULL} no category"  # stands for an undeclared text
 
 
 def texts_of(features: Mapping[str, Any], channels: Sequence[ChannelSpec], place: str) -> dict[int, tuple[str, ...]]:
-    """The declared texts of each column that CatBoost takes as a category.
+    """The declared texts of each column that CatBoost treats as a category.
 
     Raises:
         CommandError: a channel declares none.
@@ -44,7 +44,7 @@ def texts_of(features: Mapping[str, Any], channels: Sequence[ChannelSpec], place
 
 
 def with_texts(x: NDArray[np.float32], texts: Mapping[int, Sequence[str]]) -> NDArray[Any]:
-    """Rows as CatBoost takes them: texts in the place of indexes."""
+    """Rows as CatBoost's input: texts instead of indexes."""
     if not texts:
         return x
     rows = x.astype(object)
@@ -58,13 +58,13 @@ def with_texts(x: NDArray[np.float32], texts: Mapping[int, Sequence[str]]) -> ND
 
 
 class CategorySplits:
-    """The splits of one model that look at categories.
+    """The splits by category of one model.
 
     Args:
         model: CatBoost's own JSON.
-        booster: the same model, to be asked.
+        booster: the same model in CatBoost.
         texts: the declared texts of each column of categories.
-        sets: where the tables go.
+        sets: takes the tables.
         place: the file, for messages.
     """
 
@@ -96,7 +96,7 @@ class CategorySplits:
         self._leaves: dict[tuple[Digit, ...], NDArray[np.int64]] = {}
 
     def column(self, split: Mapping[str, Any]) -> int:
-        """The column that is 1 where the split says yes.
+        """The column that is 1 where the split is true.
 
         Raises:
             CommandError: it depends on too many combinations.
@@ -111,7 +111,7 @@ class CategorySplits:
         return self._sets.tabled(digits, yes == 1)
 
     def _asked(self, digits: tuple[Digit, ...]) -> NDArray[np.int64]:
-        """The leaf of every tree for each combination, the last digit counted fastest."""
+        """The leaf of every tree for each combination; the last digit changes fastest."""
         if digits in self._leaves:
             return self._leaves[digits]
         count = math.prod(digit.size for digit in digits)
@@ -136,14 +136,14 @@ class CategorySplits:
             return self._texts[digit.feature][place - 1] if place else _NEVER_SEEN
         if place == len(digit.borders):
             return float(np.nextafter(np.float32(digit.borders[-1]), np.float32(np.inf)))
-        return float(np.float32(digit.borders[place]))  # not above this border, and above those before it
+        return float(np.float32(digit.borders[place]))  # below this border, above the previous ones
 
     def _category(self, index: int) -> Digit:
         column = self._flat[index]
         return Digit(column, len(self._texts[column]) + 1)
 
     def _of_elements(self, elements: Sequence[Mapping[str, Any]]) -> tuple[Digit, ...]:
-        """What a statistic depends on: categories, and numbers by the borders that they are compared with."""
+        """The features of a statistic: categories, and numbers with the borders of their comparisons."""
         categories = {int(each["cat_feature_index"]) for each in elements if "cat_feature_index" in each}
         borders: dict[int, set[float]] = {}
         for each in elements:

@@ -1,6 +1,6 @@
-"""Detectors: where boxes and scores stand in their outputs, and what suppression leaves of them, in numpy.
+"""Detectors: the layout of boxes and scores in their outputs, and suppression in numpy.
 
-The same is made of ONNX operators by `converter/graph/suppress.py`; what stands here is the truth that it is held to.
+`converter/graph/suppress.py` does the same with ONNX operators; this module is its reference.
 Boxes are suppressed class by class: of those that overlap more than `overlap` the one with the highest score stays. The
 answer has `most` rows, highest scores first: `boxes` as left, top, right, bottom in the units of the model, `scores`
 and `label`, with -1 for a row without a detection.
@@ -22,14 +22,14 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """How a detector's outputs are read.
+    """The layout of a detector's outputs.
 
     Attributes:
-        sources: one output with everything, or that of the boxes and that of the scores.
-        candidates: boxes before suppression.
-        classes: as many as there are columns of scores that count.
-        turned: for each output whether its candidates are the last axis.
-        activation: what makes scores of the numbers: none, sigmoid or softmax.
+        sources: one output with both, or that of the boxes and that of the scores.
+        candidates: the number of boxes before suppression.
+        classes: the number of score columns that count.
+        turned: for each output, whether its candidates are the last axis.
+        activation: turns the numbers into scores: none, sigmoid or softmax.
         rules: of the specification.
         notes: for the user.
     """
@@ -44,11 +44,11 @@ class Detection:
 
     @property
     def most(self) -> int:
-        """Rows of the answer."""
+        """The number of rows of the answer."""
         return min(self.rules.most, self.candidates * len(self.classes))
 
     def found(self, arrays: Sequence[Array]) -> dict[str, Array]:
-        """The detections in what the model gives to n windows."""
+        """The detections in the model's outputs for n windows."""
         count = len(arrays[0])
         boxes, scores = self._parts(arrays)
         answer: dict[str, Array] = {
@@ -89,7 +89,7 @@ class Detection:
         return corners(boxes, self.rules.boxes), scores.astype(np.float32)
 
     def _suppressed(self, boxes: Floats, scores: Floats) -> list[int]:
-        """The candidates of one class that stay, by falling score."""
+        """The remaining candidates of one class, the highest score first."""
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] > self.rules.threshold]
         kept: list[int] = []
@@ -129,7 +129,7 @@ def overlaps(box: Floats, others: Floats) -> Floats:
 
 
 def _in_order(boxes: Floats) -> Floats:
-    """Boxes whose corners may stand in any order, as `NonMaxSuppression` takes them: the upper left one first."""
+    """Sort the corners of boxes, which `NonMaxSuppression` accepts in any order: the upper left one first."""
     one, other = boxes[..., :2], boxes[..., 2:]
     return np.concatenate([np.minimum(one, other), np.maximum(one, other)], axis=-1)
 
@@ -140,14 +140,14 @@ def find_detection(
     """Find boxes and scores among the outputs.
 
     Args:
-        probe: what the model answers to a few windows.
-        floats: its outputs of numbers.
-        said: names of the specification, `boxes` and `scores`, and the outputs that are meant.
-        spec: the specification; its labels tell how many classes there are.
+        probe: the model's outputs for a few windows.
+        floats: its numeric outputs.
+        said: `boxes` and `scores` of the specification, with the outputs that they name.
+        spec: the specification; the number of its labels is the number of classes.
         place: the file, for messages.
 
     Raises:
-        CommandError: the sizes fit no detector, or several.
+        CommandError: the sizes match no layout, or several.
     """
     rules = spec.detection or DetectionSpec()
     if not spec.labels:
@@ -188,7 +188,7 @@ def find_detection(
 def _boxes_first(
     probe: dict[str, Array], sources: tuple[str, ...], sizes: tuple[int, ...], place: str
 ) -> tuple[str, ...]:
-    """The two outputs, that of the boxes first, where their sizes tell which is which."""
+    """The two outputs, the boxes first, if their sizes are unambiguous."""
     orders = [
         order
         for order in (sources, sources[::-1])
@@ -203,7 +203,7 @@ def _boxes_first(
 
 
 def _axis(array: Array, size: int, name: str, place: str) -> tuple[bool, int]:
-    """Whether the candidates of an output are its last axis, and how many there are."""
+    """Whether the candidates of an output are its last axis, and their number."""
     shape = [extent for extent in array.shape[1:] if extent != 1] or [1]
     if len(shape) == 1:
         shape = [1, *shape] if shape[0] == size else [shape[0], 1]

@@ -1,4 +1,4 @@
-"""What of a window goes into which input of a model, and what its other inputs and its outputs are."""
+"""The parts of a window for each input of a model, and its other inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -16,7 +16,7 @@ from edge_runtime.errors import CommandError
 
 
 def require_name(name: str, known: Any, what: str, place: str) -> None:
-    """Refuse a name that the file does not have."""
+    """Refuse a name that is not in the file."""
     if name not in known:
         raise CommandError(f"{place}: {what}: expected one of {', '.join(known)}, found {name!r}")
 
@@ -31,7 +31,7 @@ def feeds_of(inputs: Mapping[str, Any], states: set[str], spec: Spec, place: str
         place: the file, for messages.
 
     Raises:
-        CommandError: an input is fed by nothing, or a name is unknown, or sizes do not fit.
+        CommandError: an input has no source, a name is unknown, or sizes do not match.
     """
     for name in spec.constants:
         require_name(name, inputs, "[constants]", place)
@@ -64,7 +64,7 @@ def _groups(inputs: Mapping[str, Any], free: list[str], spec: Spec, place: str) 
 
 
 def _group(given: Any, group: InputSpec, names: Sequence[str], spec: Spec, *, place: str) -> ModelInput:
-    """One group: its channels over the whole window, or of a window's last reading where the input is that small."""
+    """One group: its channels over the whole window, or of the last reading where the input has that size."""
     columns = tuple(names.index(name) for name in group.channels)
     channels = tuple(spec.channel[column] for column in columns)
     own = msgspec.structs.replace(spec, channel=channels)
@@ -90,9 +90,9 @@ def _dims(given: Any) -> tuple[int, ...]:
 def constants_of(
     inputs: Mapping[str, Any], feeds: Sequence[ModelInput], spec: Spec, place: str
 ) -> dict[str, NDArray[Any]]:
-    """The values of `[constants]` in the shape of their inputs, with a batch axis of 1 where that is open.
+    """The values of `[constants]` in the shape of their inputs; an open batch axis becomes 1.
 
-    An open size that a fed input has by the same name is as long as there: a mask over a window of tokens.
+    Another open size takes the size of the same name in a fed input, such as a mask over a window of tokens.
     """
     sizes = {
         size: found
@@ -117,15 +117,15 @@ def constants_of(
 
 
 def _size(size: Any, sizes: dict[str, int], own: int) -> int:
-    """One size of a constant: the input's, that of a window's input by its name, or its own."""
+    """One size of a constant: fixed by its input, by a fed input of the same name, or by the constant itself."""
     return size if isinstance(size, int) and size > 0 else sizes.get(str(size), own)
 
 
 def named_tensor(name: str, probe: NDArray[Any], task: str, place: str) -> NamedTensor:
-    """One output as the manifest describes it, from what the model answers to a few windows.
+    """One output as in the manifest, from the model's answers to a few windows.
 
     Raises:
-        CommandError: it is text, or has no row for each window.
+        CommandError: it is text, or does not have a row for each window.
     """
     if probe.dtype.kind not in "fiub" or not probe.ndim:
         raise CommandError(f"{place}: [[output]] {name}: expected numbers, found {probe.dtype}")

@@ -32,8 +32,8 @@ def forest_core(
 
     Args:
         forest: the trees.
-        columns: the width of what they look at.
-        link: how sums become answers. `mean`: probabilities, divided by `divisor`. `sigmoid`: one sum, the second
+        columns: the width of their input.
+        link: turns sums into answers. `mean`: probabilities, divided by `divisor`. `sigmoid`: one sum, the second
             class from zero on; `sigmoid_open`: above zero; `sigmoid_half`: above one half. `hinge`: the second class
             above zero, for certain. `softmax`: a sum a class. `one_each`: a sum a class, each
             with a probability of its own. `share_each` and `label_each`: each sum is a label of its own, which is there
@@ -48,7 +48,7 @@ def forest_core(
         raw: the sums themselves are asked for, as decision values.
     """
     builder = GraphBuilder()
-    # a prefix may have such names inside
+    # a prefix may use such names inside
     builder.reserve("sums", "label", "labels", "scores", "value", "score", "decisions")
     if prefix is None:
         shape: tuple[int, ...] = (columns,)
@@ -82,10 +82,10 @@ def forest_core(
 
 
 def _ranked(builder: GraphBuilder, exact: str, forest: Forest, columns: int) -> tuple[str, Forest]:
-    """Float64 features as ranks among the thresholds, and the trees in ranks: every comparison stays one in float64.
+    """Replace float64 features and thresholds by ranks, so that every comparison has float64's result.
 
-    The rank is the number of a feature's thresholds that a value has passed; "value <= threshold number k" is
-    "rank <= k". What is missing stays missing.
+    The rank is the number of a feature's thresholds below a value; "value <= threshold number k" is "rank <= k". A
+    missing value stays missing.
     """
     thresholds, blocks = np.zeros(len(forest.threshold)), []
     passed = "Greater" if forest.compare == "<=" else "GreaterOrEqual"

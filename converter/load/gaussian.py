@@ -1,8 +1,8 @@
 """Gaussian process classifiers of several classes, which skl2onnx refuses: one binary process a class.
 
 scikit-learn fits one Laplace approximation for each class against the rest (Rasmussen and Williams, Gaussian Processes
-for Machine Learning, algorithm 3.2). Its probabilities are theirs, divided by their sum; its label is the first of the
-largest. One process against one, `multi_class="one_vs_one"`, gives no probabilities, and is refused.
+for Machine Learning, algorithm 3.2). The probabilities of all are divided by their sum; the label is the first of the
+largest. `multi_class="one_vs_one"` gives no probabilities and is refused.
 """
 
 import copy
@@ -22,11 +22,11 @@ def is_several(estimator: Any) -> bool:
 
 
 def several_core(estimator: Any, columns: int, convert: Callable[[Any], Any], place: str) -> Core:
-    """The graph of all processes, float64 in and out.
+    """The graph of all processes, with float64 input and output.
 
     Args:
         estimator: fitted, of more than two classes.
-        columns: how many it takes.
+        columns: the number of its input columns.
         convert: a binary classifier -> its ONNX model, with a label and two probabilities.
         place: the file, for messages.
 

@@ -1,11 +1,11 @@
-"""Keras 3 and older Keras: `.keras` and `.h5` files, on Keras's torch backend, exported as any PyTorch module is.
+"""Keras 3 and older Keras: `.keras` and `.h5` files, on Keras's torch backend, exported like any PyTorch module.
 
-The truth is the Keras model itself. Keras 2 wrote words that Keras 3 stumbles over (the `groups` of a depthwise
-convolution, the `time_major` of a recurrent layer); such a file is read from a copy without them, where they have the
-value that Keras 3 takes for granted. A file with a Lambda layer or its kin, or with objects from outside Keras, carries
-code and needs --trust. The format is decided once, by the first bytes, and Keras gets a copy that holds exactly what
-was checked and bears the suffix of that format: a file can be HDF5 and a zip at once. TensorFlow is not needed; its
-SavedModel folders are read by `savedmodel.py`.
+The reference is the Keras model itself. Keras 2 wrote keys that Keras 3 refuses (the `groups` of a depthwise
+convolution, the `time_major` of a recurrent layer); such a file is read from a copy without them, if they have Keras
+3's fixed value. A file with a Lambda or similar layer, or with objects from outside Keras, carries code and needs
+--trust. The first bytes decide the format once, and Keras gets a copy of exactly the checked content with the suffix of
+that format, since a file can be HDF5 and a zip at once. TensorFlow is not needed; `savedmodel.py` reads its SavedModel
+folders.
 """
 
 import json
@@ -24,11 +24,11 @@ from converter.load.torch import TorchModel, exported, quiet
 from converter.spec import Spec
 from edge_runtime.errors import CommandError
 
-# What an architecture may be made of. Functions are not among them: `keras.utils.get_file` is one as well.
+# Allowed modules of an architecture. Functions are not allowed: `keras.utils.get_file` is one as well.
 _KNOWN_MODULES = ("keras.layers", "keras.initializers", "keras.regularizers", "keras.constraints", "keras.src.models",
                   "keras.optimizers", "keras.losses", "keras.metrics")  # fmt: skip
-# Words of Keras 2 that Keras 3 has no place for: the layers that have them, and the only value that changes nothing.
-# How a weight begins and is held in training means nothing to a trained model, whatever it says.
+# Keys of Keras 2 that Keras 3 refuses: their layers, and the only value without effect.
+# Initialisers, regularisers and constraints have no effect on a trained model.
 _SEPARABLE = ("SeparableConv1D", "SeparableConv2D")
 _FORMER: dict[str, tuple[tuple[str, ...], Any]] = {
     "groups": (("DepthwiseConv1D", "DepthwiseConv2D", *_SEPARABLE, "Conv1DTranspose", "Conv2DTranspose",
@@ -39,14 +39,14 @@ _FORMER: dict[str, tuple[tuple[str, ...], Any]] = {
     "kernel_constraint": (_SEPARABLE, ...),
 }  # fmt: skip
 _FORMER_MODULE = "tf_keras.src.engine.functional"
-# Layers and objects that are code, or bring programs of other frameworks along, by any way of naming them.
+# Layers and objects that are code, or contain programs of other frameworks, under every name.
 _CODE = frozenset({
     "Lambda", "__lambda__", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer", "TFLayer", "TensorFlowOpLayer",
     "TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceMethod", "__typespec__",
 })  # fmt: skip
 _WEIGHTS = "model.weights.h5"
 _MEMBERS = ("metadata.json", "config.json", _WEIGHTS)
-_SAFE = (3, 12)  # older ones run code of files in spite of `safe_mode` (CVE-2025-1550, -8747, -9905, -12058)
+_SAFE = (3, 12)  # older ones run code in files despite `safe_mode` (CVE-2025-1550, -8747, -9905, -12058)
 _KNOWN_IN_KERAS = ("Functional", "Sequential", "Model", "DTypePolicy")
 
 
@@ -54,7 +54,7 @@ def load(path: Path, spec: Spec, trust: bool) -> TorchModel:
     """Load a Keras file.
 
     Raises:
-        CommandError: Keras is not installed, or the file is damaged or carries code and is not trusted.
+        CommandError: Keras is not installed, the file is damaged, or it carries code and is not trusted.
     """
     is_zip = _is_zip(path)
     modern = _modern(_config_of(path, is_zip))
@@ -105,7 +105,7 @@ def load(path: Path, spec: Spec, trust: bool) -> TorchModel:
 
 
 def _sizes(given: Any, count: int, spec: Spec, path: Path) -> tuple[int, ...]:
-    """The sizes of an input, open ones from the specification.
+    """The sizes of an input; open ones come from the specification.
 
     Raises:
         CommandError: the specification does not give them.
@@ -150,7 +150,7 @@ def _module_of_several(torch: Any, model: Any) -> Any:
 
 
 def _module_of(torch: Any, model: Any) -> Any:
-    """The model as a module that takes one tensor and is in evaluation mode, whatever Keras thinks of arguments."""
+    """The model as a module with one tensor as argument, in evaluation mode."""
 
     class Module(torch.nn.Module):  # type: ignore[misc]
         """Keras's own model, called without training."""
@@ -181,7 +181,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _config_of(path: Path, is_zip: bool) -> Any:
-    """The architecture, as JSON; nothing of the file is run."""
+    """The architecture as JSON; no code of the file runs."""
     try:
         if is_zip:
             with zipfile.ZipFile(path) as archive:
@@ -200,7 +200,7 @@ def _config_of(path: Path, is_zip: bool) -> Any:
 
 
 def _links(path: Path, is_zip: bool) -> list[str]:
-    """Weights that would be read from other files."""
+    """Weights that refer to other files."""
     if not is_zip:
         return _links_in(path, path)
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as place:
@@ -213,7 +213,7 @@ def _links(path: Path, is_zip: bool) -> list[str]:
 
 
 def _links_in(weights: Path, path: Path) -> list[str]:
-    """Links of an HDF5 file to other files, of every kind that HDF5 has.
+    """Links of an HDF5 file to other files, of every kind in HDF5.
 
     Raises:
         CommandError: it is no HDF5.
@@ -242,7 +242,7 @@ def _links_in(weights: Path, path: Path) -> list[str]:
 
 
 def _modern(config: Any) -> Any:
-    """The architecture in the words of Keras 3."""
+    """The architecture with the keys of Keras 3."""
     if isinstance(config, list):
         return [_modern(value) for value in config]
     if not isinstance(config, dict):
@@ -265,7 +265,7 @@ def _modern(config: Any) -> Any:
 
 
 def _rewritten(path: Path, config: Any, place: Path, *, is_zip: bool) -> Path:
-    """A copy of what was checked and nothing else, with the suffix by which Keras takes it for what it is."""
+    """A copy of exactly the checked content, with the suffix of its format."""
     if not is_zip:
         copy = place / "model.h5"
         shutil.copyfile(path, copy)
@@ -282,7 +282,7 @@ def _rewritten(path: Path, config: Any, place: Path, *, is_zip: bool) -> Path:
 
 
 def _code_in(config: Any) -> Iterator[str]:
-    """Every object in the architecture that brings code of its own."""
+    """Every object in the architecture that carries code."""
     if isinstance(config, dict):
         name, module = config.get("class_name"), config.get("module")
         for key in ("class_name", "registered_name"):
@@ -300,7 +300,7 @@ def _code_in(config: Any) -> Iterator[str]:
 
 
 def _recognise(file: ModelFile) -> str | None:
-    if file.head.startswith(b"\x89HDF"):  # what may stand behind it, such as a zip, is not looked at
+    if file.head.startswith(b"\x89HDF"):  # content behind it, such as a zip, is ignored
         return "keras"
     return "keras" if {"model.weights.h5", "config.json"} <= (file.members or set()) else None
 

@@ -1,7 +1,7 @@
-"""What a loader is to the registry: how it recognises a file, and what it makes of it.
+"""A loader in the registry: how it recognises a file, and the function that loads it.
 
-A file is judged by its content first: a pickle is a pickle whatever it is called. A loader sees the first bytes, or the
-names in an archive, and never opens the file to recognise it, so that nothing in it runs.
+The content of a file decides before its name: a pickle is recognised under any name. A loader gets the first bytes, or
+the names in an archive, and never opens the file to recognise it, so that no code in it runs.
 """
 
 import zipfile
@@ -18,10 +18,10 @@ _HEAD_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What the user named, as far as it was looked at.
+    """The user's path with the bytes that recognition needs.
 
     Attributes:
-        path: the file or folder; a `module:function` is no file at all.
+        path: the file, the folder, or a `module:function`.
         head: the first bytes of a file; empty for archives and folders.
         suffix: of the file's name, in lower case; empty for archives and folders.
         members: the names in a zip archive; None for other files.
@@ -34,10 +34,10 @@ class ModelFile:
 
     @classmethod
     def look_at(cls, path: Path) -> "ModelFile":
-        """Read what recognition needs.
+        """Read the bytes that recognition needs.
 
         Raises:
-            CommandError: it cannot be read, is empty, or a damaged archive.
+            CommandError: it cannot be read, is empty, or is a damaged archive.
         """
         try:
             with path.open("rb") as file:
@@ -60,7 +60,7 @@ class ModelFile:
 
     @property
     def in_words(self) -> str:
-        """What it is where no loader knows it."""
+        """Its kind in words, for a file that no loader takes."""
         if self.members is not None:
             return "an archive that no loader knows"
         return f"a file that no loader knows (suffix {self.suffix or 'none'})"
@@ -71,9 +71,9 @@ class Loader:
     """One framework.
 
     Attributes:
-        name: as messages list it.
-        recognise: the kind of a file that this loader takes, in its own words; None for any other.
-        load: makes the model of the file, the specification, that kind, and whether code in the file may run.
+        name: in messages.
+        recognise: returns the kind of a file that this loader takes; None for any other.
+        load: makes the model from the file, the specification, that kind, and whether code in the file may run.
     """
 
     name: str

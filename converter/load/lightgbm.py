@@ -19,7 +19,7 @@ from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-# `kZeroThreshold` of LightGBM: its prediction leaves smaller numbers out of a row, and takes zero for them.
+# `kZeroThreshold` of LightGBM: its prediction treats smaller numbers as zero.
 _TINY = float(np.float32(1e-35))
 _OBJECTIVES: dict[str, tuple[Task, Link]] = {
     "binary": ("classification", "sigmoid_open"),
@@ -42,11 +42,11 @@ def load(path: Path, spec: Spec) -> "LightgbmModel":
     """Load a model file.
 
     Raises:
-        CommandError: lightgbm is not installed, or the file is not one that it reads, or has parts without ONNX form.
+        CommandError: lightgbm is not installed, cannot read the file, or the file has parts without ONNX form.
     """
     lightgbm = require("lightgbm", path)
     text = path.read_text(encoding="utf-8", errors="replace")
-    if "end of trees" not in text:  # LightGBM itself crashes on some files that end early
+    if "end of trees" not in text:  # LightGBM crashes on some truncated files
         raise CommandError(f"{path}: expected a LightGBM model, found a truncated one")
     try:
         booster = lightgbm.Booster(model_str=text)
@@ -56,7 +56,7 @@ def load(path: Path, spec: Spec) -> "LightgbmModel":
 
 
 class LightgbmModel(SourceModel):
-    """A booster, as its own training saved it."""
+    """A LightGBM model file."""
 
     framework = "LightGBM"
     trees = True
@@ -78,7 +78,7 @@ class LightgbmModel(SourceModel):
             self.classes = tuple(range(2 if self._forest.outputs == 1 else self._forest.outputs))
 
     def predict(self, windows: Floats) -> Answer:
-        """Ask LightGBM, in float64 on the float32 values."""
+        """Call LightGBM, in float64 on the float32 values."""
         x = coded(windows.reshape(len(windows), -1).astype(np.float64), self._indexes)
         found = np.asarray(self._booster.predict(x, num_threads=1))
         if self.task == "regression":
@@ -88,7 +88,7 @@ class LightgbmModel(SourceModel):
         return Answer(label=(found > 0.5).astype(np.int64), scores=np.stack([1.0 - found, found], axis=1))
 
     def takes_unknown(self, column: int) -> bool:
-        """See `SourceModel`: a value that is in no set of categories takes the other way."""
+        """See `SourceModel`: a value outside of every set of categories goes to the other side."""
         return self._forest.sets is not None and self._forest.sets.has(column)
 
     def core(self) -> Core:
@@ -98,7 +98,7 @@ class LightgbmModel(SourceModel):
 
 
 def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Forest, Link, Task]:
-    """A booster's trees, what its sums mean, and its task. `indexes` says what stands in a window for a code.
+    """A booster's trees, link and task. `indexes` maps codes to values in a window.
 
     Raises:
         CommandError: it has parts that ONNX trees do not have.
@@ -169,14 +169,14 @@ def _add(
 
 
 def _split_column(node: dict[str, Any], sets: CategorySets, indexes: Indexes) -> int:
-    """The column of a set of categories: they go left; others, negative numbers and missing ones right."""
+    """The column of a set of categories: its members go left; others, negative numbers and missing values go right."""
     column = int(node["split_feature"])
     codes = [int(code) for code in str(node["threshold"]).split("||")]
     return sets.column(column, named(codes, column, indexes), unknown=False, missing=False)
 
 
 def _missing_goes_left(node: dict[str, Any]) -> bool:
-    """Where NaN goes: to the default side, or, where training saw none, where zero goes."""
+    """The side of NaN: the default side, or the side of zero where training had no NaN."""
     return bool(node["default_left"]) if node["missing_type"] == "NaN" else float(node["threshold"]) >= 0.0
 
 

@@ -1,11 +1,11 @@
-"""Nearest neighbours of scikit-learn where skl2onnx has no right form: weights by distance, several labels, metrics.
+"""Nearest neighbours of scikit-learn that skl2onnx converts wrongly: weights by distance, several labels, metrics.
 
-The nearest rows of the training are found by squared distances from one product of matrices, in float64 around the
-mean of the training; the distances to those few are then computed exactly, so that a reading which is a row of the
-training has the distance 0, as in scikit-learn, and is answered by that row alone.
+Squared distances from one matrix product, in float64 around the mean of the training, find the nearest training rows.
+The distances to those few are then computed exactly, so that a reading that equals a training row has distance 0, as in
+scikit-learn, and gets the answer of that row.
 
-Weak points: of rows at the same distance another may be the last of the neighbours; other metrics than the Euclidean
-compare with every row of the training at once, which is refused beyond `_MOST_NUMBERS`.
+Weak points: of rows at the same distance, another may be the last neighbour; metrics other than the Euclidean compare
+with every training row at once, which is refused beyond `_MOST_NUMBERS`.
 """
 
 from typing import Any
@@ -17,11 +17,11 @@ from edge_runtime.errors import CommandError
 
 _EUCLIDEAN = ("euclidean", "l2", "minkowski")
 _OTHERS = ("manhattan", "l1", "cityblock", "chebyshev")
-_MOST_NUMBERS = 250_000  # of the training's rows, for metrics that are no product of matrices
+_MOST_NUMBERS = 250_000  # of the training rows, for metrics that are no matrix product
 
 
 def is_ours(estimator: Any) -> bool:
-    """Whether a classifier or regressor of neighbours is written here."""
+    """Whether this module converts a classifier or regressor of neighbours."""
     if type(estimator).__name__ not in ("KNeighborsClassifier", "KNeighborsRegressor"):
         return False
     metric, power = _metric(estimator)
@@ -31,10 +31,10 @@ def is_ours(estimator: Any) -> bool:
 
 
 def check_neighbours(estimator: Any, place: str) -> None:
-    """Refuse weights by a function, and metrics that have no form here for several labels or weights by distance.
+    """Refuse weights by a function, and metrics without a form here for several labels or weights by distance.
 
     Raises:
-        CommandError: it is one of these.
+        CommandError: it is refused.
     """
     kind = type(estimator).__name__
     if kind not in ("KNeighborsClassifier", "KNeighborsRegressor"):
@@ -59,7 +59,7 @@ def check_neighbours(estimator: Any, place: str) -> None:
 
 
 def write_neighbours(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
-    """The graph of an estimator that `is_ours`: the weighted mean of what the neighbours say."""
+    """The graph of an estimator that `is_ours`: the weighted mean of the neighbours' values."""
     index, weights = _nearest(builder, x, estimator)
     classes = getattr(estimator, "classes_", None)
     codes = np.asarray(estimator._y)  # noqa: SLF001 - there is no public way to what was learnt
@@ -88,7 +88,7 @@ def write_neighbours(builder: GraphBuilder, x: str, estimator: Any) -> dict[str,
 
 
 def _nearest(builder: GraphBuilder, x: str, estimator: Any) -> tuple[str, str]:
-    """The rows of the training that are nearest, `[N, k]`, and their weights, `[N, k, 1]`."""
+    """The nearest training rows, `[N, k]`, and their weights, `[N, k, 1]`."""
     rows = np.asarray(estimator._fit_X, dtype=np.float64)  # noqa: SLF001 - as above
     if _is_euclidean(estimator):
         middle = rows.mean(axis=0)
@@ -96,7 +96,7 @@ def _nearest(builder: GraphBuilder, x: str, estimator: Any) -> tuple[str, str]:
         off = builder.node("Sub", x, builder.constant(middle[None], np.float64))
         product = builder.node("MatMul", off, builder.constant(centred.T, np.float64))
         squares = builder.constant((centred**2).sum(axis=1)[None], np.float64)
-        # The squared length of the reading itself is the same for every row, and changes no order.
+        # The squared length of the reading is the same for every row and does not change the order.
         far = builder.node("Sub", squares, builder.node("Add", product, product))
     else:
         wide = builder.node("Unsqueeze", x, builder.constant([1], np.int64))
@@ -118,7 +118,7 @@ def _nearest(builder: GraphBuilder, x: str, estimator: Any) -> tuple[str, str]:
 
 
 def _length(builder: GraphBuilder, off: str, estimator: Any, *, keep: int) -> str:
-    """The length of the last axis of three in the estimator's metric."""
+    """The norm over the last of three axes in the estimator's metric."""
     axes = builder.constant([2], np.int64)
     if _is_euclidean(estimator):
         squares = builder.node("ReduceSum", builder.node("Mul", off, off), axes, keepdims=keep)
@@ -134,7 +134,7 @@ def _is_euclidean(estimator: Any) -> bool:
 
 
 def _metric(estimator: Any) -> tuple[str, float]:
-    """The metric that scikit-learn computes with."""
+    """The metric that scikit-learn uses."""
     settings = getattr(estimator, "effective_metric_params_", None) or {}
     if settings.get("w") is not None:
         return "minkowski with weights", 0.0

@@ -1,8 +1,8 @@
-"""ONNX from anywhere: in the normal form already, or with one window in and scores, values or a score out.
+"""ONNX files of any origin: in the normal form, or with a window as input and scores, values or a score as output.
 
-Old opsets are raised, a batch frozen at 1 is made free where the graph allows it, and what the file leaves open
-(which tensors, which layout, logits or probabilities) is taken from the specification or from the graph itself.
-The source's answers are those of the file as it came, run by onnxruntime with numpy around it.
+Old opsets are raised, and a batch fixed at 1 is made free where the graph allows it. Facts that the file lacks
+(tensors, layout, logits or probabilities) come from the specification or from the graph. The source's answers are those
+of the unchanged file, run by onnxruntime with numpy around it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,9 +47,9 @@ _NORMAL_OUTPUTS = {
     "anomaly": ("score",),
 }  # fmt: skip
 _PROBE_ROWS = 16
-_LARGE = 1 << 17  # numbers of a window, from which on two rows are enough
+_LARGE = 1 << 17  # numbers of a window, from which on two rows suffice
 _TRANSPARENT = ("DequantizeLinear", "QuantizeLinear", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
-# What leaves single probabilities probabilities: they are averaged, picked or moved.
+# Operators whose result is a probability if their input is: they average, select or move.
 _PICKING = ("ReduceMean", "ReduceMax", "ReduceMin", "Slice", "Gather", "Transpose", "Concat")
 
 
@@ -57,7 +57,7 @@ def load(path: Path, spec: Spec) -> "OnnxModel":
     """Load an ONNX file.
 
     Raises:
-        CommandError: it is no ONNX file, or has parts that no device would run.
+        CommandError: it is no ONNX file, or has parts that no device can run.
     """
     try:
         model = onnx.load_model(path, load_external_data=False)
@@ -67,7 +67,7 @@ def load(path: Path, spec: Spec) -> "OnnxModel":
 
 
 def from_model(model: onnx.ModelProto, spec: Spec, place: str) -> "OnnxModel":
-    """Take an ONNX model that is in memory already.
+    """Wrap an ONNX model in memory.
 
     Raises:
         CommandError: as `load`.
@@ -83,7 +83,7 @@ class OnnxModel(SourceModel):
         model: the graph.
         spec: the specification.
         place: the file, for messages.
-        states: what the loader knows to be carried from call to call, beside `[[state]]` of the specification.
+        states: state tensors that the loader found, beside `[[state]]` of the specification.
     """
 
     framework = "ONNX"
@@ -117,7 +117,7 @@ class OnnxModel(SourceModel):
         self._find_outputs(zipped)
 
     def _rows_mix(self) -> bool:
-        """Whether a window has another answer beside others than alone, by more than rounding."""
+        """Whether a window's answer in a batch differs from its answer alone, by more than rounding."""
         rows = self._probe()[:4]
         if rows[0].size > _LARGE:
             return False
@@ -146,14 +146,14 @@ class OnnxModel(SourceModel):
                 )
 
     def predict(self, windows: Floats) -> Answer:
-        """Ask onnxruntime, with the file as it came."""
+        """Run the unchanged file in onnxruntime."""
         if not self._fixed_batch and not self._states:
             return self._answer(self._run(windows), windows)
         rows = [self._run(windows[index : index + 1]) for index in range(len(windows))]
         return self._answer(_together(rows), windows)
 
     def stream(self, windows: Floats) -> tuple[Answer, dict[str, NDArray[Any]]] | None:
-        """Ask for windows that follow one another, the states handed on; None for a model without memory."""
+        """Answer consecutive windows with states handed on; None for a model without states."""
         if not self._states:
             return None
         rows = list(self._run_stream(windows))
@@ -166,7 +166,7 @@ class OnnxModel(SourceModel):
         return self._answer(_together(kept), windows), states
 
     def core(self) -> Core:
-        """The graph itself, at an opset that devices know, with a free batch where that works."""
+        """The graph at an opset that devices support, with a free batch where that works."""
         model = at_opset(self._model, self._place)
         free, expanded = True, set(self._expanded)
         if self._fixed_batch:
@@ -192,7 +192,7 @@ class OnnxModel(SourceModel):
         )
 
     def _freed(self, model: onnx.ModelProto) -> tuple[onnx.ModelProto | None, set[str]]:
-        """The graph with a free batch, or None, and the constants that are then repeated for every row."""
+        """The graph with a free batch, or None, and the constants that must be repeated for every row."""
         names = [*(feed.input for feed in self._feeds), *(state.input for state in self._states)]
         for expanded in (set(self._expanded), set(self._constants)):
             freed = with_free_batch(model, [*names, *expanded])
@@ -216,7 +216,7 @@ class OnnxModel(SourceModel):
         return found
 
     def _find_outputs(self, zipped: dict[str, tuple[Any, ...]]) -> None:
-        """Which output plays which role, and what its columns are."""
+        """The role of each output, and its columns."""
         state_outputs = {state.output for state in self._states}
         outputs = {item.name: item for item in self._session.get_outputs() if item.name not in state_outputs}
         size = int(np.prod(self._layout.window))
@@ -280,7 +280,7 @@ class OnnxModel(SourceModel):
             self.threshold = self.manifest.output.threshold
 
     def _regress(self, sources: Sequence[str], probe: dict[str, NDArray[Any]]) -> None:
-        """The columns of one output, or of several side by side, which then name the targets."""
+        """The columns of one output, or of several side by side, whose names are the targets."""
         self._roles = {"value" if not place else f"value_{place}": name for place, name in enumerate(sources)}
         counts = [int(np.prod(probe[name].shape[1:])) for name in sources]
         self.targets = sum(counts)
@@ -347,7 +347,7 @@ class OnnxModel(SourceModel):
         frame = self._spec.frame
         shape = self._layout.window if len(self._feeds) == 1 else (self._spec.length, len(self._spec.channel))
         if frame is not None and frame.dtype in ("int32", "int64"):
-            low, high = (int(end) for end in frame.range or (0, 1))  # tokens: there are two at least
+            low, high = (int(end) for end in frame.range or (0, 1))  # tokens: at least two
             return np.random.default_rng(0).integers(low, high, (_PROBE_ROWS, *shape), endpoint=True).astype(np.float32)
         rows = np.random.default_rng(0).normal(size=(_PROBE_ROWS, *shape)).astype(np.float32)
         for feed in self._feeds if len(shape) == 2 else ():
@@ -357,7 +357,7 @@ class OnnxModel(SourceModel):
         return rows
 
     def _make_whole(self, rows: Floats, column: int) -> None:
-        """Whole numbers that a table of words knows: of the channel's range, or 0 and 1."""
+        """Whole numbers that an embedding table contains: of the channel's range, or 0 and 1."""
         given = self._spec.channel[column].range if column < len(self._spec.channel) else None
         low, high = (int(end) for end in given or (0, 1))
         rows[..., column] = np.random.default_rng(column).integers(low, high, rows.shape[:-1], endpoint=True)
@@ -365,7 +365,7 @@ class OnnxModel(SourceModel):
     def _run(
         self, windows: Floats, session: Any = None, *, states: dict[str, Any] | None = None, expanded: Any = None
     ) -> dict[str, NDArray[Any]]:
-        """Every output, of the file as it came or of another session of the same graph."""
+        """Every output of the unchanged file, or of another session of the same graph."""
         own = session is None or session is self._session
         if own and self._fixed_batch and len(windows) > 1:
             return _together([self._run(windows[index : index + 1]) for index in range(len(windows))])
@@ -374,7 +374,7 @@ class OnnxModel(SourceModel):
         return self._run_graph(windows, session or self._session, states or {}, expanded or self._expanded)
 
     def _ask(self, windows: Floats) -> dict[str, NDArray[Any]]:
-        """What the source answers, states at their start; a framework asks its own model."""
+        """The source's answers, with states at their start; loaders of other frameworks override it."""
         return self._run_graph(windows, self._session, {}, self._expanded)
 
     def _run_graph(
@@ -444,7 +444,7 @@ class OnnxModel(SourceModel):
         return Answer(value=np.concatenate(columns, axis=1).astype(np.float64))
 
     def _agrees(self, freed: onnx.ModelProto, expanded: set[str]) -> bool:
-        """Whether a graph whose batch was made free answers several rows as it answers each alone."""
+        """Whether a graph with a freed batch answers several rows as it answers each alone."""
         rows = self._probe()[:7]
         alone = self._run(rows)
         try:
@@ -462,7 +462,7 @@ class OnnxModel(SourceModel):
 
 
 def _together(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """The outputs of single windows as those of several."""
+    """Join the outputs of single windows."""
     return {
         name: np.concatenate([row[name] if row[name].shape[:1] == (1,) else row[name].reshape(1, -1) for row in rows])
         for name in rows[0]

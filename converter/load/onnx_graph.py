@@ -1,4 +1,4 @@
-"""Graphs of ONNX files as they come: soundness, what makes a tensor, the classes they carry, maps, opsets, batches."""
+"""Graphs of ONNX files: checks, the producers of a tensor, classes, maps, opsets, batches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,14 +12,14 @@ from converter.session import session_of
 from edge_runtime.bundle.manifest import METADATA_KEY, Manifest, read_manifest
 from edge_runtime.errors import CommandError
 
-_NEWEST_OPSET = 22  # of onnxruntime 1.20, the oldest that devices have
+_NEWEST_OPSET = 22  # of onnxruntime 1.20, the oldest on devices
 
 
 def check(model: onnx.ModelProto, place: str) -> None:
-    """Refuse what no device would run.
+    """Refuse a model that no device can run.
 
     Raises:
-        CommandError: the model is no sound ONNX, has weights elsewhere, or operators outside the standard.
+        CommandError: the model is invalid ONNX, has weights in other files, or operators outside the standard.
     """
     if any(tensor.data_location == TensorProto.EXTERNAL or tensor.external_data for tensor in _all_tensors(model)):
         raise CommandError(f"{place}: weights in other files are not accepted: save the model as one file")
@@ -36,7 +36,7 @@ def check(model: onnx.ModelProto, place: str) -> None:
 
 
 def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node: of the graph, of functions, and of the bodies of If, Loop and Scan in both."""
+    """Every node of the graph, of functions, and of the bodies of If, Loop and Scan in both."""
     waiting = [*model.graph.node, *(node for function in model.functions for node in function.node)]
     for training in model.training_info:
         waiting += [*training.initialization.node, *training.algorithm.node]
@@ -49,7 +49,7 @@ def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every constant tensor, wherever it stands."""
+    """Every constant tensor of the model."""
     graphs = [model.graph]
     for training in model.training_info:
         graphs += [training.initialization, training.algorithm]
@@ -74,10 +74,10 @@ def _is_standard(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 def makers_of(
     name: str, graph: onnx.GraphProto, through: tuple[str, ...], outside: dict[str, onnx.NodeProto] | None = None
 ) -> set[str]:
-    """The operators that make a tensor, seen through what only rounds, shapes or picks, and in every branch of an `If`.
+    """The operators that produce a tensor, in every branch of an `If`.
 
-    Empty where something else stands at its beginning, such as an input or a constant. `outside` are the makers of
-    what a branch takes from the graph around it.
+    Operators that only round, reshape or select are skipped. Empty where the tensor begins with something else, such as
+    an input or a constant. `outside` are the producers of tensors that a branch takes from the graph around it.
     """
     makers = {**(outside or {}), **{output: node for node in graph.node for output in node.output}}
     while name in makers and makers[name].op_type in through:
@@ -93,7 +93,7 @@ def makers_of(
 
 
 def class_constants(model: onnx.ModelProto, count: int) -> tuple[Any, ...]:
-    """The classes that a converted classifier carries, in an attribute or as the table that labels are taken from."""
+    """The classes in a converted classifier, from an attribute or from its table of labels."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute:
@@ -130,14 +130,14 @@ def manifest_of(model: onnx.ModelProto, place: str) -> Manifest | None:
 
 
 def numpy_type(kind: str) -> Any:
-    """`tensor(float)` as numpy says it."""
+    """The numpy type of `tensor(float)`."""
     names = {"float": "float32", "double": "float64"}
     inner = kind.removeprefix("tensor(").removesuffix(")")
     return np.dtype(names.get(inner, inner))
 
 
 def without_zipmap(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[Any, ...]]]:
-    """A copy whose outputs are tensors where the file had maps, and the classes that the maps named."""
+    """A copy with tensors as outputs in place of maps, and the classes that the maps named."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if copy.functions:
@@ -165,7 +165,7 @@ def without_zipmap(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, t
 
 
 def at_opset(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
-    """The same model at an opset that devices know and the quantiser takes."""
+    """The same model at an opset that devices and the quantiser support."""
     opset = opset_of(model)
     if OPSET <= opset <= _NEWEST_OPSET:
         return model
@@ -179,7 +179,7 @@ def at_opset(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
 
 
 def with_free_batch(model: onnx.ModelProto, inputs: list[str]) -> onnx.ModelProto | None:
-    """A copy whose batch of 1 is free, constant shapes in `Reshape` included; None where a shape is not known."""
+    """A copy with a free batch in place of 1, in `Reshape` too; None where a shape is not known."""
     try:
         known = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception:  # noqa: BLE001 - then shapes stay unknown

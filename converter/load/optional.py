@@ -1,4 +1,4 @@
-"""Frameworks that are extras: one that is not installed is named together with the command that installs it."""
+"""Optional frameworks: the message about a missing one contains the command that installs it."""
 
 import importlib
 import warnings
@@ -13,7 +13,7 @@ def require(package: str, place: object, extra: str = "") -> Any:
     Args:
         package: the module to import.
         place: the model file that needs it, for the message.
-        extra: the extra of this project that brings it, where it bears another name.
+        extra: the extra of this project that installs it, if its name differs.
 
     Raises:
         CommandError: it is not installed.

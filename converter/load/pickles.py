@@ -1,4 +1,4 @@
-"""Whether bytes are a pickle, found out without running anything of it."""
+"""Recognise a pickle without running it."""
 
 import io
 import pickletools
@@ -6,7 +6,7 @@ import pickletools
 from converter.load.kind import ModelFile
 
 _PICKLE_SUFFIXES = {".pkl", ".pickle", ".joblib", ".p"}
-# How joblib's compressed dumps begin: zlib, gzip, bzip2, xz, lzma, and lz4 frames.
+# The first bytes of joblib's compressed dumps: zlib, gzip, bzip2, xz, lzma, and lz4 frames.
 _COMPRESSED = (
     b"\x78\x01",
     b"\x78\x5e",
@@ -21,7 +21,7 @@ _COMPRESSED = (
 
 
 def looks_pickled(file: ModelFile) -> bool:
-    """Whether a file is a pickle or joblib's dump, by its first bytes, and by its suffix where these leave it open."""
+    """Whether a file is a pickle or a joblib dump, by its first bytes, and by its suffix where these are ambiguous."""
     return file.suffix in _PICKLE_SUFFIXES or file.head.startswith(_COMPRESSED) or is_pickle(file.head)
 
 

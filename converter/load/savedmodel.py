@@ -1,9 +1,8 @@
-"""TensorFlow SavedModel folders: TensorFlow answers, tf2onnx converts, and nothing of what tf2onnx says is believed.
+"""TensorFlow SavedModel folders: TensorFlow is the reference, tf2onnx converts, and its result is verified.
 
-tf2onnx ends with 0 for files that no runtime loads, so what it writes is checked and run like any ONNX file from
-elsewhere, against TensorFlow's own answers. A SavedModel is a program that TensorFlow runs: one that holds operators
-beyond those that only compute (`savedmodel_ops.py`) is refused without --trust. TensorFlow and tf2onnx are an extra
-of 2.2 GB.
+tf2onnx exits with 0 for files that no runtime loads, so its output is checked like any ONNX file, against TensorFlow's
+own answers. A SavedModel is a program that TensorFlow runs: one with operators that do more than compute
+(`savedmodel_ops.py`) is refused without --trust. TensorFlow and tf2onnx are an extra of 2.2 GB.
 """
 
 import os
@@ -31,19 +30,19 @@ from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
 PROGRAM = "saved_model.pb"
-_OTHER_PROGRAMS = ("saved_model.pbtxt", "saved_model.cpb")  # which some releases of TensorFlow read in its place
-_OPERATOR = re.compile(r"(?:\w+>)*_?[A-Z][A-Za-z0-9]*")  # how TensorFlow's own are named; functions hold an underscore
+_OTHER_PROGRAMS = ("saved_model.pbtxt", "saved_model.cpb")  # some releases of TensorFlow read it instead
+_OPERATOR = re.compile(r"(?:\w+>)*_?[A-Z][A-Za-z0-9]*")  # TensorFlow's own; functions have an underscore
 _EXTRA = "tensorflow"
 _SIGNATURE = "serving_default"
-_SAVERS = ("__inference__traced_save", "__inference__traced_restore")  # TensorFlow's own, which nothing else calls
+_SAVERS = ("__inference__traced_save", "__inference__traced_restore")  # TensorFlow's own; no other code calls them
 
 
 def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
     """Load a SavedModel.
 
     Raises:
-        CommandError: TensorFlow or tf2onnx is not installed, or the folder is damaged or reaches out of itself and is
-            not trusted, or has no signature to ask, or tf2onnx has no ONNX form of it.
+        CommandError: TensorFlow or tf2onnx is not installed, the folder is damaged or not trusted, or there is no ONNX
+        form.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -73,7 +72,7 @@ def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
 
 
 def _reaching(folder: Path) -> Iterator[str]:
-    """Operators that do more than compute, read from the file without running it."""
+    """Operators that do more than compute, read without running the file."""
     from tensorflow.core.protobuf import saved_model_pb2  # noqa: PLC0415 - TensorFlow is an extra
 
     program = saved_model_pb2.SavedModel()
@@ -91,7 +90,7 @@ def _reaching(folder: Path) -> Iterator[str]:
 
 
 def _computes(operator: str, functions: Collection[str], *, saves: bool) -> bool:
-    """Whether it is known to compute: a function of the program, unless TensorFlow may have an operator of its name."""
+    """Whether it only computes: a listed operator, or a function of the program whose name no operator can have."""
     is_function = operator in functions and not _OPERATOR.fullmatch(operator)
     return operator in COMPUTING or is_function or (saves and operator in SAVING)
 
@@ -114,7 +113,7 @@ def _signature_of(loaded: Any, folder: Path) -> str:
 
 
 def _converted(folder: Path, signature: str) -> onnx.ModelProto:
-    """What tf2onnx makes of it, in a process of its own, since it speaks and ends as a program does."""
+    """Run tf2onnx in a process of its own, since it prints and exits like a program."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "model.onnx"
         command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(folder), "--output", str(out),
@@ -133,7 +132,7 @@ def _converted(folder: Path, signature: str) -> onnx.ModelProto:
 
 
 class SavedModel(OnnxModel):
-    """A SavedModel: its ONNX form, and TensorFlow as the truth."""
+    """A SavedModel: its ONNX form, and TensorFlow as the reference."""
 
     framework = "TensorFlow"
 
@@ -170,7 +169,7 @@ def _recognise(file: ModelFile) -> str | None:
 
 
 def _folder_of(path: Path) -> Path:
-    """The SavedModel that a path means: the folder, or the program inside it."""
+    """The SavedModel of a path: the folder, or the program inside it."""
     return path if path.is_dir() else path.parent
 
 

@@ -1,8 +1,8 @@
 """The TensorFlow operators that a SavedModel may hold without `--trust`: those that only compute, by exact name.
 
-A list of what is dangerous was tried first: `ImmutableConst`, `TFRecordDataset` and others slipped through, and each
-release of TensorFlow has new ones. What is not below may be harmless, but is not known to be. The names are those of
-TensorFlow's own registry (`tests/attacks/tensorflow_operators.txt`).
+A list of dangerous operators was tried first: it missed `ImmutableConst`, `TFRecordDataset` and others, and each
+release of TensorFlow adds new ones. An operator that is not listed may be harmless, but this is not known. The names
+are those of TensorFlow's own registry (`tests/attacks/tensorflow_operators.txt`).
 """
 
 # Loading and calling: variables, constants, functions, branches.
@@ -13,7 +13,7 @@ PlaceholderWithDefault PreventGradient ReadVariableOp RefEnter RefExit RefIdenti
 Snapshot StatefulPartitionedCall StatelessCase StatelessIf StatelessWhile StopGradient Switch VarHandleOp
 VarIsInitializedOp Variable VariableShape VariableV2 While Assign
 """
-# What saves and restores the variables beside the program, and makes the file's name for it.
+# Operators that save and restore the variables beside the program, and that form the file's name.
 SAVING = frozenset(["SaveV2", "MergeV2Checkpoints", "RestoreV2", "ShardedFilename"])
 _NAMES_OF_FILES = "StringJoin StaticRegexFullMatch Select Pack"
 _MATHEMATICS = """

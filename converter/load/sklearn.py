@@ -1,8 +1,8 @@
 """scikit-learn: skops files, and pickle or joblib files that the user trusts.
 
-Steps before the last are computed in float64 inside the graph, as scikit-learn does. Tree ensembles become one
-node with exact comparisons (`trees.py`); all else goes through skl2onnx. What it gives is judged later against
-`predict`, so a converter that gets an estimator wrong is found out before a file is written.
+Steps before the last are computed in float64 inside the graph, as scikit-learn does. Tree ensembles become one node
+with exact comparisons (`trees.py`); all else goes through skl2onnx. The result is compared with `predict` later, so a
+wrong conversion is detected before a file is written.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from converter.spec import ChannelSpec
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-# They work column by column and never fall where the reading rises, so that trees can absorb them.
+# Each column separate and non-decreasing, so that trees can absorb them.
 _MONOTONE = (
     "StandardScaler",
     "MinMaxScaler",
@@ -53,11 +53,11 @@ _MONOTONE = (
     "QuantileTransformer",
     "PowerTransformer",
 )
-# skl2onnx gives their decision values as they are.
+# skl2onnx returns their decision values unchanged.
 _WITH_DECISIONS = ("LogisticRegression", "LinearSVC", "SVC", "NuSVC", "RidgeClassifier", "SGDClassifier", "Perceptron",
                    "LogisticRegressionCV", "RidgeClassifierCV", "PassiveAggressiveClassifier",
                    "LinearDiscriminantAnalysis")  # fmt: skip
-# Sums of large squares and small differences: float32 is too short for them.
+# Sums of large squares and small differences: float32 is not precise enough.
 _IN_DOUBLE = (
     "GaussianProcessClassifier",
     "GaussianProcessRegressor",
@@ -77,7 +77,7 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
         channels: of the specification, some of which may hold text.
 
     Raises:
-        CommandError: it is untrusted, damaged, or no estimator.
+        CommandError: it is not trusted, damaged, or no estimator.
     """
     estimator, made_with = (_load_skops(path, trust), "") if kind == "skops" else _load_pickle(path, trust)
     module = type(estimator).__module__.split(".")[0]
@@ -105,7 +105,7 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
 
 
 def _booster(booster: Any, module: str, path: Path, channels: Sequence[ChannelSpec]) -> SourceModel:
-    """A booster that was pickled by itself, as its own file."""
+    """A pickled booster as a model of its own framework."""
     if module == "lightgbm":
         from converter.load.lightgbm import LightgbmModel  # noqa: PLC0415 - an extra
 
@@ -116,7 +116,7 @@ def _booster(booster: Any, module: str, path: Path, channels: Sequence[ChannelSp
 
 
 def _load_pickle(path: Path, trust: bool) -> tuple[Any, str]:
-    """The estimator, and the release of scikit-learn that it was made with where that is another than ours."""
+    """The estimator, and the release of scikit-learn that made it, if it differs from the installed one."""
     if not trust:
         raise CommandError(
             f"{path}: this is a pickle, which can run any code while it is loaded: nothing of it was read. "
@@ -187,7 +187,7 @@ class SklearnModel(SourceModel):
         self._final = self._steps[-1]
         widen_classes(self._final)
         if getattr(self._final, "decision_function_shape", None) == "ovo":
-            self._final.decision_function_shape = "ovr"  # a value a class instead of one a pair; predict is the same
+            self._final.decision_function_shape = "ovr"  # a value for each class, not for each pair; same predict
         self._cut = tuned_threshold(self._final)
         self.own_rule = self._cut is not None
         self.sentinels = sentinels_of(self._estimator)
@@ -201,7 +201,7 @@ class SklearnModel(SourceModel):
             self.rate_hz = getattr(first, "rate_hz", None)
         elif hasattr(estimator, "n_features_in_"):
             self.shape = (int(estimator.n_features_in_),)
-        elif hasattr(first, "n_features_in_"):  # behind steps that pass everything through
+        elif hasattr(first, "n_features_in_"):  # behind steps that pass all columns through
             self.shape = (int(first.n_features_in_),)
         elif type(self._final).__name__ == "IsotonicRegression":
             self.shape, self._final.n_features_in_ = (1,), 1
@@ -228,7 +228,7 @@ class SklearnModel(SourceModel):
                 f"found {type(self._final).__name__}"
             )
         if self.task == "classification" and self.shape is not None:
-            with contextlib.suppress(ValueError):  # some have no answer to zeros, and are asked about rows later
+            with contextlib.suppress(ValueError):  # some raise an error for zeros, and get rows of the data later
                 check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
         self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
         if self.task == "regression" and self.shape is not None:
@@ -244,7 +244,7 @@ class SklearnModel(SourceModel):
             )
 
     def settle(self, shape: tuple[int, ...]) -> None:
-        """See `SourceModel`; releases before 1.0 did not write how many columns an estimator takes."""
+        """See `SourceModel`; releases before 1.0 did not store an estimator's number of columns."""
         super().settle(shape)
         first = self._steps[0]
         if not hasattr(first, "n_features_in_") and self.shape is not None:
@@ -256,7 +256,7 @@ class SklearnModel(SourceModel):
             )
 
     def predict(self, windows: Floats) -> Answer:
-        """Ask scikit-learn, in float64 on the float32 values."""
+        """Call scikit-learn, in float64 on the float32 values."""
         x = windows.astype(np.float64)
         if not self._windows:
             x = x.reshape(len(x), -1)
@@ -282,7 +282,7 @@ class SklearnModel(SourceModel):
         return Answer(label=label, scores=scores)
 
     def _before(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What reaches the last step."""
+        """The input of the last step."""
         whole = self._estimator if self._coded is None else self._coded.estimator
         whole = getattr(whole, "best_estimator_", whole)
         rows = x if self._coded is None else self._coded.values(x)
@@ -293,7 +293,7 @@ class SklearnModel(SourceModel):
             )
 
     def _strangeness(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The score of an estimator that has no verdict, by its own methods."""
+        """The anomaly score of an estimator without a verdict, by its own methods."""
         whole = self._estimator if self._coded is None else self._coded.estimator
         rows = self._before(x)
         with warnings.catch_warnings():
@@ -330,7 +330,7 @@ class SklearnModel(SourceModel):
         return drifting_rows(parts[0], windows.reshape(len(windows), -1), _chain(before))
 
     def takes_unknown(self, column: int) -> bool:
-        """See `SourceModel`: it is asked."""
+        """See `SourceModel`: tested by a call."""
         if self._coded is None or not self._coded.holds_text(column):
             return False
         assert self.shape is not None
@@ -379,7 +379,7 @@ class SklearnModel(SourceModel):
         )
 
     def _composed_core(self) -> Core:
-        """A vote or a stack; the steps before it stand before each member, whose trees absorb scalers."""
+        """A vote or a stack; the previous steps go before each member, whose trees absorb scalers."""
         return composed_core(self._final, self._columns(), self._member, self._ahead, place=self._place)
 
     def _columns(self) -> tuple[int, ...]:
@@ -387,7 +387,7 @@ class SklearnModel(SourceModel):
         return self.shape
 
     def _member(self, member: Any, way: Way) -> Core:
-        """A member as a graph of its own, the steps before it included; see `composed_core`."""
+        """A member as its own graph, with the previous steps; see `composed_core`."""
         from sklearn.pipeline import make_pipeline  # noqa: PLC0415 - heavy
 
         before = self._steps[:-1]
@@ -405,10 +405,10 @@ class SklearnModel(SourceModel):
         return builder.embed(prefix.model, {prefix.input: value})[prefix.outputs["value"]]
 
     def decisions(self) -> Core:
-        """The pipeline as a graph that gives decision values, where it could give probabilities.
+        """The pipeline as a graph that returns decision values instead of probabilities.
 
         Raises:
-            CommandError: its last step has none in ONNX.
+            CommandError: its last step has no decision values in ONNX.
         """
         self._raw = True
         trees = self._tree_core()
@@ -469,7 +469,7 @@ class SklearnModel(SourceModel):
         return Core(builder.build("steps"), "x", self.shape, {"value": "value"})
 
     def _add_step(self, builder: GraphBuilder, value: str, step: Any, shape: tuple[int, ...]) -> tuple[str, int]:
-        """One step, in float64; in float32 where skl2onnx has no working float64 form of it."""
+        """One step in float64; in float32 where skl2onnx has no working float64 form."""
         for double in (True, False):
             try:
                 model = _to_onnx(step, shape, double, {}, place=self._place)
@@ -551,10 +551,10 @@ def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict
 
 
 def _convertible(estimator: Any) -> Any:
-    """The same answers from an estimator that skl2onnx gets right."""
+    """An estimator with the same answers that skl2onnx converts correctly."""
     kind = type(estimator).__name__
     if kind == "LinearDiscriminantAnalysis":
-        # skl2onnx doubles the decision values of two classes; as a logistic regression they are what they are.
+        # skl2onnx doubles the decision values of two classes, but not those of a logistic regression.
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - heavy
 
         same = LogisticRegression()
@@ -565,7 +565,7 @@ def _convertible(estimator: Any) -> Any:
 
 
 def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, Any]:
-    """How many columns the scores have, which skl2onnx does not always say."""
+    """The number of score columns, which skl2onnx does not always declare."""
     from converter.graph.build import serialize  # noqa: PLC0415
     from converter.session import session_of  # noqa: PLC0415 - heavy
 
@@ -578,7 +578,7 @@ def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, A
 
 
 def _check_supported(estimator: Any, place: str) -> None:
-    """Name every step that has no ONNX form, before skl2onnx stumbles over the first."""
+    """Name every step without an ONNX form; skl2onnx would name only the first."""
     from skl2onnx._supported_operators import sklearn_operator_name_map  # noqa: PLC0415 - heavy
 
     known = {kind.__name__ for kind in sklearn_operator_name_map}
@@ -588,7 +588,7 @@ def _check_supported(estimator: Any, place: str) -> None:
 
 
 def _shares(vote: Any, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Shares of the votes a class; `chosen` is the class of each member, a row a window."""
+    """The share of votes for each class; `chosen` is the class of each member, a row for each window."""
     given = vote._weights_not_none  # noqa: SLF001 - scikit-learn's own property
     weights = np.ones(chosen.shape[1]) if given is None else np.asarray(given, dtype=np.float64)
     votes = np.stack([(chosen == place) @ weights for place in range(len(vote.classes_))], axis=1)

@@ -1,10 +1,10 @@
-"""Channels of text in front of scikit-learn: an estimator by indexes for the graph, and its own texts for the oracle.
+"""Channels of text for scikit-learn: an estimator by indexes for the graph, and its own texts for the reference.
 
-A window holds the index of a category. `CodedEstimator` has a copy of the estimator whose encoders and imputers know
-indexes in place of texts, from which the graph is made, and turns windows back into what the estimator was trained
-on, so that its own `predict` stays the truth. A category that the estimator knows and the specification does not list
-gets an index that no reading has. Weak point: text must reach an encoder, or a booster that splits by category, through
-imputers and column transformers only.
+A window holds the index of a category. `CodedEstimator` has a copy of the estimator with indexes instead of texts in
+encoders and imputers; the graph is made from it. It turns windows back into the original texts, so that the estimator's
+own `predict` stays the reference. A category of the estimator that the specification does not list gets an index that
+no reading has. Weak point: text must reach an encoder, or a booster that splits by category, through imputers and
+column transformers only.
 """
 
 import copy
@@ -22,7 +22,7 @@ from converter.spec import ChannelSpec
 from edge_runtime.errors import CommandError
 
 _MOST_SHOWN = 8
-_NEVER = -2.0  # and below: indexes of categories that no reading can have
+_NEVER = -2.0  # and below: indexes of undeclared categories, which no reading has
 _UNKNOWN_TEXT = "\x00 a text that no model was trained on"
 _UNKNOWN_NUMBER = -987_654_321.0
 _ENCODERS = ("OneHotEncoder", "OrdinalEncoder", "TargetEncoder")
@@ -32,20 +32,20 @@ _ONE = {"FixedThresholdClassifier": "estimator_", "SelfTrainingClassifier": "est
         "HistGradientBoostingRegressor": "_preprocessor"}  # fmt: skip
 _SEVERAL = ("Voting", "Stacking", "OneVs", "MultiOutput", "Bagging")
 Categories = Mapping[int, tuple[str, ...]]
-Origins = Sequence[int | None]  # for each column, the column of the window that it is; None for a computed one
+Origins = Sequence[int | None]  # for each column, its column in the window; None for a computed one
 
 
 @dataclass
 class _Seen:
-    """What an estimator knows of the columns of text."""
+    """An estimator's facts about the columns of text."""
 
     learned: dict[int, list[Any]] = field(default_factory=dict)
-    typed: dict[Any, list[str]] = field(default_factory=dict)  # a booster wants the column as a categorical of pandas
-    elsewhere: dict[int, str] = field(default_factory=dict)  # a step that takes the column as it is
+    typed: dict[Any, list[str]] = field(default_factory=dict)  # a booster needs the column as a pandas categorical
+    elsewhere: dict[int, str] = field(default_factory=dict)  # a step that takes the column unencoded
 
 
 class CodedEstimator:
-    """An estimator that was trained on text, for windows of indexes.
+    """An estimator that was trained on text, with windows of indexes as input.
 
     Args:
         estimator: fitted; not changed.
@@ -55,12 +55,12 @@ class CodedEstimator:
         place: the file, for messages.
 
     Attributes:
-        by_index: a copy that knows indexes in place of texts; for making a graph, not for asking.
+        by_index: a copy with indexes in place of texts; only for the graph.
         estimator: as it was trained.
-        notes: sentences that its user should read.
+        notes: sentences for the user.
 
     Raises:
-        CommandError: a step takes text in another way, or pandas is needed and not installed.
+        CommandError: a step takes text in another way, or pandas is required and not installed.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class CodedEstimator:
             _require_pandas(place)
 
     def holds_text(self, column: int) -> bool:
-        """Whether indexes of this column are turned back into what the estimator was trained on."""
+        """Whether indexes of this column are turned back into the training's values."""
         return column in self._values
 
     def call(self, method: str, x: NDArray[np.float64]) -> Any:
-        """Ask the estimator as it was trained about rows of indexes."""
+        """Call the original estimator on rows of indexes."""
         return getattr(self.estimator, method)(self.values(x))
 
     def values(self, x: NDArray[np.float64]) -> Any:
-        """Rows of indexes as what the estimator was trained on."""
+        """Rows of indexes as the training's values."""
         table = x.astype(object)
         for column, values in self._values.items():
             index = np.rint(np.nan_to_num(x[:, column], nan=-1.0)).astype(np.int64)
@@ -147,7 +147,7 @@ class CodedEstimator:
 def coded_estimator(
     estimator: Any, by_position: Any, channels: Sequence[ChannelSpec], place: str
 ) -> CodedEstimator | None:
-    """An estimator for channels some of which hold text; None where none does, or the columns are no channels."""
+    """An estimator for channels of text; None where there are none, or the columns are no channels."""
     width = int(getattr(estimator, "n_features_in_", 0))
     fits = bool(channels) and width > 0 and width % len(channels) == 0
     _check_declared(estimator, by_position, channels if fits else (), place)
@@ -159,7 +159,7 @@ def coded_estimator(
 
 
 def _check_declared(estimator: Any, by_position: Any, channels: Sequence[ChannelSpec], place: str) -> None:
-    """Refuse columns of text that the specification does not name as such."""
+    """Refuse columns of text without categories in the specification."""
     seen = _Seen()
     width = int(getattr(estimator, "n_features_in_", 0))
     _walk(by_position, list(range(width)), lambda column, values: _note(seen, column, values), seen)
@@ -182,14 +182,14 @@ def _note(seen: _Seen, column: int, values: Sequence[Any]) -> Sequence[Any]:
 
 
 def _coded(values: Sequence[Any], codes: Mapping[Any, float] | None) -> Any:
-    """Learned values as indexes, in the order in which they were learned."""
+    """Learned values as indexes, in the learned order."""
     if codes is None:
         return values
     return np.array([np.nan if _is_missing(value) else codes[value] for value in values], dtype=np.float64)
 
 
 def _text_of(value: Any, texts: tuple[str, ...]) -> str:
-    """A learned value as the specification writes it: true and false in either case."""
+    """A learned value as in the specification: true and false in either case."""
     text = class_name(value)
     return text.lower() if isinstance(value, bool | np.bool_) and text.lower() in texts else text
 
@@ -199,10 +199,10 @@ def _is_missing(value: Any) -> bool:
 
 
 def _walk(part: Any, origins: Origins, change: Callable[[int, Sequence[Any]], Sequence[Any]], seen: _Seen) -> Origins:
-    """Hand every list of learned values of a column to `change`, and put in its place what that gives.
+    """Replace every list of a column's learned values by the result of `change`.
 
     Returns:
-        The columns that the part gives, where it hands them on.
+        The columns that the part passes on.
     """
     kind = type(part).__name__
     if kind in _ENCODERS:
@@ -244,7 +244,7 @@ def _walk(part: Any, origins: Origins, change: Callable[[int, Sequence[Any]], Se
 
 
 def _inside(part: Any) -> Iterator[Any]:
-    """The fitted estimators that take the same columns."""
+    """The fitted estimators with the same input columns."""
     kind = type(part).__name__
     if kind.startswith("HistGradient") and getattr(part, "_preprocessor", None) is None:
         return

@@ -1,8 +1,7 @@
-"""Votes, stacks, calibrations and transformed targets of scikit-learn, around all that converts alone.
+"""Votes, stacks, calibrations and transformed targets of scikit-learn, around members that convert alone.
 
-Each member (a pipeline, trees, a booster) becomes a graph of its own, as it would without the others, and the graphs
-are put together as scikit-learn puts the answers together. skl2onnx does this for some members only, and gets the
-probabilities of calibrated pipelines wrong.
+Each member (a pipeline, trees, a booster) becomes its own graph, and the graphs are combined as scikit-learn combines
+the answers. skl2onnx does this for some members only, with wrong probabilities for calibrated pipelines.
 """
 
 from collections.abc import Callable
@@ -33,14 +32,14 @@ _KINDS = (
 
 
 def is_composed(estimator: Any) -> bool:
-    """Whether it is put together here."""
+    """Whether this module converts it."""
     if not type(estimator).__module__.startswith("sklearn."):
         return False
     if type(estimator).__name__.startswith("Bagging"):
         return any(
             not type(one).__module__.startswith("sklearn.") or hasattr(one, "steps") for one in estimator.estimators_
         )
-    if type(estimator).__name__ == "OneVsRestClassifier":  # skl2onnx has it of its own estimators with probabilities
+    if type(estimator).__name__ == "OneVsRestClassifier":  # skl2onnx supports its own estimators with probabilities
         return any(
             not type(member).__module__.startswith("sklearn.") or not hasattr(member, "predict_proba")
             for member in estimator.estimators_
@@ -49,13 +48,13 @@ def is_composed(estimator: Any) -> bool:
 
 
 def targets_of(predict: Callable[[Any], Any], shape: Shape, place: str) -> int:
-    """How many values a regressor gives a window: it is asked, with numbers that it may refuse one of.
+    """The number of values of a regressor, found by calls with some numbers, of which it may refuse some.
 
     Raises:
-        CommandError: it answers none of them.
+        CommandError: it refuses all of them.
     """
     reason = ""
-    for value in (0.0, 1.0, -1.0):  # a logarithm before it is none of zero
+    for value in (0.0, 1.0, -1.0):  # a previous logarithm refuses zero
         try:
             return int(np.prod(np.asarray(predict(np.full((2, *shape), value))).shape[1:]))
         except ValueError as error:
@@ -70,14 +69,14 @@ def composed_core(
 
     Args:
         estimator: fitted.
-        shape: of a window, before the steps that stand before the estimator.
-        convert: a member -> its graph, those steps included; `raw`, with decision values in place of probabilities;
-            `last`, without the steps, for an estimator that sees the answers of others.
-        ahead: writes the steps: a window -> what the estimator takes, in float64.
+        shape: of a window, before the steps in front of the estimator.
+        convert: a member -> its graph with those steps; `raw`: with decision values in place of probabilities; `last`:
+            without the steps, for an estimator on the answers of others.
+        ahead: writes the steps: a window -> the estimator's input, in float64.
         place: the file, for messages.
 
     Raises:
-        CommandError: a member or a way to calibrate has no ONNX form.
+        CommandError: a member or a calibration has no ONNX form.
     """
     builder = GraphBuilder()
     x = builder.input("x", FLOAT, ("N", *shape))
@@ -121,7 +120,7 @@ def composed_core(
 
 
 def _side_by_side(builder: GraphBuilder, shape: Shape, values: list[str]) -> Core:
-    """One regressor a target."""
+    """One regressor for each target."""
     builder.output("value", builder.node("Concat", *values, axis=1), DOUBLE, ("N", len(values)))
     return Core(builder.build("several"), "x", shape, {"value": "value"}, extra={"columns": len(values)})
 
@@ -135,7 +134,7 @@ def _chained(
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
-    """One regressor a target, each of which also sees what those before it have said."""
+    """One regressor for each target, which also takes the answers of the previous ones."""
     seen, values = [ahead(builder, x)], {}
     for target, member in zip(estimator.order_, estimator.estimators_, strict=True):
         joined = builder.cast(builder.node("Concat", *seen, axis=1) if len(seen) > 1 else seen[0], FLOAT)
@@ -153,7 +152,7 @@ def _bagged(
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
-    """The mean of members that each saw some of the columns; those without probabilities vote."""
+    """The mean of members with some of the columns each; those without probabilities vote."""
     parts, count = [], len(getattr(estimator, "classes_", ()))
     for member, columns in zip(estimator.estimators_, estimator.estimators_features_, strict=True):
         places = np.asarray(columns, dtype=np.int64)
@@ -165,7 +164,7 @@ def _bagged(
         if not count:
             parts.append(value_of(builder, core, rows))
             continue
-        seen = np.asarray(member.classes_).astype(np.int64)  # places of the classes, of which a member may lack some
+        seen = np.asarray(member.classes_).astype(np.int64)  # positions of the classes; a member may lack some
         if hasattr(member, "predict_proba"):
             scores = scores_of(builder, core, rows, len(seen))
         else:
@@ -186,7 +185,7 @@ def _bagged(
 
 
 def _against_the_rest(builder: GraphBuilder, estimator: Any, x: str, shape: Shape, *, convert: MemberCore) -> Core:
-    """One member a class; the class of the largest decision value, or probability, and shares of the probabilities."""
+    """One member for each class: the class of the largest value, and shares of the probabilities."""
     count, members = len(estimator.classes_), estimator.estimators_
     has_scores = hasattr(estimator, "predict_proba")
     said, shares = [], []
@@ -247,7 +246,7 @@ def _stacked(
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
-    """What the members say, side by side, into the last estimator."""
+    """The answers of the members, side by side, as the input of the last estimator."""
     parts = [
         _said(builder, member, method, x, convert=convert)
         for member, method in zip(estimator.estimators_, estimator.stack_method_, strict=True)
@@ -271,7 +270,7 @@ def _said(builder: GraphBuilder, member: Any, method: str, x: str, *, convert: M
     core = convert(member, "raw" if method == "decision_function" else "answers")
     from sklearn.base import is_regressor  # noqa: PLC0415 - heavy
 
-    if is_regressor(member):  # CatBoost's regressors have `classes_`, too
+    if is_regressor(member):  # CatBoost's regressors have `classes_` too
         return value_of(builder, core, x)
     count = len(member.classes_)
     if method == "predict_proba":
@@ -287,7 +286,7 @@ def _said(builder: GraphBuilder, member: Any, method: str, x: str, *, convert: M
 def _transformed_target(
     builder: GraphBuilder, estimator: Any, x: str, shape: Shape, *, convert: MemberCore, place: str
 ) -> Core:
-    """A regressor, and the way back from the scale that it was trained on."""
+    """A regressor, and the inverse of its target's scaling."""
     core = convert(estimator.regressor_, "answers")
     targets = targets_of(estimator.regressor_.predict, (int(estimator.regressor_.n_features_in_),), place)
     value = builder.node("Reshape", _embedded(builder, core, x)("value"), builder.constant([-1, targets], np.int64))
@@ -303,7 +302,7 @@ def _weights(estimator: Any) -> Any:
 
 
 def _embedded(builder: GraphBuilder, core: Core, x: str) -> Callable[[str], str]:
-    """A member inside the whole; its outputs by role, in float32."""
+    """Add a member to the graph; return its outputs by role, in float32."""
     values = builder.embed(core.model, {core.input: x})
     kinds = {output.name: output.type.tensor_type.elem_type for output in core.model.graph.output}
 
@@ -332,7 +331,7 @@ def label_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
 
 
 def decisions_of(builder: GraphBuilder, core: Core, x: str, count: int) -> str:
-    """A member's decision values in float64: one column for two classes, else one a class."""
+    """A member's decision values in float64: one column for two classes, else one for each class."""
     given = int(core.extra.get("columns", 1 if count == 2 else count))
     answers = builder.node("Reshape", _embedded(builder, core, x)("decisions"), builder.constant([0, given], np.int64))
     if count == 2 and given == 2:
@@ -350,8 +349,8 @@ def _average(builder: GraphBuilder, parts: list[str], weights: Any) -> str:
 
 
 def _calibrated(builder: GraphBuilder, one: Any, x: str, count: int, *, convert: MemberCore, place: str) -> str:
-    """One member with its calibrators: a line for each class, made into probabilities."""
-    tempered = getattr(one, "method", "") == "temperature"  # whose classes are numbers, whatever the labels are
+    """One member with its calibrators: a curve for each class, normalised to probabilities."""
+    tempered = getattr(one, "method", "") == "temperature"  # its classes are numbers for any type of label
     if len(one.estimator.classes_) != count or not (tempered or list(one.estimator.classes_) == list(one.classes)):
         raise CommandError(f"{place}: CalibratedClassifierCV: expected members that saw every class, found others")
     raw = hasattr(one.estimator, "decision_function")
@@ -393,7 +392,7 @@ def _line(builder: GraphBuilder, value: str, calibrator: Any, place: str) -> str
     kind = type(calibrator).__name__
     if kind == "_SigmoidCalibration":
         slope, shift = float(calibrator.a_), float(calibrator.b_)
-        # Not the operator Sigmoid, which ends far from zero: shares of very small numbers are made of these.
+        # Not the operator Sigmoid, which is 0 for large negative values: these small numbers are normalised to shares.
         scaled = builder.node("Mul", value, builder.constant(slope, np.float64))
         power = builder.node("Exp", builder.node("Add", scaled, builder.constant(shift, np.float64)))
         one = builder.constant(1.0, np.float64)
@@ -404,12 +403,12 @@ def _line(builder: GraphBuilder, value: str, calibrator: Any, place: str) -> str
 
 
 def level_line(builder: GraphBuilder, value: str, at: NDArray[Any], rises: NDArray[Any]) -> str:
-    """Straight pieces between points, level outside of them."""
+    """A piecewise linear curve, constant outside of its points."""
     at, rises = at.astype(np.float64), rises.astype(np.float64)
     if len(at) == 1:
         flat = builder.node("Mul", value, builder.constant(0.0, np.float64))
         return builder.node("Add", flat, builder.constant(rises[0], np.float64))
-    # The sum over the pieces of how far each of them has been climbed: exact at the points, level outside.
+    # The sum over the pieces of the part of each below the value: exact at the points, constant outside.
     step = builder.node("Sub", value, builder.constant(at[None, :-1], np.float64))
     share = builder.node("Div", step, builder.constant(np.diff(at)[None], np.float64))
     share = builder.node(

@@ -1,9 +1,8 @@
 """Encoders of categories (`OneHotEncoder`, `OrdinalEncoder`, `TargetEncoder`) as one table a column.
 
-Each column is looked up among its categories, and the place found there is the row of a table: row 0 holds what the
-encoder answers for an unknown value, the rows behind it what it answers for each category. Rare categories
-(`min_frequency`, `max_categories`), dropped ones and missing ones are only other tables. Comparisons are made in
-float64, as scikit-learn makes them.
+The position of a value among its column's categories selects the row of a table: row 0 holds the encoder's result for
+an unknown value, the following rows those for each category. Rare categories (`min_frequency`, `max_categories`),
+dropped and missing ones are expressed by the table too. Comparisons are made in float64, as in scikit-learn.
 """
 
 from typing import Any
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 
 from converter.features.lower_writer import Writer
 
-_INT64, _DOUBLE = 7, 11  # as ONNX numbers its types
+_INT64, _DOUBLE = 7, 11  # the number of the type in ONNX
 
 
 def columns_of(encoder: Any) -> int:
-    """How many columns it gives."""
+    """The number of its output columns."""
     return sum(table.shape[1] for table in _tables(encoder))
 
 
@@ -32,7 +31,7 @@ def encode(write: Writer, encoder: Any, x: str) -> str:
 
 
 def _place(write: Writer, value: str, categories: NDArray[np.float64]) -> str:
-    """Where `[N, 1]` values stand among the categories, from 1; 0 for none of them."""
+    """The positions of `[N, 1]` values among the categories, from 1; 0 for none of them."""
     hit = write.node("Equal", value, write.constant(categories[None]))
     if np.isnan(categories).any():
         absent = write.node("And", write.node("IsNaN", value), write.constant(np.isnan(categories)[None], np.bool_))
@@ -49,7 +48,7 @@ def _tables(encoder: Any) -> list[NDArray[np.float64]]:
 
 
 def _grouped(encoder: Any, column: int) -> tuple[NDArray[np.int64], int | None]:
-    """The number of each category after rare ones were put together, and the number of the rare ones."""
+    """The number of each category after rare ones were merged, and the number of the rare ones."""
     count = len(encoder.categories_[column])
     if not getattr(encoder, "_infrequent_enabled", False):
         return np.arange(count), None

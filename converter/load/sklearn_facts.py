@@ -1,7 +1,7 @@
 """Facts about a fitted scikit-learn estimator: its steps, classes, threshold, and the number for missing values.
 
-Guarantee: an estimator that cannot be converted is refused here by name, with its place. Weak point: some facts stand
-only in private attributes of scikit-learn; each use of one has its `noqa`.
+Guarantee: an estimator that cannot be converted is refused by name, with its place. Weak point: some facts are only in
+private attributes of scikit-learn; each use of one has a `noqa`.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from edge_runtime.errors import CommandError
 
 
 def tuned_threshold(final: Any) -> tuple[float, int] | None:
-    """The threshold of a classifier that has one of its own, and the position of the class that it is for."""
+    """The threshold of a classifier with its own threshold, and the position of that threshold's class."""
     kind = type(final).__name__
     if kind not in ("TunedThresholdClassifierCV", "FixedThresholdClassifier"):
         return None
@@ -35,7 +35,7 @@ def tuned_threshold(final: Any) -> tuple[float, int] | None:
 
 
 def parts_of(estimator: Any) -> list[Any]:
-    """An estimator and the steps inside it, down the nested pipelines and column transformers."""
+    """An estimator and its steps, through nested pipelines and column transformers."""
     steps = getattr(estimator, "steps", None) or getattr(estimator, "transformer_list", None)
     if steps is not None:
         return [part for _, step in steps if not isinstance(step, str) for part in parts_of(step)]
@@ -46,7 +46,7 @@ def parts_of(estimator: Any) -> list[Any]:
 
 
 def sentinels_of(estimator: Any) -> tuple[float, ...]:
-    """Numbers that some step treats apart: what stands for a missing or an unknown value."""
+    """Numbers that a step treats specially, such as those for a missing or an unknown value."""
     found: set[float] = set()
     for name, value in estimator.get_params(deep=True).items():
         if name.rpartition("__")[2] in ("missing", "missing_values", "unknown_value", "fill_value"):
@@ -67,10 +67,10 @@ def check_fitted(estimator: Any, place: str) -> None:
 
 
 def steps_of(estimator: Any) -> list[Any]:
-    """The steps of nested pipelines and searches in a row; steps that pass everything through are left out."""
+    """The steps of nested pipelines and searches as a list; steps that pass everything through are left out."""
     if hasattr(estimator, "best_estimator_"):
         return steps_of(estimator.best_estimator_)
-    if type(estimator).__name__ == "SelfTrainingClassifier":  # it answers as the estimator that it has trained
+    if type(estimator).__name__ == "SelfTrainingClassifier":  # it answers as its best estimator does
         return steps_of(estimator.estimator_)
     if type(estimator).__name__ == "FrozenEstimator":
         return steps_of(estimator.estimator)
@@ -82,19 +82,19 @@ def steps_of(estimator: Any) -> list[Any]:
 
 
 def _only_trains(step: Any) -> bool:
-    """A sampler of imbalanced-learn: prediction passes by it."""
+    """A sampler of imbalanced-learn: prediction skips it."""
     return hasattr(step, "fit_resample") and not hasattr(step, "transform") and not hasattr(step, "predict")
 
 
 def by_position(estimator: Any) -> Any:
-    """A copy whose column transformers speak of columns by position, so that plain arrays will do."""
+    """A copy whose column transformers refer to columns by position, so that plain arrays suffice."""
     estimator = copy.deepcopy(estimator)
     _forget_names(estimator)
     return estimator
 
 
 def give_widths(part: Any) -> None:
-    """Tell CatBoost's estimators, at any depth, how many columns they take; a pickle of them forgets it."""
+    """Set the number of columns on CatBoost's estimators, at any depth; their pickles lose it."""
     if type(part).__module__.startswith("catboost"):
         if part.is_fitted():
             part._n_features_in = len(part.feature_names_)  # noqa: SLF001 - `n_features_in_` reads it
@@ -112,22 +112,22 @@ def give_widths(part: Any) -> None:
 
 
 def each_alone(final: Any) -> bool:
-    """Whether CatBoost gives each class a probability of its own."""
+    """Whether CatBoost gives each class its own probability."""
     return hasattr(final, "get_all_params") and "OneVsAll" in str(final.get_all_params().get("loss_function"))
 
 
 def widen_classes(final: Any) -> None:
-    """Classes that are whole numbers as int64, whatever their width: skl2onnx knows no other."""
+    """Whole-number classes of any width as int64: skl2onnx supports no other."""
     classes = getattr(final, "classes_", None)
     if isinstance(classes, np.ndarray) and classes.dtype.kind in "iu" and classes.dtype != np.int64:
         wide = classes.astype(np.int64)
         if (wide == classes).all():
-            with contextlib.suppress(AttributeError):  # of some it is a property, which gives what was fitted
+            with contextlib.suppress(AttributeError):  # in some it is a property that returns the fitted value
                 final.classes_ = wide
 
 
 def _forget_names(part: Any) -> None:
-    """Columns by position in place of names, slices, masks and functions; what was fitted says which they were."""
+    """Columns by position in place of names, slices, masks and functions, from the fitted attributes."""
     for _, step in getattr(part, "steps", None) or ():
         _forget_names(step)
     if hasattr(part, "best_estimator_"):
@@ -172,11 +172,11 @@ def check_one_label(answer: Any, final: Any, place: str) -> None:
 
 
 def votes_hard(final: Any) -> bool:
-    """The estimator is a vote that counts labels."""
+    """Whether the estimator is a vote that counts labels."""
     return type(final).__name__ == "VotingClassifier" and final.voting == "hard"
 
 
 def stands_for_missing(final: Any) -> float | None:
-    """The number that XGBoost's scikit-learn estimators take for a missing value; the booster does not know it."""
+    """The number that XGBoost's scikit-learn estimators treat as missing; it is not in the booster."""
     value = getattr(final, "missing", None) if type(final).__module__.startswith("xgboost") else None
     return float(value) if value is not None and np.isfinite(value) else None

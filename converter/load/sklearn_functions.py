@@ -1,7 +1,7 @@
 """Element-wise functions of numpy as standard ONNX operators in float64, and the scalers that a target may have.
 
-`FunctionTransformer` and `TransformedTargetRegressor` may hold any Python function. Those listed here are known by
-identity, and nothing is guessed from a name: another function that is called `log1p` is refused.
+`FunctionTransformer` and `TransformedTargetRegressor` may hold any Python function. Those listed here are recognised by
+identity, never by name: another function called `log1p` is refused.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from edge_runtime.errors import CommandError
 
 Node = Callable[..., str]  # operator and inputs -> the name of its output
 Constant = Callable[[float], str]  # a number in float64
-_SMALL = 1e-5  # below it a series of four terms is exact, and the plain form cancels
+_SMALL = 1e-5  # below it a series of four terms is exact, and the plain form loses digits
 
 
 def _log1p(node: Node, number: Constant, x: str) -> str:
@@ -68,10 +68,10 @@ FUNCTIONS: Mapping[Any, Callable[[Node, Constant, str], str]] = {
 
 
 def known(function: Any, arguments: Any, what: str) -> Callable[[Node, Constant, str], str]:
-    """How to write a function.
+    """The function that writes a numpy function as nodes.
 
     Raises:
-        CommandError: it is none of those listed, or has arguments.
+        CommandError: it is not listed, or has arguments.
     """
     if function is None:
         return _operator("Identity")
@@ -90,16 +90,16 @@ def known(function: Any, arguments: Any, what: str) -> Callable[[Node, Constant,
 
 
 def inverse(transformer: Any, builder: GraphBuilder, value: str, place: str) -> str:
-    """From the scale of a transformed target back to its own.
+    """The inverse of a target's transformation.
 
     Args:
         transformer: fitted, of a `TransformedTargetRegressor`.
         builder: the graph.
-        value: what the regressor gives, float64 `[N, targets]`.
+        value: the regressor's output, float64 `[N, targets]`.
         place: the file, for messages.
 
     Raises:
-        CommandError: the way back has no ONNX form.
+        CommandError: the inverse has no ONNX form.
     """
     kind = type(transformer).__name__
 

@@ -1,12 +1,12 @@
-"""Estimators of scikit-learn that say of each of several labels whether it is there (multi-label).
+"""Multi-label estimators of scikit-learn: each of several labels is present or not.
 
-One estimator a label (`MultiOutputClassifier`, `OneVsRestClassifier`, `ClassifierChain`) becomes the graphs of its
-members side by side. Trees and boosters answer all labels at once (`sklearn_trees.py`), and neighbours too
-(`neighbours.py`). Networks and ridges become the regressor that computes the same numbers, of which a sigmoid makes
-scores.
+An estimator with a member for each label (`MultiOutputClassifier`, `OneVsRestClassifier`, `ClassifierChain`) becomes
+the graphs of its members side by side. Trees and boosters answer all labels at once (`sklearn_trees.py`), and so do
+neighbours (`neighbours.py`). Networks and ridges become the regressor that computes the same numbers; a sigmoid turns
+them into scores.
 
-Guarantee: a label is there where the estimator's own `predict` says 1. Weak point: outputs of more than two classes, or
-of other classes than 0 and 1, are refused, since "there" means nothing for them.
+Guarantee: a label is present where the estimator's own `predict` returns 1. Weak point: outputs with more than two
+classes, or with classes other than 0 and 1, are refused, since "present" has no meaning for them.
 """
 
 import json
@@ -27,7 +27,7 @@ _AT_ONCE = "decision trees, forests, XGBoost, KNeighborsClassifier, MLPClassifie
 
 
 def label_count(final: Any) -> int:
-    """Of how many labels a classifier speaks at once; 0 for one that gives a single label."""
+    """The number of labels of a multi-label classifier; 0 for a classifier with a single label."""
     classes = getattr(final, "classes_", None)
     if isinstance(classes, list):
         return len(classes)
@@ -46,7 +46,7 @@ def label_count(final: Any) -> int:
 
 
 def names_of(final: Any) -> tuple[Any, ...]:
-    """What an estimator calls its labels; nothing where it only counts them."""
+    """An estimator's names of its labels; empty where it has only numbers."""
     classes = getattr(final, "classes_", ())
     if isinstance(classes, list) or list(classes) == list(range(len(classes))):
         return ()
@@ -54,10 +54,10 @@ def names_of(final: Any) -> tuple[Any, ...]:
 
 
 def check_labels(final: Any, place: str) -> None:
-    """Refuse what is no multi-label model that converts.
+    """Refuse a multi-label model without ONNX form.
 
     Raises:
-        CommandError: an output has other classes than 0 and 1, or there is no ONNX form.
+        CommandError: an output has classes other than 0 and 1, or there is no ONNX form.
     """
     kind = type(final).__name__
     classes = getattr(final, "classes_", None)
@@ -84,13 +84,13 @@ def check_labels(final: Any, place: str) -> None:
 
 
 def answer_of(final: Any, labels: Any, ask: Callable[[str], Any], rows: Callable[[], NDArray[Any]]) -> Answer:
-    """What the estimator says.
+    """The estimator's labels and scores.
 
     Args:
         final: the last step.
         labels: of its `predict`.
-        ask: calls another of its methods for the same windows.
-        rows: what reaches the last step, for one whose members have no probabilities.
+        ask: calls another method of it on the same windows.
+        rows: the input of the last step, for an estimator whose members have no probabilities.
     """
     found = np.asarray(labels.toarray() if hasattr(labels, "toarray") else labels)
     there = found.reshape(len(found), -1).astype(np.float64).astype(np.int64)
@@ -109,7 +109,7 @@ def answer_of(final: Any, labels: Any, ask: Callable[[str], Any], rows: Callable
 
 
 def _positive(scores: Any, classes: Any) -> NDArray[np.float64]:
-    """The probability of the class 1, which training may never have seen, or always."""
+    """The probability of class 1, which training may have contained never or always."""
     names = np.asarray(classes).tolist()
     return np.asarray(scores)[:, names.index(1)] if 1 in names else np.zeros(len(scores))
 
@@ -122,7 +122,7 @@ def _squashed(decisions: Any) -> NDArray[np.float64]:
 def labels_core(
     final: Any, shape: tuple[int, ...], convert: MemberCore, ahead: Callable[[GraphBuilder, str], str]
 ) -> Core:
-    """The graph of an estimator that is none of trees; the arguments are those of `composed_core`."""
+    """The graph of an estimator without trees; the arguments are those of `composed_core`."""
     builder = GraphBuilder()
     x = builder.input("x", FLOAT, ("N", *shape))
     builder.reserve("labels", "scores")
@@ -143,7 +143,7 @@ def labels_core(
 
 
 def _member(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, *, way: Any) -> tuple[str, str]:
-    """Whether one label is there, `[N, 1]` int64, and its score in float64."""
+    """Whether one label is present, `[N, 1]` int64, and its score in float64."""
     constant = _always(member)
     if constant is not None:
         count = builder.node("Gather", builder.node("Shape", x), builder.constant([0], np.int64), axis=0)
@@ -157,9 +157,9 @@ def _member(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, *, 
 
 
 def _above_half(builder: GraphBuilder, member: Any, x: str, convert: MemberCore, *, label: str) -> str:
-    """Whether a label is there by a decision value above one half.
+    """Whether a label is present: its decision value is above one half.
 
-    scikit-learn asks the first member where a label begins, and one that saw a single class says one half, for all.
+    scikit-learn takes the cut for all labels from the first member; a member with a single class has the cut one half.
     """
     if _always(member) is not None or not hasattr(member, "decision_function"):
         return label
@@ -168,7 +168,7 @@ def _above_half(builder: GraphBuilder, member: Any, x: str, convert: MemberCore,
 
 
 def _always(member: Any) -> int | None:
-    """What a member says that saw one class only."""
+    """The answer of a member that was trained on one class only."""
     if type(member).__name__ == "_ConstantPredictor":
         return int(np.ravel(member.y_)[0])
     classes = np.asarray(member.classes_).tolist()
@@ -184,7 +184,7 @@ def _chained(
     convert: MemberCore,
     ahead: Callable[[GraphBuilder, str], str],
 ) -> Core:
-    """One classifier a label, each of which also sees what those before it have said."""
+    """One classifier for each label, which also takes the answers of the previous ones."""
     seen: list[str] = [ahead(builder, x)]
     pairs: dict[int, tuple[str, str]] = {}
     method = getattr(chain, "chain_method_", "predict")

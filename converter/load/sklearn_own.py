@@ -1,8 +1,7 @@
 """Estimators of scikit-learn that skl2onnx has no form for, written as graphs in float64.
 
-Some of them are no outlier detectors to scikit-learn, and measure how strange a row is all the same: mixtures by their
-density, k-means by the distance to the nearest centre, PCA by what it cannot rebuild. They have no threshold of their
-own; the data gives one.
+Some of them are no outlier detectors in scikit-learn, but give an anomaly score: mixtures by density, k-means by the
+distance to the nearest centre, PCA by the reconstruction error. They have no threshold; the data gives one.
 """
 
 from collections.abc import Callable
@@ -30,7 +29,7 @@ _STRANGENESS = {
 
 
 def strangeness(estimator: Any) -> str | None:
-    """What an estimator without a verdict of its own has as an anomaly score, in words; None for any other."""
+    """The anomaly score of an estimator without a verdict, in words; None for any other."""
     return _STRANGENESS.get(type(estimator).__name__) if type(estimator).__module__.startswith("sklearn.") else None
 
 
@@ -45,7 +44,7 @@ def score_of(estimator: Any, rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def writer_of(estimator: Any) -> Write | None:
-    """What writes an estimator's graph, where it is written here."""
+    """The function that writes an estimator's graph; None where this module has none."""
     if not type(estimator).__module__.startswith("sklearn."):
         return None
     if is_ours(estimator):
@@ -54,7 +53,7 @@ def writer_of(estimator: Any) -> Write | None:
 
 
 def check_own(estimator: Any, place: str) -> None:
-    """Refuse what has no fixed answer."""
+    """Refuse an estimator without a fixed answer."""
     kind = type(estimator).__name__
     check_neighbours(estimator, place)
     if hasattr(estimator, "get_cat_feature_indices") and estimator.get_cat_feature_indices():
@@ -111,7 +110,7 @@ def _labelled(builder: GraphBuilder, label: str, scores: str, count: int) -> dic
 
 
 def _envelope(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
-    """The squared Mahalanobis distance, less the distance of the threshold."""
+    """The squared Mahalanobis distance, minus the threshold's distance."""
     off = builder.node("Sub", x, _number(builder, estimator.location_[None]))
     turned = builder.node("MatMul", off, _number(builder, estimator.get_precision()))
     distance = _sum(builder, builder.node("Mul", turned, off), 1)
@@ -119,7 +118,7 @@ def _envelope(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
 
 
 def _mixture(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
-    """The logarithm of a sum of normal densities; what does not depend on the row is asked at the means."""
+    """The logarithm of a sum of normal densities; the constant part is computed by a call at the means."""
     means = np.asarray(estimator.means_, dtype=np.float64)
     count, width = means.shape
     factors = np.asarray(estimator.precisions_cholesky_, dtype=np.float64)
@@ -154,7 +153,7 @@ def _squared_distances(builder: GraphBuilder, x: str, points: Any) -> str:
 
 
 def _components(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
-    """What the components do not rebuild; whitening is undone by the way back."""
+    """The reconstruction error; the inverse transformation undoes whitening."""
     parts = np.asarray(estimator.components_, dtype=np.float64)
     off = builder.node("Sub", x, _number(builder, np.asarray(estimator.mean_)[None]))
     kept = builder.node("MatMul", builder.node("MatMul", off, _number(builder, parts.T)), _number(builder, parts))
@@ -163,7 +162,7 @@ def _components(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]
 
 
 def _nearest_centroid(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
-    """The nearest centre as the label; with unequal priors the largest discriminant, of which the scores are made."""
+    """The nearest centre is the label; with unequal priors the largest discriminant, from which scores are computed."""
     count = len(estimator.classes_)
     spread = np.where(estimator.within_class_std_dev_ != 0, estimator.within_class_std_dev_, 1.0)
     scaled = builder.node("Div", x, _number(builder, spread[None]))
@@ -206,7 +205,7 @@ def _isotonic(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
 
 
 def _kernel_ridge(builder: GraphBuilder, x: str, estimator: Any) -> dict[str, str]:
-    """A weighted sum of how near a row is to each row of the training."""
+    """A weighted sum of a row's kernel values with each training row."""
     rows = np.asarray(estimator.X_fit_, dtype=np.float64)
     weights = np.asarray(estimator.dual_coef_, dtype=np.float64).reshape(len(rows), -1)
     gamma = 1.0 / rows.shape[1] if estimator.gamma is None else float(estimator.gamma)

@@ -1,6 +1,6 @@
-"""Steps of scikit-learn's pipelines that skl2onnx has no form for, or none in float64: registered with it.
+"""Steps of scikit-learn's pipelines without a form in skl2onnx, or without one in float64: registered with skl2onnx.
 
-Known to skl2onnx, they work wherever a step may stand: in pipelines, column transformers and unions.
+Registered steps work in pipelines, column transformers and unions.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from edge_runtime.errors import CommandError
 
 
 def register() -> None:
-    """Make the steps known to skl2onnx. May be called again."""
+    """Register the steps with skl2onnx. May be called again."""
     from skl2onnx import update_registered_converter  # noqa: PLC0415 - heavy
     from sklearn import preprocessing  # noqa: PLC0415
     from sklearn.impute import MissingIndicator, SimpleImputer  # noqa: PLC0415
@@ -77,14 +77,14 @@ def _function(write: Writer, step: Any, x: str) -> str:
 
 
 def _scaled(write: Writer, step: Any, x: str) -> str:
-    """The scalers that are a line for each column, with scikit-learn's own operations; ONNX's `Scaler` is float32."""
+    """Scalers that are linear for each column, with scikit-learn's own operations; ONNX's `Scaler` is float32."""
     kind = type(step).__name__
     if kind == "MinMaxScaler":
         scaled = write.node("Mul", x, write.constant(np.asarray(step.scale_)[None]))
         scaled = write.node("Add", scaled, write.constant(np.asarray(step.min_)[None]))
         if step.clip:
             low, high = (write.constant(float(limit)) for limit in step.feature_range)
-            scaled = write.node("Where", write.node("Less", scaled, low), low, scaled)  # Min and Max hide what is NaN
+            scaled = write.node("Where", write.node("Less", scaled, low), low, scaled)  # Min and Max drop NaN
             scaled = write.node("Where", write.node("Greater", scaled, high), high, scaled)
         return scaled
     shift, slope = {
@@ -93,7 +93,7 @@ def _scaled(write: Writer, step: Any, x: str) -> str:
         "RobustScaler": ("center_", "scale_"),
     }[kind]
     for operator, name in (("Sub", shift), ("Div", slope)):
-        unused = name == "mean_" and not step.with_mean  # it is computed nevertheless
+        unused = name == "mean_" and not step.with_mean  # NaN is set explicitly
         factors = getattr(step, name, None) if name and not unused else None
         if factors is not None:
             x = write.node(operator, x, write.constant(np.asarray(factors, dtype=np.float64)[None]))
@@ -101,7 +101,7 @@ def _scaled(write: Writer, step: Any, x: str) -> str:
 
 
 def _normalized(write: Writer, step: Any, x: str) -> str:
-    """Rows of length one; a row of noughts, or of less than scikit-learn takes for a length, stays as it is."""
+    """Rows of length one; a row of zeros, or shorter than scikit-learn's limit, is not changed."""
     axes = write.constant([1], np.int64)
     size = write.node("Abs", x)
     if step.norm == "l2":
@@ -115,7 +115,7 @@ def _normalized(write: Writer, step: Any, x: str) -> str:
 
 
 def _filled_columns(step: Any) -> list[int]:
-    """The columns that an imputer hands on: it leaves out those of which training saw no value."""
+    """The columns that an imputer returns: it drops columns without values in the training."""
     known = np.array([value == value for value in step.statistics_], dtype=bool)  # noqa: PLR0124 - NaN is not itself
     keeps = step.strategy == "constant" or step.keep_empty_features
     return list(range(len(known))) if keeps else np.flatnonzero(known).tolist()
@@ -145,7 +145,7 @@ def _is_missing(write: Writer, step: Any, value: str) -> str:
 
 
 def _bins(write: Writer, step: Any, x: str) -> str:
-    """How many of the inner edges a value has reached; or a column a bin."""
+    """The number of inner edges that a value has reached; or a column for each bin."""
     from onnx import TensorProto  # noqa: PLC0415 - heavy
 
     blocks = []
@@ -167,14 +167,15 @@ def _bins(write: Writer, step: Any, x: str) -> str:
 
 
 def _splines(write: Writer, step: Any, x: str) -> str:
-    """A polynomial a piece and a basis function, in powers of the distance from the piece's lower knot."""
+    """A polynomial for each piece and basis function, in powers of the distance from the piece's lower knot."""
     if getattr(step, "handle_missing", "error") != "error":
         raise CommandError(
             "SplineTransformer: expected handle_missing='error', found "
             f"{step.handle_missing!r}: put a SimpleImputer before it"
         )
     if step.extrapolation == "linear" and step.degree < 2:
-        # scikit-learn 1.9 raises the degree for good at the first column, and answers the next ones from wrong knots.
+        # scikit-learn 1.9 raises the degree permanently at the first column, and computes the next ones with wrong
+        # knots.
         raise CommandError(
             f"SplineTransformer: expected a degree from 2 on with extrapolation='linear', found {step.degree}, for "
             "which scikit-learn's own curves have steps: use a higher degree or extrapolation='constant'"
@@ -215,7 +216,7 @@ def _spline(write: Writer, step: Any, x: str, column: int) -> str:
 
 
 def _pieces(spline: Any, degree: int, knots: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The borders of the pieces, and `[degree + 1, pieces, functions]`: factors of the highest power first."""
+    """The borders of the pieces, and the factors `[degree + 1, pieces, functions]`, the highest power first."""
     from scipy.interpolate import PPoly  # noqa: PLC0415 - heavy
 
     inside = slice(degree, len(knots) - degree - 1)

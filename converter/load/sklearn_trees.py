@@ -14,7 +14,7 @@ Parts = tuple[Forest, Link, float, float]  # forest, link, divisor, shift
 
 
 def forest_of(estimator: Any) -> Parts | None:
-    """The forest of an estimator, or None where it is none that we read (skl2onnx is asked then)."""
+    """The forest of an estimator; None where this module does not support it, and skl2onnx is used."""
     module = type(estimator).__module__.split(".")[0]
     if module == "xgboost":
         from converter.load import xgboost  # noqa: PLC0415 - an extra
@@ -58,7 +58,7 @@ def _voting_classifier(estimator: Any) -> Parts | None:
 
 
 def _several_labels(trees: list[Any], classes: list[Any]) -> Parts:
-    """The share of the class 1 for each label, of the whole leaf."""
+    """The share of class 1 for each label in the whole leaf."""
     builder = ForestBuilder(len(classes), "<=", narrow=True)
     for tree in trees:
         counts = tree.tree_.value  # [nodes, labels, classes], padded with zeros
@@ -132,7 +132,7 @@ def _histogram_boosting(estimator: Any) -> Parts | None:
 
 
 def _remapped(estimator: Any) -> tuple[NDArray[np.int64], dict[int, list[float]]]:
-    """For each column that the trees see, the column of the input; and the categories of those that have some."""
+    """For each column of the trees, the column of the input; and the categories of categorical columns."""
     width = int(estimator.n_features_in_)
     preprocessor = getattr(estimator, "_preprocessor", None)
     if preprocessor is None:
@@ -168,7 +168,7 @@ def _isolation(estimator: Any) -> Parts | None:
 
 def _depths(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     depth = np.zeros(len(left))
-    for node in range(len(left)):  # a child always comes after its parent
+    for node in range(len(left)):  # a child always follows its parent
         if left[node] >= 0:
             depth[left[node]] = depth[right[node]] = depth[node] + 1
     return depth

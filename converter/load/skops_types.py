@@ -1,15 +1,15 @@
-"""Which types of a skops file need no `--trust`: a list of exact names, each there for an estimator that we convert.
+"""The types of a skops file that need no `--trust`: exact names, each required by an estimator that converts.
 
-skops trusts the public estimators of scikit-learn, numpy's dtypes and element-wise functions by itself, and asks about
-the rest. `python -m benchmarks.skops_names` lists what it asks about for every estimator of scikit-learn; what stands
-below was taken from there one by one, after a look at what its construction and its `__setstate__` do with text from
-the file. A package is never trusted as a whole: `scipy.stats` has a class whose `__setstate__` executes its state, and
+skops trusts the public estimators of scikit-learn, numpy's dtypes and element-wise functions itself, and reports other
+types. `python -m benchmarks.skops_names` lists the reported types for every estimator of scikit-learn. The names below
+were taken from that list one by one, after a review of what the constructor and `__setstate__` do with text from the
+file. A package is never trusted as a whole: `scipy.stats` has a class whose `__setstate__` executes its state, and
 numpy has one that opens files.
 """
 
 from collections.abc import Iterable, Mapping
 
-# Module -> names, with what needs them. None of them reads files, imports modules or calls what its state names.
+# Module -> names, with their users. None of them reads files, imports modules or calls objects that its state names.
 _EXACT: Mapping[str, tuple[str, ...]] = {
     # Trees and forests, boosting, isolation forests: arrays of nodes.
     "sklearn.tree._tree": ("Tree",),
@@ -40,7 +40,7 @@ _EXACT: Mapping[str, tuple[str, ...]] = {
         "ChebyshevDistance", "ChebyshevDistance64", "EuclideanDistance", "EuclideanDistance64", "ManhattanDistance",
         "ManhattanDistance64", "MinkowskiDistance", "MinkowskiDistance64", "newObj",
     ),
-    # Networks: the state of the training, numbers.
+    # Networks: the state of the training (numbers).
     "sklearn.neural_network._stochastic_optimizers": ("AdamOptimizer", "SGDOptimizer"),
     # Calibration: two numbers a class, or the points of a line.
     "sklearn.calibration": ("_CalibratedClassifier", "_SigmoidCalibration"),
@@ -54,7 +54,7 @@ _EXACT: Mapping[str, tuple[str, ...]] = {
     "sklearn.multiclass": ("_ConstantPredictor",),
     # Column transformers: lists of columns.
     "sklearn.compose._column_transformer": ("_RemainderColsList",),
-    # Searches: how the rows were split, which prediction does not ask.
+    # Searches: the split of the rows, which prediction does not use.
     "sklearn.model_selection._split": (
         "GroupKFold", "KFold", "ShuffleSplit", "StratifiedGroupKFold", "StratifiedKFold", "StratifiedShuffleSplit",
         "TimeSeriesSplit",
@@ -66,7 +66,7 @@ _EXACT: Mapping[str, tuple[str, ...]] = {
         "chi2", "f_classif", "f_oneway", "f_regression", "r_regression",
     ),
     "sklearn.feature_selection._mutual_info": ("mutual_info_classif", "mutual_info_regression"),
-    # Metrics that a scorer of a search holds, which prediction does not call.
+    # Metrics in a search's scorer, which prediction does not call.
     "sklearn.metrics._classification": (
         "accuracy_score", "balanced_accuracy_score", "f1_score", "log_loss", "matthews_corrcoef", "precision_score",
         "recall_score",
@@ -77,12 +77,12 @@ _EXACT: Mapping[str, tuple[str, ...]] = {
     "sklearn.utils._bunch": ("Bunch",),
     "scipy.sparse._csr": ("csr_array", "csr_matrix"),
     "scipy.sparse._csc": ("csc_array", "csc_matrix"),
-    # Generators of random numbers, and functions of one number, which some releases of skops ask about.
+    # Random generators, and functions of one number, which some releases of skops report.
     "numpy.random._mt19937": ("MT19937",),
     "numpy.random._pcg64": ("PCG64",),
     "numpy": ("dtype",),
     "scipy.special": ("expit", "logit"),
-    # Our own features; `converter.audio` is where version 0.1 kept them.
+    # Our own features; `converter.audio` is their module in version 0.1.
     "converter.features": ("MFCC", "MelSpectrogram", "STFT", "WindowFeatures"),
     "converter.audio": ("MFCC", "MelSpectrogram", "STFT"),
 }  # fmt: skip
@@ -91,5 +91,5 @@ TRUSTED = frozenset(f"{module}.{name}" for module, names in _EXACT.items() for n
 
 
 def untrusted(names: Iterable[str]) -> list[str]:
-    """The names, out of those that skops does not trust, that we do not trust either."""
+    """The names that neither skops nor this list trusts."""
     return sorted(set(names) - TRUSTED)

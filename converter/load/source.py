@@ -1,7 +1,7 @@
-"""What every loader hands on: a model that can answer windows in Python, and say itself as an ONNX graph.
+"""The result of every loader: a model that answers windows in Python and can be expressed as an ONNX graph.
 
-`SourceModel.predict` is the truth that every later form of the model is held to. `SourceModel.core` gives the
-same model as an ONNX graph with its own input and outputs named by role; `normal_form.py` does the rest.
+`SourceModel.predict` is the reference for every later form of the model. `SourceModel.core` returns the same model as
+an ONNX graph with its own input and with outputs named by role; `normal_form.py` does the rest.
 """
 
 import math
@@ -28,15 +28,15 @@ INDEPENDENT = "each class has a probability of its own: the scores of a row need
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What a model says about n windows, in the terms of the normal form.
+    """A model's answers to n windows, as in the normal form.
 
     Attributes:
         label: `[n]` index of the predicted class, in the order of the labels.
         scores: `[n, classes]` probabilities.
         value: `[n, targets]` of a regression.
-        score: `[n]` of an anomaly, higher is stranger.
+        score: `[n]` of an anomaly; a higher score is more anomalous.
         named: the outputs of the tasks tensor, embedding and detection, `[n, *shape]` each.
-        labels: `[n, labels]` of a multi-label model, 1 where a label is there; `scores` has a probability for each.
+        labels: `[n, labels]` of a multi-label model, 1 where a label is present; `scores` has a probability for each.
     """
 
     label: NDArray[np.int64] | None = None
@@ -48,25 +48,25 @@ class Answer:
 
     @staticmethod
     def of(arrays: dict[str, NDArray[Any]]) -> "Answer":
-        """The outputs of a graph by name: of the normal form's own tasks, or `named`."""
+        """The outputs of a graph by name: those of the normal form's tasks, or `named`."""
         if set(arrays) in ({"label", "scores"}, {"labels", "scores"}, {"value"}, {"score"}, {"scores"}):
             return Answer(**cast("dict[str, Any]", arrays))
         return Answer(named=arrays)
 
     @staticmethod
     def joined(parts: Sequence["Answer"]) -> "Answer":
-        """Those of windows that follow one another."""
+        """Join the answers to consecutive windows."""
         tensors = [part.tensors() for part in parts]
         if len(tensors) == 1:
             return parts[0]
         return Answer.of({name: np.concatenate([part[name] for part in tensors]) for name in tensors[0]})
 
     def rows(self, which: NDArray[np.int64]) -> "Answer":
-        """Those of some windows."""
+        """The answers to some windows."""
         return Answer.of({name: part[which] for name, part in self.tensors().items()})
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """The parts that are there, by the names of the normal form's outputs."""
+        """The parts that exist, by the names of the normal form's outputs."""
         if self.named is not None:
             return self.named
         parts = {"label": self.label, "labels": self.labels, "scores": self.scores, "value": self.value,
@@ -76,7 +76,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
-    """A tensor that a recurrent model hands from one window to the next; `shape` is without the batch axis."""
+    """A tensor that a recurrent model passes from one window to the next; `shape` excludes the batch axis."""
 
     input: str
     output: str
@@ -86,13 +86,13 @@ class StateTensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelInput:
-    """One input of a source, and what of the window goes into it.
+    """One input of a source, and its part of the window.
 
     Attributes:
         input: its name.
-        layout: how that part of the window lies in it.
-        columns: the channels that it takes; None for all.
-        last: whether it takes the last reading of a window and not the whole.
+        layout: the arrangement of that part in the input.
+        columns: its channels; None for all.
+        last: whether it takes only the last reading of a window.
     """
 
     input: str
@@ -101,7 +101,7 @@ class ModelInput:
     last: bool = False
 
     def arrange(self, windows: Floats, kind: Any) -> NDArray[Any]:
-        """Its part of windows as the model wants it, in numpy."""
+        """Its part of windows in the model's arrangement, in numpy."""
         part = windows if self.columns is None else windows[..., list(self.columns)]
         return self.layout.arrange(part[:, -1:] if self.last else part, kind)
 
@@ -111,20 +111,20 @@ class Core:
     """A model as an ONNX graph, before the normal form.
 
     Attributes:
-        model: the graph, in float32 or whatever it wants.
-        input: the name of the tensor that takes the window.
-        shape: what that tensor wants, without the batch axis.
+        model: the graph, in float32 or its own type.
+        input: the name of the window's tensor.
+        shape: of that tensor, without the batch axis.
         outputs: role -> tensor. Roles: `label` (a class, or its position), `labels` (1 for each label that is there),
             `scores` (probabilities, or what becomes them by `extra["activation"]`), `decisions` (decision values),
             `value`, `score`, `decision` (higher is more ordinary), `reconstruction` (of the input).
-        classes: the classes that `label` speaks in, where it does not speak in positions.
+        classes: the values of `label`, where they are not positions.
         extra: `columns` of the scores, their `activation`, the `cut` of a tuned threshold.
-        arrange: how the window lies in the input; None where a reshape is enough.
-        feeds: the inputs where there are several, each with a group of channels.
-        constants: inputs that always have the same value.
+        arrange: the arrangement of the window in the input; None where a reshape suffices.
+        feeds: several inputs, each with a group of channels.
+        constants: inputs with a constant value.
         expanded: those of them that are repeated for every window of a batch.
-        states: inputs and outputs that carry a recurrent state.
-        batch_free: whether the graph takes any number of windows at once.
+        states: inputs and outputs of recurrent states.
+        batch_free: whether the graph takes any number of windows.
     """
 
     model: "onnx.ModelProto"
@@ -145,24 +145,24 @@ class SourceModel(ABC):
     """A trained model of any framework.
 
     Attributes:
-        framework: its name, as people write it.
+        framework: its usual name.
         version: the release that wrote or read it.
-        task: what it predicts; None where only the specification can tell.
-        classes: its own classes, in the order of its scores.
-        shape: the shape of one input, without the batch axis, where the model tells it.
-        feature_names: the names of its flat input, where the model tells them.
-        targets: how many values a regression gives, or how many labels a multi-label model tells of.
-        target_names: what they are called, where the model or the specification's outputs tell.
+        task: of the model; None where only the specification can state it.
+        classes: the model's own classes, in the order of its scores.
+        shape: of one input, without the batch axis; None where the model does not contain it.
+        feature_names: the names of its flat input, if the model contains them.
+        targets: the number of values of a regression, or of labels of a multi-label model.
+        target_names: their names, if the model or the specification's outputs have them.
         tensors: the outputs of the tasks tensor and embedding.
-        detections: the most that a detector answers.
+        detections: the largest number of detections in an answer.
         threshold: of an anomaly score.
-        rate_hz: readings per second that its features reckon with.
-        trees: whether it is made of decision trees, which have nothing to quantise.
-        independent: whether each class has a probability of its own, so that they need not sum to 1.
-        own_rule: whether its label comes from a rule beside its scores, such as a tuned threshold.
-        sentinels: values that it treats apart, such as that of a missing reading.
+        rate_hz: readings per second that its features assume.
+        trees: whether it consists of decision trees, which cannot be quantised.
+        independent: whether each class has its own probability, so that they need not sum to 1.
+        own_rule: whether its label comes from another rule than the largest score, such as a tuned threshold.
+        sentinels: values that it treats specially, such as that of a missing reading.
         notes: sentences that its user should read.
-        savings: what the loader left out of the source's graph, since no answer needs it.
+        savings: parts of the source's graph that the loader removed, since no answer needs them.
     """
 
     framework: str = ""
@@ -187,12 +187,12 @@ class SourceModel(ABC):
         self.savings: list[Saving] = []
 
     def takes_unknown(self, column: int) -> bool:
-        """Whether it has an answer to a text that is no category, in a column of the flat window that holds text."""
+        """Whether it answers an unknown category in a text column of the flat window."""
         del column
         return False
 
     def settle(self, shape: tuple[int, ...]) -> None:
-        """Take the shape of a window from the specification, where the model does not tell it."""
+        """Take the shape of a window from the specification, where the model does not contain it."""
         if self.shape is None:
             self.shape = (math.prod(shape),)
 
@@ -201,14 +201,14 @@ class SourceModel(ABC):
         """Answer float32 windows `[n, *shape of the bundle's input]` with the source's own code."""
 
     def stream(self, windows: Floats) -> tuple[Answer, dict[str, NDArray[Any]]] | None:
-        """Answers to windows that follow one another, and each state after each; None for a model without memory."""
+        """Answers to consecutive windows, and the states after each; None for a model without states."""
         del windows
         return None
 
     def drift(self, windows: Floats) -> int | None:
-        """How many windows a conversion in float32 would send another way through trees; None where that is no danger.
+        """The number of windows that a float32 conversion would move to other leaves; None where that cannot happen.
 
-        Reported, since other converters do this; ours moves the thresholds instead, and none of the windows.
+        Reported, since other converters do this; this converter changes the thresholds instead, and no window moves.
         """
         del windows
         return None
@@ -223,7 +223,7 @@ class SourceModel(ABC):
 
 
 def class_name(value: Any) -> str:
-    """A class of a model as the label that people read: 3.0 is "3"."""
+    """A class of a model as a label: 3.0 is "3"."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):

@@ -1,7 +1,7 @@
-"""Support vector machines that give one number: regression and one class, as kernels in float64.
+"""Support vector machines with one output, regression and one-class, as kernels in float64.
 
 onnxruntime's own operator computes in float32. With a polynomial kernel the answer is a small difference of large
-terms, of which float32 leaves little; sums in float64 leave the rounding of the answer alone.
+terms, for which float32 is not precise enough; with float64 sums only the answer itself is rounded.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ KINDS = ("OneClassSVM", "SVR", "NuSVR")
 
 
 def is_machine(estimator: Any) -> bool:
-    """Whether it is one that is lowered here."""
+    """Whether this module converts it."""
     return type(estimator).__name__ in KINDS and estimator.kernel in _KERNELS
 
 
 def machine_core(estimator: Any, columns: int) -> Core:
-    """The graph, float64 in and out."""
+    """The graph, with float64 input and output."""
     builder = GraphBuilder()
     x = builder.input("x", DOUBLE, ("N", columns))
     vectors = np.asarray(estimator.support_vectors_, dtype=np.float64)
@@ -51,7 +51,7 @@ def machine_core(estimator: Any, columns: int) -> Core:
 
 
 def _gaussian(builder: GraphBuilder, x: str, vectors: Any, gamma: float) -> str:
-    """exp(-gamma |x - v|^2), from differences: squares of sums would cancel."""
+    """exp(-gamma |x - v|^2), from differences: expanded squares would lose digits."""
     wide = builder.node("Unsqueeze", x, builder.constant([1], np.int64))
     gap = builder.node("Sub", wide, builder.constant(vectors[None], np.float64))
     square = builder.node("ReduceSum", builder.node("Mul", gap, gap), builder.constant([2], np.int64), keepdims=0)

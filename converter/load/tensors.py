@@ -1,4 +1,4 @@
-"""How a window lies in a model's input tensor: the same arrangement in numpy, for the source, and in the graph."""
+"""The arrangement of a window in a model's input tensor: the same in numpy, for the source, and in the graph."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,8 @@ class Layout:
 
     Attributes:
         window: the bundle's window or frame, without the batch axis.
-        shape: what the model says that it takes, in the terms of a window; None for frames.
-        perm: how axes are swapped, batch first; None where they are not.
+        shape: of the model's input, as a window; None for frames.
+        perm: the permutation of the axes, batch first; None without one.
         wanted: the model's input, without the batch axis.
         scale: values are multiplied by it,
         offset: and this is added.
@@ -32,7 +32,7 @@ class Layout:
     offset: float = 0.0
 
     def arrange(self, windows: Floats, kind: Any) -> NDArray[Any]:
-        """Windows as the model wants them, in numpy."""
+        """Windows in the model's arrangement, in numpy."""
         value = windows.reshape(len(windows), *self.window)
         if (self.scale, self.offset) != (1.0, 0.0):
             value = value * np.float32(self.scale) + np.float32(self.offset)
@@ -46,7 +46,7 @@ class Layout:
 
 
 def layout_of(dims: tuple[int, ...], spec: Spec, place: str) -> Layout:
-    """Find how the window that the specification describes lies in an input.
+    """Find the arrangement of the specification's window in an input.
 
     Args:
         dims: the input's sizes without the batch axis; 0 where the file leaves one open.
@@ -54,7 +54,7 @@ def layout_of(dims: tuple[int, ...], spec: Spec, place: str) -> Layout:
         place: the model file, for messages.
 
     Raises:
-        CommandError: sizes are open that the specification does not give.
+        CommandError: the specification lacks open sizes.
     """
     if spec.frame is not None:
         return _frame(dims, spec, place)
@@ -124,7 +124,7 @@ def _one_open(dims: tuple[int, ...], size: int, place: str) -> tuple[int, ...]:
 
 
 def squash(raw: NDArray[np.float64], activation: str) -> NDArray[np.float64]:
-    """What a model gives, as a probability a class; a single column speaks of the second class."""
+    """A model's output as a probability for each class; a single column belongs to the second class."""
     if activation == "softmax" and raw.shape[1] > 1:
         power = np.exp(raw - raw.max(axis=1, keepdims=True))
         return np.asarray(power / power.sum(axis=1, keepdims=True), dtype=np.float64)

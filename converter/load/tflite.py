@@ -1,10 +1,10 @@
 """TFLite files, float and int8: the operators of small networks, each as its ONNX counterpart.
 
 int8 stays int8: quantised tensors become pairs of QuantizeLinear and DequantizeLinear with the file's own scales, which
-onnxruntime runs in integers. Variables become states. What has no counterpart here (signal operators, recurrent cells
-of integers, loops, custom operators) is refused by name. The truth is the TFLite interpreter. A model with integer
-input takes whole numbers where the specification has a [frame] of an integer type, and real numbers, quantised inside
-the graph, otherwise.
+onnxruntime runs in integers. Variables become states. Operators without a counterpart here (signal operators, recurrent
+cells of integers, loops, custom operators) are refused by name. The reference is the TFLite interpreter. A model with
+integer input takes whole numbers where the specification has a [frame] of an integer type, and real numbers, quantised
+inside the graph, otherwise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ def load(path: Path, spec: Spec) -> "TfliteModel":
     """Load a TFLite file.
 
     Raises:
-        CommandError: ai-edge-litert is not installed, or the file is damaged or has parts without ONNX form.
+        CommandError: ai-edge-litert is not installed, the file is damaged, or has parts without ONNX form.
     """
     schema = require("ai_edge_litert.schema_py_generated", path, "tflite")
     interpreters = require("ai_edge_litert.interpreter", path, "tflite")
@@ -70,7 +70,7 @@ def load(path: Path, spec: Spec) -> "TfliteModel":
 
 
 def _interpreter(interpreters: Any, data: bytes, floats: bool, *, keeps: bool) -> Any:
-    """TFLite as it comes; for floats without its delegate, whose sums are further from the exact ones.
+    """The TFLite interpreter; for floats without its delegate, whose sums are less exact.
 
     Measured on the 196 scores of the anomaly model against the same network in float64: with the delegate one score
     is 1.3e-4 off, with the library's own kernels none more than 4.7e-5.
@@ -79,12 +79,12 @@ def _interpreter(interpreters: Any, data: bytes, floats: bool, *, keeps: bool) -
     resolver = kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if floats else kinds.AUTO
     return interpreters.Interpreter(
         model_content=data, num_threads=1, experimental_op_resolver_type=resolver,
-        experimental_preserve_all_tensors=keeps,  # so that what is assigned to variables can be read
+        experimental_preserve_all_tensors=keeps,  # so that assigned variables can be read
     )  # fmt: skip
 
 
 def _widen(schema: Any, model: Any) -> int:
-    """Turn int8 weights of operators that work on floats into float32, in place; how many there were."""
+    """Turn int8 weights of operators on floats into float32, in place; return their number."""
     graph, kinds, count = model.subgraphs[0], schema.TensorType, 0
     for operator in graph.operators:
         if len(operator.inputs) < 2 or graph.tensors[operator.inputs[0]].type != kinds.FLOAT32:
@@ -111,10 +111,10 @@ def _packed(model: Any) -> bytes:
 
 
 class TfliteModel(OnnxModel):
-    """A TFLite model: its ONNX form, and its interpreter as the truth.
+    """A TFLite model: its ONNX form, and its interpreter as the reference.
 
-    An interpreter keeps its variables from call to call, and cannot put them back: each window that begins a stream has
-    an interpreter of its own.
+    An interpreter keeps its variables from call to call and cannot reset them: each window that begins a stream has its
+    own interpreter.
     """
 
     framework = "TFLite"
@@ -155,7 +155,7 @@ class TfliteModel(OnnxModel):
             yield found
 
     def _invoke(self, interpreter: Any, fed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """One window: what goes in is quantised and what comes out is turned back, as the file says."""
+        """One window: the input is quantised and the output dequantised, by the scales of the file."""
         details = {item["index"]: item for item in interpreter.get_input_details()}
         for name, index in self._network.inputs.items():
             given, values = details[index], fed[name]
@@ -174,7 +174,7 @@ class TfliteModel(OnnxModel):
 
 
 def _in_numbers(found: NDArray[Any], detail: dict[str, Any]) -> NDArray[Any]:
-    """What a tensor holds, turned back from integers where it has a scale."""
+    """The values of a tensor, dequantised where it has a scale."""
     scale, zero = detail["quantization"]
     if detail["dtype"] == np.float32 or not scale:
         return found

@@ -2,7 +2,7 @@
 
 int8 stays int8: quantised tensors become pairs of QuantizeLinear and DequantizeLinear with the file's own scales, which
 onnxruntime runs in integers. A variable (`VAR_HANDLE`, or the memory of a recurrent cell) becomes a state: an input and
-an output of the graph in real numbers, which the integers are read from without a rounding. The operators are in
+an output of the graph in real numbers, which convert to the integers without rounding. The operators are in
 `tflite_operators.py`.
 """
 
@@ -31,13 +31,13 @@ Convert = Callable[["Network", Any], None]
 
 @dataclass(slots=True)
 class Variable:
-    """What a network keeps from one call to the next.
+    """A variable, which a network keeps from one call to the next.
 
     Attributes:
-        name: as the file calls it.
-        tensor: the tensor that it was read into or assigned from last, for its shape.
-        value: what it holds at this place of the graph.
-        is_read: whether it was read before it was assigned.
+        name: in the file.
+        tensor: the last tensor that read or assigned it, for its shape.
+        value: its value at this place of the graph.
+        is_read: whether it was read before an assignment.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Variable:
 
 
 class Network:
-    """One TFLite graph on its way to ONNX. Pictures stay channel first between operators that want them so.
+    """One TFLite graph on its way to ONNX. Pictures stay channel first between operators that need this.
 
     Attributes:
         inputs: the graph's inputs by name, and the tensors of the file.
         outputs: its outputs, likewise.
-        variables: what is kept from call to call, by name.
+        variables: by name.
     """
 
     def __init__(self, schema: Any, model: Any, place: str, spec: Spec) -> None:
@@ -63,14 +63,14 @@ class Network:
         self.outputs = self._ports(self._graph.outputs, OUTPUT, "outputs")
         self._build = GraphBuilder()
         self._build.reserve(*self.inputs, *self.outputs)
-        self._plain: dict[int, str] = {}  # tensor -> its value as TFLite has it
+        self._plain: dict[int, str] = {}  # tensor -> its value in TFLite's layout
         self._first: dict[int, str] = {}  # tensor -> the same, channel first
         self.variables: dict[str, Variable] = {}
         self._handles: dict[int, str] = {}  # resource tensor -> the variable's name
         self._starts: dict[str, NDArray[Any]] = {}  # what CALL_ONCE assigns
 
     def convert(self, operators: Mapping[str, Convert]) -> tuple[onnx.ModelProto, tuple[StateTensor, ...]]:
-        """The graph in ONNX, float32 out, batch free, and the states that it has.
+        """The graph in ONNX, with float32 outputs and a free batch, and its states.
 
         Raises:
             CommandError: it has operators without ONNX form, or a variable that does not begin at zero.
@@ -93,7 +93,7 @@ class Network:
         return self._build.build("tflite"), states
 
     def _ports(self, indexes: Any, single: str, kind: str) -> dict[str, int]:
-        """Names of inputs or outputs: the plain one where there is one, else those of the signature, or of tensors."""
+        """Names of inputs or outputs: the default name for a single one, else those of the signature, or of tensors."""
         tensors = [int(index) for index in indexes]
         if len(tensors) == 1:
             return {single: tensors[0]}
@@ -123,7 +123,7 @@ class Network:
     # --- what is kept from call to call -----------------------------------------------------------------------------
 
     def _begin_once(self, operator: Any) -> None:
-        """The values that variables begin with."""
+        """The initial values of variables."""
         graph = self._model.subgraphs[operator.builtinOptions.initSubgraphIndex]
         handles: dict[int, str] = {}
         for each in graph.operators:
@@ -148,12 +148,12 @@ class Network:
         self._handles[int(operator.outputs[0])] = _handle(operator)
 
     def read_variable(self, operator: Any) -> None:
-        """`READ_VARIABLE`: the state as it came into this call, or what was assigned since."""
+        """`READ_VARIABLE`: the state at the start of this call, or the last assigned value."""
         index = int(operator.outputs[0])
         self.give(index, self.held(self._handles[int(operator.inputs[0])], index))
 
     def assign_variable(self, operator: Any) -> None:
-        """`ASSIGN_VARIABLE`: what is read from here on, and handed on to the next call."""
+        """`ASSIGN_VARIABLE`: the value for later reads, and for the next call."""
         name, index = self._handles[int(operator.inputs[0])], int(operator.inputs[1])
         self.hold(name, self.value(index), index)
 
@@ -215,7 +215,7 @@ class Network:
         return [int(size) for size in self._tensor(index).shape]
 
     def array(self, index: int) -> NDArray[Any] | None:
-        """A constant as it stands in the file, or None."""
+        """A constant of the file, or None."""
         tensor = self._tensor(index)
         data = self._model.buffers[tensor.buffer].data
         if data is None or len(data) == 0:
@@ -233,7 +233,7 @@ class Network:
         return bool(self._names[self._tensor(index).type] == "FLOAT32")
 
     def _scales(self, tensor: Any, axis: int | None = None) -> tuple[str, str]:
-        """Scale and zero point as constants: one each, or a list along an axis."""
+        """Scale and zero point as constants: single numbers, or lists along an axis."""
         scale = np.asarray(tensor.quantization.scale, dtype=np.float32)
         zero = np.asarray(tensor.quantization.zeroPoint).astype(self._type(tensor))
         if len(scale) == 1 or axis is None:
@@ -241,7 +241,7 @@ class Network:
         return self._build.constant(scale), self._build.constant(zero, zero.dtype)
 
     def weight(self, index: int, turn: tuple[int, ...], axis: int) -> str:
-        """A constant operand, its axes turned; `axis` is the one that per-channel scales lie along, afterwards."""
+        """A constant operand with permuted axes; `axis` is the axis of per-channel scales afterwards."""
         array = self.array(index)
         if array is None:
             raise CommandError(f"{self._place}: expected constant weights, found computed ones")
@@ -271,7 +271,7 @@ class Network:
         return self._first[index]
 
     def give(self, index: int, value: str, activation: int = 0, first: bool = False) -> None:
-        """A result: activated, rounded to the tensor's own integers, and remembered in the layout that it has."""
+        """A result: activated, rounded to the tensor's integers, and stored with its layout."""
         value = self._activated(value, activation)
         tensor = self._tensor(index)
         if self._names[tensor.type] in _INTEGERS:

@@ -184,10 +184,9 @@ def _leaky(network: Network, operator: Any) -> None:
 
 
 def _lstm(network: Network, operator: Any) -> None:
-    """`UNIDIRECTIONAL_SEQUENCE_LSTM` on floats, its steps written out, since TFLite cuts the cell and ONNX does not.
+    """`UNIDIRECTIONAL_SEQUENCE_LSTM` on floats, its steps unrolled, since TFLite clips the cell and ONNX does not.
 
-    Windows of several readings begin with an empty memory, as the model was trained; one reading at a time hands the
-    memory on.
+    Windows of several readings begin with a zero state, as in training; windows of one reading pass the state on.
     """
     x, options = operator.inputs[0], operator.builtinOptions
     inputs = [int(index) for index in operator.inputs]

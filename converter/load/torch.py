@@ -1,9 +1,9 @@
 """PyTorch: exported programs (`.pt2`), TorchScript, and with --trust `module:function` that returns a model.
 
-All go through torch's own ONNX exporter; the truth is the module itself, in evaluation mode, without gradients.
+All go through torch's own ONNX exporter; the reference is the module itself, in evaluation mode, without gradients.
 TorchScript is a program that can write files, when it is loaded and when it runs: it needs --trust. A `.pt2` is read
-without it where it holds numbers and a graph alone (`torch_archive.py`), and torch then unpickles nothing but tensors.
-A file of weights alone is no model and is refused with a hint.
+without --trust if it holds only numbers and a graph (`torch_archive.py`); torch then unpickles only tensors. A file
+with only weights is no model and is refused with a hint.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from converter.spec import Spec
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-_OPSET = 18  # the oldest that torch's exporter writes
+_OPSET = 18  # the oldest opset of torch's exporter
 _SCRIPT_OPSET = 17
 
 
@@ -41,7 +41,7 @@ def load_program(path: Path, spec: Spec, trust: bool) -> "TorchModel":
     """Load an exported program.
 
     Raises:
-        CommandError: torch is not installed, or the file is damaged, or holds more than tensors and is not trusted.
+        CommandError: torch is not installed, the file is damaged, or it holds more than tensors and is not trusted.
     """
     with tempfile.TemporaryDirectory() as folder:
         given = path if trust else Path(folder) / "model.pt2"
@@ -77,7 +77,7 @@ def load_script(path: Path, spec: Spec, trust: bool) -> "TorchModel":
     """Load a TorchScript file.
 
     Raises:
-        CommandError: it is not trusted, or torch is not installed, or the file is damaged, or the exporter refuses it.
+        CommandError: it is not trusted, torch is not installed, the file is damaged, or the exporter refuses it.
     """
     if not trust:
         raise CommandError(
@@ -126,12 +126,12 @@ def exported(
     """Export a module to ONNX.
 
     Args:
-        module: in evaluation mode; it stays the truth.
-        example: what to export it with.
+        module: in evaluation mode; it stays the reference.
+        example: inputs for the export.
         how: the exporter's own settings.
         spec: the specification.
         path: the file, for messages.
-        program: what to export instead of the module, where it is an exported program.
+        program: an exported program to export instead of the module.
 
     Raises:
         CommandError: the exporter refuses it.
@@ -188,7 +188,7 @@ def _type_of(kind: str) -> Any:
 
 
 def _example(spec: Spec, path: Path) -> Any:
-    """Two windows of zeros, shaped as the specification says, because the file does not tell."""
+    """Two windows of zeros in the specification's shape, because the file has none."""
     torch = require("torch", path)
     if spec.frame is not None:
         shape = spec.frame.shape
@@ -210,7 +210,7 @@ def _example(spec: Spec, path: Path) -> Any:
 
 @contextlib.contextmanager
 def _tensors_only(yes: bool) -> Iterator[None]:
-    """Torch's own switch: nothing but tensors is read out of pickles."""
+    """Torch's own switch: pickles give only tensors."""
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     if yes:
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -225,7 +225,7 @@ def _tensors_only(yes: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the exporter's chatter, which speaks to the developers of torch."""
+    """Discard the exporter's output, which is for developers of torch."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,11 +1,11 @@
-"""What an exported program of PyTorch (`.pt2`) holds beside numbers, read without running any of it.
+"""The contents of an exported program of PyTorch (`.pt2`) other than numbers, read without running it.
 
 torch builds sizes by evaluating text, finds the functions that a graph calls by their names, imports modules for the
-shapes of its arguments, and unpickles some of the entries. So each text, each name and each entry is held to a list of
-what an exported network needs; all else is named, and needs `--trust`.
+shapes of its arguments, and unpickles some of the entries. Therefore each text, name and entry must be on a list of
+what an exported network needs; everything else is reported and needs `--trust`.
 
-torch and Python find the entries of an archive in different ways, so one file can be two archives. torch therefore gets
-a fresh archive of the entries that were checked (`checked_copy`), never the file itself.
+torch and Python find the entries of an archive in different ways, so one file can be two archives. Therefore torch gets
+a new archive of the checked entries (`checked_copy`), never the file itself.
 """
 
 import ast
@@ -43,13 +43,13 @@ _NODES = (
     ast.operator, ast.unaryop, ast.cmpop,
 )  # fmt: skip
 _LONGEST_TEXT = 2000
-# Containers of arguments that a graph may have. Others import a module that the file names.
+# Allowed containers of a graph's arguments. Others import a module that the file names.
 _CONTAINERS = frozenset({
     None, "builtins.tuple", "builtins.list", "builtins.dict", "builtins.slice", "collections.OrderedDict",
     "collections.deque", "torch.Size",
 })  # fmt: skip
-_DEEPEST_TEXT = 8  # JSON in a string of JSON, and so on
-# What the pickles of plain tensors name.
+_DEEPEST_TEXT = 8  # depth of JSON inside strings of JSON
+# The names in pickles of plain tensors.
 _TENSORS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(?:tensor_v2|parameter)|torch\.nn\.parameter Parameter"
     r"|torch \w+Storage|torch\.storage (?:Untyped|Typed)Storage|torch (?:device|Size|\w*(?:float|int|bool)\d*)"
@@ -57,18 +57,18 @@ _TENSORS = re.compile(
 
 
 def code_in(path: Path) -> list[str]:
-    """What an exported program holds that could run code, in words; empty where it holds numbers and a graph.
+    """Parts of an exported program that could run code, in words; empty where it holds only numbers and a graph.
 
     Raises:
         zipfile.BadZipFile: it is no archive.
-        ValueError: what should be JSON in it is none.
+        ValueError: its JSON is invalid.
     """
     with zipfile.ZipFile(path) as archive:
         return sorted(set(_found(archive)))
 
 
 def checked_copy(path: Path, copy: Path) -> list[str]:
-    """As `code_in`; where that is nothing, `copy` becomes an archive of the entries that were checked.
+    """As `code_in`; where that is empty, `copy` becomes an archive of the checked entries.
 
     Raises:
         as `code_in`.
@@ -87,7 +87,7 @@ def checked_copy(path: Path, copy: Path) -> list[str]:
 
 def _found(archive: zipfile.ZipFile) -> Iterator[str]:
     names = archive.namelist()
-    if len({name.lower() for name in names}) != len(names):  # torch looks for them in any case
+    if len({name.lower() for name in names}) != len(names):  # torch reads them in every archive
         yield "entries of the same name"
     for name in names:
         if name.endswith("/"):
@@ -133,17 +133,17 @@ def _in_object(item: dict[str, Any]) -> Iterator[str]:
 
 
 def _inside(text: str) -> Any:
-    """The list or object that a text holds, as torch would read it; None where it holds neither."""
+    """The list or object in a text, as torch would read it; None for neither."""
     if text.lstrip()[:1] not in ("[", "{"):
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return None  # torch reads it by the same function
+        return None  # torch uses the same function
 
 
 def is_plain_arithmetic(text: Any) -> bool:
-    """Whether a text is arithmetic over symbols and numbers, with functions of a list and nothing else."""
+    """Whether a text is arithmetic over symbols and numbers, with listed functions only."""
     if not isinstance(text, str) or len(text) > _LONGEST_TEXT:
         return False
     try:
@@ -163,7 +163,7 @@ def is_plain_arithmetic(text: Any) -> bool:
 
 
 def _pickled(data: bytes) -> Iterator[str]:
-    """What pickles of an entry name beside tensors."""
+    """Names in the pickles of an entry other than those of tensors."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as inner:
             pickles = [inner.read(name) for name in inner.namelist() if name.endswith(".pkl")]

@@ -1,6 +1,6 @@
 """XGBoost: model files (JSON and UBJ), and its estimators inside scikit-learn pipelines.
 
-The trees are read from the model's own JSON, so thresholds are the float32 numbers that XGBoost compares with.
+The trees are read from the model's own JSON, so thresholds are the float32 numbers of XGBoost's comparisons.
 """
 
 import json
@@ -32,7 +32,7 @@ from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
 
-# objective -> task and link. Objectives that are not here answer with something that is no label or value.
+# objective -> task and link. Other objectives return neither label nor value.
 _OBJECTIVES: dict[str, tuple[Task, Link]] = {
     "binary:logistic": ("classification", "sigmoid_open"),
     "binary:logitraw": ("classification", "sigmoid_half"),
@@ -55,7 +55,7 @@ def load(path: Path, spec: Spec) -> "XgboostModel":
     """Load a model file.
 
     Raises:
-        CommandError: xgboost is not installed, or the file is not one that it reads, or has parts without ONNX form.
+        CommandError: xgboost is not installed, cannot read the file, or the file has parts without ONNX form.
     """
     xgboost = require("xgboost", path)
     try:
@@ -66,7 +66,7 @@ def load(path: Path, spec: Spec) -> "XgboostModel":
 
 
 class XgboostModel(SourceModel):
-    """A booster, as its own training saved it."""
+    """An XGBoost model file."""
 
     framework = "XGBoost"
     trees = True
@@ -111,7 +111,7 @@ class XgboostModel(SourceModel):
         return Answer(label=label, scores=np.stack([1.0 - found, found], axis=1))
 
     def takes_unknown(self, column: int) -> bool:
-        """See `SourceModel`: a value that is in no set of categories takes the other way."""
+        """See `SourceModel`: a value outside of every set of categories goes to the other side."""
         return self._forest.sets is not None and self._forest.sets.has(column)
 
     def core(self) -> Core:
@@ -121,10 +121,10 @@ class XgboostModel(SourceModel):
 
 
 def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Forest, Link, Task, list[str]]:
-    """A booster's trees, what its sums mean, its task and the names of its features.
+    """A booster's trees, link, task and feature names.
 
     Raises:
-        CommandError: it is no forest, or one with parts that ONNX trees do not have.
+        CommandError: it is no forest, or has parts that ONNX trees cannot express.
     """
     model = json.loads(bytes(booster.save_raw("json")))["learner"]
     name = model["objective"]["name"]
@@ -166,7 +166,7 @@ def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Fores
 
 
 def _by_category(tree: dict[str, Any], sets: CategorySets, indexes: Indexes, known: Known) -> Iterator[tuple[int, int]]:
-    """The nodes that split by category, and the column of each: its categories go right, others left."""
+    """The nodes that split by category, and the column of each: its members go right, others left."""
     starts, sizes = tree.get("categories_segments", ()), tree.get("categories_sizes", ())
     for node, start, size in zip(tree.get("categories_nodes", ()), starts, sizes, strict=True):
         column, missing = int(tree["split_indices"][node]), bool(tree["default_left"][node])
@@ -180,13 +180,13 @@ def _by_category(tree: dict[str, Any], sets: CategorySets, indexes: Indexes, kno
 
 
 def _rounds(booster: Any) -> int:
-    """How many rounds count: those up to the best one, where training stopped early."""
+    """The number of rounds that count: up to the best one, if training stopped early."""
     best = booster.attr("best_iteration")
     return int(best) + 1 if best is not None else int(booster.num_boosted_rounds())
 
 
 def _base(text: Any, link: Link, columns: int) -> list[float]:
-    """What every sum starts with; files say it as an answer, not as a sum."""
+    """The start of every sum; files store it as an answer, not as a sum."""
     said = json.loads(text) if isinstance(text, str) else text
     scores = [float(np.float32(value)) for value in (said if isinstance(said, list) else [said])]
     scores = scores * columns if len(scores) == 1 else scores

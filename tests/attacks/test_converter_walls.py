@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from converter.isolation import Walls, enter
+from converter.isolation import Restrictions, enter
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,8 @@ class Payload:
 def missing_walls(tmp_path: Path) -> str:
     """What this kernel does not offer, as a child says it."""
     code = (
-        f"from converter.isolation import Walls, enter\nprint(enter(Walls(('/',), {str(tmp_path)!r}, 1 << 40, 1000)))"
+        "from converter.isolation import Restrictions, enter\n"
+        f"print(enter(Restrictions(('/',), {str(tmp_path)!r}, 1 << 40, 1000)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout
@@ -350,5 +351,5 @@ def test_a_system_without_walls_is_said(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: NoSystemCalls())
     monkeypatch.setattr("resource.setrlimit", lambda *_: None)
-    missing = enter(Walls((), "/nowhere", 1 << 40, 1000))
+    missing = enter(Restrictions((), "/nowhere", 1 << 40, 1000))
     assert missing == ["reading and writing any file that its user may", "using the network"]

@@ -47,14 +47,14 @@ def test_a_row_on_which_the_source_jumps_is_told_apart_from_a_fault() -> None:
     found.scores[3], found.label[3] = [0.8, 0.2], 0
     seen = compare(found, source, rows, classifier, names=("off", "on"))
     assert seen.is_faithful
-    assert seen.fence.tolist() == [3]
+    assert seen.boundary.tolist() == [3]
     rows[:100] = rows[3]
     source, found = classifier(rows), classifier(rows)
     found.scores[:100], found.label[:100] = [0.8, 0.2], 0  # type: ignore[index]
     assert not compare(found, source, rows, classifier, names=("off", "on")).is_faithful
 
 
-def test_whole_numbers_of_a_category_are_not_taken_for_a_fence() -> None:
+def test_whole_numbers_of_a_category_are_not_taken_for_a_boundary() -> None:
     """An encoder knows 3 and not 3.000001, which excuses no wrong answer to 3."""
 
     def encoder(asked: Any) -> Answer:
