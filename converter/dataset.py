@@ -121,15 +121,13 @@ def _columns(windows: Sequence[MergedWindow]) -> dict[str, NDArray[Any]]:
 
 
 def _truth(windows: Sequence[MergedWindow]) -> NDArray[Any]:
-    targets = windows[0].facts.targets
-    if not targets:
+    names = windows[0].facts.value_names
+    if not names:
         return np.array([each.label for each in windows])
     try:
-        numbers = [[each.values[target] for target in targets] for each in windows]
+        numbers = [[each.values[name] for name in names] for each in windows]
     except KeyError as error:
-        raise CommandError(
-            f"expected a number for every target ({', '.join(targets)}), found none for {error}"
-        ) from error
+        raise CommandError(f"expected a number for each of {', '.join(names)}, found none for {error}") from error
     return np.array(numbers, np.float64)
 
 
@@ -199,7 +197,7 @@ def _spread(truth: NDArray[Any] | None) -> str:
     if truth is None:
         return "no label"
     if truth.dtype.kind != "U":
-        return f"{truth.shape[1]} targets"
+        return f"{truth.shape[1]} numbers each"
     names, counts = np.unique(truth, return_counts=True)
     return ", ".join(f"{count} {name}" for name, count in zip(names.tolist(), counts.tolist(), strict=True))
 

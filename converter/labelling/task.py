@@ -80,6 +80,11 @@ def _of_captures(folder: Path, model: str | None, labels: Sequence[str]) -> Labe
     facts = merged.windows[0].facts
     if facts.task == "regression":
         raise CommandError(f"{folder}: expected windows with labels, found a regression: its truth is a number")
+    if facts.task == "multilabel":
+        raise CommandError(
+            f"{folder}: expected windows with one label each, found a model of several: send truth to the device, "
+            "which keeps it with the window"
+        )
     known = list(labels or (facts.labels if facts.task != "anomaly" else (NORMAL, ANOMALY)))
     channels = [f"{each.name} ({each.unit})" if each.unit else each.name for each in facts.channels]
     return LabelTask([_item(each) for each in merged.windows], channels, known, merged.notes)

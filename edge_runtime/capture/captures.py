@@ -125,14 +125,14 @@ class Captures:
         Args:
             model: the model's name.
             identity: the prediction's.
-            label: what was right; None for a regression.
-            values: what was right for a regression, in the order of the targets.
+            label: what was right; None where numbers say it.
+            values: the numbers, in the order of a regression's targets, or of the labels that may be there together.
         """
-        targets: tuple[str, ...] = ()
+        names: tuple[str, ...] = ()
         if (tap := self._taps.get(model)) is not None:
             tap.keep_recent(identity)
-            targets = tap.targets
-        named = dict(zip(targets, values, strict=False))
+            names = tap.value_names
+        named = dict(zip(names, values, strict=False))
         entry = Labelled(id=identity, model=model, label=label, time=time.time(), values=named)
         self._keep(CaptureItem(entry), LABEL_BYTES)
 

@@ -65,13 +65,18 @@ class BundleFacts(msgspec.Struct, frozen=True, kw_only=True, tag="bundle"):
     rate_hz: float | None = None
     excluded: tuple[str, ...] = ()
 
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Of the numbers that say what was right: targets, or labels that may be there together; else none."""
+        return self.labels if self.task == "multilabel" else self.targets
+
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
     """One window, what the model said of it, and why it was kept.
 
     Attributes:
         bundle: the place of its facts among those of the file.
-        id: the prediction's, where that was published; else one of its own, which no prediction has.
+        id: the prediction's; of one that was withheld, the one that sinks and truth know it by.
         published: the prediction was.
         key: the stream; None where the source has one.
         time: of the last reading of the window, in Unix seconds.
@@ -105,7 +110,7 @@ class Labelled(msgspec.Struct, frozen=True, kw_only=True, tag="label"):
         id: the prediction's.
         model: the model's name in the device file.
         label: what was right; None where numbers say it.
-        values: what was right for a regression, by target.
+        values: what was right for a regression, by target; of several labels 1 for each that is there, else 0.
         time: when that was learnt, in Unix seconds.
     """
 

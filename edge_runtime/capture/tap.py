@@ -63,7 +63,6 @@ class CaptureTap:
         self._context = context
         self._keep = keep
         self._loaded: LoadedBundle | None = None
-        self._own = 0  # ids of windows whose prediction was withheld
         self._wanted: WantedWindows | None = None
         self._alarmed: dict[str | None, WantedWindows] = {}
         self._alarm: WantedWindows | None = None  # of every key
@@ -92,9 +91,9 @@ class CaptureTap:
             self._alarmed[key] = wanted
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        """Those of the bundle, where it is a regression."""
-        return () if self._loaded is None else self._facts.targets
+    def value_names(self) -> tuple[str, ...]:
+        """Of the numbers that say what was right."""
+        return () if self._loaded is None else self._facts.value_names
 
     def remember_recent(self, *, wanted: bool) -> None:
         """Hold the last windows in memory, since labels may come for them, or hold none."""
@@ -169,17 +168,12 @@ class CaptureTap:
         self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None, *, reasons: tuple[str, ...]
     ) -> Captured:
         key, context = call.keys[row], self._context
-        if prediction is not None:
-            identity = prediction_id(context.device, self._model, context.start, prediction)
-        else:
-            self._own += 1
-            identity = (
-                f"{context.device}/{self._model}/{'-' if key is None else key}/{context.start}/withheld-{self._own}"
-            )
+        said = prediction or call.loaded.decider.identify_withheld(call.identities[row], context.start)
+        assert said is not None, "what is not published was withheld"
         window = call.windows[row] if self._columns is None else call.windows[row][:, self._columns]
         return Captured(
             bundle=0,
-            id=identity,
+            id=prediction_id(context.device, self._model, context.start, said),
             published=prediction is not None,
             key=key,
             time=call.times[row],

@@ -446,7 +446,8 @@ class TruthTable(Table, frozen=True, kw_only=True):
         listen: `on` takes truth on `edge/{device}/truth/MODEL`, at the upstream's broker. A broker that refuses the
             topic costs nothing else. `off` leaves HTTP, where there is `[http]`. `auto` is `off` where `health_topic`
             of `[upstream]` is moved or switched off: such brokers end a connection that asks for a topic of ours.
-        remember: How many predictions of each model wait for their truth; 0 takes no truth at all.
+        remember: How many predictions of each model wait for their truth, and as many again of those that `publish` or
+            `min_interval` withheld; 0 takes no truth at all.
         tolerance (s): How far the time of a truth that names key and time may be from that of its prediction.
     """
 

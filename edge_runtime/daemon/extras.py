@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from edge_runtime.store.desired import DesiredState
     from edge_runtime.store.exchange import Exchange
     from edge_runtime.store.ota import Ota
-    from edge_runtime.truth.live import Joined, LiveTruth, TruthOutcome
+    from edge_runtime.truth.live import Joined, LiveTruth
+    from edge_runtime.truth.model_truth import TruthOutcome
 
 _log = get_logger("daemon")
 LEAVING_S = 0.25  # between two looks at whether a server has answered everything
@@ -253,8 +254,7 @@ class Extras:
     def _keep_label(self, joined: "Joined") -> None:
         """A window whose truth is known belongs to the captures, where there are any."""
         if self.capture is not None:
-            values = joined.truth if isinstance(joined.truth, list) else ()
-            self.capture.label(joined.model, joined.id, joined.label, values)
+            self.capture.label(joined.model, joined.id, joined.label, joined.values)
 
     def accuracy(self) -> dict[str, dict[str, Any]]:
         """How right each model is, by its name, as far as that is known."""

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.fleet.overview import OverviewRow
-from edge_runtime.truth.figures import TruthSums, summed
+from edge_runtime.truth.figures import CELLS, TruthSums, summed
 
 HEADER = ("DEVICE", "MODEL", "VERSION", "N", "RIGHT", "95 %", "ESTIMATED", "UNMATCHED", "DRIFT")
 _DRIFT = {"alarm": 2, "watch": 1, "ok": 0}  # the worst one counts
@@ -34,6 +34,9 @@ class AccuracyDocument(msgspec.Struct, frozen=True):
     interval: tuple[float, float] | None = None
     confusion: dict[str, dict[str, int]] = {}
     errors: dict[str, TargetErrors] = {}
+    labels: dict[str, dict[str, int]] = {}
+    right: int = 0
+    withheld: int = 0
     estimated: float | None = None
     estimated_over: int = 0
     unmatched: dict[str, int] = {}
@@ -62,7 +65,12 @@ def in_sum(rows: Sequence[OverviewRow]) -> list[dict[str, Any]]:
 
 
 def _summed(model: str, version: str, found: Sequence[tuple[OverviewRow, AccuracyDocument]]) -> dict[str, Any]:
-    sums = summed([TruthSums(each.n, each.confusion, msgspec.to_builtins(each.errors)) for _, each in found])
+    sums = summed(
+        [
+            TruthSums(each.n, each.confusion, msgspec.to_builtins(each.errors), each.labels, each.right)
+            for _, each in found
+        ]
+    )
     over = sum(each.estimated_over for _, each in found if each.estimated is not None)
     promised = sum((each.estimated or 0.0) * each.estimated_over for _, each in found)
     unmatched: Counter[str] = Counter()
@@ -77,6 +85,7 @@ def _summed(model: str, version: str, found: Sequence[tuple[OverviewRow, Accurac
         "version": version,
         "devices": len(found),
         **sums,
+        "withheld": sum(each.withheld for _, each in found),
         "estimated": float(f"{promised / over:.4g}") if over else None,
         "estimated_over": over,
         "unmatched": dict(unmatched),
@@ -103,7 +112,9 @@ def lines_of(rows: Sequence[OverviewRow]) -> list[list[str]]:
 
 
 def confusion_lines(total: Mapping[str, Any]) -> list[str]:
-    """The confusion of one model over all devices; nothing for a regression."""
+    """The confusion of one model over all devices, or of each of its labels; nothing for a regression."""
+    if total.get("labels"):
+        return _label_lines(total)
     confusion: dict[str, dict[str, int]] = total["confusion"]
     names = sorted(confusion.keys() | {said for row in confusion.values() for said in row})
     if not names:
@@ -117,6 +128,16 @@ def confusion_lines(total: Mapping[str, Any]) -> list[str]:
             f"{name:{width}}" + "".join(f"  {confusion.get(name, {}).get(said, 0):>{cells}}" for said in names)
             for name in names
         ),
+    ]
+
+
+def _label_lines(total: Mapping[str, Any]) -> list[str]:
+    labels: dict[str, dict[str, int]] = total["labels"]
+    width = max(len(name) for name in labels)
+    return [
+        f"{total['model']} {total['version']}: {100 * total['hamming']:.1f} % of all labels are wrong",
+        " " * width + "".join(f"  {cell:>7}" for cell in CELLS),
+        *(f"{name:{width}}" + "".join(f"  {row.get(cell, 0):>7}" for cell in CELLS) for name, row in labels.items()),
     ]
 
 

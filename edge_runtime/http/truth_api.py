@@ -47,4 +47,7 @@ def tell_truth(take: TakeTruth | None, model: str, body: bytes) -> Response:
     status = _STATUS.get(outcome.result)
     if status is not None:
         raise HttpError(status, outcome.why)
-    return json_response({"result": outcome.result, "id": outcome.id, "right": outcome.right})
+    response = json_response({"result": outcome.result, "id": outcome.id, "right": outcome.right})
+    if outcome.result == "waiting":  # its prediction may be on the way
+        response.status = 202
+    return response

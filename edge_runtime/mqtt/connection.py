@@ -142,7 +142,8 @@ class Connection:
 
         A handler that takes payloads of more than 16 MB says so by `most_bytes`; longer messages are passed over.
         When several handlers share a connection each is given every message and picks its own by topic; each takes
-        its own hold on the receipts. An `optional` one may be refused without a fault of the connection.
+        its own hold on the receipts. An `optional` one may be refused without a fault of the connection, and is given
+        what no other handler claims, unless another one's filters catch its topics too.
         """
         self._subscriptions.add(filters, qos, handler, optional=optional)
         self._most_bytes = max(self._most_bytes, most_bytes + hot_packets.HEAD_BYTES)
@@ -303,6 +304,7 @@ class Connection:
             loop=self._loop,
             counters=self._counters,
             handlers=self._subscriptions.handlers,
+            last_handlers=self._subscriptions.last_handlers,
             heads=self._heads,
             ack_patience=self._ack_patience,
             prompt=self._settings.latency == "prompt",

@@ -65,6 +65,7 @@ class HotPath:
         loop: the event loop.
         counters: refusals and rejections by reason.
         handlers: each is given every message.
+        last_handlers: each is given what none of these claims.
         heads: encoded topics, kept from connection to connection.
         ack_patience: see `AckCoalescing`, and `prompt`.
         on_state: called with one line for people when the broker refused something.
@@ -90,6 +91,7 @@ class HotPath:
         loop: Loop,
         counters: Counters,
         handlers: Sequence[Handler],
+        last_handlers: Sequence[Handler],
         heads: TopicHeads,
         ack_patience: float,
         prompt: bool = False,
@@ -116,6 +118,7 @@ class HotPath:
         self._loop = loop
         self._counters = counters
         self._handlers = handlers
+        self._last_handlers = last_handlers
         self._heads = heads
         self._on_state = on_state
         self._on_end = on_end
@@ -365,9 +368,15 @@ class HotPath:
             self._write()
         for message in messages:
             if not message.claimed:
-                self._counters.rejected["unmatched_topic"] += 1
+                self._offer_last(message)
             if message.receipt is not None:
                 message.receipt.release()
+
+    def _offer_last(self, message: Message) -> None:
+        for handler in self._last_handlers:
+            handler([message])
+        if not message.claimed:
+            self._counters.rejected["unmatched_topic"] += 1
 
     def _settle(self) -> None:
         settled, self._settled = self._settled, []

@@ -3,7 +3,9 @@
 Guarantee: a refusal is counted and named with its topic, the connection is not `ready` meanwhile, and the topic is
 asked for again after `RETRY_FIRST_S` to `RETRY_MOST_S` seconds: an access list may have been changed, a quota be free.
 A subscription that is optional holds up nothing: it is asked for in a packet of its own and once a connection, and no
-more where the broker has ended `MOST_ENDS` connections in a row instead of an answer.
+more where the broker has ended `MOST_ENDS` connections in a row instead of an answer. Its handler is given what no
+other one claims, so that readings do not pay for topics on which a message comes now and then; where a filter of
+another handler catches such a topic too, both are given every message.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,7 +14,7 @@ import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_runtime.config.topics import fewest
+from edge_runtime.config.topics import fewest, overlap, split_share
 from edge_runtime.mqtt.messages import Handler
 from edge_runtime.system.loop import Loop, Timer
 
@@ -46,7 +48,8 @@ class Subscriptions:
         flush: sends what was asked for.
 
     Attributes:
-        handlers: who takes messages; the same list for good.
+        handlers: who is given every message; the same list for good.
+        last_handlers: who is given what none of these claims; the same list for good.
     """
 
     def __init__(self, loop: Loop, note: Callable[[str, str], None], flush: Callable[[], None]) -> None:
@@ -54,6 +57,7 @@ class Subscriptions:
         self._note = note
         self._flush = flush
         self.handlers: list[Handler] = []
+        self.last_handlers: list[Handler] = []
         self._all: list[Subscription] = []
         self._client: paho.Client | None = None
         self._asked: dict[str, int] = {}  # filters and QoS, over this connection
@@ -96,7 +100,7 @@ class Subscriptions:
     def add(self, filters: list[str], qos: int, handler: Handler, *, optional: bool = False) -> None:
         """One more; asked for at once where the broker has accepted us."""
         self._all.append(Subscription(filters, qos, handler, optional))
-        self.handlers.append(handler)
+        self._sort_handlers()
         self._ask_for_topics()
 
     def remove(self, handler: Handler) -> None:
@@ -105,8 +109,18 @@ class Subscriptions:
             if each.handler == handler:
                 self._unwanted.update(each.filters)
         self._all = [each for each in self._all if each.handler != handler]
-        self.handlers[:] = [each.handler for each in self._all]
+        self._sort_handlers()
         self._loop.call_soon(self._ask_for_topics)  # a filter may be wanted again in this very pass
+
+    def _sort_handlers(self) -> None:
+        needed = [split_share(topic)[1] for each in self._all if not each.optional for topic in each.filters]
+        last = [
+            each
+            for each in self._all
+            if each.optional and not any(overlap(one, topic) for one in needed for topic in each.filters)
+        ]
+        self.handlers[:] = [each.handler for each in self._all if each not in last]
+        self.last_handlers[:] = [each.handler for each in last]
 
     def drop(self, filters: Iterable[str]) -> None:
         """Take back, at the next connection, what an earlier start has asked for and its broker remembers."""

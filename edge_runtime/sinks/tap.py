@@ -56,8 +56,7 @@ class SinkTap:
             facts = self._facts(loaded.model.manifest)
             self._loaded, self._start, self._payload = loaded, facts["start"], JsonPayload(**facts)
         if prediction is None:
-            own = call.identities[row]
-            found.identity = f"{self._start}/{loaded.decider.number_of_withheld(found)}" if own is None else own
+            loaded.decider.identify_withheld(call.identities[row], self._start)
         payload = self._payload.encode(found, synchronised=self._clock.is_synchronised)
         key = "-" if found.key is None else found.key
         offered = Offered(f"{self._name}/{key}", payload, found.alarm)

@@ -130,10 +130,19 @@ class Decider:
             stream.last_values = self._in_numbers(prediction.tensors)
         return prediction
 
-    def number_of_withheld(self, prediction: Prediction) -> str:
-        """Give a withheld prediction the `seq` of the published one before it; what its own `id` ends in."""
-        prediction.seq, number = self._sequences.beside(prediction.key)
-        return number
+    def identify_withheld(self, own: str | None, start: int) -> Prediction | None:
+        """The prediction that was withheld last, with an identity, which it keeps.
+
+        Args:
+            own: the identity of its reading, where that has one; else it is made of the number of the prediction that
+                was published before it, which `seq` is, and one that no other prediction has (`START/1234.7`).
+            start: the number of this start.
+        """
+        found = self.withheld
+        if found is not None and found.identity is None:
+            found.seq, number = self._sequences.beside(found.key)
+            found.identity = f"{start}/{number}" if own is None else own
+        return found
 
     def forget(self, keys: Iterable[str | None]) -> None:
         """Drop what is remembered of keys that are gone.

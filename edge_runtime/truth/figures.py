@@ -2,6 +2,9 @@
 
     accuracy   right / n, with Wilson's interval of 95 % (Wilson, JASA 22, 1927): for a share p of n
                (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  z = 1.96
+    labels     of a model whose labels may be there together, for each label: hit, missed, false and rest, which are
+               the four cells of its own confusion; hamming is the share of wrong ones among all labels of all
+               windows (Hamming loss), and a prediction is right where every label is
     errors     of each target of a regression: mean absolute error with its interval of 95 % (mean +- z s / sqrt n),
                root mean square, and bias (prediction - truth)
 
@@ -19,6 +22,7 @@ from edge_runtime.truth.memory import Answer, word_of
 
 Z = 1.959963984540054  # of 95 %
 DIGITS = 6
+CELLS = ("hit", "missed", "false", "rest")  # of a label: there and said, there, said, neither
 
 
 class ErrorSums(msgspec.Struct):
@@ -37,6 +41,8 @@ class TruthFigures(msgspec.Struct):
         right: of these, those that were right.
         confusion: truth -> prediction -> windows.
         errors: by target.
+        labels: of a multi-label model, label -> `hit`, `missed`, `false` or `rest` -> windows.
+        withheld: how many of those that were judged had not been published.
         unmatched: truth that could not be joined, by reason.
         refused: truth that could not be read, by reason.
     """
@@ -45,6 +51,8 @@ class TruthFigures(msgspec.Struct):
     right: int = 0
     confusion: dict[str, dict[str, int]] = {}
     errors: dict[str, ErrorSums] = {}
+    labels: dict[str, dict[str, int]] = {}
+    withheld: int = 0
     unmatched: dict[str, int] = {}
     refused: dict[str, int] = {}
 
@@ -62,6 +70,16 @@ class TruthFigures(msgspec.Struct):
             return None
         row = self.confusion.setdefault(word_of(truth), {})
         row[word_of(answer)] = row.get(word_of(answer), 0) + 1
+        is_right = answer == truth
+        self.right += is_right
+        return is_right
+
+    def judge_labels(self, answer: list[bool], truth: list[bool], labels: tuple[str, ...]) -> bool:
+        """Count one prediction of several labels with its truth, a member a label; whether every label was right."""
+        self.n += 1
+        for name, said, true in zip(labels, answer, truth, strict=True):
+            row = self.labels.setdefault(name, dict.fromkeys(CELLS, 0))
+            row[("hit" if said else "missed") if true else ("false" if said else "rest")] += 1
         is_right = answer == truth
         self.right += is_right
         return is_right
@@ -87,6 +105,7 @@ class TruthFigures(msgspec.Struct):
             "accuracy": _round(self.right / self.n) if has_labels else None,
             "interval": [_round(each) for each in wilson(self.right, self.n)] if has_labels else None,
             "confusion": self.confusion,
+            **({"right": self.right, "hamming": hamming(self.labels), "labels": self.labels} if self.labels else {}),
             **({"errors": {name: self._error(sums) for name, sums in self.errors.items()}} if self.errors else {}),
         }
 
@@ -100,6 +119,13 @@ class TruthFigures(msgspec.Struct):
             "rmse": _round(math.sqrt(sums.squared / self.n)),
             "bias": _round(sums.signed / self.n),
         }
+
+
+def hamming(labels: Mapping[str, Mapping[str, int]]) -> float | None:
+    """The share of wrong ones among all labels of all windows; None where there are none."""
+    wrong = sum(row.get("missed", 0) + row.get("false", 0) for row in labels.values())
+    judged = sum(sum(row.values()) for row in labels.values())
+    return _round(wrong / judged) if judged else None
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -117,18 +143,19 @@ class TruthSums(NamedTuple):
     n: int
     confusion: Mapping[str, Mapping[str, int]]
     errors: Mapping[str, Mapping[str, Any]]
+    labels: Mapping[str, Mapping[str, int]] = {}
+    right: int = 0  # of a model of several labels; that of others is in the confusion
 
 
 def summed(parts: Sequence[TruthSums]) -> dict[str, Any]:
     """The figures of several devices together; errors of regressions by their share of n."""
-    confusion: dict[str, dict[str, int]] = {}
-    for part in parts:
-        for truth, row in part.confusion.items():
-            into = confusion.setdefault(truth, {})
-            for said, count in row.items():
-                into[said] = into.get(said, 0) + count
+    confusion = _added([part.confusion for part in parts])
+    labels = _added([part.labels for part in parts])
     judged = sum(sum(row.values()) for row in confusion.values())
     right = sum(row.get(truth, 0) for truth, row in confusion.items())
+    if labels:
+        several = [part for part in parts if part.labels]
+        judged, right = judged + sum(part.n for part in several), right + sum(part.right for part in several)
     errors = {
         name: {
             figure: _mean([(float(part.errors[name][figure]), part.n) for part in parts if name in part.errors])
@@ -141,8 +168,20 @@ def summed(parts: Sequence[TruthSums]) -> dict[str, Any]:
         "accuracy": _round(right / judged) if judged else None,
         "interval": [_round(each) for each in wilson(right, judged)] if judged else None,
         "confusion": confusion,
+        **({"right": right, "hamming": hamming(labels), "labels": labels} if labels else {}),
         **({"errors": errors} if errors else {}),
     }
+
+
+def _added(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Cell by cell."""
+    total: dict[str, dict[str, int]] = {}
+    for table in tables:
+        for name, row in table.items():
+            into = total.setdefault(name, {})
+            for cell, count in row.items():
+                into[cell] = into.get(cell, 0) + count
+    return total
 
 
 def _mean(pairs: Sequence[tuple[float, int]]) -> float:

@@ -1,8 +1,8 @@
 """Truth -> the prediction that it belongs to, within bounds. Pure.
 
-The last `most` predictions are remembered, by id, and by key and time. A truth that names an id belongs to that
-prediction; one that names key and time to the prediction of that key whose time is nearest, and at most `tolerance`
-away (the earlier one, where two are equally near).
+The last `most` predictions that were published are remembered, and the last `most` that were withheld, by id, and by
+key and time. A truth that names an id belongs to that prediction; one that names key and time to the prediction of that
+key whose time is nearest, and at most `tolerance` away (the earlier one, where two are equally near).
 
 Guarantee: each prediction is judged once. What cannot be joined is one of four words: `unknown` (no such prediction),
 `late` (remembered once, or older than anything of its key that is remembered), `twice` (the same truth again),
@@ -13,7 +13,7 @@ late truth may count as unknown.
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -21,6 +21,9 @@ from edge_runtime.truth.memory import FORGOTTEN_SHARE, Answer, Forgotten, Noted,
 
 Unmatched = Literal["unknown", "late", "twice", "conflict"]
 UNMATCHED: tuple[Unmatched, ...] = ("unknown", "late", "twice", "conflict")
+
+
+_KeptAnswer = str | bool | list[float | bool]  # as `Answer`: msgspec wants one kind of list
 
 
 class Remembered(msgspec.Struct):
@@ -32,13 +35,15 @@ class Remembered(msgspec.Struct):
         time: of its window's last reading.
         answer: what it said.
         truth: what was right, once that is known.
+        withheld: it was not published.
     """
 
     tail: str
     key: str | None
     time: float
-    answer: Answer
-    truth: Answer | None = None
+    answer: _KeptAnswer
+    truth: _KeptAnswer | None = None
+    withheld: bool = False
 
 
 class TruthJoiner:
@@ -56,40 +61,58 @@ class TruthJoiner:
         self._tolerance = tolerance
         self._start = start
         self._by_tail: dict[str, Remembered] = {}  # in the order of their coming
+        self._withheld: dict[str, Remembered] = {}  # the same
         self._by_key: dict[str | None, list[tuple[float, str]]] = {}  # by time
         self._forgotten = Forgotten(FORGOTTEN_SHARE * most) if forgotten is None else forgotten
         self._horizon: dict[str | None, float] = {}  # up to this time predictions of a key were forgotten
 
     def __len__(self) -> int:
-        return len(self._by_tail)
+        return len(self._by_tail) + len(self._withheld)
 
-    def add(self, noted: Iterable[Noted]) -> None:
+    def add(self, noted: Iterable[Noted], *, withheld: bool = False) -> None:
         """Remember predictions, and forget the oldest beyond the bound."""
         for each in noted:
-            self.restore(Remembered(tail_of(each, self._start), each.key, each.time, each.answer))
+            answer = cast("_KeptAnswer", each.answer)
+            self.restore(Remembered(tail_of(each, self._start), each.key, each.time, answer, withheld=withheld))
 
     def restore(self, remembered: Remembered) -> None:
         """Remember one, such as of an earlier start."""
-        if remembered.tail in self._by_tail:
+        tail = remembered.tail
+        if tail in self._by_tail or tail in self._withheld:
             return  # an id that came twice names one prediction
-        self._by_tail[remembered.tail] = remembered
-        insort(self._by_key.setdefault(remembered.key, []), (remembered.time, remembered.tail))
-        while len(self._by_tail) > self._most:
-            self._forget(next(iter(self._by_tail)))
+        kind = self._withheld if remembered.withheld else self._by_tail
+        kind[tail] = remembered
+        insort(self._by_key.setdefault(remembered.key, []), (remembered.time, tail))
+        while len(kind) > self._most:
+            self._forget(next(iter(kind)), kind)
 
     def forget_all(self) -> None:
         """From now on every truth for what is remembered is late: another bundle answers."""
-        for tail in list(self._by_tail):
-            self._forget(tail)
+        for kind in (self._by_tail, self._withheld):
+            for tail in list(kind):
+                self._forget(tail, kind)
 
     @property
     def remembered(self) -> list[Remembered]:
-        """What is remembered, the oldest first."""
-        return list(self._by_tail.values())
+        """What is remembered, the oldest first, and what was withheld behind it."""
+        return [*self._by_tail.values(), *self._withheld.values()]
+
+    def is_early(self, key: str | None, time: float) -> bool:
+        """Whether this time lies behind every prediction of the key, so that its own may be on the way."""
+        known = self._by_key.get(key)
+        return time > max(known[-1][0] if known else -math.inf, self._horizon.get(key, -math.inf))
+
+    def distance(self, key: str | None, time: float) -> float | None:
+        """Seconds from this time to the nearest prediction of the key; None where none is remembered."""
+        known = self._by_key.get(key)
+        if not known:
+            return None
+        place = bisect_left(known, (time, ""))
+        return min((each[0] - time for each in known[max(0, place - 1) : place + 1]), key=abs)
 
     def by_id(self, tail: str) -> Remembered | Unmatched:
         """The prediction with this id, without what stands before the key."""
-        found = self._by_tail.get(tail)
+        found = self._by_tail.get(tail) or self._withheld.get(tail)
         if found is not None:
             return found
         return "late" if tail in self._forgotten or self._is_of_an_earlier_time(tail) else "unknown"
@@ -102,7 +125,7 @@ class TruthJoiner:
         if near:
             nearest = min(near, key=lambda each: (abs(each[0] - time), each[0]))
             if abs(nearest[0] - time) <= self._tolerance:
-                return self._by_tail[nearest[1]]
+                return self._by_tail.get(nearest[1]) or self._withheld[nearest[1]]
         oldest = max(known[0][0] if known else -math.inf, self._horizon.get(key, -math.inf))
         return "late" if time <= oldest else "unknown"
 
@@ -110,11 +133,11 @@ class TruthJoiner:
         """Note the truth of a prediction; None where it is the first, else what it is."""
         if found.truth is not None:
             return "twice" if found.truth == truth else "conflict"
-        found.truth = truth
+        found.truth = cast("_KeptAnswer", truth)
         return None
 
-    def _forget(self, tail: str) -> None:
-        gone = self._by_tail.pop(tail)
+    def _forget(self, tail: str, kind: dict[str, Remembered]) -> None:
+        gone = kind.pop(tail)
         times = self._by_key[gone.key]
         del times[bisect_left(times, (gone.time, tail))]
         if not times:
@@ -125,22 +148,36 @@ class TruthJoiner:
         self._forgotten.add(tail)
 
     def _is_of_an_earlier_time(self, tail: str) -> bool:
-        """Whether an id with a number of a start is older than anything of its key that is remembered."""
+        """Whether an id with a number of a start is older than anything that is remembered."""
         key, _, rest = tail.rpartition("/")
         key, _, start = key.rpartition("/")
-        number = _whole(rest)
+        number, beside = _numbers(rest)
         from_start = _whole(start)
         if number is None or from_start is None or from_start > self._start or from_start < 1:
             return False
         if from_start < self._start:
             return True
+        if beside is not None:
+            head, _, first = next(iter(self._withheld), "").rpartition("/")
+            oldest = _numbers(first)[1] if head.endswith(f"/{self._start}") else None
+            return oldest is not None and beside < oldest
         known = self._by_key.get(None if key == "-" else key, [])
-        oldest = self._number_of(known[0][1]) if known else None
+        oldest = next((found for _, each in known if (found := self._number_of(each)) is not None), None)
         return oldest is not None and number < oldest
 
     def _number_of(self, tail: str) -> int | None:
+        """The number of a prediction of this start that was published."""
         head, _, number = tail.rpartition("/")
         return _whole(number) if head.endswith(f"/{self._start}") else None
+
+
+def _numbers(text: str) -> tuple[int | None, int | None]:
+    """`17` of a published prediction, `17.3` of one that was withheld behind it."""
+    number, dot, beside = text.partition(".")
+    if not dot:
+        return _whole(number), None
+    counted = _whole(beside)
+    return (None, None) if counted is None else (_whole(number), counted)
 
 
 def _whole(text: str) -> int | None:

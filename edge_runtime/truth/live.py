@@ -10,76 +10,51 @@ kill loses what was counted since the last save, which is at most half a minute 
 Another bundle begins with figures of its own. Weak point: whoever may publish to the topic is believed.
 """
 
+import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
-from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
-from edge_runtime.bundle.uncertainty import chance_right
 from edge_runtime.config.tables import ModelTable, TruthTable
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
-from edge_runtime.truth.memory import Answer, LastScores, Memory, word_of
+from edge_runtime.truth.memory import Memory, word_of
+from edge_runtime.truth.model_truth import ModelTruth, SavedFigures, Taken, TruthOutcome
 
 if TYPE_CHECKING:
-    from edge_runtime.truth.figures import TruthFigures
-    from edge_runtime.truth.joiner import Remembered, TruthJoiner
+    from edge_runtime.truth.joiner import Remembered
 
 SOON_S = 0.5
-LEAST_ESTIMATED = 30  # windows: fewer would make an estimate that jumps
+LOOK_S = 0.5  # how often truth that came before its prediction is tried again
+TASKS = ("classification", "regression", "anomaly", "multilabel")
 FORMAT = 1
 
 _log = get_logger("truth")
 
 
-class TruthOutcome(msgspec.Struct, frozen=True):
-    """What became of a truth.
+class Joined(msgspec.Struct, frozen=True):
+    """A truth with its prediction, for whoever wants labelled windows.
 
     Attributes:
-        result: `joined`, a reason of `joiner.py` or `messages.py`, or `unknown_model`.
-        why: one sentence where it was not joined.
-        id: of the prediction that it belongs to.
-        right: whether that was right; None for values, and where it was not joined.
+        model: its name.
+        id: of the prediction.
+        label: what was right; None where numbers say it.
+        values: the numbers, in the order of the targets; of several labels 1 for each that is there, else 0.
     """
-
-    result: str
-    why: str = ""
-    id: str | None = None
-    right: bool | None = None
-
-
-class Joined(msgspec.Struct, frozen=True):
-    """A truth with its prediction, for whoever wants labelled windows."""
 
     model: str
     id: str
-    key: str | None
-    time: float
-    answer: Answer
-    truth: Answer
-
-    @property
-    def label(self) -> str | None:
-        """The truth as a label; None for values."""
-        return None if isinstance(self.truth, list) else word_of(self.truth)
+    label: str | None
+    values: tuple[float, ...]
 
 
 OnJoined = Callable[[Joined], None]
-
-
-class SavedFigures(msgspec.Struct):
-    """What is kept of a model: the figures of its bundle, and the predictions that wait for their truth."""
-
-    digest: str
-    figures: dict[str, Any]
-    remembered: list[Any] = []
 
 
 class SavedTruth(msgspec.Struct):
@@ -87,135 +62,6 @@ class SavedTruth(msgspec.Struct):
 
     format: int
     models: dict[str, SavedFigures]
-
-
-class ModelTruth:
-    """The truth of one model. Its joiner is made with the first truth.
-
-    Args:
-        table: `[truth]`.
-        start: the number of this start.
-        model: the bundle that answers.
-    """
-
-    def __init__(self, table: TruthTable, start: int, model: Model) -> None:
-        self.memory = Memory(table.remember)
-        self._table = table
-        self._start = start
-        self._joiner: TruthJoiner | None = None
-        self._figures: TruthFigures | None = None
-        self._use(model)
-
-    def _use(self, model: Model) -> None:
-        self.manifest: Manifest = model.manifest
-        self.digest = model.bundle.digest
-        sure = model.manifest.uncertainty
-        self._confidence = None if sure is None else sure.confidence
-        self.memory.scores = None if self._confidence is None else LastScores(self._table.remember)
-        self.said: float | None = None  # the estimate that was published last
-        self._targets = tuple(target.name for target in model.manifest.output.targets)
-
-    @property
-    def figures(self) -> "TruthFigures":
-        """What was counted."""
-        if self._figures is None:
-            from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415 - with the first truth
-
-            self._figures = TruthFigures()
-        return self._figures
-
-    @property
-    def is_silent(self) -> bool:
-        """There is nothing to say."""
-        return (self._figures is None or self._figures.is_empty) and self.estimate() is None
-
-    def estimate(self) -> float | None:
-        """The accuracy over the last windows as their scores promise it; None where there is too little to say."""
-        scores = self.memory.scores
-        if scores is None or self._confidence is None or len(scores) < LEAST_ESTIMATED:
-            return None
-        mean = float(chance_right(self._confidence, np.array(scores.values)).mean())
-        return float(f"{mean:.4g}")
-
-    @property
-    def joiner(self) -> "TruthJoiner":
-        """The predictions that wait, as of now."""
-        if self._joiner is None:
-            from edge_runtime.truth.joiner import TruthJoiner  # noqa: PLC0415 - with the first truth
-
-            self._joiner = TruthJoiner(self._table.remember, self._table.tolerance, self._start, self.memory.forgotten)
-        self._joiner.add(self.memory.drain())
-        return self._joiner
-
-    def exchange(self, model: Model) -> None:
-        """Another bundle answers: the figures begin anew, and truth for what the last one said is late."""
-        if model.bundle.digest == self.digest:
-            return
-        if self._joiner is not None or self.memory.noted:
-            self.joiner.forget_all()
-        self._use(model)
-        self._figures = None
-
-    def take(self, body: bytes, prefix: str) -> tuple[TruthOutcome, "Remembered | None"]:
-        """Join one truth."""
-        from edge_runtime.truth.joiner import Remembered  # noqa: PLC0415 - with the first truth
-        from edge_runtime.truth.messages import TruthError, read_truth  # noqa: PLC0415
-
-        try:
-            truth = read_truth(body, self.manifest)
-        except TruthError as error:
-            self.figures.note_refused(error.reason)
-            return TruthOutcome(error.reason, str(error)), None
-        joiner = self.joiner
-        if truth.id is None:
-            meant = f"key {truth.key!r} at {truth.time:.6f}"
-            found = joiner.by_time(truth.key, truth.time)
-        else:
-            meant = repr(truth.id)
-            found = joiner.by_id(truth.id.removeprefix(prefix)) if truth.id.startswith(prefix) else "unknown"
-        if not isinstance(found, Remembered):
-            self.figures.note_unmatched(found)
-            return TruthOutcome(found, _WHY[found].format(meant=meant, most=self._table.remember)), None
-        first = found.truth
-        again = joiner.settle(found, truth.answer)
-        if again is not None:
-            self.figures.note_unmatched(again)
-            return TruthOutcome(again, _WHY[again].format(meant=meant, first=first, second=truth.answer)), None
-        right = self.figures.judge(found.answer, truth.answer, self._targets)
-        return TruthOutcome("joined", id=prefix + found.tail, right=right), found
-
-    def document(self) -> dict[str, Any]:
-        """The document, but for the names of device and model."""
-        from edge_runtime.truth.joiner import UNMATCHED  # noqa: PLC0415
-
-        figures = self.figures
-        unmatched = {reason: figures.unmatched.get(reason, 0) for reason in UNMATCHED}
-        return {
-            "version": self.manifest.version,
-            **figures.document(),
-            "estimated": self.estimate(),
-            "estimated_over": 0 if self.memory.scores is None else len(self.memory.scores),
-            "unmatched": unmatched,
-            "refused": figures.refused,
-        }
-
-    def save(self, *, whole: bool) -> SavedFigures | None:
-        """What is to be kept; with `whole` the predictions that wait, too."""
-        if self._joiner is None and self._figures is None:
-            return None
-        remembered = [msgspec.to_builtins(each) for each in self.joiner.remembered] if whole else []
-        return SavedFigures(self.digest, msgspec.to_builtins(self.figures), remembered)
-
-    def restore(self, saved: SavedFigures) -> None:
-        """Go on with what was kept, where the same bundle answers."""
-        from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415
-        from edge_runtime.truth.joiner import Remembered  # noqa: PLC0415
-
-        if saved.digest != self.digest:
-            return
-        self._figures = msgspec.convert(saved.figures, TruthFigures)
-        for each in saved.remembered:
-            self.joiner.restore(msgspec.convert(each, Remembered))
 
 
 class LiveTruth:
@@ -268,6 +114,7 @@ class LiveTruth:
         self._changed: set[str] = set()
         self._is_unsaved = False
         self._timer: Timer | None = None
+        self._look: Timer | None = None
         self._was_up = False
         self._repeated: set[str] = set()  # models of which a truth came twice
         self._prefix = f"edge/{device}/truth/".encode()
@@ -279,6 +126,7 @@ class LiveTruth:
 
     def begin(self, models: Iterable[tuple[ModelTable, Model]]) -> None:
         """These models, and no others, have truth from now on."""
+        self._take_early(math.inf)
         before, self._models = self._models, {}
         for table, model in models:
             if model.manifest.task not in TASKS:
@@ -297,6 +145,7 @@ class LiveTruth:
         found = self._models.get(config.name)
         if found is None:
             return
+        self._take_early(math.inf)
         with self._lock:
             was_silent = found.is_silent
             found.exchange(model)
@@ -322,6 +171,9 @@ class LiveTruth:
 
     def end(self) -> None:
         """A clean stop: keep everything."""
+        if self._look is not None:
+            self._look.cancel()
+        self._take_early(math.inf)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -336,34 +188,59 @@ class LiveTruth:
             known = self._models.get(model)
             if known is None:
                 listed = ", ".join(self._models) or "none"
-                outcome, found = (
-                    TruthOutcome("unknown_model", f"expected one of the models {listed}, found {model[:64]!r}"),
-                    None,
+                taken = Taken(
+                    TruthOutcome("unknown_model", f"expected one of the models {listed}, found {model[:64]!r}")
                 )
             else:
-                outcome, found = known.take(body, f"{self._device}/{model}/")
+                taken = known.take(body, self._loop.time())
                 self._is_unsaved = True
-            self._count(model, outcome)
+            self._count(model, taken.outcome)
         if known is not None:
-            self._loop.call_soon_threadsafe(lambda: self._note_change(model))
-        if found is not None and outcome.id is not None and found.truth is not None:
-            joined = Joined(model, outcome.id, found.key, found.time, found.answer, found.truth)
-            self._loop.call_soon_threadsafe(lambda: self._tell(joined))
-        return outcome
+            self._loop.call_soon_threadsafe(lambda: self._note_taken(model, taken))
+        return taken.outcome
 
-    def _tell(self, joined: Joined) -> None:
-        for listener in self.on_joined:
-            listener(joined)
+    def _take_early(self, now: float) -> None:
+        """Try again what came before its prediction."""
+        for model, known in self._models.items():
+            if not known.is_waited_for:
+                continue
+            with self._lock:
+                done = known.take_early(now)
+                for each in done:
+                    self._count(model, each.outcome)
+                self._is_unsaved = True
+            for each in done:
+                self._note_taken(model, each)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._take_early(self._loop.time())
+        if any(known.is_waited_for for known in self._models.values()):
+            self._look = self._loop.call_later(LOOK_S, self._look_again)
+
+    def _note_taken(self, model: str, taken: Taken) -> None:
+        if taken.outcome.result == "waiting":
+            if self._look is None:
+                self._look = self._loop.call_later(LOOK_S, self._look_again)
+            return
+        self._note_change(model)
+        if taken.found is not None and taken.outcome.id is not None:
+            joined = _joined(model, taken.outcome.id, taken.found)
+            for listener in self.on_joined:
+                listener(joined)
 
     def _hear(self, messages: list[Message]) -> None:
         for message in messages:
             if message.topic.startswith(self._prefix):
                 message.claimed = True
+                if not message.payload:
+                    self._counters.skipped["truth_empty"] += 1  # clears a retained one
+                    continue
                 self.take(message.topic[len(self._prefix) :].decode("utf-8", "replace"), message.payload)
 
     def _count(self, model: str, outcome: TruthOutcome) -> None:
-        if outcome.result == "joined":
-            self._counters.counts["joined"] += 1
+        if outcome.result in ("joined", "waiting"):
+            self._counters.counts[outcome.result] += 1
             return
         kind = self._counters.skipped if outcome.result == "twice" else self._counters.errors
         kind[f"truth_{outcome.result}"] += 1
@@ -418,7 +295,7 @@ class LiveTruth:
     # --- what is kept -----------------------------------------------------------------------------------------------
 
     def _new(self, name: str, model: Model) -> ModelTruth:
-        made = ModelTruth(self._table, self._start, model)
+        made = ModelTruth(self._table, self._start, model, f"{self._device}/{name}/")
         saved = self._saved.pop(name, None)
         if saved is not None:
             try:
@@ -440,13 +317,11 @@ class LiveTruth:
             _log.warning("what is known of truth is not kept", extra=fields(why=error.strerror))
 
 
-TASKS = ("classification", "regression", "anomaly")
-_WHY: Mapping[str, str] = {
-    "unknown": "no prediction is remembered for {meant}: send the id of a prediction, or the key and time of one",
-    "late": "the prediction for {meant} is forgotten: send truth sooner, or raise [truth] remember, now {most}",
-    "twice": "the truth for {meant} is known already: {first!r}",
-    "conflict": "the truth for {meant} is known already as {first!r}, and now {second!r}: the first one stands",
-}
+def _joined(model: str, identity: str, found: "Remembered") -> Joined:
+    assert found.truth is not None
+    if isinstance(found.truth, list):
+        return Joined(model, identity, None, tuple(map(float, found.truth)))
+    return Joined(model, identity, word_of(found.truth), ())
 
 
 def _decoded(data: bytes | None) -> dict[str, SavedFigures]:

@@ -1,20 +1,26 @@
 """The last predictions of one model, remembered until their truth is known, and the scores of its last labels.
 
 Guarantee: noting a prediction is one append of a tuple that holds no array. The queue is drained in any thread. Hashes
-of forgotten ids are kept, in a ring eight times as long, so that truth for them is known to be late. Weak point:
-predictions that were withheld (`publish`, `min_interval`) are not remembered, only their scores.
+of forgotten ids are kept, in a ring eight times as long, so that truth for them is known to be late. Predictions that
+were withheld (`publish`, `min_interval`) have a queue of their own, so that they push out none that was published.
 """
 
 from array import array
 from collections import deque
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edge_runtime.bundle.model import Scores
 from edge_runtime.readings import Prediction
 
+if TYPE_CHECKING:
+    from edge_runtime.stream.worker import ModelCall
+
 FORGOTTEN_SHARE = 8  # hashes of forgotten ids, for each prediction that is remembered
 
-Answer = str | bool | list[float]
+Answer = str | bool | list[float] | list[bool]  # a label, an anomaly or none, values, or whether each label is there
+
+
+_NotedTuple = tuple[str | None, float, int, str | None, Answer]  # as `Noted`
 
 
 class Noted(NamedTuple):
@@ -87,58 +93,76 @@ class Memory:
     """Takes the predictions of one pipeline (`AnswerTap`).
 
     Args:
-        most: how many are remembered.
+        most: how many are remembered, and of those that were withheld as many again.
+        start: the number of this start.
 
     Attributes:
         noted: the last predictions that no joiner has taken yet, the oldest first.
+        withheld: the same of those that were withheld.
         forgotten: the ids that are not remembered any more.
         scores: of the last labels, before any smoothing; None where the bundle does not say what they promise.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, start: int) -> None:
         self._most = most
-        self.noted: deque[tuple[str | None, float, int, str | None, Answer]] = deque(maxlen=most)  # as `Noted`
+        self._start = start
+        self.noted: deque[_NotedTuple] = deque(maxlen=most)
+        self.withheld: deque[_NotedTuple] = deque(maxlen=most)
         self.forgotten = Forgotten(FORGOTTEN_SHARE * most)
         self.scores: LastScores | None = None
 
-    def take(self, _call: object, row: int, scores: Scores, prediction: Prediction | None) -> None:
-        """Remember a prediction that was published, and the score of every label."""
+    def take(self, call: "ModelCall", row: int, scores: Scores, prediction: Prediction | None) -> None:
+        """Remember a prediction, and the score of every label."""
         if self.scores is not None and scores.label is not None and scores.scores is not None:
             self.scores.add(float(scores.scores[row, scores.label[row]]))
+        own = call.identities[row]
         if prediction is not None:
-            self.note(prediction)
+            self._note(prediction, own, self.noted)
+        elif (withheld := call.loaded.decider.identify_withheld(own, self._start)) is not None:
+            self._note(withheld, own, self.withheld)
 
-    def note(self, prediction: Prediction) -> None:
-        """Remember a prediction."""
+    def _note(self, prediction: Prediction, own: str | None, noted: deque[_NotedTuple]) -> None:
         answer: Answer | None = prediction.label
         if answer is None:
-            answer = prediction.anomaly if prediction.values is None else prediction.values.tolist()
+            answer = prediction.anomaly
         if answer is None:
-            return
-        noted, identity = self.noted, prediction.identity
-        if identity is not None and len(noted) == self._most:
-            self._forget_oldest()
-        noted.append((prediction.key, prediction.time, prediction.seq, identity, answer))  # no `Noted`: it costs twice
+            if prediction.values is not None:
+                answer = prediction.values.tolist()
+            elif prediction.tensors is not None:
+                answer = (prediction.tensors["labels"] != 0).tolist()
+            else:
+                return
+        if own is not None and len(noted) == self._most:
+            self._forget_oldest(noted)
+        # No `Noted`: it costs twice.
+        noted.append((prediction.key, prediction.time, prediction.seq, prediction.identity, answer))
 
-    def _forget_oldest(self) -> None:
+    def _forget_oldest(self, noted: deque[_NotedTuple]) -> None:
         """An id with a number tells by itself that it is old; one with an identity does not."""
         try:
-            key, _, _, identity, _ = self.noted[0]
+            key, _, _, identity, _ = noted[0]
         except IndexError:  # taken meanwhile
             return
         if identity is not None:
             self.forgotten.add(f"{'-' if key is None else key}/{identity}")
 
     def drain(self) -> list[Noted]:
-        """What was noted since the last call, the oldest first."""
-        noted = self.noted
-        found = []
-        while noted:
-            try:
-                found.append(Noted(*noted.popleft()))
-            except IndexError:  # the loop's thread has replaced the last one meanwhile
-                break
-        return found
+        """What was published since the last call, the oldest first."""
+        return _drained(self.noted)
+
+    def drain_withheld(self) -> list[Noted]:
+        """What was withheld since the last call, the oldest first."""
+        return _drained(self.withheld)
+
+
+def _drained(noted: deque[_NotedTuple]) -> list[Noted]:
+    found = []
+    while noted:
+        try:
+            found.append(Noted(*noted.popleft()))
+        except IndexError:  # the loop's thread has replaced the last one meanwhile
+            break
+    return found
 
 
 def tail_of(noted: Noted, start: int) -> str:

@@ -3,9 +3,12 @@
     {"id": "dev1/m/k1/1700000000/17", "label": "running"}
     {"key": "k1", "time": "2026-01-01T00:00:00Z", "label": "running"}
     {"key": "k1", "time": 1767225600, "values": {"power": 3.5}}
+    {"id": "dev1/m/k1/1700000000/17", "labels": ["hot", "loud"]}
 
 Labels may be those of the bundle or, where no label is called so, classes of its model. Of an anomaly the label is true
-or false, 1 or 0, `anomaly` or `normal`. Whatever is anything else is refused with one sentence; nothing is guessed.
+or false, 1 or 0, `anomaly` or `normal`. Of a model whose labels may be there together, `labels` names those that are
+there, and no other is; or it is an object that says true or false of every label. Whatever is anything else is refused
+with one sentence of bounded length; nothing is guessed.
 """
 
 import math
@@ -22,6 +25,8 @@ from edge_runtime.truth.memory import Answer
 
 MOST_BYTES = 65_536
 _SHOWN = 60
+_NAMED = 12  # labels in a message
+_LARGEST = 3.4028234663852886e38  # of float32, which the values of a model are
 _TIMES = TimeReader()
 
 Reason = Literal["malformed", "unknown_label"]
@@ -57,51 +62,89 @@ def read_truth(body: bytes, manifest: Manifest) -> TruthMessage:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TruthError("malformed", f"expected a JSON object, found none: {str(error)[:_SHOWN]}") from None
     if type(document) is not dict:
-        raise TruthError("malformed", f"expected a JSON object, found {_shown(document)}")
+        raise TruthError("malformed", f"expected a JSON object, found {shown(document)}")
     identity = document.get("id")
     if identity is not None:
         if type(identity) is not str:
-            raise TruthError("malformed", f"expected id to be text, found {_shown(identity)}")
+            raise TruthError("malformed", f"expected id to be text, found {shown(identity)}")
         return TruthMessage(identity, None, math.nan, _answer(document, manifest))
     key = document.get("key")
     if type(key) in (int, float):
         key = plain(key)
     if key is not None and type(key) is not str:
-        raise TruthError("malformed", f"expected key to be text, found {_shown(key)}")
+        raise TruthError("malformed", f"expected key to be text, found {shown(key)}")
     if "time" not in document:
-        raise TruthError("malformed", f"expected an id, or key and time, found {_shown(sorted(document))}")
+        raise TruthError("malformed", f"expected an id, or key and time, found {shown(sorted(document))}")
     try:
         time = _TIMES.read_text(document["time"])
     except RejectedError as error:
         raise TruthError("malformed", f"time: {error.why or error.reason}") from None
     if time is None:
-        raise TruthError("malformed", f"expected a time, found {_shown(document['time'])}")
+        raise TruthError("malformed", f"expected a time, found {shown(document['time'])}")
     return TruthMessage(None, None if key == "-" else key, time, _answer(document, manifest))
 
 
 def _answer(document: dict[str, Any], manifest: Manifest) -> Answer:
     if manifest.task == "regression":
         return _values(document, manifest)
+    if manifest.task == "multilabel":
+        return _several(document, manifest)
     if "label" not in document:
-        raise TruthError("malformed", f"expected a label, found {_shown(sorted(document))}")
+        raise TruthError("malformed", f"expected a label, found {shown(sorted(document))}")
     label = document["label"]
     if label is None or isinstance(label, list | dict):
-        raise TruthError("malformed", f"expected a label as text, found {_shown(label)}")
+        raise TruthError("malformed", f"expected a label as text, found {shown(label)}")
     name = plain(label)
     if manifest.task == "anomaly":
         try:
             return anomaly_word(name) == "anomaly"
         except CommandError:
             raise TruthError(
-                "unknown_label", f"label: expected true or false, anomaly or normal, found {_shown(label)}"
+                "unknown_label", f"label: expected true or false, anomaly or normal, found {shown(label)}"
             ) from None
-    labels = manifest.output.labels
-    place = spoken_in([name], labels).get(name)
-    if place is None:
-        place = spoken_in([name], manifest.output.classes).get(name)
-    if place is None:
-        raise TruthError("unknown_label", f"label: expected one of {', '.join(labels)}, found {_shown(label)}")
-    return labels[place]
+    return manifest.output.labels[_place(name, label, manifest)]
+
+
+def _place(name: str, label: Any, manifest: Manifest) -> int:
+    """Which label of the bundle, or class of its model, is meant."""
+    for spoken in (manifest.output.labels, manifest.output.classes):
+        place = spoken_in([name], spoken).get(name)
+        if place is not None:
+            return place
+    expected = ", ".join(map(shortened, manifest.output.labels[:_NAMED]))
+    more = ", ..." if len(manifest.output.labels) > _NAMED else ""
+    raise TruthError("unknown_label", f"label: expected one of {expected}{more}, found {shown(label)}")
+
+
+def _several(document: dict[str, Any], manifest: Manifest) -> list[bool]:
+    """Whether each label is there, in the order of the bundle."""
+    labels, known = document.get("labels"), manifest.output.labels
+    if type(labels) is list:
+        there = _places(labels, manifest)
+        return [place in there for place in range(len(known))]
+    if type(labels) is not dict:
+        found = shown(labels) if "labels" in document else shown(sorted(document))
+        raise TruthError("malformed", f"expected labels, an array of those that are there, found {found}")
+    for name, is_there in labels.items():
+        if is_there not in (True, False):  # 1 and 0 are these, too
+            raise TruthError("malformed", f"labels.{shortened(name)}: expected true or false, found {shown(is_there)}")
+    said = dict(zip(_places(list(labels), manifest), labels.values(), strict=True))
+    missing = [label for place, label in enumerate(known) if place not in said]
+    if missing:
+        raise TruthError("malformed", f"labels: expected true or false of every label, found none of {shown(missing)}")
+    return [bool(said[place]) for place in range(len(known))]
+
+
+def _places(labels: list[Any], manifest: Manifest) -> list[int]:
+    """Which labels are meant, each once."""
+    places = []
+    for label in labels:
+        if label is None or isinstance(label, list | dict):
+            raise TruthError("malformed", f"labels: expected labels as text, found {shown(label)}")
+        places.append(_place(plain(label), label, manifest))
+    if len(set(places)) < len(places):
+        raise TruthError("malformed", f"labels: expected each label once, found {shown(labels)}")
+    return places
 
 
 def _values(document: dict[str, Any], manifest: Manifest) -> list[float]:
@@ -109,13 +152,23 @@ def _values(document: dict[str, Any], manifest: Manifest) -> list[float]:
     values = document.get("values")
     if type(values) is not dict or set(values) != set(names):
         found = sorted(values) if type(values) is dict else values
-        raise TruthError("malformed", f"values: expected an object of {', '.join(names)}, found {_shown(found)}")
+        raise TruthError("malformed", f"values: expected an object of {', '.join(names)}, found {shown(found)}")
     for name in names:
-        if type(values[name]) not in (int, float) or not math.isfinite(values[name]):
-            raise TruthError("malformed", f"values.{name}: expected a number, found {_shown(values[name])}")
+        value = values[name]
+        if type(value) not in (int, float) or not -_LARGEST <= value <= _LARGEST:
+            raise TruthError("malformed", f"values.{name}: expected a number{_range(value)}, found {shown(value)}")
     return [float(values[name]) for name in names]
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def _range(value: Any) -> str:
+    return f" of at most {_LARGEST:.2g}" if type(value) in (int, float) else ""
+
+
+def shown(value: Any) -> str:
+    """As a message has it, never long."""
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that is long."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

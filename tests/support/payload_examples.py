@@ -209,16 +209,17 @@ def drift() -> Any:
 
 
 def accuracy() -> list[Any]:
-    """A classification of which three windows were judged, and a regression of two."""
+    """A classification of which three windows were judged, a regression of two, and several labels of one."""
     head = {"device": "press-07", "model": "m", "version": "1.0.0"}
     unmatched = {"unknown": 1, "late": 0, "twice": 2, "conflict": 0}
-    labels, values = TruthFigures(), TruthFigures()
+    labels, values, several = TruthFigures(), TruthFigures(), TruthFigures()
     for said, true in (("ok", "ok"), ("worn", "worn"), ("ok", "worn")):
         labels.judge(said, true, ())
     for value in (12.5, 13.0):
         values.judge([value], [12.25], ("power",))
-    rest = {"estimated": None, "estimated_over": 0, "unmatched": unmatched, "refused": {"malformed": 1}}
-    return [{**head, **each.document(), **rest} for each in (labels, values)]
+    several.judge_labels([True, False, False], [True, False, True], ("hot", "wet", "loud"))
+    rest = {"withheld": 0, "estimated": None, "estimated_over": 0, "unmatched": unmatched, "refused": {"malformed": 1}}
+    return [{**head, **each.document(), **rest} for each in (labels, values, several)]
 
 
 def rollout() -> Any:

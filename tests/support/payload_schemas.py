@@ -280,6 +280,7 @@ ACCURACY = members(
         "accuracy": {**or_null(SHARE), "description": "the share of these that were right; null for a regression"},
         "interval": {**or_null(INTERVAL), "description": "Wilson's, of 95 %"},
         "confusion": {**by_name(by_name(COUNT)), "description": "truth -> prediction -> windows"},
+        "withheld": {**COUNT, "description": "those of `n` that had not been published"},
         "estimated": {**or_null(SHARE), "description": "accuracy as the scores have it, without truth"},
         "estimated_over": {**COUNT, "description": "windows of that estimate"},
         "unmatched": members({"unknown": COUNT, "late": COUNT, "twice": COUNT, "conflict": COUNT}),
@@ -289,7 +290,13 @@ ACCURACY = members(
         "errors": {
             **by_name(members({"mae": NUMBER, "interval": or_null(INTERVAL), "rmse": NUMBER, "bias": NUMBER})),
             "description": "of each target of a regression; `interval` is that of `mae`, of 95 %",
-        }
+        },
+        "labels": {
+            **by_name(members({"hit": COUNT, "missed": COUNT, "false": COUNT, "rest": COUNT})),
+            "description": "of several labels: each with its windows, by whether it was there and was said",
+        },
+        "hamming": {**or_null(SHARE), "description": "of several labels: the share of wrong ones among all of them"},
+        "right": {**COUNT, "description": "of several labels: windows of which every label was right"},
     },
 )
 ROLLOUT = members(

@@ -121,6 +121,38 @@ def test_truth_by_id_and_by_key_and_time_gives_live_accuracy(
     assert daemon.stop() == 0
 
 
+def test_several_labels_that_were_mostly_withheld_have_an_accuracy_too(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    """By key and time, also where truth comes before the reading; by id what was published."""
+    bundle = builders.multilabel().save(tmp_path / "alerts.onnx")
+    daemon = make_daemon(climate_device(mosquitto, bundle, model='publish = "change"')).start()
+    subscriber.wait_for_text("edge/room/status", "online")
+    start = 1_800_000_000
+
+    def read(place: int, warm: float) -> None:
+        reading = {"temperature": warm, "humidity": 0.5, "pressure": 0.5, "time": start + 10 * place}
+        subscriber.publish("sensors/a/climate", reading)
+
+    subscriber.publish(TRUTH, {"key": "a", "time": start + 30, "labels": []})
+    for place, warm in enumerate((5.0, 5.0, 5.0, -5.0, -5.0)):
+        read(place, warm)
+    first, second = (each.document for each in subscriber.wait_for(2, "edge/room/comfort/a"))
+    assert first["present"] != second["present"]
+    for place in (1, 2):
+        subscriber.publish(TRUTH, {"key": "a", "time": start + 10 * place, "labels": first["present"]})
+    subscriber.publish(TRUTH, {"id": first["id"], "labels": first["present"]})
+    subscriber.publish(TRUTH, {"id": first["id"], "label": "hot"})
+    document = _wait_for_accuracy(subscriber, n=4, withheld=2, refused={"malformed": 1})
+    wrong = len(second["present"])
+    assert wrong > 0
+    assert (document["accuracy"], document["right"]) == (0.75, 3)
+    assert document["hamming"] == pytest.approx(wrong / 12, abs=1e-5)
+    assert sum(row["false"] for row in document["labels"].values()) == wrong
+    assert {label for label, row in document["labels"].items() if row["hit"] >= 3} >= set(first["present"])
+    assert daemon.stop() == 0
+
+
 def _wait_for_health(client: Subscriber) -> Any:
     def newest() -> Any:
         found = client.on("edge/room/health")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import skops.io
 from sklearn.linear_model import LogisticRegression
+from sklearn.multioutput import MultiOutputClassifier
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
@@ -254,6 +255,43 @@ def test_a_model_is_built_from_captures_as_they_are(tmp_path: Path) -> None:
         found.append(manifest_of(out))
     assert found[0].reference == found[1].reference
     assert found[0].output.labels == ("high", "low")
+
+
+def test_a_model_of_several_labels_is_built_from_captures_with_their_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The truth that a device took is a column a label; the page, which has one label a window, refuses them."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 2, 2)).astype(np.float32)
+    truth = np.stack([x[:, 0, 0] > 0, x[:, 1, 1] > 0.3], axis=1).astype(float)
+    ids = [f"room/comfort/-/1/{number}" for number in range(60)]
+    windows = [captured(x[place], each, time=1_700_000_000.0 + place, label=None) for place, each in enumerate(ids)]
+    told = [
+        Labelled(
+            id=each,
+            model="comfort",
+            label=None,
+            time=2.0,
+            values=dict(zip(("hot", "wet"), truth[place].tolist(), strict=True)),
+        )
+        for place, each in enumerate(ids)
+    ]
+    folder = write_captures(tmp_path / "c", [*windows, *told], task="multilabel", labels=("hot", "wet"))
+    data = _made(tmp_path, folder)
+    order = [ids.index(each) for each in data["id"].tolist()]
+    assert data["y"].tolist() == truth[order].tolist()
+    model = MultiOutputClassifier(LogisticRegression()).fit(data["x"].reshape(60, 4), data["y"])
+    skops.io.dump(model, tmp_path / "m.skops")
+    (tmp_path / "spec.toml").write_text(
+        'labels = ["hot", "wet"]\n[window]\nlength = 2\nstride = 2\n'
+        '[[channel]]\nname = "temperature"\n[[channel]]\nname = "humidity"\n'
+    )
+    words = ["build", str(tmp_path / "m.skops"), "--spec", str(tmp_path / "spec.toml"), "--data", str(folder)]
+    assert main([*words, "--quantize", "none", "-o", str(tmp_path / "m.onnx")]) == 0
+    assert manifest_of(tmp_path / "m.onnx").output.labels == ("hot", "wet")
+    capsys.readouterr()
+    assert main(["label", str(folder), "--no-browser"]) == 1
+    assert "expected windows with one label each, found a model of several" in capsys.readouterr().err
 
 
 def test_captures_of_other_channels_build_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from paho.mqtt.properties import Properties
 
 from edge_runtime.mqtt import ack_coalescing, hot_packets
 from edge_runtime.mqtt import connection as connection_module
-from edge_runtime.mqtt.messages import Will
+from edge_runtime.mqtt.messages import Message, Will
 from edge_runtime.mqtt.whole_socket import WholeSocket
 from tests.conftest import MakeBroker, MakeSubscriber
 from tests.support.broker import CertificateAuthority, Mosquitto
@@ -63,6 +63,33 @@ def test_messages_go_both_ways(
     assert [(message.receipt is None) for message in client.messages] == [qos == 0] * 100
     assert [message.payload for message in other.wait_for(100)] == [b"%d" % n for n in range(100)]
     client.until(lambda: not client.path.owed, "every acknowledgement to be given")
+
+
+def test_an_optional_handler_sees_only_what_is_not_claimed(
+    mosquitto: Mosquitto, make_client: MakeClient, make_subscriber: MakeSubscriber
+) -> None:
+    """Readings pass it by; what neither claims is counted once, and every message is acknowledged."""
+    seen: list[bytes] = []
+
+    def take_readings(messages: list[Message]) -> None:
+        for message in messages:
+            message.claimed = message.topic.startswith(b"in/")
+
+    def take_truth(messages: list[Message]) -> None:
+        for message in messages:
+            seen.append(message.topic)
+            message.claimed = message.topic == b"truth/m"
+
+    client = make_client(mosquitto.url)
+    client.connection.subscribe(["truth/+"], 1, take_truth, optional=True)
+    client.connection.subscribe(["in/#"], 1, take_readings)
+    client.up()
+    other = make_subscriber(mosquitto.port)
+    for topic in ("in/1", "truth/m", "in/2", "truth/strange", "in/3"):
+        other.publish(topic, b"x")
+    client.until(lambda: client.counters.rejected and not client.path.owed, "every message")
+    assert seen == [b"truth/m", b"truth/strange"]
+    assert client.counters.rejected == {"unmatched_topic": 1}
 
 
 def test_in_a_rush_no_acknowledgement_waits(

@@ -72,8 +72,28 @@ def test_errors_of_regressions_count_by_what_was_judged() -> None:
     assert lines_of(rows)[-1][4] == "MAE t 3.25"
 
 
+def test_several_labels_have_their_four_cells_each() -> None:
+    """And the share of wrong ones among all; right are the windows of which every label was."""
+    cells = {"hit": 3, "missed": 1, "false": 0, "rest": 6}
+    rows = [
+        OverviewRow(
+            name=name, accuracy={"m": {"n": 10, "version": "1", "labels": {"hot": cells}, "right": 9, "withheld": 4}}
+        )
+        for name in ("a", "b")
+    ]
+    total = in_sum(rows)[0]
+    assert (total["n"], total["accuracy"], total["right"], total["withheld"]) == (20, 0.9, 18, 8)
+    assert total["labels"] == {"hot": {"hit": 6, "missed": 2, "false": 0, "rest": 12}}
+    assert confusion_lines(total) == [
+        "m 1: 10.0 % of all labels are wrong",
+        "         hit   missed    false     rest",
+        "hot        6        2        0       12",
+    ]
+
+
 @pytest.mark.parametrize(
-    "strange", [None, [], "x", {"n": "many"}, {"confusion": {"a": 3}}, {"errors": {"t": {}}}, {"interval": [1]}]
+    "strange",
+    [None, [], "x", {"n": "many"}, {"confusion": {"a": 3}}, {"errors": {"t": {}}}, {"interval": [1]}, {"labels": []}],
 )
 def test_a_document_that_is_none_of_ours_is_left_out(strange: Any) -> None:
     """Whoever may publish on the topic must not end the command."""

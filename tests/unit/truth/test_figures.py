@@ -5,7 +5,14 @@ import random
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, mean_absolute_error, root_mean_squared_error
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    hamming_loss,
+    mean_absolute_error,
+    multilabel_confusion_matrix,
+    root_mean_squared_error,
+)
 
 from edge_runtime.truth.figures import TruthFigures, TruthSums, summed, wilson
 
@@ -91,6 +98,40 @@ def test_the_sum_of_devices_is_what_one_device_would_have_counted() -> None:
     assert found["errors"]["t"]["mae"] == pytest.approx(whole.document()["errors"]["t"]["mae"], rel=1e-4)
 
 
+def test_several_labels_are_counted_as_scikit_learn_counts_them() -> None:
+    """The four cells of each label, the Hamming loss, and the share of windows of which every label is right."""
+    rng = np.random.default_rng(4)
+    truth = rng.random((300, 3)) < 0.4
+    said = truth ^ (rng.random((300, 3)) < [0.05, 0.2, 0.3])
+    names, figures = ("a", "b", "c"), TruthFigures()
+    for one, other in zip(said.tolist(), truth.tolist(), strict=True):
+        assert figures.judge_labels(one, other, names) == (one == other)
+    document = figures.document()
+    cells = multilabel_confusion_matrix(truth, said)
+    for name, ((rest, false), (missed, hit)) in zip(names, cells.tolist(), strict=True):
+        assert document["labels"][name] == {"hit": hit, "missed": missed, "false": false, "rest": rest}
+    assert document["hamming"] == pytest.approx(hamming_loss(truth, said), rel=1e-5)
+    assert document["accuracy"] == pytest.approx(accuracy_score(truth, said), rel=1e-5)
+    assert document["right"] == round(300 * accuracy_score(truth, said))
+
+
+def test_several_labels_of_devices_are_summed_cell_by_cell() -> None:
+    """As one device would have counted them; one without any truth adds nothing."""
+    rng = np.random.default_rng(5)
+    parts, whole = [TruthFigures(), TruthFigures(), TruthFigures()], TruthFigures()
+    for number in range(200):
+        pair = (rng.random(2) < 0.5).tolist(), (rng.random(2) < 0.5).tolist()
+        parts[number % 2].judge_labels(*pair, ("a", "b"))
+        whole.judge_labels(*pair, ("a", "b"))
+    assert summed([_sums(part) for part in parts]) == whole.document()
+
+
 def _sums(figures: TruthFigures) -> TruthSums:
     document = figures.document()
-    return TruthSums(document["n"], document["confusion"], document.get("errors", {}))
+    return TruthSums(
+        document["n"],
+        document["confusion"],
+        document.get("errors", {}),
+        document.get("labels", {}),
+        document.get("right", 0),
+    )

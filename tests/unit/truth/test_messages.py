@@ -12,6 +12,8 @@ from tests.support import builders
 LABELS = msgspec.convert(builders.classification(labels=("low", "high")).manifest, Manifest)
 CLASSES = msgspec.structs.replace(LABELS, output=msgspec.structs.replace(LABELS.output, classes=("0", "1")))
 VALUES = msgspec.convert(builders.regression(targets=("x", "y")).manifest, Manifest)
+SEVERAL = msgspec.convert(builders.multilabel(labels=("hot", "wet", "loud")).manifest, Manifest)
+MANY = msgspec.convert(builders.multilabel(labels=[f"label-{number}" for number in range(500)]).manifest, Manifest)
 ANOMALY = msgspec.convert(builders.anomaly().manifest, Manifest)
 
 
@@ -30,6 +32,10 @@ ANOMALY = msgspec.convert(builders.anomaly().manifest, Manifest)
         (ANOMALY, {"id": "i", "label": "normal"}, ("i", None, False)),
         (ANOMALY, {"id": "i", "label": 0}, ("i", None, False)),
         (VALUES, {"id": "i", "values": {"y": 2, "x": 1.5}}, ("i", None, [1.5, 2.0])),
+        (VALUES, {"id": "i", "values": {"y": -3.4028234e38, "x": 0}}, ("i", None, [0.0, -3.4028234e38])),
+        (SEVERAL, {"id": "i", "labels": ["loud", "hot"]}, ("i", None, [True, False, True])),
+        (SEVERAL, {"id": "i", "labels": []}, ("i", None, [False, False, False])),
+        (SEVERAL, {"id": "i", "labels": {"wet": True, "hot": 0, "loud": False}}, ("i", None, [False, True, False])),
     ],
 )
 def test_what_is_understood(manifest: Manifest, document: dict[str, Any], expected: tuple[Any, ...]) -> None:
@@ -58,6 +64,44 @@ def test_what_is_understood(manifest: Manifest, document: dict[str, Any], expect
         (LABELS, b'{"key": "k", "time": "soon", "label": "low"}', "malformed", "time: expected a time"),
         (LABELS, b'{"key": "k", "time": null, "label": "low"}', "malformed", "expected a time, found None"),
         (LABELS, b'{"key": "k", "time": true, "label": "low"}', "malformed", "time: expected a number or a text"),
+        (
+            SEVERAL,
+            b'{"id": "i", "label": "hot"}',
+            "malformed",
+            "expected labels, an array of those that are there, found",
+        ),
+        (SEVERAL, b'{"id": "i", "labels": "hot"}', "malformed", "an array of those that are there, found 'hot'"),
+        (SEVERAL, b'{"id": "i", "labels": null}', "malformed", "an array of those that are there, found None"),
+        (
+            SEVERAL,
+            b'{"id": "i", "labels": ["hot", "hot"]}',
+            "malformed",
+            "expected each label once, found ['hot', 'hot']",
+        ),
+        (SEVERAL, b'{"id": "i", "labels": [["hot"]]}', "malformed", "expected labels as text, found ['hot']"),
+        (SEVERAL, b'{"id": "i", "labels": [null]}', "malformed", "expected labels as text, found None"),
+        (SEVERAL, b'{"id": "i", "labels": ["Hot"]}', "unknown_label", "expected one of hot, wet, loud, found 'Hot'"),
+        (
+            SEVERAL,
+            b'{"id": "i", "labels": {"hot": true}}',
+            "malformed",
+            "of every label, found none of ['wet', 'loud']",
+        ),
+        (SEVERAL, b'{"id": "i", "labels": {"hot": 0.7}}', "malformed", "labels.hot: expected true or false, found 0.7"),
+        (
+            SEVERAL,
+            b'{"id": "i", "labels": {"hot": "yes"}}',
+            "malformed",
+            "labels.hot: expected true or false, found 'yes'",
+        ),
+        (MANY, b'{"id": "i", "labels": ["x"]}', "unknown_label", "label-10, label-11, ..., found 'x'"),
+        (MANY, b'{"id": "i", "labels": {}}', "malformed", "expected true or false of every label"),
+        (
+            VALUES,
+            b'{"id": "i", "values": {"x": 1, "y": 3.5e38}}',
+            "malformed",
+            "values.y: expected a number of at most",
+        ),
         (ANOMALY, b'{"id": "i", "label": "maybe"}', "unknown_label", "anomaly or normal, found 'maybe'"),
         (VALUES, b'{"id": "i", "label": 3}', "malformed", "values: expected an object of x, y, found None"),
         (VALUES, b'{"id": "i", "values": {"x": 1}}', "malformed", "values: expected an object of x, y, found ['x']"),

@@ -1,0 +1,268 @@
+"""The truth of one model: what waits for it, what was counted, and what becomes of each truth that comes.
+
+Guarantee: every truth is joined, waits, or has a reason why not, in a sentence of bounded length. Truth by key and time
+may come before its prediction, as from a machine that publishes it with the reading: it waits for `WAIT_S`, and counts
+as unknown then. Weak point: more than `MOST_EARLY` that wait count as unknown at once.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import msgspec
+import numpy as np
+
+from edge_runtime.bundle.manifest import Manifest
+from edge_runtime.bundle.model import Model
+from edge_runtime.bundle.uncertainty import chance_right
+from edge_runtime.config.tables import TruthTable
+from edge_runtime.truth.memory import LastScores, Memory
+
+if TYPE_CHECKING:
+    from edge_runtime.truth.figures import TruthFigures
+    from edge_runtime.truth.joiner import Remembered, TruthJoiner, Unmatched
+    from edge_runtime.truth.messages import TruthMessage
+
+LEAST_ESTIMATED = 30  # windows: fewer would make an estimate that jumps
+WAIT_S = 10.0
+MOST_EARLY = 1000  # truths of one model that wait for their prediction
+
+
+class TruthOutcome(msgspec.Struct, frozen=True):
+    """What became of a truth.
+
+    Attributes:
+        result: `joined`, `waiting`, a reason of `joiner.py` or `messages.py`, or `unknown_model`.
+        why: one sentence where it was not joined.
+        id: of the prediction that it belongs to.
+        right: whether that was right; None for values, and where it was not joined.
+    """
+
+    result: str
+    why: str = ""
+    id: str | None = None
+    right: bool | None = None
+
+
+class SavedFigures(msgspec.Struct):
+    """What is kept of a model: the figures of its bundle, and the predictions that wait for their truth."""
+
+    digest: str
+    figures: dict[str, Any]
+    remembered: list[Any] = []
+
+
+class Taken(NamedTuple):
+    """What became of a truth, and the prediction that it was joined to."""
+
+    outcome: TruthOutcome
+    found: "Remembered | None" = None
+
+
+class _Early(NamedTuple):
+    """A truth that waits for its prediction."""
+
+    truth: "TruthMessage"
+    until: float
+
+
+class ModelTruth:
+    """The truth of one model. Its joiner is made with the first truth.
+
+    Args:
+        table: `[truth]`.
+        start: the number of this start.
+        model: the bundle that answers.
+        prefix: what the ids of its predictions begin with, `DEVICE/MODEL/`.
+    """
+
+    def __init__(self, table: TruthTable, start: int, model: Model, prefix: str) -> None:
+        self.memory = Memory(table.remember, start)
+        self._table = table
+        self._start = start
+        self._prefix = prefix
+        self._joiner: TruthJoiner | None = None
+        self._figures: TruthFigures | None = None
+        self._early: deque[_Early] = deque()
+        self._use(model)
+
+    def _use(self, model: Model) -> None:
+        self.manifest: Manifest = model.manifest
+        self.digest = model.bundle.digest
+        sure = model.manifest.uncertainty
+        self._confidence = None if sure is None else sure.confidence
+        self.memory.scores = None if self._confidence is None else LastScores(self._table.remember)
+        self.said: float | None = None  # the estimate that was published last
+        self._targets = tuple(target.name for target in model.manifest.output.targets)
+
+    @property
+    def figures(self) -> "TruthFigures":
+        """What was counted."""
+        if self._figures is None:
+            from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415 - with the first truth
+
+            self._figures = TruthFigures()
+        return self._figures
+
+    @property
+    def is_silent(self) -> bool:
+        """There is nothing to say."""
+        return (self._figures is None or self._figures.is_empty) and self.estimate() is None
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Some truth waits for its prediction."""
+        return bool(self._early)
+
+    def estimate(self) -> float | None:
+        """The accuracy over the last windows as their scores promise it; None where there is too little to say."""
+        scores = self.memory.scores
+        if scores is None or self._confidence is None or len(scores) < LEAST_ESTIMATED:
+            return None
+        mean = float(chance_right(self._confidence, np.array(scores.values)).mean())
+        return float(f"{mean:.4g}")
+
+    @property
+    def joiner(self) -> "TruthJoiner":
+        """The predictions that wait, as of now."""
+        if self._joiner is None:
+            from edge_runtime.truth.joiner import TruthJoiner  # noqa: PLC0415 - with the first truth
+
+            self._joiner = TruthJoiner(self._table.remember, self._table.tolerance, self._start, self.memory.forgotten)
+        self._joiner.add(self.memory.drain())
+        self._joiner.add(self.memory.drain_withheld(), withheld=True)
+        return self._joiner
+
+    def exchange(self, model: Model) -> None:
+        """Another bundle answers: the figures begin anew, and truth for what the last one said is late."""
+        if model.bundle.digest == self.digest:
+            return
+        if self._joiner is not None or self.memory.noted or self.memory.withheld:
+            self.joiner.forget_all()
+        self._use(model)
+        self._figures = None
+
+    # --- what comes -------------------------------------------------------------------------------------------------
+
+    def take(self, body: bytes, now: float) -> Taken:
+        """Join one truth."""
+        from edge_runtime.truth.messages import TruthError, read_truth  # noqa: PLC0415 - with the first truth
+
+        try:
+            truth = read_truth(body, self.manifest)
+        except TruthError as error:
+            self.figures.note_refused(error.reason)
+            return Taken(TruthOutcome(error.reason, str(error)))
+        joiner = self.joiner
+        if truth.id is None:
+            found = joiner.by_time(truth.key, truth.time)
+            if found == "unknown" and len(self._early) < MOST_EARLY and joiner.is_early(truth.key, truth.time):
+                self._early.append(_Early(truth, now + WAIT_S))
+                return Taken(TruthOutcome("waiting"))
+        elif truth.id.startswith(self._prefix):
+            found = joiner.by_id(truth.id.removeprefix(self._prefix))
+        else:
+            found = "unknown"
+        return self._join(truth, found)
+
+    def take_early(self, now: float) -> list[Taken]:
+        """Join the truths that came before their predictions; those that have waited long enough are unknown."""
+        early, self._early = self._early, deque()
+        done = []
+        for truth, until in early:
+            found = self.joiner.by_time(truth.key, truth.time)
+            if found == "unknown" and now < until:
+                self._early.append(_Early(truth, until))
+            else:
+                done.append(self._join(truth, found))
+        return done
+
+    def _join(self, truth: "TruthMessage", found: "Remembered | Unmatched") -> Taken:
+        if isinstance(found, str):
+            self.figures.note_unmatched(found)
+            why = _WHY[found].format(meant=self._meant(truth), most=self._table.remember, hint=self._hint(truth))
+            return Taken(TruthOutcome(found, why))
+        first = found.truth
+        again = self.joiner.settle(found, truth.answer)
+        if again is not None:
+            self.figures.note_unmatched(again)
+            words = self._in_words(first), self._in_words(truth.answer)
+            why = _WHY[again].format(meant=self._meant(truth), first=words[0], second=words[1])
+            return Taken(TruthOutcome(again, why))
+        self.figures.withheld += found.withheld
+        if self.manifest.task == "multilabel":
+            labels = self.manifest.output.labels
+            said, right = cast("list[bool]", found.answer), cast("list[bool]", truth.answer)
+            is_right: bool | None = self.figures.judge_labels(said, right, labels)
+        else:
+            is_right = self.figures.judge(found.answer, truth.answer, self._targets)
+        return Taken(TruthOutcome("joined", id=self._prefix + found.tail, right=is_right), found)
+
+    def _meant(self, truth: "TruthMessage") -> str:
+        from edge_runtime.truth.messages import shown  # noqa: PLC0415 - with the first truth
+
+        return f"key {shown(truth.key)} at {truth.time:.6f}" if truth.id is None else shown(truth.id)
+
+    def _hint(self, truth: "TruthMessage") -> str:
+        """What is likely to be wrong about a truth without a prediction."""
+        from edge_runtime.truth.messages import shown  # noqa: PLC0415 - with the first truth
+
+        if truth.id is not None:
+            if truth.id.startswith(self._prefix):
+                return ""
+            return f"; ids of this model begin with {shown(self._prefix)}"
+        distance = self.joiner.distance(truth.key, truth.time)
+        if distance is None:
+            return "; no prediction of this key is remembered"
+        return f"; the nearest is {abs(distance):.1f} s {'later' if distance > 0 else 'earlier'}: compare the clocks"
+
+    def _in_words(self, answer: Any) -> str:
+        from edge_runtime.truth.messages import shown  # noqa: PLC0415 - with the first truth
+
+        if self.manifest.task == "multilabel" and isinstance(answer, list):
+            return shown([label for label, there in zip(self.manifest.output.labels, answer, strict=True) if there])
+        return shown(answer)
+
+    # --- what is said and kept --------------------------------------------------------------------------------------
+
+    def document(self) -> dict[str, Any]:
+        """The document, but for the names of device and model."""
+        from edge_runtime.truth.joiner import UNMATCHED  # noqa: PLC0415
+
+        figures = self.figures
+        unmatched = {reason: figures.unmatched.get(reason, 0) for reason in UNMATCHED}
+        return {
+            "version": self.manifest.version,
+            **figures.document(),
+            "withheld": figures.withheld,
+            "estimated": self.estimate(),
+            "estimated_over": 0 if self.memory.scores is None else len(self.memory.scores),
+            "unmatched": unmatched,
+            "refused": figures.refused,
+        }
+
+    def save(self, *, whole: bool) -> SavedFigures | None:
+        """What is to be kept; with `whole` the predictions that wait, too."""
+        if self._joiner is None and self._figures is None:
+            return None
+        remembered = [msgspec.to_builtins(each) for each in self.joiner.remembered] if whole else []
+        return SavedFigures(self.digest, msgspec.to_builtins(self.figures), remembered)
+
+    def restore(self, saved: SavedFigures) -> None:
+        """Go on with what was kept, where the same bundle answers."""
+        from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415
+        from edge_runtime.truth.joiner import Remembered  # noqa: PLC0415
+
+        if saved.digest != self.digest:
+            return
+        self._figures = msgspec.convert(saved.figures, TruthFigures)
+        for each in saved.remembered:
+            self.joiner.restore(msgspec.convert(each, Remembered))
+
+
+_WHY: Mapping[str, str] = {
+    "unknown": "no prediction is remembered for {meant}: send the id of a prediction, or the key and time of one{hint}",
+    "late": "the prediction for {meant} is forgotten: send truth sooner, or raise [truth] remember, now {most}",
+    "twice": "the truth for {meant} is known already: {first}",
+    "conflict": "the truth for {meant} is known already as {first}, and now {second}: the first one stands",
+}
