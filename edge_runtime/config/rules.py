@@ -30,7 +30,7 @@ from edge_runtime.config.tables import (
     StoreTable,
     UpstreamTable,
 )
-from edge_runtime.config.topics import SHARE, bad_topic, common, matches, overlap, split_share, stands_for
+from edge_runtime.config.topics import SHARE, FilterIndex, bad_topic, common, matches, overlap, split_share, stands_for
 
 # (key, what is wrong with it)
 Finding = tuple[str, str]
@@ -264,17 +264,20 @@ def _overlapping_topics(config: Config, sources: list[Converted]) -> Iterator[Mi
     Where none does, a broker may send what both catch once or twice, and no message tells which (MQTT 3.1.1, 3.3.5).
     """
     known: list[tuple[object, str, str, str]] = []
+    index = FilterIndex[int]()  # places in `known`
     for source in sources:
         if source.wrong:
             continue
         broker, filters = source.value.subscriptions(config)
         for topic, topic_filter in filters.items():
-            for other_broker, name, other, other_filter in known:
+            plain = split_share(topic_filter)[1]
+            for place in sorted(index.overlapping(plain)):
+                other_broker, name, other, other_filter = known[place]
                 if broker != other_broker or stands_for(topic_filter, other_filter):
                     continue
                 if stands_for(other_filter, topic_filter) or topic_filter == other_filter:
                     continue
-                plain, other_plain = split_share(topic_filter)[1], split_share(other_filter)[1]
+                other_plain = split_share(other_filter)[1]
                 if overlap(plain, other_plain):
                     whose = "" if name == source.value.name else f" of source {quote(name)}"
                     remedy = f"name one topic that covers both, such as {quote(common(plain, other_plain))}"
@@ -287,6 +290,7 @@ def _overlapping_topics(config: Config, sources: list[Converted]) -> Iterator[Mi
                         f"expected topics that do not overlap, found {quote(topic)} and {quote(other)}{whose}, "
                         f"of which a broker may send a reading twice: {remedy}",
                     )
+            index.add(plain, len(known))
             known.append((broker, source.value.name, topic, topic_filter))
 
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
+from typing import Generic, TypeVar
 
 from edge_runtime.config.convert import quote
+
+Item = TypeVar("Item")
 
 SHARE = "$share/"
 
@@ -89,6 +92,88 @@ def common(first: str, second: str) -> str:
     return "/".join(levels)
 
 
+class FilterIndex(Generic[Item]):
+    """Many plain filters, each with an item; finds those that are concerned without looking at all of them."""
+
+    def __init__(self) -> None:
+        self._root: _Level[Item] = _Level()
+
+    def add(self, topic_filter: str, item: Item) -> None:
+        """One more; a filter may be added several times."""
+        at = self._root
+        for level in topic_filter.split("/"):
+            at = at.below.setdefault(level, _Level())
+            if level == "#":
+                break  # nothing below it can catch more
+        at.items.append(item)
+
+    def catching(self, topic: str) -> list[Item]:
+        """The items of the filters that receive what is published to `topic`, as `matches` says, in no order."""
+        return self._found(topic, is_filter=False)
+
+    def covering(self, topic_filter: str) -> list[Item]:
+        """The items of the filters that catch every topic that this one catches, as `covers` says, in no order."""
+        return self._found(topic_filter, is_filter=True)
+
+    def overlapping(self, topic_filter: str) -> list[Item]:
+        """The items of the filters that may overlap with this one, in no order; `overlap` tells which do."""
+        found: list[Item] = []
+        present = [self._root]
+        for level in topic_filter.split("/"):
+            if level == "#":
+                break
+            for each in present:
+                found += each.items_of("#")
+            present = [
+                each.below[name]
+                for each in present
+                for name in (each.below.keys() - {"#"} if level == "+" else {"+", level}.intersection(each.below))
+            ]
+        else:
+            for each in present:
+                found += each.items + each.items_of("#")
+            return found
+        while present:  # a closing # overlaps with everything below, and with the level above
+            for each in present:
+                found += each.items
+            present = [below for each in present for below in each.below.values()]
+        return found
+
+    def _found(self, wanted: str, *, is_filter: bool) -> list[Item]:
+        found: list[Item] = []
+        present, wildcards = [self._root], not wanted.startswith("$")
+        for level in wanted.split("/"):
+            following = []
+            for each in present:
+                below = each.below
+                if wildcards:
+                    found += each.items_of("#")
+                    if "+" in below and not (is_filter and level == "#"):
+                        following.append(below["+"])
+                if level in below and level not in {"+", "#"}:
+                    following.append(below[level])
+            present, wildcards = following, True
+            if not present:
+                return found
+        for each in present:
+            found += each.items + each.items_of("#")  # a closing # catches the level above it too
+        return found
+
+
+class _Level(Generic[Item]):
+    """One level of the filters of an index."""
+
+    __slots__ = ("below", "items")
+
+    def __init__(self) -> None:
+        self.below: dict[str, _Level[Item]] = {}
+        self.items: list[Item] = []
+
+    def items_of(self, name: str) -> list[Item]:
+        """Those of a level below; none where there is no such level."""
+        return self.below[name].items if name in self.below else []
+
+
 def fewest(subscriptions: Iterable[tuple[str, int]]) -> dict[str, int]:
     """The filters of which none covers another, each with the highest QoS of those that it stands for.
 
@@ -98,15 +183,17 @@ def fewest(subscriptions: Iterable[tuple[str, int]]) -> dict[str, int]:
     wanted: dict[str, int] = {}
     for topic_filter, qos in subscriptions:
         wanted[topic_filter] = max(qos, wanted.get(topic_filter, 0))
-    kept: dict[str, int] = {}
+    index = FilterIndex[str]()
+    for each in wanted:
+        if not each.startswith(SHARE):
+            index.add(each, each)
+    wider = {each: [each] if each.startswith(SHARE) else index.covering(each) for each in wanted}
+    kept = {each: qos for each, qos in wanted.items() if wider[each] == [each]}
     for topic_filter, qos in wanted.items():
-        wide = next((each for each in wanted if each != topic_filter and stands_for(each, topic_filter)), None)
-        if wide is None:
-            kept[topic_filter] = max(qos, kept.get(topic_filter, 0))
-    return {
-        each: max(own, *(qos for topic_filter, qos in wanted.items() if stands_for(each, topic_filter)), 0)
-        for each, own in kept.items()
-    }
+        for each in wider[topic_filter]:
+            if each in kept:
+                kept[each] = max(qos, kept[each])
+    return kept
 
 
 def stands_for(wide: str, narrow: str) -> bool:

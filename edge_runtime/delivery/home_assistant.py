@@ -214,6 +214,7 @@ class HomeAssistant:
         self._of_key = ""  # a pattern of the topics of keys that are devices
         self._broker: str | None = None  # that the documents are published to
         self._is_refused = False
+        self._is_current = False  # every document was handed over as it has to be, for the keys that were seen
         self._timer: Timer | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -233,6 +234,7 @@ class HomeAssistant:
                 filters = [f"{table.prefix}/device/+/config", self._birth]
             self._connection.subscribe(filters, 1, self._take)
         self._config = config
+        self._is_current = False
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
         """These models, and no others, have entities from now on."""
@@ -258,8 +260,7 @@ class HomeAssistant:
         if self._broker == broker:
             return
         self._broker = broker
-        for document in self._documents.values():
-            document.payload = b""
+        self._forget_published()
         if broker is not None:
             self._look_in(READ_BACK_S)
         elif self._timer is not None:
@@ -288,8 +289,7 @@ class HomeAssistant:
             if topic == self._birth:
                 message.claimed = True
                 if message.payload == b"online" and self._main.payload:
-                    for document in self._documents.values():
-                        document.payload = b""
+                    self._forget_published()
                     self._look_in(random.uniform(*BIRTH_S), birth=True)  # noqa: S311 - no secret
             elif topic == self._main.topic or (self._of_key and re.fullmatch(self._of_key, topic)):
                 message.claimed = True
@@ -306,6 +306,7 @@ class HomeAssistant:
         except (ValueError, KeyError, TypeError, AttributeError):
             _log.warning("the retained document is not one of ours; it is replaced", extra=fields(topic=document.topic))
             return
+        self._is_current = False
         for name, (platform, topic) in earlier.items():
             if topic:  # else it is being removed already
                 self._see_again(topic)
@@ -328,10 +329,26 @@ class HomeAssistant:
     def _look(self, *, birth: bool) -> None:
         if self._broker is None:
             return
-        self._publish_changes(is_time=True)
+        if not self._is_current or self._has_new_keys():
+            self._publish_changes(is_time=True)
         if birth:
             self._on_birth()
         self._look_in(LOOK_S)
+
+    def _has_new_keys(self) -> bool:
+        """Whether a key came that would have entities and has none."""
+        return any(
+            model in self._models
+            and len(self._seen[model]) < MOST_KEYS
+            and any(key not in self._seen[model] for key in keys)
+            for model, keys in self._keys().items()
+        )
+
+    def _forget_published(self) -> None:
+        """The broker, or who listens to it, may have none of the documents."""
+        self._is_current = False
+        for document in self._documents.values():
+            document.payload = b""
 
     def _publish_changes(self, *, is_time: bool = False) -> None:
         """Publish each document that differs from the last; the first of a connection waits for its time."""
@@ -341,13 +358,16 @@ class HomeAssistant:
         wanted: dict[str, tuple[str | None, dict[str, Component]]] = {self._main.topic: (None, {})}
         for key, name, component in self._components():
             wanted.setdefault(self._topic_of_key(key), (key, {}))[1][name] = component
+        self._is_current = True
         for topic, (key, components) in wanted.items():
             document = self._documents.setdefault(topic, _Document(topic))
             whole = whole_document(self._config, status, document.entities(components), key)
-            self._publish(document, msgspec.json.encode(whole))
+            self._is_current &= self._publish(document, msgspec.json.encode(whole))
         for topic in [topic for topic in self._documents if topic not in wanted]:
             if self._publish(self._documents[topic], b"", is_new=True):  # no entity is left: the device goes
                 del self._documents[topic]
+            else:
+                self._is_current = False
 
     def _publish(self, document: _Document, payload: bytes, *, is_new: bool = False) -> bool:
         if payload == document.payload and not is_new:
@@ -363,6 +383,7 @@ class HomeAssistant:
             self._is_refused = False
             return
         document.payload = b""
+        self._is_current = False
         if not self._is_refused:
             self._is_refused = True
             _log.warning("the broker refused the document for Home Assistant", extra=fields(topic=document.topic))

@@ -472,8 +472,6 @@ class Outbox:
                 kept.append(entry)
                 blocked.add(entry.stream)
         self._waiting.extendleft(reversed(kept))
-        for stream in [stream for stream, count in self._backlog.items() if count <= 0]:
-            del self._backlog[stream]
 
     def _send_row(self, row: OutboxRow) -> bool:
         if row.id in self._sent_rows or row.stream in self._paused:

@@ -18,7 +18,7 @@ from edge_runtime.http.live_view import Board, Event
 
 EVENTS_EVERY_S = 0.25
 HISTORY_EVERY_S = 30.0
-HEALTH_EVERY_S = 2.0  # where nothing else happens; with every event it comes along
+HEALTH_EVERY_S = 2.0  # where nothing else happens; with other events it comes along when it is a new one
 
 
 class Watching:
@@ -35,6 +35,7 @@ class Watching:
         self._facts = facts
         self._events = events
         self._known = b""
+        self._shown = b""
         self._told = 0.0
         self._recalled = 0.0
 
@@ -53,7 +54,7 @@ class Watching:
         events = []
         while not self._events.empty():
             events.append(_event(*self._events.get()))
-        if events or time.monotonic() - self._told > HEALTH_EVERY_S:
+        if time.monotonic() - self._told > HEALTH_EVERY_S or (events and self._board.health_json() is not self._shown):
             events.append(self._health())
         if time.monotonic() - self._recalled > HISTORY_EVERY_S:
             events.append(self._now_and_then())
@@ -72,7 +73,8 @@ class Watching:
 
     def _health(self) -> bytes:
         self._told = time.monotonic()
-        return _event("health", msgspec.json.encode(self._board.health()))
+        self._shown = self._board.health_json()
+        return _event("health", self._shown)
 
 
 def _event(kind: str, document: bytes) -> bytes:

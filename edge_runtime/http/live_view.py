@@ -48,6 +48,7 @@ class Board:
         self._lock = threading.Lock()  # of those who ask; the loop never takes it
         self._known: dict[str, Any] = {} if ask is not None else health()
         self._known_at = float("-inf")
+        self._encoded: tuple[dict[str, Any] | None, bytes] = None, b""
         self._answered = threading.Event()
         self._asked = False
 
@@ -94,6 +95,15 @@ class Board:
                 ask(self._answer)
                 self._answered.wait(PATIENCE_S)
             return self._known
+
+    def health_json(self) -> bytes:
+        """The same as JSON, made once for all pages; the same object as long as the document is."""
+        document = self.health()
+        known, encoded = self._encoded
+        if document is not known:
+            encoded = _encode(document)
+            self._encoded = document, encoded
+        return encoded
 
     @property
     def age_s(self) -> float:

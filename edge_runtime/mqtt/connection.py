@@ -135,15 +135,19 @@ class Connection:
         """How many messages we have not acknowledged."""
         return 0 if self._path is None else len(self._path.owed)
 
+    @property
+    def delivered(self) -> int:
+        """How many messages the present connection has brought."""
+        return 0 if self._path is None else self._path.delivered
+
     def subscribe(
         self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0, optional: bool = False
     ) -> None:
         """Have `handler` called with the messages of `filters`, a list per wake-up.
 
         A handler that takes payloads of more than 16 MB says so by `most_bytes`; longer messages are passed over.
-        When several handlers share a connection each is given every message and picks its own by topic; each takes
-        its own hold on the receipts. An `optional` one may be refused without a fault of the connection, and is given
-        what no other handler claims, unless another one's filters catch its topics too.
+        When several handlers share a connection each is given the messages that its filters catch; each takes its own
+        hold on the receipts. An `optional` one may be refused without a fault of the connection.
         """
         self._subscriptions.add(filters, qos, handler, optional=optional)
         self._most_bytes = max(self._most_bytes, most_bytes + hot_packets.HEAD_BYTES)
@@ -303,8 +307,7 @@ class Connection:
             is_v5=self._settings.protocol == "5",
             loop=self._loop,
             counters=self._counters,
-            handlers=self._subscriptions.handlers,
-            last_handlers=self._subscriptions.last_handlers,
+            routes=self._subscriptions.routes,
             heads=self._heads,
             ack_patience=self._ack_patience,
             prompt=self._settings.latency == "prompt",

@@ -143,6 +143,11 @@ class Failover:
         """How many messages of the serving broker we have not acknowledged."""
         return 0 if self._connection is None else self._connection.owed
 
+    @property
+    def delivered(self) -> int:
+        """How many messages the serving broker has brought."""
+        return 0 if self._connection is None else self._connection.delivered
+
     def subscribe(
         self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0, optional: bool = False
     ) -> None:

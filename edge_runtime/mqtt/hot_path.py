@@ -19,7 +19,7 @@ need that order stands beside it: `ack_coalescing.py`, `send_queue.py`, `hot_pac
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -29,8 +29,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.mqtt import hot_packets
 from edge_runtime.mqtt.ack_coalescing import MOST_UNSENT_BYTES, AckCoalescing
-from edge_runtime.mqtt.messages import Handler, Message, OnOutcome
+from edge_runtime.mqtt.messages import Message, OnOutcome
 from edge_runtime.mqtt.paho_client import PahoClient, topic_of
+from edge_runtime.mqtt.routes import Routes
 from edge_runtime.mqtt.send_queue import Grant, Queued, SendQueue
 from edge_runtime.mqtt.whole_socket import WholeSocket
 from edge_runtime.readings import Receipt
@@ -64,8 +65,7 @@ class HotPath:
         is_v5: MQTT 5 is spoken.
         loop: the event loop.
         counters: refusals and rejections by reason.
-        handlers: each is given every message.
-        last_handlers: each is given what none of these claims.
+        routes: which handlers are given which messages.
         heads: encoded topics, kept from connection to connection.
         ack_patience: see `AckCoalescing`, and `prompt`.
         on_state: called with one line for people when the broker refused something.
@@ -77,6 +77,7 @@ class HotPath:
         acks_in_order: MQTT 3.1.1 section 4.6 asks for it; False where windows hold their readings, each key for itself:
             a key that is silent would hold up all the others, and brokers find an acknowledgement by its packet id.
         outcomes: by packet id, of what the broker has not acknowledged; None where it was not asked for.
+        delivered: messages that the handlers were given.
         answered: a PUBACK has come; the watch for silence resets it.
         last_id: the packet id that was given last.
     """
@@ -90,8 +91,7 @@ class HotPath:
         is_v5: bool,
         loop: Loop,
         counters: Counters,
-        handlers: Sequence[Handler],
-        last_handlers: Sequence[Handler],
+        routes: Routes,
         heads: TopicHeads,
         ack_patience: float,
         prompt: bool = False,
@@ -105,6 +105,7 @@ class HotPath:
         self.owed: deque[Receipt] = deque()
         self.outcomes: dict[int, OnOutcome | None] = {}
         self.acks = AckCoalescing(self, wrapped, loop, ack_patience, prompt=prompt)
+        self.delivered = 0
         self.answered = False
         self.is_paused = False
         self.acks_in_order = True
@@ -117,8 +118,7 @@ class HotPath:
         self._no_properties = b"\0" if is_v5 else b""
         self._loop = loop
         self._counters = counters
-        self._handlers = handlers
-        self._last_handlers = last_handlers
+        self._routes = routes
         self._heads = heads
         self._on_state = on_state
         self._on_end = on_end
@@ -360,23 +360,23 @@ class HotPath:
 
     def _deliver(self, messages: list[Message]) -> None:
         self._delivering = True  # what is published meanwhile leaves in one write
-        for handler in self._handlers:
-            handler(messages)
+        self.delivered += len(messages)
+        if len(messages) == 1:
+            topic = messages[0].topic
+            for handler in self._routes.known.get(topic) or self._routes.of(topic):
+                handler(messages)
+        else:
+            for handler, own in self._routes.split(messages):
+                handler(own)
         self._delivering = False
         if self._flush_due:
             self._flush_due = False
             self._write()
         for message in messages:
             if not message.claimed:
-                self._offer_last(message)
+                self._counters.rejected["unmatched_topic"] += 1
             if message.receipt is not None:
                 message.receipt.release()
-
-    def _offer_last(self, message: Message) -> None:
-        for handler in self._last_handlers:
-            handler([message])
-        if not message.claimed:
-            self._counters.rejected["unmatched_topic"] += 1
 
     def _settle(self) -> None:
         settled, self._settled = self._settled, []

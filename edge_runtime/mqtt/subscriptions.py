@@ -14,8 +14,9 @@ import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_runtime.config.topics import fewest, overlap, split_share
+from edge_runtime.config.topics import fewest
 from edge_runtime.mqtt.messages import Handler
+from edge_runtime.mqtt.routes import Routes
 from edge_runtime.system.loop import Loop, Timer
 
 RETRY_FIRST_S, RETRY_MOST_S = 5.0, 600.0
@@ -48,16 +49,14 @@ class Subscriptions:
         flush: sends what was asked for.
 
     Attributes:
-        handlers: who is given every message; the same list for good.
-        last_handlers: who is given what none of these claims; the same list for good.
+        routes: who takes which messages; the same object for good.
     """
 
     def __init__(self, loop: Loop, note: Callable[[str, str], None], flush: Callable[[], None]) -> None:
         self._loop = loop
         self._note = note
         self._flush = flush
-        self.handlers: list[Handler] = []
-        self.last_handlers: list[Handler] = []
+        self.routes = Routes()
         self._all: list[Subscription] = []
         self._client: paho.Client | None = None
         self._asked: dict[str, int] = {}  # filters and QoS, over this connection
@@ -100,7 +99,7 @@ class Subscriptions:
     def add(self, filters: list[str], qos: int, handler: Handler, *, optional: bool = False) -> None:
         """One more; asked for at once where the broker has accepted us."""
         self._all.append(Subscription(filters, qos, handler, optional))
-        self._sort_handlers()
+        self._set_routes()
         self._ask_for_topics()
 
     def remove(self, handler: Handler) -> None:
@@ -109,18 +108,11 @@ class Subscriptions:
             if each.handler == handler:
                 self._unwanted.update(each.filters)
         self._all = [each for each in self._all if each.handler != handler]
-        self._sort_handlers()
+        self._set_routes()
         self._loop.call_soon(self._ask_for_topics)  # a filter may be wanted again in this very pass
 
-    def _sort_handlers(self) -> None:
-        needed = [split_share(topic)[1] for each in self._all if not each.optional for topic in each.filters]
-        last = [
-            each
-            for each in self._all
-            if each.optional and not any(overlap(one, topic) for one in needed for topic in each.filters)
-        ]
-        self.handlers[:] = [each.handler for each in self._all if each not in last]
-        self.last_handlers[:] = [each.handler for each in last]
+    def _set_routes(self) -> None:
+        self.routes.set((each.filters, each.handler) for each in self._all)
 
     def drop(self, filters: Iterable[str]) -> None:
         """Take back, at the next connection, what an earlier start has asked for and its broker remembers."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from edge_runtime.config.topics import matches, split_share
+from edge_runtime.config.topics import FilterIndex, matches, split_share
 
 _CACHED_TOPICS = 20_000
 
@@ -34,12 +34,12 @@ class TopicPattern:
         levels = rest.split("/")
         self._places = {level[1:-1]: place for place, level in enumerate(levels) if _is_placeholder(level)}
         self.channel_level = self._places.pop("channel", None)  # no part of the key
-        self._plain = as_filter(rest)
-        self.filter = share + self._plain
+        self.plain = as_filter(rest)  # the filter without the share
+        self.filter = share + self.plain
 
     def match(self, topic: str) -> tuple[bool, str | None]:
         """Whether `topic` belongs here, and its key (None where the pattern has none, empty where a level is)."""
-        if not matches(self._plain, topic):
+        if not matches(self.plain, topic):
             return False, None
         parts = self.parts(topic)
         if not parts:
@@ -66,6 +66,9 @@ class TopicKeys:
         self, patterns: tuple[str, ...], is_fit: Callable[[str], bool] = bool, template: str = "{key}"
     ) -> None:
         self.patterns = [TopicPattern(pattern, template) for pattern in patterns]
+        self._places = FilterIndex[int]()
+        for place, pattern in enumerate(self.patterns):
+            self._places.add(pattern.plain, place)
         self._owners: dict[str, dict[str, str]] = {}
         self._is_fit = is_fit
         self._known: dict[bytes, tuple[bool, str | None]] = {}
@@ -89,12 +92,13 @@ class TopicKeys:
             name = topic.decode()
         except UnicodeDecodeError:
             return False, None
-        for pattern in self.patterns:
-            found, key = pattern.match(name)
-            if found:
-                is_fit = key is None or (self._is_fit(key) and self._owns(key, pattern.parts(name)))
-                return True, key if is_fit else ""
-        return False, None
+        places = self._places.catching(name)
+        if not places:
+            return False, None
+        pattern = self.patterns[min(places)]
+        _, key = pattern.match(name)
+        is_fit = key is None or (self._is_fit(key) and self._owns(key, pattern.parts(name)))
+        return True, key if is_fit else ""
 
     def _owns(self, key: str, parts: dict[str, str]) -> bool:
         if len(parts) == 1:

@@ -8,7 +8,7 @@ once.
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, KeysView
 from typing import Any
 
 from numpy.typing import NDArray
@@ -143,6 +143,11 @@ class Decider:
             found.seq, number = self._sequences.beside(found.key)
             found.identity = f"{start}/{number}" if own is None else own
         return found
+
+    @property
+    def keys(self) -> KeysView[str | None]:
+        """The keys of which something is remembered."""
+        return self._streams.keys()
 
     def forget(self, keys: Iterable[str | None]) -> None:
         """Drop what is remembered of keys that are gone.

@@ -296,7 +296,9 @@ class Pipeline:
                 values, keys, times = paced.values, paced.keys, paced.times
         done = self.windows.push(values, keys, times if batch.own_times else None, self._loop.time())
         if self.windows.evicted:
-            self._forget(self.windows.expire(-np.inf))
+            self._forget(self.windows.take_evicted())
+            if len(self.decider.keys) > 2 * self.config.max_keys:
+                self._forget_strays()
         owed = None
         if self.holding is not None:
             coming = batch.receipts if rows is None else [batch.receipts[row] for row in rows]
@@ -334,6 +336,11 @@ class Pipeline:
     def expire(self) -> None:
         """Forget the keys that were silent for longer than the configuration wants to wait."""
         self._forget(self.windows.expire(self._loop.time() - self.config.key_expiry))
+        self._forget_strays()
+
+    def _forget_strays(self) -> None:
+        """Forget keys that made room for others while their windows were on their way through the model."""
+        self._forget([key for key in self.decider.keys if not self.windows.holds(key)])
 
     def _forget(self, gone: list[str | None]) -> None:
         """Keys that have no window any more are remembered nowhere."""

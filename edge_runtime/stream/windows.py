@@ -10,6 +10,7 @@ Weak points: without times of their own, lost readings look the same as a slow s
 reading stands in the window where it came, not where it was measured.
 """
 
+import heapq
 import math
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ import numpy as np
 from edge_runtime.readings import Carry, Floats
 
 FEW_STREAMS = 16
+_SILENT_SHARE = 16  # of the keys are found silent at once, so that a new key need not look at all of them
 _NEVER = -math.inf
 
 
@@ -106,6 +108,7 @@ class Windows:
         self._max_keys = max_keys
         self._streams: dict[str | None, Stream] = {}
         self._out: Floats = np.empty((8, *shape), np.float32)
+        self._silent: list[tuple[float, Stream]] = []  # those that were silent longest when last looked, in reverse
         self._evicted: set[str | None] = set()
         self.gaps = 0
         self.evicted = 0
@@ -132,11 +135,9 @@ class Windows:
         """Go on with the streams of windows of the same shape, length and stride, which are not used any more."""
         self._streams = other._streams  # noqa: SLF001 - of our own kind
         self.gaps = other.gaps
+        self._silent.clear()
         while len(self._streams) > self._max_keys:
-            silent = min(self._streams.values(), key=lambda stream: stream.touched)
-            del self._streams[silent.key]
-            self.evicted += 1
-            self._evicted.add(silent.key)
+            self._evict()
 
     def restart(self, key: str | None) -> None:
         """Begin the window of a key anew."""
@@ -190,7 +191,11 @@ class Windows:
         silent = [key for key, stream in self._streams.items() if stream.touched < before]
         for key in silent:
             del self._streams[key]
-        gone = [key for key in self._evicted if key not in self._streams] + silent
+        return self.take_evicted() + silent
+
+    def take_evicted(self) -> list[str | None]:
+        """Every key that was forgotten for want of room since the last call of this or of `expire`."""
+        gone = [key for key in self._evicted if key not in self._streams]
         self._evicted.clear()
         return gone
 
@@ -226,6 +231,7 @@ class Windows:
             state_shapes: of the model's state.
             now: monotonic seconds, less the age of what was saved.
         """
+        self._silent.clear()
         restored = 0
         expected = 4 * math.prod(self._shape) if not self._is_single else 0
         for item in saved[: self._max_keys]:
@@ -273,13 +279,28 @@ class Windows:
         stream = self._streams.get(key)
         if stream is None:
             if len(self._streams) >= self._max_keys:
-                silent = min(self._streams.values(), key=lambda other: other.touched)
-                del self._streams[silent.key]
-                self.evicted += 1
-                self._evicted.add(silent.key)
+                self._evict()
             stream = self._streams[key] = Stream(key, self._ring_shape)
             stream.touched = now
         return stream
+
+    def _evict(self) -> None:
+        """Drop the key that was silent longest.
+
+        One look finds a share of the keys in this order. Those of them that brought nothing since still are the next
+        ones, for the others were touched later.
+        """
+        while True:
+            while self._silent:
+                touched, stream = self._silent.pop()
+                if stream.touched == touched and self._streams.get(stream.key) is stream:
+                    del self._streams[stream.key]
+                    self.evicted += 1
+                    self._evicted.add(stream.key)
+                    return
+            count = 1 + len(self._streams) // _SILENT_SHARE
+            found = heapq.nsmallest(count, self._streams.values(), key=lambda each: each.touched)
+            self._silent = [(each.touched, each) for each in reversed(found)]
 
     def _is_gap(self, stream: Stream, time: float | None, now: float) -> bool:
         """Whether this reading comes after a gap; its time is noted."""

@@ -74,6 +74,7 @@ def make_pipeline(
     sequences: Sequences,
     counters: Counters | None = None,
     on_rate: str = "warn",
+    max_keys: int = 10_000,
 ) -> Pipeline:
     """A real pipeline of that model."""
     model = EchoModel(stride)
@@ -86,6 +87,7 @@ def make_pipeline(
             acknowledge=cast("Any", acknowledge),
             on_rate=cast("Any", on_rate),
             max_gap=MAX_GAP_S,
+            max_keys=max_keys,
         ),
         cast("Model", model),
         channels=("v",),

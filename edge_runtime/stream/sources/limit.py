@@ -40,6 +40,7 @@ class LimitWatch:
         self._most, self._setting = held_at_most
         self._source = source
         self._took_at = 0.0
+        self._delivered = 0
         self._timer: Timer | None = None
 
     def start(self) -> None:
@@ -61,7 +62,9 @@ class LimitWatch:
     def _check(self) -> None:
         assert self._loop is not None
         owed, quiet = self._connection.owed, self._loop.time() - self._took_at
-        if owed >= self._most and quiet >= LIMIT_PATIENCE_S and self._connection.ready:
+        before, self._delivered = self._delivered, self._connection.delivered
+        is_still = before == self._delivered  # neither for this source nor for another one on the connection
+        if owed >= self._most and is_still and quiet >= LIMIT_PATIENCE_S and self._connection.ready:
             self._counters.errors["window_limit"] += 1
             _log.error(
                 f"open windows hold {owed} readings, as many as {self._setting} lets be unacknowledged: where the "

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.config.topics import common, covers, fewest, matches, overlap
+from edge_runtime.config.topics import FilterIndex, common, covers, fewest, matches, overlap, stands_for
 from edge_runtime.mqtt.topics import TopicKeys, TopicPattern
 
 
@@ -77,6 +77,29 @@ def test_what_two_filters_have_in_common_is_what_both_catch(first: str, second: 
     joined = common(first, second)
     if "$S" not in first + second:
         assert {topic for topic in _TOPICS if matches(joined, topic)} >= one | other
+
+
+@given(filters=st.lists(_FILTERS, max_size=8), wanted=_FILTERS)
+def test_an_index_of_filters_finds_what_a_look_at_each_would(filters: list[str], wanted: str) -> None:
+    """Those that catch a topic, those that cover a filter, and, beside others, those that overlap with it."""
+    index = FilterIndex[int]()
+    for place, each in enumerate(filters):
+        index.add(each, place)
+    places = list(enumerate(filters))
+    assert sorted(index.covering(wanted)) == [place for place, each in places if covers(each, wanted)]
+    assert set(index.overlapping(wanted)) >= {place for place, each in places if overlap(each, wanted)}
+    for topic in (*_TOPICS[:100], "a/#", "+"):  # no broker sends the last two; they are read as they stand
+        assert sorted(index.catching(topic)) == [place for place, each in places if matches(each, topic)]
+
+
+@given(given_filters=st.lists(st.tuples(_FILTERS | _FILTERS.map("$share/g/{}".format), st.integers(0, 1)), max_size=8))
+def test_the_fewest_filters_are_those_that_a_look_at_each_pair_leaves(given_filters: list[tuple[str, int]]) -> None:
+    """A filter stays where no other one stands for it, with the highest QoS of what it stands for."""
+    highest = {each: max(qos for name, qos in given_filters if name == each) for each, _ in given_filters}
+    stay = [each for each in highest if not any(other != each and stands_for(other, each) for other in highest)]
+    assert fewest(given_filters) == {
+        each: max(qos for name, qos in highest.items() if name == each or stands_for(each, name)) for each in stay
+    }
 
 
 def test_filters_that_another_one_covers_are_not_subscribed_to() -> None:

@@ -209,6 +209,30 @@ def test_the_document_follows_what_there_is(tmp_path: Path) -> None:
     assert len(rig.link.sent) == 2
 
 
+def test_a_look_makes_no_document_where_nothing_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With many models and keys a document is large, and a look comes every two seconds."""
+    made: list[str] = []
+    real = home_assistant.components_of
+
+    def counted(table: ModelTable, *arguments: Any, **more: Any) -> Any:
+        made.append(table.name)
+        return real(table, *arguments, **more)
+
+    monkeypatch.setattr(home_assistant, "components_of", counted)
+    rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})
+    rig.keys["m"] += ["hall", "attic"]
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    before = len(made)
+    rig.loop.advance(10 * home_assistant.LOOK_S)
+    assert len(made) == before
+    rig.keys["m"].append("cellar")
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert "m__cellar__anomaly" in rig.link.components
+    rig.link.hear("home/status", b"online")
+    rig.loop.advance(10.0)
+    assert len(rig.link.sent) == 3
+
+
 def test_a_birth_is_answered_once_and_only_a_birth(tmp_path: Path) -> None:
     """The same document again, and then the state of the device."""
     rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})

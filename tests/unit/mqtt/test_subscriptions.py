@@ -17,23 +17,23 @@ def _made() -> Subscriptions:
     return Subscriptions(SteppedLoop().as_loop, lambda _reason, _words: None, lambda: None)
 
 
-def test_an_optional_handler_is_given_what_no_other_one_claims() -> None:
-    """The lists stay the same objects, for a connection that is up holds them."""
+def test_a_handler_is_given_no_message_of_another_ones_topics() -> None:
+    """The routes stay the same object, for a connection that is up holds it."""
     made = _made()
-    first, last = made.handlers, made.last_handlers
+    routes = made.routes
     made.add(["edge/room/truth/+"], 1, _truth, optional=True)
     made.add(["sensors/+/climate"], 1, _readings)
-    assert (first, last) == ([_readings], [_truth])
+    assert (routes.of(b"sensors/a/climate"), routes.of(b"edge/room/truth/m")) == ((_readings,), (_truth,))
     made.remove(_truth)
-    assert (first, last) == ([_readings], [])
+    assert (routes.of(b"sensors/a/climate"), routes.of(b"edge/room/truth/m")) == ((_readings,), ())
 
 
 def test_where_a_source_reads_the_same_topic_both_are_given_every_message() -> None:
-    """A source of everything below `edge/` would claim the truth; when it goes, truth is asked last again."""
+    """A source of everything below `edge/` would claim the truth; when it goes, truth is asked alone again."""
     for wide in ("#", "edge/#", "edge/+/truth/comfort", "$share/g/edge/room/truth/comfort"):
         made = _made()
         made.add(["edge/room/truth/+"], 1, _truth, optional=True)
         made.add([wide], 1, _readings)
-        assert (made.handlers, made.last_handlers) == ([_truth, _readings], [])
+        assert made.routes.of(b"edge/room/truth/comfort") == (_truth, _readings)
         made.remove(_readings)
-        assert (made.handlers, made.last_handlers) == ([], [_truth])
+        assert made.routes.of(b"edge/room/truth/comfort") == (_truth,)

@@ -18,6 +18,7 @@ class _Line:
 
     def __init__(self) -> None:
         self.owed = 0
+        self.delivered = 0
 
 
 def _watch(loop: SteppedLoop, line: _Line, counters: Counters) -> LimitWatch:
