@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.mqtt.topics import TopicKeys
+from edge_runtime.mqtt.topics import TopicKeys, as_filter
 from edge_runtime.stream.origin import is_fit_key
 from edge_runtime.stream.sources.key_levels import mistakes
 
@@ -25,6 +25,34 @@ def test_different_levels_never_share_a_key() -> None:
     assert keys.match(b"more/a-b/c") == (True, "a-b-c")
     assert keys.match(b"a/b-c") == (True, "")
     assert keys.match(b"/c") == (True, "")
+
+
+def test_a_level_that_is_fit_for_no_key_gives_none() -> None:
+    """It is of this source and has no key; a topic that is no text is of no source."""
+    keys = TopicKeys(("{site}/{machine}", "plain/x/y", "one/two/{machine}"), is_fit_key, "{machine}")
+    assert keys.match(b"a/b\x01") == (True, "")
+    assert keys.match("a/b\ufffe".encode()) == (True, "")
+    assert keys.match(b"plain/x/y") == (True, None)
+    assert keys.match(b"one/two/m") == (True, "m")
+    assert keys.match(b"a/\xff") == (False, None)
+
+
+def test_a_placeholder_is_a_whole_level_in_braces() -> None:
+    """What only begins or ends with a brace is a level as any other."""
+    assert as_filter("a/{key}/b/{x/y}/{/}/+/#") == "a/+/b/{x/y}/{/}/+/#"
+
+
+def test_the_owners_of_keys_that_are_remembered_are_bounded() -> None:
+    """A stranger who invents levels does not fill the memory; a topic of one level needs none."""
+    keys = TopicKeys(("{site}/{machine}",), is_fit_key, "{site}-{machine}")
+    most = 0
+    for number in range(20_003):
+        assert keys.match(b"a/%d" % number) == (True, f"a-{number}")
+        most = max(most, len(keys._owners))
+    assert most == 20_000
+    single = TopicKeys(("{key}",), is_fit_key)
+    assert single.match(b"a") == (True, "a")
+    assert not single._owners
 
 
 @pytest.mark.parametrize(
