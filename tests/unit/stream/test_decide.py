@@ -1,5 +1,6 @@
 """Scores into verdicts, and which of them are published."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -384,6 +385,114 @@ def test_a_multi_label_model_that_publishes_changes_speaks_when_other_labels_are
         for time, scores in enumerate([several(), several(0), several(0, score=0.7), several(0, 2), several()])
     ]
     assert said == [True, True, False, True, True]
+
+
+def _alarms_of(decider: Decider, *windows: Scores) -> list[bool]:
+    found = [decider.decide(scores, 0, None, float(time)) for time, scores in enumerate(windows)]
+    return [prediction.alarm for prediction in found if prediction is not None]
+
+
+@pytest.mark.parametrize(("make", "one"), [(detector, found_by), (multilabel, several)])
+def test_the_alarm_of_something_that_is_there_has_the_threshold_and_hysteresis_of_every_other(
+    make: Callable[..., Decider], one: Callable[..., Scores]
+) -> None:
+    """Up from the threshold on, that itself included, down below it by more than the hysteresis; without one any."""
+    name = "cat" if make is detector else "hot"  # the first of the labels
+    scores = [0.625, 0.75, 0.625, 0.5, 0.4375, 0.625, 0.875, 0.625]
+    decider = make(alarm_labels=[name], threshold=0.75, hysteresis=0.25)
+    expected = [False, True, True, True, False, False, True, True]
+    assert _alarms_of(decider, *(one(0, score=score) for score in scores)) == expected
+    unlimited = make(alarm_labels=[name])
+    assert _alarms_of(unlimited, one(0, score=0.125), one(1), one()) == [True, False, False]
+
+
+@pytest.mark.parametrize(("make", "one"), [(detector, found_by), (multilabel, several)])
+def test_what_is_not_there_raises_no_alarm(make: Callable[..., Decider], one: Callable[..., Scores]) -> None:
+    """Not the padding of a detector, and no label that a multi-label model leaves out, whichever is an alarm."""
+    for name in ("cat", "dog") if make is detector else ("hot", "wet", "loud"):
+        assert _alarms_of(make(alarm_labels=[name]), one()) == [False]
+
+
+@pytest.mark.parametrize(("make", "one"), [(detector, found_by), (multilabel, several)])
+def test_n_of_m_windows_have_to_hold_it(make: Callable[..., Decider], one: Callable[..., Scores]) -> None:
+    """No single window raises or ends an alarm, the first one neither."""
+    decider = make(alarm_labels=["dog" if make is detector else "wet"], smoothing=SmoothingTable(n=2, m=3))
+    windows = [one(1), one(0), one(1), one(1), one(), one(1), one(), one()]
+    assert _alarms_of(decider, *windows) == [False, False, True, True, True, True, False, False]
+
+
+def test_the_first_label_counts_as_much_as_the_others_for_a_change() -> None:
+    """Its index is 0, which is no empty place."""
+    for decider, windows in (
+        (detector(publish="change"), [found_by(), found_by(0), found_by(0, 0), found_by()]),
+        (multilabel(publish="change"), [several(), several(0), several(0, 1), several(1)]),
+    ):
+        assert [decider.decide(scores, 0, None, 0.0) is not None for scores in windows] == [True] * 4
+
+
+def test_only_models_of_several_things_with_an_alarm_label_speak_of_an_alarm() -> None:
+    """Without one there is no verdict, and a change is one of the labels."""
+    for make, one in ((detector, found_by), (multilabel, several)):
+        prediction = make().decide(one(1), 0, None, 0.0)
+        assert prediction is not None
+        assert (prediction.can_alarm, prediction.alarm) == (False, False)
+        assert prediction.tensors is not None
+        assert prediction.tensors["scores"].max() == np.float32(0.9)
+    decider = detector(alarm_labels=["dog"], publish="change")
+    windows = [found_by(), found_by(0), found_by(0, 1), found_by(1), found_by(0)]
+    said = [decider.decide(scores, 0, None, 0.0) is not None for scores in windows]
+    assert said == [True, False, True, False, True], "with one it is a change of the alarm"
+    spared = detector(min_interval=10.0)
+    said = [spared.decide(found_by(0), 0, None, time) is not None for time in (0.0, 9.0, 10.0)]
+    assert said == [True, False, True]
+
+
+def test_an_interval_stands_on_both_sides_of_each_value() -> None:
+    """Where the bundle says how sure it is; another model says nothing of that."""
+    manifest = msgspec.convert(builders.regression().manifest, Manifest)
+    sure = msgspec.structs.replace(manifest, uncertainty=Uncertainty(coverage=0.9, half=(0.5,)))
+    for found, expected in ((sure, ([1.5], [2.5])), (manifest, None)):
+        decider = Decider(found, ModelTable(name="m", bundle="m", source="s"))
+        prediction = decider.decide(Scores(value=np.array([[2.0]], np.float32)), 0, None, 0.0)
+        assert prediction is not None
+        ends = None if prediction.interval is None else tuple(end.tolist() for end in prediction.interval)
+        assert ends == expected
+
+
+def test_without_a_label_for_it_a_model_is_sure_of_the_most_likely_one() -> None:
+    """Its set is shown beside it, whatever stands in it."""
+    rows = np.array([[0.45, 0.1, 0.45]], np.float32)
+    decider = Decider(SURE, ModelTable(name="m", bundle="m", source="s"))
+    found = decider.decide(Scores(label=np.array([0]), scores=rows), 0, None, 0.0)
+    assert found is not None
+    assert (found.label, found.score, found.label_set) == ("a", np.float32(0.45), ("a", "c"))
+
+
+def test_what_is_withheld_is_handed_out_with_a_number_of_its_own() -> None:
+    """That of the published one before it, and a further one that no other has, of any key."""
+    decider = _decider("anomaly", publish="alarm")
+    numbers = []
+    for key, score in (("a", 3.0), ("a", 1.0), ("b", 1.0), ("a", 1.0), ("a", 3.0), ("a", 1.0)):
+        (found,) = _anomalies(decider, score, key=key)
+        if found is None:
+            assert decider.withheld is not None
+            assert decider.withheld.score == score
+            numbers.append((decider.number_of_withheld(decider.withheld), decider.withheld.seq))
+        else:
+            numbers.append(("published", found.seq))
+    assert numbers == [("published", 1), ("1.1", 1), ("0.2", 0), ("1.3", 1), ("published", 2), ("2.4", 2)]
+
+
+def test_a_key_that_comes_back_goes_on_above_the_highest_of_all() -> None:
+    """Whichever was forgotten last."""
+    sequences = Sequences()
+    for _ in range(5):
+        sequences.next("long")
+    sequences.next("short")
+    for key in ("long", "short", "long"):
+        sequences.forget(key)
+    assert [sequences.next("new"), sequences.next("new"), sequences.next("short")] == [6, 7, 6]
+    assert sequences.beside("never") == (5, "5.1")
 
 
 SURE = msgspec.convert(builders.classification(labels=("a", "b", "c")).manifest, Manifest)
