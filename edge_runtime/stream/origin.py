@@ -94,10 +94,10 @@ class TimeReader:
         if type(value) is float or type(value) is int:
             return self._in_range(value if self._divisor == 1 else _divided(value, self._divisor), value)
         if type(value) is str and len(value) <= 64:
-            seconds = _iso_seconds(value, self._zone)
-            if seconds != seconds and _NUMBER_AS_TEXT.fullmatch(value):  # noqa: PLR0124 - NaN
+            # Python would take 1801011231200 for a day in 1801: the 3 for the sign between date and time.
+            if "-" not in value and _NUMBER_AS_TEXT.fullmatch(value):
                 return self.read(float(value))
-            return self._in_range(seconds, value)
+            return self._in_range(_iso_seconds(value, self._zone), value)
         if type(value) is datetime:
             return self._in_range(_seconds(value, self._zone), value)
         raise RejectedError("bad_time", f"expected a number or a text as time, found {type(value).__name__}")

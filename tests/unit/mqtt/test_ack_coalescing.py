@@ -258,7 +258,9 @@ def test_after_the_end_of_the_connection_nothing_is_read_or_written() -> None:
         bench.acks.tidy_later()
         bench.acks.wrote(taken, 20)
         bench.acks.end()
-        assert (bench.acks.holding, bench.acks.ours, bench.acks.rush_timer) == (False, b"", None)
+        assert not bench.acks.holding
+        assert not bench.acks.ours
+        assert bench.acks.rush_timer is None
         bench.loop.advance(10.0)
         assert bench.take_calls() == []
 
