@@ -469,19 +469,27 @@ def test_without_a_label_for_it_a_model_is_sure_of_the_most_likely_one() -> None
     assert found.score == np.float32(0.45)
 
 
-def test_what_is_withheld_is_handed_out_with_a_number_of_its_own() -> None:
-    """That of the published one before it, and a further one that no other has, of any key."""
+def test_what_is_withheld_has_an_identity_of_its_own_which_it_keeps() -> None:
+    """Of its reading, else the number of the published one before it and a further one that no other has."""
     decider = _decider("anomaly", publish="alarm")
-    numbers = []
+    assert decider.identify_withheld(None, 5) is None
+    numbers: list[tuple[str | None, int]] = []
     for key, score in (("a", 3.0), ("a", 1.0), ("b", 1.0), ("a", 1.0), ("a", 3.0), ("a", 1.0)):
         (found,) = _anomalies(decider, score, key=key)
         if found is None:
-            assert decider.withheld is not None
-            assert decider.withheld.score == score
-            numbers.append((decider.number_of_withheld(decider.withheld), decider.withheld.seq))
+            withheld = decider.identify_withheld(None, 5)
+            assert withheld is not None
+            assert withheld.score == score
+            assert decider.identify_withheld("of another reading", 6) is withheld
+            numbers.append((withheld.identity, withheld.seq))
         else:
             numbers.append(("published", found.seq))
-    assert numbers == [("published", 1), ("1.1", 1), ("0.2", 0), ("1.3", 1), ("published", 2), ("2.4", 2)]
+    assert numbers == [("published", 1), ("5/1.1", 1), ("5/0.2", 0), ("5/1.3", 1), ("published", 2), ("5/2.4", 2)]
+    assert _anomalies(decider, 1.0, key="a") == [None]
+    withheld = decider.identify_withheld("reading-7", 5)
+    assert withheld is not None
+    assert (withheld.identity, withheld.seq) == ("reading-7", 2)
+    assert set(decider.keys) == {"a", "b"}
 
 
 def test_a_key_that_comes_back_goes_on_above_the_highest_of_all() -> None:
