@@ -1,6 +1,8 @@
 """The installed daemon and a real mosquitto: each reading in each window once, whatever is cut, stopped or killed."""
 
+import os
 import random
+import signal
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -220,11 +222,17 @@ def test_two_daemons_share_a_stream_and_one_is_killed(
     for name in ("left", "right"):
         client.wait_for_text(f"edge/{name}/status", "online")
     for number in range(1, 201):
+        if number == 81:  # it has readings in its hands that it cannot answer any more
+            wait_until(lambda: len(_answered(client)) == 80, lambda: str(len(_answered(client))), deadline=60.0)
+            os.kill(left.pid, signal.SIGSTOP)
         client.publish("sensors/a/climate", {"number": number, "other": 0, "seq": number})
-        if number == 100:
+        if number == 120:
+            wait_until(lambda: len(_answered(client)) > 80, lambda: str(len(_answered(client))), deadline=60.0)
             left.kill()
+    before = len(client.on("edge/left/comfort/"))
     left.start()
     wait_until(lambda: len(_answered(client)) == 200, lambda: str(len(_answered(client))), deadline=60.0)
+    assert len(client.on("edge/left/comfort/")) > before, "the killed one has had none in its hands"
     assert all(any(d == name for d, _ in _answered(client, by_device=True)) for name in ("left", "right"))
     assert left.stop() == 0
     assert right.stop() == 0

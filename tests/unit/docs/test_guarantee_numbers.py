@@ -17,7 +17,7 @@ from edge_runtime.delivery import outbox, outbox_file
 from edge_runtime.delivery.outbox import PRIORITY_ROUTINE, Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.drift import monitor
-from edge_runtime.mqtt import connection, whole_socket
+from edge_runtime.mqtt import connection, subscriptions, whole_socket
 from edge_runtime.stream import seen
 from edge_runtime.system.counters import Counters
 from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
@@ -37,6 +37,7 @@ CONSTANTS = [
     ("or 16 MB", whole_socket.MOST_BYTES, 16 << 20),
     ("Only a link that lasted 30 seconds", connection.STABLE_S, 30.0),
     ("tried again after 5 to 300 seconds", (outbox.REFUSED_FIRST_S, outbox.REFUSED_MOST_S), (5.0, 300.0)),
+    ("again, after 5 to 600 seconds", (subscriptions.RETRY_FIRST_S, subscriptions.RETRY_MOST_S), (5.0, 600.0)),
     ("an attempt to connect ends after a minute", connection.CONNECT_PATIENCE_S, 60.0),
     ("the file is tried again within 30 seconds", outbox.REOPEN_MOST_S, 30.0),
     ("the newest three are kept", outbox_file.DAMAGED_FILES_KEPT, 3),

@@ -1,7 +1,6 @@
 """The command sink with real children: what they get, how often, and what is left of them."""
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +45,7 @@ def test_more_than_one_in_the_interval_waits_and_beyond_the_bound_the_oldest_go(
     bench.offer(b"alarm", alarm=True)
     bench.offer(*(b"%d" % number for number in range(40)))
     bench.until(lambda: bench.counters.counts["runs"] == 1)
+    assert bench.sink.is_safe, "the next one was started within the interval"
     assert bench.counters.dropped == {"rate_limited": 9}
     bench.end()
     assert bench.counters.dropped == {"rate_limited": 9, "stopped": 32}
@@ -84,17 +84,14 @@ def test_a_run_that_fails_is_one_sentence_and_the_next_one_is_tried(
 def test_a_program_that_hangs_is_ended_with_its_children(tmp_path: Path, begin: Begin) -> None:
     """It also does not read what it is given."""
     out = tmp_path / "pids"
-    code = (
-        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        f"child = subprocess.Popen(['sleep', '1000'])\n"
-        f"print(os.getpid(), child.pid, file=open({str(out)!r}, 'w'), flush=True)\n"
-        "time.sleep(1000)"
-    )
-    bench = begin("command", argv=program(code), timeout=2.0)
+    # A shell has begun long before its time is over, also on a busy machine.
+    code = f"trap '' TERM; sleep 1000 & echo $$ $! >{out}; while :; do sleep 1000; done"
+    bench = begin("command", argv=["/bin/sh", "-c", code], timeout=2.0)
     bench.offer(b"x" * 900_000)
     bench.until(lambda: bench.counters.errors["timed_out"])
     assert "ended after 2 s (timeout): it hangs" in bench.sink.state
-    assert [pid for pid in pids(out, 2, bench) if is_alive(pid)] == []
+    found = pids(out, 2, bench)
+    bench.until(lambda: not any(map(is_alive, found)))  # the kernel needs a moment for it
 
 
 def test_a_stop_ends_what_runs_with_its_children(tmp_path: Path, begin: Begin) -> None:
@@ -108,10 +105,8 @@ def test_a_stop_ends_what_runs_with_its_children(tmp_path: Path, begin: Begin) -
     bench = begin("command", argv=program(code), timeout=1000)
     bench.offer(b"one", b"two")
     found = pids(out, 2, bench)
-    begun = time.monotonic()
     bench.end()
-    assert time.monotonic() - begun < 500
-    assert [pid for pid in found if is_alive(pid)] == []
+    bench.until(lambda: not any(map(is_alive, found)))
     assert bench.counters.dropped == {"stopped": 2}
     assert not bench.counters.errors
 
