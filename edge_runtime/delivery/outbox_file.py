@@ -64,6 +64,7 @@ class OutboxFile:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
+        self._fresh = path.with_name(f"{path.name}.new")
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._connection: sqlite3.Connection | None = None
@@ -85,20 +86,27 @@ class OutboxFile:
         """
         self.close()
         try:
+            return self._open_or_replace()
+        except OutboxFileError:
+            self.close()
+            raise
+
+    def _open_or_replace(self) -> Opened:
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             folder = self._set_folders_aside()
+            if self._fresh.exists() and not self._path.exists():  # the process ended between the two renames
+                self._fresh.rename(self._path)
             opened = self._replace_damaged() if self._is_suspect else self._open()
             opened.damaged_file = opened.damaged_file or folder
         except sqlite3.Error as error:
             is_foreign = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR  # tables that are not ours
             if is_damage(error) or is_foreign:
                 return self._replace_damaged()
-            self.close()
             raise OutboxFileError(f"{self._path}: {error}") from error
         except UnicodeDecodeError:  # SQLite's own words quote bytes of a damaged schema, and Python cannot read them
             return self._replace_damaged()
         except OSError as error:
-            self.close()
             raise OutboxFileError(f"{self._path}: {error.strerror or error}") from error
         return opened
 
@@ -265,30 +273,40 @@ class OutboxFile:
         return self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
 
     def _replace_damaged(self) -> Opened:
-        """Set the file aside, start a new one, and take over every row that can still be read."""
+        """Take every row that can still be read over into a new file, and set the damaged one aside for it.
+
+        In this order, so that a full disk or the end of the process loses no row that can be read.
+        """
         self.close()
         aside = self._aside()
         try:
             rows, lost = salvage(self._path)
+            taken = self._write_anew(rows) if rows else 0
             for found, target in zip(files_of(self._path), files_of(aside), strict=True):
                 if found.exists():
                     found.rename(target)
             self._is_suspect = False
+            if rows:
+                self._fresh.rename(self._path)
             opened = self._open()
         except (OSError, sqlite3.Error) as error:
-            self.close()
             raise OutboxFileError(f"{self._path}: damaged, and cannot be set aside: {error}") from error
-        if rows:
-            self.commit(rows, ())
-            opened = self._open_again()
-        opened.salvaged, opened.lost = len(rows), lost
+        opened.salvaged, opened.lost = taken, lost + len(rows) - taken
         opened.damaged_file = str(aside)
         keep_newest(self._path, keep=DAMAGED_FILES_KEPT)
         return opened
 
-    def _open_again(self) -> Opened:
-        self.close()
-        return self._open()
+    def _write_anew(self, rows: Sequence[NewRow]) -> int:
+        """Write a file that holds these rows; how many of them its bounds have left."""
+        for leftover in files_of(self._fresh):
+            leftover.unlink(missing_ok=True)
+        fresh = OutboxFile(self._fresh, self._max_bytes, self._max_age, wall=self._wall, monotonic=self._monotonic)
+        fresh._next_id = self._next_id
+        fresh.open()
+        try:
+            return fresh.commit(rows, ()).rows
+        finally:
+            fresh.close()
 
     def _insert(self, connection: sqlite3.Connection, rows: Sequence[NewRow]) -> int:
         """Put rows in, numbered from `_next_id` on; how much they add to the size."""

@@ -27,7 +27,7 @@ def _open(path: Path, max_bytes: int = 1 << 30) -> OutboxFile:
 
 def test_a_new_file_holds_nothing(tmp_path: Path) -> None:
     """No row, no loss, nothing set aside."""
-    opened = OutboxFile(tmp_path / "folder" / "o.db", 1 << 30, 1e12).open()
+    opened = OutboxFile(tmp_path / "a" / "folder" / "o.db", 1 << 30, 1e12).open()
     assert opened == Opened(rows=0, bytes=0, streams={}, salvaged=0, lost=0, damaged_file=None, quarantined=0)
 
 
@@ -100,13 +100,14 @@ def test_the_lowest_priority_goes_first_and_the_oldest_of_it(tmp_path: Path) -> 
     store.close()
 
 
-def test_a_row_number_that_no_device_reaches_is_a_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [HIGHEST_ID, HIGHEST_ID + 5])
+def test_a_row_number_that_no_device_reaches_is_a_damage(tmp_path: Path, number: int) -> None:
     """Numbers go on from the highest: a flipped bit must not leave none to go on with."""
     store = _open(tmp_path / "o.db")
     store.commit([_row(1), _row(1)], ())
     store.close()
     with closing(sqlite3.connect(tmp_path / "o.db")) as connection:
-        connection.execute("UPDATE entry SET id = ? WHERE id = 2", (HIGHEST_ID + 5,))
+        connection.execute("UPDATE entry SET id = ? WHERE id = 2", (number,))
         connection.commit()
     store = OutboxFile(tmp_path / "o.db", 1 << 30, 1e12)
     opened = store.open()

@@ -184,6 +184,17 @@ def test_rows_move_with_a_clock_that_is_set(path: Path, jump: float) -> None:
     store.close()
 
 
+def test_rows_stay_where_they_are_when_the_process_starts_anew(path: Path) -> None:
+    """However long the machine has been up."""
+    store = _open(path, _Clock())
+    store.commit([_row(1e9)], ())
+    store.close()
+    store = _open(path, _Clock(wall=1e9 + 500.0, monotonic=4e5))
+    store.commit([], ())
+    assert _made(store) == [1e9]
+    store.close()
+
+
 @pytest.mark.parametrize("step", [10.0, -10.0, 0.5])
 def test_rows_stay_where_they_are_while_a_clock_is_steered(path: Path, step: float) -> None:
     """Ten seconds are no jump."""
@@ -265,16 +276,44 @@ def test_the_quarantine_keeps_the_newest_in_16_kib_or_a_fiftieth_of_the_bound(pa
     """Whichever is more; to the last byte."""
     for max_bytes, room in ((1 << 18, 16_384), (50 * 20_000, 20_000)):
         store = _open(path, _Clock(), max_bytes=max_bytes)
-        each = room // 10
-        payload = b"\x01" * (each - 64 - len("m/-") - len("t/000001"))
-        store.set_aside([_aside(number, payload) for number in range(9)], ())
-        last = _aside(9, payload + b"\x01" * (room - 10 * each))
-        store.set_aside([last], ())
-        assert len(_quarantine(path)) == 10
-        store.set_aside([last._replace(payload=last.payload + b"\x01")], ())
+        payload = b"\x01" * (room // 8 - 64 - len("m/-") - len("t/000001"))
+        store.set_aside([_aside(number, payload) for number in range(7)], ())
+        store.set_aside([_aside(7, payload)], ())
+        assert len(_quarantine(path)) == 8
+        store.set_aside([_aside(8, payload + b"\x01")], ())
         assert _quarantine(path)[0] == "t/000002"
         store.close()
         path.unlink()
+
+
+def test_what_the_quarantine_has_lost_takes_no_room(path: Path) -> None:
+    """Rows have all that it does not take."""
+    store = _open(path, _Clock(), max_bytes=16_384 + 10 * SIZE)
+    payload = b"\x01" * (1024 - 64 - len("m/-") - len("t/000001"))
+    store.set_aside([_aside(number, payload) for number in range(40)], ())
+    assert len(_quarantine(path)) == 16
+    assert store.commit([_row() for _ in range(10)], ()).trimmed.ids == []
+    assert store.commit([_row()], ()).trimmed.ids == [1]
+    store.close()
+
+
+def test_a_quarantine_that_was_set_aside_with_a_damaged_file_takes_no_room(path: Path) -> None:
+    """Rows of the file that takes its place may fill the bound."""
+    store = _open(path, _Clock(), max_bytes=10 * SIZE)
+    store.set_aside([_aside(1)], ())
+    store.close()
+    path.write_bytes(b"this is no database" * 1000)
+    assert store.open().damaged_file is not None
+    assert store.commit([_row() for _ in range(10)], ()).trimmed.ids == []
+    store.close()
+
+
+def test_a_quarantine_that_takes_the_whole_bound_leaves_no_row(path: Path) -> None:
+    """The search for a row to drop ends where there is none."""
+    store = _open(path, _Clock(), max_bytes=1000)
+    store.set_aside([_aside(1, b"\x01" * 2000)], ())
+    assert store.commit([_row()], ()).rows == 0
+    store.close()
 
 
 def test_one_that_is_larger_than_the_quarantine_is_kept_alone(path: Path) -> None:

@@ -45,14 +45,17 @@ class _Faulty:
         """The answer, an error, or what SQLite says."""
         self.asked.append(query)
         for start, answer in self._answers.items():
-            if query.startswith(start):
+            if query.strip().startswith(start):
                 if isinstance(answer, Exception):
                     raise answer
                 return self._connection.execute("SELECT ?", (answer,))
         return self._connection.execute(query, *values)
 
     def executemany(self, query: str, values: Any) -> Any:
-        """As ever."""
+        """An error, or as ever."""
+        for start, answer in self._answers.items():
+            if query.startswith(start):
+                raise answer
         return self._connection.executemany(query, values)
 
     def close(self) -> None:
@@ -75,6 +78,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Break:
         made: list[_Faulty] = []
 
         def connecting(*arguments: Any, **named: Any) -> Any:
+            assert all(each.is_closed for each in made), "two connections to one file"
             made.append(_Faulty(connect(*arguments, **named), answers))
             return made[-1]
 
@@ -117,8 +121,9 @@ def test_a_disk_that_does_not_keep_what_is_asked_is_refused_and_nothing_set_asid
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
     assert [found.name for found in path.parent.iterdir() if "damaged" in found.name] == []
-    with pytest.raises(OutboxFileError):
+    with pytest.raises(OutboxFileError, match="not open"):
         store.commit([_row()], ())
+    assert made[-1].is_closed
     answers.clear()
     assert store.open().rows == 3
     store.close()
@@ -239,6 +244,96 @@ def test_a_damaged_file_that_cannot_be_set_aside_is_an_error(path: Path, monkeyp
     store.close()
 
 
+def _damage(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version=99")
+
+
+@pytest.mark.parametrize("at", ["INSERT", "COMMIT", "CREATE TABLE"])
+def test_a_disk_that_fails_while_rows_are_taken_over_loses_none(path: Path, faulty: Break, at: str) -> None:
+    """The damaged file stays where it is until the new one is whole."""
+    _damage(path)
+    answers: dict[str, Any] = {at: _error("database or disk is full", sqlite3.SQLITE_FULL)}
+    connections = faulty(answers)
+    for _ in range(2):
+        with pytest.raises(OutboxFileError, match="disk is full"):
+            _store(path).open()
+        assert [found.name for found in path.parent.iterdir() if "damaged" in found.name] == []
+    answers.clear()
+    store = _store(path)
+    opened = store.open()
+    assert (opened.salvaged, opened.lost, opened.rows) == (3, 0, 3)
+    assert [row.payload for row in store.fetch(0, 10)] == [_row(number).payload for number in range(3)]
+    store.close()
+    assert connections
+    assert not list(path.parent.glob("*.new*"))
+
+
+@pytest.mark.parametrize("is_same_process", [False, True])
+def test_a_process_that_ends_while_a_damaged_file_is_replaced_loses_no_row(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_same_process: bool
+) -> None:
+    """Between the two renames neither file has its name: the next start goes on from there."""
+    _damage(path)
+    rename = Path.rename
+
+    def ends_at_the_second(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    store = _store(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", ends_at_the_second)
+        with pytest.raises(OutboxFileError, match="cannot be set aside"):
+            store.open()
+    assert not path.exists()
+    if not is_same_process:
+        store = _store(path)
+    opened = store.open()
+    assert (opened.rows, opened.damaged_file) == (3, None)
+    assert [row.payload for row in store.fetch(0, 10)] == [_row(number).payload for number in range(3)]
+    assert not list(path.parent.glob("*.new*"))
+    store.close()
+
+
+def test_what_an_earlier_try_has_left_is_no_part_of_the_new_file(path: Path) -> None:
+    """It may hold half of the rows, or something else altogether."""
+    _damage(path)
+    path.with_name("o.db.new").write_bytes(b"this is no database" * 1000)
+    path.with_name("o.db.new-wal").write_bytes(b"nor is this a log" * 1000)
+    store = _store(path)
+    assert store.open().salvaged == 3
+    assert [row.payload for row in store.fetch(0, 10)] == [_row(number).payload for number in range(3)]
+    store.close()
+    assert len(list(path.parent.glob("*.damaged-*[0-9]"))) == 1
+
+
+def test_rows_that_are_too_old_to_be_taken_over_are_counted_as_lost(path: Path) -> None:
+    """What is salvaged is what is there afterwards."""
+    store = _store(path)
+    store.open()
+    store.commit([_row(9)._replace(made=2e9)], ())
+    store.close()
+    _damage(path)
+    store = OutboxFile(path, 1 << 30, 1e6, wall=lambda: 2e9)
+    opened = store.open()
+    assert (opened.salvaged, opened.lost, opened.rows) == (1, 3, 1)
+    store.close()
+
+
+def test_numbers_go_on_when_a_damaged_file_is_replaced(path: Path) -> None:
+    """A number that the outbox still holds means no other row."""
+    store = _store(path)
+    store.open()
+    assert store.commit([_row()], ()).ids == [4]
+    store.close()
+    _damage(path)
+    assert store.open().salvaged == 4
+    assert [row.id for row in store.fetch(0, 10)] == [5, 6, 7, 8]
+    store.close()
+
+
 # --- at work ----------------------------------------------------------------------------------------------------------
 
 
@@ -351,6 +446,7 @@ COLUMNS = "stream TEXT, priority INTEGER, made REAL, topic TEXT, payload BLOB, c
         ([f"CREATE TABLE entry (id INTEGER PRIMARY KEY AUTOINCREMENT, {COLUMNS})"], True),
         ([f"CREATE TABLE entry (id INTEGER PRIMARY KEY, {COLUMNS}, packing INTEGER NOT NULL DEFAULT 0)"], True),
         (["CREATE TABLE other (a)"], True),  # a table beside ours is in nobody's way
+        (["CREATE TABLE other (a)", "PRAGMA user_version=2"], True),
         (["CREATE TABLE entry (a, b)"], False),
         ([f"CREATE TABLE entry (id INTEGER PRIMARY KEY, {COLUMNS})", "PRAGMA user_version=2"], False),
     ],
@@ -361,6 +457,10 @@ def test_a_table_that_has_our_columns_is_ours(path: Path, statements: list[str],
     store = _store(path)
     opened = store.open()
     assert (opened.damaged_file is None) is is_taken
+    if opened.damaged_file is not None:  # to be looked at as it was
+        with closing(sqlite3.connect(opened.damaged_file)) as connection:
+            (made,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'entry'").fetchone()
+        assert made == statements[0]
     store.commit([_row(7)], ())
     assert store.open().rows == 1
     assert store.fetch(0, 1)[0].payload == _row(7).payload
@@ -370,6 +470,19 @@ def test_a_table_that_has_our_columns_is_ours(path: Path, statements: list[str],
         assert (
             "AUTOINCREMENT" not in connection.execute("SELECT sql FROM sqlite_master WHERE name='entry'").fetchone()[0]
         )
+
+
+@pytest.mark.parametrize("column", ["stream", "topic"])
+def test_a_text_that_is_no_utf_8_any_more_is_met_when_its_row_is_read(path: Path, column: str) -> None:
+    """The file opens, and the other rows are read."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"UPDATE entry SET {column} = CAST(x'6d2fff' AS TEXT) WHERE id = 2")  # noqa: S608
+        connection.commit()
+    store = _store(path)
+    opened = store.open()
+    assert (opened.rows, opened.damaged_file) == (3, None)
+    assert [row.is_sound for row in store.fetch(0, 10)] == [True, False, True]
+    store.close()
 
 
 def test_a_row_without_a_number_or_priority_is_a_damage_and_the_others_stay(path: Path) -> None:
