@@ -4,8 +4,9 @@ Pure; sessions are run by `session.py`. A higher metric is always better. Where 
 model's answers count as the truth, and the name of the metric says so.
 """
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +160,34 @@ def judge(answer: Answer, source: Answer, truth: Truth, task: Task, *, threshold
         gap = _gap(answer.score, source.score)
     quantiles = tuple(float(q) for q in np.quantile(gap, [0.5, 0.9, 0.99])) if len(gap) else (0.0, 0.0, 0.0)
     return Judgement(metric, differing, float(gap.max(initial=0.0)), (quantiles[0], quantiles[1], quantiles[2]))
+
+
+def metrics_on(answer: Answer, truth: Truth, task: Task) -> Callable[[NDArray[np.int64]], float] | None:
+    """The metric of `judge` against a truth, on some rows; NaN where these have none; None where there is no truth."""
+    if task == "classification" and truth.label is not None:
+        right = np.asarray(answer.label == truth.label)
+        return lambda rows: float(np.mean(right[rows]))
+    if task == "multilabel" and truth.labels is not None and answer.labels is not None:
+        found, wanted = answer.labels, truth.labels
+        return lambda rows: _f1(found[rows], wanted[rows])
+    if task == "regression" and truth.value is not None and answer.value is not None:
+        value, true = answer.value, truth.value
+        return lambda rows: _r_squared(true[rows], value[rows])
+    if task == "anomaly" and _both(truth) and answer.score is not None and truth.label is not None:
+        score, strange = answer.score, truth.label
+        return lambda rows: _auc(strange[rows], score[rows]) if np.ptp(strange[rows]) else math.nan
+    return None
+
+
+def right_rows(answer: Answer, truth: Truth, task: Task, threshold: float | None) -> NDArray[np.bool_] | None:
+    """Which rows are right; None where a row is not right or wrong by itself, or nothing says what is right."""
+    if task == "classification" and truth.label is not None:
+        return np.asarray(answer.label == truth.label)
+    if task == "multilabel" and truth.labels is not None:
+        return np.asarray(np.asarray(answer.labels == truth.labels).all(axis=1))
+    if task == "anomaly" and truth.label is not None and answer.score is not None:
+        return np.asarray((answer.score > (0.0 if threshold is None else threshold)) == (truth.label == 1))
+    return None
 
 
 def _both(truth: Truth) -> bool:

@@ -11,7 +11,7 @@ states of a recurrent model are not kept.
 
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,8 @@ class Captures:
         self._lost: Counter[str] = Counter()
         self._evicted_bytes = 0
         self._ring = CaptureRing(folder, table.max_bytes)
-        self._thread = BackgroundThread("capture", loop.call_soon_threadsafe, at_end=self._ring.close)
+        self._reports: deque[Callable[[], object]] = deque()  # of the thread, for the loop's
+        self._thread = BackgroundThread("capture", self._report, at_end=self._ring.close)
         self._requests = CaptureRequests(device, connection, self._ask, counters)
         self._submit([])
 
@@ -166,6 +167,7 @@ class Captures:
             self._timer.cancel()
         if not self._thread.stop(CLOSE_S):
             _log.warning("the last captures may not be written", extra=fields(folder=self._ring.folder))
+        self._take_reports()  # the loop may not turn again
 
     # --- on the way to the card -------------------------------------------------------------------------------------
 
@@ -208,6 +210,15 @@ class Captures:
             lambda error: self._refused(error, len(items)),
             what="captures",
         )
+
+    def _report(self, report: Callable[[], object]) -> None:
+        """In the thread: what became of a write."""
+        self._reports.append(report)
+        self._loop.call_soon_threadsafe(self._take_reports)
+
+    def _take_reports(self) -> None:
+        while self._reports:
+            self._reports.popleft()()
 
     def _written(self, found: tuple[RingWrite, int]) -> None:
         written, self._bytes = found

@@ -318,7 +318,11 @@ def test_compare_refuses_a_model_that_is_worse(tmp_path: Path, capsys: pytest.Ca
         words = ["build", str(tmp_path / f"{name}.skops"), "--spec", str(tmp_path / "spec.toml"), "--quantize", "none"]
         assert main([*words, "-o", bundles[name]]) == 0
     data = ["--data", str(tmp_path / "data.npz")]
+    capsys.readouterr()
     assert main(["compare", bundles["good"], bundles["bad"], *data]) == 0
+    shown = capsys.readouterr().out
+    assert "accuracy of B less that of A: -0." in shown
+    assert "(paired bootstrap over 60 rows)\nright by A only: " in shown
     assert main(["compare", bundles["bad"], bundles["good"], *data, "--max-drop", "0"]) == 0
     assert main(["compare", bundles["good"], bundles["good"], *data, "--max-drop", "0"]) == 0
     assert main(["compare", bundles["good"], bundles["bad"], *data, "--max-drop", "1"]) == 0

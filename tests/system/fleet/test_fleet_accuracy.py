@@ -1,9 +1,12 @@
-"""`devices --accuracy` over a real broker: confusions of two devices, without a reading of theirs."""
+"""`devices --accuracy` over a real broker and over real ssh: confusions of devices, without a reading of theirs."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 
 from tests.conftest import MakeDaemon
@@ -13,6 +16,7 @@ from tests.support.devices import climate_device
 from tests.support.installed import Installed
 from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_until
+from tests.system.fleet.conftest import MakeLan
 
 pytestmark = pytest.mark.system
 
@@ -66,3 +70,85 @@ def wait_for_judged(client: Subscriber, name: str, count: int) -> None:
         return int(found[-1].document["n"]) if found else 0
 
     wait_until(lambda: judged() == count, lambda: f"{count} judged, found {judged()}", 15)
+
+
+ALONE = """
+[device]
+id = "{name}"
+health_interval = 0.5
+[[source]]
+name = "s"
+type = "replay"
+files = ["{folder}/{name}.csv"]
+speed = "full"
+[[model]]
+name = "comfort"
+bundle = "{folder}/comfort.onnx"
+source = "s"
+publish = "change"
+[upstream]
+url = "mqtt://127.0.0.1"
+[http]
+listen = "127.0.0.1:8088"
+"""
+POST = """
+import json, sys, urllib.request
+for document in json.load(open(sys.argv[1])):
+    body = json.dumps(document).encode()
+    asked = urllib.request.Request("http://127.0.0.1:8088/truth/comfort", body, {"Content-Type": "application/json"})
+    try:
+        urllib.request.urlopen(asked, timeout=10)
+    except urllib.error.HTTPError as refused:
+        assert refused.code == 404 and "id" in document, refused.read()
+"""
+
+
+@pytest.mark.slow
+def test_the_figures_of_devices_that_ssh_reaches_are_a_plain_sum(make_lan: MakeLan, tmp_path: Path) -> None:
+    """Three daemons without a broker: what their truth says is added up as a list of all windows would be."""
+    lan = make_lan(4)
+    for device in lan.devices:
+        device.run("mount -t tmpfs shm /dev/shm")  # else the status of other daemons of this machine is found there
+    bundle = builders.classification().save(tmp_path / "comfort.onnx")
+    session = onnxruntime.InferenceSession(str(bundle))
+    names = ("low", "high")
+    (tmp_path / "post.py").write_text(POST)
+    rng = np.random.default_rng(4)
+    counted: dict[str, dict[str, int]] = {}
+    judged = right = 0
+    for device, rows in zip(lan.devices[:3], (7, 40, 3), strict=True):
+        x = rng.normal(size=(rows, 2)).round(3).astype(np.float32)
+        said = [names[int(session.run(["label"], {"window": row[None, None]})[0][0])] for row in x]
+        truth = [name if rng.random() < 0.8 else "low" for name in said]
+        times = [1_800_000_000 + 10 * place for place in range(rows)]
+        lines = [f"{time},{row[0]},{row[1]}" for time, row in zip(times, x.tolist(), strict=True)]
+        (tmp_path / f"{device.name}.csv").write_text("\n".join(["time,temperature,humidity", *lines, ""]))
+        (tmp_path / f"{device.name}.toml").write_text(ALONE.format(name=device.name, folder=tmp_path))
+        told = [{"time": time, "label": name} for time, name in zip(times, truth, strict=True)]
+        (tmp_path / f"{device.name}.json").write_text(json.dumps([*told, {"id": "of another device", "label": "low"}]))
+        for one, other in zip(truth, said, strict=True):
+            counted.setdefault(one, {}).setdefault(other, 0)
+            counted[one][other] += 1
+            judged, right = judged + 1, right + (one == other)
+        start = f"RUNTIME_DIRECTORY=/run/edge-runtime nohup /opt/edge-runtime/bin/edge-runtime run {tmp_path}"
+        device.run(f"{start}/{device.name}.toml > {tmp_path}/{device.name}.log 2>&1 &")
+        log = tmp_path / f"{device.name}.log"
+        wait_until(lambda device=device: _predicted(device) == rows, lambda log=log: log.read_text(), 60)  # type: ignore[misc]
+        device.run(f"{sys.executable} {tmp_path}/post.py {tmp_path}/{device.name}.json")
+    answer = lan.command("devices", "--accuracy", "--json", "--quiet")
+    found = json.loads(answer.stdout)
+    assert [bool(each["accuracy"]) for each in found["devices"]] == [True, True, True, False]
+    (total,) = found["models"]
+    assert (total["devices"], total["n"]) == (3, judged)
+    assert total["confusion"] == counted
+    assert total["accuracy"] == pytest.approx(right / judged, abs=1e-5)
+    assert total["withheld"] > 0
+    assert total["unmatched"] == {"unknown": 3, "late": 0, "twice": 0, "conflict": 0}
+    shown = lan.command("devices", "--accuracy").stdout
+    assert f"3 devices  comfort  1.0.0    {judged}" in shown
+
+
+def _predicted(device: Any) -> int:
+    text = device.run("/opt/edge-runtime/bin/edge-runtime status --json", check=False)
+    found = json.loads(text) if text.strip() else []
+    return int(found[0]["models"].get("comfort", {}).get("predictions", 0)) if found else 0

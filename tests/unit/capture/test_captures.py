@@ -1,6 +1,8 @@
 """The captures of a daemon: what is kept of the answers, on request too, without the loop ever waiting."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from edge_runtime.capture import tap
 from edge_runtime.capture.captures import Captures
 from edge_runtime.capture.folder import FoundWindow, read_captures
 from edge_runtime.capture.requests import LASTS_S, MOST_WINDOWS
-from edge_runtime.capture.ring import CaptureRing
+from edge_runtime.capture.ring import CaptureRing, RingWrite
 from edge_runtime.config.tables import CaptureTable, ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.mqtt.any_connection import AnyConnection
@@ -314,6 +316,24 @@ def test_a_disk_that_refuses_is_named_and_tried_again(tmp_path: Path) -> None:
     bench.until(lambda: bench.captures.document()["state"] == "ok")
     assert bench.captures.document()["chosen"] == {"random": 5}
     assert len(bench.end()) == 2
+
+
+def test_a_write_that_fails_at_the_stop_is_counted_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop does not turn again after it, so that nothing would say so; each window counts once."""
+    bench = _Bench(tmp_path, random=1.0, chance=0.0)
+    bench.push(WINDOW * 3)
+
+    def full(_ring: CaptureRing, items: Any) -> RingWrite:
+        return RingWrite(0, 0, len(items), 0, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+    monkeypatch.setattr(CaptureRing, "write", full)
+    bench.captures.end()
+    assert bench.captures.document()["lost"] == {"disk": 3}
+    assert "captures are lost; predictions are not" in caplog.text
+    bench.loop.settle()
+    assert bench.captures.document()["lost"] == {"disk": 3}
 
 
 def test_a_folder_that_is_taken_away_is_made_again(tmp_path: Path) -> None:
