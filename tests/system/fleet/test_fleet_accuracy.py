@@ -14,6 +14,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
 from tests.support.installed import Installed
+from tests.support.namespaces import Device
 from tests.support.subscriber import Subscriber
 from tests.support.waiting import wait_until
 from tests.system.fleet.conftest import MakeLan
@@ -130,10 +131,7 @@ def test_the_figures_of_devices_that_ssh_reaches_are_a_plain_sum(make_lan: MakeL
             counted.setdefault(one, {}).setdefault(other, 0)
             counted[one][other] += 1
             judged, right = judged + 1, right + (one == other)
-        start = f"RUNTIME_DIRECTORY=/run/edge-runtime nohup /opt/edge-runtime/bin/edge-runtime run {tmp_path}"
-        device.run(f"{start}/{device.name}.toml > {tmp_path}/{device.name}.log 2>&1 &")
-        log = tmp_path / f"{device.name}.log"
-        wait_until(lambda device=device: _predicted(device) == rows, lambda log=log: log.read_text(), 60)  # type: ignore[misc]
+        _start(device, tmp_path, rows)
         device.run(f"{sys.executable} {tmp_path}/post.py {tmp_path}/{device.name}.json")
     answer = lan.command("devices", "--accuracy", "--json", "--quiet")
     found = json.loads(answer.stdout)
@@ -148,7 +146,15 @@ def test_the_figures_of_devices_that_ssh_reaches_are_a_plain_sum(make_lan: MakeL
     assert f"3 devices  comfort  1.0.0    {judged}" in shown
 
 
-def _predicted(device: Any) -> int:
+def _start(device: Device, folder: Path, rows: int) -> None:
+    """Start its daemon, and wait until it has predicted for so many readings."""
+    file, log = folder / f"{device.name}.toml", folder / f"{device.name}.log"
+    daemon = "RUNTIME_DIRECTORY=/run/edge-runtime nohup /opt/edge-runtime/bin/edge-runtime run"
+    device.run(f"{daemon} {file} > {log} 2>&1 &")
+    wait_until(lambda: _predicted(device) == rows, log.read_text, 60)
+
+
+def _predicted(device: Device) -> int:
     text = device.run("/opt/edge-runtime/bin/edge-runtime status --json", check=False)
     found = json.loads(text) if text.strip() else []
     return int(found[0]["models"].get("comfort", {}).get("predictions", 0)) if found else 0
