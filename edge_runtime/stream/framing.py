@@ -142,7 +142,7 @@ class LineFramer(_DelimitedFramer):
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The frames that `chunk` completes, without their ends."""
-        if self._line_end == "any" and b"\r" in chunk:
+        if self._line_end == "any":
             chunk = chunk.replace(b"\r", b"\n")  # of CR LF the second one ends an empty frame, which is none
         elif self._other in chunk:
             self._watch(chunk)
@@ -152,8 +152,6 @@ class LineFramer(_DelimitedFramer):
 
     def _watch(self, chunk: bytes) -> None:
         """Count line ends of the other kind where no right one stands among them."""
-        if not self._other:
-            return
         behind = chunk.rpartition(self._end)[2]
         before = 0 if len(behind) < len(chunk) else self._foreign
         self._foreign = before + behind.count(self._other)

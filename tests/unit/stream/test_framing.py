@@ -349,6 +349,8 @@ def test_no_line_end_is_wrong_where_either_is_right() -> None:
     framer = LineFramer(LIMIT, counters, line_end="any")
     assert framer.feed(b"\r1\r2\r3\r4\n5\n6\r") == [b"1", b"2", b"3", b"4", b"5", b"6"]
     assert framer.feed(b"7\n8\n9\n10\n") == [b"7", b"8", b"9", b"10"]
+    assert framer.feed(b"1234") == []
+    assert framer.feed(b"5\r") == [b"12345"]
     assert not counters.rejected
 
 
