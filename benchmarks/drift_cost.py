@@ -7,21 +7,24 @@ so that a machine whose speed changes favours neither. Readings come one by one,
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.models import write_bundle
 from benchmarks.names import CHANNELS
 from converter.reference import reference_of
-from edge_runtime.bundle.manifest import DriftLimits, DriftReference, Manifest
+from edge_runtime.bundle.manifest import ChannelReference, DriftLimits, DriftReference, Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.config.tables import ModelTable, RepairTable
 from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.outbox import Outbox
+from edge_runtime.drift.baseline import MOST_SAMPLED
 from edge_runtime.drift.monitor import Monitor
 from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.pipeline import Pipeline
@@ -39,20 +42,30 @@ class _Taker:
         """As `Outbox.offer`."""
 
 
-def watched(manifest: Manifest, block: int) -> Manifest:
+def watched(manifest: Manifest, answers: NDArray[np.floating], block: int) -> Manifest:
     """The manifest with a reference and limits, as a build with data writes them."""
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(4000, len(CHANNELS))).astype(np.float32)
-    found = tuple(
-        msgspec.structs.replace(
-            each, run=3,
-            limits=DriftLimits(each.mean, each.std / block**0.5, 0.1, 0.1, 1.0, 50.0, 1.0, 50.0, 5.0, each.counts),
-        )
-        for each in reference_of(values, CHANNELS)
-    )  # fmt: skip
-    scores = reference_of(rng.beta(2, 2, (4000, len(manifest.output.labels))), manifest.output.labels)
+    values = np.random.default_rng(0).normal(size=(4000, len(CHANNELS))).astype(np.float32)
     about = DriftReference(block=block, score_block=block, rate_hz=100.0)
-    return msgspec.structs.replace(manifest, reference=found, score_reference=scores, drift=about)
+    return msgspec.structs.replace(
+        manifest,
+        reference=_limited(values, CHANNELS, block),
+        score_reference=_limited(answers, manifest.output.labels, block),
+        drift=about,
+    )
+
+
+def _limited(values: NDArray[np.floating], names: Sequence[str], block: int) -> tuple[ChannelReference, ...]:
+    """A reference with limits that these readings, which do not depend on one another, keep."""
+    steps = np.log(np.abs(np.diff(values, axis=0)).mean(axis=0)).tolist()
+    size = min(block, MOST_SAMPLED)
+    found = []
+    for each, step in zip(reference_of(values, names), steps, strict=True):
+        limits = DriftLimits(
+            mean=each.mean, sd=each.std / size**0.5, step=step, step_sd=0.3, slack=1.0, limit=50.0, step_slack=1.0,
+            step_limit=50.0, psi=5.0, counts=each.counts,
+        )  # fmt: skip
+        found.append(msgspec.structs.replace(each, run=3, limits=limits))
+    return tuple(found)
 
 
 def main() -> None:
@@ -68,16 +81,19 @@ def main() -> None:
         pipeline.warm_up()
         rng = np.random.default_rng(1)
         values = rng.normal(size=(READINGS, len(CHANNELS))).astype(np.float32)
+        answers = model.run(values[:, np.newaxis]).scores
+        assert answers is not None
         frames = [json.dumps(dict(zip(CHANNELS, map(float, row), strict=True))) for row in values]
         print("| block | together | without, us a reading | with | more |\n|---|---|---|---|---|")
         for block in (128, 512, 2048):
-            monitor = Monitor(watched(model.manifest, block), is_recorded=True)
+            monitor = Monitor(watched(model.manifest, answers, block), is_recorded=True)
             for together in (1, 64):
                 spent: dict[bool, float] = {True: 0.0, False: 0.0}
                 for turn in range(2 * TURNS):
                     pipeline.drift = monitor if turn % 2 else None
                     spent[bool(turn % 2)] += _turn(pipeline, values, frames, together)
                 without, more = (1e6 * spent[each] / TURNS / READINGS for each in (False, True))
+                assert monitor.state == "ok", monitor.document()["why"]
                 print(f"| {block} | {together} | {without:.1f} | {more:.1f} | {more / without - 1:.1%} |", flush=True)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.drift.baseline import LEAST_STEP, Doubles
-from edge_runtime.drift.columns import MOST_SAMPLED
+from edge_runtime.drift.baseline import LEAST_STEP, MOST_SAMPLED, Doubles
 
 _UNIX_SECONDS = (1e8, 1e11)  # numbers in this range count as seconds since 1970
 _MOST_TIMED = 100  # groups by which the rate is judged
@@ -101,14 +100,15 @@ def cut(
     return Blocks(mean, log, above, present, session)
 
 
-def longest_runs(values: NDArray[np.floating], sessions: Sequence[NDArray[np.int64]]) -> list[int]:
-    """The longest run of equal values, for each column."""
+def longest_runs(values: NDArray[np.floating], sessions: Sequence[NDArray[np.int64]], *, every: int = 1) -> list[int]:
+    """The longest run of equal values, for each column; in readings, of which one in `every` is looked at."""
     longest = [0] * values.shape[1]
     for rows in sessions:
         for column in range(values.shape[1]):
-            part = values[rows, column]
+            part = values[rows[::every], column]
             ends = np.flatnonzero(np.append(part[1:] != part[:-1], True))
-            longest[column] = max(longest[column], int(np.diff(ends, prepend=-1).max(initial=0)))
+            most = int(np.diff(ends, prepend=-1).max(initial=0))
+            longest[column] = max(longest[column], (most - 1) * every + 1)
     return longest
 
 

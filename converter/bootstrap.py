@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.blocks import Blocks
-from edge_runtime.drift.baseline import MEMORY, Doubles, stability_index
+from edge_runtime.drift.baseline import Doubles, stability_index
+from edge_runtime.drift.column import MEMORY
 from edge_runtime.drift.columns import FIRST_BLOCKS
 
 PATHS = 96

@@ -204,7 +204,7 @@ def _try(
         alarms=wanted.false_alarms_per_month * block * seconds / MONTH_S,
         day=None if rate_hz is None else 86_400.0 * rate_hz / block,
     )  # fmt: skip
-    runs = longest_runs(values, part)
+    runs = list(map(max, longest_runs(values, part), longest_runs(values, part, every=base.every)))
     limited = []
     for column, reference in enumerate(references):
         varies = bool(np.isfinite(base.std[column]))

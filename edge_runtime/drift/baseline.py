@@ -8,18 +8,19 @@ Each block's z is cut at `slack + limit / 2`, so that no block raises an alarm a
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import Channel, ChannelReference
+from edge_runtime.drift.column import MEMORY, ColumnReference, Statistic
 from edge_runtime.readings import Floats
 
-MEMORY = 8.0  # blocks: the weight of a block in the shares of late falls by 1/8 with each further one
+MOST_SAMPLED = 64  # readings of a block that are looked at; of a shorter one than twice that, all
+FAR = 3.0  # standard deviations: no longer the channel itself, where it is asked whether it is another one
 MOST_BINS = 32  # of a reference; the converter writes 10
 STUCK_RUNS = 2  # times the longest run of equal values in training
-STUCK_LEAST = 16  # equal values more than that
+STUCK_LEAST = 16  # equal values more than that; of those that are looked at, so many at least
 LEAST_STEP = 1e-4  # standard deviations: the floor of a mean step, whose logarithm is taken
 _NO_RUN_KNOWN = 256  # equal values, where the reference does not say and the channel is no switch
 _SWITCH_BINS = 5  # a channel with fewer bins holds few different values, and may hold one for long
@@ -40,6 +41,10 @@ class Baseline:
         edges: `[columns, bins - 1]` inner edges, filled up with infinity.
         present: `[columns, bins]`: which bins a column has.
         shares: `[columns, bins]` of the training; 1 where there is no bin.
+        every: of so many readings of a block one is looked at.
+        size: readings of a block that are looked at.
+        centres: `[columns, size + 1]`: the mean of training, as often as a block asks for it.
+        marks: `[columns, bins + 1, 1]`: the lower limit, the inner edges, and what is just above the upper limit.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Baseline:
     ) -> None:
         count = len(references)
         self.block = block
+        self.every = max(1, block // MOST_SAMPLED)
+        self.size = -(-block // self.every)
         self.keep = 1.0 - 1.0 / max(memory, 1.0)  # of the shape, with each further block
         self.known = np.array([_has_bins(each) for each in references], np.bool_)
         inner = [each.edges[1:-1] if each is not None and _has_bins(each) else () for each in references]
@@ -65,59 +72,79 @@ class Baseline:
                 self.present[column, own] = True
                 counts = _counts(reference)
                 self.shares[column, own] = padded(np.array(counts), sum(counts))
-        self.half = 0.5 * np.maximum(self.present.sum(axis=1), 1)  # half a count for each bin
         largest = float(np.finfo(np.float32).max)
         limits = [each.limits or (-largest, largest) for each in channels or ()] or [(-largest, largest)] * count
         self.low: Floats = np.array([max(low, -largest) for low, _ in limits], np.float32)
         self.high: Floats = np.array([min(high, largest) for _, high in limits], np.float32)
+        with np.errstate(over="ignore"):  # above the largest number is infinity
+            above = np.nextafter(self.high, np.float32(np.inf))
+        self.marks: Floats = np.column_stack([self.low, self.edges, above])[:, :, np.newaxis]
         self.first = np.array([each.min if each else -np.inf for each in references])
         self.last = np.array([each.max if each else np.inf for each in references])
         self.std = np.array([each.std if each and each.std > 0 else np.nan for each in references])
+        self.far = FAR * self.std
         self.missing = np.array([each.missing if each else 0.0 for each in references])
-        self.stuck_after = np.array([_stuck_after(each) for each in references])
+        stuck_after = np.array([_stuck_after(each) for each in references])
+        stuck_after = np.maximum(stuck_after / self.every, STUCK_LEAST)  # of those that are looked at
         found = [each.limits if each else None for each in references]
-        self.least_step = LEAST_STEP * np.nan_to_num(self.std, nan=1.0)
+        least_step = LEAST_STEP * np.nan_to_num(self.std, nan=1.0)
         self.is_calibrated = any(each is not None for each in found)
 
         def of(name: str, default: float) -> Doubles:
-            return np.array([default if each is None else getattr(each, name) for each in found], np.float64)
+            return np.array([getattr(each, name, default) for each in found], np.float64)
 
         mean = np.array([each.mean if each else np.nan for each in references])
         self.mean = np.where(np.isnan(of("mean", np.nan)), mean, of("mean", np.nan))
         self.centre = np.nan_to_num(self.mean)
-        self.offset = Cusum(of("slack", 0.0), of("limit", np.inf))
-        self.sd = of("sd", np.inf)
-        self.stepping = Cusum(of("step_slack", 0.0), of("step_limit", np.inf))
-        self.step, self.step_sd = of("step", 0.0), of("step_sd", np.inf)
-        self.psi_limit = of("psi", np.inf)
-        self.is_stuck_possible = bool(np.isfinite(self.stuck_after).any())
+        self.centres = np.repeat(self.centre[:, np.newaxis], self.size + 1, axis=1)
+        self.keeps = np.full(self.shares.shape, self.keep)
+        self.shape = Shape(self.present, self.shares)
+        statistics = [
+            [Statistic(*each) for each in zip(*(of(name, default).tolist() for name, default in asked), strict=True)]
+            for asked in (
+                (("", 0.0), ("sd", np.inf), ("slack", 0.0), ("limit", np.inf)),
+                (("step", 0.0), ("step_sd", np.inf), ("step_slack", 0.0), ("step_limit", np.inf)),
+            )
+        ]
+        self.columns = [
+            ColumnReference(*each)
+            for each in zip(
+                *statistics, least_step.tolist(), self.missing.tolist(), stuck_after.tolist(), self.far.tolist(),
+                of("psi", np.inf).tolist(), strict=True,
+            )
+        ]  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.mean)
 
-    def shares_of(self, above: Doubles, total: Doubles) -> Doubles:
-        """Shares of bins from counts at or above each inner edge, and counts of all; 1 where there is no bin."""
-        counts = np.empty_like(self.shares)
-        counts[:, 0] = total
-        counts[:, 1:] = above
-        counts[:, :-1] -= above
-        return np.where(self.present, (counts + 0.5) / (total + self.half)[:, np.newaxis], 1.0)
 
+class Shape:
+    """The PSI of weighted counts against the training.
 
-class Cusum(NamedTuple):
-    """Two one-sided sums over blocks, one for each column."""
+    Args:
+        present: `[columns, bins]`: which bins a column has.
+        shares: of the training.
+    """
 
-    slack: Doubles
-    limit: Doubles
+    def __init__(self, present: NDArray[np.bool_], shares: Doubles) -> None:
+        self._half = np.full(shares.shape, 0.5)
+        self._halves = 0.5 * np.maximum(present.sum(axis=1), 1)  # half a count for each bin
+        self._shares = np.where(present, shares, 0.0)  # a bin that there is not weighs nothing
+        self._inverse = 1.0 / shares
+        self._one = np.ones_like(shares)
+        self._ones = np.ones(shares.shape[1])
 
-    def step(self, up: Doubles, down: Doubles, z: Doubles) -> tuple[Doubles, Doubles]:
-        """The sums after one more block. They are cut at twice the limit, so that an alarm ends in finite time."""
-        most = self.slack + self.limit / 2.0
-        z = np.minimum(np.maximum(z, -most), most)
-        ceiling = 2.0 * self.limit
-        up = np.minimum(np.maximum(up + z - self.slack, 0.0), ceiling)
-        down = np.minimum(np.maximum(down - z - self.slack, 0.0), ceiling)
-        return up, down
+    def index(self, counts: Doubles) -> Doubles:
+        """That of each column: with r = q / p, the sum of p * (r - 1) * ln(r)."""
+        total = counts.dot(self._ones)
+        ratio = counts + self._half
+        ratio *= self._inverse
+        ratio /= (total + self._halves)[:, np.newaxis]
+        terms = np.log(ratio)
+        ratio -= self._one
+        terms *= ratio
+        terms *= self._shares
+        return np.asarray(terms @ self._ones)
 
 
 def padded(counts: NDArray[np.integer] | Doubles, total: float | Doubles) -> Doubles:

@@ -12,27 +12,31 @@ import numpy as np
 
 from edge_runtime.bundle.manifest import ChannelReference, Manifest
 from edge_runtime.bundle.model import Scores
-from edge_runtime.drift.baseline import MEMORY, Baseline
-from edge_runtime.drift.columns import STATES, Figures, State, WatchedColumns
+from edge_runtime.drift.baseline import Baseline
+from edge_runtime.drift.block_sums import BlockSums
+from edge_runtime.drift.column import MEMORY, STATES, State
+from edge_runtime.drift.columns import Figures, WatchedColumns
 from edge_runtime.drift.pacing import Pacing
 from edge_runtime.drift.words import why, why_clock, why_rate
 from edge_runtime.readings import Floats
 
 MOST_STREAMS = 256
 MOST_SHOWN = 32  # streams in a document that are not ok
-LOOKS = 16  # readings that come few at a time; at one of them our own clock is asked for
+LOOKS = 16  # times that readings came; at one of them our own clock is asked for
 PLAIN_BLOCK = 128  # readings, where a bundle does not say
 
 
 class WatchedStream:
     """What is watched of one key."""
 
-    __slots__ = ("input", "pacing", "scores", "state")
+    __slots__ = ("calls", "input", "looks", "pacing", "scores", "state")
 
     def __init__(self, columns: WatchedColumns | None, scores: WatchedColumns | None, pacing: Pacing) -> None:
         self.input = columns
         self.scores = scores
         self.pacing = pacing
+        self.calls = 0  # of those whose times were looked at
+        self.looks = 0  # readings one by one, before times are looked at again
         self.state = 0
 
 
@@ -69,6 +73,7 @@ class Monitor:
         score_block = PLAIN_BLOCK if about is None else about.score_block
         scored: Sequence[ChannelReference | None] = manifest.score_reference
         self.score_base = Baseline(scored, None, max(2, score_block), score_memory) if scored else None
+        self._sums = [None if base is None else BlockSums(base) for base in (self.base, self.score_base)]
         rate_hz = manifest.input.window.rate_hz or (None if about is None else about.rate_hz)
         self._interval = None if rate_hz is None else 1.0 / rate_hz
         self._is_recorded = is_recorded
@@ -106,62 +111,86 @@ class Monitor:
             times: their own, in seconds; None where they brought none.
             arrived: when, by a monotonic clock.
         """
-        if not keys:
-            return
-        first, count = keys[0], len(keys)
-        if count == 1 or keys.count(first) == count:
-            self._take(first, values, times, arrived)
-            return
-        for key, rows in _by_key(keys).items():
-            own = None if times is None else [times[row] for row in rows]
-            self._take(key, values[rows], own, arrived)
+        count = len(keys)
+        if count == 1:
+            stream = self.streams.get(keys[0])
+            if stream is not None and stream.input is not None:
+                columns = stream.input
+                if times is None or stream.looks:
+                    room = columns.room
+                    if room > columns.wanted:
+                        columns.room = room - 1
+                        return
+                    if room > 1:
+                        columns.hold(values.tobytes())
+                        stream.looks -= times is not None
+                        return
+            self._take(keys[0], values, times, arrived)
+        elif count and keys.count(keys[0]) == count:
+            self._take(keys[0], values, times, arrived)
+        else:
+            for key, rows in _by_key(keys).items():
+                self._take(key, values[rows], None if times is None else [times[row] for row in rows], arrived)
 
     def _take(self, key: str | None, values: Floats, times: list[float] | None, arrived: float) -> None:
-        stream = self.streams.get(key) or self._new(key)
+        """Readings of one stream."""
+        stream = self.streams.get(key) or self._new(key, len(values), arrived)
         if stream is None or stream.input is None:
             return
-        pacing, wall = stream.pacing, None
-        if stream.input.hold(values):
-            if times is None:
-                pacing.arrive(len(values), arrived)
-            elif stream.input.room % LOOKS:
-                pacing.note(times)
-            else:
-                pacing.measure(times, None if self._is_recorded else self._wall())
-            return
-        if times is None:
-            pacing.arrive(len(values), arrived)
-        elif not self._is_recorded:
-            wall = self._wall()
-        for start, stop, is_block in stream.input.take(values):
+        columns, pacing, count = stream.input, stream.pacing, len(values)
+        if count < columns.room:
+            columns.take(values)
             if times is not None:
-                pacing.measure(times if stop - start == len(times) else times[start:stop], wall)
-            if is_block:
-                pacing.judge()
+                stream.calls += 1
+                is_look = not pacing.wants_times or stream.calls % LOOKS == 0
+                pacing.measure(times, self._wall() if is_look and not self._is_recorded else None)
+                stream.looks = 0 if pacing.wants_times else LOOKS
+            return
+        wall = None if times is None or self._is_recorded else self._wall()
+        start = 0
+        while start < count:
+            before, stop = columns.blocks, columns.take(values, start)
+            if times is not None:
+                pacing.measure(times[start:stop], wall)
+            if columns.blocks > before:
+                pacing.judge(columns.baseline.block, count - stop, arrived)
                 self._conclude(key, stream)
+            start = stop
+        stream.looks = 0  # the times of the next block are asked for
 
     def take_scores(self, scores: Scores, keys: list[str | None]) -> None:
         """The answers to some windows."""
         base = self.score_base
         if base is None or not keys:
             return
+        if len(keys) == 1:
+            stream = self.streams.get(keys[0])
+            if stream is not None and stream.scores is not None:
+                columns = stream.scores
+                room = columns.room
+                if room > columns.wanted:
+                    columns.room = room - 1
+                    return
+                if room > 1 and scores.scores is not None and scores.scores.shape[1] == len(columns.columns):
+                    columns.hold(scores.scores.tobytes())
+                    return
         found = scores.scores if scores.scores is not None else _numbers(scores)
-        if found is None or found.shape[1] != len(base.mean):
+        if found is None or found.shape[1] != len(base):
             return
-        if len(keys) == 1 or keys.count(keys[0]) == len(keys):
+        if keys.count(keys[0]) == len(keys):
             self._take_scores(keys[0], found)
             return
         for key, rows in _by_key(keys).items():
             self._take_scores(key, found[rows])
 
     def _take_scores(self, key: str | None, values: Floats) -> None:
-        stream = self.streams.get(key) or self._new(key)
+        stream = self.streams.get(key) or self._new(key, 0, 0.0)
         if stream is None or stream.scores is None:
             return
-        if stream.scores.hold(values):
-            return
-        for _, _, is_block in stream.scores.take(values):
-            if is_block:
+        columns, start = stream.scores, 0
+        while start < len(values):
+            before, start = columns.blocks, columns.take(values, start)
+            if columns.blocks > before:
                 self._conclude(key, stream)
 
     def forget(self, keys: list[str | None]) -> None:
@@ -171,13 +200,13 @@ class Monitor:
             if self.streams.pop(key, None) is not None:
                 self._settle()
 
-    def _new(self, key: str | None) -> WatchedStream | None:
+    def _new(self, key: str | None, count: int, arrived: float) -> WatchedStream | None:
         if len(self.streams) >= MOST_STREAMS:
             if len(self._unwatched) < MOST_STREAMS:
                 self._unwatched.add(key)
             return None
-        pacing = Pacing(self._interval, by_arrival=not self._is_recorded, has_clock=not self._is_recorded)
-        columns, scores = (None if base is None else WatchedColumns(base) for base in (self.base, self.score_base))
+        pacing = Pacing(self._interval, count, arrived, is_live=not self._is_recorded)
+        columns, scores = (None if sums is None else WatchedColumns(sums) for sums in self._sums)
         stream = self.streams[key] = WatchedStream(columns, scores, pacing)
         return stream
 

@@ -8,8 +8,8 @@ Weak point: a link that delays every reading looks like a clock that is slow.
 
 import math
 from array import array
-
-import numpy as np
+from operator import sub
+from statistics import median
 
 from edge_runtime.stream.rate import TOLERANCE
 
@@ -44,27 +44,28 @@ class Pacing:
 
     Args:
         interval: seconds from one reading to the next in training; None where that is not known.
-        by_arrival: readings without a time are judged by their arrival.
-        has_clock: the readings' own times can be compared with ours.
+        count: readings that came first.
+        arrived: when these came, by a monotonic clock.
+        is_live: readings without a time are judged by their arrival, and times compared with our clock.
 
     Attributes:
+        wants_times: the readings' own times are still asked for in this block.
         found: the interval as measured last; None before.
         offset: seconds by which the readings' clock is behind ours; None where there is nothing to compare.
     """
 
     __slots__ = (
-        "_arrival", "_by_arrival", "_count", "_early", "_has_clock", "_interval", "_late", "_moments", "_span",
-        "clock", "found", "offset", "rate",
+        "_ahead", "_arrival", "_early", "_interval", "_is_live", "_late", "_moments", "clock", "found", "offset",
+        "rate", "wants_times",
     )  # fmt: skip
 
-    def __init__(self, interval: float | None, *, by_arrival: bool, has_clock: bool) -> None:
+    def __init__(self, interval: float | None, count: int, arrived: float, *, is_live: bool) -> None:
         self._interval = interval
-        self._by_arrival = by_arrival
-        self._has_clock = has_clock
+        self._is_live = is_live
         self._moments = array("d")
-        self._arrival = math.nan
-        self._span, self._count = 0.0, 0
+        self._arrival, self._ahead = arrived, count  # readings that had come by then, of the block that is not judged
         self._late, self._early = math.inf, -math.inf
+        self.wants_times = interval is not None
         self.rate, self.clock = Level(), Level()
         self.found: float | None = None
         self.offset: float | None = None
@@ -74,47 +75,43 @@ class Pacing:
         """The worse of the two."""
         return max(self.rate.state, self.clock.state)
 
-    def arrive(self, count: int, moment: float) -> None:
-        """So many readings came together, at a monotonic moment."""
-        if moment > self._arrival:
-            self._span += moment - self._arrival
-            self._count += count
-        elif self._count:
-            self._count += count
-        self._arrival = moment
-
-    def note(self, times: list[float]) -> None:
-        """Note the readings' own times, in seconds, of which the first ones of a block are enough."""
-        if self._interval is not None and len(self._moments) <= CHUNK:
-            self._moments.extend(times[: CHUNK + 1])
-
     def measure(self, times: list[float], wall: float | None) -> None:
-        """The same, and how far they are from our own time, `wall`; None where that is not set."""
-        self.note(times)
-        if self._has_clock and wall is not None:
+        """Note the readings' own times, in seconds, and how far they are from our own, `wall`; None: not looked at."""
+        if self.wants_times:
+            self._moments.extend(times[: CHUNK + 1])
+            self.wants_times = len(self._moments) <= CHUNK
+        if wall is not None:
             self._late = min(self._late, wall - max(times))
             self._early = max(self._early, wall - min(times))
 
-    def judge(self) -> None:
-        """The verdict on a whole block."""
+    def judge(self, block: int, ahead: int, arrived: float) -> None:
+        """The verdict on a whole block.
+
+        Args:
+            block: readings of it.
+            ahead: readings that came with its last one, and belong to the next block.
+            arrived: when that came.
+        """
         if self._interval is not None:
-            self._judge_rate(self._interval)
+            self._judge_rate(self._interval, arrived - self._arrival, block + ahead - self._ahead)
+        self._arrival, self._ahead = arrived, ahead
         if self._late < math.inf:
             self.offset = self._late if self._late > 0.0 else min(self._early, 0.0)
             self.clock.follow(abs(self.offset) / CLOCK_ALARM_S)
             self._late, self._early = math.inf, -math.inf
 
-    def _judge_rate(self, interval: float) -> None:
+    def _judge_rate(self, interval: float, span: float, came: int) -> None:
         estimates = []
-        if len(self._moments) >= _FEWEST:
-            spans = np.diff(np.array(self._moments))
-            forward = spans[spans > 0.0]
-            if len(forward):
-                estimates = [float(np.median(forward)), float(forward.sum()) / len(spans)]
-        elif self._by_arrival and self._count:
-            estimates = [self._span / self._count]
+        moments = self._moments
+        if len(moments) >= _FEWEST:
+            spans = sorted(map(sub, moments[1:], moments))
+            forward = spans if spans[0] > 0.0 else [span for span in spans if span > 0.0]
+            if forward:
+                estimates = [median(forward), sum(forward) / len(spans)]
+        elif self._is_live and not self._moments and came > 0 and span > 0.0:
+            estimates = [span / came]
         del self._moments[:]
-        self._span, self._count = 0.0, 0
+        self.wants_times = True
         if estimates:
             self.found = min(estimates, key=lambda each: abs(math.log(each / interval)))
             self.rate.follow(abs(math.log(self.found / interval)) / RATE_ALARM)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.delivery.device_topics import OwnTopics
-from edge_runtime.drift.columns import State
+from edge_runtime.drift.column import State
 from edge_runtime.drift.monitor import Monitor
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import Pipeline

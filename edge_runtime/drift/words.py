@@ -3,7 +3,8 @@
 from typing import assert_never
 
 from edge_runtime.drift.baseline import Baseline
-from edge_runtime.drift.columns import Cause, Figures
+from edge_runtime.drift.column import Cause
+from edge_runtime.drift.columns import Figures
 
 
 def why(figures: Figures, base: Baseline, names: tuple[str, ...]) -> str | None:

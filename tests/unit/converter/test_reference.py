@@ -14,8 +14,7 @@ from converter.plan import BundlePlan
 from converter.reference import MONTH_S, BundleReference, make_reference, reference_of
 from converter.spec import DriftSpec, parse_spec
 from edge_runtime.bundle.manifest import Channel, Input, Manifest, Output, Window, read_manifest, write_manifest
-from edge_runtime.drift.baseline import Baseline
-from edge_runtime.drift.columns import MOST_SAMPLED
+from edge_runtime.drift.baseline import MOST_SAMPLED, Baseline
 from edge_runtime.drift.monitor import Monitor
 from edge_runtime.errors import CommandError
 from edge_runtime.readings import Floats
@@ -98,13 +97,24 @@ def test_a_block_says_what_a_device_finds_in_it() -> None:
     monitor.take(values, [None] * len(values), None, 0.0)
     columns = monitor.streams[None].input
     assert columns is not None
-    up, down = np.zeros(2), np.zeros(2)
-    for mean in blocks.mean:  # the sums by hand
-        z = np.clip((mean - base.mean) / base.sd, -base.offset.slack - base.offset.limit / 2, np.inf)
-        z = np.minimum(z, base.offset.slack + base.offset.limit / 2)
-        up = np.maximum(up + z - base.offset.slack, 0.0)
-        down = np.maximum(down - z - base.offset.slack, 0.0)
-    np.testing.assert_allclose(columns.sums, [up, down], atol=1e-5)
+    for column, about in enumerate(made.channels):  # the sums by hand
+        limits = about.limits
+        assert limits is not None
+        most = limits.slack + limits.limit / 2.0
+        up = down = 0.0
+        for mean in blocks.mean[:, column]:
+            z = min(max((mean - limits.mean) / limits.sd, -most), most)
+            up, down = max(up + z - limits.slack, 0.0), max(down - z - limits.slack, 0.0)
+        sums = columns.columns[column].offsets
+        assert (sums.up, sums.down) == pytest.approx((up, down), abs=1e-5)
+
+
+def test_equal_values_among_those_that_are_looked_at_are_a_run_too() -> None:
+    """A switch that changes with every other reading never rests, and looks as if it did to whoever looks seldom."""
+    values = np.tile(np.array([[0.0], [1.0]], np.float32), (300, 1))
+    rows = [np.arange(len(values))]
+    assert longest_runs(values, rows) == [1]
+    assert longest_runs(values, rows, every=4) == [597]
 
 
 @pytest.mark.parametrize("keeps", [0.0, 0.9, 0.99])

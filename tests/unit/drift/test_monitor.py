@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.bundle.manifest import ChannelReference, Manifest, Window
 from edge_runtime.bundle.model import Scores
-from edge_runtime.drift.columns import CALM
+from edge_runtime.drift.column import CALM
 from edge_runtime.drift.monitor import MOST_STREAMS, Monitor
 from edge_runtime.readings import Floats
 from tests.support import drifting

@@ -1,0 +1,186 @@
+"""One column of one stream: what is remembered of it, and the verdict with each block. Pure.
+
+Plain numbers, since a call of numpy costs more than what one block asks of one column.
+"""
+
+import math
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+State = Literal["ok", "watch", "alarm"]
+STATES: tuple[State, ...] = ("ok", "watch", "alarm")
+
+MEMORY = 8.0  # blocks: the weight of a block in the figures of late falls by 1/8 with each further one
+CALM = 2  # blocks without a reason, before a state falls
+RELEASE = 0.7  # of what raised a state: below that the reason is gone
+MISSING_ALARM = 0.1  # of the readings, more than in training; half of it to watch
+OUTSIDE_ALARM = 0.05  # the same for values out of the range
+_LATE = 1.0 - 1.0 / MEMORY
+
+
+class Cause(IntEnum):
+    """Why a column is not `ok`; where several say so equally, the first one is named."""
+
+    MISSING = 0
+    STUCK = 1
+    SWAPPED = 2
+    OUTSIDE = 3
+    OFFSET = 4
+    SHAPE = 5
+    STEP = 6
+
+
+class Statistic(NamedTuple):
+    """What one figure of a block is in training: its mean, its standard deviation over blocks, and the CUSUM's limits.
+
+    Without limits, `sd` and `limit` are infinite.
+    """
+
+    mean: float = 0.0
+    sd: float = math.inf
+    slack: float = 0.0
+    limit: float = math.inf
+
+
+class Cusum:
+    """Two one-sided sums over blocks: above and below the training (Page, 1954)."""
+
+    __slots__ = ("down", "statistic", "up")
+
+    def __init__(self, statistic: Statistic) -> None:
+        self.statistic = statistic
+        self.up = self.down = 0.0
+
+    def add(self, figure: float) -> None:
+        """Take the figure of one more block in.
+
+        It is cut, so that no block raises an alarm alone, and the sums end at twice the limit, so that an alarm ends.
+        """
+        mean, sd, slack, limit = self.statistic
+        z, most = (figure - mean) / sd, slack + limit / 2.0
+        if not -most <= z <= most:
+            z = most if z > 0.0 else -most
+        up, down = self.up + z - slack, self.down - z - slack
+        self.up = 0.0 if up < 0.0 else min(up, 2.0 * limit)
+        self.down = 0.0 if down < 0.0 else min(down, 2.0 * limit)
+
+
+class ColumnReference(NamedTuple):
+    """What a column is compared with.
+
+    Attributes:
+        offset: of the mean deviation from the training's mean.
+        step: of the logarithm of the mean step from one reading to the next.
+        least_step: below that a mean step counts as that.
+        missing: share of the readings.
+        stuck_after: equal values among those that are looked at; infinite where there may be any number.
+        far: a deviation beyond which it is asked whether the column is another one; NaN where it never is.
+        psi_limit: of an alarm.
+    """
+
+    offset: Statistic
+    step: Statistic
+    least_step: float
+    missing: float
+    stuck_after: float
+    far: float
+    psi_limit: float
+
+
+class ColumnSums(NamedTuple):
+    """What one block says of a column.
+
+    Attributes:
+        size: how many readings were looked at.
+        present: how many of them had a value.
+        total: the sum of their deviations from the training's mean.
+        squares: the sum of their squares.
+        steps: how many steps from one reading to the next there were.
+        way: the sum of their sizes.
+        outside: how many values were out of the channel's range.
+        run: how many equal values the block ends with; 0 where all of it goes on a run from before.
+    """
+
+    size: int
+    present: int
+    total: float
+    squares: float
+    steps: int
+    way: float
+    outside: int
+    run: int
+
+
+class Column:
+    """What is remembered of a column.
+
+    Attributes:
+        late_count, late_total, late_squares: values, deviations and their squares, with the weights of late.
+        offset: the mean deviation of the last block; None where half of it is missing.
+        run: equal values up to now.
+        other: the column that it looks like; -1 where it is like none.
+    """
+
+    __slots__ = (
+        "calm", "cause", "late_count", "late_squares", "late_total", "missing", "offset", "offsets", "other", "outside",
+        "psi", "reference", "run", "state", "steps",
+    )  # fmt: skip
+
+    def __init__(self, reference: ColumnReference) -> None:
+        self.reference = reference
+        self.late_count = self.late_total = self.late_squares = 0.0
+        self.missing = self.outside = self.psi = 0.0
+        self.offset: float | None = None
+        self.offsets, self.steps = Cusum(reference.offset), Cusum(reference.step)
+        self.run = 0
+        self.state = self.calm = 0
+        self.cause = Cause.MISSING
+        self.other = -1
+
+    def add(self, sums: ColumnSums) -> bool:
+        """Take one more block in. True where this may be another column."""
+        size, present, total, squares, steps, way, outside, run = sums
+        reference = self.reference
+        self.late_count = _LATE * self.late_count + present
+        self.late_total = _LATE * self.late_total + total
+        self.late_squares = _LATE * self.late_squares + squares
+        self.missing = 1.0 - present / size
+        self.outside = outside / (present or 1)
+        self.run = run or self.run + size
+        self.offset = None
+        if 2 * steps >= size:
+            self.steps.add(math.log(max(way / steps, reference.least_step)))
+        else:
+            self.steps.add(reference.step.mean)
+        if 2 * present < size:
+            self.offsets.add(reference.offset.mean)
+            return False
+        self.offset = total / present
+        self.offsets.add(self.offset)
+        return abs(self.offset) > reference.far
+
+    def judge(self, *, is_swapped: bool) -> None:
+        """Raise the state at once, or let it fall after some calm blocks."""
+        reference, offsets, steps = self.reference, self.offsets, self.steps
+        severities = (  # 0.5 is to watch, 1 an alarm; of a statistic with a limit, these are 3/4 of it and the limit
+            (self.missing - reference.missing) / MISSING_ALARM,
+            self.run / reference.stuck_after,
+            float(is_swapped),
+            self.outside / OUTSIDE_ALARM,
+            2.0 * max(offsets.up, offsets.down) / offsets.statistic.limit - 1.0,
+            2.0 * self.psi / reference.psi_limit - 1.0,
+            2.0 * max(steps.up, steps.down) / steps.statistic.limit - 1.0,
+        )
+        highest = max(severities)
+        state = self.state
+        level = int(highest >= (0.5 * RELEASE if state else 0.5)) + int(highest >= (RELEASE if state == 2 else 1.0))
+        if not state and not level:
+            return
+        if level < state:
+            self.calm += 1
+            if self.calm >= CALM:
+                self.state, self.calm = level, 0
+            return
+        self.state, self.calm = level, 0
+        bound = (RELEASE if state == 2 else 1.0) if level == 2 else 0.5 * RELEASE if state else 0.5
+        self.cause = Cause(next(place for place, each in enumerate(severities) if each >= bound))
