@@ -226,6 +226,15 @@ def test_a_message_of_another_writer_is_understood(qos: int, retain: bool, dup: 
         assert hot_packets.publish(head, b"\x07payload\xff", packet_id, retain=retain, properties=properties) == data
 
 
+@pytest.mark.parametrize("size", [1, 255, 256, 300, 511, 512, 65_535])
+@pytest.mark.parametrize("qos", [0, 1])
+def test_a_topic_of_any_length_is_understood(size: int, qos: int) -> None:
+    """Both bytes of its length count."""
+    topic = b"t" * size
+    data = packet(0x30 | qos << 1, text(topic) + (b"\x12\x34" if qos else b"") + b"payload")
+    assert _take(data) == ([(topic, b"payload", 0x1234 if qos else 0, False)], len(data), len(data))
+
+
 @pytest.mark.parametrize(
     ("begun", "known"),
     [
