@@ -220,7 +220,7 @@ class Outbox:
             if self._held >= self._max_memory // 2:
                 self._check_room()
         link = self._link
-        before_sending = self._commit_interval == 0 and self._store_open and not self._stopping
+        before_sending = self._commit_interval == 0 and self._store_open
         free = (
             link is not None
             and link.connected
@@ -250,7 +250,6 @@ class Outbox:
         link = self._link
         if link is not None and link.connected:
             self._acknowledged_at_link = self._acknowledged
-            self._read_anew()
             self._pump()
             return
         if self._in_flight:
@@ -367,8 +366,7 @@ class Outbox:
             self._arm_timer()
         else:
             self._backlog[entry.stream] += 1
-            self._sent_rows.discard(entry.row)
-            self._read_anew()
+            self._sent_rows.discard(entry.row)  # and read anew when the pause ends
         self._pause(entry.stream)
         self._pump_soon()
 
@@ -386,7 +384,6 @@ class Outbox:
             entry.aside = why
             return
         if entry.row is not None and not self._store_open:  # the disk is away, with its row
-            self._sent_rows.add(entry.row)
             self._aside_later.append((entry, why))
             self._pump_soon()
             return
@@ -523,7 +520,6 @@ class Outbox:
             self._delivered_rows.append(row.id)
             self._lower_backlog(row.stream)
             self._counters.dropped["row_damaged"] += 1
-            self._row_breaks.pop(row.id, None)
             self._arm_timer()
 
     def _take_back(self) -> None:

@@ -601,6 +601,12 @@ def test_a_file_that_was_replaced_is_not_read_by_its_old_numbers(path: Path) -> 
     for beside in ("-wal", "-shm"):
         path.with_name(path.name + beside).unlink(missing_ok=True)
     bench.outbox.offer("m/b", "edge/m/b", b'{"id":"m/b/x","seq":1}', priority=PRIORITY_ROUTINE, receipt=None)
+    on_wire = sum(len(sent.payload) + len(sent.topic) + MEMORY_OVERHEAD_BYTES for sent in bench.link.wire)
+    while not bench.counters.errors["outbox_damaged"]:
+        bench.wait(0.1)
+    marks = 2 * len(',"delayed":true')
+    new = len('{"id":"m/b/x","seq":1}') + len("edge/m/b") + MEMORY_OVERHEAD_BYTES
+    assert bench.outbox.memory_bytes == on_wire - marks + new, "what is in flight is in memory alone now"
     bench.wait(5.0)
     for _ in range(20):
         bench.acknowledge_all()

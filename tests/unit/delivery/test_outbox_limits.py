@@ -114,6 +114,31 @@ def test_sources_wait_at_half_of_the_memory_and_go_on_below_a_quarter(spare: int
     assert heard == [True, False]
 
 
+def test_half_of_the_memory_is_committed_before_its_time_when_a_byte_more_is_taken(path: Path) -> None:
+    """At half itself the interval holds."""
+    for memory, commits in ((4 * SIZE, 0), (4 * SIZE - 2, 1)):
+        bench = OutboxBench(path, memory=memory, commit_interval=60.0)
+        bench.offer()
+        bench.offer()
+        bench.work()
+        assert bench.store is not None
+        assert bench.store.commits == commits
+        bench.store.store.close()
+
+
+@pytest.mark.parametrize("interval", [0.1, 0.5, 3.0])
+def test_what_has_no_link_is_written_after_the_interval(path: Path, interval: float) -> None:
+    """Be it short or long; and not before."""
+    bench = OutboxBench(path, commit_interval=interval)
+    bench.offer()
+    bench.loop.advance(interval - 0.01)
+    bench.work()
+    assert bench.outbox.stored_rows == 0
+    bench.loop.advance(0.02)
+    bench.work()
+    assert bench.outbox.stored_rows == 1
+
+
 # --- a disk that fails ------------------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,7 @@ def test_a_row_that_is_refused_for_good_leaves_the_queue_on_disk(path: Path) -> 
     assert (bench.outbox.queued, bench.outbox.stored_rows, bench.outbox.memory_bytes) == (0, 0, 0)
     assert [json.loads(row["payload"])["id"] for row in _rows(path, "quarantine")] == [names[1], names[3]]
     assert _rows(path, "entry") == []
+    assert bench.outbox._sent_rows == set(), "numbers that nothing will ask for again"
 
 
 def test_without_a_disk_its_number_and_the_latest_are_left() -> None:
@@ -113,6 +114,7 @@ def test_without_a_disk_what_waits_for_a_place_is_sent_when_one_is_set_aside() -
     bench.link_up()
     bench.offer("bad")
     good = bench.offer("good")
+    bench.work()
     bench.link.acknowledge(accept=False)
     bench.work()
     assert bench.on_wire == [good]
@@ -124,9 +126,94 @@ def test_with_a_disk_what_waits_for_a_place_is_sent_when_one_is_set_aside(path: 
     bench.link_up()
     bench.offer("bad")
     good = bench.offer("good")
+    bench.work()
     bench.link.acknowledge(accept=False)
     bench.work()
     assert bench.on_wire == [good]
+
+
+def test_what_is_on_its_way_to_the_quarantine_is_not_safe_yet(path: Path) -> None:
+    """A process that ended now would lose it."""
+    bench = _bench(path)
+    bench.link_up()
+    bench.offer("bad")
+    bench.link.acknowledge(accept=False)
+    assert not bench.outbox.is_safe
+    bench.work()
+    assert bench.outbox.is_safe
+
+
+def test_in_memory_it_goes_at_once_while_the_disk_is_away(path: Path) -> None:
+    """There is nowhere to keep it; its reading is released and its place given free."""
+    bench = _bench(path, window=1)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.offer("good")
+    bench.wait(1.2)
+    bench.link_up()
+    bench.acknowledge_all()
+    bad = bench.offer("bad", receipt=True)
+    bench.link.acknowledge(accept=False)
+    assert bench.released == [bad]
+    assert bench.counters.dropped == {"unsendable": 1}
+    assert (bench.outbox.queued, bench.outbox.memory_bytes) == (0, 0)
+
+
+def test_a_row_that_waits_for_the_disk_gives_its_place_in_flight_to_others(path: Path) -> None:
+    """And another of its stream waits behind what is on the disk, as ever."""
+    bench = _bench(path, window=1)
+    bench.offer("bad")
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.store is not None
+    bench.store.fault = "before"
+    other = bench.offer("other")
+    bench.wait(1.2)
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    assert bench.on_wire == [other]
+
+
+def test_a_row_whose_quarantine_failed_holds_up_its_stream_until_the_disk_is_back(path: Path) -> None:
+    """It is still the first of its stream; and what is no longer unsendable then is delivered in its order."""
+    verdicts = {"edge/bad": WHY}
+    bench = OutboxBench(path, window=4, unsendable=lambda topic, _: verdicts.get(topic))
+    names = [bench.offer("bad")]
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    names.append(bench.offer("bad"))
+    bench.work()
+    assert bench.on_wire == []
+    verdicts.clear()  # another broker has taken over, which takes it
+    bench.store.fault = ""
+    for _ in range(10):
+        bench.wait(1.0)
+        bench.acknowledge_all()
+    assert bench.arrived == names
+    assert bench.counters.dropped == {}
+
+
+def test_one_whose_quarantine_failed_keeps_its_place_in_memory(path: Path) -> None:
+    """Before those that were made after it."""
+    verdicts = {"edge/bad": WHY}
+    bench = OutboxBench(path, window=1, unsendable=lambda topic, _: verdicts.get(topic))
+    bench.link_up()
+    names = [bench.offer("bad") for _ in range(3)]
+    bench.work()
+    assert bench.store is not None
+    bench.store.fault = "before"
+    verdicts_before = dict(verdicts)
+    bench.link.acknowledge(accept=False)
+    verdicts.clear()
+    bench.work()
+    assert verdicts_before
+    bench.acknowledge_all()
+    assert sorted(bench.arrived) == sorted(names)
+    assert bench.arrived.index(names[0]) < bench.arrived.index(names[2])
 
 
 def test_what_is_refused_for_good_while_its_commit_is_under_way_goes_as_a_row(path: Path) -> None:

@@ -1,0 +1,587 @@
+"""Courses of events in which one forgotten step of the outbox would show: twice, late, out of order, or never."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.delivery.outbox import PRIORITY_ROUTINE
+from edge_runtime.readings import Receipt
+from tests.support.outbox_bench import OutboxBench
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the file will be."""
+    return tmp_path / "outbox.db"
+
+
+def _note_calls(bench: OutboxBench, name: str) -> list[float]:
+    """When the disk is asked for this from now on."""
+    asked: list[float] = []
+    assert bench.store is not None
+    ask = getattr(bench.store, name)
+
+    def noting(*arguments: Any) -> None:
+        asked.append(bench.loop.now)
+        ask(*arguments)
+
+    setattr(bench.store, name, noting)
+    return asked
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_prediction_does_not_overtake_one_that_waits_for_a_place() -> None:
+    """Though a place is free at the moment when it is made."""
+    bench = OutboxBench(None, window=1)
+    bench.link_up()
+    names = [bench.offer(), bench.offer()]
+    bench.work()
+    bench.link.acknowledge()
+    names.append(bench.offer())  # before the loop has come to the one that waits
+    bench.work()
+    assert bench.on_wire == [names[1]]
+    bench.acknowledge_all()
+    assert bench.arrived == names
+
+
+def test_rows_that_were_in_flight_go_first_when_the_link_is_back(path: Path) -> None:
+    """Before those that were read from the disk already and not sent."""
+    bench = OutboxBench(path, window=4)
+    names = [bench.offer() for _ in range(20)]
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.on_wire == names[:3]
+    bench.link_down()
+    bench.link_up()
+    assert bench.on_wire == names[:3]
+    bench.acknowledge_all()
+    assert bench.arrived == names
+    bench.wait(3.0)
+    assert (bench.outbox.queued, bench.outbox._sent_rows) == (0, set())
+
+
+def test_entries_that_were_in_flight_go_in_their_old_order_when_the_link_is_back() -> None:
+    """Also when they were acknowledged out of order, and before what waited meanwhile."""
+    bench = OutboxBench(None, window=3)
+    bench.link_up()
+    names = [bench.offer() for _ in range(5)]
+    bench.link.wire.rotate(1)  # the broker acknowledges the third first
+    bench.link.acknowledge()
+    bench.work()
+    bench.link_down()
+    names.append(bench.offer())
+    bench.link_up()
+    bench.acknowledge_all()
+    assert bench.arrived == [names[2], names[0], names[1], *names[3:]]
+    assert [document["seq"] for document in bench.link.arrived if document.get("delayed")] == [1, 2, 4, 6]
+
+
+def test_a_row_that_was_refused_is_read_again_after_its_pause(path: Path) -> None:
+    """Though other rows were read from behind it meanwhile."""
+    bench = OutboxBench(path, window=4)
+    bad = bench.offer("bad")
+    good = [bench.offer("good") for _ in range(10)]
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.on_wire[0] == bad
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    bench.acknowledge_all()
+    assert bench.arrived == good
+    bench.wait(4.5)
+    assert bench.on_wire == []
+    bench.wait(1.0)
+    assert bench.on_wire == [bad]
+    bench.acknowledge_all()
+    bench.wait(3.0)
+    assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 0)
+
+
+# --- once -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_acknowledged_while_its_commit_is_under_way_is_not_sent_again(path: Path) -> None:
+    """Its row is deleted at once, and its memory counted once."""
+    bench = OutboxBench(path)
+    bench.link_up()
+    name = bench.offer(receipt=True)
+    bench.loop.advance(1.1)
+    bench.link.acknowledge()
+    bench.work()
+    assert bench.outbox.memory_bytes == 0
+    assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 1)
+    bench.wait(3.0)
+    bench.link_down()
+    bench.link_up()
+    assert bench.on_wire == []
+    assert bench.arrived == bench.released == [name]
+    assert (bench.outbox.stored_rows, bench.outbox.memory_bytes, bench.outbox._sent_rows) == (0, 0, set())
+
+
+def test_a_reading_of_two_models_is_released_once_by_each(path: Path) -> None:
+    """The commit of one prediction releases it, and its acknowledgement no second time."""
+    bench = OutboxBench(path)
+    bench.link_up()
+    done: list[str] = []
+    receipt = Receipt(lambda: done.append("acknowledged"))
+    receipt.hold()  # by the other model, which is still at it
+    bench.outbox.offer("m/a", "edge/m/a", b'{"id":"x","seq":1}', priority=PRIORITY_ROUTINE, receipt=receipt)
+    bench.wait(2.0)
+    assert receipt.holds == 1
+    bench.acknowledge_all()
+    assert (receipt.holds, done) == (1, [])
+
+
+def test_many_predictions_that_wait_are_looked_at_once_in_a_wake_up() -> None:
+    """A burst of acknowledgements costs one pass; where nothing waits, none."""
+    bench = OutboxBench(None, window=50)
+    bench.link_up()
+    for _ in range(100):
+        bench.offer()
+    bench.work()
+    served = bench.loop.served
+    bench.link.acknowledge(50)
+    bench.work()
+    assert bench.loop.served == served + 1
+    assert len(bench.link.wire) == 50
+    bench.link.acknowledge(50)
+    bench.work()
+    assert bench.loop.served == served + 1
+
+
+def test_rows_are_asked_for_once_however_often_the_outbox_looks(path: Path) -> None:
+    """While the disk has not answered yet; and without a link not at all."""
+    bench = OutboxBench(path)
+    for _ in range(3):
+        bench.offer()
+    bench.wait(2.0)
+    asked = _note_calls(bench, "fetch")
+    bench.offer("m/b")
+    bench.wait(2.0)
+    bench.outbox.link_changed()
+    assert asked == []
+    bench.link.connected = True
+    bench.outbox.link_changed()
+    for _ in range(4):
+        bench.offer("m/b")
+        bench.loop.settle()
+    assert len(asked) == 1
+
+
+def test_a_dead_disk_and_a_live_link_do_not_keep_the_loop_busy(path: Path) -> None:
+    """Rows that cannot be read are not asked for again and again."""
+    bench = OutboxBench(path)
+    for _ in range(5):
+        bench.offer()
+    bench.wait(2.0)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.link_up()
+    bench.wait(10.0)
+    before = bench.loop.served
+    bench.wait(40.0)
+    assert bench.loop.served - before < 20
+
+
+def test_a_link_that_takes_no_row_leaves_it_where_it_is(path: Path) -> None:
+    """It breaks in the moment of sending: the row is sent when it is back, in its place."""
+    bench = OutboxBench(path)
+    names = [bench.offer() for _ in range(5)]
+    bench.wait(2.0)
+    take = bench.link.publish
+    tries: list[str] = []
+
+    def refuse(topic: str, *_: Any, **__: Any) -> bool:
+        tries.append(topic)
+        return False
+
+    bench.link.publish = refuse  # type: ignore[method-assign]
+    bench.link_up()
+    assert 1 <= len(tries) < 5
+    bench.link.publish = take  # type: ignore[method-assign]
+    bench.link_down()
+    bench.link_up()
+    bench.acknowledge_all()
+    assert bench.arrived == names
+
+
+# --- a clean stop -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_commits_what_waits_though_nothing_else_happens(path: Path) -> None:
+    """Without a link, long before its time."""
+    bench = OutboxBench(path, commit_interval=3600.0)
+    asked = _note_calls(bench, "open")
+    bench.offer(receipt=True)
+    bench.work()
+    bench.outbox.drain()
+    assert not bench.outbox.is_safe
+    bench.work()
+    assert bench.outbox.is_safe
+    assert (len(bench.released), bench.outbox.stored_rows, asked) == (1, 1, [])
+
+
+def test_a_stop_sends_nothing_more_from_the_disk(path: Path) -> None:
+    """What is sent at the last moment would come a second time after the next start."""
+    bench = OutboxBench(path, window=4)
+    names = [bench.offer() for _ in range(10)]
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.on_wire == names[:3]
+    bench.outbox.drain()
+    bench.work()
+    bench.link.acknowledge(2)
+    bench.wait(1.0)
+    assert bench.on_wire == names[2:3]
+    assert bench.outbox.is_safe
+    assert bench.outbox.stored_rows == 8
+
+
+def test_a_row_is_not_safe_to_leave_while_its_deletion_is_under_way(path: Path) -> None:
+    """A process that ended now would send it again."""
+    bench = OutboxBench(path)
+    bench.link_up()
+    bench.offer()
+    bench.wait(2.0)
+    bench.link.acknowledge()
+    bench.loop.advance(1.1)  # the deletion is asked for
+    assert not bench.outbox.is_safe
+    bench.work()
+    assert bench.outbox.is_safe
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_is_offered_after_the_stop_has_begun_is_safe_too(path: Path, is_linked: bool) -> None:
+    """The last readings are still on their way through the models then."""
+    bench = OutboxBench(path, commit_interval=60.0, window=1)
+    if is_linked:
+        bench.link_up()
+    bench.outbox.drain()
+    bench.work()
+    for _ in range(3):
+        bench.offer(receipt=True)
+        bench.work()
+    assert bench.outbox.is_safe
+    assert len(bench.released) == 3
+    assert bench.outbox.stored_rows == 3
+
+
+def test_with_interval_zero_nothing_is_sent_before_it_is_written_during_a_stop_either(path: Path) -> None:
+    """It is written, and goes with the next start."""
+    bench = OutboxBench(path, commit_interval=0.0)
+    bench.link_up()
+    bench.outbox.drain()
+    bench.work()
+    bench.offer()
+    assert bench.on_wire == []
+    bench.work()
+    assert bench.outbox.is_safe
+    assert bench.outbox.stored_rows == 1
+
+
+# --- a link that keeps ending -----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_beside_one_that_is_suspected() -> None:
+    """Neither while the first of a link that keeps ending is tried, nor when one that has ended it is tried again."""
+    bench = OutboxBench(None, window=4)
+    bench.link_up()
+    first, second = bench.offer("m/a"), bench.offer("m/b")
+    for _ in range(3):
+        assert bench.on_wire == [first, second]
+        bench.link_down()
+        bench.link_up()
+    assert bench.on_wire == [first]
+    third = bench.offer("m/c")
+    bench.work()
+    assert bench.on_wire == [first], "one at a time"
+    for _ in range(3):
+        bench.link_down()
+        bench.link_up()
+        assert bench.on_wire == [second, third], "the first pauses, and none of these is suspected"
+    bench.acknowledge_all()
+    bench.wait(5.1)
+    assert bench.on_wire == [first]
+    fourth = bench.offer("m/d")
+    bench.work()
+    assert bench.on_wire == [first]
+    bench.acknowledge_all()
+    assert bench.arrived == [second, third, first, fourth]
+    assert bench.outbox.quarantine.count == 0
+
+
+def test_an_acknowledgement_opens_the_window_again() -> None:
+    """After losses without any, in which one at a time was sent."""
+    bench = OutboxBench(None, window=4)
+    bench.link_up()
+    names = [bench.offer(f"m/{number}") for number in range(8)]
+    for _ in range(3):
+        bench.link_down()
+        bench.link_up()
+    assert bench.on_wire == names[:1]
+    bench.link.acknowledge()
+    bench.work()
+    assert bench.on_wire == names[1:5]
+
+
+def test_losses_of_a_link_over_which_something_was_acknowledged_are_no_suspicion() -> None:
+    """A link that carries one prediction each time is a bad link, and no bad prediction."""
+    bench = OutboxBench(None, window=4)
+    for _ in range(10):
+        for number in range(5):
+            bench.offer(f"m/{number}")
+        bench.link_up()
+        assert len(bench.link.wire) == 4
+        bench.link.acknowledge()
+        bench.work()
+        bench.link_down()
+    assert bench.outbox.quarantine.count == 0
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_refused_says_that_it_comes_late() -> None:
+    """It has waited for its broker."""
+    bench = OutboxBench(None)
+    bench.link_up()
+    bench.offer()
+    bench.link.acknowledge(accept=False)
+    bench.wait(5.1)
+    bench.acknowledge_all()
+    assert bench.link.arrived[0]["delayed"] is True
+
+
+def test_a_refusal_gives_its_place_to_another_stream() -> None:
+    """At once, though nothing else happens."""
+    bench = OutboxBench(None, window=1)
+    bench.link_up()
+    bench.offer("m/a")
+    other = bench.offer("m/b")
+    bench.work()
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    assert bench.on_wire == [other]
+
+
+def test_refusals_of_one_stream_are_no_pause_of_another() -> None:
+    """Each has its own, and its own end."""
+    bench = OutboxBench(None, window=4)
+    bench.link_up()
+    first = bench.offer("m/a")
+    bench.link.acknowledge(accept=False)
+    bench.wait(2.0)
+    second = bench.offer("m/b")
+    bench.work()
+    bench.link.acknowledge(accept=False)
+    bench.wait(3.1)
+    assert bench.on_wire == [first]
+    bench.acknowledge_all()
+    bench.wait(1.5)
+    assert bench.on_wire == []
+    bench.wait(0.6)
+    assert bench.on_wire == [second]
+
+
+def test_without_a_disk_the_readings_of_a_refused_stream_are_released() -> None:
+    """Or those behind them, of every stream, would wait for it."""
+    bench = OutboxBench(None, window=2)
+    bench.link_up()
+    names = [bench.offer(receipt=True), bench.offer(receipt=True), bench.offer("m/b", receipt=True)]
+    bench.work()
+    bench.link.acknowledge(2, accept=False)
+    bench.work()
+    assert bench.on_wire == [names[2]]
+    assert bench.released == names[:2]
+    assert bench.outbox.queued == 3
+
+
+def test_with_a_disk_the_reading_of_a_refused_stream_is_released_by_the_commit(path: Path) -> None:
+    """A crash before it would lose the prediction."""
+    bench = OutboxBench(path)
+    bench.link_up()
+    name = bench.offer(receipt=True)
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    bench.wait(0.5)
+    assert bench.released == []
+    bench.wait(1.0)
+    assert bench.released == [name]
+
+
+# --- streams with rows ------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_whose_rows_are_all_in_flight_goes_on_live(path: Path) -> None:
+    """It does not wait for the rows of others; until then it does wait for its own."""
+    bench = OutboxBench(path, window=8)
+    rows = [bench.offer("m/a") for _ in range(2)]
+    for _ in range(300):
+        bench.offer("m/b")
+    bench.wait(2.0)
+    bench.link.connected = True
+    bench.outbox.link_changed()
+    bench.loop.settle()
+    live = bench.offer("m/a")
+    assert bench.on_wire == []
+    bench.work()
+    assert bench.on_wire[:2] == rows
+    bench.link.acknowledge(2)
+    bench.loop.settle()  # the disk has not worked since
+    later = bench.offer("m/a")
+    assert [name for name in bench.on_wire if name.startswith("m/a")] == [live, later]
+
+
+def test_no_row_of_a_refused_stream_is_sent_during_its_pause(path: Path) -> None:
+    """Nor does it hold up those behind it."""
+    bench = OutboxBench(path, window=4)
+    bad = [bench.offer("bad")]
+    good = [bench.offer("good") for _ in range(5)]
+    bad.append(bench.offer("bad"))
+    good += [bench.offer("good") for _ in range(5)]
+    bench.wait(2.0)
+    bench.link_up()
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    bench.acknowledge_all()
+    assert bench.arrived == good
+    bench.wait(6.0)
+    assert bench.on_wire == bad
+
+
+def test_rows_that_are_read_while_the_link_is_lost_are_not_sent_in_the_place_of_older_ones(path: Path) -> None:
+    """A portion from the middle arrives when everything has to begin anew."""
+    bench = OutboxBench(path, window=4)
+    names = [bench.offer() for _ in range(200)]
+    bench.wait(2.0)
+    asked = _note_calls(bench, "fetch")
+    bench.link_up()
+    while len(asked) < 2:
+        bench.link.acknowledge()
+        bench.loop.settle()
+    bench.link.break_down()
+    bench.outbox.link_changed()
+    bench.link.connected = True
+    bench.outbox.link_changed()
+    bench.work()
+    for _ in range(300):
+        bench.acknowledge_all()
+        bench.wait(0.1)
+        if not bench.outbox.queued:
+            break
+    assert bench.arrived == names
+
+
+def test_what_was_delivered_while_the_disk_was_away_holds_nothing_up_when_it_is_back(path: Path) -> None:
+    """Its row is still there, and is deleted in time; it is none that has to go first."""
+    bench = OutboxBench(path)
+    first = bench.offer()
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.on_wire == [first]
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.link.acknowledge()
+    bench.wait(1.2)  # its deletion fails
+    bench.store.fault = ""
+    while bench.outbox.state != "ok":
+        bench.wait(0.1)
+    live = bench.offer()
+    bench.loop.settle()
+    bench.work()
+    assert bench.on_wire == [live]
+    bench.acknowledge_all()
+    bench.wait(3.0)
+    assert bench.arrived == [first, live]
+    assert (bench.outbox.queued, bench.outbox.stored_rows, bench.outbox._sent_rows) == (0, 0, set())
+
+
+def _change_row(path: Path, number: int) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE entry SET crc = crc + 1 WHERE id = ?", (number,))
+        connection.commit()
+
+
+def test_a_row_that_the_disk_has_changed_is_counted_once_and_deleted_in_time(path: Path) -> None:
+    """However often the rows are read before that, and though nothing else is to be written."""
+    bench = OutboxBench(path, commit_interval=20.0)
+    bench.offer("m/a")
+    bench.offer("bad")
+    bench.wait(25.0)
+    _change_row(path, 1)
+    bench.link_up()
+    bench.link.acknowledge(accept=False)
+    bench.wait(5.5)  # the rows are read again
+    assert bench.on_wire == ["bad/2"]
+    live = bench.offer("m/a")
+    assert bench.on_wire == ["bad/2", live], "it is none that has to go first"
+    assert bench.counters.dropped == {"row_damaged": 1}
+    assert bench.outbox.stored_rows == 2
+    bench.acknowledge_all()
+    bench.wait(30.0)
+    assert bench.outbox.stored_rows == 0
+    assert bench.counters.dropped == {"row_damaged": 1}
+
+
+def test_a_row_that_the_disk_has_changed_is_deleted_though_it_is_the_only_one(path: Path) -> None:
+    """Nothing is acknowledged that would have something written."""
+    bench = OutboxBench(path)
+    bench.offer()
+    bench.wait(2.0)
+    _change_row(path, 1)
+    bench.link_up()
+    bench.wait(3.0)
+    assert bench.counters.dropped == {"row_damaged": 1}
+    assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 0)
+
+
+# --- one that the link does not take ----------------------------------------------------------------------------------
+
+
+def test_what_the_link_does_not_take_is_not_overtaken_by_the_next_of_its_stream() -> None:
+    """Others go."""
+    bench = OutboxBench(None, window=4)
+    names = [bench.offer("m/a"), bench.offer("m/a"), bench.offer("m/b")]
+    take = bench.link.publish
+    tries: list[str] = []
+
+    def refuse_the_first(topic: str, payload: bytes, **named: Any) -> bool:
+        tries.append(topic)
+        return len(tries) > 1 and take(topic, payload, **named)
+
+    bench.link.publish = refuse_the_first  # type: ignore[method-assign]
+    bench.work()
+    bench.link.connected = True
+    bench.outbox.link_changed()
+    assert bench.on_wire == [names[2]]
+    bench.offer("m/c")  # has it look again
+    bench.work()
+    bench.acknowledge_all()
+    assert bench.arrived[:3] == [names[2], *names[:2]]
+
+
+@pytest.mark.parametrize("with_disk", [False, True])
+def test_one_that_is_suspected_is_sent_only_when_nothing_else_is_in_flight(path: Path, with_disk: bool) -> None:
+    """Or the next end of the link would say nothing about it."""
+    bench = OutboxBench(path if with_disk else None, window=4)
+    suspect = bench.offer("m/a")
+    if with_disk:
+        bench.wait(2.0)
+    bench.link_up()
+    for _ in range(3):
+        assert bench.on_wire == [suspect]
+        bench.link_down()
+        bench.link_up()
+    assert bench.on_wire == []
+    other = bench.offer("m/b")
+    bench.wait(6.0)
+    assert bench.on_wire == [other]
+    bench.acknowledge_all()
+    bench.wait(0.1)
+    bench.acknowledge_all()
+    assert bench.arrived == [other, suspect]
