@@ -107,7 +107,7 @@ class Rejections:
 
 def shortened(frame: bytes | str) -> str:
     """The beginning of a frame as text that can be printed."""
-    text = frame if isinstance(frame, str) else frame[: 2 * MOST_SAMPLE].decode("utf-8", "backslashreplace")
+    text = frame if isinstance(frame, str) else frame[: 4 * MOST_SAMPLE + 4].decode("utf-8", "backslashreplace")
     shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
     return shown if len(shown) <= MOST_SAMPLE else shown[: MOST_SAMPLE - 1] + "…"
 

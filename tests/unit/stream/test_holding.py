@@ -173,3 +173,41 @@ def test_windows_that_are_given_up_hold_nothing() -> None:
     stream.push(["a", "b", "a"])
     stream.holding.release_all()
     assert sorted(stream.acknowledged) == [0, 1, 2]
+
+
+def test_a_reading_between_two_windows_is_given_back_when_it_comes() -> None:
+    """The last of them too, and not with the next one."""
+    stream = _Stream(2, 5)
+    stream.push([None] * 2)
+    stream.safe()
+    for number in range(2, 5):
+        stream.push([None])
+        assert stream.acknowledged == list(range(number + 1))
+
+
+def test_a_message_of_several_windows_is_acknowledged_with_the_last_of_them() -> None:
+    """After a start as before the stop: each window that held it holds it again."""
+    back = OwedReceipts()
+    acknowledged: list[str] = []
+    first, second = back.hold(7), back.hold(7)
+    assert first is second
+    assert first is not None
+    again = Receipt(lambda: acknowledged.append("again"))
+    first.pass_on(again)
+    again.release()
+    first.release()
+    assert acknowledged == []
+    first.release()
+    assert acknowledged == ["again"]
+
+
+def test_what_is_owed_nothing_has_no_number() -> None:
+    """No receipt, and one that is released already; each other one keeps the number that it was given."""
+    owed = OwedReceipts()
+    gone = Receipt(lambda: None)
+    gone.release()
+    one, two = Receipt(lambda: None), Receipt(lambda: None)
+    assert [owed.number(each) for each in (None, gone, one, two, one)] == [-1, -1, 0, 1, 0]
+    assert [owed.known(each) for each in (gone, one, two)] == [None, 0, 1]
+    assert owed.hold(-1) is None
+    assert owed.held(0) is None

@@ -90,6 +90,27 @@ def test_a_value_that_is_too_old_makes_no_reading() -> None:
     assert bench.made == [("a", [2, 5])]
 
 
+def test_a_value_of_just_the_age_is_used() -> None:
+    """The age counts from the moment at which the value came, and not from the start."""
+    bench = Bench("any", max_age=10)
+    bench.now = 100.0
+    bench.say(("a", 1, NAN))
+    bench.now = 110.0
+    bench.say(("a", NAN, 5))
+    assert bench.made == [("a", [1, 5])]
+    bench.now = 110.25
+    bench.say(("a", NAN, 6))
+    assert bench.made == [("a", [1, 5])]
+    assert bench.stale == ["expected values at most 10 s old, found `t` of 10.2 s ago"]
+
+
+def test_a_message_without_a_value_makes_no_reading() -> None:
+    """What is held is not said again."""
+    bench = Bench("any")
+    bench.say(("a", 1, 5), ("a", NAN, NAN), ("a", 2, NAN))
+    assert bench.made == [("a", [1, 5]), ("a", [2, 5])]
+
+
 def test_a_source_may_be_what_makes_a_reading() -> None:
     """`when` names a part: only what that part brings makes one."""
     bench = Bench("power")

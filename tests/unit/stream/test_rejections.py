@@ -13,7 +13,7 @@ from edge_runtime.readings import Batch, Receipt
 from edge_runtime.stream.codecs import make_decoder
 from edge_runtime.stream.contract import Contract
 from edge_runtime.stream.framing import CobsFramer, LineFramer
-from edge_runtime.stream.rejections import Rejections
+from edge_runtime.stream.rejections import Rejections, shortened
 from edge_runtime.stream.sources.mqtt import MqttSource, MqttSourceTable
 from edge_runtime.system.counters import Counters
 from tests.support.tables import table
@@ -187,3 +187,78 @@ def test_no_reading_is_refused_by_a_bare_count() -> None:
         if "rejected[" in line and "+=" in line and path.name not in reporting
     ]
     assert bare == []
+
+
+def test_the_first_frame_is_shown_as_every_other(rig: Rig) -> None:
+    """And where a frame is not at hand any more, what was kept of it."""
+    assert rig.decode(b"{")["malformed"]["sample"] == "{"
+    rig.counters.reject("stale", frame=2, sample=b"kept")
+    rig.report.report((b"one", b"two"), lambda _: "s/x")
+    assert rig.counters.last_rejected["stale"]["sample"] == "kept"
+    assert rig.counters.last_rejected["stale"]["where"] == "s/x"
+
+
+def test_a_reason_without_an_explanation_is_its_own(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The word with blanks, and what to do; members of the frame are named only where a channel is missing."""
+    rig.report.refuse("out_of_range", "", where="s/x", frame=b'{"t": 1}')
+    assert caplog.records[-1].getMessage() == (
+        'source "climate": s/x: out of range: look at the sensor, its unit and the range in the bundle, or set `repair`'
+    )
+    assert caplog.records[-1].__dict__["fields"]["count"] == 1
+    rig.report.refuse("another_word", "", where="s/x", frame=b"")
+    assert caplog.records[-1].getMessage() == 'source "climate": s/x: another word'
+
+
+def test_a_message_that_says_what_to_set_needs_no_remedy(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """Two would be one too many."""
+    rig.report.refuse("bad_time", 'expected this, found that: set time_unit = "ms"', where="s", frame=b"")
+    assert caplog.records[-1].getMessage().endswith('found that: set time_unit = "ms"')
+
+
+@pytest.mark.parametrize(
+    ("frame", "found"),
+    [
+        (b'{"a1": 1, "b2": 2}', ", found `a1`, `b2`"),
+        (b'{"v": 1, "w": 1, "x": 1, "y": 1, "z": 1}', ", found `v`, `w`, `x`, `y`, `z`"),
+        (b'{"u": 1, "v": 1, "w": 1, "x": 1, "y": 1, "z": 1}', ", found `u`, `v`, `w`, `x`, `y`, …"),
+        (b'{"v": 1, "w": 1, "x": 1, "y": 1, "z": 1, "Humidity": 1}', ", found `Humidity`"),
+        (b'{"temperature": 1, "v": 1}', ", found `temperature`, `v`"),
+        (b'[{"v": 1}, {"w": 1}]', ", found `v`"),
+        (b"{}", ""),
+        (b"[]", ""),
+        (b"[1]", ""),
+        (b"17", ""),
+        (b"\xc1", ""),
+        (b"\x81\xa1v\x01", ", found `v`"),
+        ('{"v": 1}', ""),
+    ],
+)
+def test_the_members_of_a_frame_that_lacks_channels_are_named(rig: Rig, frame: Any, found: str) -> None:
+    """The nearest to what is missing, else the first five; nothing where a frame has none, or is a line of text."""
+    rig.report.refuse("missing_channel", "no `temperature`, `humidity`", where="s", frame=frame)
+    why = rig.counters.last_rejected["missing_channel"]["why"]
+    assert why == f"no `temperature`, `humidity`{found}"
+
+
+def test_what_was_found_is_said_once(rig: Rig) -> None:
+    """A codec that says it itself is left alone."""
+    rig.report.refuse("missing_channel", "no `t`, found `u`", where="s", frame=b'{"v": 1}')
+    assert rig.counters.last_rejected["missing_channel"]["why"] == "no `t`, found `u`"
+
+
+@pytest.mark.parametrize(
+    ("frame", "shown"),
+    [
+        (b"x" * 200, "x" * 200),
+        (b"x" * 201, "x" * 199 + "…"),
+        ("y" * 201, "y" * 199 + "…"),
+        (b"1,2\n\x00\xff", "1,2\\n\\x00\\xff"),
+        ("grün\t".encode(), "grün\\t"),
+        ("\U0001f321".encode() * 200, "\U0001f321" * 200),
+        ("\U0001f321".encode() * 201, "\U0001f321" * 199 + "…"),
+        ("\U0001f321".encode() * 500, "\U0001f321" * 199 + "…"),
+    ],
+)
+def test_a_sample_is_text_of_at_most_200_characters(frame: bytes | str, shown: str) -> None:
+    """What cannot be printed is written out, and what is cut off says so, however many bytes a character has."""
+    assert shortened(frame) == shown
