@@ -164,6 +164,7 @@ def test_a_wake_word_is_heard_three_times_and_not_a_fourth(
     scores = compare(found, bundle, frames[:, :, None, :])
     heard = [(row + 31) * program.HOP / program.RATE for row in np.flatnonzero(scores[:, 0] > 0.9)]
     spoken = json.loads((folder / "sww_short_test.json").read_text())[0]["detection_windows"]
+    assert len(spoken) == 3
     for begin, end in spoken:
         assert any(begin < moment < end + 0.5 for moment in heard), (begin, heard)
     assert all(any(begin < moment < end + 0.5 for begin, end in spoken) for moment in heard), heard

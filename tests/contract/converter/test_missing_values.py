@@ -21,6 +21,7 @@ from edge_runtime.bundle.manifest import Channel
 from edge_runtime.cli import main as runtime
 from edge_runtime.errors import CommandError
 from edge_runtime.http.oip_v2 import _json_values
+from edge_runtime.http.responses import HttpError
 from edge_runtime.stream.contract import Contract
 from tests.contract.converter.conftest import Convert
 
@@ -143,7 +144,7 @@ def test_http_takes_null_for_what_may_be_missing(tmp_path: Path) -> None:
     del tmp_path
     found = _json_values("window", b"[[1.5, null], [null, 2]]", lambda: None, gaps=True)
     np.testing.assert_array_equal(found, [[1.5, NAN], [NAN, 2.0]])
-    with pytest.raises(Exception, match="expected rows of numbers"):
+    with pytest.raises(HttpError, match="expected rows of numbers"):
         _json_values("window", b"[[1.5, null]]", lambda: None, gaps=False)
 
 

@@ -45,3 +45,4 @@ def test_a_folder_that_cannot_be_made_is_no_fault_of_the_claim(tmp_path: Path) -
     """The outbox itself says so, and tries again."""
     (tmp_path / "file").write_text("")
     Claim(tmp_path / "file" / "outbox.db", "press-07").release()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -175,7 +175,7 @@ def test_a_damaged_file_of_windows_is_no_fault(data: bytes, tmp_path_factory: py
     """Whatever stands in it, the daemon starts with empty windows."""
     folder = tmp_path_factory.mktemp("state")
     (folder / "d.windows").write_bytes(data)
-    StateFolder(folder, "d").take_windows()
+    assert StateFolder(folder, "d").take_windows() is None
 
 
 def test_two_devices_share_a_folder(tmp_path: Path) -> None:

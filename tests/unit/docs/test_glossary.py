@@ -82,5 +82,7 @@ def test_the_words_stand_in_order() -> None:
 
 def test_every_page_of_the_glossary_is_a_file() -> None:
     """Modules that the page names are there."""
-    for row in rows("## Words and classes"):
+    named = rows("## Words and classes")
+    assert named
+    for row in named:
         assert (house.ROOT / "edge_runtime" / Path(row[2].strip("`"))).is_file()

@@ -175,10 +175,12 @@ def test_a_page_may_ask_while_predictions_come() -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
+    seen = 0
     try:
-        for _ in range(300):
+        while seen < 300:  # the writer forgets all keys now and then
             for each in history.document()["keys"]:
                 assert len(each["counts"]) == MINUTES
+                seen += 1
     finally:
         ended.set()
         writer.join(30)

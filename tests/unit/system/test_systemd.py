@@ -74,6 +74,7 @@ def test_a_vanished_manager_does_no_harm(tmp_path: Path) -> None:
         notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "full")})
         for _ in range(2000):  # far more than a datagram queue holds
             notifier.watchdog()
+        assert listener.recv(100) == b"WATCHDOG=1"
 
 
 @pytest.mark.parametrize(
