@@ -12,7 +12,9 @@ import onnx
 from converter.graph.build import needed, rename, serialize
 from converter.graph.constants import settle_constants
 from converter.graph.int8 import separate
+from converter.graph.needless import drop_reshapes, name_outputs
 from converter.graph.shrink_trees import OPERATORS, drop_defaults, shrink_trees
+from converter.graph.unsigned import unsigned_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,9 @@ def _replace(
 
 
 _STEPS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
+    ("reshapes that change nothing", drop_reshapes),
+    ("nodes that only give a name", name_outputs),
+    ("values that int8 fuses badly", unsigned_values),
     ("lists of tree attributes that say nothing", _tree_lists),
     ("tree nodes that decide nothing", _tree_nodes),
     ("constants that are there twice", _equal_constants),
