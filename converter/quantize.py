@@ -20,6 +20,7 @@ import onnx
 from converter.graph.body_weights import inner_products, with_int8_weights
 from converter.graph.build import FLOAT, serialize
 from converter.graph.equalize import equalized
+from converter.graph.fuse import rectified_first, with_biases, with_rectifiers
 from converter.graph.shrink import compact
 from edge_runtime.bundle.manifest import INPUT_NAME, State
 from edge_runtime.errors import CommandError
@@ -220,9 +221,14 @@ def candidate(model: onnx.ModelProto, recipe: Recipe, calibration: Floats, state
             return _made(recipe, _float16(model))
         with tempfile.TemporaryDirectory(prefix="edge-convert-") as folder:
             before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
-            ready = onnx.shape_inference.infer_shapes(equalized(with_products(model), calibration))
+            ready = equalized(with_products(model), calibration)
+            if recipe.method == "int8":
+                ready = rectified_first(with_biases(ready))
+            ready = onnx.shape_inference.infer_shapes(ready)
             onnx.save_model(ready, before)
             nodes = [name for name in products_of(ready) if name not in recipe.spared]
+            if recipe.method == "int8":
+                nodes = with_rectifiers(ready, nodes)
             if not nodes:
                 quantised = ready
             else:
