@@ -1,9 +1,10 @@
 """The operators of TFLite, each as its ONNX counterpart. `OPERATORS` is the table; what is not in it is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.load.tflite_network import Network
 from edge_runtime.errors import CommandError
@@ -206,10 +207,14 @@ def _lstm(network: Network, operator: Any) -> None:
         raise CommandError(f"{network.place}: expected constant weights, found computed ones")
     table = [np.asarray(constants[index]) for index in absent]
     length, units = network.shape(x)[1], table[0].shape[0]
-    from_input = network.constant(np.concatenate(table[:4]).T)
-    from_before = network.constant(np.concatenate(table[4:8]).T)
-    bias = network.constant(np.concatenate(table[8:]))
+    columns = 4 * units
+    # The three gates of a sigmoid stand side by side, so that each step has one: every node costs a device.
+    from_input = network.constant(_gates(table[:4]).T)
+    from_before = network.constant(_gates(table[4:8]).T)
+    bias = network.constant(_gates(table[8:]))
     gates = network.node("Add", network.node("MatMul", network.value(x), from_input), bias)
+    flat = network.node("Reshape", gates, network.constant([-1, length * columns], np.int64))
+    fed = network.nodes("Split", length, flat, network.constant([columns] * length, np.int64), axis=1)
     names = [f"lstm_{operator.outputs[0]}_{part}" for part in ("output", "cell")]
     before, cell = (
         (network.held(name, index) for name, index in zip(names, inputs[18:20], strict=True))
@@ -217,23 +222,30 @@ def _lstm(network: Network, operator: Any) -> None:
         else ("", "")
     )
     steps = []
-    for step in range(length):
-        given = network.node("Gather", gates, network.constant(step, np.int64), axis=1)
-        if before:
-            given = network.node("Add", given, network.node("MatMul", before, from_before))
-        parts = network.nodes("Split", 4, given, network.constant([units] * 4, np.int64), axis=1)
-        enter, forget, output = (network.node("Sigmoid", parts[place]) for place in (0, 1, 3))
-        fresh = network.node("Mul", enter, network.node("Tanh", parts[2]))
+    for given in fed:
+        step = network.node("Add", given, network.node("MatMul", before, from_before)) if before else given
+        gated, plain = network.nodes("Split", 2, step, network.constant([3 * units, units], np.int64), axis=1)
+        opened = network.node("Sigmoid", gated)
+        enter, forget, output = network.nodes("Split", 3, opened, network.constant([units] * 3, np.int64), axis=1)
+        fresh = network.node("Mul", enter, network.node("Tanh", plain))
         cell = network.node("Add", network.node("Mul", forget, cell), fresh) if cell else fresh
         if options.cellClip > 0:
             limits = network.constant(-options.cellClip), network.constant(options.cellClip)
             cell = network.node("Clip", cell, *limits)
         before = network.node("Mul", output, network.node("Tanh", cell))
-        steps.append(network.node("Unsqueeze", before, network.constant([1], np.int64)))
+        steps.append(before)
     if length == 1:
         for name, value, index in zip(names, (before, cell), inputs[18:20], strict=True):
             network.hold(name, value, index)
-    network.give(operator.outputs[0], network.node("Concat", *steps, axis=1))
+    whole = network.node("Concat", *steps, axis=1) if length > 1 else steps[0]
+    whole = network.node("Reshape", whole, network.constant([-1, length, units], np.int64))
+    network.give(operator.outputs[0], whole)
+
+
+def _gates(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Weights of the gates enter, forget, cell and output, as enter, forget, output and cell."""
+    enter, forget, cell, output = parts
+    return np.concatenate([enter, forget, output, cell])
 
 
 _TANH = 4  # of TFLite's ActivationFunctionType
