@@ -66,6 +66,30 @@ def test_a_lent_answer_is_the_same_bits_until_the_next_one(draft: builders.Draft
             one, two = getattr(lent, name), getattr(owned, name)
             assert (one is None) == (two is None)
             assert one is None or (one.dtype, one.shape, one.tobytes()) == (two.dtype, two.shape, two.tobytes())
+        for one, two in zip(carry.parts or [], other.parts or [], strict=True):
+            assert (one.shape, one.tobytes()) == (two.shape, two.tobytes())
+
+
+def test_a_recurrent_model_goes_the_short_way_and_keeps_its_state_when_a_call_fails(tmp_path: Path) -> None:
+    """States are bound too; a call that fails leaves the stream where it was, and a new stream begins at zero."""
+    model = _load(builders.stateful(), tmp_path)
+    windows = _windows(3, *model.manifest.input.tensor_shape)
+    assert model._single is not None
+    carry = Carry()
+    model.run_borrowed(windows[:1], [carry])
+    before = [part.copy() for part in carry.parts or []]
+    assert any(part.any() for part in before)
+
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    call, model._single._call = model._single._call, fail
+    with pytest.raises(ModelError, match="no memory"):
+        model.run_borrowed(windows[1:2], [carry])
+    model._single._call = call
+    assert [part.tobytes() for part in carry.parts or []] == [part.tobytes() for part in before]
+    fresh, alone = model.run_borrowed(windows[2:], [Carry()]).arrays(), model.run(windows[2:]).arrays()
+    assert all(fresh[name].tobytes() == part.tobytes() for name, part in alone.items())
 
 
 def test_a_bound_call_goes_past_the_wrapper_where_it_knows_the_inside(tmp_path: Path) -> None:
