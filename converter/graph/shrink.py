@@ -29,12 +29,18 @@ class Saving:
         return f"{self.count:,} {self.what} ({self.bytes:,} bytes)"
 
 
-def shrunk(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
-    """A smaller model with the same answers, and the savings."""
+def shrunk(model: onnx.ModelProto, *, rearranged: bool = True) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
+    """A smaller model with the same answers, and the savings.
+
+    Args:
+        model: the graph.
+        rearranged: also without the nodes that only arrange values; onnxruntime may then join their neighbours, and
+            round otherwise, which the caller has to look at.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     savings = []
-    for what, step in _STEPS:
+    for what, step in (*(_REARRANGING if rearranged else ()), *_STEPS):
         before = len(serialize(copy))
         count = step(copy)
         saved = before - len(serialize(copy))
@@ -181,10 +187,13 @@ def _replace(
     return before - len(nodes) - len(constants)
 
 
-_STEPS: tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...] = (
+_Steps = tuple[tuple[str, Callable[[onnx.ModelProto], int]], ...]
+_REARRANGING: _Steps = (
     ("reshapes that change nothing", drop_reshapes),
     ("nodes that only give a name", name_outputs),
     ("values that int8 fuses badly", unsigned_values),
+)
+_STEPS: _Steps = (
     ("lists of tree attributes that say nothing", _tree_lists),
     ("tree nodes that decide nothing", _tree_nodes),
     ("constants that are there twice", _equal_constants),

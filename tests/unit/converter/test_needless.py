@@ -150,3 +150,17 @@ def test_names_that_bodies_read_and_inputs_that_are_outputs_stay() -> None:
     before = answers(model, 3)
     assert left(model)["Identity"] == 3
     assert answers(model, 3) == before
+
+
+def test_arranging_nodes_stay_where_that_is_asked_for() -> None:
+    """Without them onnxruntime may join other nodes and round otherwise; the rest is still left out."""
+    nodes = [
+        reshape("x", "copied", "a"), helper.make_node("Neg", ["a"], ["b"]), helper.make_node("Neg", ["a"], ["c"]),
+        helper.make_node("Add", ["b", "c"], ["d"]), helper.make_node("Identity", ["d"], ["y"]),
+    ]  # fmt: skip
+    model = model_of(nodes, "y", constants={"copied": CONSTANTS["copied"]})
+    kinds = [
+        Counter(node.op_type for node in shrunk(model, rearranged=rearranged)[0].graph.node)
+        for rearranged in (True, False)
+    ]
+    assert kinds == [{"Neg": 1, "Add": 1}, {"Reshape": 1, "Neg": 1, "Add": 1, "Identity": 1}]
