@@ -77,9 +77,9 @@ def test_a_layer_is_one_node(kind: str, per_channel: bool, tmp_path: Path) -> No
 
 def test_constants_that_are_added_one_after_the_other_become_one() -> None:
     """As behind a product whose channels were brought to one scale; another sum behind it stays."""
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "w": RNG.normal(size=(4, 5)).astype(np.float32), "a": RNG.normal(size=5).astype(np.float32),
-        "b": RNG.normal(size=(1, 5)).astype(np.float32), "c": np.float32([2.0]),
+        "b": RNG.normal(size=(1, 5)).astype(np.float32), "c": np.array([2.0], np.float32),
     }  # fmt: skip
     nodes = [
         helper.make_node("MatMul", ["window", "w"], ["p"], name="product"),

@@ -47,7 +47,7 @@ def left(model: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for node in model.graph.node)
 
 
-def reshape(value: str, sizes: str, result: str, **attributes: int) -> onnx.NodeProto:
+def reshape(value: str, sizes: str, result: str, **attributes: Any) -> onnx.NodeProto:
     """One reshape to sizes by their name."""
     return helper.make_node("Reshape", [value, sizes], [result], **attributes)
 
@@ -120,7 +120,8 @@ def test_of_two_reshapes_the_second_decides() -> None:
 @pytest.mark.parametrize("why", ["unknown shape", "another meaning of 0", "sizes that are computed"])
 def test_what_is_not_known_stays(why: str) -> None:
     """A reshape is left out only where its shape is certain."""
-    nodes, shape = [reshape("x", "copied", "a")], ("N", 3, 4)
+    shape: tuple[str | int, ...] = ("N", 3, 4)
+    nodes = [reshape("x", "copied", "a")]
     if why == "unknown shape":
         shape = ("N", "M", 4)
     elif why == "another meaning of 0":
