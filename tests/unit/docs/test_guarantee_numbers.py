@@ -18,7 +18,8 @@ from edge_runtime.delivery.outbox import PRIORITY_ROUTINE, Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.drift import monitor
 from edge_runtime.mqtt import connection, subscriptions, whole_socket
-from edge_runtime.stream import seen
+from edge_runtime.readings import Receipt
+from edge_runtime.stream import rate, seen
 from edge_runtime.system.counters import Counters
 from tests.support.stepped import SteppedLink, SteppedLoop, SteppedStore
 from tests.system.fleet.test_service import PROBES
@@ -28,9 +29,10 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "guarantees.md"
 _NO_FIGURE = re.compile(
     r"`[^`]*`|QoS 1|MQTT 5|MQTT 3\.1\.1|mosquitto 2\.0|set 5 wherever"
     r"|predictions come twice|are not used twice|two brokers|[Tt]wo starts|[Tt]wo readings|With 3\.1\.1 such"
+    r"|close its half|no half line"
 )
 _NUMBER = re.compile(
-    r"\d[\d.,]*\d|\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|thirteen|twice|minutes?|quarter|percent)\b",
+    r"\d[\d.,]*\d|\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|thirteen|twice|minutes?|half|third|quarter|fifth|tenth|percent|hours?|dozen)\b",
     re.IGNORECASE,
 )
 CONSTANTS = [
@@ -38,6 +40,7 @@ CONSTANTS = [
     ("Only a link that lasted 30 seconds", connection.STABLE_S, 30.0),
     ("tried again after 5 to 300 seconds", (outbox.REFUSED_FIRST_S, outbox.REFUSED_MOST_S), (5.0, 300.0)),
     ("again, after 5 to 600 seconds", (subscriptions.RETRY_FIRST_S, subscriptions.RETRY_MOST_S), (5.0, 600.0)),
+    ("by more than a tenth is reported", rate.TOLERANCE, 1.1),
     ("an attempt to connect ends after a minute", connection.CONNECT_PATIENCE_S, 60.0),
     ("the file is tried again within 30 seconds", outbox.REOPEN_MOST_S, 30.0),
     ("the newest three are kept", outbox_file.DAMAGED_FILES_KEPT, 3),
@@ -56,6 +59,9 @@ TRIED = [
     "within five percent of",
     "is found within twice",  # contract/core/test_connection.py::test_a_half_open_link_is_found_within_two_keep_alives
     "within one second of an unset clock",
+    "before its second window is full",  # unit/stream/test_rate.py::test_a_wrong_rate_is_known_before_the_second_window
+    "up to a third of lost readings",  # unit/stream/test_rate.py::test_lost_readings_are_no_wrong_rate
+    "unacknowledged readings take half of it",
     # unit/stream/test_memory_per_key.py
     "400 bytes a remembered reading",
     "a window of three numbers 1,500 bytes a key, and 3,200 bytes a key of a model",
@@ -112,6 +118,18 @@ def test_the_log_of_the_outbox_stays_within_five_percent_of_its_bound(max_bytes:
     file.close()
     assert pages * outbox_file.PAGE_BYTES <= 0.025 * max_bytes
     assert kept <= 0.025 * max_bytes
+
+
+def test_sources_are_held_once_unacknowledged_readings_take_half_of_the_memory() -> None:
+    """Not with the last prediction that fits in half of it, and with the next one."""
+    loop, said = SteppedLoop(), list[bool]()
+    box = Outbox(loop.as_loop, Counters(), store=None, commit_interval=1.0, max_memory_bytes=100_000)
+    box.on_full.append(said.append)
+    while not said:
+        assert box._held < 100_000
+        box.offer("m/a", "edge/m/a", bytes(500), priority=PRIORITY_ROUTINE, receipt=Receipt(lambda: None))
+        loop.settle()
+    assert 50_000 <= box._held < 51_000
 
 
 def test_two_starts_within_a_second_share_their_number_only_without_a_folder(
