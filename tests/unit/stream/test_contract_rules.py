@@ -327,6 +327,16 @@ def test_a_refusal_names_the_first_channel_that_is_at_fault(
     assert contract.explain(reason, values[0]) == text
 
 
+def test_a_category_that_may_be_missing_is_not_at_fault_when_it_is() -> None:
+    """Another channel is."""
+    channels = (Channel("room", categories=("hall", "lab"), missing="allowed"), Channel("t", "C", (-10.0, 50.0)))
+    contract = Contract(channels)
+    row = np.array([[NAN, 51.0]], np.float32)
+    assert contract.check(row, [None]) is not None
+    assert contract.explain("out_of_range", row[0]) == "`t`: expected -10 to 50, found 51"
+    assert contract.check(np.array([[NAN, 50.0]], np.float32), [None]) is None
+
+
 def test_a_limit_is_shown_as_it_was_written() -> None:
     """And not as the float32 that it becomes."""
     contract = Contract((Channel("t", "", (0.1, 1234567.0)),))
