@@ -426,7 +426,7 @@ def test_how_many_readings_are_needed_is_asked_of_few_keys_only() -> None:
     windows = Windows((5, 1), length=5, stride=5)
     assert windows.needed == 5
     for number in range(17):
-        assert windows.needed == 5 if number == 0 else 4
+        assert windows.needed == (5 if number == 0 else 4)
         _push(windows, 1.0, key=str(number))
     assert windows.needed == 1
     assert Windows((1, 1), length=1, stride=1).needed == 1
@@ -553,3 +553,60 @@ def test_a_late_reading_is_a_gap_unless_a_bound_is_given() -> None:
     windows = Windows((9, 1), length=9, stride=9, max_gap=5.0)
     windows.push(np.zeros((2, 1), np.float32), ["a", "a"], [10.0, 9.9], 0.0)
     assert windows.gaps == 1
+
+
+@settings(max_examples=50)
+@given(
+    max_keys=st.integers(1, 60),
+    batches=st.lists(st.lists(st.integers(0, 80), min_size=1, max_size=5), max_size=120),
+    expiries=st.sets(st.integers(0, 120)),
+)
+def test_the_keys_that_are_kept_are_those_that_spoke_last(
+    max_keys: int, batches: list[list[int]], expiries: set[int]
+) -> None:
+    """Against a list in the order in which keys spoke, with keys that expire in between; each that goes is named."""
+    windows = Windows((2, 1), length=2, stride=2, max_keys=max_keys)
+    order: list[str | None] = []
+    spoke: dict[str | None, float] = {}
+    evicted, now = 0, 0.0
+    for number, batch in enumerate(batches):
+        gone: set[str | None] = set()
+        for key in map(str, batch):
+            now += 1.0
+            if key in order:
+                order.remove(key)
+            elif len(order) == max_keys:
+                gone.add(order.pop(0))
+                evicted += 1
+            order.append(key)
+            spoke[key] = now
+            windows.push(np.zeros((1, 1), np.float32), [key], None, now)
+        assert {key for key, _ in windows.open()} == set(order)
+        assert windows.evicted == evicted
+        if number in expiries:
+            silent = [key for key in order if spoke[key] < now - 20.0]
+            order = [key for key in order if key not in silent]
+            assert set(windows.expire(now - 20.0)) == {key for key in gone if key not in order} | set(silent)
+        else:
+            assert set(windows.take_evicted()) == gone - set(order)
+
+
+def test_keys_that_were_taken_back_after_a_stop_make_room_first() -> None:
+    """They are as old as the stop, whatever was known of the others."""
+    windows = Windows((2, 1), length=2, stride=2, max_keys=40)
+    for number in range(41):
+        _push(windows, 1.0, key=str(number), now=100.0 + number)
+    assert windows.take_evicted() == ["0"]
+    ring = np.zeros(2, np.float32).tobytes()
+    assert windows.restore([SavedStream("old", ring, 1, 1, 1, 0.0, None)], [], 50.0) == 1
+    _push(windows, 1.0, key="new", now=200.0)
+    assert windows.take_evicted() == ["old"]
+
+
+def test_a_key_in_more_than_one_batch_names_what_made_room_once() -> None:
+    """`take_evicted` as `expire`: what came back meanwhile is not gone."""
+    windows = Windows((2, 1), length=2, stride=2, max_keys=1)
+    for now, key in enumerate(("a", "b", "a", "c")):
+        _push(windows, 1.0, key=key, now=float(now))
+    assert sorted(map(str, windows.take_evicted())) == ["a", "b"]
+    assert windows.take_evicted() == []
