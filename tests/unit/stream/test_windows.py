@@ -419,6 +419,11 @@ def test_the_last_time_before_gaps_are_watched_is_remembered() -> None:
     assert windows.gaps == 0
     windows.push(np.zeros((1, 1), np.float32), ["a"], [30.0], 0.0)
     assert windows.gaps == 1
+    windows.watch_gaps(None)
+    windows.push(np.zeros((2, 1), np.float32), ["a", "a"], [100.0, 200.0], 0.0)
+    windows.watch_gaps(5.0)
+    windows.push(np.zeros((1, 1), np.float32), ["a"], [206.0], 0.0)
+    assert windows.gaps == 2
 
 
 def test_how_many_readings_are_needed_is_asked_of_few_keys_only() -> None:
