@@ -22,6 +22,7 @@ from benchmarks import (
     beside_polars,
     gateway,
     goals,
+    growth,
     imports,
     instructions,
     on_demand,
@@ -110,7 +111,7 @@ def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
     if "gateway" in arguments.figures:
         yield "gateway", partial(gateway.measure, folder, 2 * seconds, results)
     if "growth" in arguments.figures:
-        yield "growth", partial(gateway.growth, folder, seconds / 3, results)
+        yield "growth", partial(growth.growth, folder, seconds / 3, results)
     if "http" in arguments.figures:
         yield "http", partial(on_demand.measure, folder, model, 2 * seconds, results)
     if "batch" in arguments.figures:

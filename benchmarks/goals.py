@@ -5,6 +5,7 @@ from benchmarks import (
     beside_dask,
     beside_polars,
     gateway,
+    growth,
     imports,
     instructions,
     on_demand,
@@ -96,20 +97,21 @@ GOALS = [
         for way in (recordings.ONE_CORE, recordings.PROCESSES, recordings.THREADS, recordings.INTRA_OP)
     ),
     Goal("memory of [http], MiB", on_demand.RSS_USED, DAEMON, 10.0),
-    Goal("CPU per reading, 1,000 keys beside 1", gateway.GROWTH, str(gateway.BY_KEYS[-1]), 1.1, str(gateway.ONE)),
-    Goal(
-        "CPU per reading, 8 models with a source each beside 1",
-        gateway.GROWTH,
-        str(gateway.ON_THEIR_OWN[-1]),
-        1.1,
-        str(gateway.ONE),
+    *(
+        Goal(f"CPU per reading, {size} beside one of all", growth.GROWTH, str(size), 1.1, str(growth.ONE))
+        for size in (
+            growth.BY_KEYS[-1],
+            growth.Size(models=50, sources=50),
+            growth.ON_THEIR_OWN[-1],
+            growth.BY_TOPICS[-1],
+        )
     ),
     Goal(
-        "CPU per prediction, 8 models on one source beside 1",
-        gateway.PER_PREDICTION,
-        str(gateway.ON_ONE_SOURCE[-1]),
+        "CPU per prediction, 100 models on one source beside 1",
+        growth.PER_PREDICTION,
+        str(growth.ON_ONE_SOURCE[-1]),
         1.1,
-        str(gateway.ONE),
+        str(growth.ONE),
     ),
     Goal("imports of the runtime, beside numpy and onnxruntime", imports.SHARE, DAEMON, 0.4),
     *(

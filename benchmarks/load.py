@@ -21,6 +21,7 @@ STALL_SECONDS = 5.0  # without any answer for so long, a target is taken for stu
 PROBE_SECONDS = 0.01
 QUIET_SECONDS = 0.3
 RECEIVE_BYTES = 262144
+MOST_ARRAY_ROWS = 200_000  # of all packets together
 LEAST_PACKETS = 2000  # packet ids in turn, more than are ever under way
 
 
@@ -60,6 +61,7 @@ class Load:
         self._packets = [
             wire.publish(topics[i % len(topics)], reading(generator), packet_id=i + 1) for i in range(count)
         ]
+        self._topic = topics[0]
         self._probe = wire.publish(topics[0], reading(generator), packet_id=None)
         self._next = 0
         # Two connections: on a single one the broker's acknowledgements and the predictions would wait for each other.
@@ -69,6 +71,15 @@ class Load:
         )
         self._tails = {self._sender: b"", self._hearer: b""}
         self.heard_bytes = 0
+
+    def of_arrays(self, rows: int, seed: int = 5) -> "Load":
+        """The same load, whose messages are arrays of so many readings from now on."""
+        generator = random.Random(seed)
+        count = max(1, min(LEAST_PACKETS, MOST_ARRAY_ROWS // rows))
+        payload = b"[" + b",".join(reading(generator) for _ in range(rows)) + b"]"
+        self._packets = [wire.publish(self._topic, payload, packet_id=i + 1) for i in range(count)]
+        self._next = 0
+        return self
 
     def close(self) -> None:
         """Leave the broker."""

@@ -7,7 +7,7 @@ windows begin anew, and the start's number comes from the clock. Without a folde
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,6 +25,7 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
 WINDOWS_FORMAT = 1
+_ARRAY, _MAP = 0xDD, 0xDF
 OWNER_ONLY = 0o600  # the windows hold readings
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -94,7 +95,7 @@ class StateFolder:
         path = self._path("windows")
         if path is not None:
             saved = SavedWindows(WINDOWS_FORMAT, time.time(), models, sources or {}, _boot_id(), _uptime())
-            self._replace(path, msgspec.msgpack.encode(saved))
+            self._replace(path, _in_parts(saved))
 
     def take_windows(self) -> SavedWindows | None:
         """The windows of the last clean stop, once: a crash after this leaves none to be taken twice."""
@@ -129,9 +130,28 @@ class StateFolder:
     def _path(self, what: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{self._device}.{what}"
 
-    def _replace(self, path: Path, data: bytes) -> None:
+    def _replace(self, path: Path, data: bytes | Iterable[bytes]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, data, mode=OWNER_ONLY)
+
+
+def _in_parts(saved: SavedWindows) -> Iterator[bytes]:
+    """The same bytes as encoding all at once may give, but a stream at a time: windows may be most of the memory."""
+    encode = msgspec.msgpack.encode
+    others = {name: getattr(saved, name) for name in SavedWindows.__struct_fields__ if name != "models"}
+    yield _head(_MAP, len(others) + 1)
+    for name, value in others.items():
+        yield encode(name) + encode(value)
+    yield encode("models") + _head(_MAP, len(saved.models))
+    for name, (digest, streams) in saved.models.items():
+        yield encode(name) + _head(_ARRAY, 2) + encode(digest) + _head(_ARRAY, len(streams))
+        for stream in streams:
+            yield encode(stream)
+
+
+def _head(kind: int, count: int) -> bytes:
+    """What stands before the items of an array or a map: the formats array 32 and map 32 of msgpack's specification."""
+    return bytes([kind]) + count.to_bytes(4, "big")
 
 
 def _boot_id() -> str:

@@ -62,10 +62,14 @@ class Stream:
 
 
 class SavedStream(msgspec.Struct, array_like=True):
-    """A stream as it is kept over a restart; `ring` and `state` are raw float32."""
+    """A stream as it is kept over a restart; `ring` and `state` are raw float32.
+
+    `ring` is a view: of the stream's own ring until that changes, or of the bytes that it was read from. A device
+    whose windows take half of its memory has no room for a copy.
+    """
 
     key: str | None
-    ring: bytes
+    ring: memoryview
     filled: int
     position: int
     until: int
@@ -212,7 +216,7 @@ class Windows:
         return [
             SavedStream(
                 stream.key,
-                stream.ring.tobytes() if not self._is_single else b"",
+                stream.ring.data.cast("B") if not self._is_single else memoryview(b""),
                 stream.filled,
                 stream.position,
                 stream.until,

@@ -9,12 +9,13 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edge_runtime.errors import CommandError
 
 _NEW = ".new-"
+_BUFFER = 1 << 16
 
 
 def sync_folder(folder: Path) -> None:
@@ -34,20 +35,22 @@ def make_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def write_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Create or overwrite a file and make its content durable, but not yet its name."""
+def write_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:
+    """Create or overwrite a file and make its content durable, but not yet its name.
+
+    Content in parts is written as they come, and need not fit into memory as a whole.
+    """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(handle, rest) :]
+        with open(handle, "wb", buffering=_BUFFER, closefd=False) as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
         _give_away(handle)
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def replace_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:
     """Put `data` in place of whatever `path` holds: a reader, or a power cut, sees all of the old or all of the new."""
     new = path.with_name(_NEW + path.name)
     try:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -29,7 +30,7 @@ from edge_runtime.stream.sources.kind import Remembering
 from edge_runtime.stream.windows import SavedStream, Windows
 from edge_runtime.system.loop import Loop
 
-STREAM = SavedStream("k", b"\0" * 8, 1, 1, 1, 0.0, None)
+STREAM = SavedStream("k", memoryview(b"\0" * 8), 1, 1, 1, 0.0, None)
 
 
 def test_the_number_of_a_start_is_always_above_every_earlier_one(
@@ -68,9 +69,11 @@ def test_processes_of_one_second_have_numbers_of_their_own(tmp_path: Path) -> No
     assert numbers == [1_700_000_000, 1_700_000_001, 1_700_000_002]
 
 
-def _pipeline(digest: str = "digest", *, expiry: float = 60.0, readings: int = 0) -> Pipeline:
-    """What a stop needs of one: two readings make a window."""
-    windows = Windows((2, 1), length=2, stride=2)
+def _pipeline(
+    digest: str = "digest", *, expiry: float = 60.0, readings: int = 0, windows: Windows | None = None
+) -> Pipeline:
+    """What a stop needs of one: two readings make a window, where nothing else is said."""
+    windows = Windows((2, 1), length=2, stride=2) if windows is None else windows
     for number in range(readings):
         windows.push(np.full((1, 1), number + 1.0, np.float32), ["k"], [float(number)], 0.0)
     return cast(
@@ -98,6 +101,45 @@ def test_windows_of_a_clean_stop_are_taken_up_by_the_same_bundle(tmp_path: Path)
     after = _pipeline()
     restore_windows(folder, [after], {}, 0.0)
     assert _is_taken_up(after)
+
+
+def test_the_windows_of_many_keys_are_kept_and_taken_back_without_a_copy_of_all_of_them(tmp_path: Path) -> None:
+    """A device whose windows take half of its memory can stop, and start with the file's bytes beside the windows."""
+    folder, keys, length = StateFolder(tmp_path, "d"), 400, 2000
+    size = keys * length * 4
+    names: list[str | None] = [f"key-{number}" for number in range(keys)]
+
+    before, after = (_pipeline(windows=Windows((length, 1), length=length, stride=1)) for _ in range(2))
+    for number in range(3):
+        before.windows.push(np.full((keys, 1), number + 0.5, np.float32), names, None, 0.0)
+    expected = [(each.key, bytes(each.ring), each.filled, each.until) for each in before.windows.save()]
+    tracemalloc.start()
+    try:
+        save_windows(folder, [before], {})
+        at_stop = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        restore_windows(folder, [after], {}, 0.0)
+        at_start = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert [(each.key, bytes(each.ring), each.filled, each.until) for each in after.windows.save()] == expected
+    assert at_stop < 0.2 * size
+    assert at_start < 2.2 * size
+
+
+def test_a_file_in_parts_is_read_like_one_that_was_encoded_at_once(tmp_path: Path) -> None:
+    """By a release that knows nothing of parts; and a file of such a release is read here."""
+    folder = StateFolder(tmp_path, "d")
+    seen = SavedSeen(readings=[("k", "7", 1)], filters=["s/+"])
+    folder.save_windows({"m": ("digest", [STREAM]), "n": ("other", [])}, {"s": seen})
+    path = tmp_path / "d.windows"
+    found = msgspec.msgpack.decode(path.read_bytes(), type=state.SavedWindows)
+    path.write_bytes(msgspec.msgpack.encode(found))
+    again = folder.take_windows()
+    assert again == found
+    assert again is not None
+    assert again.models == {"m": ("digest", [STREAM]), "n": ("other", [])}
+    assert again.sources == {"s": seen}
 
 
 def test_windows_of_another_bundle_are_not_taken_up(tmp_path: Path) -> None:

@@ -439,7 +439,7 @@ def test_how_many_readings_are_needed_is_asked_of_few_keys_only() -> None:
 
 def test_saved_positions_outside_of_the_ring_and_states_of_another_model_are_left_out() -> None:
     """A position of just the length lies outside; a state with a part too many is none of this model."""
-    ring = np.zeros(2, np.float32).tobytes()
+    ring = memoryview(np.zeros(2, np.float32).tobytes())
     part = np.ones(1, np.float32).tobytes()
     windows = Windows((2, 1), length=2, stride=2)
     assert windows.restore([SavedStream("a", ring, 1, 2, 1, 0.0, None)], [], 0.0) == 0
@@ -454,7 +454,7 @@ def test_saved_positions_outside_of_the_ring_and_states_of_another_model_are_lef
 )
 def test_a_saved_state_of_another_size_is_left_out(state: list[bytes]) -> None:
     """Also one that holds no whole number of values: the model begins with a new state, and the daemon starts."""
-    saved = SavedStream("a", b"", 0, 0, 1, 0.0, state)
+    saved = SavedStream("a", memoryview(b""), 0, 0, 1, 0.0, state)
     windows = Windows((1, 1), length=1, stride=1)
     assert windows.restore([saved], [(1, 2)], 0.0) == 1
     assert windows.push(np.ones((1, 1), np.float32), ["a"], None, 0.0).carries[0].parts is None
@@ -462,7 +462,7 @@ def test_a_saved_state_of_another_size_is_left_out(state: list[bytes]) -> None:
 
 def test_a_state_that_was_restored_may_be_written() -> None:
     """A model leaves its next state where it found the last one, in the shape that it has."""
-    saved = SavedStream("a", b"", 0, 0, 1, 0.0, [np.array([1.0, 2.0], np.float32).tobytes(), bytes(4)])
+    saved = SavedStream("a", memoryview(b""), 0, 0, 1, 0.0, [np.array([1.0, 2.0], np.float32).tobytes(), bytes(4)])
     windows = Windows((1, 1), length=1, stride=1)
     assert windows.restore([saved], [(1, 2), (1,)], 0.0) == 1
     parts = windows.push(np.ones((1, 1), np.float32), ["a"], None, 0.0).carries[0].parts
@@ -513,7 +513,7 @@ def test_the_first_reading_of_a_key_comes_after_no_gap() -> None:
 
 def test_a_stream_that_was_saved_without_times_has_no_gap_by_its_first_time() -> None:
     """Files of the release before say minus infinity."""
-    ring = np.zeros(2, np.float32).tobytes()
+    ring = memoryview(np.zeros(2, np.float32).tobytes())
     windows = Windows((2, 1), length=2, stride=2, max_gap=5.0)
     assert windows.restore([SavedStream("a", ring, 1, 1, 1, float("-inf"), None)], [], 10.0) == 1
     assert windows.push(np.zeros((1, 1), np.float32), ["a"], [1e9], 11.0).rows == [0]
@@ -546,7 +546,7 @@ def test_ten_thousand_keys_have_a_window_by_default() -> None:
 
 def test_no_more_streams_are_taken_back_than_there_may_be_keys() -> None:
     """A bound that was made lower since holds at once."""
-    ring = np.zeros(2, np.float32).tobytes()
+    ring = memoryview(np.zeros(2, np.float32).tobytes())
     windows = Windows((2, 1), length=2, stride=2, max_keys=2)
     saved = [SavedStream(key, ring, 1, 1, 1, 0.0, None) for key in ("a", "b", "c")]
     assert windows.restore(saved, [], 0.0) == 2
