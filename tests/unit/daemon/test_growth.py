@@ -18,7 +18,7 @@ from edge_runtime.mqtt.routes import MOST_TOPICS, Routes
 from edge_runtime.mqtt.topics import TopicKeys
 from edge_runtime.readings import Batch
 from edge_runtime.stream.decide import Sequences
-from edge_runtime.stream.rate import Pace
+from edge_runtime.stream.rate import OnRate, Pace
 from edge_runtime.stream.windows import Windows
 from tests.support.stepped import SteppedLoop
 from tests.support.steps import steps_of
@@ -224,6 +224,19 @@ def test_more_keys_in_one_batch_than_may_have_windows_leave_nothing_behind() -> 
     pipeline.expire()
     assert len(pipeline.decider.keys) <= 10
     assert len(pipeline._addresses) <= 10
+
+
+@pytest.mark.parametrize("on_rate", ["warn", "resample", "reject"])
+def test_more_keys_in_one_batch_than_are_remembered_are_all_measured(on_rate: OnRate) -> None:
+    """And no more than twice the limit are kept beside those of the batch."""
+    pace = Pace(10.0, 8, on_rate, restart=lambda _: None, notice=lambda _: None, max_keys=10)
+    for number in range(20):
+        keys: list[str | None] = [f"k{number}-{each}" for each in range(50)]
+        times = [number / 10.0] * 50
+        paced = pace.take(np.zeros((50, 1), np.float32), keys, times, 0.0)
+        assert paced is None or len(paced.values) in {0, 50}
+        assert len(pace._streams) <= 2 * 10 + 50
+        assert sum(pace._sides) == len(pace._streams)
 
 
 def _batch(keys: list[str | None]) -> Batch:
