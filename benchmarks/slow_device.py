@@ -38,6 +38,7 @@ import numpy as np
 from benchmarks import wire
 from benchmarks.broker import start_broker
 from benchmarks.device_bench import PAGE, SIMULATED
+from benchmarks.load import wait_online
 from benchmarks.process import Process, cores
 from benchmarks.targets import COMMAND, ROOT
 
@@ -251,6 +252,7 @@ class _Line:
     """Sensors and a subscriber: two connections to the broker, and when each reading was sent."""
 
     def __init__(self, port: int, sensors: Sequence[Sensor]) -> None:
+        self._port = port
         self._sensors = sensors
         self._random = np.random.default_rng(3)
         self._sender = self._connect(port, wire.connect("slow-sensors"))
@@ -268,6 +270,10 @@ class _Line:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(greeting)
         return connection
+
+    def wait_online(self) -> None:
+        """Until the daemon has subscribed; a broker keeps nothing for a client that it does not know."""
+        wait_online(self._port, "slow", START_SECONDS)
 
     def run(self, seconds: float, *, until_first: bool = False) -> None:
         """Send each sensor's readings at its rate; with `until_first` only until each has had a prediction."""
@@ -348,6 +354,7 @@ def measure(bundles: Path, sensors: Sequence[Sensor], seconds: float) -> Row:
     row = Row("; ".join(each.about for each in sensors) if len(sensors) == 1 else "all three", rates)
     with _started(bundles, sensors) as (group, running, watch, line, began):
         row.start_s = _wait(lambda: watch.ready_at, running) - began
+        line.wait_online()
         line.run(START_SECONDS, until_first=True)
         row.first_s = time.monotonic() - began
         line.settle()
@@ -431,6 +438,7 @@ def exchange(bundles: Path, turns: int = 5) -> tuple[int, float, float]:
             (own / name).write_bytes(content)
         with _started(own, SENSORS) as (group, running, watch, line, _):
             _wait(lambda: watch.ready_at, running)
+            line.wait_online()
             line.run(START_SECONDS, until_first=True)
             line.settle()
             slowest = 0.0
