@@ -11,7 +11,7 @@ from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
 from edge_runtime.fleet.overview import HEADER, OverviewRow, cells, to_json, totals
 from edge_runtime.fleet.progress import shown
 from edge_runtime.fleet.rollout import NO_LIMIT, Outcome, RolloutResult, Runner
-from edge_runtime.fleet.table import render
+from edge_runtime.fleet.table import printable, render
 from edge_runtime.fleet.transport import transport_of
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show_accuracy(rows: list[OverviewRow], *, as_json: bool) -> None:
     """How right the models are: by device, over all of them, and the confusions of these."""
-    from edge_runtime.fleet import accuracy  # noqa: PLC0415 - only where it is asked for
+    from edge_runtime.fleet import accuracy, same_drift  # noqa: PLC0415 - only where it is asked for
 
     totals_of = accuracy.in_sum(rows)
     if as_json:
@@ -57,8 +57,8 @@ def _show_accuracy(rows: list[OverviewRow], *, as_json: bool) -> None:
         return
     sys.stdout.write(render(accuracy.HEADER, accuracy.lines_of(rows)) + "\n")
     for total in totals_of:
-        lines = accuracy.confusion_lines(total)
-        sys.stdout.write("".join(f"{line}\n" for line in ["", *lines]) if lines else "")
+        for lines in (accuracy.confusion_lines(total), same_drift.drift_lines(total)):
+            sys.stdout.write("".join(f"{printable(line)}\n" for line in ["", *lines]) if lines else "")
 
 
 def _look(

@@ -17,11 +17,11 @@ from edge_runtime.drift.block_sums import BlockSums
 from edge_runtime.drift.column import MEMORY, STATES, State
 from edge_runtime.drift.columns import Figures, WatchedColumns
 from edge_runtime.drift.pacing import Pacing
-from edge_runtime.drift.words import why, why_clock, why_rate
+from edge_runtime.drift.words import cause_of, why, why_clock, why_rate
 from edge_runtime.readings import Floats
 
 MOST_STREAMS = 256
-MOST_SHOWN = 32  # streams in a document that are not ok
+MOST_SHOWN = 32  # streams in a document that are not ok, and causes
 LOOKS = 16  # times that readings came; at one of them our own clock is asked for
 PLAIN_BLOCK = 128  # readings, where a bundle does not say
 
@@ -239,11 +239,14 @@ class Monitor:
             name: self._column(streams, column, "scores", self.score_base, names=self.score_names)
             for column, name in enumerate(self.score_names)
         }
-        scores = _worst(outputs)
         rate, clock = self._rate(streams), self._clock(streams)
-        found = [(f"{name}: ", each) for name, each in channels.items()]
-        found += [(f"answer {scores.get('output')}: ", scores), ("", rate), ("", clock)]
-        head, worst = max(found, key=lambda pair: STATES.index(pair[1]["state"]))
+        answers = sorted(outputs.items(), key=lambda pair: -(pair[1]["psi"] or 0.0))
+        found = [*channels.items(), *((f"answer {name}", each) for name, each in answers)]
+        found += [("rate", rate), ("clock", clock)]
+        place, worst = max(found, key=lambda pair: STATES.index(pair[1]["state"]))
+        head = "" if worst is rate or worst is clock else f"{place}: "
+        causes = [{"at": place, "cause": each.pop("cause"), "state": each["state"]} for place, each in found]
+        scores = _worst(outputs)
         return {
             "version": self.version,
             "state": self.state,
@@ -252,6 +255,9 @@ class Monitor:
             "blocks": self.blocks,
             "block": None if self.base is None else self.base.block,
             "calibrated": self.is_calibrated,
+            "causes": sorted(
+                (each for each in causes if each["cause"]), key=lambda each: STATES.index(each["state"]), reverse=True
+            )[:MOST_SHOWN],
             "channels": channels,
             "scores": scores,
             "rate": rate,
@@ -262,9 +268,9 @@ class Monitor:
         }
 
     def summary(self) -> dict[str, Any]:
-        """State and reason alone, for the health document."""
+        """State and reasons alone, for the health document."""
         document = self.document()
-        return {name: document[name] for name in ("state", "why", "since")}
+        return {name: document[name] for name in ("state", "why", "since", "causes")}
 
     def _column(
         self,
@@ -293,6 +299,7 @@ class Monitor:
             "missing": _short(figures.missing),
             "out_of_range": _short(figures.outside),
             "stuck": figures.is_stuck,
+            "cause": cause_of(figures),
         }
         return document if key is None else {**document, "key": key}
 
@@ -300,7 +307,7 @@ class Monitor:
         known = [(key, each.pacing) for key, each in streams if each.pacing.found is not None]
         if not known or self._interval is None:
             expected = None if self._interval is None else _short(1.0 / self._interval)
-            return {"state": "ok", "why": None, "hz": None, "expected_hz": expected}
+            return {"state": "ok", "why": None, "hz": None, "expected_hz": expected, "cause": None}
         key, pacing = max(known, key=lambda pair: pair[1].rate.state)
         assert pacing.found is not None
         document: dict[str, Any] = {
@@ -308,25 +315,28 @@ class Monitor:
             "why": why_rate(pacing.found, self._interval) if pacing.rate.state else None,
             "hz": _short(1.0 / pacing.found),
             "expected_hz": _short(1.0 / self._interval),
+            "cause": None if not pacing.rate.state else "slow" if pacing.found > self._interval else "fast",
         }
         return document if key is None else {**document, "key": key}
 
     def _clock(self, streams: list[tuple[str | None, WatchedStream]]) -> dict[str, Any]:
         known = [(key, each.pacing) for key, each in streams if each.pacing.offset is not None]
         if not known:
-            return {"state": "ok", "why": None, "offset_s": None}
+            return {"state": "ok", "why": None, "offset_s": None, "cause": None}
         key, pacing = max(known, key=lambda pair: (pair[1].clock.state, abs(pair[1].offset or 0.0)))
         assert pacing.offset is not None
         document: dict[str, Any] = {
             "state": STATES[pacing.clock.state],
             "why": why_clock(pacing.offset) if pacing.clock.state else None,
             "offset_s": _short(pacing.offset),
+            "cause": None if not pacing.clock.state else "behind" if pacing.offset > 0.0 else "ahead",
         }
         return document if key is None else {**document, "key": key}
 
 
 _NOTHING = {
     "state": "ok", "why": None, "psi": None, "offset_sd": None, "missing": None, "out_of_range": None, "stuck": False,
+    "cause": None,
 }  # fmt: skip
 
 

@@ -36,6 +36,23 @@ def why(figures: Figures, base: Baseline, names: tuple[str, ...]) -> str | None:
             assert_never(figures.cause)
 
 
+def cause_of(figures: Figures) -> str | None:
+    """The kind of the reason, the same on every device; None where the column is ok."""
+    match figures.cause:
+        case None:
+            return None
+        case Cause.OFFSET:
+            return "above" if figures.rises else "below"
+        case Cause.STEP:
+            return "moves more" if figures.moves_more else "moves less"
+        case Cause.OUTSIDE:
+            return "out of range"
+        case Cause.MISSING | Cause.STUCK | Cause.SWAPPED | Cause.SHAPE:
+            return figures.cause.name.lower()
+        case _:
+            assert_never(figures.cause)
+
+
 def why_rate(found: float, interval: float) -> str:
     """Both rates in Hz."""
     return f"readings come at {1.0 / found:.3g} Hz, in training at {1.0 / interval:.3g} Hz"

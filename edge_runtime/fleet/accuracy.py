@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.fleet.overview import OverviewRow
+from edge_runtime.fleet.same_drift import same_drift
 from edge_runtime.truth.figures import CELLS, TruthSums, summed
 
 HEADER = ("DEVICE", "MODEL", "VERSION", "N", "RIGHT", "95 %", "ESTIMATED", "UNMATCHED", "DRIFT")
@@ -57,9 +58,10 @@ def in_sum(rows: Sequence[OverviewRow]) -> list[dict[str, Any]]:
     """Each model and version over all devices that told of it, with the devices on which its input drifts."""
     parts: dict[tuple[str, str], list[tuple[OverviewRow, AccuracyDocument]]] = {}
     for row in rows:
-        for model, document in read_documents(row.accuracy).items():
+        documents = read_documents(row.accuracy)
+        for model, document in documents.items():
             parts.setdefault((model, document.version), []).append((row, document))
-        for model in row.drift.keys() - row.accuracy.keys():
+        for model in row.drift.keys() - documents.keys():
             parts.setdefault((model, _version(row, model)), []).append((row, AccuracyDocument()))
     return [_summed(*name, found) for name, found in sorted(parts.items())]
 
@@ -90,6 +92,7 @@ def _summed(model: str, version: str, found: Sequence[tuple[OverviewRow, Accurac
         "estimated_over": over,
         "unmatched": dict(unmatched),
         "drift": states,
+        "same_drift": same_drift([(row.name, row.drift[model]) for row, _ in found if model in row.drift]),
     }
 
 

@@ -102,8 +102,12 @@ def fill_figures(
     found.update(drift or {})
     for name, document in found.items():
         if isinstance(document, Mapping):
-            version = known[name].get("version", "") if isinstance(known.get(name), Mapping) else ""
-            about = {"state": document.get("state"), "why": document.get("why"), "version": version}
+            serving = known[name].get("version", "") if isinstance(known.get(name), Mapping) else ""
+            version = serving or str(document.get("version") or "")
+            about = {
+                "state": document.get("state"), "why": document.get("why"), "version": version,
+                "causes": document.get("causes") or [],
+            }  # fmt: skip
             row.drift = {**row.drift, str(name): about}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 def render(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A plain text table; what is unprintable in a cell is shown as a question mark."""
-    lines = [[_printable(cell) for cell in row] for row in (header, *rows)]
+    lines = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -49,7 +49,8 @@ def _follows(first: str, second: str) -> bool:
     return bool(one) and second == f"{stem}{two}" and len(one) == len(two) and int(two) == int(one) + 1
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Text that moves no cursor: what is unprintable becomes a question mark."""
     return "".join(each if each.isprintable() else "?" for each in text)
 
 

@@ -121,12 +121,18 @@ DRIFT_COLUMN = members(
     },
     KEYED,
 )
+DRIFT_CAUSES: Schema = {
+    "type": "array",
+    "description": "what is not ok, the worst first, at most 32: a channel, an answer, the rate or the clock",
+    "items": members({"at": SOME_TEXT, "cause": SOME_TEXT, "state": DRIFT_STATE}),
+}
 DRIFT = members(
     {
         "model": SOME_TEXT,
         "version": SOME_TEXT,
         **DRIFT_HEAD,
         "since": {**TIME, "description": "when `state` became what it is"},
+        "causes": DRIFT_CAUSES,
         "blocks": {**COUNT, "description": "how many were judged since the start of the daemon"},
         "block": {**or_null(COUNT), "description": "readings that are judged together"},
         "calibrated": {**BOOLEAN, "description": "the bundle has limits for shape and offset"},
@@ -202,7 +208,7 @@ HEALTH = members(
                     "rate_hz": or_null(NUMBER),
                     "rate": {"enum": ["unknown", "ok", "off"]},
                     "latency_ms": QUANTILES,
-                    "drift": members({**DRIFT_HEAD, "since": TIME}),
+                    "drift": members({**DRIFT_HEAD, "since": TIME, "causes": DRIFT_CAUSES}),
                     "accuracy": members(
                         {
                             "n": COUNT,

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.commands.devices import _show_accuracy
 from edge_runtime.fleet.accuracy import confusion_lines, in_sum, lines_of
 from edge_runtime.fleet.overview import OverviewRow, fill_figures
+from edge_runtime.fleet.same_drift import drift_lines
 from edge_runtime.truth.figures import wilson
 
 
@@ -106,3 +108,79 @@ def test_health_without_drift_says_nothing_of_it(models: Any) -> None:
     row = OverviewRow(name="a")
     fill_figures(row, {"models": models}, None)
     assert (row.drift, row.accuracy) == ({}, {})
+
+
+def drifting(name: str, *causes: Any, state: str = "alarm", version: str = "1.0.0") -> OverviewRow:
+    """A device that reports these causes, as its drift topic and its health have them."""
+    row = OverviewRow(name=name)
+    document = {"state": state, "why": "?", "since": "?", "causes": list(causes)}
+    fill_figures(row, {"models": {"m": {"version": version, "drift": document}}}, None)
+    return row
+
+
+def cause(at: str, kind: str, state: str = "alarm") -> dict[str, str]:
+    """One cause."""
+    return {"at": at, "cause": kind, "state": state}
+
+
+def test_the_same_drift_is_counted_over_devices_by_model_and_version() -> None:
+    """The most frequent first; a cause is the same where channel and kind are, however bad it is on each device."""
+    rows = [
+        drifting("hall", cause("temperature", "above"), cause("rate", "slow", "watch")),
+        drifting("roof", cause("temperature", "above", "watch"), state="watch"),
+        drifting("shed", cause("temperature", "stuck")),
+        drifting("yard", state="ok"),
+        drifting("barn", cause("temperature", "above"), version="2.0.0"),
+    ]
+    first, second = in_sum(rows)
+    assert first["same_drift"] == [
+        {"at": "temperature", "cause": "above", "state": "alarm", "devices": ["hall", "roof"], "of": 4},
+        {"at": "temperature", "cause": "stuck", "state": "alarm", "devices": ["shed"], "of": 4},
+        {"at": "rate", "cause": "slow", "state": "watch", "devices": ["hall"], "of": 4},
+    ]
+    assert drift_lines(first) == [
+        "m 1.0.0: where the same drift shows",
+        "AT           DRIFT  STATE  DEVICES  WHICH",
+        "temperature  above  alarm  2 of 4   hall, roof",
+        "temperature  stuck  alarm  1 of 4   shed",
+        "rate         slow   watch  1 of 4   hall",
+    ]
+    assert [each["devices"] for each in second["same_drift"]] == [["barn"]]
+
+
+def test_a_line_names_some_devices_and_counts_the_others() -> None:
+    """A fleet of hundreds fits on a screen; a fleet without drift has no such part."""
+    names = [f"{letter}-{number}" for letter in "abcdefgh" for number in (1, 3, 7)]
+    (total,) = in_sum([drifting(name, cause("a", "stuck")) for name in names])
+    assert drift_lines(total)[2].endswith(
+        "24 of 24  a-1, a-3, a-7, b-1, b-3, b-7, c-1, c-3, c-7, d-1, d-3, d-7 and 12 more"
+    )
+    assert len(total["same_drift"][0]["devices"]) == 24
+    assert drift_lines(in_sum([drifting("calm", state="ok")])[0]) == []
+
+
+@pytest.mark.parametrize("strange", [None, "x", 3, [None], [{"at": 1, "cause": "a"}], [{"at": "a"}], {"at": "a"}])
+def test_causes_that_are_none_of_ours_are_left_out(strange: Any) -> None:
+    """Of a runtime of an earlier release, and of whoever may publish on the topic; the state counts all the same."""
+    row = OverviewRow(name="a")
+    fill_figures(row, {}, None, {"m": {"state": "alarm", "version": "1.0.0", "causes": strange}})
+    (total,) = in_sum([row])
+    assert (total["same_drift"], total["drift"], total["version"]) == ([], {"alarm": ["a"]}, "1.0.0")
+
+
+def test_drift_counts_beside_an_accuracy_that_is_none_of_ours() -> None:
+    """One document that cannot be read hides no other one."""
+    row = drifting("a", cause("x", "stuck"))
+    row.accuracy = {"m": {"n": "many"}}
+    assert [each["devices"] for each in in_sum([row])[0]["same_drift"]] == [["a"]]
+
+
+def test_what_a_broker_says_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever may publish on the topics writes no control character to the terminal, by a cause or by a label."""
+    row = drifting("a", cause("\x1b[2Jx", "stuck"))
+    row.accuracy = {"m": document({"\x1b[31mred": {"\x1b[31mred": 3}})}
+    _show_accuracy([row], as_json=False)
+    shown = capsys.readouterr().out
+    assert "?[2Jx" in shown
+    assert "?[31mred" in shown
+    assert "\x1b" not in shown
