@@ -76,6 +76,19 @@ class OutboxBench:
         self.outbox.link_changed()
         self.work()
 
+    def note_calls(self, name: str) -> list[float]:
+        """When the disk is asked for this from now on."""
+        asked: list[float] = []
+        assert self.store is not None
+        ask = getattr(self.store, name)
+
+        def noting(*arguments: Any) -> None:
+            asked.append(self.loop.now)
+            ask(*arguments)
+
+        setattr(self.store, name, noting)
+        return asked
+
     def acknowledge_all(self) -> None:
         """Until nothing is left on the wire."""
         for _ in range(2000):

@@ -20,12 +20,6 @@ from tests.support.outbox_bench import OutboxBench
 from tests.support.stepped import SteppedLoop, SteppedStore
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "outbox.db"
-
-
 def test_with_a_healthy_link_nothing_is_written(path: Path) -> None:
     """Predictions that are acknowledged within the commit interval never touch the disk."""
     bench = OutboxBench(path)

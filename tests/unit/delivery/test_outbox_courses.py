@@ -1,5 +1,6 @@
 """Courses of events in which one forgotten step of the outbox would show: twice, late, out of order, or never."""
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -7,30 +8,9 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.delivery.outbox import PRIORITY_ROUTINE
+from edge_runtime.delivery.outbox import PRIORITY_ALARM, PRIORITY_ROUTINE
 from edge_runtime.readings import Receipt
 from tests.support.outbox_bench import OutboxBench
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "outbox.db"
-
-
-def _note_calls(bench: OutboxBench, name: str) -> list[float]:
-    """When the disk is asked for this from now on."""
-    asked: list[float] = []
-    assert bench.store is not None
-    ask = getattr(bench.store, name)
-
-    def noting(*arguments: Any) -> None:
-        asked.append(bench.loop.now)
-        ask(*arguments)
-
-    setattr(bench.store, name, noting)
-    return asked
-
 
 # --- order ------------------------------------------------------------------------------------------------------------
 
@@ -160,7 +140,7 @@ def test_rows_are_asked_for_once_however_often_the_outbox_looks(path: Path) -> N
     for _ in range(3):
         bench.offer()
     bench.wait(2.0)
-    asked = _note_calls(bench, "fetch")
+    asked = bench.note_calls("fetch")
     bench.offer("m/b")
     bench.wait(2.0)
     bench.outbox.link_changed()
@@ -216,7 +196,7 @@ def test_a_link_that_takes_no_row_leaves_it_where_it_is(path: Path) -> None:
 def test_a_stop_commits_what_waits_though_nothing_else_happens(path: Path) -> None:
     """Without a link, long before its time."""
     bench = OutboxBench(path, commit_interval=3600.0)
-    asked = _note_calls(bench, "open")
+    asked = bench.note_calls("open")
     bench.offer(receipt=True)
     bench.work()
     bench.outbox.drain()
@@ -280,138 +260,138 @@ def test_with_interval_zero_nothing_is_sent_before_it_is_written_during_a_stop_e
     bench.offer()
     assert bench.on_wire == []
     bench.work()
+    assert bench.on_wire == []
     assert bench.outbox.is_safe
     assert bench.outbox.stored_rows == 1
 
 
-# --- a link that keeps ending -----------------------------------------------------------------------------------------
-
-
-def test_nothing_is_sent_beside_one_that_is_suspected() -> None:
-    """Neither while the first of a link that keeps ending is tried, nor when one that has ended it is tried again."""
-    bench = OutboxBench(None, window=4)
-    bench.link_up()
-    first, second = bench.offer("m/a"), bench.offer("m/b")
-    for _ in range(3):
-        assert bench.on_wire == [first, second]
-        bench.link_down()
-        bench.link_up()
-    assert bench.on_wire == [first]
-    third = bench.offer("m/c")
-    bench.work()
-    assert bench.on_wire == [first], "one at a time"
-    for _ in range(3):
-        bench.link_down()
-        bench.link_up()
-        assert bench.on_wire == [second, third], "the first pauses, and none of these is suspected"
-    bench.acknowledge_all()
-    bench.wait(5.1)
-    assert bench.on_wire == [first]
-    fourth = bench.offer("m/d")
-    bench.work()
-    assert bench.on_wire == [first]
-    bench.acknowledge_all()
-    assert bench.arrived == [second, third, first, fourth]
-    assert bench.outbox.quarantine.count == 0
-
-
-def test_an_acknowledgement_opens_the_window_again() -> None:
-    """After losses without any, in which one at a time was sent."""
-    bench = OutboxBench(None, window=4)
-    bench.link_up()
-    names = [bench.offer(f"m/{number}") for number in range(8)]
-    for _ in range(3):
-        bench.link_down()
-        bench.link_up()
-    assert bench.on_wire == names[:1]
-    bench.link.acknowledge()
-    bench.work()
-    assert bench.on_wire == names[1:5]
-
-
-def test_losses_of_a_link_over_which_something_was_acknowledged_are_no_suspicion() -> None:
-    """A link that carries one prediction each time is a bad link, and no bad prediction."""
-    bench = OutboxBench(None, window=4)
-    for _ in range(10):
-        for number in range(5):
-            bench.offer(f"m/{number}")
-        bench.link_up()
-        assert len(bench.link.wire) == 4
-        bench.link.acknowledge()
-        bench.work()
-        bench.link_down()
-    assert bench.outbox.quarantine.count == 0
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-def test_what_was_refused_says_that_it_comes_late() -> None:
-    """It has waited for its broker."""
-    bench = OutboxBench(None)
-    bench.link_up()
+def test_what_comes_while_the_last_commit_is_under_way_is_committed_behind_it(path: Path) -> None:
+    """A stop does not wait for the interval, nor for anything else to happen."""
+    bench = OutboxBench(path, commit_interval=3600.0)
+    assert bench.store is not None
     bench.offer()
-    bench.link.acknowledge(accept=False)
-    bench.wait(5.1)
-    bench.acknowledge_all()
-    assert bench.link.arrived[0]["delayed"] is True
+    bench.outbox.drain()
+    bench.offer()
+    bench.loop.settle()
+    bench.store.work(1)
+    bench.work()
+    assert bench.outbox.is_safe
+    assert bench.outbox.stored_rows == 2
 
 
-def test_a_refusal_gives_its_place_to_another_stream() -> None:
-    """At once, though nothing else happens."""
-    bench = OutboxBench(None, window=1)
+# --- commit_interval = 0 ----------------------------------------------------------------------------------------------
+
+
+def test_with_interval_zero_what_is_written_goes_on_live_and_is_not_read_back(path: Path) -> None:
+    """Its commit is no delay of the link, and each goes from memory, however many are in flight."""
+    bench = OutboxBench(path, commit_interval=0.0, window=4)
+    asked = bench.note_calls("fetch")
     bench.link_up()
-    bench.offer("m/a")
-    other = bench.offer("m/b")
+    names = [bench.offer("m/a"), bench.offer("m/a"), bench.offer("m/b")]
     bench.work()
-    bench.link.acknowledge(accept=False)
-    bench.work()
-    assert bench.on_wire == [other]
-
-
-def test_refusals_of_one_stream_are_no_pause_of_another() -> None:
-    """Each has its own, and its own end."""
-    bench = OutboxBench(None, window=4)
-    bench.link_up()
-    first = bench.offer("m/a")
-    bench.link.acknowledge(accept=False)
-    bench.wait(2.0)
-    second = bench.offer("m/b")
-    bench.work()
-    bench.link.acknowledge(accept=False)
-    bench.wait(3.1)
-    assert bench.on_wire == [first]
+    assert bench.on_wire == names
     bench.acknowledge_all()
+    assert [document["id"] for document in bench.link.arrived if "delayed" not in document] == names
+    assert asked == []
+    bench.wait(0.1)
+    assert bench.outbox.stored_rows == 0
+
+
+def test_with_interval_zero_what_comes_while_a_commit_is_under_way_is_committed_soon(path: Path) -> None:
+    """Though no other prediction follows it."""
+    bench = OutboxBench(path, commit_interval=0.0)
+    bench.link_up()
+    assert bench.store is not None
+    names = [bench.offer()]
+    bench.loop.settle()
+    names.append(bench.offer())
+    bench.loop.settle()
+    bench.store.work(1)
+    bench.wait(0.1)
+    assert bench.on_wire == names
+
+
+# --- commits beside a link --------------------------------------------------------------------------------------------
+
+
+def test_rows_are_numbered_in_the_order_of_their_making(path: Path) -> None:
+    """Not in that of their sending: one was refused while the next was in flight."""
+    bench = OutboxBench(path, window=2)
+    bench.link_up()
+    names = [bench.offer(), bench.offer()]
+    bench.link.acknowledge(accept=False)
     bench.wait(1.5)
-    assert bench.on_wire == []
-    bench.wait(0.6)
-    assert bench.on_wire == [second]
+    assert bench.store is not None
+    rows = bench.store.store.fetch(0, 10)
+    assert [json.loads(row.payload)["id"] for row in rows] == names
 
 
-def test_without_a_disk_the_readings_of_a_refused_stream_are_released() -> None:
-    """Or those behind them, of every stream, would wait for it."""
-    bench = OutboxBench(None, window=2)
+def test_what_is_committed_for_want_of_a_place_is_not_sent_beyond_the_window(path: Path) -> None:
+    """Its commit gives it no place."""
+    bench = OutboxBench(path, window=1)
     bench.link_up()
-    names = [bench.offer(receipt=True), bench.offer(receipt=True), bench.offer("m/b", receipt=True)]
-    bench.work()
-    bench.link.acknowledge(2, accept=False)
-    bench.work()
-    assert bench.on_wire == [names[2]]
-    assert bench.released == names[:2]
-    assert bench.outbox.queued == 3
+    names = [bench.offer("m/a"), bench.offer("m/b")]
+    bench.wait(2.0)
+    assert bench.outbox.stored_rows == 2
+    assert bench.on_wire == names[:1]
+    bench.acknowledge_all()
+    assert bench.arrived == names
 
 
-def test_with_a_disk_the_reading_of_a_refused_stream_is_released_by_the_commit(path: Path) -> None:
-    """A crash before it would lose the prediction."""
-    bench = OutboxBench(path)
+def test_what_is_committed_behind_rows_of_its_stream_is_not_sent_before_them(path: Path) -> None:
+    """Though there is a place."""
+    bench = OutboxBench(path, window=8)
+    names = [bench.offer() for _ in range(20)]
+    bench.wait(2.0)
     bench.link_up()
-    name = bench.offer(receipt=True)
-    bench.link.acknowledge(accept=False)
+    assert bench.on_wire == names[:6]
+    names.append(bench.offer())
+    bench.wait(2.0)
+    assert bench.outbox.stored_rows == 21
+    assert bench.on_wire == names[:6]
+    bench.acknowledge_all()
+    assert bench.arrived == names
+
+
+def test_a_row_that_goes_to_the_quarantine_is_not_sent_though_it_was_read_meanwhile(path: Path) -> None:
+    """The disk answers in its order: commit, rows, and only then the quarantine."""
+    bench = OutboxBench(path, window=4, unsendable=lambda topic, _: "never" if "bad" in topic else None)
+    good = [bench.offer("good") for _ in range(100)]
+    bench.wait(2.0)
+    bench.link_up()
+    bad = bench.offer("bad")
+    assert bench.on_wire == [*good[:3], bad]
+    asked = bench.note_calls("fetch")
+    bench.loop.advance(1.1)
+    while not asked:
+        bench.link.acknowledge(accept=bench.on_wire[0] != bad)
+        bench.loop.settle()
     bench.work()
-    bench.wait(0.5)
-    assert bench.released == []
-    bench.wait(1.0)
-    assert bench.released == [name]
+    bench.acknowledge_all()
+    bench.wait(3.0)
+    assert bench.link.refused == [bad]
+    assert bench.arrived == good
+    assert bench.counters.dropped == {"unsendable": 1}
+    assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 0)
+
+
+def test_a_row_that_went_for_want_of_room_is_not_sent_though_it_was_read_before(path: Path) -> None:
+    """It is counted as dropped; only what was in flight at that moment arrives as well."""
+    bench = OutboxBench(path, max_bytes=8_000, window=4)
+    rows = [bench.offer("m/a", size=100) for _ in range(30)]
+    bench.wait(2.0)
+    bench.link_up()
+    assert bench.on_wire == rows[:3]
+    alarms = [bench.offer("m/b", size=100, priority=PRIORITY_ALARM) for _ in range(30)]
+    bench.wait(2.0)
+    dropped = bench.counters.dropped["outbox_full"]
+    assert 15 < dropped < 27
+    for _ in range(20):
+        bench.acknowledge_all()
+        bench.wait(0.5)
+    assert [name for name in bench.arrived if name in rows] == [*rows[:3], *rows[dropped:]]
+    assert [name for name in bench.arrived if name in alarms] == alarms
+    assert (bench.outbox.queued, bench.outbox.stored_rows, bench.outbox._sent_rows) == (0, 0, set())
 
 
 # --- streams with rows ------------------------------------------------------------------------------------------------
@@ -459,7 +439,7 @@ def test_rows_that_are_read_while_the_link_is_lost_are_not_sent_in_the_place_of_
     bench = OutboxBench(path, window=4)
     names = [bench.offer() for _ in range(200)]
     bench.wait(2.0)
-    asked = _note_calls(bench, "fetch")
+    asked = bench.note_calls("fetch")
     bench.link_up()
     while len(asked) < 2:
         bench.link.acknowledge()
@@ -538,50 +518,3 @@ def test_a_row_that_the_disk_has_changed_is_deleted_though_it_is_the_only_one(pa
     bench.wait(3.0)
     assert bench.counters.dropped == {"row_damaged": 1}
     assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 0)
-
-
-# --- one that the link does not take ----------------------------------------------------------------------------------
-
-
-def test_what_the_link_does_not_take_is_not_overtaken_by_the_next_of_its_stream() -> None:
-    """Others go."""
-    bench = OutboxBench(None, window=4)
-    names = [bench.offer("m/a"), bench.offer("m/a"), bench.offer("m/b")]
-    take = bench.link.publish
-    tries: list[str] = []
-
-    def refuse_the_first(topic: str, payload: bytes, **named: Any) -> bool:
-        tries.append(topic)
-        return len(tries) > 1 and take(topic, payload, **named)
-
-    bench.link.publish = refuse_the_first  # type: ignore[method-assign]
-    bench.work()
-    bench.link.connected = True
-    bench.outbox.link_changed()
-    assert bench.on_wire == [names[2]]
-    bench.offer("m/c")  # has it look again
-    bench.work()
-    bench.acknowledge_all()
-    assert bench.arrived[:3] == [names[2], *names[:2]]
-
-
-@pytest.mark.parametrize("with_disk", [False, True])
-def test_one_that_is_suspected_is_sent_only_when_nothing_else_is_in_flight(path: Path, with_disk: bool) -> None:
-    """Or the next end of the link would say nothing about it."""
-    bench = OutboxBench(path if with_disk else None, window=4)
-    suspect = bench.offer("m/a")
-    if with_disk:
-        bench.wait(2.0)
-    bench.link_up()
-    for _ in range(3):
-        assert bench.on_wire == [suspect]
-        bench.link_down()
-        bench.link_up()
-    assert bench.on_wire == []
-    other = bench.offer("m/b")
-    bench.wait(6.0)
-    assert bench.on_wire == [other]
-    bench.acknowledge_all()
-    bench.wait(0.1)
-    bench.acknowledge_all()
-    assert bench.arrived == [other, suspect]

@@ -32,12 +32,6 @@ def _open(path: Path, clock: _Clock, *, max_bytes: int = 1 << 30, max_age: float
     return store
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "o.db"
-
-
 def _row(made: float = 1e9, priority: int = 1) -> NewRow:
     return NewRow("m/-", priority, made, "edge/m", PAYLOAD)
 

@@ -21,26 +21,6 @@ from tests.support.outbox_bench import OutboxBench
 SIZE = len('{"id": "m/a/1", "seq": 1, "fill": ""}') + len("edge/m/a") + MEMORY_OVERHEAD_BYTES
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "outbox.db"
-
-
-def _note_calls(bench: OutboxBench, name: str) -> list[float]:
-    """When the disk is asked for this from now on."""
-    asked: list[float] = []
-    assert bench.store is not None
-    ask = getattr(bench.store, name)
-
-    def noting(*arguments: Any) -> None:
-        asked.append(bench.loop.now)
-        ask(*arguments)
-
-    setattr(bench.store, name, noting)
-    return asked
-
-
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -139,13 +119,59 @@ def test_what_has_no_link_is_written_after_the_interval(path: Path, interval: fl
     assert bench.outbox.stored_rows == 1
 
 
+@pytest.mark.parametrize("interval", [0.2, 1.0, 5.0])
+def test_a_steady_stream_without_a_link_is_never_older_in_memory_than_the_interval_and_a_quarter(
+    path: Path, interval: float
+) -> None:
+    """At whatever moment it begins."""
+    bench = OutboxBench(path, commit_interval=interval)
+    made: list[float] = []
+    for step in range(200):
+        if step % 3 == 0:
+            bench.offer()
+            made.append(bench.loop.now)
+        bench.loop.advance(interval / 20)
+        bench.work()
+        stored = bench.outbox.stored_rows
+        assert all(bench.loop.now - since <= interval * 1.25 + interval / 20 for since in made[stored:])
+
+
+def test_one_transaction_is_under_way_at_a_time(path: Path) -> None:
+    """However full the memory is; what comes meanwhile goes with the next."""
+    bench = OutboxBench(path, memory=100 * SIZE, commit_interval=60.0)
+    assert bench.store is not None
+    for _ in range(80):
+        bench.offer()
+        bench.loop.settle()
+    assert bench.store.commits == 1
+    bench.work()
+    bench.offer()
+    bench.work()
+    assert bench.store.commits <= 3
+    assert bench.counters.dropped == {}
+
+
+def test_a_disk_that_is_away_is_asked_for_nothing(path: Path) -> None:
+    """A full memory does not count an error for every prediction."""
+    bench = OutboxBench(path, memory=20 * SIZE, begin=False)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.work()
+    for _ in range(60):
+        bench.offer()
+        bench.work()
+    assert bench.counters.errors["outbox_disk"] == 1
+    assert bench.store.commits == 0
+    assert bench.counters.dropped["memory_full"] > 30
+
+
 # --- a disk that fails ------------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_fails_is_tried_again_after_1_to_30_seconds_and_from_1_on_after_a_success(path: Path) -> None:
     """Each try doubles the pause; one that succeeds ends that."""
     bench = OutboxBench(path, begin=False)
-    asked = _note_calls(bench, "open")
+    asked = bench.note_calls("open")
     assert bench.store is not None
     bench.store.fault = "before"
     bench.work()
@@ -170,7 +196,7 @@ def test_a_fault_that_fails_several_calls_opens_the_file_once(path: Path) -> Non
     bench = OutboxBench(path)
     bench.offer()
     bench.wait(2.0)
-    asked = _note_calls(bench, "open")
+    asked = bench.note_calls("open")
     assert bench.store is not None
     bench.link.connected = True
     bench.outbox.link_changed()  # asks for the rows
@@ -179,9 +205,12 @@ def test_a_fault_that_fails_several_calls_opens_the_file_once(path: Path) -> Non
     bench.store.fault = "before"
     bench.store.work()
     assert bench.counters.errors["outbox_disk"] == 2
+    failed = bench.loop.now
+    bench.wait(8.0)
+    assert [round(at - failed) for at in asked] == [1, 3, 7]
     bench.store.fault = ""
-    bench.wait(5.0)
-    assert len(asked) == 1
+    bench.wait(10.0)
+    assert len(asked) == 4
     bench.acknowledge_all()
     bench.wait(2.0)
     assert sorted(bench.arrived) == ["m/a/1", "m/b/2"]
@@ -194,7 +223,7 @@ def test_a_stop_tries_no_disk_again_by_itself(path: Path) -> None:
     bench.store.fault = "before"
     bench.offer()
     bench.wait(1.3)
-    asked = _note_calls(bench, "open")
+    asked = bench.note_calls("open")
     bench.outbox.drain()
     bench.work()
     bench.wait(60.0)
@@ -204,7 +233,7 @@ def test_a_stop_tries_no_disk_again_by_itself(path: Path) -> None:
 def test_a_stop_waits_for_a_file_that_is_being_opened(path: Path) -> None:
     """It is asked for once."""
     bench = OutboxBench(path, begin=False)
-    asked = _note_calls(bench, "open")
+    asked = bench.note_calls("open")
     bench.offer()
     bench.outbox.drain()
     bench.work()
@@ -228,6 +257,18 @@ def test_states_are_told_once_each(path: Path) -> None:
     bench.wait(10.0)
     assert bench.states == ["ok", "the disk failed", "ok"]
     assert OutboxBench(None).outbox.state == "memory only"
+
+
+def test_a_damage_is_told_until_the_first_commit(path: Path) -> None:
+    """Then everything is as it should be; the counter stays."""
+    path.write_bytes(b"this is no database" * 1000)
+    bench = OutboxBench(path)
+    assert bench.outbox.state.startswith(f"damaged file set aside as {path}.damaged-")
+    bench.offer()
+    bench.wait(2.0)
+    assert bench.outbox.state == "ok"
+    assert len(bench.states) == 2
+    assert bench.counters.errors == {"outbox_damaged": 1}
 
 
 def test_order_is_given_up_a_minute_after_the_first_failure_and_only_where_rows_wait(path: Path) -> None:
@@ -263,7 +304,7 @@ def test_rows_are_fetched_in_portions_before_the_last_one_is_used_up(path: Path)
     names = [bench.offer() for _ in range(5 * FETCH_ROWS)]
     bench.wait(2.0)
     assert bench.outbox.memory_bytes == 0
-    asked = _note_calls(bench, "fetch")
+    asked = bench.note_calls("fetch")
     bench.link_up()
     while bench.link.acknowledge():
         bench.work()

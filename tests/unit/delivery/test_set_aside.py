@@ -17,12 +17,6 @@ from tests.support.stepped import SteppedLoop
 WHY = "no broker takes it"
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the file will be."""
-    return tmp_path / "outbox.db"
-
-
 def _unsendable(topic: str, _size: int) -> str | None:
     return WHY if "bad" in topic else None
 
