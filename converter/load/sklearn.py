@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.graph.build import DOUBLE, FLOAT, OPSET, OPSET_ML, GraphBuilder
+from converter.graph.build import DOUBLE, FLOAT, GraphBuilder
 from converter.load.gaussian import is_several, several_core
 from converter.load.kind import Loader, ModelFile
 from converter.load.pickles import looks_pickled
 from converter.load.sklearn_categories import coded_estimator
 from converter.load.sklearn_compose import Way, composed_core, is_composed, targets_of
+from converter.load.sklearn_convert import convertible, to_onnx, width_of
 from converter.load.sklearn_facts import (
     by_position,
     check_fitted,
@@ -27,17 +28,18 @@ from converter.load.sklearn_facts import (
     classes_of,
     each_alone,
     give_widths,
-    parts_of,
     sentinels_of,
+    shares_of_votes,
+    squash,
     stands_for_missing,
     steps_of,
     tuned_threshold,
     votes_hard,
     widen_classes,
 )
+from converter.load.sklearn_file import read_pickle, read_skops
 from converter.load.sklearn_labels import answer_of, check_labels, label_count, labels_core, names_of
 from converter.load.sklearn_own import Write, check_own, score_of, strangeness, writer_of
-from converter.load.skops_types import untrusted
 from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
 from converter.load.svm import KINDS, is_machine, machine_core
 from converter.spec import ChannelSpec
@@ -79,7 +81,7 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
     Raises:
         CommandError: it is not trusted, damaged, or no estimator.
     """
-    estimator, made_with = (_load_skops(path, trust), "") if kind == "skops" else _load_pickle(path, trust)
+    estimator, made_with = (read_skops(path, trust), "") if kind == "skops" else read_pickle(path, trust)
     module = type(estimator).__module__.split(".")[0]
     if type(estimator).__name__ == "Booster" and module in ("lightgbm", "xgboost"):
         return _booster(estimator, module, path, channels)
@@ -113,52 +115,6 @@ def _booster(booster: Any, module: str, path: Path, channels: Sequence[ChannelSp
     from converter.load.xgboost import XgboostModel  # noqa: PLC0415 - an extra
 
     return XgboostModel(booster, str(path), channels)
-
-
-def _load_pickle(path: Path, trust: bool) -> tuple[Any, str]:
-    """The estimator, and the release of scikit-learn that made it, if it differs from the installed one."""
-    if not trust:
-        raise CommandError(
-            f"{path}: this is a pickle, which can run any code while it is loaded: nothing of it was read. "
-            "If you trust where it comes from, add --trust; better, save the model with skops.io.dump"
-        )
-    import joblib  # noqa: PLC0415 - heavy, and it reads plain pickles too
-
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            estimator = joblib.load(path)
-        versions = [getattr(each.message, "original_sklearn_version", "") for each in caught]
-        return estimator, next(filter(None, versions), "")
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        raise CommandError(
-            f"{path}: it needs the package {package!r}, which is not installed: install it, in the release that the "
-            "model was trained with, so that the model can be asked"
-        ) from error
-    except Exception as error:
-        raise CommandError(f"{path}: cannot be unpickled: {type(error).__name__}: {error}") from error
-
-
-def _load_skops(path: Path, trust: bool) -> Any:
-    import skops.io  # noqa: PLC0415 - heavy
-
-    try:
-        names = skops.io.get_untrusted_types(file=path)
-    except Exception as error:
-        raise CommandError(f"{path}: cannot be read as a skops file: {type(error).__name__}: {error}") from error
-    strange = untrusted(names)
-    if strange and not trust:
-        raise CommandError(
-            f"{path}: it needs types that are not trusted: {', '.join(strange)}: "
-            "look at them, and add --trust if you trust where the file comes from"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return skops.io.load(path, trusted=names)
-    except Exception as error:
-        raise CommandError(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 class SklearnModel(SourceModel):
@@ -276,9 +232,9 @@ class SklearnModel(SourceModel):
         if hasattr(self._final, "predict_proba"):
             scores = np.asarray(self._call("predict_proba", x), dtype=np.float64)
         elif votes_hard(self._final):
-            scores = _shares(self._final, np.asarray(self._call("transform", x), dtype=np.int64))
+            scores = shares_of_votes(self._final, np.asarray(self._call("transform", x), dtype=np.int64))
         else:
-            scores = _squash(np.asarray(self._call("decision_function", x), dtype=np.float64))
+            scores = squash(np.asarray(self._call("decision_function", x), dtype=np.float64))
         return Answer(label=label, scores=scores)
 
     def _before(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -472,12 +428,12 @@ class SklearnModel(SourceModel):
         """One step in float64; in float32 where skl2onnx has no working float64 form."""
         for double in (True, False):
             try:
-                model = _to_onnx(step, shape, double, {}, place=self._place)
+                model = to_onnx(step, shape, double, {}, place=self._place)
             except CommandError:
                 if not double:
                     raise
                 continue
-            columns = _width_of(model, shape, double).get("columns")
+            columns = width_of(model, shape, double).get("columns")
             if columns is not None:
                 fed = value if double else builder.cast(value, FLOAT)
                 result = builder.embed(model, {model.graph.input[0].name: fed})[model.graph.output[0].name]
@@ -497,10 +453,10 @@ class SklearnModel(SourceModel):
             return several_core(
                 self._final,
                 columns[0],
-                lambda one: _to_onnx(one, columns, True, options, place=self._place),
+                lambda one: to_onnx(one, columns, True, options, place=self._place),
                 self._place,
             )
-        model = _to_onnx(_convertible(self._final), columns, double, options, place=self._place)
+        model = to_onnx(convertible(self._final), columns, double, options, place=self._place)
         names = [output.name for output in model.graph.output]
         if self.task == "regression":
             roles = {"value": names[0]}
@@ -509,98 +465,7 @@ class SklearnModel(SourceModel):
         else:
             scores = "scores" if hasattr(self._final, "predict_proba") and not self._raw else "decisions"
             roles = {"label": names[0], scores: names[1]}
-        return Core(model, model.graph.input[0].name, columns, roles, extra=_width_of(model, columns, double))
-
-
-def _to_onnx(estimator: Any, shape: tuple[int, ...], double: bool, options: dict[str, Any], *, place: str) -> Any:
-    from skl2onnx import convert_sklearn  # noqa: PLC0415 - heavy
-    from skl2onnx._supported_operators import get_model_alias  # noqa: PLC0415
-    from skl2onnx.common._registration import get_converter  # noqa: PLC0415
-    from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType  # noqa: PLC0415
-
-    from converter.features import lower_audio, lower_statistics  # noqa: PLC0415
-    from converter.graph.lower_gaussian import lower_gaussian  # noqa: PLC0415
-    from converter.graph.lower_linear import lower_linear  # noqa: PLC0415
-    from converter.load import sklearn_steps  # noqa: PLC0415
-
-    lower_statistics.register()
-    lower_audio.register()
-    sklearn_steps.register()
-    _check_supported(estimator, place)
-    kind = DoubleTensorType if double else FloatTensorType
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            allowed = get_converter(get_model_alias(type(estimator))).get_allowed_options() or {}
-            model = convert_sklearn(
-                estimator,
-                name="sklearn",
-                initial_types=[("x", kind([None, *shape]))],
-                target_opset={"": OPSET, "ai.onnx.ml": OPSET_ML},
-                options={id(estimator): {key: value for key, value in options.items() if key in allowed}},
-            )
-            return lower_gaussian(lower_linear(model))
-    except CommandError as error:
-        raise CommandError(f"{place}: {error}") from error
-    except Exception as error:
-        text = str(error).strip().splitlines()
-        raise CommandError(
-            f"{place}: {type(estimator).__name__} cannot be converted to ONNX: "
-            f"{text[0] if text else type(error).__name__}: use another estimator or step"
-        ) from error
-
-
-def _convertible(estimator: Any) -> Any:
-    """An estimator with the same answers that skl2onnx converts correctly."""
-    kind = type(estimator).__name__
-    if kind == "LinearDiscriminantAnalysis":
-        # skl2onnx doubles the decision values of two classes, but not those of a logistic regression.
-        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 - heavy
-
-        same = LogisticRegression()
-        same.coef_, same.intercept_, same.classes_ = estimator.coef_, estimator.intercept_, estimator.classes_
-        same.n_features_in_, same.n_iter_ = estimator.n_features_in_, np.ones(1, dtype=np.int32)
-        return same
-    return estimator
-
-
-def _width_of(model: Any, columns: tuple[int, ...], double: bool) -> dict[str, Any]:
-    """The number of score columns, which skl2onnx does not always declare."""
-    from converter.graph.build import serialize  # noqa: PLC0415
-    from converter.session import session_of  # noqa: PLC0415 - heavy
-
-    rows = np.zeros((2, *columns), dtype=np.float64 if double else np.float32)
-    try:
-        found = session_of(serialize(model)).run(None, {model.graph.input[0].name: rows})
-    except Exception:  # noqa: BLE001 - the check of the whole model reports why it does not run
-        return {}
-    return {"columns": int(np.prod(np.asarray(found[-1]).shape[1:]))}
-
-
-def _check_supported(estimator: Any, place: str) -> None:
-    """Name every step without an ONNX form; skl2onnx would name only the first."""
-    from skl2onnx._supported_operators import sklearn_operator_name_map  # noqa: PLC0415 - heavy
-
-    known = {kind.__name__ for kind in sklearn_operator_name_map}
-    missing = sorted({type(part).__name__ for part in parts_of(estimator) if type(part).__name__ not in known})
-    if missing:
-        raise CommandError(f"{place}: no ONNX form is known for {', '.join(missing)}: use another estimator or step")
-
-
-def _shares(vote: Any, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The share of votes for each class; `chosen` is the class of each member, a row for each window."""
-    given = vote._weights_not_none  # noqa: SLF001 - scikit-learn's own property
-    weights = np.ones(chosen.shape[1]) if given is None else np.asarray(given, dtype=np.float64)
-    votes = np.stack([(chosen == place) @ weights for place in range(len(vote.classes_))], axis=1)
-    return np.asarray(votes / weights.sum(), dtype=np.float64)
-
-
-def _squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:
-    if decision.ndim == 1:
-        positive = 1.0 / (1.0 + np.exp(-decision))
-        return np.stack([1.0 - positive, positive], axis=1)
-    power = np.exp(decision - decision.max(axis=1, keepdims=True))
-    return np.asarray(power / power.sum(axis=1, keepdims=True), dtype=np.float64)
+        return Core(model, model.graph.input[0].name, columns, roles, extra=width_of(model, columns, double))
 
 
 def _chain(steps: list[Any]) -> Any:

@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.errors import CommandError
 
@@ -180,3 +181,20 @@ def stands_for_missing(final: Any) -> float | None:
     """The number that XGBoost's scikit-learn estimators treat as missing; it is not in the booster."""
     value = getattr(final, "missing", None) if type(final).__module__.startswith("xgboost") else None
     return float(value) if value is not None and np.isfinite(value) else None
+
+
+def shares_of_votes(vote: Any, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The share of votes for each class; `chosen` is the class of each member, a row for each window."""
+    given = vote._weights_not_none  # noqa: SLF001 - scikit-learn's own property
+    weights = np.ones(chosen.shape[1]) if given is None else np.asarray(given, dtype=np.float64)
+    votes = np.stack([(chosen == place) @ weights for place in range(len(vote.classes_))], axis=1)
+    return np.asarray(votes / weights.sum(), dtype=np.float64)
+
+
+def squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Decision values between 0 and 1: a sigmoid for two classes, a softmax for more."""
+    if decision.ndim == 1:
+        positive = 1.0 / (1.0 + np.exp(-decision))
+        return np.stack([1.0 - positive, positive], axis=1)
+    power = np.exp(decision - decision.max(axis=1, keepdims=True))
+    return np.asarray(power / power.sum(axis=1, keepdims=True), dtype=np.float64)

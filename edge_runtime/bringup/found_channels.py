@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.stream.codecs import CodecTable, Decoded, Decoder, Members
-from edge_runtime.stream.codecs.object_codec import plain_json
+from edge_runtime.stream.codecs.object_codec import any_document
 from edge_runtime.stream.sources.kind import FramedSourceTable
 from edge_runtime.system.counters import Counters
 
@@ -72,12 +72,7 @@ class _Finder:
 
 
 def _objects(frame: bytes) -> list[dict[str, Any]]:
-    document, reason = plain_json(frame)
-    if reason:
-        try:
-            document = msgspec.msgpack.decode(frame)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return []
+    document = any_document(frame)
     items = document if isinstance(document, list) else [document]
     return [each for each in items if isinstance(each, dict)]
 

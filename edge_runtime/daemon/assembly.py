@@ -12,6 +12,8 @@ no new readings, what is held is delivered or committed, then `offline` and DISC
 A reload compares tables: a source, a link or a model whose table is the same keeps running, with its port, session,
 windows and counters. Weak point: another device id, outbox, QoS or topic of the device itself concerns everything, so
 then everything is made anew (`can_change_to`).
+
+A class of more than 400 lines, on purpose: the orders of start, reload and stop are read side by side.
 """
 
 from collections import defaultdict

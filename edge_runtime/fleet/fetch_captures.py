@@ -25,6 +25,9 @@ from edge_runtime.fleet.errors import AwayError
 from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.rollout import Outcome, Watcher
 from edge_runtime.fleet.ssh import (
+    CHUNK_BYTES,
+    RETRY_SECONDS,
+    TRIES,
     Collected,
     RemoteResult,
     UnreachableError,
@@ -34,9 +37,6 @@ from edge_runtime.fleet.ssh import (
     start,
 )
 
-TRIES = 3
-RETRY_SECONDS = 3.0
-CHUNK_BYTES = 65_536
 MOST_HEAD_BYTES = 4096
 MOST_FILE_BYTES = 1 << 34
 _USAGE = 2

@@ -19,6 +19,10 @@ from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.inventory import FleetDevice
 
 SSH_FAILED = 255  # ssh(1): the connection, and not the command, failed
+# Of what is repeated when a connection breaks: a transfer to a device, or captures from one.
+TRIES = 3
+RETRY_SECONDS = 3.0
+CHUNK_BYTES = 65_536
 
 # Runs "$@" as an account of the device: at once when we are it, else through runuser or sudo.
 _AS_ACCOUNT = """account=$1; shift

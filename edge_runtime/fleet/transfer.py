@@ -15,6 +15,9 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.errors import BusyError
 from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.ssh import (
+    CHUNK_BYTES,
+    RETRY_SECONDS,
+    TRIES,
     Collected,
     RemoteResult,
     UnreachableError,
@@ -24,11 +27,8 @@ from edge_runtime.fleet.ssh import (
     start,
 )
 
-CHUNK_BYTES = 65_536
-TRIES = 3
 IDLE_SECONDS = 20  # a transfer that gets no byte for so long ends itself
 KEPT_FOLDERS = 4
-RETRY_SECONDS = 3.0
 _BUSY, _DIGEST = 75, 65
 
 # Prints how much is there, takes the rest, and gives the file its name once the digest is right. No clock is asked.

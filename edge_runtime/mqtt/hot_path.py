@@ -6,14 +6,13 @@ broker has acknowledged, unless so many places are taken that it has to come fir
 business of `ack_coalescing.py`.
 
 Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, in the order of arrival (but for
-readings that wait for their windows), and only over the connection that brought it, since each connection has a
-`HotPath` of its own. Every `outcome` is called
-once, or never when the connection ends before. `MOST_OWED` messages may wait for our acknowledgement; then nothing
-more is read.
+readings that wait for their windows), and only over the connection that brought it, since each connection has its own
+`HotPath`. Every `outcome` is called once, or never when the connection ends before. `MOST_OWED` messages may wait for
+our acknowledgement; then nothing more is read.
 
-Longer than 500 lines, and one class, on purpose: reading, publishing and acknowledging share one socket, one set of
-packet ids and one order in which things leave, and a call more between them is paid with every reading. What does not
-need that order stands beside it: `ack_coalescing.py`, `send_queue.py`, `hot_packets.py`, `whole_socket.py`.
+Longer than 500 lines, and a class of more than 400, on purpose: reading, publishing and acknowledging share one socket,
+one set of packet ids and one order in which things leave, and a call more between them is paid with every reading. What
+does not need that order stands beside it: `ack_coalescing.py`, `send_queue.py`, `hot_packets.py`, `whole_socket.py`.
 """
 
 import itertools

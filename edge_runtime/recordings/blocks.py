@@ -110,6 +110,13 @@ class ListColumns:
         return self.columns[name]
 
 
+def _rows_of(batch: Any, rows: Sequence[int]) -> Any:
+    """Some rows of a `pyarrow.RecordBatch`; neighbours are not copied."""
+    if isinstance(rows, range) and rows.step == 1:
+        return batch.slice(rows.start, len(rows))
+    return batch.take(np.asarray(rows, np.int64))
+
+
 class TextColumns:
     """Columns of a CSV file that pyarrow has read: text. `batch` is a `pyarrow.RecordBatch` of strings."""
 
@@ -118,9 +125,7 @@ class TextColumns:
 
     def take(self, rows: Sequence[int]) -> "TextColumns":
         """Those of some readings."""
-        if isinstance(rows, range) and rows.step == 1:
-            return TextColumns(self.batch.slice(rows.start, len(rows)))
-        return TextColumns(self.batch.take(np.asarray(rows, np.int64)))
+        return TextColumns(_rows_of(self.batch, rows))
 
     def values(self, name: str) -> list[Any]:
         """One column as Python text."""
@@ -135,9 +140,7 @@ class ArrowColumns:
 
     def take(self, rows: Sequence[int]) -> "ArrowColumns":
         """Those of some readings."""
-        if isinstance(rows, range) and rows.step == 1:
-            return ArrowColumns(self.batch.slice(rows.start, len(rows)))
-        return ArrowColumns(self.batch.take(np.asarray(rows, np.int64)))
+        return ArrowColumns(_rows_of(self.batch, rows))
 
     def values(self, name: str) -> list[Any]:
         """One column as Python values.

@@ -21,6 +21,8 @@ bound is counted (`ota_dropped`, `ota_unanswered`), and a sender asks again.
 Weak points: who may publish here can replay an offer that is valid now, and so begin that transfer without bringing
 it; a sender that brings chunks takes it over after `TAKE_OVER_S`. Who may publish chunks can spoil them, which the
 digest finds at the end. Both are for the broker's access list.
+
+A class of more than 400 lines, on purpose: a transfer is one state machine, and each of its steps is short.
 """
 
 import secrets

@@ -3,7 +3,8 @@
 Guarantee: a reading's receipt is held from the moment it completes a window until the prediction is safe or withheld
 on purpose; with `acknowledge = "window"` that of every reading is, until no window needs it any more (`holding.py`). A
 window on which the model fails is set aside and counted, never tried again; its neighbours are not touched. A model
-that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue.
+that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue. It is a
+class of more than 400 lines, on purpose: the way of a batch is read from top to bottom.
 """
 
 import time

@@ -8,10 +8,8 @@ number of readings since. Weak point: of many readings refused at once for one r
 import time
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from edge_runtime.config.convert import nearest
-from edge_runtime.stream.codecs.object_codec import plain_json
+from edge_runtime.stream.codecs.object_codec import any_document
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 
@@ -125,11 +123,6 @@ def _with_members(why: str, frame: bytes) -> str:
 
 
 def _members(frame: bytes) -> list[str]:
-    document, reason = plain_json(frame)
-    if reason:
-        try:
-            document = msgspec.msgpack.decode(frame)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return []
+    document = any_document(frame)
     item = document[0] if type(document) is list and document else document
     return [str(name) for name in item] if type(item) is dict else []

@@ -23,7 +23,7 @@ from edge_runtime.http.request_reader import BadRequestError, RequestReader
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
 from edge_runtime.system.memory import resident_bytes
-from tests.support.http_server import activity, running
+from tests.support.http_server import activity, dial, running
 from tests.support.waiting import wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
@@ -51,11 +51,6 @@ def guarded(served: Served) -> Iterator[Server]:
     """A server that wants a token."""
     with running(served, TOKEN) as made:
         yield made
-
-
-def dial(server: Server) -> socket.socket:
-    """A connection."""
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
 
 
 def ask(server: Server, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:

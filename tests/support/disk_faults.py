@@ -12,8 +12,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +34,15 @@ CALLS = ("pwrite64", "fdatasync", "pread64", "ftruncate", "unlink", "fcntl", "fc
 def report(text: str) -> None:
     """A figure for `docs/reliability.md`; shown by `pytest -s` or `-rP`."""
     sys.stdout.write(f"FIGURE {text}\n")
+
+
+@contextmanager
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory if possible: these faults are in the order of calls and their images, and need no card."""
+    memory = Path("/dev/shm")
+    path = Path(tempfile.mkdtemp(prefix="outbox-", dir=memory if memory.is_dir() else None))
+    yield path
+    shutil.rmtree(path)
 
 
 def run_workload(folder: Path, seeds: list[int], *words: str, inject: str = "", log: Path | None = None) -> list[int]:

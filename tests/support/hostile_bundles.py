@@ -2,6 +2,8 @@
 
 Every case starts from a valid bundle and spoils one thing, with the `onnx` package where that can express it and with
 raw protobuf bytes where it cannot. `CASES` maps a name to a `Case`; the bytes are built when asked for.
+
+Longer than 500 lines, on purpose: one file a case, and the cases are read side by side.
 """
 
 import struct

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "ARCHITECTURE.md"
 BEGIN = "<!-- modules: written by `python -m tests.support.house` -->"
 END = "<!-- end -->"
+MOST_LINES, MOST_CLASS_LINES = 500, 400
 
 # From the ground floor to the roof: a room imports rooms that stand before it here, and no other.
 FLOORS = (
@@ -55,6 +56,25 @@ def modules() -> dict[str, Path]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         found[name.removesuffix(".__init__")] = path
     return found
+
+
+def sources() -> dict[str, Path]:
+    """Every Python file that is held to sizes and docstrings: both programs, and what tests and figures stand on."""
+    folders = (".ci", "benchmarks", "converter", "device_configs", "edge_runtime", "examples", "tests/support")
+    return {str(path.relative_to(ROOT)): path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))}
+
+
+def oversized(text: str) -> Iterator[str]:
+    """A module of more than 500 lines, and classes of more than 400, for which the module's docstring has no reason."""
+    tree = ast.parse(text)
+    docstring = ast.get_docstring(tree) or ""
+    if (lines := len(text.splitlines())) > MOST_LINES and "Longer than 500 lines" not in docstring:
+        yield f"{lines} lines"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and "class of more than 400" not in docstring:
+            assert node.end_lineno is not None
+            if (lines := node.end_lineno - node.lineno + 1) > MOST_CLASS_LINES:
+                yield f"class {node.name}: {lines} lines"
 
 
 def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A model on demand and a server of it on a free port of loopback, for tests that dial it."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,28 @@ def activity(folder: Path) -> Served:
     """The model `activity`, which takes temperature and humidity."""
     path = builders.classification().save(folder / "activity.onnx")
     return Served("activity", Model(open_bundle(path)), device="d", start=1)
+
+
+def served_models(folder: Path, **further: builders.Draft) -> list[Served]:
+    """One served model of each kind, and further ones by their names."""
+    drafts = {
+        "activity": builders.classification(),
+        "motion": builders.classification(name="motion", length=3),
+        "power": builders.regression(),
+        "vibration": builders.anomaly(threshold=1.0),
+        "drowsy": builders.stateful(),
+        "picture": builders.frame(),
+        **further,
+    }
+    return [
+        Served(name, Model(open_bundle(draft.save(folder / f"{name}.onnx"))), device="d", start=3)
+        for name, draft in drafts.items()
+    ]
+
+
+def dial(server: Server) -> socket.socket:
+    """A connection to a server."""
+    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
 
 
 @contextmanager

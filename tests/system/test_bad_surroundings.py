@@ -16,6 +16,7 @@ from tests.support import builders
 from tests.support.broker import CertificateAuthority
 from tests.support.installed import Installed
 from tests.support.ports import find_free_port
+from tests.support.small_disk import small_disk
 
 pytestmark = pytest.mark.system
 
@@ -115,18 +116,10 @@ for each in commands:
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A file system without a free byte."""
-    folder = tmp_path / "full"
-    folder.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if subprocess.run(words, check=False, capture_output=True, timeout=30).returncode != 0:
-        pytest.skip("mounts nothing here: needs root")
-    try:
-        subprocess.run(
-            ["dd", "if=/dev/zero", f"of={folder}/filler", "bs=4k"], check=False, capture_output=True, timeout=30
-        )
+    with small_disk(tmp_path / "full", "64k") as folder:
+        filling = ["dd", "if=/dev/zero", f"of={folder}/filler", "bs=4k"]
+        subprocess.run(filling, check=False, capture_output=True, timeout=30)
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=30)
 
 
 def test_a_full_disk(installed: Installed, make_mosquitto: MakeBroker, tmp_path: Path, full: Path) -> None:

@@ -1,10 +1,12 @@
 """`[http]` of a running daemon: predictions on demand and the status page, beside the stream."""
 
+import contextlib
 import http.client
 import json
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,20 +141,27 @@ def ask_or_none(port: int, path: str) -> int | None:
         return None
 
 
+@contextlib.contextmanager
+def half_a_request(port: int) -> Iterator[tuple[socket.socket, bytes]]:
+    """A connection on which half of a request was sent and arrived, and the other half."""
+    reading = b'{"temperature": 21.4, "humidity": 48.2}'
+    head = b"POST /predict/comfort HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(reading)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(head + reading[:9])
+        assert ask(port, "GET", "/healthz")[0] == 200
+        yield client, reading[9:]
+
+
 def test_a_stop_of_the_daemon_answers_what_is_in_flight(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, bundle: Path, free_port: int
 ) -> None:
     """SIGTERM lets a request of which half has come be sent to its end, and answers it with `Connection: close`."""
     daemon = make_daemon(device(mosquitto, bundle, free_port)).start()
     wait_until(lambda: ask(free_port, "GET", "/v2/health/ready")[0] == 200, "readiness", 30)
-    reading = b'{"temperature": 21.4, "humidity": 48.2}'
-    head = b"POST /predict/comfort HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(reading)
-    with socket.create_connection(("127.0.0.1", free_port), timeout=20) as slow:
-        slow.sendall(head + reading[:9])
-        assert ask(free_port, "GET", "/healthz")[0] == 200
+    with half_a_request(free_port) as (slow, rest):
         os.kill(daemon.pid, signal.SIGTERM)
         daemon.wait_for_log("stopping")
-        slow.sendall(reading[9:])
+        slow.sendall(rest)
         assert hear(slow)[:2] == (200, "close")
     assert daemon.stop() == 0
 
@@ -163,15 +172,11 @@ def test_a_reload_that_changes_http_answers_what_is_in_flight(
     """SIGHUP with another `[http]`: the address answers all the while, and the half of a request is waited for."""
     daemon = make_daemon(device(mosquitto, bundle, free_port)).start()
     wait_until(lambda: ask(free_port, "GET", "/v2/health/ready")[0] == 200, "readiness", 30)
-    reading = b'{"temperature": 21.4, "humidity": 48.2}'
-    head = b"POST /predict/comfort HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(reading)
-    with socket.create_connection(("127.0.0.1", free_port), timeout=20) as slow:
-        slow.sendall(head + reading[:9])
-        assert ask(free_port, "GET", "/healthz")[0] == 200
+    with half_a_request(free_port) as (slow, rest):
         daemon.config.write_text(daemon.config.read_text() + 'prefix = "/edge"\n')
         daemon.reload()
         wait_until(lambda: ask(free_port, "GET", "/edge/healthz")[0] == 200, "the new prefix", 30)  # never refused
-        slow.sendall(reading[9:])
+        slow.sendall(rest)
         assert hear(slow)[:2] == (200, "close")
     changed = daemon.config.read_text().replace(
         f'listen = "127.0.0.1:{free_port}"', f'listen = "localhost:{free_port}"'

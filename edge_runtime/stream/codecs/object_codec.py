@@ -227,6 +227,17 @@ def plain_json(frame: bytes) -> tuple[Any, str]:
         return None, "malformed"
 
 
+def any_document(frame: bytes) -> Any:
+    """The document of a frame in JSON or MessagePack, for messages about it; None where it is neither."""
+    document, reason = plain_json(frame)
+    if not reason:
+        return document
+    try:
+        return msgspec.msgpack.decode(frame)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _holds_not_finite(frame: bytes) -> bool:
     """Whether nothing but the literals NaN and Infinity, which some senders write, keeps a frame from being JSON."""
     repaired, count = _NOT_FINITE.subn(b"0", frame)

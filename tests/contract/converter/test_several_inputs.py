@@ -1,20 +1,19 @@
 """Models with several inputs and outputs: a group of channels each, constants for every row, names for every number."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
 from converter.session import run, session_of
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
+from tests.support.graphs import save
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 LENGTH = 6
@@ -23,17 +22,6 @@ LENGTH = 6
 def noise(*shape: int) -> NDArray[np.float32]:
     """Numbers around zero, the same each time."""
     return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
-
-
-def save(path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, Any]) -> Path:
-    """A model of these parts."""
-    infos = [[helper.make_tensor_value_info(*each) for each in part] for part in (inputs, outputs)]
-    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "m", infos[0], infos[1], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
 
 
 def build(folder: Path, model: Path, spec: str, *arguments: str) -> int:

@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from converter.cli import main
 from converter.commands.inspect import manifest_of
@@ -20,22 +19,12 @@ from edge_runtime.bundle.golden import check_golden
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import BundleError
+from tests.support.graphs import save
 
 FLOAT = TensorProto.FLOAT
 FRAME = '[frame]\nshape = [6, 6, 1]\ndtype = "uint8"\nscale = 0.00390625\n'
 LABELS = ["cat", "dog", "bird"]
 CANDIDATES = 60
-
-
-def save(path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, Any]) -> Path:
-    """A model of these parts."""
-    infos = [[helper.make_tensor_value_info(*each) for each in part] for part in (inputs, outputs)]
-    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "m", infos[0], infos[1], initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
 
 
 def build(folder: Path, model: Path, spec: str, *arguments: str) -> Path:

@@ -4,61 +4,21 @@ import logging
 import os
 import struct
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from edge_runtime.config.tables import Config
 from edge_runtime.errors import ConfigError
-from edge_runtime.readings import Batch
 from edge_runtime.stream.byte_framing import FixedFramer, LengthFramer
 from edge_runtime.stream.framing import cobs_encode
 from edge_runtime.stream.sources.command import CommandSource, CommandSourceTable
-from edge_runtime.stream.sources.kind import Wiring
 from edge_runtime.system.counters import Counters
-from edge_runtime.system.loop import Loop
 from tests.support.payload_cases import load_source
+from tests.support.source_bench import SourceBench
 
-PATIENCE_S = 60.0
-
-
-class Bench:
-    """A source with a loop of its own."""
-
-    def __init__(self, table: CommandSourceTable, channels: tuple[str, ...]) -> None:
-        self.loop, self.counters = Loop(), Counters()
-        self.values: list[list[float]] = []
-        self.is_paused = False
-        wiring = Wiring(
-            config=cast("Config", None),
-            channels=channels,
-            shape=None,
-            loop=self.loop,
-            sink=self._take,
-            counters=self.counters,
-            on_state=lambda: None,
-            needed=lambda: 1,
-            paused=lambda: self.is_paused,
-            max_gap=None,
-            connect=cast("Any", None),
-        )
-        self.source = CommandSource(table, wiring)
-
-    def _take(self, batch: Batch) -> None:
-        self.values += batch.values.tolist()
-
-    def until(self, reached: Callable[[], object]) -> None:
-        """Serve until something is true; it has to become so."""
-        end = time.monotonic() + PATIENCE_S
-        while not reached():
-            assert time.monotonic() < end, (self.source.state, self.counters)
-            self.loop.run_once(0.05)
-
-
+Bench = SourceBench[CommandSource]
 Begin = Callable[..., Bench]
 
 
@@ -72,13 +32,13 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
         words = argv or f'["{sys.executable}", "-u", "{tmp_path / "program.py"}"]'
         table = load_source(f'type = "command"\nargv = {words}\nrestart_max = 0.05\n{keys}', tmp_path)
         assert isinstance(table, CommandSourceTable)
-        begun.append(Bench(table, channels))
+        begun.append(SourceBench(CommandSource, table, channels))
         begun[-1].source.start()
         return begun[-1]
 
     yield start
     for bench in begun:
-        bench.source.stop()
+        bench.close()
 
 
 def test_lines_are_readings_from_the_first_one_on(begin: Begin) -> None:

@@ -7,26 +7,21 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from edge_runtime.config.load import load_config
-from edge_runtime.config.tables import Config
 from edge_runtime.errors import EXIT_CONFIG, ConfigError
-from edge_runtime.readings import Batch
-from edge_runtime.stream.sources.kind import Wiring
 from edge_runtime.stream.sources.modbus import ModbusSource, ModbusSourceTable, parse_url
-from edge_runtime.system.counters import Counters
-from edge_runtime.system.loop import Loop
 from tests.support.payload_cases import DEVICE
 from tests.support.ports import find_free_port
+from tests.support.source_bench import PATIENCE_S, SourceBench
 
 if TYPE_CHECKING:
     from tests.support.modbus import HandWritten, ModbusServer, SerialCable
 
 pytest.importorskip("pymodbus")
-PATIENCE_S = 60.0
 QUICK = "interval = 0.02\ntimeout = 0.5\nretry_max = 0.2\n"
 
 
@@ -47,57 +42,7 @@ def load(folder: Path, text: str) -> ModbusSourceTable:
     return table
 
 
-class Bench:
-    """A source with a loop of its own."""
-
-    def __init__(self, table: ModbusSourceTable, units: dict[str, str]) -> None:
-        self.loop, self.counters = Loop(), Counters()
-        self.by_key: dict[str, list[list[float]]] = {}
-        self.interruptions = 0
-        channels = tuple(each.channel for each in table.register)
-        table.check_channels_of(channels, None, units=units)
-        wiring = Wiring(
-            config=cast("Config", None),
-            channels=channels,
-            shape=None,
-            loop=self.loop,
-            sink=self._take,
-            counters=self.counters,
-            on_state=lambda: None,
-            needed=lambda: 1,
-            paused=lambda: False,
-            max_gap=None,
-            connect=cast("Any", None),
-            interrupted=self._interrupted,
-            units=units,
-        )
-        source = table.make(wiring)
-        assert isinstance(source, ModbusSource)
-        self.source = source
-        self.source.start()
-
-    def _interrupted(self) -> None:
-        self.interruptions += 1
-
-    def _take(self, batch: Batch) -> None:
-        assert abs(batch.times[0] - time.time()) < PATIENCE_S
-        for key, row in zip(batch.keys, batch.values.tolist(), strict=True):
-            assert key is not None
-            self.by_key.setdefault(key, []).append(row)
-
-    def until(self, reached: Callable[[], object]) -> None:
-        """Serve until something is true; it has to become so."""
-        end = time.monotonic() + PATIENCE_S
-        while not reached():
-            assert time.monotonic() < end, (self.source.state, self.counters.errors, self.by_key.keys())
-            self.loop.run_once(0.02)
-
-    def rounds(self, key: str, count: int) -> None:
-        """Serve until a unit has brought so many more readings."""
-        wanted = len(self.by_key.get(key, ())) + count
-        self.until(lambda: len(self.by_key.get(key, ())) >= wanted)
-
-
+Bench = SourceBench[ModbusSource]
 Begin = Callable[..., Bench]
 
 
@@ -107,13 +52,18 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     begun: list[Bench] = []
 
     def start(text: str, units: dict[str, str] | None = None) -> Bench:
-        begun.append(Bench(load(tmp_path, text), units or {}))
+        table = load(tmp_path, text)
+        channels = tuple(each.channel for each in table.register)
+        table.check_channels_of(channels, None, units=units or {})
+        begun.append(SourceBench(ModbusSource, table, channels, units))
+        begun[-1].source.start()
         return begun[-1]
 
     yield start
     for bench in begun:
-        bench.source.stop()
-        bench.loop.close()
+        bench.close()
+        assert None not in bench.by_key
+        assert all(abs(age) < PATIENCE_S for age in bench.ages)
 
 
 @pytest.fixture

@@ -1,23 +1,15 @@
 """Files with a number as a source, on a folder made as the kernel makes it."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 from edge_runtime.config.load import load_config
-from edge_runtime.config.tables import Config
 from edge_runtime.errors import ConfigError
-from edge_runtime.readings import Batch
-from edge_runtime.stream.sources.kind import Wiring
 from edge_runtime.stream.sources.sysfs import SysfsSource, SysfsSourceTable
-from edge_runtime.system.counters import Counters
-from edge_runtime.system.loop import Loop
 from tests.support.payload_cases import DEVICE
-
-PATIENCE_S = 60.0
+from tests.support.source_bench import SourceBench
 
 
 def load(folder: Path, channels: str) -> SysfsSourceTable:
@@ -30,42 +22,7 @@ def load(folder: Path, channels: str) -> SysfsSourceTable:
     return table
 
 
-class Bench:
-    """A source with a loop of its own."""
-
-    def __init__(self, table: SysfsSourceTable, units: dict[str, str]) -> None:
-        self.loop, self.counters = Loop(), Counters()
-        self.values: list[list[float]] = []
-        channels = tuple(table.channels)
-        table.check_channels_of(channels, None, units=units)
-        wiring = Wiring(
-            config=cast("Config", None),
-            channels=channels,
-            shape=None,
-            loop=self.loop,
-            sink=self._take,
-            counters=self.counters,
-            on_state=lambda: None,
-            needed=lambda: 1,
-            paused=lambda: False,
-            max_gap=None,
-            connect=cast("Any", None),
-            units=units,
-        )
-        self.source = SysfsSource(table, wiring)
-        self.source.start()
-
-    def _take(self, batch: Batch) -> None:
-        self.values += batch.values.tolist()
-
-    def until(self, reached: Callable[[], object]) -> None:
-        """Serve until something is true; it has to become so."""
-        end = time.monotonic() + PATIENCE_S
-        while not reached():
-            assert time.monotonic() < end, (self.source.state, self.counters)
-            self.loop.run_once(0.02)
-
-
+Bench = SourceBench[SysfsSource]
 Begin = Callable[..., Bench]
 
 
@@ -75,12 +32,15 @@ def begin(tmp_path: Path) -> Iterator[Begin]:
     begun: list[Bench] = []
 
     def start(channels: str, units: dict[str, str] | None = None) -> Bench:
-        begun.append(Bench(load(tmp_path, channels), units or {}))
+        table = load(tmp_path, channels)
+        table.check_channels_of(tuple(table.channels), None, units=units or {})
+        begun.append(SourceBench(SysfsSource, table, tuple(table.channels), units))
+        begun[-1].source.start()
         return begun[-1]
 
     yield start
     for bench in begun:
-        bench.source.stop()
+        bench.close()
 
 
 def test_files_are_read_again_and_again(begin: Begin, tmp_path: Path) -> None:

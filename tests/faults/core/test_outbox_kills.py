@@ -2,13 +2,22 @@
 
 import random
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.disk_faults import CALLS, LONG, STRACE, count_calls, judge, read_said, report, run_workload
+from tests.support.disk_faults import (
+    CALLS,
+    LONG,
+    STRACE,
+    count_calls,
+    judge,
+    memory_folder,
+    read_said,
+    report,
+    run_workload,
+)
 
 SEEDS = [1, 2, 3, 4, 5, 6]
 KILLS = 15_000 if LONG else 500
@@ -19,11 +28,9 @@ pytestmark = [pytest.mark.skipif(STRACE is None, reason="strace is not installed
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: what is judged is the order of the calls, and not the card."""
-    memory = Path("/dev/shm")
-    path = Path(tempfile.mkdtemp(prefix="outbox-", dir=memory if memory.is_dir() else None))
-    yield path
-    shutil.rmtree(path)
+    """A folder of one test."""
+    with memory_folder() as path:
+        yield path
 
 
 def _points(folder: Path, count: int) -> Iterator[tuple[str, int, int]]:

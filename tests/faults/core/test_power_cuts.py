@@ -3,7 +3,6 @@
 import random
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.delivery.outbox_file import OutboxFile
-from tests.support.disk_faults import LONG, STRACE, Act, cut, judge, record, record_takeover, report
+from tests.support.disk_faults import LONG, STRACE, Act, cut, judge, memory_folder, record, record_takeover, report
 from tests.support.older_outbox import OLDER_ROWS, copy_older_file
 
 IMAGES = 10_000 if LONG else 1_000
@@ -22,11 +21,9 @@ pytestmark = [pytest.mark.skipif(STRACE is None, reason="strace is not installed
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: the images are made by us, and need no card."""
-    memory = Path("/dev/shm")
-    path = Path(tempfile.mkdtemp(prefix="outbox-", dir=memory if memory.is_dir() else None))
-    yield path
-    shutil.rmtree(path)
+    """A folder of one test."""
+    with memory_folder() as path:
+        yield path
 
 
 def _violations(folder: Path, recordings: list[list[Act]], count: int, rng: random.Random) -> tuple[list[str], int]:

@@ -15,6 +15,7 @@ from edge_runtime.store.install import Policy
 from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
+from tests.support.small_disk import small_disk
 
 # The long form takes a sixteenth of a second for each.
 ATTEMPTS = 10_000 if os.environ.get("EDGE_TORTURE") == "long" else 300
@@ -107,33 +108,24 @@ def test_a_bad_model_leaves_the_good_one_active(tmp_path: Path, keys: builders.S
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB, which only root can have."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "edge-test", folder], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "disk", "3m") as folder:
+        yield folder
 
 
 def test_a_full_disk_refuses_in_words_and_the_old_bundle_serves_on(
-    tmp_path: Path, small_disk: Path, keys: builders.Signer
+    tmp_path: Path, disk: Path, keys: builders.Signer
 ) -> None:
     """No room is no harm: the active bundle stays, and with room again the same install succeeds."""
-    store = ModelStore(small_disk / "models", selftest=quick)
+    store = ModelStore(disk / "models", selftest=quick)
     policy = Policy(allowed_signers=keys.allowed)
     for version in ("1.0.0", "1.1.0"):
         keys.sign(builders.classification(version=version, seed=int(version[2])).save(tmp_path / f"{version}.onnx"))
     store.install(tmp_path / "1.0.0.onnx", policy)
     for left in (0, 4096, 512 * 1024):
-        filler = small_disk / "filler"
-        statistics = os.statvfs(small_disk)
+        filler = disk / "filler"
+        statistics = os.statvfs(disk)
         filler.write_bytes(bytes(max(0, statistics.f_bavail * statistics.f_frsize - left)))
         with pytest.raises(CommandError, match=r"expected room|the disk is full"):
             store.install(tmp_path / "1.1.0.onnx", policy)
@@ -142,16 +134,16 @@ def test_a_full_disk_refuses_in_words_and_the_old_bundle_serves_on(
     assert store.install(tmp_path / "1.1.0.onnx", policy).changed
 
 
-def test_a_read_only_disk_refuses_in_words(tmp_path: Path, small_disk: Path, keys: builders.Signer) -> None:
+def test_a_read_only_disk_refuses_in_words(tmp_path: Path, disk: Path, keys: builders.Signer) -> None:
     """A file system that the kernel made read-only is named, and what is on it can still be read."""
-    store = ModelStore(small_disk / "models", selftest=quick)
+    store = ModelStore(disk / "models", selftest=quick)
     policy = Policy(allowed_signers=keys.allowed)
     for version in ("1.0.0", "1.1.0"):
         keys.sign(builders.classification(version=version, seed=int(version[2])).save(tmp_path / f"{version}.onnx"))
     store.install(tmp_path / "1.0.0.onnx", policy)
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(CommandError, match="read-only"):
         store.install(tmp_path / "1.1.0.onnx", policy)
     assert store.active("activity").exists()
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     assert store.install(tmp_path / "1.1.0.onnx", policy).changed

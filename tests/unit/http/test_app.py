@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_runtime.bundle.model import Model, ModelError, Scores
-from edge_runtime.bundle.open import open_bundle
+from edge_runtime.bundle.model import ModelError, Scores
 from edge_runtime.http import app as app_module
 from edge_runtime.http import scorer as scorer_module
 from edge_runtime.http.app import App
@@ -23,6 +22,7 @@ from edge_runtime.http.served_model import Numbers, Served
 from edge_runtime.readings import Floats
 from tests.support import builders
 from tests.support.asking import Answered, ask
+from tests.support.http_server import served_models
 
 INFER = "/v2/models/activity/infer"
 HEALTH: dict[str, Any] = {
@@ -47,19 +47,7 @@ def tensor(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
     """One served model of each kind."""
-    folder = tmp_path_factory.mktemp("bundles")
-    drafts = {
-        "activity": builders.classification(),
-        "motion": builders.classification(name="motion", length=3),
-        "power": builders.regression(),
-        "vibration": builders.anomaly(threshold=1.0),
-        "drowsy": builders.stateful(),
-        "picture": builders.frame(),
-    }
-    return [
-        Served(name, Model(open_bundle(draft.save(folder / f"{name}.onnx"))), device="d", start=3)
-        for name, draft in drafts.items()
-    ]
+    return served_models(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture(scope="module")

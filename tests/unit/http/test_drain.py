@@ -17,7 +17,8 @@ from edge_runtime.http.listening import ListenError, bind, inherited
 from edge_runtime.http.live_view import Board
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
-from tests.support.http_server import activity, running
+from tests.support.http_server import activity, dial, running
+from tests.support.serving import hear
 from tests.support.waiting import wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
@@ -37,18 +38,6 @@ def server(served: Served) -> Iterator[Server]:
     """A server of that model."""
     with running(served) as made:
         yield made
-
-
-def dial(server: Server) -> socket.socket:
-    """A connection."""
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
-
-
-def hear(client: socket.socket) -> tuple[int, str, bytes]:
-    """One answer: its status, what its `Connection` says, and its body."""
-    answer = http.client.HTTPResponse(client)
-    answer.begin()
-    return answer.status, answer.getheader("Connection", ""), answer.read()
 
 
 def at_end(client: socket.socket) -> bool:

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from edge_runtime.bundle.model import Model
-from edge_runtime.bundle.open import open_bundle
 from edge_runtime.http.access_log import AccessLog
 from edge_runtime.http.app import App
 from edge_runtime.http.live_view import Board
@@ -23,6 +21,7 @@ from edge_runtime.http.served_model import Served
 from edge_runtime.http.shared_counts import PLACE_BYTES, SharedCounts
 from tests.support import builders
 from tests.support.asking import Answered, ask
+from tests.support.http_server import served_models
 
 ROWS = [[21.5, 48.25], [3.0, 90.0], [-20.0, 1.5]]
 NAMES = ["temperature", "humidity"]
@@ -31,20 +30,7 @@ NAMES = ["temperature", "humidity"]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Served]:
     """One served model of each kind."""
-    folder = tmp_path_factory.mktemp("bundles")
-    drafts = {
-        "activity": builders.classification(),
-        "motion": builders.classification(name="motion", length=3),
-        "power": builders.regression(),
-        "vibration": builders.anomaly(threshold=1.0),
-        "drowsy": builders.stateful(),
-        "picture": builders.frame(),
-        "alerts": builders.multilabel(),
-    }
-    return [
-        Served(name, Model(open_bundle(draft.save(folder / f"{name}.onnx"))), device="d", start=3)
-        for name, draft in drafts.items()
-    ]
+    return served_models(tmp_path_factory.mktemp("bundles"), alerts=builders.multilabel())
 
 
 @pytest.fixture
