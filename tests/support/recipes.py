@@ -15,3 +15,9 @@ def code(recipe: str) -> str:
     found = re.search(rf"<!-- recipe: {re.escape(recipe)} -->\n *```python\n(.*?)\n *```", _PAGE, re.DOTALL)
     assert found is not None, recipe
     return textwrap.dedent(found[1])
+
+
+def files() -> dict[str, tuple[str, str]]:
+    """The file of each recipe: its place in the tree, and its text."""
+    found = re.findall(r"<!-- recipe: (\w+) (\S+/\S+\.py) -->", _PAGE)
+    return {recipe: (place, code(f"{recipe} {place}") + "\n") for recipe, place in found}

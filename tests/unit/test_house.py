@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from edge_runtime.registered import CODECS, SOURCES, Registry
+from edge_runtime.registered import CODECS, SINKS, SOURCES, Registry
 from tests.support import house
 from tests.support.house import FLOORS, room
 
@@ -85,7 +85,7 @@ def test_a_device_needs_nothing_that_it_does_not_have(module: str) -> None:
     assert {name.split(".")[0] for name in house.imports(MODULES[module], MODULES)} - known == set()
 
 
-@pytest.mark.parametrize("registry", [SOURCES, CODECS], ids=["sources", "codecs"])
+@pytest.mark.parametrize("registry", [SOURCES, CODECS, SINKS], ids=["sources", "codecs", "sinks"])
 def test_the_registry_names_what_there_is(registry: Registry) -> None:
     """A line that leads nowhere would only show on the device that uses the word."""
     for word in registry:

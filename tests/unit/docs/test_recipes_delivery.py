@@ -1,6 +1,7 @@
-"""The recipes of CONTRIBUTING.md for a payload convention and an HTTP route, followed literally: its code is run."""
+"""The recipes of CONTRIBUTING.md for payload convention, sink and HTTP route, followed literally: their code is run."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from edge_runtime.http import routes
 from edge_runtime.http.app import App
 from edge_runtime.http.live_view import Board
 from edge_runtime.readings import Prediction
+from edge_runtime.registered import SINKS
+from edge_runtime.sinks.kind import Offered, SinkContext, SinkKindTable
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
 from tests.support import builders
 from tests.support.asking import ask
 from tests.support.recipes import MakeModule, code
@@ -53,10 +58,44 @@ def test_a_payload_convention_by_its_recipe(
     assert payloads.mark_delayed(b'{"a":1}') == b'{"a":1,"delayed":true}'
 
 
+def test_a_sink_by_its_recipe(make_module: MakeModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file and one line, and `check` knows the type; a prediction is a datagram, and a refused one is counted."""
+    path = device(tmp_path, "json")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(20)
+        port = receiver.getsockname()[1]
+        plain = path.read_text()
+        path.write_text(f'{plain}[[sink]]\nname = "lamp"\ntype = "udp"\naddress = "127.0.0.1"\nport = {port}\n')
+        with pytest.raises(ConfigError, match=r'type: expected "file", .* or "command", found "udp"'):
+            load_config(path)
+        monkeypatch.setattr(SINKS, "places", SINKS.places | json.loads("{" + code("sink line").rstrip(",") + "}"))
+        make_module("sink edge_runtime/sinks/udp_sink.py")
+        (table,) = load_config(path).sink
+        assert isinstance(table, SinkKindTable)
+        states, counters, loop = [], Counters(), Loop()
+        sink = table.make(SinkContext(loop, counters, None, lambda: states.append(1)))
+        sink.take(Offered("comfort/-", b'{"label":"a"}', alarm=False))
+        assert receiver.recv(100) == b'{"label":"a"}'
+        assert (sink.state, dict(counters.counts)) == (f"127.0.0.1:{port}: open", {"written": 1})
+    sink.take(Offered("comfort/-", bytes(70_000), alarm=False))
+    assert sink.state == f"127.0.0.1:{port}: cannot be sent to (Message too long)"
+    assert (counters.errors, counters.dropped, states) == ({"sink_udp": 1}, {"not_sent": 1}, [1, 1])
+    sink.drain()
+    assert sink.is_safe
+    sink.stop(1.0)
+    loop.close()
+    path.write_text(f'{plain}[[sink]]\nname = "lamp"\ntype = "udp"\naddress = "lamp"\nport = 7\n')
+    with pytest.raises(ConfigError, match="address: expected an IPv4 address, found 'lamp'"):
+        load_config(path)
+
+
 def test_an_http_route_by_its_recipe(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A function, one line, and the route answers, refuses and is counted as every other."""
-    module = make_module("route edge_runtime/http/keys.py")
-    line = eval(code("route line").rstrip(","), {"Route": routes.Route, "keys": module.keys})  # noqa: S307 - our page
+    """A function, its handler, one line, and the route answers, refuses and is counted as every other."""
+    module = make_module("route edge_runtime/http/key_counts.py")
+    names = {**vars(routes), "key_count": module.key_count}
+    exec(code("route handler"), names)  # noqa: S102 - our page
+    line = eval(code("route line").rstrip(","), names)  # noqa: S307 - our page
     monkeypatch.setattr(routes, "ROUTES", [*routes.ROUTES, line])
     monkeypatch.setattr("edge_runtime.http.app.ROUTES", routes.ROUTES)
     app = App([], Board(health=lambda: {"models": {"comfort": {"keys": 7}}}))
