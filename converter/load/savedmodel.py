@@ -41,8 +41,7 @@ def load(folder: Path, spec: Spec, trust: bool) -> "SavedModel":
     """Load a SavedModel.
 
     Raises:
-        CommandError: TensorFlow or tf2onnx is not installed, the folder is damaged or not trusted, or there is no ONNX
-        form.
+        CommandError: a package is missing, the folder is damaged or not trusted, or there is no ONNX form.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")

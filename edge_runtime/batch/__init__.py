@@ -6,6 +6,6 @@
     which files,    what each    contract, windows, model       scored        csv, jsonl,
     read how        worker does                                 parts, kept   parquet, npy, npz
 
-Contract, windows and model are those of the stream. A part is written whole or not at all, so that a run that was
-interrupted goes on where it stopped; the output takes its name when it is complete.
+Contract, windows and model are those of the stream. A part is written atomically, so an interrupted run continues where
+it stopped; the output gets its name when it is complete.
 """

@@ -1,4 +1,4 @@
-"""Scored windows on disk: the file of one part, written by a worker and read once by the one that writes the output.
+"""Scored windows on disk: the file of one part, which a worker writes and the writer of the output reads once.
 
 A part is a row of records, each a length and a MessagePack body, so that neither side holds more than one record. It
 needs no pyarrow, except where columns of a Parquet file are kept, which travel as Arrow so that they keep their types.
@@ -27,7 +27,7 @@ class Sink(Protocol):
 
 
 class Chunk:
-    """Some scored windows, in order, and what is kept beside each."""
+    """Some scored windows, in order, and the kept columns of each."""
 
     def __init__(self, count: int, scores: Scores, columns: Columns) -> None:
         self.count = count
@@ -41,7 +41,7 @@ class _Record(msgspec.Struct, array_like=True):
     lists: dict[str, list[Any]] | None
     arrow: bytes | None
     ports: dict[str, tuple[str, tuple[int, ...]]] | None = None  # type and shape of each array of `Scores.tensors`
-    typed: bool = True  # the Arrow columns have types; else they are the text of a CSV file
+    typed: bool = True  # whether the Arrow columns have types; else they are the text of a CSV file
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,7 +67,7 @@ def write_chunk(file: Sink, chunk: Chunk) -> None:
 
 
 def read_chunks(path: Path) -> Iterator[Chunk]:
-    """The records of a part that is complete."""
+    """The records of a complete part."""
     with path.open("rb") as file:
         while length := file.read(_LENGTH_BYTES):
             record = _decode(file.read(int.from_bytes(length, "little")))

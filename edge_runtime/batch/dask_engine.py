@@ -1,11 +1,10 @@
-"""The parts of a run on a Dask cluster, or on one that is made for the run. Needs the extra `batch-dask`.
+"""The parts of a run on an existing Dask cluster, or on one of the run's own. Needs the extra `batch-dask`.
 
-Workers read the bundle and the recordings by the paths they were named by, so these must be the same on every worker;
-what they score comes back over the network, and is written here. Guarantee: every worker's environment is checked
-before anything is submitted; a worker that dies costs the parts that it held, which others do again; the output is that
-of the local engine, byte for byte. A scheduler or workers that are lost end the run in one sentence, and what is
-complete is kept. Workers that join later are checked within a second. Weak point: a part that kills three workers ends
-the run.
+Workers read the bundle and the recordings by the given paths, so these must be the same on every worker. Results come
+back over the network and are written here. Guarantee: every worker's environment is checked before a part is submitted;
+the parts of a worker that dies are done again by others; the output equals the local engine's, byte for byte. When the
+scheduler or all workers are lost, the run ends with one sentence and keeps the complete parts. Workers that join later
+are checked within a second. Weak point: a part that kills three workers ends the run.
 """
 
 import logging
@@ -32,12 +31,12 @@ NO_WORKER_S = 30
 POLL_S = 0.05
 LOOK_S = 1.0  # between two questions to the scheduler
 WORKER_BYTES = 192 << 20  # of a process with onnxruntime and pyarrow that holds a block and a part's scores
-_SUFFIXES = (".part", ".faults", ".json")  # the last one says that the part is complete
+_SUFFIXES = (".part", ".faults", ".json")  # the last file marks the part as complete
 
 NEEDS_DASK = "--engine dask needs Dask, which is not installed: pip install 'edge-inference-runtime[batch-dask]'"
 KEPT = "run the same command again: the parts that are complete are kept"
 
-# Evaluated by each worker. It needs nothing but Python there, where a function of ours would need our package.
+# Evaluated by each worker. It needs only Python there, while a function of this module would need the package.
 PROBE = """(lambda found, meta, hashlib, bundle: {
   'runtime': getattr(__import__('edge_runtime'), '__version__', None) if found('edge_runtime') else None,
   'onnxruntime': meta.version('onnxruntime') if found('onnxruntime') else None,
@@ -54,10 +53,10 @@ def run_parts(
 
     Args:
         job: what they have in common.
-        parts: those that are not complete.
-        show: is told now and then how much weight is done, and how many readings are read.
+        parts: the incomplete ones.
+        show: called from time to time with the weight done and the readings read.
         scheduler: the address of a cluster; None makes one of `workers` processes on this machine.
-        workers: see there.
+        workers: the number of these processes.
 
     Raises:
         EdgeError: the cluster does not answer, its workers cannot do the work, it was lost, or a part failed.
@@ -83,14 +82,14 @@ def run_parts(
 
 
 def _silence() -> None:
-    """Dask's loggers have levels and handlers of their own; what they report is reported here in one sentence."""
+    """Silence Dask's loggers, which have their own levels and handlers; one sentence here reports the fault."""
     for name in ("asyncio", *logging.root.manager.loggerDict):
         if name.partition(".")[0] in {"asyncio", "distributed", "tornado"}:
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 class _Cluster:
-    """A client of a cluster, and whether there is still somebody behind it."""
+    """A client of a cluster, and whether the cluster still answers."""
 
     def __init__(self, client: Any, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.client = client
@@ -115,11 +114,11 @@ class _Cluster:
         self._job = job
 
     def _probe(self, job: Job, addresses: list[str] | None) -> dict[str, Any]:
-        """What workers, or all, tell of their environment."""
+        """The environment of some workers, or of all."""
         source = f"(lambda BUNDLE: {PROBE})({job.bundle!r})"
         try:
             found: dict[str, Any] = self.client.run(eval, source, workers=addresses, on_error="return")
-        except Exception as error:  # whatever Dask raises for a connection that ends
+        except Exception as error:  # Dask raises various types when a connection ends
             raise CommandError(f"{self.name}: its workers cannot be asked: {_first_line(error)}") from error
         return found
 
@@ -136,7 +135,7 @@ class _Cluster:
         self._checked.update(found)
 
     def _workers(self) -> dict[str, Any]:
-        """What the scheduler knows of each worker, by address."""
+        """The scheduler's facts about each worker, by address."""
         try:
             workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
         except Exception as error:  # as above; the client may not have noticed yet
@@ -144,17 +143,17 @@ class _Cluster:
         return workers
 
     def _check_joined(self, workers: dict[str, Any]) -> None:
-        """Check those that joined since the start; one that has gone again meanwhile is no matter."""
+        """Check workers that joined since the start; one that has left again is ignored."""
         joined = sorted(set(workers) - self._checked)
         if self._job is not None and joined:
             answers = self._probe(self._job, joined)
             self._check(self._job, {name: found for name, found in answers.items() if isinstance(found, dict)})
 
     def look(self) -> None:
-        """Whether the cluster can still go on.
+        """Check that the cluster can go on.
 
         Raises:
-            CommandError: its scheduler is gone, or all of its workers are, or one has joined that cannot do a part.
+            CommandError: its scheduler or all of its workers are gone, or a worker that cannot do a part has joined.
         """
         if self.client.status != "running":
             raise CommandError(f"{self.name}: the Dask scheduler was lost: {KEPT}")
@@ -170,7 +169,7 @@ class _Cluster:
             raise CommandError(f"{self.name}: all Dask workers were lost: {KEPT}")
 
     def close(self) -> None:
-        """End the connection; a cluster that is lost is not waited for."""
+        """End the connection, without waiting for a lost cluster."""
         self.client.close(timeout=1 if self.client.status != "running" else CONNECT_S)
 
 
@@ -210,7 +209,7 @@ def _gathered(cluster: _Cluster, job: Job, parts: Sequence[Part], show: Show) ->
 
 
 def _patiently(cluster: _Cluster, future: Any, show: Any) -> tuple[PartResult, dict[str, NDArray[np.uint8]]]:
-    """The result of a part. Only the state is polled, and the result is asked for once, without a timeout.
+    """The result of a part. Only the state is polled; the result is requested once, without a timeout.
 
     A timeout cancels the transfer, which Dask shares between requests. The next request for a large result may then end
     in `cannot access local variable 'result'`: `distributed.utils.sync` catches `Exception`, which `CancelledError` is
@@ -224,14 +223,14 @@ def _patiently(cluster: _Cluster, future: Any, show: Any) -> tuple[PartResult, d
         result, files = future.result()
     except EdgeError:
         raise
-    except Exception as error:  # whatever Dask raises; which part of it did, `look` tells
+    except Exception as error:  # Dask raises various types; `look` finds the cause
         cluster.look()
         raise CommandError(f"the Dask cluster gave a part up: {_first_line(error)}: {KEPT}") from error
     return result, files
 
 
 def _work(job: Job, pieces: list[Piece]) -> tuple[PartResult, dict[str, NDArray[np.uint8]]]:
-    """In a worker: the part, as the files that the local engine would have written.
+    """In a worker: score the part; return the files that the local engine would have written.
 
     Their bytes are arrays, which Dask sends without copying them into a pickle.
     """

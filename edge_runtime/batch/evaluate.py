@@ -1,7 +1,7 @@
-"""How good a model is on recordings that say what was right: counted part by part, added up, and printed.
+"""The metrics of a model on recordings with truth: counted for each part, added up, and printed.
 
-The truth of a window is that of its last reading, because a prediction bears the time of its last reading. Windows
-whose truth is empty are not judged.
+The truth of a window is that of its last reading, because a prediction has the time of its last reading. Windows
+without truth are not counted.
 """
 
 import math
@@ -31,7 +31,7 @@ class Errors(msgspec.Struct):
 
 
 class EvaluationCounts(msgspec.Struct):
-    """What was counted. `confusion` is truth -> prediction -> windows; `errors` is target -> sums."""
+    """The counts. `confusion` is truth -> prediction -> windows; `errors` is target -> sums."""
 
     judged: int = 0
     without_truth: int = 0
@@ -45,7 +45,7 @@ class Judge(Protocol):
     judgement: EvaluationCounts
 
     def add(self, scores: Scores, truth: list[list[Any]]) -> None:
-        """Some windows, and their truth: a list a column."""
+        """Some windows with their truth: a list for each column."""
 
 
 def make_judge(manifest: Manifest, columns: Sequence[str]) -> Judge:
@@ -96,7 +96,7 @@ class _Verdicts:
 
 
 class _SeveralLabels:
-    """Whether each label is there, against the truth: `confusion` is label -> hit, missed, false or rest -> windows."""
+    """Multi-label answers against the truth: `confusion` is label -> hit, missed, false or rest -> windows."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._labels = manifest.output.labels
@@ -155,7 +155,7 @@ def plain(value: Any) -> str:
 
 
 def anomaly_word(text: str) -> str:
-    """The truth of an anomaly, however it is written: `anomaly` or `normal`.
+    """The truth of an anomaly, in any spelling, as `anomaly` or `normal`.
 
     Raises:
         CommandError: it is neither.
@@ -232,7 +232,7 @@ def describe(judgement: EvaluationCounts, manifest: Manifest) -> list[str]:
 
 
 def _in_labels(judgement: EvaluationCounts, manifest: Manifest) -> EvaluationCounts:
-    """The same, with the truth in the bundle's labels; recordings may speak of the model's own classes."""
+    """The same with the bundle's labels as truth; recordings may name the model's own classes."""
     labels = manifest.output.labels
     places = places_of(judgement.confusion, labels, manifest.output.classes, "--label", some_strange=True)
     confusion: dict[str, dict[str, int]] = {}
@@ -254,7 +254,7 @@ def _describe_class(judgement: EvaluationCounts, name: str) -> str:
 
 
 def _describe_labels(confusion: dict[str, dict[str, int]]) -> list[str]:
-    """F1 over all labels together, and each by itself."""
+    """F1 over all labels, and for each label."""
     width = max(9, *map(len, confusion))
     counts = {name: [row.get(kind, 0) for kind in ("hit", "missed", "false")] for name, row in confusion.items()}
     hits, missed, false = (sum(column) for column in zip(*counts.values(), strict=True))
@@ -268,7 +268,7 @@ def _describe_labels(confusion: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _f1(hits: int, missed: int, false: int) -> float:
-    """1 where nothing is right to find and nothing was found."""
+    """1 where nothing is present and nothing was found."""
     return 2 * hits / (2 * hits + missed + false) if hits + missed + false else 1.0
 
 

@@ -1,6 +1,6 @@
-"""Windows of one stream without gaps, cut from whole blocks at once: those of `stream/windows.py`, at less cost.
+"""Windows of one stream without gaps, cut from whole blocks: equal to those of `stream/windows.py`, at less cost.
 
-For recordings without keys and times and models without memory, which is most of a batch. Pure.
+For recordings without keys and times and models without states, the most frequent case. Pure.
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ class EvenWindows:
         self._length = length
         self._stride = stride
         self._tail: Floats | None = None
-        self._wait = 0  # readings until the next window begins, where that is behind the tail
+        self._wait = 0  # readings until the next window begins, if that is behind the tail
 
     def push(self, values: Floats) -> tuple[Floats, list[int]]:
-        """The windows `[k, length, channels]` that a block completes, and the reading of it that completes each."""
+        """The windows `[k, length, channels]` that a block completes, and the index of each one's last reading."""
         count = len(values)
         held = values if self._tail is None else np.concatenate([self._tail, values])
         before = len(held) - count

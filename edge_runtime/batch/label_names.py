@@ -1,7 +1,7 @@
 """Names of labels in recordings against those of a bundle, for `predict --label`, `build` and `compare`. Pure.
 
-A recording may speak of the bundle's labels or of the model's own classes (`output.classes`), in text, numbers or truth
-values. Which of the two is decided for all names at once; where both would do and mean different things, it is refused.
+A recording may name the bundle's labels or the model's own classes (`output.classes`), as text, numbers or truth
+values. One decision holds for all names; where both fit and mean different things, the names are refused.
 """
 
 import contextlib
@@ -13,17 +13,17 @@ from edge_runtime.errors import CommandError
 def places_of(
     names: Iterable[str], labels: Sequence[str], classes: Sequence[str], place: str, *, some_strange: bool = False
 ) -> dict[str, int]:
-    """The position of the label that each name means.
+    """The position of the label of each name.
 
     Args:
-        names: as the recordings write them.
+        names: as written in the recordings.
         labels: of the bundle.
-        classes: what the model itself calls them; empty where that is the same.
+        classes: the model's own names of them; empty where they are the same.
         place: begins every message.
-        some_strange: whether names that are neither may be left out, so long as others are known.
+        some_strange: whether unknown names may be left out, if others are known.
 
     Raises:
-        CommandError: names are unknown, of both kinds, or mean two things.
+        CommandError: names are unknown, of both kinds, or ambiguous.
     """
     every = sorted(set(names))
     classes = classes or labels
@@ -52,7 +52,7 @@ def places_of(
 
 
 def spoken_in(names: Iterable[str], known: Sequence[str]) -> dict[str, int]:
-    """The place of each name that is known: as it is written, else by the number or truth value that it writes."""
+    """The position of each known name: by its text, else by the number or truth value in it."""
     places = {name: index for index, name in enumerate(known)}
     found = {name: next((places[form] for form in _forms(name) if form in places), None) for name in set(names)}
     return {name: place for name, place in found.items() if place is not None}

@@ -1,7 +1,6 @@
-"""The parts of a run on all cores of this machine: a process a core, since decoding is most of the work.
+"""The parts of a run on all cores of this machine: a process for each core, since decoding is most of the work.
 
-Guarantee: a worker that dies, or a run that is interrupted, costs the parts that were not complete, and no worker
-outlives the run.
+Guarantee: when a worker dies or the run is interrupted, only incomplete parts are lost, and no worker outlives the run.
 """
 
 import ctypes
@@ -27,13 +26,13 @@ Show = Callable[[int, int], None]
 
 
 def run_parts(job: Job, parts: Sequence[Part], workers: int, show: Show) -> Iterator[PartResult]:
-    """Do the parts, and give their results in order, each as soon as it and all before it are complete.
+    """Do the parts, and yield their results in order, each as soon as it and all before it are complete.
 
     Args:
         job: what they have in common.
         parts: those that are not complete.
-        workers: processes; with one, or for one part, everything happens in this process.
-        show: called now and then with the weight done and the readings read.
+        workers: the number of processes; one worker, or one part, runs in this process.
+        show: called from time to time with the weight done and the readings read.
     """
     workers = min(workers, len(parts))
     return _alone(job, parts, show) if workers <= 1 else _pooled(job, parts, workers, show)
@@ -96,7 +95,7 @@ def _patiently(future: "Future[PartResult]", shared: _Shared, show: Show) -> Par
 
 
 def _begin_worker(shared: _Shared) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run hears Ctrl-C, and tells the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and stops the workers
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_leave_with, args=(parent.sentinel,), name="parent", daemon=True).start()
@@ -104,7 +103,7 @@ def _begin_worker(shared: _Shared) -> None:
 
 
 def _leave_with(sentinel: int) -> None:
-    """A run that is killed takes its workers with it."""
+    """End this worker when its parent is killed."""
     wait([sentinel])
     os._exit(1)
 

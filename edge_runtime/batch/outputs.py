@@ -1,9 +1,9 @@
 """Scored windows -> the output file; its suffix chooses the format.
 
-A row a window: the kept columns, then `label`, `score` and a `score_LABEL` for each label, or a column for each
-target, or `score`, `threshold` and `anomaly`, or what `tensor_columns.py` makes of other tasks. Where the bundle says
-how sure it is, `set_LABEL` (true or false), or `TARGET_low` and `TARGET_high`, follow. Numbers in text are the shortest
-that read back to the same float32.
+A row for each window: the kept columns, then `label`, `score` and a `score_LABEL` for each label, or a column for each
+target, or `score`, `threshold` and `anomaly`, or the columns of `tensor_columns.py` for other tasks. A bundle with
+uncertainty adds `set_LABEL` (true or false), or `TARGET_low` and `TARGET_high`. Numbers in text are the shortest that
+read back to the same float32.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ Kinds = Callable[[], Mapping[str, set[str]]]
 
 
 class OutputColumns:
-    """The columns of the output of one model; `members` are those that say whether a label is in the set."""
+    """The output columns of one model; `members` are the columns of its label sets."""
 
     def __init__(self, manifest: Manifest, kept: Sequence[str]) -> None:
         self.manifest = manifest
@@ -95,10 +95,10 @@ class OutputColumns:
 
 
 def check_output(path: Place) -> None:
-    """Say at once what would keep the output from being written at the end.
+    """Check at the start that the output can be written at the end.
 
     Raises:
-        CommandError: an unknown suffix, or a place where nothing can be written.
+        CommandError: the suffix is unknown, or the place is not writable.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise CommandError(
@@ -116,16 +116,16 @@ def check_output(path: Place) -> None:
 
 
 def write_output(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds) -> Path:
-    """Write everything to a file beside `path`, durably; `publish` gives it its name, once the run is judged.
+    """Write everything durably to a file beside `path`; `publish` renames it when the run has succeeded.
 
     Args:
         path: the output.
         layout: its columns.
-        chunks: gives the scored windows from the first; asked more than once by formats that need to.
+        chunks: yields the scored windows from the first; some formats call it more than once.
         kinds: the names of the Python types in each kept column without a type; known when all chunks are.
 
     Raises:
-        CommandError: it cannot be written; what was written is removed.
+        CommandError: it cannot be written; the partial file is removed.
     """
     write = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy}.get(path.suffix.lower(), _write_text)
     unfinished = path.with_name(path.name + ".new")
@@ -133,7 +133,7 @@ def write_output(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds
         write(unfinished, layout, chunks, kinds)
         _sync(unfinished)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # a full disk is not helped by half a file
+        with contextlib.suppress(OSError):  # half a file would only keep the disk full
             unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise CommandError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -142,7 +142,7 @@ def write_output(path: Path, layout: OutputColumns, chunks: Chunks, kinds: Kinds
 
 
 def publish(unfinished: Path, path: Path) -> None:
-    """Give a file that is complete its name, durably.
+    """Rename a complete file durably.
 
     Raises:
         CommandError: it cannot be renamed.
@@ -207,9 +207,9 @@ def _number_texts(layout: OutputColumns, chunk: Chunk, labels: Sequence[str]) ->
 
 
 def arrow_writer(layout: OutputColumns, delimiter: str) -> Callable[[Chunk], str | None] | None:
-    """What makes a chunk's rows of CSV, five times faster; None where pyarrow is not installed.
+    """A five times faster writer of a chunk's CSV rows; None where pyarrow is not installed.
 
-    For a chunk it gives None where a text needs quotes, or a kept column has a type that reads better otherwise.
+    It returns None for a chunk where a text needs quotes, or a kept column has a type with another text form.
     """
     try:
         import pyarrow as pa  # noqa: PLC0415 - an extra, and slow to load
@@ -292,7 +292,7 @@ def _arrow_fields(layout: OutputColumns, pa: Any, *, typed: bool) -> list[Any]:
     """The columns of the predictions. A label reads back as text in any case.
 
     Where no Arrow schema is stored beside the Parquet one (`typed` False), it may be written as a dictionary, which
-    spares hashing every label again.
+    avoids hashing every label again.
     """
     if is_named(layout.manifest):
         return arrow_fields(layout.manifest, pa)
@@ -347,7 +347,7 @@ def _arrow_batch(layout: OutputColumns, chunk: Chunk, labels: Any, schema: Any, 
 
 
 def _arrow_numbers(column: NDArray[Any], pa: Any) -> Any:
-    """An Arrow array of numbers; not by `pa.array`, which imports pandas wherever that is installed: 0.25 s."""
+    """An Arrow array of numbers; not by `pa.array`, which imports pandas if it is installed: 0.25 s."""
     if column.dtype == np.bool_:
         return pa.array(column.tolist(), pa.bool_())
     data = pa.py_buffer(np.ascontiguousarray(column))

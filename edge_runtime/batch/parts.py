@@ -1,10 +1,10 @@
-"""The plan of a run, and what of it is done already.
+"""The plan of a run, and its parts that are done already.
 
-The folder `OUT.parts` holds a file for each part that is complete, and what the run was asked for. The same command
-goes on where an interrupted one stopped; any other command, or a file that has changed since, starts anew.
+The folder `OUT.parts` holds a file for each complete part, and the run's arguments. The same command continues an
+interrupted run; another command, or a changed file, starts anew.
 
-Guarantee: a part of an earlier run counts only if its files have the digests that its result names, and its name that
-of the same run. So nothing need be synchronised: what a power cut has damaged, or brought back, is scored again.
+Guarantee: a part of an earlier run counts only if its files have the digests of its result, and its name is that of the
+same run. Therefore no sync is needed: a part that a power cut damaged or reverted is scored again.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from edge_runtime.recordings.locations import Place, mark
 
 PIECE_BYTES = 1 << 25
 MOST_SMALL_PARTS = 128
-FEWEST_SMALL_PARTS = 16  # of many files, so that so many cores have something to do
-LEAST_BYTES, LEAST_ROWS = 1 << 21, 1 << 16  # of a part of several files: less is not worth the files that it makes
+FEWEST_SMALL_PARTS = 16  # of many files, so that so many cores have work
+LEAST_BYTES, LEAST_ROWS = 1 << 21, 1 << 16  # of a part of several files: a smaller one is not worth its own files
 _PLAN = "run.json"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one worker does at a time."""
+    """The unit of work of a worker."""
 
     number: int
     pieces: list[Piece]
@@ -43,11 +43,11 @@ class Part:
 
     @property
     def weight(self) -> int:
-        """Its share of the work."""
+        """Its share of the whole work."""
         return sum(piece.weight for piece in self.pieces)
 
     def result(self) -> PartResult | None:
-        """What it came to, when it is complete and undamaged."""
+        """Its result, if it is complete and undamaged."""
         try:
             result = msgspec.json.decode(self.target.with_suffix(".json").read_bytes(), type=PartResult)
             whole = set(result.digests) == {".part", ".faults"} and all(
@@ -59,9 +59,9 @@ class Part:
 
 
 def _together(found: list[list[Piece]], least: int) -> list[list[Piece]]:
-    """Small pieces that follow one another as one part, where there are many: a part costs files of its own.
+    """Many small consecutive pieces form one part, since each part has its own files.
 
-    What is done together depends on the recordings alone, so that a run with more workers goes on with the same parts.
+    The grouping depends on the recordings alone, so that a run with more workers continues with the same parts.
     """
     total = sum(piece.weight for pieces in found for piece in pieces)
     most = max(total // MOST_SMALL_PARTS, min(total // FEWEST_SMALL_PARTS, least))
@@ -102,7 +102,7 @@ def make_parts(
         folder: where the parts are kept.
         stride: instead of the bundle's own.
         one_recording: windows run on from one file into the next.
-        run: tells the parts of this run from those of another one.
+        run: distinguishes the parts of this run from those of another one.
     """
     window = manifest.input.window
     alone = manifest.input.shape is not None or window.length == (stride or window.stride) == 1
@@ -124,7 +124,7 @@ def make_parts(
 
 @contextlib.contextmanager
 def part_folder(folder: Path, job: Job, files: Sequence[Place]) -> Iterator[tuple[bool, str]]:
-    """Hold the folder of a run; gives whether the same run was begun in it, and what tells this run from others.
+    """Lock the folder of a run; return whether the same run was begun in it, and the id of this run.
 
     Raises:
         CommandError: it cannot be made, or another run holds it.
@@ -144,7 +144,7 @@ def part_folder(folder: Path, job: Job, files: Sequence[Place]) -> Iterator[tupl
 
 
 def remove_parts(folder: Path) -> None:
-    """Clear up after a run that is complete."""
+    """Remove the folder of a complete run."""
     shutil.rmtree(folder, ignore_errors=True)
 
 

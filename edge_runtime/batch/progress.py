@@ -1,4 +1,4 @@
-"""How far a run is: one line on a terminal, rewritten in place; nothing where the output is no terminal."""
+"""The progress of a run: one line on a terminal, rewritten in place; nothing where the output is no terminal."""
 
 import sys
 import time
@@ -14,8 +14,8 @@ class Bar:
 
     Args:
         total: the weight of all parts.
-        done: the weight of what a former run has done.
-        stream: where it is shown, if that is a terminal.
+        done: the weight that an earlier run has done.
+        stream: shows it, if it is a terminal.
         clock: monotonic seconds.
     """
 
@@ -51,7 +51,7 @@ class Bar:
 
 
 def describe(total: int, before: int, weight: int, readings: int, *, seconds: float) -> str:
-    """The line: what is done of `total`, `before` of it by a former run, after so many seconds."""
+    """The line for `done` of `total`, of which an earlier run did `before`, after so many seconds."""
     share = min(1.0, (before + weight) / total)
     bar = "#" * int(share * _WIDTH)
     rate = readings / seconds if seconds > 0 else 0.0

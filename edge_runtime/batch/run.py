@@ -1,4 +1,4 @@
-"""A whole run: which files, in which parts, scored by which engine, written to one output, and what it came to."""
+"""A whole run: choose files, parts and engine, score, write one output, and report the result."""
 
 import csv
 import os
@@ -29,7 +29,7 @@ from edge_runtime.recordings.locations import Place, Remote
 from edge_runtime.stream.rate import OnRate
 
 UNIT_KEY = "time_unit = "  # as a device file has it
-EXPLAINED = ("bad_key", "bad_time", "malformed", "noise")  # whose rows do not show what is wrong
+EXPLAINED = ("bad_key", "bad_time", "malformed", "noise")  # reasons whose rows do not show the fault by themselves
 DAMAGED = "it is damaged: run the same command again, which scores it anew"
 
 Engine = Callable[[Job, Sequence[Part], Callable[[int, int], None]], Iterator[PartResult]]
@@ -104,8 +104,7 @@ def predict_with(path: Path, request: PredictOptions, engine: Engine | None = No
     """Score recorded files.
 
     Raises:
-        EdgeError: something is wrong with the bundle, the files or the output, or no reading could be used; an old
-            output stays as it is.
+        EdgeError: the bundle, the files or the output cannot be used, or no reading could; an old output stays.
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
@@ -167,7 +166,7 @@ def predict_with(path: Path, request: PredictOptions, engine: Engine | None = No
 
 
 def _judge(outcome: PredictSummary, request: PredictOptions) -> str | None:
-    """What keeps the result from taking the place of an older one; None where nothing does."""
+    """Why the result may not replace an older one; None where it may."""
     rejected = sum(outcome.rejected.values())
     if outcome.readings and rejected >= outcome.readings:
         return f"none of {outcome.readings} readings could be used: {reasons_in_words(outcome)}"
@@ -182,7 +181,7 @@ def _judge(outcome: PredictSummary, request: PredictOptions) -> str | None:
 
 
 def reasons_in_words(outcome: PredictSummary) -> str:
-    """Reasons, how often each was met, and what was expected the first time."""
+    """Reasons, the number of each, and the expectation of the first."""
     whys = {
         reason: f" ({why.replace(UNIT_KEY, '--time-unit ')})"
         for reason, why in outcome.whys.items()
@@ -193,17 +192,17 @@ def reasons_in_words(outcome: PredictSummary) -> str:
 
 @dataclass
 class _Written:
-    """What a run has written beside its output, complete and durable: the output itself, and what was not used."""
+    """The files of a run before their renaming, complete and durable: the output, and the list of unused readings."""
 
     output: Path | None = None
     rejected: Path | None = None
 
 
 def _publish(output: Place | None, written: _Written, *, bad: bool) -> Place | None:
-    """Give what was written its names; of a bad run only the list of what was not used. Returns the list's place.
+    """Rename the files; of a bad run only the list of unused readings. Return the list's path.
 
     Raises:
-        CommandError: it cannot be written there; the parts are kept, so that the same command goes on.
+        CommandError: it cannot be written there; the parts are kept, so that the same command can continue.
     """
     if output is None:
         return None
@@ -228,7 +227,7 @@ def _publish(output: Place | None, written: _Written, *, bad: bool) -> Place | N
 
 
 class _beside:  # noqa: N801 - used as a function
-    """The folder of an output's parts, which outlives a run that fails; of a remote output in the current folder."""
+    """The folder of an output's parts, which a failed run keeps; for a remote output in the current folder."""
 
     def __init__(self, output: Place) -> None:
         name = output.name + ".parts"
@@ -246,12 +245,12 @@ def _whole(file: Place) -> str:
 
 
 def _staged(output: Place | None, folder: Path) -> Path | None:
-    """Where the output is written: at its place, or here, to be uploaded when it is complete."""
+    """The local path of the output: its place, or a file here that is uploaded when it is complete."""
     return folder / output.name if isinstance(output, Remote) else output
 
 
 def _local(request: PredictOptions) -> Engine:
-    """A process a core; cores that would have no part take windows of the others, unless the user chose processes."""
+    """A process for each core; cores without a part take windows of the others, unless the user chose processes."""
     cores = request.workers or len(os.sched_getaffinity(0))
 
     def run(job: Job, parts: Sequence[Part], show: Callable[[int, int], None]) -> Iterator[PartResult]:
@@ -262,7 +261,7 @@ def _local(request: PredictOptions) -> Engine:
 
 
 class _Run:
-    """A run on its way: parts become complete while the output is being written."""
+    """A running run: parts become complete while the output is written."""
 
     def __init__(
         self,
@@ -288,7 +287,7 @@ class _Run:
         self._coming = zip(missing, engine(job, missing, self._bar.show), strict=True)
 
     def complete(self, files: Sequence[Place]) -> tuple[PredictSummary, _Written]:
-        """Score what is missing, write everything beside the output, and add it up."""
+        """Score the missing parts, write the files beside the output, and add up the counts."""
         output = self._request.output
         assert not isinstance(output, Remote)
         written = _Written()
@@ -356,7 +355,7 @@ class _Run:
         return kinds
 
     def _write_rejected(self, output: Path) -> Path:
-        """The list of what was not used, beside the output."""
+        """The list of unused readings, beside the output."""
         path = output.with_name(output.name + ".rejected.csv.new")
         try:
             with path.open("w", encoding="utf-8", newline="") as file:

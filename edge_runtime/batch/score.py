@@ -1,8 +1,8 @@
-"""One part of a run: read, judge, window, score, and write the scored windows down. The same in every worker.
+"""One part of a run: read, check, window, score, and write the scored windows. The same in every worker.
 
-Guarantee: the part's file takes its name when all of it is written; a part that is interrupted leaves nothing. Its
-result holds the digests of its files, by which a later run tells whether a power cut has damaged them. What was not
-used is written down with its place and reason. Memory is bounded by one block, whatever the length of the recordings.
+Guarantee: the part's file gets its name when it is complete; an interrupted part leaves no file. Its result holds the
+digests of its files, by which a later run detects damage by a power cut. Unused readings are listed with place and
+reason. Memory is bounded by one block, for recordings of any length.
 """
 
 import hashlib
@@ -45,10 +45,10 @@ from edge_runtime.stream.rate import OnRate, Pace
 from edge_runtime.stream.windows import Windows
 
 BLOCK_ROWS = 16_384
-BLOCK_BYTES = 1 << 24  # the windows of one block, at the most
-CALL_BYTES = 1 << 20  # the windows of one call of the model: what fits a cache is scored fastest
+BLOCK_BYTES = 1 << 24  # the largest number of windows of one block
+CALL_BYTES = 1 << 20  # the windows of one call of the model: a batch that fits into a cache is scored fastest
 MAX_KEYS = 1_000_000
-GAP_PERIODS = 10  # without `max_gap`, a time that jumps by more than so many periods of the rate is a gap
+GAP_PERIODS = 10  # without `max_gap`, a jump of the time by more than so many periods of the rate is a gap
 
 
 class InterruptedPartError(CommandError):
@@ -57,18 +57,18 @@ class InterruptedPartError(CommandError):
 
 @dataclass(frozen=True)
 class Job:
-    """What every part of a run has in common.
+    """The settings of all parts of a run.
 
     Attributes:
-        bundle: the bundle's file, and `digest` what it must still be.
-        wanted: what is read from the files.
-        kept: the columns that stand beside the predictions.
-        truth: the columns that say what is right; empty where nothing is evaluated.
+        bundle: the bundle's file; `digest` must still be its digest.
+        wanted: the columns to read from the files.
+        kept: the columns copied beside the predictions.
+        truth: the columns of the truth; empty without an evaluation.
         stride: instead of the bundle's own.
-        max_gap: seconds, instead of what the bundle's rate says.
-        on_rate: what becomes of a stream that is faster or slower than the bundle's rate.
+        max_gap: seconds, instead of the value from the bundle's rate.
+        on_rate: the treatment of a stream with another rate than the bundle's.
         one_recording: windows run on from one file into the next.
-        threads: models side by side in each process; no part of what a run is asked for, since they change no bit.
+        threads: models side by side in each process; not part of the run's identity, since they change no bit.
     """
 
     bundle: str
@@ -84,13 +84,13 @@ class Job:
 
 
 class PartResult(msgspec.Struct):
-    """What a part came to.
+    """The result of a part.
 
     Attributes:
-        unsorted: readings whose time lies before that of the reading before, of the same key.
-        lines: how many lines or rows each of its pieces held.
+        unsorted: readings with an earlier time than the previous reading of the same key.
+        lines: the number of lines or rows of each piece.
         digests: of its files, by suffix.
-        whys: what was expected and found, for the first reading of each reason.
+        whys: expectation and finding of the first reading of each reason.
     """
 
     readings: int = 0
@@ -107,12 +107,12 @@ class PartResult(msgspec.Struct):
 
 
 def new_digest() -> Any:
-    """What the files of a part are compared by."""
+    """The digest of a part's file."""
     return hashlib.blake2b(digest_size=16)
 
 
 class _DigestedFile:
-    """A file that is written once from its start, and the digest of what it was given."""
+    """A file that is written sequentially, and the digest of its bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -124,13 +124,13 @@ class _DigestedFile:
         self._file.write(data)
 
     def hexdigest(self) -> str:
-        """Of all that was written."""
+        """The digest of all written bytes."""
         return str(self._digest.hexdigest())
 
 
 @dataclass
 class Progress:
-    """Where a part reports its progress, and learns that the run is to end."""
+    """Takes a part's progress, and tells it to stop."""
 
     add: Callable[[int, int], None] = lambda _weight, _readings: None
     stopped: Callable[[], bool] = lambda: False
@@ -157,7 +157,7 @@ Open = Callable[[str, Wanted], Recording]
 
 
 def open_anew(path: str, wanted: Wanted) -> Recording:
-    """Look at the file of a piece, as a worker does."""
+    """Open the file of a piece in a worker."""
     return open_recording(place(path), wanted)
 
 
@@ -167,10 +167,10 @@ def score_part(
     """Score some pieces, which follow one another, into `target`.
 
     Args:
-        job: what its part has in common with the others.
-        pieces: what is to be read.
+        job: the settings of the run.
+        pieces: the pieces to read.
         target: the part's file.
-        progress: is told how far it is.
+        progress: takes the progress.
         open_piece: opens the file of a piece by its path.
 
     Raises:
@@ -194,7 +194,7 @@ def score_part(
 
 @dataclass
 class _Part:
-    """The state of a part on its way."""
+    """The state of a part that is being scored."""
 
     job: Job
     model: SideBySide
@@ -267,7 +267,7 @@ class _Part:
         return len(rows)
 
     def _kept(self, columns: Columns) -> Columns:
-        """Only what stands beside the predictions; of untyped values, also what types they have."""
+        """Keep only the columns beside the predictions; of untyped values note the types."""
         if isinstance(columns, ArrowColumns):
             return ArrowColumns(columns.batch.select(list(self.job.kept))) if self.job.kept else ListColumns({})
         if isinstance(columns, TextColumns) and self.job.kept:
@@ -282,7 +282,7 @@ class _Part:
     def _score(
         self, windows: Floats, rows: list[int], carries: list[Carry] | None, piece: int, *, block: Block
     ) -> tuple[Scores, list[int]]:
-        """Scores and rows of the windows that the model took and answered with numbers."""
+        """Scores and rows of the windows that the model answered with finite numbers."""
         try:
             scores = self.model.run(windows, carries)
         except ModelError:
@@ -295,14 +295,14 @@ class _Part:
             scores = scores.rows(good)
             for row in np.flatnonzero(~finite).tolist():
                 if carries is not None:
-                    carries[row].parts = None  # as in the stream: a state that has become NaN would stay so for ever
+                    carries[row].parts = None  # as in the stream: a state that is NaN would stay NaN
         bad = sorted(set(range(len(rows))).difference(good))
         for row in bad:
             self._note(piece, [Fault(block.rows[rows[row]], "model_failed", block.text(rows[row]))])
         return scores, [rows[row] for row in good]
 
     def _one_by_one(self, windows: Floats, carries: list[Carry] | None) -> tuple[Scores, list[int]]:
-        """Find the windows that the model cannot take; their neighbours are scored."""
+        """Find the windows on which the model fails; their neighbours are scored."""
         found: list[Scores] = []
         good: list[int] = []
         for row in range(len(windows)):
@@ -344,7 +344,7 @@ class Windower:
         self._pace = None
         self.unsorted = 0
         self._last_times: dict[str | None, float] = {}
-        self.refused: list[int] = []  # readings of the last block that came at a wrong rate
+        self.refused: list[int] = []  # readings of the last block with a wrong rate
         if window.rate_hz is not None and not framed and (length > 1 or manifest.state):
             self._pace = Pace(
                 window.rate_hz,
@@ -355,31 +355,31 @@ class Windower:
                 holds=False,
                 max_keys=MAX_KEYS,
             )
-        # A window of one reading of a model without memory is that reading: nothing has to be remembered of it.
+        # A window of one reading of a model without states is that reading; no state is kept.
         self._direct = length == stride == 1 and not manifest.state
         plain = job.wanted.key is None and job.wanted.time is None and not manifest.state
-        self._timed = job.wanted.time is not None  # whose order is watched
+        self._timed = job.wanted.time is not None  # keys whose order is checked
         self._even = EvenWindows(length, stride) if plain and not framed and not self._direct else None
         self._shape = shape
         self.block_rows = max(16, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes(manifest)))
 
     @property
     def remembers(self) -> bool:
-        """Whether anything goes on from one reading to the next; else one serves for several recordings."""
+        """Whether a state carries over from reading to reading; else one object serves several recordings."""
         return not self._direct or self._timed
 
     @property
     def gaps(self) -> int:
-        """How often a window was begun anew."""
+        """The number of restarted windows."""
         return self._windows.gaps
 
     @property
     def rate_hz(self) -> float | None:
-        """The rate that was measured, the median over the keys; None where nothing is known."""
+        """The measured rate, the median over the keys; None where it is not known."""
         return None if self._pace is None else self._pace.rate_hz
 
     def judge(self, block: Block) -> Any:
-        """None when everything keeps the contract, else `[n]`, True where good."""
+        """None when every reading satisfies the contract, else `[n]`, True where good."""
         values = block.values
         if self._contract is None:
             if self._frames is not None:
@@ -393,7 +393,7 @@ class Windower:
         return None if good is None else good.reshape(len(values), -1).all(axis=1)
 
     def reasons(self, block: Block, good: Any) -> dict[int, str]:
-        """Why each of the bad readings is refused."""
+        """The reason of each refused reading."""
         found = {}
         for row in np.flatnonzero(~good).tolist():
             if self._contract is None:
@@ -437,7 +437,7 @@ class Windower:
 
 
 def read_faults(path: Path) -> Iterator[tuple[int, int, str, str]]:
-    """Piece, row, reason and text of what a part did not use."""
+    """Piece, row, reason and text of a part's unused readings."""
     decode = msgspec.json.Decoder(tuple[int, int, str, str]).decode
     with path.open("rb") as file:
         for line in file:

@@ -1,8 +1,8 @@
-"""One process on several cores: a model for each of them, in threads that share out the windows of a call.
+"""One process on several cores: a model for each core, in threads that divide the windows of a call.
 
-For a recording that cannot be cut into parts. onnxruntime lets other threads run while it computes. Its own intra-op
-threads cut up a single product or convolution instead: for a window that takes 80 µs they cost more than they gain
-(`docs/performance.md`), and may change the last bits, which several models that each run their windows cannot.
+For a recording that cannot be cut into parts. onnxruntime releases the GIL while it computes. Its own intra-op threads
+divide a single product or convolution instead: for a window of 80 µs they cost more than they gain
+(`docs/performance.md`), and may change the last bits. Several models that each run whole windows change no bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ import numpy as np
 from edge_runtime.bundle.model import Model, Scores
 from edge_runtime.readings import Carry, Floats
 
-LEAST_WINDOWS = 8  # for each model: below, handing over costs what it saves
+LEAST_WINDOWS = 8  # for each model: with fewer, the hand-over costs what it saves
 
 
 class SideBySide:
     """As `Model`, for a given number of threads.
 
-    A model with memory is run as it is, since each of its windows needs the one before.
+    A model with states runs in one thread, since each window needs the previous one.
     """
 
     def __init__(self, make: Callable[[], Model], threads: int) -> None:
@@ -32,10 +32,10 @@ class SideBySide:
             self._pool = ThreadPoolExecutor(threads, "model")
 
     def run(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
-        """Score `[n, *shape]` windows; the same bits as one model gives.
+        """Score `[n, *shape]` windows; with the same bits as one model.
 
         Raises:
-            ModelError: one of the models failed; nothing is known of any window.
+            ModelError: one of the models failed; there is no result for any window.
         """
         count = min(len(self._models), len(windows) // LEAST_WINDOWS)
         if self._pool is None or count < 2:
@@ -44,5 +44,5 @@ class SideBySide:
             self._pool.submit(model.run_recorded, piece)
             for model, piece in zip(self._models, np.array_split(windows, count), strict=False)
         ]
-        wait(futures)  # also those behind one that failed: a model is not for two threads at a time
+        wait(futures)  # also those after a failed one: two threads may not use one model at a time
         return Scores.joined([future.result() for future in futures])

@@ -66,7 +66,7 @@ def _entry(part: Option | Argument) -> list[str]:
 
 
 def _exit_status(epilog: str) -> list[str]:
-    """The line that every parser ends with, as the table that man pages have."""
+    """The last line of every parser's help, as the table of exit codes of man pages."""
     found = re.findall(r"(\d+) ([^,]+)", epilog.removeprefix("exit codes:")) if "exit codes" in epilog else []
     if not found:
         return []

@@ -12,7 +12,7 @@ class Option(msgspec.Struct, frozen=True):
 
     Attributes:
         flags: such as `-o`, `--output`.
-        value: what stands behind it in the usage; empty where it takes nothing.
+        value: its metavar in the usage; empty for a flag without a value.
         choices: of the value.
         text: its help.
     """
@@ -36,9 +36,9 @@ class Command(msgspec.Struct, frozen=True):
 
     Attributes:
         path: its words; empty for the program itself.
-        text: what it does, in a few words.
+        text: its help in a few words.
         usage: on one line.
-        epilog: below all else.
+        epilog: the last paragraph.
         options: without those of its parents.
         arguments: without the name of a command below it.
         commands: below it.

@@ -104,7 +104,7 @@ def fish(program: Command, name: str) -> str:
 
 
 def _paths(program: Command) -> str:
-    """The pattern of one more word that is a command where the words before have led."""
+    """The pattern of a further word that is a command after the given words."""
     return "|".join(f'"{" ".join(each.path[:-1])} {each.path[-1]}"' for each in program.walk() if each.path)
 
 

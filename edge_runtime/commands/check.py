@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what would run; 78 and every mistake when something is wrong."""
+    """Print what would run; with mistakes print all of them and return 78."""
     from edge_runtime.config.load import load_config, parse_toml  # noqa: PLC0415 - as in `run`
     from edge_runtime.daemon.plan import (  # noqa: PLC0415
         describe_plan,
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _accept_without_model(device: Path, absent: dict[str, str], *, at_home: bool) -> bool:
-    """A file that says `model = []`, as `init` does, is good for `record`; False where it has a mistake besides."""
+    """Whether a file with `model = []`, as `init` writes it, has no other mistake and is good for `record`."""
     from edge_runtime.config.load import load_config  # noqa: PLC0415 - as in `run`
     from edge_runtime.errors import ConfigError  # noqa: PLC0415
 
@@ -56,7 +56,7 @@ def _accept_without_model(device: Path, absent: dict[str, str], *, at_home: bool
         config = load_config(device, absent=absent if at_home else None, needs_models=False)
     except ConfigError:
         return False
-    for source in cast("tuple[SourceKindTable, ...]", config.source):  # the registry's, every one
+    for source in cast("tuple[SourceKindTable, ...]", config.source):  # every extra of the registry
         print(f"source {source.name}: {source.describe()}")
     for path, place in absent.items():
         print(f"not checked: {place}: {path} is not on this machine")
@@ -65,7 +65,7 @@ def _accept_without_model(device: Path, absent: dict[str, str], *, at_home: bool
 
 
 def _without_the_device(config: "Config", absent: dict[str, str]) -> "Config":
-    """The same configuration with no signers and no store where these are on the device."""
+    """The same configuration without signers and store, if these are on the device."""
     import msgspec  # noqa: PLC0415 - as light as `--help` can be
 
     from edge_runtime.config.convert import names_a_file  # noqa: PLC0415

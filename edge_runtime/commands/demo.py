@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run it to its end; Ctrl-C and a request to end leave no process behind."""
+    """Run it to its end; after Ctrl-C or SIGTERM no process is left."""
     from edge_runtime.demo import demonstrate  # noqa: PLC0415 - imports what only the demonstration needs
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -42,4 +42,4 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 def _say(line: str) -> None:
     sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()  # also into a pipe: progress is seen at once
+    sys.stdout.flush()  # into a pipe too, so that progress is shown at once

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show_accuracy(rows: list[OverviewRow], *, as_json: bool) -> None:
-    """How right the models are: by device, over all of them, and the confusions of these."""
+    """The accuracy of the models: by device and over all devices, with confusion matrices."""
     from edge_runtime.fleet import accuracy, same_drift  # noqa: PLC0415 - only where it is asked for
 
     totals_of = accuracy.in_sum(rows)
@@ -64,7 +64,7 @@ def _show_accuracy(rows: list[OverviewRow], *, as_json: bool) -> None:
 def _look(
     targets: Sequence[FleetDevice], rollout: RolloutTable, *, quiet: bool, accuracy: bool = False
 ) -> RolloutResult:
-    """Ask: over ssh each device by itself, over MQTT all of them by one connection."""
+    """Ask the devices: each over its own ssh connection, or all over one MQTT connection."""
     over_mqtt = [each for each in targets if each.transport == "mqtt"]
     over_ssh = [each for each in targets if each.transport == "ssh"]
     found: dict[str, Outcome] = {}

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from edge_runtime.system.log import setup  # noqa: PLC0415
     from edge_runtime.system.standard_streams import wants_colour  # noqa: PLC0415
 
-    setup("critical")  # what would be logged is found below
+    setup("critical")  # the findings below replace the log
     colour = wants_colour(sys.stdout)
     found = []
     for each in diagnose(args.device):

@@ -15,7 +15,7 @@ from edge_runtime.fleet.transport import transport_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """BUNDLE, the devices, the waves, and what is asked of the install."""
+    """BUNDLE, the devices, the waves, and the options of the install."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an .onnx bundle, its signature beside it")
     add_selection(parser)
     add_waves(parser)

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(output: Path, text: str) -> None:
-    """A new file, whole or not at all: half of one would keep the next try from writing it."""
+    """Write a new file atomically: half a file would block the next try."""
     output.parent.mkdir(parents=True, exist_ok=True)
     file = output.open("x", encoding="utf-8")
     try:
@@ -98,7 +98,7 @@ def _write(output: Path, text: str) -> None:
 
 
 def _refuse_wrong_options(args: argparse.Namespace) -> None:
-    """What no answer of a port or a broker could make right is refused before anything is opened or written."""
+    """Refuse mistakes that no answer of a port or a broker can correct, before anything is opened or written."""
     from edge_runtime.config.addresses import parse_endpoint  # noqa: PLC0415 - as light as `--help` can be
 
     if args.port is not None and args.topic is not None:
@@ -256,7 +256,7 @@ def _from_channels(channels: Sequence[str], why: str) -> "Proposal":
 
 
 def _take_fields(args: argparse.Namespace, proposal: "Proposal") -> None:
-    """What the user names goes before what was seen."""
+    """Options of the user override what was found."""
     if args.fields is None or proposal.format == "json":  # JSON names its values itself
         return
     proposal.format = "csv"
@@ -282,7 +282,7 @@ def _fit_name(text: str) -> str:
 
 
 def _as_written(bundle: Path, output: Path) -> str:
-    """Relative where both lie in one folder, so that the folder can be moved."""
+    """A relative path if both lie in one folder, so that the folder can be moved."""
     if bundle.absolute().parent == output.absolute().parent:
         return bundle.name if bundle.suffix == ".onnx" else f"./{bundle.name}"
     return str(bundle.absolute())

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     selftest = verbs.add_parser("selftest", help="let the active bundle prove itself again")
     selftest.add_argument("name", metavar="NAME")
     selftest.add_argument("--measure", action="store_true", help="keep the figures in DIGEST.measured.json beside it")
-    for verb in verbs.choices.values():  # before the verb or behind it; what is left out there changes nothing
+    for verb in verbs.choices.values():  # before or after the verb; no default there
         _add_places(verb, argparse.SUPPRESS, argparse.SUPPRESS)
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the subcommand and print its result.
 
     Raises:
-        EdgeError: a refusal, in one line; nothing has changed.
+        EdgeError: the store refuses; nothing has changed.
     """
     store = ModelStore(args.store)
     match args.verb:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _install(store: ModelStore, args: argparse.Namespace) -> Installed:
-    """Install, and name both ways out where a bundle has no signature."""
+    """Install; for a bundle without a signature name both remedies."""
     try:
         return store.install(args.bundle, _policy(args))
     except SignatureError as error:

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, and say what it came to; 1 when something is wrong, or no reading could be used."""
+    """Predict and print a summary; 1 after an error, or when no reading could be used."""
     from edge_runtime.batch.run import PredictOptions, predict  # noqa: PLC0415 - numpy, which `--help` does not need
     from edge_runtime.errors import CommandError  # noqa: PLC0415
     from edge_runtime.recordings.locations import place  # noqa: PLC0415
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask_recording(args: argparse.Namespace) -> None:
-    """A folder of `edge-runtime record` tells its key and time, and whether its parts are one recording.
+    """Take key and time, and whether the parts are one recording, from a folder of `edge-runtime record`.
 
     Raises:
         CommandError: its description cannot be read.
@@ -145,7 +145,7 @@ def _report(outcome: "PredictSummary", request: "PredictOptions") -> int:
 
 
 def _rate(outcome: "PredictSummary", request: "PredictOptions") -> list[str]:
-    """What was done about readings that are faster or slower than the model wants them."""
+    """A sentence about readings with another rate than the model's."""
     from edge_runtime.stream.rate import is_off, rates_in_words  # noqa: PLC0415
 
     window = outcome.manifest.input.window

@@ -70,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what was asked, print what became of each device, and return the exit code of `fleet/rollout.py`.
+    """Run the subcommand, print the result of each device, and return the exit code of `fleet/rollout.py`.
 
     Raises:
-        EdgeError: the inventory, the bundle or the key is wrong, or another operator was faster.
+        EdgeError: the inventory, the bundle or the key is wrong, or another operator changed the rollout meanwhile.
     """
     inventory = find_inventory(args.inventory)
     file = RolloutFile(args.state or inventory.absolute().parent / "rollouts.db")
@@ -128,7 +128,7 @@ def _act(args: argparse.Namespace, file: RolloutFile, conductor: Conductor, row:
 
 
 def _resume(args: argparse.Namespace, file: RolloutFile, row: RolloutRow) -> RolloutRow:
-    """Running again; how many devices may fail can be raised, or a rollout that was stopped by that stops at once."""
+    """Resume; the limit of failures can be raised, otherwise a rollout that it stopped stops again at once."""
     limit = args.max_failures
     if limit is not None and limit != row.plan.max_failures:
         plan = msgspec.structs.replace(row.plan, max_failures=limit)
@@ -162,7 +162,7 @@ def _start(args: argparse.Namespace, file: RolloutFile, targets: list[FleetDevic
 
 
 def left_out(target: FleetDevice, known: Known, files: BundleFiles) -> tuple[str, str] | None:
-    """Why a device gets no document, as its state and the reason; None where it gets one."""
+    """State and reason of a device that gets no document; None where it gets one."""
     pin = pinned(target, files.name, files.version)
     if pin is not None:
         return "pinned", pin
@@ -175,7 +175,7 @@ def left_out(target: FleetDevice, known: Known, files: BundleFiles) -> tuple[str
 
 
 def _warn_of_others(file: RolloutFile, known: Mapping[str, Known]) -> None:
-    """Name the rollouts of other files that devices still follow: a new one replaces them."""
+    """Name rollouts of other files that devices still follow, since the new one replaces them."""
     others = {
         str(found.rollout.get("rollout"))
         for found in known.values()
@@ -210,7 +210,7 @@ def _plan(args: argparse.Namespace, files: BundleFiles, table: RolloutTable, *, 
 
 
 def _undo(file: RolloutFile, row: RolloutRow) -> RolloutRow:
-    """A rollout of its own, over the devices that got a document and ran something else before."""
+    """A new rollout over the devices that got a document and ran another bundle before."""
     if row.state in {"running", "paused"}:
         row = file.change(row, "aborted", "aborted, to be undone")
     devices = [

@@ -23,9 +23,9 @@ def run(args: "argparse.Namespace") -> int:
 
 def serve(device: "str | Path") -> int:
     """Serve until SIGTERM. 78 when the configuration is wrong, 1 when predictions were lost at the stop."""
-    # numpy's own threads would wait for products that are not computed here, busily at first, each with its memory
+    # numpy's threads would only wait here, in a busy loop at first, and each takes memory
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    gc.disable()  # until all is loaded: what a start makes stays, and looking for garbage in it costs a tenth of it
+    gc.disable()  # during the start: its objects stay, and the search for garbage among them takes a tenth of the start
     from edge_runtime.mqtt.light_paho import import_light  # noqa: PLC0415 - `--help` needs none of this
 
     import_light()

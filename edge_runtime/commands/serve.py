@@ -1,6 +1,6 @@
 """`edge-runtime serve BUNDLE... [--listen HOST:PORT]`: predictions on demand, on a machine without sensors.
 
-SIGTERM answers what is in flight and ends; SIGHUP reads the bundles and the token again, without a request lost.
+SIGTERM answers the requests in flight and ends; SIGHUP reads bundles and token again without losing a request.
 """
 
 import argparse
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from edge_runtime.http.shared_counts import SharedCounts
     from edge_runtime.system.systemd import Notifier
 
-# What a process reports, with a text for people: + it serves, ... it reads again, r it has, ! it refused, - it ends.
+# Reports of a process, with a text for people: + it serves, ... it reloads, r it has reloaded, ! it refused, - it ends.
 Report = Callable[[bytes, str], None]
 MOST_PROCESSES = 64
 MOST_STOP_S = 600.0
-PARENT_EVERY_S = 1.0  # a process of several looks so often whether its parent is there
+PARENT_EVERY_S = 1.0  # interval in which a child process checks that its parent is there
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +97,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Judge the arguments, and bring those that are lists into their form.
+    """Check the arguments, and parse lists.
 
     Raises:
-        CommandError: one of them makes no sense.
+        CommandError: an argument is wrong.
     """
     from edge_runtime.config.addresses import host_fault, listening_fault, origin_fault, prefix_fault  # noqa: PLC0415
     from edge_runtime.errors import CommandError  # noqa: PLC0415
@@ -122,7 +122,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _to_systemd(notifier: "Notifier", say_ready: Callable[[str], None]) -> Report:
-    """What a process that serves alone reports."""
+    """The reports of a single process."""
 
     def report(word: bytes, text: str) -> None:
         match word:
@@ -141,7 +141,7 @@ def _to_systemd(notifier: "Notifier", say_ready: Callable[[str], None]) -> Repor
 def _serve_or_say_why(
     args: argparse.Namespace, listener: socket.socket, report: Report, shared: "SharedCounts", *, is_lent: bool
 ) -> int:
-    """One process of several; it ends when its parent is gone."""
+    """One of several processes; it ends when its parent is gone."""
     from edge_runtime.errors import EdgeError  # noqa: PLC0415
 
     try:
@@ -203,7 +203,7 @@ def _serve(
             break
         is_reloading = is_reloading and word != "reloaded"
         wants_reload = wants_reload or word == "reload"
-        if wants_reload and not is_reloading:  # a signal that came during a reload asks for another one
+        if wants_reload and not is_reloading:  # a signal during a reload requests another one
             is_reloading, wants_reload = True, False
             report(b"...", "")
             start_thread("reload", reload)

@@ -1,5 +1,5 @@
 # ruff: noqa: N999 - the module is named as its command
-"""`edge-runtime try DEVICE.toml`: what the sources send, what becomes of it, and what the models say, live.
+"""`edge-runtime try DEVICE.toml`: shows readings, refusals and predictions live.
 
 It publishes and stores nothing, and runs beside the daemon.
 """
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what happens; 1 when no source brought a good reading."""
+    """Show the events; 1 when no source brought a good reading."""
     from edge_runtime.bringup.trial import Event, Trial  # noqa: PLC0415 - as in `run`
     from edge_runtime.bringup.trial_report import Throttle, as_json, as_line, summary  # noqa: PLC0415
     from edge_runtime.config.load import load_config  # noqa: PLC0415
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"--seconds: expected more than 0, found {args.seconds:g}", file=sys.stderr)
         return EXIT_USAGE
     plan = make_plan(load_config(args.device))
-    setup("critical")  # each event is shown below, so that a log line would say it twice
+    setup("critical")  # each event is shown below, so a log line would repeat it
     show = as_json if args.json else as_line
     throttle = Throttle(_write)
 

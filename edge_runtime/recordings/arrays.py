@@ -1,6 +1,6 @@
-"""NumPy: `.npy` with readings or windows, `.npz` with `x` and, beside it, columns of one value a row such as `y`.
+"""NumPy: `.npy` with readings or windows; `.npz` with `x` and columns of one value for each row, such as `y`.
 
-Nothing is unpickled. Arrays are read a bounded number of rows at a time, also from inside an archive.
+Pickles are refused. Arrays are read a bounded number of rows at a time, inside an archive too.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ class NumpyRecording:
         self.has_time: bool | None = self._origins[0] is not None
 
     def pieces(self, size: int | None) -> list[Piece]:
-        """The file is one piece: an archive cannot be entered in the middle."""
+        """The file is one piece: reading an archive cannot begin in the middle."""
         del size
         return [Piece(str(self._path), 0, self._count, self._count)]
 

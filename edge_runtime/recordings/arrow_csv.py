@@ -1,6 +1,6 @@
-"""Rows of a CSV file by pyarrow: only blocks in which every row is good; the others are left to the codec.
+"""Rows of a CSV file by pyarrow: only blocks in which every row is good; the codec reads the others.
 
-Needs pyarrow, the extra `batch`. Guarantee: a block that it takes gives the readings that the stream's codec gives.
+Needs pyarrow, the extra `batch`. Guarantee: a block gives the same readings as the stream's codec.
 """
 
 import re
@@ -49,7 +49,7 @@ class ArrowCsv:
         texts = list(dict.fromkeys([*(name for name in self._origin if name is not None), *self._kept.values()]))
         self._both = [name for name in self._channels if name in texts]
         self._delimiter = delimiter
-        # What the codec reads as 0, and pyarrow as -0.0.
+        # The codec reads it as 0, pyarrow as -0.0.
         self._whole_zero = re.compile(rb"-0+(?![\deE" + re.escape(wanted.decimal.encode()) + rb"])")
         self._only_numbers = not texts and len(columns) == len(self._channels) and not roles.category_indexes()
         self._categories = roles.category_indexes()
@@ -105,7 +105,7 @@ class ArrowCsv:
         return values
 
     def _indexes(self, column: Any, index: Callable[[str | None], float | None]) -> Any:
-        """The indexes of categories; each different text is looked at once."""
+        """The indexes of categories; each distinct text is looked up once."""
         encoded = self._trimmed(column).dictionary_encode()
         places = self._pa.array([index(text or None) for text in encoded.dictionary.to_pylist()], self._pa.float64())
         return places.take(encoded.indices)

@@ -1,4 +1,4 @@
-"""What every kind of recorded file hands over: blocks of readings, with the columns that are kept beside them."""
+"""The result of every reader of recorded files: blocks of readings with the kept columns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from edge_runtime.stream.codecs import Members
 from edge_runtime.stream.origin import TimeReader
 
 MAX_LINE_BYTES = 1 << 24
-ENDLESS = 1 << 62  # where a piece ends whose length as text is unknown
-NO_TIME = "(no time)"  # the codecs want a name, and no column is called that
+ENDLESS = 1 << 62  # the end of a piece of unknown length
+NO_TIME = "(no time)"  # the codecs need a name; no column has this one
 
 
 class RecordingError(CommandError):
-    """A file cannot be read, or is not what it should be."""
+    """A file cannot be read, or has another content than expected."""
 
 
 class MissingColumnsError(RecordingError):
@@ -30,7 +30,7 @@ class MissingColumnsError(RecordingError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be read from every file.
+    """The columns and settings for reading every file.
 
     Attributes:
         channels: the columns of the model, in its order; empty for whole frames.
@@ -38,7 +38,7 @@ class Wanted:
         framed: each reading is a whole frame, of `shape`.
         key: the column that names the stream; None where each file is one stream.
         time: the column of the time of measurement; None where readings follow one another without gaps.
-        columns: what must be there beside the channels: kept columns, key, time and truth.
+        columns: required columns beside the channels: kept ones, key, time and truth.
         delimiter: of CSV files; None goes by the suffix.
         format: `auto` goes by the suffix.
         decimal: between the whole part of a number in a CSV file and its fraction.
@@ -48,8 +48,7 @@ class Wanted:
         trailing_delimiter: the rows of a CSV file end with a delimiter that its header lacks.
         max_line_bytes: a longer line is `too_long`.
         categories: the texts of channels that hold text, in the order of their indexes.
-        members: the members by which readings are known again, where identities are wanted; then the time is read where
-            the file has one.
+        members: the members that identify readings, where identities are wanted; then the file's time is read too.
     """
 
     channels: tuple[str, ...]
@@ -70,7 +69,7 @@ class Wanted:
     members: Members | None = None
 
     def roles(self, place: str) -> Members:
-        """Which column plays which part, for the codecs."""
+        """The roles of columns, for the codecs."""
         if self.members is not None:
             return self.members
         reader = TimeReader(unit=self.time_unit)
@@ -86,7 +85,7 @@ class Wanted:
 
 
 class Columns(Protocol):
-    """Columns that travel beside readings, a value a reading."""
+    """Columns beside readings, a value for each reading."""
 
     def take(self, rows: Sequence[int]) -> "Columns":
         """Those of some readings."""
@@ -96,7 +95,7 @@ class Columns(Protocol):
 
 
 class ListColumns:
-    """Columns of a text file: whatever values stood there."""
+    """Columns of a text file, with the values of the file."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         self.columns = columns
@@ -171,7 +170,7 @@ def _duration(value: int, unit: int) -> str:
 
 @dataclass(slots=True, frozen=True)
 class Fault:
-    """A reading that was not used: where it stood (line or row, from 1), why, and what it said."""
+    """An unused reading: its line or row (from 1), the reason, and its text."""
 
     row: int
     reason: str
@@ -185,15 +184,15 @@ class Block:
 
     Attributes:
         values: `[n, channels]` float32, NaN where missing; `[n, *shape]` of frames and of windows that came whole.
-        rows: where each reading stood, from 1.
-        text: what a reading said, for the list of those that were not used.
+        rows: the line or row of each reading, from 1.
+        text: the text of a reading, for the list of unused ones.
         keys: the streams; None where there is one.
-        times: Unix seconds; None where nothing is known.
-        identities: by which each reading is known again; None where they are not wanted.
-        columns: what is kept beside the readings.
-        faults: what stood there and was no reading.
-        done: how much of the part's weight has been read with this block.
-        lines: how many lines or rows this block covers, good or bad.
+        times: Unix seconds; None where they are not known.
+        identities: the identity of each reading; None where they are not wanted.
+        columns: the kept columns.
+        faults: lines that are no readings.
+        done: the part's weight that has been read with this block.
+        lines: the number of lines or rows of this block, good or bad.
     """
 
     values: Floats
@@ -238,7 +237,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one file: bytes of text, row groups of Parquet, rows of NumPy; `weight` is its share of the work."""
+    """A range of one file: bytes of text, row groups of Parquet, rows of NumPy; `weight` is its share of the work."""
 
     path: str
     start: int
@@ -275,5 +274,5 @@ class Recording(Protocol):
         """The readings of a piece, at most `most` at a time.
 
         Raises:
-            RecordingError: the file cannot be read on.
+            RecordingError: the rest of the file cannot be read.
         """

@@ -1,7 +1,7 @@
-"""The bytes of a text file as its reader wants them: decompressed by the suffix, and as UTF-8 whatever the encoding.
+"""The bytes of a text file, decompressed by its suffix and converted to UTF-8.
 
-Guarantee: a file that ends in the middle of its compression, or holds bytes that its encoding does not have, is an
-`OSError` and never a shorter file. Weak point: such a file can be entered at its start only.
+Guarantee: a truncated compression, or bytes that are invalid in the encoding, raise `OSError` and never give a shorter
+file. Weak point: reading of such a file can begin only at its start.
 """
 
 import codecs
@@ -17,7 +17,7 @@ CHUNK_BYTES = 1 << 20
 NEEDS_ZSTD = "a .zst file needs pyarrow, which is not installed: pip install 'edge-inference-runtime[batch]'"
 
 _SPREADSHEET = "a spreadsheet or an archive", "save the table as CSV, or unpack it"
-_OTHER_KINDS = {  # how files begin that are no text in UTF-8: what they are, and what to do
+_OTHER_KINDS = {  # first bytes of files that are no UTF-8 text: their kind, and the remedy
     b"\xff\xfe\x00\x00": ("the mark of UTF-32", "add --encoding utf-32"),
     b"\x00\x00\xfe\xff": ("the mark of UTF-32", "add --encoding utf-32"),
     b"\xff\xfe": ("the mark of UTF-16", "add --encoding utf-16"),
@@ -31,11 +31,11 @@ _OTHER_KINDS = {  # how files begin that are no text in UTF-8: what they are, an
     b"PAR1": ("a Parquet file", "add --format parquet, or give it a name that ends in .parquet"),
     b"\x93NUMPY": ("a NumPy file", "add --format numpy, or give it a name that ends in .npy"),
 }
-_LOOKED_AT = 64  # bytes, in which every other one is zero where a text of UTF-16 has no mark
+_LOOKED_AT = 64  # bytes of the head; in UTF-16 without a mark every other one is zero
 
 
 def other_kind(head: bytes) -> str | None:
-    """What a file is that is no text in UTF-8, and what to do about it, by how it begins; None where nothing tells."""
+    """Kind and remedy of a file that is no UTF-8 text, by its first bytes; None where they do not tell."""
     for start, (what, remedy) in _OTHER_KINDS.items():
         if head.startswith(start):
             return f"{what}: {remedy}"
@@ -55,7 +55,7 @@ def plain_suffix(path: Place) -> str:
 
 
 def is_plain(path: Place, encoding: str) -> bool:
-    """Whether the file's bytes are those that a reader gets, so that it can be entered anywhere."""
+    """Whether a reader gets the file's bytes unchanged, so that reading can begin anywhere."""
     return path.suffix.lower() not in COMPRESSIONS and encoding == "utf-8"
 
 
@@ -85,7 +85,7 @@ def _zstandard(file: IO[bytes]) -> Any:
 
 
 class _Guarded(io.RawIOBase):
-    """Turns what a decompressor raises into `OSError`, and closes the file below."""
+    """Turns a decompressor's exceptions into `OSError`, and closes the underlying file."""
 
     def __init__(self, stream: Any, below: IO[bytes]) -> None:
         self._stream = stream

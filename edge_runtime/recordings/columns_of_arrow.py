@@ -1,4 +1,4 @@
-"""Keys and times of Arrow columns, many rows at a time. Needs pyarrow, the extra `batch`, from its caller."""
+"""Keys and times of Arrow columns, many rows at a time. The caller provides pyarrow, the extra `batch`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from edge_runtime.stream.origin import END_OF_TIME, RejectedError
 
 
 def key_names(column: Any, reasons: dict[int, str], read_key: Callable[[Any], str]) -> list[str | None]:
-    """The streams; each different value is looked at once."""
+    """The keys; each distinct value is converted once."""
     import pyarrow as pa  # noqa: PLC0415 - see above
 
     encoded = column.dictionary_encode() if not hasattr(column, "dictionary") else column
@@ -34,7 +34,7 @@ def key_names(column: Any, reasons: dict[int, str], read_key: Callable[[Any], st
 
 
 def numbers_of(column: Any) -> Any:
-    """The numbers of a column; not by `to_numpy` where that can be helped, since it imports pandas if it is there."""
+    """The numbers of a column; avoids `to_numpy`, which imports pandas if it is installed."""
     kind = {"double": np.float64, "float": np.float32}.get(str(column.type))
     if kind is None or column.null_count or not len(column):
         return column.to_numpy(zero_copy_only=False)
@@ -42,7 +42,7 @@ def numbers_of(column: Any) -> Any:
 
 
 def plain_times(column: Any) -> list[float | None] | None:
-    """Unix seconds of texts that are all numbers, or all ISO 8601; None where each has to be read by itself."""
+    """Unix seconds of texts that are all numbers, or all ISO 8601; None for a mixture."""
     import pyarrow as pa  # noqa: PLC0415 - see above
 
     try:

@@ -5,10 +5,10 @@
     bytes ──> csv_rows.py ──> arrow_csv.py   blocks in which every row is good
               whole rows  └─> csv_codec.py   every other row: by itself, with its reason
 
-Both give the same readings: pyarrow reads numbers as float64, which then become float32, as the codec does; a block
-that holds anything but good numbers is halved until the rows are found that the codec has to judge. Memory is bounded
-by a block of text and one row of at most 16 MiB. Weak points: a file of which many rows are bad is read at the codec's
-speed; a compressed, recoded or remote file is one piece.
+Both give the same readings: pyarrow reads numbers as float64 and converts them to float32, as the codec does. A block
+with other content is halved until only the rows for the codec are left. Memory is bounded by a block of text and one
+row of at most 16 MiB. Weak points: a file with many bad rows is read at the codec's speed; a compressed, recoded or
+remote file is one piece.
 """
 
 import itertools
@@ -42,14 +42,14 @@ from edge_runtime.system.counters import Counters
 
 BLOCK_BYTES = 1 << 20
 LEAST_BLOCK_BYTES = 1 << 16
-FEW_BYTES = 1 << 13  # so small a block with a bad row is left to the codec
+FEW_BYTES = 1 << 13  # the codec reads a smaller block with a bad row
 
 
 def open_csv(path: Place, wanted: Wanted) -> "CsvRecording":
     """A CSV file with a header row.
 
     Raises:
-        RecordingError: it has no header, lacks a column, or its rows have another number of columns than its header.
+        RecordingError: it has no header, lacks a column, or the header has another number of columns than the rows.
     """
     delimiter = wanted.delimiter or ("\t" if plain_suffix(path) == ".tsv" else ",")
     if wanted.framed:
@@ -112,13 +112,13 @@ def _head(file: IO[bytes], path: Place, delimiter: str, wanted: Wanted) -> tuple
 
 
 def _width_of(buffer: bytes, delimiter: str) -> int:
-    """How many columns the header has, as far as its first line tells."""
+    """The number of columns in the first line of the header."""
     return len(_names(buffer.partition(b"\n")[0], delimiter))
 
 
 def _names(line: bytes, delimiter: str) -> list[str]:
     text = line.decode("utf-8-sig", "replace").rstrip("\r\n")
-    if delimiter == SPACES:  # names may stand in quotes here as well
+    if delimiter == SPACES:  # names may be quoted here too
         return [column.strip('"') for column in split_columns(text, delimiter)]
     return [column.strip() for column in unquoted_columns(text, delimiter)]
 
@@ -146,7 +146,7 @@ def _check_names(path: Place, header: list[str], needed: Sequence[str], delimite
 
 
 def _check_width(path: Place, header: list[str], row: list[str], wanted: Wanted) -> None:
-    """Refuse a file whose first row has not the columns that it should have; later rows are judged one by one."""
+    """Refuse a file whose first row has a wrong number of columns; later rows are checked one by one."""
     found, names = len(row), len(header)
     if wanted.trailing_delimiter and found == names + wanted.index_column:
         raise RecordingError(
@@ -179,7 +179,7 @@ def _check_width(path: Place, header: list[str], row: list[str], wanted: Wanted)
 
 
 class CsvRecording:
-    """A CSV file that has been looked at."""
+    """A CSV file with a known header."""
 
     whole = False
     counts_bytes = True
@@ -218,7 +218,7 @@ class CsvRecording:
         return [Piece(str(self._path), a, b, b - a) for a, b in itertools.pairwise(bounds)]
 
     def _bounds(self, total: int, size: int) -> list[int]:
-        """Where pieces begin. With a quote anywhere, rows have to be followed from the start of the file."""
+        """The starts of pieces. In a file with quotes, rows must be followed from its start."""
         bounds = [0]
         with self._path.open("rb") as file:
             if self._delimiter == SPACES or not any(b'"' in data for data in iter(lambda: file.read(BLOCK_BYTES), b"")):
@@ -238,7 +238,7 @@ class CsvRecording:
         """The readings of a piece, at most `most` at a time."""
         begin = piece.start or self._skip
         line = 0 if piece.start else 1
-        header = line  # it is a line too
+        header = line  # it counts as a line
         left = piece.weight
         try:
             with open_bytes(self._path, self._wanted.encoding) as file:
@@ -272,7 +272,7 @@ class CsvRecording:
         return np.empty((0, len(self._wanted.channels)), np.float32)
 
     def _texts(self, file: IO[bytes], position: int, stop: int, size: int) -> Iterator[tuple[int, bytes | Fault]]:
-        """Whole rows, about `size` bytes at a time, and the position behind them; or a line that is too long."""
+        """Whole rows, about `size` bytes at a time, with the position after them; or a line that is too long."""
         buffer = b""
         most = self._wanted.max_line_bytes
         while position + len(buffer) < stop or buffer:
@@ -371,7 +371,7 @@ class CsvRecording:
         )
 
     def _fault(self, whole: bytes, frame: bytes, number: int) -> Fault:
-        """Decode a row that is no reading once more by itself, to name the reason beside its line."""
+        """Decode a bad row again alone, to name its reason beside its line."""
         counters = Counters()
         self._decoder.decode([whole], counters)
         reason = next(iter(counters.rejected))
@@ -380,7 +380,7 @@ class CsvRecording:
 
 
 class _Rows:
-    """What stood in each row of a block without line breaks inside of rows."""
+    """The text of each row of a block whose rows have no line breaks."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text
@@ -393,14 +393,14 @@ class _Rows:
 
 
 def on_one_line(frame: bytes) -> bytes:
-    """A row as the codec of a port takes it."""
+    """A row as a frame for the codec."""
     if b"\n" not in frame and b"\r" not in frame:
         return frame
     return frame.replace(b"\r\n", b" ").replace(b"\n", b" ").replace(b"\r", b" ")
 
 
 def _parts(block: Block, most: int) -> Iterator[Block]:
-    """A block as several of at most `most` readings, each with the faults up to its end."""
+    """Split a block into blocks of at most `most` readings, each with the faults up to its end."""
     if len(block) <= most:
         yield block
         return

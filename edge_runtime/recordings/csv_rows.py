@@ -1,8 +1,8 @@
 """Where the rows of a CSV file end: at a line break outside of quotes. Pure.
 
-A quote counts where a column begins, and is doubled inside. A line break inside quotes belongs to the row only if what
-is read so is a whole row of the right number of columns; else the first line is a row by itself (and is refused as
-`malformed` further on), and the reading goes on with the line behind it. So a single stray quote costs its own line.
+A quote counts at the start of a column, and is doubled inside. A line break inside quotes belongs to the row only if
+the result is a whole row with the right number of columns. Otherwise the first line is a row by itself (refused as
+`malformed` later), and reading continues with the next line. A single stray quote thus costs only its own line.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _QUOTE, _LINE_FEED = 34, 10
 
 
 def last_row_end(buffer: bytes, delimiter: str) -> int:
-    """How many bytes of `buffer`, which begins with a row, are whole rows; -1 where only `rows` can tell.
+    """The number of bytes of `buffer`, which begins with a row, that are whole rows; -1 where only `rows` can tell.
 
     Args:
         buffer: some text.
@@ -38,7 +38,7 @@ def last_row_end(buffer: bytes, delimiter: str) -> int:
 
 
 def count_lines(text: bytes) -> int:
-    """Lines that end, and one more that does not; by numpy, which is three times as fast as `bytes.count` here."""
+    """The number of complete lines plus an incomplete one; numpy is three times as fast as `bytes.count` here."""
     breaks = int(np.count_nonzero(np.frombuffer(text, np.uint8) == _LINE_FEED))
     return breaks + (not text.endswith(b"\n"))
 
@@ -50,7 +50,7 @@ def longest_line(text: bytes) -> int:
 
 
 def is_regular(text: bytes, delimiter: str, *, only_numbers: bool) -> bool:
-    """Whether every reader sees the same rows in `text`, which is whole rows.
+    """Whether every CSV reader finds the same rows in `text`, which is whole rows.
 
     Its quotes are well formed, it has no control characters, and a CR only in front of an LF.
 
@@ -59,7 +59,7 @@ def is_regular(text: bytes, delimiter: str, *, only_numbers: bool) -> bool:
         delimiter: between columns.
         only_numbers: every column is read as a number, which no control character is part of.
     """
-    returns = text.count(b"\r") if b"\r" in text else 0  # looking is ten times as fast as counting
+    returns = text.count(b"\r") if b"\r" in text else 0  # a search is ten times as fast as counting
     if returns and returns != text.count(b"\r\n"):
         return False
     found = np.frombuffer(text, np.uint8)
@@ -81,12 +81,12 @@ def _are_well_formed(text: NDArray[np.uint8], quotes: NDArray[np.intp], delimite
     borders = np.array([delimiter, _LINE_FEED, 13, _QUOTE], np.uint8)
     opens, closes = quotes[::2], quotes[1::2]
     before = text[opens[opens > 0] - 1]
-    after = text[closes + 1]  # a row end is behind the last one
+    after = text[closes + 1]  # a row end follows the last one
     return bool(np.isin(before, borders).all() and np.isin(after, borders).all())
 
 
 def rows(buffer: bytes, delimiter: str, width: int, *, final: bool) -> Iterator[tuple[int, int]]:
-    """Where each whole row of `buffer` begins, and where the next one does.
+    """The start of each whole row of `buffer`, and of the next one.
 
     Args:
         buffer: some text that begins with a row.
@@ -104,14 +104,14 @@ def rows(buffer: bytes, delimiter: str, width: int, *, final: bool) -> Iterator[
         if delimiter != SPACES and buffer.count(b'"', start, end) % 2:
             whole = _quoted_row_end(buffer, start, end, delimiter, width=width, final=final)
             if whole == 0 and not final and size - start < MOST_QUOTED_BYTES:
-                return  # what is missing may follow
+                return  # the rest may follow
             end = whole or end
         yield start, end
         start = end
 
 
 def _quoted_row_end(buffer: bytes, start: int, first: int, delimiter: str, *, width: int, final: bool) -> int:
-    """The end of a row whose first line, up to `first`, leaves a quote open; 0 where it is not to be seen."""
+    """The end of a row whose first line, up to `first`, leaves a quote open; 0 where the end is not in the buffer."""
     limit, at = start + MOST_QUOTED_BYTES, first
     while (quote := buffer.find(b'"', at, limit)) >= 0:
         end = buffer.find(b"\n", quote, limit) + 1

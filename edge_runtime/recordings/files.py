@@ -1,4 +1,4 @@
-"""Which files are meant, and how each is read."""
+"""The recorded files of some names and patterns, and the reader of each."""
 
 import glob
 import itertools
@@ -30,13 +30,13 @@ FORMATS = {
 
 @dataclass
 class FoundFiles:
-    """Which files are meant, and which were passed over, by reason: how many, and the first."""
+    """The selected files, and the skipped ones by reason: their number, and the first."""
 
     files: list[Place] = field(default_factory=list)
     passed_over: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def pass_over(self, reason: str, file: object) -> None:
-        """Note a file that is not read."""
+        """Note a skipped file."""
         count, first = self.passed_over.get(reason, (0, str(file)))
         self.passed_over[reason] = count + 1, first
 
@@ -44,15 +44,15 @@ class FoundFiles:
 def find_files(names: Sequence[str], *, any_suffix: bool = False) -> FoundFiles:
     """Files, patterns and folders, as they were named, here or behind a URL.
 
-    A folder or pattern stands for what is in it, in the order of the names, but for names that begin with `.` or `_`
-    (bookkeeping, as Spark and Arrow have it) and those of no kind that is read. A file that is met twice is read once.
+    A folder or pattern stands for its files, in the order of the names, except names that begin with `.` or `_`
+    (metadata of Spark and Arrow) and files of unknown kinds. A file that is named twice is read once.
 
     Args:
         names: as they were given.
-        any_suffix: a pattern stands for files of every suffix, since their format was named.
+        any_suffix: a pattern selects files of every suffix, since `--format` was given.
 
     Raises:
-        CommandError: one of them stands for nothing, or is a table of a kind whose files are not its rows.
+        CommandError: one of them matches no file, or is a table format whose files are not its rows.
     """
     found = FoundFiles()
     known: set[object] = set()
@@ -82,7 +82,7 @@ def find_files(names: Sequence[str], *, any_suffix: bool = False) -> FoundFiles:
 
 
 def _identity(file: Place) -> object:
-    """Two names of one file have the same."""
+    """The identity of a file: two names of one file give the same."""
     if isinstance(file, Remote):
         return str(file)
     try:
@@ -132,7 +132,7 @@ def _is_file(path: Path, found: FoundFiles) -> bool:
 
 
 def _is_meant(file: Place, below: str, found: FoundFiles, *, any_suffix: bool) -> bool:
-    """Whether a file of a folder, `below` it at this path, is a recording."""
+    """Whether a file of a folder is a recording; `below` is its path in the folder."""
     if any(part.startswith((".", "_")) and "=" not in part for part in below.split("/") if part):
         found.pass_over("begins with . or _", file)
     elif file.name == ABOUT:
@@ -160,7 +160,7 @@ def _refuse_tables(path: Place, below: Sequence[str]) -> None:
 
 
 def hive_values(path: Place) -> dict[str, str | None]:
-    """What the folders of a file say of it, such as `year=2026`."""
+    """The columns in the names of a file's folders, such as `year=2026`."""
     values: dict[str, str | None] = {}
     for part in str(path).split("/")[:-1]:
         name, equals, value = part.partition("=")
@@ -170,24 +170,24 @@ def hive_values(path: Place) -> dict[str, str | None]:
 
 
 def kind_of(path: Place) -> str:
-    """The suffix that tells how a file is read; text may be compressed."""
+    """The suffix that selects the reader; text may be compressed."""
     suffix = plain_suffix(path)
     compressed = path.suffix.lower() in COMPRESSIONS
     return "" if compressed and FORMATS.get(suffix) not in {"csv", "jsonl"} else suffix
 
 
 def is_recording(path: Place) -> bool:
-    """Whether a file in a folder is one of the kinds that are read."""
+    """Whether a file in a folder has a known kind."""
     return kind_of(path) in FORMATS
 
 
 def open_recording(path: Place, wanted: Wanted) -> Recording:
-    """Look at the head of a file and make ready to read it.
+    """Read the head of a file and prepare to read the rest.
 
-    A column that the file lacks may stand in the names of its folders (`year=2026/`), as text.
+    A column that the file lacks may be in the names of its folders (`year=2026/`), as text.
 
     Raises:
-        RecordingError: it is not there, of no kind that we know, or without a column that is needed.
+        RecordingError: it does not exist, has an unknown kind, or lacks a required column.
     """
     values = hive_values(path)
     try:
@@ -217,7 +217,7 @@ def _open(path: Place, wanted: Wanted) -> Recording:
         )
     try:
         if isinstance(path, Path) and not os.access(path, os.R_OK):
-            path.open("rb").close()  # names the reason better
+            path.open("rb").close()  # gives a better reason
         if name == "parquet":
             from edge_runtime.recordings.parquet import ParquetRecording  # noqa: PLC0415 - an extra, and slow to load
 
@@ -237,13 +237,13 @@ def _open(path: Place, wanted: Wanted) -> Recording:
         raise RecordingError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-MOST_KEPT = 1_000  # recordings of 15 kB each; so memory does not grow with the number of files
+MOST_KEPT = 1_000  # opened recordings of 15 kB each, so that memory does not grow with the number of files
 
 
 class OpenedRecordings:
-    """Files that were looked at, so that a reader in the same process need not look again: a third of a small file.
+    """Opened files, for a reader in the same process: opening takes a third of the time of a small file.
 
-    Iterating gives the recordings in order. Those beyond `MOST_KEPT` are looked at again whenever they are asked for.
+    Iteration yields the recordings in order. Those beyond `MOST_KEPT` are opened again at each use.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -252,7 +252,7 @@ class OpenedRecordings:
         self._known: dict[str, tuple[Recording, object]] = {}
 
     def add(self, path: Place) -> Recording:
-        """Look at a file.
+        """Open a file.
 
         Raises:
             RecordingError: see `open_recording`.
@@ -268,7 +268,7 @@ class OpenedRecordings:
         return (self.open(str(path), self._wanted) for path in self._paths)
 
     def open(self, path: str, wanted: Wanted) -> Recording:
-        """The recording of a path; looked at again if its file is another one by now.
+        """The recording of a path; opened again if the file has changed.
 
         Raises:
             RecordingError: see `open_recording`.
@@ -284,14 +284,14 @@ def _mark(path: Place) -> object:
     try:
         return mark(path)
     except OSError:
-        return None  # opening it tells more
+        return None  # opening it gives the reason
 
 
 def open_all(paths: Sequence[Place], wanted: Wanted) -> OpenedRecordings:
-    """Every file, looked at before any is read; all mistakes at once.
+    """Open every file before any is read; report all mistakes at once.
 
     Raises:
-        RecordingError: some cannot be used, or do not belong together.
+        RecordingError: some cannot be used, or do not match.
     """
     opened = OpenedRecordings(wanted)
     mistakes: list[str] = []

@@ -1,7 +1,7 @@
 """A folder that `edge-runtime record` has made: `recording.json`, and numbered CSV parts of whole lines.
 
-Guarantee: what was synchronised before a power cut is read whole; a line that was torn by it is left out, and not read
-as a shorter number. One definition for who writes such a folder and for all who read it.
+Guarantee: lines that were synchronised before a power cut are read completely; a torn line is left out, never read as a
+shorter number. The writer and all readers of such a folder share this definition.
 """
 
 from pathlib import Path
@@ -40,10 +40,10 @@ class About(msgspec.Struct, kw_only=True):
         rate_hz: readings of a stream in a second, the median over the streams; None before it is known.
         clock: whether the clock of the device was set when the recording began.
         own_times: the times are those of the readings; else those of their arrival.
-        started: when the recording began.
-        ended: when it ended; None while it runs, or after it was cut off.
-        readings: how many there are in all parts, as of the last write of this file.
-        sessions: the number of the first part of each run of `record`; no window goes over from one to the next.
+        started: the start of the recording.
+        ended: its end; None while it runs, or after a crash.
+        readings: their number in all parts, at the last write of this file.
+        sessions: the number of the first part of each run of `record`; no window crosses two sessions.
     """
 
     format: int = FORMAT
@@ -73,7 +73,7 @@ def is_recording(folder: Path) -> bool:
 
 
 def read_about(folder: Path) -> About:
-    """What the folder says of itself.
+    """The description in the folder.
 
     Raises:
         CommandError: it is no such folder, or of a later format.
@@ -101,7 +101,7 @@ def parts_of(folder: Path) -> list[Path]:
 
 
 def whole_lines(part: Path) -> bytes:
-    """What stands in a part up to its last whole line."""
+    """The content of a part up to its last whole line."""
     data = part.read_bytes()
     return data[: data.rfind(b"\n") + 1]
 
@@ -112,7 +112,7 @@ def number_of(part: Path) -> int:
 
 
 def joined(folder: Path) -> tuple[bytes, list[int]]:
-    """All parts as one CSV file, and how many rows each session has."""
+    """All parts as one CSV file, and the number of rows of each session."""
     about = read_about(folder)
     head = (",".join(about.columns) + "\n").encode()
     bodies: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Columns that stand in the names of a file's folders, such as `room=kitchen/`, beside those of the file: as text."""
+"""Columns from the names of a file's folders, such as `room=kitchen/`, as text beside those of the file."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ from edge_runtime.stream.origin import RejectedError
 
 
 class HiveRecording:
-    """A file, and what its folders say of all its readings."""
+    """A file, and the columns from its folders."""
 
     def __init__(self, recording: Recording, wanted: Wanted, given: dict[str, str | None], path: str) -> None:
         self._recording = recording
@@ -38,7 +38,7 @@ class HiveRecording:
 
     @staticmethod
     def without(wanted: Wanted, given: dict[str, str | None]) -> Wanted:
-        """What is then to be read from the file itself."""
+        """The columns to read from the file itself."""
         columns = tuple(name for name in wanted.columns if name not in given)
         return replace(wanted, columns=columns, key=None if wanted.key in given else wanted.key)
 
@@ -47,7 +47,7 @@ class HiveRecording:
         return self._recording.pieces(size)
 
     def blocks(self, piece: Piece, most: int) -> Iterator[Block]:
-        """Those of the file, with what its folders say."""
+        """The columns of the file with those of its folders."""
         for block in self._recording.blocks(piece, most):
             count = len(block)
             if self._given and count:

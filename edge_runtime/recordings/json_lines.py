@@ -1,4 +1,4 @@
-"""JSON Lines: the codec of the stream reads them, so that the same text is the same number.
+"""JSON Lines, read by the stream's codec, so that the same text gives the same number.
 
 Guarantee: memory is bounded by one block of lines of at most 16 MiB each.
 """
@@ -17,9 +17,9 @@ from edge_runtime.registered import CODECS
 from edge_runtime.stream.codecs import CodecTable, Decoded, Decoder
 from edge_runtime.system.counters import Counters
 
-BLOCK_BYTES = 1 << 22  # a block ends here, however few lines it holds
+BLOCK_BYTES = 1 << 22  # a block ends here, even with few lines
 _MARK = b"\xef\xbb\xbf"  # the byte order mark that some programs write
-HEAD_BYTES = 1 << 12  # which tell what a file is
+HEAD_BYTES = 1 << 12  # bytes that decide the kind of a file
 
 Keep = Callable[[Sequence[bytes], Decoded], ListColumns]
 
@@ -47,7 +47,7 @@ def open_json_lines(path: Place, wanted: Wanted) -> "JsonRecording":
 
 
 def first_lacks(path: Place, wanted: Wanted, names: Sequence[str | None]) -> tuple[str, ...]:
-    """Which of the names are no members of the first reading."""
+    """The names that are no members of the first reading."""
     with open_bytes(path, wanted.encoding) as file:
         line = file.readline(wanted.max_line_bytes).removeprefix(_MARK)
     try:
@@ -119,7 +119,7 @@ class JsonRecording:
             raise RecordingError(f"{self._path}: cannot be read on: {error.strerror or error}") from error
 
     def _begin(self, file: IO[bytes], piece: Piece) -> int:
-        """Go to the first line of the piece; returns where that is."""
+        """Seek to the first line of the piece; return its position."""
         if piece.start == 0:
             file.read(self._skip)
             return self._skip
@@ -167,7 +167,7 @@ class JsonRecording:
         )
 
     def _faults(self, frames: list[bytes], numbers: list[int], decoded: Decoded) -> list[Fault]:
-        """Decode each frame that lost a reading once more by itself, to name the reason beside its line."""
+        """Decode each frame with a bad reading again alone, to name the reason beside its line."""
         good = set(decoded.rows)
         faults = []
         for index, frame in enumerate(frames):
@@ -189,7 +189,7 @@ def _decoder(name: str, path: Place, wanted: Wanted, **keys: Any) -> Decoder:
 
 
 def _objects(frames: Sequence[bytes], decoded: Decoded, decoder: Decoder | None) -> list[dict[str, Any]]:
-    """The object that each reading was.
+    """The object of each reading.
 
     Of an array that holds bad readings, each item is decoded alone to find the good ones. Without a decoder each line
     is one whole frame, and an array is no list of readings.

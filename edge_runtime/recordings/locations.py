@@ -1,8 +1,8 @@
-"""Where recordings and outputs are: files of this machine, and whatever fsspec reaches by a URL (the extra `batch`).
+"""Locations of recordings and outputs: local files, and URLs by fsspec (the extra `batch`).
 
-A `Remote` has as much of a `Path` as the readers need. Guarantee: what is written takes its name when all of it is
-there (a transaction of fsspec's: one upload that is completed, or a renaming). Weak point: that is as good as the
-storage behind it; `memory://` is the memory of one process, so it is for one worker.
+A `Remote` has the methods of a `Path` that the readers need. Guarantee: a written file gets its name when it is
+complete (a transaction of fsspec: a completed upload, or a renaming). Weak point: this depends on the storage;
+`memory://` is the memory of one process, so it serves one worker.
 """
 
 import io
@@ -16,14 +16,14 @@ from urllib.parse import unquote, urlsplit
 from edge_runtime.errors import CommandError
 
 NEEDS_FSSPEC = "needs fsspec, which is not installed: pip install 'edge-inference-runtime[batch]'"
-_MARKS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # as each storage has it
+_MARKS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # from the storage
 
 
 class Remote:
     """A file behind a URL.
 
     Raises:
-        CommandError: fsspec, or its part for this kind of URL, is not installed, or does not know it.
+        CommandError: fsspec, or its package for this kind of URL, is not installed, or the kind is unknown.
     """
 
     def __init__(self, url: str) -> None:
@@ -36,7 +36,7 @@ class Remote:
             self._system, self._path = fsspec.core.url_to_fs(url)
         except ImportError as error:
             raise CommandError(f"{url}: {error}") from error
-        except Exception as error:  # whatever a storage raises: a wrong address, no credentials
+        except Exception as error:  # storages raise various types: a wrong address, no credentials
             raise CommandError(f"{url}: cannot be reached: {_first_line(error)}") from error
 
     def __str__(self) -> str:
@@ -72,21 +72,21 @@ class Remote:
         return io.BufferedReader(_asked(self._system.open, self._path, "rb"), 1 << 20)
 
     def stat(self) -> Any:
-        """`st_size`, and `mark`, which is another one when the file is.
+        """`st_size`, and `mark`, which changes with the file.
 
         Raises:
-            OSError: it is not there, or cannot be asked.
+            OSError: it does not exist, or cannot be read.
         """
         info = _asked(self._system.info, self._path)
         marks = [str(info[name]) for name in _MARKS if name in info]
         return SimpleNamespace(st_size=int(info["size"]), mark=marks)
 
     def is_dir(self) -> bool:
-        """It is a folder, or what stands for one."""
+        """Whether it is a folder, or a prefix of files."""
         return bool(_asked(self._system.isdir, self._path))
 
     def files(self) -> Iterator["Remote"]:
-        """Itself, or what matches it as a pattern, or what is in it as a folder, in the order of the names."""
+        """The file itself, the matches of a pattern, or the files of a folder, in the order of the names."""
         if _asked(self._system.isfile, self._path):
             found = [self._path]
         elif self.is_dir():
@@ -96,7 +96,7 @@ class Remote:
         return (Remote(self._system.unstrip_protocol(path)) for path in sorted(found))
 
     def take(self, file: Path) -> None:
-        """Become a copy of a local file, at once.
+        """Upload a local file atomically.
 
         Raises:
             OSError: it cannot be written.
@@ -109,7 +109,7 @@ class Remote:
         _asked(upload)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
-        """Be gone.
+        """Remove it.
 
         Raises:
             OSError: it cannot be removed.
@@ -134,7 +134,7 @@ def place(name: str) -> Place:
 
 
 def mark(file: Place) -> list[Any]:
-    """What tells a file from another one that has since taken its name."""
+    """A mark that differs when another file has taken the name."""
     if isinstance(file, Remote):
         there = file.stat()
         return [str(file), there.st_size, there.mark]
@@ -143,7 +143,7 @@ def mark(file: Place) -> list[Any]:
 
 
 def _asked(call: Any, *arguments: Any) -> Any:
-    """What a storage answers; it may raise anything, and its users know `OSError`."""
+    """Call a storage, and turn its exceptions of any type into `OSError`."""
     try:
         return call(*arguments)
     except OSError:

@@ -6,7 +6,7 @@ from edge_runtime.stream.origin import Origin, RejectedError, read_identity
 
 
 def identities(origins: Sequence[Origin], reasons: dict[int, str]) -> list[str | None]:
-    """The identity of each reading; one that cannot be read is a reason to reject it."""
+    """The identity of each reading; an unreadable one rejects the reading."""
     found: list[str | None] = []
     for index, origin in enumerate(origins):
         try:

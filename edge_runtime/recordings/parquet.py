@@ -28,7 +28,7 @@ NEEDS_PYARROW = "Parquet needs pyarrow, which is not installed: pip install 'edg
 
 
 class ParquetRecording:
-    """A Parquet file with a column a channel."""
+    """A Parquet file with a column for each channel."""
 
     whole = False
     counts_bytes = False
@@ -183,7 +183,7 @@ class ParquetRecording:
         return times
 
     def _identities(self, batch: Any, reasons: dict[int, str]) -> list[str | None]:
-        """By which each reading is known again."""
+        """The identity of each reading."""
         parts = [self._plain(batch, name) for name in (self._time, self._id, self._seq)]
         return identities([Origin(*values) for values in zip(*parts, strict=True)], reasons)
 
@@ -198,7 +198,7 @@ class ParquetRecording:
 
 
 def _fill(into: NDArray[np.float32], column: Any) -> None:
-    """A column as float32, by way of float64 where it is not float32 already, as the codecs do it; null is NaN."""
+    """A column as float32, through float64 unless it is float32 already, as in the codecs; null is NaN."""
     found = numbers_of(column)
     if found.dtype != np.float32:
         found = found.astype(np.float64, copy=False)
@@ -216,7 +216,7 @@ def _holds_text(types: Any, kind: Any) -> bool:
 
 
 def _fill_categories(into: NDArray[np.float32], column: Any, categories: tuple[str, ...]) -> None:
-    """The indexes of categories; each different value is looked at once."""
+    """The indexes of categories; each distinct value is looked up once."""
     encoded = column.dictionary_encode() if not hasattr(column, "dictionary") else column
     index = CategoryIndex(categories)
     places = [index(value) for value in encoded.dictionary.to_pylist()]
