@@ -82,7 +82,7 @@ def make_reference(
     """The reference of a bundle.
 
     Args:
-        plan: what the bundle promises.
+        plan: the bundle's facts.
         data: the recordings; None where there are none.
         answer: to the windows that judge, in their order.
         wanted: the allowed false alarms, and the length of a block.

@@ -1,8 +1,8 @@
-"""What `doctor` looks at for a broker: name, connection, TLS, login, and which topics it lets us read.
+"""The checks of `doctor` for a broker: name, connection, TLS, login, and permission to read the topics.
 
-Each step needs the one before it, and the first that fails is the finding. Guarantee: nothing is published, and the
-session is forgotten with the connection; the client id is another than the daemon's, which goes on meanwhile. Weak
-point: whether the broker lets us publish shows only when something is published.
+Each step needs the previous one; the first failure is the finding. Guarantee: nothing is published, the session ends
+with the connection, and the client id differs from the daemon's, which keeps running. Weak point: the permission to
+publish is not tested.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def _tls_remedy(message: str) -> str:
 
 
 class _Session:
-    """One connection for a look: accepted or not, and which filters are granted."""
+    """One short connection: whether it is accepted, and which filters are granted."""
 
     def __init__(self, client: paho.Client) -> None:
         self.client = client
@@ -110,7 +110,7 @@ class _Session:
         self.granted = reasons
 
     def wait(self, until: Callable[[], bool]) -> bool:
-        """Serve the connection until something is the case; False when it never is."""
+        """Serve the connection until a condition holds; False after the deadline."""
         deadline = time.monotonic() + _ANSWER_S
         while not until() and time.monotonic() < deadline:
             if self.client.loop(timeout=0.1) != paho.MQTT_ERR_SUCCESS:
@@ -119,7 +119,7 @@ class _Session:
 
 
 def _client(broker: BrokerTable) -> paho.Client:
-    """A plain client, without what the daemon's has for speed."""
+    """A plain paho client, without the daemon's hot path."""
     is_v5 = broker.protocol == "5"
     endpoint = parse_endpoint(broker.url)
     client = paho.Client(

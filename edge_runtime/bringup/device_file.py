@@ -1,4 +1,4 @@
-"""What was proposed -> a device file with a comment above each key, which `check` accepts. Pure."""
+"""A proposal -> a device file with a comment above each key, which `check` accepts. Pure."""
 
 import json
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from edge_runtime.bringup.proposal import Proposal
 
 
 class DeviceFile(msgspec.Struct, kw_only=True):
-    """What stands in the file.
+    """The content of the file.
 
     Attributes:
         id: of the device.
         source: the keys of the source beside those of the proposal: `type`, and `port` or `topics` and the like.
         proposal: format, fields, time and key.
-        bundle: as it is to be written; None where there is no model yet.
+        bundle: its value in the file; None without a model.
         model: the name of the model.
         channels: the channels of the bundle with their units, for a comment.
         window: a sentence on the bundle's window, for a comment.

@@ -1,4 +1,4 @@
-"""What a check of `edge-runtime doctor` found: one line for people, one object for programs."""
+"""The result of a check of `edge-runtime doctor`: one line for people, one object for programs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -12,10 +12,10 @@ class Finding(msgspec.Struct, frozen=True):
     """One line of the diagnosis.
 
     Attributes:
-        check: what was looked at, such as `port /dev/ttyUSB0`.
+        check: its subject, such as `port /dev/ttyUSB0`.
         state: `failure` keeps the device from working, `warning` may.
-        found: what is the case.
-        remedy: what to do; empty where nothing is to be done.
+        found: the fact.
+        remedy: what to do; empty for `ok`.
     """
 
     check: str
@@ -37,7 +37,7 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def findings(name: str, check: Check) -> Iterator[Finding]:
-    """What a check finds; one that cannot be made is a warning, and keeps no other from being made."""
+    """The findings of a check; a check that fails itself is a warning, and the others still run."""
     try:
         yield from check()
     except OSError as error:

@@ -1,8 +1,8 @@
-"""A format whose channels are found in the first frames, for a source that has no model yet.
+"""A format that takes its channels from the first frames, for a source without a model.
 
 Every member of the first wake-up's frames that holds a number becomes a channel, but for time, key and identity.
-Guarantee: once found the channels stay, in the order of their first appearance. Weak point: a member that comes later
-is not among them; it is counted as `unknown_member`, and has to be named.
+Guarantee: the channels are fixed then, in the order of their first appearance. Weak point: a later member is no
+channel; it is counted as `unknown_member`, and has to be named with `--channels`.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,7 +49,7 @@ class _Finder:
         self._real: Decoder | None = None
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Nothing before a frame with a number; then what the real decoder says."""
+        """Decode nothing before a frame with a number; then use the real decoder."""
         if self._real is None:
             channels = self._channels(frames)
             if not channels:

@@ -1,8 +1,7 @@
 """A format that shows each frame to a listener before the real decoder takes it.
 
-It stands in the place of a source's own format, so that every kind of source that reads frames is watched without
-knowing it. Guarantee: what the source decodes is what it would decode without it. Weak point: each frame is decoded
-twice, so it is for trials, and not for service.
+It replaces a source's own format, so that every kind of source of frames can be observed without a change. Guarantee:
+the source decodes the same readings as without it. Weak point: each frame is decoded twice, so it is for trials only.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from edge_runtime.system.counters import Counters
 
 
 class FrameRefusal(NamedTuple):
-    """What a frame held that is no reading: the reason, what was expected and found, and how many."""
+    """The refused readings of a frame: the reason, expectation and finding, and the number."""
 
     reason: str
     why: str
@@ -67,7 +66,7 @@ class _Tap:
         self._listener = listener
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Show each frame by itself, then decode all as the source wants it."""
+        """Show each frame alone, then decode all for the source."""
         for frame in frames:
             alone = Counters()
             self._beside.decode([frame], alone)

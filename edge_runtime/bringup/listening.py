@@ -1,7 +1,7 @@
-"""What a serial port sends at the usual speeds, and what a broker's topics carry: a few seconds of each.
+"""Read a serial port at the usual speeds, or a broker's topics, for a few seconds.
 
 Guarantee: nothing is written to a port, nothing is published, and no broker keeps a session. Weak point: opening a port
-resets many boards, and what they send while they start counts as seen.
+resets many boards, and their boot messages are read too.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from edge_runtime.stream.sources.port import PortError, close_port, open_port
 
 USUAL_SPEEDS = (115_200, 9_600, 57_600, 38_400, 19_200, 230_400, 4_800)
 _PORTS = ("/dev/serial/by-id/*", "/dev/ttyUSB*", "/dev/ttyACM*", "/dev/ttyAMA*", "/dev/serial0")
-_LISTEN_S = 1.5  # at each speed: a sensor that sends once a second is heard
+_LISTEN_S = 1.5  # at each speed: enough for a sensor that sends once a second
 _ENOUGH = 4096
 _MOST_MESSAGES = 500
 _CONNECT_S = 10.0
@@ -51,7 +51,7 @@ def serial_ports(patterns: Sequence[str] = _PORTS) -> list[str]:
 
 
 def hear_port(port: str, baudrate: int, seconds: float = _LISTEN_S) -> bytes:
-    """What a port sends within some seconds.
+    """The bytes that a port sends within some seconds.
 
     Raises:
         CommandError: it cannot be opened.
@@ -78,7 +78,7 @@ def hear_port(port: str, baudrate: int, seconds: float = _LISTEN_S) -> bytes:
 
 
 def find_speed(port: str, speeds: Sequence[int] = USUAL_SPEEDS) -> tuple[int, bytes]:
-    """The speed at which most of what a port sends is text, and what was heard then; 115200 where it is silent.
+    """The speed at which the largest share of bytes is text, and these bytes; 115200 where the port is silent.
 
     Raises:
         CommandError: the port cannot be opened.
@@ -95,17 +95,17 @@ def find_speed(port: str, speeds: Sequence[int] = USUAL_SPEEDS) -> tuple[int, by
 
 
 def share_of_text(heard: bytes) -> float:
-    """How much of it can be printed: at a wrong speed about half can."""
+    """The share of printable bytes: about half at a wrong speed."""
     return sum(byte in b"\t\r\n" or 32 <= byte < 127 for byte in heard) / len(heard) if heard else 0.0
 
 
 def lines_of(heard: bytes) -> list[bytes]:
-    """The whole lines: the first one may have lost its beginning, the last one its end."""
+    """The complete lines, without the first and the last one, which may be cut."""
     return [line for line in heard.replace(b"\r", b"\n").split(b"\n")[1:-1] if line.strip()]
 
 
 def hear_broker(url: str, topic: str, seconds: float) -> dict[str, list[bytes]]:
-    """Topics, and the messages that came on each within some seconds.
+    """Topics with their messages within some seconds.
 
     Raises:
         CommandError: the broker cannot be reached, or refuses.

@@ -1,7 +1,7 @@
-"""What `doctor` looks at on every machine: processor, system, memory, disk, card, clock, onnxruntime.
+"""The checks of `doctor` on every machine: processor, system, memory, disk, card, clock, onnxruntime.
 
-Guarantee: nothing is changed. Weak points: a card tells its wear only where it is an eMMC (`life_time`), and a disk is
-judged by its free space, not by its health.
+Guarantee: nothing is changed. Weak points: only an eMMC reports its wear (`life_time`), and a disk is judged by its
+free space, not by its health.
 """
 
 import os
@@ -51,7 +51,7 @@ def check_processor(machine: str = "", bits: int = 0) -> Iterator[Finding]:
 
 
 def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Iterator[Finding]:
-    """What is free for a daemon and the self-test of a bundle."""
+    """The free memory for a daemon and the self-test of a bundle."""
     amounts = {name: int(rest.split()[0]) * 1024 for name, _, rest in _lines(meminfo) if rest.split()}
     free, total = amounts.get("MemAvailable", 0), amounts.get("MemTotal", 0)
     found = f"{free >> 20} MiB free of {total >> 20} MiB"
@@ -83,7 +83,7 @@ def check_disk(folder: Path, name: str) -> Iterator[Finding]:
 
 
 def check_card(block: Path = _BLOCK) -> Iterator[Finding]:
-    """The wear of eMMC, which SD cards do not tell."""
+    """The wear of eMMC; SD cards do not report it."""
     for device in sorted(block.glob("mmcblk*")):
         try:
             worn = max(int(each, 16) for each in (device / "device" / "life_time").read_text().split())
@@ -97,7 +97,7 @@ def check_card(block: Path = _BLOCK) -> Iterator[Finding]:
 
 
 def check_clock(now: float | None = None, *, is_set: bool | None = None) -> Iterator[Finding]:
-    """Whether a time service steers the clock, and whether it stands before the files of this program."""
+    """Whether a time service controls the clock, and whether the clock is earlier than this program's files."""
     now = time.time() if now is None else now
     installed = Path(edge_runtime.__file__).stat().st_mtime
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))

@@ -1,8 +1,8 @@
 """Readings -> the parts of a recording: text lines, written and synchronised once a second.
 
-Guarantee: a part holds whole lines only; a kill or a power cut loses at most what came since the last write, which is
-a second. Memory is bounded by what comes in that second. Weak point: a full disk ends the recording, with what was
-written before.
+Guarantee: a part holds whole lines only; a kill or a power cut loses at most the readings since the last write, which
+is a second. Memory is bounded by the readings of a second. Weak point: a full disk ends the recording; the written
+parts stay.
 """
 
 import csv
@@ -23,12 +23,12 @@ class PartWriter:
     """Writes one recording.
 
     Args:
-        folder: made where it is not there; one with a recording of the same columns is continued.
+        folder: created if missing; a recording of the same columns in it is continued.
         about: what is recorded; its counts are kept up to date.
         part_bytes: a part that has grown so large is ended.
 
     Raises:
-        CommandError: the folder cannot be written, or holds something else.
+        CommandError: the folder is not writable, or holds other files.
     """
 
     def __init__(self, folder: Path, about: About, part_bytes: int = PART_BYTES) -> None:
@@ -66,12 +66,12 @@ class PartWriter:
         write_about(self._folder, self.about)
 
     def add(self, cells: Sequence[object]) -> None:
-        """One reading, in the order of the columns; it is written with the next `flush`."""
+        """Add a reading, in the order of the columns; the next `flush` writes it."""
         self._rows.writerow(cells)
         self.about.readings += 1
 
     def flush(self) -> None:
-        """Write what has come, and have the disk keep it.
+        """Write and synchronise the readings since the last call.
 
         Raises:
             CommandError: the disk is full, or gone.
@@ -108,7 +108,7 @@ class PartWriter:
         sync_folder(self._folder)
 
     def close(self, ended: float) -> None:
-        """The end: everything is written, and the description says when."""
+        """Write the rest, and the end time in the description."""
         self.flush()
         self.about.ended = ended
         if self._part is not None:

@@ -1,7 +1,7 @@
-"""What `doctor` looks at for a serial port: is it there, may it be opened, who holds it, is its name stable.
+"""The checks of `doctor` for a serial port: existence, permission, the process that holds it, a stable name.
 
-Guarantee: a port is not opened, so that no board is reset and no byte is lost to the daemon. Weak point: whether what
-is sent makes sense is for `try`.
+Guarantee: the port is not opened, so no board is reset and the daemon loses no byte. Weak point: the data is not
+checked; `try` does that.
 """
 
 import grp
@@ -19,7 +19,7 @@ _SERVICE_GROUP = "dialout"  # SupplementaryGroups= of the unit
 
 
 def stable_name(port: Path, by_id: Path = BY_ID) -> Path | None:
-    """The name of a port that stays the same whichever socket the plug goes into."""
+    """The stable name of a port, which is the same in every USB socket."""
     if not by_id.is_dir():
         return None
     real = port.resolve()
@@ -66,7 +66,7 @@ def check_port(port: str, *, by_id: Path = BY_ID) -> Iterator[Finding]:
 
 
 def _holder(path: Path, proc: Path = _PROC) -> str | None:
-    """The process that has the device open, as far as this user may see it."""
+    """The process that has the device open, if this user may see it."""
     wanted = path.stat().st_rdev
     for process in sorted(proc.glob("[0-9]*")):
         if process.name == str(os.getpid()):

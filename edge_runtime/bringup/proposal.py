@@ -1,7 +1,7 @@
-"""Frames that were seen, and the channels of a bundle -> the keys of a source. Pure.
+"""Observed frames and the channels of a bundle -> the keys of a source. Pure.
 
-Guarantee: what the frames do not show is listed among the doubts, and is not guessed: a column without a name is
-`_`, which nothing reads.
+Guarantee: facts that the frames do not show are listed as doubts and never guessed: a column without a name is `_`,
+which is not read.
 """
 
 import math
@@ -30,10 +30,10 @@ class Proposal(msgspec.Struct):
         format: the word of the format; None where the frames are of none that was recognised.
         fields: the columns of a CSV line.
         delimiter: between them, where it is no comma.
-        time: the field with the time of measurement.
+        time: the field of the time of measurement.
         time_unit: of times that are numbers.
-        key: the field that tells streams apart.
-        doubts: what the user has to look at, a sentence each.
+        key: the field that distinguishes streams.
+        doubts: a sentence for each fact that the user has to check.
     """
 
     format: str | None = None
@@ -46,11 +46,11 @@ class Proposal(msgspec.Struct):
 
 
 def propose(frames: Sequence[bytes], channels: Sequence[str]) -> Proposal:
-    """What to write into the table of a source that brings such frames.
+    """The keys for a source with such frames.
 
     Args:
-        frames: as they came, complete.
-        channels: those that the model wants; empty where there is no model yet.
+        frames: complete frames.
+        channels: of the model; empty without a model.
     """
     objects = [found for frame in frames if (found := _members(frame)) is not None]
     if len(objects) * 2 > len(frames):
@@ -141,7 +141,7 @@ def _of_rows(delimiter: str, rows: list[list[str]], header: list[str] | None, ch
 
 
 def _once(names: list[str]) -> list[str]:
-    """A name that stands twice is read from its first column."""
+    """A name that occurs twice is read from its first column."""
     return [IGNORED if name in names[:place] or not name else name for place, name in enumerate(names)]
 
 
@@ -159,7 +159,7 @@ def _is_time(cell: str) -> bool:
 
 
 def _unit(value: object, doubts: list[str]) -> str:
-    """The unit in which a number is a time of this century; `s` for text."""
+    """The unit in which a number is a time in this century; `s` for text."""
     if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
         return "s"
     number = float(value) if isinstance(value, str | int | float) else math.nan

@@ -1,8 +1,8 @@
 """A source -> a recording: every reading that decodes, with its time, key and label, before any model exists.
 
-The source is that of the daemon, read beside it as `try` does. Guarantee: numbers are written so that they read back to
-the same float32, so a replay gives the bits of the live run; at most a second is lost at a kill. No range is judged:
-a recording shows what the sensor sent.
+The source is the daemon's, read beside it as in `try`. Guarantee: written numbers read back to the same float32, so a
+replay gives the bits of the live run; a kill loses at most a second. Ranges are not checked: a recording shows what the
+sensor sent.
 """
 
 import math
@@ -29,7 +29,7 @@ from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
-_MOST_STREAMS = 10_000  # whose rates are shown
+_MOST_STREAMS = 10_000  # keys whose rates are shown
 _FEWEST_FOR_A_RATE = 3
 
 
@@ -37,11 +37,11 @@ class Recorder:
     """Records one source.
 
     Args:
-        config: the device file; its models are not looked at.
+        config: the device file; its models are ignored.
         source: which source of it.
         folder: where to.
-        label: what every reading of this run is; None for none.
-        channels: what to record; all of the fields, or what the first frames hold, when left out.
+        label: of every reading of this run; None for none.
+        channels: to record; by default all fields, or those of the first frames.
         loop: the event loop.
         part_bytes: the size of a part.
 
@@ -83,7 +83,7 @@ class Recorder:
 
     @property
     def state(self) -> str:
-        """What the source is doing, for people."""
+        """The state of the source, for people."""
         return "not started" if self._source is None else self._last_state or self._source.state
 
     @property
@@ -93,7 +93,7 @@ class Recorder:
 
     @property
     def about(self) -> About | None:
-        """What is recorded; None before the first reading."""
+        """The description of the recording; None before the first reading."""
         return None if self._writer is None else self._writer.about
 
     @property
@@ -102,7 +102,7 @@ class Recorder:
         return 0 if self._writer is None else self._writer.written
 
     def rate_hz(self) -> float | None:
-        """Readings of a stream in a second, the median over the streams; None before it can be said."""
+        """Readings of a stream in a second, the median over the streams; None before it is known."""
         rates = [
             (count - 1) / (last - first)
             for key, count in self.streams.items()
@@ -137,14 +137,14 @@ class Recorder:
             self._writer.close(time.time())
 
     def stop(self) -> None:
-        """Leave `run` soon; a signal handler may call it."""
+        """End `run` soon; a signal handler may call it."""
         self._stopping = True
         self._loop.wake()
 
     # --- making -----------------------------------------------------------------------------------------------------
 
     def _known(self, named: tuple[str, ...] | None) -> tuple[str, ...]:
-        """The channels that are known before the first frame; none where the frames have to tell."""
+        """The channels that are known before the first frame; empty where the frames name them."""
         table = self._table
         if named is not None:
             return named

@@ -1,4 +1,4 @@
-"""What `doctor` looks at of the installation: device file, bundles, store, signers, unit, and the running daemon."""
+"""The checks of `doctor` for the installation: device file, bundles, store, signers, unit, and the running daemon."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ _SYSTEMCTL_S = 10.0
 
 
 def read_device(path: Path) -> tuple[Config | None, list[Finding]]:
-    """The device file; None with every mistake when it is wrong."""
+    """The device file, or None and every mistake."""
     try:
         return load_config(path), [Finding(f"device file {path}", "ok", "no mistake in it")]
     except ConfigError as error:
@@ -72,7 +72,7 @@ def check_store(config: Config) -> Iterator[Finding]:
 
 
 def check_unit(config: Config, path: Path) -> Iterator[Finding]:
-    """Whether the service is installed for this file, and what systemd and the daemon say of it."""
+    """Whether the service is installed for this file, with its state from systemd and from the daemon."""
     unit = next((folder / _UNIT for folder in _UNIT_FOLDERS if (folder / _UNIT).exists()), None)
     running = any(True for folder in all_folders() for _ in status_files(folder, config.device.id))
     said = "a daemon of this device is running" if running else "no daemon of this device is running"

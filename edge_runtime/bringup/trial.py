@@ -1,9 +1,9 @@
-"""A device file -> what becomes of each frame, without publishing or storing anything: `edge-runtime try`.
+"""A device file -> events for each frame, without publishing or storing anything: `edge-runtime try`.
 
-Sources, codecs, contracts, windows and models are those of the daemon, in the daemon's order; in the place of the
-outbox stands a listener. Guarantee: nothing is published, no file is written, and no broker keeps a session for it; a
-daemon that runs meanwhile loses nothing, since shared subscriptions are read as plain ones. Weak points: a serial port
-has one reader, so a daemon must let go of it first; readings are handed on one by one, which is slower than the daemon.
+Sources, codecs, contracts, windows and models are the daemon's, in the daemon's order; a listener replaces the outbox.
+Guarantee: nothing is published, no file is written, and no broker keeps a session for it; a running daemon loses
+nothing, since shared subscriptions are read as plain ones. Weak points: a serial port has one reader, so a daemon must
+release it first; readings are processed one by one, slower than in the daemon.
 """
 
 import math
@@ -32,8 +32,8 @@ from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
-_LOOK_S = 0.2  # how often the states of the sources are looked at
-_MOST_TOPICS = 10_000  # whose messages have not met their source yet
+_LOOK_S = 0.2  # interval between two looks at the states of the sources
+_MOST_TOPICS = 10_000  # topics of frames that are not decoded yet
 
 Event = dict[str, Any]
 
@@ -44,7 +44,7 @@ class ModelTrial(msgspec.Struct, eq=False):
     Attributes:
         pipeline: the daemon's own.
         length: readings in a window.
-        predictions: how many there were.
+        predictions: their number.
     """
 
     pipeline: Pipeline
@@ -52,24 +52,24 @@ class ModelTrial(msgspec.Struct, eq=False):
     predictions: int = 0
 
     def filled(self, key: str | None) -> int:
-        """How many readings of its present window a key has."""
+        """The number of readings in a key's current window."""
         return self.length - min(self.length, dict(self.pipeline.windows.open()).get(key, self.length))
 
 
 class SourceTrial(msgspec.Struct, eq=False):
-    """One source at work in a trial, and what it brought.
+    """One source in a trial, and its counts.
 
     Attributes:
         table: its table, as the trial runs it.
         channels: the columns that it delivers.
         categories: the texts of those that hold text.
         counters: its own.
-        models: those that it feeds.
-        units: what the bundles measure the channels in.
+        models: fed by it.
+        units: of the channels in the bundles.
         source: made when the trial begins.
-        frames: how many came.
-        readings: how many were good.
-        rejected: frames and readings that were not, by reason.
+        frames: their number.
+        readings: the number of good ones.
+        rejected: the number of bad frames and readings, by reason.
         why: the last explanation of each reason.
     """
 
@@ -97,7 +97,7 @@ class SourceTrial(msgspec.Struct, eq=False):
 
 
 class _Shown:
-    """In the place of the outbox: each prediction is shown and forgotten."""
+    """Replaces the outbox: each prediction is shown and discarded."""
 
     def __init__(self, show: Callable[[bytes], None]) -> None:
         self._show = show
@@ -110,7 +110,7 @@ class _Shown:
 
 
 class Trial:
-    """Sources and models of a plan at work, with a listener instead of an outbox.
+    """The sources and models of a plan, with a listener instead of an outbox.
 
     Args:
         plan: what to try.
@@ -119,7 +119,7 @@ class Trial:
         loop: the event loop.
 
     Attributes:
-        sources: what came of each.
+        sources: with the counts of each.
     """
 
     def __init__(self, plan: Plan, show: Callable[[Event], None], loop: Loop) -> None:
@@ -161,7 +161,7 @@ class Trial:
 
     @property
     def _is_over(self) -> bool:
-        """Every source is a recording that has been played to its end."""
+        """Whether every source is a recording that has been played to its end."""
         return all(getattr(each.source, "finished", False) for each in self.sources)
 
     # --- making -----------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Trial:
         )
 
     def _connect(self, each: SourceTrial, broker: BrokerTable, name: str) -> AnyConnection:
-        """A connection beside the daemon's: a client id of its own, and no session."""
+        """A connection beside the daemon's, with its own client id and without a session."""
         number = len(self._links.all)
         fresh = msgspec.structs.replace(broker, client_id=f"edge-try-{self._token}-{number}")
         connection = self._links.get(fresh, name)
@@ -237,7 +237,7 @@ class Trial:
         self._show({"event": kind, "time": time.time(), "source": source.name, **members})
 
     def _note_topics(self, each: SourceTrial, messages: list[Message]) -> None:
-        """Which topic a frame came on: the tap sees its bytes alone, in the same order."""
+        """Note the topic of a frame: the tap gets only its bytes, in the same order."""
         if len(each.topics) > _MOST_TOPICS:
             each.topics.clear()
         for message in messages:
@@ -271,7 +271,7 @@ class Trial:
 
         def refuse(_row: int, reason: str, why: str, count: int) -> None:
             last = {"why": why, "sample": str(reading)}
-            if batch.refuse is not None:  # the source knows the frame and where it came from
+            if batch.refuse is not None:  # the source has the frame and its topic
                 batch.refuse(row, reason, why, count)
                 last = each.counters.last_rejected[reason]
             refusals.append((reason, last))
@@ -283,7 +283,7 @@ class Trial:
             reading = {name: value for name, value in values if not math.isnan(value)}
         before = [model.predictions for model in each.models]
         later: list[Event] = []
-        show, self._show = self._show, later.append  # a prediction is shown behind the reading that completes it
+        show, self._show = self._show, later.append  # a prediction is shown after the reading that completes its window
         try:
             for model in each.models:
                 model.pipeline.accept(alone)
@@ -300,7 +300,7 @@ class Trial:
                 if model.length > 1
             }
             self._event("reading", each, reading=reading, key=key, at=alone.times[0], windows=windows)
-        for reason, last in dict(refusals).items():  # models of one source want much the same
+        for reason, last in dict(refusals).items():  # models of one source need nearly the same channels
             place: Event = {"where": last["where"]} if "where" in last else {}
             self._rejected(each, reason, last["why"], key=key, frame=last["sample"], **place)
         for found in later:
@@ -314,7 +314,7 @@ class Trial:
         self._loop.call_soon(self._look)
 
     def _look(self) -> None:
-        """Show what no frame stood for: what the framing or the source itself refused, and changed states."""
+        """Show events without a frame: refusals by the framing or the source, and changed states."""
         for each in self.sources:
             if each.source is None:
                 continue

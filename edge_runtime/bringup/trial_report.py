@@ -1,6 +1,6 @@
-"""The events of a trial -> lines for people, objects for programs, and at the end a line of reasons a source.
+"""The events of a trial -> lines for people, objects for programs, and a final line of reasons for each source.
 
-The end answers the question of the first hour: why does no prediction come?
+The final lines say why there is no prediction.
 """
 
 import json
@@ -11,7 +11,7 @@ from edge_runtime.bringup.trial import Event, ModelTrial, SourceTrial
 from edge_runtime.stream.rejections import shortened
 
 _MOST_CHANNELS = 8
-_LINES_A_SECOND = 20  # on a terminal; more cannot be read
+_LINES_A_SECOND = 20  # on a terminal: more lines cannot be read
 
 
 def as_json(event: Event) -> str:
@@ -20,7 +20,7 @@ def as_json(event: Event) -> str:
 
 
 def as_line(event: Event) -> str:
-    """One line: when, which source, what, and the particulars."""
+    """One line: time, source, event and details."""
     clock = time.strftime("%H:%M:%S", time.localtime(event["time"])) + f".{int(event['time'] % 1 * 1000):03d}"
     kind = event["event"]
     return f"{clock} {event['source']:<12} {kind:<10} {_PARTICULARS[kind](event)}"
@@ -80,9 +80,9 @@ _PARTICULARS: dict[str, Callable[[Event], str]] = {
 
 
 class Throttle:
-    """Lets so many lines a second through, and says how many it has left out. For a terminal.
+    """Limits the lines a second on a terminal, and prints the number of omitted ones.
 
-    Predictions and changed states always come through.
+    Predictions and changed states are always printed.
     """
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -108,7 +108,7 @@ class Throttle:
 
 
 def summary(sources: list[SourceTrial], seconds: float) -> list[str]:
-    """What came of each source and model, and where no prediction came, why."""
+    """The counts of each source and model, and the reason where there is no prediction."""
     lines = []
     for each in sources:
         refused = sum(each.rejected.values())

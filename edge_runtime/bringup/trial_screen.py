@@ -17,7 +17,7 @@ _COLOURS = {"rejected": "yellow", "prediction": "green", "skipped": "yellow", "s
 
 
 class Screen:
-    """Shows the events of a trial until it is left.
+    """Shows the events of a trial until its context is left.
 
     Args:
         sources: those of the trial, whose figures the table shows.
@@ -43,7 +43,7 @@ class Screen:
         self._live.stop()
 
     def show(self, event: Event) -> None:
-        """Take one event; the screen follows some times a second."""
+        """Take one event; the screen is updated a few times a second."""
         line = as_line(event)
         self._last.append(Text(line, style=_COLOURS.get(event["event"], ""), no_wrap=True, overflow="ellipsis"))
         if event["event"] == "prediction":

@@ -2,7 +2,7 @@
 
 Signature first (`signature.py`, where the caller wants one), then this: size and kind of file, structure
 (`onnx_file.py`), operators (`operators.py`), manifest (`manifest.py`), and that the two agree on the normal form. No
-session is created here and onnxruntime is not imported. What this cannot promise: that the model ends, stays within
+session is created here and onnxruntime is not imported. Not guaranteed: that the model ends, stays within
 the memory, or answers well; that is the self-test's part (`selftest.py`). The file is read once, but onnxruntime opens
 it again by its path: a process that can write there can swap it in between, so an untrusted folder is no place for a
 bundle.

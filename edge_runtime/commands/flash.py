@@ -1,4 +1,4 @@
-"""`edge-runtime flash BUNDLE DEVICE...`: a bundle to devices of the fleet, as `fleet/transport.py` promises."""
+"""`edge-runtime flash BUNDLE DEVICE...`: bring a bundle to devices of the fleet; see `fleet/transport.py`."""
 
 import argparse
 from pathlib import Path

@@ -1,8 +1,8 @@
 """How right the models of a fleet are: the documents of `edge/{device}/accuracy/{model}`, each and in sum. Pure.
 
-Confusions are added up, so that the accuracy of a model over all devices is that of all judged windows together; no
-reading leaves a device for it. Models of different versions are summed by themselves. Weak point: a device that is away
-counts with what the broker retains of it, which may be old.
+Confusion matrices are added up, so the accuracy of a model over all devices is that of all judged windows; no reading
+leaves a device. Each version of a model has its own sum. Weak point: an offline device counts with its retained
+document, which may be old.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ class TargetErrors(msgspec.Struct, frozen=True):
 
 
 class AccuracyDocument(msgspec.Struct, frozen=True):
-    """What a device publishes of one model, as far as it is used here; what is unknown is left out."""
+    """A device's document of one model, with the members that are used here."""
 
     version: str = ""
     n: int = 0
@@ -44,7 +44,7 @@ class AccuracyDocument(msgspec.Struct, frozen=True):
 
 
 def read_documents(found: Mapping[str, Any]) -> dict[str, AccuracyDocument]:
-    """The documents of one device by model; one that is none of ours is left out."""
+    """The documents of one device by model; documents of other programs are left out."""
     documents = {}
     for model, document in found.items():
         try:
@@ -55,7 +55,7 @@ def read_documents(found: Mapping[str, Any]) -> dict[str, AccuracyDocument]:
 
 
 def in_sum(rows: Sequence[OverviewRow]) -> list[dict[str, Any]]:
-    """Each model and version over all devices that told of it, with the devices on which its input drifts."""
+    """Each model and version over all devices with a document, with the devices on which its input drifts."""
     parts: dict[tuple[str, str], list[tuple[OverviewRow, AccuracyDocument]]] = {}
     for row in rows:
         documents = read_documents(row.accuracy)

@@ -1,14 +1,13 @@
-"""A connection to the broker of the devices: what they publish comes in, what we publish is accounted for.
+"""A connection to the broker of the devices: receives their publications, and publishes with acknowledgement.
 
-MQTT 5, so that a broker gives a reason where an account may not subscribe or publish (3.1.1 lets both vanish); a broker
-that speaks only 3.1.1 is met in that. Guarantee: every refusal (CONNACK, SUBACK, PUBACK) is raised by `hear` as one
-line that names it. A link that comes and goes is reported as `connected` each time, and it is the caller's deadline
-that ends waiting.
+It uses MQTT 5, in which a broker gives a reason where an account may not subscribe or publish (3.1.1 drops both
+silently), and falls back to 3.1.1 for a broker without MQTT 5. Guarantee: `hear` raises every refusal (CONNACK, SUBACK,
+PUBACK) as one line that names it. Each new connection is reported as `connected`; the caller's deadline ends waiting.
 
-Weak point: a broker drops what a subscriber does not take fast enough; mosquitto as shipped keeps 1,000 messages of
-QoS 1 for it, and 20 under way, so that a wildcard over 1,000 devices loses most of what is retained. Who listens to
-many devices does so with QoS 0, which is written out at once, and then calls `read_again` for the topics that are
-missing: these come in batches that no queue is too short for.
+Weak point: a broker drops messages for a subscriber that is too slow; mosquitto by default queues 1,000 messages of QoS
+1, with 20 in flight, so a wildcard over 1,000 devices loses most retained messages. A caller with many devices
+subscribes with QoS 0, which is sent at once, and then calls `read_again` for missing topics, in batches that fit every
+queue.
 """
 
 import queue
