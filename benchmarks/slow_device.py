@@ -10,6 +10,8 @@ seconds of six axes, and a random forest over single readings; a sensor sends ea
 three together. Latency is from the sender's call to the arrival of the prediction.
 
 Memory carries over to a board with so much of it. CPU does not: a fifth of a core of this machine is no Cortex-A53.
+
+Longer than 500 lines, on purpose: the device, its load and the reading of its figures are one experiment.
 """
 
 import argparse
