@@ -4,9 +4,9 @@
 `tests/mutants/judged.toml` holds every break that survived and was looked at: `equivalent` (no test could notice), or
 `accepted` with the reason why it is left. A survivor that is not in there fails the run.
 
-How a break is tried stands in `mutation_try.py`. A long module is tried in parts: `--resume` keeps what is known
-of this source (in `build/mutants/`) and tries what is left or has survived, `--only Outbox._send` or `--only 120-180`
-tries one function or some lines.
+How a break is tried stands in `mutation_try.py`. A long module is tried in parts: `--resume` keeps what is known of this
+source (in `build/mutants/`) and tries what is left, or has survived and was not judged; `--only Outbox._send` or
+`--only 120-180` tries one function or some lines.
 
 Why no tool from elsewhere: cosmic-ray starts a whole pytest for each break (some seconds of imports, for 0.1 s of
 tests) and edits the work tree in place; mutmut wants a copy of the tree that it rewrites itself.
@@ -144,10 +144,9 @@ class _Known:
         self._path = folder / f"{module.name}.jsonl"
         digest = hashlib.sha256((ROOT / module.path).read_bytes()).hexdigest()
         lines = self._path.read_text().splitlines() if self._path.exists() else []
-        self.noticed: dict[str, str] = {}
+        self.found: dict[str, tuple[bool, str]] = {}  # by break: whether it was noticed, and how
         if keeps and lines[:1] == [digest]:
-            latest = {key: (noticed, how) for key, noticed, how in map(json.loads, lines[1:])}
-            self.noticed = {key: how for key, (noticed, how) in latest.items() if noticed}
+            self.found = {key: (noticed, how) for key, noticed, how in map(json.loads, lines[1:])}
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(f"{digest}\n")
@@ -209,9 +208,10 @@ def _one_module(module: Module, mutants: list[Mutant], until: float, known: _Kno
             print(f"{module.path}:{first}: SURVIVED ({verdict.how}): {key_of(verdict.mutant)}", flush=True)
 
     began = time.monotonic()
-    earlier = known.noticed if known is not None and resume else {}
+    earlier = known.found if known is not None and resume else {}
+    earlier = {key: verdict for key, verdict in earlier.items() if verdict[0] or key in module.judged}
     found = _Found(module, mutants, [])
-    found.verdicts = [Verdict(mutant, True, earlier[key_of(mutant)]) for mutant in mutants if key_of(mutant) in earlier]
+    found.verdicts = [Verdict(each, *earlier[key_of(each)]) for each in mutants if key_of(each) in earlier]
     todo = [mutant for mutant in mutants if key_of(mutant) not in earlier]
     if todo:
         found.verdicts += run_module(module, todo, until, show)
