@@ -4,8 +4,8 @@
 `tests/mutants/judged.toml` holds every break that survived and was looked at: `equivalent` (no test could notice), or
 `accepted` with the reason why it is left. A survivor that is not in there fails the run.
 
-How a break is tried stands in `mutation_try.py`. A long module is tried in parts: `--resume` keeps what is known of this
-source (in `build/mutants/`) and tries what is left, or has survived and was not judged; `--only Outbox._send` or
+How a break is tried stands in `mutation_try.py`. A long module is tried in parts: `--resume` keeps what is known of
+this source (in `build/mutants/`) and tries what is left, or has survived and was not judged; `--only Outbox._send` or
 `--only 120-180` tries one function or some lines.
 
 Why no tool from elsewhere: cosmic-ray starts a whole pytest for each break (some seconds of imports, for 0.1 s of
