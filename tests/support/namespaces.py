@@ -18,6 +18,17 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("ip", "unshare", "mount", "runuser", "ssh", "ssh-keygen")
 SSHD = "/usr/sbin/sshd"
+# How long these devices run a new model before they are looked at again, and the pauses before one that is away is
+# tried again: the ones of a fleet (30 s, 5 and 20 s; unit/fleet and unit/docs hold the product to them) are only waited
+# for here.
+SOAK_S, RETRY_PAUSES_S = 1.0, (1.0, 3.0)
+IMPATIENT = f"""
+import sys
+from edge_runtime.fleet import rollout
+rollout.RETRY_PAUSES_S = {RETRY_PAUSES_S}
+from edge_runtime.cli import main
+sys.exit(main())
+"""
 
 
 def require_namespaces() -> None:
@@ -205,7 +216,7 @@ class Lan:
     def write_inventory(self, extra: str = "", more: str = "", account: str = "root") -> Path:
         """An inventory of all devices. As root, since this repository's Python may be readable for nobody else."""
         defaults = f'ssh_config = "{self.write_ssh()}"\naccount = "{account}"\nconnect_timeout = 2\nstall_timeout = 3\n'
-        lines = [f"[defaults]\n{defaults}", extra]
+        lines = [f"[defaults]\n{defaults}\n[rollout]\nsoak = {SOAK_S}\n", extra]
         lines += [
             f'[[device]]\nname = "{each.name}"\naddress = "{each.address}"\ngroup = "all"\n' for each in self.devices
         ]
@@ -226,7 +237,7 @@ class Lan:
 
     def _words(self, *words: str | Path) -> list[str]:
         inventory = f"EDGE_FLEET={self.folder / 'fleet.toml'}"
-        return ["env", f"PYTHONPATH={ROOT}", inventory, sys.executable, "-m", "edge_runtime", *map(str, words)]
+        return ["env", f"PYTHONPATH={ROOT}", inventory, sys.executable, "-c", IMPATIENT, *map(str, words)]
 
     def remove(self) -> None:
         """Takes everything apart."""
