@@ -19,6 +19,7 @@ from converter.load.source import Answer
 from converter.plan import BundlePlan
 from converter.spec import DriftSpec
 from edge_runtime.bundle.manifest import ChannelReference, DriftLimits, DriftReference, Input, Manifest, Output, Window
+from edge_runtime.bundle.model import Scores
 from edge_runtime.drift.baseline import Baseline, Doubles
 from edge_runtime.drift.monitor import Monitor
 from edge_runtime.readings import Floats
@@ -244,10 +245,12 @@ def _check(
     plan: BundlePlan,
     *,
     about: DriftReference,
+    of_answers: bool = False,
 ) -> tuple[int, int, str | None]:
     """Run a device's monitor over the later recordings; return blocks, new alarms, and the reason of the first."""
     manifest = Manifest(
-        name="check", version="0.0.0", task="regression", output=Output(), reference=trial.channels, drift=about,
+        name="check", version="0.0.0", task="regression", output=Output(), drift=about,
+        reference=() if of_answers else trial.channels, score_reference=trial.channels if of_answers else (),
         input=Input(channels=plan.input.channels, window=Window()),
     )  # fmt: skip
     blocks, alarms, why = 0, 0, None
@@ -261,7 +264,10 @@ def _check(
         for start in range(0, len(part), trial.block):
             piece: Floats = part[start : start + trial.block]
             before = len(began)
-            monitor.take(piece, [None] * len(piece), None, 0.0)
+            if of_answers:
+                monitor.take_scores(Scores(value=piece), [None] * len(piece))
+            else:
+                monitor.take(piece, [None] * len(piece), None, 0.0)
             if "alarm" in began[before:] and why is None:
                 why = monitor.document()["why"]
         blocks += monitor.blocks
@@ -328,7 +334,8 @@ def _with_scores(
     found: BundleReference, scores: NDArray[np.floating], plan: BundlePlan, wanted: DriftSpec, *, rate_hz: float | None
 ) -> BundleReference:
     """Limits for the answers, from the earlier part of the windows; they are in the order of the recordings."""
-    early = [np.arange(int(len(scores) * CALIBRATING_SHARE))]
+    cut_at = int(len(scores) * CALIBRATING_SHARE)
+    early, late = [np.arange(cut_at)], [np.arange(cut_at, len(scores))]
     rate = None if rate_hz is None else rate_hz / plan.input.window.stride
     asked = None if wanted.block is None else max(8, wanted.block // plan.input.window.stride)
     for block in [asked] if asked is not None else [*_sizes(early, None)[:1], 32, 16]:
@@ -338,12 +345,27 @@ def _with_scores(
                 block=block, score_block=block, rate_hz=rate_hz,
                 false_alarms_per_month=wanted.false_alarms_per_month,
             )  # fmt: skip
-            return replace(
-                found,
-                scores=trial.channels,
-                drift=msgspec.structs.replace(about, score_block=block, score_memory=trial.memory),
-            )
+            about = msgspec.structs.replace(about, score_block=block, score_memory=trial.memory)
+            checked, alarms, why = _check(trial, scores, late, plan, about=about, of_answers=True)
+            about = msgspec.structs.replace(about, score_checked=checked, score_alarms=alarms)
+            said = _answers_in_words(trial, about, why, rate)
+            return BundleReference(found.channels, trial.channels, about, (*found.said, said))
     return found
+
+
+def _answers_in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: float | None) -> str:
+    """What later answers, which calibration has not seen, say of the limits."""
+    seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
+    expected = about.false_alarms_per_month * about.score_checked * about.score_block * seconds / MONTH_S
+    head = (
+        f"drift of answers: limits from {trial.blocks} blocks of {about.score_block} windows; on {about.score_checked} "
+        f"later blocks {about.score_alarms} alarms, {expected:.2g} expected: "
+    )
+    if not about.score_checked:
+        return f"{head}nothing was left to check by"
+    if about.score_alarms <= _most_by_chance(expected):
+        return f"{head}held"
+    return f"{head}not held ({why}): the model answers otherwise to the later recordings: record longer"
 
 
 def _counts(values: NDArray[np.floating], edges: NDArray[np.floating]) -> tuple[int, ...]:

@@ -151,7 +151,7 @@ class DriftReference(_Part, frozen=True):
     `block` is the number of readings that are judged together, `score_block` that of windows; the weight of a block in
     the shape falls by `1 / memory` with each further one. `rate_hz` is the rate of the recordings.
     `false_alarms_per_month` was asked for; of the blocks that calibration did not see, `checked` is the number and
-    `alarms` how often an alarm began in them.
+    `alarms` how often an alarm began in them; `score_checked` and `score_alarms` are the same of answers.
     """
 
     block: int
@@ -162,6 +162,8 @@ class DriftReference(_Part, frozen=True):
     false_alarms_per_month: float = 1.0
     checked: int = 0
     alarms: int = 0
+    score_checked: int = 0
+    score_alarms: int = 0
 
 
 class Confidence(_Part, frozen=True):

@@ -287,7 +287,7 @@ class Extras:
         if watched and self.drift is None:
             from edge_runtime.drift.publishing import DriftReports  # noqa: PLC0415 - only where there is a reference
 
-            self.drift = DriftReports(self._context.loop, self._context.clock)
+            self.drift = DriftReports(self._context.loop, self._context.clock, self._context.files)
             self.drift.listeners.append(self._keep_drifted)
         if self.drift is None:
             return

@@ -87,6 +87,22 @@ class ColumnReference(NamedTuple):
     psi_limit: float
 
 
+class SavedColumn(NamedTuple):
+    """What outlives a clean stop of a column."""
+
+    state: int
+    calm: int
+    cause: int
+    other: int
+    run: int
+    late: tuple[float, float, float]
+    offset: tuple[float, float]
+    step: tuple[float, float]
+    psi: float
+    missing: float
+    outside: float
+
+
 class ColumnSums(NamedTuple):
     """What one block says of a column.
 
@@ -184,3 +200,31 @@ class Column:
         self.state, self.calm = level, 0
         bound = (RELEASE if state == 2 else 1.0) if level == 2 else 0.5 * RELEASE if state else 0.5
         self.cause = Cause(next(place for place, each in enumerate(severities) if each >= bound))
+
+    def save(self) -> SavedColumn:
+        """What is known, to go on with after a restart."""
+        return SavedColumn(
+            state=self.state,
+            calm=self.calm,
+            cause=int(self.cause),
+            other=self.other,
+            run=self.run,
+            late=(self.late_count, self.late_total, self.late_squares),
+            offset=(self.offsets.up, self.offsets.down),
+            step=(self.steps.up, self.steps.down),
+            psi=self.psi,
+            missing=self.missing,
+            outside=self.outside,
+        )
+
+    def restore(self, saved: SavedColumn) -> None:
+        """Go on with what was known.
+
+        Raises:
+            ValueError: there is no such cause.
+        """
+        self.state, self.calm, self.cause, self.other, self.run = *saved[:2], Cause(saved.cause), saved.other, saved.run
+        self.late_count, self.late_total, self.late_squares = saved.late
+        self.offsets.up, self.offsets.down = saved.offset
+        self.steps.up, self.steps.down = saved.step
+        self.psi, self.missing, self.outside = saved.psi, saved.missing, saved.outside

@@ -9,14 +9,24 @@ is complete, so that a stream that ends is not; a signal that jumps between two 
 stuck where only every so many readings are looked at.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from edge_runtime.drift.block_sums import BlockSums
-from edge_runtime.drift.column import Cause, Column
+from edge_runtime.drift.column import Cause, Column, SavedColumn
 from edge_runtime.readings import Floats
 
 FIRST_BLOCKS = 4  # before the shape is judged
 _SAME_SPREAD = 2.0  # a spread larger or smaller than that is another one's
+
+
+class SavedColumns(NamedTuple):
+    """What outlives a clean stop of the columns of a stream; the block that was begun does not."""
+
+    blocks: int
+    bins: list[list[float]]
+    columns: list[SavedColumn]
 
 
 class WatchedColumns:
@@ -122,6 +132,26 @@ class WatchedColumns:
             if is_swapped:
                 column.other = place
         return found
+
+    # --- over a restart -----------------------------------------------------------------------------------------
+
+    def save(self) -> SavedColumns:
+        """What is known, to go on with after a restart."""
+        return SavedColumns(self.blocks, self._bins.tolist(), [each.save() for each in self.columns])
+
+    def restore(self, saved: SavedColumns) -> None:
+        """Go on with what was known.
+
+        Raises:
+            ValueError: it is of other columns.
+        """
+        bins = np.array(saved.bins, np.float64)
+        if bins.shape != self._bins.shape or len(saved.columns) != len(self.columns):
+            raise ValueError
+        for column, each in zip(self.columns, saved.columns, strict=True):
+            column.restore(each)
+        self.blocks, self._bins = saved.blocks, bins
+        self.state = max(column.state for column in self.columns)
 
     # --- what the document shows ------------------------------------------------------------------------------------
 

@@ -1,12 +1,12 @@
 """One model's input and answers against the reference of its bundle: every stream by itself, and one document. Pure.
 
 Guarantee: bounded memory; of at most `MOST_STREAMS` keys, the first ones, and further ones are counted as `unwatched`.
-Weak point: what is known is forgotten at a stop; the states begin anew with the next start.
+Weak point: what is known outlives a clean stop, but no crash; then the states begin anew with the next start.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from edge_runtime.bundle.model import Scores
 from edge_runtime.drift.baseline import Baseline
 from edge_runtime.drift.block_sums import BlockSums
 from edge_runtime.drift.column import MEMORY, STATES, State
-from edge_runtime.drift.columns import Figures, WatchedColumns
-from edge_runtime.drift.pacing import Pacing
+from edge_runtime.drift.columns import Figures, SavedColumns, WatchedColumns
+from edge_runtime.drift.pacing import Pacing, SavedPacing
 from edge_runtime.drift.words import cause_of, why, why_clock, why_rate
 from edge_runtime.readings import Floats
 
@@ -24,6 +24,15 @@ MOST_STREAMS = 256
 MOST_SHOWN = 32  # streams in a document that are not ok, and causes
 LOOKS = 16  # times that readings came; at one of them our own clock is asked for
 PLAIN_BLOCK = 128  # readings, where a bundle does not say
+
+
+class SavedWatch(NamedTuple):
+    """What outlives a clean stop of one key."""
+
+    key: str | None
+    input: SavedColumns | None
+    scores: SavedColumns | None
+    pacing: SavedPacing
 
 
 class WatchedStream:
@@ -79,6 +88,7 @@ class Monitor:
         self._is_recorded = is_recorded
         self._wall = wall
         self.streams: dict[str | None, WatchedStream] = {}
+        self._saved: dict[str | None, SavedWatch] = {}
         self._unwatched: set[str | None] = set()
         self.on_change: list[Callable[[str | None, State], object]] = []
         self.blocks = 0
@@ -208,11 +218,45 @@ class Monitor:
         pacing = Pacing(self._interval, count, arrived, is_live=not self._is_recorded)
         columns, scores = (None if sums is None else WatchedColumns(sums) for sums in self._sums)
         stream = self.streams[key] = WatchedStream(columns, scores, pacing)
+        saved = self._saved.pop(key, None)
+        if saved is not None:
+            stream = self._restored(key, stream, saved)
+        return stream
+
+    # --- over a restart ---------------------------------------------------------------------------------------------
+
+    def save(self) -> list[SavedWatch]:
+        """What is known of each key, for the next start; of those that have not come since the last one, too."""
+        found = []
+        for key, stream in self.streams.items():
+            columns, scores = (None if part is None else part.save() for part in (stream.input, stream.scores))
+            found.append(SavedWatch(key, columns, scores, stream.pacing.save()))
+        return [*found, *self._saved.values()][:MOST_STREAMS]
+
+    def restore(self, saved: Sequence[SavedWatch]) -> None:
+        """Go on with what was known of each key, from its first reading on."""
+        self._saved = {each.key: each for each in saved[:MOST_STREAMS]}
+
+    def _restored(self, key: str | None, stream: WatchedStream, saved: SavedWatch) -> WatchedStream:
+        try:
+            for part, known in ((stream.input, saved.input), (stream.scores, saved.scores)):
+                if part is not None and known is not None:
+                    part.restore(known)
+        except ValueError:  # of a damaged file: this key begins anew
+            columns, scores = (None if sums is None else WatchedColumns(sums) for sums in self._sums)
+            stream = self.streams[key] = WatchedStream(columns, scores, stream.pacing)
+        else:
+            stream.pacing.restore(saved.pacing)
+            self._follow(key, stream)
         return stream
 
     def _conclude(self, key: str | None, stream: WatchedStream) -> None:
         """A block of a stream was judged."""
         self.blocks += 1
+        self._follow(key, stream)
+
+    def _follow(self, key: str | None, stream: WatchedStream) -> None:
+        """The state of a stream is that of its parts; a change is told."""
         parts = (each.state for each in (stream.input, stream.scores, stream.pacing) if each is not None)
         before, stream.state = stream.state, max(parts)
         if before == stream.state:

@@ -10,6 +10,7 @@ import math
 from array import array
 from operator import sub
 from statistics import median
+from typing import NamedTuple
 
 from edge_runtime.stream.rate import TOLERANCE
 
@@ -37,6 +38,15 @@ class Level:
         self._other = self._other + 1 if level != self.state else 0
         if self._other >= TWICE:
             self.state, self._other = level, 0
+
+
+class SavedPacing(NamedTuple):
+    """What outlives a clean stop of rate and clock."""
+
+    rate: int
+    clock: int
+    found: float | None
+    offset: float | None
 
 
 class Pacing:
@@ -115,3 +125,11 @@ class Pacing:
         if estimates:
             self.found = min(estimates, key=lambda each: abs(math.log(each / interval)))
             self.rate.follow(abs(math.log(self.found / interval)) / RATE_ALARM)
+
+    def save(self) -> SavedPacing:
+        """What is known, to go on with after a restart."""
+        return SavedPacing(self.rate.state, self.clock.state, self.found, self.offset)
+
+    def restore(self, saved: SavedPacing) -> None:
+        """Go on with what was known."""
+        self.rate.state, self.clock.state, self.found, self.offset = saved

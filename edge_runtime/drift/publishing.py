@@ -6,13 +6,13 @@ None is kept while the link is down: the newest is sent when it is back.
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from edge_runtime.delivery.device_topics import OwnTopics
 from edge_runtime.drift.column import State
-from edge_runtime.drift.monitor import Monitor
+from edge_runtime.drift.monitor import Monitor, SavedWatch
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.stream.pipeline import Pipeline
 from edge_runtime.system.clock import Clock
@@ -20,8 +20,27 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
 SOON_S = 1.0  # after a state has changed, and not more often
+_FILE = "drift"
+_FORMAT = 1  # of the file; another one is not read
 
 _log = get_logger("drift")
+
+
+class SmallFiles(Protocol):
+    """As much of `StateFolder` as is needed."""
+
+    def read(self, what: str) -> bytes | None:
+        """A small file; None where there is none."""
+
+    def write(self, what: str, data: bytes) -> None:
+        """Replace it."""
+
+
+class SavedDrift(msgspec.Struct):
+    """What a clean stop keeps: of each model the bundle that it belongs to, and each key."""
+
+    format: int
+    models: dict[str, tuple[str, list[SavedWatch]]]
 
 
 class _Watched:
@@ -40,14 +59,17 @@ class DriftReports:
     Args:
         loop: the event loop.
         clock: tells whether the wall clock is set.
+        files: keep what is known over a clean stop.
 
     Attributes:
         listeners: called with model, key and state where the state of a stream has changed.
     """
 
-    def __init__(self, loop: Loop, clock: Clock) -> None:
+    def __init__(self, loop: Loop, clock: Clock, files: SmallFiles) -> None:
         self._loop = loop
         self._clock = clock
+        self._files = files
+        self._saved = self._take_saved()
         self._watched: dict[str, _Watched] = {}
         self._connection: AnyConnection | None = None
         self._topics: OwnTopics | None = None
@@ -71,6 +93,9 @@ class DriftReports:
             monitor = Monitor(pipeline.model.manifest, is_recorded=is_recorded, wall=self._wall)
             monitor.on_change.append(lambda key, state: self._changed(name, key, state))
             known = self._watched[name] = _Watched(digest, monitor)
+            saved_digest, saved = self._saved.pop(name, ("", []))
+            if saved_digest == digest:
+                monitor.restore(saved)
             if not monitor.is_calibrated:
                 _log.info(
                     "the bundle has no limits for drift: what is stuck, missing, out of range or swapped is reported, "
@@ -106,10 +131,30 @@ class DriftReports:
             self._wait(self._interval)
 
     def end(self) -> None:
-        """A clean stop: publish nothing more."""
+        """A clean stop: publish nothing more, and keep what is known for the next start."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        saved = {name: (each.digest, each.monitor.save()) for name, each in self._watched.items()}
+        try:
+            self._files.write(_FILE, msgspec.msgpack.encode(SavedDrift(_FORMAT, saved)))
+        except OSError as error:
+            _log.warning("what is known of drift is not kept", extra=fields(why=error.strerror))
+
+    def _take_saved(self) -> dict[str, tuple[str, list[SavedWatch]]]:
+        """What the last clean stop kept, once: after a crash it would be of long ago."""
+        data = self._files.read(_FILE)
+        if not data:
+            return {}
+        try:
+            self._files.write(_FILE, b"")
+            found = msgspec.msgpack.decode(data, type=SavedDrift)
+        except (OSError, msgspec.MsgspecError) as error:
+            _log.warning(
+                "what was known of drift is not taken up: the states begin at ok", extra=fields(why=str(error))
+            )
+            return {}
+        return found.models if found.format == _FORMAT else {}
 
     def _wall(self) -> float | None:
         return time.time() if self._clock.is_synchronised else None
@@ -117,6 +162,7 @@ class DriftReports:
     def _changed(self, name: str, key: str | None, state: State) -> None:
         for listener in self.listeners:
             listener(name, key, state)
+        self._watched[name].published = -1  # a state that is known from before the start comes without a block
         self._wait(SOON_S)
 
     def _wait(self, seconds: float) -> None:

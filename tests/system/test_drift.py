@@ -68,6 +68,30 @@ def test_a_stuck_sensor_is_named_where_an_operator_looks(
     client.wait_until(lambda _: last(client).get("state") == "ok", "the recovery")
 
 
+def test_an_alarm_outlives_a_clean_restart(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path
+) -> None:
+    """One more reading after the start, and the report says again what was wrong."""
+    rng = np.random.default_rng(5)
+    made = drifting.draft(drifting.readings(rng, 4000))
+    made.manifest["drift"]["rate_hz"] = None
+    bundle = made.save(tmp_path / "comfort.onnx")
+    client = make_subscriber(mosquitto.port, "edge/#")
+    daemon = make_daemon(climate_device(mosquitto, bundle)).start()
+    client.wait_for_text("edge/room/status", "online")
+    stuck = drifting.readings(rng, 2 * drifting.BLOCK)
+    stuck[:, 0] = 20.5
+    send(client, stuck)
+    client.wait_until(lambda _: last(client).get("state") == "alarm", "the alarm")
+    assert daemon.stop() == 0
+    daemon.start()
+    client.wait_until(lambda _: last(client).get("state") == "ok", "the first report of the next start")
+    send(client, stuck[:1])
+    client.wait_until(lambda _: last(client).get("state") == "alarm", "the alarm again")
+    assert last(client)["channels"]["temperature"]["stuck"]
+    assert last(client)["blocks"] == 0
+
+
 def test_a_bundle_without_a_reference_publishes_nothing_and_says_so(
     mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path
 ) -> None:

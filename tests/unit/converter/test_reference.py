@@ -189,6 +189,23 @@ def test_the_answers_have_limits_too() -> None:
     assert Monitor(manifest(made, given)).score_base is not None
 
 
+def test_later_answers_say_whether_their_limits_held() -> None:
+    """By answers that calibration has not seen; they may change where no channel does."""
+    rng = np.random.default_rng(16)
+    readings, answers = walk(rng, 20_000, 0.5), walk(rng, 7_000, 0.5, 1)[:, 0]
+    made, _ = reference(readings, answer=Answer(score=answers))
+    assert made.drift is not None
+    assert made.drift.score_checked >= 10
+    assert made.said[1].startswith("drift of answers: limits from ")
+    assert made.said[1].endswith("held")
+    assert "not held" not in made.said[1]
+    answers[5600:] += 2.0
+    other, _ = reference(readings, answer=Answer(score=answers))
+    assert other.drift is not None
+    assert (made.drift.score_alarms, other.drift.score_alarms >= 1, other.drift.alarms) == (0, True, made.drift.alarms)
+    assert "not held (answer score: " in other.said[1]
+
+
 def test_a_rate_that_is_not_known_is_said() -> None:
     """A month needs one."""
     made, _ = reference(walk(np.random.default_rng(7), 20_000, 0.0), rate_hz=None)

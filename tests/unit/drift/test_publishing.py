@@ -4,13 +4,15 @@ import json
 import logging
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.config.tables import UpstreamTable
 from edge_runtime.delivery.device_topics import own_topics
-from edge_runtime.drift.publishing import SOON_S, DriftReports
+from edge_runtime.drift.monitor import SavedWatch
+from edge_runtime.drift.publishing import SOON_S, DriftReports, SavedDrift
 from edge_runtime.mqtt.any_connection import AnyConnection
 from edge_runtime.readings import Floats
 from edge_runtime.stream.pipeline import Pipeline
@@ -37,6 +39,24 @@ class _Link:
         return self.connected
 
 
+class _Files:
+    """Keeps small files, as `StateFolder` does."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.is_full = False
+
+    def read(self, what: str) -> bytes | None:
+        """As `StateFolder.read`."""
+        return self.data.get(what)
+
+    def write(self, what: str, data: bytes) -> None:
+        """As `StateFolder.write`."""
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        self.data[what] = data
+
+
 class _Model:
     """As much of a pipeline as the reports need."""
 
@@ -49,11 +69,12 @@ class _Model:
 class _Bench:
     """Reports over a link, on a loop that moves when asked."""
 
-    def __init__(self, **upstream: Any) -> None:
+    def __init__(self, files: "_Files | None" = None, **upstream: Any) -> None:
         self.rng = np.random.default_rng(3)
         self.manifest = drifting.manifest(drifting.readings(self.rng, 4000))
         self.loop, self.link = SteppedLoop(), _Link()
-        self.reports = DriftReports(self.loop.as_loop, Clock(lambda: True))
+        self.files = files or _Files()
+        self.reports = DriftReports(self.loop.as_loop, Clock(lambda: True), self.files)
         table = UpstreamTable(url="mqtt://localhost", **upstream)
         self.reports.attach(cast("AnyConnection", self.link), own_topics("press-07", table), INTERVAL)
         self.model = self.follow("vibration")
@@ -180,3 +201,95 @@ def test_a_bundle_without_limits_is_named_in_one_sentence(caplog: pytest.LogCapt
         bench.follow("older")
     (line,) = [each.getMessage() for each in caplog.records]
     assert line.startswith("the bundle has no limits for drift: what is stuck, missing, out of range or swapped")
+
+
+def test_what_is_known_outlives_a_clean_stop() -> None:
+    """The alarm stands again with the first reading, as do the sums; with another bundle all begins anew."""
+    first = _Bench()
+    first.take(5)
+    first.take(2, stuck=True)
+    first.reports.end()
+    before = first.model.drift.streams[None].input
+    second = _Bench(first.files)
+    assert second.states() == ["ok", "ok"]
+    second.model.drift.take(drifting.readings(second.rng, 1), [None], None, 0.0)
+    after = second.model.drift.streams[None].input
+    assert [each.save() for each in after.columns] == [each.save() for each in before.columns]
+    assert after.save() == before.save()
+    second.loop.advance(SOON_S)
+    ((_, document, _),) = second.link.sent
+    assert (document["state"], document["causes"][0]) == (
+        "alarm", {"at": "temperature", "cause": "stuck", "state": "alarm"},
+    )  # fmt: skip
+    second.reports.end()
+    other = _Bench(second.files)
+    other.model = other.follow("vibration", "d2")
+    other.take(1)
+    assert other.model.drift.state == "ok"
+
+
+def test_it_goes_on_as_if_there_had_been_no_stop() -> None:
+    """Between two blocks: the same figures of the blocks that follow, but for the step over the stop."""
+    whole, first = _Bench(), _Bench()
+    values = drifting.readings(np.random.default_rng(9), 12 * drifting.BLOCK)
+    keys: list[str | None] = ["a"] * len(values)
+    half = 6 * drifting.BLOCK
+    whole.model.drift.take(values, keys, None, 0.0)
+    first.model.drift.take(values[:half], keys[:half], None, 0.0)
+    first.reports.end()
+    second = _Bench(first.files)
+    second.model.drift.take(values[half:], keys[half:], None, 0.0)
+    one, two = (each.model.drift.document()["channels"] for each in (whole, second))
+    assert one == two
+
+
+def test_a_key_that_does_not_come_is_kept_for_the_next_start() -> None:
+    """A start in which it was silent forgets nothing, and reports no key that it has not seen."""
+    first = _Bench()
+    values = drifting.readings(first.rng, 2 * drifting.BLOCK)
+    values[:, 0] = 20.5
+    first.model.drift.take(values, ["a"] * len(values), None, 0.0)
+    first.reports.end()
+    second = _Bench(first.files)
+    assert second.reports.documents()["vibration"]["watched"] == 0
+    second.reports.end()
+    third = _Bench(second.files)
+    third.model.drift.take(values[:1], ["a"], None, 0.0)
+    assert third.reports.state_of("vibration", "a") == "alarm"
+
+
+@pytest.mark.parametrize("data", [b"\xc1", b"x", b"\x80", b"\x82\xa6format\x02\xa6models\x80"])
+def test_a_file_that_cannot_be_read_begins_anew(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """Damaged, or of another release."""
+    files = _Files()
+    files.data["drift"] = data
+    with caplog.at_level(logging.WARNING):
+        bench = _Bench(files)
+    bench.take(2)
+    assert bench.model.drift.state == "ok"
+    assert len(caplog.records) == (0 if b"format" in data else 1)
+
+
+def test_figures_of_other_columns_are_not_taken_up() -> None:
+    """A file that was changed by hand: that key begins anew, and nothing is lost."""
+    first = _Bench()
+    first.take(2, stuck=True)
+    first.reports.end()
+    saved = msgspec.msgpack.decode(first.files.data["drift"], type=SavedDrift)
+    digest, ((key, columns, scores, pacing),) = saved.models["vibration"]
+    assert columns is not None
+    for odd in (columns._replace(columns=columns.columns[:1]), columns._replace(bins=[[1.0]])):
+        saved.models["vibration"] = (digest, [SavedWatch(key, odd, scores, pacing)])
+        first.files.data["drift"] = msgspec.msgpack.encode(saved)
+        second = _Bench(first.files)
+        second.take(4)
+        assert (second.model.drift.state, second.model.drift.blocks) == ("ok", 4)
+
+
+def test_a_full_disk_keeps_nothing_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """The stop is clean all the same."""
+    bench = _Bench()
+    bench.files.is_full = True
+    with caplog.at_level(logging.WARNING):
+        bench.reports.end()
+    assert caplog.records[0].getMessage() == "what is known of drift is not kept"

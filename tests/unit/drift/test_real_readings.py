@@ -26,17 +26,23 @@ def room(path: Path) -> Floats:
     return np.array([[float(row[place]) for place in places] for row in rows], np.float32)
 
 
+def made_of(training: Floats) -> Manifest:
+    """A bundle's that was trained on these."""
+    return Manifest(
+        name="room", version="1.0.0", task="anomaly", output=Output(threshold=1.0),
+        reference=reference_of(training, CHANNELS),
+        input=Input(channels=tuple(Channel(name=name) for name in CHANNELS)),
+        drift=DriftReference(block=BLOCK, score_block=BLOCK),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("at_once", [1, 13, 5000])
 def test_psi_and_offset_are_those_of_scipy(at_once: int, shared_data: Path) -> None:
     """After every whole day, however the readings arrived."""
     folder = shared_data / "uci-occupancy"
     training, later = room(folder / "datatraining.txt"), room(folder / "datatest2.txt")
-    references = reference_of(training, CHANNELS)
-    manifest = Manifest(
-        name="room", version="1.0.0", task="anomaly", output=Output(threshold=1.0), reference=references,
-        input=Input(channels=tuple(Channel(name=name) for name in CHANNELS)),
-        drift=DriftReference(block=BLOCK, score_block=BLOCK),
-    )  # fmt: skip
+    manifest = made_of(training)
+    references = manifest.reference
     monitor = Monitor(manifest, is_recorded=True)
     for day in range(1, 1 + len(later) // 1440):
         part = later[1440 * (day - 1) : 1440 * day]
