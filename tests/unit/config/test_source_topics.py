@@ -53,9 +53,11 @@ def test_the_first_pattern_that_fits_gives_the_key_every_time() -> None:
 def test_what_is_remembered_is_bounded() -> None:
     """A stranger who invents topics does not fill the memory."""
     keys = TopicKeys(("a/{key}",))
+    most = 0
     for number in range(20_010):
         assert keys.match(b"a/%d" % number) == (True, str(number))
-    assert len(keys._known) <= 20_000
+        most = max(most, len(keys._known))
+    assert len(keys._known) <= most == 20_000
 
 
 _LEVELS = st.lists(st.sampled_from(["a", "b", "", "$S", "+"]), min_size=1, max_size=3)

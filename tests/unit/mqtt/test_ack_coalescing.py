@@ -71,6 +71,8 @@ def test_readings_that_come_together_just_after_the_kernels_delay_are_held_back(
         (1.0, 1),  # a slow source
         (0.05, 1),  # twenty a second, each by itself
         (KERNEL_DELAY_S[1] + 0.001, 4),
+        (0.081, 4),
+        (0.035, 4),
         (KERNEL_DELAY_S[0] - 0.001, 4),
     ],
 )
@@ -152,8 +154,25 @@ def test_the_brokers_acknowledgements_wait_from_readiness_to_the_beginning_of_a_
     assert not bench.acks.holding
     assert (bench.least, bench.take_calls()) == ([5, 1], ["read"])
     bench.acks.wrote(20, 20)
+    bench.in_flight = 2
     bench.loop.advance(10.0)
     assert not bench.acks.holding, "not even after a rush"
+    assert bench.loop.served == 1, "the end of the rush, and no look after acknowledgements that are read as they come"
+
+
+def test_before_the_connection_is_ready_nothing_waits() -> None:
+    """Nor when a rush ends before it is; and while there is one, readiness holds nothing."""
+    bench = _Bench()
+    bench.acks.wrote(6, 20)
+    bench.loop.advance(1.0)
+    assert not bench.acks.holding
+    bench.acks.wrote(6, 20)
+    bench.acks.allow()
+    assert not bench.acks.holding
+    bench.loop.advance(1.0)
+    bench.loop.advance(1.0)
+    assert bench.acks.holding
+    assert bench.least == [5]
 
 
 @pytest.mark.parametrize(("window", "can_wait", "holds"), [(3, True, False), (4, True, True), (20, False, False)])
@@ -185,7 +204,10 @@ def test_in_a_rush_nothing_waits_and_a_second_with_few_places_taken_ends_it() ->
     assert bench.acks.holding
     assert bench.acks.rush_timer is None
     assert bench.least == [5, 1, 5]
+    served = bench.loop.served
+    bench.loop.advance(10.0)
     assert bench.take_calls() == []
+    assert bench.loop.served == served, "nothing is in flight, and nothing is looked after"
 
 
 def test_after_a_rush_what_is_still_in_flight_is_looked_after() -> None:
@@ -258,11 +280,13 @@ def test_after_the_end_of_the_connection_nothing_is_read_or_written() -> None:
         bench.acks.tidy_later()
         bench.acks.wrote(taken, 20)
         bench.acks.end()
+        bench.in_flight, least = 0, list(bench.least)
         assert not bench.acks.holding
         assert not bench.acks.ours
         assert bench.acks.rush_timer is None
         bench.loop.advance(10.0)
         assert bench.take_calls() == []
+        assert (bench.least, bench.loop.served) == (least, 0)
 
 
 def test_of_ours_no_more_than_five_wait_and_none_for_longer_than_a_fifth_of_a_second() -> None:

@@ -80,3 +80,14 @@ def test_what_is_held_of_a_frame_is_what_has_come_of_it() -> None:
     framer.reset()
     assert framer.pending_bytes == 0
     assert framer.feed(b"\0\1f") == [b"f"]
+
+
+def test_a_length_is_judged_when_it_is_whole() -> None:
+    """Half of it behind a frame says nothing yet."""
+    counters = Counters()
+    framer = LengthFramer(2, 100, counters)
+    assert framer.feed(b"\0\1x\xff") == [b"x"]
+    assert not framer.is_lost
+    assert framer.feed(b"\xfe") == []
+    assert framer.is_lost
+    assert counters.notes["too_long"].why.endswith("found 65534")

@@ -112,3 +112,11 @@ def test_a_bundle_of_channels_has_no_rules_for_frames() -> None:
     """Whatever its type."""
     assert frame_contract(Input(dtype="int64")) is None
     assert frame_contract(Input()) is None
+
+
+@pytest.mark.parametrize("limit", [0.0, 9.0])
+def test_a_frame_that_stands_at_a_limit_is_refused_for_what_is_wrong_with_it(limit: float) -> None:
+    """The limit itself is not out of range."""
+    contract = FrameContract(Input(shape=(2,), dtype="int64", range=(0.0, 9.0)))
+    assert contract.check(rows([limit, 1.5]), []) is not None
+    assert contract.rejected == {"wrong_type": 1}
