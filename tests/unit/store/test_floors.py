@@ -118,7 +118,8 @@ def test_a_damaged_floor_is_that_of_the_newest_bundle_that_is_known(
         folder.floor("activity").write_bytes(damage)
     assert floors.read("activity") == VersionFloor()
     assert floors.known("activity", None) == VersionFloor()
-    state = SlotState(active=_record("1.9.0"), history=[_record("1.10.0"), _record("1.2.0")], staged=[_record("3.0.0")])
+    history = [_record("1.10.0"), _record("no version"), _record("1.2.0")]
+    state = SlotState(active=_record("1.9.0"), history=history, staged=[_record("3.0.0")])
     found = floors.known("activity", state)
     assert (found.version, found.digest) == ("1.10.0", "digest-1.10.0")
     floors.raise_to("activity", _record("1.1.0"))
