@@ -18,7 +18,8 @@ INSTALL := $(PIP) install --quiet --constraint $(LOCK)
 # Exact files: a package whose digest does not stand in the lock is refused.
 INSTALL_LOCKED := $(PIP) install --quiet --require-hashes --no-deps --requirement
 SOURCES := edge_runtime converter tests benchmarks examples .ci
-# How many test processes; pytest-xdist shares the files among them. `make test JOBS=0` runs everything in one.
+# How many test processes; pytest-xdist shares the files among them, in their order: by itself it puts those with few
+# tests last, which are the long ones, so that one process ends minutes after the other. `make test JOBS=0` has one.
 JOBS ?= 2
 # What the devices are, for wheelhouse and deb: one or both of arm64 and amd64.
 MACHINE ?= arm64 amd64
@@ -79,7 +80,7 @@ check: lint types check-configs ## lint, types and check-configs: what has to be
 ##@ Test
 .PHONY: test
 test: $(VENV)/.setup ## every test, the system tests against an installed wheel
-	$(CLIENTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(PYTEST)
+	$(CLIENTS) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=15 $(PYTEST)
 
 .PHONY: test-system
 test-system: $(VENV)/.setup ## only the tests that start the installed program

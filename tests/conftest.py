@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from edge_runtime.bundle.int8 import saturates
 from tests.support.broker import MOSQUITTO, CertificateAuthority, Mosquitto
 from tests.support.daemon import Daemon
 from tests.support.installed import Installed, install
@@ -33,6 +35,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("everywhere")
+
+
+def pytest_report_header() -> str:
+    """Which of the kinds of processors these tests run on: int8 products take another way on each."""
+    return f"processor: {platform.machine()}, int8 products {'saturate' if saturates() else 'are exact'}"
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What CI may try again, and how often."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,29 @@ def test_the_list_of_the_repository_can_be_read_and_allows_the_run() -> None:
     """A name that came twice is for a person to look into, before anything else."""
     done = _races(ROOT / ".ci" / "races.txt", "check")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_run_looks_at_the_list_before_the_tests_and_writes_it_behind_them() -> None:
+    """Else a race would be noted and never asked about, or the other way round; git keeps the list."""
+    steps = (ROOT / ".ci" / "run").read_text()
+    places = [steps.index(each) for each in ("races.py check", "if ! make test ", "races.py record")]
+    assert places == sorted(places)
+    kept = subprocess.run(["git", "ls-files", ".ci/races.txt"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert kept.stdout == ".ci/races.txt\n"
+
+
+def test_the_names_of_what_has_failed_are_taken_whole_from_the_report(tmp_path: Path) -> None:
+    """Also those of cases with spaces: else two cases of one test would be one name."""
+    (command,) = re.findall(r"races=\$\((.*)\)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    report = tmp_path / "report"
+    report.write_text(
+        "tests/a.py::test_a FAILED\n"
+        "FAILED tests/a.py::test_a[x y] - assert 1 == 2 [3]\n"
+        "FAILED tests/a.py::test_a[x z]\n"
+        "ERROR tests/b.py::test_b - Failed: x - y\n"
+        "FAILED tests/a.py::test_a[x y] - assert 1 == 2 [3]\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"report={report}; {command}"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.splitlines() == ["tests/a.py::test_a[x y]", "tests/a.py::test_a[x z]", "tests/b.py::test_b"]
