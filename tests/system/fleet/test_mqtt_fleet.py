@@ -15,6 +15,7 @@ from tests.support.broker import Mosquitto
 from tests.support.daemon import Daemon
 from tests.support.devices import stored_device
 from tests.support.installed import Installed
+from tests.support.namespaces import IMPATIENT
 from tests.support.subscriber import Subscriber
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -60,7 +61,7 @@ class Fleet:
     def __call__(self, *words: str | Path) -> tuple[int, dict[str, Any]]:
         """`edge-runtime ... --json`: the exit code and the devices by name."""
         done = self._installed.run(
-            self._installed.edge_runtime, *words, "--json", "--quiet", cwd=self.folder,
+            self._installed.python, "-c", IMPATIENT, *words, "--json", "--quiet", cwd=self.folder,
             EDGE_FLEET=str(self.folder / "fleet.toml"),
         )  # fmt: skip
         document = json.loads(done.stdout)
