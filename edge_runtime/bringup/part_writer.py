@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edge_runtime.errors import CommandError
-from edge_runtime.recordings.folder import About, number_of, parts_of, read_about, whole_lines, write_about
+from edge_runtime.recordings.folder import (
+    PARTS,
+    UNFINISHED,
+    About,
+    number_of,
+    parts_of,
+    read_about,
+    whole_lines,
+    write_about,
+)
 from edge_runtime.system.durable import make_folder, sync_folder
 
 PART_BYTES = 67_108_864
@@ -49,7 +58,7 @@ class PartWriter:
         if not self._folder.exists():
             self._folder.parent.mkdir(parents=True, exist_ok=True)
             make_folder(self._folder)
-        elif any(self._folder.iterdir()):
+        elif any(each.name != UNFINISHED for each in self._folder.iterdir()):
             before = read_about(self._folder)
             if before.columns != self.about.columns:
                 raise CommandError(
@@ -58,11 +67,14 @@ class PartWriter:
                 )
             self.about.started, self.about.sessions = before.started, before.sessions
         parts = parts_of(self._folder)
+        for empty in sorted({*self._folder.glob(PARTS)} - {*parts}):
+            empty.unlink()  # the next part may have its name
         for torn in parts[-1:]:
             os.truncate(torn, len(whole_lines(torn)))
         self.about.readings = sum(whole_lines(part).count(b"\n") - 1 for part in parts)  # exact after a kill too
         self._number = number_of(parts[-1]) if parts else 0
-        self.about.sessions = [*self.about.sessions, self._number + 1]
+        before_this = [number for number in self.about.sessions if number <= self._number]
+        self.about.sessions = [*before_this, self._number + 1]
         write_about(self._folder, self.about)
 
     def add(self, cells: Sequence[object]) -> None:
@@ -111,10 +123,10 @@ class PartWriter:
         """Write the rest, and the end time in the description."""
         self.flush()
         self.about.ended = ended
-        if self._part is not None:
-            os.close(self._part)
-            self._part = None
         try:
+            if self._part is not None:
+                part, self._part = self._part, None
+                os.close(part)
             write_about(self._folder, self.about)
         except OSError as error:
             raise CommandError(f"{self._folder}: cannot be written any more: {error.strerror}") from error

@@ -34,6 +34,7 @@ from edge_runtime.recordings.blocks import (
 )
 from edge_runtime.recordings.byte_streams import is_plain, open_bytes, other_kind, plain_suffix
 from edge_runtime.recordings.csv_rows import count_lines, last_row_end, longest_line, rows
+from edge_runtime.recordings.folder import end_of_lines, is_part
 from edge_runtime.recordings.locations import Place
 from edge_runtime.stream.codecs.csv_codec import CsvDecoder, delimiter_mistakes
 from edge_runtime.stream.codecs.kind import IGNORED, column_mistakes
@@ -71,10 +72,11 @@ def open_csv(path: Place, wanted: Wanted) -> "CsvRecording":
             f"{path}: expected one column {doubled[0]}, found {len(places)}: columns {' and '.join(places)}: "
             "rename one of them in the header"
         )
-    if first is not None:
+    end = end_of_lines(path) if isinstance(path, Path) and is_part(path) else None
+    if first is not None and (end is None or end > head):
         _check_width(path, header, first, wanted)
     columns = [IGNORED] * wanted.index_column + header + [IGNORED] * wanted.trailing_delimiter
-    return CsvRecording(path, wanted, columns, delimiter=delimiter, skip=head)
+    return CsvRecording(path, wanted, columns, delimiter=delimiter, skip=head, end=end)
 
 
 def _head(file: IO[bytes], path: Place, delimiter: str, wanted: Wanted) -> tuple[int, list[str], list[str] | None]:
@@ -186,8 +188,11 @@ class CsvRecording:
     names_columns = True
     schema = None
 
-    def __init__(self, path: Place, wanted: Wanted, columns: list[str], *, delimiter: str, skip: int) -> None:
+    def __init__(
+        self, path: Place, wanted: Wanted, columns: list[str], *, delimiter: str, skip: int, end: int | None = None
+    ) -> None:
         self._path = path
+        self._end = end  # of what is read of it; None: all
         self._wanted = wanted
         self._delimiter = delimiter
         self._width = len(columns)
@@ -207,7 +212,7 @@ class CsvRecording:
     def pieces(self, size: int | None) -> list[Piece]:
         """The file in pieces of about `size` bytes, each of whole rows."""
         try:
-            total = self._path.stat().st_size
+            total = self._path.stat().st_size if self._end is None else self._end
             bounds = [0, total]
             if self._plain and size and total > size and isinstance(self._path, Path):
                 bounds = self._bounds(total, size)

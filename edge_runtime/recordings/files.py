@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from edge_runtime.errors import CommandError
 from edge_runtime.recordings.blocks import MissingColumnsError, Recording, RecordingError, Wanted
 from edge_runtime.recordings.byte_streams import COMPRESSIONS, plain_suffix
-from edge_runtime.recordings.folder import ABOUT
+from edge_runtime.recordings.folder import ABOUT, has_header, is_part
 from edge_runtime.recordings.locations import Place, Remote, mark, place
 
 FORMATS = {
@@ -137,6 +137,8 @@ def _is_meant(file: Place, below: str, found: FoundFiles, *, any_suffix: bool) -
         found.pass_over("begins with . or _", file)
     elif file.name == ABOUT:
         found.pass_over("describes a recording", file)
+    elif isinstance(file, Path) and is_part(file) and not has_header(file):
+        found.pass_over("holds no reading yet", file)
     elif not any_suffix and not is_recording(file):
         found.pass_over("another suffix", file)
     else:

@@ -4,17 +4,20 @@ Guarantee: lines that were synchronised before a power cut are read completely; 
 shorter number. The writer and all readers of such a folder share this definition.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from edge_runtime.errors import CommandError
-from edge_runtime.system.durable import replace_file
+from edge_runtime.system.durable import half_written, replace_file
 
 FORMAT = 1
 ABOUT = "recording.json"
+UNFINISHED = half_written(ABOUT)  # all that a kill in the first moment leaves in the folder
 PARTS = "part-*.csv"
+_LOOKED_AT = 65_536  # bytes at a time, from the end
 TIME, KEY, LABEL = "time", "key", "label"
 
 ClockState = Literal["synchronised", "unsynchronised"]
@@ -96,8 +99,33 @@ def write_about(folder: Path, about: About) -> None:
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The parts, in their order."""
-    return sorted(folder.glob(PARTS))
+    """The parts, in their order. One whose header is torn holds nothing: a kill came before its first reading."""
+    return [part for part in sorted(folder.glob(PARTS)) if has_header(part)]
+
+
+def has_header(part: Path) -> bool:
+    """Its first line is whole."""
+    with part.open("rb") as file:
+        return file.readline().endswith(b"\n")
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is a part of such a folder."""
+    return path.match(PARTS) and is_recording(path.parent)
+
+
+def end_of_lines(part: Path) -> int:
+    """Where the last whole line of a part ends, in bytes: what stands behind it is torn, or is still being written."""
+    with part.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _LOOKED_AT)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
 
 
 def whole_lines(part: Path) -> bytes:

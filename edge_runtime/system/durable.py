@@ -50,9 +50,14 @@ def write_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) 
         os.close(handle)
 
 
+def half_written(name: str) -> str:
+    """The name of what `replace_file` leaves beside a file when it is killed."""
+    return _NEW + name
+
+
 def replace_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:
     """Put `data` in place of whatever `path` holds: a reader, or a power cut, sees all of the old or all of the new."""
-    new = path.with_name(_NEW + path.name)
+    new = path.with_name(half_written(path.name))
     try:
         write_file(new, data, mode=mode)
         new.replace(path)

@@ -104,11 +104,7 @@ class TruthJoiner:
 
     def distance(self, key: str | None, time: float) -> float | None:
         """Seconds from this time to the nearest prediction of the key; None where none is remembered."""
-        known = self._by_key.get(key)
-        if not known:
-            return None
-        place = bisect_left(known, (time, ""))
-        return min((each[0] - time for each in known[max(0, place - 1) : place + 1]), key=abs)
+        return min((known - time for known, _ in self._by_key.get(key, ())), key=abs, default=None)
 
     def by_id(self, tail: str) -> Remembered | Unmatched:
         """The prediction with this id, without what stands before the key."""

@@ -107,6 +107,115 @@ def test_memory_is_bounded_whatever_the_keys() -> None:
     assert max(sizes) <= 8 * 50
 
 
+def test_a_truth_is_early_behind_everything_that_is_known_of_its_key() -> None:
+    """Remembered or forgotten; at the time of the last one it is not, and of a key without any it always is."""
+    known = joiner(noted(1), noted(3), noted(7, key="other"), most=2)
+    assert [known.is_early("k", time) for time in (0.0, 2.9, 3.0, 3.1)] == [False, False, False, True]
+    assert known.is_early("new", 0.0)
+    known.forget_all()
+    assert [known.is_early("k", time) for time in (3.0, 3.1)] == [False, True]
+
+
+def test_the_distance_to_the_nearest_prediction_has_a_sign() -> None:
+    """Later ones are ahead; of a key without any there is none."""
+    known = joiner(noted(1), noted(5), noted(20))
+    assert [known.distance("k", time) for time in (0.0, 2.0, 4.0, 5.0, 10.0, 99.0)] == [
+        1.0,
+        -1.0,
+        1.0,
+        0.0,
+        -5.0,
+        -79.0,
+    ]
+    assert known.distance("other", 1.0) is None
+
+
+def withheld(*numbers: tuple[int, int], key: str = "k", start: int = START) -> list[Noted]:
+    """Predictions that were withheld: the number of the published one before, and their own."""
+    return [Noted(key, 100.0 + own, seq, f"{start}/{seq}.{own}", f"withheld {own}") for seq, own in numbers]
+
+
+def test_withheld_predictions_have_a_bound_and_ids_of_their_own() -> None:
+    """They push out no published one and none pushes out them; what is forgotten is late, by id and by time."""
+    known = joiner(noted(1), noted(2), most=2)
+    known.add(withheld((1, 1), (1, 2), (2, 3), (2, 4)), withheld=True)
+    known.add([noted(3)])
+    assert len(known) == 4
+    assert [each.answer for each in known.remembered] == ["answer 2", "answer 3", "withheld 3", "withheld 4"]
+    assert [each.withheld for each in known.remembered] == [False, False, True, True]
+    for tail, found in (
+        (f"k/{START}/2.3", "withheld 3"),
+        (f"k/{START}/1.2", "late"),
+        (f"other/{START}/1.2", "late"),
+        (f"k/{START}/9.9", "unknown"),
+        (f"k/{START}/2.x", "unknown"),
+        (f"k/{START}/x.2", "unknown"),
+        (f"k/{START}/2.", "unknown"),
+        (f"other/{START}/2.3", "unknown"),
+        (f"k/{START - 1}/9.9", "late"),
+        (f"k/{START + 1}/1.1", "unknown"),
+        (f"k/{START}/1", "late"),
+        (f"k/{START}/0", "late"),
+        (f"k/{START}/4", "unknown"),
+    ):
+        hit = known.by_id(tail)
+        assert (hit.answer if isinstance(hit, Remembered) else hit) == found, tail
+    assert (known.by_time("k", 102.0), known.by_time("k", 102.4)) == ("late", "unknown")
+    hit = known.by_time("k", 103.4)
+    assert isinstance(hit, Remembered)
+    assert hit.answer == "withheld 3"
+
+
+def test_numbers_of_an_earlier_start_say_nothing_of_this_one() -> None:
+    """What is remembered over a stop stands in front, and a number of this start that is lower is unknown, not late."""
+    known = joiner(most=10)
+    for each in withheld((5, 40), start=START - 1):
+        known.restore(Remembered(f"k/{each.identity}", "k", each.time, "before", withheld=True))
+    known.add(withheld((1, 3)), withheld=True)
+    assert known.by_id(f"k/{START}/1.2") == "unknown"
+    assert known.by_id(f"k/{START - 1}/5.39") == "late"
+
+
+@pytest.mark.parametrize(
+    ("tail", "found"),
+    [
+        (f"k/{START}/3", "late"),
+        (f"k/{START}/000000000000003", "late"),
+        (f"k/{START}/0000000000000003", "unknown"),
+        (f"k/{START}/\u0663", "unknown"),
+        (f"k/{START}/5.", "unknown"),
+        (f"k/{START + 1}/3", "unknown"),
+        ("k/1/3", "late"),
+        ("k/0/3", "unknown"),
+        ("k/x/3", "unknown"),
+        ("k/-1/3", "unknown"),
+    ],
+)
+def test_a_number_that_none_of_this_start_has_is_old_or_none(tail: str, found: str) -> None:
+    """Digits of ASCII, fifteen at the most, and a start that there was; nothing else is guessed at."""
+    assert joiner(noted(5), noted(6)).by_id(tail) == found
+
+
+def test_what_comes_again_by_its_identity_is_one_prediction() -> None:
+    """Published or withheld, also where it comes back as the other; the first one stands."""
+    known = joiner(noted(1, identity="a"))
+    known.add([noted(2, identity="b")], withheld=True)
+    known.add([noted(3, identity="a"), noted(4, identity="b")])
+    known.add([noted(5, identity="a"), noted(6, identity="b")], withheld=True)
+    assert [(each.answer, each.withheld) for each in known.remembered] == [("answer 1", False), ("answer 2", True)]
+    known.restore(Remembered("k/c", "k", 9.0, "of an earlier release"))
+    assert not known.remembered[1].withheld
+
+
+def test_a_published_prediction_is_old_beside_withheld_ones_in_front() -> None:
+    """The first number of the key that was published counts, whatever was withheld before it in time."""
+    known = joiner(most=5)
+    known.add([Noted("k", 1.0, 1, f"{START}/1.1", "w")], withheld=True)
+    known.add([noted(5, time=2.0), noted(6, time=3.0)])
+    assert known.by_id(f"k/{START}/4") == "late"
+    assert known.by_id(f"k/{START}/7") == "unknown"
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_order_of_predictions_and_truth_is_joined_as_a_plain_list_would(seed: int) -> None:
     """Late readings, repeated times and several keys, beside a list that is searched from end to end."""

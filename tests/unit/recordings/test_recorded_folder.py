@@ -1,0 +1,283 @@
+"""What `record` leaves in its folder: whole after a fault at any system call, with the bits of the live run."""
+
+import errno
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_runtime.batch.run import PredictOptions, predict
+from edge_runtime.bringup.part_writer import PartWriter
+from edge_runtime.bringup.recorder import Recorder
+from edge_runtime.config.load import load_config
+from edge_runtime.errors import CommandError
+from edge_runtime.readings import Batch
+from edge_runtime.recordings.folder import About, RecordedChannel, joined, read_about
+from edge_runtime.stream.sources.replay import ReplaySource, ReplaySourceTable
+from edge_runtime.system.counters import Counters
+from edge_runtime.system.loop import Loop
+from tests.support import builders
+from tests.support.tables import table
+
+DEVICE = """
+[device]
+id = "room"
+[[source]]
+name = "s"
+type = "mqtt"
+topics = ["sensors/{key}/x"]
+fields = ["x", "y"]
+format = "csv"
+[upstream]
+url = "mqtt://127.0.0.1"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a disk shows nothing here."""
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+class _Killed(BaseException):
+    """The process ends here."""
+
+
+def _about() -> About:
+    return About(device="room", source="s", channels=[RecordedChannel("x")], key="key", label="label", started=1.0)
+
+
+def _written(folder: Path, count: int, *, part_bytes: int = 100) -> None:
+    """Readings in writes of three, and parts of some lines; it ends as a run does."""
+    writer = PartWriter(folder, _about(), part_bytes)
+    first = writer.about.readings
+    for number in range(first, first + count):
+        writer.add([float(number), "k", number / 3, "calm"])
+        if number % 3 == 2:
+            writer.flush()
+    writer.close(2.0)
+
+
+def _numbers(folder: Path) -> list[int]:
+    return [int(float(line.split(b",")[0])) for line in joined(folder)[0].splitlines()[1:]]
+
+
+def _replayed(folder: Path, channels: tuple[str, ...] = ("x",)) -> list[Batch]:
+    """What a source of type `replay` delivers."""
+    loop, batches, counters = Loop(), list[Batch](), Counters()
+    config = table(ReplaySourceTable, name="tape", path=str(folder), speed="full")
+    source = ReplaySource(config, channels, None, loop, sink=batches.append, counters=counters)
+    source.start()
+    while not source.finished:
+        loop.run_once(0.1)
+    loop.close()
+    assert counters.rejected == {}
+    return batches
+
+
+CALLS = ("write", "fdatasync", "fsync", "open", "replace", "close")
+
+
+def _failing_at(monkeypatch: pytest.MonkeyPatch, place: int, fault: Callable[[], BaseException]) -> list[str]:
+    """Every system call that touches the folder counts; that of this number fails, after half of it where it writes."""
+    calls: list[str] = []
+    for name in CALLS:
+        owner: Any = Path if name == "replace" else os
+        real = getattr(owner, name)
+
+        def counted(*words: Any, name: str = name, real: Any = real, **keys: Any) -> Any:
+            calls.append(name)
+            if len(calls) == place + 1:
+                if name == "write":
+                    real(words[0], bytes(words[1])[: len(words[1]) // 2])
+                raise fault()
+            return real(*words, **keys)
+
+        monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def _places() -> range:
+    return range(60)
+
+
+@pytest.mark.parametrize("before", [0, 7])
+def test_a_kill_at_any_system_call_leaves_a_recording_that_reads_and_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """What a flush has reported is there, in order, each once; the count is exact; the next run goes on behind it."""
+    tried = 0
+    for place in _places():
+        folder = tmp_path / f"r{place}"
+        if before:
+            _written(folder, before)
+        with monkeypatch.context() as patch:
+            calls = _failing_at(patch, place, _Killed)
+            try:
+                _written(folder, 12)
+            except _Killed:
+                tried += 1
+            else:
+                break
+        if (folder / "recording.json").exists():
+            found = _numbers(folder)
+            assert found == list(range(len(found))), calls
+            assert len(found) >= before
+            if found and place % 3 == 0:
+                assert sum(len(batch) for batch in _replayed(folder)) == len(found)
+        _written(folder, 5)
+        found = _numbers(folder)
+        assert found == list(range(len(found))), calls
+        assert read_about(folder).readings == len(found)
+        if place % 3 == 1:
+            assert sum(len(batch) for batch in _replayed(folder)) == len(found)
+    assert tried > 20
+
+
+@pytest.mark.parametrize("before", [0, 7])
+def test_a_card_that_fails_at_any_system_call_is_one_sentence_and_keeps_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """Full, or unplugged: never a traceback, and what was there before reads as it did."""
+    tried = 0
+    for place in _places():
+        folder = tmp_path / f"r{place}"
+        if before:
+            _written(folder, before)
+        with monkeypatch.context() as patch:
+            code = errno.ENOSPC if place % 2 else errno.EIO
+            calls = _failing_at(patch, place, lambda code=code: OSError(code, os.strerror(code)))  # type: ignore[misc]
+            said = ""
+            try:
+                _written(folder, 12)
+            except CommandError as error:
+                said = str(error)
+        if not said:
+            break
+        tried += 1
+        assert said.startswith(f"{folder}: cannot be ")
+        assert os.strerror(code) in said
+        if (folder / "recording.json").exists():
+            found = _numbers(folder)
+            assert found == list(range(len(found))), calls
+            assert len(found) >= before
+    assert tried > 20
+
+
+@pytest.mark.parametrize("torn", [b"2.0,17", b"2.0,", b"2", b"2.0,17645e", b"", b'2.0,"'])
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_a_torn_line_is_never_read_as_a_shorter_number(tmp_path: Path, torn: bytes, rows: int) -> None:
+    """`2.0,17645` that a power cut has cut to `2.0,17`: neither a replay nor `predict` reads it, also as the first."""
+    folder = tmp_path / "r"
+    writer = PartWriter(folder, About(device="room", source="s", channels=[RecordedChannel("x")]))
+    writer.add([0.0, 5.0])
+    writer.flush()
+    (part,) = folder.glob("part-*")
+    part.write_bytes(b"time,x\n" + b"1.0,2.5\n" * rows + torn)
+    (folder / "part-000002.csv").write_bytes(b"tim")
+    assert [row for batch in _replayed(folder) for row in batch.values.tolist()] == [[2.5]] * rows
+    assert joined(folder)[0] == b"time,x\n" + b"1.0,2.5\n" * rows
+    bundle = builders.regression(channels=("x",), targets=("t",)).save(tmp_path / "m.onnx")
+    outcome = predict(PredictOptions(bundle, [str(folder)], tmp_path / "out.csv", workers=1, time="time"))
+    assert (outcome.readings, outcome.windows, outcome.rejected) == (rows, rows, {})
+    again = PartWriter(folder, About(device="room", source="s", channels=[RecordedChannel("x")]))
+    assert again.about.readings == rows
+    again.add([9.0, 7.5])
+    again.close(1.0)
+    assert [row for batch in _replayed(folder) for row in batch.values.tolist()] == [*[[2.5]] * rows, [7.5]]
+
+
+def _recorder(folder: Path, tmp_path: Path, label: str | None = None) -> Recorder:
+    (tmp_path / "device.toml").write_text(DEVICE)
+    config = load_config(tmp_path / "device.toml", needs_models=False)
+    return Recorder(config, config.source[0], folder, label=label, channels=("x", "y"), loop=Loop())
+
+
+def _record(recorder: Recorder, values: Any, keys: list[str | None], times: list[float]) -> None:
+    count = len(keys)
+    recorder._take(Batch("s", np.array(values, np.float32), keys, times, [None] * count, [None] * count))
+    assert recorder._fault is None
+    assert recorder._writer is not None
+
+
+ODD = [
+    0.1, 1 / 3, -0.0, 1e-45, 1.1754942e-38, 3.4028235e38, -3.4028235e38, 16777217.0, 2.0**53 + 2, 2.0**63 - 1024,
+    float("nan"), 1e-7, 123456.789, 0.30000001192092896, 1.0000001, -9.999999e-5,
+]  # fmt: skip
+
+
+def test_a_replayed_recording_has_the_bits_of_the_live_run(tmp_path: Path) -> None:
+    """Values that no few digits hold, the smallest and the largest, minus zero, NaN, and ten thousand at random."""
+    rng = np.random.default_rng(1)
+    bits = rng.integers(0, 2**32, 20_000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    values = np.concatenate([np.array(ODD, np.float32), bits[np.isfinite(bits)]])
+    values = values[: len(values) // 2 * 2].reshape(-1, 2)
+    times = (1_700_000_000 + rng.random(len(values)).cumsum()).tolist()
+    recorder = _recorder(tmp_path / "r", tmp_path)
+    _record(recorder, values, ["k"] * len(values), times)
+    assert recorder._writer is not None
+    recorder._writer.close(1.0)
+    batches = _replayed(tmp_path / "r", ("x", "y"))
+    found = np.concatenate([batch.values for batch in batches])
+    assert np.isnan(found).tolist() == np.isnan(values).tolist()
+    known = ~np.isnan(values)
+    assert found[known].view(np.uint32).tolist() == values[known].view(np.uint32).tolist()
+    assert [time for batch in batches for time in batch.times] == times
+
+
+def test_keys_that_one_file_name_could_not_tell_apart_stay_apart(tmp_path: Path) -> None:
+    """Upper and lower case, composed and decomposed accents, device names of Windows, dots, quotes: a column each."""
+    keys = [
+        "Press",
+        "press",
+        "\u00e9",
+        "e\u0301",
+        "CON",
+        "..",
+        "up..",
+        "a,b",
+        'say "so"',
+        "a;b",
+        "-",
+        "nan",
+        "1",
+        "1.0",
+    ]
+    recorder = _recorder(tmp_path / "r", tmp_path)
+    times = [1_700_000_000.0 + number for number in range(len(keys))]
+    _record(recorder, [[number, -number] for number in range(len(keys))], list(keys), times)
+    assert recorder._writer is not None
+    recorder._writer.close(1.0)
+    batches = _replayed(tmp_path / "r", ("x", "y"))
+    found = [(key, row[0]) for batch in batches for key, row in zip(batch.keys, batch.values.tolist(), strict=True)]
+    assert found == [(key, float(number)) for number, key in enumerate(keys)]
+    assert dict(recorder.streams) == dict.fromkeys(keys, 1)
+
+
+def test_streams_of_different_rates_are_counted_each_and_the_rate_is_their_median(tmp_path: Path) -> None:
+    """One key ten times as fast as two others, and one that came once only."""
+    recorder = _recorder(tmp_path / "r", tmp_path)
+    events = [(number / 10, "fast") for number in range(101)]
+    events += [(float(number), key) for number in range(11) for key in ("slow", "slower")] + [(5.5, "once")]
+    chance = random.Random(1)
+    for time, key in sorted(events, key=lambda each: (each[0], chance.random())):
+        _record(recorder, [[1.0, 2.0]], [key], [1_700_000_000.0 + time])
+    assert recorder.rate_hz() == 1.0
+    assert dict(recorder.streams) == {"fast": 101, "slow": 11, "slower": 11, "once": 1}
+
+
+def test_a_clock_that_steps_back_loses_no_reading(tmp_path: Path) -> None:
+    """The order of arrival stays, and so do the times as they were taken."""
+    recorder = _recorder(tmp_path / "r", tmp_path, label="calm")
+    times = [10.0, 11.0, 1_700_000_000.0, 1_700_000_001.0, 12.0, 0.0]
+    _record(recorder, [[number, 0.0] for number in range(6)], ["k"] * 6, times)
+    assert recorder._writer is not None
+    recorder._writer.close(1.0)
+    batches = _replayed(tmp_path / "r", ("x", "y"))
+    assert [time for batch in batches for time in batch.times] == times
+    assert [row[0] for batch in batches for row in batch.values.tolist()] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
