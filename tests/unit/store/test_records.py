@@ -32,6 +32,7 @@ def _versions(records: list[BundleRecord]) -> list[str]:
         ([("1", False, 0)], ["1"]),
         ([("1", False, 2)], ["1"]),  # doubtful, but all there is
         ([("2", True, 0), ("1", True, 0)], ["2"]),
+        ([("3", True, 1), ("2", False, 0)], ["3"]),  # proven, however often it was started since
         ([("2", False, 0), ("1", True, 0)], ["2", "1"]),  # no daemon has watched it: by hand, back by one
         ([("2", False, 1), ("1", True, 0)], ["1"]),  # a daemon has, and it was not confirmed
         ([("2", False, 1), ("1", False, 0)], ["1"]),
@@ -193,6 +194,8 @@ def test_a_name_that_is_not_there_has_no_state(folder: StoreFolder) -> None:
     assert files.load("activity") is None
     (folder.root / "file").write_text("no folder")
     assert files.load("file") is None
+    with pytest.raises(CommandError, match=r"expected a model that is installed \(none\), found other"):
+        files.require("other")
     files.save("activity", SlotState(active=_record("1")))
     with pytest.raises(CommandError, match=r"expected a model that is installed \(activity\), found other"):
         files.require("other")
