@@ -35,7 +35,8 @@ class Break:
 _FILE = tomllib.loads(Path(__file__).with_name("breaks.toml").read_text())
 # What a break says that names something that is not there: the test fails, and has noticed nothing.
 _NO_PROGRAM = re.compile(
-    r"\b(NameError|UnboundLocalError|ImportError|ModuleNotFoundError|SyntaxError|IndentationError)\b"
+    r"^E +(NameError|UnboundLocalError|AttributeError|ImportError|ModuleNotFoundError|SyntaxError|IndentationError)\b",
+    re.MULTILINE,
 )
 BREAKS = [Break(**item) for item in _FILE["break"]]
 
