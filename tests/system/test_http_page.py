@@ -168,6 +168,40 @@ def test_two_taps_on_the_page_say_that_a_prediction_was_wrong(
         browser.close()
 
 
+def test_each_label_of_several_can_be_put_right_on_the_page(
+    mosquitto: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber, tmp_path: Path, free_port: int
+) -> None:
+    """A tap turns one label over, and all of them are sent together."""
+    bundle = builders.multilabel().save(tmp_path / "alerts.onnx")
+    make_daemon(climate_device(mosquitto, bundle) + f'\n[http]\nlisten = "127.0.0.1:{free_port}"\n').start()
+    client = make_subscriber(mosquitto.port, "edge/#")
+    browser = Browser(tmp_path / "browser", f"http://127.0.0.1:{free_port}/")
+    button = "[...document.querySelectorAll('.ask button')]"
+    asked = "(document.querySelector('.ask') || document.querySelector('title')).textContent"
+    try:
+        wait_until(lambda: browser.evaluate(LINK) == "live", lambda: f"live: {browser.errors()}")
+        client.publish("sensors/kitchen/climate", {"temperature": 1, "humidity": 2, "pressure": 0.5})
+        present = client.wait_for(1, "edge/room/comfort/kitchen")[0].document["present"]
+        wait_until(lambda: "right?" in browser.evaluate(asked), lambda: browser.evaluate(MODELS))
+        browser.evaluate(f"{button}[1].click()")
+        names = f"{button}.map(each => each.textContent).join()"
+        wait_until(lambda: browser.evaluate(names) == "hot,wet,loud,send", lambda: browser.evaluate(names))
+        pressed = f"{button}.slice(0, 3).map(each => each.getAttribute('aria-pressed')).join()"
+        assert browser.evaluate(pressed) == ",".join(str(name in present).lower() for name in ("hot", "wet", "loud"))
+        browser.evaluate(f"{button}[1].click()")
+        browser.evaluate(f"{button}[3].click()")
+        right = [name for name in ("hot", "wet", "loud") if (name in present) != (name == "wet")]
+        words = f"noted: {', '.join(right) or 'none'}"
+        wait_until(lambda: browser.evaluate(asked) == words, lambda: browser.evaluate(asked))
+        found = client.wait_for(1, "edge/room/accuracy/comfort")[0].document
+        assert (found["n"], found["right"]) == (1, 0)
+        assert found["labels"]["wet"]["false" if "wet" in present else "missed"] == 1
+        assert sum(row["hit"] + row["rest"] for row in found["labels"].values()) == 2
+        assert browser.errors() == []
+    finally:
+        browser.close()
+
+
 def test_the_page_of_routes_asks_for_a_prediction(tmp_path: Path) -> None:
     """`/docs` draws every route below a proxy's path too, sends a request of its own, and shows the answer."""
     bundle = builders.classification().save(tmp_path / "comfort.onnx")

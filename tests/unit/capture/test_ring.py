@@ -179,6 +179,70 @@ def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(
     assert not read_captures(folder).damaged
 
 
+def test_what_was_kept_before_the_disk_refused_counts_as_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one write of several files: kept, too large and lost are all of the items together."""
+    ring = _opened(tmp_path / "c", 20_000)
+    huge = CaptureItem(msgspec.structs.replace(_captured(0), values=bytes(40_000)), FACTS)
+    real, calls = os.write, list[int]()
+
+    def full(handle: int, data: bytes | memoryview = b"") -> int:
+        calls.append(len(data))
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(handle, bytes(data))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        written = ring.write([huge, *(_item(number) for number in range(40))])
+    assert len(calls) == 2
+    assert written.kept == len(_numbers(tmp_path / "c")) > 1
+    assert (written.too_large, written.kept + written.too_large + written.lost) == (1, 41)
+
+
+def test_a_folder_is_made_with_those_above_it_and_let_go_of_whole(tmp_path: Path) -> None:
+    """Nothing stays open behind `close`, nor behind an opening that was refused or failed; then it opens again."""
+    folder, before = tmp_path / "above" / "c", _open_files()
+    ring = CaptureRing(folder, 10_000)
+    assert not ring.is_open
+    ring.open()
+    assert ring.is_open
+    ring.write([_item(0)])
+    with pytest.raises(CommandError):
+        CaptureRing(folder, 10_000).open()
+    ring.close()
+    assert not ring.is_open
+    ring.close()
+    assert _open_files() == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "scandir", _gone)
+        with pytest.raises(OSError, match="gone"):
+            ring.open()
+    assert not ring.is_open
+    assert _open_files() == before
+    ring.open()
+    ring.write([_item(1)])
+    ring.close()
+    assert _numbers(folder) == [0, 1]
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def _gone(_folder: object) -> None:
+    raise OSError(errno.EIO, "gone")
+
+
+def test_links_and_folders_of_others_take_none_of_the_budget(tmp_path: Path) -> None:
+    """A link to a large file is as long as its name on this card, and a folder is no file."""
+    (tmp_path / "large").write_bytes(bytes(1_000_000))
+    ring = _opened(tmp_path / "c", 10_000)
+    (tmp_path / "c" / "link").symlink_to(tmp_path / "large")
+    (tmp_path / "c" / "folder").mkdir()
+    assert ring.size_on_disk() == 0
+    assert ring.write([_item(0)]).kept == 1
+
+
 _FLOOD = """
 import sys
 from pathlib import Path
