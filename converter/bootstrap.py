@@ -48,6 +48,8 @@ class ColumnLimits:
     limit: Doubles
     step_slack: Doubles
     step_limit: Doubles
+    beside_slack: Doubles
+    beside_limit: Doubles
     psi: Doubles
     memory: float
     delays: tuple[float, ...]
@@ -55,7 +57,7 @@ class ColumnLimits:
 
 def limits_of(
     blocks: Blocks, *, mean: Doubles, sd: Doubles, std: Doubles, step: Doubles, step_sd: Doubles, counts: Doubles,
-    alarms: float, day: float | None, seed: int = 0,
+    beside: Doubles | None, alarms: float, day: float | None, seed: int = 0,
 ) -> ColumnLimits:  # fmt: skip
     """Calibrate.
 
@@ -66,6 +68,7 @@ def limits_of(
         std: of the readings.
         step: mean of the logarithms of the steps.
         step_sd: and their standard deviation.
+        beside: `[blocks, columns]`: how each moved beside the others, in standard deviations; None for none of them.
         counts: `[columns, bins]` of the reference; NaN where a column has fewer bins.
         alarms: false alarms allowed for each block, over all columns and statistics.
         day: blocks a day; None where that is not known.
@@ -74,12 +77,17 @@ def limits_of(
     rng = np.random.default_rng(seed)
     steps = min(MOST_STEPS, max(32, 2 * len(blocks)))
     drawn = _courses(blocks.session, steps, day, rng)
-    share = alarms / (MARGIN * 3.0 * max(1, len(mean)))  # of one statistic of one column, in one block
+    statistics = 3.0 if beside is None else 4.0
+    share = alarms / (MARGIN * statistics * max(1, len(mean)))  # of one statistic of one column, in one block
     trained = _courses(blocks.session, min(len(blocks), _MOST_TRAINED), day, rng)  # other recordings to calibrate by
     offsets = _as_trained((blocks.mean - mean) / sd, drawn, trained)
     moves = _as_trained((blocks.step - step) / step_sd, drawn, trained)
     slack, limit, delays = _cusum_limits(offsets, steps, share, [shift * std / sd for shift in SHIFTS_SD])
     step_slack, step_limit, _ = _cusum_limits(moves, steps, share, [shift / step_sd for shift in SHIFTS_STEP])
+    beside_slack, beside_limit = np.zeros((2, len(mean)))
+    if beside is not None:
+        likewise = _as_trained(beside, drawn, trained)
+        beside_slack, beside_limit, _ = _cusum_limits(likewise, steps, share, [np.full(len(mean), 1.5)])
     memory, psi = MEMORIES[0], np.full(len(counts), np.inf)
     for each in MEMORIES:
         if each > len(blocks) / 2.0:
@@ -89,7 +97,10 @@ def limits_of(
             memory, psi = each, found
         if np.median(psi) <= GOOD_PSI:
             break
-    return ColumnLimits(slack, limit, step_slack, step_limit, psi, memory, tuple(np.median(delays, axis=1).tolist()))
+    return ColumnLimits(
+        slack, limit, step_slack, step_limit, beside_slack, beside_limit, psi, memory,
+        tuple(np.median(delays, axis=1).tolist()),
+    )  # fmt: skip
 
 
 def _courses(session: NDArray[np.int64], steps: int, day: float | None, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -18,9 +18,19 @@ from converter.data import Dataset
 from converter.load.source import Answer
 from converter.plan import BundlePlan
 from converter.spec import DriftSpec
-from edge_runtime.bundle.manifest import ChannelReference, DriftLimits, DriftReference, Input, Manifest, Output, Window
+from edge_runtime.bundle.manifest import (
+    BesideLimits,
+    ChannelReference,
+    DriftLimits,
+    DriftReference,
+    Input,
+    Manifest,
+    Output,
+    Window,
+)
 from edge_runtime.bundle.model import Scores
 from edge_runtime.drift.baseline import Baseline, Doubles
+from edge_runtime.drift.column import medians_of_others
 from edge_runtime.drift.monitor import Monitor
 from edge_runtime.readings import Floats
 
@@ -29,6 +39,7 @@ MONTH_S = 30 * 86_400.0
 CALIBRATING_SHARE = 0.7  # of the blocks calibrate; the later ones check
 LEAST_BLOCKS = 30  # with fewer, the variation of block means is not known
 _SIZES = (128, 512, 2048, 8192)  # lengths of a block that are tried; 64 where the recordings are short
+_EXPLAINED = 0.7  # of the standard deviation is left at most, where a column is judged beside the others
 _MANY_SESSIONS = 8  # with so many recordings, every third one checks
 _MOST_READINGS = 400_000  # rows of the earlier and of the later part that are used
 _MOST_CHECKED = 200_000
@@ -195,6 +206,7 @@ def _try(
     mean = _mean(known)
     sd, step_sd = _spread(blocks.mean, std), _spread(blocks.step, np.full(len(std), 1.0))
     step = _mean(blocks.step)
+    beside = _beside(blocks.step)
     counts = np.full(base.shares.shape, np.nan)
     for column, reference in enumerate(references):
         if base.known[column]:
@@ -202,6 +214,7 @@ def _try(
             counts[column, : len(own)] = own
     limits = limits_of(
         blocks, mean=mean, sd=sd, std=std, step=step, step_sd=step_sd, counts=counts,
+        beside=None if beside is None else (beside.steps - beside.mean) / beside.sd,
         alarms=wanted.false_alarms_per_month * block * seconds / MONTH_S,
         day=None if rate_hz is None else 86_400.0 * rate_hz / block,
     )  # fmt: skip
@@ -209,7 +222,7 @@ def _try(
     limited = []
     for column, reference in enumerate(references):
         varies = bool(np.isfinite(base.std[column]))
-        limit = _limits(column, limits, (mean, sd, step, step_sd), counts) if varies else None
+        limit = _limits(column, limits, (mean, sd, step, step_sd), counts, beside) if varies else None
         limited.append(msgspec.structs.replace(reference, run=runs[column], limits=limit))
     return _Trial(block, tuple(limited), len(blocks), limits.memory, tuple(delay * block for delay in limits.delays))
 
@@ -225,8 +238,38 @@ def _mean(values: Doubles) -> Doubles:
     return np.asarray(np.where(known, values, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Beside:
+    """The logarithms of mean steps of blocks, less a share of the median of the other columns; of each column."""
+
+    share: Doubles  # 0 where the others say little of the column
+    steps: Doubles  # [blocks, columns]
+    mean: Doubles
+    sd: Doubles
+
+
+def _beside(steps: Doubles) -> _Beside | None:
+    """What the other columns explain of how much each moves; None where they explain too little of any."""
+    if steps.shape[1] < 2:
+        return None
+    others = np.array([medians_of_others([None if np.isnan(one) else one for one in row]) for row in steps.tolist()])
+    others = others.astype(np.float64)  # None becomes NaN
+    own_part, their_part = steps - _mean(steps), others - _mean(others)
+    both = np.isfinite(own_part) & np.isfinite(their_part)
+    own_part, their_part = np.where(both, own_part, 0.0), np.where(both, their_part, 0.0)
+    share = (own_part * their_part).sum(axis=0) / np.maximum((their_part**2).sum(axis=0), 1e-9)
+    left = steps - share * others
+    sd = _spread(left, np.full(len(share), 1.0))
+    share = np.where((share > 0.0) & (sd < _EXPLAINED * _spread(steps, np.full(len(share), 1.0))), share, 0.0)
+    return _Beside(share, left, _mean(left), sd) if share.any() else None
+
+
 def _limits(
-    column: int, limits: ColumnLimits, figures: tuple[Doubles, Doubles, Doubles, Doubles], counts: Doubles
+    column: int,
+    limits: ColumnLimits,
+    figures: tuple[Doubles, Doubles, Doubles, Doubles],
+    counts: Doubles,
+    beside: _Beside | None,
 ) -> DriftLimits:
     mean, sd, step, step_sd = (_short(each[column]) for each in figures)
     own = counts[column][np.isfinite(counts[column])]
@@ -235,6 +278,10 @@ def _limits(
         slack=_short(limits.slack[column]), limit=_short(limits.limit[column]),
         step_slack=_short(limits.step_slack[column]), step_limit=_short(limits.step_limit[column]),
         psi=_short(limits.psi[column]) if len(own) else 1e9, counts=tuple(int(each) for each in own),
+        beside=None if beside is None or not beside.share[column] else BesideLimits(
+            share=_short(beside.share[column]), mean=_short(beside.mean[column]), sd=_short(beside.sd[column]),
+            slack=_short(limits.beside_slack[column]), limit=_short(limits.beside_limit[column]),
+        ),
     )  # fmt: skip
 
 

@@ -105,6 +105,20 @@ class Output(_Part, frozen=True):
     detections: int | None = None
 
 
+class BesideLimits(_Part, frozen=True):
+    """How much a channel moves beside the others: the logarithm of its mean step, less `share` of their median.
+
+    Only of channels that calm down and liven up with the others, such as the axes of a motion. `mean` and `sd` are of
+    blocks, `slack` and `limit` belong to the CUSUM, in `sd`.
+    """
+
+    share: float
+    mean: float
+    sd: float
+    slack: float
+    limit: float
+
+
 class DriftLimits(_Part, frozen=True):
     """How the means of blocks of one channel varied in the recordings, and beyond which values drift is an alarm.
 
@@ -124,6 +138,7 @@ class DriftLimits(_Part, frozen=True):
     step_limit: float
     psi: float
     counts: tuple[int, ...] = ()
+    beside: BesideLimits | None = None
 
 
 class ChannelReference(_Part, frozen=True):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.bundle.manifest import Channel, ChannelReference
+from edge_runtime.bundle.manifest import Channel, ChannelReference, DriftLimits
 from edge_runtime.drift.column import MEMORY, ColumnReference, Statistic
 from edge_runtime.readings import Floats
 
@@ -109,10 +109,13 @@ class Baseline:
         self.columns = [
             ColumnReference(*each)
             for each in zip(
-                *statistics, least_step.tolist(), self.missing.tolist(), stuck_after.tolist(), self.far.tolist(),
+                *statistics, *zip(*map(_beside, found), strict=True), least_step.tolist(),
+                self.missing.tolist(), stuck_after.tolist(), self.far.tolist(),
                 of("psi", np.inf).tolist(), strict=True,
             )
         ]  # fmt: skip
+
+        self.has_beside = any(each.share for each in self.columns)
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -155,6 +158,14 @@ def padded(counts: NDArray[np.integer] | Doubles, total: float | Doubles) -> Dou
 def stability_index(training: Doubles, late: Doubles) -> Doubles:
     """The PSI over the last axis of two arrays of shares."""
     return np.asarray(((late - training) * np.log(late / training)).sum(axis=-1))
+
+
+def _beside(limits: DriftLimits | None) -> tuple[Statistic, float]:
+    """What is known of the steps of a column beside the others, and the share of these."""
+    if limits is None or limits.beside is None:
+        return Statistic(), 0.0
+    found = limits.beside
+    return Statistic(found.mean, found.sd, found.slack, found.limit), found.share
 
 
 def _has_bins(reference: ChannelReference | None) -> bool:

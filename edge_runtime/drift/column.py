@@ -4,6 +4,8 @@ Plain numbers, since a call of numpy costs more than what one block asks of one 
 """
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, NamedTuple
 
@@ -28,6 +30,7 @@ class Cause(IntEnum):
     OFFSET = 4
     SHAPE = 5
     STEP = 6
+    BESIDE = 7
 
 
 class Statistic(NamedTuple):
@@ -71,6 +74,8 @@ class ColumnReference(NamedTuple):
     Attributes:
         offset: of the mean deviation from the training's mean.
         step: of the logarithm of the mean step from one reading to the next.
+        beside: of the same, less `share` of the median of the other columns.
+        share: 0 where that is not watched.
         least_step: below that a mean step counts as that.
         missing: share of the readings.
         stuck_after: equal values among those that are looked at; infinite where there may be any number.
@@ -80,6 +85,8 @@ class ColumnReference(NamedTuple):
 
     offset: Statistic
     step: Statistic
+    beside: Statistic
+    share: float
     least_step: float
     missing: float
     stuck_after: float
@@ -101,6 +108,7 @@ class SavedColumn(NamedTuple):
     psi: float
     missing: float
     outside: float
+    beside: tuple[float, float] = (0.0, 0.0)
 
 
 class ColumnSums(NamedTuple):
@@ -127,19 +135,37 @@ class ColumnSums(NamedTuple):
     run: int
 
 
+def medians_of_others(values: Sequence[float | None]) -> list[float | None]:
+    """For each place the median of the values at the others, as far as these are there."""
+    known = sorted(value for value in values if value is not None)
+    return [_median(known, None if value is None else bisect_left(known, value)) for value in values]
+
+
+def _median(ordered: Sequence[float], without: int | None) -> float | None:
+    """That of ordered values, one of which is left out."""
+    count = len(ordered) - (without is not None)
+    if not count:
+        return None
+    low, high = (
+        ordered[place + (without is not None and place >= without)] for place in ((count - 1) // 2, count // 2)
+    )
+    return (low + high) / 2.0
+
+
 class Column:
     """What is remembered of a column.
 
     Attributes:
         late_count, late_total, late_squares: values, deviations and their squares, with the weights of late.
         offset: the mean deviation of the last block; None where half of it is missing.
+        step: the logarithm of the mean step of the last block; None likewise.
         run: equal values up to now.
         other: the column that it looks like; -1 where it is like none.
     """
 
     __slots__ = (
-        "calm", "cause", "late_count", "late_squares", "late_total", "missing", "offset", "offsets", "other", "outside",
-        "psi", "reference", "run", "state", "steps",
+        "besides", "calm", "cause", "late_count", "late_squares", "late_total", "missing", "offset", "offsets", "other",
+        "outside", "psi", "reference", "run", "state", "step", "steps",
     )  # fmt: skip
 
     def __init__(self, reference: ColumnReference) -> None:
@@ -147,6 +173,8 @@ class Column:
         self.late_count = self.late_total = self.late_squares = 0.0
         self.missing = self.outside = self.psi = 0.0
         self.offset: float | None = None
+        self.step: float | None = None
+        self.besides = Cusum(reference.beside)
         self.offsets, self.steps = Cusum(reference.offset), Cusum(reference.step)
         self.run = 0
         self.state = self.calm = 0
@@ -163,9 +191,10 @@ class Column:
         self.missing = 1.0 - present / size
         self.outside = outside / (present or 1)
         self.run = run or self.run + size
-        self.offset = None
+        self.offset = self.step = None
         if 2 * steps >= size:
-            self.steps.add(math.log(max(way / steps, reference.least_step)))
+            self.step = math.log(max(way / steps, reference.least_step))
+            self.steps.add(self.step)
         else:
             self.steps.add(reference.step.mean)
         if 2 * present < size:
@@ -175,9 +204,17 @@ class Column:
         self.offsets.add(self.offset)
         return abs(self.offset) > reference.far
 
+    def add_beside(self, others: float | None) -> None:
+        """Take in how much it moved beside the median of the others; None where that is not known."""
+        reference = self.reference
+        if self.step is None or others is None:
+            self.besides.add(reference.beside.mean)
+        else:
+            self.besides.add(self.step - reference.share * others)
+
     def judge(self, *, is_swapped: bool) -> None:
         """Raise the state at once, or let it fall after some calm blocks."""
-        reference, offsets, steps = self.reference, self.offsets, self.steps
+        reference, offsets, steps, besides = self.reference, self.offsets, self.steps, self.besides
         severities = (  # 0.5 is to watch, 1 an alarm; of a statistic with a limit, these are 3/4 of it and the limit
             (self.missing - reference.missing) / MISSING_ALARM,
             self.run / reference.stuck_after,
@@ -186,6 +223,7 @@ class Column:
             2.0 * max(offsets.up, offsets.down) / offsets.statistic.limit - 1.0,
             2.0 * self.psi / reference.psi_limit - 1.0,
             2.0 * max(steps.up, steps.down) / steps.statistic.limit - 1.0,
+            2.0 * max(besides.up, besides.down) / besides.statistic.limit - 1.0,
         )
         highest = max(severities)
         state = self.state
@@ -215,6 +253,7 @@ class Column:
             psi=self.psi,
             missing=self.missing,
             outside=self.outside,
+            beside=(self.besides.up, self.besides.down),
         )
 
     def restore(self, saved: SavedColumn) -> None:
@@ -227,4 +266,5 @@ class Column:
         self.late_count, self.late_total, self.late_squares = saved.late
         self.offsets.up, self.offsets.down = saved.offset
         self.steps.up, self.steps.down = saved.step
+        self.besides.up, self.besides.down = saved.beside
         self.psi, self.missing, self.outside = saved.psi, saved.missing, saved.outside

@@ -3,7 +3,7 @@
 Of a block of more than `MOST_SAMPLED` readings only every so many are looked at. These are held until the block is
 whole, and judged at once, since each call of numpy costs more than a reading.
 
-Guarantee: memory does not grow, about 1.2 kB a column; the figures do not depend on how readings arrive. A state rises
+Guarantee: memory does not grow, about 1 kB a column; the figures do not depend on how readings arrive. A state rises
 with the block that shows the reason, and falls after `CALM` blocks without it. Weak points: a block is judged when it
 is complete, so that a stream that ends is not; a signal that jumps between two values with an even period can look
 stuck where only every so many readings are looked at.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edge_runtime.drift.block_sums import BlockSums
-from edge_runtime.drift.column import Cause, Column, SavedColumn
+from edge_runtime.drift.column import Cause, Column, SavedColumn, medians_of_others
 from edge_runtime.readings import Floats
 
 FIRST_BLOCKS = 4  # before the shape is judged
@@ -97,6 +97,10 @@ class WatchedColumns:
         self._bins *= base.keeps
         self._bins += block.bins
         far = [column.add(sums) for column, sums in zip(columns, found, strict=True)]
+        if base.has_beside:
+            for column, others in zip(columns, medians_of_others([each.step for each in columns]), strict=True):
+                if column.reference.share:
+                    column.add_beside(others)
         if self.blocks >= FIRST_BLOCKS:
             for column, psi in zip(columns, base.shape.index(self._bins).tolist(), strict=True):
                 column.psi = psi
@@ -183,4 +187,5 @@ class Figures:
         self.psi = column.psi if watched.blocks >= FIRST_BLOCKS and bool(base.known[place]) else None
         self.last = float(np.frombuffer(watched.held, np.float32, count=place + 1)[place])
         self.rises = column.offsets.up >= column.offsets.down
+        self.moves_more_beside = column.besides.up >= column.besides.down
         self.moves_more = column.steps.up >= column.steps.down

@@ -32,6 +32,9 @@ def why(figures: Figures, base: Baseline, names: tuple[str, ...]) -> str | None:
         case Cause.STEP:
             more = "more" if figures.moves_more else "less"
             return f"moves {more} from one reading to the next than in training"
+        case Cause.BESIDE:
+            more = "more" if figures.moves_more_beside else "less"
+            return f"moves {more} beside the other channels than in training"
         case _:
             assert_never(figures.cause)
 
@@ -45,6 +48,8 @@ def cause_of(figures: Figures) -> str | None:
             return "above" if figures.rises else "below"
         case Cause.STEP:
             return "moves more" if figures.moves_more else "moves less"
+        case Cause.BESIDE:
+            return "moves more than the others" if figures.moves_more_beside else "moves less than the others"
         case Cause.OUTSIDE:
             return "out of range"
         case Cause.MISSING | Cause.STUCK | Cause.SWAPPED | Cause.SHAPE:

@@ -127,6 +127,34 @@ def test_false_alarms_come_as_often_as_was_asked_for(keeps: float) -> None:
     assert 1 <= found <= 2.0 * 4.0 * months
 
 
+def lively(rng: np.random.Generator, count: int) -> Floats:
+    """Five axes that rest and move together, for some hours each."""
+    size = np.repeat(np.exp(rng.normal(0.0, 1.5, count // 200 + 1)), 200)[:count]
+    found: Floats = (rng.normal(size=(count, 5)) * size[:, np.newaxis]).astype(np.float32)
+    return found
+
+
+def test_channels_that_move_together_are_judged_beside_one_another() -> None:
+    """A scale of two, which the spread of one channel by itself does not show; at the false alarms asked for."""
+    made, given = reference(lively(np.random.default_rng(11), 30_000), false_alarms_per_month=4.0)
+    assert all(each.limits is not None and each.limits.beside is not None for each in made.channels)
+    later = lively(np.random.default_rng(12), int(4 * MONTH_S / MINUTE))
+    assert alarms(manifest(made, given), later) <= 2.0 * 4.0 * 4
+    monitor = Monitor(manifest(made, given), is_recorded=True)
+    broken = later[:20_000].copy()
+    broken[:, 0] *= 2.0
+    monitor.take(later[-20_000:], [None] * 20_000, None, 0.0)
+    monitor.take(broken, [None] * 20_000, None, 0.0)
+    document = monitor.document()
+    assert (document["state"], {each["at"] for each in document["causes"]}) == ("alarm", {"c0"})
+
+
+def test_channels_that_have_nothing_to_do_with_each_other_are_not() -> None:
+    """Their limits are as before, and so is what they say."""
+    made, _ = reference(walk(np.random.default_rng(13), 20_000, 0.5))
+    assert [each.limits is not None and each.limits.beside is None for each in made.channels] == [True, True]
+
+
 def test_fewer_false_alarms_mean_higher_limits_and_a_later_alarm() -> None:
     """The trade that the user makes."""
     readings = walk(np.random.default_rng(3), 20_000, 0.9)

@@ -1,6 +1,7 @@
 """The watch against a plain one that takes readings one by one, with loops and lists and no numpy in its arithmetic."""
 
 import math
+import statistics
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -9,10 +10,21 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.bundle.manifest import ChannelReference, DriftReference, Manifest
+from converter.reference import reference_of
+from edge_runtime.bundle.manifest import (
+    BesideLimits,
+    Channel,
+    ChannelReference,
+    DriftLimits,
+    DriftReference,
+    Input,
+    Manifest,
+    Output,
+)  # fmt: skip
 from edge_runtime.bundle.model import Scores
 from edge_runtime.drift.baseline import MOST_SAMPLED, Baseline
 from edge_runtime.drift.block_sums import BlockSums
+from edge_runtime.drift.column import medians_of_others
 from edge_runtime.drift.columns import FIRST_BLOCKS, WatchedColumns
 from edge_runtime.drift.monitor import Monitor
 from edge_runtime.readings import Floats
@@ -20,6 +32,7 @@ from tests.support import drifting
 
 NAMES = ("temperature", "pressure")
 MEMORY = 8.0
+AXES = ("x", "y", "z", "roll", "yaw")
 
 
 class PlainColumn:
@@ -205,6 +218,75 @@ def test_answers_one_by_one_are_those_at_once() -> None:
         assert two is not None
         assert one.blocks == two.blocks == 5
         assert [each.psi for each in one.columns] == [each.psi for each in two.columns]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_the_median_of_the_others_is_that_of_the_library(count: int) -> None:
+    """With equal values and with some that are not known."""
+    rng = np.random.default_rng(count)
+    for _ in range(50):
+        values = [None if rng.random() < 0.2 else float(rng.integers(5)) for _ in range(count)]
+        for place, found in enumerate(medians_of_others(values)):
+            others = [each for number, each in enumerate(values) if number != place and each is not None]
+            assert found == (statistics.median(others) if others else None)
+
+
+def lively(rng: np.random.Generator, blocks: int, block: int = 64) -> Floats:
+    """Axes that rest and move together, by turns of some blocks."""
+    size = np.repeat(np.exp(rng.normal(0.0, 1.5, blocks)), block)
+    found: Floats = (rng.normal(size=(blocks * block, len(AXES))) * size[:, np.newaxis]).astype(np.float32)
+    return found
+
+
+def beside(rng: np.random.Generator) -> Manifest:
+    """A bundle that was trained on such readings; no other limit is ever reached."""
+    values = lively(rng, 200)
+    steps = np.log(np.abs(np.diff(values, axis=0))[: 199 * 64].reshape(199, 64, len(AXES)).mean(axis=1))
+    left = [steps[:, place] - np.median(np.delete(steps, place, 1), axis=1) for place in range(len(AXES))]
+    return Manifest(
+        name="motion", version="1.0.0", task="anomaly", output=Output(threshold=1.0),
+        input=Input(channels=tuple(Channel(name=name) for name in AXES)),
+        drift=DriftReference(block=64, score_block=64),
+        reference=tuple(
+            msgspec.structs.replace(
+                each,
+                limits=DriftLimits(
+                    mean=each.mean, sd=1e9, step=0.0, step_sd=1e9, slack=1.0, limit=1e9, step_slack=1.0, step_limit=1e9,
+                    psi=1e9, beside=BesideLimits(1.0, float(part.mean()), float(part.std()), 0.5, 12.0),
+                ),
+            )
+            for each, part in zip(reference_of(values, AXES), left, strict=True)
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "words"), [(2.0, "more"), (0.5, "less")])
+def test_a_channel_that_moves_otherwise_than_the_others_is_named(factor: float, words: str) -> None:
+    """By some blocks of whatever liveliness; where all move more, nothing is said."""
+    rng = np.random.default_rng(8)
+    monitor = Monitor(beside(rng))
+    for values in (lively(rng, 40), 3.0 * lively(rng, 40), 0.1 * lively(rng, 40)):
+        monitor.take(values, [None] * len(values), None, 0.0)
+        assert monitor.state == "ok", monitor.document()["why"]
+    values = lively(rng, 12)
+    values[:, 1] *= factor
+    monitor.take(values, [None] * len(values), None, 0.0)
+    document = monitor.document()
+    assert document["why"] == f"y: moves {words} beside the other channels than in training"
+    assert document["causes"] == [{"at": "y", "cause": f"moves {words} than the others", "state": "alarm"}]
+
+
+def test_a_block_whose_others_are_missing_says_nothing_beside() -> None:
+    """Nor does one in which the channel itself is missing."""
+    rng = np.random.default_rng(8)
+    monitor = Monitor(beside(rng))
+    values = lively(rng, 40)
+    values[:, 1] *= 2.0
+    values[:, [0, 2, 3, 4]] = np.nan
+    monitor.take(values, [None] * len(values), None, 0.0)
+    watched = monitor.streams[None].input
+    assert watched is not None
+    assert [(each.besides.up, each.besides.down) for each in watched.columns] == [(0.0, 0.0)] * len(AXES)
 
 
 def test_what_lies_in_each_bin_is_what_numpy_counts() -> None:
