@@ -8,7 +8,7 @@ import pytest
 
 from edge_runtime.errors import CommandError
 from edge_runtime.store.layout import StoreFolder
-from edge_runtime.store.records import MAX_WHY, BundleRecord, Slot, SlotState, StateFiles
+from edge_runtime.store.records import MAX_WHY, BundleRecord, ListedBundle, Slot, SlotState, StateFiles
 from edge_runtime.store.trust import Trust
 from tests.support import builders
 
@@ -146,6 +146,11 @@ def test_a_record_begins_unproven_and_unknown() -> None:
     assert record.word == "probation"
     assert BundleRecord(version="1", digest="d", proven=True).word == "active"
     assert msgspec.json.decode(b'{"active":{"version":"1","digest":"d"}}', type=SlotState).format == 1
+
+
+def test_a_listed_bundle_is_no_shadow_unless_it_is_one() -> None:
+    """`models list` marks one at most."""
+    assert ListedBundle("m", "1", "d", "active").shadow is False
 
 
 def test_a_slot_says_its_state_in_words() -> None:
