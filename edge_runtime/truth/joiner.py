@@ -104,7 +104,13 @@ class TruthJoiner:
 
     def distance(self, key: str | None, time: float) -> float | None:
         """Seconds from this time to the nearest prediction of the key; None where none is remembered."""
-        return min((known - time for known, _ in self._by_key.get(key, ())), key=abs, default=None)
+        return min((known - time for known, _ in self._near(key, time)), key=abs, default=None)
+
+    def _near(self, key: str | None, time: float) -> list[tuple[float, str]]:
+        """The predictions of the key on either side of a time."""
+        known = self._by_key.get(key, [])
+        place = bisect_left(known, (time, ""))
+        return known[max(0, place - 1) : place + 1]
 
     def by_id(self, tail: str) -> Remembered | Unmatched:
         """The prediction with this id, without what stands before the key."""
@@ -115,13 +121,12 @@ class TruthJoiner:
 
     def by_time(self, key: str | None, time: float) -> Remembered | Unmatched:
         """The prediction of this key that is nearest in time."""
-        known = self._by_key.get(key, [])
-        place = bisect_left(known, (time, ""))
-        near = known[max(0, place - 1) : place + 1]
+        near = self._near(key, time)
         if near:
             nearest = min(near, key=lambda each: (abs(each[0] - time), each[0]))
             if abs(nearest[0] - time) <= self._tolerance:
                 return self._by_tail.get(nearest[1]) or self._withheld[nearest[1]]
+        known = self._by_key.get(key)
         oldest = max(known[0][0] if known else -math.inf, self._horizon.get(key, -math.inf))
         return "late" if time <= oldest else "unknown"
 
