@@ -92,6 +92,9 @@ class Monitor:
         self._unwatched: set[str | None] = set()
         self.on_change: list[Callable[[str | None, State], object]] = []
         self.blocks = 0
+        self._forgotten = 0  # keys
+        self._shown_at: tuple[int, ...] = ()
+        self._shown: dict[str, Any] = {}  # the last document
         self.since = time.time()
         self._state = 0
 
@@ -208,6 +211,7 @@ class Monitor:
         for key in keys:
             self._unwatched.discard(key)
             if self.streams.pop(key, None) is not None:
+                self._forgotten += 1
                 self._settle()
 
     def _new(self, key: str | None, count: int, arrived: float) -> WatchedStream | None:
@@ -273,7 +277,16 @@ class Monitor:
     # --- what it says -----------------------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
-        """The document of `edge/{device}/drift/{model}`; of each column that of the stream that is worst off."""
+        """The document of `edge/{device}/drift/{model}`; of each column that of the stream that is worst off.
+
+        Health, page and metrics ask for it every second. It is made anew where a block was judged or a key came or went.
+        """
+        stamp = self.blocks, len(self.streams), len(self._unwatched), self._forgotten, self._state
+        if stamp != self._shown_at:
+            self._shown_at, self._shown = stamp, self._make_document()
+        return self._shown
+
+    def _make_document(self) -> dict[str, Any]:
         streams = list(self.streams.items())
         channels = {
             name: self._column(streams, column, "input", self.base, names=self.names)

@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime.config.load import load_config
 from edge_runtime.config.topics import fewest
+from edge_runtime.drift.monitor import Monitor
 from edge_runtime.http.event_stream import HEALTH_EVERY_S, Watching
 from edge_runtime.http.live_view import MOST_WATCHERS, Board
 from edge_runtime.mqtt.messages import Handler, Message
@@ -20,6 +21,7 @@ from edge_runtime.readings import Batch
 from edge_runtime.stream.decide import Sequences
 from edge_runtime.stream.rate import OnRate, Pace
 from edge_runtime.stream.windows import Windows
+from tests.support import drifting
 from tests.support.stepped import SteppedLoop
 from tests.support.steps import steps_of
 from tests.support.way_in import LENGTH, OutboxDoor, make_pipeline
@@ -250,6 +252,25 @@ def _batch(keys: list[str | None]) -> Batch:
         receipts=[None] * count,
         arrived=0.0,
     )
+
+
+def test_what_is_known_of_drift_is_put_together_once_for_every_block() -> None:
+    """Health, page and metrics ask for it every second, of each of many models with many keys."""
+    random = np.random.default_rng(1)
+    values = random.normal([20.0, 1000.0], [1.0, 5.0], (4000, 2)).astype(np.float32)
+    monitor = Monitor(drifting.manifest(values, ("temperature", "pressure")))
+    rows = values[: 2 * drifting.BLOCK]
+    for key in ("a", "b"):
+        monitor.take(rows, [key] * len(rows), None, 0.0)
+    first = monitor.document()
+    assert first["blocks"] == 4
+    assert monitor.document() is first
+    shifted = rows + np.array([50.0, 0.0], np.float32)
+    monitor.take(shifted, ["b"] * len(rows), None, 1.0)
+    assert (monitor.document()["state"], monitor.document()["channels"]["temperature"]["key"]) == ("alarm", "b")
+    monitor.forget(["b"])
+    monitor.take(rows[:1], ["c"], None, 2.0)
+    assert (monitor.document()["state"], monitor.document()["channels"]["temperature"]["key"]) == ("ok", "a")
 
 
 def test_the_health_of_many_models_is_encoded_once_for_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:
