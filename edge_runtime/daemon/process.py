@@ -26,6 +26,7 @@ from edge_runtime.system.background import run_beside
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.log import fields, get_logger, setup
 from edge_runtime.system.loop import Loop
+from edge_runtime.system.memory import give_back
 from edge_runtime.system.systemd import Notifier
 from edge_runtime.system.watchdog import overdue
 
@@ -230,6 +231,7 @@ class Daemon:
 
     def _end_reload(self) -> None:
         self._is_reloading = False
+        give_back()  # what the models before had
         assert self._assembly is not None
         self._notifier.ready(status_line(self._assembly))
 

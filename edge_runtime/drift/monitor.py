@@ -279,7 +279,7 @@ class Monitor:
     def document(self) -> dict[str, Any]:
         """The document of `edge/{device}/drift/{model}`; of each column that of the stream that is worst off.
 
-        Health, page and metrics ask for it every second. It is made anew where a block was judged or a key came or went.
+        Health, page and metrics ask for it every second. It is made anew where a block was judged, or keys changed.
         """
         stamp = self.blocks, len(self.streams), len(self._unwatched), self._forgotten, self._state
         if stamp != self._shown_at:

@@ -16,6 +16,19 @@ def peak_bytes() -> int:
     return _field("VmHWM:") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def give_back() -> None:
+    """Return what was freed to the system, where the C library does so when asked (glibc).
+
+    A reload loads its models in a thread, and glibc keeps what it had for a thread: without this, each reload of a
+    hundred small models left 12 MiB behind.
+    """
+    import ctypes  # noqa: PLC0415 - only where there is something to give back
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 class Growth:
     """How much more memory is held than at its making. A peak in between counts, unless an earlier one was higher."""
 
