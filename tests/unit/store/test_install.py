@@ -1,5 +1,6 @@
 """How a bundle gets in: each check by itself, at its limit, and what an install leaves behind."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from edge_runtime.store.floors import Floors
 from edge_runtime.store.install import SPARE_BYTES, Policy, shadow_misfit
 from edge_runtime.store.layout import StoreFolder
 from edge_runtime.store.permission import PERMISSION_NAMESPACE
+from edge_runtime.store.records import BundleRecord
 from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
@@ -300,8 +302,6 @@ def test_a_bundle_is_judged_again_by_what_has_changed_during_its_self_test(
     newer = store.slot("activity")
 
     def overtake() -> None:
-        from edge_runtime.store.records import BundleRecord  # noqa: PLC0415 - of this test alone
-
         floors.raise_to("activity", BundleRecord(version="1.5.0", digest="0" * 64))
 
     message = _refused(_store_that_meanwhile(store.root, overtake), make("1.1.0"), policy)
@@ -310,17 +310,17 @@ def test_a_bundle_is_judged_again_by_what_has_changed_during_its_self_test(
 
     store.install(make("1.6.0"), policy)
     digest = store.begin("activity").digest
-    other = _store_that_meanwhile(store.root, lambda: void(store.fail("activity", digest, "worse")))
+
+    def go_back() -> None:
+        store.fail("activity", digest, "worse")
+
+    other = _store_that_meanwhile(store.root, go_back)
     other.install(make("1.7.0"), policy)
     assert [(entry.version, entry.state) for entry in store.entries("activity")] == [
         ("1.7.0", "probation"),
         ("1.0.0", "previous"),
         ("1.6.0", "rejected"),
     ]
-
-
-def void(_: object) -> None:
-    """For a callback that returns nothing."""
 
 
 def test_the_self_test_sees_the_bundle_under_the_name_of_its_source(
@@ -359,10 +359,8 @@ def test_a_permission_that_a_power_cut_left_open_lets_the_same_install_try_again
     store.install(make("2.0.0"), policy)
     old = make("1.0.0")
     permission = _permit(old, keys)
-    from hashlib import sha256  # noqa: PLC0415 - of this test alone
-
     floors = Floors(StoreFolder(store.root))
-    floors.use_permission("activity", sha256(permission.read_bytes()).hexdigest(), open_bundle(old).digest)
+    floors.use_permission("activity", hashlib.sha256(permission.read_bytes()).hexdigest(), open_bundle(old).digest)
     assert store.install(old, policy).changed
     assert [each.settled for each in floors.read("activity").used] == [True]
     store.install(make("2.1.0"), policy)
@@ -376,10 +374,8 @@ def test_a_permission_that_was_noted_for_another_bundle_is_used(
     store.install(make("2.0.0"), policy)
     old = make("1.0.0")
     permission = _permit(old, keys)
-    from hashlib import sha256  # noqa: PLC0415 - of this test alone
-
     floors = Floors(StoreFolder(store.root))
-    floors.use_permission("activity", sha256(permission.read_bytes()).hexdigest(), "0" * 64)
+    floors.use_permission("activity", hashlib.sha256(permission.read_bytes()).hexdigest(), "0" * 64)
     assert "used before" in _refused(store, old, policy)
 
 

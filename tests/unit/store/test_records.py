@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge_runtime.bundle.open import open_bundle
 from edge_runtime.errors import CommandError
 from edge_runtime.store.layout import StoreFolder
 from edge_runtime.store.records import MAX_WHY, BundleRecord, ListedBundle, Slot, SlotState, StateFiles
@@ -219,8 +220,6 @@ def test_a_state_that_cannot_be_read_is_no_damage(folder: StoreFolder) -> None:
 
 def _keep(folder: StoreFolder, tmp_path: Path, version: str, name: str = "activity") -> str:
     path = builders.classification(name=name, version=version, seed=len(version)).save(tmp_path / "a.onnx")
-    from edge_runtime.bundle.open import open_bundle  # noqa: PLC0415 - of this helper alone
-
     digest = open_bundle(path).digest
     path.rename(folder.of("activity") / f"{digest}.onnx")
     return digest
