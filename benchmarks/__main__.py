@@ -25,8 +25,10 @@ from benchmarks import (
     growth,
     imports,
     instructions,
+    model_time,
     on_demand,
     outage,
+    paced_instructions,
     pipeline,
     process,
     recordings,
@@ -54,6 +56,8 @@ FIGURES = (
     "polars",
     "dask",
     "instructions",
+    "paced",
+    "models",
 )
 QUICK_FIGURES = ("pipeline", "serial", "outage")
 
@@ -122,6 +126,10 @@ def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
         yield "beside Dask", partial(beside_dask.measure, folder, results)
     if "instructions" in arguments.figures:
         yield "instructions", partial(instructions.measure, folder, results)
+    if "paced" in arguments.figures:
+        yield "paced instructions", partial(paced_instructions.measure, folder, model, results)
+    if "models" in arguments.figures:
+        yield "models", partial(model_time.measure_all, arguments.peers, results)
 
 
 def _arguments() -> argparse.Namespace:
@@ -130,6 +138,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help=f"length of a paced stretch (default {SECONDS:.0f})")
     parser.add_argument("--only", type=_words, help=f"targets to run, of {','.join(NAMES)}")
     parser.add_argument("--figures", type=_words, help=f"groups of figures, of {','.join(FIGURES)}")
+    parser.add_argument("--peers", default=sys.executable, help="the Python that has treelite, tl2cgen and lleaves")
     parser.add_argument("--quick", action="store_true", help="a form of two minutes, for a look")
     parser.add_argument("--add", action="store_true", help="add to the results in --output, for a run in parts")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="where the raw results go")

@@ -144,7 +144,7 @@ def _trained(kind: str) -> Callable[[Path, Path], tuple[Path, Samples, Samples]]
     def prepare(data: Path, folder: Path) -> tuple[Path, Samples, Samples]:
         import skops.io  # noqa: PLC0415 - heavy
 
-        fit, calibration, evaluation = _RECIPES[kind](data)
+        fit, calibration, evaluation = RECIPES[kind](data)
         path = folder / f"{kind}.skops"
         skops.io.dump(fit, path)
         return path, calibration, evaluation
@@ -231,7 +231,7 @@ def _machine_temperature(data: Path) -> tuple[Any, Samples, Samples]:
     return fit, (x[:200], y[:200]), (x[200:], y[200:])
 
 
-_RECIPES: dict[str, Callable[[Path], tuple[Any, Samples, Samples]]] = {
+RECIPES: dict[str, Callable[[Path], tuple[Any, Samples, Samples]]] = {
     "room network": _room(_network),
     "room forest": _room(_forest),
     "room boosting": _room(_boosting),

@@ -10,6 +10,7 @@ from benchmarks import (
     instructions,
     on_demand,
     outage,
+    paced_instructions,
     recordings,
     serial_port,
     sessions,
@@ -23,19 +24,23 @@ from benchmarks.results import Goal
 INSTRUCTIONS = {("decode", 1): 30_500, ("decode", 32): 15_300, ("encode", 1): 58_000, ("encode", 32): 56_300}
 
 GOALS = [
-    Goal("paced CPU, beside the tutorial script", p.PACED, DAEMON, 0.85, "tutorial"),
+    Goal("paced CPU, beside the tutorial script", p.PACED, DAEMON, 0.65, "tutorial"),
     Goal("paced CPU, beside Node-RED", p.PACED, DAEMON, 0.35, "node-red"),
     Goal("the same of wire and JSON without any model", p.PACED, "wire", 0.35, "node-red", judged=False),
-    Goal("paced CPU, beside the bare floor", p.PACED, DAEMON, 1.75, "floor"),
+    Goal("paced CPU, beside the bare floor", p.PACED, DAEMON, 1.4, "floor"),
     Goal("predictions per CPU s, beside the tutorial script", p.PER_CPU_SECOND, DAEMON, 1.6, "tutorial", at_least=True),
     Goal("predictions per CPU s, beside Node-RED", p.PER_CPU_SECOND, DAEMON, 1.5, "node-red", at_least=True),
     Goal("saturated CPU, beside the bare floor (stretch)", p.SATURATED, DAEMON, 2.0, "floor"),
     Goal("median latency over the echo, µs", p.P50, DAEMON, 150.0, "echo", kind="difference"),
     Goal("the same of the bare floor, µs", p.P50, "floor", 150.0, "echo", kind="difference", judged=False),
-    Goal("paced CPU in turns, beside the tutorial script", turns.CPU, DAEMON, 0.85, "tutorial"),
+    Goal("paced CPU in turns, beside the tutorial script", turns.CPU, DAEMON, 0.65, "tutorial"),
     Goal("paced CPU in turns, beside Node-RED", turns.CPU, DAEMON, 0.35, "node-red"),
     Goal("the same of wire and JSON without any model", turns.CPU, "wire", 0.35, "node-red", judged=False),
-    Goal("paced CPU in turns, beside the bare floor", turns.CPU, DAEMON, 1.75, "floor"),
+    Goal("paced CPU in turns, beside the bare floor", turns.CPU, DAEMON, 1.4, "floor"),
+    Goal(
+        "instructions a paced reading, beside the tutorial script", paced_instructions.FIGURE, DAEMON, 0.65, "tutorial"
+    ),
+    Goal("instructions a paced reading, beside the bare floor", paced_instructions.FIGURE, DAEMON, 1.4, "floor"),
     Goal("median latency in turns over the echo, µs", turns.P50, DAEMON, 150.0, "echo", kind="difference"),
     Goal("the same of the bare floor, µs", turns.P50, "floor", 150.0, "echo", kind="difference", judged=False),
     Goal("99th percentile over the echo, µs", p.P99, DAEMON, 1000.0, "echo", kind="difference"),

@@ -2,9 +2,12 @@
 
 Usage: floor.py PORT MODEL TOPIC_IN TOPIC_OUT; with "" for MODEL it is the wire and JSON alone, without any model. No
 keep-alive, no reconnection, no resend, no outbox, no checks: the least that Python can do between the wire and the
-model, and not something to deploy.
+model, and not something to deploy. It publishes what the daemon publishes, field by field; for each reading it does
+this: `recv`, the packet, `json.loads`, six numbers into an array, `session.run`, `json.dumps`, one `send` with the
+acknowledgement of the reading.
 """
 
+import datetime as dt
 import json
 import socket
 import sys
@@ -32,6 +35,17 @@ def make_predict(model: str) -> Callable[[Any], list[Any]]:
     return lambda windows: session.run(["label", "scores"], {"window": windows})
 
 
+def payload(seq: int, label: int, scores: list[float]) -> bytes:
+    """A prediction with the daemon's fields."""
+    moment = dt.datetime.now(tz=dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    document = {
+        "id": f"bench/mlp/-/1/{seq}", "seq": seq, "device": "bench", "model": "mlp", "version": "1.0.0",
+        "source": "machine", "key": None, "time": moment, "label": LABELS[label], "score": scores[label],
+        "scores": dict(zip(LABELS, scores, strict=True)),
+    }  # fmt: skip
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
 def main(port: int, model: str, topic_in: str, topic_out: str) -> None:
     """Serve until the broker closes the connection."""
     predict = make_predict(model)
@@ -39,7 +53,7 @@ def main(port: int, model: str, topic_in: str, topic_out: str) -> None:
     connection = socket.create_connection(("127.0.0.1", port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(wire.connect("bench-floor") + wire.subscribe(topic_in, qos=1))
-    packet_id, tail = 0, b""
+    packet_id, seq, tail = 0, 0, b""
     while data := connection.recv(RECEIVE_BYTES):
         data = tail + data
         found, used = wire.packets(data)
@@ -60,10 +74,8 @@ def main(port: int, model: str, topic_in: str, topic_out: str) -> None:
         labels, scores = predict(rows[:count])
         for label, row in zip(labels.tolist(), scores.tolist(), strict=True):
             packet_id = packet_id % 65535 + 1
-            text = json.dumps(
-                {"label": LABELS[label], "score": row[label], "scores": dict(zip(LABELS, row, strict=True))}
-            )
-            out.append(wire.publish(topic_out, text.encode(), packet_id))
+            seq += 1
+            out.append(wire.publish(topic_out, payload(seq, label, row), packet_id))
         connection.sendall(b"".join(out))
 
 

@@ -1,0 +1,80 @@
+"""The benchmarks run, and what they compare is comparable."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import model_time, paced_instructions
+from benchmarks.models import write_bundle
+from benchmarks.names import LABELS
+from benchmarks.peers.floor import payload
+from edge_runtime.bundle.open import open_bundle
+from edge_runtime.delivery.json_payload import JsonPayload
+from edge_runtime.readings import Prediction
+
+
+def test_the_floor_publishes_what_the_daemon_publishes(tmp_path: Path) -> None:
+    """Field by field, in the same order and nearly as many bytes, so that the two differ in their work alone."""
+    manifest = open_bundle(write_bundle(tmp_path / "mlp.onnx")).manifest
+    scores = np.array([0.25, 0.625, 0.125], np.float32)
+    encoder = JsonPayload(device="bench", model="mlp", source="machine", start=1, manifest=manifest, threshold=None)
+    prediction = Prediction(key=None, time=1e9, seq=7, identity=None, label=LABELS[1], score=scores[1], scores=scores)
+    ours, floor = encoder.encode(prediction), payload(7, 1, scores.tolist())
+    assert list(json.loads(floor)) == list(json.loads(ours))
+    assert {name: type(value) for name, value in json.loads(floor).items()} == {
+        name: type(value) for name, value in json.loads(ours).items()
+    }
+    assert abs(len(floor) - len(ours)) <= 2
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind: apt install valgrind")
+def test_instructions_of_a_paced_reading_are_counted(tmp_path: Path) -> None:
+    """A few readings through the floor, under valgrind, against the broker of the benchmark."""
+    found = paced_instructions.count("floor", tmp_path, write_bundle(tmp_path / "mlp.onnx"), 3)
+    assert found > 100_000_000  # numpy and onnxruntime are loaded
+
+
+def test_models_are_timed_beside_their_peers(tmp_path: Path) -> None:
+    """The quick form of one forest: both answer the same and have their times; a library that is missing is named."""
+    said: list[str] = []
+    lines, failed = model_time.run(
+        ["random forest, 10 trees"], tmp_path / "nowhere", sys.executable, quick=True, say=said.append
+    )
+    assert failed == 0, said
+    (line,) = lines
+    assert {"runtime", "scikit-learn"} <= set(line.one) == set(line.many)
+    assert all(time > 0 for time in (*line.one.values(), *line.many.values()))
+    assert line.apart["scikit-learn"] < 1e-6
+    assert "| random forest, 10 trees |" in model_time.table(lines)
+    for peer in model_time.SCIPY_PEERS:
+        skipped = f"SKIPPED {peer}: expected the package treelite, found none: install it, or name --peers"
+        assert peer in line.one or skipped in said or skipped.replace("package treelite", f"package {peer}") in said
+
+
+def test_a_peer_that_computes_something_else_is_no_peer(tmp_path: Path) -> None:
+    """Answers are compared before anything is timed, and the difference is printed."""
+    subject = next(each for each in model_time.subjects() if each.name == "random forest, 10 trees")
+
+    def other(data: Path, folder: Path) -> tuple[Path, Path, model_time.Samples, model_time.Samples]:
+        model, _, calibration, rows = subject.prepare(data, folder)
+        (folder / "other").mkdir()
+        _, original, *_ = model_time._forest(3)(data, folder / "other")
+        return model, original, calibration, rows
+
+    wrong = model_time.Subject("another forest", other, ("scikit-learn",), "", needs_data=False)
+    with pytest.raises(RuntimeError, match=r"scikit-learn: expected the same answers within 0\.0001, found"):
+        model_time.measure(wrong, tmp_path, tmp_path, sys.executable, quick=True, say=print)
+
+
+def test_a_data_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    """Its models are left out, and the rest is measured."""
+    said: list[str] = []
+    lines, failed = model_time.run(["sine, int8"], tmp_path / "nowhere", sys.executable, quick=True, say=said.append)
+    assert (lines, failed) == ([], 0)
+    assert said == [
+        f"SKIPPED sine, int8 TFLite: expected the folder of models and recordings at {tmp_path / 'nowhere'}, found none"
+    ]
