@@ -49,7 +49,8 @@ def test_models_are_timed_beside_their_peers(tmp_path: Path) -> None:
     assert {"runtime", "scikit-learn"} <= set(line.one) == set(line.many)
     assert all(time > 0 for time in (*line.one.values(), *line.many.values()))
     assert line.apart["scikit-learn"] < 1e-6
-    assert "| random forest, 10 trees |" in model_time.table(lines)
+    assert model_time.row(line).startswith("| random forest, 10 trees |")
+    assert "one window: at most 1.0 of the best other in " in model_time.summary(lines)
     for peer in model_time.SCIPY_PEERS:
         skipped = f"SKIPPED {peer}: expected the package treelite, found none: install it, or name --peers"
         assert peer in line.one or skipped in said or skipped.replace("package treelite", f"package {peer}") in said
