@@ -147,7 +147,7 @@ class Answerer:
 
 def subjects() -> Iterator[Subject]:
     """Every line of the table."""
-    for name, peers, apart in (
+    for name, peer, apart in (
         ("keywords, float TFLite", "LiteRT", 0.2),  # its weights are int8: LiteRT rounds what goes into each layer too
         ("keywords, int8 TFLite", "LiteRT", LEVEL),
         ("machine sound, float TFLite", "LiteRT", CLOSE * 100),
@@ -160,9 +160,9 @@ def subjects() -> Iterator[Subject]:
         ("digits, LSTM TFLite", "LiteRT", CLOSE),
     ):
         scale = 0.0078125 if "LSTM" in name else 1.0  # of the specification
-        yield _of_case(name, (peers, ALONE), apart=apart, scale=scale, quick=name.startswith("sine, int8"))
+        yield _of_case(name, (peer, ALONE), apart=apart, scale=scale, quick=name.startswith("sine, int8"))
         if name in ("keywords, float TFLite", "machine sound, float TFLite"):
-            yield _of_case(name, (peers, ALONE), apart=10.0 if "sound" in name else 0.6, quantize="int8")
+            yield _of_case(name, (peer, ALONE), apart=10.0 if "sound" in name else 0.6, quantize="int8")
     yield _of_case("CAN bus, XGBoost", ("XGBoost", "treelite", "tl2cgen"))
     yield _of_recipe("room, network", "room network", ("scikit-learn",))
     yield _of_recipe("room, network", "room network", ("scikit-learn",), quantize="int8", apart=0.2)
@@ -174,8 +174,8 @@ def subjects() -> Iterator[Subject]:
     for trees, peers in ((10, SCIPY_PEERS), (100, SCIPY_PEERS[:-1]), (1000, SCIPY_PEERS[:-1])):
         name = f"random forest, {trees:,} trees"
         yield Subject(name, _forest(trees), peers, "", quick=trees == 10, needs_data=False)
-    for trees, peers in ((10, BOOSTER_PEERS), (100, BOOSTER_PEERS[:-1]), (1000, BOOSTER_PEERS[:-2])):
-        yield Subject(f"LightGBM, {trees:,} trees", _boosted(trees), peers, "", needs_data=False)
+    for trees, others in ((10, BOOSTER_PEERS), (100, BOOSTER_PEERS[:-1]), (1000, BOOSTER_PEERS[:-2])):
+        yield Subject(f"LightGBM, {trees:,} trees", _boosted(trees), others, "", needs_data=False)
 
 
 def _of_case(name: str, peers: tuple[str, ...], *, quantize: str = "none", **more: Any) -> Subject:

@@ -1,7 +1,7 @@
 """The benchmarks run, and what they compare is comparable."""
 
 import json
-import shutil
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import model_time, paced_instructions
+from benchmarks.converted import Samples
 from benchmarks.models import write_bundle
 from benchmarks.names import LABELS
 from benchmarks.peers.floor import payload
@@ -31,11 +32,23 @@ def test_the_floor_publishes_what_the_daemon_publishes(tmp_path: Path) -> None:
     assert abs(len(floor) - len(ours)) <= 2
 
 
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind: apt install valgrind")
-def test_instructions_of_a_paced_reading_are_counted(tmp_path: Path) -> None:
-    """A few readings through the floor, under valgrind, against the broker of the benchmark."""
-    found = paced_instructions.count("floor", tmp_path, write_bundle(tmp_path / "mlp.onnx"), 3)
-    assert found > 100_000_000  # numpy and onnxruntime are loaded
+def test_a_paced_reading_is_answered_under_the_counting_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The floor answers each reading of the benchmark's broker; a stand-in for valgrind prints one count a reading."""
+    (tmp_path / "valgrind").write_text(
+        '#!/bin/sh\nshift 2\n"$@" & child=$!\ntrap \'kill $child\' TERM\nwait $child\necho "Collected : $COUNT"\n'
+    )
+    (tmp_path / "valgrind").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    model = write_bundle(tmp_path / "mlp.onnx")
+    counts = []
+    for readings in (3, 5):
+        monkeypatch.setenv("COUNT", str(1000 * readings))
+        counts.append(paced_instructions.count("floor", tmp_path, model, readings))
+    assert counts == [3000, 5000]
+    monkeypatch.setattr(paced_instructions, "count", lambda *found: 7 * found[-1])
+    assert paced_instructions.per_reading("floor", tmp_path, model) == 7
 
 
 def test_models_are_timed_beside_their_peers(tmp_path: Path) -> None:
@@ -60,7 +73,7 @@ def test_a_peer_that_computes_something_else_is_no_peer(tmp_path: Path) -> None:
     """Answers are compared before anything is timed, and the difference is printed."""
     subject = next(each for each in model_time.subjects() if each.name == "random forest, 10 trees")
 
-    def other(data: Path, folder: Path) -> tuple[Path, Path, model_time.Samples, model_time.Samples]:
+    def other(data: Path, folder: Path) -> tuple[Path, Path, Samples, Samples]:
         model, _, calibration, rows = subject.prepare(data, folder)
         (folder / "other").mkdir()
         _, original, *_ = model_time._forest(3)(data, folder / "other")
