@@ -622,7 +622,7 @@ def test_keys_that_were_taken_back_after_a_stop_make_room_first() -> None:
     for number in range(41):
         _push(windows, 1.0, key=str(number), now=100.0 + number)
     assert windows.take_evicted() == ["0"]
-    ring = np.zeros(2, np.float32).tobytes()
+    ring = memoryview(np.zeros(2, np.float32).tobytes())
     assert windows.restore([SavedStream("old", ring, 1, 1, 1, 0.0, None)], [], 50.0) == 1
     _push(windows, 1.0, key="new", now=200.0)
     assert windows.take_evicted() == ["old"]

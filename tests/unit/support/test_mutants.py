@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.mutants import changed_lines, mutants_of, mutated, those_in
-from tests.support.mutation_run import ROOT, load_modules
+from tests.support.mutation_run import load_modules
+from tests.support.mutation_try import ROOT
 
 TOY = '''
 """A module."""
