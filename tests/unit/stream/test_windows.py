@@ -606,14 +606,14 @@ def test_the_keys_that_are_kept_are_those_that_spoke_last(max_keys: int) -> None
         spoke[key] = now
         windows.push(np.zeros((1, 1), np.float32), [key], None, now)
         if random.random() < 0.05:
-            before = now - 3 * max_keys
+            before = now - max_keys * int(random.integers(1, 5))
             silent = [key for key in order if spoke[key] < before]
             order = [key for key in order if key not in silent]
             assert sorted(map(str, windows.expire(before))) == sorted(map(str, gone + silent))
         else:
             assert windows.take_evicted() == gone
         assert {key for key, _ in windows.open()} == set(order)
-    assert windows.evicted == evicted > 50
+    assert windows.evicted == evicted > 20
 
 
 def test_keys_that_were_taken_back_after_a_stop_make_room_first() -> None:
