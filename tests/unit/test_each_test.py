@@ -6,6 +6,7 @@ that is seen by breaking the product (`tests/faults/controls`, `make mutants`).
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,15 @@ _RAISING = frozenset({"raises", "warns", "fail"})  # of pytest
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Everything in a file, also within classes and functions."""
+    return list(ast.walk(ast.parse(path.read_text(), str(path))))
+
+
 def functions_of(path: Path) -> Iterator[Function]:
-    """Every function of a file, also those within classes and functions."""
-    tree = ast.parse(path.read_text(), str(path))
-    return (node for node in ast.walk(tree) if isinstance(node, Function))
+    """Every function of a file."""
+    return (node for node in nodes_of(path) if isinstance(node, Function))
 
 
 def called_by(function: Function) -> set[str]:
@@ -75,7 +81,7 @@ def test_no_test_takes_any_error_for_the_one_it_asks_for() -> None:
     found = [
         f"{path.relative_to(TESTS)}:{node.lineno}"
         for path in sorted(TESTS.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr == "raises"
