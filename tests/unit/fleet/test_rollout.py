@@ -16,7 +16,17 @@ from edge_runtime.errors import CommandError, TransientError
 from edge_runtime.fleet.errors import AwayError, BusyError, RefusedError
 from edge_runtime.fleet.inventory import FleetDevice, RolloutTable
 from edge_runtime.fleet.progress import Lines, Silent, shown
-from edge_runtime.fleet.rollout import FailureLimit, Outcome, Result, Runner, Watcher, exit_code, roll_out, waves
+from edge_runtime.fleet.rollout import (
+    RETRY_PAUSES_S,
+    FailureLimit,
+    Outcome,
+    Result,
+    Runner,
+    Watcher,
+    exit_code,
+    roll_out,
+    waves,
+)
 from edge_runtime.fleet.table import duration, folded, render, size_in_words
 
 
@@ -377,3 +387,19 @@ def test_many_names_are_folded() -> None:
     assert folded([f"press-{number:02}" for number in (1, 2, 3, 5, 6)]) == "press-01..03, press-05, press-06"
     assert folded(["a9", "a10", "b"]) == "a9, a10, b"
     assert folded([f"x{number}y" for number in range(20)]).endswith(" and 8 more")
+
+
+def test_devices_that_are_away_are_tried_again_after_5_and_20_seconds() -> None:
+    """By the pauses of the command; what answers in the end is done."""
+    pauses: list[float] = []
+    tries: list[str] = []
+
+    def one(target: FleetDevice, _: Watcher) -> Outcome:
+        tries.append(target.name)
+        return Outcome(target.name, "away" if tries.count(target.name) < 3 else "done")
+
+    table = RolloutTable(canaries=0)
+    runner = Runner(targets("a"), one, table, Silent(), retry=RETRY_PAUSES_S, pause=pauses.append)
+    assert results(runner.run().outcomes) == {"a": "done"}
+    assert pauses == [5.0, 20.0]
+    assert tries == ["a", "a", "a"]
