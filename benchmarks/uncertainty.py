@@ -76,8 +76,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draw:
-    """One way to deal the blocks out: the answers to the rows that calibrate and that check, before and after."""
+    """One way to deal the blocks out: the answers to the rows that calibrate and that check, before and after.
 
+    `blocks` are those of the rows that calibrate.
+    """
+
+    blocks: Rows
     calibration: tuple[Answer, Truth]
     before: tuple[Answer, Truth]
     after: tuple[Answer, Truth]
@@ -206,6 +210,7 @@ def draws(subject: Subject, count: int) -> Iterator[Draw]:
             subject.x[train], subject.y[train].ravel() if subject.is_classification else subject.y[train]
         )
         yield Draw(
+            subject.block[middle],
             (answer(subject.x[middle]), _truth(subject, middle)),
             (answer(subject.x[last]), _truth(subject, last)),
             (answer(changed(subject.x[last])), _truth(subject, last)),
@@ -238,6 +243,33 @@ def coverage_row(subject: Subject, found: list[Draw], coverage: float, peers: An
         f"| {subject.name} | {coverage:g} | {np.mean(before):.3f} ({low:.3f} to {high:.3f}) | {what} | "
         f"{np.mean(after):.3f} ({subject.change[0]}) |{theirs}"
     )
+
+
+def pooled_row(subject: Subject, found: list[Draw], coverage: float) -> str:
+    """What would be held where blocks, and not rows, were taken for exchangeable.
+
+    Each block weighs the same, and one more lies at infinity (Dunn, Wasserman and Ramdas, JASA 118, 2023).
+    """
+    held = []
+    for draw in found:
+        strange, blocks = _strangeness(*draw.calibration), draw.blocks
+        _, places, counts = np.unique(blocks, return_inverse=True, return_counts=True)
+        order = np.argsort(strange)
+        weight = np.cumsum((1 / (counts[places] * (len(counts) + 1)))[order])
+        place = int(np.searchsorted(weight, coverage - 1e-12))
+        limit = strange[order][place] if place < len(order) else np.inf
+        held.append(float((_strangeness(*draw.before) <= limit).mean()))
+    return f"| {subject.name} | {coverage:g} | {np.mean(held):.3f} |"
+
+
+def _strangeness(answer: Answer, truth: Truth) -> NDArray[np.float64]:
+    """How little an answer goes with what is right: a score, or an error."""
+    if truth.label is not None:
+        assert answer.scores is not None
+        return 1.0 - answer.scores[np.arange(len(truth.label)), truth.label].astype(np.float64)
+    assert answer.value is not None
+    assert truth.value is not None
+    return np.asarray(np.abs(answer.value[:, 0] - truth.value[:, 0]), np.float64)
 
 
 def estimate_row(subject: Subject, found: list[Draw], peers: Any) -> str:
@@ -288,13 +320,19 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--peers", metavar="PYTHON")
+    parser.add_argument("--pooled", action="store_true", help="what blocks as the units would hold, too")
+    parser.add_argument("--only", metavar="NAME", help="of the data, such as 'machine temperature'")
     options = parser.parse_args()
-    coverages, estimates = [], []
+    coverages, estimates, pooled = [], [], []
     for make in (occupancy, motions, key_words, temperature):
         subject = make(options.data)
+        if options.only not in (None, subject.name):
+            continue
         found = list(draws(subject, options.draws))
         peers = ask_peers(options.peers, subject, found) if options.peers else None
         coverages += [coverage_row(subject, found, coverage, peers) for coverage in COVERAGES]
+        if options.pooled:
+            pooled += [pooled_row(subject, found, coverage) for coverage in COVERAGES]
         if subject.is_classification:
             estimates.append(estimate_row(subject, found, peers))
         print(f"{subject.name}: {len(subject.x)} rows in {len(np.unique(subject.block))} blocks", file=sys.stderr)
@@ -302,6 +340,9 @@ def main() -> None:
     print(f"| data | asked | held (5 to 95 % of draws) | size | held after the change |{names}")
     print(f"|---|---|---|---|---|{rule}")
     print("\n".join(coverages))
+    if pooled:
+        print("\n| data | asked | held by blocks |\n|---|---|---|")
+        print("\n".join(pooled))
     names = " nannyml |" if options.peers else ""
     print(
         f"\n| data | right | estimated | off by, points | within | mean score |{names}\n|---|---|---|---|---|---|{rule}"
