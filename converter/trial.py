@@ -7,12 +7,14 @@ and the manifest, not onnx.
 import base64
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from edge_runtime.bundle.int8 import set_exact
-from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, Tensor, output_ports, read_manifest
+from edge_runtime.bundle.manifest import INPUT_NAME, METADATA_KEY, SelfTest, Tensor, output_ports, read_manifest
 from edge_runtime.bundle.onnx_file import read_onnx
 
 BATCHES = (1, 2, 7)
@@ -64,21 +66,25 @@ def _tried(session: onnxruntime.InferenceSession, path: str) -> str | None:
             for state in manifest.state:
                 feeds[state.input] = np.zeros((batch, *state.shape), dtype=np.float32)
             for name, found in zip(names, session.run(names, feeds), strict=True):
-                expected = array(golden.outputs[name])[index]
-                every = golden.every.get(name, 1)
-                found = found if every == 1 else found.reshape(len(found), -1)[:, ::every]  # noqa: PLW2901 - the sample
-                if found.shape != expected.shape:
-                    return f"at batch {batch} its {name} has shape {found.shape}, expected {expected.shape}"
-                if found.dtype == np.int64:
-                    wrong = int(np.sum(found != expected)) if exact else 0
-                    if wrong > golden.label_mismatches:
-                        return f"at batch {batch} {wrong} of its {name}s differ from the golden ones"
-                elif not np.isfinite(found).all():
-                    return f"at batch {batch} its {name} is not finite"
-                elif exact and not np.allclose(
-                    found, expected, rtol=golden.rtol, atol=golden.atols.get(name, golden.atol)
-                ):
-                    return f"at batch {batch} its {name} is off by {np.max(np.abs(found - expected)):.3g}"
+                if (fault := _fault(golden, name, found, index, exact=exact)) is not None:
+                    return f"at batch {batch} {fault}"
+    return None
+
+
+def _fault(golden: SelfTest, name: str, found: NDArray[Any], index: NDArray[Any], *, exact: bool) -> str | None:
+    """The fault of one output in a batch of golden rows, or None; `exact` compares the numbers too."""
+    expected = array(golden.outputs[name])[index]
+    every = golden.every.get(name, 1)
+    found = found if every == 1 else found.reshape(len(found), -1)[:, ::every]
+    if found.shape != expected.shape:
+        return f"its {name} has shape {found.shape}, expected {expected.shape}"
+    if found.dtype == np.int64:
+        wrong = int(np.sum(found != expected)) if exact else 0
+        return f"{wrong} of its {name}s differ from the golden ones" if wrong > golden.label_mismatches else None
+    if not np.isfinite(found).all():
+        return f"its {name} is not finite"
+    if exact and not np.allclose(found, expected, rtol=golden.rtol, atol=golden.atols.get(name, golden.atol)):
+        return f"its {name} is off by {np.max(np.abs(found - expected)):.3g}"
     return None
 
 

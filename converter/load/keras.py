@@ -219,26 +219,28 @@ def _links_in(weights: Path, path: Path) -> list[str]:
         CommandError: it is no HDF5.
     """
     h5py = require("h5py", path, "keras")
-    found = []
     try:
         with h5py.File(weights, "r") as file:
-            waiting = [file]
-            seen = set()
-            while waiting:
-                group = waiting.pop()
-                for name in group:
-                    if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-                        found.append(f"a link to another file at {group.name}/{name}")
-                        continue
-                    item = group.get(name)
-                    if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-                        found.append(f"weights in another file at {item.name}")
-                    elif isinstance(item, h5py.Group) and item.id not in seen:
-                        seen.add(item.id)
-                        waiting.append(item)
+            return list(_links_below(h5py, file))
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise CommandError(f"{path}: expected a Keras model, found a damaged, truncated or other file") from error
-    return found
+
+
+def _links_below(h5py: Any, file: Any) -> Iterator[str]:
+    """The links of all groups, each visited once, since groups may contain each other."""
+    waiting, seen = [file], set()
+    while waiting:
+        group = waiting.pop()
+        for name in group:
+            if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+                yield f"a link to another file at {group.name}/{name}"
+                continue
+            item = group.get(name)
+            if isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
+                yield f"weights in another file at {item.name}"
+            elif isinstance(item, h5py.Group) and item.id not in seen:
+                seen.add(item.id)
+                waiting.append(item)
 
 
 def _modern(config: Any) -> Any:

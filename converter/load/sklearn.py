@@ -124,7 +124,6 @@ class SklearnModel(SourceModel):
 
     def __init__(self, estimator: Any, place: str, channels: Sequence[ChannelSpec] = ()) -> None:
         import sklearn  # noqa: PLC0415 - heavy
-        from sklearn.base import is_classifier, is_outlier_detector, is_regressor  # noqa: PLC0415
 
         super().__init__()
         self.version = sklearn.__version__
@@ -150,8 +149,20 @@ class SklearnModel(SourceModel):
         if self._cut is not None:
             self._steps = [*self._steps[:-1], *steps_of(self._final.estimator_)]
             self._final = self._steps[-1]
+        self._windows = bool(getattr(self._steps[0], "takes_windows_", False))
+        self._take_shape(estimator)
+        self._take_task()
+        if self.task == "classification" and self.shape is not None:
+            with contextlib.suppress(ValueError):  # some raise an error for zeros, and get rows of the data later
+                check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
+        self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
+        if self.task == "regression" and self.shape is not None:
+            self.targets = targets_of(lambda x: self._call("predict", x), self.shape, place)
+        self._note_scores()
+
+    def _take_shape(self, estimator: Any) -> None:
+        """The shape of a window, and the rate that its features assume, as far as the first step has them."""
         first = self._steps[0]
-        self._windows = bool(getattr(first, "takes_windows_", False))
         if self._windows:
             self.shape = first.window_shape_
             self.rate_hz = getattr(first, "rate_hz", None)
@@ -161,18 +172,27 @@ class SklearnModel(SourceModel):
             self.shape = (int(first.n_features_in_),)
         elif type(self._final).__name__ == "IsotonicRegression":
             self.shape, self._final.n_features_in_ = (1,), 1
+
+    def _take_task(self) -> None:
+        """Task and classes, from the last step.
+
+        Raises:
+            CommandError: it has no task that a bundle can have.
+        """
+        from sklearn.base import is_classifier, is_outlier_detector, is_regressor  # noqa: PLC0415 - heavy
+
         if is_outlier_detector(self._final):
             self.task, self.threshold = "anomaly", 0.0
         elif is_classifier(self._final) and label_count(self._final):
             self.task, self.targets = "multilabel", label_count(self._final)
-            check_labels(self._final, place)
+            check_labels(self._final, self._place)
             self.classes = names_of(self._final)
         elif is_classifier(self._final):
             self.task = "classification"
             if getattr(self._final, "objective_", None) == "multiclassova" or each_alone(self._final):
                 self.independent = True
                 self.notes.append(INDEPENDENT)
-            self.classes = classes_of(self._final, place)
+            self.classes = classes_of(self._final, self._place)
         elif is_regressor(self._final):
             self.task = "regression"
         elif strangeness(self._final):
@@ -180,15 +200,12 @@ class SklearnModel(SourceModel):
             self.notes.append(f"{type(self._final).__name__}: the anomaly score is {strangeness(self._final)}")
         else:
             raise CommandError(
-                f"{place}: expected a classifier, a regressor or an outlier detector as the last step, "
+                f"{self._place}: expected a classifier, a regressor or an outlier detector as the last step, "
                 f"found {type(self._final).__name__}"
             )
-        if self.task == "classification" and self.shape is not None:
-            with contextlib.suppress(ValueError):  # some raise an error for zeros, and get rows of the data later
-                check_one_label(self._call("predict", np.zeros((2, *self.shape))), self._final, place)
-        self.trees = _forest_of(self._final) is not None or "Tree" in type(self._final).__name__
-        if self.task == "regression" and self.shape is not None:
-            self.targets = targets_of(lambda x: self._call("predict", x), self.shape, place)
+
+    def _note_scores(self) -> None:
+        """Tell the user where scores are no probabilities."""
         if votes_hard(self._final):
             self.notes.append(
                 "VotingClassifier votes hard: the scores are shares of the votes, and are no probabilities"

@@ -1,7 +1,7 @@
-"""What a device file must keep beyond types and plain ranges: related keys, names, topics and files.
+"""Rules of a device file beyond types and ranges: related keys, names, topics and files.
 
-A rule names the keys that it reads. It is judged only where these are right in themselves, so one slip in a file
-gives one message, and a slip in one key never hides what is wrong with another.
+A rule names the keys that it reads. It is checked only where these are valid, so one mistake gives one message, and a
+mistake in one key does not hide another.
 """
 
 import os
@@ -46,11 +46,11 @@ RESERVED_BELOW = ("ota", "shadow", "predict", "answers", "capture", "drift", "tr
 
 
 def rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
-    """Judge every table of these kinds, and of kinds that are made of them, by a function of the table.
+    """Register a function that checks every table of these kinds, and of kinds derived from them.
 
     Args:
         tables: the kinds.
-        keys: those that the rule reads: where one of them is wrong in itself, the rule is not asked.
+        keys: read by the rule; it is not called where one of them is wrong.
     """
 
     def register(rule: Rule) -> Rule:
@@ -63,7 +63,7 @@ def rule(*tables: type, keys: tuple[str, ...]) -> Callable[[Rule], Rule]:
 def broken_rules(
     tables: list[Converted], absent: dict[str, str] | None = None, *, needs_models: bool = True
 ) -> Iterator[Mistake]:
-    """Every rule that the tables of one file break, in the order of the tables.
+    """The mistakes that the rules find in the tables of one file, in the order of the tables.
 
     `absent` takes the files that cannot be read, with their places, where that is no mistake.
     """
@@ -81,7 +81,7 @@ def broken_rules(
 
 
 def _unreadable_files(table: Converted) -> Iterator[tuple[str, str, str]]:
-    """Place, path, and what is wrong with it."""
+    """Place, path, and fault."""
     for field in msgspec.structs.fields(table.value):
         role = path_role(field.type)
         value = getattr(table.value, field.name)
@@ -119,7 +119,7 @@ def unreadable(path: str) -> str | None:
 
 
 def first_line_fault(key: str, path: str, what: str) -> Iterator[Finding]:
-    """A secret that is not the first line of its file."""
+    """Find secrets that are not the first line of their file."""
     try:
         with Path(path).open("rb") as file:
             line = file.read(65_536).split(b"\n", 1)[0].rstrip(b"\r")
@@ -248,7 +248,7 @@ def _whole_file(table: Converted, sources: list[Converted], models: list[Convert
 
 
 def _seen_by_home_assistant(upstream: UpstreamTable, *, many: bool) -> Iterator[Mistake]:
-    """What would leave entities unavailable for good, or let one show the values of another."""
+    """Settings that would make entities permanently unavailable, or show the values of another one."""
     if upstream.status_topic == "":
         yield Mistake("upstream.status_topic", 'expected a topic beside [home_assistant], found "": leave the key out')
     if upstream.retain is False:
@@ -259,9 +259,9 @@ def _seen_by_home_assistant(upstream: UpstreamTable, *, many: bool) -> Iterator[
 
 
 def _overlapping_topics(config: Config, sources: list[Converted]) -> Iterator[Mistake]:
-    """Filters of one connection that catch the same topics, though none covers the other.
+    """Overlapping filters of one connection of which none covers the other.
 
-    Where none does, a broker may send what both catch once or twice, and no message tells which (MQTT 3.1.1, 3.3.5).
+    A broker may then send a message of both once or twice, without a mark (MQTT 3.1.1, 3.3.5).
     """
     known: list[tuple[object, str, str, str]] = []
     index = FilterIndex[int]()  # places in `known`
@@ -277,21 +277,26 @@ def _overlapping_topics(config: Config, sources: list[Converted]) -> Iterator[Mi
                     continue
                 if stands_for(other_filter, topic_filter) or topic_filter == other_filter:
                     continue
-                other_plain = split_share(other_filter)[1]
-                if overlap(plain, other_plain):
-                    whose = "" if name == source.value.name else f" of source {quote(name)}"
-                    remedy = f"name one topic that covers both, such as {quote(common(plain, other_plain))}"
-                    if whose:
-                        remedy = "give this source a connection of its own with `client_id`, or topics that are apart"
-                    elif topic_filter.startswith(SHARE) or other_filter.startswith(SHARE):
-                        remedy = "take one of them out"
-                    yield Mistake(
-                        source.key("topics"),
-                        f"expected topics that do not overlap, found {quote(topic)} and {quote(other)}{whose}, "
-                        f"of which a broker may send a reading twice: {remedy}",
-                    )
+                if not overlap(plain, split_share(other_filter)[1]):
+                    continue
+                whose = "" if name == source.value.name else f" of source {quote(name)}"
+                yield Mistake(
+                    source.key("topics"),
+                    f"expected topics that do not overlap, found {quote(topic)} and {quote(other)}{whose}, "
+                    "of which a broker may send a reading twice: "
+                    f"{_remedy_of_overlap(topic_filter, other_filter, is_one_source=not whose)}",
+                )
             index.add(plain, len(known))
             known.append((broker, source.value.name, topic, topic_filter))
+
+
+def _remedy_of_overlap(one: str, other: str, *, is_one_source: bool) -> str:
+    """What to do about two filters of one connection that overlap."""
+    if not is_one_source:
+        return "give this source a connection of its own with `client_id`, or topics that are apart"
+    if one.startswith(SHARE) or other.startswith(SHARE):
+        return "take one of them out"
+    return f"name one topic that covers both, such as {quote(common(split_share(one)[1], split_share(other)[1]))}"
 
 
 def _published_topics(config: Config, sources: list[Converted], models: list[Converted]) -> Iterator[Mistake]:
@@ -327,7 +332,7 @@ def _published_topics(config: Config, sources: list[Converted], models: list[Con
 
 
 def _may_lie_below(topic: str, above: str) -> bool:
-    """Whether `topic`, with any key in the place of `+`, can stand below `above`."""
+    """Whether `topic`, with any key for `+`, can be below `above`."""
     levels, wanted = topic.split("/"), above.split("/")
     return len(levels) > len(wanted) and all(level in {"+", want} for level, want in zip(levels, wanted, strict=False))
 
@@ -344,5 +349,5 @@ def _unique(tables: list[Converted], key: str, text: str) -> Iterator[Mistake]:
 
 
 def first_repeated(words: Sequence[_Word]) -> _Word | None:
-    """The first word that stands twice among them."""
+    """The first word that occurs twice."""
     return next((word for index, word in enumerate(words) if word in words[:index]), None)

@@ -1,13 +1,13 @@
-"""What the broker keeps of devices, and what they publish on request: one subscription for one device or for all.
+"""The retained documents of devices, and their answers on request: one subscription for one device or for all.
 
-Guarantee: looking at many devices is one connection and three wildcard subscriptions, and ends `HEALTH_S` after the
-question at the latest, or as soon as every device has answered; a link that flaps does not make it longer than
-`CONNECT_S`. Two devices with one id are found by their machine ids. Weak point: an account that may not read by
-wildcard has to be asked for each device, which `look_at` does when the broker refuses.
+Guarantee: many devices take one connection and three wildcard subscriptions. The call ends `HEALTH_S` after the request
+at the latest, or when every device has answered; an unstable link does not extend it beyond `CONNECT_S`. Two devices
+with the same id are detected by their machine ids. Weak point: an account without permission for wildcards needs a
+subscription for each device, which `look_at` makes when the broker refuses.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from edge_runtime.fleet.inventory import FleetBrokerTable, FleetDevice
 from edge_runtime.fleet.listing import Listed
 
 CONNECT_S = 30.0
-KEPT_S = 2.0  # for what the broker keeps of a device, once the subscription is granted
-HEALTH_S = 10.0  # for its health, which it publishes a second after it is asked
+KEPT_S = 2.0  # for the retained documents of a device, after the subscription is granted
+HEALTH_S = 10.0  # for its health, which it publishes a second after the request
 SETTLED_S = 0.3  # without a message, the broker has sent what it retains
 QUIET_S = 4.0  # of nothing at all, where it only decides who goes first
 _TOPICS = ("status", "models", "health")
@@ -29,16 +29,16 @@ _ACCURACY, _DRIFT = "accuracy/", "drift/"
 
 
 class Known(msgspec.Struct):
-    """What is known of a device.
+    """The facts about a device.
 
     Attributes:
         status: the text of its status.
         models: the document of its models.
-        health: its newest health, where it was waited for.
-        machines: the machine ids that health documents came from.
+        health: its newest health, if requested.
+        machines: the machine ids in health documents.
         rollout: the document of its rollout.
-        accuracy: how right each model is, by its name, where that was asked for.
-        drift: the same of how far its input is from its training.
+        accuracy: the accuracy document of each model, by its name, if requested.
+        drift: the drift document of each model, likewise.
     """
 
     status: str | None = None
@@ -50,19 +50,19 @@ class Known(msgspec.Struct):
     drift: dict[str, Any] = {}
 
     def is_enough(self, *, health: bool) -> bool:
-        """Nothing more is waited for."""
+        """Whether all requested documents have arrived."""
         if self.status == "offline":
             return True
         return None not in [self.status, self.models, *([self.health] if health else [])]
 
     @property
     def is_online(self) -> bool:
-        """The broker does not know that it is away."""
+        """Whether the broker does not report it as offline."""
         return self.status != "offline"
 
     @property
     def rank(self) -> int:
-        """Who goes first: devices that have just answered, those that may be there, and those that are away."""
+        """The order of work: devices that have just answered, those that may be online, and those that are offline."""
         return 0 if self.health is not None else 1 if self.is_online else 2
 
     def listing(self) -> list[Listed]:
@@ -97,7 +97,7 @@ class Known(msgspec.Struct):
                 self.machines.add(identity)
 
     def require_single(self, device: str) -> None:
-        """Refuse to touch two devices that answer as one.
+        """Refuse two devices with the same id.
 
         Raises:
             RefusedError: health came from two machines.
@@ -138,14 +138,14 @@ def broker_login(broker: FleetBrokerTable) -> Login:
 def look_at(
     targets: Sequence[FleetDevice], *, health: bool = False, kept: bool = False, accuracy: bool = False
 ) -> dict[str, Known]:
-    """What the broker keeps of devices, and with `health` what they say of themselves, by name.
+    """The retained documents of devices by name, and with `health` their answers to a request for health.
 
-    With `kept` what they last reported of a rollout too; and an account that may not ask for health does without. With
-    `accuracy` how right their models are, and whether their input drifts.
+    With `kept` also their last rollout reports; an account that may not request health gets none. With `accuracy` also
+    the accuracy and drift of their models.
 
     Raises:
         AwayError: the broker cannot be reached.
-        RefusedError: it does not let us listen.
+        RefusedError: it refuses the subscription.
     """
     topics = [*(_TOPICS if health else _TOPICS[:2]), *(["rollout"] if kept else [])]
     topics += [f"{_ACCURACY}+", f"{_DRIFT}+"] if accuracy else []
@@ -186,14 +186,19 @@ def _listen(
                 break
             elif heard.topic == CONNECTED:
                 if health:  # again after each connection: the question may have been lost with the last one
-                    for number, name in enumerate(open_ones):  # the first one shows whether the account may ask
-                        line.publish(f"{name}/ota/ask", b"", qos=1 if number == 0 else 0)
+                    _ask_for_health(line, open_ones)
                 if not is_asked:  # and only once more time, however often the link returns
                     is_asked = True
                     deadline = time.monotonic() + (HEALTH_S if health else KEPT_S)
             else:
                 _note(known, open_ones, heard, health=health)
     return known
+
+
+def _ask_for_health(line: BrokerLine, names: Iterable[str]) -> None:
+    """Ask devices for their health; the acknowledgement of the first one shows whether the account may ask."""
+    for number, name in enumerate(names):
+        line.publish(f"{name}/ota/ask", b"", qos=1 if number == 0 else 0)
 
 
 def _missing(known: Mapping[str, Known]) -> list[str]:

@@ -59,7 +59,31 @@ def render(
     for name, kind, text, key in _TOTALS:
         if key in health:
             page.add(name, kind, text, [({}, health[key])])
-    known: Mapping[str, Any] = health.get("models", {})
+    _add_models(page, health.get("models", {}))
+    page.add(
+        "edge_source_open",
+        "gauge",
+        "Whether readings can come from a source.",
+        [({"source": name}, float(source["open"])) for name, source in health.get("sources", {}).items()],
+    )
+    _add_links(page, health)
+    _add_drift(page, health.get("drift", {}))
+    _add_sinks(page, health.get("sinks", {}))
+    for name, key, text in _REASONS:
+        counts = health.get(key, {})
+        page.add(name, "counter", text, [({"reason": reason}, count) for reason, count in counts.items()])
+    page.add(
+        "edge_http_requests_total",
+        "counter",
+        "Answered requests.",
+        [({"route": route, "status": str(status)}, count) for (route, status), count in sorted(requests.items())],
+    )
+    _add_requests(page, models or {}, waiting or {})
+    return page.text()
+
+
+def _add_models(page: _Page, known: Mapping[str, Any]) -> None:
+    """Version, predictions, latency and accuracy of each model."""
     page.add(
         "edge_model_info",
         "gauge",
@@ -86,32 +110,17 @@ def render(
     for name, kind, text, key in _ACCURACY:
         samples = [({"model": model}, found[key]) for model, found in judged.items() if found[key] is not None]
         page.add(name, kind, text, samples)
-    page.add(
-        "edge_source_open",
-        "gauge",
-        "Whether readings can come from a source.",
-        [({"source": name}, float(source["open"])) for name, source in health.get("sources", {}).items()],
-    )
-    _add_links(page, health)
-    _add_drift(page, health.get("drift", {}))
+
+
+def _add_sinks(page: _Page, sinks: Mapping[str, Any]) -> None:
+    """Faults and losses of each sink, by reason."""
     for name, key, text in _SINK_REASONS:
         samples = [
             ({"sink": sink, "reason": reason}, count)
-            for sink, found in health.get("sinks", {}).items()
+            for sink, found in sinks.items()
             for reason, count in found.get(key, {}).items()
         ]
         page.add(name, "counter", text, samples)
-    for name, key, text in _REASONS:
-        counts = health.get(key, {})
-        page.add(name, "counter", text, [({"reason": reason}, count) for reason, count in counts.items()])
-    page.add(
-        "edge_http_requests_total",
-        "counter",
-        "Answered requests.",
-        [({"route": route, "status": str(status)}, count) for (route, status), count in sorted(requests.items())],
-    )
-    _add_requests(page, models or {}, waiting or {})
-    return page.text()
 
 
 def _add_requests(page: _Page, models: Mapping[str, ModelStats], waiting: Mapping[str, int]) -> None:
