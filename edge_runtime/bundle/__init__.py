@@ -1,1 +1,1 @@
-"""One `.onnx` file: what it says, whether it may be run, and the only caller of onnxruntime."""
+"""One `.onnx` file: its facts, the checks before it runs, and the only caller of onnxruntime."""

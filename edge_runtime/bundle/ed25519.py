@@ -1,9 +1,9 @@
 """Verifies Ed25519 signatures (RFC 8032, section 5.1.7) of files that have not arrived yet.
 
 An OpenSSH signature covers the hash of a file and not the file, so that one can be checked before the file is fetched;
-`ssh-keygen` has no command for that. This is a filter in front of it, never in its place: what passes here is checked
-again by `ssh-keygen -Y verify` once the file is there. Only public values are computed with, so timing tells nothing.
-It takes a few milliseconds on a workstation, some tens on a Pi Zero 2 W.
+`ssh-keygen` has no command for that. This is a filter in front of it and no replacement: `ssh-keygen -Y verify` checks
+a signature that passes again when the file has arrived. Only public values are used, so timing reveals nothing. A check
+takes a few milliseconds on a workstation, some tens on a Pi Zero 2 W.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Whether a loaded model gives its golden answers here: checked in the self-test's child, and before a daemon starts.
+"""Compare a loaded model with its golden answers: in the self-test's child, and before a daemon starts.
 
-The manifest carries inputs, the outputs of the converter's machine, and how far another processor may be off. Inputs of
-whole numbers (a frame of int8, say) stand there in their own type, a quarter of the bytes.
+The manifest holds inputs, the outputs of the converter's machine, and the tolerance for other processors. Inputs of
+whole numbers (such as a frame of int8) are stored in their own type, in a quarter of the bytes.
 """
 
 import base64
@@ -15,14 +15,14 @@ from edge_runtime.bundle.model import Model
 from edge_runtime.errors import BundleError
 from edge_runtime.readings import Floats
 
-_MISSING_SHARE = 20  # one golden detection of so many may be missing on another processor
+_MISSING_SHARE = 20  # on another processor, one of so many golden detections may be missing
 
 
 def check_golden(model: Model) -> None:
     """Run the golden vectors; a bundle without any passes.
 
     Raises:
-        BundleError: an answer is not what it should be.
+        BundleError: an answer differs.
         ModelError: the model cannot even run.
     """
     golden = model.manifest.selftest
@@ -44,7 +44,7 @@ def golden_windows(golden: SelfTest) -> Floats:
 
 
 def sampled(found: Any, every: int) -> Any:
-    """Of each row one number of so many; all of it, in its shape, for 1."""
+    """The sample of each row: one number of so many; for 1 the whole row in its shape."""
     return found if every == 1 else found.reshape(len(found), -1)[:, ::every]
 
 
@@ -55,7 +55,7 @@ def read_tensor(tensor: Tensor) -> Any:
 
 
 def _compare_detections(expected: dict[str, Any], found: dict[str, Any], golden: SelfTest) -> None:
-    """Every golden detection is found again, in whatever order; few may be missing, which lie at a threshold."""
+    """Every golden detection must be found, in any order; a few at a threshold may be missing."""
     close = partial(_is_close, golden=golden)
     missing = total = 0
     for row, labels in enumerate(expected["label"]):

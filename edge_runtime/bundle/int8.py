@@ -1,10 +1,10 @@
-"""int8 products computed exactly on every processor: what a graph needs for that, and what a session is to be set to.
+"""Exact int8 products on every processor: the facts of a graph that this needs, and the settings of a session.
 
 x86 processors without VNNI multiply uint8 by int8 with an instruction that saturates at 16 bits (VPMADDUBSW), so that
-large sums come out too small there and nowhere else. onnxruntime's session entry `session.x64quantprecision` makes its
-int8 weights uint8 on such processors, and has no effect on others. Since it names what it makes after what it is made
-of, it fails where two products share an int8 constant, and where a constant has no zero point older releases crash.
-`int8_of` finds that out from the bytes of a file, for graphs that have int8 operators at all.
+large sums are too small there. onnxruntime's session entry `session.x64quantprecision` turns int8 weights into uint8 on
+such processors, and has no effect on others. It derives new names from the old ones: it fails where two products share
+an int8 constant, and older releases crash where a constant has no zero point. `int8_of` detects both from the bytes of
+a file, for graphs with int8 operators.
 
 Weak point: a file whose constants are shared (written by a release before this one, or by other tools) runs unfused on
 such a processor, exactly but slower; where its int8 products are operators of their own (dynamic int8), they saturate
@@ -38,11 +38,11 @@ class _Node(NamedTuple):
 
 
 def int8_of(data: bytes, operators: Any) -> Int8:
-    """What the int8 constants of a model are like.
+    """The state of a model's int8 constants.
 
     Args:
         data: the bytes of a sound ONNX file (`onnx_file.py` has read it).
-        operators: the names of all its operators; where none is of int8, the bytes are not looked at.
+        operators: the names of all its operators; without an int8 operator the bytes are not read.
     """
     if not has_int8(operators):
         return "none"
@@ -135,7 +135,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 @cache
 def saturates() -> bool:
-    """Whether this processor multiplies int8 with saturation: x86 without VNNI, or x86 that says nothing."""
+    """Whether this processor multiplies int8 with saturation: x86 without VNNI, or with unknown flags."""
     if platform.machine() not in _X86:
         return False
     try:
@@ -152,7 +152,7 @@ def set_exact(settings: Any, int8: Int8, *, saturating: bool | None = None) -> N
     Args:
         settings: onnxruntime's `SessionOptions`.
         int8: of the model.
-        saturating: whether the processor is one that saturates; by default asked.
+        saturating: whether the processor saturates; detected by default.
     """
     if int8 == "apart":
         settings.add_session_config_entry(*EXACT_ENTRY)

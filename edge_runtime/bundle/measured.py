@@ -1,7 +1,7 @@
-"""What a bundle cost on a device: measured by its self-test, kept beside it in `NAME.measured.json`.
+"""Time and memory of a bundle on a device: measured by its self-test, kept beside it in `NAME.measured.json`.
 
-The figures stay out of the bundle itself, because equal inputs give byte-equal bundles. A sidecar names the digest of
-the file that it speaks of, so that figures of another file are never shown as this one's.
+The figures are not in the bundle, because equal inputs give byte-equal bundles. A sidecar names the digest of its file,
+so that figures of another file are never shown.
 """
 
 import math
@@ -16,7 +16,7 @@ _MOST_BYTES = 64 * 1024
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What the self-test saw on one device."""
+    """The measurements of the self-test on one device."""
 
     name: str
     version: str
@@ -37,19 +37,19 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 def sidecar_of(bundle: Path) -> Path:
-    """Where the figures of a bundle are kept."""
+    """The path of a bundle's figures."""
     return bundle.with_suffix(".measured.json")
 
 
 def write_measured(bundle: Path, measured: Measured) -> Path:
-    """Keep the figures beside the bundle, whole or not at all, and return that path."""
+    """Write the figures beside the bundle atomically; return their path."""
     sidecar = sidecar_of(bundle)
     replace_file(sidecar, msgspec.json.format(msgspec.json.encode(measured), indent=2) + b"\n")
     return sidecar
 
 
 def read_measured(bundle: Path, digest: str) -> Measured | None:
-    """The figures of a bundle; None where there are none, or those of another file, or a damaged sidecar.
+    """The figures of a bundle; None where they are missing, damaged, or those of another file.
 
     Args:
         bundle: the file.

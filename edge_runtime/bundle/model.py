@@ -1,11 +1,11 @@
 """Windows -> scores: the only caller of onnxruntime, for the stream, on demand and in batch alike.
 
-Guarantee: the scores of a window are the same bits whichever way it comes in and whatever stands beside it in the
-batch. A model whose kernels change the last bits with the batch size (`batch_invariant` false in its manifest) is
-therefore run one window at a time, and so is one whose batch axis could not be made free.
+Guarantee: the scores of a window are the same bits for every way in and every batch. Therefore a model whose kernels
+change the last bits with the batch size (`batch_invariant` false in its manifest) runs one window at a time, and so
+does one with a fixed batch axis.
 
-onnxruntime is set up for a small device: one thread, no spinning, no arena, nothing but the CPU. int8 products are
-computed exactly on every processor (`int8.py`).
+onnxruntime is configured for a small device: one thread, no spinning, no arena, CPU only. int8 products are exact on
+every processor (`int8.py`).
 """
 
 import hashlib
@@ -27,17 +27,17 @@ from edge_runtime.system.log import fields, get_logger
 
 _ONNX_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _NO_STATES: dict[str, Floats] = {}
-GRAPH_LEVEL = "ORT_ENABLE_ALL"  # the one option that decides what onnxruntime makes of a graph (`optimised_copy.py`)
+GRAPH_LEVEL = "ORT_ENABLE_ALL"  # the one option that decides how onnxruntime optimises a graph (`optimised_copy.py`)
 _log = get_logger("model")
-FEW_NUMBERS = 16  # up to so many a look at each is cheaper than numpy's calls
+FEW_NUMBERS = 16  # up to so many numbers, a Python loop is cheaper than numpy's calls
 
 
 class ModelError(EdgeError):
-    """The model failed on these windows. It is not tried again with the same input."""
+    """The model failed on these windows; the same input is not tried again."""
 
 
 class ModelOptions(msgspec.Struct, frozen=True):
-    """How onnxruntime is to run a model.
+    """The settings of onnxruntime for a model.
 
     Attributes:
         threads: intra-op threads; 1 leaves the other cores to the rest of the device.
@@ -51,7 +51,7 @@ class ModelOptions(msgspec.Struct, frozen=True):
 
 
 class Scores(msgspec.Struct, eq=False):
-    """What a model says about n windows; which fields are set depends on the task.
+    """A model's answers to n windows; the task decides which fields are set.
 
     Attributes:
         label: classification, int64 `[n]`, an index into the manifest's labels.
@@ -78,18 +78,18 @@ class Scores(msgspec.Struct, eq=False):
         return self.tensors is not None
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What is set, by name."""
+        """The set fields, by name."""
         if self.tensors is not None:
             return self.tensors
         return {name: found for name in _FIELDS if (found := getattr(self, name)) is not None}
 
     def rows(self, which: slice | list[int]) -> "Scores":
-        """Those of some of the windows."""
+        """The answers to some of the windows."""
         return Scores.of({name: found[which] for name, found in self.arrays().items()}, named=self.is_named)
 
     @staticmethod
     def joined(parts: Sequence["Scores"]) -> "Scores":
-        """Those of windows that follow one another."""
+        """Join the answers to consecutive windows."""
         arrays = [part.arrays() for part in parts]
         joined = {name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]}
         return Scores.of(joined, named=parts[0].is_named)
@@ -118,7 +118,7 @@ MOST_ANSWER_BYTES = 1 << 24  # of one call; a detector's 84 x 8400 takes 3 MB a 
 
 
 def row_bytes(manifest: Manifest) -> int:
-    """The bytes of one window, or of the answer to it, whichever is more."""
+    """The bytes of one window or of its answer, the larger of the two."""
     sizes = [math.prod(port.shape) * 4 for port in output_ports(manifest).values()]
     return max(4 * math.prod(manifest.input.tensor_shape), sum(sizes), 1)
 
@@ -159,23 +159,23 @@ class Model:
 
         Args:
             windows: float32, C-contiguous.
-            carries: for a recurrent model the carry of each window's stream, in order of time: the state is read
-                from there and left there. None starts every window from the zero state.
+            carries: for a recurrent model the carry of each window's stream, in order of time: holds the state before
+                and after the window. None starts every window from the zero state.
 
         Raises:
-            ModelError: onnxruntime failed, or answered with something else than the manifest says.
+            ModelError: onnxruntime failed, or its answer does not match the manifest.
         """
         try:
             return self._run(windows, carries)
         except ModelError:
             raise
-        except Exception as error:  # whatever a strange model makes of numpy: its caller knows one kind of failure
+        except Exception as error:  # an unusual model can raise any exception of numpy; callers handle one kind
             raise ModelError(f"{self.manifest.name}: {type(error).__name__}: {_first_line(error)}") from error
 
     def run_borrowed(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
         """As `run`, but the arrays are overwritten by the next call: for callers that do not keep them.
 
-        One window, the usual case of a device that is not busy, goes through buffers that onnxruntime knows already.
+        A single window, the usual case on a device that is not busy, goes through bound buffers.
         """
         single = self._single
         if single is None or windows.shape != single.shape:
@@ -186,7 +186,7 @@ class Model:
             raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
 
     def run_recorded(self, windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
-        """As `run`, for many windows of a recording: where each is run alone, through buffers that are bound once.
+        """As `run`, for many windows of a recording; single windows go through buffers that are bound once.
 
         Raises:
             ModelError: see `run`.
@@ -219,7 +219,7 @@ class Model:
             raise ModelError(f"{self.manifest.name}: {_first_line(error)}") from error
 
     def _run_recurrent(self, windows: Floats, carries: Sequence[Carry] | None) -> list[list[Any]]:
-        """One call a round: a round holds at most one window of each stream, so that states follow one another."""
+        """One call for each round, which holds at most one window of each stream, so that states stay in order."""
         if carries is None:
             carries = [Carry() for _ in range(len(windows))]
         before = [carry.parts for carry in carries]
@@ -227,7 +227,7 @@ class Model:
             return self._run_rounds(windows, carries)
         except ModelError:
             for carry, parts in zip(carries, before, strict=True):
-                carry.parts = parts  # as if nothing had been run: the caller may try the windows one by one
+                carry.parts = parts  # the states before the call, so that the caller may try the windows one by one
             raise
 
     def _run_rounds(self, windows: Floats, carries: Sequence[Carry]) -> list[list[Any]]:
@@ -262,7 +262,7 @@ class Model:
 
 
 class _Single:
-    """One window through buffers that were bound once: nothing is allocated, looked up or checked by name.
+    """One window through buffers that were bound once, without allocations and lookups by name.
 
     When a paced device wakes up its caches are cold, and the shorter way saves a quarter of a call; of a recurrent
     model, whose states are looked up by name too, it saves half.
@@ -336,10 +336,10 @@ def _bytes_of(array: NDArray[Any]) -> memoryview:
 
 
 def _bound_call(session: Any, binding: Any) -> Callable[[], object]:
-    """Runs a session over what is bound.
+    """Run a session over bound buffers.
 
-    onnxruntime's own wrapper asks about GPU graphs first, and has new run options made for each call: together a
-    quarter of a cold one. Where onnxruntime looks different inside, its wrapper is called.
+    onnxruntime's own wrapper checks for GPU graphs first, and creates run options for each call: together a quarter of
+    a cold call. With another internal structure of onnxruntime, its wrapper is called.
     """
     import onnxruntime  # noqa: PLC0415 - see `_open_session`
 
@@ -421,7 +421,7 @@ def make_session(model: bytes | str, settings: Any, place: str) -> Any:
         session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise BundleError(f"{place}: onnxruntime {onnxruntime.__version__} refuses it: {_first_line(error)}") from error
-    # It keeps the bytes of the whole file, to be made anew for other hardware, which never happens here.
+    # It keeps the bytes of the whole file to recreate itself for other hardware, which never happens here.
     session._model_bytes = None  # noqa: SLF001 - where another release calls it otherwise, memory is all that is lost
     return session
 

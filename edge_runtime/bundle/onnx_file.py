@@ -1,10 +1,10 @@
-"""What can be known of an ONNX file without running it: `read_onnx` turns its bytes into `OnnxFacts`, or refuses it.
+"""The facts of an ONNX file without running it: `read_onnx` turns its bytes into `OnnxFacts`, or refuses them.
 
-This is the first code that touches a file that may come from anywhere, so it is plain Python that reads the
-protobuf wire form by itself: no native parser, no recursion, every length checked against the bytes that are there,
-and every count bounded by `Limits`. It knows only the fields that decide whether the file is safe to load, and is
-stricter than onnxruntime where two readers could understand a file differently: a field given twice, a wrong wire
-type. It proves nothing about what the operators compute: that is for the self-test in a child process.
+This code is the first to read a file of unknown origin. It is plain Python that parses the protobuf wire format: no
+native parser, no recursion, every length is checked against the available bytes, and every count is bounded by
+`Limits`. It reads only the fields that decide whether the file is safe to load, and is stricter than onnxruntime where
+two readers could understand a file differently (a field given twice, a wrong wire type). It does not check what the
+operators compute: the self-test in a child process does that.
 
 Field numbers are those of `onnx/onnx.proto` (IR version 14); each message below names its own.
 
@@ -31,7 +31,7 @@ _TENSOR_TYPE, _TENSOR_STRINGS, _TENSOR_NAME, _TENSOR_RAW, _TENSOR_LOCATION = 2, 
 _TENSOR_FLOATS, _TENSOR_INT32S, _TENSOR_INT64S, _TENSOR_DOUBLES, _TENSOR_UINT64S = 4, 5, 7, 10, 11
 _LOCATION_EXTERNAL = 1
 
-# Which typed field holds the values where `raw_data` does not, and how many of its entries make one element.
+# The typed field that holds values without `raw_data`, and its entries for each element.
 _FLOAT_FIELD, _DOUBLE_FIELD = {1: 1, 14: 2}, {11: 1, 15: 2}
 _INT32_FIELD = frozenset({2, 3, 4, 5, 6, 9, 10, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26})
 _UINT64_FIELD = frozenset({12, 13})
@@ -58,9 +58,9 @@ _RUN = re.compile(
 )
 _CONTINUED = bytes(range(0x80, 0x100))
 _MAX_DIM = 2**31 - 1
-_WHOLE = "the model"  # as messages call the outermost message: when that is too short, the file was cut off
+_WHOLE = "the model"  # the name of the outermost message: if that is too short, the file was truncated
 
-# First bytes of what people mistake for a bundle.
+# First bytes of files that are often mistaken for a bundle.
 _FOREIGN = (
     (b"version https://git-lfs", "a Git LFS pointer: fetch the file itself (git lfs pull)"),
     (b"PK\x03\x04", "a zip archive (a skops, npz or Keras file?): convert it with edge-convert build"),
@@ -73,7 +73,7 @@ _FOREIGN = (
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """How much of a model is too much. The defaults leave room for any model that a small device can run."""
+    """Limits of a model. The defaults allow every model that a small device can run."""
 
     max_bytes: int = 256 * 1024 * 1024
     max_manifest_bytes: int = 16 * 1024 * 1024
@@ -91,7 +91,7 @@ Dims = tuple[int | str | None, ...] | None
 
 
 class ValueInfo(msgspec.Struct, frozen=True):
-    """An input or output of the graph; a dimension is a number, a symbol, or None where nothing is said."""
+    """An input or output of the graph; a dimension is a number, a symbol, or None where it is not given."""
 
     name: str
     type: int
@@ -106,7 +106,7 @@ class ValueInfo(msgspec.Struct, frozen=True):
 
 
 class OnnxFacts(msgspec.Struct):
-    """What the file says of itself. `operators` counts nodes by (domain, op_type), subgraphs included."""
+    """The facts of a file. `operators` counts nodes by (domain, op_type), subgraphs included."""
 
     ir_version: int = 0
     opsets: dict[str, int] = msgspec.field(default_factory=dict)
@@ -127,11 +127,11 @@ def read_onnx(data: bytes, place: str, limits: Limits = DEFAULT_LIMITS) -> OnnxF
     Args:
         data: the whole file.
         place: its name, for messages.
-        limits: what is too much.
+        limits: of its counts and sizes.
 
     Raises:
-        BundleError: it is no ONNX file, or truncated, damaged, over a limit, or built in a way that we do not load:
-            external data, local functions, sparse tensors, training graphs.
+        BundleError: it is no ONNX file, is truncated, damaged or over a limit, or has an unsupported part: external
+            data, local functions, sparse tensors, training graphs.
     """
     if not data:
         raise BundleError(f"{place}: expected an ONNX file, found an empty one: copy it again")

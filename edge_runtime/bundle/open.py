@@ -1,11 +1,10 @@
-"""Open a bundle: from a path to a `Bundle` that is safe to hand to onnxruntime, or one line that says why not.
+"""Open a bundle: from a path to a `Bundle` that is safe to load in onnxruntime, or one line with the reason.
 
 Signature first (`signature.py`, where the caller wants one), then this: size and kind of file, structure
 (`onnx_file.py`), operators (`operators.py`), manifest (`manifest.py`), and that the two agree on the normal form. No
-session is created here and onnxruntime is not imported. Not guaranteed: that the model ends, stays within
-the memory, or answers well; that is the self-test's part (`selftest.py`). The file is read once, but onnxruntime opens
-it again by its path: a process that can write there can swap it in between, so an untrusted folder is no place for a
-bundle.
+session is created here and onnxruntime is not imported. Not guaranteed: that the model ends, stays within the memory,
+or answers well; that is the self-test's part (`selftest.py`). The file is read once, but onnxruntime opens it again by
+its path: a process that can write there can replace it in between, so a bundle must not lie in an untrusted folder.
 """
 
 import errno
@@ -33,7 +32,7 @@ from edge_runtime.bundle.onnx_file import (
 from edge_runtime.bundle.operators import is_allowed
 from edge_runtime.errors import BundleError
 
-# What onnxruntime 1.32 was seen to load. An older runtime takes less, and the manifest's `requires` says so.
+# The limits of onnxruntime 1.32. An older runtime supports less; the manifest's `requires` states the oldest.
 OPSETS = range(7, 29)
 OPSETS_ML = range(1, 6)
 IR_VERSIONS = range(3, 15)
@@ -63,7 +62,7 @@ def open_bundle(path: Path, *, limits: Limits = DEFAULT_LIMITS, digest: str | No
 
     Args:
         path: the `.onnx` file.
-        limits: what is too much.
+        limits: of its counts and sizes.
         digest: its SHA-256, where it was checked before; another file is not parsed.
 
     Raises:
@@ -76,7 +75,7 @@ def open_bundle(path: Path, *, limits: Limits = DEFAULT_LIMITS, digest: str | No
 
 
 def check_bundle(path: Path, data: bytes, *, place: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Bundle:
-    """As `open_bundle`, for bytes that are already here; `place` names them in messages, by default the path."""
+    """As `open_bundle`, for bytes in memory; `place` names them in messages, by default the path."""
     try:
         return _check(path, data, place or str(path), limits)
     except BundleError as error:
@@ -101,7 +100,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     """The bytes of a regular file of at most `max_bytes`; a FIFO or a device is refused and never waited for.
 
     Raises:
-        BundleError: it is not there, not readable, not a regular file, empty or too large.
+        BundleError: it is missing, not readable, not a regular file, empty or too large.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -131,12 +130,12 @@ def _read_regular(handle: int, path: Path, max_bytes: int) -> bytes:
         raise BundleError(
             f"{path}: expected at most {max_bytes} bytes, found {found.st_size}: quantise or simplify the model"
         )
-    with open(handle, "rb", closefd=False) as file:  # what was looked at is what is read
+    with open(handle, "rb", closefd=False) as file:  # the opened file is the one that was checked
         return file.read(max_bytes + 1)
 
 
 def version_key(version: str) -> tuple[int, int, int, int, tuple[tuple[int, int, str], ...]] | None:
-    """The precedence of a semantic version (clause 11), for comparison; None when it is none.
+    """The precedence of a semantic version (clause 11), for comparison; None for other texts.
 
     A release comes after its pre-releases; numeric identifiers come before words; build metadata does not count.
     """
@@ -257,7 +256,7 @@ def _check_normal_form(manifest: Manifest, facts: OnnxFacts, place: str) -> None
 
 
 class _Port(msgspec.Struct, frozen=True):
-    """What the normal form wants of one input or output; `shape` is without the batch axis."""
+    """The normal form's requirement for one input or output; `shape` excludes the batch axis."""
 
     type: int
     shape: tuple[int, ...]
@@ -269,7 +268,7 @@ class _Port(msgspec.Struct, frozen=True):
 def _compare(
     kind: str, wanted: dict[str, _Port], found: tuple[ValueInfo, ...], batch_free: bool | None, *, place: str
 ) -> None:
-    """Hold the graph's inputs or outputs against the manifest.
+    """Compare the graph's inputs or outputs with the manifest.
 
     An input states its whole shape. Of an output, converters often know the rank at best, so only what is
     stated is compared (`batch_free` is None); the self-test sees the rest.
@@ -305,7 +304,7 @@ def _compare(
 
 
 def _check_golden(manifest: Manifest, place: str) -> None:
-    """The golden tensors are as long as their shapes say, and belong to this model."""
+    """Check that the golden tensors have the length of their shapes, and belong to this model."""
     golden = manifest.selftest
     if golden is None:
         return
@@ -319,7 +318,7 @@ def _check_golden(manifest: Manifest, place: str) -> None:
         )
     if not golden.outputs:
         raise BundleError(f"{place}: manifest: selftest.outputs: expected golden outputs, found none")
-    kind = manifest.input.dtype  # the golden inputs may stand in the type of a frame
+    kind = manifest.input.dtype  # golden inputs may have the type of a frame
     allowed = kind if golden.input.dtype == kind and kind in _ITEM_BYTES else "float32"
     _check_tensor(golden.input, allowed, "selftest.input", place)
     for name, tensor in golden.outputs.items():

@@ -1,9 +1,9 @@
-"""Which ONNX operators a bundle may use: an allow-list, since onnxruntime has none.
+"""The ONNX operators that a bundle may use: an allow-list, since onnxruntime has none.
 
-The list is every operator of the standard domains `ai.onnx` (to opset 28) and `ai.onnx.ml` (to 5), less those that
-have no place in a bundle, and three of onnxruntime's own. A test compares it with the installed `onnx`, so a new
-release of the standard needs a decision. Being on the list says that an operator is meant for use, not that it
-is harmless with every attribute: the self-test in a child process finds out.
+The list is every operator of the standard domains `ai.onnx` (to opset 28) and `ai.onnx.ml` (to 5), less those that have
+no place in a bundle, and three of onnxruntime's own. A test compares it with the installed `onnx`, so a new release of
+the standard needs a decision. A listed operator is allowed, but may still fail with some attributes: the self-test in a
+child process detects that.
 """
 
 # Left out on purpose: they draw random numbers, so that no golden vector and no two devices agree; they work on text or

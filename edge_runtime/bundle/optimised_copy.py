@@ -1,9 +1,9 @@
-"""The optimised copy of a bundle, `BUNDLE.optimised` beside it: what onnxruntime makes of the graph at every start.
+"""The optimised copy of a bundle, `BUNDLE.optimised` beside it: the graph as onnxruntime optimises it at every start.
 
-`load_model` is how the daemon gets a model: from the copy where there is a good one, else from the bundle. The copy is
-an ONNX file, which ends with one more metadata entry, its seal: a digest of all that decides what onnxruntime makes of
-a graph (bundle, release of onnxruntime, processor, options), and a checksum of the bytes before. It is read in pieces,
-and by onnxruntime itself once it was found good, so that it never stands in memory as a whole.
+`load_model` loads the daemon's models: from a valid copy, else from the bundle. The copy is an ONNX file whose last
+metadata entry is its seal: a digest of everything that decides the optimisation (bundle, release of onnxruntime,
+processor, options), and a checksum of the bytes before. It is verified in pieces and then read by onnxruntime itself,
+so it is never in memory as a whole.
 
 Guarantee: the bundle has been read and checked in full before its copy is looked at. A copy that is torn, damaged, made
 for another bundle, release, processor or with other options, or that others can write to, is not loaded; one that does
@@ -41,7 +41,7 @@ from edge_runtime.system.log import fields, get_logger
 
 SUFFIX = ".optimised"
 FORMAT = 1  # of the seal, and of how copies are made
-MAX_BYTES = 2 * DEFAULT_LIMITS.max_bytes  # constants that were folded take room
+MAX_BYTES = 2 * DEFAULT_LIMITS.max_bytes  # folded constants take space
 # From which on `auto` keeps a copy. Measured, docs/performance.md: 25 to 50 µs a node, 1 ms for each MiB and 2 of a
 # convolution's weights; at these bounds that is a twentieth of a start.
 MANY_NODES = 200
@@ -58,16 +58,16 @@ _log = get_logger("optimised")
 
 
 def load_model(bundle: Bundle, options: ModelOptions, keep: KeepOptimised) -> Model:
-    """The model of a bundle, which has given its golden answers; from its optimised copy where it has a good one.
+    """The model of a bundle after its golden answers; from its optimised copy if that is valid.
 
     Args:
         bundle: the bundle, opened.
         options: how to run it.
-        keep: what `chosen` says.
+        keep: the value of `chosen`.
 
     Raises:
         BundleError: the bundle does not load, or gives other answers.
-        ModelError: it cannot even run.
+        ModelError: it cannot run.
     """
     if wants_copy(bundle, keep):
         with open_copy(bundle) as copy:
@@ -92,33 +92,33 @@ def _try_copy(bundle: Bundle, options: ModelOptions, copy: str) -> Model | None:
 
 
 def chosen(config: ModelTable, store: StoreTable) -> KeepOptimised:
-    """What a device file wants for one of its models: nothing unsigned where signatures are asked for, by itself."""
+    """The setting for one model of a device file; `auto` keeps no unsigned copy where signatures are required."""
     keep = config.keep_optimised or store.keep_optimised
     return "never" if keep == "auto" and store.allowed_signers is not None else keep
 
 
 def wants_copy(bundle: Bundle, keep: KeepOptimised) -> bool:
-    """Whether a copy is to be kept; `auto` does so where it gains something."""
+    """Whether to keep a copy; `auto` keeps one where the start gets faster."""
     if keep != "auto":
         return keep == "always"
     return bundle.facts.nodes >= MANY_NODES or bundle.size >= MANY_BYTES
 
 
 def is_settled(model: Model, keep: KeepOptimised) -> bool:
-    """Whether there is nothing to do for a copy: it is in use, or there is none and should be none."""
+    """Whether nothing is to do for a copy: it is in use, or there is none and should be none."""
     return model.is_optimised or not (wants_copy(model.bundle, keep) or copy_path(model.bundle.path).exists())
 
 
 def copy_path(bundle: Path) -> Path:
-    """Where the copy of a bundle is."""
+    """The path of a bundle's copy."""
     return bundle.with_name(bundle.name + SUFFIX)
 
 
 @contextmanager
 def open_copy(bundle: Bundle) -> Iterator[str | None]:
-    """A path of a bundle's copy, fit to be loaded within the block: that of the open file, whatever its name becomes.
+    """A path of a bundle's copy, valid within the block: that of the open file, even if it is renamed.
 
-    None where there is no copy, or something else in its place, about which the log has a line then.
+    None without a valid copy; the log has a line about an invalid one.
     """
     handle = -1
     try:
@@ -148,12 +148,12 @@ def path_of(handle: int) -> str:
 
 
 def seal_of(bundle: Bundle, model: bytes) -> bytes:
-    """What makes an optimised model a copy: one more of its metadata entries, to be put at its end."""
+    """The seal of a copy: a metadata entry to append to the optimised model."""
     return _entry(key_of(bundle), f"{zlib.crc32(model):08x}")
 
 
 def check_seal(bundle: Bundle, handle: int) -> None:
-    """Make sure that an open file is a whole copy of this bundle, made by this onnxruntime for this processor.
+    """Check that an open file is a complete copy of this bundle, made by this onnxruntime for this processor.
 
     Raises:
         _UnfitError: it is not.
@@ -178,7 +178,7 @@ def check_seal(bundle: Bundle, handle: int) -> None:
 
 
 def has_seal(path: Path) -> bool:
-    """Whether a file ends like a copy, of whatever bundle.
+    """Whether a file ends with a seal, of any bundle.
 
     Raises:
         OSError: it cannot be read.
@@ -189,7 +189,7 @@ def has_seal(path: Path) -> bool:
 
 
 def key_of(bundle: Bundle) -> str:
-    """A digest of everything that decides what onnxruntime makes of a graph."""
+    """A digest of everything that decides how onnxruntime optimises a graph."""
     parts: tuple[object, ...] = (FORMAT, bundle.digest, installed_onnxruntime(), GRAPH_LEVEL, processor())
     if bundle.facts.int8 != "none":
         parts += EXACT_ENTRY
@@ -198,7 +198,7 @@ def key_of(bundle: Bundle) -> str:
 
 @cache
 def processor() -> str:
-    """The kind of this machine's processors and what they can do: onnxruntime lays weights out by that."""
+    """Kind and features of this machine's processors: onnxruntime arranges weights by them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -212,7 +212,7 @@ class _UnfitError(Exception):
 
 
 class _StaleError(_UnfitError):
-    """A sound copy of something else."""
+    """A valid copy of another bundle or for another machine."""
 
 
 def _require_private(found: os.stat_result, bundle: Path) -> None:

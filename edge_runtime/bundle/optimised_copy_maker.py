@@ -1,11 +1,11 @@
-"""Makes optimised copies (`optimised_copy.py`) while the daemon runs: each in a process of lowest priority.
+"""Makes optimised copies (`optimised_copy.py`) while the daemon runs, each in a process of lowest priority.
 
-Guarantee: neither the loop nor the first prediction waits for a copy, and no failure of it reaches the daemon: a full
-or read-only disk, a crash of onnxruntime or want of memory is one line in the log, and the next start comes from the
-bundle as this one did. The process is fresh and no fork, with limits as in the self-test; it is the first that the
-kernel ends when memory runs out. What it makes stays in its memory until the copy has given the golden answers and the
-same bits as the bundle. Then one durable rename puts it beside the bundle, once for each bundle, release of
-onnxruntime and processor. While one process makes the copy of a bundle, another leaves it alone.
+Guarantee: neither the loop nor the first prediction waits for a copy, and no failure affects the daemon: a full or
+read-only disk, a crash of onnxruntime or too little memory is one line in the log, and the next start loads the bundle
+itself. The process is fresh and no fork, with limits as in the self-test; it is the first that the kernel ends when
+memory runs out. What it makes stays in its memory until the copy has given the golden answers and the same bits as the
+bundle. Then one durable rename puts it beside the bundle, once for each bundle, release of onnxruntime and processor.
+While one process makes the copy of a bundle, another leaves it alone.
 
 A bundle that is to have no copy (too small to gain, `never`, signatures asked for) loses the one that it has.
 
@@ -41,11 +41,11 @@ from edge_runtime.system.durable import replace_file
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
-WAIT_S = 3.0  # after a start or an exchange: the first readings go first
+WAIT_S = 3.0  # after a start or an exchange, so that the first readings have priority
 MAKE_S = 600.0
 MODEL_BYTES = 1024 * MIB  # that it may map beyond the runtime itself and sixteen times the file
 EXIT_KEPT, EXIT_FAILED, EXIT_BUSY = 0, 1, 3
-REMOVED, NOT_WRITABLE = -1, -2  # outcomes without a process
+REMOVED, NOT_WRITABLE = -1, -2  # results without a process
 _SPARE_BYTES = 1 * MIB
 _MAX_WHY = 500
 
@@ -61,10 +61,10 @@ class CopyOutcome(NamedTuple):
 
 
 class Copies:
-    """Sees to the copies of the bundles that a daemon runs.
+    """Manages the copies of a daemon's bundles.
 
     Args:
-        loop: the event loop, which none of it holds up.
+        loop: the event loop, which is never blocked.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -75,14 +75,14 @@ class Copies:
         self._stopped = False
 
     def tend(self, bundle: Bundle, *, wanted: bool) -> None:
-        """Have the copy of a bundle that has proved itself made, or removed, a little later; on the loop."""
+        """Have the copy of a proven bundle made or removed a little later; on the loop."""
         about = (bundle.path, bundle.digest)
         if about not in self._seen:
             self._seen.add(about)
             self._loop.call_later(WAIT_S, lambda: self._begin(bundle, wanted=wanted))
 
     def end(self) -> None:
-        """Give up what is under way."""
+        """Abort the current work."""
         self._stopped = True
         self._thread.stop()
         child = self._child
@@ -111,13 +111,13 @@ class Copies:
     def _failed(self, about: dict[str, object], error: Exception) -> None:
         if isinstance(error, EdgeError | OSError):
             self._made(about, CopyOutcome(EXIT_FAILED, one_line(str(error))))
-        else:  # a fault of ours, which must not end the daemon
+        else:  # a fault of this code must not end the daemon
             _log.error("no optimised copy is kept", extra=fields(**about), exc_info=error)
 
     # --- in a thread ------------------------------------------------------------------------------------------------
 
     def _remove(self, bundle: Bundle) -> CopyOutcome:
-        with contextlib.suppress(OSError):  # not ours to remove; it is not read either
+        with contextlib.suppress(OSError):  # of another program: neither removed nor read
             remove_copy(bundle.path)
         return CopyOutcome(REMOVED)
 
@@ -152,7 +152,7 @@ class Copies:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The child: BUNDLE DIGEST MAPPED_BYTES; 0 when there is a good copy, 3 when another process is at it, 1 else."""
+    """The child: BUNDLE DIGEST MAPPED_BYTES; 0 with a valid copy, 3 when another process makes it, 1 else."""
     path, digest, mapped = (sys.argv[1:] if argv is None else argv)[:3]
     _step_back(int(mapped))
     try:
@@ -164,11 +164,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_copy(path: Path, digest: str) -> int:
-    """Make the copy of a bundle, unless there is a good one.
+    """Make the copy of a bundle, unless there is a valid one.
 
     Raises:
-        BundleError: the bundle is another one, or its copy answers otherwise; the copy that was there is removed.
-        OSError: the disk refuses it.
+        BundleError: the bundle has changed, or its copy gives other answers; an existing copy is removed.
+        OSError: the disk fails.
     """
     importlib.import_module("onnxruntime")  # loaded, it says its release itself, as it does in the daemon
     with _alone(path) as is_alone:
@@ -191,7 +191,7 @@ def make_copy(path: Path, digest: str) -> int:
 
 
 def _make_good_copy(bundle: Bundle) -> bytes:
-    """A copy that was loaded and compared, through a file that is memory: a disk gets only what was found good."""
+    """A copy that was loaded and compared in a memory file, so that only a valid one is written to disk."""
     with os.fdopen(os.memfd_create("optimised", os.MFD_CLOEXEC), "r+b", buffering=0) as file:
         optimise(bundle, path_of(file.fileno()))
         model = file.read(MAX_BYTES + 1)
@@ -217,14 +217,14 @@ def remove_copy(bundle: Path) -> None:
 
 
 def optimise(bundle: Bundle, path: str) -> None:
-    """Have onnxruntime write what it makes of a bundle's graph."""
+    """Have onnxruntime write the optimised graph of a bundle."""
     settings = session_settings(ModelOptions(), bundle.facts.int8)
     settings.optimized_model_filepath = path
     make_session(read_unchanged(bundle), settings, str(bundle.path))
 
 
 def require_same_bits(bundle: Bundle, copy: str) -> None:
-    """Make sure that a copy loads, passes the self-test and gives the very scores of its bundle.
+    """Check that a copy loads, passes the self-test and gives the same scores as its bundle.
 
     Raises:
         BundleError: it does not.
@@ -252,7 +252,7 @@ def _bits(numbers: object) -> bytes:
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Hold a lock on the bundle, so that no file of a lock is left behind; False when another process holds it."""
+    """Lock the bundle itself, so that no lock file is left; False when another process holds the lock."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -266,7 +266,7 @@ def _alone(path: Path) -> Iterator[bool]:
 
 def _step_back(mapped_bytes: int) -> None:
     step_back(mapped_bytes)
-    signal.setitimer(signal.ITIMER_REAL, MAKE_S + 1)  # ends us even where the daemon is gone
+    signal.setitimer(signal.ITIMER_REAL, MAKE_S + 1)  # ends this process even if the daemon is gone
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""`BUNDLE.release`: a small signed document that says which bundle this is, so that it can be judged before its bytes.
+"""`BUNDLE.release`: a small signed document that identifies a bundle, so that it can be checked before its bytes.
 
-It names model, version, digest and size, a number that only rises, and the day from which on it is too old to be
-installed. `BUNDLE.release.sig` (and `.sig2`) sign it, by the keys and in the namespace of bundles, so that devices need
-no other line in `allowed_signers`; neither can pass for the other, since no ONNX file is JSON.
+It holds model, version, digest and size, a number that only rises, and the day after which the bundle is not installed.
+`BUNDLE.release.sig` (and `.sig2`) sign it, by the keys and in the namespace of bundles, so devices need no further line
+in `allowed_signers`. A document cannot be confused with a bundle, since no ONNX file is JSON.
 
-Guarantee: what `read_release` returns was signed by enough trusted keys and has not expired. Weak point: a clock that
-is behind (never before the date of `allowed_signers`) lets an expired one pass.
+Guarantee: a document from `read_release` was signed by enough trusted keys and has not expired. Weak point: with a
+clock that is behind (never before the date of `allowed_signers`) an expired one passes.
 """
 
 import time
@@ -34,9 +34,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag="release"):
         version: of the bundle.
         digest: its SHA-256, in hex.
         size: in bytes.
-        sequence: a release of the same model with a lower number than one that was taken is refused as a replay.
+        sequence: a release with a lower number than an accepted one of the same model is refused as a replay.
         expires: seconds since 1970 after which it is not installed any more; None for never.
-        device_class: what kind of device it is for; None for any.
+        device_class: the kind of device; None for any.
     """
 
     name: str
@@ -57,7 +57,7 @@ def read_release(
         text: the document.
         signatures: of it.
         allowed_signers: the trusted keys.
-        count: how many different ones must have signed.
+        count: the required number of different keys.
         place: its name in messages.
 
     Raises:

@@ -1,12 +1,12 @@
-"""Run a bundle's golden vectors in a process of its own, which may crash, hang or run out of memory without harm.
+"""Run a bundle's golden vectors in a child process, which may crash, hang or run out of memory without harm.
 
 `run_selftest` starts `python -m edge_runtime.bundle.selftest` with limits on memory, processor time, wall time and file
-size (no byte may be written), and turns whatever becomes of it into a `Measured` or one sentence. The child is a fresh
-process and no fork, so it holds neither our descriptors nor our memory. It is not cut off from the network or from
-reading files: the allow-list of operators leaves nothing that could.
+size (no byte may be written), and turns its result into a `Measured` or one sentence. The child is a fresh process and
+no fork, so it has neither the daemon's descriptors nor its memory. It is not isolated from the network or from files:
+no allowed operator can access them.
 
-Latency is measured one window at a time, and its median judged against the budget: on a device that also works,
-one slow run says more about other processes than about the model.
+Latency is measured one window at a time, and its median compared with the budget: on a busy device a single slow run is
+usually caused by other processes.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MAPPED_BY_RUNTIME = 768 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a model may cost in the self-test; None is no limit of its own.
+    """The limits of a model in the self-test; None is no limit.
 
     Attributes:
         wall_s: time from start to report; a model that hangs is killed after it.
@@ -62,7 +62,7 @@ DEFAULT_BUDGET = Budget()
 
 
 def run_selftest(bundle: Bundle, budget: Budget = DEFAULT_BUDGET, *, place: str | None = None) -> Measured:
-    """Prove in a child process that a bundle gives its golden answers here, within its budget.
+    """Check in a child process that a bundle gives its golden answers on this device, within its budget.
 
     Args:
         bundle: the bundle, opened.
@@ -70,7 +70,7 @@ def run_selftest(bundle: Bundle, budget: Budget = DEFAULT_BUDGET, *, place: str 
         place: its name in messages.
 
     Raises:
-        BundleError: it crashed, hung, ran out of memory, gave other answers, or cost too much.
+        BundleError: it crashed, hung, ran out of memory, gave other answers, or exceeded the budget.
     """
     place = place or str(bundle.path)
     if bundle.manifest.selftest is None:
@@ -102,7 +102,7 @@ def run_selftest(bundle: Bundle, budget: Budget = DEFAULT_BUDGET, *, place: str 
 
 
 def _run_child(bundle: Bundle, budget: Budget) -> tuple[int | None, dict[str, Any] | None]:
-    """Start the child and wait; the status is None when it had to be killed, the report None when none came."""
+    """Start the child and wait; the status is None if it was killed, the report None if there is none."""
     ours, theirs = os.pipe()
     try:
         with contextlib.closing(os.fdopen(ours, "rb", buffering=0)) as reader:
@@ -152,7 +152,7 @@ def _await(child: subprocess.Popen[bytes], pipe: int, wall_s: float) -> tuple[in
 
 
 def _problem(status: int | None, report: dict[str, Any] | None, budget: Budget) -> str | None:
-    """What went wrong, in words; None when nothing did."""
+    """The fault in words, or None."""
     if status is None:
         return f"expected an answer within {budget.wall_s:g} s, found none: the model hangs; convert it again"
     if status in {-signal.SIGXCPU, -signal.SIGALRM}:
@@ -200,7 +200,7 @@ def _limit(cpu_s: int, wall_s: float, mapped_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes, mapped_bytes))
-    signal.setitimer(signal.ITIMER_REAL, wall_s + 1)  # ends us even where the parent is gone
+    signal.setitimer(signal.ITIMER_REAL, wall_s + 1)  # ends this process even if the parent is gone
 
 
 def _out_of_memory(mapped_bytes: int) -> str:

@@ -1,18 +1,17 @@
-"""Which trusted key made this file: a detached OpenSSH signature, checked by `ssh-keygen -Y` before anything parses it.
+"""The trusted key that signed a file: a detached OpenSSH signature, checked by `ssh-keygen -Y` before any parsing.
 
-`BUNDLE.sig` must be a signature of exactly these bytes, in our namespace, by a key that `allowed_signers` names. Every
-outcome other than "verified" is a `SignatureError`, a missing `ssh-keygen` included. A file `revoked_keys` beside
-`allowed_signers` is honoured. Keys may carry `valid-after` and `valid-before`, which are rules for letting a bundle in
-and not for running it: who runs a bundle that was let in earlier gives that time (`at`), and only removal and
-revocation of the key count. A clock behind the time at which `allowed_signers` was written is certainly not set, and
-that time is taken in its place.
+`BUNDLE.sig` must be a signature of exactly these bytes, in the namespace of bundles, by a key in `allowed_signers`.
+Every result other than "verified" is a `SignatureError`, including a missing `ssh-keygen`. A file `revoked_keys` beside
+`allowed_signers` is honoured. `valid-after` and `valid-before` of keys apply to the admission of a bundle, not to
+running it: a caller that runs an admitted bundle passes the time of admission (`at`), and only removal and revocation
+of the key count. A clock behind the time of `allowed_signers` is certainly not set; that time is used instead.
 
-Before that the signature's own form is checked, since ssh-keygen takes some changed ones (a version of 0, other bits in
-the padding): one signature has one form, and any flipped bit in it is a refusal. Nothing is written: the program reads
+The form of the signature is checked first, since ssh-keygen accepts some modified ones (a version of 0, other bits in
+the padding): a signature has exactly one form, and any flipped bit is refused. Nothing is written: ssh-keygen reads
 signatures from memory, by a descriptor.
 
-`SUFFIXES` are the signatures of one bundle, where two keys are asked for. `precheck` looks at a signature whose file is
-not here yet; it filters and proves nothing by itself.
+`SUFFIXES` are the signatures of one bundle, where two keys are required. `precheck` checks a signature whose file has
+not arrived yet; it is a filter and no proof.
 """
 
 import base64
@@ -43,13 +42,13 @@ MAX_SIGNATURE_BYTES = 64 * 1024
 _BEGIN, _END, _MAGIC = b"-----BEGIN SSH SIGNATURE-----", b"-----END SSH SIGNATURE-----", b"SSHSIG"
 _KRL = b"SSHKRL\n\0"
 _TIMEOUT_S = 30.0
-# 2025-01-01: before this code was written, so a clock that shows less was never set.
+# 2025-01-01, before this code was written: an earlier clock was never set.
 _EARLIEST = 1_735_689_600
 _ED25519 = b"ssh-ed25519"
 # Times in `allowed_signers` are local ones, so the child must know the same zone.
 _ENVIRONMENT = {"LC_ALL": "C", **{name: value for name, value in os.environ.items() if name == "TZ"}}
 
-# What ssh-keygen says (OpenSSH 8.2 to 10), and what it means for the one who reads it.
+# Messages of ssh-keygen (OpenSSH 8.2 to 10), and their meaning for the user.
 _REASONS = (
     ("incorrect signature", "the file was changed after it was signed", "fetch it again, or sign it again"),
     ("namespace does not match", "a signature for another purpose", f"sign it with -n {NAMESPACE}"),
@@ -63,7 +62,7 @@ _REASONS = (
 
 
 class Verified(msgspec.Struct, frozen=True):
-    """A signature that held.
+    """A verified signature.
 
     Attributes:
         principal: the name that `allowed_signers` gives the key.
@@ -96,7 +95,7 @@ def require_signature(
     place: str | None = None,
     at: float | None = None,
 ) -> str:
-    """Make sure that a trusted key signed a file, and return the principal.
+    """Check that a trusted key signed a file, and return the principal.
 
     Args:
         path: the file; its signature is `PATH.sig`.
@@ -131,7 +130,7 @@ def require_signatures(
     place: str | None = None,
     at: float | None = None,
 ) -> list[Verified]:
-    """Make sure that `count` different trusted keys signed a file: `PATH.sig`, then `PATH.sig2`.
+    """Check that `count` different trusted keys signed a file: `PATH.sig`, then `PATH.sig2`.
 
     Args:
         path: the file.
@@ -210,7 +209,7 @@ def verify(
             if status == 0:
                 return Verified(principal, base64.b64encode(blob.key).decode(), judged_at)
     if principals and revocation and not complaint.strip():
-        complaint = "revoked"  # the one refusal for which ssh-keygen gives no reason
+        complaint = "revoked"  # ssh-keygen gives no reason for this refusal
     raise SignatureError(_explain(place, complaint, allowed_signers))
 
 
@@ -385,7 +384,7 @@ def _ssh_keygen(place: str) -> str:
 
 
 def _verify_time(allowed_signers: Path, at: float | None) -> float:
-    """The time by which keys are judged: that of the admission, else the clock, unless it is certainly behind."""
+    """The time for the validity of keys: that of the admission, else the clock, unless that is certainly behind."""
     if at is not None:
         return at
     try:
@@ -405,7 +404,7 @@ def _time_option(judged_at: float) -> list[str]:
 
 @contextmanager
 def _in_memory(text: bytes) -> Iterator[tuple[str, int]]:
-    """A path, for a child, to bytes that stand on no disk."""
+    """A path, for a child, to bytes in memory."""
     handle = os.memfd_create("signature", os.MFD_CLOEXEC)
     try:
         os.write(handle, text)

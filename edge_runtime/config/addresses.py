@@ -1,4 +1,4 @@
-"""Where brokers listen (`mqtts://HOST:PORT`, `wss://HOST/PATH`), where we do, which hosts are this machine. Pure."""
+"""Addresses of brokers (`mqtts://HOST:PORT`, `wss://HOST/PATH`), of our own server, and of this machine. Pure."""
 
 import re
 from typing import Literal
@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}  # as registered with IANA
-_DEFAULT_PATH = "/mqtt"  # of WebSockets, at nearly every broker
-_ALIASES = {"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts"}  # what other clients call the same
+_DEFAULT_PATH = "/mqtt"  # the path of WebSockets at nearly every broker
+_ALIASES = {"tcp": "mqtt", "ssl": "mqtts", "tls": "mqtts"}  # names of other clients for the same
 EXPECTED = "mqtt://HOST:PORT or mqtts://HOST:PORT"
 
 
@@ -30,7 +30,7 @@ def unix_path(listen: str) -> str | None:
 
 
 def listening_fault(listen: str) -> str | None:
-    """What is wrong with an address to listen on, HOST:PORT or unix:PATH; None where nothing is."""
+    """The fault of an address to listen on, HOST:PORT or unix:PATH, or None."""
     path = unix_path(listen)
     if path is not None:
         if path.startswith("/") and not path.endswith("/") and len(path.encode()) <= MOST_PATH_BYTES:
@@ -44,7 +44,7 @@ def listening_fault(listen: str) -> str | None:
 
 
 def is_local_listen(listen: str) -> bool:
-    """Whether an address without fault can be reached from this machine alone."""
+    """Whether a valid address can be reached only from this machine."""
     return unix_path(listen) is not None or is_loopback(listen.rpartition(":")[0])
 
 
@@ -54,14 +54,14 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+", re.ASCII)
 
 
 def host_fault(host: str) -> str | None:
-    """What is wrong with the name of a host that requests may come to; None where nothing is."""
+    """The fault of a host name for requests, or None."""
     if _HOST.fullmatch(host):
         return None
     return f'expected the name or address of a host without a port, such as "ml.example.org", found "{host[:64]}"'
 
 
 def origin_fault(origin: str) -> str | None:
-    """What is wrong with a site whose pages may ask, as browsers name it; None where nothing is."""
+    """The fault of an origin whose pages may send requests, or None."""
     if _ORIGIN.fullmatch(origin):
         return None
     why = ": each site is named" if origin == "*" else ""
@@ -69,7 +69,7 @@ def origin_fault(origin: str) -> str | None:
 
 
 def prefix_fault(prefix: str) -> str | None:
-    """What is wrong with a path in front of ours; None where nothing is, also where there is none."""
+    """The fault of a path prefix, or None; an empty one is valid."""
     if not prefix or (_PREFIX.fullmatch(prefix) and not {".", ".."}.intersection(prefix.split("/"))):
         return None
     return f'expected a path such as "/edge", without a slash at its end, found "{prefix[:64]}"'
@@ -82,7 +82,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         host: a name or an address; an IPv6 address stands without its brackets.
         port: 1 to 65535.
         tls: whether the connection is encrypted and the broker's certificate verified.
-        path: what is asked for over HTTP, where MQTT is spoken over WebSockets; else empty.
+        path: of MQTT over WebSockets; else empty.
     """
 
     host: str
@@ -105,8 +105,7 @@ def parse_endpoint(url: str) -> Endpoint:
     """Reads a broker's URL.
 
     Raises:
-        ValueError: it is none; the text says what is expected, what was found and what to do, and never holds a
-            password.
+        ValueError: it is none; the text has expectation, finding and remedy, and never a password.
     """
     shown = f'"{without_password(url)}"'
     try:
@@ -133,7 +132,7 @@ def parse_endpoint(url: str) -> Endpoint:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown: printable, short, and without the password it may hold."""
+    """The URL for messages: printable, short, and without a password."""
     head, at, tail = url.rpartition("@")
     if at:
         scheme, slashes, login = head.rpartition("//")

@@ -1,8 +1,8 @@
 """A parsed TOML table -> a struct of `config/tables.py`, with every mistake named at its place.
 
-msgspec stops at the first mistake of a struct; here each key is converted by itself, so that one run shows them all.
-A key that is wrong keeps its default (or None) in the result and is remembered in `Converted.wrong`, so that rules that
-concern other keys can still be judged. Nothing here knows what a key means.
+msgspec stops at the first mistake of a struct; here each key is converted separately, so that one run shows all
+mistakes. A wrong key keeps its default (or None) in the result and is listed in `Converted.wrong`, so that rules about
+other keys can still be checked. This module is independent of the meaning of keys.
 """
 
 import collections.abc
@@ -27,7 +27,7 @@ _SECRETS = frozenset({"password", "token", "secret", "passphrase"})
 
 
 class Mistake(msgspec.Struct, frozen=True):
-    """One thing that is wrong: `place: expected ..., found ...: remedy`."""
+    """One mistake: `place: expected ..., found ...: remedy`."""
 
     place: str
     text: str
@@ -41,9 +41,9 @@ class Converted(msgspec.Struct, frozen=True):
 
     Attributes:
         value: the struct; wrong keys hold their default, or None where they have none.
-        place: where the table stands in the file, such as `source[1] "climate"`; empty for the file itself.
-        wrong: keys that are wrong or missing. A rule that concerns one of them has nothing to judge.
-        given: keys that the file holds.
+        place: of the table in the file, such as `source[1] "climate"`; empty for the file itself.
+        wrong: keys that are wrong or missing. A rule about one of them is not checked.
+        given: keys in the file.
     """
 
     value: Any
@@ -57,7 +57,7 @@ class Converted(msgspec.Struct, frozen=True):
 
 
 class ConfigConversion:
-    """Collects what is wrong, and the tables that were found, while a file is converted."""
+    """Collects mistakes and tables while a file is converted."""
 
     def __init__(self, folder: str) -> None:
         """Begins a conversion; relative paths start from `folder`."""
@@ -105,7 +105,7 @@ class ConfigConversion:
         return converted
 
     def _spread(self, field: msgspec.structs.FieldInfo, raw: Mapping[str, Any], place: str) -> Converted:
-        """A choice whose keys stand among those of the table that holds it."""
+        """A choice whose keys are in the table that contains it."""
         tag = str(field.type.__struct_config__.tag_field)
         chosen = type(field.default)
         wrong = frozenset[str]()
@@ -121,7 +121,7 @@ class ConfigConversion:
         return part
 
     def _elsewhere(self, part: msgspec.Struct, raw: Mapping[str, Any], name: str, place: str) -> bool:
-        """Whether a key belongs to another choice than the one that was made; then it is refused, or does no harm."""
+        """Whether a key belongs to another choice; then it is refused, or ignored where it is harmless."""
         field, chosen = part.__struct_config__.tag_field, quote(str(part.__struct_config__.tag))
         registry = part.variants  # type: ignore[attr-defined]  # only a choice with variants is spread
         having = {}
@@ -133,7 +133,7 @@ class ConfigConversion:
             return False
         instead = _extra(next(iter(having.values())).type, "elsewhere") if raw[name] else None
         if str(field) in raw and raw[str(field)] != part.__struct_config__.tag:
-            instead = None  # the choice itself is wrong, and has its own message
+            instead = None  # the choice is wrong, and has its own message
         if instead == "only":
             only = _either([quote(word) for word in having])
             self._add(f"{place}.{name}", f"expected it only with {field} = {only}, found it with {chosen}: take it out")
@@ -143,7 +143,7 @@ class ConfigConversion:
         return True
 
     def value(self, kind: Any, raw: Any, place: str) -> tuple[bool, Any]:
-        """Converts one value; the answer begins with whether it is good."""
+        """Convert one value; the result begins with whether it is good."""
         structs = _structs(kind)
         if structs:
             return self._struct(structs, raw, place)
@@ -188,7 +188,7 @@ class ConfigConversion:
             struct = chosen
         before = len(self.mistakes)
         converted = self.table(struct, raw, place, frozenset())
-        # A mistake inside the table is reported there; rules may read the table itself.
+        # A mistake inside the table is reported there; rules may read the table.
         return len(self.mistakes) == before, converted.value
 
     def _chosen(
@@ -219,7 +219,7 @@ class ConfigConversion:
                 self._add(place, f"expected an array, each item {describe_type(item)}, found {describe(raw)}{remedy}")
             return False, None
         results = [self.value(item, each, _item_place(place, index, each)) for index, each in enumerate(raw)]
-        # Items are judged one by one, so the good ones among values are worth a rule's look; half a table is not.
+        # Items are checked one by one: rules get the good values of an array, but no incomplete table.
         enough = all if _structs(item) else any
         return not raw or enough(good for good, _ in results), tuple(value for _, value in results if value is not None)
 
@@ -258,30 +258,30 @@ class ConfigConversion:
 
 
 def names_a_file(bundle: str) -> bool:
-    """Whether `bundle` is the path of a file, and not the name of a model in the model store."""
+    """Whether `bundle` is the path of a file, not the name of a model in the model store."""
     return "/" in bundle or bundle.endswith(".onnx")
 
 
 def path_role(kind: Any) -> str | None:
-    """What kind of path a key holds (`readable`, `new`, `bundle`), or None when it holds none."""
+    """The kind of path in a key (`readable`, `new`, `bundle`), or None."""
     return _extra(kind, "path")
 
 
 def variants(struct: type[msgspec.Struct]) -> Registry | None:
-    """The registered kinds of a table, where it is one of several; None for a kind itself."""
+    """The registered kinds of a table with variants; None for a kind itself."""
     found: Registry | None = getattr(struct, "variants", None)
     return found if found is not None and struct.__struct_config__.tag not in found else None
 
 
 def is_spread(table: msgspec.Struct | type[msgspec.Struct], name: str) -> bool:
-    """Whether a key holds a choice of several tables whose keys stand among its neighbours."""
+    """Whether a key holds a choice of several tables whose keys are in the same table."""
     struct = table if isinstance(table, type) else type(table)
     kind = next((field.type for field in msgspec.structs.fields(struct) if field.name == name), None)
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct) and variants(kind) is not None
 
 
 def _extra(kind: Any, name: str) -> str | None:
-    """A note beside a type, also inside an array or a choice with None."""
+    """An annotation of a type, also inside an array or a choice with None."""
     if get_origin(kind) is Annotated:
         for note in kind.__metadata__:
             if isinstance(note, msgspec.Meta) and note.extra is not None and name in note.extra:
@@ -295,7 +295,7 @@ def _extra(kind: Any, name: str) -> str | None:
 
 
 def nearest(word: str, known: Iterator[str] | Mapping[str, Any] | list[str]) -> str | None:
-    """The known word that `word` was probably meant to be, if any is near."""
+    """The known word that is nearest to `word`, if any is near."""
     import difflib  # noqa: PLC0415 - only for a mistake
 
     found = difflib.get_close_matches(word[:200].lower(), list(known), n=1, cutoff=0.6)
@@ -304,19 +304,19 @@ def nearest(word: str, known: Iterator[str] | Mapping[str, Any] | list[str]) -> 
 
 def quote(text: str) -> str:
     """Text as TOML would hold it, on one line."""
-    # Whatever is not printable could turn a terminal's text around, or hide.
+    # Unprintable characters could reverse or hide a terminal's text.
     shown = json.dumps(text, ensure_ascii=False)
     return "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in shown)
 
 
 def describe(value: Any) -> str:
-    """A value that was found, in the words of a TOML file, short and on one line."""
+    """A found value as in a TOML file, short and on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return quote(value if len(value) <= _LONGEST_FOUND else value[:_LONGEST_FOUND] + "…")
     if isinstance(value, int):
-        # Above this Python may refuse to print it.
+        # Python may refuse to print longer numbers.
         return str(value) if value.bit_length() <= 128 else f"a number of {value.bit_length()} bits"
     if isinstance(value, float):
         return repr(value)
@@ -330,7 +330,7 @@ def describe(value: Any) -> str:
 
 
 def describe_type(kind: Any) -> str:
-    """What a key wants, in words: `a whole number from 1 to 65535`."""
+    """The expected type of a key in words: `a whole number from 1 to 65535`."""
     return _describe(inspect.type_info(kind))
 
 
@@ -427,7 +427,7 @@ def _either(words: list[str]) -> str:
 
 
 def _structs(kind: Any) -> list[type[msgspec.Struct]]:
-    """The structs that a type consists of, None aside; empty when it is no struct."""
+    """The structs in a type, without None; empty when it is no struct."""
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return [kind]
     if get_origin(kind) in {Union, types.UnionType}:
@@ -436,14 +436,14 @@ def _structs(kind: Any) -> list[type[msgspec.Struct]]:
 
 
 def _item_type(kind: Any) -> Any:
-    """What a `tuple[X, ...]` holds, or None when the type is no such tuple."""
+    """The item type of `tuple[X, ...]`, or None for other types."""
     if get_origin(kind) is Annotated:
         return _item_type(get_args(kind)[0])
     return get_args(kind)[0] if get_origin(kind) is tuple else None
 
 
 def _named_type(kind: Any) -> Any:
-    """What a table of chosen names holds, such as `dict[str, float]`; None when the type is no such table."""
+    """The value type of a table of chosen names, such as `dict[str, float]`; None for other types."""
     if get_origin(kind) is Annotated:
         return _named_type(get_args(kind)[0])
     if get_origin(kind) in {Union, types.UnionType}:
@@ -452,6 +452,6 @@ def _named_type(kind: Any) -> Any:
 
 
 def _item_place(place: str, index: int, raw: Any) -> str:
-    """`source[1] "climate"`: the number finds the item, the name tells a person which one it is."""
+    """`source[1] "climate"`: the number locates the item, the name identifies it for people."""
     name = raw.get("name", raw.get("channel")) if isinstance(raw, Mapping) else None
     return f"{place}[{index}] {describe(name)}" if isinstance(name, str) else f"{place}[{index}]"

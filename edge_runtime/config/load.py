@@ -1,9 +1,9 @@
-"""The device's TOML file -> frozen, typed values. The one way in: nothing else reads the file.
+"""The device's TOML file -> frozen, typed values. No other code reads the file.
 
-`load_config` reports every mistake of a file at once, each with its place, what was expected, what was found
-and, for an unknown key, the nearest known one. Secrets never enter a `Config`: it holds the names of their files,
-and `read_password` reads them when they are needed, so a changed password needs no restart.
-The tables themselves stand in `config/tables.py`.
+`load_config` reports every mistake of a file at once, each with its place, what was expected, what was found and, for
+an unknown key, the nearest known one. A `Config` never holds secrets: it has the names of their files, and
+`read_password` reads them when they are needed, so a changed password needs no restart. The tables are in
+`config/tables.py`.
 """
 
 import os
@@ -56,7 +56,7 @@ __all__ = [
     "upstream_broker",
 ]
 
-# A device file is a page or two; more is another kind of file, or an endless one.
+# A device file is a page or two; a larger one is another kind of file, or endless.
 _MAX_FILE_BYTES = 1_048_576
 _MAX_PASSWORD_BYTES = 65_535  # MQTT 3.1.1 section 3.1.3.5
 _WHERE = re.compile(r"^(?P<what>.*?) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)$", re.DOTALL)
@@ -72,16 +72,15 @@ def load_config(
 ) -> Config:
     """Reads and checks one device file.
 
-    Paths in the result are absolute; those of the file are taken from its own folder. A serial port that is absent, a
-    broker that is down or a bundle that is broken inside is not judged here.
+    Paths in the result are absolute; relative ones start from the file's folder. Missing serial ports, unreachable
+    brokers and damaged bundles are not detected here.
 
     Args:
         path: the file.
-        absent: takes the files that it names and that are not on this machine, with the key of each; without it they
-            are mistakes.
-        further: gives mistakes that a later stage would find, so that a file with mistakes has all in one report. It
-            gets the file as converted, in which a wrong key is its default or None. Not called for a good file.
-        needs_models: without, those of the file are not looked at, and there need be none.
+        absent: takes named files that are not on this machine, with their keys; without it they are mistakes.
+        further: returns mistakes that a later stage would find, for a complete report. It gets the converted file, in
+            which a wrong key has its default or None. Not called for a good file.
+        needs_models: False ignores the models of the file; there may be none.
 
     Raises:
         ConfigError: with every mistake of the file, and of the files that it names, a line each.
@@ -115,7 +114,7 @@ def _reading_order(raw: dict[str, Any]) -> Callable[[Mistake], tuple[int, int]]:
 
 
 def parse_toml(path: Path, what: str = "a device file (TOML)") -> dict[str, Any]:
-    """Reads a TOML file; `what` it should be stands in the message when it is none.
+    """Read a TOML file; `what` names the expected kind of file in the message.
 
     Raises:
         ConfigError: in one line.
@@ -138,7 +137,7 @@ def _read(path: Path, what: str) -> str:
     if len(content) > _MAX_FILE_BYTES:
         raise ConfigError(f"{path}: expected {what} of at most {_MAX_FILE_BYTES} bytes, found a larger one")
     try:
-        return content.decode("utf-8-sig")  # editors on Windows put a mark in front
+        return content.decode("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(
@@ -161,7 +160,7 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
             "at its end" if found is None or not found["line"] else f"line {found['line']}, column {found['column']}"
         )
         raise ConfigError(f"{path}: {where}: not valid TOML: {what[:1].lower()}{what[1:]}") from error
-    except ValueError as error:  # Python reads no number of thousands of digits
+    except ValueError as error:  # Python refuses numbers of thousands of digits
         raise ConfigError(f"{path}: not valid TOML: a number is too long to be read") from error
 
 
@@ -170,7 +169,7 @@ def _one_line(text: str) -> str:
 
 
 def upstream_broker(config: Config) -> BrokerTable:
-    """The broker that predictions go to, and those that stand in for it (`urls`, without the first).
+    """The broker of predictions, and its fallbacks (`urls` without the first).
 
     With the client id that is used when none is set.
     """
@@ -186,7 +185,7 @@ def read_password(broker: BrokerTable) -> str | None:
     """The password of a broker, read now, or None when none is set. Never put it into a message.
 
     Raises:
-        ConfigError: it is to come from a systemd credential, and systemd did not start us.
+        ConfigError: it is a systemd credential, and systemd did not start this process.
         TransientError: its file cannot be read at this moment.
     """
     if broker.password_credential is not None:
@@ -205,14 +204,14 @@ def _first_line(path: Path) -> str:
         with path.open("rb") as file:
             return file.read(_MAX_PASSWORD_BYTES).split(b"\n", 1)[0].rstrip(b"\r").decode()
     except UnicodeDecodeError:
-        # Neither the text nor the cause may show what stands in the file.
+        # Neither the text nor the cause may show the content of the file.
         raise TransientError(f"{path}: expected a password in UTF-8, found other bytes") from None
     except OSError as error:
         raise TransientError(f"{path}: the password cannot be read: {error.strerror}") from error
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """What changed from one configuration to another, a sentence each; empty when nothing did."""
+    """The changes from one configuration to another, a sentence each."""
     sentences: list[str] = []
     for table in ("device", "upstream", "outbox", "store", "http", "home_assistant", "capture", "sparkplug"):
         sentences.extend(_changed(table, getattr(old, table), getattr(new, table)))

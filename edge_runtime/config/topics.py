@@ -1,4 +1,4 @@
-"""Placeholders in topic templates, and which topics a filter catches (MQTT 3.1.1 section 4.7, MQTT 5 4.8.2). Pure."""
+"""Placeholders in topic templates, and matching by filters (MQTT 3.1.1 section 4.7, MQTT 5 4.8.2). Pure."""
 
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
@@ -56,7 +56,7 @@ def split_share(topic_filter: str) -> tuple[str, str]:
 
 
 def covers(wide: str, narrow: str) -> bool:
-    """Whether a plain filter catches every topic that another one catches."""
+    """Whether a plain filter matches every topic that another one matches."""
     wides, narrows = wide.split("/"), narrow.split("/")
     if narrow.startswith("$") and wides[0] in {"+", "#"}:
         return False
@@ -69,7 +69,7 @@ def covers(wide: str, narrow: str) -> bool:
 
 
 def overlap(first: str, second: str) -> bool:
-    """Whether there is a topic that both plain filters catch."""
+    """Whether there is a topic that both plain filters match."""
     ones, others = first.split("/"), second.split("/")
     if any(each.startswith("$") and levels[0] in {"+", "#"} for each, levels in ((first, others), (second, ones))):
         return False
@@ -93,13 +93,13 @@ def common(first: str, second: str) -> str:
 
 
 class FilterIndex(Generic[Item]):
-    """Many plain filters, each with an item; finds those that are concerned without looking at all of them."""
+    """Many plain filters with items; finds the relevant ones without visiting all."""
 
     def __init__(self) -> None:
         self._root: _Level[Item] = _Level()
 
     def add(self, topic_filter: str, item: Item) -> None:
-        """One more; a filter may be added several times."""
+        """Add a filter; it may be added several times."""
         at = self._root
         for level in topic_filter.split("/"):
             at = at.below.setdefault(level, _Level())
@@ -170,7 +170,7 @@ class _Level(Generic[Item]):
         self.items: list[Item] = []
 
     def items_of(self, name: str) -> list[Item]:
-        """Those of a level below; none where there is no such level."""
+        """The nodes of a lower level; none where there is no such level."""
         return self.below[name].items if name in self.below else []
 
 
@@ -202,7 +202,7 @@ def stands_for(wide: str, narrow: str) -> bool:
 
 
 def bad_topic(topic: str, known: tuple[str, ...], *, filters: bool) -> Iterator[str]:
-    """What is wrong with a topic; with `filters` it is subscribed to, else published to."""
+    """The fault of a topic, or None; with `filters` it is a filter to subscribe to."""
     shown = quote(topic[:100])
     share, plain = split_share(topic) if filters else ("", topic)
     levels = plain.split("/")

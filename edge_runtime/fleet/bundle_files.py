@@ -1,4 +1,4 @@
-"""What is flashed: a bundle that was found sound here, the files beside it, and the options of the install."""
+"""The files of a flash: a checked bundle, the files beside it, and the options of the install."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from edge_runtime.fleet.errors import RefusedError
 from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.listing import Listed
 
-# What travels with a bundle, where it exists: signatures, the release document, and a permission for an older version.
+# Files sent with a bundle, if they exist: signatures, the release document, and a permission for an older version.
 _BESIDE = (
     *SUFFIXES,
     *(RELEASE_SUFFIX + end for end in ("", *SUFFIXES)),
@@ -22,7 +22,7 @@ _BESIDE = (
 
 
 class BundleFiles(msgspec.Struct, frozen=True):
-    """A bundle and what lies beside it.
+    """A bundle and the files beside it.
 
     Attributes:
         path: the bundle's file.
@@ -42,7 +42,7 @@ class BundleFiles(msgspec.Struct, frozen=True):
 
 
 class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What `flash` asks of the device's `models install` beyond its defaults."""
+    """The options of `flash` for the device's `models install`."""
 
     unsigned: bool = False
     stage: bool = False
@@ -53,7 +53,7 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def stays_inactive(self) -> bool:
-        """The bundle is not to be active yet."""
+        """Whether the bundle shall not become active yet."""
         return self.stage or self.shadow
 
     def words(self) -> list[str]:
@@ -67,10 +67,10 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(path: Path, *, unsigned: bool) -> BundleFiles:
-    """Look at a bundle before any device does.
+    """Check a bundle before it is sent.
 
     Raises:
-        BundleError: it is no sound bundle.
+        BundleError: it is no valid bundle.
         CommandError: it has no signature, and `unsigned` does not allow that.
     """
     bundle = open_bundle(path)
@@ -98,7 +98,7 @@ def require_class(target: FleetDevice, files: BundleFiles) -> None:
 
 
 def pinned(target: FleetDevice, model: str, version: str) -> str | None:
-    """Why a device keeps the version that the inventory pins it to; None where it may get this one."""
+    """Why a device keeps its pinned version; None where it may get this one."""
     pin = next((each for each in target.pins if each.split()[0] == model), None)
     if pin is None or pin.split()[1] == version:
         return None
@@ -106,6 +106,6 @@ def pinned(target: FleetDevice, model: str, version: str) -> str | None:
 
 
 def kept_by_pin(target: FleetDevice, running: Listed) -> str | None:
-    """Why a rollback leaves a device alone: it runs the very version that the inventory pins it to."""
+    """Why a rollback skips a device: it runs the version that the inventory pins."""
     pin = f"{running['name']} {running['version']}"
     return f"the inventory pins it to {pin}" if pin in target.pins else None

@@ -1,4 +1,4 @@
-"""What the commands of the fleet share: which devices are meant, how progress and result are shown."""
+"""Shared by the commands of the fleet: the choice of devices, and the output of progress and result."""
 
 import argparse
 import json
@@ -59,7 +59,7 @@ def add_waves(parser: argparse.ArgumentParser) -> None:
 
 
 def add_max_failures(parser: argparse.ArgumentParser, default: str) -> None:
-    """--max-failures, with what holds without it."""
+    """--max-failures, with its default."""
     parser.add_argument(
         "--max-failures",
         type=_threshold,
@@ -69,7 +69,7 @@ def add_max_failures(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def chosen(args: argparse.Namespace, *, everything: bool = False) -> tuple[Fleet, list[FleetDevice], RolloutTable]:
-    """The inventory, the devices that were named, and how they are gone through.
+    """The inventory, the chosen devices, and the order of the rollout.
 
     Raises:
         ConfigError: the inventory is wrong.
@@ -101,7 +101,7 @@ def carry_out(
     confirm: Confirmation | None = None,
     about: dict[str, object],
 ) -> int:
-    """Do the work with progress, print what became of each device, and return the exit code of `RolloutResult`."""
+    """Do the work with progress, print the result of each device, and return the exit code of `RolloutResult`."""
     keep_going = getattr(args, "keep_going", not hasattr(args, "max_failures"))
     limits = NO_LIMIT if keep_going else limits_of(rollout.max_failures)
     hung = HungDevices(find_inventory(getattr(args, "inventory", None)).absolute().parent)
@@ -118,7 +118,7 @@ def carry_out(
 
 
 def report(result: RolloutResult, *, as_json: bool, about: dict[str, object]) -> None:
-    """Print what became of each device."""
+    """Print the result of each device."""
     outcomes = result.outcomes
     if as_json:
         by_result = {
@@ -145,7 +145,7 @@ def report(result: RolloutResult, *, as_json: bool, about: dict[str, object]) ->
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """One line: how many devices have which result, the unpleasant ones by name."""
+    """One line: the number of devices with each result, and the names of failed ones."""
     parts = []
     for result in RESULTS:
         names = [each.device for each in outcomes if each.result == result]

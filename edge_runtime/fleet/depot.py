@@ -1,10 +1,10 @@
 """Serves bundles by their digest to devices that follow their desired state: the file end of a signed rollout.
 
 A device asks for a chunk on `edge/{device}/ota/want`, with the SHA-256 of the file; the chunk goes out on
-`edge/{device}/ota/chunk/...`. The depot signs nothing, decides nothing and keeps nothing: it may be stopped and started
-anywhere, and several may run. Guarantee: only bytes of the files that were named are sent, and of a file that has
-changed meanwhile none. Bundles that are put into a folder later are found when the first device asks for them. Weak
-point: a request for an unknown digest is counted and shown once, and not answered, since another depot may have it.
+`edge/{device}/ota/chunk/...`. The depot signs nothing and has no state: it may be stopped and started anywhere, and
+several may run. Guarantee: it sends only bytes of the named files, and none of a file that has changed. Bundles that
+are added to a folder later are found at the first request for them. Weak point: a request for an unknown digest is
+counted, shown once, and not answered, since another depot may have the file.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.fleet.broker_line import CONNECTED, BrokerLine, Login
 
 MOST_BYTES = 1024 * 1024  # of one chunk; a device asks for far less
-TRANSFER = "depot"  # how transfers of a desired state are named; those of `flash` have a sender of their own
+TRANSFER = "depot"  # the names of a desired state's transfers; those of `flash` have their own sender
 MOST_UNKNOWN = 1000  # digests that are counted one by one
 LOOK_AGAIN_S = 1.0  # between two looks at the folders
 _LOOK_S = 1.0
@@ -39,7 +39,7 @@ class Depot:
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = list(paths)
         self.files: dict[str, Path] = {}
-        self._seen: dict[Path, tuple[int, int, int]] = {}  # as each file was when it was read
+        self._seen: dict[Path, tuple[int, int, int]] = {}  # size and time of each file when it was read
         self._looked = 0.0
         self.unknown: Counter[str] = Counter()
         self.sent = 0
@@ -66,7 +66,7 @@ class Depot:
                     raise CommandError(f"{file}: cannot be read: {error.strerror}") from error
 
     def _find(self, digest: str) -> Path | None:
-        """The file of a digest, as it was when its digest was read."""
+        """The file of a digest, unchanged since its digest was computed."""
         path = self.files.get(digest)
         try:
             if path is not None and _state(path) == self._seen.get(path):
@@ -78,7 +78,7 @@ class Depot:
         return self.files.get(digest)
 
     def chunk(self, want: dict[str, Any]) -> bytes | None:
-        """The bytes that a device asks for; None where they are not here."""
+        """The requested bytes; None where this depot does not have them."""
         transfer, digest = want.get("transfer"), want.get("sha256")
         offset, count = want.get("offset"), want.get("bytes")
         if not isinstance(transfer, str) or not transfer.startswith(TRANSFER) or not isinstance(digest, str):
@@ -103,7 +103,7 @@ class Depot:
 
         Raises:
             AwayError: the broker cannot be reached.
-            RefusedError: it does not let us listen or publish.
+            RefusedError: it refuses the subscription or the publication.
         """
         begun: set[str] = set()
         with BrokerLine(login, ["+/ota/want"]) as line:

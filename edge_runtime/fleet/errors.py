@@ -1,4 +1,4 @@
-"""Why the work on a device did not succeed, by what the caller does about it.
+"""Errors of the work on a device, by the reaction of the caller.
 
 ::
 
@@ -22,4 +22,4 @@ class BusyError(TransientError):
 
 
 class RefusedError(CommandError):
-    """Nothing was tried: an account may not, a class does not match, or an option is missing."""
+    """Nothing was tried: a permission or an option is missing, or a class does not match."""

@@ -1,9 +1,9 @@
 """The captures of a device -> a folder of this machine, over ssh: resumed where an earlier try ended.
 
-The device's own runtime says which files it has and sends what is missing (`capture/sending.py`). Files are kept in
-`DIR/DEVICE/`, and stay there when the device has removed them. Guarantee: what a connection that broke has left is cut
-off behind its last whole capture, and the next try goes on there; files of another card never take the place of
-others, since their names differ. A device that sends something else than captures is refused.
+The device's own runtime lists its files and sends the missing ones (`capture/sending.py`). Files are kept in
+`DIR/DEVICE/`, also after the device has removed them. Guarantee: after a broken connection the file is cut behind its
+last whole capture, and the next try continues there; files of another card never replace others, since their names
+differ. A device that sends other data than captures is refused.
 """
 
 import contextlib
@@ -56,18 +56,18 @@ def fetch(
     *,
     pause: Callable[[float], None] = time.sleep,
 ) -> Outcome:
-    """Bring in what is new on one device.
+    """Fetch the new captures of one device.
 
     Args:
         target: the device.
         watcher: shows the progress.
-        folder: where to; a folder of the device's name is made in it.
+        folder: takes a folder of the device's name.
         config: the device file there; that of the service when left out.
         pause: waits before another try.
 
     Raises:
         UnreachableError: the connection broke `TRIES` times.
-        CommandError: the device cannot say what it has, or this machine cannot write it.
+        CommandError: the device cannot list its captures, or this machine cannot write them.
     """
     own = folder / target.name
     before = _windows(own)
@@ -90,7 +90,7 @@ def fetch(
 
 
 def _fetch_once(target: FleetDevice, watcher: Watcher, own: Path, config: str) -> tuple[int, int]:
-    """How many files and bytes came."""
+    """The numbers of fetched files and bytes."""
     words = as_account(target.account, script(_ASK, target.runtime, target.service, config))
     have = HaveList(have=_held(own))
     with start(target, words) as process:
@@ -121,7 +121,7 @@ def _fetch_once(target: FleetDevice, watcher: Watcher, own: Path, config: str) -
 
 
 def _held(own: Path) -> dict[str, tuple[int, str]]:
-    """What is here already, cut off behind its last whole capture."""
+    """The files that are here already, cut behind their last whole capture."""
     held = {}
     for path in own.glob(PATTERN):
         data = path.read_bytes()
@@ -134,10 +134,10 @@ def _held(own: Path) -> dict[str, tuple[int, str]]:
 
 
 def _take(stream: IO[bytes], own: Path, progress: Callable[[int], None]) -> tuple[int, int, bool]:
-    """Files, bytes, and whether the device has said that this is all.
+    """Files, bytes, and whether the device has sent its end mark.
 
     Raises:
-        CommandError: the device sends something else.
+        CommandError: the device sends other data.
         OSError: this machine cannot write it.
     """
     files = size = 0
@@ -162,7 +162,7 @@ def _take(stream: IO[bytes], own: Path, progress: Callable[[int], None]) -> tupl
 
 
 def _write(stream: IO[bytes], path: Path, head: FileHead, progress: Callable[[int], None]) -> int:
-    """Append what comes to a file; how much that was."""
+    """Append the received bytes to a file; return their number."""
     if path.is_symlink():
         raise CommandError(f"{path}: expected a file, found a link")
     with path.open("r+b" if path.exists() else "x+b") as file:
@@ -183,5 +183,5 @@ def _write(stream: IO[bytes], path: Path, head: FileHead, progress: Callable[[in
 
 
 def _windows(own: Path) -> int:
-    """How many captures are here."""
+    """The number of captures in a folder."""
     return sum(isinstance(entry, Captured) for path in own.glob(PATTERN) for entry in read(path.read_bytes()).entries)

@@ -1,8 +1,8 @@
 """Devices that hung in an earlier command, in a file beside the inventory: they go last in the next one.
 
-A device counts as hung when it answered and then went silent in the middle, or took a place for longer than the others
-were made to wait; one that was merely switched off does not. It is forgotten as soon as it has succeeded. Guarantee:
-without such a device no file is written, and one that cannot be read or written changes nothing but the order.
+A device counts as hung when it answered and then fell silent, or kept its place longer than others may wait for it; a
+device that is switched off does not count. It is removed from the file when it has succeeded. Guarantee: without such a
+device no file is written; a file that cannot be read or written affects only the order.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class HungDevices:
         return sorted(targets, key=lambda each: each.name in hung)
 
     def note(self, hung: Collection[str], succeeded: Collection[str]) -> None:
-        """Remember who hung, and forget who succeeded."""
+        """Add the devices that hung, and remove those that succeeded."""
         before = self.names()
         after = (before | set(hung)) - set(succeeded)
         if after == before:

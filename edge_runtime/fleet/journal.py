@@ -1,4 +1,4 @@
-"""The journal of the service on many devices, as one stream of lines that say where they come from."""
+"""The journal of the service on many devices, as one stream of lines with the device's name."""
 
 import json as json_module
 import sys

@@ -1,4 +1,4 @@
-"""What a device has in its store, as `models list --json` prints it, and the words for it. Pure."""
+"""The store of a device, as printed by `models list --json`, and its description in words. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def read_listing(text: str) -> list[Listed]:
     """The JSON of `models list --json`.
 
     Raises:
-        CommandError: it is something else; an old runtime or a login that prints a greeting may be why.
+        CommandError: it is no such JSON, for example from an old runtime, or after a login greeting.
     """
     try:
         found = msgspec.json.decode(text, type=list[Listed])
@@ -36,7 +36,7 @@ def serving(listed: Sequence[Listed], name: str) -> Listed | None:
 
 
 def the_model(listed: Sequence[Listed], name: str | None) -> Listed:
-    """The bundle in service of a name, or of the only model that there is.
+    """The bundle in service of a name, or of the only model.
 
     Raises:
         RefusedError: there is none, or several and no name.
@@ -105,7 +105,7 @@ def words(found: Listed | None) -> str:
 
 
 def details(before: Listed | None, after: Listed | None) -> dict[str, object]:
-    """What a program may want to know of a change."""
+    """The details of a change, for programs."""
     return {"before": before, "after": after}
 
 

@@ -1,11 +1,11 @@
-"""A bundle -> one device over the broker that both know, for devices that ssh does not reach. See `docs/ota.md`.
+"""A bundle -> one device over a common broker, for devices that ssh cannot reach. See `docs/ota.md`.
 
-The device sets the pace and does all the checking; the sender only answers what it is asked. Whatever happens to the
-link, the offer is repeated until the device has published what came of it, and goes on where the last try ended.
+The device sets the pace and does all checks; the sender only answers requests. After any break of the link the offer is
+repeated until the device has published its result, and the transfer continues where the last try ended.
 
-Guarantee: it ends. A transfer that makes no progress for `silence_s` (no more bytes, no next state) is given up,
-however often the link returns or the device publishes something else; refusals of the broker end it at once. An offer
-that waits for another transfer or install is repeated for `busy_s`.
+Guarantee: it ends. A transfer without progress for `silence_s` (no more bytes, no next state) is given up, even if the
+link returns or the device publishes other documents; a refusal by the broker ends it at once. An offer that waits for
+another transfer or install is repeated for `busy_s`.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ INSTALL_S = 300.0  # the self-test on the device has 120 of its own
 BUSY_S = 300.0
 ORDER_S = 60.0  # for an order to be carried out
 MOST_BYTES = 1024 * 1024  # of one chunk; a device asks for far less
-# Refusals that pass, by their words: devices of the release before do not mark them with `busy`.
+# Temporary refusals, by their words: devices of the previous release do not mark them with `busy`.
 _BUSY_WORDS = (
     "another transfer",
     "another install is under way",
@@ -73,7 +73,7 @@ class BundleSender:
             CommandError: the device refuses it, or it cannot be read.
             AwayError: the broker or the device does not answer.
             BusyError: another transfer or install is under way there.
-            RefusedError: the broker does not let us, or two devices have this id.
+            RefusedError: the broker refuses, or two devices have this id.
         """
         content, signature = _read(bundle), _read(bundle.with_name(bundle.name + ".sig"))
         offer = {
@@ -156,13 +156,13 @@ class _Sending:
         self._last_refusal = ""
 
     def run(self) -> dict[str, Any]:
-        """Serve the device until it has published what came of it."""
+        """Serve the device until it has published its result."""
         while True:
             left = self._deadline - time.monotonic()
             if left <= 0:
                 self._give_up()
             due = self._next_offer - time.monotonic()
-            if due <= 0:  # by the clock and not by silence: others may be loud on the same topic
+            if due <= 0:  # by the clock, not by silence: other senders may publish on the same topic
                 self._publish_offer()
                 continue
             heard = self._line.hear(min(due, left))
@@ -207,12 +207,12 @@ class _Sending:
         return None
 
     def _learn_token(self, document: dict[str, Any]) -> None:
-        """A greeting to another sender holds the same token; under a flood it may be the only one that comes."""
+        """A greeting to another sender holds the same token; under a flood it may be the only one that arrives."""
         if document.get("state") == "greeting" and "token" not in self._offer and document.get("token"):
             self._greeted(str(document["token"]))
 
     def _greeted(self, token: str) -> None:
-        """A token of this start of the device. One that returns after another one is of a second device.
+        """Note a token of the device's start. A token that returns after another one belongs to a second device.
 
         Raises:
             RefusedError: two devices answer.
@@ -227,18 +227,18 @@ class _Sending:
         self._publish_offer()
 
     def _refused(self, why: str, *, is_busy: bool) -> None:
-        """Wait while the reason passes.
+        """Wait until the reason is gone.
 
         Raises:
-            BusyError: it did not pass in time.
-            CommandError: it does not pass.
+            BusyError: it was not gone in time.
+            CommandError: it is permanent.
         """
         if not is_busy and not any(words in why for words in _BUSY_WORDS):
             raise CommandError(why)
         self._last_refusal = why
         if time.monotonic() >= self._busy_until:
             raise BusyError(why)
-        # The next offer goes out when nothing is heard for `OFFER_AGAIN_S`.
+        # The next offer is sent after `OFFER_AGAIN_S` without a message.
         self._deadline = min(self._busy_until, time.monotonic() + self._silence_s)
 
     def _progressed(self, received: int) -> None:

@@ -1,8 +1,8 @@
-"""The work of the fleet's commands on a device that only its broker reaches: the same outcomes and rows as over ssh.
+"""The work of the fleet's commands on a device behind its broker: the same outcomes and rows as over ssh.
 
-What the device keeps retained (`status`, `models`) is looked at first, so that one that is away is named at once. It is
-then asked over the same topics that `docs/ota.md` describes. Nothing here trusts the broker: bundles and orders to go
-back are signed, and the device checks them.
+The retained documents (`status`, `models`) are read first, so that an offline device is named at once. Then the device
+is asked over the topics of `docs/ota.md`. The broker is not trusted: bundles and rollback orders are signed, and the
+device checks them.
 """
 
 import subprocess
@@ -24,8 +24,8 @@ from edge_runtime.fleet.rollout import Outcome, Result, Watcher, outcome_of
 from edge_runtime.fleet.table import size_in_words
 from edge_runtime.store.ota_parts import ROLLBACK_NAMESPACE
 
-_STALE = "order to go back: digest: "  # how a device refuses to leave what it does not run (store/ota_parts.py)
-AFTER_S = 15.0  # for the daemon to take a new bundle up; it looks every second
+_STALE = "order to go back: digest: "  # a device's refusal to leave a bundle that it does not run (store/ota_parts.py)
+AFTER_S = 15.0  # for the daemon to load a new bundle; it checks every second
 AGAIN_S = 1.0
 
 
@@ -59,7 +59,7 @@ class MqttTransport:
         return Outcome(target.name, "done", text, details=details(before, None))
 
     def confirm(self, target: FleetDevice, files: BundleFiles) -> str | None:
-        """What is wrong with a device after it has run the new bundle for a while; None when nothing is."""
+        """The fault of a device after it has run the new bundle for a while, or None."""
         deadline = time.monotonic() + AFTER_S
         while True:
             found = [each for each in _ask(target).listing() if each["name"] == files.name]
@@ -83,7 +83,7 @@ class MqttTransport:
             except CommandError as error:
                 if _STALE not in str(error) or time.monotonic() > deadline:
                     raise
-            time.sleep(AGAIN_S)  # the list that the broker keeps is older than what the device runs: it comes
+            time.sleep(AGAIN_S)  # the retained list is older than the running bundle: a new one follows
 
     def _roll_back(
         self, target: FleetDevice, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path
@@ -111,7 +111,7 @@ class MqttTransport:
 
 
 def look_at_all(targets: Sequence[FleetDevice], *, accuracy: bool = False) -> list[Outcome]:
-    """Ask all devices by one connection; a row for each, with `accuracy` what is known of truth. Never raises."""
+    """Ask all devices over one connection; a row for each, with `accuracy` also truth and drift. Never raises."""
     known: dict[str, Known] = {}
     failed = outcome_of(targets[0], lambda: _look_into(known, targets, accuracy=accuracy))
     return [_row(target, known.get(target.name), failed) for target in targets]
@@ -162,7 +162,7 @@ _OFFLINE = "it is offline, says the broker"
 
 
 def _ask(target: FleetDevice) -> Known:
-    """What the broker keeps of a device.
+    """The retained documents of a device.
 
     Raises:
         AwayError: the broker cannot be reached, or the device is offline.

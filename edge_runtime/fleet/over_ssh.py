@@ -1,7 +1,7 @@
 """The work of the fleet's commands on a device that ssh reaches, by its own `edge-runtime models`.
 
-An install that another one keeps waiting is tried again for `BUSY_SECONDS`. Two operators send to folders of their
-own; only the part of a transfer is shared, and it is claimed by one of them (`transfer.py`).
+An install that waits for another one is tried again for `BUSY_SECONDS`. Two operators send to separate folders; only
+the part of a transfer is shared, and one of them claims it (`transfer.py`).
 """
 
 import secrets
@@ -38,7 +38,7 @@ BUSY_SECONDS = 180.0
 _BUSY_PAUSE_S = 3.0
 _BUSY_WORDS = "another install is under way"
 
-# A daemon that runs takes the new model by itself; one that was never started, or gave up for want of a model, may now.
+# A running daemon loads the new model itself; one that was never started, or ended without a model, is started.
 _START = """service=edge-runtime@$1
 systemctl is-enabled --quiet "$service" 2>/dev/null || exit 0
 systemctl is-active --quiet "$service" 2>/dev/null && exit 0
@@ -67,7 +67,7 @@ class SshTransport:
         watcher.step(target.name, "installing")
         bundle = f"{folder}/{own}/{_there(files, files.path)}"
         answer = _install(target, bundle, options)
-        # A bundle that was refused is of no more use there; one that was taken has been copied into the store.
+        # A refused bundle is useless there, and an accepted one has been copied into the store.
         run(target, as_account(target.account, script(_CLEAN, folder, own)), timeout=ASK_SECONDS)
         if answer.code != 0:
             raise CommandError(_refusal(answer, bundle, files))
@@ -80,7 +80,7 @@ class SshTransport:
         return Outcome(target.name, "done", text, details=details(before, after))
 
     def confirm(self, target: FleetDevice, files: BundleFiles) -> str | None:
-        """What is wrong with a device after it has run the new bundle for a while; None when nothing is."""
+        """The fault of a device after it has run the new bundle for a while, or None."""
         for each in listing(target):
             if each["digest"] == files.digest:
                 if each["state"] in {"active", "probation"}:
@@ -126,7 +126,7 @@ class SshTransport:
         return msgspec.structs.replace(outcome, details={"row": row})
 
 
-# The folder of this flash, and the one that it stands in once no part is left there.
+# Remove the folder of this flash, and its parent when no part is left there.
 _CLEAN = 'cd "$1" && rm -rf -- "$2" && cd .. && rmdir -- "$1" 2>/dev/null; exit 0'
 
 
@@ -149,7 +149,7 @@ def _install(target: FleetDevice, bundle: str, options: InstallOptions) -> Remot
 
 
 def _start_service(target: FleetDevice) -> str:
-    """Start the service where it should run and does not.
+    """Start the service where it should run but does not.
 
     Raises:
         CommandError: it does not start, so that nothing serves.
@@ -169,7 +169,7 @@ def models(target: FleetDevice, *arguments: str) -> list[str]:
 
 
 def listing(target: FleetDevice) -> list[Listed]:
-    """What a device has in its store: name, version, digest, state, and why where there is a reason.
+    """The store of a device: name, version, digest, state, and the reason of a state.
 
     Raises:
         AwayError: the device cannot be reached.
@@ -182,7 +182,7 @@ def listing(target: FleetDevice) -> list[Listed]:
 
 
 def _there(files: BundleFiles, path: Path) -> str:
-    # The same names on every device, whatever the file is called here.
+    # The same names on every device, independent of the local file's name.
     return "bundle.onnx" + path.name.removeprefix(files.path.name)
 
 

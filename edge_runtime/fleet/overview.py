@@ -1,4 +1,4 @@
-"""What every device is doing: one row for each. A device that does not answer has a row too. Pure."""
+"""The state of every device: one row for each, also for a device that does not answer. Pure."""
 
 import json
 from collections import Counter
@@ -10,7 +10,7 @@ import msgspec
 from edge_runtime.fleet.listing import SERVING, read_listing
 from edge_runtime.fleet.table import duration
 
-# Everything in one connection. Each part may fail by itself; a line of its own tells the parts from each other.
+# All parts in one connection. Each part may fail separately; a marker line separates the parts.
 MARK = "--- edge-runtime part ---"
 QUESTION = f"""runtime=$1; service=$2; folder=$3; signers=$4
 echo '{MARK}'; cat /proc/uptime 2>/dev/null
@@ -31,9 +31,9 @@ class OverviewRow(msgspec.Struct, kw_only=True):
         reachable: whether it answered.
         why: what is wrong, in one line.
         runtime: the version of its runtime.
-        service: what systemd says of its service.
+        service: the state of its service in systemd.
         models: its store, as `models list --json` has it.
-        uptime_s: since it was switched on.
+        uptime_s: since its boot.
         temperature_c: of its processor.
         last_prediction: when it last published, in seconds since 1970.
         queued: predictions that wait for its broker.
@@ -58,7 +58,7 @@ class OverviewRow(msgspec.Struct, kw_only=True):
 
 
 def fill_from_answer(row: OverviewRow, found: Sequence[str], reason: str) -> None:
-    """Fill a row from the parts of an answer to `QUESTION`; `reason` is the last line of what went wrong there."""
+    """Fill a row from the parts of an answer to `QUESTION`; `reason` is the last line of stderr."""
     parts = [part.strip() for part in found]
     if len(parts) != 6:
         row.why = reason
@@ -93,7 +93,7 @@ def _fill_status(row: OverviewRow, text: str) -> None:
 def fill_figures(
     row: OverviewRow, health: Mapping[str, Any], accuracy: object, drift: Mapping[str, Any] | None = None
 ) -> None:
-    """Note what a device says of truth and drift, as far as it says anything; of drift its own documents, or health."""
+    """Note a device's accuracy and drift, if published; drift from its own documents, or from health."""
     if isinstance(accuracy, Mapping):
         row.accuracy = {**row.accuracy, **accuracy}
     models = health.get("models")
@@ -146,13 +146,13 @@ def cells(row: OverviewRow, now: float) -> list[list[str]]:
 
 
 def _went_back(row: OverviewRow, name: object) -> str:
-    """The bundle of a name that this device tried and left, and why; a rejected one is kept by `models list`."""
+    """The bundle of a name that this device tried and left, and the reason; `models list` keeps a rejected one."""
     rejected = [each for each in row.models if each["name"] == name and each["state"] == "rejected"]
     return f"went back from {rejected[0]['version']}: {rejected[0].get('why', '')}" if rejected else ""
 
 
 def totals(rows: Sequence[OverviewRow]) -> str:
-    """One line of numbers: devices by what they run, those without a model among them."""
+    """One line: the number of devices for each running bundle, and without a model."""
     counts: Counter[str] = Counter()
     for row in rows:
         running = [f"{each['name']} {each['version']}" for each in row.models if each["state"] in SERVING]

@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal where `rich` is installed, else a line a step."""
+"""Progress on stderr: bars on a terminal where `rich` is installed, else a line for each step."""
 
 import importlib
 import sys
@@ -33,7 +33,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """A line a step, and one for every quarter of a transfer: reads well in a log."""
+    """A line for each step, and for every quarter of a transfer: for logs."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -66,7 +66,7 @@ class Lines(Silent):
 
 
 class Totals(Silent):
-    """For many devices: a line of totals whenever a tenth more is done, and the problems as they come."""
+    """For many devices: a line of totals after each tenth, and each problem at once."""
 
     def __init__(self, stream: IO[str], total: int) -> None:
         self._stream = stream
@@ -109,14 +109,14 @@ class Totals(Silent):
 
 
 class Bars(Silent):
-    """A bar for every device at work, a line each at 80 columns: long names and steps are cut off, not wrapped."""
+    """A bar for every device at work, one line at 80 columns: long names and steps are cut, not wrapped."""
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
         self._tasks: dict[str, Any] = {}
 
     def begin(self, device: str) -> None:
-        """A bar that does not yet know how long it will be."""
+        """A bar of unknown length."""
         self._tasks[device] = self._progress.add_task(device, total=None, step="connecting")
 
     def step(self, device: str, text: str) -> None:
@@ -128,7 +128,7 @@ class Bars(Silent):
         self._progress.update(self._tasks[device], completed=done, total=total)
 
     def end(self, outcome: Outcome) -> None:
-        """The bar stays, full or not, with the result beside it."""
+        """The bar stays, with the result beside it."""
         task = self._tasks[outcome.device]
         if outcome.result != "failed":
             self._progress.update(task, completed=1, total=1)
@@ -142,7 +142,7 @@ class Bars(Silent):
 
 @contextmanager
 def shown(*, quiet: bool, total: int = 1, stream: IO[str] | None = None) -> Iterator[Watcher]:
-    """The watcher that suits where we run and how many devices there are."""
+    """The watcher for this terminal and this number of devices."""
     out = sys.stderr if stream is None else stream
     if quiet:
         yield Silent()

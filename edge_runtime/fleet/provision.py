@@ -1,9 +1,9 @@
 """A fresh Raspberry Pi -> a device of the fleet: runtime, user, folders, service and configuration, over ssh.
 
-What is there already is left alone, so provisioning again changes nothing, and after a break it goes on where it
-stopped. A new runtime is built beside the old one and takes its place by one rename of a link; the service is started
-again only after the new runtime has found nothing wrong with the configuration. `--dry-run` looks and changes nothing.
-Needs root on the device, by login or by sudo without a password.
+Existing parts are not touched: a second run changes nothing, and a run after a break continues where it stopped. A new
+runtime is built beside the old one and replaces it by one rename of a link; the service is restarted only after the new
+runtime has accepted the configuration. `--dry-run` changes nothing. Needs root on the device, by login or by sudo
+without a password.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from edge_runtime.fleet.wheels import Machine, Wheels, bundle, choose, locked_li
 from edge_runtime.registered import SOURCES
 
 ASK_SECONDS = 60.0
-INSTALL_SECONDS = 1800.0  # pip unpacks 150 MB; the card of a Zero 2 W takes its time
+INSTALL_SECONDS = 1800.0  # pip unpacks 150 MB, which is slow on the card of a Zero 2 W
 _ETC = "/etc/edge-runtime"
 _OPT = "/opt/edge-runtime"
 _OLDEST_PYTHON = (3, 11)
@@ -37,7 +37,7 @@ class Managed(msgspec.Struct, frozen=True):
         path: where, on the device.
         mode: its permissions.
         group: whom it belongs to beside root.
-        effect: what must follow a change: `user`, `folders`, `unit`, `config`, or nothing.
+        effect: the step after a change: `user`, `folders`, `unit`, `config`, or nothing.
     """
 
     content: bytes
@@ -48,13 +48,13 @@ class Managed(msgspec.Struct, frozen=True):
 
 
 class Supply(msgspec.Struct, frozen=True, kw_only=True):
-    """What is installed on devices, beside the settings of the inventory.
+    """The files for devices, beside the settings of the inventory.
 
     Attributes:
         wheelhouse: a folder of wheels for an installation without network; None lets the device fetch what it needs.
         wheel: the runtime's own wheel, where there is no wheelhouse.
         allowed_signers: whose bundles the device trusts.
-        beside: files that go beside the device file, for the daemon's eyes only.
+        beside: files that go beside the device file, readable by the daemon only.
     """
 
     wheelhouse: Path | None = None
@@ -76,11 +76,11 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 def provision(target: FleetDevice, watcher: Watcher, supply: Supply, *, dry_run: bool) -> Outcome:
-    """Brings one device to where it should be, or says what is missing.
+    """Provision one device, or list the missing parts.
 
     Raises:
         TransientError: the device cannot be reached.
-        CommandError: it cannot be a device, or a step failed; what was done until then stays.
+        CommandError: it cannot be a device, or a step failed; finished steps stay.
     """
     watcher.step(target.name, "looking")
     files = list(managed_files(target, supply))
@@ -169,7 +169,7 @@ def look(target: FleetDevice, paths: list[str]) -> Facts:
 
     Raises:
         TransientError: the device cannot be reached.
-        CommandError: it can never be a device, or we may not look.
+        CommandError: it can never be a device, or the account lacks permissions.
     """
     answer = run(target, as_root(script(_LOOK, target.account, target.service, *paths)), timeout=ASK_SECONDS)
     lines = [line.partition(" ") for line in answer.out.splitlines()]
@@ -203,7 +203,7 @@ Step = tuple[str, Callable[[Watcher], None]]
 def _steps(
     target: FleetDevice, facts: Facts, files: list[Managed], wheels: Wheels, *, supply: Supply
 ) -> Iterator[Step]:
-    """What has to be done, in order, each with its words."""
+    """The steps in order, each with its words."""
     stale = [each for each in files if facts.digests.get(each.path) != hashlib.sha256(each.content).hexdigest()]
     # The user first: files belong to it.
     early = [each for each in stale if each.effect in {"user", "folders"}]
@@ -334,7 +334,7 @@ def _root(target: FleetDevice, text: str, *arguments: str) -> None:
 
 
 def _start(target: FleetDevice, watcher: Watcher, facts: Facts, *, changed: bool) -> str:
-    """Starts the service on what is there now, once it is known to be right; the words for what came of it."""
+    """Start the service after a check of the configuration; return the result in words."""
     if target.config is None or (facts.active and not changed):
         return ""
     watcher.step(target.name, "checking its configuration")
@@ -359,7 +359,7 @@ def _wheels(supply: Supply, machine: Machine, extras: frozenset[str]) -> Wheels:
 def _reason(answer: RemoteResult) -> str:
     if "No space left" in answer.err:
         return "no space is left on the device"
-    errors = [line for line in answer.err.splitlines() if line.startswith("ERROR")]  # pip explains itself at length
+    errors = [line for line in answer.err.splitlines() if line.startswith("ERROR")]  # pip's messages are long
     return errors[0].removeprefix("ERROR: ") if errors else answer.reason
 
 

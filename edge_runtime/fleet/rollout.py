@@ -1,12 +1,12 @@
-"""Many devices, a few at a time, canaries first: one piece of work done on each, and what became of it.
+"""The same work on many devices, a few at a time, canaries first, with the result of each.
 
-Nothing here knows what the work is. A failure is the fault of the bundle or of a device, and counts: more than
-`max_failures` of them, and nothing further is begun. A device that is away or busy says nothing about the bundle: it
-stops nothing, is replaced as a canary by the next one, and is tried again at the end. A device that hangs gives its
-place to the next after `STRAGGLER_S`, so that a wave is no barrier for healthy ones.
+This module is independent of the work. A failure is the fault of the bundle or of a device, and counts: after more than
+`max_failures` no further device is begun. An offline or busy device does not count: as a canary it is replaced by the
+next one, and it is tried again at the end. A device that hangs gives its place to the next after `STRAGGLER_S`, so it
+does not hold up healthy ones.
 
-An interruption (Ctrl-C) begins nothing more, stops what can be stopped without harm, and waits for the rest; a second
-one leaves at once. Either way each device has an outcome.
+After an interruption (Ctrl-C) no device is begun, work that can be stopped without harm stops, and the rest is waited
+for; a second one ends at once. In either case each device has an outcome.
 """
 
 import threading
@@ -27,19 +27,19 @@ PASSING: frozenset[Result] = frozenset({"away", "busy"})
 STRAGGLER_S = 30.0
 DEFAULT_SOAK_S = 30.0
 SOAK_LOOK_S = 5.0
-RETRY_PAUSES_S = (5.0, 20.0)  # before devices that were away or busy are tried again
+RETRY_PAUSES_S = (5.0, 20.0)  # pauses before offline or busy devices are tried again
 _POLL_S = 0.2
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What became of one device.
+    """The result of one device.
 
     Attributes:
         device: its name.
-        result: `unchanged` when there was nothing to do; `refused` when it or its broker does not allow it.
+        result: `unchanged` if there was nothing to do; `refused` if device or broker do not allow it.
         text: why, in one line.
         seconds: how long it took.
-        details: what else a program may want to know.
+        details: further facts for programs.
     """
 
     device: str
@@ -50,7 +50,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def succeeded(self) -> bool:
-        """The device is where it should be."""
+        """Whether the device is in the desired state."""
         return self.result in {"done", "unchanged"}
 
 
@@ -64,7 +64,7 @@ class Watcher(Protocol):
         """A device has come to a new step."""
 
     def bytes(self, device: str, done: int, total: int) -> None:
-        """So much of a transfer is done."""
+        """The progress of a transfer."""
 
     def end(self, outcome: Outcome) -> None:
         """The work on a device is over."""
@@ -74,7 +74,7 @@ class Watcher(Protocol):
 
 
 class Confirmation(Protocol):
-    """Looks at a device after it has run the new bundle for a while; returns what is wrong, or None."""
+    """Checks a device after it has run the new bundle for a while; returns the fault, or None."""
 
     def __call__(self, target: FleetDevice, /) -> str | None:
         """May raise an EdgeError, which is a failure too."""
@@ -88,13 +88,13 @@ class InterruptedWorkError(EdgeError):
 
 
 class FailureLimit(msgspec.Struct, frozen=True):
-    """How many failures end a rollout: more than `count`, or more than `percent` of all devices, where that is set."""
+    """The limit of failures: `count`, or `percent` of all devices, if set."""
 
     count: int = 0
     percent: float | None = None
 
     def allows(self, failed: int, total: int) -> bool:
-        """So many failures do not end it."""
+        """Whether this number of failures is within the limit."""
         return failed <= (self.count if self.percent is None else total * self.percent / 100)
 
 
@@ -102,7 +102,7 @@ NO_LIMIT = FailureLimit(percent=100.0)
 
 
 class RolloutResult(msgspec.Struct, frozen=True):
-    """What became of all devices, in the order given."""
+    """The results of all devices, in the given order."""
 
     outcomes: list[Outcome]
     interrupted: bool = False
@@ -136,11 +136,11 @@ class Runner:
     Args:
         targets: the devices, in order.
         work: done on each.
-        rollout: how many at once, canaries, waves, soak.
+        rollout: concurrency, canaries, waves, soak.
         watcher: shows the progress.
-        confirm: looks at a device again after the soak.
-        limits: how many failures are too many.
-        retry: how often devices that were away or busy are tried again, with the pause before each.
+        confirm: checks a device again after the soak.
+        limits: of failures.
+        retry: the pauses before further tries of offline or busy devices.
         pause: waits; a parameter for tests.
     """
 
@@ -171,7 +171,7 @@ class Runner:
         self._cause = "an earlier wave failed"
 
     def run(self) -> RolloutResult:
-        """Do it all; an interruption is part of the result and never raised."""
+        """Run all; an interruption is part of the result and never raised."""
         interrupted = False
         try:
             self._run()
@@ -205,7 +205,7 @@ class Runner:
         self._run_retries()
 
     def _run_canaries(self, waiting: list[FleetDevice]) -> list[FleetDevice]:
-        """Change devices until enough of them did well; returns the rest. One that is away is replaced by the next."""
+        """Change canaries until enough have succeeded; return the rest. An offline one is replaced by the next."""
         wanted, proven = self._rollout.canaries, 0
         while waiting and proven < wanted and not self._is_over():
             wave, waiting = waiting[: wanted - proven], waiting[wanted - proven :]
@@ -229,7 +229,7 @@ class Runner:
             self._wait_for(again, stragglers=False)
 
     def _run_wave(self, wave: Sequence[FleetDevice]) -> None:
-        """Begin all of them as places become free, and wait for all but those that hang.
+        """Begin each device when a place is free, and wait for all except those that hang.
 
         A wave is finished although one of it fails, unless a threshold was asked for and is passed.
         """
@@ -275,7 +275,7 @@ class Runner:
         self._watcher.end(outcome)
 
     def _soak(self, wave: Sequence[FleetDevice], number: int, *, is_last: bool) -> None:
-        """Let a wave run the new bundle, then look at it again; by default every wave but the last."""
+        """Let a wave run the new bundle, then check it again; by default every wave except the last."""
         soak = self._rollout.soak
         if soak is None:
             soak = 0.0 if is_last else DEFAULT_SOAK_S
@@ -290,7 +290,7 @@ class Runner:
             self._outcomes |= {outcome.device: outcome for outcome in results if outcome is not None}
 
     def _is_over(self) -> bool:
-        """Nothing more may begin: interrupted, or too many failures."""
+        """Whether no device may be begun: interrupted, or too many failures."""
         if self._stopped.is_set():
             return True
         with self._lock:
@@ -328,7 +328,7 @@ class Runner:
 
 
 class _Interruptible:
-    """A watcher by which the work learns that it shall stop: between two steps, and between two parts of a transfer."""
+    """A watcher that stops the work between two steps, or between two parts of a transfer."""
 
     def __init__(self, inner: Watcher, stopped: threading.Event) -> None:
         self._inner = inner
@@ -341,7 +341,7 @@ class _Interruptible:
         self._inner.step(device, text)
 
     def bytes(self, device: str, done: int, total: int) -> None:
-        """Progress, unless the work is to stop. Once all is there, the device installs, and is waited for."""
+        """Progress, unless the work is to stop. After a complete transfer the device installs, which is not stopped."""
         if done < total:
             self._stop_here()
         self._inner.bytes(device, done, total)
@@ -366,7 +366,7 @@ def roll_out(
     return Runner(targets, work, rollout, watcher, confirm=confirm, limits=limits, pause=pause).run().outcomes
 
 
-# By what was raised; whatever else is a failure.
+# Results by exception type; any other exception is a failure.
 _KINDS: tuple[tuple[type[EdgeError], Result], ...] = (
     (BusyError, "busy"),
     (TransientError, "away"),
@@ -376,7 +376,7 @@ _KINDS: tuple[tuple[type[EdgeError], Result], ...] = (
 
 
 def outcome_of(target: FleetDevice, work: Callable[[], Outcome]) -> Outcome:
-    """The outcome of the work on a device, whatever it raises."""
+    """The outcome of the work on a device, for any exception."""
     try:
         return work()
     except EdgeError as error:

@@ -1,9 +1,8 @@
 """A bill of materials in CycloneDX 1.6: `python -m edge_runtime.fleet.sbom FILE... -o OUT.cdx.json`.
 
-Of wheels (those of a wheelhouse or of `dist`) it says name, release, licence and digest, as each wheel's own metadata
-says them; `document` is the frame that `edge-convert inspect --sbom` fills for a bundle. Equal files give equal bytes:
-no time and no random number is written. Weak point: a wheel that carries libraries of others says so in its licence
-files at best; they are not listed.
+For wheels (of a wheelhouse or of `dist`) it lists name, release, licence and digest from their metadata; `edge-convert
+inspect --sbom` fills the same `document` for a bundle. Equal files give equal bytes: no time and no random number is
+written. Weak point: third-party libraries inside a wheel are not listed.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """One command on one device, over the system's ssh: the user's keys, agent, jump hosts and known hosts are used.
 
-Host keys are always checked: a host that is unknown or has changed is refused, whatever `~/.ssh/config` says, and the
-line that says so tells what to do. No password is ever asked for. A device that falls silent is given up after
-`stall_timeout`; what a command had begun on it by then may or may not be done.
+Host keys are always checked: an unknown or changed host is refused, for any `~/.ssh/config`, with one line and its
+remedy. No password is ever requested. A silent device is given up after `stall_timeout`; the command on it may or may
+not have finished.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ TRIES = 3
 RETRY_SECONDS = 3.0
 CHUNK_BYTES = 65_536
 
-# Runs "$@" as an account of the device: at once when we are it, else through runuser or sudo.
+# Runs "$@" as an account of the device: directly if it is the login account, else through runuser or sudo.
 _AS_ACCOUNT = """account=$1; shift
 [ "$(id -un)" = "$account" ] && exec "$@"
 id -u "$account" >/dev/null 2>&1 || { echo "there is no user $account: provision the device first" >&2; exit 69; }
@@ -58,7 +58,7 @@ _MEANINGS = (
 )
 
 
-# What no repetition changes: a person has to do something.
+# Faults that a repetition cannot change.
 _BY_HAND = frozenset(
     {
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
@@ -72,7 +72,7 @@ _BY_HAND = frozenset(
 
 
 class RemoteResult(NamedTuple):
-    """What a command on a device gave back."""
+    """The result of a command on a device."""
 
     code: int
     out: str
@@ -130,7 +130,7 @@ def run(target: FleetDevice, words: Sequence[str], *, stdin: bytes = b"", timeou
 
 @contextlib.contextmanager
 def start(target: FleetDevice, words: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A command on a device with its pipes open; it is ended when the block is left."""
+    """A command on a device with open pipes; it is ended when the block is left."""
     if target.transport != "ssh":
         raise RefusedError("it is reached over MQTT only, and this needs ssh")
     process = subprocess.Popen(
@@ -139,7 +139,7 @@ def start(target: FleetDevice, words: Sequence[str]) -> Iterator[subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "LC_ALL": "C"},  # we read what ssh says
-        start_new_session=True,  # Ctrl-C is for us; an install that runs there is not cut off in the middle
+        start_new_session=True,  # Ctrl-C reaches only this process, so that an install on the device is not interrupted
     )
     try:
         yield process
@@ -165,7 +165,7 @@ def command(target: FleetDevice) -> list[str]:
         "ConnectTimeout": str(max(1, round(target.connect_timeout))),
         "ServerAliveInterval": str(alive),
         "ServerAliveCountMax": "3",
-        "LogLevel": "ERROR",  # ssh's warnings would be taken for the command's own words
+        "LogLevel": "ERROR",  # ssh's warnings would mix with the command's own output
         "ClearAllForwardings": "yes",
     }
     words += [word for key, value in options.items() for word in ("-o", f"{key}={value}")]

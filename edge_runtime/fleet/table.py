@@ -55,7 +55,7 @@ def printable(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `3 d 4 h`, `12 min`, `5 s`."""
+    """Seconds in words: `3 d 4 h`, `12 min`, `5 s`."""
     whole = int(seconds)
     if whole >= 86_400:
         return f"{whole // 86_400} d {whole % 86_400 // 3600} h"

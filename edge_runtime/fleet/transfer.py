@@ -1,7 +1,7 @@
-"""A file of ours -> the same file on a device: resumed where an earlier try ended, and verified by its digest.
+"""A local file -> the same file on a device: resumed where an earlier try ended, and verified by its digest.
 
-Parts are kept on the device under the file's SHA-256, so only the very same content is ever continued. Nothing but
-`sh` and coreutils is needed there. What arrives is not yet installed: that is the runtime's own step.
+Parts are kept on the device under the file's SHA-256, so only the same content is continued. The device needs only `sh`
+and coreutils. The runtime installs the file in a separate step.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """How a device is reached: the one list of ways, and what every way can do.
 
-The device decides: signature, structure, version and self-test are checked there, by its own runtime, before the one
-rename that makes a bundle active. Whatever goes wrong on the way, the device keeps serving what it served. Flashing
-what is active already changes nothing, so a rollout that broke off is resumed by the same command.
+The device decides: its own runtime checks signature, structure, version and self-test before the one rename that makes
+a bundle active. After any fault on the way the device keeps serving the previous bundle. Flashing the active bundle
+changes nothing, so the same command resumes a broken rollout.
 """
 
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ class Transport(Protocol):
     def rollback(
         self, target: FleetDevice, watcher: Watcher, *, model: str | None, unwanted: Unwanted, key: Path | None
     ) -> Outcome:
-        """Take it back to the bundle before the active one, where that is the unwanted one."""
+        """Take it back to the previous bundle, if the active one is the unwanted one."""
 
     def look(self, target: FleetDevice, watcher: Watcher) -> Outcome:
-        """What it does now, as a `Row` in the outcome's details. Never raises: out of reach is an answer too."""
+        """Its state, as a `Row` in the outcome's details. Never raises: an unreachable device has a row too."""
 
 
 def transport_of(target: FleetDevice) -> Transport:

@@ -1,10 +1,10 @@
 """When the next wave of a signed rollout may begin, and which devices are in it. Pure, but for a clock.
 
-Guarantee: no wave begins before the canaries have proven the bundle, as long as a device that can prove it is online;
-one that is away or hangs is replaced by the next. No device that is silent, stalls or is slow holds back the healthy
-ones: a silent one is waited for `SILENT_S`, a transfer that does not move `STALL_S`, and once half of the devices are
-where they should be, the rest for `STRAGGLER_S`. Time is that of this process and not of the file, since the clocks of
-two operators may differ; only a command that returns at once (`by_clock`) has to go by the file.
+Guarantee: no wave begins before the canaries have proven the bundle, as long as a possible canary is online; an offline
+or hanging one is replaced by the next. Silent, stalled or slow devices do not hold back healthy ones: the wait is
+`SILENT_S` for a silent device, `STALL_S` for a transfer without progress, and `STRAGGLER_S` for the rest once half of
+the devices are done. Time is this process's own, since the clocks of two operators may differ; only a command that
+returns at once (`by_clock`) uses the times in the file.
 """
 
 import time
@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 from edge_runtime.fleet.rollout_file import LEFT_OUT, DeviceRow, RolloutPlan
 
-SILENT_S = 30.0  # without a report after its document was published, a device is away for now
+SILENT_S = 30.0  # a device without a report for so long after its document was published counts as offline
 STALL_S = 30.0  # without another byte
 STRAGGLER_S = 30.0
 _SETTLED = frozenset({"confirmed", "failed", *LEFT_OUT})
 
 
 class WaveProgress:
-    """How long each device is in its state.
+    """The time of each device in its state.
 
     Args:
         by_clock: go by the times in the file.
@@ -40,7 +40,7 @@ class WaveProgress:
         self._published[device] = self._since[device] = self._monotonic()
 
     def heard(self, device: str, state: str, received: int) -> None:
-        """A report; one that says nothing new is no progress."""
+        """Note a report; a repeated one is no progress."""
         self.has_moved = self.has_moved or received > 0 or state in {"probation", "confirmed"}
         if self._latest.get(device) != (state, received):
             self._latest[device] = state, received
@@ -53,22 +53,22 @@ class WaveProgress:
         age = self._age(row)
         if row.state == "probation":
             return age >= soak
-        if row.state == "pending":  # at first without a reason, until it has looked at its store
+        if row.state == "pending":  # at first without a reason, until the device has read its store
             return bool(row.why) or age >= SILENT_S
         if row.state == "receiving":
             return age >= STALL_S
         return age >= SILENT_S or not row.is_online
 
     def is_at_rest(self, devices: Sequence[DeviceRow], soak: float) -> bool:
-        """Of none of them anything more is to be expected soon."""
+        """Whether none of them will make progress soon."""
         return all(self.is_past(each, soak) for each in devices if each.serial)
 
     def is_proven(self, row: DeviceRow, soak: float) -> bool:
-        """It runs the bundle, and has for long enough."""
+        """Whether it has run the bundle for long enough."""
         return row.state == "confirmed" or (row.state == "probation" and self.is_past(row, soak))
 
     def may_go_on(self, devices: Sequence[DeviceRow], soak: float) -> bool:
-        """The next wave need not wait for these any longer."""
+        """Whether the next wave need not wait for these."""
         published = [each for each in devices if each.serial]
         open_ones = [each for each in published if not self.is_past(each, soak)]
         if any(each.state == "probation" for each in open_ones):
@@ -93,8 +93,8 @@ class Due(NamedTuple):
     """The devices that are due now.
 
     Attributes:
-        devices: none while others are waited for.
-        are_canaries: they take the place of canaries that are away.
+        devices: empty while others are waited for.
+        are_canaries: they replace offline canaries.
     """
 
     devices: list[DeviceRow]

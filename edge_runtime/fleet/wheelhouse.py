@@ -1,8 +1,8 @@
 """A folder with every wheel that a device needs: `python -m edge_runtime.fleet.wheelhouse dist/*.whl -o wheelhouse`.
 
-For other processors and Pythons than this machine's, since pip can fetch what it cannot run. Sources are never taken: a
-device compiles nothing. With `--lock` a file whose digest is not listed is refused. What is in the folder already
-stays, so one folder can serve several kinds of devices.
+For other processors and Pythons too, since pip can fetch wheels that it cannot run. Source packages are never used: a
+device compiles nothing. With `--lock` a file with an unlisted digest is refused. Existing files stay, so one folder can
+serve several kinds of devices.
 """
 
 import argparse
@@ -23,8 +23,8 @@ MACHINES = {"arm64": "aarch64", "amd64": "x86_64", "aarch64": "aarch64", "x86_64
 def gather(wheel: Path, folder: Path, machine: Machine, lock: Path | None = None) -> int:
     """Fetches what is missing for one kind of device, and returns how many wheels it needs.
 
-    With a lock (exact releases and the digests of their files, as pip reads them) nothing else gets in; without one pip
-    takes the newest releases that fit.
+    With a lock (exact releases with digests, in pip's format) no other file is accepted; without one pip takes the
+    newest releases that fit.
 
     Raises:
         CommandError: pip finds no wheel for it; the text is pip's reason.

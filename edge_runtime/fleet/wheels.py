@@ -1,4 +1,4 @@
-"""Which wheels of a wheelhouse a device can use, and what they are called together. Pure, but for reading the files."""
+"""The wheels of a wheelhouse for a device, and a tag for the set. Pure, except for reading the files."""
 
 import hashlib
 import re
@@ -13,14 +13,14 @@ DISTRIBUTION = "edge_inference_runtime"
 _WHEEL = re.compile(
     r"^(?P<name>[A-Za-z0-9_.]+)-(?P<version>[^-]+)(-\d[^-]*)?-(?P<python>[^-]+)-(?P<abi>[^-]+)-(?P<platform>[^-]+)\.whl$"
 )
-# What the device needs beside the runtime itself; without one of these pip would fail there, after all was sent.
+# Packages beside the runtime that the device needs; without one pip would fail there, after the transfer.
 NEEDED = ("numpy", "onnxruntime", "paho_mqtt", "pyserial", "msgspec")
-# What only some device files need, by the extra that brings it.
+# Packages that only some device files need, by extra.
 OPTIONAL = {"modbus": ("pymodbus",)}
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """What a device is, as `uname -m` and its Python say.
+    """The kind of a device, by `uname -m` and its Python.
 
     Attributes:
         processor: such as `aarch64`.

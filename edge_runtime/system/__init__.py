@@ -1,1 +1,1 @@
-"""What the rooms above share of the operating system: loop, log, clock, durable files, child processes, systemd."""
+"""Access to the operating system for all other rooms: loop, log, clock, durable files, child processes, systemd."""

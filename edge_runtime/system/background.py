@@ -1,12 +1,12 @@
-"""Work beside the event loop: a named thread does what would block, and its result comes back through the loop.
+"""Work beside the event loop: a named thread does blocking work, and the loop delivers its result.
 
 Guarantee: every piece of work ends in exactly one call in the loop's thread: `done` with the result, or `failed` with
-the exception; an exception that nothing takes is raised in the loop, which ends the daemon instead of leaving half of
-it. While work runs, the watchdog's register names it (`watchdog.py`), so that work that hangs starves the watchdog.
-Pieces of one `BackgroundThread` run one after the other, in the order in which they were asked for.
+the exception; an exception without `failed` is raised in the loop, which ends the daemon instead of leaving it
+incomplete. While work runs, the watchdog's register lists it (`watchdog.py`), so that hanging work stops the watchdog's
+notifications. Pieces of one `BackgroundThread` run one after the other, in the order of their submission.
 
-Weak points: a piece of work cannot be interrupted; a thread that does not come back is left behind at `stop`, and ends
-with the process. What is asked for after `stop` is not run.
+Weak points: a piece of work cannot be interrupted; a thread that does not return is abandoned at `stop`, and ends with
+the process. Work that is submitted after `stop` does not run.
 """
 
 import queue
@@ -25,9 +25,9 @@ class BackgroundThread:
     """One thread, started with its first task.
 
     Args:
-        name: of the thread, as a debugger and the watchdog's log line show it.
+        name: of the thread, in a debugger and in the watchdog's log line.
         report: runs a callback in the loop's thread.
-        at_end: run in the thread after `stop`, when all that was asked for is done.
+        at_end: runs in the thread after `stop`, when all submitted work is done.
     """
 
     def __init__(self, name: str, report: Report, *, at_end: Callable[[], None] | None = None) -> None:
@@ -40,7 +40,7 @@ class BackgroundThread:
 
     @property
     def waiting(self) -> int:
-        """How many pieces of work have not been begun."""
+        """The number of pieces of work that have not begun."""
         return self._asked.qsize()
 
     def submit(
@@ -52,13 +52,13 @@ class BackgroundThread:
         what: str = "",
         most_s: float | None = None,
     ) -> None:
-        """Have `work` done in the thread.
+        """Run `work` in the thread.
 
         Args:
             work: what may block.
             done: gets the result, in the loop's thread.
             failed: gets the exception, in the loop's thread; without it the exception is raised there.
-            what: what the watchdog's line calls it; the thread's name when left out.
+            what: its name in the watchdog's line; by default the thread's name.
             most_s: after so many seconds it counts as hanging; `watchdog.HANG_S` when left out.
         """
         if self._stopped:
@@ -68,7 +68,7 @@ class BackgroundThread:
             self._thread = start_thread(self.name, self._serve)
 
     def stop(self, deadline: float = 0.0) -> bool:
-        """Finish what was asked for and end; False when the thread is not at its end after `deadline` seconds."""
+        """Finish the submitted work and end; False when the thread has not ended after `deadline` seconds."""
         if not self._stopped:
             self._stopped = True
             self._asked.put(None)
@@ -96,14 +96,14 @@ def run_beside(
     what: str = "",
     most_s: float | None = None,
 ) -> None:
-    """Do one piece of work in a thread of its own, beside whatever else runs. The arguments are those of `submit`."""
+    """Do one piece of work in its own thread. The arguments are those of `submit`."""
     start_thread(name, partial(_do, report, work, done, failed, what=what or name, most_s=most_s))
 
 
 def start_thread(name: str, serve: Callable[[], object]) -> threading.Thread:
-    """A thread that lives for as long as `serve`, and does not keep the process from ending.
+    """A thread that ends with `serve`, and does not keep the process from ending.
 
-    For a service that reports nothing; what has a result uses `run_beside` or `BackgroundThread`.
+    For a service without a result; other work uses `run_beside` or `BackgroundThread`.
     """
     thread = threading.Thread(target=serve, name=name, daemon=True)
     thread.start()

@@ -1,7 +1,8 @@
 """Child processes, for work that may crash, hang or take much memory: how they start, and their limits.
 
-A new program and no fork, so that it has neither our descriptors nor our memory. Of our environment it gets the path
-alone; it leads a session of its own, and writes no bytecode. Weak point: it may read whatever we may.
+A new program and no fork, so that it has neither this process's descriptors nor its memory. Of the environment it gets
+only the path; it has its own session, and writes no bytecode. Weak point: it may read every file that this process may
+read.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ _TO_END_S = 0.5  # between SIGTERM and SIGKILL
 
 
 def module_command(module: str, *words: str) -> list[str]:
-    """What runs a module of the runtime, whatever folder it is called from."""
+    """The command that runs a module of the runtime, from any folder."""
     return [sys.executable, "-P", "-s", "-m", module, *words]
 
 
@@ -51,7 +52,7 @@ def start_child(
 
 
 class CommandEnd(NamedTuple):
-    """How a program ended: its exit code (or minus the signal), why we ended it, and the last line of its stderr."""
+    """The end of a program: its exit code (or minus the signal), why it was ended, and the last line of its stderr."""
 
     code: int
     last_line: str = ""
@@ -62,8 +63,7 @@ class CommandEnd(NamedTuple):
 def run_command(argv: Sequence[str], given: bytes, timeout: float, end_now: threading.Event) -> CommandEnd:
     """Run a program of the user with `given` on its stdin, until it ends, takes too long, or `end_now` is set.
 
-    Blocks. In every case nothing of its process group is left. Its stdout is discarded; a program that does not read
-    its stdin, or closes it, is no fault.
+    Blocks. Its process group is always ended. Its stdout is discarded; not reading stdin, or closing it, is no fault.
 
     Raises:
         OSError: it cannot be started.
@@ -85,12 +85,12 @@ def run_command(argv: Sequence[str], given: bytes, timeout: float, end_now: thre
     ended_by_itself = code is not None
     tail = (tail + _read_some(process.stderr.fileno()))[-_MOST_LINE:]
     for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of the group is left
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # ends the rest of the group
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             code = process.wait(0 if ended_by_itself else _TO_END_S) if code is None else code
     for pipe in (process.stdin, process.stderr):
-        with contextlib.suppress(OSError):  # what it did not read
+        with contextlib.suppress(OSError):  # the unread rest
             pipe.close()
     lines = [line for line in tail.decode(errors="replace").splitlines() if line.strip()]
     shown = "".join(each if each.isprintable() else " " for each in lines[-1]) if lines else ""
@@ -101,7 +101,7 @@ def run_command(argv: Sequence[str], given: bytes, timeout: float, end_now: thre
 
 
 def _feed(process: "subprocess.Popen[bytes]", rest: memoryview) -> memoryview:
-    """Write what the pipe takes, and close it behind the last byte."""
+    """Write as much as the pipe accepts, and close it after the last byte."""
     assert process.stdin is not None
     if process.stdin.closed:
         return rest
@@ -117,7 +117,7 @@ def _feed(process: "subprocess.Popen[bytes]", rest: memoryview) -> memoryview:
 
 
 def _read_some(handle: int) -> bytes:
-    """The end of what a pipe holds at the moment."""
+    """The last bytes in a pipe."""
     tail = b""
     for _ in range(64):  # a program that writes without end is ended by its timeout
         try:
@@ -133,7 +133,7 @@ def _read_some(handle: int) -> bytes:
 def start_command(
     argv: Sequence[str], *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE
 ) -> subprocess.Popen[bytes]:
-    """Start a program of the user, whose stdout and stderr are ours to read; of our environment it gets little.
+    """Start a program of the user with pipes for stdout and stderr, and with little of the environment.
 
     Raises:
         OSError: it cannot be started.
@@ -149,7 +149,7 @@ def start_command(
 def collect_output(argv: Sequence[str], *, most_bytes: int, seconds: float) -> tuple[int, bytes]:
     """Run a short program of the user; its exit code, and the beginning of what it wrote. Its stderr is discarded.
 
-    It sees the credentials that systemd has given us. When this returns it is gone, with its process group.
+    It can read systemd's credentials of this service. When this returns, its process group has ended.
 
     Raises:
         OSError: it cannot be started; TimeoutError where it has not ended in time.
@@ -173,20 +173,20 @@ def collect_output(argv: Sequence[str], *, most_bytes: int, seconds: float) -> t
                 break
             found += chunk
         else:
-            return 0, found  # more than was asked for, whatever it would end with
+            return 0, found  # more output than allowed, for any exit code
         try:
             return process.wait(max(0.0, until - time.monotonic())), found
         except subprocess.TimeoutExpired:
             raise TimeoutError from None
     finally:
         process.stdout.close()
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of the group is left
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # ends the rest of the group
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def _kept(*names: str) -> dict[str, str]:
-    """What a program of the user gets of our environment."""
+    """The environment for a program of the user."""
     return {"PATH": os.defpath} | {name: os.environ[name] for name in names if name in os.environ}
 
 
@@ -196,5 +196,5 @@ def step_back(mapped_bytes: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes, mapped_bytes))
-    with contextlib.suppress(OSError):  # the service's unit does not let it
+    with contextlib.suppress(OSError):  # not permitted by the service's unit
         os.setpriority(os.PRIO_PROCESS, 0, 19)

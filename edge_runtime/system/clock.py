@@ -1,8 +1,8 @@
 """Whether the wall clock is set: a Raspberry Pi has no battery-backed one, and starts in the past.
 
-The kernel knows whether a time service steers the clock (adjtimex(2): STA_UNSYNC is cleared then), and whether it was
-set from a battery-backed one at boot (`hctosys`). Until one of them is so, predictions carry
-`"clock": "unsynchronised"`. Weak point: a container cannot always tell, and says unsynchronised.
+The kernel reports whether a time service controls the clock (adjtimex(2): STA_UNSYNC is cleared then), and whether it
+was set from a battery-backed one at boot (`hctosys`). Until one of them holds, predictions have `"clock":
+"unsynchronised"`. Weak point: in a container the state may be unknown, and then counts as unsynchronised.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
-"""The counters that every stage keeps, and the health document that is made of them.
+"""The counters of every stage, from which the health document is made.
 
-A stage has a `Counters` of its own, and is the only one that writes to it. Reasons are words of the glossary.
+Only its own stage writes to a `Counters`. Reasons are words of the glossary.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class Note(NamedTuple):
     Attributes:
         frame: its index among the frames that were decoded together; -1 where `sample` holds its beginning.
         why: what was expected and found.
-        sample: the beginning of a frame that never came to a decoder.
+        sample: the beginning of a frame that did not reach a decoder.
     """
 
     frame: int
@@ -35,12 +35,12 @@ class Counters:
     """What happened at one stage since the start: plain counts, and counts by reason.
 
     Attributes:
-        counts: what went well, such as `readings` or `published`.
+        counts: successes, such as `readings` or `published`.
         rejected: readings out of the contract, by reason.
-        dropped: what was lost for want of room or time, by reason.
-        skipped: readings that were known already, by reason.
+        dropped: losses by lack of space or time, by reason.
+        skipped: repeated readings, by reason.
         errors: faults of the outside world, by reason, such as `disconnected` or `disk_full`.
-        notes: of what was rejected since the source reported last, the last one of each reason.
+        notes: the last rejection of each reason since the source's last report.
         last_rejected: for health, by reason: time, place, explanation and a sample of the last one.
     """
 
@@ -65,7 +65,7 @@ class Counters:
         return parts
 
     def reject(self, reason: str, why: str = "", *, frame: int = -1, sample: bytes = b"", count: int = 1) -> None:
-        """Count readings that are refused, and note the last of them for the source's report."""
+        """Count refused readings, and note the last of them for the source's report."""
         self.rejected[reason] += count
         self.notes[reason] = Note(frame, why, sample)
 
@@ -94,9 +94,10 @@ class Latencies:
 
 
 def machine_state() -> dict[str, float | str | None]:
-    """Which machine this is, since when it is on, and how warm its processor is; None where the kernel does not say.
+    """Id, boot time and processor temperature of this machine; None where the kernel does not report them.
 
-    `id` tells two machines with one device id apart. It is a hash of `/etc/machine-id`, which is not to be published.
+    `id` distinguishes two machines with the same device id. It is a hash of `/etc/machine-id`, which must not be
+    published.
     """
     uptime, millidegrees = _first_number(_UPTIME), _first_number(_TEMPERATURE)
     return {

@@ -1,8 +1,8 @@
-"""Files that survive a power cut whole: written beside, synchronised, renamed, and the folder synchronised too.
+"""Files that survive a power cut: written beside, synchronised, renamed, and the folder synchronised too.
 
-After `replace_file` returns, the new content is on the disk as far as the disk tells the truth; a cut before that
-leaves the old content. Names of half-written files begin with `.new-`, one per target, so that leftovers never pile
-up. What root writes is given to the owner of the folder, so that the daemon, which is not root, can use it.
+After `replace_file` returns, the new content is on disk, if the disk reports its syncs correctly; a power cut before
+that leaves the old content. Names of partial files begin with `.new-`, one for each target, so leftovers do not
+accumulate. Files written by root get the owner of the folder, so that the daemon, which is not root, can use them.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make one folder (its parent is there), durably; a folder that exists is left alone."""
+    """Create a folder durably (its parent exists); an existing folder is not changed."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o755)
         _give_away(folder)
@@ -56,20 +56,20 @@ def half_written(name: str) -> str:
 
 
 def replace_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:
-    """Put `data` in place of whatever `path` holds: a reader, or a power cut, sees all of the old or all of the new."""
+    """Replace the content of `path` by `data` atomically, for readers and for power cuts."""
     new = path.with_name(half_written(path.name))
     try:
         write_file(new, data, mode=mode)
         new.replace(path)
     except OSError:
-        with contextlib.suppress(OSError):  # a full disk is not helped by half a file
+        with contextlib.suppress(OSError):  # half a file would only keep the disk full
             new.unlink()
         raise
     sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; what is not there needs no removing."""
+    """Remove a file, or a folder with its content; a missing one is no error."""
     if path.is_dir() and not path.is_symlink():
         import shutil  # noqa: PLC0415 - drags in the archive formats, which a start does not need
 
@@ -80,15 +80,15 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str, wait_s: float) -> Iterator[None]:
-    """Hold an exclusive lock on a file for the block. The kernel lets go of it when the process ends, however it ends.
+    """Hold an exclusive lock on a file for the block. The kernel releases it at any end of the process.
 
     Args:
-        path: the lock file, created if need be and never removed.
-        busy: what to say when another process holds it.
+        path: the lock file, created if missing and never removed.
+        busy: the message when another process holds it.
         wait_s: how long to wait for it.
 
     Raises:
-        CommandError: it was not to be had.
+        CommandError: another process holds it.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
@@ -108,7 +108,7 @@ def locked(path: Path, busy: str, wait_s: float) -> Iterator[None]:
 
 
 def _give_away(target: Path | int) -> None:
-    """What root makes belongs to the owner of the folder that it stands in."""
+    """Give a file of root to the owner of its folder."""
     if os.geteuid() != 0:
         return
     path = Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else target

@@ -2,8 +2,7 @@
 
 `get_logger(name)` gives a standard logger; fields go into `extra={"fields": {...}}` or, shorter, through `fields(...)`.
 A warning that repeats is written once a minute with the number of times it came, so a broken cable does not fill the
-disk. Logging never raises: a stderr that
-is gone loses lines.
+disk. Logging never raises: without stderr, lines are lost.
 """
 
 import json
@@ -45,7 +44,7 @@ def setup(
 ) -> None:
     """Sends log lines of at least `level` to `stream` (stderr by default). May be called again, for a reload.
 
-    The environment variable EDGE_LOG_FORMAT (text, journal, json) goes before `form`.
+    The environment variable EDGE_LOG_FORMAT (text, journal, json) overrides `form`.
     """
     out = sys.stderr if stream is None else stream
     wanted = environ.get("EDGE_LOG_FORMAT", form)
@@ -66,7 +65,7 @@ def _automatic(stream: IO[str], environ: Mapping[str, str]) -> str:
 
 
 def _is_journal(stream: IO[str], journal: str) -> bool:
-    """Whether the stream is the one that systemd named (device:inode), so that a redirected stderr is not mistaken."""
+    """Whether the stream is the one that systemd named (device:inode), and not a redirected stderr."""
     try:
         found = os.fstat(stream.fileno())
     except (OSError, ValueError, AttributeError):
@@ -79,14 +78,14 @@ class _Lines(logging.StreamHandler[IO[str]]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
         if not isinstance(sys.exc_info()[1], OSError) and not self.stream.closed:
-            super().handleError(record)  # a line that cannot be formatted is our own fault, and shows
+            super().handleError(record)  # a line that cannot be formatted is a fault of this program, and is raised
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a message through at most once in `REPEAT_SECONDS`; the next one that passes says how many were held back.
+    """Passes a message at most once in `REPEAT_SECONDS`; the next one has the number of suppressed ones.
 
-    Messages are compared by logger, level, text and the fields `source`, `model` and `key`; what varies from one
-    repetition to the next therefore belongs into other fields. Below `warning` nothing is held back.
+    Messages are compared by logger, level, text and the fields `source`, `model` and `key`; values that vary between
+    repetitions therefore belong into other fields. Messages below `warning` always pass.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -95,7 +94,7 @@ class RepeatFilter(logging.Filter):
         self._last: dict[tuple[object, ...], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
+        """Whether a line is written."""
         if record.levelno < logging.WARNING:
             return True
         now = self._clock()

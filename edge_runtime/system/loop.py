@@ -1,9 +1,8 @@
 """The one event loop: sockets, ports and timers in one thread, on a plain `epoll`.
 
-Measured at paced rates, where the wake-ups are the cost, this is cheaper than asyncio's loop. The method names
-are asyncio's, so that a reader knows them and a stage can be tested on either. Guarantee: callbacks run one at
-a time, in this thread; an exception in a callback ends the loop and is raised from `run` (a stage that can
-survive something catches it itself).
+At paced rates, where wake-ups are the main cost, it is cheaper than asyncio's loop. The method names are asyncio's, so
+that readers know them and a stage can be tested on either. Guarantee: callbacks run one at a time, in this thread; an
+exception in a callback ends the loop and is raised from `run` (a stage that can handle it catches it itself).
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-_TO_READ = ~select.EPOLLOUT  # also what has hung up: reading tells why
+_TO_READ = ~select.EPOLLOUT  # hang-ups too: reading gives the reason
 _TO_WRITE = select.EPOLLOUT | select.EPOLLERR
 
 Callback = Callable[[], object]
@@ -106,13 +105,13 @@ class Loop:
 
     def wake(self) -> None:
         """End the current wait."""
-        with self._closing:  # else a late thread could write into what has the number of our pipe by now
+        with self._closing:  # else a late thread could write into another file with the pipe's former number
             if self._wake_write < 0:
-                return  # closed: what a late thread reports is dropped
+                return  # closed: the report of a late thread is dropped
             try:
                 os.write(self._wake_write, b"\0")
             except BlockingIOError:
-                return  # the pipe is full of wake-ups: the loop is as awake as it can be
+                return  # the pipe is full of wake-ups, so the loop wakes up anyway
 
     def stop(self) -> None:
         """Leave `run` after the current pass."""
@@ -130,7 +129,7 @@ class Loop:
             self.run_once()
 
     def run_once(self, most: float | None = None) -> None:
-        """Wait for the next event, for `most` seconds at the longest, and serve everything that is due."""
+        """Wait for the next event, at most `most` seconds, and serve everything that is due."""
         self.progress += 1
         for fd, events in self._wait(self._patience(most)):
             if events & _TO_READ:
@@ -197,7 +196,7 @@ class Loop:
 
     def _withdraw(self, fd: int) -> None:
         mask = self._mask(fd)
-        with contextlib.suppress(OSError):  # closed already: the kernel has forgotten it by itself
+        with contextlib.suppress(OSError):  # closed already: the kernel has removed it
             if mask:
                 self._epoll.modify(fd, mask)
             else:

@@ -1,4 +1,4 @@
-"""How much memory this process holds: now, at its peak, and how much more than at some moment."""
+"""The memory of this process: now, at its peak, and its growth since a moment."""
 
 import resource
 from pathlib import Path
@@ -30,7 +30,7 @@ def give_back() -> None:
 
 
 class Growth:
-    """How much more memory is held than at its making. A peak in between counts, unless an earlier one was higher."""
+    """The growth of memory since its creation. A peak in between counts, unless an earlier one was higher."""
 
     def __init__(self) -> None:
         self._resident, self._peak = resident_bytes(), peak_bytes()

@@ -1,8 +1,8 @@
-"""The standard streams of a command: none is closed, and output that cannot be written is a failure with its reason.
+"""The standard streams of a command: none is closed, and a failed write of output is an error with its reason.
 
-Guarantee: no file that a command opens takes the place of a standard stream that was closed (`>&-`); a full disk behind
-standard output (`> /dev/full`) is one line and exit code 1, also where the text was still in a buffer at the end; a
-reader that has gone away (`| head`) ends the command quietly.
+Guarantee: no file that a command opens gets the number of a closed standard stream (`>&-`); a full disk behind standard
+output (`> /dev/full`) gives one line and exit code 1, also for text that was still in a buffer; a closed reader (`|
+head`) ends the command quietly.
 """
 
 import os
@@ -25,7 +25,7 @@ def keep_open() -> None:
 
 
 def wants_colour(stream: IO[str]) -> bool:
-    """A terminal that shows colours, and whose user did not ask for none (`NO_COLOR`, see no-color.org)."""
+    """Whether a terminal shows colours, and `NO_COLOR` is not set (see no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -33,7 +33,7 @@ def guarded(command: Callable[[], int], gone: int) -> int:
     """Run a command and write its output to the end; its exit code.
 
     Args:
-        command: may raise whatever it wants; what is no fault of standard output passes through.
+        command: its exceptions that are no fault of standard output are passed on.
         gone: the exit code where the reader of standard output went away.
     """
     keep_open()
@@ -54,7 +54,7 @@ def guarded(command: Callable[[], int], gone: int) -> int:
 
 
 def _fault_of_output() -> OSError | None:
-    """Why standard output cannot be written, where that is what happened: what it holds is tried again."""
+    """The reason of a failed write to standard output, if that failed: the rest of the buffer is tried again."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -63,5 +63,5 @@ def _fault_of_output() -> OSError | None:
 
 
 def _discard() -> None:
-    """What is still in the buffer goes nowhere, so that it is not tried once more when the interpreter ends."""
+    """Discard the buffer, so that the interpreter does not try to write it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,7 +1,8 @@
 """Notifications to systemd: ready, stopping, reloading, watchdog, and one line of status.
 
 The protocol of sd_notify(3): one datagram to the socket named in NOTIFY_SOCKET. Outside systemd nothing is sent and
-nothing fails; a message that the service manager does not take is lost silently, since no caller could do better.
+nothing fails; a message that the service manager does not accept is lost silently, since a caller could not react to
+it.
 """
 
 import contextlib
@@ -47,14 +48,14 @@ class Notifier:
     def _send(self, *lines: str) -> None:
         if self._address is None or not lines:
             return
-        # A full or vanished socket: the service manager misses a message, which is no reason to stop measuring.
+        # A full or missing socket: a lost notification is no reason to stop the daemon.
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
             line.setblocking(False)
             line.sendto("\n".join(lines).encode(), self._address)
 
 
 def watchdog_interval(environ: Mapping[str, str] = os.environ) -> float | None:
-    """Seconds between two `Notifier.watchdog`, or None when no watchdog waits for us.
+    """Seconds between two `Notifier.watchdog`, or None without a watchdog.
 
     It is a third of the deadline (systemd recommends at most half), so one late message does no harm.
     """
