@@ -23,6 +23,7 @@ from converter.load.sklearn_compose import Way, composed_core, is_composed, targ
 from converter.load.sklearn_convert import convertible, to_onnx, width_of
 from converter.load.sklearn_facts import (
     by_position,
+    chained,
     check_fitted,
     check_one_label,
     classes_of,
@@ -37,7 +38,7 @@ from converter.load.sklearn_facts import (
     votes_hard,
     widen_classes,
 )
-from converter.load.sklearn_file import read_pickle, read_skops
+from converter.load.sklearn_file import booster_model, read_pickle, read_skops
 from converter.load.sklearn_labels import answer_of, check_labels, label_count, labels_core, names_of
 from converter.load.sklearn_own import Write, check_own, score_of, strangeness, writer_of
 from converter.load.source import INDEPENDENT, Answer, Core, SourceModel
@@ -84,7 +85,7 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
     estimator, made_with = (read_skops(path, trust), "") if kind == "skops" else read_pickle(path, trust)
     module = type(estimator).__module__.split(".")[0]
     if type(estimator).__name__ == "Booster" and module in ("lightgbm", "xgboost"):
-        return _booster(estimator, module, path, channels)
+        return booster_model(estimator, module, path, channels)
     last = steps_of(estimator)[-1]
     if not hasattr(estimator, "get_params") or not (hasattr(estimator, "predict") or strangeness(last)):
         raise CommandError(
@@ -104,17 +105,6 @@ def load(path: Path, kind: str, trust: bool, channels: Sequence[ChannelSpec] = (
         )
         model.version = made_with
     return model
-
-
-def _booster(booster: Any, module: str, path: Path, channels: Sequence[ChannelSpec]) -> SourceModel:
-    """A pickled booster as a model of its own framework."""
-    if module == "lightgbm":
-        from converter.load.lightgbm import LightgbmModel  # noqa: PLC0415 - an extra
-
-        return LightgbmModel(booster, str(path), channels)
-    from converter.load.xgboost import XgboostModel  # noqa: PLC0415 - an extra
-
-    return XgboostModel(booster, str(path), channels)
 
 
 class SklearnModel(SourceModel):
@@ -300,7 +290,7 @@ class SklearnModel(SourceModel):
             or not all(type(step).__name__ in _MONOTONE for step in before)
         ):
             return None
-        return drifting_rows(parts[0], windows.reshape(len(windows), -1), _chain(before))
+        return drifting_rows(parts[0], windows.reshape(len(windows), -1), chained(before))
 
     def takes_unknown(self, column: int) -> bool:
         """See `SourceModel`: tested by a call."""
@@ -334,7 +324,7 @@ class SklearnModel(SourceModel):
         missing = stands_for_missing(self._final)
         folds = all(type(step).__name__ in _MONOTONE for step in before)
         if not before or (folds and missing is None and forest.sets is None):
-            transform = _chain(before) if before else None
+            transform = chained(before) if before else None
             return forest_core(
                 forest,
                 columns,
@@ -483,17 +473,6 @@ class SklearnModel(SourceModel):
             scores = "scores" if hasattr(self._final, "predict_proba") and not self._raw else "decisions"
             roles = {"label": names[0], scores: names[1]}
         return Core(model, model.graph.input[0].name, columns, roles, extra=width_of(model, columns, double))
-
-
-def _chain(steps: list[Any]) -> Any:
-    def transform(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
-            warnings.simplefilter("ignore")
-            for step in steps:
-                x = step.transform(x)
-        return x
-
-    return transform
 
 
 def _forest_of(final: Any) -> Any:

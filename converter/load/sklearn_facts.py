@@ -6,6 +6,7 @@ private attributes of scikit-learn; each use of one has a `noqa`.
 
 import contextlib
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -198,3 +199,16 @@ def squash(decision: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.stack([1.0 - positive, positive], axis=1)
     power = np.exp(decision - decision.max(axis=1, keepdims=True))
     return np.asarray(power / power.sum(axis=1, keepdims=True), dtype=np.float64)
+
+
+def chained(steps: list[Any]) -> Any:
+    """A function that applies steps one after the other, without their warnings."""
+
+    def transform(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
+            warnings.simplefilter("ignore")
+            for step in steps:
+                x = step.transform(x)
+        return x
+
+    return transform

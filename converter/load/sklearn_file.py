@@ -1,10 +1,13 @@
 """Files of scikit-learn: reads pickle, joblib and skops files, and refuses code that the user does not trust."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from converter.load.skops_types import untrusted
+from converter.load.source import SourceModel
+from converter.spec import ChannelSpec
 from edge_runtime.errors import CommandError
 
 
@@ -61,3 +64,14 @@ def read_skops(path: Path, trust: bool) -> Any:
             return skops.io.load(path, trusted=names)
     except Exception as error:
         raise CommandError(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def booster_model(booster: Any, module: str, path: Path, channels: Sequence[ChannelSpec]) -> SourceModel:
+    """A pickled booster as a model of its own framework."""
+    if module == "lightgbm":
+        from converter.load.lightgbm import LightgbmModel  # noqa: PLC0415 - an extra
+
+        return LightgbmModel(booster, str(path), channels)
+    from converter.load.xgboost import XgboostModel  # noqa: PLC0415 - an extra
+
+    return XgboostModel(booster, str(path), channels)
