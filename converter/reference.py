@@ -222,7 +222,7 @@ def _try(
     limited = []
     for column, reference in enumerate(references):
         varies = bool(np.isfinite(base.std[column]))
-        limit = _limits(column, limits, (mean, sd, step, step_sd), counts, beside) if varies else None
+        limit = _limits(column, limits, (mean, sd, step, step_sd), counts, beside=beside) if varies else None
         limited.append(msgspec.structs.replace(reference, run=runs[column], limits=limit))
     return _Trial(block, tuple(limited), len(blocks), limits.memory, tuple(delay * block for delay in limits.delays))
 
@@ -269,6 +269,7 @@ def _limits(
     limits: ColumnLimits,
     figures: tuple[Doubles, Doubles, Doubles, Doubles],
     counts: Doubles,
+    *,
     beside: _Beside | None,
 ) -> DriftLimits:
     mean, sd, step, step_sd = (_short(each[column]) for each in figures)
