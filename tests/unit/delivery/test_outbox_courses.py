@@ -375,6 +375,25 @@ def test_a_row_that_goes_to_the_quarantine_is_not_sent_though_it_was_read_meanwh
     assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 0)
 
 
+def test_a_row_that_was_acknowledged_during_its_commit_is_not_sent_though_it_was_read_meanwhile(path: Path) -> None:
+    """Its deletion comes behind the reading of the rows."""
+    bench = OutboxBench(path, window=4)
+    rows = [bench.offer("m/a") for _ in range(100)]
+    bench.wait(2.0)
+    bench.link_up()
+    live = bench.offer("m/b")
+    asked = bench.note_calls("fetch")
+    bench.loop.advance(1.1)
+    while not asked or live in bench.on_wire:
+        bench.link.acknowledge()
+        bench.loop.settle()
+    bench.work()
+    bench.acknowledge_all()
+    assert sorted(bench.arrived) == sorted([*rows, live])
+    bench.wait(3.0)
+    assert (bench.outbox.queued, bench.outbox.stored_rows) == (0, 0)
+
+
 def test_a_row_that_went_for_want_of_room_is_not_sent_though_it_was_read_before(path: Path) -> None:
     """It is counted as dropped; only what was in flight at that moment arrives as well."""
     bench = OutboxBench(path, max_bytes=8_000, window=4)
@@ -437,6 +456,17 @@ def test_no_row_of_a_refused_stream_is_sent_during_its_pause(path: Path) -> None
     assert bench.on_wire == bad
 
 
+def test_a_row_of_a_refused_stream_does_not_stop_those_behind_it(path: Path) -> None:
+    """Though nothing is in flight whose end would have the outbox look again."""
+    bench = OutboxBench(path, window=1)
+    names = [bench.offer("bad"), bench.offer("bad"), bench.offer("good")]
+    bench.wait(2.0)
+    bench.link_up()
+    bench.link.acknowledge(accept=False)
+    bench.work()
+    assert bench.on_wire == names[2:]
+
+
 def test_rows_that_are_read_while_the_link_is_lost_are_not_sent_in_the_place_of_older_ones(path: Path) -> None:
     """A portion from the middle arrives when everything has to begin anew."""
     bench = OutboxBench(path, window=4)
@@ -452,6 +482,7 @@ def test_rows_that_are_read_while_the_link_is_lost_are_not_sent_in_the_place_of_
     bench.link.connected = True
     bench.outbox.link_changed()
     bench.work()
+    assert len(bench.link.wire) == 3, "the right ones are asked for at once"
     for _ in range(300):
         bench.acknowledge_all()
         bench.wait(0.1)
@@ -482,6 +513,27 @@ def test_what_was_delivered_while_the_disk_was_away_holds_nothing_up_when_it_is_
     bench.wait(3.0)
     assert bench.arrived == [first, live]
     assert (bench.outbox.queued, bench.outbox.stored_rows, bench.outbox._sent_rows) == (0, 0, set())
+
+
+def test_what_waits_for_rows_that_are_gone_goes_as_soon_as_that_is_known(path: Path) -> None:
+    """It was offered between the opening of the file and the reading of its rows."""
+    bench = OutboxBench(path, commit_interval=20.0)
+    first = bench.offer()
+    bench.wait(25.0)
+    bench.link_up()
+    assert bench.on_wire == [first]
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.link.acknowledge()
+    bench.loop.advance(20.1)  # its deletion fails
+    bench.store.work()
+    bench.store.fault = ""
+    bench.loop.advance(1.1)
+    bench.store.work(1)  # opened, and not yet read
+    live = bench.offer()
+    assert bench.on_wire == []
+    bench.work()
+    assert bench.on_wire == [live]
 
 
 def _change_row(path: Path, number: int) -> None:

@@ -119,12 +119,15 @@ def test_what_has_no_link_is_written_after_the_interval(path: Path, interval: fl
     assert bench.outbox.stored_rows == 1
 
 
+@pytest.mark.parametrize("is_linked", [False, True])
 @pytest.mark.parametrize("interval", [0.2, 1.0, 5.0])
-def test_a_steady_stream_without_a_link_is_never_older_in_memory_than_the_interval_and_a_quarter(
-    path: Path, interval: float
+def test_a_steady_stream_without_an_answer_is_never_older_in_memory_than_the_interval_and_a_quarter(
+    path: Path, interval: float, is_linked: bool
 ) -> None:
-    """At whatever moment it begins."""
-    bench = OutboxBench(path, commit_interval=interval)
+    """At whatever moment it begins, without a link or with a broker that does not acknowledge."""
+    bench = OutboxBench(path, commit_interval=interval, window=1000)
+    if is_linked:
+        bench.link_up()
     made: list[float] = []
     for step in range(200):
         if step % 3 == 0:
@@ -214,6 +217,20 @@ def test_a_fault_that_fails_several_calls_opens_the_file_once(path: Path) -> Non
     bench.acknowledge_all()
     bench.wait(2.0)
     assert sorted(bench.arrived) == ["m/a/1", "m/b/2"]
+
+
+def test_a_disk_that_failed_in_service_does_not_keep_the_loop_busy(path: Path) -> None:
+    """What waits in memory is looked at when the disk is back, and not at every interval."""
+    bench = OutboxBench(path, commit_interval=1.0)
+    bench.offer()
+    bench.wait(0.5)
+    assert bench.store is not None
+    bench.store.fault = "before"
+    bench.wait(5.0)
+    bench.offer()
+    before = bench.loop.served
+    bench.wait(40.0)
+    assert bench.loop.served - before < 20
 
 
 def test_a_stop_tries_no_disk_again_by_itself(path: Path) -> None:
