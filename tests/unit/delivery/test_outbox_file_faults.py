@@ -219,7 +219,9 @@ def test_only_the_newest_three_damaged_files_are_kept(path: Path) -> None:
     for _ in range(5):
         path.write_bytes(b"this is no database" * 1000)
         store = _store(path)
-        kept.append(store.open().damaged_file)
+        opened = store.open()
+        assert (opened.salvaged, opened.lost, opened.rows) == (0, 0, 0)
+        kept.append(opened.damaged_file)
         store.close()
     found = sorted(str(found) for found in path.parent.iterdir() if "damaged" in found.name)
     assert found == sorted(str(name) for name in kept[-3:])
