@@ -160,8 +160,11 @@ def test_a_successor_takes_the_socket_over(server: Server, served: Served) -> No
         slow.sendall(HEAD + BODY[:7])
         listener = server.hand_over()
         assert listener is not None
+        before = server._connections
+        assert before is not None
         server.drain(LONG_S, accepts=False)
         assert server.hand_over() is None
+        wait_until(lambda: before._listener.fileno() < 0, "the one before takes no more clients")
         successor = Server(App([served], Board()), "127.0.0.1:0", listener=listener, inherits=True)
         successor.start()
         try:
