@@ -236,9 +236,10 @@ def _boosted(trees: int) -> Callable[[Path, Path], tuple[Path, Path, Samples, Sa
     def prepare(_: Path, folder: Path) -> tuple[Path, Path, Samples, Samples]:
         import lightgbm  # noqa: PLC0415 - an extra
 
-        x, y = _table()
+        x, classes = _table()
+        y = (classes == 1).astype(np.int64)
         options = {"objective": "binary", "num_leaves": 31, "verbose": -1, "num_threads": 1, "learning_rate": 0.02}
-        booster = lightgbm.train(options, lightgbm.Dataset(x, y == 1), trees)
+        booster = lightgbm.train(options, lightgbm.Dataset(x, y), trees)
         path = folder / "model.txt"
         booster.save_model(path)
         return path, path, (x, y), (x, y)
