@@ -237,7 +237,7 @@ def _boosted(trees: int) -> Callable[[Path, Path], tuple[Path, Path, Samples, Sa
         import lightgbm  # noqa: PLC0415 - an extra
 
         x, classes = _table()
-        y = (classes == 1).astype(np.int64)
+        y = np.equal(classes, 1).astype(np.int64)
         options = {"objective": "binary", "num_leaves": 31, "verbose": -1, "num_threads": 1, "learning_rate": 0.02}
         booster = lightgbm.train(options, lightgbm.Dataset(x, y), trees)
         path = folder / "model.txt"
