@@ -213,12 +213,12 @@ def _written(fit: Any, folder: Path, *, takes_windows: bool = False) -> tuple[Pa
     return folder / "model.skops", folder / "model.pickle"
 
 
-def _table() -> Samples:
+def _table() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """2,000 rows of 24 channels in three classes."""
     from sklearn.datasets import make_classification  # noqa: PLC0415 - heavy
 
     x, y = make_classification(2000, 24, n_informative=12, n_classes=3, random_state=0)
-    return x.astype(np.float32), y
+    return x.astype(np.float32), y.astype(np.int64)
 
 
 def _forest(trees: int) -> Callable[[Path, Path], tuple[Path, Path, Samples, Samples]]:
@@ -237,7 +237,7 @@ def _boosted(trees: int) -> Callable[[Path, Path], tuple[Path, Path, Samples, Sa
         import lightgbm  # noqa: PLC0415 - an extra
 
         x, classes = _table()
-        y = np.equal(classes, 1).astype(np.int64)
+        y = (classes == 1).astype(np.int64)
         options = {"objective": "binary", "num_leaves": 31, "verbose": -1, "num_threads": 1, "learning_rate": 0.02}
         booster = lightgbm.train(options, lightgbm.Dataset(x, y), trees)
         path = folder / "model.txt"
