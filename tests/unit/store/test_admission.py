@@ -124,3 +124,28 @@ def test_a_damaged_list_of_admissions_is_a_first_admission(
         path.write_bytes(content)
         Admissions(path).open(bundle, Trust(signer.allowed), note=True)
         assert len(Admissions(path)._times) == 1
+
+
+def test_an_admission_is_noted_only_where_it_is_asked_for(
+    tmp_path: Path, signer: builders.Signer, bundle: Path
+) -> None:
+    """A look at a bundle lets nothing in; and without a file nothing is remembered."""
+    path = tmp_path / "admitted.json"
+    Admissions(path).open(bundle, Trust(signer.allowed), note=False)
+    assert not path.exists()
+    nowhere = Admissions(None)
+    nowhere.open(bundle, Trust(signer.allowed), note=True)
+    assert nowhere._times == {}
+    Admissions(path).open(bundle, Trust(signer.allowed), note=True)
+    assert path.exists()
+
+
+def test_the_latest_hundred_admissions_are_remembered(tmp_path: Path, signer: builders.Signer, bundle: Path) -> None:
+    """The oldest goes for a new one; a folder that cannot be written keeps no bundle from its service."""
+    path = tmp_path / "admitted.json"
+    path.write_text("{" + ",".join(f'"{number}":1.0' for number in range(100)) + "}")
+    Admissions(path).open(bundle, Trust(signer.allowed), note=True)
+    kept = list(Admissions(path)._times)
+    assert (len(kept), kept[0], kept[-2]) == (100, "1", "99")
+    (tmp_path / "file").write_text("no folder")
+    assert Admissions(tmp_path / "file" / "admitted.json").open(bundle, Trust(signer.allowed), note=True).size > 0
