@@ -1,14 +1,14 @@
-"""How right a model is: counts of joined truth, and what they say about accuracy and errors. Pure.
+"""The accuracy and the errors of a model, from counts of joined truth. Pure.
 
     accuracy   right / n, with Wilson's interval of 95 % (Wilson, JASA 22, 1927): for a share p of n
                (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),  z = 1.96
-    labels     of a model whose labels may be there together, for each label: hit, missed, false and rest, which are
-               the four cells of its own confusion; hamming is the share of wrong ones among all labels of all
-               windows (Hamming loss), and a prediction is right where every label is
+    labels     of a multi-label model, for each label: hit, missed, false and rest, which are the four cells of its
+               own confusion; hamming is the share of wrong labels among all labels of all windows (Hamming loss),
+               and a prediction is right if every label is right
     errors     of each target of a regression: mean absolute error with its interval of 95 % (mean +- z s / sqrt n),
                root mean square, and bias (prediction - truth)
 
-Weak point: the intervals take the judged windows for independent. Neighbours in time are not, and truth is often known
+Weak point: the intervals assume independent windows. Neighbours in time are not independent, and truth is often known
 for chosen windows only, so that the real uncertainty is larger.
 """
 
@@ -22,7 +22,7 @@ from edge_runtime.truth.memory import Answer, word_of
 
 Z = 1.959963984540054  # of 95 %
 DIGITS = 6
-CELLS = ("hit", "missed", "false", "rest")  # of a label: there and said, there, said, neither
+CELLS = ("hit", "missed", "false", "rest")  # of a label: true and predicted, true only, predicted only, neither
 
 
 class ErrorSums(msgspec.Struct):
@@ -34,17 +34,17 @@ class ErrorSums(msgspec.Struct):
 
 
 class TruthFigures(msgspec.Struct):
-    """What was counted since the bundle began to answer.
+    """The counts since the model began to use this bundle.
 
     Attributes:
-        n: how many predictions were judged.
-        right: of these, those that were right.
+        n: the number of judged predictions.
+        right: the number of right ones among them.
         confusion: truth -> prediction -> windows.
         errors: by target.
         labels: of a multi-label model, label -> `hit`, `missed`, `false` or `rest` -> windows.
-        withheld: how many of those that were judged had not been published.
-        unmatched: truth that could not be joined, by reason.
-        refused: truth that could not be read, by reason.
+        withheld: the number of judged predictions that had not been published.
+        unmatched: the number of truths that could not be joined, by reason.
+        refused: the number of truths that could not be read, by reason.
     """
 
     n: int = 0
@@ -57,7 +57,7 @@ class TruthFigures(msgspec.Struct):
     refused: dict[str, int] = {}
 
     def judge(self, answer: Answer, truth: Answer, targets: tuple[str, ...]) -> bool | None:
-        """Count one prediction with its truth; whether it was right, None for values."""
+        """Count one prediction with its truth. Return whether it was right; None for values."""
         self.n += 1
         if isinstance(answer, list):
             assert isinstance(truth, list)
@@ -75,7 +75,7 @@ class TruthFigures(msgspec.Struct):
         return is_right
 
     def judge_labels(self, answer: list[bool], truth: list[bool], labels: tuple[str, ...]) -> bool:
-        """Count one prediction of several labels with its truth, a member a label; whether every label was right."""
+        """Count a prediction of several labels, one element for each. Return whether every label was right."""
         self.n += 1
         for name, said, true in zip(labels, answer, truth, strict=True):
             row = self.labels.setdefault(name, dict.fromkeys(CELLS, 0))
@@ -85,11 +85,11 @@ class TruthFigures(msgspec.Struct):
         return is_right
 
     def note_unmatched(self, reason: str) -> None:
-        """Count truth that belongs to no prediction."""
+        """Count a truth without a prediction, by reason."""
         self.unmatched[reason] = self.unmatched.get(reason, 0) + 1
 
     def note_refused(self, reason: str) -> None:
-        """Count what is no truth."""
+        """Count a message that is not a valid truth, by reason."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     @property
@@ -122,14 +122,14 @@ class TruthFigures(msgspec.Struct):
 
 
 def hamming(labels: Mapping[str, Mapping[str, int]]) -> float | None:
-    """The share of wrong ones among all labels of all windows; None where there are none."""
+    """The share of wrong labels among all labels of all windows; None without any."""
     wrong = sum(row.get("missed", 0) + row.get("false", 0) for row in labels.values())
     judged = sum(sum(row.values()) for row in labels.values())
     return _round(wrong / judged) if judged else None
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """Between what shares the true share lies, by 95 %; n is 1 or more."""
+    """Wilson's interval of 95 % for a share; n is 1 or more."""
     share, square = right / n, Z * Z / n
     middle = share + square / 2
     half = Z * math.sqrt(share * (1 - share) / n + square / (4 * n))
@@ -138,13 +138,13 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 class TruthSums(NamedTuple):
-    """The figures of one device, as its document has them."""
+    """The figures of one device, as in its document."""
 
     n: int
     confusion: Mapping[str, Mapping[str, int]]
     errors: Mapping[str, Mapping[str, Any]]
     labels: Mapping[str, Mapping[str, int]] = {}
-    right: int = 0  # of a model of several labels; that of others is in the confusion
+    right: int = 0  # of a multi-label model; other tasks have it in the confusion
 
 
 def summed(parts: Sequence[TruthSums]) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def summed(parts: Sequence[TruthSums]) -> dict[str, Any]:
 
 
 def _added(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    """Cell by cell."""
+    """The sum of tables, cell by cell."""
     total: dict[str, dict[str, int]] = {}
     for table in tables:
         for name, row in table.items():
@@ -185,10 +185,10 @@ def _added(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[
 
 
 def _mean(pairs: Sequence[tuple[float, int]]) -> float:
-    """Weighted by how many were judged."""
+    """The mean, weighted by the number of judged predictions."""
     return _round(sum(value * count for value, count in pairs) / max(1, sum(count for _, count in pairs)))
 
 
 def _round(value: float) -> float:
-    """Six digits: more would be noise, and a longer document."""
+    """Round to six digits: more would be noise, and would lengthen the document."""
     return float(f"{value:.{DIGITS}g}")

@@ -1,13 +1,13 @@
 """Truth -> the prediction that it belongs to, within bounds. Pure.
 
-The last `most` predictions that were published are remembered, and the last `most` that were withheld, by id, and by
-key and time. A truth that names an id belongs to that prediction; one that names key and time to the prediction of that
-key whose time is nearest, and at most `tolerance` away (the earlier one, where two are equally near).
+The joiner remembers the last `most` published predictions and the last `most` withheld ones, by id, and by key and
+time. A truth with an id belongs to that prediction. A truth with key and time belongs to the prediction of that key
+with the nearest time, at most `tolerance` away (the earlier one, if two are equally near).
 
-Guarantee: each prediction is judged once. What cannot be joined is one of four words: `unknown` (no such prediction),
-`late` (remembered once, or older than anything of its key that is remembered), `twice` (the same truth again),
-`conflict` (another truth for the same prediction; the first one stands). Weak point: beyond what `Forgotten` holds a
-late truth may count as unknown.
+Guarantee: each prediction is judged once. A truth that cannot be joined has one of four reasons: `unknown` (no such
+prediction), `late` (the prediction is forgotten, or the truth is older than all remembered predictions of its key),
+`twice` (the same truth again), `conflict` (another truth for the same prediction; the first one stands). Weak point: an
+id that has left `Forgotten` counts as unknown instead of late.
 """
 
 import math
@@ -27,15 +27,15 @@ _KeptAnswer = str | bool | list[float | bool]  # as `Answer`: msgspec wants one 
 
 
 class Remembered(msgspec.Struct):
-    """A prediction that waits for its truth, or has it.
+    """A prediction, with its truth once that has arrived.
 
     Attributes:
         tail: the part of its id behind the name of the model, `KEY/IDENTITY` or `KEY/START/SEQ`.
         key: of its stream.
         time: of its window's last reading.
-        answer: what it said.
-        truth: what was right, once that is known.
-        withheld: it was not published.
+        answer: the model's answer.
+        truth: the right answer; None until it arrives.
+        withheld: True if it was not published.
     """
 
     tail: str
@@ -50,21 +50,21 @@ class TruthJoiner:
     """The predictions of one model.
 
     Args:
-        most: how many are remembered.
-        tolerance: seconds between the time of a truth and that of its prediction, at the most.
+        most: the number of predictions to remember.
+        tolerance: the largest difference in seconds between the times of a truth and of its prediction.
         start: the number of this start, which is a part of ids.
-        forgotten: ids that were forgotten before they came here; others are added.
+        forgotten: ids that were forgotten before they arrived here; the joiner adds its own.
     """
 
     def __init__(self, most: int, tolerance: float, start: int, forgotten: Forgotten | None = None) -> None:
         self._most = most
         self._tolerance = tolerance
         self._start = start
-        self._by_tail: dict[str, Remembered] = {}  # in the order of their coming
+        self._by_tail: dict[str, Remembered] = {}  # in the order of arrival
         self._withheld: dict[str, Remembered] = {}  # the same
         self._by_key: dict[str | None, list[tuple[float, str]]] = {}  # by time
         self._forgotten = Forgotten(FORGOTTEN_SHARE * most) if forgotten is None else forgotten
-        self._horizon: dict[str | None, float] = {}  # up to this time predictions of a key were forgotten
+        self._horizon: dict[str | None, float] = {}  # by key: predictions up to this time were forgotten
 
     def __len__(self) -> int:
         return len(self._by_tail) + len(self._withheld)
@@ -76,10 +76,10 @@ class TruthJoiner:
             self.restore(Remembered(tail_of(each, self._start), each.key, each.time, answer, withheld=withheld))
 
     def restore(self, remembered: Remembered) -> None:
-        """Remember one, such as of an earlier start."""
+        """Remember one prediction, for example of an earlier start."""
         tail = remembered.tail
         if tail in self._by_tail or tail in self._withheld:
-            return  # an id that came twice names one prediction
+            return  # an id that arrives twice is one prediction
         kind = self._withheld if remembered.withheld else self._by_tail
         kind[tail] = remembered
         insort(self._by_key.setdefault(remembered.key, []), (remembered.time, tail))
@@ -87,23 +87,23 @@ class TruthJoiner:
             self._forget(next(iter(kind)), kind)
 
     def forget_all(self) -> None:
-        """From now on every truth for what is remembered is late: another bundle answers."""
+        """Forget every prediction, since another bundle is in use: a truth for one of them is late from now on."""
         for kind in (self._by_tail, self._withheld):
             for tail in list(kind):
                 self._forget(tail, kind)
 
     @property
     def remembered(self) -> list[Remembered]:
-        """What is remembered, the oldest first, and what was withheld behind it."""
+        """The remembered predictions, the oldest first: the published ones, then the withheld ones."""
         return [*self._by_tail.values(), *self._withheld.values()]
 
     def is_early(self, key: str | None, time: float) -> bool:
-        """Whether this time lies behind every prediction of the key, so that its own may be on the way."""
+        """Whether this time is after every prediction of the key, so that its own prediction may still arrive."""
         known = self._by_key.get(key)
         return time > max(known[-1][0] if known else -math.inf, self._horizon.get(key, -math.inf))
 
     def distance(self, key: str | None, time: float) -> float | None:
-        """Seconds from this time to the nearest prediction of the key; None where none is remembered."""
+        """Seconds from this time to the nearest remembered prediction of the key; None without one."""
         return min((known - time for known, _ in self._near(key, time)), key=abs, default=None)
 
     def _near(self, key: str | None, time: float) -> list[tuple[float, str]]:
@@ -113,7 +113,7 @@ class TruthJoiner:
         return known[max(0, place - 1) : place + 1]
 
     def by_id(self, tail: str) -> Remembered | Unmatched:
-        """The prediction with this id, without what stands before the key."""
+        """The prediction with this id; `tail` is the id from the key on."""
         found = self._by_tail.get(tail) or self._withheld.get(tail)
         if found is not None:
             return found
@@ -131,7 +131,7 @@ class TruthJoiner:
         return "late" if time <= oldest else "unknown"
 
     def settle(self, found: Remembered, truth: Answer) -> Unmatched | None:
-        """Note the truth of a prediction; None where it is the first, else what it is."""
+        """Note the truth of a prediction; None if it is the first, else the reason not to count it."""
         if found.truth is not None:
             return "twice" if found.truth == truth else "conflict"
         found.truth = cast("_KeptAnswer", truth)
@@ -144,12 +144,12 @@ class TruthJoiner:
         if not times:
             del self._by_key[gone.key]
             if len(self._horizon) > self._most:
-                self._horizon.clear()  # keys are many: a late truth by key and time counts as unknown then
+                self._horizon.clear()  # too many keys: a late truth by key and time counts as unknown then
         self._horizon[gone.key] = max(gone.time, self._horizon.get(gone.key, -math.inf))
         self._forgotten.add(tail)
 
     def _is_of_an_earlier_time(self, tail: str) -> bool:
-        """Whether an id with a number of a start is older than anything that is remembered."""
+        """Whether an id with start and number is older than all remembered predictions."""
         key, _, rest = tail.rpartition("/")
         key, _, start = key.rpartition("/")
         number, beside = _numbers(rest)
@@ -167,13 +167,13 @@ class TruthJoiner:
         return oldest is not None and number < oldest
 
     def _number_of(self, tail: str) -> int | None:
-        """The number of a prediction of this start that was published."""
+        """The number of a published prediction of this start."""
         head, _, number = tail.rpartition("/")
         return _whole(number) if head.endswith(f"/{self._start}") else None
 
 
 def _numbers(text: str) -> tuple[int | None, int | None]:
-    """`17` of a published prediction, `17.3` of one that was withheld behind it."""
+    """The numbers of an id: `17` for a published prediction, `17.3` for a withheld one after it."""
     number, dot, beside = text.partition(".")
     if not dot:
         return _whole(number), None

@@ -1,13 +1,13 @@
-"""Truth in a running daemon: it comes from the broker and over HTTP, is joined, and says how right each model is.
+"""Truth in a running daemon: received over MQTT and HTTP, joined to predictions, and published as accuracy.
 
-`edge/{device}/truth/{model}` takes a truth (`messages.py`); `edge/{device}/accuracy/{model}` is a retained JSON
-document of what was joined. It is published within `SOON_S` of a change, after every connection, and with health where
-an estimate without truth has moved.
+`edge/{device}/truth/{model}` takes a truth (`messages.py`). `edge/{device}/accuracy/{model}` is a retained JSON
+document of the joined truth. It is published within `SOON_S` of a change, after every connection, and together with
+health if the estimate without truth has changed.
 
-Guarantee: every truth is counted, as joined or by the reason why not, and the first of each reason is logged with one
-sentence. What was counted, and from the first truth of a model on the predictions that wait, outlive a clean stop. A
-kill loses what was counted since the last save, which is at most half a minute ago, and the predictions that wait.
-Another bundle begins with figures of its own. Weak point: whoever may publish to the topic is believed.
+Guarantee: every truth is counted, as joined or by the reason why not, and the first of each reason is logged in one
+sentence. A clean stop keeps the counts and, for models that have received truth, the predictions without truth. A kill
+loses the counts since the last save, at most half a minute ago, and the predictions without truth. Another bundle
+starts with empty figures. Weak point: truth from any client that may publish to the topic is accepted.
 """
 
 import math
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edge_runtime.truth.joiner import Remembered
 
 SOON_S = 0.5
-LOOK_S = 0.5  # how often truth that came before its prediction is tried again
+LOOK_S = 0.5  # between two tries to join truth that arrived before its prediction
 TASKS = ("classification", "regression", "anomaly", "multilabel")
 FORMAT = 1
 
@@ -39,13 +39,13 @@ _log = get_logger("truth")
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """A truth with its prediction, for whoever wants labelled windows.
+    """A truth with its prediction, for listeners that need labelled windows.
 
     Attributes:
         model: its name.
         id: of the prediction.
-        label: what was right; None where numbers say it.
-        values: the numbers, in the order of the targets; of several labels 1 for each that is there, else 0.
+        label: the right label; None for a regression and for several labels.
+        values: the right numbers, in the order of the targets; for several labels 1 if present, else 0.
     """
 
     model: str
@@ -65,7 +65,7 @@ class SavedTruth(msgspec.Struct):
 
 
 class LiveTruth:
-    """The truth of every model of a daemon. `take` belongs to any thread, everything else to the loop's.
+    """The truth of every model of a daemon. `take` may be called in any thread, all else in the loop's.
 
     Args:
         table: `[truth]`.
@@ -73,15 +73,15 @@ class LiveTruth:
         start: the number of this start.
         connection: the link upstream.
         loop: the event loop.
-        counters: `joined`, and what was not, by reason.
-        retain: the broker is to retain the documents.
-        listens: whether truth is asked for at the broker.
-        below: what the topics of the documents begin with; empty where none are published.
-        read: gives what was kept, or None.
-        write: keeps it.
+        counters: counts `joined`, and the other truths by reason.
+        retain: whether the broker retains the documents.
+        listens: whether to subscribe to truth.
+        below: the prefix of the documents' topics; empty if none are published.
+        read: returns the saved state, or None.
+        write: saves the state.
 
     Attributes:
-        on_joined: called with each truth that was joined, in the loop's thread.
+        on_joined: called with each joined truth, in the loop's thread.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class LiveTruth:
         self._timer: Timer | None = None
         self._look: Timer | None = None
         self._was_up = False
-        self._repeated: set[str] = set()  # models of which a truth came twice
+        self._repeated: set[str] = set()  # models that received a truth twice
         self._prefix = f"edge/{device}/truth/".encode()
         self.on_joined: list[OnJoined] = []
         if listens:
@@ -125,7 +125,7 @@ class LiveTruth:
     # --- life -------------------------------------------------------------------------------------------------------
 
     def begin(self, models: Iterable[tuple[ModelTable, Model]]) -> None:
-        """These models, and no others, have truth from now on."""
+        """From now on accept truth for exactly these models."""
         self._take_early(math.inf)
         before, self._models = self._models, {}
         for table, model in models:
@@ -136,12 +136,12 @@ class LiveTruth:
         self._publish_all()
 
     def memory(self, name: str) -> Memory | None:
-        """What remembers the predictions of a model; None where its task has no truth."""
+        """The memory of a model's predictions; None if its task has no truth."""
         found = self._models.get(name)
         return None if found is None else found.memory
 
     def exchange(self, config: ModelTable, model: Model) -> None:
-        """Another bundle answers from now on."""
+        """Use another bundle from now on."""
         found = self._models.get(config.name)
         if found is None:
             return
@@ -154,23 +154,23 @@ class LiveTruth:
             self._note_change(config.name)
 
     def link_changed(self) -> None:
-        """The link came up or went down: what was said may be lost, or be unknown to another broker."""
+        """The link came up or went down: documents may be lost, or missing on another broker."""
         was_up, self._was_up = self._was_up, self._connection.connected
         if self._was_up and not was_up:
             self._publish_all()
 
     def housekeeping(self) -> None:
-        """Keep the figures where they changed."""
+        """Save the figures if they changed."""
         if self._is_unsaved:
             self._save(whole=False)
 
     def leave(self) -> None:
-        """End for good: the broker keeps no truth for us."""
+        """End for good: unsubscribe, so that the broker queues no truth for this device."""
         self._connection.unsubscribe(self._hear)
         self.end()
 
     def end(self) -> None:
-        """A clean stop: keep everything."""
+        """A clean stop: save everything."""
         if self._look is not None:
             self._look.cancel()
         self._take_early(math.inf)
@@ -180,7 +180,7 @@ class LiveTruth:
             self._publish_changes()
         self._save(whole=True)
 
-    # --- what comes -------------------------------------------------------------------------------------------------
+    # --- received truth ---------------------------------------------------------------------------------------------
 
     def take(self, model: str, body: bytes) -> TruthOutcome:
         """Join one truth, in any thread."""
@@ -200,7 +200,7 @@ class LiveTruth:
         return taken.outcome
 
     def _take_early(self, now: float) -> None:
-        """Try again what came before its prediction."""
+        """Try again to join truth that arrived before its prediction."""
         for model, known in self._models.items():
             if not known.is_waited_for:
                 continue
@@ -234,7 +234,7 @@ class LiveTruth:
             if message.topic.startswith(self._prefix):
                 message.claimed = True
                 if not message.payload:
-                    self._counters.skipped["truth_empty"] += 1  # clears a retained one
+                    self._counters.skipped["truth_empty"] += 1  # clears a retained truth
                     continue
                 self.take(message.topic[len(self._prefix) :].decode("utf-8", "replace"), message.payload)
 
@@ -251,15 +251,15 @@ class LiveTruth:
             self._repeated.add(model)
             _log.info("a truth came again; others that do are counted", extra=about)
 
-    # --- what is said -----------------------------------------------------------------------------------------------
+    # --- published documents ----------------------------------------------------------------------------------------
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        """The document of each model that has something to say."""
+        """The document of each model with any counts or an estimate."""
         with self._lock:
             return {name: found.document() for name, found in self._models.items() if not found.is_silent}
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """The documents, for health; a model whose estimate has moved publishes its own one as well."""
+        """The documents, for health; a model whose estimate has changed also publishes its own document."""
         for name, found in self._models.items():
             if found.estimate() != found.said:
                 self._note_change(name)
@@ -292,7 +292,7 @@ class LiveTruth:
         for name in self.documents():
             self._note_change(name)
 
-    # --- what is kept -----------------------------------------------------------------------------------------------
+    # --- saved state ------------------------------------------------------------------------------------------------
 
     def _new(self, name: str, model: Model) -> ModelTruth:
         made = ModelTruth(self._table, self._start, model, f"{self._device}/{name}/")

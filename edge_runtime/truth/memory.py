@@ -1,13 +1,13 @@
 """The last predictions of one model, remembered until their truth is known, and the scores of its last labels.
 
-Guarantee: noting a prediction is one append of a tuple that holds no array. The queue is drained in any thread. Hashes
-of forgotten ids are kept, in a ring eight times as long, so that truth for them is known to be late. Predictions that
-were withheld (`publish`, `min_interval`) have a queue of their own, so that they push out none that was published.
+Guarantee: noting a prediction is one append of a tuple without arrays. Any thread may drain the queue. A ring eight
+times as long keeps the hashes of forgotten ids, so that truth for them counts as late. Withheld predictions (`publish`,
+`min_interval`) have a queue of their own and never displace published ones.
 """
 
 from array import array
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from edge_runtime.bundle.model import Scores
 from edge_runtime.readings import Prediction
@@ -15,16 +15,15 @@ from edge_runtime.readings import Prediction
 if TYPE_CHECKING:
     from edge_runtime.stream.worker import ModelCall
 
-FORGOTTEN_SHARE = 8  # hashes of forgotten ids, for each prediction that is remembered
+FORGOTTEN_SHARE = 8  # hashes of forgotten ids for each remembered prediction
 
-Answer = str | bool | list[float] | list[bool]  # a label, an anomaly or none, values, or whether each label is there
-
-
+Answer = str | bool | list[float] | list[bool]  # a label, an anomaly or none, values, or whether each label is present
+_Number = TypeVar("_Number", int, float)
 _NotedTuple = tuple[str | None, float, int, str | None, Answer]  # as `Noted`
 
 
 class Noted(NamedTuple):
-    """What is remembered of a prediction: what its id is made of, its key and time, and what it said."""
+    """A remembered prediction: the parts of its id, its key and time, and its answer."""
 
     key: str | None
     time: float
@@ -33,74 +32,64 @@ class Noted(NamedTuple):
     answer: Answer
 
 
-class Forgotten:
-    """Hashes of the last ids that were forgotten, by what stands in them behind the model.
+class Ring(Generic[_Number]):
+    """The last numbers of a series, in no order.
 
     Args:
-        most: how many.
+        numbers: an empty array of the wanted type.
+        most: its largest length; a further number then replaces the oldest.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, numbers: "array[_Number]", most: int) -> None:
+        self.numbers: array[_Number] = numbers
         self._most = most
-        self._ring = array("q")
         self._place = 0
 
     def __len__(self) -> int:
-        return len(self._ring)
+        return len(self.numbers)
+
+    def add(self, number: _Number) -> None:
+        """Add a number, in place of the oldest if the ring is full."""
+        if len(self.numbers) < self._most:
+            self.numbers.append(number)
+        else:
+            self.numbers[self._place] = number
+            self._place = (self._place + 1) % self._most
+
+
+class Forgotten:
+    """Hashes of the last forgotten ids, each of the part behind the model. They hold for this process only.
+
+    Args:
+        most: the number of hashes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._hashes = Ring(array("q"), most)
+
+    def __len__(self) -> int:
+        return len(self._hashes)
 
     def add(self, tail: str) -> None:
-        """One more; the oldest goes."""
-        if len(self._ring) < self._most:
-            self._ring.append(hash(tail))  # of this process: nothing of it is kept
-        else:
-            self._ring[self._place] = hash(tail)
-            self._place = (self._place + 1) % self._most
+        """Add an id, in place of the oldest."""
+        self._hashes.add(hash(tail))
 
     def __contains__(self, tail: str) -> bool:
-        return hash(tail) in self._ring
-
-
-class LastScores:
-    """The scores of the last labels.
-
-    Args:
-        most: how many.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._ring = array("d")
-        self._place = 0
-
-    def __len__(self) -> int:
-        return len(self._ring)
-
-    def add(self, score: float) -> None:
-        """One more; the oldest goes."""
-        if len(self._ring) < self._most:
-            self._ring.append(score)
-        else:
-            self._ring[self._place] = score
-            self._place = (self._place + 1) % self._most
-
-    @property
-    def values(self) -> list[float]:
-        """In no order."""
-        return self._ring.tolist()
+        return hash(tail) in self._hashes.numbers
 
 
 class Memory:
     """Takes the predictions of one pipeline (`AnswerTap`).
 
     Args:
-        most: how many are remembered, and of those that were withheld as many again.
+        most: the number of published predictions to remember, and of withheld ones.
         start: the number of this start.
 
     Attributes:
-        noted: the last predictions that no joiner has taken yet, the oldest first.
-        withheld: the same of those that were withheld.
-        forgotten: the ids that are not remembered any more.
-        scores: of the last labels, before any smoothing; None where the bundle does not say what they promise.
+        noted: the last published predictions that no joiner has taken yet, the oldest first.
+        withheld: the same for withheld predictions.
+        forgotten: ids that are no longer remembered.
+        scores: the scores of the last labels, before any smoothing; None if the bundle has no calibrated confidence.
     """
 
     def __init__(self, most: int, start: int) -> None:
@@ -109,7 +98,7 @@ class Memory:
         self.noted: deque[_NotedTuple] = deque(maxlen=most)
         self.withheld: deque[_NotedTuple] = deque(maxlen=most)
         self.forgotten = Forgotten(FORGOTTEN_SHARE * most)
-        self.scores: LastScores | None = None
+        self.scores: Ring[float] | None = None
 
     def take(self, call: "ModelCall", row: int, scores: Scores, prediction: Prediction | None) -> None:
         """Remember a prediction, and the score of every label."""
@@ -138,7 +127,7 @@ class Memory:
         noted.append((prediction.key, prediction.time, prediction.seq, prediction.identity, answer))
 
     def _forget_oldest(self, noted: deque[_NotedTuple]) -> None:
-        """An id with a number tells by itself that it is old; one with an identity does not."""
+        """Keep the hash of the oldest id if it has an identity; an id with a number shows its age by itself."""
         try:
             key, _, _, identity, _ = noted[0]
         except IndexError:  # taken meanwhile
@@ -147,11 +136,11 @@ class Memory:
             self.forgotten.add(f"{'-' if key is None else key}/{identity}")
 
     def drain(self) -> list[Noted]:
-        """What was published since the last call, the oldest first."""
+        """The predictions published since the last call, the oldest first."""
         return _drained(self.noted)
 
     def drain_withheld(self) -> list[Noted]:
-        """What was withheld since the last call, the oldest first."""
+        """The predictions withheld since the last call, the oldest first."""
         return _drained(self.withheld)
 
 
@@ -166,13 +155,13 @@ def _drained(noted: deque[_NotedTuple]) -> list[Noted]:
 
 
 def tail_of(noted: Noted, start: int) -> str:
-    """What stands in an id behind the model: `KEY/IDENTITY`, or `KEY/START/SEQ`."""
+    """The part of an id behind the model: `KEY/IDENTITY`, or `KEY/START/SEQ`."""
     key = "-" if noted.key is None else noted.key
     return f"{key}/{noted.identity}" if noted.identity is not None else f"{key}/{start}/{noted.seq}"
 
 
 def word_of(answer: Answer) -> str:
-    """A label, or the word for an anomaly or none."""
+    """The label, or `anomaly` or `normal`."""
     if isinstance(answer, bool):
         return "anomaly" if answer else "normal"
     return str(answer)

@@ -1,14 +1,14 @@
-"""A truth as it is sent -> which prediction is meant, and what was right. Pure.
+"""A truth as it is sent -> the prediction that it belongs to, and the right answer. Pure.
 
     {"id": "dev1/m/k1/1700000000/17", "label": "running"}
     {"key": "k1", "time": "2026-01-01T00:00:00Z", "label": "running"}
     {"key": "k1", "time": 1767225600, "values": {"power": 3.5}}
     {"id": "dev1/m/k1/1700000000/17", "labels": ["hot", "loud"]}
 
-Labels may be those of the bundle or, where no label is called so, classes of its model. Of an anomaly the label is true
-or false, 1 or 0, `anomaly` or `normal`. Of a model whose labels may be there together, `labels` names those that are
-there, and no other is; or it is an object that says true or false of every label. Whatever is anything else is refused
-with one sentence of bounded length; nothing is guessed.
+A label is a label of the bundle or, if none has this name, a class of its model. For an anomaly the label is true or
+false, 1 or 0, `anomaly` or `normal`. For a multi-label model `labels` is an array of exactly the present labels, or an
+object with true or false for every label. Anything else is refused with one sentence of bounded length; nothing is
+guessed.
 """
 
 import math
@@ -26,14 +26,14 @@ from edge_runtime.truth.memory import Answer
 MOST_BYTES = 65_536
 _SHOWN = 60
 _NAMED = 12  # labels in a message
-_LARGEST = 3.4028234663852886e38  # of float32, which the values of a model are
+_LARGEST = 3.4028234663852886e38  # of float32, the type of a model's values
 _TIMES = TimeReader()
 
 Reason = Literal["malformed", "unknown_label"]
 
 
 class TruthError(EdgeError):
-    """What was sent is no truth; `reason` is the word that is counted."""
+    """A message is not a valid truth; it is counted under `reason`."""
 
     def __init__(self, reason: Reason, why: str) -> None:
         super().__init__(why)
@@ -41,7 +41,7 @@ class TruthError(EdgeError):
 
 
 class TruthMessage(NamedTuple):
-    """What was right about which prediction: one with an `id`, else the one of `key` at `time`."""
+    """The right answer for a prediction, which is named by `id`, else by `key` and `time`."""
 
     id: str | None
     key: str | None
@@ -53,7 +53,7 @@ def read_truth(body: bytes, manifest: Manifest) -> TruthMessage:
     """Read one message.
 
     Raises:
-        TruthError: it is no truth for this model.
+        TruthError: it is not a valid truth for this model.
     """
     if len(body) > MOST_BYTES:
         raise TruthError("malformed", f"expected at most {MOST_BYTES} bytes, found {len(body)}")
@@ -106,7 +106,7 @@ def _answer(document: dict[str, Any], manifest: Manifest) -> Answer:
 
 
 def _place(name: str, label: Any, manifest: Manifest) -> int:
-    """Which label of the bundle, or class of its model, is meant."""
+    """The place of this label of the bundle, or class of its model."""
     for spoken in (manifest.output.labels, manifest.output.classes):
         place = spoken_in([name], spoken).get(name)
         if place is not None:
@@ -117,7 +117,7 @@ def _place(name: str, label: Any, manifest: Manifest) -> int:
 
 
 def _several(document: dict[str, Any], manifest: Manifest) -> list[bool]:
-    """Whether each label is there, in the order of the bundle."""
+    """Whether each label is present, in the order of the bundle."""
     labels, known = document.get("labels"), manifest.output.labels
     if type(labels) is list:
         there = _places(labels, manifest)
@@ -126,7 +126,7 @@ def _several(document: dict[str, Any], manifest: Manifest) -> list[bool]:
         found = shown(labels) if "labels" in document else shown(sorted(document))
         raise TruthError("malformed", f"expected labels, an array of those that are there, found {found}")
     for name, is_there in labels.items():
-        if is_there not in (True, False):  # 1 and 0 are these, too
+        if is_there not in (True, False):  # 1 and 0 equal these
             raise TruthError("malformed", f"labels.{shortened(name)}: expected true or false, found {shown(is_there)}")
     said = dict(zip(_places(list(labels), manifest), labels.values(), strict=True))
     missing = [label for place, label in enumerate(known) if place not in said]
@@ -136,7 +136,7 @@ def _several(document: dict[str, Any], manifest: Manifest) -> list[bool]:
 
 
 def _places(labels: list[Any], manifest: Manifest) -> list[int]:
-    """Which labels are meant, each once."""
+    """The places of the labels, each once."""
     places = []
     for label in labels:
         if label is None or isinstance(label, list | dict):
@@ -165,10 +165,10 @@ def _range(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """As a message has it, never long."""
+    """The value as text for a message, of bounded length."""
     return shortened(repr(value))
 
 
 def shortened(text: str) -> str:
-    """The beginning of a text that is long."""
+    """The text, cut off if it is long."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

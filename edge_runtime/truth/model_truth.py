@@ -1,10 +1,12 @@
-"""The truth of one model: what waits for it, what was counted, and what becomes of each truth that comes.
+"""The truth of one model: predictions without truth, counts, and the handling of each truth that arrives.
 
-Guarantee: every truth is joined, waits, or has a reason why not, in a sentence of bounded length. Truth by key and time
-may come before its prediction, as from a machine that publishes it with the reading: it waits for `WAIT_S`, and counts
-as unknown then. Weak point: more than `MOST_EARLY` that wait count as unknown at once.
+Guarantee: every truth is joined, waits, or is refused with a reason in a sentence of bounded length. Truth by key and
+time may arrive before its prediction, for example from a machine that publishes it with the reading: it waits for
+`WAIT_S`, then counts as unknown. Weak point: beyond `MOST_EARLY` waiting truths, a further one counts as unknown at
+once.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -16,26 +18,26 @@ from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.uncertainty import chance_right
 from edge_runtime.config.tables import TruthTable
-from edge_runtime.truth.memory import LastScores, Memory
+from edge_runtime.truth.memory import Memory, Ring
 
 if TYPE_CHECKING:
     from edge_runtime.truth.figures import TruthFigures
     from edge_runtime.truth.joiner import Remembered, TruthJoiner, Unmatched
     from edge_runtime.truth.messages import TruthMessage
 
-LEAST_ESTIMATED = 30  # windows: fewer would make an estimate that jumps
+LEAST_ESTIMATED = 30  # windows: an estimate from fewer would be too noisy
 WAIT_S = 10.0
 MOST_EARLY = 1000  # truths of one model that wait for their prediction
 
 
 class TruthOutcome(msgspec.Struct, frozen=True):
-    """What became of a truth.
+    """The result of handling a truth.
 
     Attributes:
         result: `joined`, `waiting`, a reason of `joiner.py` or `messages.py`, or `unknown_model`.
-        why: one sentence where it was not joined.
-        id: of the prediction that it belongs to.
-        right: whether that was right; None for values, and where it was not joined.
+        why: one sentence if it was not joined.
+        id: the id of its prediction.
+        right: whether the prediction was right; None for values, and if it was not joined.
     """
 
     result: str
@@ -45,7 +47,7 @@ class TruthOutcome(msgspec.Struct, frozen=True):
 
 
 class SavedFigures(msgspec.Struct):
-    """What is kept of a model: the figures of its bundle, and the predictions that wait for their truth."""
+    """The saved state of a model: the figures of its bundle, and the predictions without truth."""
 
     digest: str
     figures: dict[str, Any]
@@ -53,7 +55,7 @@ class SavedFigures(msgspec.Struct):
 
 
 class Taken(NamedTuple):
-    """What became of a truth, and the prediction that it was joined to."""
+    """The result of handling a truth, and the prediction that it was joined to."""
 
     outcome: TruthOutcome
     found: "Remembered | None" = None
@@ -72,8 +74,8 @@ class ModelTruth:
     Args:
         table: `[truth]`.
         start: the number of this start.
-        model: the bundle that answers.
-        prefix: what the ids of its predictions begin with, `DEVICE/MODEL/`.
+        model: the loaded bundle.
+        prefix: the prefix of its predictions' ids, `DEVICE/MODEL/`.
     """
 
     def __init__(self, table: TruthTable, start: int, model: Model, prefix: str) -> None:
@@ -91,13 +93,13 @@ class ModelTruth:
         self.digest = model.bundle.digest
         sure = model.manifest.uncertainty
         self._confidence = None if sure is None else sure.confidence
-        self.memory.scores = None if self._confidence is None else LastScores(self._table.remember)
+        self.memory.scores = None if self._confidence is None else Ring(array("d"), self._table.remember)
         self.said: float | None = None  # the estimate that was published last
         self._targets = tuple(target.name for target in model.manifest.output.targets)
 
     @property
     def figures(self) -> "TruthFigures":
-        """What was counted."""
+        """The counts; made on first use."""
         if self._figures is None:
             from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415 - with the first truth
 
@@ -106,7 +108,7 @@ class ModelTruth:
 
     @property
     def is_silent(self) -> bool:
-        """There is nothing to say."""
+        """There are neither counts nor an estimate."""
         return (self._figures is None or self._figures.is_empty) and self.estimate() is None
 
     @property
@@ -115,16 +117,16 @@ class ModelTruth:
         return bool(self._early)
 
     def estimate(self) -> float | None:
-        """The accuracy over the last windows as their scores promise it; None where there is too little to say."""
+        """The accuracy over the last windows, as expected from their scores; None with too few windows."""
         scores = self.memory.scores
         if scores is None or self._confidence is None or len(scores) < LEAST_ESTIMATED:
             return None
-        mean = float(chance_right(self._confidence, np.array(scores.values)).mean())
+        mean = float(chance_right(self._confidence, np.array(scores.numbers)).mean())
         return float(f"{mean:.4g}")
 
     @property
     def joiner(self) -> "TruthJoiner":
-        """The predictions that wait, as of now."""
+        """The joiner, with all predictions up to now."""
         if self._joiner is None:
             from edge_runtime.truth.joiner import TruthJoiner  # noqa: PLC0415 - with the first truth
 
@@ -134,7 +136,7 @@ class ModelTruth:
         return self._joiner
 
     def exchange(self, model: Model) -> None:
-        """Another bundle answers: the figures begin anew, and truth for what the last one said is late."""
+        """Use another bundle: the figures start empty, and truth for predictions of the last bundle is late."""
         if model.bundle.digest == self.digest:
             return
         if self._joiner is not None or self.memory.noted or self.memory.withheld:
@@ -142,7 +144,7 @@ class ModelTruth:
         self._use(model)
         self._figures = None
 
-    # --- what comes -------------------------------------------------------------------------------------------------
+    # --- received truth ---------------------------------------------------------------------------------------------
 
     def take(self, body: bytes, now: float) -> Taken:
         """Join one truth."""
@@ -166,7 +168,7 @@ class ModelTruth:
         return self._join(truth, found)
 
     def take_early(self, now: float) -> list[Taken]:
-        """Join the truths that came before their predictions; those that have waited long enough are unknown."""
+        """Join the truths that arrived before their predictions; after `WAIT_S` they count as unknown."""
         early, self._early = self._early, deque()
         done = []
         for truth, until in early:
@@ -204,7 +206,7 @@ class ModelTruth:
         return f"key {shown(truth.key)} at {truth.time:.6f}" if truth.id is None else shown(truth.id)
 
     def _hint(self, truth: "TruthMessage") -> str:
-        """What is likely to be wrong about a truth without a prediction."""
+        """The likely mistake in a truth without a prediction."""
         from edge_runtime.truth.messages import shown  # noqa: PLC0415 - with the first truth
 
         if truth.id is not None:
@@ -223,10 +225,10 @@ class ModelTruth:
             return shown([label for label, there in zip(self.manifest.output.labels, answer, strict=True) if there])
         return shown(answer)
 
-    # --- what is said and kept --------------------------------------------------------------------------------------
+    # --- document and saved state -----------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
-        """The document, but for the names of device and model."""
+        """The document, without the names of device and model."""
         from edge_runtime.truth.joiner import UNMATCHED  # noqa: PLC0415
 
         figures = self.figures
@@ -242,14 +244,14 @@ class ModelTruth:
         }
 
     def save(self, *, whole: bool) -> SavedFigures | None:
-        """What is to be kept; with `whole` the predictions that wait, too."""
+        """The state to save; with `whole` also the predictions without truth."""
         if self._joiner is None and self._figures is None:
             return None
         remembered = [msgspec.to_builtins(each) for each in self.joiner.remembered] if whole else []
         return SavedFigures(self.digest, msgspec.to_builtins(self.figures), remembered)
 
     def restore(self, saved: SavedFigures) -> None:
-        """Go on with what was kept, where the same bundle answers."""
+        """Continue from the saved state if the bundle is the same."""
         from edge_runtime.truth.figures import TruthFigures  # noqa: PLC0415
         from edge_runtime.truth.joiner import Remembered  # noqa: PLC0415
 
