@@ -27,7 +27,7 @@ from edge_runtime.system.loop import Loop
 from tests.support.broker import Mosquitto
 from tests.support.fake_broker import CONNECT, PUBLISH, SUBSCRIBE, packet, text
 
-RATES_HZ = (1, 10, 100, 1000)
+RATES_HZ = (1, 10, 30, 100, 1000)
 
 
 def _settled(accepted: bool) -> None:

@@ -7,7 +7,9 @@ socket (`WholeSocket.let_wait`) until a message comes, while few messages are in
 A broker without TCP_NODELAY (mosquitto as Debian ships it) sends nothing while a packet of its own is unconfirmed, and
 the kernel confirms one that is not read only after 40 ms: a reading that comes meanwhile is late by that. With `prompt`
 such a broker is recognised by readings that come together just then; from then on each packet is read as it comes and
-confirmed at once (TCP_QUICKACK). Other brokers, and slow readings, cost nothing more.
+confirmed at once (TCP_QUICKACK). Readings that come just then one by one may be a sensor of that rate: a few are
+confirmed at once as a trial, which is kept where they are no longer late. Other brokers, and slow readings, cost
+nothing more.
 
 Guarantee: no acknowledgement waits for longer than the patience that the connection was given, nor at all where places
 in flight are short: in a rush (more than a quarter of the places taken), with fewer than `LEAST_PATIENT_WINDOW` places,
@@ -26,6 +28,9 @@ PATIENT_SHARE = 4  # acknowledgements wait while no more than a quarter of the p
 CALM_S = 1.0  # after a rush, so long with few places taken
 KERNEL_DELAY_S = (0.036, 0.080)  # of a confirmation: Linux's least delayed ACK is 40 ms; and a busy machine
 LATE_READINGS = 3  # that came together after just this time, more often than not
+ALONE_READINGS = 8  # that came by themselves after just this time, two in three: reason for a trial
+TRIAL_READINGS = 16  # that are confirmed at once; where half of them is late nevertheless, the broker holds none back
+TRIAL_BACK_OFF = 4  # times the readings that are reason for the next trial
 MOST_UNSENT_ACKS = 5  # a quarter of the 20 that a broker usually lets be unacknowledged
 MOST_UNSENT_BYTES = MOST_UNSENT_ACKS * hot_packets.PUBACK_BYTES  # of `ours`: from here on they leave, message or not
 
@@ -59,13 +64,19 @@ class AckCoalescing:
         ours: our PUBACKs, encoded, on their way to the socket.
         holding: the broker's stay in the socket until a message comes.
         rush_timer: while there is a rush; `wrote` wants to be called in one, and while `holding`.
-        watches_delay: `came_after` wants to be called; for a message that comes alone only while `late` is not 0.
+        watches_delay: `came_after` wants to be called; for a single message that comes soon only while `is_counting`.
+        is_counting: readings came after the kernel's delay of late, or a trial is under way.
         late: by how many more readings the broker seemed to hold messages back than not.
     """
 
     def __init__(self, path: Path, wrapped: WholeSocket, loop: Loop, patience: float, *, prompt: bool = False) -> None:
         self.watches_delay = prompt
+        self.is_counting = False
         self.late = 0
+        self._alone = 0  # the same by readings that may have come alone
+        self._enough = ALONE_READINGS
+        self._trial = 0  # readings until its end
+        self._late_in_trial = 0
         self.ours = bytearray()
         self.holding = False
         self._path = path
@@ -114,14 +125,37 @@ class AckCoalescing:
 
     def came_after(self, seconds: float, count: int) -> None:
         """So many messages came in one read, so long after our last write: does the broker hold them back?"""
-        if count < 2 or not KERNEL_DELAY_S[0] <= seconds <= KERNEL_DELAY_S[1]:
-            self.late = max(0, self.late - 1)
+        is_late = KERNEL_DELAY_S[0] <= seconds <= KERNEL_DELAY_S[1]
+        if self._trial:
+            self._try(is_late=is_late)
             return
-        self.late += 1
+        self.late = self.late + 1 if is_late and count > 1 else max(0, self.late - 1)
+        self._alone = self._alone + 1 if is_late else max(0, self._alone - 2)
         if self.late >= LATE_READINGS:
+            self._confirm()
             self.watches_delay = False
-            self._wrapped.confirms = True
-            self._release()
+        elif self._alone >= self._enough:
+            self._confirm()
+            self._trial, self._late_in_trial = TRIAL_READINGS, 0
+        self.is_counting = self.late > 0 or self._alone > 0
+
+    def _try(self, *, is_late: bool) -> None:
+        """One more reading of a trial."""
+        self._trial -= 1
+        self._late_in_trial += is_late
+        if self._trial:
+            return
+        if 2 * self._late_in_trial < TRIAL_READINGS:
+            self.watches_delay = False
+            return
+        self._alone, self._enough = 0, self._enough * TRIAL_BACK_OFF  # the readings themselves come at this rate
+        self._wrapped.confirms = False
+        self._hold()
+
+    def _confirm(self) -> None:
+        """From now on each packet is read as it comes, and confirmed at once."""
+        self._wrapped.confirms = True
+        self._release()
 
     def end(self) -> None:
         """The connection is gone."""

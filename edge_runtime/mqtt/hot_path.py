@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.mqtt import hot_packets
-from edge_runtime.mqtt.ack_coalescing import MOST_UNSENT_BYTES, AckCoalescing
+from edge_runtime.mqtt.ack_coalescing import KERNEL_DELAY_S, MOST_UNSENT_BYTES, AckCoalescing
 from edge_runtime.mqtt.messages import Message, OnOutcome
 from edge_runtime.mqtt.paho_client import PahoClient, topic_of
 from edge_runtime.mqtt.routes import Routes
@@ -305,8 +305,10 @@ class HotPath:
             self._counters.errors["not_mqtt"] += 1
             closed, fault = True, f"{self._url} sent something that is not MQTT ({type(error).__name__})"
         acks, count = self.acks, len(self._inbox)
-        if acks.watches_delay and count and (count > 1 or acks.late):
-            acks.came_after(self._loop.time() - self._wrote_at, count)
+        if acks.watches_delay and count:
+            delay = self._loop.time() - self._wrote_at
+            if count > 1 or acks.is_counting or delay >= KERNEL_DELAY_S[0]:
+                acks.came_after(delay, count)
         if self._settled and not (self.acks.holding and self._inbox and not closed):
             self._settle()  # what the broker acknowledged before the connection broke counts
         if closed:

@@ -42,8 +42,10 @@ def write_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) 
     """
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        with open(handle, "wb", buffering=_BUFFER, closefd=False) as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
+        for part in [data] if isinstance(data, bytes) else _gathered(data):
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
         _give_away(handle)
         os.fsync(handle)
     finally:
@@ -53,6 +55,17 @@ def write_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) 
 def half_written(name: str) -> str:
     """The name of what `replace_file` leaves beside a file when it is killed."""
     return _NEW + name
+
+
+def _gathered(parts: Iterable[bytes]) -> Iterator[bytes | bytearray]:
+    """Small parts put together, so that each write is a large one."""
+    buffer = bytearray()
+    for part in parts:
+        buffer += part
+        if len(buffer) >= _BUFFER:
+            yield buffer
+            buffer = bytearray()
+    yield buffer
 
 
 def replace_file(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:

@@ -8,9 +8,11 @@ import pytest
 
 from edge_runtime.mqtt.ack_coalescing import (
     ACK_DELAY_S,
+    ALONE_READINGS,
     KERNEL_DELAY_S,
     LATE_READINGS,
     MOST_UNSENT_BYTES,
+    TRIAL_READINGS,
     AckCoalescing,
 )
 from edge_runtime.mqtt.whole_socket import WholeSocket
@@ -106,6 +108,63 @@ def test_a_delay_at_the_edge_of_the_kernels_counts(line: tuple[AckCoalescing, Wh
         assert (acks.late, wrapped.confirms) == (late, False)
     acks.came_after(seconds, 2)
     assert wrapped.confirms
+
+
+def test_readings_that_come_late_one_by_one_are_confirmed_at_once_as_a_trial(
+    line: tuple[AckCoalescing, WholeSocket],
+) -> None:
+    """Three sensors of ten a second: each is held back alone. None is late any more in the trial, which stays."""
+    acks, wrapped = line
+    for _ in range(ALONE_READINGS):
+        assert not wrapped.confirms
+        acks.came_after(LATE, 1)
+    assert wrapped.confirms
+    assert acks.watches_delay
+    for index in range(TRIAL_READINGS):
+        assert acks.watches_delay
+        acks.came_after(LATE if index < TRIAL_READINGS // 2 - 1 else 0.033, 1)
+    assert wrapped.confirms
+    assert not acks.holding
+    assert not acks.watches_delay
+
+
+def test_a_sensor_of_the_kernels_rate_is_tried_ever_more_rarely(line: tuple[AckCoalescing, WholeSocket]) -> None:
+    """Twenty readings a second come 50 ms after the last with every broker: the trial ends, the next one is far off."""
+    acks, wrapped = line
+    expected = []
+    for wait in (ALONE_READINGS, 4 * ALONE_READINGS, 16 * ALONE_READINGS):
+        expected += (wait - 1) * [False] + TRIAL_READINGS * [True] + [False]
+    seen = []
+    for _ in expected:
+        acks.came_after(0.05, 1)
+        seen.append(wrapped.confirms)
+        assert acks.holding is not wrapped.confirms
+    assert seen == expected
+    assert acks.watches_delay
+
+
+def test_half_of_a_trials_readings_late_is_no_gain(line: tuple[AckCoalescing, WholeSocket]) -> None:
+    """It ends as one in which all are late."""
+    acks, wrapped = line
+    for _ in range(ALONE_READINGS):
+        acks.came_after(LATE, 1)
+    for index in range(TRIAL_READINGS):
+        acks.came_after(LATE if index % 2 else 0.01, 1)
+    assert not wrapped.confirms
+    assert acks.holding
+
+
+def test_readings_that_come_late_by_chance_start_no_trial(line: tuple[AckCoalescing, WholeSocket]) -> None:
+    """Two in three have to be late; `is_counting` says that the next one is wanted, however soon it comes."""
+    acks, wrapped = line
+    assert not acks.is_counting
+    for _ in range(100):
+        for seconds in (LATE, LATE, 0.01):
+            acks.came_after(seconds, 1)
+            assert acks.is_counting is (seconds == LATE)
+    assert not wrapped.confirms
+    acks.came_after(0.01, 1)
+    assert not acks.is_counting
 
 
 class _Bench:
