@@ -145,7 +145,7 @@ def test_a_graph_that_would_round_differently_is_left_as_it_is(
     path, x = exported(tmp_path, "skl2onnx")
     np.savez(tmp_path / "d.npz", x=x)
 
-    def off_by_a_bit(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
+    def off_by_a_bit(model: onnx.ModelProto, **_: bool) -> tuple[onnx.ModelProto, tuple[Saving, ...]]:
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         for node in copy.graph.node:
