@@ -1,7 +1,8 @@
 """Bytes of a pipe -> frames of a known size, or with their length in front. Pure.
 
-Guarantee: as in `framing.py`, but a pipe begins at a frame, so that nothing is dropped. Weak point: nothing marks where
-a frame begins; after a length that cannot be, the stream has no frames any more, and its command is started anew.
+Guarantee: as in `framing.py`, but nothing is dropped at the start, because a pipe begins with a frame. Weak point:
+nothing marks the beginning of a frame; after an impossible length the rest of the stream is useless, and its command is
+restarted.
 """
 
 from edge_runtime.system.counters import Counters
@@ -32,10 +33,10 @@ class FixedFramer:
 
 
 class LengthFramer:
-    """Frames behind their length, a whole number of `width` bytes, high byte first.
+    """Frames with their length in front: an unsigned integer of `width` bytes, big-endian.
 
     Attributes:
-        is_lost: a length was beyond `most`; what follows are no frames.
+        is_lost: a length was larger than `most`; the bytes after it cannot be split into frames.
     """
 
     def __init__(self, width: int, most: int, counters: Counters) -> None:
@@ -75,6 +76,6 @@ class LengthFramer:
         return frames
 
     def reset(self) -> None:
-        """Forget the unfinished frame: another stream begins."""
+        """Forget the unfinished frame, because a new stream begins."""
         self.is_lost = False
         self._held.clear()

@@ -1,9 +1,9 @@
-"""Readings against the manifest: what is missing, not finite or out of range never reaches the model. Pure.
+"""Readings against the manifest: values that are missing, not finite or out of range never reach the model. Pure.
 
-The manifest's ranges are compared as float32, the type in which the model sees the values, so that a reading of
-exactly the limit is inside. With `repair` a missing value may be replaced by the last good one of its channel and key,
-whichever reading that came with, and a value out of range by the limit; both are counted too. A channel that may be
-missing, as its manifest says, is NaN to the model.
+The manifest's ranges are compared as float32, the type of the model's input, so that a reading exactly at the limit is
+inside. With `repair` a missing value may be replaced by the last good one of its channel and key, whichever reading
+that came with, and a value out of range by the limit; both are counted too. A missing value of a channel that its
+manifest allows to be missing reaches the model as NaN.
 """
 
 import math
@@ -20,12 +20,12 @@ from edge_runtime.config.load import RepairTable
 from edge_runtime.readings import Floats
 
 MOST_SHOWN = 10  # categories in a message
-FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
+FEW = 4  # readings; up to so many, a loop over the numbers is cheaper than numpy's calls
 FOLD = 64  # readings side by side: numpy compares long rows at ten times the speed of rows of a few channels
 
 
 class Refusal(NamedTuple):
-    """Readings that one `check` has refused for one reason: the last of them, and how many."""
+    """Readings that one `check` refused for one reason: the last of them, and their count."""
 
     row: int
     number: int
@@ -45,12 +45,12 @@ class Contract:
     """The rules for the channels of one model.
 
     Args:
-        channels: in the order of the columns that `check` will see.
-        repair: what may be corrected instead of rejected.
-        max_keys: whose last values are remembered; the key without readings for longest makes room.
+        channels: in the order of the columns given to `check`.
+        repair: which faults are corrected instead of rejected.
+        max_keys: keys whose last values are kept; at the limit the key that has been silent longest is forgotten.
 
     Attributes:
-        refusals: what the last `check` with a bad reading has refused, by reason.
+        refusals: the refusals of the last `check` that met a bad reading, by reason.
     """
 
     def __init__(
@@ -85,10 +85,10 @@ class Contract:
         Args:
             values: one row a reading.
             keys: the stream of each.
-            moments: seconds, by which `max_age` is judged; None where no clock matters.
+            moments: seconds, for `max_age`; None where time does not matter.
 
         Returns:
-            None when every reading is good (the usual case, and the cheap one), else `[n]`, True where good.
+            None when every reading is good (the usual and cheapest case), else `[n]`, True where good.
         """
         remembers = self._remembers
         if not remembers and self._are_inside(values):
@@ -96,7 +96,7 @@ class Contract:
         if self._repair.out_of_range == "clip":
             finite = np.isfinite(values)
             clipped = np.clip(values, self._low, self._high)
-            if self._coded is not None:  # no category is near another one
+            if self._coded is not None:  # a category has no nearest valid one: it is not clipped
                 clipped = np.where(self._coded, values, clipped)
             self.repaired["repaired_out_of_range"] += int((finite & (clipped != values)).any(axis=1).sum())
             values[finite] = clipped[finite]
@@ -112,7 +112,7 @@ class Contract:
         return None if good.all() else good
 
     def explain(self, reason: str, row: Floats) -> str:
-        """What was expected of a reading that is refused for this reason, and what was found."""
+        """The expected and the found values, for a reading that is refused for this reason."""
         values = row.tolist()
         names = [channel.name for channel in self._channels]
         if reason == "missing_channel":
@@ -149,12 +149,12 @@ class Contract:
         return bool((low.reshape(shape) >= self._low).all() and (high.reshape(shape) <= self._high).all())
 
     def forget(self, keys: Iterable[str | None]) -> None:
-        """Drop the last values of keys that are gone."""
+        """Drop the last values of forgotten keys."""
         for key in keys:
             self._last.pop(key, None)
 
     def _fill_missing(self, values: Floats, keys: list[str | None], moments: Sequence[float]) -> None:
-        """Row by row, so that readings that arrive together are repaired as if they had come one after the other."""
+        """Repair row by row, so that readings of one batch are repaired as if they had arrived singly."""
         for row, (key, moment) in enumerate(zip(keys, moments, strict=True)):
             last = self._last.pop(key, None)
             reading = values[row]
@@ -172,7 +172,7 @@ class Contract:
                     self.repaired["repaired_missing"] += 1
             last.values[good] = reading[good]
             last.moments[good] = moment
-            self._last[key] = last  # behind the others
+            self._last[key] = last  # at the end: the most recent
 
     def _inside(self, values: Floats) -> NDArray[np.bool_]:
         """Which values may reach the model."""
@@ -186,7 +186,7 @@ class Contract:
         return self._inside(reading) & ~np.isnan(reading)
 
     def _reason(self, row: Floats) -> str:
-        """Why one reading is refused. NaN stands for a missing channel: codecs let no literal NaN pass."""
+        """Why one reading is refused. NaN means a missing channel: codecs refuse a literal NaN."""
         if (np.isnan(row) & ~self._optional).any():
             return "missing_channel"
         if np.isinf(row).any():
@@ -197,5 +197,5 @@ class Contract:
 
 
 def _shown(value: float) -> str:
-    """All digits that tell one float32 from its neighbours, and no more."""
+    """The shortest text that reads back to the same float32."""
     return f"{float(str(np.float32(value))):.9g}"

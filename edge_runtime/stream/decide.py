@@ -1,9 +1,9 @@
 """Scores -> verdicts: threshold, hysteresis, n-of-m, and whether a prediction is published. Pure.
 
-The smoothed verdict is what is published as `label` or `anomaly`, and `alarm` belongs to it: it is raised and ended by
-as many windows as the verdict, and only under a label that is one. `scores` are always those of the window itself, and
-`score` is that of the published label in it. What is withheld was withheld on purpose: its reading is acknowledged at
-once.
+The smoothed verdict is published as `label` or `anomaly`. `alarm` follows it: it needs as many windows as the verdict
+to be raised and to end, and is raised only under a label of `alarm_labels`. `scores` are always those of the window
+itself, and `score` is that of the published label in it. A prediction that the configuration withholds is handled: its
+reading is acknowledged at once.
 """
 
 import math
@@ -20,35 +20,35 @@ from edge_runtime.config.load import ModelTable
 from edge_runtime.readings import Prediction
 
 _NEVER = -math.inf
-_NO_VERDICTS: deque[int] = deque(maxlen=0)  # of every key without smoothing: a deque is 700 bytes, and keys are many
+_NO_VERDICTS: deque[int] = deque(maxlen=0)  # shared by all keys without smoothing: a deque takes 700 bytes
 
 
 class Sequences:
-    """The sequence numbers of a model's predictions, by key; they go on when its bundle is exchanged."""
+    """The sequence numbers of a model's predictions, by key; they continue when its bundle is exchanged."""
 
     def __init__(self) -> None:
         self._last: dict[str | None, int] = {}
-        self._floor = 0  # the highest number of any key that was forgotten
+        self._floor = 0  # the highest number of any forgotten key
         self._withheld = 0
 
     def next(self, key: str | None) -> int:
-        """One more than the last of this key; a key that comes back goes on above every number that was used."""
+        """One more than the last of this key; a forgotten key that returns continues above every used number."""
         seq = self._last[key] = self._last.get(key, self._floor) + 1
         return seq
 
     def beside(self, key: str | None) -> tuple[int, str]:
-        """For a prediction that is not published: the last number of its key, and one that no other prediction has."""
+        """For an unpublished prediction: the last number of its key, and a number unique to this prediction."""
         last = self._last.get(key, self._floor)
         self._withheld += 1
         return last, f"{last}.{self._withheld}"
 
     def forget(self, key: str | None) -> None:
-        """Drop a key that is gone."""
+        """Forget a key."""
         self._floor = max(self._floor, self._last.pop(key, 0))
 
 
 class _Stream:
-    """What is remembered of one key: its recent verdicts, and what was published last."""
+    """The state of one key: its recent verdicts, and the last published prediction."""
 
     __slots__ = ("alarm", "alarms", "last_time", "last_values", "last_verdict", "recent", "verdict")
 
@@ -56,7 +56,7 @@ class _Stream:
         self.recent = deque(maxlen=memory) if memory > 1 else _NO_VERDICTS
         self.verdict: int | None = None
         self.alarm = False
-        self.alarms: deque[int] = _NO_VERDICTS  # of a classification that is smoothed and has alarms
+        self.alarms: deque[int] = _NO_VERDICTS  # filled for a smoothed classification with alarms
         self.last_verdict: int | None = None
         self.last_values: tuple[float, ...] | None = None
         self.last_time = _NEVER
@@ -66,8 +66,9 @@ class Decider:
     """The verdicts of one model.
 
     A classification's verdict is the index of its label, an anomaly's is 1 or 0, a regression has none.
-    An alarm is: one of `alarm_labels` with a score of at least `threshold`, also among the detections of a detector and
-    the labels of a multi-label model; an anomaly; a value above `threshold`. Tensors have neither verdict nor alarm.
+    An alarm is one of these: a label of `alarm_labels` with a score of at least `threshold`, also among the detections
+    of a detector and the labels of a multi-label model; an anomaly; a value above `threshold`. Tensors have neither
+    verdict nor alarm.
     """
 
     def __init__(self, manifest: Manifest, config: ModelTable, sequences: Sequences | None = None) -> None:
@@ -94,7 +95,7 @@ class Decider:
             "regression": self._threshold is not None,
         }.get(self._task, False)
         self._streams: dict[str | None, _Stream] = {}
-        self.withheld: Prediction | None = None  # the last one that the configuration withheld, without a number
+        self.withheld: Prediction | None = None  # the last withheld prediction, without a number
 
     @property
     def threshold(self) -> float | None:
@@ -131,11 +132,11 @@ class Decider:
         return prediction
 
     def identify_withheld(self, own: str | None, start: int) -> Prediction | None:
-        """The prediction that was withheld last, with an identity, which it keeps.
+        """The last withheld prediction, with an identity that stays the same on further calls.
 
         Args:
-            own: the identity of its reading, where that has one; else it is made of the number of the prediction that
-                was published before it, which `seq` is, and one that no other prediction has (`START/1234.7`).
+            own: the identity of its reading, if that has one; else it is made of `seq`, the number of the prediction
+                published before it, and a number unique to this prediction (`START/1234.7`).
             start: the number of this start.
         """
         found = self.withheld
@@ -146,13 +147,13 @@ class Decider:
 
     @property
     def keys(self) -> KeysView[str | None]:
-        """The keys of which something is remembered."""
+        """The keys that have a state here."""
         return self._streams.keys()
 
     def forget(self, keys: Iterable[str | None]) -> None:
-        """Drop what is remembered of keys that are gone.
+        """Drop the state of forgotten keys.
 
-        Should one come back, its sequence goes on above every number that was used, so that no `id` repeats.
+        If one returns, its sequence continues above every used number, so that no `id` repeats.
         """
         for key in keys:
             self._streams.pop(key, None)
@@ -168,7 +169,7 @@ class Decider:
         if self._sets is not None:
             prediction.label_set = self._sets.of(prediction.scores)
             if self._abstain is not None and len(prediction.label_set) != 1:
-                raw = len(self._labels)  # of the label that says so
+                raw = len(self._labels)  # the index of the label of an abstention
         self._smooth(stream, raw)
         verdict = stream.verdict
         assert verdict is not None
@@ -184,7 +185,7 @@ class Decider:
             prediction.alarm = stream.alarm = stream.alarm and prediction.label in self._alarm_labels
 
     def _smooth_alarm(self, stream: _Stream, raw: int) -> None:
-        """The alarm becomes `raw` once n of the last m windows said so; the first window's counts at once."""
+        """The alarm becomes `raw` once n of the last m windows had it; the first window's counts at once."""
         if self._memory > 1:
             is_first = stream.alarms is _NO_VERDICTS
             if is_first:
@@ -233,23 +234,23 @@ class Decider:
         prediction.alarm = stream.alarm = stream.verdict == 1
 
     def _labels_of(self, tensors: dict[str, NDArray[Any]]) -> list[int]:
-        """The label of each score; -1 where there is no detection, or the label is not there."""
+        """The label of each score; -1 where there is no detection, or the label is absent."""
         if self._task == "detection":
             found: list[int] = tensors["label"].tolist()
             return found
         return [place if there else -1 for place, there in enumerate(tensors["labels"].tolist())]
 
     def _in_numbers(self, tensors: dict[str, NDArray[Any]]) -> tuple[float, ...]:
-        """By which a change is noticed: the labels that are there, or every number."""
+        """The numbers that are compared to notice a change: the labels that are present, or every number."""
         if self._task in LABEL_TASKS:
             return tuple(sorted(label for label in self._labels_of(tensors) if label >= 0))
         return tuple(value for part in tensors.values() for value in part.ravel().tolist())
 
     def _smooth(self, stream: _Stream, raw: int) -> None:
-        """The verdict becomes `raw` once n of the last m windows said so.
+        """The verdict becomes `raw` once n of the last m windows had it.
 
-        Something has to be said from the first window on: a classification says that window's own label, everything
-        else that there is no alarm.
+        The first window needs a verdict too: for a classification it is that window's own label, for every other task
+        "no alarm".
         """
         if self._memory > 1:
             if stream.verdict is None and self._task != "classification":

@@ -1,8 +1,8 @@
-"""Whole frames against the manifest: a value out of range, or no whole number where the model counts, is refused. Pure.
+"""Whole frames against the manifest: refuses values out of range, and fractions where whole numbers are wanted. Pure.
 
 The window is float32, which holds every whole number up to 2^24; a frame of int32 or int64 (tokens, bytes, counters) is
-therefore refused where a value lies at or beyond it, because two neighbours would be one there. Frames of 8 and 16 bits
-without a `range` are not looked at here: their graph rounds and clips.
+therefore refused where a value is at or beyond it, because two neighbouring numbers would become the same there. Frames
+of 8 and 16 bits without a `range` are not checked here: their graph rounds and clips.
 """
 
 from collections import Counter
@@ -20,10 +20,10 @@ _WIDE = ("int32", "int64")
 
 
 class FrameContract:
-    """The rules for the frames of one model; it is used as `Contract` is.
+    """The rules for the frames of one model, with the interface of `Contract`.
 
     Attributes:
-        refusals: what the last `check` with a bad frame has refused, by reason.
+        refusals: the refusals of the last `check` that met a bad frame, by reason.
     """
 
     def __init__(self, wanted: Input) -> None:
@@ -54,7 +54,7 @@ class FrameContract:
         return good
 
     def explain(self, reason: str, frame: Floats) -> str:
-        """What was expected of a frame that is refused for this reason, and what was found."""
+        """The expected and the found values, for a frame that is refused for this reason."""
         flat = frame.ravel()
         if reason == "not_finite":
             return f"expected finite numbers, found {flat[~np.isfinite(flat)][0]:g} in the frame"
@@ -65,7 +65,7 @@ class FrameContract:
         return f"expected {self.low:.9g} to {self.high:.9g}, found {flat[place]:.9g} at number {place} of the frame"
 
     def forget(self, keys: Iterable[str | None]) -> None:
-        """Nothing is remembered of keys."""
+        """Do nothing: frames have no state for each key."""
 
     def reason(self, frame: Floats) -> str:
         """Why one frame is refused."""
@@ -76,7 +76,7 @@ class FrameContract:
 
 
 def frame_contract(wanted: Input) -> FrameContract | None:
-    """The rules for the frames of a bundle; None where there are none, or it takes channels."""
+    """The rules for the frames of a bundle; None if there are none, or if the bundle takes channels."""
     if wanted.shape is None or (wanted.dtype not in _WIDE and wanted.range is None):
         return None
     return FrameContract(wanted)

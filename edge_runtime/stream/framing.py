@@ -1,10 +1,9 @@
-"""Bytes -> frames: the first step behind a port, with no port in sight.
+"""Bytes -> frames: the first step after a port, independent of the port.
 
 Guarantee: every frame that arrives whole comes out once, unchanged and in order, however its bytes were split or
-merged; memory is bounded by `max_frame_bytes` plus one chunk under endless nonsense, and the frame after a bad one
-is found. Weak point: what stands before the first frame end after opening is dropped, whole or not, since a number
-whose first digits are missing still reads as a number.
-Whether a line is sensible is the codec's question.
+merged; memory is bounded by `max_frame_bytes` plus one chunk, whatever arrives; the frame after a bad one is found.
+Weak point: the bytes before the first frame end after opening are dropped, even if they were a whole frame, since a
+number whose first digits are missing still reads as a number. The codec checks the content of a line.
 """
 
 import binascii
@@ -13,16 +12,16 @@ from typing import Literal, Protocol, assert_never
 from edge_runtime.system.counters import Counters
 
 LineEnd = Literal["lf", "cr", "any"]
-_SAMPLE_BYTES = 200  # of what is refused, for messages
-_MOST_FOREIGN_ENDS = 2  # of the other kind, since the last line end: "\\r\\r\\n" has two, and is read
+_SAMPLE_BYTES = 200  # of a refused frame, for messages
+_MOST_FOREIGN_ENDS = 2  # of the other kind since the last line end: "\\r\\r\\n" has two and is accepted
 
 
 class Framer(Protocol):
-    """What a source asks of a framing."""
+    """The interface of a framing."""
 
     @property
     def pending_bytes(self) -> int:
-        """How much of an unfinished frame is held."""
+        """Bytes held of an unfinished frame."""
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The frames that `chunk` completes, in order."""
@@ -50,13 +49,13 @@ def make_framer(
 
 
 class _DelimitedFramer:
-    """Frames that end with a byte that stands nowhere inside them. An empty frame is none.
+    """Frames that end with a byte which never occurs inside them. Empty frames are ignored.
 
     Counts `too_long` (a frame over `max_frame_bytes`, skipped up to its end).
     """
 
     _end = b"\n"
-    _spare = 1  # how many bytes of a frame end may be held before it is seen to be one
+    _spare = 1  # bytes of a possible frame end that may be held until it is recognised
 
     def __init__(self, max_frame_bytes: int, counters: Counters) -> None:
         self._most = max_frame_bytes
@@ -66,7 +65,7 @@ class _DelimitedFramer:
 
     @property
     def pending_bytes(self) -> int:
-        """How much of an unfinished frame is held."""
+        """Bytes held of an unfinished frame."""
         return len(self._tail)
 
     def reset(self) -> None:
@@ -75,7 +74,7 @@ class _DelimitedFramer:
         self._skipping = True
 
     def begin(self) -> None:
-        """The stream begins at a frame: nothing is dropped."""
+        """Drop nothing: the stream begins with a frame."""
         self._skipping = False
 
     def feed(self, chunk: bytes) -> list[bytes]:

@@ -1,11 +1,11 @@
-"""The receipts of a model with `acknowledge = "window"`: what its windows still need is not acknowledged. Pure.
+"""The receipts of a model with `acknowledge = "window"`: readings that a window still needs stay unacknowledged. Pure.
 
 Guarantee: the receipt of a reading is released when no open window of its key needs the reading any more, and every
-prediction that was made of it is safe or withheld on purpose; so after a kill its broker brings it again, and the
-windows are built anew. A window that is given up (a gap, a key that is forgotten) gives its readings back.
+prediction made from it is safe or withheld by configuration. So after a kill the broker sends it again, and the windows
+are rebuilt. A window that is given up (a gap, a forgotten key) releases its readings.
 
-Weak point: a broker must let as many messages be unacknowledged as open windows hold, and take their acknowledgements
-in another order than it sent them, since keys fill their windows at their own pace.
+Weak point: the broker must allow as many unacknowledged messages as open windows hold, and accept acknowledgements out
+of order, since keys fill their windows at different rates.
 """
 
 from collections import deque
@@ -18,14 +18,14 @@ from edge_runtime.stream.windows import Completed
 
 
 class _Made(msgspec.Struct, eq=False):
-    """A window that was completed, by the number of its first reading; `safe` once its prediction is."""
+    """A completed window, by the number of its first reading; `safe` once its prediction is safe."""
 
     begin: int
     safe: bool = False
 
 
 class _Key:
-    """The readings of one key, numbered from 0 since it was met; those before `base` are given back."""
+    """The readings of one key, numbered from 0 since its first one; those before `base` are released."""
 
     __slots__ = ("base", "count", "made", "receipts", "start")
 
@@ -37,7 +37,7 @@ class _Key:
         self.made: deque[_Made] = deque()
 
     def give_back(self) -> None:
-        """Release what neither the open window nor one whose prediction is not safe needs."""
+        """Release readings that no open window and no window with an unsafe prediction needs."""
         while self.made and self.made[0].safe:
             self.made.popleft()
         floor = min(self.start, self.made[0].begin) if self.made else self.start
@@ -62,7 +62,7 @@ class Holding:
         self._keys: dict[str | None, _Key] = {}
 
     def __len__(self) -> int:
-        """How many messages wait because of it, as far as each has one reading."""
+        """How many messages stay unacknowledged because of it, if each has one reading."""
         return sum(len(key.receipts) for key in self._keys.values())
 
     def take(
@@ -73,10 +73,11 @@ class Holding:
         Args:
             keys: of each reading.
             receipts: of each reading.
-            done: what the windows made of them.
+            done: the windows that they completed.
 
         Returns:
-            For each completed window the receipt that its prediction owes; None where none of its readings has one.
+            For each completed window the receipt to release when its prediction is safe; None if no reading of it has
+            one.
         """
         owed: list[Receipt | None] = []
         anew, completed = set(done.anew), set(done.rows)
@@ -113,7 +114,7 @@ class Holding:
         return Receipt(safe)
 
     def forget(self, keys: Iterable[str | None]) -> None:
-        """Give back what the open windows of keys need that are gone."""
+        """Release the readings in the open windows of forgotten keys."""
         for key in keys:
             held = self._keys.pop(key, None)
             if held is not None:
@@ -121,32 +122,32 @@ class Holding:
                 held.give_back()
 
     def release_all(self) -> None:
-        """Give everything back that waits for an open window: they are given up."""
+        """Release the readings of all open windows, which are given up."""
         self.forget(list(self._keys))
 
     def receipts(self, key: str | None) -> list[Receipt | None] | None:
-        """What the open window of a key holds; None where a window of it is not safe yet: nothing may be kept."""
+        """The receipts of a key's open window; None while a window of the key is not safe, and nothing may be saved."""
         held = self._keys.get(key)
         if held is None:
             return []
         return None if held.made else list(held.receipts)
 
     def restore(self, key: str | None, receipts: Sequence[Receipt | None], until: int) -> None:
-        """Take back what `receipts` gave at the last stop; the open window is complete after `until` more readings."""
+        """Restore what `receipts` returned at the last stop; the open window completes after `until` more readings."""
         self._keys[key] = _Key(receipts, until - self._length)
         self._keys[key].give_back()
 
 
 class OwedReceipts:
-    """Receipts over a stop: by number in the file, and after the start until the broker sends their messages again."""
+    """Receipts kept over a stop: by number in the file, and after the start until the broker resends their messages."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
-        self._kept: list[Receipt] = []  # so that no other receipt gets the place of one that has gone
+        self._kept: list[Receipt] = []  # kept alive, so that no new receipt reuses an address
         self._waiting: dict[int, Receipt] = {}
 
     def number(self, receipt: Receipt | None) -> int:
-        """The number of a receipt that is not released, given to it now where it has none; -1 for nothing owed."""
+        """The number of an unreleased receipt, assigned now if it has none; -1 if nothing is owed."""
         if receipt is None or receipt.is_released:
             return -1
         if id(receipt) not in self._numbers:
@@ -155,21 +156,21 @@ class OwedReceipts:
         return self._numbers[id(receipt)]
 
     def known(self, receipt: Receipt) -> int | None:
-        """The number of a receipt that a window holds; None for any other."""
+        """The number of a receipt held by a window; None for any other."""
         return self._numbers.get(id(receipt))
 
     def hold(self, number: int) -> Receipt | None:
-        """After the start: what stands for a receipt that a window held, held once more."""
+        """After the start: the placeholder for a receipt that a window held, with one more hold."""
         if number < 0:
             return None
         receipt = self._waiting.get(number)
         if receipt is None:
-            # A message of an earlier connection is owed nothing itself.
+            # A message of an earlier connection needs no acknowledgement itself.
             receipt = self._waiting[number] = Receipt(NOTHING)
         else:
             receipt.hold()
         return receipt
 
     def held(self, number: int) -> Receipt | None:
-        """What stands for a receipt, if a window has taken it back."""
+        """The placeholder for a receipt, if a restored window holds it."""
         return self._waiting.get(number)

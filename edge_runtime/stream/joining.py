@@ -1,9 +1,9 @@
 """Parts of readings -> whole readings: the latest value of each channel, for each key.
 
-Guarantee: a reading is made only of values that came, none older than `max_age`; one that would be made of an older
-value is counted as `stale` and not made. Weak points: values are held in memory alone, so that after a start every
-channel has to come once more; a message that completes no reading is acknowledged at once; of more than 10,000 keys
-the one without values for longest is forgotten.
+Guarantee: a reading consists only of received values, none older than `max_age`; if one is older, the reading is not
+made and counts as `stale`. Weak points: values are held in memory only, so that after a start every channel has to
+arrive again; a message that completes no reading is acknowledged at once; of more than 10,000 keys the one without
+values for longest is forgotten.
 """
 
 import time
@@ -14,11 +14,11 @@ import numpy as np
 from edge_runtime.readings import Batch, Floats
 
 MOST_KEYS = 10_000
-ANY, ALL = "any", "all"  # of `when`; every other word is a name
+ANY, ALL = "any", "all"  # of `when`; any other word is the name of a part
 
 
 class _Held:
-    """What one key has."""
+    """The latest values of one key."""
 
     __slots__ = ("came", "fresh", "values")
 
@@ -29,15 +29,15 @@ class _Held:
 
 
 class Joiner:
-    """Makes whole readings of batches of parts, in which a channel that did not come is NaN.
+    """Makes whole readings from batches of parts, in which an absent channel is NaN.
 
     Args:
         channels: of a whole reading.
-        when: `any` makes one at each new value once every channel is there, `all` when every channel has a new value,
-            a name when that part speaks.
-        max_age: seconds after which a value is not used any more; None for no end.
+        when: `any` makes one at each new value once every channel has one, `all` when every channel has a new value, a
+            name when that part sends.
+        max_age: seconds after which a value is no longer used; None for no limit.
         sink: takes the whole readings.
-        stale: called with key and sentence where a reading would have been made of a value that is too old.
+        stale: called with key and message when a reading is not made because a value is too old.
         clock: monotonic seconds.
     """
 
@@ -60,11 +60,11 @@ class Joiner:
         self._held: dict[str | None, _Held] = {}
 
     def take(self, batch: Batch, name: str | None = None) -> None:
-        """Hold the values of a batch, and hand on the readings that they complete.
+        """Hold the values of a batch, and pass on the readings that they complete.
 
         Args:
             batch: of parts.
-            name: of the part, where `when` may name it; else a channel that came is its own name.
+            name: of the part, if `when` may name it; else each channel in the batch is its own part.
         """
         rows: list[int] = []
         values: list[Floats] = []
@@ -90,7 +90,7 @@ class Joiner:
             held = _Held(len(self._channels))
             if len(self._held) >= MOST_KEYS:
                 del self._held[next(iter(self._held))]
-        self._held[key] = held  # the last one is the one that spoke last
+        self._held[key] = held  # ordered by the latest value
         return held
 
     def _is_due(self, held: _Held, came: list[int], name: str | None) -> bool:

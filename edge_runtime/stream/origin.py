@@ -1,9 +1,8 @@
-"""What a reading says about itself: when it was taken, which stream it belongs to, and what identifies it.
+"""The time, key and identity of a reading: when it was taken, which stream it belongs to, and what identifies it.
 
-Codecs hand the raw members over; what cannot be read is a `RejectedError` with the reason that is counted.
-The identity is made of the reading's own text only, so that a reading that is delivered twice has it twice.
-A live source reads times with `TimeReader`, which knows its unit and zone and what is plausible; recordings may hold
-any time from 1970 on.
+Codecs pass the raw members; an unreadable one raises `RejectedError` with the reason that is counted. The identity is
+made only of the reading's own text, so that a reading delivered twice has the same one twice. A live source reads times
+with `TimeReader`, which applies the source's unit, zone and plausible range; recordings may hold any time from 1970 on.
 """
 
 import hashlib
@@ -21,18 +20,18 @@ MAX_IDENTITY_CHARACTERS = 128
 NO_IDENTITY = "none"  # of `identity` in the configuration
 TIME_UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _UNIT_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-# 2201-01-01T00:00:00Z. A time behind it is a mistake, most often milliseconds taken for seconds.
+# 2201-01-01T00:00:00Z. A later time is a mistake, most often milliseconds read as seconds.
 END_OF_TIME = 7_289_654_400.0
-# 2000-01-01T00:00:00Z. No sensor measured before it: an unset clock counts from 1970 or 1980, a counter from 0.
+# 2000-01-01T00:00:00Z. An earlier time is no measurement: an unset clock counts from 1970 or 1980, a counter from 0.
 EARLIEST = 946_684_800.0
 DAY_S = 86_400.0
 TEN_YEARS_S = 3_652 * DAY_S
 _NUMBER_AS_TEXT = re.compile(r"[0-9]{9,20}(\.[0-9]{1,20})?", re.ASCII)
-_UNFIT_FOR_A_TOPIC = re.compile(f"[/+#{UNFIT_CHARACTERS}]")  # inside one level of it
+_UNFIT_FOR_A_TOPIC = re.compile(f"[/+#{UNFIT_CHARACTERS}]")  # not allowed inside one level
 
 
 class RejectedError(ValueError):
-    """A reading is out of the contract; `reason` is the word that is counted, `why` what was expected and found."""
+    """A reading breaks the contract; `reason` is the counted word, `why` the expected and the found value."""
 
     def __init__(self, reason: str, why: str = "") -> None:
         super().__init__(reason)
@@ -41,7 +40,7 @@ class RejectedError(ValueError):
 
 
 class Origin(NamedTuple):
-    """The members that are no channels, as they were sent; None where the reading has none."""
+    """The members that are not channels, as sent; None for an absent one."""
 
     time: Any = None
     id: Any = None
@@ -58,8 +57,8 @@ class TimeReader:
     Args:
         unit: of times that are numbers.
         zone: of times that are text without an offset.
-        earliest: Unix seconds; an earlier time is no time of measurement.
-        max_ahead: gives the seconds by which a time may be ahead of `wall`; None to judge that not at all.
+        earliest: Unix seconds; an earlier time is refused.
+        max_ahead: gives the seconds by which a time may be ahead of `wall`; None for no such check.
         wall: the wall clock.
     """
 
@@ -82,9 +81,9 @@ class TimeReader:
     def read(self, value: Any) -> float | None:
         """Seconds since the Unix epoch, of a number in the source's unit, ISO 8601 or a timestamp; None for None.
 
-        A text of nine digits and more is such a number: no date of ISO 8601 has so many without a sign between them.
+        A text of nine or more digits is read as a number: no ISO 8601 date has so many without a separator.
 
-        What is finer than microseconds is cut off from a text.
+        Fractions of a microsecond in a text are cut off.
 
         Raises:
             RejectedError: `bad_time`.
@@ -94,7 +93,7 @@ class TimeReader:
         if type(value) is float or type(value) is int:
             return self._in_range(value if self._divisor == 1 else _divided(value, self._divisor), value)
         if type(value) is str and len(value) <= 64:
-            # Python would take 1801011231200 for a day in 1801: the 3 for the sign between date and time.
+            # Python would read 1801011231200 as a day in 1801, with the 3 as the separator of date and time.
             if "-" not in value and _NUMBER_AS_TEXT.fullmatch(value):
                 return self.read(float(value))
             return self._in_range(_iso_seconds(value, self._zone), value)
@@ -103,7 +102,7 @@ class TimeReader:
         raise RejectedError("bad_time", f"expected a number or a text as time, found {type(value).__name__}")
 
     def read_text(self, value: Any) -> float | None:
-        """The same for a text column, where a number may be text; an empty one is None.
+        """As `read`, for a text column, where numbers are text; an empty text is None.
 
         Raises:
             RejectedError: `bad_time`.
@@ -132,7 +131,7 @@ class TimeReader:
         return float(seconds)
 
     def _explain(self, value: Any, most_ahead: float = math.inf) -> str:
-        """What is wrong with a time, and whether another unit would make it right."""
+        """What is wrong with a time, and whether another unit would correct it."""
         shown = f"{value!r}"[:64]
         if type(value) is str or type(value) is datetime:
             if math.isnan(_iso_seconds(str(value), self._zone)):
@@ -155,7 +154,7 @@ def zone_of(name: str | None) -> tzinfo:
     """The time zone of an IANA name; UTC for None.
 
     Raises:
-        ValueError: this machine knows none of that name.
+        ValueError: this machine has no zone of that name.
     """
     if name is None:
         return UTC
@@ -173,7 +172,7 @@ read_time_text = _PLAIN.read_text
 
 
 def read_key(value: Any) -> str:
-    """The stream of a reading: text or a whole number that can stand as one level of an MQTT topic.
+    """The key of a reading: text or a whole number that is fit as one level of an MQTT topic.
 
     Raises:
         RejectedError: `bad_key`.
@@ -186,7 +185,7 @@ def read_key(value: Any) -> str:
 
 
 def read_any_key(value: Any) -> str:
-    """The stream of a recorded reading: any text that is not empty, number, truth value, date or time, as text.
+    """The key of a recorded reading, as text: any non-empty text, number, Boolean, date or time.
 
     Raises:
         RejectedError: `bad_key`.
@@ -199,7 +198,7 @@ def read_any_key(value: Any) -> str:
 
 
 def is_fit_key(text: str) -> bool:
-    """Whether a key can stand as one level of an MQTT topic, wherever it comes from."""
+    """Whether a key is fit as one level of an MQTT topic, whatever its origin."""
     return 0 < len(text) <= MAX_KEY_CHARACTERS and _UNFIT_FOR_A_TOPIC.search(text) is None
 
 
@@ -213,7 +212,7 @@ def read_identity(origin: Origin) -> str | None:
 
 
 def identity_text(*members: Any) -> str | None:
-    """The first of the members that is there, as text; a long one is replaced by its digest.
+    """The first member that is not None, as text; a long one is replaced by its digest.
 
     Raises:
         RejectedError: `wrong_type`, where it is neither text nor a number.
@@ -257,7 +256,7 @@ def _seconds(moment: datetime, zone: tzinfo) -> float:
         moment = moment.replace(tzinfo=zone)
     try:
         return (moment - _EPOCH).total_seconds()
-    except OverflowError:  # year 1 or 9999, in a zone that leads beyond it
+    except OverflowError:  # year 1 or 9999, in a zone whose offset leads outside
         return math.nan
 
 

@@ -1,10 +1,10 @@
 """One model's path from readings to predictions: contract -> windows -> model -> decide -> payload -> outbox.
 
-Guarantee: a reading's receipt is held from the moment it completes a window until the prediction is safe or withheld
-on purpose; with `acknowledge = "window"` that of every reading is, until no window needs it any more (`holding.py`). A
-window on which the model fails is set aside and counted, never tried again; its neighbours are not touched. A model
-that is slower than a few milliseconds runs in one worker thread, in order, with a bounded queue. It is a
-class of more than 400 lines, on purpose: the way of a batch is read from top to bottom.
+Guarantee: the receipt of a reading that completes a window is held until the prediction is safe or withheld by
+configuration; with `acknowledge = "window"` the receipt of every reading is held until no window needs it
+(`holding.py`). A window on which the model fails is set aside, counted and not retried; its neighbours are not
+affected. A model slower than a few milliseconds runs in one worker thread, in order, with a bounded queue. A class of
+more than 400 lines, on purpose: the path of a batch is read from top to bottom.
 """
 
 import time
@@ -36,37 +36,37 @@ class ShadowListener(Protocol):
     """A listener that gets the windows and answers of a model. It never blocks and never raises."""
 
     def offer(self, windows: Floats, keys: list[str | None], scores: Scores, took: float) -> None:
-        """Windows that were just answered; they are valid during this call only."""
+        """Take windows that were just answered; they are valid during this call only."""
 
 
 class AnswerTap(Protocol):
-    """Sees every answer of a model with its window, in the loop's thread. It never blocks."""
+    """Gets every answer of a model with its window, in the loop's thread. It never blocks."""
 
     def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
-        """Window `row` of a call and the answer to it, which are valid during this call of the tap only.
+        """Take window `row` of a call and its answer, which are valid only until this method returns.
 
         `prediction` is None where it was withheld; a published one has its `seq` and `identity` by now.
         """
 
 
 class DriftListener(Protocol):
-    """Sees every reading before any is refused, and every answer. It never blocks."""
+    """Gets every reading before the contract refuses any, and every answer. It never blocks."""
 
     def take(self, values: Floats, keys: list[str | None], times: list[float] | None, arrived: float) -> None:
-        """Readings of one wake-up, with their own times where they brought some."""
+        """Take the readings of one wake-up, with their own times if they have any."""
 
     def take_scores(self, scores: Scores, keys: list[str | None]) -> None:
-        """The answers to some windows."""
+        """Take the answers to some windows."""
 
     def forget(self, keys: list[str | None]) -> None:
-        """Keys that are gone."""
+        """Drop the state of forgotten keys."""
 
     def summary(self) -> dict[str, Any]:
-        """What the health document shows."""
+        """The part of the health document."""
 
 
 class Pipeline:
-    """A model at work.
+    """One running model.
 
     Args:
         config: its table.
@@ -77,13 +77,13 @@ class Pipeline:
         topic: the topic template, `{key}` still in it.
         outbox: takes the predictions.
         loop: the event loop.
-        clock: tells whether the wall clock is set.
+        clock: reports whether the wall clock is set.
         counters: its own.
-        sequences: the numbers of its predictions; those of the pipeline before it, where there was one.
+        sequences: the numbers of its predictions; those of the previous pipeline, if there was one.
 
     Attributes:
-        taps: see every answer, after it was given to the outbox.
-        drift: sees every reading and every answer of the present bundle; None where drift is not watched.
+        taps: get every answer, after it was given to the outbox.
+        drift: gets every reading and every answer of the present bundle; None if drift is not watched.
     """
 
     def __init__(
@@ -123,17 +123,17 @@ class Pipeline:
 
     @property
     def model(self) -> Model:
-        """The bundle that the next window meets."""
+        """The bundle for the next window."""
         return self._loaded.model
 
     @property
     def decider(self) -> Decider:
-        """The verdicts on it."""
+        """The decider of the present bundle."""
         return self._loaded.decider
 
     @property
     def loaded(self) -> LoadedBundle:
-        """The bundle that the next window meets, with what it has done so far."""
+        """The bundle for the next window, with its counts."""
         return self._loaded
 
     @property
@@ -147,12 +147,12 @@ class Pipeline:
         self._loaded.sample = ScoreSample()
 
     def swap(self, candidate: TriedModel, payload: Payload | Encoders) -> None:
-        """Exchange the bundle: the next window meets the new one, windows on their way finish on the old.
+        """Exchange the bundle: the next window runs on the new one, windows in progress finish on the old one.
 
-        Readings, receipts and sequence numbers go on; the incomplete windows do where both bundles want the same
-        window, else they begin anew.
+        Readings, receipts and sequence numbers continue. Incomplete windows continue if both bundles have the same
+        window, else they restart.
         """
-        self.drift = None  # it compares with the reference of the bundle before
+        self.drift = None  # it compares with the reference of the previous bundle
         self._install(candidate.model, payload)
         if candidate.slow:
             self._need_worker()
@@ -198,11 +198,11 @@ class Pipeline:
             self.pace = make_pace(manifest, self.config, restart=self.windows.restart)
 
     def _places(self, own: tuple[str, ...]) -> list[int] | None:
-        """Which columns of a batch are the model's; None when all are, in its order."""
+        """The columns of a batch that the model takes; None when it takes all of them in the same order."""
         return None if own == self._channels or not own else [self._channels.index(name) for name in own]
 
     def rewire(self, channels: tuple[str, ...], topic: str, payload: Payload | Encoders) -> None:
-        """Go on with other columns of the source, another topic and another payload, as a reload may want it."""
+        """Continue with other columns of the source, another topic and another payload, after a reload."""
         self._channels = channels
         self._columns = self._places(self.model.manifest.channel_names)
         loaded = self._loaded
@@ -212,43 +212,43 @@ class Pipeline:
             self._addresses.clear()
 
     def take_over(self, other: "Pipeline") -> None:
-        """Go on with the windows of a pipeline that is about to retire, where both want the same window."""
+        """Continue with the windows of a pipeline that is about to retire, if both have the same window."""
         if self._wanted == other._wanted:  # noqa: SLF001 - of our own kind
             self.windows.take_over(other.windows)
             if self.pace is not None and other.pace is not None:
                 self.pace.take_over(other.pace)
             if self.holding is not None and other.holding is not None:
                 self.holding, other.holding = other.holding, None
-            elif self.holding is not None:  # what is in the windows was acknowledged as it came
+            elif self.holding is not None:  # the readings in the windows were acknowledged on arrival
                 for key, until in self.windows.open():
                     self.holding.restore(key, [], until)
         self.last_prediction = other.last_prediction
 
     def retire(self) -> None:
-        """Take no more; windows on their way through the model are answered still, and then its thread ends."""
+        """Take no more readings; windows already in the model are still answered, then its thread ends."""
         self.let_go()
         if self._worker is not None:
             self._worker.retire()
 
     def interrupt(self) -> None:
-        """Readings may be missing from here on, in every stream: a gap, with the policy for gaps."""
+        """Treat this moment as a gap in every stream, because readings may be missing."""
         self.windows.interrupt()
 
     @property
     def needed(self) -> int:
-        """How many readings of its source can come before one may complete a window, that one included."""
+        """The least number of readings of its source until one may complete a window, that one included."""
         if self.pace is not None and self.config.on_rate == "resample":
-            return 1  # one reading may bring out several
+            return 1  # one reading may trigger several
         return self.windows.needed
 
     @property
     def is_idle(self) -> bool:
-        """No window is on its way through the model."""
+        """No window is in the model."""
         return self._worker is None or self._worker.is_idle
 
     @property
     def has_room(self) -> bool:
-        """More windows can be taken without dropping any."""
+        """More windows fit without dropping any."""
         return self._worker is None or self._worker.has_room
 
     def warm_up(self) -> None:
@@ -268,12 +268,12 @@ class Pipeline:
         """Take the readings of one wake-up."""
         values = batch.values if self._columns is None else batch.values[:, self._columns]
         if self._repairs and self._columns is None:
-            values = values.copy()  # repairs for this model must not reach the other models
+            values = values.copy()  # repairs for this model must not change the values of other models
         keys, times, rows = batch.keys, batch.times, None
         if self.drift is not None:
             try:
                 self.drift.take(values, keys, times if batch.own_times else None, batch.arrived)
-            except Exception:  # noqa: BLE001 - the stage's edge: a fault of ours in it costs no reading
+            except Exception:  # noqa: BLE001 - stage boundary: a bug in it costs no reading
                 self._drift_failed()
         if self._contract is not None:
             moments = times if batch.own_times or not self._repairs else [self._loop.time()] * len(keys)
@@ -326,7 +326,7 @@ class Pipeline:
             self._worker.submit(call)
             return
         try:
-            # Without a copy, for they are read before the next window comes; with the time, where a shadow is compared.
+            # Not copied, since they are read before the next window; timed only if a shadow is compared.
             model = call.loaded.model
             scores = model.run_borrowed(call.windows, call.carries) if self.listener is None else call.run()
         except ModelError as error:
@@ -335,16 +335,16 @@ class Pipeline:
             self._finish(call, scores)
 
     def expire(self) -> None:
-        """Forget the keys that were silent for longer than the configuration wants to wait."""
+        """Forget the keys that were silent for longer than the configured time."""
         self._forget(self.windows.expire(self._loop.time() - self.config.key_expiry))
         self._forget_strays()
 
     def _forget_strays(self) -> None:
-        """Forget keys that made room for others while their windows were on their way through the model."""
+        """Forget keys that were evicted while their windows were in the model."""
         self._forget([key for key in self.decider.keys if not self.windows.holds(key)])
 
     def _forget(self, gone: list[str | None]) -> None:
-        """Keys that have no window any more are remembered nowhere."""
+        """Drop all state of keys that have no window any more."""
         if gone:
             self.decider.forget(gone)
             if self.drift is not None:
@@ -362,14 +362,14 @@ class Pipeline:
             self.windows.evicted = 0
 
     def let_go(self) -> None:
-        """Acknowledge what open windows hold: they are given up, while the connection that brought it stays."""
+        """Give up the open windows and acknowledge their readings, while the connection that brought them is up."""
         if self.holding is not None:
             self.holding.release_all()
 
     def save_windows(self, owed: OwedReceipts) -> list[SavedStream]:
-        """What a clean stop keeps of the incomplete windows, with the receipts that they hold.
+        """The incomplete windows that a clean stop saves, with their receipts.
 
-        A key is not kept while one of its windows is not safe: its readings come again.
+        A key with a window that is not safe is not saved: its readings are sent again.
         """
         kept = []
         for saved in self.windows.save():
@@ -380,7 +380,7 @@ class Pipeline:
         return kept
 
     def restore_windows(self, saved: list[SavedStream], owed: OwedReceipts, now: float) -> int:
-        """Take saved windows back; returns how many fitted. `now` is the loop's time, less their age."""
+        """Restore saved windows; returns how many fitted. `now` is the loop's time, less their age."""
         restored = self.windows.restore(saved, [state.shape for state in self.model.manifest.state], now)
         if self.holding is not None:
             for each in saved:
@@ -389,7 +389,7 @@ class Pipeline:
         return restored
 
     def stop(self) -> None:
-        """End the worker; what it holds stays unacknowledged."""
+        """End the worker; the readings of its windows stay unacknowledged."""
         if self._worker is not None:
             self._worker.stop()
 
@@ -398,7 +398,7 @@ class Pipeline:
         for row in range(len(call.keys)):
             try:
                 self._publish(call, row, scores, is_finite=finite is None or bool(finite[row]))
-            except Exception:  # noqa: BLE001 - a fault of ours must not stop the neighbours, nor be tried again
+            except Exception:  # noqa: BLE001 - a bug must not stop the neighbours, nor be retried
                 self.counters.errors["prediction_failed"] += 1
                 _log.exception("a prediction could not be made", extra=fields(model=self.config.name))
                 _release(call.receipts[row])
@@ -420,7 +420,7 @@ class Pipeline:
         if not is_finite:
             self.counters.errors["model_not_finite"] += 1
             call.loaded.failed += 1
-            call.carries[row].parts = None  # a state that has become NaN would stay so for ever
+            call.carries[row].parts = None  # a state that has become NaN would stay NaN
             _release(receipt)
             return
         call.loaded.answered += 1
@@ -448,23 +448,23 @@ class Pipeline:
             self._show(call, row, scores, prediction)
 
     def _show(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
-        """Let the taps see an answer; a fault of ours in one of them costs no prediction."""
+        """Give an answer to the taps; a bug in one of them costs no prediction."""
         for tap in self.taps:
             try:
                 tap.take(call, row, scores, prediction)
-            except Exception:  # noqa: BLE001 - the stage's edge: the prediction is in the outbox already
+            except Exception:  # noqa: BLE001 - stage boundary: the prediction is already in the outbox
                 self.counters.errors["tap_failed"] += 1
                 if self.counters.errors["tap_failed"] == 1:
                     _log.exception("an answer could not be looked at", extra=fields(model=self.config.name))
 
     def _drift_failed(self) -> None:
-        """Count a fault of ours in the watch over drift; the first one is logged."""
+        """Count a bug in the drift watch; the first one is logged."""
         self.counters.errors["drift_failed"] += 1
         if self.counters.errors["drift_failed"] == 1:
             _log.exception("drift could not be watched", extra=fields(model=self.config.name))
 
     def _failed(self, call: ModelCall, error: ModelError) -> None:
-        """Find the window that the model cannot take, set it aside, and go on with its neighbours."""
+        """Find the window on which the model fails, set it aside, and continue with its neighbours."""
         if len(call.keys) > 1:
             for row in range(len(call.keys)):
                 alone = ModelCall(

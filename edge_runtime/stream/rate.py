@@ -1,18 +1,18 @@
-"""The rate of each key's stream against that of the model's window: measured, reported, resampled or refused. Pure.
+"""Compares the rate of each key's stream with the rate of the model's window: reports, resamples or refuses. Pure.
 
-A window of 100 readings means ten seconds at 10 Hz and nothing else: fed at 20 Hz, a model answers confidently and
-wrongly. Four estimates of the interval between readings are compared with the one that the bundle names, and a stream
-is `off` only where all of them say so by more than a tenth: the median interval, which lost readings do not move; the
-mean over the time, which jitter and bursts do not move; the mean without pauses; and, where less than a third seems to
-be lost, the mean over the readings that there would be without loss. Readings that come together are one burst, and
-their interval is their share of the time since the burst before. What comes at once after a pause is a backlog.
+A window of 100 readings covers ten seconds only at 10 Hz: fed at 20 Hz, a model gives wrong answers with high scores.
+Four estimates of the interval between readings are compared with the one that the bundle names, and a stream is `off`
+only where all of them differ by more than a tenth: the median interval, which lost readings do not move; the mean over
+the time, which jitter and bursts do not move; the mean without pauses; and, where less than a third seems to be lost,
+the mean over the number of readings without loss. Readings that arrive together are one burst; the interval of each is
+its share of the time since the previous burst. Readings that arrive at once after a pause are a backlog.
 
-`resample` brings a stream that is off to the model's rate (`resample.py`) and leaves the others as they are, to the
-bit. The first readings of a key are held until its rate is known, at most as many as one verdict needs.
+`resample` brings a stream that is off to the model's rate (`resample.py`) and leaves the others unchanged, bit by bit.
+The first readings of a key are held until its rate is known, at most as many as one verdict needs.
 
 Guarantee: a wrong rate is known after as many readings as a window has, 8 at least and 32 at most, and a rate that
 changes after half as many more; in bursts, after 8 of them. Memory: about 700 bytes a key. Weak points: a stream that
-is too fast by a fifth and loses a fifth looks right; readings that bring no time are taken for evenly spaced.
+is too fast by a fifth and loses a fifth looks right; readings without a time are treated as evenly spaced.
 """
 
 import math
@@ -30,16 +30,16 @@ from edge_runtime.readings import Batch, Floats, Receipt
 from edge_runtime.stream.resample import Resampler
 from edge_runtime.system.log import fields, get_logger
 
-TOLERANCE = 1.1  # a window that is longer or shorter by more than a tenth is another window
-_BACK = 1.05  # what was off is right again within this, so that a rate at the border does not flutter
+TOLERANCE = 1.1  # a window may be longer or shorter by a tenth
+_BACK = 1.05  # a stream that was off counts as right within this (hysteresis)
 FEWEST, MOST = 8, 32  # readings for one verdict, and bursts of them
-_MOST_LOST = 0.3  # of the readings; beyond it a slow stream and a lossy one look alike
-_MOST_HELD = 4  # times the readings for one verdict: then a stream whose rate is still unknown goes on as it is
-_BURSTS = 3  # times the readings for one verdict, where they come in fewer than `FEWEST` bursts
-_TOGETHER = 0.2  # of the nominal period: what comes closer belongs to one burst
+_MOST_LOST = 0.3  # of the readings; beyond it a slow stream and a lossy one cannot be told apart
+_MOST_HELD = 4  # times the readings for one verdict: then a stream of unknown rate passes unchanged
+_BURSTS = 3  # times the readings for one verdict, while there are fewer than `FEWEST` bursts
+_TOGETHER = 0.2  # of the nominal period: closer readings belong to one burst
 _PAUSE = 4.0  # intervals; a longer one counts as a pause
-_FLOOD = 4.0  # times the nominal rate, or faster: a backlog, as far as a pause before it can explain one
-_FEW_KEYS = 16  # of so few the median is taken anew each time
+_FLOOD = 4.0  # times the nominal rate, or faster: a backlog, if a pause before it explains one
+_FEW_KEYS = 16  # with so few, the median is computed each time
 _MOST_OWED = 10_000.0  # readings that a pause explains, at most
 
 _log = get_logger("model")
@@ -56,7 +56,7 @@ class KeyRate:
         enough: readings for one verdict.
 
     Attributes:
-        interval: seconds, as measured last; None before the first verdict.
+        interval: the last measurement in seconds; None before the first verdict.
         state: the last verdict.
     """
 
@@ -76,7 +76,7 @@ class KeyRate:
     def measured(self, moment: float) -> bool:
         """Note a reading by its own time. True when there is a new verdict."""
         span = moment - self._last
-        if span < 0.0:  # time that goes back is no measurement
+        if span < 0.0:  # time went back: no measurement
             self._last, self._pending = moment, 0
             return False
         return self._add(1, moment, span, 0.0)
@@ -87,7 +87,7 @@ class KeyRate:
         if span > _PAUSE * self._nominal:
             self._owed = min(_MOST_OWED, self._owed + span / self._nominal)
         elif self._owed > 0.0:
-            if span < self._nominal * count / _FLOOD:  # what could not come during a pause comes at once
+            if span < self._nominal * count / _FLOOD:  # readings delayed by a pause arrive at once
                 self._owed -= count
                 self._last = moment
                 return False
@@ -137,9 +137,9 @@ class Paced(msgspec.Struct, eq=False):
     Attributes:
         values: `[n, channels]` float32.
         keys: the stream of each.
-        times: seconds; those of the outputs where a stream was resampled.
-        rows: for each, the index of the reading that brought it out.
-        is_own: for each, whether it is that very reading, so that its identity is that of the reading.
+        times: seconds; the times of the outputs if a stream was resampled.
+        rows: for each, the index of the reading that triggered it.
+        is_own: for each, whether it is that reading unchanged, and so has its identity.
     """
 
     values: Floats
@@ -154,7 +154,7 @@ class Paced(msgspec.Struct, eq=False):
         """Key, time, identity and receipt of the windows that some of these readings complete.
 
         Args:
-            batch: where the readings come from.
+            batch: the original readings.
             rows: those of the batch that were paced; None for all.
             done: the completing ones, by their index here.
         """
@@ -172,7 +172,7 @@ class _Side(IntEnum):
 
 
 class _Stream:
-    """What is remembered of one key."""
+    """The state of one key."""
 
     __slots__ = ("clock", "held", "rate", "resampler", "side", "taken")
 
@@ -186,16 +186,16 @@ class _Stream:
 
 
 class Pace:
-    """The rates of all keys of one model, and what becomes of those that are off.
+    """The rates of all keys of one model, and the handling of streams that are off.
 
     Args:
         rate_hz: by the bundle.
         length: readings in a window.
-        on_rate: what becomes of a stream that is off.
-        restart: begins the window of a key anew.
+        on_rate: the handling of a stream that is off.
+        restart: restarts the window of a key.
         notice: called when the verdict on the model changes.
         holds: whether `resample` holds the first readings of a key until its rate is known.
-        max_keys: so many keys are remembered and as many again; the windows forget the silent ones before that.
+        max_keys: up to twice as many keys are kept; the windows forget silent ones before that.
     """
 
     def __init__(
@@ -225,29 +225,29 @@ class Pace:
 
     @property
     def rate_hz(self) -> float | None:
-        """The median over the keys of what was measured; None where nothing is known yet."""
+        """The median of the measured rates over the keys; None before the first measurement."""
         known = [stream.rate.interval for stream in self._streams.values() if stream.rate.interval is not None]
         return None if not known else float(1.0 / np.median(known))
 
     def report(self, batch: Batch, rows: list[int] | None) -> int:
-        """How many readings were refused for their rate since the last call; one of them is reported to the source."""
+        """The number of readings refused for their rate since the last call; one of them is reported to the source."""
         count, self.rejected = self.rejected, 0
         if count and batch.refuse is not None:
             batch.refuse(0 if rows is None else rows[0], "wrong_rate", self.explain(), count)
         return count
 
     def explain(self) -> str:
-        """Both rates, and what that means for a window."""
+        """Both rates, and the effect on a window."""
         return rates_in_words(self._rate_hz, self.rate_hz or self._rate_hz, self._length)
 
     def take_over(self, other: "Pace") -> None:
-        """Go on with what another watch knows, for windows of the same rate and length; it is not used any more."""
+        """Take over the state of another watch, which is not used any more, for windows of the same rate and length."""
         self.state = other.state
         if self._on_rate == other._on_rate:  # noqa: SLF001 - of our own kind
             self._streams, self._sides = other._streams, other._sides  # noqa: SLF001
 
     def forget(self, keys: list[str | None]) -> None:
-        """Drop keys that are gone."""
+        """Drop forgotten keys."""
         for key in keys:
             self._forget(key)
 
@@ -265,7 +265,7 @@ class Pace:
             arrived: monotonic seconds: when they were read.
         """
         changed = False
-        while len(self._streams) > 2 * self._max_keys:  # before the batch: all of its keys are known after it
+        while len(self._streams) > 2 * self._max_keys:  # before the batch, so that all of its keys are present after it
             self._forget(next(iter(self._streams)))
         if times is None:
             for key, count in ({keys[0]: 1} if len(keys) == 1 else _counted(keys)).items():
@@ -283,7 +283,7 @@ class Pace:
             self._conclude()
 
     def take(self, values: Floats, keys: list[str | None], times: list[float] | None, arrived: float) -> Paced | None:
-        """Measure readings, and bring them to the model's rate. None where they go on as they are."""
+        """Measure readings, and bring them to the model's rate. None if they pass unchanged."""
         self.measure(keys, times, arrived)
         if self._on_rate == "warn":
             return None
@@ -303,7 +303,7 @@ class Pace:
         return paced
 
     def _is_plain(self, stream: _Stream) -> bool:
-        """Its readings go on as they are, and none are held."""
+        """Its readings pass unchanged, and none are held."""
         return stream.held is None and stream.resampler is None and stream.rate.state != "off"
 
     def _pass_on(
@@ -365,7 +365,7 @@ class Pace:
         return stream
 
     def _note(self, stream: _Stream) -> None:
-        """A key has a new verdict."""
+        """Record a key's new verdict."""
         assert stream.rate.interval is not None
         rate_hz = 1.0 / stream.rate.interval
         side = _Side.RIGHT
@@ -376,16 +376,16 @@ class Pace:
         stream.side = side
 
     def _conclude(self) -> None:
-        """The verdict on the model is that on the median of its keys."""
+        """Judge the model by the median of its keys."""
         state = self._verdict()
         if state != self.state:
             self.state = state
             self._notice(self)
 
     def _verdict(self) -> State:
-        """As that on `rate_hz`, but without a look at every key: their sides tell on which side the median is.
+        """The verdict on `rate_hz`, from the counts of keys by side: they show the side of the median without a scan.
 
-        Where exactly half of many keys is off, the verdict stays.
+        If exactly half of many keys are off, the verdict stays.
         """
         _, fast, right, slow = self._sides
         known, off = fast + right + slow, max(fast, slow)
@@ -399,7 +399,7 @@ class Pace:
 
 
 def _in_order(paced: Paced) -> None:
-    """Bring the readings of several keys into the order in which they came."""
+    """Sort the readings of several keys by their arrival."""
     order = np.argsort(np.array(paced.rows, np.int64), kind="stable")
     places = order.tolist()
     paced.values = paced.values[order]
@@ -427,12 +427,12 @@ def _counted(keys: list[str | None]) -> dict[str | None, int]:
 
 
 def is_off(found: float, wanted: float) -> bool:
-    """Whether one rate is another one: by more than a tenth."""
+    """Whether two rates differ by more than a tenth."""
     return abs(math.log(found / wanted)) > math.log(TOLERANCE)
 
 
 def rates_in_words(wanted: float, found: float, length: int) -> str:
-    """Both rates in Hz, and what they mean for a window of `length` readings."""
+    """Both rates in Hz, and their effect on a window of `length` readings."""
     return (
         f"expected readings at {wanted:g} Hz (rate_hz of the bundle), found {found:.3g} Hz: a window of {length} "
         f"readings is {length / found:.3g} s instead of {length / wanted:.3g} s"

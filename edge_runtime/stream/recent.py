@@ -1,7 +1,7 @@
-"""A bounded memory of what came last, by name. Pure.
+"""A bounded memory of the latest things, by name. Pure.
 
-Guarantee: the last `size` things are known, and what is still needed is for as long as it is. Weak point: up to twice
-as many are kept, since a whole generation is forgotten at a time.
+Guarantee: the last `size` things are kept, and a thing that is still needed stays as long as it is needed. Weak point:
+up to twice as many are kept, since a whole generation is forgotten at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,19 +12,21 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Name, Value]):
-    """The last `size` to `2 * size` things that were put, and those that are still needed.
+    """The last `size` to `2 * size` things, and older ones that are still needed.
 
     Forgetting a whole generation at a time costs less than keeping an order.
 
     Args:
-        size: how many are known at the least.
-        is_needed: what is to be kept beyond that; None for nothing.
-        looks: call `is_needed` once for each thing of a generation that ends too, so that it may drop parts of it.
+        size: the least number that is kept.
+        is_needed: whether an older thing is kept; None keeps none.
+        looks: call `is_needed` once also for each thing of the generation that becomes the old one, to let it drop
+            parts.
 
     Attributes:
-        young: the generation that is put into; whoever puts past `put`, for its cost, turns at the limit.
-        old: the one before it.
-        limit: how many things a generation has.
+        young: the generation that takes new things; a caller that adds to it directly, to save the call of `put`, must
+            call `turn` at the limit.
+        old: the generation before it.
+        limit: the size of a generation.
     """
 
     def __init__(self, size: int, is_needed: Callable[[Value], bool] | None = None, *, looks: bool = False) -> None:
@@ -38,12 +40,12 @@ class Recent(Generic[Name, Value]):
         return len(self.young) + len(self.old)
 
     def get(self, name: Name) -> Value | None:
-        """What was put under this name last; None when it was not, or long ago."""
+        """The last thing put under this name; None if there is none, or it was forgotten."""
         found = self.young.get(name)
         return self.old.get(name) if found is None else found
 
     def put(self, name: Name, value: Value) -> None:
-        """Remember it."""
+        """Keep a thing under a name."""
         self.young[name] = value
         if len(self.young) >= self.limit:
             self.turn()
@@ -56,11 +58,11 @@ class Recent(Generic[Name, Value]):
         yield from self.young.items()
 
     def values(self) -> Iterator[Value]:
-        """What stands behind the names, the oldest first."""
+        """The things without their names, the oldest first."""
         return (value for _, value in self.items())
 
     def turn(self) -> None:
-        """Begin a new generation, with what is needed of the oldest one."""
+        """Begin a new generation, with the needed things of the oldest one."""
         needed = self._is_needed
         kept = {}
         if needed is not None:

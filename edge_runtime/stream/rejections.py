@@ -1,8 +1,8 @@
 """Reports of rejected readings: the first of each reason is a warning, the last one is shown in health.
 
-Stages further up count what they refuse; the source that brought it reports here where it came from, what was expected
-and found, and what to do. Guarantee: a reason is logged when it first comes, and then at most once a minute with the
-number of readings since. Weak point: of many readings refused at once for one reason, the last one speaks for all.
+Each stage counts its own refusals; the source of the reading reports here the origin, the expected and the found value,
+and the remedy. Guarantee: a reason is logged at its first occurrence, and then at most once a minute with the number of
+readings since. Weak point: of many readings refused at once for one reason, only the last one is shown.
 """
 
 import time
@@ -34,7 +34,7 @@ _log = get_logger("source")
 
 
 class Rejections:
-    """Reports what one source brought and what it, or a model of it, refused.
+    """Reports the readings of one source that the source or one of its models refused.
 
     Args:
         source: its name.
@@ -60,11 +60,11 @@ class Rejections:
         self._known: dict[str, int] = {}
 
     def report(self, frames: Sequence[bytes], where: Callable[[int], str]) -> None:
-        """Report what was refused before it became a reading, since the last call.
+        """Report the frames refused since the last call, before they became readings.
 
         Args:
-            frames: those that were decoded together.
-            where: the topic, or the port, that a frame came from.
+            frames: the frames that were decoded together.
+            where: the topic or the port of a frame.
         """
         notes, self._counters.notes = self._counters.notes, {}
         for reason, note in notes.items():
@@ -74,14 +74,14 @@ class Rejections:
             self.refuse(reason, note.why, where=where(note.frame), frame=frame, count=count)
 
     def refuse(self, reason: str, why: str, *, where: str, frame: bytes | str, count: int = 1) -> None:
-        """Report readings that were refused for one reason, and show one of them.
+        """Report readings refused for one reason, and show one of them.
 
         Args:
-            reason: the word that is counted.
-            why: what was expected and found.
-            where: the topic, port or line that it came from.
+            reason: the counted word.
+            why: the expected and the found value.
+            where: the topic, port or line of the shown one.
             frame: as it came.
-            count: how many of the same reason.
+            count: how many readings were refused for this reason.
         """
         if reason == "missing_channel" and isinstance(frame, bytes):
             why = _with_members(why, frame)
@@ -111,7 +111,7 @@ def shortened(frame: bytes | str) -> str:
 
 
 def _with_members(why: str, frame: bytes) -> str:
-    """What stands in a frame instead of the channel that it does not name: the nearest names, else the first few."""
+    """The members of a frame that lacks a channel: those with the most similar names, else the first few."""
     names = _members(frame)
     if not names or ", found " in why:
         return why

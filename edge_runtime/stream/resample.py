@@ -1,12 +1,12 @@
 """Readings of one stream brought to another rate: causal, and anti-aliased on the way down. Pure.
 
 On the way down each output is the mean of the readings of the two output periods before it, weighted by a Hann window,
-whose first zero lies at the output rate and whose side lobes are below -31 dB: what is faster than the model can see
-does not come back as something slower. It lags the readings by one output period. On the way up each output lies on the
-straight line between the two readings around it. Both work on the readings' own times, evenly spaced or not.
+whose first zero lies at the output rate and whose side lobes are below -31 dB, so that components too fast for the
+output rate are not aliased. The output lags the readings by one output period. On the way up each output lies on the
+straight line between the two readings around it. Both use the readings' own times, evenly spaced or not.
 
-Guarantee: no output depends on a later reading than the one that brings it out; memory is the readings of two output
-periods. Weak point: the straight line damps what is close to half of the input's rate.
+Guarantee: no output depends on a reading later than the one that triggers it; memory is the readings of two output
+periods. Weak point: the straight line damps frequencies close to half of the input's rate.
 """
 
 import math
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.readings import Floats
 
-GAP_PERIODS = 10  # of the slower rate; after a longer pause the outputs begin anew
+GAP_PERIODS = 10  # of the slower rate; after a longer pause the outputs start again
 _WIDTH = 2.0  # of the Hann window, in output periods
 _SLACK = 1e-6  # of a period: times of readings are rounded
 
@@ -38,15 +38,15 @@ class Resampler:
     def push(
         self, times: NDArray[np.float64], values: Floats, interval: float
     ) -> tuple[NDArray[np.float64], Floats, NDArray[np.int64]]:
-        """Take readings in, and give the outputs that they bring out.
+        """Take readings, and return the outputs that they trigger.
 
         Args:
-            times: seconds; a reading that is not later than the one before it is left out.
+            times: seconds; a reading not later than the one before it is skipped.
             values: `[n, channels]`.
-            interval: seconds from one reading to the next, as it was measured.
+            interval: seconds from one reading to the next, as measured.
 
         Returns:
-            The times and values of the outputs, and for each the index of the reading that brought it out.
+            The times and values of the outputs, and for each the index of the reading that triggered it.
         """
         most = GAP_PERIODS * max(interval, self._period)
         last = self._times[-1] if len(self._times) else times[0]
@@ -65,7 +65,7 @@ class Resampler:
     def _run(
         self, times: NDArray[np.float64], values: Floats, start: int, stop: int, *, interval: float
     ) -> tuple[NDArray[np.float64], Floats, NDArray[np.int64]]:
-        """Readings without a pause among them."""
+        """Resample readings that have no pause between them."""
         width = values.shape[1]
         if start == stop:
             return np.empty(0), np.empty((0, width), np.float32), np.empty(0, np.int64)
@@ -86,7 +86,7 @@ class Resampler:
         grid = self._begin + self._period * np.arange(self._next, count)
         self._next = max(self._next, count)
         outputs = self._filtered(grid) if interval < self._period else self._on_lines(grid)
-        # The reading that brought an output out is the first one that is not before it.
+        # The reading that triggers an output is the first one not before it.
         brought = np.searchsorted(self._times, grid - _SLACK * self._period) - known
         if len(rows):
             brought = rows[np.clip(brought, 0, len(rows) - 1)]
@@ -104,7 +104,7 @@ class Resampler:
         for index, (begin, end, at) in enumerate(zip(begins.tolist(), ends.tolist(), grid.tolist(), strict=True)):
             weights = 1.0 - np.cos(2.0 * np.pi * np.clip((at - self._times[begin:end]) / width, 0.0, 1.0))
             total = weights.sum()
-            if total < 0.5:  # nothing but the reading at the very edge: at the beginning, or beside lost readings
+            if total < 0.5:  # only a reading at the edge of the window: at the beginning, or next to lost readings
                 outputs[index] = self._values[max(0, end - 1)]
             else:
                 outputs[index] = weights @ self._values[begin:end].astype(np.float64) / total

@@ -4,8 +4,8 @@
                                                       Scorecards, 2006, chapter 6: above 0.25 is a major shift)
 
 The bins are the deciles of the old scores; half a count is added to each, so that none is empty. Each number of the
-answer (class, target, score) is judged by itself, and the largest index counts. What chance alone gives is about
-9 * (1/n + 1/m) for n and m windows, which is why `ENOUGH` of both are needed.
+answer (class, target, score) is judged separately, and the largest index counts. Chance alone gives about 9 * (1/n +
+1/m) for n and m windows, which is why `ENOUGH` of both are needed.
 
 Weak point: the input may have changed with the model. The old scores are the last before the exchange.
 """
@@ -21,14 +21,14 @@ _BINS = 10
 
 
 class ScoreSample:
-    """The last `KEPT` answers of one bundle, those with a number that is not finite left out."""
+    """The last `KEPT` answers of one bundle, without those that have a non-finite number."""
 
     def __init__(self) -> None:
         self._ring: NDArray[np.float32] | None = None
         self._count = 0
 
     def add(self, scores: Scores) -> None:
-        """Note the answers to some windows; tensors and detections are no scores, and nothing is kept of them."""
+        """Note the answers to some windows; tensors and detections are not scores and are ignored."""
         numbers = scores.scores if scores.scores is not None else scores.value
         if scores.tensors is not None:
             if "labels" not in scores.tensors:
@@ -51,7 +51,7 @@ class ScoreSample:
 
 
 def shift(old: ScoreSample | None, new: ScoreSample | None) -> float | None:
-    """The largest PSI of any number; None where there is too little to say, or the two answer different things."""
+    """The largest PSI of any number; None if there are too few answers, or the two have different outputs."""
     if old is None or new is None:
         return None
     before, after = old.rows, new.rows

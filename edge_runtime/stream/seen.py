@@ -1,19 +1,19 @@
-"""What a source remembers, so that each reading goes on once, and no two readings share an identity. Pure.
+"""The memory of a source, by which each reading passes once and no two readings share an identity. Pure.
 
-A broker sends a message again when it does not know that we have it: after a cut link, a restart, a stop. It comes
-with the DUP flag and its old packet id, or, from a broker that was killed, as if it were new. A reading is known again
+A broker resends a message whose acknowledgement it has not received: after a cut link, a restart, a stop. The message
+has the DUP flag and its old packet id, or, from a broker that was killed, looks new. A reading is recognised
 
-- by its key and identity, and its content, where it has an identity that is not used twice;
-- else by DUP, packet id, topic and content of its message; without the packet id where its broker numbers anew.
+- by its key and identity, and its content, if it has an identity that is not used twice;
+- else by DUP, packet id, topic and content of its message; without the packet id if its broker assigns new ones.
 
-A known reading is skipped and counted. Its message is acknowledged when the first one of the same reading is.
-An identity that comes with other content is a new reading: it is counted as `identity_reused` and gets an identity of
-its own. A key that does so counts as unreliable for a while: then its equal readings are readings, not repeats.
+A recognised reading is skipped and counted. Its message is acknowledged together with the first message of the same
+reading. A used identity with other content is a new reading: it is counted as `identity_reused` and gets an identity of
+its own. Its key counts as unreliable for a while: meanwhile equal readings of it are new readings, not repeats.
 
-Memory is bounded: the last `GENERATION` to twice as many readings, and whatever is not acknowledged yet; what a reading
-and a key cost is measured (docs/guarantees.md). Weak points: a kill forgets everything, so that an identity which is
-used again after it is not noticed; a reading without identity that equals an earlier one under the same packet id, and
-that was on the wire when the link broke, is taken for it.
+Memory is bounded: the last `GENERATION` to twice as many readings, and all that are not acknowledged yet; the cost of a
+reading and a key is measured (docs/guarantees.md). Weak points: the memory is lost with a kill, so that an identity
+used again after it is not noticed; a reading without identity, equal to an earlier one with the same packet id and in
+transit when the link broke, is taken for a repeat.
 """
 
 import logging
@@ -32,13 +32,13 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 
 GENERATION = 4096
-MESSAGES = 1024  # a broker lets 20 (mosquitto) to some hundreds be unacknowledged; those that are, are kept beyond it
+MESSAGES = 1024  # brokers allow 20 (mosquitto) to some hundreds unacknowledged, which are kept in addition
 TOPICS = 10_000
 KEYS = 10_000
-# An equal reading under the same identity, so many readings of its key later and without a new link, is no repeat: a
-# sender that repeats does so at once, and the shortest counter that wraps has 256 steps.
+# An equal reading with the same identity, so many readings of its key later on the same link, is no repeat: a sender
+# repeats at once, and the shortest counter that wraps has 256 steps.
 FAR = 128
-RESTART = 1000  # a counter that goes back by so much has wrapped, or its sensor was started anew
+RESTART = 1000  # a counter that goes back by so much has wrapped, or its sensor has restarted
 MOST_SAVED = 1024  # readings and messages of a source that are kept over a stop
 Notice = Callable[[str, str], None]
 _MEANINGS = {
@@ -52,17 +52,17 @@ _MEANINGS = {
     ),
 }
 _log = get_logger("source")
-_REPEATED: Final = "\0"  # no identity holds it: it stands for "skip this reading"
+_REPEATED: Final = "\0"  # occurs in no identity: means "skip this reading"
 
 
 class SeenReading(msgspec.Struct, eq=False, gc=False):
-    """One reading that came.
+    """One received reading.
 
     Attributes:
         digest: of its content.
-        at: which one of its key it was.
-        message: the number of its message at this source; two readings of one message are never the same one.
-        receipt: what is owed for it; None once that was given.
+        at: its position among the readings of its key.
+        message: the number of its message at this source; readings of one message are never repeats of each other.
+        receipt: the receipt of its message; None once released.
     """
 
     digest: int
@@ -92,27 +92,27 @@ class _Key:
 
     def __init__(self) -> None:
         self.count = 0
-        self.link = 0  # that brought its last new reading
+        self.link = 0  # the connection of its last new reading
         self.reused_at = -GENERATION
         self.high = -1  # the highest identity that is a number
         self.newest = 0.0  # its newest own time
 
 
 class Deliveries(msgspec.Struct, eq=False, gc=False):
-    """How the messages of one wake-up came; one item a frame."""
+    """How the messages of one wake-up were delivered; one item a frame."""
 
     link: int
     topics: list[bytes]
     digests: list[int]  # of the payloads
     repeated: list[bool]  # the DUP flag
-    known: list[bool]  # they were here before
+    known: list[bool]  # recognised as repeats
     receipts: list[Receipt | None]
 
 
 class SavedSeen(msgspec.Struct, array_like=True):
-    """What is kept over a stop: readings and messages whose acknowledgement was sent, which may not have arrived.
+    """The state kept over a stop: readings and messages whose acknowledgement was sent but may not have arrived.
 
-    Those of which a window that is kept holds the receipt stand apart, with the number of the receipt.
+    Those with a receipt in a saved window are listed separately, with the number of the receipt.
     """
 
     readings: list[tuple[str | None, str, int]] = []
@@ -128,10 +128,10 @@ class Seen:
     """The memory of one source.
 
     Args:
-        counters: `skipped` by reason, and `identity_reused` and `late` among the counts.
+        counters: counts `skipped` by reason, `identity_reused` and `late`.
         late: `drop` skips a late reading.
         late_tolerance: seconds; see `OriginTable`.
-        notice: called for the first reading of each reason, with what it was.
+        notice: called for the first reading of each reason, with its description.
     """
 
     def __init__(
@@ -145,20 +145,20 @@ class Seen:
         self._counters = counters
         self._notice = notice
         self._noticed: set[str] = set()
-        self._link = 0  # that brings what is being looked at
+        self._link = 0  # the connection of the present batch
         self._messages_before = 0
         self._drops_late = late == "drop"
         self._tolerance = late_tolerance
         self._readings: Recent[tuple[str | None, str] | tuple[str | None, str, int], SeenReading] = Recent(
             GENERATION, _is_owed, looks=True
         )
-        # A message is remembered by its own receipt, which has its mark and its link.
+        # A message is kept by its own receipt, which has its mark and its link.
         self._messages: Recent[int, Receipt] = Recent(MESSAGES, _is_waiting)
         self._topics: Recent[bytes, int] = Recent(TOPICS)
         self._keys: Recent[str | None, _Key] = Recent(KEYS)
 
     def note_message(self, topic: bytes, digest: int, receipt: Receipt | None, link: int, *, with_topic: bool) -> None:
-        """Remember a message that is no repeat, and, with its topic, as the last one of that; as the methods below."""
+        """Record a message that is no repeat, and, `with_topic`, as the last one of its topic; as the methods below."""
         if receipt is not None and receipt.number:
             receipt.mark, receipt.link = crc32(topic, digest), link
             messages = self._messages
@@ -172,22 +172,22 @@ class Seen:
                 topics.turn()
 
     def note_topic(self, topic: bytes, digest: int) -> None:
-        """Remember the content of the last message of a topic."""
+        """Record the content of the last message of a topic."""
         self._topics.put(topic, digest)
 
     def is_last_of_topic(self, topic: bytes, digest: int) -> bool:
-        """Whether the last message of this topic had this content; from now on it has."""
+        """Whether the last message of this topic had this content; also records this content."""
         last = self._topics.get(topic)
         self._topics.put(topic, digest)
         return last == digest
 
     def admit(self, decoded: Decoded, keys: Sequence[str | None], came: Deliveries | None = None) -> list[int] | None:
-        """Which readings go on: None for all of them, the usual case. Identities that were used are replaced in place.
+        """The readings that pass: None for all of them, the usual case. Used identities are replaced in place.
 
         Args:
             decoded: the readings of one wake-up.
             keys: the key of each.
-            came: how their messages came; None for a source that cannot bring a reading twice.
+            came: how their messages were delivered; None for a source that never repeats a reading.
         """
         known = came is not None and True in came.known
         count = len(decoded.rows)
@@ -211,7 +211,7 @@ class Seen:
         return None if len(going) == count else going
 
     def admit_one(self, decoded: Decoded, key: str | None, digest: int, *, receipt: Receipt | None, link: int) -> bool:
-        """Whether the only reading of the only message of a wake-up goes on, as `admit` has it; not for a DUP."""
+        """`admit` for the only reading of the only message of a wake-up, which has no DUP flag."""
         self._link = link
         message = self._messages_before
         self._messages_before = message + 1
@@ -228,7 +228,7 @@ class Seen:
         receipt: Receipt | None,
         repeated: bool,
     ) -> bool:
-        """Whether one reading does; its identity is replaced in place where that was used."""
+        """Whether one reading passes; a used identity is replaced in place."""
         identity, time = decoded.identities[index], decoded.times[index]
         if identity is None and time is None:
             return True
@@ -254,9 +254,9 @@ class Seen:
 
     @staticmethod
     def _digests(decoded: Decoded, came: Deliveries | None) -> Sequence[int]:
-        """The content of each reading: of a message with one reading its bytes, else its numbers and its time.
+        """The digest of each reading: of its message's bytes if that has one reading, else of its numbers and time.
 
-        Which of the two depends on the message alone, for it may come again beside others.
+        The choice depends on the message alone, since it may be repeated in a batch with other messages.
         """
         rows = decoded.rows
         if came is not None and (len(rows) == 1 or len(set(rows)) == len(rows)):
@@ -272,13 +272,13 @@ class Seen:
     def is_known_message(
         self, topic: bytes, digest: int, receipt: Receipt | None, link: int, *, repeated: bool
     ) -> bool:
-        """Whether a message was here before, as its broker says; it is remembered in either case.
+        """Whether a message is a repeat, by its DUP flag and receipt; it is recorded in either case.
 
         Args:
             topic: where it was published.
             digest: of its payload.
-            receipt: what it is owed; None where it cannot come again.
-            link: the number of the connection that brought it.
+            receipt: its receipt; None if it cannot be resent.
+            link: the number of its connection.
             repeated: the DUP flag.
         """
         if receipt is None or not receipt.number:
@@ -297,9 +297,9 @@ class Seen:
         return True
 
     def _owed_like(self, receipt: Receipt) -> Receipt | None:
-        """A message of an earlier connection that its broker must send again, for brokers that give it a new number.
+        """An unacknowledged message of an earlier connection, for brokers that resend it with a new number.
 
-        One that was found again on this connection does not explain another message.
+        A message already matched on this connection is not matched again.
         """
         for earlier in self._messages.values():
             if earlier.mark == receipt.mark and earlier.link != receipt.link and not earlier.is_released:
@@ -318,7 +318,7 @@ class Seen:
         receipt: Receipt | None,
         repeated: bool,
     ) -> str | None:
-        """The identity that the reading goes on with, None for none; `_REPEATED` where it was here before."""
+        """The identity that the reading passes with, None for none; `_REPEATED` if it is a repeat."""
         readings, identity = self._readings, name[1]
         entry = readings.young.get(name) or readings.old.get(name)
         number = int(identity) if identity.isdecimal() and len(identity) < 16 else None
@@ -352,7 +352,7 @@ class Seen:
             return identity
         own = (*name, digest)
         if is_same or readings.get(own) is not None:
-            return None  # not even its content tells it from an earlier one
+            return None  # its content is not different from an earlier one either
         readings.put(own, new)
         return f"{identity}-{digest:08x}"
 
@@ -361,7 +361,7 @@ class Seen:
         return state.count - state.reused_at >= GENERATION
 
     def _is_late(self, state: _Key, time: float, key: str | None) -> bool:
-        """Whether a reading older than another one of its key is to be left out."""
+        """Whether to skip a reading because it is older than another one of its key."""
         if state.newest - time <= self._tolerance:
             return False
         if self._drops_late:
@@ -371,7 +371,7 @@ class Seen:
         return False
 
     def skip(self, reason: str, where: str) -> None:
-        """Count a reading that is left out."""
+        """Count a skipped reading."""
         self._counters.skipped[reason] += 1
         self._notice_first(f"skipped {reason}", where)
 
@@ -385,15 +385,16 @@ class Seen:
             self._notice(reason, where)
 
     def take_over(self, other: "Seen") -> None:
-        """Go on with the memory of another one, with what it still waits for."""
+        """Take over the memory of another one, with its unacknowledged messages."""
         self._readings, self._messages = other._readings, other._messages  # noqa: SLF001 - of our own kind
         self._topics, self._keys = other._topics, other._keys  # noqa: SLF001
         self._messages_before = other._messages_before  # noqa: SLF001
 
     def save(self, owed: OwedReceipts) -> SavedSeen:
-        """What a stop keeps.
+        """The state that a stop keeps.
 
-        What is not acknowledged, and in no window that is kept, is not among it: it comes again, to be taken.
+        Readings that are neither acknowledged nor in a saved window are left out: the broker resends them, and they
+            then pass.
         """
         readings = [
             (name[0], name[1], entry.digest)
@@ -420,7 +421,7 @@ class Seen:
         return SavedSeen(readings[-MOST_SAVED:], messages[-MOST_SAVED:], topics, keys, waiting, sent)
 
     def restore(self, saved: SavedSeen, owed: OwedReceipts) -> None:
-        """Take back what an earlier start has saved, after the windows have taken their receipts."""
+        """Restore the state saved by an earlier start, after the windows have taken their receipts."""
         for key, identity, digest, number in saved.owed_readings:
             if (receipt := owed.held(number)) is not None:
                 self._readings.put((key, identity), SeenReading(digest, 0, -1, receipt))
@@ -444,7 +445,7 @@ def _place(key: str | None, what: str) -> str:
 
 
 def log_first(source: str) -> Notice:
-    """What logs the first reading of each reason of a source, with what that means and what to do."""
+    """A callback that logs the first reading of each reason of a source, with the meaning and the remedy."""
 
     def notice(reason: str, where: str) -> None:
         level, text = _MEANINGS[reason]
@@ -454,7 +455,7 @@ def log_first(source: str) -> Notice:
 
 
 def _pass_on(entry: SeenReading, receipt: Receipt | None) -> None:
-    """The same reading came again: its message is acknowledged when what was made of the first one is safe."""
+    """A repeat arrived: acknowledge its message when the prediction of the first one is safe."""
     if receipt is not None and _is_owed(entry) and entry.receipt is not receipt:
         assert entry.receipt is not None
         entry.receipt.pass_on(receipt)

@@ -1,13 +1,13 @@
 """Readings -> windows, per key. Pure: no clock of its own, no I/O.
 
-Every key has one ring of exactly `length` readings, written in place: memory is
-`keys x length x channels x 4 bytes` and nothing else grows. A window is copied out once, time first, oldest
-reading first, when its last reading arrives. A pause of more than `max_gap` seconds, or a step of the readings' time
-back by more than `max_back`, starts the key's window anew, unless the policy is to keep it. Readings without times of
-their own are judged by their arrival on the caller's monotonic clock: setting the wall clock empties no window.
+Every key has one ring of exactly `length` readings, written in place: memory is `keys x length x channels x 4 bytes`. A
+window is copied out once, time first, oldest reading first, when its last reading arrives. A pause of more than
+`max_gap` seconds, or a step of the readings' time back by more than `max_back`, restarts the key's window, unless the
+policy is to keep it. Readings without times of their own are judged by their arrival on the caller's monotonic clock,
+so that setting the wall clock empties no window.
 
-Weak points: without times of their own, lost readings look the same as a slow sensor; a late
-reading stands in the window where it came, not where it was measured.
+Weak points: without times of their own, lost readings look the same as a slow sensor; a late reading is placed by its
+arrival, not by its time.
 """
 
 import heapq
@@ -20,7 +20,7 @@ import numpy as np
 from edge_runtime.readings import Carry, Floats
 
 FEW_STREAMS = 16
-_SILENT_SHARE = 16  # of the keys are found silent at once, so that a new key need not look at all of them
+_SILENT_SHARE = 16  # one scan lists one key in so many, the most silent ones, so that not every new key scans all
 _NEVER = -math.inf
 
 
@@ -30,8 +30,8 @@ class Completed(msgspec.Struct, eq=False):
     Attributes:
         windows: `[m, *shape]` float32. It is the windower's own buffer: valid until the next `push`.
         rows: for each window, the index in the batch of the reading that completed it.
-        carries: for each window, where a recurrent model finds and leaves the state of its stream.
-        anew: the indexes of readings with which a window began anew: after a gap, or of a key that was not known.
+        carries: for each window, the place where a recurrent model reads and writes the state of its stream.
+        anew: the indexes of readings that started a new window: after a gap, or of a new key.
     """
 
     windows: Floats
@@ -62,10 +62,10 @@ class Stream:
 
 
 class SavedStream(msgspec.Struct, array_like=True):
-    """A stream as it is kept over a restart; `ring` and `state` are raw float32.
+    """A stream saved over a restart; `ring` and `state` are raw float32.
 
-    `ring` is a view: of the stream's own ring until that changes, or of the bytes that it was read from. A device
-    whose windows take half of its memory has no room for a copy.
+    `ring` is a view: of the stream's own ring until that changes, or of the bytes that it was read from. A copy would
+    not fit on a device whose windows take half of its memory.
     """
 
     key: str | None
@@ -75,7 +75,7 @@ class SavedStream(msgspec.Struct, array_like=True):
     until: int
     last_time: float
     state: list[bytes] | None
-    held: list[int] = []  # the receipts of the readings in it, where the model acknowledges by windows
+    held: list[int] = []  # the receipts of the readings in it, if the model acknowledges by windows
 
 
 class Windows:
@@ -88,7 +88,7 @@ class Windows:
         max_gap: seconds; None to watch no gaps.
         max_back: seconds by which a reading's own time may lie before that of an earlier one without a gap.
         keep: True keeps a window over a gap.
-        max_keys: the most keys at a time; the one that was silent longest makes room, counted in `evicted`.
+        max_keys: the most keys at a time; at the limit the one silent longest is forgotten, counted in `evicted`.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class Windows:
         self._shape = shape
         self._length = length
         self._stride = stride
-        self._is_single = length == 1 and stride == 1  # every reading is a window: nothing has to be collected
+        self._is_single = length == 1 and stride == 1  # every reading is a window: nothing to collect
         self._keep = keep
         self._max_gap = None if keep else max_gap
         self._max_back = max_back
         self._max_keys = max_keys
         self._streams: dict[str | None, Stream] = {}
         self._out: Floats = np.empty((8, *shape), np.float32)
-        self._silent: list[tuple[float, Stream]] = []  # those that were silent longest when last looked, in reverse
+        self._silent: list[tuple[float, Stream]] = []  # the most silent at the last scan, the most silent last
         self._evicted: set[str | None] = set()
         self.gaps = 0
         self.evicted = 0
@@ -122,11 +122,11 @@ class Windows:
         return len(self._streams)
 
     def watch_gaps(self, max_gap: float | None) -> None:
-        """From now on take a jump of more than `max_gap` seconds for a gap; None watches none."""
+        """Treat a jump of more than `max_gap` seconds as a gap from now on; None for no gaps."""
         self._max_gap = None if self._keep else max_gap
 
     def interrupt(self) -> None:
-        """Readings may be missing from here on: begin every window that holds something anew, unless gaps are kept."""
+        """Restart every non-empty window, because readings may be missing, unless gaps are kept."""
         if self._keep:
             return
         for stream in self._streams.values():
@@ -136,7 +136,7 @@ class Windows:
                 stream.is_new = True
 
     def take_over(self, other: "Windows") -> None:
-        """Go on with the streams of windows of the same shape, length and stride, which are not used any more."""
+        """Take over the streams of other windows of the same shape, length and stride, which are not used any more."""
         self._streams = other._streams  # noqa: SLF001 - of our own kind
         self.gaps = other.gaps
         self._silent.clear()
@@ -144,19 +144,19 @@ class Windows:
             self._evict()
 
     def restart(self, key: str | None) -> None:
-        """Begin the window of a key anew."""
+        """Restart the window of a key."""
         stream = self._streams.get(key)
         if stream is not None:
             stream.reset(self._length)
             stream.is_new = True
 
     def push(self, values: Floats, keys: list[str | None], times: list[float] | None, now: float) -> Completed:
-        """Take a batch of readings in, and give the windows that it completed.
+        """Take a batch of readings, and return the windows that it completed.
 
         Args:
             values: `[n, channels]`, or `[n, *shape]` for whole frames.
             keys: the stream of each reading.
-            times: the readings' own, in seconds; only differences within a key matter. None where they brought none.
+            times: the readings' own, in seconds; only differences within a key matter. None if they have none.
             now: monotonic seconds: when they arrived.
         """
         if self._is_single:
@@ -164,7 +164,7 @@ class Windows:
         done = Completed(self._out, [], [], [])
         total = len(keys)
         start = 0
-        while start < total:  # a run of one key is written at once: a serial port is one run
+        while start < total:  # a run of one key is written at once; a batch of a serial port is one run
             key = keys[start]
             stop = start + 1
             while stop < total and keys[stop] == key:
@@ -181,7 +181,7 @@ class Windows:
 
     @property
     def needed(self) -> int:
-        """How many readings can come, at least, before one of them may complete a window, that one included."""
+        """The least number of readings until one may complete a window, that one included."""
         if self._is_single or len(self._streams) > FEW_STREAMS:
             return 1  # among many keys one is nearly always close
         return min((stream.until for stream in self._streams.values()), default=self._length)
@@ -190,7 +190,7 @@ class Windows:
         """Forget the keys that were silent since the monotonic time `before`.
 
         Returns:
-            Every key that was forgotten since the last call, for want of room or by silence.
+            Every key forgotten since the last call, evicted or silent.
         """
         silent = [key for key, stream in self._streams.items() if stream.touched < before]
         for key in silent:
@@ -198,7 +198,7 @@ class Windows:
         return self.take_evicted() + silent
 
     def take_evicted(self) -> list[str | None]:
-        """Every key that was forgotten for want of room since the last call of this or of `expire`."""
+        """Every key evicted since the last call of this or of `expire`."""
         gone = [key for key in self._evicted if key not in self._streams]
         self._evicted.clear()
         return gone
@@ -212,7 +212,7 @@ class Windows:
         return key in self._streams
 
     def save(self) -> list[SavedStream]:
-        """What a clean stop keeps: every stream that holds something."""
+        """The streams that a clean stop saves: the non-empty ones."""
         return [
             SavedStream(
                 stream.key,
@@ -228,10 +228,10 @@ class Windows:
         ]
 
     def restore(self, saved: list[SavedStream], state_shapes: list[tuple[int, ...]], now: float) -> int:
-        """Take saved streams back; returns how many fitted this model's shape.
+        """Restore saved streams; returns how many fitted this model's shape.
 
         Args:
-            saved: as `save` gave them.
+            saved: the result of `save`.
             state_shapes: of the model's state.
             now: monotonic seconds, less the age of what was saved.
         """
@@ -258,7 +258,7 @@ class Windows:
         return restored
 
     def _is_plausible(self, item: SavedStream) -> bool:
-        """A damaged file may say anything: its numbers must not lead out of the ring, nor end a window too early."""
+        """Whether the numbers of a saved stream stay inside the ring and end no window early: a file may be damaged."""
         length = self._length
         is_begun = 0 <= item.filled < length and item.filled + item.until == length
         is_full = item.filled == length and 1 <= item.until <= max(length, self._stride)
@@ -289,10 +289,10 @@ class Windows:
         return stream
 
     def _evict(self) -> None:
-        """Drop the key that was silent longest.
+        """Drop the key that has been silent longest.
 
-        One look finds a share of the keys in this order. Those of them that brought nothing since still are the next
-        ones, for the others were touched later.
+        One scan lists a share of the keys in this order. Listed keys without a reading since are still the next to
+        drop, because all other keys have newer readings.
         """
         while True:
             while self._silent:
@@ -313,14 +313,14 @@ class Windows:
         if time is None or last == _NEVER:  # no two times of its own to compare
             return now - stream.touched > self._max_gap
         if -self._max_back <= time - last < 0.0:
-            stream.last_time = last  # late, but no gap: the next one is compared with the newest
+            stream.last_time = last  # late, but no gap: the next one is compared with the newest time
             return False
         return not 0.0 <= time - last <= self._max_gap
 
     def _without_gaps(
         self, stream: Stream, times: list[float] | None, start: int, stop: int, *, now: float
     ) -> list[tuple[int, int]]:
-        """Cut the run `start:stop` where time jumps; the stream is reset as its pieces are asked for."""
+        """Cut the run `start:stop` where time jumps; the stream is reset at each cut."""
         if self._max_gap is None:
             stream.last_time = _NEVER if times is None else times[stop - 1]
             stream.touched = now
@@ -332,7 +332,7 @@ class Windows:
                 self.gaps += 1
                 if index > begin:
                     pieces.append((begin, index))
-                pieces.append((index, index))  # an empty piece: here the window starts anew
+                pieces.append((index, index))  # an empty piece: the window restarts here
                 begin = index
             stream.touched = now
         pieces.append((begin, stop))
@@ -355,7 +355,7 @@ class Windows:
 
     def _write(self, stream: Stream, values: Floats, begin: int, end: int) -> None:
         length, ring = self._length, stream.ring
-        begin = max(begin, end - length)  # what the ring cannot hold (stride > length) need not be written
+        begin = max(begin, end - length)  # readings beyond the ring (stride > length) are not written
         position = stream.position
         first = min(end - begin, length - position)
         ring[position : position + first] = values[begin : begin + first]

@@ -1,7 +1,7 @@
-"""What runs a model: a loaded bundle with all that depends on it, and the thread for one that is slow.
+"""Runs a model: a loaded bundle with its dependent parts, and the worker thread of a slow model.
 
-Guarantee: calls of a `Worker` are answered in the order in which they came; what waits is bounded, and what a bound
-costs is counted. Windows whose readings have receipts are never dropped, since they hold their broker back.
+Guarantee: a `Worker` answers calls in order; its queue is bounded, and windows dropped at the bound are counted.
+Windows whose readings have receipts are never dropped, since their unacknowledged readings slow the broker down.
 """
 
 import time
@@ -27,13 +27,13 @@ MAX_PENDING_WINDOWS = 1024
 
 
 class LoadedBundle(msgspec.Struct, eq=False):
-    """What turns windows into payloads: one bundle, and all that depends on it. A swap makes a new one.
+    """One bundle with its dependent parts, which turn windows into payloads. A swap makes a new one.
 
     Attributes:
-        answered: windows that this very bundle gave numbers for.
-        failed: windows that it could not take, or answered with NaN; those of its predecessor are not among them.
+        answered: windows that this bundle gave numbers for.
+        failed: windows on which it failed, or which it answered with NaN; without those of its predecessor.
         latencies: from bytes to payload.
-        sample: its last answers, where drift is watched.
+        sample: its last answers, if drift is watched.
         further: the payload conventions beside the first.
     """
 
@@ -48,14 +48,14 @@ class LoadedBundle(msgspec.Struct, eq=False):
 
 
 class TriedModel(msgspec.Struct, frozen=True, eq=False):
-    """A loaded bundle that has run; `slow` when the loop must not wait for it."""
+    """A loaded bundle that has run once; `slow` if the loop must not wait for it."""
 
     model: Model
     slow: bool
 
 
 class ModelCall(msgspec.Struct, eq=False):
-    """Windows on their way through the model; every list has one item a window."""
+    """Windows for one call of the model; every list has one item a window."""
 
     loaded: LoadedBundle
     windows: Floats
@@ -68,7 +68,7 @@ class ModelCall(msgspec.Struct, eq=False):
     took: float = 0.0  # seconds that the model needed for all of them
 
     def run(self) -> Scores:
-        """Answers of their own, and how long they took.
+        """Run the model; the answers are copies, and `took` is set.
 
         Raises:
             ModelError: the model failed.
@@ -80,7 +80,7 @@ class ModelCall(msgspec.Struct, eq=False):
 
 
 class Worker:
-    """One thread that runs a slow model, so that the loop stays punctual. Calls stay in order."""
+    """One thread that runs a slow model, so that the loop is not delayed. Calls stay in order."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Worker:
         return self._pending_windows < MAX_PENDING_WINDOWS // 2
 
     def submit(self, call: ModelCall) -> None:
-        """Queue a call; its windows are copied, as the windower will write over them."""
+        """Queue a call; its windows are copied, since the windower overwrites them."""
         call.windows = call.windows.copy()
         self._waiting.append(call)
         self._pending_windows += len(call.keys)
@@ -132,7 +132,7 @@ class Worker:
         self._thread.stop()
 
     def _drop_oldest(self) -> bool:
-        """Make room; windows whose readings have receipts stay, since they hold their broker back."""
+        """Drop the oldest windows without receipts; windows whose readings have receipts stay."""
         for call in self._waiting:
             if all(receipt is None for receipt in call.receipts):
                 self._waiting.remove(call)
@@ -157,14 +157,14 @@ class Worker:
 
     def _could_not(self, call: ModelCall, error: Exception) -> None:
         if not isinstance(error, ModelError):
-            raise error  # a fault of ours
+            raise error  # a bug
         self._running = None
         self._failed(call, error)
         self._next()
 
 
 def rehearse(model: Model, config: ModelTable) -> TriedModel:
-    """Run a model on zeros, which also fills its caches, and see whether it would hold the loop up. Any thread may.
+    """Run a model on zeros, which also fills its caches, and measure whether it would delay the loop. In any thread.
 
     Raises:
         ModelError: it fails even on zeros.
