@@ -1,1 +1,1 @@
-"""Whether readings and answers still look like those of the training, by the reference in the bundle."""
+"""Drift: readings and answers compared with those of the training, by the reference in the bundle."""

@@ -1,6 +1,6 @@
 """The reference of a bundle as arrays, and the arithmetic of drift that the device and the converter share. Pure.
 
-    PSI    = sum over bins of (q - p) * ln(q / p)         p: shares in training, q: of late (Siddiqi, Credit Risk
+    PSI    = sum over bins of (q - p) * ln(q / p)         p: shares in training, q: recent (Siddiqi, Credit Risk
                                                           Scorecards, 2006); half a count is added to each bin
     CUSUM  up = max(0, up + z - slack), down likewise     z: mean of a block, in sd of such means (Page, 1954)
 
@@ -16,35 +16,35 @@ from edge_runtime.bundle.manifest import Channel, ChannelReference, DriftLimits
 from edge_runtime.drift.column import MEMORY, ColumnReference, Statistic
 from edge_runtime.readings import Floats
 
-MOST_SAMPLED = 64  # readings of a block that are looked at; of a shorter one than twice that, all
-FAR = 3.0  # standard deviations: no longer the channel itself, where it is asked whether it is another one
+MOST_SAMPLED = 64  # readings sampled from a block; in a block below twice that, every reading
+FAR = 3.0  # standard deviations from the mean: beyond that the column is tested for being another channel
 MOST_BINS = 32  # of a reference; the converter writes 10
 STUCK_RUNS = 2  # times the longest run of equal values in training
-STUCK_LEAST = 16  # equal values more than that; of those that are looked at, so many at least
+STUCK_LEAST = 16  # further equal values; also the least number of equal sampled readings
 LEAST_STEP = 1e-4  # standard deviations: the floor of a mean step, whose logarithm is taken
-_NO_RUN_KNOWN = 256  # equal values, where the reference does not say and the channel is no switch
-_SWITCH_BINS = 5  # a channel with fewer bins holds few different values, and may hold one for long
+_NO_RUN_KNOWN = 256  # equal values, if the reference has no longest run and the channel is no switch
+_SWITCH_BINS = 5  # a channel with fewer bins has few different values, and may keep one for long
 
 Doubles = NDArray[np.float64]
 
 
 class Baseline:
-    """What a block of readings (or of scores) is compared with; one column a channel.
+    """The reference for blocks of readings (or of scores), with one column for each channel.
 
     Args:
-        references: of each column; None where the bundle has none.
-        channels: what each column may be, for the share that is out of range; None for scores.
-        block: readings that are judged together.
-        memory: blocks, of the shape.
+        references: of each column; None if the bundle has none.
+        channels: with the limits of each column, for the share that is out of range; None for scores.
+        block: the number of readings that are judged together.
+        memory: of the shape, in blocks.
 
     Attributes:
-        edges: `[columns, bins - 1]` inner edges, filled up with infinity.
-        present: `[columns, bins]`: which bins a column has.
-        shares: `[columns, bins]` of the training; 1 where there is no bin.
-        every: of so many readings of a block one is looked at.
-        size: readings of a block that are looked at.
-        centres: `[columns, size + 1]`: the mean of training, as often as a block asks for it.
-        marks: `[columns, bins + 1, 1]`: the lower limit, the inner edges, and what is just above the upper limit.
+        edges: `[columns, bins - 1]` inner edges, padded with infinity.
+        present: `[columns, bins]`: whether a column has this bin.
+        shares: `[columns, bins]` of the training; 1 without a bin.
+        every: one of so many readings of a block is sampled.
+        size: the number of sampled readings of a block.
+        centres: `[columns, size + 1]`: the mean of training, repeated for each sampled reading of a block.
+        marks: `[columns, bins + 1, 1]`: the lower limit, the inner edges, and the next number above the upper limit.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Baseline:
         self.block = block
         self.every = max(1, block // MOST_SAMPLED)
         self.size = -(-block // self.every)
-        self.keep = 1.0 - 1.0 / max(memory, 1.0)  # of the shape, with each further block
+        self.keep = 1.0 - 1.0 / max(memory, 1.0)  # the weight of the shape so far, with each further block
         self.known = np.array([_has_bins(each) for each in references], np.bool_)
         inner = [each.edges[1:-1] if each is not None and _has_bins(each) else () for each in references]
         bins = 1 + max((len(each) for each in inner), default=0)
@@ -76,7 +76,7 @@ class Baseline:
         limits = [each.limits or (-largest, largest) for each in channels or ()] or [(-largest, largest)] * count
         self.low: Floats = np.array([max(low, -largest) for low, _ in limits], np.float32)
         self.high: Floats = np.array([min(high, largest) for _, high in limits], np.float32)
-        with np.errstate(over="ignore"):  # above the largest number is infinity
+        with np.errstate(over="ignore"):  # the next number above the largest is infinity
             above = np.nextafter(self.high, np.float32(np.inf))
         self.marks: Floats = np.column_stack([self.low, self.edges, above])[:, :, np.newaxis]
         self.first = np.array([each.min if each else -np.inf for each in references])
@@ -125,20 +125,20 @@ class Shape:
     """The PSI of weighted counts against the training.
 
     Args:
-        present: `[columns, bins]`: which bins a column has.
+        present: `[columns, bins]`: whether a column has this bin.
         shares: of the training.
     """
 
     def __init__(self, present: NDArray[np.bool_], shares: Doubles) -> None:
         self._half = np.full(shares.shape, 0.5)
         self._halves = 0.5 * np.maximum(present.sum(axis=1), 1)  # half a count for each bin
-        self._shares = np.where(present, shares, 0.0)  # a bin that there is not weighs nothing
+        self._shares = np.where(present, shares, 0.0)  # a missing bin weighs nothing
         self._inverse = 1.0 / shares
         self._one = np.ones_like(shares)
         self._ones = np.ones(shares.shape[1])
 
     def index(self, counts: Doubles) -> Doubles:
-        """That of each column: with r = q / p, the sum of p * (r - 1) * ln(r)."""
+        """The PSI of each column: with r = q / p, the sum of p * (r - 1) * ln(r)."""
         total = counts.dot(self._ones)
         ratio = counts + self._half
         ratio *= self._inverse
@@ -161,7 +161,7 @@ def stability_index(training: Doubles, late: Doubles) -> Doubles:
 
 
 def _beside(limits: DriftLimits | None) -> tuple[Statistic, float]:
-    """What is known of the steps of a column beside the others, and the share of these."""
+    """The statistic of a column's steps relative to the other columns, and the share of these."""
     if limits is None or limits.beside is None:
         return Statistic(), 0.0
     found = limits.beside
@@ -169,20 +169,20 @@ def _beside(limits: DriftLimits | None) -> tuple[Statistic, float]:
 
 
 def _has_bins(reference: ChannelReference | None) -> bool:
-    """Whether its histogram can be compared with."""
+    """Whether the reference has a usable histogram."""
     if reference is None or not 2 <= len(reference.edges) - 1 <= MOST_BINS:
         return False
     return len(reference.counts) == len(reference.edges) - 1 and min(reference.counts) >= 0
 
 
 def _counts(reference: ChannelReference) -> tuple[int, ...]:
-    """Those that the limits belong to."""
+    """The counts that the limits were derived from."""
     own = reference.limits.counts if reference.limits is not None else ()
     return own if len(own) == len(reference.counts) and min(own) >= 0 else reference.counts
 
 
 def _stuck_after(reference: ChannelReference | None) -> float:
-    """Equal values one after another that no longer look like training; infinite where they may."""
+    """The number of equal values in a row that is unlike training; infinite if any number is usual."""
     if reference is None or not reference.std > 0.0:
         return np.inf
     if reference.run is not None:

@@ -1,8 +1,8 @@
-"""What the readings of one whole block say of each column: counts, sums and runs, by few calls over all of them. Pure.
+"""The counts, sums and runs of each column in one whole block, by few numpy calls over all columns. Pure.
 
-A call of numpy costs more than the readings of a block, so that the arrays are kept from block to block: one
-`BlockSums` serves all streams of a model, one after another. Nearly every block is complete. A reading that is not
-finite is missing, and only a block with such a one pays for masks.
+A call of numpy costs more than the work on a block's readings, so the arrays are kept from block to block: one
+`BlockSums` serves all streams of a model in turn. A reading that is not finite is missing; only a block with a missing
+reading needs masks, and nearly every block has none.
 """
 
 import math
@@ -17,23 +17,24 @@ class BlockSums:
     """The sums of one block at a time.
 
     Args:
-        base: what the columns are compared with.
+        base: the reference of the columns.
 
     Attributes:
         base: the same.
-        bins: `[columns, bins]`: how many values lie in each.
+        bins: `[columns, bins]`: the number of values in each bin.
     """
 
     def __init__(self, base: Baseline) -> None:
         count, size, bins = len(base), base.size, base.shares.shape[1]
         self.base = base
-        self._own = np.append(0.0, np.ones(size))  # all but the reading before the block
+        self._own = np.append(0.0, np.ones(size))  # weights: 0 for the reading before the block
         self._terms = np.zeros((3, count, size + 1))
         self._deviations, self._ways, self._squares = self._terms
         self._flat, self._steps = self._deviations.ravel(), self._ways.ravel()
         self._marks = base.marks.astype(np.float64) - base.centre[:, np.newaxis, np.newaxis]
         self._above = np.empty((count, bins + 1, size), np.bool_)
-        # What is present, or at or above the lower edge of a bin, lies in it, or at or above that of the next one.
+        # The count of a bin: values at or above its lower edge (all present ones for the first), less those at or above
+        # the next edge.
         self._in_bins = np.eye(bins + 1, bins) - np.eye(bins + 1, bins, -1)
         self._in_bins[0, 1:] = self._in_bins[bins] = 0.0
         self._counts = np.zeros((count, bins + 1))
@@ -41,13 +42,13 @@ class BlockSums:
         self.bins = np.zeros((count, bins))
 
     def of(self, held: bytearray) -> list[ColumnSums]:
-        """Sum up a block: `[1 + size, columns]` float32, the last reading before it and those that are looked at."""
+        """Sum up a block: `[1 + size, columns]` float32, the last reading before it and the sampled ones."""
         base, deviations, ways = self.base, self._deviations, self._ways
         rows = np.frombuffer(held, np.float32).reshape(base.size + 1, len(base))
         np.copyto(deviations, rows.T)
         with np.errstate(invalid="ignore", over="ignore"):  # a reading may be infinite
             deviations -= base.centres
-            np.subtract(self._flat[1:], self._flat[:-1], out=self._steps[1:])  # the first of each column says nothing
+            np.subtract(self._flat[1:], self._flat[:-1], out=self._steps[1:])  # each column's first is no step
             np.abs(ways, out=ways)
             np.multiply(deviations, deviations, out=self._squares)
             total, way, square = self._terms.dot(self._own).tolist()
@@ -65,7 +66,7 @@ class BlockSums:
         return list(map(ColumnSums, self._sizes, present, total, square, steps, way, outside, runs))
 
     def _count(self, present: list[int]) -> list[int]:
-        """How many values lie beyond the range; and in each bin, which is noted."""
+        """Return the number of values out of range for each column, and write the counts of the bins."""
         np.greater_equal(self._deviations[:, np.newaxis, 1:], self._marks, out=self._above)
         above = np.add.reduce(self._above.view(np.uint8), axis=2, dtype=np.uint8)
         self._counts[:] = above
@@ -76,7 +77,7 @@ class BlockSums:
         return [count - inside + over for count, inside, over in zip(present, low, high, strict=True)]
 
     def _runs(self) -> list[int]:
-        """With how many equal values each column ends, 0 for all; one that is missing is not stuck."""
+        """The number of equal values at the end of each column, 0 for the whole block; a missing value is not stuck."""
         ways = self._ways
         if all(ways[:, -1].tolist()):  # NaN too
             return [1] * len(ways)

@@ -1,6 +1,6 @@
-"""One column of one stream: what is remembered of it, and the verdict with each block. Pure.
+"""One column of one stream: its running figures, and its state after each block. Pure.
 
-Plain numbers, since a call of numpy costs more than what one block asks of one column.
+Plain Python numbers, since a call of numpy costs more than the work of one block on one column.
 """
 
 import math
@@ -12,16 +12,16 @@ from typing import Literal, NamedTuple
 State = Literal["ok", "watch", "alarm"]
 STATES: tuple[State, ...] = ("ok", "watch", "alarm")
 
-MEMORY = 8.0  # blocks: the weight of a block in the figures of late falls by 1/8 with each further one
+MEMORY = 8.0  # blocks: the weight of a block in the recent figures falls by 1/8 with each further block
 CALM = 2  # blocks without a reason, before a state falls
-RELEASE = 0.7  # of what raised a state: below that the reason is gone
-MISSING_ALARM = 0.1  # of the readings, more than in training; half of it to watch
-OUTSIDE_ALARM = 0.05  # the same for values out of the range
+RELEASE = 0.7  # share of the limit that raised a state: below it the reason is gone
+MISSING_ALARM = 0.1  # share of missing readings above that of training for an alarm; half of it for `watch`
+OUTSIDE_ALARM = 0.05  # the same for values out of range
 _LATE = 1.0 - 1.0 / MEMORY
 
 
 class Cause(IntEnum):
-    """Why a column is not `ok`; where several say so equally, the first one is named."""
+    """The reason why a column is not `ok`; of several equally severe reasons, the first is shown."""
 
     MISSING = 0
     STUCK = 1
@@ -34,7 +34,7 @@ class Cause(IntEnum):
 
 
 class Statistic(NamedTuple):
-    """What one figure of a block is in training: its mean, its standard deviation over blocks, and the CUSUM's limits.
+    """A figure of a block in training: its mean and standard deviation over blocks, and the limits of its CUSUM.
 
     Without limits, `sd` and `limit` are infinite.
     """
@@ -55,9 +55,10 @@ class Cusum:
         self.up = self.down = 0.0
 
     def add(self, figure: float) -> None:
-        """Take the figure of one more block in.
+        """Add the figure of one more block.
 
-        It is cut, so that no block raises an alarm alone, and the sums end at twice the limit, so that an alarm ends.
+        The figure is capped, so that no block raises an alarm alone. The sums are capped at twice the limit, so that an
+        alarm ends soon after its reason.
         """
         mean, sd, slack, limit = self.statistic
         z, most = (figure - mean) / sd, slack + limit / 2.0
@@ -69,18 +70,18 @@ class Cusum:
 
 
 class ColumnReference(NamedTuple):
-    """What a column is compared with.
+    """The reference of a column.
 
     Attributes:
         offset: of the mean deviation from the training's mean.
         step: of the logarithm of the mean step from one reading to the next.
         beside: of the same, less `share` of the median of the other columns.
-        share: 0 where that is not watched.
-        least_step: below that a mean step counts as that.
+        share: 0 if this is not watched.
+        least_step: the floor of a mean step.
         missing: share of the readings.
-        stuck_after: equal values among those that are looked at; infinite where there may be any number.
-        far: a deviation beyond which it is asked whether the column is another one; NaN where it never is.
-        psi_limit: of an alarm.
+        stuck_after: equal sampled values in a row; infinite if any number is usual.
+        far: the deviation beyond which the column is tested for being another one; NaN if it is never tested.
+        psi_limit: for an alarm.
     """
 
     offset: Statistic
@@ -95,7 +96,7 @@ class ColumnReference(NamedTuple):
 
 
 class SavedColumn(NamedTuple):
-    """What outlives a clean stop of a column."""
+    """The state of a column that a clean stop saves."""
 
     state: int
     calm: int
@@ -112,17 +113,17 @@ class SavedColumn(NamedTuple):
 
 
 class ColumnSums(NamedTuple):
-    """What one block says of a column.
+    """The sums of one block for a column.
 
     Attributes:
-        size: how many readings were looked at.
-        present: how many of them had a value.
+        size: the number of sampled readings.
+        present: the number of them with a value.
         total: the sum of their deviations from the training's mean.
-        squares: the sum of their squares.
-        steps: how many steps from one reading to the next there were.
-        way: the sum of their sizes.
-        outside: how many values were out of the channel's range.
-        run: how many equal values the block ends with; 0 where all of it goes on a run from before.
+        squares: the sum of the squared deviations.
+        steps: the number of steps from one reading to the next.
+        way: the sum of the steps' absolute sizes.
+        outside: the number of values out of the channel's range.
+        run: the number of equal values at the end; 0 if the whole block continues a run from before.
     """
 
     size: int
@@ -136,13 +137,13 @@ class ColumnSums(NamedTuple):
 
 
 def medians_of_others(values: Sequence[float | None]) -> list[float | None]:
-    """For each place the median of the values at the others, as far as these are there."""
+    """For each place the median of the values at the other places, without those that are None."""
     known = sorted(value for value in values if value is not None)
     return [_median(known, None if value is None else bisect_left(known, value)) for value in values]
 
 
 def _median(ordered: Sequence[float], without: int | None) -> float | None:
-    """That of ordered values, one of which is left out."""
+    """The median of ordered values, one of which is left out."""
     count = len(ordered) - (without is not None)
     if not count:
         return None
@@ -153,14 +154,15 @@ def _median(ordered: Sequence[float], without: int | None) -> float | None:
 
 
 class Column:
-    """What is remembered of a column.
+    """The running figures of a column.
 
     Attributes:
-        late_count, late_total, late_squares: values, deviations and their squares, with the weights of late.
-        offset: the mean deviation of the last block; None where half of it is missing.
+        late_count, late_total, late_squares: weighted sums of values, deviations and their squares; recent ones weigh
+            more.
+        offset: the mean deviation of the last block; None if half of it is missing.
         step: the logarithm of the mean step of the last block; None likewise.
-        run: equal values up to now.
-        other: the column that it looks like; -1 where it is like none.
+        run: the number of equal values up to now.
+        other: the column that it looks like; -1 for none.
     """
 
     __slots__ = (
@@ -182,7 +184,7 @@ class Column:
         self.other = -1
 
     def add(self, sums: ColumnSums) -> bool:
-        """Take one more block in. True where this may be another column."""
+        """Add one more block. Return True if this may be another column."""
         size, present, total, squares, steps, way, outside, run = sums
         reference = self.reference
         self.late_count = _LATE * self.late_count + present
@@ -205,7 +207,7 @@ class Column:
         return abs(self.offset) > reference.far
 
     def add_beside(self, others: float | None) -> None:
-        """Take in how much it moved beside the median of the others; None where that is not known."""
+        """Add its step relative to the median step of the others; None if that is unknown."""
         reference = self.reference
         if self.step is None or others is None:
             self.besides.add(reference.beside.mean)
@@ -215,7 +217,7 @@ class Column:
     def judge(self, *, is_swapped: bool) -> None:
         """Raise the state at once, or let it fall after some calm blocks."""
         reference, offsets, steps, besides = self.reference, self.offsets, self.steps, self.besides
-        severities = (  # 0.5 is to watch, 1 an alarm; of a statistic with a limit, these are 3/4 of it and the limit
+        severities = (  # 0.5 is `watch`, 1 `alarm`; for a statistic with a limit, 3/4 of the limit and the limit
             (self.missing - reference.missing) / MISSING_ALARM,
             self.run / reference.stuck_after,
             float(is_swapped),
@@ -240,7 +242,7 @@ class Column:
         self.cause = Cause(next(place for place, each in enumerate(severities) if each >= bound))
 
     def save(self) -> SavedColumn:
-        """What is known, to go on with after a restart."""
+        """The state to continue from after a restart."""
         return SavedColumn(
             state=self.state,
             calm=self.calm,
@@ -257,7 +259,7 @@ class Column:
         )
 
     def restore(self, saved: SavedColumn) -> None:
-        """Go on with what was known.
+        """Continue from a saved state.
 
         Raises:
             ValueError: there is no such cause.

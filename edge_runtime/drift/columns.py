@@ -1,12 +1,11 @@
 """The columns of one stream, judged block by block: stuck, missing, out of range, swapped, or drifted. Pure.
 
-Of a block of more than `MOST_SAMPLED` readings only every so many are looked at. These are held until the block is
-whole, and judged at once, since each call of numpy costs more than a reading.
+A long block is sampled: one of every so many readings is held, at least `MOST_SAMPLED` of a block. The held readings
+are judged together when the block is complete, since each call of numpy costs more than a reading.
 
-Guarantee: memory does not grow, about 1 kB a column; the figures do not depend on how readings arrive. A state rises
-with the block that shows the reason, and falls after `CALM` blocks without it. Weak points: a block is judged when it
-is complete, so that a stream that ends is not; a signal that jumps between two values with an even period can look
-stuck where only every so many readings are looked at.
+Guarantee: memory is constant, about 1 kB a column; the figures do not depend on how readings arrive. A state rises
+with the block that shows the reason, and falls after `CALM` blocks without it. Weak points: the last, incomplete block
+of a stream is not judged; a sampled signal that alternates between two values with an even period can look stuck.
 """
 
 from typing import NamedTuple
@@ -18,11 +17,11 @@ from edge_runtime.drift.column import Cause, Column, SavedColumn, medians_of_oth
 from edge_runtime.readings import Floats
 
 FIRST_BLOCKS = 4  # before the shape is judged
-_SAME_SPREAD = 2.0  # a spread larger or smaller than that is another one's
+_SAME_SPREAD = 2.0  # a ratio of spreads beyond that rules a channel out
 
 
 class SavedColumns(NamedTuple):
-    """What outlives a clean stop of the columns of a stream; the block that was begun does not."""
+    """The state of a stream's columns that a clean stop saves, without the incomplete block."""
 
     blocks: int
     bins: list[list[float]]
@@ -33,17 +32,17 @@ class WatchedColumns:
     """The columns of one stream.
 
     Args:
-        sums: the sums of one block at a time, which all streams of a model share.
+        sums: the sums of one block at a time, shared by all streams of a model.
 
     Attributes:
-        baseline: what they are compared with.
-        room: readings that are wanting to the block.
-        wanted: that number at the next reading that is looked at, or that completes the block. As long as `room` is
-            higher, whoever has readings one by one may take one off `room` instead of calling.
-        held: the last reading before the block, and those of the block that are looked at, as bytes.
-        blocks: how many were judged.
-        state: the worst of any column, as an index into `STATES`.
-        columns: what is remembered of each.
+        baseline: their reference.
+        room: the number of readings still missing to a complete block.
+        wanted: the value of `room` at the next reading that is sampled or completes the block. While `room` is higher,
+            a caller with single readings may decrement `room` instead of calling.
+        held: the last reading before the block, and its sampled readings, as bytes.
+        blocks: the number of judged blocks.
+        state: the worst state of any column, as an index into `STATES`.
+        columns: the running figures of each column.
     """
 
     __slots__ = ("_bins", "_sums", "baseline", "blocks", "columns", "held", "room", "state", "wanted")
@@ -59,21 +58,20 @@ class WatchedColumns:
         self.room = self.wanted = baseline.block
 
     def state_of(self, column: int) -> int:
-        """That of one column, as an index into `STATES`."""
+        """The state of one column, as an index into `STATES`."""
         return self.columns[column].state
 
     def hold(self, value: bytes) -> None:
-        """Take one reading that is looked at, and does not complete the block."""
+        """Hold one sampled reading that does not complete the block."""
         self.held += value
         room = self.room
         self.room, self.wanted = room - 1, max(room - self.baseline.every, 1)
 
     def take(self, values: Floats, start: int = 0) -> int:
-        """Take `[n, columns]` readings in, from the row `start` to the end of the block at most.
+        """Take rows of `[n, columns]` readings from the row `start` on, at most to the end of the block.
 
         Returns:
-            the row behind the last one that was taken. The block is judged by then if it was whole, and `room` that of
-            the next one.
+            the row after the last taken one. A complete block is judged, and `room` is then that of the next block.
         """
         base, room = self.baseline, self.room
         count = min(len(values) - start, room)
@@ -88,7 +86,7 @@ class WatchedColumns:
         return start + count
 
     def _judge(self) -> None:
-        """The verdict on a whole block; the next one begins."""
+        """Judge a complete block, and begin the next one."""
         base, block, columns = self.baseline, self._sums, self.columns
         self.blocks += 1
         self.room = self.wanted = base.block
@@ -110,7 +108,7 @@ class WatchedColumns:
         self.state = max(column.state for column in columns)
 
     def _swapped(self, are_far: list[bool]) -> list[bool]:
-        """Which columns look like another one's training and not like their own; which one is noted."""
+        """Return for each column whether it looks like another one's training and not its own; note the other one."""
         base, columns = self.baseline, self.columns
         far = np.array(are_far)
         offset = np.array([0.0 if each.offset is None else each.offset for each in columns])
@@ -140,14 +138,14 @@ class WatchedColumns:
     # --- over a restart -----------------------------------------------------------------------------------------
 
     def save(self) -> SavedColumns:
-        """What is known, to go on with after a restart."""
+        """The state to continue from after a restart."""
         return SavedColumns(self.blocks, self._bins.tolist(), [each.save() for each in self.columns])
 
     def restore(self, saved: SavedColumns) -> None:
-        """Go on with what was known.
+        """Continue from a saved state.
 
         Raises:
-            ValueError: it is of other columns.
+            ValueError: it belongs to other columns.
         """
         bins = np.array(saved.bins, np.float64)
         if bins.shape != self._bins.shape or len(saved.columns) != len(self.columns):
@@ -160,12 +158,12 @@ class WatchedColumns:
     # --- what the document shows ------------------------------------------------------------------------------------
 
     def badness(self, column: int) -> tuple[int, float]:
-        """By which columns of several streams are put in order."""
+        """The sort key of a column among several streams."""
         return self.columns[column].state, self.columns[column].psi
 
 
 class Figures:
-    """What is known of one column after its last block."""
+    """The figures of one column after its last block."""
 
     def __init__(self, watched: WatchedColumns, place: int) -> None:
         base, column = watched.baseline, watched.columns[place]

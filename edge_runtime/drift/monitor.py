@@ -1,7 +1,7 @@
-"""One model's input and answers against the reference of its bundle: every stream by itself, and one document. Pure.
+"""A model's input and answers against the reference of its bundle: each stream by itself, in one document. Pure.
 
-Guarantee: bounded memory; of at most `MOST_STREAMS` keys, the first ones, and further ones are counted as `unwatched`.
-Weak point: what is known outlives a clean stop, but no crash; then the states begin anew with the next start.
+Guarantee: bounded memory; the first `MOST_STREAMS` keys are watched, and further ones are counted as `unwatched`. Weak
+point: the state survives a clean stop, but no crash; after a crash the states start at `ok`.
 """
 
 import time
@@ -22,12 +22,12 @@ from edge_runtime.readings import Floats
 
 MOST_STREAMS = 256
 MOST_SHOWN = 32  # streams in a document that are not ok, and causes
-LOOKS = 16  # times that readings came; at one of them our own clock is asked for
-PLAIN_BLOCK = 128  # readings, where a bundle does not say
+LOOKS = 16  # arrivals of readings; the wall clock is read at one of so many
+PLAIN_BLOCK = 128  # readings, if a bundle has no size of a block
 
 
 class SavedWatch(NamedTuple):
-    """What outlives a clean stop of one key."""
+    """The state of one key that a clean stop saves."""
 
     key: str | None
     input: SavedColumns | None
@@ -36,7 +36,7 @@ class SavedWatch(NamedTuple):
 
 
 class WatchedStream:
-    """What is watched of one key."""
+    """The watched parts of one key."""
 
     __slots__ = ("calls", "input", "looks", "pacing", "scores", "state")
 
@@ -44,23 +44,23 @@ class WatchedStream:
         self.input = columns
         self.scores = scores
         self.pacing = pacing
-        self.calls = 0  # of those whose times were looked at
-        self.looks = 0  # readings one by one, before times are looked at again
+        self.calls = 0  # with times that were measured
+        self.looks = 0  # single readings until times are measured again
         self.state = 0
 
 
 class Monitor:
-    """The watch over one model.
+    """The drift monitor of one model.
 
     Args:
         manifest: of its bundle.
-        is_recorded: its readings are replayed: their times are not of now, and their arrival says nothing.
+        is_recorded: its readings are replayed, so that their times and arrivals are not judged.
         wall: seconds since the epoch; None while the clock is not set.
 
     Attributes:
-        streams: what is watched, by key.
-        on_change: called with key and state where the state of a stream changed.
-        blocks: how many were judged.
+        streams: the watched streams, by key.
+        on_change: called with key and state when the state of a stream changes.
+        blocks: the number of judged blocks.
     """
 
     def __init__(
@@ -100,29 +100,29 @@ class Monitor:
 
     @property
     def is_calibrated(self) -> bool:
-        """The bundle says beyond which values drift is an alarm."""
+        """Whether the bundle has limits for drift."""
         return any(base is not None and base.is_calibrated for base in (self.base, self.score_base))
 
     @property
     def state(self) -> State:
-        """The worst of any stream."""
+        """The worst state of any stream."""
         return STATES[self._state]
 
     def state_of(self, key: str | None) -> State:
-        """That of one stream; `ok` before anything is known of it."""
+        """The state of one stream; `ok` before its first block."""
         stream = self.streams.get(key)
         return STATES[0 if stream is None else stream.state]
 
-    # --- what comes in ----------------------------------------------------------------------------------------------
+    # --- input ------------------------------------------------------------------------------------------------------
 
     def take(self, values: Floats, keys: list[str | None], times: list[float] | None, arrived: float) -> None:
-        """Readings of one wake-up, before any was refused.
+        """Take the readings of one wake-up, before any is refused.
 
         Args:
             values: `[n, channels]`; a missing channel is NaN.
-            keys: the stream of each.
-            times: their own, in seconds; None where they brought none.
-            arrived: when, by a monotonic clock.
+            keys: the stream of each reading.
+            times: the readings' own times, in seconds; None if they have none.
+            arrived: the time of arrival, by a monotonic clock.
         """
         count = len(keys)
         if count == 1:
@@ -146,7 +146,7 @@ class Monitor:
                 self._take(key, values[rows], None if times is None else [times[row] for row in rows], arrived)
 
     def _take(self, key: str | None, values: Floats, times: list[float] | None, arrived: float) -> None:
-        """Readings of one stream."""
+        """Take the readings of one stream."""
         stream = self.streams.get(key) or self._new(key, len(values), arrived)
         if stream is None or stream.input is None:
             return
@@ -169,10 +169,10 @@ class Monitor:
                 pacing.judge(columns.baseline.block, count - stop, arrived)
                 self._conclude(key, stream)
             start = stop
-        stream.looks = 0  # the times of the next block are asked for
+        stream.looks = 0  # measure the times of the next block
 
     def take_scores(self, scores: Scores, keys: list[str | None]) -> None:
-        """The answers to some windows."""
+        """Take the answers to some windows."""
         base = self.score_base
         if base is None or not keys:
             return
@@ -230,7 +230,7 @@ class Monitor:
     # --- over a restart ---------------------------------------------------------------------------------------------
 
     def save(self) -> list[SavedWatch]:
-        """What is known of each key, for the next start; of those that have not come since the last one, too."""
+        """The state of each key for the next start, also of restored keys without a reading since."""
         found = []
         for key, stream in self.streams.items():
             columns, scores = (None if part is None else part.save() for part in (stream.input, stream.scores))
@@ -238,7 +238,7 @@ class Monitor:
         return [*found, *self._saved.values()][:MOST_STREAMS]
 
     def restore(self, saved: Sequence[SavedWatch]) -> None:
-        """Go on with what was known of each key, from its first reading on."""
+        """Continue from the saved state of each key, from its first reading on."""
         self._saved = {each.key: each for each in saved[:MOST_STREAMS]}
 
     def _restored(self, key: str | None, stream: WatchedStream, saved: SavedWatch) -> WatchedStream:
@@ -246,7 +246,7 @@ class Monitor:
             for part, known in ((stream.input, saved.input), (stream.scores, saved.scores)):
                 if part is not None and known is not None:
                     part.restore(known)
-        except ValueError:  # of a damaged file: this key begins anew
+        except ValueError:  # a damaged file: this key starts without state
             columns, scores = (None if sums is None else WatchedColumns(sums) for sums in self._sums)
             stream = self.streams[key] = WatchedStream(columns, scores, stream.pacing)
         else:
@@ -260,7 +260,7 @@ class Monitor:
         self._follow(key, stream)
 
     def _follow(self, key: str | None, stream: WatchedStream) -> None:
-        """The state of a stream is that of its parts; a change is told."""
+        """Set the state of a stream from its parts, and report a change."""
         parts = (each.state for each in (stream.input, stream.scores, stream.pacing) if each is not None)
         before, stream.state = stream.state, max(parts)
         if before == stream.state:
@@ -274,12 +274,12 @@ class Monitor:
         if state != self._state:
             self._state, self.since = state, time.time()
 
-    # --- what it says -----------------------------------------------------------------------------------------------
+    # --- document ---------------------------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
-        """The document of `edge/{device}/drift/{model}`; of each column that of the stream that is worst off.
+        """The document of `edge/{device}/drift/{model}`; each column is shown for the stream with the worst state.
 
-        Health, page and metrics ask for it every second. It is made anew where a block was judged, or keys changed.
+        Health, page and metrics read it every second. It is built again only after a judged block or a change of keys.
         """
         stamp = self.blocks, len(self.streams), len(self._unwatched), self._forgotten, self._state
         if stamp != self._shown_at:
@@ -325,7 +325,7 @@ class Monitor:
         }
 
     def summary(self) -> dict[str, Any]:
-        """State and reasons alone, for the health document."""
+        """Only state and reasons, for the health document."""
         document = self.document()
         return {name: document[name] for name in ("state", "why", "since", "causes")}
 
@@ -398,7 +398,7 @@ _NOTHING = {
 
 
 def _worst(outputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The answer that is worst off, with its name."""
+    """The answer with the worst state, and its name."""
     if not outputs:
         return {"state": "ok", "why": None, "output": None, "psi": None, "offset_sd": None}
     name, worst = max(outputs.items(), key=lambda pair: (STATES.index(pair[1]["state"]), pair[1]["psi"] or 0.0))

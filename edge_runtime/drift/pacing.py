@@ -1,9 +1,9 @@
-"""How fast the readings of one stream come, and how far their clock is from ours; judged block by block. Pure.
+"""The rate of the readings of one stream, and the offset of their clock from ours; judged block by block. Pure.
 
-The rate is `off` only where the median interval and the mean one both say so; the clock only where every reading of a
-block does. Both have to say so in `TWICE` blocks, so that a pause or a backlog is none.
+The rate is `off` only if both the median interval and the mean interval are off, the clock only if every reading of a
+block is off. Either must be off in `TWICE` blocks, so that a pause or a backlog raises nothing.
 
-Weak point: a link that delays every reading looks like a clock that is slow.
+Weak point: a link that delays every reading looks like a slow clock.
 """
 
 import math
@@ -15,15 +15,15 @@ from typing import NamedTuple
 from edge_runtime.stream.rate import TOLERANCE
 
 CHUNK = 32  # moments for one median
-TWICE = 2  # blocks that say so, before a state rises or falls
-CLOCK_ALARM_S = 60.0  # half of it to watch
-RATE_ALARM = 2.0 * math.log(TOLERANCE)  # 1.21 times too fast or too slow; half of it to watch
+TWICE = 2  # blocks with the same result, before a state rises or falls
+CLOCK_ALARM_S = 60.0  # half of it for `watch`
+RATE_ALARM = 2.0 * math.log(TOLERANCE)  # 1.21 times too fast or too slow; half of it for `watch`
 _RELEASE = 0.7
 _FEWEST = 8  # moments for a median
 
 
 class Level:
-    """A state that follows a severity: 0.5 and more to watch, 1 and more for an alarm."""
+    """A state that follows a severity: `watch` from 0.5, `alarm` from 1."""
 
     __slots__ = ("_other", "state")
 
@@ -32,7 +32,7 @@ class Level:
         self._other = 0
 
     def follow(self, severity: float) -> None:
-        """The severity of one more block."""
+        """Take the severity of one more block."""
         release = _RELEASE if self.state else 1.0
         level = int(severity >= 0.5 * release) + int(severity >= (_RELEASE if self.state == 2 else 1.0))
         self._other = self._other + 1 if level != self.state else 0
@@ -41,7 +41,7 @@ class Level:
 
 
 class SavedPacing(NamedTuple):
-    """What outlives a clean stop of rate and clock."""
+    """The state of rate and clock that a clean stop saves."""
 
     rate: int
     clock: int
@@ -53,15 +53,15 @@ class Pacing:
     """The rate and the clock of one stream.
 
     Args:
-        interval: seconds from one reading to the next in training; None where that is not known.
-        count: readings that came first.
-        arrived: when these came, by a monotonic clock.
-        is_live: readings without a time are judged by their arrival, and times compared with our clock.
+        interval: seconds from one reading to the next in training; None if unknown.
+        count: the number of readings that arrived first.
+        arrived: their arrival, by a monotonic clock.
+        is_live: readings without a time are judged by their arrival, and times are compared with our clock.
 
     Attributes:
-        wants_times: the readings' own times are still asked for in this block.
-        found: the interval as measured last; None before.
-        offset: seconds by which the readings' clock is behind ours; None where there is nothing to compare.
+        wants_times: whether this block still needs the readings' own times.
+        found: the last measured interval; None before the first.
+        offset: seconds by which the readings' clock is behind ours; None without a comparison.
     """
 
     __slots__ = (
@@ -73,7 +73,7 @@ class Pacing:
         self._interval = interval
         self._is_live = is_live
         self._moments = array("d")
-        self._arrival, self._ahead = arrived, count  # readings that had come by then, of the block that is not judged
+        self._arrival, self._ahead = arrived, count  # `count`: readings of the first block so far
         self._late, self._early = math.inf, -math.inf
         self.wants_times = interval is not None
         self.rate, self.clock = Level(), Level()
@@ -82,11 +82,11 @@ class Pacing:
 
     @property
     def state(self) -> int:
-        """The worse of the two."""
+        """The worse of the two states."""
         return max(self.rate.state, self.clock.state)
 
     def measure(self, times: list[float], wall: float | None) -> None:
-        """Note the readings' own times, in seconds, and how far they are from our own, `wall`; None: not looked at."""
+        """Note the readings' own times in seconds, and their offset from our time `wall`; None: no comparison."""
         if self.wants_times:
             self._moments.extend(times[: CHUNK + 1])
             self.wants_times = len(self._moments) <= CHUNK
@@ -95,12 +95,12 @@ class Pacing:
             self._early = max(self._early, wall - min(times))
 
     def judge(self, block: int, ahead: int, arrived: float) -> None:
-        """The verdict on a whole block.
+        """Judge a complete block.
 
         Args:
-            block: readings of it.
-            ahead: readings that came with its last one, and belong to the next block.
-            arrived: when that came.
+            block: the number of its readings.
+            ahead: the number of readings that arrived with its last one and belong to the next block.
+            arrived: the arrival of its last reading.
         """
         if self._interval is not None:
             self._judge_rate(self._interval, arrived - self._arrival, block + ahead - self._ahead)
@@ -127,9 +127,9 @@ class Pacing:
             self.rate.follow(abs(math.log(self.found / interval)) / RATE_ALARM)
 
     def save(self) -> SavedPacing:
-        """What is known, to go on with after a restart."""
+        """The state to continue from after a restart."""
         return SavedPacing(self.rate.state, self.clock.state, self.found, self.offset)
 
     def restore(self, saved: SavedPacing) -> None:
-        """Go on with what was known."""
+        """Continue from a saved state."""
         self.rate.state, self.clock.state, self.found, self.offset = saved

@@ -1,7 +1,7 @@
-"""What is known of drift -> `edge/{device}/drift/{model}`: retained JSON, and a line of the log where a state changes.
+"""Drift documents -> `edge/{device}/drift/{model}`: retained JSON, and a line in the log for each change of state.
 
-A document is published soon after a state has changed, and at the interval of health where blocks were judged since.
-None is kept while the link is down: the newest is sent when it is back.
+A document is published soon after a change of state, and at the interval of health if blocks were judged since. None is
+queued while the link is down: the newest is sent when it is up again.
 """
 
 import time
@@ -19,50 +19,50 @@ from edge_runtime.system.clock import Clock
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
-SOON_S = 1.0  # after a state has changed, and not more often
+SOON_S = 1.0  # after a change of state; also the least interval
 _FILE = "drift"
-_FORMAT = 1  # of the file; another one is not read
+_FORMAT = 1  # of the file; another format is ignored
 
 _log = get_logger("drift")
 
 
 class SmallFiles(Protocol):
-    """As much of `StateFolder` as is needed."""
+    """The needed part of `StateFolder`."""
 
     def read(self, what: str) -> bytes | None:
-        """A small file; None where there is none."""
+        """The contents of a small file; None if it does not exist."""
 
     def write(self, what: str, data: bytes) -> None:
         """Replace it."""
 
 
 class SavedDrift(msgspec.Struct):
-    """What a clean stop keeps: of each model the bundle that it belongs to, and each key."""
+    """The state that a clean stop saves: for each model the digest of its bundle, and each key."""
 
     format: int
     models: dict[str, tuple[str, list[SavedWatch]]]
 
 
 class _Watched:
-    """One model, and what was said of it last."""
+    """One model, and its last published and logged state."""
 
     def __init__(self, digest: str, monitor: Monitor) -> None:
         self.digest = digest
         self.monitor = monitor
-        self.published = -1  # blocks that had been judged then
+        self.published = -1  # number of judged blocks in the last published document
         self.logged: State = "ok"
 
 
 class DriftReports:
-    """The watch over every model whose drift is watched.
+    """The drift documents of every watched model.
 
     Args:
         loop: the event loop.
-        clock: tells whether the wall clock is set.
-        files: keep what is known over a clean stop.
+        clock: shows whether the wall clock is set.
+        files: hold the state over a clean stop.
 
     Attributes:
-        listeners: called with model, key and state where the state of a stream has changed.
+        listeners: called with model, key and state when the state of a stream changes.
     """
 
     def __init__(self, loop: Loop, clock: Clock, files: SmallFiles) -> None:
@@ -86,7 +86,7 @@ class DriftReports:
         self._connection, self._topics, self._interval = connection, topics, interval
 
     def follow(self, pipeline: Pipeline, *, is_recorded: bool) -> None:
-        """Watch the bundle that a pipeline runs; what is known of the same bundle is kept."""
+        """Watch the bundle of a pipeline; the state is kept if the bundle is the same as before."""
         name, digest = pipeline.config.name, pipeline.model.bundle.digest
         known = self._watched.get(name)
         if known is None or known.digest != digest:
@@ -106,18 +106,18 @@ class DriftReports:
         pipeline.drift = known.monitor
 
     def keep(self, names: set[str]) -> None:
-        """Watch no other models than these any more; their topics are emptied."""
+        """Stop watching all models except these, and clear their retained documents."""
         for name in set(self._watched) - names:
             del self._watched[name]
             self._send(name, b"")
 
     def state_of(self, model: str, key: str | None) -> State:
-        """How one stream stands; `ok` where it is not watched."""
+        """The state of one stream; `ok` if it is not watched."""
         known = self._watched.get(model)
         return "ok" if known is None else known.monitor.state_of(key)
 
     def documents(self) -> dict[str, dict[str, Any]]:
-        """Of every model, by its name."""
+        """The document of every model, by its name."""
         return {name: {"model": name, **each.monitor.document()} for name, each in self._watched.items()}
 
     def link_changed(self) -> None:
@@ -131,7 +131,7 @@ class DriftReports:
             self._wait(self._interval)
 
     def end(self) -> None:
-        """A clean stop: publish nothing more, and keep what is known for the next start."""
+        """A clean stop: publish nothing more, and save the state for the next start."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -142,7 +142,7 @@ class DriftReports:
             _log.warning("what is known of drift is not kept", extra=fields(why=error.strerror))
 
     def _take_saved(self) -> dict[str, tuple[str, list[SavedWatch]]]:
-        """What the last clean stop kept, once: after a crash it would be of long ago."""
+        """Read the state of the last clean stop and empty the file: after a later crash it would be outdated."""
         data = self._files.read(_FILE)
         if not data:
             return {}
@@ -162,7 +162,7 @@ class DriftReports:
     def _changed(self, name: str, key: str | None, state: State) -> None:
         for listener in self.listeners:
             listener(name, key, state)
-        self._watched[name].published = -1  # a state that is known from before the start comes without a block
+        self._watched[name].published = -1  # a restored state changes without a new block
         self._wait(SOON_S)
 
     def _wait(self, seconds: float) -> None:
@@ -173,7 +173,7 @@ class DriftReports:
             self._timer = self._loop.call_at(when, self._tell)
 
     def _tell(self) -> None:
-        """Publish what is new."""
+        """Publish the documents that changed."""
         self._timer = None
         for name, each in self._watched.items():
             if each.published != each.monitor.blocks:

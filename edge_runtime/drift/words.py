@@ -1,4 +1,4 @@
-"""Why a column, a rate or a clock is not as in training, as one sentence for people. Pure."""
+"""The reason why a column, a rate or a clock differs from training, as one sentence. Pure."""
 
 from typing import assert_never
 
@@ -8,7 +8,7 @@ from edge_runtime.drift.columns import Figures
 
 
 def why(figures: Figures, base: Baseline, names: tuple[str, ...]) -> str | None:
-    """The reason for the state of a column; None where it is ok."""
+    """The reason for the state of a column; None if it is ok."""
     column = figures.column
     match figures.cause:
         case None:
@@ -40,7 +40,7 @@ def why(figures: Figures, base: Baseline, names: tuple[str, ...]) -> str | None:
 
 
 def cause_of(figures: Figures) -> str | None:
-    """The kind of the reason, the same on every device; None where the column is ok."""
+    """The kind of the reason, the same on every device; None if the column is ok."""
     match figures.cause:
         case None:
             return None
@@ -64,6 +64,6 @@ def why_rate(found: float, interval: float) -> str:
 
 
 def why_clock(offset: float) -> str:
-    """Which way the readings' clock is off."""
+    """The direction and size of the clock's offset."""
     way = "behind" if offset > 0.0 else "ahead of"
     return f"the times of the readings are {abs(offset):.3g} s {way} the clock of this device"
