@@ -3,8 +3,8 @@
 Guarantee: the receipt of a reading that completes a window is held until the prediction is safe or withheld by
 configuration; with `acknowledge = "window"` the receipt of every reading is held until no window needs it
 (`holding.py`). A window on which the model fails is set aside, counted and not retried; its neighbours are not
-affected. A model slower than a few milliseconds runs in one worker thread, in order, with a bounded queue. A class of
-more than 400 lines, on purpose: the path of a batch is read from top to bottom.
+affected. A model slower than a few milliseconds runs in one worker thread, in order, with a bounded queue. It is a
+class of more than 400 lines, on purpose: the path of a batch is read from top to bottom.
 """
 
 import time
