@@ -1,5 +1,7 @@
 """How a bundle gets in: each check by itself, at its limit, and what an install leaves behind."""
 
+import errno
+import fcntl
 import hashlib
 import shutil
 import time
@@ -16,12 +18,14 @@ from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.bundle.release import Release
 from edge_runtime.errors import BundleError, CommandError, SignatureError
+from edge_runtime.store import install, layout
 from edge_runtime.store.floors import Floors
 from edge_runtime.store.install import SPARE_BYTES, Policy, shadow_misfit
 from edge_runtime.store.layout import StoreFolder
 from edge_runtime.store.permission import PERMISSION_NAMESPACE
 from edge_runtime.store.records import BundleRecord
 from edge_runtime.store.store import ModelStore
+from edge_runtime.system.durable import remove
 from tests.faults.slots.operations import quick
 from tests.support import builders
 
@@ -321,6 +325,53 @@ def test_a_bundle_is_judged_again_by_what_has_changed_during_its_self_test(
         ("1.0.0", "previous"),
         ("1.6.0", "rejected"),
     ]
+
+
+def test_nothing_changes_while_another_command_holds_the_state(
+    store: ModelStore, make: Make, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An activation or the daemon may be at work on the same state: their decision is not overwritten."""
+    store.install(make("1.0.0"), policy)
+    later = make("1.1.0")
+    monkeypatch.setattr(layout, "_LOCK_WAIT_S", 0.0)
+    with (store.root / ".lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "expected its lock to be free, found it held" in _refused(store, later, policy, CommandError)
+    assert store.install(later, policy).changed
+
+
+def test_a_second_install_is_refused_without_a_wait(
+    store: ModelStore, make: Make, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one may take minutes: who asks for the second hears at once."""
+    store.install(make("1.0.0"), policy)
+    later = make("1.1.0")
+    naps: list[float] = []
+    monkeypatch.setattr(time, "sleep", naps.append)
+    with (store.root / ".install.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CommandError, match="another install is under way"):
+            store.install(later, policy)
+    assert not naps
+
+
+def test_an_install_has_succeeded_though_its_staging_cannot_be_emptied(
+    store: ModelStore, make: Make, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle serves already; the next install empties it."""
+    calls: list[Path] = []
+
+    def refused_at_the_end(path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        remove(path)
+
+    monkeypatch.setattr(install, "remove", refused_at_the_end)
+    assert store.install(make("1.0.0"), policy).changed
+    assert calls == [store.root / ".staging"] * 2
+    assert store.install(make("1.1.0"), policy).changed
+    assert not (store.root / ".staging").exists()
 
 
 def test_the_self_test_sees_the_bundle_under_the_name_of_its_source(
