@@ -167,6 +167,44 @@ def test_readings_that_come_late_by_chance_start_no_trial(line: tuple[AckCoalesc
     assert not acks.is_counting
 
 
+def test_three_in_four_that_come_late_start_a_trial(line: tuple[AckCoalescing, WholeSocket]) -> None:
+    """A reading that comes sooner takes back two late ones, not more: each round leaves one."""
+    acks, wrapped = line
+    for _ in range(ALONE_READINGS - 3):
+        for seconds in (LATE, LATE, LATE, 0.01):
+            acks.came_after(seconds, 1)
+            assert not wrapped.confirms
+    for _ in range(3):
+        assert not wrapped.confirms
+        acks.came_after(LATE, 1)
+    assert wrapped.confirms
+
+
+def test_the_next_reading_is_wanted_while_one_more_came_late_together_than_not(
+    line: tuple[AckCoalescing, WholeSocket],
+) -> None:
+    """Two that came together, then one that came soon: one is left, and two more late ones are enough."""
+    acks, wrapped = line
+    for seconds, count in ((LATE, 2), (LATE, 2), (0.01, 1)):
+        acks.came_after(seconds, count)
+        assert acks.is_counting
+    acks.came_after(0.01, 1)
+    assert not acks.is_counting
+    assert not wrapped.confirms
+
+
+@pytest.mark.parametrize(("count", "readings"), [(2, 3), (1, 8)])
+def test_a_broker_that_holds_readings_back_is_recognised_within_a_second(
+    line: tuple[AckCoalescing, WholeSocket], count: int, readings: int
+) -> None:
+    """Three late reads of several messages, or eight of one: at ten readings a second more would be felt."""
+    acks, wrapped = line
+    for _ in range(readings):
+        assert not wrapped.confirms
+        acks.came_after(LATE, count)
+    assert wrapped.confirms
+
+
 class _Bench:
     """Acknowledgements over a connection and a socket that only note what they are asked for."""
 
