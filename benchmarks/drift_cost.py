@@ -2,9 +2,13 @@
 
 One pipeline, from a JSON frame to the payload of its prediction, without sockets, with and without the watch in turns,
 so that a machine whose speed changes favours neither. Readings come one by one, and 64 at a time as from a backlog.
+`--daemon` takes whole daemons behind mosquitto instead, alive beside one another, at 100 readings a second in turns.
 """
 
+import argparse
 import json
+import os
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -13,12 +17,23 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
+from benchmarks import process, turns
 from benchmarks.models import write_bundle
 from benchmarks.names import CHANNELS
+from benchmarks.results import Results
+from benchmarks.targets import Target, daemon_config, start_daemon
 from converter.reference import reference_of
-from edge_runtime.bundle.manifest import ChannelReference, DriftLimits, DriftReference, Manifest
+from edge_runtime.bundle.manifest import (
+    METADATA_KEY,
+    ChannelReference,
+    DriftLimits,
+    DriftReference,
+    Manifest,
+    write_manifest,
+)
 from edge_runtime.bundle.model import Model
 from edge_runtime.bundle.open import open_bundle
 from edge_runtime.config.tables import ModelTable, RepairTable
@@ -33,6 +48,8 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 
 TURNS, READINGS = 10, 6400
+BLOCKS = (128, 512, 2048)
+DAEMON_SECONDS = 40.0  # of each daemon; a block of 512 has five
 
 
 class _Taker:
@@ -69,7 +86,43 @@ def _limited(values: NDArray[np.floating], names: Sequence[str], block: int) -> 
 
 
 def main() -> None:
-    """Measure, and print a line for each way in which readings come."""
+    """Measure, and print a line for each way in which readings come, or for each daemon."""
+    parser = argparse.ArgumentParser(prog="benchmarks.drift_cost", description=__doc__)
+    parser.add_argument("--daemon", action="store_true", help="whole daemons behind mosquitto")
+    (_daemons if parser.parse_args().daemon else _pipelines)()
+
+
+def _daemons() -> None:
+    """A line for each size of a block: CPU of a daemon with the watch, and of one without, in the same turns."""
+    results = Results(machine={})
+    with tempfile.TemporaryDirectory() as folder:
+        plain = write_bundle(Path(folder) / "mlp.onnx")
+        targets = [_target("without", plain)]
+        values = np.random.default_rng(1).normal(size=(4000, 1, len(CHANNELS))).astype(np.float32)
+        model = Model(open_bundle(plain))
+        answers = model.run(values).scores
+        assert answers is not None
+        for block in BLOCKS:
+            file = onnx.load(plain)
+            (entry,) = (each for each in file.metadata_props if each.key == METADATA_KEY)
+            entry.value = write_manifest(watched(model.manifest, answers, block))
+            path = Path(folder) / f"mlp-{block}.onnx"
+            onnx.save(file, path)
+            targets.append(_target(str(block), path))
+        os.sched_setaffinity(0, {process.cores()[0]})
+        turns.measure(targets, Path(folder), plain, DAEMON_SECONDS, results)
+    without = results.values[turns.CPU]["without"]
+    print("| block | CPU us a reading | more |\n|---|---|---|", flush=True)
+    for name, found in results.values[turns.CPU].items():
+        more = statistics.median(mine / other for mine, other in zip(found, without, strict=True)) - 1
+        print(f"| {name} | {100 * statistics.median(found):.1f} | {more:.1%} |")
+
+
+def _target(name: str, bundle: Path) -> Target:
+    return Target(name, lambda folder, core, port, _: start_daemon(folder, core, daemon_config(folder, port, bundle)))
+
+
+def _pipelines() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Model(open_bundle(write_bundle(Path(folder) / "mlp.onnx")))
         table = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s", "run": "loop"}, ModelTable)
@@ -85,7 +138,7 @@ def main() -> None:
         assert answers is not None
         frames = [json.dumps(dict(zip(CHANNELS, map(float, row), strict=True))) for row in values]
         print("| block | together | without, us a reading | with | more |\n|---|---|---|---|---|")
-        for block in (128, 512, 2048):
+        for block in BLOCKS:
             monitor = Monitor(watched(model.manifest, answers, block), is_recorded=True)
             for together in (1, 64):
                 spent: dict[bool, float] = {True: 0.0, False: 0.0}
