@@ -1,1 +1,1 @@
-"""Captures: windows that are worth labelling, kept on the device within a budget of bytes, read on the workstation."""
+"""Captures: windows worth labelling, stored on the device within a budget of bytes, read on the workstation."""

@@ -1,12 +1,12 @@
-"""The captures of a daemon: decides for each answer, collects what is to be kept, and has a thread write it.
+"""The captures of a daemon: selects windows, queues them, and has a thread write them.
 
-Guarantee: the loop never waits for the card. What is to be kept is copied into a queue of at most `MOST_WAITING_BYTES`,
-which the thread writes `WRITE_S` after its first window, or earlier when it holds `WRITE_BYTES`; so the card sees one
-`fdatasync` in ten seconds where captures are few. What the queue, the budget or the disk does not take is counted in
-`lost` by reason, and the first of each reason is logged; predictions go on meanwhile.
+Guarantee: the loop never waits for the card. Selected windows are copied into a queue of at most `MOST_WAITING_BYTES`.
+The thread writes the queue `WRITE_S` after its first window, or earlier when it holds `WRITE_BYTES`; so with few
+captures the card gets one `fdatasync` in ten seconds. Windows that do not fit the queue, the budget or the disk are
+counted in `lost` by reason, and the first of each reason is logged; predictions continue.
 
-Weak points: a kill loses what is in the queue; requests and alarms that are being followed end with the daemon; the
-states of a recurrent model are not kept.
+Weak points: a kill loses the queue; requests and alarms in progress end with the daemon; the states of a recurrent
+model are not stored.
 """
 
 import random
@@ -38,18 +38,18 @@ _log = get_logger("capture")
 
 
 class Captures:
-    """What one device keeps. Every method belongs to the loop's thread.
+    """The captures of one device. Every method must be called in the loop's thread.
 
     Args:
-        table: what the device file asks for.
+        table: `[capture]` of the device file.
         folder: of the files.
         device: the device's id.
         start: the number of this start.
-        connection: the upstream's.
+        connection: to the upstream broker.
         loop: the event loop.
-        clock: tells whether the wall clock is set.
-        counters: its own.
-        chance: gives a number from 0 up to 1, not included.
+        clock: shows whether the wall clock is set.
+        counters: for captures.
+        chance: returns a random number from 0 (included) to 1 (excluded).
     """
 
     def __init__(
@@ -85,19 +85,19 @@ class Captures:
         self._lost: Counter[str] = Counter()
         self._evicted_bytes = 0
         self._ring = CaptureRing(folder, table.max_bytes)
-        self._reports: deque[Callable[[], object]] = deque()  # of the thread, for the loop's
+        self._reports: deque[Callable[[], object]] = deque()  # from the writing thread to the loop's
         self._thread = BackgroundThread("capture", self._report, at_end=self._ring.close)
         self._requests = CaptureRequests(device, connection, self._ask, counters)
         self._submit([])
 
-    # --- what the daemon asks ---------------------------------------------------------------------------------------
+    # --- calls of the daemon ----------------------------------------------------------------------------------------
 
     def begin(self, models: Iterable[str], *, labels_come: bool = False) -> None:
-        """Follow these models, and no others, from now on; one that was followed already goes on.
+        """From now on capture for exactly these models; a model that was in use before continues.
 
         Args:
             models: their names.
-            labels_come: truth may arrive, so the last windows of each are remembered for it.
+            labels_come: truth may arrive, so the last windows of each model stay in memory for it.
         """
         context = TapContext(
             table=self._table,
@@ -112,22 +112,22 @@ class Captures:
             tap.remember_recent(wanted=labels_come)
 
     def tap(self, model: str) -> CaptureTap:
-        """Sees the answers of a model that is followed."""
+        """The tap on the answers of a model."""
         return self._taps[model]
 
     def note_alarm(self, model: str, key: str | None = None, *, every_key: bool = False) -> None:
-        """An alarm about the input of a model began: keep the next windows of this key, or of each."""
+        """An alarm about the input of a model began: capture the next windows of this key, or of every key."""
         if model in self._taps:
             self._taps[model].follow_alarm(key, every_key=every_key)
 
     def label(self, model: str, identity: str, label: str | None, values: Sequence[float] = ()) -> None:
-        """What was right for a prediction has become known; its window is kept where it is still at hand.
+        """Take the truth of a prediction, and capture its window if it is still in memory.
 
         Args:
             model: the model's name.
-            identity: the prediction's.
-            label: what was right; None where numbers say it.
-            values: the numbers, in the order of a regression's targets, or of the labels that may be there together.
+            identity: the prediction's id.
+            label: the right label; None for a regression and for several labels.
+            values: the right numbers, in the order of a regression's targets, or of a multi-label model's labels.
         """
         names: tuple[str, ...] = ()
         if (tap := self._taps.get(model)) is not None:
@@ -138,7 +138,7 @@ class Captures:
         self._keep(CaptureItem(entry), LABEL_BYTES)
 
     def document(self) -> dict[str, Any]:
-        """For the health document."""
+        """The part of the health document."""
         wanted = {name: found for name, tap in self._taps.items() if (found := tap.requested) is not None}
         return {
             "state": self._state,
@@ -152,12 +152,12 @@ class Captures:
         }
 
     def leave(self) -> None:
-        """End for good, on a link that stays."""
+        """End for good, while the link stays up."""
         self._requests.leave()
         self.end()
 
     def end(self) -> None:
-        """Write what is in the queue, and let go of the folder."""
+        """Write the queue, and unlock the folder."""
         if self._ended:
             return
         if self._queue:
@@ -167,15 +167,15 @@ class Captures:
             self._timer.cancel()
         if not self._thread.stop(CLOSE_S):
             _log.warning("the last captures may not be written", extra=fields(folder=self._ring.folder))
-        self._take_reports()  # the loop may not turn again
+        self._take_reports()  # the loop may not run again
 
-    # --- on the way to the card -------------------------------------------------------------------------------------
+    # --- queue and writes -------------------------------------------------------------------------------------------
 
     def _is_clock_set(self) -> bool:
         return self._clock.is_synchronised
 
     def _keep(self, item: CaptureItem, size: int) -> None:
-        """Have an item of about so many bytes written."""
+        """Queue an item of about `size` bytes for writing."""
         if self._ended:
             return
         if self._queued_bytes + self._writing_bytes + size > MOST_WAITING_BYTES and self._queued_bytes:
@@ -212,7 +212,7 @@ class Captures:
         )
 
     def _report(self, report: Callable[[], object]) -> None:
-        """In the thread: what became of a write."""
+        """In the writing thread: pass the result of a write to the loop."""
         self._reports.append(report)
         self._loop.call_soon_threadsafe(self._take_reports)
 
@@ -269,11 +269,11 @@ class Captures:
 
 
 def _write_to(ring: CaptureRing, items: list[CaptureItem]) -> tuple[RingWrite, int]:
-    """In the thread: what became of the items, and how many bytes the files hold now."""
+    """In the writing thread: write the items. Return the result, and the size of all files in bytes."""
     if not ring.is_open:
         ring.open()
     written = ring.write(items)
     if isinstance(written.error, FileNotFoundError):
-        ring.close()  # the folder was taken away: the next write makes it again
+        ring.close()  # the folder was removed: the next write creates it again
         return written, 0
     return written, ring.size_on_disk()

@@ -1,14 +1,14 @@
-"""What a file of captures holds: entries of MessagePack, each with its length and checksum. Pure.
+"""The format of a capture file: entries of MessagePack, each with its length and checksum. Pure.
 
 ::
 
     file  = "edgecap1" entry*
     entry = length (u32, little-endian), CRC-32 of the body (u32), body
 
-An entry is the facts of a bundle (`BundleFacts`), a captured window (`Captured`), or a label that came later
-(`Labelled`). The facts stand once in each file, before the first window that refers to them, so that every file can be
-read by itself. Guarantee: whatever a kill or a power cut leaves of the last entry is noticed by its length or its
-checksum, and never read as a window.
+An entry is the facts of a bundle (`BundleFacts`), a captured window (`Captured`), or a label that arrived later
+(`Labelled`). Each file has the facts once, before the first window that refers to them, so that every file can be read
+by itself. Guarantee: an entry that a kill or a power cut left incomplete is detected by its length or its checksum, and
+never read as a window.
 """
 
 import math
@@ -35,7 +35,7 @@ class CapturedChannel(msgspec.Struct, frozen=True):
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True, tag="bundle"):
-    """The bundle that answered, and how the windows are to be read.
+    """The bundle that gave the answers, and the layout of the windows.
 
     Attributes:
         device: the id of the device.
@@ -44,12 +44,12 @@ class BundleFacts(msgspec.Struct, frozen=True, kw_only=True, tag="bundle"):
         version: the bundle's version.
         digest: the bundle's SHA-256 in hex.
         task: the bundle's task.
-        channels: of the captured windows, in order; none where a window is a whole frame.
+        channels: of the captured windows, in order; empty if a window is a whole frame.
         shape: of a captured window.
-        labels: those of the bundle.
-        targets: those of the bundle, where it is a regression.
-        rate_hz: the bundle's.
-        excluded: channels of the bundle that the device file leaves out.
+        labels: the bundle's labels.
+        targets: the bundle's targets, for a regression.
+        rate_hz: the bundle's rate.
+        excluded: channels of the bundle that the device file excludes.
     """
 
     device: str
@@ -67,24 +67,24 @@ class BundleFacts(msgspec.Struct, frozen=True, kw_only=True, tag="bundle"):
 
     @property
     def value_names(self) -> tuple[str, ...]:
-        """Of the numbers that say what was right: targets, or labels that may be there together; else none."""
+        """The names of a truth's numbers: targets, or the labels of a multi-label model; else empty."""
         return self.labels if self.task == "multilabel" else self.targets
 
 
 class Captured(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
-    """One window, what the model said of it, and why it was kept.
+    """One window, the model's answer to it, and the reasons for its capture.
 
     Attributes:
-        bundle: the place of its facts among those of the file.
-        id: the prediction's; of one that was withheld, the one that sinks and truth know it by.
-        published: the prediction was.
-        key: the stream; None where the source has one.
+        bundle: the index of its facts among those of the file.
+        id: the prediction's id; for a withheld prediction, the id that sinks and truth use.
+        published: whether the prediction was published.
+        key: of the stream; None if the source has a single stream.
         time: of the last reading of the window, in Unix seconds.
-        label: the window's own, before any smoothing; None where the task has none.
+        label: of this window alone, before any smoothing; None if the task has no labels.
         answer: the model's numbers by the names of its outputs.
-        reasons: why it was kept.
+        reasons: for the capture.
         values: the window as little-endian float32, row by row.
-        clock_set: the clock of the device was set.
+        clock_set: whether the clock of the device was set.
     """
 
     bundle: int
@@ -104,14 +104,14 @@ class Captured(msgspec.Struct, frozen=True, kw_only=True, tag="window"):
 
 
 class Labelled(msgspec.Struct, frozen=True, kw_only=True, tag="label"):
-    """What was right for a prediction, learnt after its window was kept.
+    """The truth of a prediction that arrived after the capture of its window.
 
     Attributes:
-        id: the prediction's.
+        id: the prediction's id.
         model: the model's name in the device file.
-        label: what was right; None where numbers say it.
-        values: what was right for a regression, by target; of several labels 1 for each that is there, else 0.
-        time: when that was learnt, in Unix seconds.
+        label: the right label; None for a regression and for several labels.
+        values: the right values of a regression, by target; for several labels 1 if present, else 0.
+        time: of the truth's arrival, in Unix seconds.
     """
 
     id: str
@@ -128,11 +128,11 @@ _decoder = msgspec.msgpack.Decoder(Entry)
 
 
 class ReadEntries(NamedTuple):
-    """What stands in a file.
+    """The contents of a file.
 
     Attributes:
-        entries: the whole ones, in order.
-        whole: how many bytes of the file they take, with what stands before them.
+        entries: the complete ones, in order.
+        whole: the size in bytes of the file's head and the complete entries.
     """
 
     entries: list[Entry]
@@ -140,17 +140,17 @@ class ReadEntries(NamedTuple):
 
 
 def pack(entry: Entry) -> bytes:
-    """The bytes of an entry as they stand in a file."""
+    """The bytes of an entry in a file."""
     body = _encoder.encode(entry)
     return len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
 
 
 def read(data: bytes) -> ReadEntries:
-    """Every whole entry up to the first that is not; none where the file is no file of captures."""
+    """Every complete entry before the first incomplete one; none if this is no capture file."""
     if not data.startswith(MAGIC):
         return ReadEntries([], 0)
     entries: list[Entry] = []
-    sizes: list[int] = []  # of a window, in bytes, by the facts that stand so far
+    sizes: list[int] = []  # of a window in bytes, for each of the facts so far
     whole = len(MAGIC)
     for body, end in _bodies(data):
         try:
@@ -180,5 +180,5 @@ def _bodies(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def _fits(entry: Captured, sizes: list[int]) -> bool:
-    """A window refers to facts that stand before it, and has as many numbers as they say."""
+    """Whether a window refers to facts before it, and has their size."""
     return 0 <= entry.bundle < len(sizes) and len(entry.values) == sizes[entry.bundle]

@@ -1,7 +1,7 @@
-"""Folders of captures, read back: those of a device, those that were brought in, and folders of such folders.
+"""Read folders of captures: of a device, of a workstation that fetched them, and folders of such folders.
 
-Guarantee: every whole entry is read; bytes behind the last whole one of a file are counted and named, and no window is
-made of them. Files are only read, so that a daemon may be writing meanwhile.
+Guarantee: every complete entry is read. Bytes after the last complete entry of a file are counted and reported, and
+never read as a window. Files are only read, so a daemon may write them at the same time.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from edge_runtime.errors import CommandError
 
 
 class FoundWindow(NamedTuple):
-    """A window with the facts of its bundle and the file that it stands in."""
+    """A window with the facts of its bundle, and its file."""
 
     entry: Captured
     facts: BundleFacts
@@ -21,12 +21,12 @@ class FoundWindow(NamedTuple):
 
 
 class FoundCaptures(NamedTuple):
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
         windows: in the order of the files.
-        labels: that came from devices, the last one of a prediction last.
-        damaged: files with bytes that are no whole entry, and how many.
+        labels: the labels from devices; of several for one prediction the newest is last.
+        damaged: files with bytes outside complete entries, and the number of these bytes.
     """
 
     windows: list[FoundWindow]
@@ -35,20 +35,20 @@ class FoundCaptures(NamedTuple):
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files of captures in a folder and the folders in it."""
+    """The capture files in a folder and its subfolders."""
     return sorted(path for path in folder.rglob(PATTERN) if path.is_file())
 
 
 def is_captures(folder: Path) -> bool:
-    """Whether there is a file of captures in it."""
+    """Whether the folder holds a capture file."""
     return bool(files_of(folder))
 
 
 def read_captures(folder: Path) -> FoundCaptures:
-    """Everything that a folder holds.
+    """Read all captures of a folder.
 
     Raises:
-        CommandError: there are no captures in it, or they cannot be read.
+        CommandError: it holds no captures, or they cannot be read.
     """
     if not folder.is_dir():
         raise CommandError(f"{folder}: expected a folder of captures, found {'a file' if folder.exists() else 'none'}")

@@ -1,7 +1,7 @@
-"""Which windows are worth labelling: by what the model said of each, and by chance. Pure.
+"""The choice of windows worth labelling: by the model's answer, and at random. Pure.
 
-A window is kept where the model is unsure (`uncertain`), where it says one of the labels that are asked for (`label`),
-or by chance (`random`), which keeps a share that says nothing of the model and so is fit to judge it by.
+A window is captured if the model is unsure (`uncertain`), if its answer is one of the configured labels (`label`), or
+at random (`random`). The random share does not depend on the model, so it is an unbiased sample to evaluate it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.model import Scores
 from edge_runtime.config.tables import CaptureTable
 
-ANOMALY, NORMAL = "anomaly", "normal"  # what an anomaly is called where labels are asked for
+ANOMALY, NORMAL = "anomaly", "normal"  # the names of an anomaly's answers among labels
 
 UNCERTAIN, LABEL, RANDOM = "uncertain", "label", "random"
 
@@ -19,10 +19,10 @@ class CapturePolicy:
     """The rules of one bundle.
 
     Args:
-        table: what the device file asks for.
-        manifest: the bundle's.
-        threshold: the one in force, where the task has one.
-        chance: gives a number from 0 up to 1, not included.
+        table: `[capture]` of the device file.
+        manifest: the bundle's manifest.
+        threshold: the one in use, if the task has one.
+        chance: returns a random number from 0 (included) to 1 (excluded).
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class CapturePolicy:
         self._chance = chance
 
     def reasons(self, scores: Scores, row: int) -> tuple[str, ...]:
-        """Why a window is to be kept; empty where it is not."""
+        """The reasons to capture a window; empty if there is none."""
         found = []
         if self._uncertain is not None:
             margin = self.margin(scores, row)
@@ -50,10 +50,10 @@ class CapturePolicy:
         return tuple(found)
 
     def margin(self, scores: Scores, row: int) -> float | None:
-        """How sure the model is; None where its task does not say.
+        """The certainty of the model; None if its task has no measure.
 
-        Of a classification the distance between the two largest scores, of several labels the least distance of
-        one from its opposite, else the distance from the threshold, where there is one.
+        For a classification: the difference between the two largest scores. For several labels: the least difference
+        between a label and its opposite. Else: the distance from the threshold, if there is one.
         """
         if scores.scores is not None:
             numbers = scores.scores[row].tolist()
@@ -70,7 +70,7 @@ class CapturePolicy:
         return None
 
     def label(self, scores: Scores, row: int) -> str | None:
-        """The window's own label, before any smoothing; None where the task has none."""
+        """The label of this window alone, before any smoothing; None if the task has no labels."""
         if self._task == "classification" and scores.label is not None:
             place = int(scores.label[row])
             return self._names[place] if 0 <= place < len(self._names) else None
@@ -79,7 +79,7 @@ class CapturePolicy:
         return None
 
     def _said(self, scores: Scores, row: int) -> Iterator[str]:
-        """Every label that the model gives a window."""
+        """All labels that the model gives to a window."""
         one = self.label(scores, row)
         if one is not None:
             yield one
@@ -91,10 +91,10 @@ class CapturePolicy:
 
 
 def mistakes(table: CaptureTable, models: Iterable[tuple[str, Manifest]]) -> Iterator[tuple[str, str]]:
-    """Labels and channels that no bundle of a device has, or that stand there twice, as the key and a sentence.
+    """Labels and channels that no bundle of a device has, or that are listed twice, as the key and a sentence.
 
     Args:
-        table: what the device file asks for.
+        table: `[capture]` of the device file.
         models: the names of the models and their bundles.
     """
     known_labels: set[str] = set()

@@ -1,8 +1,8 @@
-"""Captures on request: `edge/{device}/capture/{model}` with `{"windows": N}` asks for the next N windows of each key.
+"""Captures on request: `edge/{device}/capture/{model}` with `{"windows": N}` requests the next N windows of each key.
 
-A request lasts for `LASTS_S`, so that a key that is silent at first has its windows too, and not over a restart; a
-later one takes its place, and 0 ends it. What cannot be read is counted and logged. A broker that refuses the topic
-costs nothing else.
+A request lasts for `LASTS_S`, so that keys without readings at first are captured too. It does not survive a restart;
+a later request replaces it, and 0 ends it. An unreadable request is counted and logged. If the broker refuses the
+topic, everything else still works.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from edge_runtime.system.log import fields, get_logger
 
 MOST_WINDOWS = 1_000_000
 MOST_BYTES = 1024  # of a request
-MOST_KEYS = 100_000  # that one request is followed for
+MOST_KEYS = 100_000  # of one request
 LASTS_S = 86_400.0
 
 _log = get_logger("capture")
@@ -32,14 +32,14 @@ _decode = msgspec.json.Decoder(CaptureRequest).decode
 
 
 class WantedWindows:
-    """How many windows of each key are still wanted.
+    """The number of windows of each key that are still wanted.
 
     Args:
         windows: of each key.
-        ends: the loop's time at which it is over.
+        ends: the loop's time of the end.
 
     Attributes:
-        taken: how many there were, of all keys.
+        taken: the number of windows so far, of all keys.
     """
 
     def __init__(self, windows: int, ends: float) -> None:
@@ -49,7 +49,7 @@ class WantedWindows:
         self._of_key: dict[str | None, int] = {}
 
     def take(self, key: str | None, now: float) -> bool:
-        """Whether the present window of a key is wanted; it counts as taken."""
+        """Whether the current window of a key is wanted; if so it is counted."""
         taken = self._of_key.get(key, 0)
         if now >= self._ends or taken >= self.windows or (not taken and len(self._of_key) >= MOST_KEYS):
             return False
@@ -58,18 +58,18 @@ class WantedWindows:
         return True
 
     def is_over(self, now: float) -> bool:
-        """The time is up."""
+        """Whether the end is reached."""
         return now >= self._ends
 
 
 class CaptureRequests:
-    """Takes requests from the upstream's connection; every method belongs to the loop's thread.
+    """Takes requests from the upstream connection; every method must be called in the loop's thread.
 
     Args:
         device: the device's id.
-        connection: the upstream's.
-        ask: called with a model and a number; False where there is no such model.
-        counters: takes refusals, as `rejected`.
+        connection: to the upstream broker.
+        ask: called with a model and a number; returns False if there is no such model.
+        counters: count refusals, as `rejected`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CaptureRequests:
         connection.subscribe([f"edge/{device}/capture/+"], 1, self._take, optional=True)
 
     def leave(self) -> None:
-        """Take none any more."""
+        """Accept no further requests."""
         self._connection.unsubscribe(self._take)
 
     def _take(self, messages: list[Message]) -> None:
@@ -91,7 +91,7 @@ class CaptureRequests:
                 continue
             message.claimed = True
             if not message.payload:
-                continue  # clears a retained one
+                continue  # clears a retained request
             trouble = self._trouble(message)
             if trouble is not None:
                 self._counters.rejected["capture_request"] += 1
@@ -99,7 +99,7 @@ class CaptureRequests:
                 _log.warning("a request for captures is refused", extra=fields(topic=topic, why=trouble))
 
     def _trouble(self, message: Message) -> str | None:
-        """Why a request cannot be followed; None where it is."""
+        """The reason to refuse a request; None if it was accepted."""
         if message.retained:
             return "expected a message that is not retained, which would ask again at each connection"
         expected = f'expected {{"windows": N}} with N from 0 to {MOST_WINDOWS}'

@@ -1,13 +1,13 @@
-"""The files of the captures: a ring of files that together never take more than a number of bytes.
+"""The capture files: a ring of files with a bound on their total size.
 
-Guarantee: the sizes of all files in the folder, as they stand on the disk, are added up before each write, and the
-oldest files go first, so that the sum is never above the budget, not even between two system calls: it holds under a
-flood and whenever the process is killed. What a kill leaves of an entry is cut off at the next start. A disk that is
-full costs the entries of one write, and those that were there stay.
+Guarantee: before each write the sizes of all files in the folder are read from the disk and added up, and the oldest
+files are removed first. So the sum never exceeds the budget, not even between two system calls: it holds under a flood,
+and for a kill at any moment. An incomplete entry after a kill is cut off at the next start. A full disk loses the
+entries of one write, and earlier entries stay.
 
 For the card: one `fdatasync` a write; the folder is synchronised once for each new file, and a full ring has `FILES`.
-Weak points: file systems count in blocks and folders, so a folder takes a little more of the card than its files hold;
-files that are not ours count, and are never removed; after a power cut a file that was removed may be back until the
+Weak points: file systems allocate blocks and folders, so a folder uses a little more of the card than the sizes of its
+files; foreign files in the folder count, and are never removed; after a power cut a removed file may be back until the
 next start.
 """
 
@@ -24,26 +24,26 @@ from edge_runtime.capture.entries import MAGIC, PATTERN, SUFFIX, BundleFacts, Ca
 from edge_runtime.errors import CommandError
 from edge_runtime.system.durable import make_folder, sync_folder
 
-FILES = 16  # of a full ring: about a sixteenth of it goes when the oldest makes room
+FILES = 16  # of a full ring: removing the oldest frees about a sixteenth
 LOCK = ".lock"
 
 
 class CaptureItem(NamedTuple):
-    """A window with the facts of its bundle, which are written where the file does not have them yet; or a label."""
+    """A window with the facts of its bundle, which are written if the file has none of them yet; or a label."""
 
     entry: Captured | Labelled
     facts: BundleFacts | None = None
 
 
 class RingWrite(NamedTuple):
-    """What became of the items of a write.
+    """The result of a write.
 
     Attributes:
-        kept: those that are on the disk.
-        too_large: those that the whole budget does not hold.
-        lost: those that the disk refused.
-        evicted_bytes: what made room for them.
-        error: why some are lost; None where none is.
+        kept: the number of items on the disk.
+        too_large: the number of items larger than the whole budget.
+        lost: the number of items that the disk refused.
+        evicted_bytes: removed to make room.
+        error: the reason for lost items; None without any.
     """
 
     kept: int
@@ -67,7 +67,7 @@ class CaptureRing:
     """The captures of one device. Every method may block.
 
     Args:
-        folder: made where it is not there.
+        folder: created if missing.
         max_bytes: of all files in it.
     """
 
@@ -76,8 +76,8 @@ class CaptureRing:
         self._max_bytes = max_bytes
         self._files: list[_File] = []
         self._number = 0  # of the newest file
-        self._handle = -1  # of the newest file; -1 where the next entry begins one
-        self._facts: list[BundleFacts] = []  # those of the newest file, and of `_pending` behind them
+        self._handle = -1  # of the newest file; -1 if the next entry begins a file
+        self._facts: list[BundleFacts] = []  # of the newest file, then of `_pending`
         self._facts_on_disk = 0
         self._pending = bytearray()
         self._pending_items = 0
@@ -87,11 +87,11 @@ class CaptureRing:
 
     @property
     def is_open(self) -> bool:
-        """The folder is there and ours."""
+        """Whether the folder exists and this process has locked it."""
         return self._lock >= 0
 
     def size_on_disk(self) -> int:
-        """What all files of the folder hold, as the disk says."""
+        """The size of all files of the folder, read from the disk."""
         total = 0
         with os.scandir(self.folder) as found:
             for each in found:
@@ -100,10 +100,10 @@ class CaptureRing:
         return total
 
     def open(self) -> None:
-        """Make the folder ours, cut off what a kill has left, and come within the budget.
+        """Lock the folder, cut off an incomplete entry, and remove files down to the budget.
 
         Raises:
-            CommandError: another daemon writes there.
+            CommandError: another daemon has locked it.
         """
         if not self.folder.exists():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -122,14 +122,14 @@ class CaptureRing:
             raise
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Unlock the folder."""
         self._end_file()
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
 
     def write(self, items: Sequence[CaptureItem]) -> RingWrite:
-        """Add entries, and have the disk keep them. What it refuses is lost, and its file ends where it did."""
+        """Append entries and synchronise. Entries that the disk refuses are lost, and their file is cut back."""
         self._kept = self._evicted = too_large = 0
         error = None
         try:
@@ -145,7 +145,7 @@ class CaptureRing:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _add(self, item: CaptureItem, room: int) -> bool:
-        """Have an item written with the next flush; False where there is no room for it at all."""
+        """Add an item to the next flush; return False if it is larger than the budget."""
         packed = self._packed(item)
         begun = len(self._pending) + (self._files[-1].size if self._handle >= 0 else 0)
         if begun and begun + len(packed) > room // FILES:
@@ -162,7 +162,7 @@ class CaptureRing:
         return True
 
     def _look(self) -> None:
-        """Find the files of before, and go on with the newest where it is whole."""
+        """Find existing files, and continue the newest if it is usable."""
         self._files, self._facts, self._number = [], [], 0
         for path in sorted(self.folder.glob(PATTERN)):
             digits = path.name.removeprefix("part-").partition("-")[0]
@@ -174,14 +174,14 @@ class CaptureRing:
         self._make_room(0)
 
     def _take_up(self, newest: _File) -> None:
-        """Cut off an entry that is not whole, and go on behind the last one."""
+        """Cut off an incomplete entry, and continue after the last complete one."""
         data = newest.path.read_bytes()
         found = read(data)
         if found.whole == 0:
             self._files.remove(newest)
             if MAGIC.startswith(data):
                 newest.path.unlink()  # cut off before its first entry
-            return  # else it is of another release, and stays as it is
+            return  # else it belongs to another release, and is left alone
         if found.whole < len(data):
             os.truncate(newest.path, found.whole)
             newest.size = found.whole
@@ -190,11 +190,11 @@ class CaptureRing:
         self._handle = os.open(newest.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def _room(self) -> int:
-        """The budget without the files of others."""
+        """The budget without foreign files."""
         return self._max_bytes - (self.size_on_disk() - sum(each.size for each in self._files))
 
     def _packed(self, item: CaptureItem) -> bytes:
-        """The bytes of an item behind what is there, with the facts of its bundle where these are missing."""
+        """The bytes to append for an item, with the facts of its bundle if the file lacks them."""
         entry, facts = item
         if facts is None or not isinstance(entry, Captured):
             return pack(entry)
@@ -203,7 +203,7 @@ class CaptureRing:
         return pack(facts) + pack(msgspec.structs.replace(entry, bundle=len(self._facts)))
 
     def _flush(self) -> None:
-        """Write what is pending; what the disk refuses is forgotten."""
+        """Write what is pending; drop it if the disk refuses."""
         if not self._pending:
             return
         data, items = bytes(self._pending), self._pending_items
@@ -238,19 +238,19 @@ class CaptureRing:
         newest.size += len(data)
 
     def _take_back(self, newest: _File) -> None:
-        """Have the file end where it did before a write that failed; one that held nothing goes."""
+        """Cut the file back to its end before a failed write; remove it if it was empty."""
         try:
             if newest.size:
                 os.ftruncate(self._handle, newest.size)
                 return
             newest.path.unlink()
             self._files.remove(newest)
-        except OSError:  # the disk is gone: what stands behind the last whole entry is cut off at the next start
+        except OSError:  # the disk is gone: an incomplete entry is cut off at the next start
             newest.size = newest.path.stat().st_size if newest.path.exists() else 0
         self._end_file()
 
     def _make_room(self, wanted: int) -> None:
-        """Remove the oldest files until so many bytes more are within the budget."""
+        """Remove the oldest files until `wanted` more bytes fit the budget."""
         while self.size_on_disk() + wanted > self._max_bytes:
             if not self._files or (self._handle >= 0 and len(self._files) == 1 and wanted):
                 why = "the other files in the folder leave no room"
@@ -263,14 +263,14 @@ class CaptureRing:
 
     def _begin_file(self) -> None:
         self._number += 1
-        # The second half stands on no other card: files that are brought in from two cards never have one name.
+        # The second half is unique to this card: files from two cards never have the same name.
         path = self.folder / f"part-{self._number:08d}-{os.urandom(4).hex()}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._handle = os.open(path, flags, 0o600)  # readings may be nobody else's business
+        self._handle = os.open(path, flags, 0o600)  # readings may be confidential
         self._files.append(_File(path, 0))
 
     def _end_file(self) -> None:
-        """The next entry begins a new file, which has no facts yet."""
+        """Let the next entry begin a new file, which has no facts yet."""
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = -1

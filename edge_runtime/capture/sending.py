@@ -1,9 +1,9 @@
-"""The device's half of bringing captures in: what a workstation does not have yet, written to standard output.
+"""The device's half of fetching captures: bytes that the workstation does not have yet, written to standard output.
 
 `edge-runtime captures --here DEVICE.toml` reads one JSON object from standard input, `{"have": {FILE: [BYTES,
 SHA-256]}}`, and writes a JSON line for each file, `{"file", "offset", "bytes"}`, followed by so many bytes, and
-`{"end": true}` behind the last one. Only whole entries are sent, and files are only appended to, so that a workstation
-goes on where it ended. A daemon may be writing meanwhile; a file that it removes meanwhile is left out.
+`{"end": true}` after the last one. Only complete entries are sent, and files are only appended to, so that a
+workstation continues where it stopped. A daemon may write at the same time; a file that it removes is left out.
 """
 
 import hashlib
@@ -14,23 +14,23 @@ import msgspec
 
 from edge_runtime.capture.entries import PATTERN, read
 
-MOST_ASKED_BYTES = 4_194_304  # of what a workstation says it has
+MOST_ASKED_BYTES = 4_194_304  # of a workstation's list of its files
 
 
 class HaveList(msgspec.Struct):
-    """What a workstation has of the files of a device: bytes and their digest, by the name of the file."""
+    """The workstation's copies of a device's files: their size and digest, by the name of the file."""
 
     have: dict[str, tuple[int, str]] = {}
 
 
 class FileHead(msgspec.Struct, omit_defaults=True):
-    """What stands before the bytes of a file.
+    """The line before the bytes of a file.
 
     Attributes:
         file: its name.
-        offset: where the bytes belong in it.
-        bytes: how many follow.
-        end: nothing follows; every file was sent.
+        offset: of the bytes in the file.
+        bytes: the number of bytes that follow.
+        end: True if nothing follows, since every file was sent.
     """
 
     file: str = ""
@@ -40,7 +40,7 @@ class FileHead(msgspec.Struct, omit_defaults=True):
 
 
 def send(folder: Path, have: HaveList, out: BinaryIO) -> None:
-    """Write what the other side lacks; a folder that is not there holds nothing."""
+    """Write what the workstation lacks; a missing folder counts as empty."""
     for path in sorted(folder.glob(PATTERN)):
         try:
             data = path.read_bytes()

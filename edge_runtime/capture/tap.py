@@ -1,7 +1,7 @@
-"""Sees the answers of one model, and hands on the windows that are to be kept, each with its reasons.
+"""Selects windows among the answers of one model, and passes them on with the reasons.
 
-Beside the rules of the device file (`policy.py`) a window is kept on request, while an alarm about the input is
-followed, and when a label for it arrives soon enough: for that the last windows stay in memory, at most `RECENT_BYTES`.
+Beside the rules of the device file (`policy.py`), a window is captured on request, after an alarm about the input, and
+when its label arrives while it is still in memory: the last windows stay there, at most `RECENT_BYTES`.
 """
 
 from collections import deque
@@ -23,22 +23,22 @@ from edge_runtime.stream.worker import LoadedBundle, ModelCall
 ALARM_WINDOWS = 16  # after an alarm about the input, of each key that it concerns
 ALARM_S = 3600.0
 RECENT_BYTES = 1_048_576
-MOST_NUMBERS = 1024  # of an output that is kept beside the window; larger ones can be computed again
-ENTRY_BYTES = 512  # of an entry beside its window, about
+MOST_NUMBERS = 1024  # of an output that is stored with the window; larger ones can be computed again
+ENTRY_BYTES = 512  # of an entry without its window, about
 
 REQUEST, ALARM, TRUTH = "request", "alarm", "truth"
 
 
 class TapContext(msgspec.Struct, frozen=True, eq=False):
-    """What a tap needs to know of its device.
+    """The facts and functions of the device that a tap uses.
 
     Attributes:
-        table: what the device file asks for.
+        table: `[capture]` of the device file.
         device: the device's id.
         start: the number of this start.
-        chance: gives a number from 0 up to 1, not included.
-        now: the loop's time.
-        is_clock_set: the wall clock is set.
+        chance: returns a random number from 0 (included) to 1 (excluded).
+        now: returns the loop's time.
+        is_clock_set: returns whether the wall clock is set.
     """
 
     table: CaptureTable
@@ -55,7 +55,7 @@ class CaptureTap:
     Args:
         model: the model's name in the device file.
         context: of its device.
-        keep: takes what is to be written, and about how many bytes it has.
+        keep: takes an item to write, and its approximate size in bytes.
     """
 
     def __init__(self, model: str, context: TapContext, keep: Callable[[CaptureItem, int], object]) -> None:
@@ -69,21 +69,21 @@ class CaptureTap:
         self._recent: deque[CaptureItem] | None = None
         self._recent_bytes = 0
 
-    # --- what the daemon asks ---------------------------------------------------------------------------------------
+    # --- calls of the daemon ----------------------------------------------------------------------------------------
 
     @property
     def requested(self) -> dict[str, int] | None:
-        """The request that is being followed, and how many windows it has had; None without one."""
+        """The current request, and the number of its windows so far; None without one."""
         if self._wanted is None or self._wanted.is_over(self._context.now()):
             return None
         return {"windows": self._wanted.windows, "taken": self._wanted.taken}
 
     def follow_request(self, windows: int) -> None:
-        """Keep the next windows of each key; none any more with 0."""
+        """Capture the next windows of each key; 0 ends the request."""
         self._wanted = WantedWindows(windows, self._context.now() + LASTS_S) if windows else None
 
     def follow_alarm(self, key: str | None, *, every_key: bool) -> None:
-        """Keep the next windows of one key, or of each."""
+        """Capture the next windows of one key, or of every key."""
         wanted = WantedWindows(ALARM_WINDOWS, self._context.now() + ALARM_S)
         if every_key:
             self._alarm = wanted
@@ -92,16 +92,16 @@ class CaptureTap:
 
     @property
     def value_names(self) -> tuple[str, ...]:
-        """Of the numbers that say what was right."""
+        """The names of a truth's numbers."""
         return () if self._loaded is None else self._facts.value_names
 
     def remember_recent(self, *, wanted: bool) -> None:
-        """Hold the last windows in memory, since labels may come for them, or hold none."""
+        """Keep the last windows in memory if labels may arrive for them, else none."""
         if wanted != (self._recent is not None):
             self._recent, self._recent_bytes = (deque() if wanted else None), 0
 
     def keep_recent(self, identity: str) -> None:
-        """A label has come for a prediction: keep its window, where it is among the last ones and not kept yet."""
+        """A label arrived for a prediction: capture its window if it is still in memory and not captured yet."""
         for item in self._recent or ():
             if isinstance(item.entry, Captured) and item.entry.id == identity:
                 if not item.entry.reasons:
@@ -111,7 +111,7 @@ class CaptureTap:
     # --- each answer ------------------------------------------------------------------------------------------------
 
     def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
-        """Judge one answer."""
+        """Decide on one answer."""
         if call.loaded is not self._loaded:
             self._install(call.loaded)
         reasons = self._policy.reasons(scores, row)
@@ -125,7 +125,7 @@ class CaptureTap:
                 self._remember(item)
 
     def _install(self, loaded: LoadedBundle) -> None:
-        """Go on with another bundle."""
+        """Switch to another bundle."""
         self._loaded = loaded
         manifest, context = loaded.model.manifest, self._context
         self._policy = CapturePolicy(context.table, manifest, loaded.decider.threshold, context.chance)
@@ -151,7 +151,7 @@ class CaptureTap:
         )
 
     def _asked(self, key: str | None) -> tuple[str, ...]:
-        """Whether a request or an alarm wants a window of this key."""
+        """The reasons to capture a window of this key: `REQUEST` and `ALARM`, as they apply."""
         now, found = self._context.now(), []
         if self._wanted is not None and self._wanted.take(key, now):
             found.append(REQUEST)

@@ -1,1 +1,1 @@
-"""Where predictions go beside the upstream: files, HTTP servers, programs. Imported where there is a `[[sink]]`."""
+"""Further destinations of predictions: files, HTTP servers, programs. Imported only for a `[[sink]]`."""

@@ -1,9 +1,9 @@
-"""`type = "command"`: a program is run for a prediction, which it gets on its standard input.
+"""`type = "command"`: run a program for each prediction, with the prediction on its standard input.
 
-Guarantee: the program is started without a shell, in a session of its own, with PATH, HOME and LANG alone; one run at
-a time, at most one in `min_interval`; after `timeout`, at its end and at a stop nothing of its process group is left.
-At most `MOST_WAITING` predictions wait. Weak points: a run that fails is not repeated; a child of the program that
-leaves the process group is left to the service's unit.
+Guarantee: the program starts without a shell, in a session of its own, with only PATH, HOME and LANG in its
+environment; one run at a time, at most one in `min_interval`. After `timeout`, after the program's end and at a stop,
+its whole process group is killed. At most `MOST_WAITING` predictions wait. Weak points: a failed run is not repeated; a
+child that leaves the process group ends only with the service's unit.
 """
 
 import math
@@ -44,7 +44,7 @@ class CommandSinkTable(SinkKindTable, frozen=True, kw_only=True, tag="command"):
     timeout: Annotated[float, Meta(gt=0, le=3600)] = 10.0
 
     def make(self, context: SinkContext) -> RunningSink:
-        """The sink, at work."""
+        """Start the sink."""
         return CommandSink(self, context)
 
 
@@ -72,12 +72,12 @@ class CommandSink:
 
     @property
     def state(self) -> str:
-        """One line for people."""
+        """The state as one line of text."""
         return self._standing.text
 
     @property
     def is_safe(self) -> bool:
-        """No program runs."""
+        """Whether no program runs."""
         return not self._is_running
 
     def take(self, offered: Offered) -> None:
@@ -86,7 +86,7 @@ class CommandSink:
         self._go_on()
 
     def drain(self) -> None:
-        """Start nothing more; what runs is ended, with its children."""
+        """Start nothing more, and end the running program with its children."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

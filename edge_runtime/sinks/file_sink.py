@@ -1,8 +1,8 @@
-"""`type = "file"`: predictions as JSON Lines in a file and the one before it, within a bound.
+"""`type = "file"`: predictions as JSON Lines in a file and its predecessor, within a bound.
 
-Guarantee: whole lines, in the order of the predictions; written at once, on the disk within `SYNC_S`. While the disk is
-full or fails, up to `WAITING_BYTES` wait in memory, alarms longest, and every loss is counted. The file is written by
-a thread of the sink's own, which no watchdog waits for.
+Guarantee: complete lines, in the order of the predictions; written at once, synchronised within `SYNC_S`. While the
+disk is full or fails, up to `WAITING_BYTES` wait in memory, alarms longest, and every loss is counted. A thread of the
+sink writes the file, and no watchdog depends on it.
 """
 
 import math
@@ -40,7 +40,7 @@ class FileSinkTable(SinkKindTable, frozen=True, kw_only=True, tag="file"):
     max_bytes: Annotated[int, Meta(ge=512)] = 67_108_864
 
     def make(self, context: SinkContext) -> RunningSink:
-        """The sink, at work."""
+        """Start the sink."""
         return FileSink(self, context)
 
 
@@ -69,14 +69,14 @@ class FileSink:
 
     @property
     def state(self) -> str:
-        """One line for people."""
+        """The state as one line of text."""
         since = self._busy_since
         waited = 0.0 if since is None else time.monotonic() - since
         return self._standing.text if waited < SLOW_S else f"{self._path}: the disk does not answer for {waited:.0f} s"
 
     @property
     def is_safe(self) -> bool:
-        """Everything is on the disk, or cannot be brought there."""
+        """Whether everything is on the disk, or cannot be written."""
         is_failing = self._timer is not None and self._is_stopping
         return self._busy_since is None and (is_failing or not (self._waiting or self._is_dirty))
 
@@ -90,7 +90,7 @@ class FileSink:
             self._go_on()
 
     def drain(self) -> None:
-        """Write and synchronise now what is held."""
+        """Write and synchronise the waiting predictions now."""
         self._is_stopping = True
         if self._timer is not None:
             self._timer.cancel()
@@ -105,7 +105,7 @@ class FileSink:
         self._thread.stop(within)
 
     def _go_on(self) -> None:
-        """Give the thread what there is to do; only one thing at a time."""
+        """Give the thread its next task, if it has none."""
         if self._busy_since is not None:
             return
         if self._waiting:
@@ -148,7 +148,7 @@ class FileSink:
         self._go_on()
 
     def _failed(self, error: Exception, taken: list[Offered] | None = None) -> None:
-        """The disk is full, fails, or the path leads nowhere: try again after a pause."""
+        """After an error of the disk or the path: try again after a pause."""
         if not isinstance(error, OSError):
             raise error
         self._busy_since = None
@@ -166,6 +166,6 @@ class FileSink:
         self._go_on()
 
     def _count_rotations(self) -> None:
-        """How often lines had to go, and torn lines were found, as the file has it."""
+        """Count the file's rotations and its torn lines."""
         self._counts["rotated"] = self._file.rotated
         self._counts["torn_lines"] = self._file.torn

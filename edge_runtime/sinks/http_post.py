@@ -1,7 +1,7 @@
-"""One POST after the other to one URL over a connection that is kept, with a deadline for each. Blocks.
+"""POST requests to one URL, one after the other, over a persistent connection, each with a deadline. Blocks.
 
-Guarantee: TLS is verified and never falls back to clear text; redirects are not followed; of an answer's body at most
-`BODY_BYTES` are read; `abort` from another thread ends what hangs.
+Guarantee: TLS is verified and never falls back to clear text; redirects are not followed; at most `BODY_BYTES` of a
+response's body are read; `abort` from another thread ends a hanging request.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ _SHOWN = 200
 
 
 class PostAnswer(NamedTuple):
-    """What a server answered: status, the beginning of the body, and for how long it asks not to be asked."""
+    """The response of a server: status, the beginning of the body, and `Retry-After` in seconds."""
 
     status: int
     body: str
@@ -29,7 +29,7 @@ class Poster:
 
     Args:
         url: split, with a host.
-        ca_file: the certificates that are trusted, instead of those of the operating system.
+        ca_file: the trusted certificates, instead of those of the operating system.
         timeout: seconds for connecting, and for each step of an answer.
     """
 
@@ -40,11 +40,11 @@ class Poster:
         self._connection: http.client.HTTPConnection | None = None
 
     def post(self, body: bytes, headers: Mapping[str, str]) -> PostAnswer:
-        """Send `body`; a connection that the server has closed meanwhile is made anew, once.
+        """Send `body`; if the server has closed the connection meanwhile, reconnect once.
 
         Raises:
             OSError: no connection, or it broke.
-            http.client.HTTPException: the answer is no HTTP.
+            http.client.HTTPException: the response is not HTTP.
         """
         fresh = self._connection is None
         try:
@@ -61,7 +61,7 @@ class Poster:
             connection.close()
 
     def abort(self) -> None:
-        """From any thread: end what is under way."""
+        """From any thread: end the request in progress."""
         connection = self._connection
         sock = None if connection is None else connection.sock
         if sock is not None:
@@ -78,7 +78,7 @@ class Poster:
             self._connection.request("POST", target, body, dict(headers))
             answer = self._connection.getresponse()
             found = answer.read(BODY_BYTES)
-            if not answer.isclosed():  # longer than anybody wants to read
+            if not answer.isclosed():  # the body is longer than `BODY_BYTES`
                 self.close()
         except BaseException:
             self.close()
@@ -95,5 +95,5 @@ class Poster:
 
 
 def _seconds(text: str | None) -> float:
-    """`Retry-After` in seconds; its other form, a date, is not heeded."""
+    """`Retry-After` in seconds; its other form, a date, is ignored."""
     return min(float(text), 3600.0) if text is not None and text.strip().isdigit() else 0.0

@@ -1,10 +1,10 @@
-"""`type = "http"`: predictions by POST, an array of JSON objects a request, over an outbox of the sink's own.
+"""`type = "http"`: predictions by POST, as an array of JSON objects per request, from an outbox of this sink.
 
-Guarantee: at least once, in order per model and key, with the `id` of the upstream. A prediction leaves the outbox on
-an answer of the 200s only. Without an answer, and at 401, 403, 404, 429 or 500 and above, the same batch is sent again
-after a pause that doubles up to `retry_max`, and everything else waits on disk, within `max_bytes` and `max_age`. A
-batch that the server refuses for its content (400, 413, 422) is sent again one by one, and what is refused by itself
-is set aside. Weak point: a server that takes a batch and breaks before it answers gets it twice.
+Guarantee: at least once, in order per model and key, with the `id` of the upstream. A prediction leaves the outbox only
+after a 2xx response. Without a response, and after 401, 403, 404, 429 or 500 and above, the same batch is sent again
+after a pause that doubles up to `retry_max`, and all other predictions wait on disk, within `max_bytes` and `max_age`.
+If the server refuses a batch for its content (400, 413, 422), its predictions are sent one by one, and those that are
+refused again are set aside. Weak point: a server that takes a batch and fails before it responds gets it twice.
 """
 
 import errno
@@ -36,7 +36,7 @@ COMMIT_S = 1.0
 MEMORY_BYTES = 4_194_304
 _FIRST_PAUSE_S = 1.0
 _OF_CONTENT = frozenset({400, 413, 422})
-_STOP_S = 2.0  # a request that is under way at a stop may take so long
+_STOP_S = 2.0  # time for a request in progress at a stop
 _DELAYED = b'"delayed":true}'
 
 
@@ -64,7 +64,7 @@ class HttpSinkTable(SinkKindTable, frozen=True, kw_only=True, tag="http"):
     retry_max: SomeSeconds = 60.0
 
     def make(self, context: SinkContext) -> RunningSink:
-        """The sink, at work."""
+        """Start the sink."""
         return HttpSink(self, context)
 
 
@@ -114,7 +114,7 @@ class HttpSink:
 
     @property
     def state(self) -> str:
-        """One line for people."""
+        """The state as one line of text."""
         disk = self.outbox.state
         waiting = self.outbox.queued
         more = "" if disk in {"ok", "opening", "memory only"} else f"; outbox: {disk}"
@@ -122,7 +122,7 @@ class HttpSink:
 
     @property
     def is_safe(self) -> bool:
-        """Everything is answered or on disk, and no request is under way."""
+        """Whether everything is acknowledged or on disk, and no request is in progress."""
         return self.outbox.is_safe and not self._link.is_busy
 
     def take(self, offered: Offered) -> None:
@@ -131,7 +131,7 @@ class HttpSink:
         self.outbox.offer(offered.stream, "", offered.payload, priority=priority, receipt=None)
 
     def drain(self) -> None:
-        """Send nothing new, and commit what is not answered."""
+        """Send nothing new, and commit what is not acknowledged."""
         self._link.drain()
         self.outbox.drain()
 
@@ -152,23 +152,23 @@ class HttpSink:
 
 
 class _Sent(NamedTuple):
-    """One prediction on its way."""
+    """One prediction that is being sent."""
 
     payload: bytes
     outcome: Callable[[bool], None]
 
 
 def _late(sent: _Sent) -> _Sent:
-    """The same, with the mark that it comes late."""
+    """The same, marked as late."""
     payload = sent.payload
     return _Sent(payload if payload.endswith(_DELAYED) else mark_delayed(payload) or payload, sent.outcome)
 
 
 class HttpLink:
-    """The server as the outbox sees it: a link that takes messages and acknowledges them.
+    """The server, with the interface of a link for the outbox: it takes messages and acknowledges them.
 
-    A batch that fails is kept and sent again by the link itself, so that an outage is no loss of a link, by which the
-    outbox would look for a message that breaks it.
+    The link itself keeps a failed batch and sends it again. So the outbox does not see an outage as a lost link, after
+    which it would search for a message that breaks the link.
     """
 
     def __init__(
@@ -183,8 +183,8 @@ class HttpLink:
         self._poster = Poster(self._url, table.ca_file, table.timeout)
         self._thread = BackgroundThread("sink", context.loop.call_soon_threadsafe, at_end=self._poster.close)
         self._next: deque[_Sent] = deque()
-        self._batch: list[_Sent] = []  # under way, or to be sent again
-        self._alone: deque[_Sent] = deque()  # of a batch that was refused: each is tried by itself
+        self._batch: list[_Sent] = []  # in progress, or to be sent again
+        self._alone: deque[_Sent] = deque()  # of a refused batch: each is sent by itself
         self._is_posting = False
         self._is_due = False
         self._is_draining = False
@@ -196,13 +196,13 @@ class HttpLink:
 
     @property
     def is_busy(self) -> bool:
-        """A request is under way."""
+        """Whether a request is in progress."""
         return self._is_posting
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Callable[[bool], None] | None
     ) -> bool:
-        """Take a prediction for the next request; False while the server does not answer."""
+        """Take a prediction for the next request; return False while the server does not respond."""
         del topic, qos, retain
         if not self.connected or self._is_draining or outcome is None:
             return False
@@ -213,7 +213,7 @@ class HttpLink:
         return True
 
     def why_unsendable(self, topic: str, size: int) -> str | None:
-        """Why the prediction that was just refused is to be set aside."""
+        """The reason to set aside the prediction that was just refused."""
         del topic, size
         return self._refusal
 
@@ -224,7 +224,7 @@ class HttpLink:
         self._timers.append(self._loop.call_later(_STOP_S, self._poster.abort))
 
     def stop(self) -> None:
-        """End a request that is under way, and the thread."""
+        """End a request in progress, and the thread."""
         self._cancel()
         self._poster.abort()
         self._thread.stop(0.5)
@@ -235,7 +235,7 @@ class HttpLink:
         self._timers.clear()
 
     def _post_next(self) -> None:
-        """Send what waits, unless a request is under way or a pause is."""
+        """Send the waiting predictions, unless a request or a pause is in progress."""
         self._is_due = False
         if self._is_posting or self._batch or self._is_draining:
             return
@@ -254,7 +254,7 @@ class HttpLink:
     def _post(self) -> None:
         payloads = [each.payload for each in self._batch]
         self._is_posting = True
-        # what drips within every single timeout is ended too
+        # this also ends a response that trickles in and keeps within every single timeout
         self._timers.append(self._loop.call_later(3 * self._table.timeout, self._poster.abort))
         self._thread.submit(partial(self._send, payloads), self._answered, self._failed, most_s=math.inf)
 
@@ -301,7 +301,7 @@ class HttpLink:
             each.outcome(accepted)
 
     def _come_back(self, *, well: bool = True) -> None:
-        """The server answers: go on with what waits."""
+        """The server responds again: continue with the waiting predictions."""
         self._pause = _FIRST_PAUSE_S
         if well:
             self._standing.well()
@@ -326,7 +326,7 @@ def _token(path: Path) -> str:
     """The first line of a file.
 
     Raises:
-        OSError: it cannot be read, or holds no token; nothing of its content is in the message.
+        OSError: it cannot be read, or holds no token; the message contains nothing of the file.
     """
     line = path.read_bytes()[:65_536].partition(b"\n")[0].strip()
     if not line or not all(0x20 < each < 0x7F for each in line):
@@ -340,5 +340,5 @@ def _shown(url: str) -> str:
 
 
 def _file_name(name: str) -> str:
-    """The file of a sink in the state folder; `Name` excludes the separator of paths."""
+    """The name of a sink's file in the state folder; a `Name` has no path separator."""
     return f"sink-{name}.db"

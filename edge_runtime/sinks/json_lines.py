@@ -1,9 +1,9 @@
-"""JSON Lines on disk in two files, `PATH` and the one before it, `PATH.1`, which together never exceed a bound.
+"""JSON Lines on disk in two files, `PATH` and its predecessor `PATH.1`, which together never exceed a bound.
 
-Guarantee: each file holds whole lines only, whatever moment a kill, a power cut or a full disk chose; the two never
-hold more than `max_bytes`. What `write` has returned survives a kill; what `sync` has returned survives a power cut.
-A file that was moved or removed from outside is begun anew. Weak point: what another program writes into the file is
-counted in only when the file is opened.
+Guarantee: each file holds complete lines only, after a kill, a power cut or a full disk at any moment; the two never
+hold more than `max_bytes`. Lines survive a kill once `write` has returned, and a power cut once `sync` has returned. If
+the file is moved or removed from outside, a new one is begun. Weak point: bytes that another program appends count only
+from the next opening on.
 """
 
 import errno
@@ -25,15 +25,15 @@ class JsonLinesFile:
         max_bytes: of both.
 
     Attributes:
-        rotated: how often the older file was given up.
-        torn: how often an incomplete last line was cut off.
+        rotated: the number of removals of the older file.
+        torn: the number of incomplete last lines that were cut off.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self._older = path.with_name(f"{path.name}.1")
         self._max_bytes = max_bytes
-        self._most = max_bytes // 2  # of the newer one, unless it is a single line that is longer
+        self._most = max_bytes // 2  # of the newer one, unless it is a single longer line
         self._older_size = 0
         self._handle: int | None = None
         self._size = 0
@@ -42,14 +42,14 @@ class JsonLinesFile:
 
     @property
     def longest_line(self) -> int:
-        """Bytes of the longest line that can be written, its end included."""
+        """The bytes of the longest line that can be written, with its line end."""
         return self._max_bytes
 
     def write(self, lines: Sequence[bytes]) -> int:
-        """Append lines, each given without its end and none longer than `longest_line`; how many were written.
+        """Append lines, given without line end and none longer than `longest_line`. Return the number written.
 
         Raises:
-            OSError: none of the rest was written, and the file holds whole lines.
+            OSError: none of the rest was written, and the file holds complete lines.
         """
         written = 0
         try:
@@ -77,10 +77,10 @@ class JsonLinesFile:
         return written
 
     def sync(self) -> None:
-        """Put on the disk what was written.
+        """Synchronise the written lines to the disk.
 
         Raises:
-            OSError: it may not be there.
+            OSError: they may not be on the disk.
         """
         if self._handle is None:
             return
@@ -112,7 +112,7 @@ class JsonLinesFile:
         sync_folder(self._path.parent)
 
     def _cut_torn_line(self, handle: int, size: int) -> int:
-        """Cut off what stands behind the last line end; the size that is left."""
+        """Cut off an incomplete last line. Return the remaining size."""
         end = size
         while end > 0:
             begin = max(0, end - _BLOCK)
@@ -128,7 +128,7 @@ class JsonLinesFile:
         return end
 
     def _keep_bound(self, handle: int) -> None:
-        """Files of an earlier start with a larger bound: the beginning of the newer one goes, and the older one."""
+        """Shorten files of an earlier start with a larger bound: the older one, and the beginning of the newer one."""
         self._older_size = self._older.stat().st_size if self._older.exists() else 0
         if self._size > self._max_bytes:
             keep = os.pread(handle, self._most, self._size - self._most)
@@ -141,7 +141,7 @@ class JsonLinesFile:
         self._make_room(0)
 
     def _make_room(self, size: int) -> None:
-        """Give the older file up where both would hold too much."""
+        """Remove the older file if both would exceed the bound."""
         if self._older_size and self._older_size + self._size + size > self._max_bytes:
             self._older.unlink(missing_ok=True)
             self._older_size = 0
@@ -153,12 +153,12 @@ class JsonLinesFile:
             self._is_dirty = True
             _write_whole(self._handle, block)
         except OSError:
-            os.ftruncate(self._handle, self._size)  # no half of a line stays
+            os.ftruncate(self._handle, self._size)  # leave no partial line
             raise
         self._size += len(block)
 
     def _rotate(self) -> None:
-        """The newer file becomes the older one, which is given up."""
+        """Replace the older file by the newer one."""
         assert self._handle is not None
         os.fdatasync(self._handle)
         self._is_dirty = False
@@ -169,7 +169,7 @@ class JsonLinesFile:
         sync_folder(self._path.parent)
 
     def _is_gone(self) -> bool:
-        """The file has another name by now, or none."""
+        """Whether the file was renamed or removed."""
         assert self._handle is not None
         own = os.fstat(self._handle)
         try:

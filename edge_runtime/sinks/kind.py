@@ -1,7 +1,7 @@
-"""What every kind of sink gives: its table, and an object that takes predictions and never makes its caller wait.
+"""The interface of every kind of sink: its table, and an object that takes predictions and never blocks its caller.
 
-Guarantee: whatever a sink does, it does in a thread of its own; it holds a bounded number of predictions, counts what
-it loses by reason, and reports a fault once, in one sentence.
+Guarantee: a sink does its work in a thread of its own. It holds a bounded number of predictions, counts losses by
+reason, and reports a fault once, in one sentence.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Offered(msgspec.Struct, frozen=True):
     Attributes:
         stream: model and key.
         payload: the JSON object.
-        alarm: it is an alarm, which goes last when room is short.
+        alarm: whether it is an alarm; alarms are dropped last.
     """
 
     stream: str
@@ -33,33 +33,33 @@ class Offered(msgspec.Struct, frozen=True):
 
 
 class RunningSink(Protocol):
-    """One `[[sink]]` at work; every method belongs to the loop's thread and returns at once."""
+    """One running `[[sink]]`; every method must be called in the loop's thread, and returns at once."""
 
     @property
     def state(self) -> str:
-        """One line for people."""
+        """The state as one line of text."""
 
     @property
     def is_safe(self) -> bool:
-        """Nothing would be lost by an end now that waiting could save."""
+        """Whether an end now loses nothing that waiting would save."""
 
     def take(self, offered: Offered) -> None:
         """Take a prediction."""
 
     def drain(self) -> None:
-        """A stop has begun: nothing more comes, and what is held is to be made safe."""
+        """A stop has begun: no further prediction arrives; make the waiting ones safe."""
 
     def stop(self, within: float) -> None:
-        """End for good, at most so many seconds later."""
+        """End for good, within so many seconds."""
 
 
 class SinkContext(msgspec.Struct, frozen=True, eq=False):
-    """What a sink is made with.
+    """The device's objects for a sink.
 
     Attributes:
         loop: the event loop.
-        counters: its own.
-        folder: for what is to survive a restart; None where there is none.
+        counters: of this sink.
+        folder: for data that survives a restart; None without one.
         on_state: called when a fault begins or ends.
     """
 
@@ -70,10 +70,10 @@ class SinkContext(msgspec.Struct, frozen=True, eq=False):
 
 
 class SinkKindTable(SinkTable, frozen=True, kw_only=True, tag="sink"):
-    """A table of one kind, which makes the sink."""
+    """The table of one kind, with the method that makes the sink."""
 
     def make(self, context: SinkContext) -> RunningSink:
-        """The sink, at work."""
+        """Start the sink."""
         raise NotImplementedError
 
 
@@ -82,8 +82,8 @@ class Standing:
 
     Args:
         name: of the sink.
-        good: its line while all is well.
-        context: counters, and who wants to know.
+        good: the line without a fault.
+        context: with the counters and the callback.
     """
 
     def __init__(self, name: str, good: str, context: SinkContext) -> None:
@@ -94,7 +94,7 @@ class Standing:
         self._reason = ""
 
     def fault(self, reason: str, text: str, *, count: int = 1) -> None:
-        """Something went wrong: `text` is the sentence."""
+        """Count a fault, and log the sentence `text` when it begins."""
         self._context.counters.errors[reason] += count
         self.text = text
         if reason != self._reason:
@@ -107,7 +107,7 @@ class Standing:
         _log.warning(text, extra=fields(sink=self._name))
 
     def lost(self, reason: str, count: int) -> None:
-        """Predictions that are gone; the first ones of a reason are logged."""
+        """Count lost predictions; the first loss of a reason is logged."""
         if count:
             if not self._context.counters.dropped[reason]:
                 _log.warning("predictions are lost to a sink", extra=fields(sink=self._name, reason=reason))
@@ -115,7 +115,7 @@ class Standing:
             self._context.counters.dropped[reason] += count
 
     def well(self) -> None:
-        """All is well, again."""
+        """The fault, if any, has ended."""
         if self._reason:
             self._reason = ""
             _log.info("the sink works again", extra=fields(sink=self._name))

@@ -1,4 +1,4 @@
-"""Which predictions a sink takes: all, those whose verdict is new, or alarms. Independent of `publish`. Pure."""
+"""The predictions that a sink takes: all, those with a changed verdict, or alarms. Independent of `publish`. Pure."""
 
 from typing import Literal
 
@@ -13,16 +13,16 @@ class Selection:
 
     Args:
         when: of the sink.
-        hysteresis: of the model: by how much a value without a threshold must differ to be new.
+        hysteresis: of the model: the least difference of a value without a threshold that counts as a change.
     """
 
     def __init__(self, when: When, hysteresis: float) -> None:
         self._when = when
         self._hysteresis = hysteresis
-        self._last: dict[str | None, tuple[float | str, ...]] = {}  # of each key, what was taken last
+        self._last: dict[str | None, tuple[float | str, ...]] = {}  # by key: the verdict that was taken last
 
     def wants(self, prediction: Prediction) -> bool:
-        """Whether the sink takes this prediction. The first of a key is new."""
+        """Whether the sink takes this prediction. The first of a key counts as a change."""
         if self._when == "always":
             return True
         if self._when == "alarm":
@@ -33,7 +33,7 @@ class Selection:
             return False
         self._last.pop(prediction.key, None)
         if len(self._last) >= _MOST_KEYS:
-            del self._last[next(iter(self._last))]  # the key whose verdict changed longest ago: its next one is new
+            del self._last[next(iter(self._last))]  # the key with the oldest change; it then starts anew
         self._last[prediction.key] = verdict
         return True
 
@@ -47,7 +47,7 @@ class Selection:
 
 
 def _verdict(prediction: Prediction) -> tuple[float | str, ...]:
-    """What a change is judged by: the label, the alarm, the labels of detections, or else every number."""
+    """The part of a prediction that a change is judged by: label, alarm, labels of detections, or else every number."""
     if prediction.label is not None:
         return (prediction.label,)
     if prediction.can_alarm:

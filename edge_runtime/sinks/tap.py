@@ -1,7 +1,7 @@
-"""From a model's answers to the sinks that want them: each prediction is encoded once, as the JSON of the upstream.
+"""A model's answers -> the sinks that select them: each prediction is encoded once, as the JSON of the upstream.
 
-Guarantee: a prediction has the same `id` here as at the broker. One that `publish` withholds takes no number: its `id`
-ends in the number of the prediction published before it and one of its own (`1234.7`), and no other has it.
+Guarantee: a prediction has the same `id` here as at the broker. A prediction that `publish` withholds takes no number:
+its `id` ends in the number of the prediction published before it and a number of its own (`1234.7`), and is unique.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ class SinkTap:
     Args:
         table: of the model.
         sinks: each with its `when`.
-        facts: what a `JsonPayload` of the model is made with, for a manifest.
-        clock: tells whether the wall clock is set.
+        facts: the arguments of the model's `JsonPayload` for a manifest.
+        clock: shows whether the wall clock is set.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class SinkTap:
         self._loaded: LoadedBundle | None = None
 
     def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
-        """Hand an answer to each sink that wants it."""
+        """Pass an answer to each sink that selects it."""
         del scores
         loaded = call.loaded
         found = loaded.decider.withheld if prediction is None else prediction

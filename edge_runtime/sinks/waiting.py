@@ -1,6 +1,6 @@
-"""The predictions that wait for a sink's thread: bounded in number and bytes, the oldest routine one goes first.
+"""The queue in front of a sink's thread, bounded in number and bytes. Alarms are dropped last.
 
-Belongs to the loop's thread. Guarantee: never more than the bounds; what goes is returned as a number.
+For the loop's thread only. Guarantee: never more than the bounds; the number of dropped predictions is returned.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ class Waiting:
         return len(self._items)
 
     def add(self, offered: Offered) -> int:
-        """Take one; how many had to go for it, itself where it is larger than the bound."""
+        """Add a prediction. Return the number of dropped ones, itself included if it is larger than the bound."""
         self._items.append(offered)
         self._bytes += len(offered.payload)
         gone = 0
@@ -36,14 +36,14 @@ class Waiting:
         return gone
 
     def take(self, most: int | None = None) -> list[Offered]:
-        """The oldest, out of the queue."""
+        """Remove and return the oldest predictions."""
         count = len(self._items) if most is None else min(most, len(self._items))
         taken = [self._items.popleft() for _ in range(count)]
         self._bytes -= sum(len(each.payload) for each in taken)
         return taken
 
     def put_back(self, items: list[Offered]) -> int:
-        """What was taken and not dealt with stands in front again; how many had to go."""
+        """Put unprocessed predictions back in front. Return the number of dropped ones."""
         self._items.extendleft(reversed(items))
         self._bytes += sum(len(each.payload) for each in items)
         gone = 0
@@ -53,7 +53,7 @@ class Waiting:
         return gone
 
     def _drop(self) -> None:
-        """The oldest that is no alarm; the oldest, where all are."""
+        """Drop the oldest prediction without alarm, or the oldest if all are alarms."""
         place = next((place for place, each in enumerate(self._items) if not each.alarm), 0)
         self._bytes -= len(self._items[place].payload)
         del self._items[place]

@@ -1,4 +1,4 @@
-"""From a prediction to the metrics of a Sparkplug device, and the name of that device. Pure."""
+"""A prediction -> the metrics of a Sparkplug device, and the name of that device. Pure."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def _plain(member: str, value: Any) -> bool | int | float | str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if member == "score":
-        return float(value)  # also one that JSON writes without a point
+        return float(value)  # also a number that JSON writes without a decimal point
     plain: bool | int | float | str = value
     return plain
 

@@ -1,11 +1,12 @@
 """The edge node: births before data, numbers without a gap, a death by the last will, and a rebirth on demand.
 
-Topics `spBv1.0/GROUP/TYPE/NODE` and `.../DEVICE`, the node the device's id, a Sparkplug device for each model and key.
-Guarantee: NBIRTH is the first message of a session, with `seq` 0 and the `bdSeq` of the session's last will; each
-message after it has the next `seq`; a device's DBIRTH with all its metrics comes before its first DDATA, and again when
-its metrics change. While there is no session, up to `MOST_WAITING` predictions wait in memory and follow the births as
-historical; beyond that the oldest go, counted. Weak points: Sparkplug sends data with QoS 0, so what was on its way
-when a link broke is lost; the guarantee of a prediction is that of `payload`. `STATE` of a host is not waited for.
+Topics are `spBv1.0/GROUP/TYPE/NODE` and `.../DEVICE`. The node is named by the device's id; each model and key is one
+Sparkplug device. Guarantee: NBIRTH is the first message of a session, with `seq` 0 and the `bdSeq` of the session's
+last will; each message after it has the next `seq`. A device's DBIRTH with all its metrics is sent before its first
+DDATA, and again when its metrics change. Without a session, up to `MOST_WAITING` predictions wait in memory and follow
+the births as historical; beyond that the oldest are dropped and counted. Weak points: Sparkplug sends data with QoS 0,
+so messages in transit when a link breaks are lost; only `payload` guarantees the delivery of a prediction. The node
+does not wait for the `STATE` of a host.
 """
 
 import time
@@ -30,7 +31,7 @@ from edge_runtime.system.loop import Loop, Timer
 MOST_WAITING = 1000
 MOST_DEVICES = 1000
 REBIRTH_S = 1.0  # commands within this time are answered by one birth
-RETRY_S = 0.2  # while the connection has no room
+RETRY_S = 0.2  # while the connection's queue is full
 
 _log = get_logger("sparkplug")
 
@@ -44,13 +45,13 @@ class _Data(NamedTuple):
 
 
 class EdgeNode:
-    """One edge node; every method belongs to the loop's thread.
+    """One edge node; every method must be called in the loop's thread.
 
     Args:
         group: the group id.
         node: the id of the node.
         loop: the event loop.
-        counters: `births`, `data`, and what was dropped.
+        counters: `births`, `data`, and drops.
         wall: the wall clock.
     """
 
@@ -75,12 +76,12 @@ class EdgeNode:
     # --- the session ------------------------------------------------------------------------------------------------
 
     def will(self) -> Will:
-        """The last will of the next session, whose number is one above that of the one before."""
+        """The last will of the next session, with the next session number."""
         self._bd_seq = (self._bd_seq + 1) % 256
         return Will(self._topic("NDEATH"), self._death(), retain=False)
 
     def attach(self, connection: AnyConnection) -> None:
-        """Speak over this connection."""
+        """Use this connection."""
         self._connection = connection
         connection.on_change.append(self.link_changed)
         connection.subscribe([self._topic("NCMD")], 1, self._take_commands)
@@ -94,7 +95,7 @@ class EdgeNode:
             self._give_birth()
 
     def end(self) -> None:
-        """A clean end: the death comes from the node itself."""
+        """A clean end: the node itself publishes its death."""
         self._cancel()
         if self._rebirth_timer is not None:
             self._rebirth_timer.cancel()
@@ -104,7 +105,7 @@ class EdgeNode:
 
     @property
     def state(self) -> str:
-        """One line for people."""
+        """The state as one line of text."""
         if self._is_born:
             return f"{self._group}/{self._node}: born, {len(self._born)} devices"
         link = "not started" if self._connection is None else self._connection.state
@@ -113,7 +114,7 @@ class EdgeNode:
     # --- what is published ------------------------------------------------------------------------------------------
 
     def take(self, device: str, metrics: list[Metric]) -> None:
-        """The metrics of a prediction."""
+        """Take the metrics of a prediction."""
         if device not in self._devices and len(self._devices) >= MOST_DEVICES:
             if not self._counters.dropped["sparkplug_devices"]:
                 _log.warning("further keys are no devices of Sparkplug", extra=fields(most=MOST_DEVICES))
@@ -129,7 +130,7 @@ class EdgeNode:
         self._send_waiting()
 
     def forget_model(self, model: str) -> None:
-        """A model is gone: its devices die."""
+        """A model was removed: publish the death of its devices."""
         name = device_name(model, None)
         for device in [each for each in self._devices if each == name or each.startswith(f"{name}:")]:
             del self._devices[device]
@@ -138,7 +139,7 @@ class EdgeNode:
         self._waiting = deque(each for each in self._waiting if each.device in self._devices)
 
     def _give_birth(self) -> None:
-        """NBIRTH, then a DBIRTH for each device, then what waited."""
+        """Publish NBIRTH, then a DBIRTH for each device, then the waiting predictions."""
         self._cancel()
         now = self._now()
         self._seq = 0
@@ -208,7 +209,7 @@ class EdgeNode:
     def _now(self) -> int:
         return round(self._wall() * 1000)
 
-    # --- what is heard ----------------------------------------------------------------------------------------------
+    # --- received commands ------------------------------------------------------------------------------------------
 
     def _take_commands(self, messages: list[Message]) -> None:
         own = self._topic("NCMD").encode()
@@ -233,12 +234,12 @@ def _shape(metrics: list[Metric]) -> list[tuple[str, int]]:
 
 
 class NodeTap:
-    """The predictions of one model on their way to the edge node, as an `AnswerTap` of its pipeline.
+    """Passes the predictions of one model to the edge node, as an `AnswerTap` of its pipeline.
 
     Args:
         node: the edge node.
         table: of the model.
-        facts: what a `JsonPayload` of the model is made with, for a manifest.
+        facts: the arguments of the model's `JsonPayload` for a manifest.
     """
 
     def __init__(self, node: EdgeNode, table: ModelTable, facts: Callable[[Manifest], dict[str, Any]]) -> None:
@@ -248,7 +249,7 @@ class NodeTap:
         self._loaded: LoadedBundle | None = None
 
     def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
-        """Hand a published prediction on."""
+        """Pass on a published prediction."""
         del row, scores
         if prediction is None:
             return

@@ -1,10 +1,10 @@
 """Payloads of Sparkplug B as bytes: the few fields of its protobuf definition that an edge node needs. Pure.
 
 The numbers are those of `sparkplug_b.proto` (Eclipse Tahu), the datatypes those of Sparkplug 3.0, section 6.4.16.
-Written by hand, since a device has no protobuf library to spare; `tests/unit/sparkplug` reads the bytes with two
-others.
+Written by hand, so that a device needs no protobuf library; `tests/unit/sparkplug` reads the bytes with two other
+libraries.
 
-Guarantee: `asks_for_rebirth` takes any bytes, in time that grows with their length alone.
+Guarantee: `asks_for_rebirth` takes any bytes, in time linear in their length.
 """
 
 import struct
@@ -36,7 +36,7 @@ class Metric(NamedTuple):
 def encode_payload(
     metrics: list[Metric], *, timestamp: int, seq: int | None = None, is_historical: bool = False
 ) -> bytes:
-    """A payload; a death has no `seq`."""
+    """Encode a payload; a death has no `seq`."""
     parts = [_number(1, timestamp)]
     parts += [_field(2, _metric(metric, is_historical=is_historical)) for metric in metrics]
     if seq is not None:
@@ -45,7 +45,7 @@ def encode_payload(
 
 
 def asks_for_rebirth(payload: bytes) -> bool:
-    """Whether a command sets `Node Control/Rebirth`; bytes that are no payload ask for nothing."""
+    """Whether a command sets `Node Control/Rebirth`; False for bytes that are no payload."""
     try:
         return any(number == 2 and isinstance(part, bytes) and _is_rebirth(part) for number, part in _fields(payload))
     except ValueError:
@@ -82,7 +82,7 @@ def _fields(data: bytes) -> list[tuple[int, int | bytes]]:
     """The fields of a message.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are no message.
     """
     found: list[tuple[int, int | bytes]] = []
     place = 0
