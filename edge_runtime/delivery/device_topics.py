@@ -1,12 +1,12 @@
-"""The device's own topics: `status`, `models`, `health`, and where reports on single models are.
+"""The device's own topics: `status`, `models`, `health`, and those of reports on single models.
 
 Predictions go through the outbox.
 
-`edge/{device}/status` is retained plain text: `online` once everything is open, `offline` at a clean stop and, by the
-last will, at any other. `edge/{device}/models` is retained JSON; `edge/{device}/health` is JSON at every interval and
-whenever something went wrong, and `edge/{device}/shadow/{model}` follows it where a candidate runs beside a model.
-None of these is kept while the link is down: the newest is sent when it is back. `[upstream]` can move each of the
-three topics, switch it off, and have nothing retained.
+`edge/{device}/status` is retained plain text: `online` once everything is open, `offline` after a clean stop and, by
+the last will, after any other end. `edge/{device}/models` is retained JSON; `edge/{device}/health` is JSON at every
+interval and whenever something went wrong, and `edge/{device}/shadow/{model}` follows it if a candidate runs beside a
+model. None of these is queued while the link is down: the newest is sent when it is up again. `[upstream]` can rename
+each of the three topics, switch it off, and turn retaining off.
 """
 
 from collections.abc import Callable
@@ -22,20 +22,20 @@ from edge_runtime.system.loop import Loop, Timer
 
 ONLINE = b"online"
 OFFLINE = b"offline"
-SOON_S = 1.0  # after something went wrong, health follows this soon, and not more often
+SOON_S = 1.0  # after a fault, health is published within this time, and not more often
 
 _log = get_logger("upstream")
 
 
 class OwnTopics(msgspec.Struct, frozen=True):
-    """Where a device publishes about itself; an empty topic is switched off.
+    """The topics of a device's own messages; an empty topic is switched off.
 
     Attributes:
         status: of `online` and `offline`.
         models: of the list of models.
         health: of the health document.
-        below: what the topics of reports on single models begin with, such as `edge/DEVICE`.
-        retain: the broker is to retain status and models.
+        below: the prefix of the topics of reports on single models, such as `edge/DEVICE`.
+        retain: whether the broker retains status and models.
     """
 
     status: str
@@ -46,17 +46,17 @@ class OwnTopics(msgspec.Struct, frozen=True):
 
     @property
     def shadow(self) -> str:
-        """What the topics of reports of shadows begin with."""
+        """The prefix of the topics of shadow reports."""
         return self.below and f"{self.below}/shadow"
 
     @property
     def drift(self) -> str:
-        """What the topics of reports of drift begin with."""
+        """The prefix of the topics of drift reports."""
         return self.below and f"{self.below}/drift"
 
     @property
     def will(self) -> Will | None:
-        """Published by the broker when the connection is lost."""
+        """The last will, which the broker publishes when the connection is lost."""
         return Will(self.status, OFFLINE, self.retain) if self.status else None
 
 
@@ -75,11 +75,11 @@ class Upstream:
     """The device's own messages.
 
     Args:
-        topics: where it publishes.
+        topics: its topics.
         connection: the link upstream.
         loop: the event loop.
         interval: seconds between two health messages.
-        is_ready: every port is open, every subscription granted, HTTP listens.
+        is_ready: whether every port is open, every subscription is granted and HTTP listens.
         health: makes the health document.
         models: makes the document of the models.
         shadows: makes the document of each shadow, by the name of the model that it runs beside.
@@ -123,34 +123,34 @@ class Upstream:
             self._say(ONLINE)
 
     def publish_every(self, interval: float) -> None:
-        """Publish health at another interval, and `online` again once everything is open."""
+        """Change the interval of health, and publish `online` again once everything is open."""
         if self._interval != interval:
             self._interval = interval
             if self._timer is not None:
                 self.publish_health_soon()
 
     def announce_again(self) -> None:
-        """Something was opened anew: publish `online` again when everything is open."""
+        """Publish `online` again when everything is open, since a part was reopened."""
         self._said = None
 
     def publish_models(self) -> None:
-        """Say anew which models run."""
+        """Publish the list of running models."""
         self._publish(self._topics.models, msgspec.json.encode(self._models()), retain=self._topics.retain)
 
     def publish_health(self) -> None:
-        """Say how things are now, and again after the interval."""
+        """Publish health now, and again after the interval."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._interval, self.publish_health)
         self._publish(self._topics.health, msgspec.json.encode(self._health()))
         if self._connection.connected and self._said != ONLINE and self._is_ready():
-            self._say(ONLINE)  # again, where it was refused
+            self._say(ONLINE)  # again, if it was refused
         for model, document in self._shadows().items():
             topic = self._topics.shadow and f"{self._topics.shadow}/{model}"
             self._publish(topic, msgspec.json.encode({"model": model, **document}))
 
     def publish_health_soon(self) -> None:
-        """Something went wrong: do not wait for the interval."""
+        """Publish health soon after a fault, without waiting for the interval."""
         soon = self._loop.time() + SOON_S
         if self._timer is None or self._timer.when > soon:
             if self._timer is not None:
@@ -158,7 +158,7 @@ class Upstream:
             self._timer = self._loop.call_at(soon, self.publish_health)
 
     def say_goodbye(self) -> None:
-        """The last words of a clean stop."""
+        """Publish the last messages of a clean stop."""
         if self._timer is not None:
             self._timer.cancel()
         if self._connection.connected:

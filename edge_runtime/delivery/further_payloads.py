@@ -1,7 +1,7 @@
-"""The payload conventions of a model beside the first: each has topics below that of the prediction.
+"""The further payload conventions of a model: each has topics below that of the prediction.
 
-Guarantee: the reading of a prediction is acknowledged when every message of it is safe. Each convention is a stream of
-its own in the outbox, so that a broker that refuses the topics of one holds up no other.
+Guarantee: the reading of a prediction is acknowledged when every message of it is safe. Each convention is a separate
+stream in the outbox, so that a refusal of its topics delays no other.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ class ManyPayloads:
     """The further conventions of one model.
 
     Args:
-        whole: those of one message a prediction, by the last level of their topic.
-        flat: those of several.
+        whole: the conventions of one message a prediction, by the last level of their topic.
+        flat: the conventions of several.
     """
 
     def __init__(self, whole: dict[str, Payload], flat: Sequence[tuple[str, FlatPayload]]) -> None:
@@ -44,8 +44,8 @@ class ManyPayloads:
         """Give the messages of a prediction to the outbox; each takes a hold of its own on the receipt.
 
         Args:
-            outbox: takes them.
-            prediction: what they say.
+            outbox: takes the messages.
+            prediction: their content.
             address: its stream in the outbox, and its topic.
             priority: as of the prediction.
             receipt: of its reading, held by the caller for the prediction itself.
@@ -71,7 +71,7 @@ def encoders_of(names: Sequence[str], facts: dict[str, Any], watcher: FlatPayloa
     Args:
         names: the conventions.
         facts: the arguments of their makers.
-        watcher: sees the predictions where no convention writes them as one message.
+        watcher: gets the predictions if no convention writes them as one message.
     """
     first = first_of(names)
     flat = [(name, found.make(**facts)) for name in names if (found := flat_convention(name)) is not None]

@@ -1,14 +1,14 @@
-"""Home Assistant: the retained document by which it finds a device and makes entities of its predictions and health.
+"""Home Assistant: publishes the retained document from which it makes entities for a device's predictions and health.
 
 Device-based MQTT discovery (Home Assistant 2024.11 and later): one document on `PREFIX/device/edge_{device}/config`.
-Each output of each model is an entity, for every key that has been seen; with `keys = "devices"` a key is a device with
-a document of its own. Availability is the device's status topic.
+Each output of each model is an entity, for every key seen so far; with `keys = "devices"` a key is a device with its
+own document. Availability is the device's status topic.
 
-Guarantee: a document is published again whenever what it says changes, after every connection, and when Home
-Assistant says on `PREFIX/status` that it has started. What an earlier document had is read back from the broker, so
-that a model that is gone, also while the device was off, is left as an entry without more than its platform, by which
-Home Assistant removes the entity. Weak points: predictions are not retained, so an entity has no value from a start
-of Home Assistant to the next prediction; `MOST_KEYS` keys of a model have entities.
+Guarantee: a document is published again whenever its content changes, after every connection, and when Home Assistant
+publishes its start on `PREFIX/status`. Earlier documents are read back from the broker. An entity of a model that was
+removed, also while the device was off, stays in the document with only its platform, by which Home Assistant removes
+the entity. Weak points: predictions are not retained, so an entity has no value from a start of Home Assistant to the
+next prediction; only `MOST_KEYS` keys of a model have entities.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ from edge_runtime.mqtt.messages import Message
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
-LOOK_S = 2.0  # how often new keys are looked for
-READ_BACK_S = 1.0  # after a connection: for the broker to send the document of an earlier start
+LOOK_S = 2.0  # interval of the check for new keys
+READ_BACK_S = 1.0  # after a connection: the time for the broker to send the document of an earlier start
 BIRTH_S = 0.5, 2.0  # after a birth message, at random, so that devices do not all answer at once
 MOST_KEYS = 100
 MOST_BYTES = 4 << 20  # of a document that is read back
 
-# What Home Assistant calls the quantity of a unit; other units are shown without.
+# Home Assistant's device class of a unit; other units are shown without one.
 _CLASSES = {
     "°C": "temperature", "°F": "temperature", "K": "temperature",
     "W": "power", "kW": "power", "V": "voltage", "mV": "voltage", "A": "current", "mA": "current",
@@ -53,7 +53,7 @@ Component = dict[str, Any]
 
 
 def discovery_topic(prefix: str, device: str) -> str:
-    """Where the document of a device is."""
+    """The topic of a device's document."""
     return f"{prefix}/device/edge_{_word(device)}/config"
 
 
@@ -104,7 +104,7 @@ def components_of(
 
 
 def health_components(topic: str, name: str) -> dict[str, Component]:
-    """The figures of the health document that a household looks at, as diagnostics."""
+    """The main figures of the health document, as diagnostic entities."""
     if not topic:
         return {}
     counted = {"state_class": "total_increasing"}
@@ -133,7 +133,7 @@ def health_components(topic: str, name: str) -> dict[str, Component]:
 def whole_document(
     config: Config, status: str, components: Mapping[str, Component], key: str | None = None
 ) -> dict[str, Any]:
-    """The discovery document of a device, or of a key that is a device of its own."""
+    """The discovery document of a device, or of a key as a separate device."""
     device = config.device
     own = f"edge_{_word(device.id)}"
     return {
@@ -153,19 +153,19 @@ def whole_document(
 
 
 def key_device(own: str, key: str) -> str:
-    """The identifier of a key that is a device of its own."""
+    """The identifier of a key as a separate device."""
     return f"{own}__{_word(key)}"
 
 
 class _Document:
-    """What is known of one document at the broker.
+    """The state of one document at the broker.
 
     Args:
-        topic: where it is.
+        topic: its topic.
 
     Attributes:
         last: its entities, as published last.
-        gone: entities that are to be removed, with their platforms.
+        gone: entities to remove, with their platforms.
         payload: as published over the present connection; empty before.
     """
 
@@ -176,7 +176,7 @@ class _Document:
         self.payload = b""
 
     def entities(self, wanted: Mapping[str, Component]) -> dict[str, Component]:
-        """Those that are wanted, and the bare platform of each that was there before."""
+        """The wanted entities, and only the platform of each former one."""
         self.gone.update({name: each["platform"] for name, each in self.last.items()})
         self.gone = {name: platform for name, platform in self.gone.items() if name not in wanted}
         self.last = dict(wanted)
@@ -189,8 +189,8 @@ class HomeAssistant:
     Args:
         connection: the link upstream.
         loop: the event loop.
-        keys: the keys that each model has seen, by its name.
-        on_birth: called when Home Assistant has started, after the document was published again.
+        keys: the keys seen by each model, by its name.
+        on_birth: called after a start of Home Assistant, when the document was published again.
     """
 
     def __init__(
@@ -211,16 +211,16 @@ class HomeAssistant:
         self._main = _Document("")
         self._documents: dict[str, _Document] = {}  # by topic, the main one among them
         self._birth = ""
-        self._of_key = ""  # a pattern of the topics of keys that are devices
-        self._broker: str | None = None  # that the documents are published to
+        self._of_key = ""  # a pattern of the topics of keys as devices
+        self._broker: str | None = None  # the one that the documents are published to
         self._is_refused = False
-        self._is_current = False  # every document was handed over as it has to be, for the keys that were seen
+        self._is_current = False  # every document is published in its present form, for all seen keys
         self._timer: Timer | None = None
 
-    # --- life -------------------------------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     def configure(self, config: Config) -> None:
-        """Speak of this configuration from now on; its prefix and its device are those of the first."""
+        """Describe this configuration from now on; its prefix and its device must be those of the first."""
         table = config.home_assistant
         assert table is not None
         if self._config is None:
@@ -237,7 +237,7 @@ class HomeAssistant:
         self._is_current = False
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
-        """These models, and no others, have entities from now on."""
+        """Give entities to these models only, from now on."""
         self._models = {table.name: (table, model.manifest) for table, model in models}
         for name, (table, manifest) in self._models.items():
             if name not in self._seen and not components_of(table, manifest, "", "", key=None):
@@ -250,12 +250,12 @@ class HomeAssistant:
         self._publish_changes()
 
     def exchange(self, table: ModelTable, model: Model) -> None:
-        """Another bundle runs from now on, which may have other labels."""
+        """Note that another bundle runs from now on, which may have other labels."""
         self._models[table.name] = (table, model.manifest)
         self._publish_changes()
 
     def link_changed(self) -> None:
-        """The link came up or went down, or another broker serves."""
+        """Handle a link that came up or went down, or a change of broker."""
         broker = self._connection.url if self._connection.ready else None
         if self._broker == broker:
             return
@@ -276,12 +276,12 @@ class HomeAssistant:
         self.end()
 
     def end(self) -> None:
-        """Publish nothing more; the document stays, for the device comes back."""
+        """Publish nothing more; the document stays for the next start."""
         if self._timer is not None:
             self._timer.cancel()
         self._broker = None
 
-    # --- what is heard ----------------------------------------------------------------------------------------------
+    # --- received -----------------------------------------------------------------------------------------------------
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
@@ -299,7 +299,7 @@ class HomeAssistant:
                 message.claimed = True  # of another device
 
     def _read_back(self, document: _Document, payload: bytes) -> None:
-        """An earlier document: keys that were seen before go on, and what is not wanted any more is to be removed."""
+        """Read an earlier document: keep its keys, and mark its unwanted entities for removal."""
         try:
             found = msgspec.json.decode(payload)["components"].items()
             earlier = {str(name): (str(each["platform"]), str(each.get("state_topic", ""))) for name, each in found}
@@ -308,7 +308,7 @@ class HomeAssistant:
             return
         self._is_current = False
         for name, (platform, topic) in earlier.items():
-            if topic:  # else it is being removed already
+            if topic:  # else it is already being removed
                 self._see_again(topic)
                 document.gone[name] = platform
 
@@ -319,7 +319,7 @@ class HomeAssistant:
             if found is not None:
                 self._see(name, [None if found[1] == "-" else found[1]])
 
-    # --- what is published ------------------------------------------------------------------------------------------
+    # --- published ----------------------------------------------------------------------------------------------------
 
     def _look_in(self, seconds: float, *, birth: bool = False) -> None:
         if self._timer is not None:
@@ -336,7 +336,7 @@ class HomeAssistant:
         self._look_in(LOOK_S)
 
     def _has_new_keys(self) -> bool:
-        """Whether a key came that would have entities and has none."""
+        """Whether a new key has no entities yet."""
         return any(
             model in self._models
             and len(self._seen[model]) < MOST_KEYS
@@ -345,7 +345,7 @@ class HomeAssistant:
         )
 
     def _forget_published(self) -> None:
-        """The broker, or who listens to it, may have none of the documents."""
+        """Publish every document again, since the broker or Home Assistant may have none of them."""
         self._is_current = False
         for document in self._documents.values():
             document.payload = b""
@@ -364,7 +364,7 @@ class HomeAssistant:
             whole = whole_document(self._config, status, document.entities(components), key)
             self._is_current &= self._publish(document, msgspec.json.encode(whole))
         for topic in [topic for topic in self._documents if topic not in wanted]:
-            if self._publish(self._documents[topic], b"", is_new=True):  # no entity is left: the device goes
+            if self._publish(self._documents[topic], b"", is_new=True):  # no entity is left: remove the device
                 del self._documents[topic]
             else:
                 self._is_current = False
@@ -389,13 +389,13 @@ class HomeAssistant:
             _log.warning("the broker refused the document for Home Assistant", extra=fields(topic=document.topic))
 
     def _topic_of_key(self, key: str | None) -> str:
-        """Where the document is that holds the entities of a key."""
+        """The topic of the document with the entities of a key."""
         if key is None:
             return self._main.topic
         return f"{self._main.topic.removesuffix('/config')}__{_word(key)}/config"
 
     def _components(self) -> Iterator[tuple[str | None, str, Component]]:
-        """Every entity, with the key that is the device it belongs to; None where that is the device itself."""
+        """Every entity, with the key whose device it belongs to; None for the device itself."""
         assert self._config is not None
         assert self._config.home_assistant is not None
         name = f"edge_{_word(self._config.device.id)}"
@@ -425,7 +425,7 @@ class HomeAssistant:
         return template.replace("{model}", model)
 
     def _has_keys(self, source: str) -> bool:
-        """Whether readings may have keys, which nothing but a reading names."""
+        """Whether readings may have keys, which are unknown until a reading has one."""
         assert self._config is not None
         table = next(each for each in self._config.source if each.name == source)
         topics = getattr(table, "topics", ())
@@ -461,7 +461,7 @@ def _unit(unit: str) -> Component:
 
 
 def _word(text: str) -> str:
-    """A part of an id: letters, digits, `_` and `-`; what has others, or could be read as two parts, gets a hash."""
+    """A part of an id: letters, digits, `_` and `-`; any other text, or an ambiguous one, gets a hash."""
     if re.fullmatch(r"[A-Za-z0-9-]+(?:_[A-Za-z0-9-]+)*", text):
         return text
     return f"{re.sub(r'[^A-Za-z0-9-]+', '_', text).strip('_')}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,7 +1,7 @@
 """A prediction as a JSON object, the default payload.
 
-Everything that does not change from prediction to prediction is encoded once, when the model is wired; the rest is
-put in by one `%`. Numbers are the shortest text that reads back to the same float32.
+All members that are the same for every prediction are encoded once, when the model is wired; one `%` inserts the rest.
+Numbers are the shortest text that reads back to the same float32.
 """
 
 import base64
@@ -27,8 +27,8 @@ class JsonPayload:
         device: the device's id.
         model: the model's name in the configuration.
         source: the source's name.
-        start: the number of this start of the daemon; no earlier start had it.
-        manifest: of the bundle: its version, labels and targets go into the text.
+        start: the number of this start of the daemon, which no earlier start had.
+        manifest: of the bundle; its version, labels and targets are part of the text.
         threshold: the anomaly threshold in force.
     """
 
@@ -55,7 +55,7 @@ class JsonPayload:
         self._prefix = ""
 
     def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
-        """The payload. `synchronised` False adds that the device's clock was not yet set."""
+        """The payload. `synchronised` False adds the mark that the device's clock was not yet set."""
         key_id, key = self._keys.get(prediction.key) or self._new_key(prediction.key)
         tail = prediction.identity if prediction.identity is not None else f"{self._start}/{prediction.seq}"
         if prediction.identity is not None:
@@ -76,7 +76,7 @@ class JsonPayload:
             if place < 0:  # it abstains
                 score, label = str(prediction.score), _text(prediction.label)
             else:
-                score = numbers[place]  # a number's text is dear: the label's own is used twice
+                score = numbers[place]  # formatting a number is expensive: the text of the label's score is used twice
             return f'"label":{label},"score":{score},{self._scores % numbers}{self._set(prediction)}'
         if self._task == "regression":
             assert prediction.values is not None
@@ -87,13 +87,13 @@ class JsonPayload:
         return f'"score":{prediction.score!s},"threshold":{self._threshold},"anomaly":{anomaly}'
 
     def _set(self, prediction: Prediction) -> str:
-        """The labels that may be right, where the bundle says so."""
+        """The prediction set of labels, if the bundle has one."""
         if prediction.label_set is None:
             return ""
         return f',"set":[{",".join(self._labels[label][1] for label in prediction.label_set)}]'
 
     def _interval(self, prediction: Prediction) -> str:
-        """Between what the values may lie, where the bundle says so."""
+        """The prediction intervals of the values, if the bundle has them."""
         if prediction.interval is None:
             return ""
         ends = [str(end) for pair in zip(*prediction.interval, strict=True) for end in pair]
@@ -116,7 +116,7 @@ class JsonPayload:
         return f'"detections":[{found}]'
 
     def _several_labels(self, tensors: dict[str, NDArray[Any]]) -> str:
-        """A score for each label, and those that are there."""
+        """A score for each label, and the labels that are present."""
         names = self._names
         scores = ",".join(f"{name}:{score!s}" for name, score in zip(names, tensors["scores"], strict=True))
         there = ",".join(name for name, yes in zip(names, tensors["labels"].tolist(), strict=True) if yes)
@@ -139,12 +139,12 @@ class JsonPayload:
 
 
 def mark_delayed(payload: bytes) -> bytes | None:
-    """The object with one member more; None for what is no object of ours."""
+    """The object with the mark added; None if the bytes are not such an object."""
     return payload[:-1] + _DELAYED if payload[:2] == b'{"' and payload[-1:] == b"}" else None
 
 
 def _packed(part: NDArray[Any]) -> str:
-    """A tensor in four thirds of its bytes; as text its numbers would take three times as much."""
+    """A tensor as base64: four thirds of its bytes, a third of its numbers as text."""
     whole = part.dtype.kind == "i"
     data = base64.b64encode(part.astype("<i8" if whole else "<f4", copy=False).tobytes()).decode()
     shape = ",".join(map(str, part.shape))
@@ -156,7 +156,7 @@ def _text(value: str | None) -> str:
 
 
 def _literal(text: str) -> str:
-    """Text that is safe inside a `%` template."""
+    """The text, escaped for a `%` template."""
     return text.replace("%", "%%")
 
 

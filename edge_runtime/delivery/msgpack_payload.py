@@ -10,7 +10,7 @@ from edge_runtime.delivery.json_payload import JsonPayload
 from edge_runtime.delivery.payloads import Convention
 from edge_runtime.readings import Prediction
 
-_FIXMAP, _FIXMAP_END = 0x80, 0x8F  # the first byte of a map of up to 15 members, which ours always is
+_FIXMAP, _FIXMAP_END = 0x80, 0x8F  # the first byte of a map of up to 15 members, as every prediction is
 _DELAYED = msgspec.msgpack.encode("delayed") + msgspec.msgpack.encode(True)
 
 
@@ -25,12 +25,12 @@ class MsgpackPayload:
         )
 
     def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
-        """The payload. `synchronised` False adds that the device's clock was not yet set."""
+        """The payload. `synchronised` False adds the mark that the device's clock was not yet set."""
         return msgspec.msgpack.encode(msgspec.json.decode(self._json.encode(prediction, synchronised=synchronised)))
 
 
 def mark_delayed(payload: bytes) -> bytes | None:
-    """The map with one member more; None for what is no small map."""
+    """The map with the mark added; None if the bytes are not such a map."""
     if not payload or not _FIXMAP < payload[0] < _FIXMAP_END:
         return None
     return bytes((payload[0] + 1,)) + payload[1:] + _DELAYED

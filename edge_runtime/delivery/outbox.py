@@ -1,34 +1,33 @@
-"""What is not yet delivered, and the place where the daemon's guarantee is kept.
+"""The queue of undelivered predictions, which implements the daemon's delivery guarantee.
 
-1. A prediction, once offered, is delivered at least once, in order per model and key. It leaves our care only on the
-   broker's PUBACK. Repeats carry the same `id`.
+1. A prediction, once offered, is delivered at least once, in order per model and key. It leaves the outbox only on the
+broker's PUBACK. Repeats carry the same `id`.
 2. The reading of a prediction is released (and with it the acknowledgement to the reading's broker) only when the
    prediction is acknowledged upstream or committed to disk. With a healthy link nothing is written to disk.
-3. What was offered and is neither acknowledged nor committed is at most `commit_interval` old, so that a power cut
-   loses at most that much of what cannot be asked for again. With `commit_interval = 0` a prediction is committed
+3. A prediction that is neither acknowledged nor committed is at most `commit_interval` old, so that a power cut loses
+   at most that much of the data that no source can send again. With `commit_interval = 0` a prediction is committed
    before it is sent.
-4. When the disk's bound is reached, the oldest of the lowest priority goes first, and is counted. While the disk
-   fails, or there is none, the same holds for memory; but a prediction whose reading is not yet released is never
-   dropped from memory: its broker stops sending instead.
+4. When the disk's bound is reached, the oldest prediction of the lowest priority is dropped first, and counted. While
+   the disk fails, or without a disk, the same holds for memory; but a prediction whose reading is not yet released is
+   never dropped from memory: its broker stops sending instead.
 
-5. What can never be sent (no broker takes its topic, this one no packet of its size, or the link ends whenever it is
-   sent) is set aside, on disk where there is one (`quarantine.py`), counted, and holds up no other stream.
+5. A prediction that can never be sent (its topic is invalid, its packet too large for this broker, or sending it always
+ends the link) is set aside, on disk if there is one (`quarantine.py`), counted, and delays no other stream.
 
-Weak points: a broker that acknowledges and then forgets is beyond us. A prediction that the broker refuses is tried
-again after its stream's next ones; without a disk its reading is acknowledged then, so that the readings behind it are
-not held up, and a crash can lose it. A disk that has been away for a minute with rows of a stream on it no longer holds
-the stream's new predictions up: should it come back, its rows come late (`order_given_up`).
+Weak points: a message that a broker acknowledges and then loses is lost. A prediction that the broker refuses is
+retried after the next ones of its stream; without a disk its reading is acknowledged then, so that later readings are
+not delayed, and a crash can lose it. When a disk with rows of a stream has failed for a minute, new predictions of the
+stream no longer wait for it: if it returns, its rows are delivered late (`order_given_up`).
 
 How it works. An entry is *waiting* (in memory), *in flight* (sent, not acknowledged), or *stored* (a row on disk, out
-of memory), or in flight and stored. Whatever is older than `commit_interval` is committed, all in one transaction;
-without a link, whatever is younger goes along, so that there is one transaction an interval.
-Stored rows are sent oldest first when the link is back. An entry of a stream that has stored rows which were not sent
-waits behind them, by becoming a row itself; an entry of any other stream is sent at once, and a quarter of the places
-in flight is kept for such.
+of memory), or in flight and stored. Entries older than `commit_interval` are committed in one transaction; without a
+link, younger entries are included, so that there is one transaction an interval. Stored rows are sent oldest first when
+the link is up again. An entry of a stream with unsent stored rows waits behind them, by becoming a row itself; an entry
+of any other stream is sent at once, and a quarter of the places in flight is reserved for these.
 
-Longer than 500 lines, and one class of more than 400, on purpose: where an entry is (in memory, in flight, on disk) is
-one state that sending, committing and losing the link change together, and the guarantee is read off that one state.
-What can be separated stands elsewhere: the file (`outbox_file.py`), its rows, its thread, and payloads.
+Longer than 500 lines, and one class of more than 400, on purpose: the state of an entry (in memory, in flight, on disk)
+is changed by sending, committing and losing the link together, and the guarantee depends on that one state. Separate
+modules hold the file (`outbox_file.py`), its rows, its thread, and payloads.
 """
 
 import time
@@ -58,17 +57,17 @@ ORDER_PATIENCE_S = 60.0  # how long new predictions wait for rows on a disk that
 REFUSED_FIRST_S = 5.0
 REFUSED_MOST_S = 300.0
 FRUITLESS_LOSSES = 3  # of the link, without an acknowledgement in between: then one entry is sent at a time
-MOST_BREAKS = 3  # of the link by one entry alone, while others get through; without others to tell by:
+MOST_BREAKS = 3  # of the link by one entry alone, while others get through; without others to compare with:
 MOST_BREAKS_ALONE = 10
 MEMORY_OVERHEAD_BYTES = 400  # an entry's objects beside its payload, measured with sys.getsizeof
 
 
 class Link(Protocol):
-    """What the outbox needs of a connection."""
+    """The interface of a connection that the outbox uses."""
 
     @property
     def connected(self) -> bool:
-        """The broker has accepted us, and the link is up as far as is known."""
+        """Whether the broker has accepted the connection and no loss is known."""
 
     @property
     def window(self) -> int:
@@ -77,11 +76,11 @@ class Link(Protocol):
     def publish(
         self, topic: str, payload: bytes, *, qos: int, retain: bool = False, outcome: Callable[[bool], None] | None
     ) -> bool:
-        """Send; False when that is impossible now. `outcome(True)` on the acknowledgement, `(False)` on a refusal."""
+        """Send; False if impossible now. Calls `outcome(True)` on the acknowledgement, `(False)` on a refusal."""
 
 
 class Entry(msgspec.Struct, eq=False):
-    """One prediction in our care."""
+    """One prediction in the outbox."""
 
     stream: str
     topic: str
@@ -96,7 +95,7 @@ class Entry(msgspec.Struct, eq=False):
     committing: bool = False
     done: bool = False
     delayed: bool = False
-    aside: str = ""  # why it goes to the quarantine, once its commit is over
+    aside: str = ""  # why it goes to the quarantine after its commit
     breaks: int = 0  # how often the link ended while this one alone was in flight
     size: int = 0  # bytes of memory; counted while it is in memory only
 
@@ -110,7 +109,7 @@ class Outbox:
         store: the disk, or None for memory only.
         commit_interval: seconds; see the guarantee.
         max_memory_bytes: the bound of what waits in memory.
-        qos: 1, or 0 for a user who does not mind: then sent is delivered.
+        qos: 1, or 0 if the user accepts losses: then sent counts as delivered.
         unsendable: why a message to a topic with a payload of a size can never be sent over the present link; None
             where it can.
         wall: the wall clock, for the age of rows.
@@ -137,27 +136,27 @@ class Outbox:
         self._wall = wall
         self._unsendable = unsendable
         self.quarantine = Quarantine(wall)
-        self._setting_aside = 0  # on its way to the quarantine
-        self._aside_later: list[tuple[Entry, str]] = []  # rows that go there when the disk is back, and why
-        self._held = 0  # bytes of what is in memory and whose reading is not released
+        self._setting_aside = 0  # being moved to the quarantine
+        self._aside_later: list[tuple[Entry, str]] = []  # rows that go there when the disk works again, and why
+        self._held = 0  # bytes of entries in memory with an unreleased reading
         self._told_full = False
         self.on_full: list[Callable[[bool], None]] = []
         self._acknowledged = 0
         self._acknowledged_at_link = 0  # when the link came up
         self._fruitless = 0
-        self._row_breaks: dict[int, tuple[int, int]] = {}  # by row: breaks, and what was acknowledged at the first
+        self._row_breaks: dict[int, tuple[int, int]] = {}  # by row: breaks, and acknowledgements until the first
         self._link: Link | None = None
         self._order = 0
         self._waiting: deque[Entry] = deque()
         self._in_flight: dict[int, Entry] = {}  # by order
         self._memory = 0
         self._store_open = self._was_open = False
-        self._opening = store is not None  # until then it is not known which streams have rows that must go first
+        self._opening = store is not None  # while True, the streams with rows to send first are unknown
         self._committing = False
         self._fetching = False
         self._fetched: deque[OutboxRow] = deque()
         self._sent_rows: set[int] = set()  # rows in flight or delivered, not yet deleted
-        self._cursor = 0  # every row up to here was fetched over this connection
+        self._cursor = 0  # rows up to this id were fetched over this connection
         self._backlog: Counter[str] = Counter()  # stored rows by stream that are not in flight
         self._stored_rows = 0
         self._delivered_rows: list[int] = []
@@ -166,7 +165,7 @@ class Outbox:
         self._reopen_due = False
         self._stopping = False
         self._refusals: Counter[str] = Counter()  # by stream, since its last acknowledgement
-        self._paused: set[str] = set()  # streams that the broker refused, until they are tried again
+        self._paused: set[str] = set()  # streams that the broker refused, until their retry
         self._failing_since: float | None = None
         self._pump_due = False
         self.state = "memory only" if store is None else "opening"
@@ -178,7 +177,7 @@ class Outbox:
 
     @property
     def queued(self) -> int:
-        """Predictions in our care: in memory and on disk."""
+        """The number of predictions in memory and on disk."""
         in_memory = len(self._waiting) + sum(1 for entry in self._in_flight.values() if entry.row is None)
         return in_memory + max(0, self._stored_rows - len(self._delivered_rows))
 
@@ -194,22 +193,22 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """True when sources that can wait should: at half of the bound, so that what is on its way still finds room."""
+        """True when sources that can wait should: at half of the bound, which leaves room for what is in progress."""
         return self._memory >= self._max_memory // 2
 
     def attach(self, link: Link) -> None:
-        """The link to send over; tell `link_changed` whenever it comes or goes."""
+        """Set the link to send over; call `link_changed` whenever it comes up or goes down."""
         self._link = link
 
     def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
-        """Take a prediction into our care, and send it if that is possible now.
+        """Take over a prediction, and send it if that is possible now.
 
         Args:
             stream: the model and key; order is kept within it.
             topic: where it goes.
             payload: a JSON object.
-            priority: `PRIORITY_ALARM` and so on; decides what is dropped first.
-            receipt: held by the caller for us; released when the prediction is safe.
+            priority: `PRIORITY_ALARM` and so on; the lowest is dropped first.
+            receipt: held by the caller for the outbox; released when the prediction is safe.
         """
         self._order += 1
         entry = Entry(stream, topic, payload, priority, receipt, self._order, self._wall(), self._loop.time())
@@ -236,7 +235,7 @@ class Outbox:
             entry.delayed = not self._is_linked()
             self._waiting.append(entry)
             if self._memory > self._max_memory // 2:
-                self._commit_due(everything=True)  # memory is no place to lose what the disk could hold
+                self._commit_due(everything=True)  # do not drop from memory what fits on the disk
             if self._memory > self._max_memory:
                 self._make_room()
             self._pump_soon()
@@ -256,20 +255,20 @@ class Outbox:
             self._take_back()
 
     def drain(self) -> None:
-        """Commit everything now (a clean stop). `is_safe` tells when that is done."""
+        """Commit everything now (a clean stop). `is_safe` is True when that is done."""
         self._stopping = True
         if self._store is not None and not self._store_open and not self._opening:
-            self._store.open(self._opened)  # one more chance for a disk that failed
+            self._store.open(self._opened)  # one more attempt after a failure of the disk
         self._commit_due(everything=True)
 
     @property
     def is_delivered(self) -> bool:
-        """Nothing is in memory that waiting for acknowledgements could still deliver."""
+        """Whether waiting for acknowledgements cannot deliver anything more from memory."""
         return not self._waiting and all(entry.row is not None for entry in self._in_flight.values())
 
     @property
     def is_safe(self) -> bool:
-        """Nothing would be lost if we were killed now."""
+        """Whether a kill now would lose nothing."""
         if self._committing or self._setting_aside:
             return False
         if not self._store_open:
@@ -291,7 +290,7 @@ class Outbox:
         return True
 
     def _settled(self, entry: Entry, accepted: bool) -> None:
-        """The broker acknowledged or refused an entry that is in flight on the present connection."""
+        """Handle the acknowledgement or refusal of an entry in flight on the present connection."""
         self._in_flight.pop(entry.order, None)
         entry.in_flight = False
         if not accepted:
@@ -313,12 +312,12 @@ class Outbox:
         self._pump_soon()
 
     def _forget_breaks(self, entry: Entry) -> None:
-        """It leaves our care: whatever it did to the link matters no more."""
+        """Drop the counts of link breaks of an entry that leaves the outbox."""
         if entry.breaks:
             self._row_breaks.pop(entry.row or -entry.order, None)
 
     def _release(self, entry: Entry) -> None:
-        """The prediction is safe, or ours alone from now on: its reading may be acknowledged."""
+        """Release the reading of an entry: the prediction is safe, or the outbox alone holds it from now on."""
         receipt = entry.receipt
         if receipt is not None:
             entry.receipt = None
@@ -328,7 +327,7 @@ class Outbox:
                 self._check_room()
 
     def _check_room(self) -> None:
-        """Have sources that can wait do so while half of the memory is taken by what must not be dropped."""
+        """Make sources that can wait do so while entries that must not be dropped take half of the memory."""
         is_full = self._held >= self._max_memory // (4 if self._told_full else 2)
         if is_full != self._told_full:
             self._told_full = is_full
@@ -336,23 +335,23 @@ class Outbox:
                 listener(self._told_full)
 
     def _places(self, link: Link) -> int:
-        """How many entries may be in flight: one, where the link keeps ending, so as to find out which one ends it."""
+        """How many entries may be in flight: one if the link keeps ending, to find the entry that ends it."""
         if self._fruitless < FRUITLESS_LOSSES and not self._row_breaks:
             return link.window  # none is suspected
         alone = self._fruitless >= FRUITLESS_LOSSES or any(entry.breaks for entry in self._in_flight.values())
         return 1 if alone else link.window
 
     def _pump_soon(self) -> None:
-        """Pump once for everything that a wake-up brings."""
+        """Pump once for all events of a wake-up."""
         if (self._waiting or self._backlog) and not self._pump_due:
             self._pump_due = True
             self._loop.call_soon(self._pump)
 
     def _refused(self, entry: Entry) -> None:
-        """The broker said no (its ACL, its quota): keep it, and try its stream again a little later.
+        """Keep an entry that the broker refused (its ACL, its quota), and retry its stream a little later.
 
         A new connection does not end the pause: some brokers (mosquitto 2.0 for one) close the connection behind a
-        refusal, and everything else would be stuck in a circle of refusals and reconnections.
+        refusal, and all other streams would be stuck in a loop of refusals and reconnections.
         """
         why = self._unsendable(entry.topic, len(entry.payload))
         if why is not None:
@@ -366,7 +365,7 @@ class Outbox:
             self._arm_timer()
         else:
             self._backlog[entry.stream] += 1
-            self._sent_rows.discard(entry.row)  # and read anew when the pause ends
+            self._sent_rows.discard(entry.row)  # and fetched again when the pause ends
         self._pause(entry.stream)
         self._pump_soon()
 
@@ -379,11 +378,11 @@ class Outbox:
             self._loop.call_later(pause, lambda: self._resume(stream))
 
     def _set_aside(self, entry: Entry, why: str) -> None:
-        """It can never be sent: out of the queue, into the quarantine; its reading is released with the commit."""
-        if entry.committing:  # it becomes a row at this moment, which is to go as well
+        """Move an entry that can never be sent into the quarantine; its reading is released with the commit."""
+        if entry.committing:  # it is becoming a row, which has to be moved as well
             entry.aside = why
             return
-        if entry.row is not None and not self._store_open:  # the disk is away, with its row
+        if entry.row is not None and not self._store_open:  # the disk with its row is not available
             self._aside_later.append((entry, why))
             self._pump_soon()
             return
@@ -410,7 +409,7 @@ class Outbox:
         self._is_aside(entry, why)
 
     def _is_aside(self, entry: Entry, why: str) -> None:
-        """It has left the queue."""
+        """Record that an entry has left the queue."""
         self.quarantine.note(entry.stream, entry.topic, len(entry.payload), why)
         self._counters.dropped["unsendable"] += 1
         if entry.row is None:
@@ -427,7 +426,7 @@ class Outbox:
         self._pump()
 
     def _read_anew(self) -> None:
-        """Rows that were read are read again, from the oldest on."""
+        """Fetch all rows again, from the oldest on."""
         self._cursor = 0
         self._fetched.clear()
 
@@ -464,7 +463,7 @@ class Outbox:
                 or (entry.breaks > 0 and bool(self._in_flight))
             )
             if self._store is None and entry.stream in self._paused:
-                self._release(entry)  # or the readings behind it, of every stream, would wait for it
+                self._release(entry)  # otherwise later readings of every stream would wait for it
             if must_wait or not self._send(entry):
                 kept.append(entry)
                 blocked.add(entry.stream)
@@ -497,7 +496,7 @@ class Outbox:
         if isinstance(found, OutboxFileError):
             self._store_failed(found)
             return
-        if cursor != self._cursor:  # the link was lost meanwhile: what was read is stale
+        if cursor != self._cursor:  # the link was lost meanwhile: the fetched rows are stale
             self._pump()
             return
         if found:
@@ -509,12 +508,12 @@ class Outbox:
                     self._fetched.append(row)
             self._pump()
         elif not self._fetched:
-            # every row was handed out; a count that says otherwise counted rows that are gone
+            # every row was fetched; a different count includes rows that are gone
             self._backlog = Counter({s: count for s, count in self._backlog.items() if s in self._paused})
             self._pump()
 
     def _drop_damaged(self, row: OutboxRow) -> None:
-        """The disk has changed a row: its present bytes are no prediction that was made."""
+        """Drop a row whose bytes the disk has changed, since they are not the prediction that was written."""
         if row.id not in self._sent_rows:
             self._sent_rows.add(row.id)
             self._delivered_rows.append(row.id)
@@ -523,7 +522,7 @@ class Outbox:
             self._arm_timer()
 
     def _take_back(self) -> None:
-        """The link is gone: what was in flight waits again, in its old order."""
+        """Put the entries in flight back into the queue in their old order, after the link was lost."""
         if self._acknowledged == self._acknowledged_at_link:
             self._fruitless += 1
         self._blame_for_the_loss()
@@ -541,11 +540,11 @@ class Outbox:
         self._arm_timer()
 
     def _blame_for_the_loss(self) -> None:
-        """One entry alone was in flight when the link ended, not for the first time: is it the one that ends it?
+        """Blame the only entry in flight when the link ended, if that has happened before.
 
-        A broker that closes the connection on a message (its size, its topic) says nothing else, and would be met
-        with the same message for ever. So its stream pauses while others go on; when it alone ends the link again and
-        again, it is set aside.
+        A broker that closes the connection because of a message (its size, its topic) gives no other sign, and would
+        get the same message again after each reconnection. So its stream pauses while others continue; if it alone
+        keeps ending the link, it is set aside.
         """
         if len(self._in_flight) != 1:
             return
@@ -569,7 +568,7 @@ class Outbox:
     # --- committing -----------------------------------------------------------------------------------------------
 
     def _arm_timer(self) -> None:
-        """See to it that what is in memory is committed in time; without a disk there is nothing to be in time for."""
+        """Schedule the next commit of entries in memory; without a disk there is none."""
         if not self._store_open:
             return
         if self._stopping:
@@ -601,14 +600,14 @@ class Outbox:
                 yield entry
 
     def _commit_due(self, *, everything: bool = False) -> None:
-        """Commit what is older than the interval, and delete what was delivered, in one transaction."""
+        """Commit entries older than the interval, and delete delivered rows, in one transaction."""
         if self._store is None or not self._store_open or self._committing:
             return
         now = self._loop.time()
         due = list(self._uncommitted())
         horizon = now - self._commit_interval
         if not everything and (self._is_linked() or not any(entry.since <= horizon for entry in due)):
-            # without a link each would fall due in its turn: once one is due, one transaction an interval for all
+            # without a link, once one is due all are committed: one transaction an interval
             due = [entry for entry in due if entry.since <= horizon]
         if not due and not self._delivered_rows:
             return
@@ -616,7 +615,7 @@ class Outbox:
         for entry in due:
             entry.committing = True
         delivered, self._delivered_rows = self._delivered_rows, []
-        # When it was made, by the wall clock as it is set now: the clock may have been set since.
+        # The time of its making by the present wall clock, which may have been set since.
         set_by = self._wall() - now
         rows = [
             NewRow(
@@ -659,7 +658,7 @@ class Outbox:
         self._pump()
 
     def _now_stored(self, entry: Entry, row_id: int) -> None:
-        """An entry is on disk: out of memory's count, its reading released, and sent from memory where that is fair."""
+        """Note that an entry is on disk: uncount its memory, release its reading, and send it if it is its turn."""
         entry.row = row_id
         self._memory -= entry.size
         self._release(entry)
@@ -669,9 +668,9 @@ class Outbox:
             self._sent_rows.add(row_id)
             self._set_aside(entry, entry.aside)
         elif entry.done:
-            self._memory += entry.size  # its acknowledgement had taken it out already
+            self._memory += entry.size  # its acknowledgement had already subtracted it
             self._delivered_rows.append(row_id)
-            self._sent_rows.add(row_id)  # until it is deleted: a fetch in between must not send it again
+            self._sent_rows.add(row_id)  # until its deletion, so that a fetch does not send it again
         elif entry.in_flight or (self._may_send(entry) and self._send(entry)):
             self._sent_rows.add(row_id)
         else:
@@ -734,7 +733,7 @@ class Outbox:
         self._pump()
 
     def _forget_row_numbers(self) -> None:
-        """The file was replaced: a number of the old one is some other row in the new one."""
+        """Forget row numbers after the file was replaced: the new file uses them for other rows."""
         self._row_breaks.clear()
         self._sent_rows.clear()
         self._aside_later.clear()
@@ -745,7 +744,7 @@ class Outbox:
                 self._memory += entry.size
 
     def _store_failed(self, error: OutboxFileError) -> None:
-        """Go on in memory, and open the file anew after a while."""
+        """Continue in memory, and reopen the file after a while."""
         self._store_open = False
         self._counters.errors["outbox_disk"] += 1
         self._set_state(str(error))
@@ -753,13 +752,13 @@ class Outbox:
         now = self._loop.time()
         if self._failing_since is None:
             self._failing_since = now
-            if not self._was_open:  # which streams have rows that should go first cannot be seen
+            if not self._was_open:  # the streams with rows that should go first are unknown
                 self._counters.errors["order_given_up"] += 1
         if self._backlog and now - self._failing_since >= ORDER_PATIENCE_S:
             self._backlog.clear()
             self._counters.errors["order_given_up"] += 1
         if not self._stopping and not self._reopen_due:
-            self._reopen_due = True  # once, however many calls the same fault has failed
+            self._reopen_due = True  # once, however many calls failed by the same fault
             self._loop.call_later(self._reopen_delay, self._reopen)
             self._reopen_delay = min(REOPEN_MOST_S, self._reopen_delay * 2)
         self._pump_soon()
@@ -776,12 +775,12 @@ class Outbox:
                 self.on_state(state)
 
     def _make_room(self) -> None:
-        """Memory is full: drop the oldest of the lowest priority among what cannot be sent to us again."""
+        """Drop the oldest entries of the lowest priority, without an unreleased reading, when memory is full."""
         candidates = [entry for entry in self._waiting if entry.receipt is None and not entry.committing]
         candidates.sort(key=lambda entry: (-entry.priority, entry.order))
         dropped: set[int] = set()
         for entry in candidates:
-            if self._memory <= 0.9 * self._max_memory:  # a tenth at once, so that a flood does not sort every time
+            if self._memory <= 0.9 * self._max_memory:  # frees a tenth at once: fewer sorts in a flood
                 break
             self._memory -= entry.size
             dropped.add(entry.order)

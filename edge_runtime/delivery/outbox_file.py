@@ -1,15 +1,15 @@
 """The outbox on disk: a SQLite file that keeps a commit through a power cut.
 
-WAL with `synchronous=FULL`; every setting is read back. After any I/O error the file is closed, opened anew and read
-before anything more is promised, because Linux reports a failed sync only once. A damaged file is set aside under a
-new name, what can still be read is taken over, and the rest is counted; it never stops the daemon. Every row carries
-a checksum, since SQLite has none: a row that a failing card has changed is dropped and counted, and never published.
+WAL with `synchronous=FULL`; every setting is read back. After any I/O error the file is closed, reopened and read
+before anything more counts as written, because Linux reports a failed sync only once. A damaged file is renamed, its
+readable rows are taken over, and the rest is counted; it never stops the daemon. Every row carries a checksum, since
+SQLite has none: a row changed by a failing card is dropped and counted, never published.
 
-It writes little: payloads are packed, rows are numbered here and not by SQLite, and no index stands beside the table,
-since each of these would be pages more in every commit (`docs/decisions/0012-rows-are-packed-and-have-no-index.md`).
+It writes little: payloads are packed, rows are numbered here and not by SQLite, and the table has no index, since each
+of these would add pages to every commit (`docs/decisions/0012-rows-are-packed-and-have-no-index.md`).
 
-Weak points: a card that lies about its syncs can lose what it reported as written. What stood in a write-ahead log that
-was deleted is gone without a trace.
+Weak points: a card that lies about its syncs can lose what it reported as written. Rows in a write-ahead log that was
+deleted are lost without a sign.
 """
 
 import contextlib
@@ -43,16 +43,16 @@ from edge_runtime.delivery.rows import (
 from edge_runtime.delivery.salvage import files_of, keep_newest, salvage
 
 SCHEMA_VERSION = 2
-CLOCK_JUMP_S = 10.0  # below this the clock is being steered, not set
+CLOCK_JUMP_S = 10.0  # below this the clock is being slewed, not set
 BUSY_TIMEOUT_S = 5.0
-DAMAGED_FILES_KEPT = 3  # for a person to look at
+DAMAGED_FILES_KEPT = 3  # for inspection
 PAGE_BYTES = 4096
 MOST_SET_ASIDE = 1000
 LEAST_ASIDE_BYTES = 16_384
 
 
 class OutboxFile:
-    """The file itself; every call blocks. Use it from one thread."""
+    """The database file; every call blocks. Use it from one thread."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class OutboxFile:
         self._bytes = 0
         self._rows = 0
         self._aside_bytes = 0
-        self._next_id = 1  # never lowered: a number that the outbox still holds means no other row
+        self._next_id = 1  # never lowered, so that a number held by the outbox is not reused for another row
         self._first: dict[int, int] = {}  # by priority: no row of it has a lower number; no entry: it has no row
         self._wall = wall
         self._monotonic = monotonic
@@ -104,14 +104,14 @@ class OutboxFile:
             if is_damage(error) or is_foreign:
                 return self._replace_damaged()
             raise OutboxFileError(f"{self._path}: {error}") from error
-        except UnicodeDecodeError:  # SQLite's own words quote bytes of a damaged schema, and Python cannot read them
+        except UnicodeDecodeError:  # SQLite's message quotes bytes of a damaged schema, which Python cannot decode
             return self._replace_damaged()
         except OSError as error:
             raise OutboxFileError(f"{self._path}: {error.strerror or error}") from error
         return opened
 
     def commit(self, rows: Sequence[NewRow], delivered: Sequence[int]) -> Committed:
-        """In one transaction: put `rows` in, take the delivered ones out, and keep the bounds.
+        """In one transaction: insert `rows`, delete the delivered ones, and keep the bounds.
 
         Raises:
             OutboxFileError: nothing of this may be relied on.
@@ -131,7 +131,7 @@ class OutboxFile:
             return Committed(ids, trimmed, self._rows)
 
     def set_aside(self, rows: Sequence[SetAside], taken: Sequence[int]) -> int:
-        """In one transaction: put `rows` into the quarantine and take `taken` out of the queue; how many rows are left.
+        """In one transaction: insert `rows` into the quarantine, delete `taken` from the queue; returns the rows left.
 
         The quarantine keeps the newest, up to `MOST_SET_ASIDE` rows and a fiftieth of the bound of the file.
 
@@ -178,10 +178,10 @@ class OutboxFile:
             return [read_row(found) for found in connection.execute(query, (after, limit))]
 
     def close(self) -> None:
-        """Give the file back. Committed rows stay."""
+        """Close the file. Committed rows stay."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(sqlite3.Error):  # what is committed is committed; nothing else is owed here
+            with contextlib.suppress(sqlite3.Error):  # committed rows are safe; nothing else is guaranteed
                 connection.close()
 
     def _open(self) -> Opened:
@@ -194,7 +194,7 @@ class OutboxFile:
         connection.execute("PRAGMA synchronous=FULL")
         if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:
             raise OutboxFileError(f"{self._path}: synchronous=FULL is not to be had")
-        # The log stands beside the bound of the file itself: a fiftieth of it, and never more than SQLite's own choice.
+        # The log has a bound of its own: a fiftieth of the file's bound, and never more than SQLite's default.
         log_pages = min(1000, max(16, self._max_bytes // 50 // PAGE_BYTES))
         connection.execute(f"PRAGMA wal_autocheckpoint={log_pages}")
         connection.execute(f"PRAGMA journal_size_limit={min(1 << 20, log_pages * PAGE_BYTES)}")
@@ -202,7 +202,7 @@ class OutboxFile:
         if version > SCHEMA_VERSION:
             raise DamagedError(f"schema {version} is newer than this program")
         verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-        if "error code=" in verdict:  # it does not raise what the disk says: an error of reading is no damage
+        if "error code=" in verdict:  # it does not raise errors of the disk: a read error is no damage
             raise sqlite3.OperationalError(verdict)
         if verdict != "ok":
             raise DamagedError("its pages contradict one another")
@@ -211,10 +211,10 @@ class OutboxFile:
 
     @staticmethod
     def _bring_up_to_date(connection: sqlite3.Connection, version: int) -> None:
-        """Make the table, or make the present one of an older one where it stands, in one transaction.
+        """Make the table, or upgrade an older one in place, in one transaction.
 
-        Nothing is copied, so that a large file on a full disk is taken over as well. A table of version 1 has SQLite
-        count its rows, which nothing but a new table ends: it is made as soon as there is no row to be moved.
+        Nothing is copied, so that a large file on a full disk can be upgraded. In a table of version 1 SQLite assigns
+        the numbers, which only a new table changes: it is made as soon as the old one has no rows.
         """
         found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'entry'").fetchone()
         if found is not None:
@@ -250,19 +250,19 @@ class OutboxFile:
             " FROM entry GROUP BY stream, priority"
         )
         for stream, priority, count, size, first, last in connection.execute(query):
-            if not isinstance(last, int) or last >= HIGHEST_ID:  # no number: a damage has made `id` a plain column
+            if not isinstance(last, int) or last >= HIGHEST_ID:  # no number: damage has made `id` a plain column
                 raise DamagedError(f"row {last} was never written")
             opened.streams[stream] = opened.streams.get(stream, 0) + count
             opened.rows += count
             opened.bytes += size + count * ROW_OVERHEAD_BYTES
-            if isinstance(priority, int):  # anything else is a damage: such a row goes when it is read
+            if isinstance(priority, int):  # anything else is damage: such a row is dropped when it is read
                 self._first[priority] = min(first, self._first.get(priority, first))
             self._next_id = max(self._next_id, last + 1)
         self._bytes, self._rows = opened.bytes, opened.rows
         return opened
 
     def _set_folders_aside(self) -> str | None:
-        """A folder that stands where a file should be makes room."""
+        """Rename a folder that has the name of one of the files."""
         aside = self._aside()
         for found, target in zip(files_of(self._path), files_of(aside), strict=True):
             if found.is_dir():
@@ -273,7 +273,7 @@ class OutboxFile:
         return self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
 
     def _replace_damaged(self) -> Opened:
-        """Take every row that can still be read over into a new file, and set the damaged one aside for it.
+        """Copy every readable row into a new file, then rename the damaged one.
 
         In this order, so that a full disk or the end of the process loses no row that can be read.
         """
@@ -297,7 +297,7 @@ class OutboxFile:
         return opened
 
     def _write_anew(self, rows: Sequence[NewRow]) -> int:
-        """Write a file that holds these rows; how many of them its bounds have left."""
+        """Write a file with these rows; returns how many fit its bounds."""
         for leftover in files_of(self._fresh):
             leftover.unlink(missing_ok=True)
         fresh = OutboxFile(self._fresh, self._max_bytes, self._max_age, wall=self._wall, monotonic=self._monotonic)
@@ -309,7 +309,7 @@ class OutboxFile:
             fresh.close()
 
     def _insert(self, connection: sqlite3.Connection, rows: Sequence[NewRow]) -> int:
-        """Put rows in, numbered from `_next_id` on; how much they add to the size."""
+        """Insert rows, numbered from `_next_id` on; returns the bytes that they add."""
         added = 0
         values = []
         packed = pack([row.payload for row in rows])
@@ -335,7 +335,7 @@ class OutboxFile:
         return deleted, freed
 
     def _trim(self, connection: sqlite3.Connection, size: int) -> Trimmed:
-        """Keep the bounds: first what is too old, then the oldest of the lowest priority."""
+        """Keep the bounds: drop rows that are too old, then the oldest of the lowest priority."""
         trimmed = Trimmed()
         oldest = "SELECT id, stream, topic, length(payload), made FROM entry ORDER BY id LIMIT 1"
         limit = self._wall() - self._max_age
@@ -354,8 +354,8 @@ class OutboxFile:
     def _least_worth(self, connection: sqlite3.Connection) -> tuple[int, str, str, int] | None:
         """The oldest row of the lowest priority.
 
-        Without an index, and without a search of the whole table either: a search goes on where the last one of its
-        priority has ended, since new rows have higher numbers. So it passes each row once at most.
+        Without an index, but without a scan of the whole table: a search continues where the last one of its priority
+            ended, since new rows have higher numbers. So it passes each row at most once.
         """
         query = (
             "SELECT id, stream, topic, length(payload) FROM entry WHERE id >= ? AND priority = ? ORDER BY id LIMIT 1"
@@ -371,7 +371,7 @@ class OutboxFile:
         return None
 
     def _follow_clock(self, connection: sqlite3.Connection) -> float:
-        """When the wall clock is set, the rows' times move with it: no row grows old by a jump of the clock."""
+        """Shift the rows' times when the wall clock is set, so that a jump of the clock makes no row too old."""
         jump = self._wall() - self._monotonic() - self._offset
         if abs(jump) <= CLOCK_JUMP_S:
             return 0.0
@@ -395,5 +395,5 @@ class OutboxFile:
             yield self._connection
         except (sqlite3.Error, UnicodeDecodeError) as error:
             self._is_suspect = self._is_suspect or is_damage(error)
-            self.close()  # a failed sync is reported once only: nothing is trusted until the file was read anew
+            self.close()  # a failed sync is reported only once: nothing is trusted until the file is read again
             raise OutboxFileError(f"{self._path}: {error}") from error

@@ -1,7 +1,7 @@
-"""The outbox's file in a thread of its own, so that no write holds up the event loop.
+"""The outbox's file in its own thread, so that no write blocks the event loop.
 
-Guarantee: requests are served one after the other, and each is answered once, in the loop's thread. A failure that is
-no `OutboxFileError` is a fault of ours, and ends the loop.
+Guarantee: requests are served in order, and each is answered once, in the loop's thread. A failure other than an
+`OutboxFileError` is a bug, and ends the loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ _Answer = TypeVar("_Answer")
 
 
 class OutboxThread:
-    """An `OutboxFile` behind a queue: the loop asks, and the answer comes in its own thread.
+    """An `OutboxFile` behind a queue: the loop queues requests, and gets the answers in its own thread.
 
     Args:
-        store: opened in the thread, not before.
+        store: the file, opened in the thread.
         tell: runs a callback in the loop's thread.
     """
 
@@ -27,7 +27,7 @@ class OutboxThread:
         self._thread = BackgroundThread("outbox", tell, at_end=store.close)
 
     def open(self, answer: Callable[[Opened | OutboxFileError], None]) -> None:
-        """Open the file, again if need be."""
+        """Open or reopen the file."""
         self._ask(self._store.open, answer)
 
     def commit(
@@ -50,7 +50,7 @@ class OutboxThread:
         self._ask(lambda: self._store.set_aside(rows, taken), answer)
 
     def stop(self, deadline: float) -> bool:
-        """Finish what was asked and close the file; False when that took longer than `deadline` seconds."""
+        """Finish queued requests and close the file; False if that took longer than `deadline` seconds."""
         return self._thread.stop(deadline)
 
     def _ask(self, work: Callable[[], _Answer], answer: Callable[[_Answer | OutboxFileError], None]) -> None:

@@ -1,7 +1,7 @@
-"""Payload conventions: how a prediction is written for its subscribers, by the name in `[[model]] payload`.
+"""Payload conventions: the formats of a published prediction, by the name in `[[model]] payload`.
 
-A convention is one file, which holds a `CONVENTION`, and one line in `CONVENTIONS`; the device file, `check`, the
-pipelines and the outbox find it there. Its module is imported only where a model uses it.
+A convention is one file with a `CONVENTION`, and one line in `CONVENTIONS`, where the device file, `check`, the
+pipelines and the outbox find it. Its module is imported only where a model uses it.
 """
 
 import importlib
@@ -34,14 +34,14 @@ class FlatPayload(Protocol):
 
 
 class PredictionTaker(Protocol):
-    """Where messages go: the outbox, or whatever shows them."""
+    """Takes the messages: the outbox, or a display of them."""
 
     def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
         """As `Outbox.offer`."""
 
 
 class FurtherPayloads(Protocol):
-    """The conventions of a model beside the first; `further_payloads.py` holds the class."""
+    """The further conventions of a model; the class is in `further_payloads.py`."""
 
     def offer(
         self,
@@ -57,7 +57,7 @@ class FurtherPayloads(Protocol):
 
 
 class Encoders(NamedTuple):
-    """What writes the predictions of one model: the convention with the prediction's own topic, and the others."""
+    """The encoders of one model: that of the convention with the prediction's own topic, and the others."""
 
     first: Payload | None
     further: FurtherPayloads | None
@@ -73,7 +73,7 @@ class MakePayload(Protocol):
 
 
 class MakeFlatPayload(Protocol):
-    """The same for a convention of several messages a prediction."""
+    """As `MakePayload`, for a convention of several messages a prediction."""
 
     def __call__(
         self, *, device: str, model: str, source: str, start: int, manifest: Manifest, threshold: float | None
@@ -82,12 +82,12 @@ class MakeFlatPayload(Protocol):
 
 
 class Convention(NamedTuple):
-    """What a convention's file gives.
+    """The `CONVENTION` of a convention's file.
 
     Attributes:
         make: makes the encoder of one model.
-        mark_delayed: the payload with the mark that it comes late from the outbox; None when the bytes are not of this
-            convention. What is stored does not name its convention.
+        mark_delayed: adds the mark for late delivery from the outbox to a payload; None if the bytes are not of this
+            convention, which a stored row does not name.
     """
 
     make: MakePayload
@@ -95,7 +95,7 @@ class Convention(NamedTuple):
 
 
 class FlatConvention(NamedTuple):
-    """What the file of a convention gives that writes several messages a prediction; none of them has a mark."""
+    """The `CONVENTION` of a file that writes several messages a prediction; none of them has a mark."""
 
     make: MakeFlatPayload
 
@@ -108,7 +108,7 @@ def convention(name: str) -> Convention:
 
 
 def flat_convention(name: str) -> FlatConvention | None:
-    """The convention of this name, where it writes several messages a prediction."""
+    """The convention of this name, if it writes several messages a prediction; else None."""
     found = _loaded(name)
     return found if isinstance(found, FlatConvention) else None
 
@@ -124,7 +124,7 @@ def first_of(names: Sequence[str]) -> str | None:
 
 
 def mark_delayed(payload: bytes) -> bytes:
-    """The payload of a prediction that is delivered late from the outbox; unknown bytes stay as they are."""
+    """The payload with the mark for late delivery from the outbox; unknown bytes stay unchanged."""
     for name in CONVENTIONS:
         known = _loaded(name)
         marked = known.mark_delayed(payload) if isinstance(known, Convention) else None
@@ -141,7 +141,7 @@ def prediction_id(device: str, model: str, start: int, prediction: Prediction) -
 
 
 def can_alarm(table: ModelTable, manifest: Manifest) -> bool:
-    """Whether its predictions have the member `alarm`, as `stream/decide.py` has it."""
+    """Whether its predictions have the member `alarm`, as in `stream/decide.py`."""
     if manifest.task == "regression":
         return table.threshold is not None or manifest.output.threshold is not None
     return manifest.task == "anomaly" or (manifest.task in LABEL_TASKS and bool(table.alarm_labels))

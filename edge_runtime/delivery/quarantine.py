@@ -1,7 +1,7 @@
-"""Predictions that can never be sent: what is known of them, for health and the log.
+"""The list of predictions that can never be sent, for health and the log.
 
-The rows themselves stand in the table `quarantine` of the outbox's file, which `OutboxFile.set_aside` writes; without
-a disk only this is left of them. They are never sent by themselves.
+Their rows are in the table `quarantine` of the outbox's file, written by `OutboxFile.set_aside`; without a disk only
+this list remains. They are never sent automatically.
 """
 
 import time
@@ -18,7 +18,7 @@ _log = get_logger("outbox")
 
 
 class Quarantine:
-    """What was set aside since the start; `count` includes what an earlier start left on the disk."""
+    """The predictions set aside since the start; `count` includes those of earlier starts on the disk."""
 
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self.count = 0
@@ -27,7 +27,7 @@ class Quarantine:
         self._last: deque[dict[str, Any]] = deque(maxlen=MOST_SHOWN)
 
     def note(self, stream: str, topic: str, size: int, why: str) -> None:
-        """One more; the first of each stream is logged."""
+        """Add one; the first of each stream is logged."""
         self.count += 1
         shown = {"topic": topic[:SHOWN_CHARACTERS], "bytes": size, "why": why[:SHOWN_CHARACTERS]}
         if not self._reasons[stream] and len(self._reasons) < 1000:

@@ -1,19 +1,18 @@
-"""A payload as a row of the outbox keeps it: the words that every prediction has are one byte each.
+"""Packs a payload for a row of the outbox: words common to all predictions become one byte each.
 
-An outage is paid in bytes of flash, and a third of a prediction is the same words again. zlib would leave a third less,
-and takes three times as long: more than the missing index saves. Each row stands for itself: all that it takes to
-unpack it is the table below, so that a damage costs the rows that it hits and no other. What is no JSON of ours is
-kept as it is.
+An outage costs bytes of flash, and a third of a prediction is repeated words. zlib would give a third less, but takes
+three times as long: more than the missing index saves. Each row is independent: unpacking needs only the table below,
+so that damage costs only the rows that it hits. Bytes that are not such JSON are stored unchanged.
 """
 
 from collections.abc import Sequence
 
 AS_IS, WORDS = 0, 1  # written into rows: another table needs another number, and this one has to stay for old rows
 
-_AT_ONCE = 64  # a copy of so many payloads is made, and no copy of a whole memory full of them
+_AT_ONCE = 64  # payloads copied at a time, instead of a copy of everything in memory
 
-# As `publish/json_payload.py` writes them. A word costs a quarter of a microsecond for each payload, whether it is
-# there or not: these are the long ones, and the one that comes with every class.
+# As `delivery/json_payload.py` writes them. A word costs a quarter of a microsecond for each payload, whether it
+# occurs or not: so only the long ones are here, and the one that occurs with every class.
 _TABLE = (
     b',"device":"',
     b'","model":"',
@@ -25,7 +24,7 @@ _TABLE = (
     b'":0.',
 )
 _BETWEEN = b"\0"
-_FREE = bytes(number for number in range(1, 32) if number not in b"\t\n\r")  # JSON has to escape these
+_FREE = bytes(number for number in range(1, 32) if number not in b"\t\n\r")  # never literal in JSON
 _CODES = [(word, bytes([code])) for word, code in zip(_TABLE, _FREE, strict=False)]
 _RESERVED = _BETWEEN + _FREE
 
@@ -35,7 +34,7 @@ class UnpackError(ValueError):
 
 
 def pack(payloads: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """How each payload is kept, and its bytes."""
+    """The packing and the packed bytes of each payload."""
     packed: list[tuple[int, bytes]] = []
     for start in range(0, len(payloads), _AT_ONCE):
         packed += _pack_together(payloads[start : start + _AT_ONCE])
@@ -43,7 +42,7 @@ def pack(payloads: Sequence[bytes]) -> list[tuple[int, bytes]]:
 
 
 def _pack_together(payloads: Sequence[bytes]) -> list[tuple[int, bytes]]:
-    """All in one text, since a search of a long text costs little more than one of a short one."""
+    """Pack all in one text, since a search in a long text costs little more than in a short one."""
     joined = _BETWEEN.join(payloads)
     reserved = len(joined) - len(joined.translate(None, _RESERVED))
     if reserved == len(payloads) - 1:

@@ -1,6 +1,6 @@
-"""Rows of the outbox's file: what they hold, how they are packed and checked, and how to read them back.
+"""Rows of the outbox's file: their content, packing, checksum and reading.
 
-Guarantee: a row whose bytes are not those that were written is recognised by its checksum (`OutboxRow.is_sound`).
+Guarantee: a row with changed bytes is recognised by its checksum (`OutboxRow.is_sound`).
 """
 
 import contextlib
@@ -13,8 +13,8 @@ import msgspec
 
 from edge_runtime.delivery.row_packing import UnpackError, unpack
 
-ROW_OVERHEAD_BYTES = 64  # what SQLite keeps beside the payload of a row, measured with 256-byte payloads
-HIGHEST_ID = 1 << 62  # no device makes so many: a number above it was made by a damage, and leaves none to go on with
+ROW_OVERHEAD_BYTES = 64  # SQLite's bytes for a row beside its payload, measured with 256-byte payloads
+HIGHEST_ID = 1 << 62  # no device makes so many: a higher number is damage, and would leave none to continue with
 
 SCHEMA = """
 CREATE TABLE entry (
@@ -44,9 +44,9 @@ COLUMNS_OF_1 = "id, stream, priority, made, topic, payload, crc, 0"
 
 
 class OutboxRow(NamedTuple):
-    """One prediction at rest. `id` rises in the order in which predictions were made.
+    """One stored prediction. `id` rises in the order in which predictions were made.
 
-    `is_sound` is False when its bytes are not those that were written.
+    `is_sound` is False if its bytes have changed.
     """
 
     id: int
@@ -59,7 +59,7 @@ class OutboxRow(NamedTuple):
 
 
 class NewRow(NamedTuple):
-    """One prediction on its way to the disk."""
+    """One prediction to be stored."""
 
     stream: str
     priority: int
@@ -69,7 +69,7 @@ class NewRow(NamedTuple):
 
 
 class SetAside(NamedTuple):
-    """One prediction that can never be sent, on its way to the quarantine."""
+    """One prediction that can never be sent, to be put into the quarantine."""
 
     stream: str
     made: float
@@ -79,9 +79,9 @@ class SetAside(NamedTuple):
 
 
 class Opened(msgspec.Struct):
-    """What was found when the file was opened.
+    """The result of opening the file.
 
-    After a damaged file: `salvaged` rows were taken over, `lost` are missing, as far as their numbers tell.
+    After a damaged file: `salvaged` rows were taken over, `lost` are missing, judged by the row numbers.
     """
 
     rows: int = 0
@@ -94,7 +94,7 @@ class Opened(msgspec.Struct):
 
 
 class Trimmed(msgspec.Struct):
-    """Rows that had to go: by reason, and by stream."""
+    """Dropped rows: by reason, and by stream."""
 
     by_reason: dict[str, int] = msgspec.field(default_factory=dict)
     by_stream: dict[str, int] = msgspec.field(default_factory=dict)
@@ -103,7 +103,7 @@ class Trimmed(msgspec.Struct):
 
 
 class Committed(msgspec.Struct):
-    """One transaction that is on the disk: the ids of its new rows, what had to go, and how many rows there are now."""
+    """One committed transaction: the ids of its new rows, the dropped rows, and the number of rows now."""
 
     ids: list[int]
     trimmed: Trimmed
@@ -115,7 +115,7 @@ class OutboxFileError(Exception):
 
 
 class DamagedError(sqlite3.DatabaseError):
-    """The file is no outbox of ours, though SQLite can read it."""
+    """SQLite can read the file, but it is no outbox."""
 
 
 def read_row(found: tuple[Any, ...]) -> OutboxRow:
@@ -146,17 +146,17 @@ def _crc_of_place(stream: str, topic: str) -> int:
 
 
 def size_of(stream: str, topic: str, length: int) -> int:
-    """Bytes that a row is counted as, `length` those of its packed payload."""
+    """The bytes counted for a row; `length` is that of its packed payload."""
     return len(stream) + len(topic) + length + ROW_OVERHEAD_BYTES
 
 
 def text_of(data: bytes) -> str:
-    """Text as it stands in the file; what is no UTF-8 any more is caught by the row's checksum."""
+    """The text of a column; bytes that are no UTF-8 any more are caught by the row's checksum."""
     return data.decode(errors="replace")
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether an error of SQLite means that the file is damaged, and not that the disk fails."""
+    """Whether an error of SQLite means that the file is damaged, not that the disk fails."""
     code = getattr(error, "sqlite_errorcode", None)
     return isinstance(error, DamagedError | UnicodeDecodeError) or (code is not None and code & 0xFF in _DAMAGE)
 

@@ -1,7 +1,7 @@
-"""What can still be read of a damaged outbox file, and where the file itself is put aside.
+"""Reads the remaining rows of a damaged outbox file, and renames the file.
 
-Guarantee: every row that SQLite can still reach from either end, and whose checksum holds, is taken over. Weak point:
-rows between two bad pages are lost; their number is known from the row ids only.
+Guarantee: every row that SQLite can reach from either end, and whose checksum holds, is taken over. Weak point: rows
+between two bad pages are lost; their number is estimated from the row ids.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ from edge_runtime.delivery.rows import COLUMNS, COLUMNS_OF_1, HIGHEST_ID, NewRow
 
 
 def salvage(path: Path) -> tuple[list[NewRow], int]:
-    """Every row of a damaged file that can still be read, in order, and how many are missing between and after them.
+    """Every readable row of a damaged file, in order, and how many are missing between and after them.
 
-    It is read from both ends, so that one bad page does not hide what stands behind it.
+    It is read from both ends, so that one bad page does not hide the rows behind it.
 
     Raises:
         sqlite3.Error: the disk cannot be read at present, which is no damage.
@@ -42,16 +42,16 @@ def _read_rows(path: Path, direction: str) -> list[OutboxRow]:
     except (sqlite3.Error, UnicodeDecodeError) as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
             raise
-    return rows  # where it is damaged, what stands before the damage
+    return rows  # if it is damaged: the rows before the damage
 
 
 def files_of(path: Path) -> tuple[Path, Path, Path]:
-    """The file and what SQLite keeps beside it."""
+    """The file and SQLite's files beside it."""
     return path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")
 
 
 def keep_newest(path: Path, keep: int) -> None:
-    """Damaged files are kept for a person to look at, but only the newest few."""
+    """Delete all but the newest damaged files, which are kept for inspection."""
     stamps = sorted(
         {found.name.split(".damaged-")[1].split("-")[0] for found in path.parent.glob(f"{path.name}.damaged-*")}
     )

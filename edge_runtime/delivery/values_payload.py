@@ -1,9 +1,9 @@
 """A prediction as flat values: a topic for each, below that of the prediction, and the bare value as its payload.
 
 `edge/press-07/vibration/-/score` carries `0.973`, `.../scores/worn` as well, `.../label` the text `worn`, `.../alarm`
-`true` or `false`; `.../time` and `.../id` say of which reading. Numbers are those of the JSON payload. What cannot
-stand in a topic level is written as `%` and two hex digits. Weak point: the values of one prediction are messages of
-their own, and a late one carries no mark but its time.
+`true` or `false`; `.../time` and `.../id` identify the reading. Numbers are those of the JSON payload. Characters not
+allowed in a topic level are written as `%` and two hex digits. Weak point: the values of one prediction are separate
+messages, and a late one has no mark but its time.
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ class ValuesPayload:
 
 
 def members_of(payload: JsonPayload, prediction: Prediction, *, synchronised: bool = True) -> Iterator[tuple[str, Any]]:
-    """What a prediction says in single values and tables of numbers; of detections their number, as `count`."""
+    """A prediction as single values and tables of numbers; for detections their number, as `count`."""
     document = msgspec.json.decode(payload.encode(prediction, synchronised=synchronised))
     yield from ((member, document[member]) for member in _MEMBERS if member in document)
     if "detections" in document:
