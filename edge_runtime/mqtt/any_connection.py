@@ -1,6 +1,6 @@
 """`AnyConnection`: the type of a link to one broker, or to the first reachable one of several.
 
-`failover.py` is imported only where a device file names several brokers; for type checkers it is always there.
+`failover.py` is imported only if a device file names several brokers; type checkers always see it.
 """
 
 from typing import TYPE_CHECKING

@@ -1,13 +1,13 @@
 """The life cycle of a link to one broker: connect, be accepted, subscribe, stay, and connect again.
 
 Every connection is a new one: a paho client, its socket and a `HotPath` (`hot_path.py`), which reads and publishes for
-as long as it is up. What it had not delivered when it broke is its user's to send again. Everything runs in the loop's
-thread but the blocking part of connecting (names, TCP, TLS), which has a thread of its own, so that a dead broker
-never delays a reading.
+as long as it is up. Messages not delivered when it breaks are not kept: their senders send them again. Everything runs
+in the loop's thread, except the blocking part of connecting (names, TCP, TLS), which has its own thread, so that a dead
+broker never delays a reading.
 
 Guarantee: retries are spaced from `reconnect_min` to `reconnect_max` seconds with jitter. TLS is verified and never
-falls back to clear text. A link that is silent for one and a half keep-alives is given up. Weak point: a name that
-cannot be resolved keeps its thread for as long as the resolver likes; after `CONNECT_HANG_S` the watchdog acts.
+falls back to clear text. A link that is silent for one and a half keep-alives is given up. Weak point: resolving a name
+blocks its thread without a limit; after `CONNECT_HANG_S` the watchdog acts.
 
 Longer than 500 lines, and a class of more than 400, on purpose: a link is one state machine (connecting, accepted,
 ready, lost), and each of its steps is short.
@@ -43,31 +43,31 @@ from edge_runtime.system.loop import Loop, Timer
 if TYPE_CHECKING:
     from edge_runtime.mqtt.password_command import PasswordCommand
 
-CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that drips keeps within every single timeout
-CONNECT_HANG_S = 300.0  # a name that is not resolved in this time can only be left by a new process
-PING_SHARE = 0.7  # of the keep-alive: with a look every quarter of it, a ping leaves before it is over
+CONNECT_PATIENCE_S = 60.0  # for a whole attempt: a peer that sends byte by byte stays within each single timeout
+CONNECT_HANG_S = 300.0  # resolving a name longer than this can only be ended with the process
+PING_SHARE = 0.7  # of the keep-alive: with a check every quarter of it, a ping leaves in time
 _QOS_NOT_SUPPORTED, _RETAIN_NOT_SUPPORTED = 0x9B, 0x9A  # MQTT 5 section 2.4
-ACKS_MOST_S = 60.0  # with messages in flight; no broker that lives takes so long, and none is sent again before the end
-_ASK_AGAIN_S = 5.0  # after a password_command that failed, while the password before is still good
-_SETTLE_S, _SETTLE_LOOK_S = 1.0, 0.02  # for what is in flight, before a connection is made anew
+ACKS_MOST_S = 60.0  # for an acknowledgement; a working broker is faster, and only a new connection sends again
+_ASK_AGAIN_S = 5.0  # after a failed password_command, while the previous password is still valid
+_SETTLE_S, _SETTLE_LOOK_S = 1.0, 0.02  # for messages in flight, before the connection is replaced
 STABLE_S = 30.0  # a connection that lasted this long resets the back-off
 
 _log = get_logger("mqtt")
 
 
 class Connection:
-    """A connection that keeps itself up.
+    """A connection that reconnects by itself.
 
     Attributes:
-        name: what health calls it.
-        connected: the broker has accepted us and the link is up, as far as is known.
+        name: its name in health.
+        connected: the broker has accepted the connection and no loss is known.
         ready: connected, and every subscription is granted.
         state: one line for people.
-        window: how many QoS 1 messages the broker lets be unacknowledged.
+        window: how many unacknowledged QoS 1 messages the broker allows.
         on_change: called after `connected` or `ready` changed.
     """
 
-    is_fallback = False  # as `Failover` has it
+    is_fallback = False  # the interface of `Failover`
 
     def __init__(
         self,
@@ -122,12 +122,12 @@ class Connection:
 
     @property
     def url(self) -> str | None:
-        """The broker, while it serves."""
+        """The URL of the broker while connected; else None."""
         return self._settings.url if self.connected else None
 
     @property
     def in_flight(self) -> int:
-        """How many messages the broker has not answered."""
+        """How many messages the broker has not acknowledged."""
         return 0 if self._path is None else self._path.in_flight
 
     @property
@@ -143,11 +143,11 @@ class Connection:
     def subscribe(
         self, filters: list[str], qos: int, handler: Handler, *, most_bytes: int = 0, optional: bool = False
     ) -> None:
-        """Have `handler` called with the messages of `filters`, a list per wake-up.
+        """Call `handler` with the messages of `filters`, a list per wake-up.
 
-        A handler that takes payloads of more than 16 MB says so by `most_bytes`; longer messages are passed over.
-        When several handlers share a connection each is given the messages that its filters catch; each takes its own
-        hold on the receipts. An `optional` one may be refused without a fault of the connection.
+        A handler that takes payloads of more than 16 MB sets `most_bytes`; longer messages are skipped. When several
+        handlers share a connection each gets the messages that match its filters, and takes its own hold on the
+        receipts. The refusal of an `optional` subscription is no fault of the connection.
         """
         self._subscriptions.add(filters, qos, handler, optional=optional)
         self._most_bytes = max(self._most_bytes, most_bytes + hot_packets.HEAD_BYTES)
@@ -158,17 +158,17 @@ class Connection:
                 self._check_ready(path)
 
     def acknowledge_in_any_order(self) -> None:
-        """From now on acknowledge a receipt while older ones wait: each key fills its windows at its own pace."""
+        """From now on acknowledge receipts out of order, since keys fill their windows at different rates."""
         self._acks_in_order = False
         if self._path is not None:
             self._path.acks_in_order = False
 
     def unsubscribe(self, handler: Handler) -> None:
-        """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
+        """Unsubscribe the filters of `handler`; a filter of another handler stays."""
         self._subscriptions.remove(handler)
 
     def drop_filters(self, filters: Iterable[str]) -> None:
-        """Take back, at the next connection, filters of an earlier start that no source wants any more."""
+        """Unsubscribe, at the next connection, filters of an earlier start that no source uses any more."""
         self._subscriptions.drop(filters)
 
     def start(self) -> None:
@@ -185,11 +185,11 @@ class Connection:
         outcome: OnOutcome | None,
         properties: Properties | None = None,
     ) -> bool:
-        """Send a message; False when there is no connection or no room, and then `outcome` is never called.
+        """Send a message; False if there is no connection or no room, and then `outcome` is never called.
 
-        A message of QoS 1 waits while as many are unacknowledged as the broker allows.
+        A message of QoS 1 is queued while the broker's limit of unacknowledged ones is reached.
 
-        `outcome` is called once, unless the connection breaks before: then it is not known whether the broker has the
+        `outcome` is called once, unless the connection breaks first: then it is unknown whether the broker has the
         message, and `outcome` is never called.
         """
         path = self._path
@@ -198,17 +198,17 @@ class Connection:
         return path.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
 
     def unsendable(self, topic: str, size: int) -> str | None:
-        """Why a message with a payload of so many bytes can never be sent over this connection; None where it can."""
+        """Why a message with a payload of `size` bytes can never be sent over this connection; None if it can."""
         return None if self._path is None else self._path.unsendable(topic, size)
 
     def hold(self, *, held: bool) -> None:
-        """Read nothing more, or again: the network pushes back to a broker that sends more than there is room for."""
+        """Stop or resume reading: TCP's flow control slows a broker down that sends more than fits."""
         self._is_held = held
         if self._path is not None:
             self._path.hold(held=held)
 
     def stop(self) -> None:
-        """Say goodbye, send what is still unsent, and close. The will is not sent by the broker."""
+        """Send unsent messages and a DISCONNECT, and close. The broker does not publish the will."""
         self._stopping = True
         self._cancel_timers()
         if self._path is not None:
@@ -217,13 +217,13 @@ class Connection:
         self.state = "stopped"
 
     def acknowledge_at_once(self) -> None:
-        """From now on read every acknowledgement as it comes: a stop waits for the last of them."""
+        """From now on read every acknowledgement at once, because a stop waits for the last one."""
         self._acks_at_once = True
         if self._path is not None:
             self._path.acks.at_once()
 
     def poke(self) -> None:
-        """Write at once what was published or acknowledged; the loop does it by itself at the end of its pass."""
+        """Write published messages and acknowledgements at once, instead of at the end of the loop's pass."""
         if self._path is not None:
             self._path.flush()
 
@@ -245,7 +245,7 @@ class Connection:
             if will is not None:
                 retain = will.retain and self._may_retain_will
                 client.will_set(will.topic, will.payload, qos=self._will_qos, retain=retain)
-        except (OSError, ValueError, EdgeError) as error:  # a password or a certificate that cannot be read now
+        except (OSError, ValueError, EdgeError) as error:  # a password or certificate is unreadable at present
             self._retry(f"cannot prepare the connection to {self._settings.url}: {error}")
             return
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
@@ -263,7 +263,7 @@ class Connection:
         )
 
     def _open(self, client: PahoClient) -> None:
-        """In a thread: everything that can block."""
+        """The blocking part of connecting, in a thread."""
         if self._secret is not None:
             client.username_pw_set(self._settings.username, self._secret.password())
         if self._settings.protocol == "5":
@@ -298,7 +298,7 @@ class Connection:
         if generation != self._generation or self._stopping:
             wrapped.close()
             return
-        self._cancel_timers()  # that of the attempt
+        self._cancel_timers()  # the timer of the attempt
         wrapped.most_bytes = self._most_bytes
         self._path = path = HotPath(
             client,
@@ -343,13 +343,13 @@ class Connection:
     # --- losing -----------------------------------------------------------------------------------------------------
 
     def _ended(self, reason: str | None) -> None:
-        """The hot path met the end of the connection; without a reason of its own, the broker closed it."""
+        """Handle the end of the connection, found by the hot path; without a reason, the broker closed it."""
         closed = f"{self._settings.url} closed the connection" if self.connected else self.state
         soon = self.connected and reason is None and self._loop.time() - self._connected_at < STABLE_S
         self._lose(reason or self._parting or closed, self._rivals.hint(cut_soon=soon))
 
     def _lose(self, reason: str, hint: str = "") -> None:
-        """The connection is gone or useless: forget it, and try again later."""
+        """Drop a lost or useless connection, and retry later."""
         if self._path is None or self._stopping:
             return
         was_connected = self.connected
@@ -380,7 +380,7 @@ class Connection:
     # --- staying ----------------------------------------------------------------------------------------------------
 
     def _schedule_keepalive(self) -> None:
-        """Look four times a keep-alive: often enough to find a half-open link within two of them."""
+        """Check four times a keep-alive: often enough to find a half-open link within two of them."""
         self._timers = [
             timer for timer in self._timers if timer.callback is not None and timer.when > self._loop.time()
         ]
@@ -391,11 +391,11 @@ class Connection:
         if path is None:
             return
         if path.acks.holding and not path.is_paused:
-            path.read()  # the answer to a ping is as short as an acknowledgement
+            path.read()  # the answer to a ping is as short as an acknowledgement, and may be delayed like one
         if self._path is not path:
             return
         now = self._loop.time()
-        if path.wrapped.heard or path.is_paused or path.is_held:  # what is not read cannot be missed
+        if path.wrapped.heard or path.is_paused or path.is_held:  # silence means nothing while nothing is read
             self._heard_at, path.wrapped.heard = now, False
         if now - self._heard_at >= 1.5 * self._keepalive:
             self._lose(f"{self._settings.url} does not answer")
@@ -414,7 +414,7 @@ class Connection:
         self._schedule_keepalive()
 
     def _renew_in_time(self) -> None:
-        """Ask for another password before the one of this connection is over, and begin anew with it."""
+        """Get a new password before the present one expires, and reconnect with it."""
         secret = self._secret
         if secret is None or secret.renew_at is None:
             return
@@ -439,7 +439,7 @@ class Connection:
         self._timers.append(self._loop.call_at(secret.renew_at, ask))
 
     def _begin_anew(self, generation: int, patience: float = _SETTLE_S) -> None:
-        """End a connection that is well, once what was sent is answered, and make another with the new password."""
+        """Replace a working connection by one with the new password, once messages in flight are acknowledged."""
         path = self._path
         if path is None or generation != self._generation or self._stopping:
             return
@@ -475,7 +475,7 @@ class Connection:
         path.grant = granted = self._granted(properties)
         self.window = granted.window
         server_s = getattr(properties, "ServerKeepAlive", None)
-        if server_s:  # MQTT 5 section 3.2.2.3.14: it replaces ours; to ask more often is allowed
+        if server_s:  # MQTT 5 section 3.2.2.3.14: it replaces ours; more frequent pings are allowed
             self._keepalive = min(float(server_s), float(self._settings.keepalive))
             self._schedule_keepalive()
         self.connected = True
@@ -488,7 +488,7 @@ class Connection:
         self._renew_in_time()
 
     def _granted(self, properties: Properties | None) -> Grant:
-        """What a CONNACK allows; the first time that something is missing is logged."""
+        """The limits in a CONNACK; the first of each missing feature is logged."""
         most = self._settings.max_inflight
         granted = Grant(
             window=min(most, getattr(properties, "ReceiveMaximum", None) or most),
@@ -503,14 +503,14 @@ class Connection:
         return granted
 
     def _adapt_will(self, reason: int) -> None:
-        """A broker that refuses our last will for its QoS or for being retained gets it without."""
+        """Lower the QoS of the last will, or do not retain it, after the broker refused it for that."""
         if reason == _QOS_NOT_SUPPORTED:
             self._will_qos = 0
         elif reason == _RETAIN_NOT_SUPPORTED:
             self._may_retain_will = False
 
     def _note_session(self, *, present: bool) -> None:
-        """A session that is gone is a broker that has forgotten what it held for us."""
+        """Count a lost session: the broker has dropped the messages that it held for this device."""
         if self._had_session and not present and self._subscriptions:
             self._note("session_lost", "the broker has lost our session: readings that it held for us are gone")
         self._had_session = True
@@ -570,7 +570,7 @@ def _is_granted(answer: ReasonCode | None) -> bool:
 
 
 def _words(reason: ReasonCode, properties: Properties | None) -> str:
-    """A reason with what the broker says about it: its own words, and where it sends us instead."""
+    """A reason with the broker's explanation: its reason string, and the other server that it names."""
     said = getattr(properties, "ReasonString", None)
     other = getattr(properties, "ServerReference", None)
     parts = [

@@ -3,22 +3,22 @@
 ::
 
     links[0]  preferred ──┐
-    links[1]  fallback  ──┼─> the one that serves: everything is published to it
+    links[1]  fallback  ──┼─> the serving one: everything is published to it
     links[2]  ...       ──┘
 
-Each broker has a `Connection` of its own, with its own pauses; nothing in here knows a socket.
+Each broker has its own `Connection`, with its own back-off; this module handles no sockets.
 
-- A link that breaks gets one attempt to come back. When that fails, or when the link had not lasted `SETTLED_S`, or
-  when an attempt to connect fails (refused, no such name, no answer, a login or a certificate that is not right), the
-  next broker of the list is tried too. The better ones are tried all the while.
-- Without a serving broker, the best one that accepts us serves at once. While one serves, a better one takes its place
-  when it has been ready for `return_after` seconds without a break; nothing new is sent then until what is in flight is
-  acknowledged, at most for `HANDOVER_S`. The broker that is left hears our last will from ourselves.
-- A broker whose betters serve is left altogether: there is one connection, but for the moments of a return.
+- A broken link gets one attempt to reconnect. If that fails, or if the link had not lasted `SETTLED_S`, or if an
+attempt to connect fails (refused, no such name, no answer, a wrong login or certificate), the next broker of the list
+is tried too. The better ones are still retried.
+- Without a serving broker, the best one that accepts a connection serves at once. A better one replaces the serving one
+when it has been ready for `return_after` seconds without a break; nothing new is sent then until messages in flight are
+acknowledged, for `HANDOVER_S` at most. The device publishes its last will itself to the broker that it leaves.
+- A broker is disconnected when a better one serves: there is one connection, except during a return.
 
-Guarantee: what was in flight when a link breaks is given back by its sender's own rule, as on one broker, so that
-repeats are at most what was in flight. Weak points: order holds as it is sent; a subscriber who listens to two brokers
-sees two streams. Readings that a broker still holds for us when we leave it come when we are back with it.
+Guarantee: messages in flight when a link breaks are sent again by their senders, as with one broker, so that at most
+these are repeated. Weak points: order holds only as sent; a subscriber to two brokers sees two streams. Readings that a
+broker still holds for the device when it is left arrive after the return to it.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +31,7 @@ from edge_runtime.mqtt.messages import Handler, OnOutcome, Will
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 
-SETTLED_S = 30.0  # a link that lasted this long and breaks may come back before others are asked
+SETTLED_S = 30.0  # a link that lasted this long gets one attempt to reconnect before other brokers are tried
 HANDOVER_S = 5.0
 
 
@@ -40,9 +40,9 @@ class _Link(msgspec.Struct, eq=False):
 
     Attributes:
         url: of the broker.
-        connection: while it is tried or up.
+        connection: set while connecting or connected.
         up_since: by the loop's clock; None while it is not connected.
-        failed: it has failed since it was last connected, or since it is tried.
+        failed: it has failed since it was last connected, or since the first attempt.
     """
 
     url: str
@@ -52,18 +52,18 @@ class _Link(msgspec.Struct, eq=False):
 
 
 class Failover:
-    """Takes the place of a `Connection`, for more than one broker.
+    """Has the interface of a `Connection`, for more than one broker.
 
     Args:
         urls: the brokers, the preferred one first.
-        make: makes the connection to one of them; it is not started yet.
+        make: makes the connection to one of them, not started.
         return_after: seconds; see above.
-        will: what subscribers of a broker that is left are to hear.
+        will: the message to publish to a broker that is left.
         counters: `failovers` and `returns`.
 
     Attributes:
-        on_change: called after `connected` or `ready` changed, also when another broker took over: then they are
-            called twice, the first time as for a link that is gone.
+        on_change: called after `connected` or `ready` changed, also when another broker takes over: then it is called
+            twice, the first time as for a lost link.
     """
 
     def __init__(
@@ -97,38 +97,38 @@ class Failover:
         self._gap = False
         self._is_held = False
 
-    # --- the face of a connection -------------------------------------------------------------------------------
+    # --- interface of Connection --------------------------------------------------------------------------------
 
     @property
     def connected(self) -> bool:
-        """A broker serves."""
+        """Whether a broker serves."""
         return self._connection is not None and self._connection.connected and not self._gap
 
     @property
     def ready(self) -> bool:
-        """A broker serves, and every subscription is granted there."""
+        """Whether a broker serves and has granted every subscription."""
         return self.connected and self._connection is not None and self._connection.ready
 
     @property
     def window(self) -> int:
-        """How many messages of QoS 1 the serving broker lets be unacknowledged."""
+        """How many unacknowledged messages of QoS 1 the serving broker allows."""
         if self._connection is not None:
             self._window = self._connection.window
         return self._window
 
     @property
     def url(self) -> str | None:
-        """The broker that serves."""
+        """The URL of the serving broker."""
         return self._serving.url if self._serving is not None and self.connected else None
 
     @property
     def is_fallback(self) -> bool:
-        """Another broker than the preferred one serves."""
+        """Whether another broker than the preferred one serves."""
         return self.url is not None and self._serving is not self._links[0]
 
     @property
     def state(self) -> str:
-        """One line for people: the broker that serves, and how those stand that are better."""
+        """One line for people: the serving broker, and the states of better ones."""
         if self._stopping:
             return "stopped"
         tried = [link for link in self._links if link.connection is not None and link is not self._serving]
@@ -189,14 +189,14 @@ class Failover:
         outcome: OnOutcome | None,
         properties: Properties | None = None,
     ) -> bool:
-        """As a connection's, to the broker that serves; False also in the moments of a return."""
+        """As a connection's, to the serving broker; False also during a return."""
         connection = self._connection
         if connection is None or self._gap or self._successor is not None:
             return False
         return connection.publish(topic, payload, qos=qos, retain=retain, outcome=outcome, properties=properties)
 
     def unsendable(self, topic: str, size: int) -> str | None:
-        """As a connection's, for the broker that serves."""
+        """As a connection's, for the serving broker."""
         return None if self._connection is None else self._connection.unsendable(topic, size)
 
     def hold(self, *, held: bool) -> None:
@@ -218,7 +218,7 @@ class Failover:
             self._connection.poke()
 
     def stop(self) -> None:
-        """Say goodbye to every broker."""
+        """Disconnect from every broker."""
         self._stopping = True
         self._forget_successor()
         for link in self._links:
@@ -232,7 +232,7 @@ class Failover:
         return None if self._serving is None else self._serving.connection
 
     def _try(self, link: _Link) -> None:
-        """Begin to connect to a broker, unless that is under way."""
+        """Begin to connect to a broker, unless that is in progress."""
         if link.connection is not None or self._stopping:
             return
         link.failed, link.up_since = False, None
@@ -256,7 +256,7 @@ class Failover:
             connection.stop()
 
     def _changed(self, link: _Link, connection: Connection) -> None:
-        """A link said that it is connected or ready, that it was lost, or that an attempt has failed."""
+        """Handle a link that is connected, ready or lost, or whose attempt has failed."""
         if self._stopping or link.connection is not connection:
             return
         if connection.connected:
@@ -284,7 +284,7 @@ class Failover:
         if link is self._serving:
             self._serving = None
             self._forget_successor()
-            self._announce()  # before another one serves: what was in flight is to be sent again
+            self._announce()  # before another one serves, so that messages in flight are sent again
             self._serve_best()
         if link.failed and self._serving is None:
             self._try_next(link)
@@ -307,7 +307,7 @@ class Failover:
                 return
 
     def _serve(self, link: _Link) -> None:
-        """From now on everything goes to this broker, and those behind it in the list are left."""
+        """Send everything to this broker from now on, and disconnect from those after it in the list."""
         before, self._last = self._last, link
         self._serving = link
         if before is not None and before is not link:
@@ -321,11 +321,11 @@ class Failover:
         self._announce()
 
     def _may_return(self, link: _Link, connection: Connection) -> None:
-        """A better broker has been back for a while: finish what is in flight, then change over."""
+        """Return to a better broker that is stable: wait for the messages in flight, then switch."""
         if self._stopping or link.connection is not connection or link.up_since is None or not self._is_better(link):
             return
         left = link.up_since + self._return_after - self._loop.time()
-        if left > 0:  # there was a break: another timer runs for what came after it
+        if left > 0:  # there was a break, after which another timer was started
             return
         if not connection.ready:
             self._loop.call_later(max(self._return_after, 1.0), lambda: self._may_return(link, connection))

@@ -1,7 +1,7 @@
-"""The packets of the hot path, PUBLISH both ways and PUBACK, read and written whole. Pure: bytes in, bytes out.
+"""The packets of the hot path, PUBLISH both ways and PUBACK, decoded and encoded whole. Pure: bytes in, bytes out.
 
-paho makes some twenty objects and takes three locks for each. What is not plainly one of these packets, well formed
-and without properties, is left to paho: QoS 2, MQTT 5 properties, every other kind, and whatever is malformed.
+paho makes some twenty objects and takes three locks for each. Packets other than these, well formed and without
+properties, are left to paho: QoS 2, MQTT 5 properties, every other type, and malformed ones.
 """
 
 import re
@@ -10,12 +10,12 @@ from typing import Protocol
 from edge_runtime.config.topics import UNFIT_CHARACTERS
 
 PUBLISH, PUBACK = 0x30, 0x40
-PUBACK_BYTES = 4  # no PUBLISH is as short (MQTT 3.1.1 sections 3.3 and 3.4)
-FIRST_ID = 1024  # paho counts its own packets (a SUBSCRIBE each) from 1 on; ours never meet them
+PUBACK_BYTES = 4  # shorter than any PUBLISH (MQTT 3.1.1 sections 3.3 and 3.4)
+FIRST_ID = 1024  # paho numbers its own packets (SUBSCRIBE) from 1 on; ours do not collide with these
 LAST_ID = 65_535
 MOST_BYTES = 268_435_455  # MQTT 3.1.1 section 2.2.3
 MOST_TOPIC_BYTES = 65_535
-MOST_TOPICS = 10_000  # whose encoded form is kept
+MOST_TOPICS = 10_000  # cached in encoded form
 HEAD_BYTES = 5 + 2 + MOST_TOPIC_BYTES + 2  # header, topic with its length, packet id
 PINGREQ = b"\xc0\x00"
 _UNFIT = re.compile(f"[+#{UNFIT_CHARACTERS}]")
@@ -23,7 +23,7 @@ _REFUSED = 0x80  # MQTT 5 section 2.4
 
 
 class Taker(Protocol):
-    """Takes the packets."""
+    """Receives the packets."""
 
     def took_message(
         self, topic: bytes, payload: bytes, packet_id: int, *, retained: bool, repeated: bool = False
@@ -34,14 +34,14 @@ class Taker(Protocol):
         """A PUBACK; a `reason` of 128 and more is a refusal."""
 
     def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
-        """A PUBLISH of so many bytes that it is passed over; see `WholeSocket.most_bytes`."""
+        """A PUBLISH that is skipped for its size; see `WholeSocket.most_bytes`."""
 
 
 def topic_head(topic: str) -> bytes:
     """The encoded topic.
 
     Raises:
-        ValueError: no broker would take a message to it.
+        ValueError: no broker would accept a message to it.
     """
     if not topic or _UNFIT.search(topic) or len(raw := topic.encode()) > MOST_TOPIC_BYTES:
         raise ValueError(
@@ -52,7 +52,7 @@ def topic_head(topic: str) -> bytes:
 
 
 class TopicHeads(dict[str, bytes]):
-    """The encoded form of topics, the latest `MOST_TOPICS`; looking one up raises as `topic_head` does."""
+    """The encoded form of the latest `MOST_TOPICS` topics; a lookup raises as `topic_head` does."""
 
     def __missing__(self, topic: str) -> bytes:
         if len(self) >= MOST_TOPICS:
@@ -62,10 +62,10 @@ class TopicHeads(dict[str, bytes]):
 
 
 def publish(head: bytes, payload: bytes, packet_id: int, *, retain: bool, properties: bytes) -> bytes:
-    """A PUBLISH: QoS 1 with a packet id, QoS 0 with 0 in its place; `properties` as encoded, none in MQTT 3.1.1.
+    """A PUBLISH: QoS 1 with a packet id, QoS 0 with 0 instead; `properties` are encoded, empty in MQTT 3.1.1.
 
     Raises:
-        ValueError: it is longer than MQTT can say.
+        ValueError: it is longer than MQTT allows.
     """
     first = PUBLISH | (2 if packet_id else 0) | (1 if retain else 0)
     identifier = packet_id.to_bytes(2, "big") if packet_id else b""
@@ -78,15 +78,15 @@ def publish(head: bytes, payload: bytes, packet_id: int, *, retain: bool, proper
 
 
 def puback(packet_id: int) -> bytes:
-    """A PUBACK that says yes, the same in both versions."""
+    """A PUBACK of success, the same in both versions."""
     return b"\x40\x02" + packet_id.to_bytes(2, "big")
 
 
 def head_of_message(data: bytes) -> tuple[bytes, int]:
-    """Topic and packet id (0 at QoS 0) of a PUBLISH of which at least `HEAD_BYTES` are there.
+    """Topic and packet id (0 at QoS 0) of a PUBLISH of which at least `HEAD_BYTES` are present.
 
     Raises:
-        ValueError: it is no PUBLISH, or not well formed.
+        ValueError: it is no PUBLISH, or malformed.
     """
     body, _ = _bounds(data, 0, len(data))
     topic = body + 2
@@ -97,7 +97,7 @@ def head_of_message(data: bytes) -> tuple[bytes, int]:
 
 
 def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
-    """Take the hot packets from `at` on, up to one that is paho's or not yet complete.
+    """Take the hot packets from `at` on, up to one for paho or an incomplete one.
 
     Returns:
         Where that packet begins and ends. The end lies beyond `data` where it is incomplete (as far as is known by
@@ -105,7 +105,7 @@ def take(data: bytes, at: int, taker: Taker, *, is_v5: bool) -> tuple[int, int]:
     """
     size = len(data)
     while at < size:
-        if at + 2 <= size and data[at + 1] < 128:  # as `_bounds` has it, for short packets without the call
+        if at + 2 <= size and data[at + 1] < 128:  # `_bounds` inlined for short packets
             body = at + 2
             end = body + data[at + 1]
         else:
@@ -144,7 +144,7 @@ def _take_message(data: bytes, first: int, body: int, end: int, *, taker: Taker,
 
 
 def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
-    """Where the body of the packet at `at` begins, and where it ends; beyond `size` as long as that is not known."""
+    """Where the body of the packet at `at` begins, and where it ends; beyond `size` while that is unknown."""
     start = at + 2
     if start > size:
         return start, size + 1
@@ -160,7 +160,7 @@ def _bounds(data: bytes, at: int, size: int) -> tuple[int, int]:
         remaining |= (byte & 127) << shift
         if byte < 128:
             return start, start + remaining
-    return start, start  # a fifth digit is no MQTT: paho is to say so
+    return start, start  # a fifth digit is no MQTT: paho reports it
 
 
 def _length(size: int) -> bytes:
@@ -175,5 +175,5 @@ def _length(size: int) -> bytes:
 
 
 def is_refusal(reason: int) -> bool:
-    """Whether a PUBACK's reason code is a no."""
+    """Whether a PUBACK's reason code is a refusal."""
     return reason >= _REFUSED

@@ -1,10 +1,10 @@
-"""Imports paho without the modules that a device does not use: called once, before any other import of paho.
+"""Imports paho without modules that a device does not use: called once, before any other import of paho.
 
-paho imports `urllib.request`, and with it HTTP and mail, for the proxies of websockets; and `ssl`, where nothing may be
-TLS. Together they are 3.5 MiB and a third of paho's import. While paho is imported stand-ins take their places; then
-they are removed, so that a later import gets the real modules. `real_tls` hands paho the real `ssl`.
+paho imports `urllib.request`, and with it HTTP and mail, for the proxies of WebSockets; and `ssl`, even without TLS.
+Together they are 3.5 MiB and a third of paho's import. During the import empty modules replace them, which are removed
+afterwards, so that a later import gets the real modules. `real_tls` gives paho the real `ssl`.
 
-Weak point: it goes by what paho's releases import; a stand-in that were used would raise `AttributeError`.
+Weak point: it depends on the imports of paho's releases; using a replacement would raise `AttributeError`.
 """
 
 import importlib
@@ -13,11 +13,11 @@ from types import ModuleType
 
 
 class _NeverRaisedError(Exception):
-    """What paho looks out for, and without TLS never meets."""
+    """Replaces exceptions that paho catches and that never occur without TLS."""
 
 
 def import_light() -> None:
-    """Import paho; what is loaded already stays what it is."""
+    """Import paho; modules that are already loaded stay unchanged."""
     absent = [name for name in ("urllib.request", "ssl") if name not in sys.modules]
     for name in absent:
         stand_in = ModuleType(name)
@@ -32,8 +32,8 @@ def import_light() -> None:
 
 
 def real_tls() -> ModuleType:
-    """The real `ssl`, which from now on is paho's as well."""
-    import ssl  # noqa: PLC0415 - only where a broker is met over TLS
+    """The real `ssl`, which paho uses too from now on."""
+    import ssl  # noqa: PLC0415 - only with TLS
 
     client = importlib.import_module("paho.mqtt.client")
     client.ssl = ssl  # type: ignore[attr-defined]

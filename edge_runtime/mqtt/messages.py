@@ -1,4 +1,4 @@
-"""What goes over a connection: a received message, the last will, and the callback with the result of a publish."""
+"""Types of a connection: a received message, the last will, and the callback with the result of a publish."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from edge_runtime.readings import Receipt
 
 
 class Message(msgspec.Struct, eq=False):
-    """One message as it came: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1.
+    """One received message: its topic as bytes (which may be no UTF-8), and the receipt for QoS 1.
 
-    A handler sets `claimed` when the message is its own; an unclaimed one is counted as `unmatched_topic`.
-    `repeated` is MQTT's DUP flag. `link` is the number of the connection that brought it, which no other has.
+    A handler that uses the message sets `claimed`; an unclaimed one is counted as `unmatched_topic`. `repeated` is
+    MQTT's DUP flag. `link` is the unique number of its connection.
     """
 
     topic: bytes
@@ -26,13 +26,13 @@ class Message(msgspec.Struct, eq=False):
 
 
 class Will(msgspec.Struct, frozen=True):
-    """What the broker publishes in our place when the connection ends without a DISCONNECT."""
+    """The message that the broker publishes when the connection ends without a DISCONNECT."""
 
     topic: str
     payload: bytes
     retain: bool = True
 
 
-RenewedWill = Callable[[], Will]  # makes that of each connection
+RenewedWill = Callable[[], Will]  # makes the will of each connection
 OnOutcome = Callable[[bool], None]  # True: the broker has it; False: the broker refused it for good
 Handler = Callable[[list[Message]], None]  # takes the messages of one wake-up

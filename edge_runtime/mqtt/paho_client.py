@@ -1,8 +1,8 @@
-"""paho as we use it: a client for one connection, over a `WholeSocket`; and every private name of paho that we touch.
+"""The paho client of one connection, over a `WholeSocket`; and the list of paho's private names in use.
 
-paho is a wire here, not a queue: it makes the CONNECT and SUBSCRIBE packets and reads what is not on the hot path.
+paho queues nothing here: it makes the CONNECT and SUBSCRIBE packets and reads packets outside the hot path.
 Weak point: `PRIVATE_NAMES` are not paho's interface. `pyproject.toml` bounds paho's release, `check_paho` compares the
-installed one at the start, and `tests/unit/mqtt/test_private_names.py` holds the list to the code.
+installed one at the start, and `tests/unit/mqtt/test_private_names.py` compares the list with the code.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from edge_runtime.mqtt.light_paho import real_tls
 from edge_runtime.mqtt.whole_socket import WholeSocket
 
 CONNECT_TIMEOUT_S = 10.0
-PRIVATE_NAMES = {  # what of paho is private and used here, by its owner
+PRIVATE_NAMES = {  # paho's private names that are used here, by their owner
     "paho.mqtt.client.Client": ("_create_socket", "_ssl_context"),
     "paho.mqtt.client.MQTTMessage": ("_topic",),
     "paho.mqtt.client._WebsocketWrapper": ("_create_frame", "_sendbuffer", "_socket"),  # in `web_socket.py`
@@ -30,19 +30,19 @@ PAHO_RELEASES = (2, 1), (2, 3)  # tested: from the first on, below the second; t
 
 
 class PahoClient(paho.Client):
-    """paho over a `WholeSocket`. `_create_socket` is the one private method that we replace."""
+    """paho over a `WholeSocket`. `_create_socket` is the one private method that is overridden."""
 
     _raw: socket.socket | None = None
-    web_path = ""  # what is asked for over HTTP, where MQTT is spoken over WebSockets
+    web_path = ""  # the path of the HTTP request, with MQTT over WebSockets
 
     def abort(self) -> None:
-        """End what the connecting thread waits for, such as a handshake that never completes."""
+        """Abort the wait of the connecting thread, such as a handshake that never completes."""
         if self._raw is not None:
             with contextlib.suppress(OSError):
                 self._raw.shutdown(socket.SHUT_RDWR)
 
     def _create_socket(self) -> Any:
-        # As text the name would go through Python's IDNA, whose tables are 1.5 MiB; a name beyond ASCII has to.
+        # As text the name would go through Python's IDNA, whose tables are 1.5 MiB; only a non-ASCII name needs that.
         host = self.host.encode() if self.host.isascii() else self.host
         plain = self._raw = socket.create_connection((host, self.port), timeout=CONNECT_TIMEOUT_S)  # type: ignore[arg-type]
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -53,12 +53,12 @@ class PahoClient(paho.Client):
         try:
             secured.do_handshake()
         except BaseException:
-            secured.close()  # paho would leave it to the garbage collector
+            secured.close()  # paho would leave the closing to the garbage collector
             raise
         return self._framed(secured, real_tls()) if self.web_path else WholeSocket(secured, real_tls())
 
     def _framed(self, connected: Any, tls: ModuleType | None = None) -> WholeSocket:
-        from edge_runtime.mqtt.web_socket import WebSocketStream  # noqa: PLC0415 - only where a URL asks for it
+        from edge_runtime.mqtt.web_socket import WebSocketStream  # noqa: PLC0415 - only for a URL of this kind
 
         try:
             connected.settimeout(CONNECT_TIMEOUT_S)
@@ -74,11 +74,11 @@ def make_client(
 ) -> PahoClient:
     """A client for one connection, without callbacks and last will.
 
-    `keeps_session` False has a 3.1.1 broker forget the session with the connection; MQTT 5 says so when it connects.
+    With `keeps_session` False a 3.1.1 broker drops the session with the connection; MQTT 5 sets that in CONNECT.
 
     Raises:
         OSError: a certificate or key file cannot be read.
-        ValueError: it is not what it should be.
+        ValueError: its content is not valid.
     """
     is_v5 = settings.protocol == "5"
     client = PahoClient(
@@ -103,22 +103,22 @@ def make_client(
         if settings.alpn is not None:
             context.set_alpn_protocols([settings.alpn])
         client.tls_set_context(context)
-    # with this set paho leaves the writing to us: one flush at the end of a pass instead of one send a packet
+    # with this set paho leaves the writing to the loop: one flush at the end of a pass instead of one send a packet
     client.on_socket_register_write = _leave_writing_to_the_loop
     return client
 
 
 def topic_of(message: paho.MQTTMessage) -> bytes:
-    """The topic as it came; paho's own `topic` decodes it, and raises where it is no UTF-8."""
+    """The topic as received; paho's `topic` decodes it, and raises if it is no UTF-8."""
     topic: bytes = message._topic  # noqa: SLF001 - see `PRIVATE_NAMES`
     return topic
 
 
 def check_paho() -> None:
-    """See that the installed paho has what we use of it.
+    """Check that the installed paho has the names in use.
 
     Raises:
-        ConfigError: it has not, so that no connection could ever work.
+        ConfigError: it lacks one, so that no connection could work.
     """
     missing = [
         f"{owner.rpartition('.')[2]}.{name}"
@@ -150,12 +150,12 @@ def _paho_version() -> str:
 
 
 def explain(error: Exception, url: str) -> str:
-    """One line that says what is wrong with the connection, and where to look."""
+    """One line with the fault of the connection, and where to look."""
     if isinstance(error, EdgeError):
         return f"{url}: {error}"
     if isinstance(error, paho.WebsocketConnectionError):
         return f"{url}: the server does not let us speak MQTT over WebSockets there: look at the path of the url"
-    ssl = sys.modules.get("ssl")  # not loaded: then it is no fault of TLS
+    ssl = sys.modules.get("ssl")  # if not loaded, it is no TLS error
     if ssl is not None and isinstance(error, ssl.SSLCertVerificationError):
         return f"{url}: the broker's certificate is not trusted: {error.verify_message}: check ca_file and the clock"
     if ssl is not None and isinstance(error, ssl.SSLError):
@@ -170,4 +170,4 @@ def explain(error: Exception, url: str) -> str:
 
 
 def _leave_writing_to_the_loop(_client: paho.Client, _userdata: Any, _socket: Any) -> None:
-    """Take paho's request to write; the flush at the end of the pass serves it."""
+    """Ignore paho's request to write; the flush at the end of the pass writes."""

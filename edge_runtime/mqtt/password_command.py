@@ -1,7 +1,7 @@
-"""A password that a program of the user makes, such as a token that expires: asked for when it is needed.
+"""Passwords from a program of the user, such as a token that expires: the program runs when one is needed.
 
 Guarantee: the program is started without a shell, gets 30 seconds, and is ended with its children; its answer is kept
-until shortly before `password_lifetime` is over, counted from its start, and stands in no message. Its stderr is
+until shortly before the end of `password_lifetime`, counted from its start, and appears in no message. Its stderr is
 discarded, since it may hold the secret. Runs in the threads of a connection, one call at a time.
 """
 
@@ -16,11 +16,11 @@ from edge_runtime.system.child import collect_output
 
 PATIENCE_S = 30.0
 _MOST_BYTES = 65_535  # MQTT 3.1.1 section 3.1.3.5
-_SHARE_AHEAD, _MOST_AHEAD_S = 0.2, 300.0  # of the lifetime: time enough for the program to fail and be asked again
+_SHARE_AHEAD, _MOST_AHEAD_S = 0.2, 300.0  # of the lifetime: enough time for the program to fail and be run again
 
 
 class PasswordError(TransientError):
-    """There is no password now."""
+    """No password is available at present."""
 
 
 class PasswordCommand:
@@ -28,7 +28,7 @@ class PasswordCommand:
 
     Args:
         argv: the program and its arguments.
-        lifetime: seconds from the start of the program that its answer is valid; None asks for each connection.
+        lifetime: seconds of validity, from the start of the program; None runs it for each connection.
         clock: monotonic seconds.
     """
 
@@ -44,16 +44,16 @@ class PasswordCommand:
 
     @property
     def renew_at(self) -> float | None:
-        """When another one is to be asked for, monotonic seconds; None where it has no end."""
+        """When to get the next one, monotonic seconds; None if it does not expire."""
         if self._lifetime is None:
             return None
         return self._asked_at + self._lifetime - min(_SHARE_AHEAD * self._lifetime, _MOST_AHEAD_S)
 
     def password(self) -> str:
-        """The one that is known, while it is good; else another one. Blocks.
+        """The present password while it is valid; else a new one. Blocks.
 
         Raises:
-            PasswordError: the program gives none.
+            PasswordError: the program prints none.
         """
         with self._mutex:
             renew_at = self.renew_at
@@ -63,16 +63,16 @@ class PasswordCommand:
             return self._password
 
     def renew(self) -> None:
-        """Ask for another one now. Blocks.
+        """Get a new one now. Blocks.
 
         Raises:
-            PasswordError: the program gives none; the one before stays.
+            PasswordError: the program prints none; the previous one stays.
         """
         with self._mutex:
             self._ask()
 
     def forget(self) -> None:
-        """The broker has refused it: the next connection gets another one."""
+        """Drop a password that the broker refused: the next connection gets a new one."""
         self._password = None
 
     def _ask(self) -> None:
@@ -100,11 +100,11 @@ class PasswordCommand:
 
 
 def current_password(broker: BrokerTable) -> str | None:
-    """The password for one look at a broker, by whatever way it comes. Blocks where a program makes it.
+    """The password for one connection to a broker, from any source. Blocks if a program makes it.
 
     Raises:
-        ConfigError: it is to come from a systemd credential, and systemd did not start us.
-        TransientError: there is none at this moment.
+        ConfigError: it is in a systemd credential, and systemd did not start this process.
+        TransientError: there is none at present.
     """
     if broker.password_command:
         return PasswordCommand(broker.password_command, None).password()

@@ -1,8 +1,8 @@
-"""Detects another client with our client id: the broker then ends each connection for the other one. Pure.
+"""Detects another client with our client id: the broker then closes one connection when the other one opens. Pure.
 
-MQTT 5 has a reason for it. A broker of 3.1.1 closes without a word: links that it closes soon after it had accepted
-them, more than once in a row, are taken for a sign. Weak point: a broker that closes for another cause looks the same,
-so the hint names a probable cause and no fact.
+MQTT 5 has a reason code for it. A 3.1.1 broker closes without a reason: links closed soon after they were accepted,
+more than once in a row, count as a sign. Weak point: a broker that closes for another cause looks the same, so the hint
+names only a probable cause.
 """
 
 CUTS = 2  # links in a row that the broker closed soon
@@ -10,7 +10,7 @@ SESSION_TAKEN_OVER = 0x8E  # MQTT 5 section 3.14.2.1
 
 
 class RivalWatch:
-    """What the ends of a connection's links say about its client id.
+    """Judges from the ends of a connection's links whether its client id is used twice.
 
     Args:
         client_id: that of the connection.
@@ -22,14 +22,14 @@ class RivalWatch:
         self._was_taken_over = False
 
     def parted(self, reason: int) -> None:
-        """The broker gave a reason for the end that is about to come."""
+        """Note the broker's reason for the coming end."""
         self._was_taken_over = reason == SESSION_TAKEN_OVER
 
     def hint(self, *, cut_soon: bool) -> str:
-        """What to add to the line about a link that ended; empty where nothing points to a rival.
+        """The addition to the message about an ended link; empty without a sign of a rival.
 
         Args:
-            cut_soon: the broker closed it, soon after it had accepted it.
+            cut_soon: the broker closed the link soon after it had accepted it.
         """
         taken_over, self._was_taken_over = self._was_taken_over, False
         self._cut_short = self._cut_short + 1 if cut_soon else 0

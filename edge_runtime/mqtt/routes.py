@@ -1,8 +1,8 @@
 """Messages of one connection -> the handlers that subscribed to their topics, and no others. Pure.
 
-Guarantee: a handler sees the messages that its filters catch, in their order, however many handlers there are; what
-that costs does not grow with the handlers, since the answer for a topic is remembered. Memory: the last topics, at most
-`MOST_TOPICS`. A topic that is no UTF-8 is shown to every handler.
+Guarantee: a handler gets the messages that match its filters, in order. The cost does not grow with the number of
+handlers, since the result for a topic is cached. Memory: the last topics, at most `MOST_TOPICS`. A topic that is no
+UTF-8 goes to every handler.
 """
 
 from collections.abc import Iterable
@@ -14,21 +14,21 @@ MOST_TOPICS = 20_000
 
 
 class Routes:
-    """Which handlers want a topic.
+    """The handlers of each topic.
 
     Attributes:
-        known: the handlers of the topics that came; a caller may look here first.
+        known: the cached handlers by topic; a caller may look here first.
     """
 
     def __init__(self) -> None:
         self._index = FilterIndex[int]()
         self._handlers: list[Handler] = []
         self._every: tuple[Handler, ...] = ()
-        self._ways: dict[tuple[Handler, ...], tuple[Handler, ...]] = {}  # equal answers are one object
+        self._ways: dict[tuple[Handler, ...], tuple[Handler, ...]] = {}  # equal results are one object
         self.known: dict[bytes, tuple[Handler, ...]] = {}
 
     def set(self, subscriptions: Iterable[tuple[list[str], Handler]]) -> None:
-        """Take these filters and their handlers in place of those before."""
+        """Replace all filters and handlers by these."""
         self._index, self._handlers = FilterIndex(), []
         for filters, handler in subscriptions:
             for topic_filter in filters:
@@ -48,7 +48,7 @@ class Routes:
         return found
 
     def split(self, messages: list[Message]) -> list[tuple[Handler, list[Message]]]:
-        """Each handler that wants some of these messages, with those."""
+        """Each handler of some of these messages, with those."""
         first = self.of(messages[0].topic)
         if all(self.of(message.topic) is first for message in messages):
             return [(handler, messages) for handler in first]

@@ -1,7 +1,7 @@
-"""What a broker allows, and the messages of QoS 1 that wait for a place in flight because of it.
+"""The limits of a broker, and the queue of QoS 1 messages that wait for a place in flight.
 
-Guarantee: at most `MOST_QUEUED` messages of `MOST_QUEUED_BYTES` wait; one more is refused and counted. Of a retained
-message only the newest waits, since a newer one takes its place with the broker as well.
+Guarantee: at most `MOST_QUEUED` messages of `MOST_QUEUED_BYTES` wait; one more is refused and counted. Of retained
+messages on one topic only the newest waits, since the broker keeps only the newest too.
 """
 
 from collections import deque
@@ -16,13 +16,13 @@ MOST_QUEUED, MOST_QUEUED_BYTES = 256, 4 << 20  # of the device's own messages, w
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """What a broker allows, as its CONNACK tells (MQTT 5 section 3.2.2.3).
+    """The limits in a broker's CONNACK (MQTT 5 section 3.2.2.3).
 
     Attributes:
         window: messages of QoS 1 that may be unacknowledged.
         bytes: of the longest packet.
-        qos: the highest that it takes; at 0 nothing is acknowledged, and sent counts as delivered.
-        retains: it keeps retained messages.
+        qos: the highest that it accepts; at 0 nothing is acknowledged, and sent counts as delivered.
+        retains: whether it keeps retained messages.
     """
 
     window: int = 1
@@ -42,10 +42,10 @@ class Queued(msgspec.Struct, eq=False):
 
 
 class SendQueue:
-    """The messages that wait, in their order.
+    """The waiting messages, in order.
 
     Attributes:
-        waiting: to look whether there are any, without a call.
+        waiting: the queue itself, to check without a call whether it is empty.
     """
 
     def __init__(self, counters: Counters) -> None:
@@ -57,7 +57,7 @@ class SendQueue:
         return len(self.waiting)
 
     def add(self, message: Queued) -> bool:
-        """Let a message wait; False when too many do."""
+        """Queue a message; False if the queue is full."""
         if message.retain:
             for older in self.waiting:
                 if older.retain and older.topic == message.topic:
@@ -72,12 +72,12 @@ class SendQueue:
         return True
 
     def take(self) -> Queued:
-        """The next one, which is sent now."""
+        """Remove the next one, to send it now."""
         message = self.waiting.popleft()
         self._bytes -= len(message.payload)
         return message
 
     def clear(self) -> None:
-        """Forget them: the connection is gone."""
+        """Drop them all, after the connection was lost."""
         self.waiting.clear()
         self._bytes = 0

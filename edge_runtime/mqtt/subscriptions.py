@@ -1,11 +1,11 @@
-"""What a connection subscribes to, and what the broker answered: granted, lowered, or refused and sent again.
+"""The subscriptions of a connection, and the broker's answers: granted, lowered, or refused and retried.
 
 Guarantee: a refusal is counted and named with its topic, the connection is not `ready` meanwhile, and the topic is
-asked for again after `RETRY_FIRST_S` to `RETRY_MOST_S` seconds: an access list may have been changed, a quota be free.
-A subscription that is optional holds up nothing: it is asked for in a packet of its own and once a connection, and no
-more where the broker has ended `MOST_ENDS` connections in a row instead of an answer. Its handler is given what no
-other one claims, so that readings do not pay for topics on which a message comes now and then; where a filter of
-another handler catches such a topic too, both are given every message.
+subscribed again after `RETRY_FIRST_S` to `RETRY_MOST_S` seconds: an access list may change, a quota become free. An
+optional subscription delays nothing: it is sent in a separate packet, once a connection, and not at all after the
+broker has ended `MOST_ENDS` connections in a row instead of answering. Its handler gets the messages that no other
+handler claims, so that rare messages add no cost to readings; if a filter of another handler matches such a topic too,
+both handlers get every message.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,17 +21,17 @@ from edge_runtime.system.loop import Loop, Timer
 
 RETRY_FIRST_S, RETRY_MOST_S = 5.0, 600.0
 MOST_ENDS = 3
-MOST_RETRIES = 900  # on one connection: paho counts its packet ids from 1 up to where ours begin
+MOST_RETRIES = 900  # on one connection: paho numbers its packets from 1 up to `FIRST_ID`
 
 
 class Subscription(msgspec.Struct, eq=False):
-    """Topics of one reader.
+    """The topics of one handler.
 
     Attributes:
-        filters: what it subscribes to.
-        qos: of its messages, at the most.
-        handler: takes them.
-        optional: a refusal is no fault of the connection.
+        filters: its topic filters.
+        qos: the highest of its messages.
+        handler: gets the messages.
+        optional: whether a refusal is no fault of the connection.
     """
 
     filters: list[str]
@@ -45,11 +45,11 @@ class Subscriptions:
 
     Args:
         loop: the event loop.
-        note: counts a fault by its reason, and logs its words the first time.
-        flush: sends what was asked for.
+        note: counts a fault by its reason, and logs the first one.
+        flush: writes the packets.
 
     Attributes:
-        routes: who takes which messages; the same object for good.
+        routes: the handlers by topic; always the same object.
     """
 
     def __init__(self, loop: Loop, note: Callable[[str, str], None], flush: Callable[[], None]) -> None:
@@ -59,9 +59,9 @@ class Subscriptions:
         self.routes = Routes()
         self._all: list[Subscription] = []
         self._client: paho.Client | None = None
-        self._asked: dict[str, int] = {}  # filters and QoS, over this connection
-        self._unwanted: set[str] = set()  # filters that the broker still sends for
-        self._pending: dict[int, list[tuple[str, int]]] = {}  # not answered, by packet id
+        self._asked: dict[str, int] = {}  # filters and QoS sent over this connection
+        self._unwanted: set[str] = set()  # filters still subscribed at the broker
+        self._pending: dict[int, list[tuple[str, int]]] = {}  # unanswered ones, by packet id
         self._refused: list[tuple[str, int]] = []
         self._why = ""
         self._retry_s = RETRY_FIRST_S
@@ -74,61 +74,61 @@ class Subscriptions:
 
     @property
     def are_granted(self) -> bool:
-        """The broker sends everything that was asked for."""
+        """Whether the broker has granted every subscription."""
         if self._refused:
             return False
         return not any(topic not in self._optional for asked in self._pending.values() for topic, _ in asked)
 
     @property
     def refusal(self) -> str:
-        """What was refused, and why; empty where nothing was."""
+        """The refused topics and the reason; empty if none was."""
         topics = ", ".join(repr(topic) for topic, _ in self._refused)
         return f"a subscription to {topics}: {self._why}" if topics else ""
 
     @property
     def are_exhausted(self) -> bool:
-        """This connection has asked so often that only a new one can ask again."""
+        """Whether this connection has used up its retries, so that only a new one can retry."""
         return self._retries > MOST_RETRIES
 
     @property
     def _optional(self) -> set[str]:
-        """Filters that nothing but optional subscriptions wants."""
+        """Filters that only optional subscriptions have."""
         needed = {topic for each in self._all if not each.optional for topic in each.filters}
         return {topic for each in self._all if each.optional for topic in each.filters} - needed
 
     def add(self, filters: list[str], qos: int, handler: Handler, *, optional: bool = False) -> None:
-        """One more; asked for at once where the broker has accepted us."""
+        """Add a subscription; sent at once if connected."""
         self._all.append(Subscription(filters, qos, handler, optional))
         self._set_routes()
         self._ask_for_topics()
 
     def remove(self, handler: Handler) -> None:
-        """Take back what was subscribed for `handler`; a filter that another handler wants stays."""
+        """Remove the subscriptions of `handler`; a filter of another handler stays."""
         for each in self._all:
             if each.handler == handler:
                 self._unwanted.update(each.filters)
         self._all = [each for each in self._all if each.handler != handler]
         self._set_routes()
-        self._loop.call_soon(self._ask_for_topics)  # a filter may be wanted again in this very pass
+        self._loop.call_soon(self._ask_for_topics)  # a filter may be added again in the same pass
 
     def _set_routes(self) -> None:
         self.routes.set((each.filters, each.handler) for each in self._all)
 
     def drop(self, filters: Iterable[str]) -> None:
-        """Take back, at the next connection, what an earlier start has asked for and its broker remembers."""
+        """Unsubscribe, at the next connection, filters of an earlier start that the broker still keeps."""
         self._unwanted.update(filters)
 
     def begin(self, client: paho.Client) -> None:
-        """The broker has accepted a connection: ask for everything."""
+        """Subscribe to everything on an accepted connection."""
         self._client = client
         self._asked = {}
         self._ask_for_topics()
 
     def _ask_for_topics(self) -> None:
-        """Subscribe to what is wanted and was not asked for over this connection, and drop what is not wanted.
+        """Send the subscriptions not yet sent over this connection, and unsubscribe unwanted filters.
 
-        One filter catches a topic at a time, as far as they cover each other: a broker may send a message once for each
-        that does. While the link is down this waits for the next connection, for the broker remembers filters.
+        A filter that another one covers is not subscribed, since a broker may send a message once for each matching
+        filter. While the link is down this waits for the next connection, because the broker keeps filters.
         """
         if self._client is None:
             return
@@ -137,7 +137,7 @@ class Subscriptions:
             (topic, each.qos) for each in self._all if wants_optional or not each.optional for topic in each.filters
         ]
         wanted = fewest(given)
-        # At first: what an earlier start may have asked for.
+        # First: filters that an earlier start may have subscribed.
         known = self._asked.keys() or {topic for topic, _ in given}
         anew = [(topic, qos) for topic, qos in wanted.items() if self._asked.get(topic) != qos]
         gone = sorted((self._unwanted | known) - wanted.keys())
@@ -156,7 +156,7 @@ class Subscriptions:
         self._flush()
 
     def answered(self, mid: int, reasons: list[ReasonCode]) -> None:
-        """The broker has answered what was asked for with this packet id."""
+        """Handle the broker's answer to the packet with this id."""
         wanted, optional = self._pending.pop(mid, []), self._optional
         if any(topic in optional for topic, _ in wanted):
             self._ends = 0
@@ -174,7 +174,7 @@ class Subscriptions:
                 self._note("subscription_at_qos_0", f"the broker sends {topic} at QoS 0 only: readings may be lost")
 
     def end(self) -> None:
-        """The connection is gone."""
+        """Forget the state of a lost connection."""
         optional = self._optional
         asked = [topic for asked in self._pending.values() for topic, _ in asked if topic in optional]
         if self._client is not None and asked:

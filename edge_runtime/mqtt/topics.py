@@ -1,4 +1,4 @@
-"""Topics with `{key}`: what to subscribe to, and which key a message belongs to. Pure."""
+"""Topics with `{key}`: the filter to subscribe, and the key of a message. Pure."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ _CACHED_TOPICS = 20_000
 
 
 def as_filter(pattern: str) -> str:
-    """The filter that a topic with placeholders subscribes to."""
+    """The topic filter of a topic with placeholders."""
     return "/".join("+" if _is_placeholder(level) else level for level in pattern.split("/"))
 
 
@@ -19,12 +19,12 @@ def _is_placeholder(level: str) -> bool:
 class TopicPattern:
     """A topic of a source, such as `sensors/{key}/climate`.
 
-    `+` and a closing `#` may stand in it as in any MQTT filter. A placeholder is one whole level. It may begin with
+    It may contain `+` and a final `#` as any MQTT filter. A placeholder is one whole level. It may begin with
     `$share/GROUP/`: then its messages are shared with the other members of the group.
 
     Args:
         pattern: the topic.
-        template: what makes the key of the levels in braces.
+        template: makes the key from the levels in braces.
     """
 
     def __init__(self, pattern: str, template: str = "{key}") -> None:
@@ -33,12 +33,12 @@ class TopicPattern:
         share, rest = split_share(pattern)
         levels = rest.split("/")
         self._places = {level[1:-1]: place for place, level in enumerate(levels) if _is_placeholder(level)}
-        self.channel_level = self._places.pop("channel", None)  # no part of the key
+        self.channel_level = self._places.pop("channel", None)  # not part of the key
         self.plain = as_filter(rest)  # the filter without the share
         self.filter = share + self.plain
 
     def match(self, topic: str) -> tuple[bool, str | None]:
-        """Whether `topic` belongs here, and its key (None where the pattern has none, empty where a level is)."""
+        """Whether `topic` matches, and its key (None if the pattern has none, empty if a level is empty)."""
         if not matches(self.plain, topic):
             return False, None
         parts = self.parts(topic)
@@ -47,19 +47,19 @@ class TopicPattern:
         return True, self._template.format(**parts) if all(parts.values()) else ""
 
     def parts(self, topic: str) -> dict[str, str]:
-        """The levels that stand in the places of placeholders."""
+        """The levels in the positions of placeholders."""
         levels = topic.split("/")
         return {name: levels[place] for name, place in self._places.items()}
 
 
 class TopicKeys:
-    """The keys of the topics of one source; remembers a bounded number of answers.
+    """The keys of the topics of one source; caches a bounded number of results.
 
     Args:
         patterns: the topics.
-        is_fit: whether a key may be used; an unfit one is found as the empty key, which none is.
-        template: what makes the key of the levels in braces. Different levels that give one key (`a-b` and `c`, `a` and
-            `b-c`) would share a window, so that only the first of them has it; the others are unfit.
+        is_fit: whether a key may be used; an unfit one results in the empty key, which is never valid.
+        template: makes the key from the levels in braces. Different levels that give one key (`a-b` and `c`, `a` and
+            `b-c`) would share a window, so that only the first of them gets the key; the others are unfit.
     """
 
     def __init__(

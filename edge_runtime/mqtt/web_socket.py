@@ -1,9 +1,9 @@
-"""MQTT over WebSockets: paho's framing, with what `WholeSocket` asks of a socket.
+"""MQTT over WebSockets: paho's framing, with the socket interface that `WholeSocket` uses.
 
-Imported only where a broker's URL is `ws://` or `wss://`. Guarantee: every frame that we send is masked, as RFC 6455
-(5.3) asks of a client, and a control frame never stands in the middle of another one; one `recv` gives everything that
-has come. Weak points: the names of paho's class that are used here are private (`PRIVATE_NAMES` in `paho_client.py`);
-a message costs a frame of its own at the broker's side, and each byte that we send is masked.
+Imported only if a broker's URL is `ws://` or `wss://`. Guarantee: every sent frame is masked, as RFC 6455 (5.3)
+requires of a client, and a control frame is never sent inside another one; one `recv` returns everything that has
+arrived. Weak points: the names of paho's class that are used here are private (`PRIVATE_NAMES` in `paho_client.py`);
+each message from the broker has its own frame, and masking costs time for each sent byte.
 """
 
 import paho.mqtt.client as paho
@@ -12,13 +12,13 @@ _BINARY = 0x2  # RFC 6455 section 11.8
 
 
 class WebSocketStream(paho._WebsocketWrapper):  # noqa: SLF001 - see `PRIVATE_NAMES`
-    """Stands in for the connected socket below a `WholeSocket`. Its constructor does the handshake, and blocks."""
+    """Replaces the connected socket below a `WholeSocket`. Its constructor does the handshake, and blocks."""
 
     def recv(self, length: int) -> bytes:
-        """What has come, of as many frames as there are, up to a length; empty at the end of the stream.
+        """The content of all received frames, up to `length` bytes; empty at the end of the stream.
 
         Raises:
-            BlockingIOError: nothing has come.
+            BlockingIOError: nothing has arrived.
             OSError: the connection is broken.
         """
         found = bytearray()
@@ -26,7 +26,7 @@ class WebSocketStream(paho._WebsocketWrapper):  # noqa: SLF001 - see `PRIVATE_NA
             try:
                 part = super().recv(length - len(found))
             except BlockingIOError:
-                if self.pending():  # TLS keeps decoded bytes, of which the kernel gives no sign
+                if self.pending():  # TLS keeps decoded bytes, which the kernel does not report
                     continue
                 if not found:
                     raise
@@ -44,7 +44,7 @@ class WebSocketStream(paho._WebsocketWrapper):  # noqa: SLF001 - see `PRIVATE_NA
         """Send everything.
 
         Raises:
-            OSError: the connection is broken, or takes nothing now.
+            OSError: the connection is broken, or accepts nothing at present.
         """
         rest = bytes(data)
         while rest:
@@ -63,7 +63,7 @@ class WebSocketStream(paho._WebsocketWrapper):  # noqa: SLF001 - see `PRIVATE_NA
         self._socket.shutdown(how)
 
     def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:
-        """A masked frame, whatever was asked for; a control frame waits where another one is half sent."""
+        """A frame, always masked; a control frame waits while another one is partly sent."""
         del do_masking
         frame = super()._create_frame(opcode, data)
         if opcode != _BINARY and self._sendbuffer:

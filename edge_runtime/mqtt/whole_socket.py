@@ -1,13 +1,13 @@
-"""A socket that reads all there is in one call, and writes all there is in one call.
+"""A socket that reads everything available in one call, and writes everything in one call.
 
-paho reads a packet's header byte by byte and writes packet by packet. System calls are what a message costs, so paho
-gets this in place of its socket: `recv` is served from what `fill` read, and what `send` takes goes out at `flush`.
-`take` hands the packets of the hot path out before paho sees them, and shows paho one whole packet at a time, so that
-it never stands in the middle of one. `let_wait` keeps acknowledgements that come alone from waking the process.
+paho reads a packet's header byte by byte and writes packet by packet. System calls dominate the cost of a message, so
+paho gets this instead of its socket: `recv` returns bytes read by `fill`, and bytes given to `send` are written by
+`flush`. `take` removes the packets of the hot path before paho, and gives paho one whole packet at a time, so that paho
+never stops inside one. `let_wait` keeps single acknowledgements from waking the process.
 
 The read side is bounded by `RECEIVE_BYTES` a fill and one packet of `most_bytes` (the caller drains it before it fills
-again); the write side by what the caller lets be in flight. A longer message is passed over without being kept: its
-taker is called once for it, and its bytes are dropped as they come.
+again); the write side by the caller's limit of messages in flight. A longer message is skipped: its taker is called
+once for it, and its bytes are dropped on arrival.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ MOST_BYTES = 16 << 20
 
 
 class WholeSocket:
-    """Stands in for a connected `socket.socket` or `ssl.SSLSocket`, non-blocking after `setblocking(False)`.
+    """Replaces a connected `socket.socket` or `ssl.SSLSocket`, non-blocking after `setblocking(False)`.
 
     Attributes:
-        heard: True with everything that comes; the watch for silence resets it.
-        most_bytes: the longest packet that is kept.
+        heard: set when anything arrives; the watch for silence resets it.
+        most_bytes: the longest packet that is not skipped.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class WholeSocket:
 
         Args:
             wrapped: the connection.
-            tls: the module `ssl` where there is an `ssl.SSLSocket` in it.
-            shows_bytes: the kernel counts the bytes that we are to read, and not frames around them.
+            tls: the module `ssl` if `wrapped` contains an `ssl.SSLSocket`.
+            shows_bytes: whether the kernel counts exactly the bytes to read, without frames around them.
         """
         self.heard = False
         self.most_bytes = MOST_BYTES
@@ -51,31 +51,31 @@ class WholeSocket:
         if tls is not None:
             self._not_now = (BlockingIOError, tls.SSLWantReadError, tls.SSLWantWriteError)
         self._wrapped = wrapped
-        self._passing_over = 0  # bytes that are still to be dropped
+        self._passing_over = 0  # bytes still to be dropped
         self._received = b""
         self._position = 0
-        self._visible = 0  # up to here `recv` gives out
-        self._partial = bytearray()  # a packet whose end has not come
-        self._wanted = 0  # how long it has to be to be looked at again
+        self._visible = 0  # the end of the bytes for `recv`
+        self._partial = bytearray()  # an incomplete packet
+        self._wanted = 0  # the length at which it is parsed again
         self._unsent = bytearray()
         self._ended = False
-        self._patience: float | None = None  # of a clean end
-        self.confirms = False  # what was read is confirmed to the other side's kernel at once
+        self._patience: float | None = None  # the time limit of a clean end
+        self.confirms = False  # whether reads are confirmed to the peer's kernel at once
         self._least = 1  # bytes that make the socket readable while no packet is incomplete
         self._least_now = 1
 
     def let_wait(self, least: int) -> bool:
-        """Call the socket readable only from `least` bytes on, or when a packet lacks its end; False if it cannot.
+        """Make the socket readable only from `least` bytes on, or while a packet is incomplete; False if unsupported.
 
-        Not over TLS or WebSockets: a record or frame may lack less than that, which the kernel cannot see. The end of
-        the stream always wakes.
+        Not over TLS or WebSockets: an incomplete record or frame may need fewer bytes, which the kernel cannot know.
+            The end of the stream always wakes.
         """
         if not self._shows_bytes:
             return False
         self._least = least
         try:
             self._wake_from(1 if self._partial or self._passing_over else least)
-        except OSError:  # not every system can: then all wakes us, as before
+        except OSError:  # unsupported by this system: then every byte wakes the process
             self._least = self._least_now = 1
             return False
         return True
@@ -86,7 +86,7 @@ class WholeSocket:
             self._least_now = least
 
     def fill(self) -> bool:
-        """Read once from the network; True when there may be more at once (TLS keeps decoded bytes back).
+        """Read once from the network; True when there may be more at once (TLS buffers decoded bytes).
 
         Raises:
             OSError: the connection is broken.
@@ -116,7 +116,7 @@ class WholeSocket:
         return self._is_tls and self._wrapped.pending() > 0  # type: ignore[union-attr]
 
     def take(self, taker: hot_packets.Taker, *, is_v5: bool) -> bool:
-        """Hand the packets of the hot path to `taker`; True when `recv` has a whole packet, or the end, for paho.
+        """Give the packets of the hot path to `taker`; True if `recv` has a whole packet, or the end, for paho.
 
         Raises:
             ValueError: a packet that is no message is longer than `most_bytes`.
@@ -149,7 +149,7 @@ class WholeSocket:
         return bool(self._unsent)
 
     def recv(self, size: int) -> bytes:
-        """Bytes that were read already.
+        """Bytes that were already read.
 
         Raises:
             BlockingIOError: there are none at present.
@@ -164,12 +164,12 @@ class WholeSocket:
         raise BlockingIOError
 
     def send(self, data: bytes | bytearray) -> int:
-        """Take all of `data`; it leaves at the next `flush`."""
+        """Take all of `data`; the next `flush` writes it."""
         self._unsent += data
         return len(data)
 
     def flush(self) -> bool:
-        """Write what was taken; True when all of it is out.
+        """Write the taken bytes; True when all are written.
 
         Raises:
             OSError: the connection is broken.
@@ -193,14 +193,14 @@ class WholeSocket:
         self._wrapped.setblocking(flag)
 
     def set_patience(self, seconds: float) -> None:
-        """Let the writes from now on, and the wait for the peer in `close`, take so long at most: a clean end."""
+        """Limit the further writes, and the wait for the peer in `close`, to `seconds`, for a clean end."""
         self._patience = seconds
         self._wrapped.settimeout(seconds)
 
     def close(self) -> None:
-        """As a socket's; what is unsent, such as a goodbye, is given one last chance."""
+        """As a socket's; unsent bytes, such as a DISCONNECT, get one last attempt."""
         if self._unsent:
-            with contextlib.suppress(OSError):  # a connection that is broken needs no goodbye
+            with contextlib.suppress(OSError):  # a broken connection needs no DISCONNECT
                 self._wrapped.sendall(self._unsent)
             self._unsent.clear()
         if self._patience is not None:
@@ -208,10 +208,10 @@ class WholeSocket:
         self._wrapped.close()
 
     def _part(self, deadline: float) -> None:
-        """Send no more, and read until the peer has closed, or until the deadline.
+        """Shut down the writing side, and read until the peer has closed, or until the deadline.
 
-        Input that is unread when a socket is closed makes the kernel reset the connection, and a reset makes the peer's
-        kernel throw away what it has not read yet: acknowledgements, the last status, the goodbye.
+        Unread input when a socket is closed makes the kernel reset the connection, and after a reset the peer's kernel
+        discards the bytes that it has not read: acknowledgements, the last status, the DISCONNECT.
         """
         with contextlib.suppress(OSError, ValueError):  # broken or closed: nothing to wait for
             self._wrapped.shutdown(socket.SHUT_WR)
