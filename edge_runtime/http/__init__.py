@@ -11,11 +11,11 @@
                                                           ├─> metrics.py       Prometheus text
                                                           ├─> page.html        the status page
                                                           └─> event_stream.py  its events
-    over_mqtt.py      the questions of predict_api.py by MQTT 5, without a server
-    scorer.py         the models, one call for all that wait together
-    live_view.py      what the daemon shows: the only object that both sides touch; history.py is its last hour
-    page_facts.py     what the page has to know of the models
-    yield_to_loop.py  the threads that answer give way to the event loop
+    over_mqtt.py      the requests of predict_api.py over MQTT 5, without a server
+    scorer.py         the models, one call for all waiting requests
+    live_view.py      the board: the only object that loop and server share; history.py is its last hour
+    page_facts.py     the facts of the models for the page
+    yield_to_loop.py  the answering threads yield to the event loop
 
-No thread of this package touches an object of the event loop. What the loop shows, it puts on the board.
+No thread of this package touches an object of the event loop. The loop puts everything that is shown on the board.
 """

@@ -1,7 +1,7 @@
 """A line for each answer, as JSON on stdout (`access_log = "json"`), where the log itself goes to stderr.
 
 Guarantee: text of clients is cut at `MOST_TEXT` characters and escaped by JSON, so that no request can forge a line.
-Weak point: a stdout that takes nothing keeps the server's thread waiting, as a log does; one that is gone loses lines.
+Weak point: a blocked stdout blocks the server's thread, as with any log; a closed one loses lines.
 """
 
 import sys

@@ -1,9 +1,9 @@
 """A request from beginning to end: token, host, size, route, answer. Every refusal is JSON with an `error`.
 
-Two doors lead to the same place. `admit` judges a head and `begin` takes a request as far as its model, so that the
-server can refuse before it takes a body, and score together what waits together; `App` itself is a WSGI callable, which
-does one request from beginning to end. An `App` belongs to
-one thread. It is tested without a socket. What a path names is looked up in a table, and never reaches a file system.
+There are two ways in. The server calls `admit` with a head, to refuse before it reads a body, and `begin`, which
+handles a request up to its model, so that waiting requests are scored together. `App` itself is a WSGI callable, which
+handles one request from beginning to end. An `App` belongs to one thread, and is tested without a socket. Names in a
+path are looked up in a table, and never reach the file system.
 """
 
 import re
@@ -39,12 +39,12 @@ class App:
 
     Args:
         models: by the name in the path.
-        board: what the daemon shows.
-        token: what every request must bring; None lets in whatever can reach the loopback.
-        access: who is let in, in full; it takes the place of `token`.
+        board: the documents and events of the daemon.
+        token: required in every request; None admits every request over the loopback.
+        access: the full rules of access, in place of `token`.
         access_log: gets each answer, with its client, request, and the bytes of its body.
-        prefix: a path that a proxy may leave in front of ours. Requests without it are answered as well, so that it
-            does not matter whether the proxy takes it off.
+        prefix: a path that a proxy may put in front of ours. Requests without it are answered too, so it does not
+            matter whether the proxy removes it.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class App:
         self._routes = [(each.name, re.compile(each.pattern), each.method, each.handler) for each in ROUTES]
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """One request, by the rules of WSGI. Of the events it gives those that are there, and ends."""
+        """Handle one request by the rules of WSGI. A stream of events ends after the events available now."""
         request = Request(
             environ["REQUEST_METHOD"],
             environ["PATH_INFO"],
@@ -94,8 +94,8 @@ class App:
         """Judge a request by its head alone, before any of its body is taken; the refusal, or None.
 
         Args:
-            request: its body may be absent as yet.
-            length: of the body as announced; None where it comes in chunks.
+            request: its body may still be missing.
+            length: of the body as announced; None for a chunked body.
         """
         try:
             path = self._plain(request.path)
@@ -111,7 +111,7 @@ class App:
         return None
 
     def begin(self, request: Request) -> Response | Work:
-        """Answer a request, or let it wait for its model: its `Work` is in the scorer then, and `end` answers it."""
+        """Answer a request, or queue it for its model: then its `Work` is in the scorer, and `end` answers it."""
         if request.handler is None:
             refusal = self.admit(request)
             if refusal is not None:
@@ -131,7 +131,7 @@ class App:
         return self._dressed(request, begun)
 
     def end(self, request: Request, work: Work) -> Response:
-        """The answer to a request whose windows have been scored, or could not be."""
+        """The answer to a request after its model has run or failed."""
         try:
             answer = result(work)
         except Exception as error:  # noqa: BLE001 - as above
@@ -139,19 +139,19 @@ class App:
         return self._dressed(request, answer, work)
 
     def refuse(self, request: Request, error: HttpError) -> Response:
-        """The refusal of a request by the server itself, counted as any other."""
+        """The refusal of a request by the server itself, counted like any other."""
         return self._dressed(request, error.answer())
 
     def forget_waiting(self) -> None:
-        """Let go of the requests that wait for a model: their connections are gone."""
+        """Drop the requests that wait for a model: their connections are closed."""
         self.scorer = Scorer()
 
     def let_in(self, access: Access) -> None:
-        """From the next request on, judge by this."""
+        """Use these rules of access from the next request on."""
         self._gate = Gate(access)
 
     def stop(self) -> None:
-        """Be ready for nothing more."""
+        """Report not ready from now on."""
         self.is_stopped = True
 
     def _dressed(self, request: Request, answer: Response, work: Work | None = None) -> Response:
@@ -228,7 +228,7 @@ def _unpacked(request: Request) -> bytes:
         return body
     if encoding not in {"gzip", "x-gzip", "deflate"}:
         raise HttpError(415, f"expected Content-Encoding gzip or deflate, found {encoding[:32]!r}")
-    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # finds out for itself which of the two it is
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # detects which of the two it is
     try:
         unpacked = unpacker.decompress(body, MAX_BODY_BYTES + 1)
     except zlib.error as error:

@@ -1,4 +1,4 @@
-"""Access: requests with the token, or from loopback where none is configured; of other sites' pages, those named."""
+"""Access: requests with the token, or without one from loopback; pages of other sites only if configured."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ from edge_runtime.errors import CommandError
 from edge_runtime.http.responses import HttpError
 
 _PORT = re.compile(r":\d{1,5}$", re.ASCII)
-_FORMS = {"text/plain", "multipart/form-data"}  # what a page may send to another site without asking (Fetch standard)
+_FORMS = {"text/plain", "multipart/form-data"}  # sent to another site without a preflight (Fetch standard)
 _CURL = "application/x-www-form-urlencoded"  # as well; but `curl -d` calls everything so, and is no page
 
 
@@ -38,13 +38,13 @@ Group = Literal["", "health", "metrics"]  # of routes that may be open to all; "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Who is let in.
+    """The rules of access.
 
     Attributes:
-        token: what a request must bring; None lets in every request that was meant for this machine.
+        token: required in a request; None admits every request whose host is this machine.
         open_groups: routes that need no token.
-        hosts: further names of this machine, as a proxy in front of it passes them on.
-        origins: other sites whose pages may ask.
+        hosts: further names of this machine, as passed on by a proxy in front of it.
+        origins: other sites whose pages may send requests.
     """
 
     token: str | None = None
@@ -56,7 +56,7 @@ class Access:
 def access_by(
     token: str | None, *, health: str, metrics: str, hosts: Iterable[str] = (), origins: Iterable[str] = ()
 ) -> Access:
-    """Access by the words of `[http]` and of `serve`."""
+    """The rules of access from the options of `[http]` and of `serve`."""
     groups = {"health": health, "metrics": metrics}
     return Access(
         token=token,
@@ -67,15 +67,15 @@ def access_by(
 
 
 class Gate:
-    """Lets requests in.
+    """Admits or refuses requests.
 
     Args:
-        access: who. The token comes as a bearer token, or as the password that a browser asks its user for. Where there
-            is none, every request is let in that was meant for the loopback or one of the hosts: a page of another
-            site, whose name was made to point here, brings that site's name along.
+        access: the rules. The token is a bearer token, or the password of a browser's login dialog. Without a token,
+            requests are admitted only if their host is the loopback or one of the hosts: this refuses a page of another
+            site whose name was made to resolve to this machine (DNS rebinding).
 
-    With a token or without, a page of another site gets nothing, unless it is one of the origins: browsers name the
-    site in `Origin` or `Sec-Fetch-Site`, and need no permission only for the content types in `_FORMS`.
+    With or without a token, a page of another site is refused, unless it is one of the origins: browsers name the site
+    in `Origin` or `Sec-Fetch-Site`, and send requests without a preflight only for the content types in `_FORMS`.
     """
 
     def __init__(self, access: Access) -> None:
@@ -85,7 +85,7 @@ class Gate:
         self._origins = frozenset(map(str.lower, access.origins))
 
     def admit(self, method: str, headers: Mapping[str, str], group: Group = "") -> None:
-        """Return when the request may come in.
+        """Return if the request is admitted.
 
         Raises:
             HttpError: 401, 403 or 415.
@@ -104,12 +104,12 @@ class Gate:
             _refuse_other_sites(method, headers)
 
     def welcomes(self, origin: str | None) -> bool:
-        """Whether the pages of this other site may ask."""
+        """Whether pages of this other site may send requests."""
         return origin is not None and bool(self._origins) and origin.lower() in self._origins
 
     @property
     def has_origins(self) -> bool:
-        """Answers may depend on the site that asks."""
+        """Whether answers may depend on the requesting site."""
         return bool(self._origins)
 
     def _is_ours(self, host: str) -> bool:

@@ -1,8 +1,8 @@
 """One connection of the server: the received part of its request, and the unsent part of its answer.
 
-Guarantee: one request at a time. The next one is not looked at, nor more read from the socket, before the answer to
-the last has been taken by the client up to `FEW_UNSENT` bytes; so a client that sends ahead and does not read costs
-one answer. After a refusal what still comes is dropped for `LINGER_S`, so that the client gets to read why.
+Guarantee: one request at a time. The next request is not parsed, and no more is read from the socket, until the client
+has read the last answer up to `FEW_UNSENT` bytes; so a client that pipelines and does not read costs one answer. After
+a refusal further input is dropped for `LINGER_S`, so that the client can still read the refusal.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ class ClientConnection:
         on_end: called once, when the connection is closed.
 
     Attributes:
-        begun: since when a request has been coming, by the monotonic clock; None between requests.
-        active: when something last came or left.
-        request: the present one, once its head was judged.
-        waits: its request is with a model, or is to be answered in this pass.
-        answered: its request has its answer, and the next one was not looked at.
-        refusal: what its request will be answered with once its body has been passed over.
-        held: bytes of the present request's body.
-        watching: the events that it follows.
+        begun: the start of the current request, by the monotonic clock; None between requests.
+        active: the time of the last byte in or out.
+        request: the current one, once its head was admitted.
+        waits: whether its request waits for a model, or for its answer in this pass.
+        answered: whether its request is answered, and the next one is not parsed yet.
+        refusal: the answer to its request once the body has been skipped.
+        held: bytes of the current request's body.
+        watching: the events that it receives.
     """
 
     def __init__(self, accepted: socket.socket, address: str, on_end: "Callable[[ClientConnection], None]") -> None:
@@ -63,41 +63,41 @@ class ClientConnection:
 
     @property
     def unsent(self) -> int:
-        """Bytes that wait for the client to read."""
+        """The bytes that the client has not read yet."""
         return len(self._unsent) + sum(map(len, self._more))
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is asked, and nothing is to be sent."""
+        """Whether there is no request, and nothing to send."""
         return not (self.waits or self._unsent or self.watching is not None)
 
     @property
     def is_unused(self) -> bool:
-        """No byte of a request has come, and none of an answer is left: closing it cuts nothing off."""
+        """Whether no byte of a request has arrived, and none of an answer is left: closing cuts nothing off."""
         return self.is_idle and self.begun is None and self.request is None and not self._ends
 
     def interests(self) -> int:
-        """What to wait for."""
+        """The events of the socket to wait for."""
         reads = not self._eof and (self._lingers is not None or self.may_read or self.watching is not None)
         return (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if self._unsent else 0)
 
     @property
     def may_read(self) -> bool:
-        """More of a request can be used."""
+        """Whether more bytes of a request can be used."""
         return not (self.waits or self.answered or self._ends or self._lingers is not None) and self.reader.wants
 
     @property
     def may_begin(self) -> bool:
-        """The last answer is out, or nearly: the next request may be looked at."""
+        """Whether the last answer is sent, or nearly: then the next request may be parsed."""
         return self.is_open and self.answered and not self._ends and self.unsent <= FEW_UNSENT
 
     @property
     def is_over(self) -> bool:
-        """The client has ended its side, and there is nothing more to answer or to send."""
+        """Whether the client has closed its side, and there is nothing more to answer or to send."""
         return self._eof and not (self.waits or self._unsent or self._more or self.reader.complete)
 
     def receive(self) -> bytes:
-        """What has come for the reader; empty where nothing has, or nothing that counts."""
+        """The received bytes for the reader; empty if there are none, or if they are to be dropped."""
         try:
             data = self.socket.recv(RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -142,7 +142,7 @@ class ClientConnection:
             self._finish()
 
     def _joined(self) -> bytes:
-        """What is short, in one piece: head and body leave in one packet."""
+        """Short parts joined, so that head and body leave in one packet."""
         taken, size = [], 0
         while self._more and size + len(self._more[0]) <= FEW_UNSENT:
             taken.append(self._more.pop(0))
@@ -156,7 +156,7 @@ class ClientConnection:
             self._finish()
 
     def _finish(self) -> None:
-        """The last byte has left: end our side, and drop what comes until the client has ended its own."""
+        """After the last byte: close our side, and drop input until the client has closed its side."""
         if self._eof:
             self.close()
             return
@@ -165,7 +165,7 @@ class ClientConnection:
             self.socket.shutdown(socket.SHUT_WR)
 
     def sweep(self, now: float, *, head_s: float, request_s: float, idle_s: float) -> bool:
-        """Close it when its time is over; whether it was."""
+        """Close the connection if a time limit has passed. Return whether it was closed."""
         begun = self.begun
         late = (
             begun is not None and not self.waits and now - begun > (head_s if self.reader.head is None else request_s)
@@ -178,14 +178,14 @@ class ClientConnection:
         return late
 
     def send_events(self) -> None:
-        """What the page has not seen yet, unless it does not read."""
+        """Send the new events, unless the page does not read."""
         if self.watching is not None and self.unsent < MOST_EVENTS_UNREAD:
             data = self.watching.more()
             if data:
                 self.say(data)
 
     def end_watching(self) -> None:
-        """Send no more events, and close when those that were made have left."""
+        """Produce no more events, and close when the existing ones are sent."""
         if self.watching is not None:
             self.watching.leave()
             self.watching = None

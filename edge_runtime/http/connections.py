@@ -1,14 +1,14 @@
 """The connections of the server: one thread reads requests and answers them, on an `epoll` of its own.
 
-It takes what all sockets have brought, then lets the models score it together, and looks at the sockets again after
-each call of a model. Beside a stream it gives way to the event loop between any two steps, and works in short bursts
-with rests between them (`yield_to_loop.py`).
+It reads from all sockets, then lets the models score the requests together, and checks the sockets again after each
+call of a model. Beside a stream it yields to the event loop between any two steps, and works in short bursts with rests
+between them (`yield_to_loop.py`).
 
-Guarantee: no client is waited for. A request is judged by its head before a byte of its body is kept. Everything that
-clients can make this thread hold is bounded in sum: connections (`CONNECTIONS`; a new one takes the place of the one
-that has been idle or half asked for longest), bodies (`MAX_BODIES_BYTES`), answers (`MOST_UNREAD_BYTES`), windows
+Guarantee: the thread never waits for a client. A request is admitted by its head before a byte of its body is kept. The
+memory that clients can occupy is bounded in sum: connections (`CONNECTIONS`; a new one replaces the one that has been
+idle or in the middle of a request for longest), bodies (`MAX_BODIES_BYTES`), answers (`MOST_UNREAD_BYTES`), windows
 (`scorer.py`). An exception from one request ends its connection and nothing else. Weak point: clients of one address
-share `MOST_OF_ONE_ADDRESS` connections, so a proxy in front of many should keep few open; those of the loopback do not.
+share `MOST_OF_ONE_ADDRESS` connections, so a proxy for many clients should keep few open; the loopback is exempt.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from edge_runtime.system.watchdog import working
 HEAD_S = 5.0
 REQUEST_S = 30.0
 IDLE_S = 60.0
-PASS_S = 2 * HANG_S  # a model inside it is given `HANG_S`
+PASS_S = 2 * HANG_S  # a model in a pass may take `HANG_S`
 SWEEP_S = 1.0
 LONGEST_REST_S = 0.02
 CONNECTIONS = 100
@@ -46,7 +46,7 @@ SMALL_BODY_BYTES = 1 << 16  # such bodies are bounded by the number of connectio
 MOST_UNREAD_BYTES = 48 << 20
 MOST_AT_ONCE = 64
 DRAIN_EVERY_S = 0.05
-GRACE_S = 2.0  # of a drain: a client that keeps its connection, and asks so often, hears that it has to close it
+GRACE_S = 2.0  # of a drain: a client with a request in this time learns that its connection closes
 
 LOCAL = "local"  # the address of a client of a Unix socket, which has none
 
@@ -57,9 +57,9 @@ class Connections:
     """The server's thread.
 
     Args:
-        app: answers.
-        listener: a socket that listens; it stays open when this ends.
-        gate: of the event loop; None where there is none.
+        app: the application.
+        listener: a listening socket; it stays open when this ends.
+        gate: of the event loop; None without one.
 
     Attributes:
         ended: connections that this side ended, by reason.
@@ -82,7 +82,7 @@ class Connections:
         self._touched: set[ClientConnection] = set()
         self._held = 0  # bytes of bodies
         self._date = (0, b"")
-        self._leave: tuple[float, float] | None = None  # until when a drain keeps idle connections, and its end
+        self._leave: tuple[float, float] | None = None  # of a drain: the end of its grace, and its own end
         self._accepts = True
         self.ended: Counter[str] = Counter()
 
@@ -121,11 +121,11 @@ class Connections:
     def leave(self, within: float, *, accepts: bool) -> None:
         """Begin a drain: each answer closes its connection from now on, and `serve` ends when nothing is in flight.
 
-        From any thread. Idle connections are kept for `GRACE_S`, so that clients which use them hear of it.
+        From any thread. Idle connections are kept for `GRACE_S`, so that clients which use them are notified.
 
         Args:
             within: seconds after which it ends in any case.
-            accepts: take new connections during the grace; else they are left to whoever holds the socket too.
+            accepts: take new connections during the grace; else they are left to other holders of the socket.
         """
         now = time.monotonic()
         self._accepts = accepts
@@ -133,7 +133,7 @@ class Connections:
         self.wake()
 
     def _has_left(self, grace: float, end: float, *, now: float) -> bool:
-        """A pass of a drain: whether all is answered, or time is up."""
+        """One pass of a drain. Return whether everything is answered, or the time is up."""
         if not self._accepts or now > grace:
             self._refuse_more()
         clients = list(self._clients.values())
@@ -152,14 +152,14 @@ class Connections:
         return not self._clients
 
     def _refuse_more(self) -> None:
-        """Accept nothing more; an own socket is closed, one that others hold keeps its queue for them."""
+        """Accept no more connections; our own socket is closed, a shared one keeps its queue for the other holders."""
         fd = self._listener.fileno()
         if fd >= 0:
             self._epoll.unregister(fd)
             self._listener.close()
 
     def close(self) -> None:
-        """Refuse those who wait, and close every connection."""
+        """Refuse the waiting requests, and close every connection."""
         stopping = HttpError(503, "the server is stopping", headers={"Retry-After": "1"})
         for work, (client, request) in list(self._waiting.items()):
             work.answer = stopping
@@ -177,11 +177,11 @@ class Connections:
         return min(EVENTS_EVERY_S if self._app.board.is_watched else SWEEP_S, SWEEP_S)
 
     def _rest(self, worked: float) -> None:
-        """Leave the core to others for as long as the share asks; what comes meanwhile is then answered together."""
+        """Sleep so long that `SHARE` holds; requests that arrive meanwhile are then answered together."""
         if self._share < 1.0 and worked > 0.0:
             time.sleep(min(worked / self._share - worked, LONGEST_REST_S))
 
-    # --- connections come and go ------------------------------------------------------------------------------------
+    # --- accepting and closing connections --------------------------------------------------------------------------
 
     def _accept(self) -> None:
         for _ in range(self._burst):
@@ -202,7 +202,7 @@ class Connections:
             self._epoll.register(client.fd, select.EPOLLIN)
 
     def _make_room(self, host: str) -> bool:
-        """Whether one more connection from this address is taken; the least useful one may have to go for it."""
+        """Whether to accept one more connection from this address; the least useful one may be closed for it."""
         same = [client for client in self._clients.values() if client.address == host]
         if len(same) >= MOST_OF_ONE_ADDRESS and not _is_loopback(host):
             return self._end_least_useful(same, "address_full")
@@ -211,7 +211,7 @@ class Connections:
         return True
 
     def _end_least_useful(self, clients: list[ClientConnection], reason: str) -> bool:
-        """End the one that has been idle, or in the middle of a request, for longest; False where all are answered."""
+        """End the one that has been idle or in the middle of a request for longest; False if all wait for an answer."""
         idle = [client for client in clients if client.is_idle]
         if not idle:
             self.ended[reason] += 1
@@ -232,7 +232,7 @@ class Connections:
             self._epoll.unregister(client.fd)
 
     def _review(self, client: ClientConnection) -> None:
-        """Wait for what a client now wants."""
+        """Register the events that a client's socket now needs."""
         if client.is_open and client.is_over:
             client.close()
         if not client.is_open:
@@ -243,7 +243,7 @@ class Connections:
             self._epoll.modify(client.fd, wanted)
 
     def _guarded(self, client: ClientConnection, step: Callable[[], object]) -> None:
-        """One step for one client: its exception ends its connection, and nothing else."""
+        """Run one step for one client: an exception ends its connection, and nothing else."""
         try:
             step()
         except Exception:  # noqa: BLE001 - the stage's edge: a fault of ours must not end the neighbours
@@ -280,7 +280,7 @@ class Connections:
             client.close()  # reset, or ended on both sides
 
     def _go_on(self, client: ClientConnection) -> None:
-        """Look at what has come behind an answered request, if the answer is out, or nearly."""
+        """Parse the bytes after an answered request, if the answer is sent, or nearly."""
         if client.may_begin:
             client.answered = False
             client.request = None
@@ -289,7 +289,7 @@ class Connections:
                 client.begun = time.monotonic()
 
     def _look(self, client: ClientConnection, step: Callable[[], None]) -> None:
-        """Let the reader take a step, and act on what it has: judge a head, bound a body, note a whole request."""
+        """Let the reader take a step, and act on its state: admit a head, bound a body, note a complete request."""
         reader = client.reader
         try:
             step()
@@ -305,7 +305,7 @@ class Connections:
             self._asked.append(client)
 
     def _judge(self, client: ClientConnection) -> None:
-        """A head has come: refuse it, or take its body."""
+        """A head is complete: refuse it, or take its body."""
         reader = client.reader
         head = reader.head
         assert head is not None
@@ -324,7 +324,7 @@ class Connections:
             client.say(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _hold(self, client: ClientConnection, size: int) -> None:
-        """Count the bytes of a body; one that grows beyond its limit, or that of all, is refused."""
+        """Count the bytes of a body; refuse it beyond its own limit, or the limit of all bodies."""
         self._held += size - client.held
         client.held = size
         reader, request = client.reader, client.request
@@ -339,7 +339,7 @@ class Connections:
         self._send(client, self._app.refuse(request, error), keep=False)
 
     def _is_too_much(self, length: int) -> bool:
-        """Whether a body of this length has no place beside the others. A small one always has."""
+        """Whether a body of this length exceeds the limit of all bodies. A small one never does."""
         return length > SMALL_BODY_BYTES and self._held + length > MAX_BODIES_BYTES
 
     def _release(self, client: ClientConnection) -> None:
@@ -347,7 +347,7 @@ class Connections:
         client.held = 0
 
     def _refuse_bytes(self, client: ClientConnection, error: BadRequestError) -> None:
-        """What came is no request: say so, and end."""
+        """Answer bytes that are no request with an error, and end."""
         body = msgspec.json.encode({"error": str(error)})
         self._app.requests["-", error.status] += 1
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
@@ -356,7 +356,7 @@ class Connections:
     # --- answering --------------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
-        """What needs no model at once, then one call of a model for those that wait."""
+        """Answer requests without a model at once, then run one call of a model for the waiting ones."""
         asked, self._asked = self._asked, []
         for client in asked:
             if client.is_open:
@@ -387,7 +387,7 @@ class Connections:
             self._finish(client, begun)
 
     def _finish(self, client: ClientConnection, answer: Response) -> None:
-        """The answer to a whole request: send it, and go on with the next."""
+        """Send the answer to a complete request, and continue with the next."""
         head = client.reader.head
         assert head is not None
         self._send(client, answer, keep=head.keeps and answer.watching is None and self._leave is None)
@@ -426,14 +426,14 @@ class Connections:
         return "\r\n".join(lines).encode("latin-1") + self._dated()
 
     def _dated(self) -> bytes:
-        """The lines that end every head."""
+        """The last header lines of every answer."""
         second = int(time.time())
         if second != self._date[0]:
             date = formatdate(second, usegmt=True)
             self._date = second, f"\r\nServer: edge-runtime\r\nDate: {date}\r\n\r\n".encode()
         return self._date[1]
 
-    # --- now and then -----------------------------------------------------------------------------------------------
+    # --- periodic checks --------------------------------------------------------------------------------------------
 
     def _sweep(self, now: float) -> None:
         self._app.counts.publish()

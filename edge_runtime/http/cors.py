@@ -1,7 +1,7 @@
 """Requests by pages of other sites (`origins`): the answer to a preflight, and the headers of responses.
 
-Guarantee: only an origin that the configuration names gets any of these headers. Cookies are never asked for, so a page
-needs the token itself; see the Fetch standard, section 3.2.
+Guarantee: only a configured origin gets any of these headers. Cookies are never used, so a page needs the token itself;
+see the Fetch standard, section 3.2.
 """
 
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ from edge_runtime.http.responses import Request, Response
 _METHODS = "GET, HEAD, POST"
 _ASKED = "Authorization, Content-Type, Content-Encoding, Inference-Header-Content-Length"
 _SHOWN = "Inference-Header-Content-Length, Retry-After, Warning"
-_SECONDS = 600  # for which a browser need not ask again
+_SECONDS = 600  # for which a browser caches the preflight
 
 
 def is_preflight(method: str, headers: Mapping[str, str]) -> bool:
-    """A browser asks whether a page may send a request."""
+    """Whether a request is a browser's preflight for a page of another site."""
     return method == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def preflight(_app: object, request: Request, _parts: Mapping[str, str]) -> Response:
-    """It may."""
+    """Answer a preflight with permission."""
     headers = {
         "Access-Control-Allow-Methods": _METHODS,
         "Access-Control-Allow-Headers": _ASKED,
@@ -32,5 +32,5 @@ def preflight(_app: object, request: Request, _parts: Mapping[str, str]) -> Resp
 
 
 def answer_headers(origin: str) -> dict[str, str]:
-    """What lets a page of this origin read an answer."""
+    """The headers that let a page of this origin read an answer."""
     return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _SHOWN}

@@ -1,4 +1,4 @@
-"""What the server has counted: requests by route and status, and what each model did; alone, or with its siblings."""
+"""The server's counts: requests by route and status, and by model; of this process, or of all its siblings too."""
 
 from collections import Counter
 
@@ -22,11 +22,11 @@ _decode = msgspec.msgpack.Decoder(_Document).decode
 
 
 class Counts:
-    """The counts of this process; with `shared`, those of all that serve on the same address.
+    """The counts of this process; with `shared`, of all processes on the same address.
 
     Attributes:
         requests: answers by route and status.
-        models: what requests did, by the name of their model.
+        models: statistics of requests, by the name of their model.
     """
 
     def __init__(self) -> None:
@@ -35,27 +35,27 @@ class Counts:
         self._shared: SharedCounts | None = None
 
     def model(self, name: str) -> ModelStats:
-        """What requests did with the model of this name."""
+        """The statistics of requests for the model of this name."""
         found = self.models.get(name)
         if found is None:
             found = self.models[name] = ModelStats()
         return found
 
     def share(self, shared: SharedCounts) -> None:
-        """Count together with siblings, from what a predecessor of this process has written."""
+        """Count together with siblings, continuing from the counts of this process's predecessor."""
         self._shared = shared
         before = shared.read(shared.number)
         if before:
             self._add(_decode(before))
 
     def publish(self) -> None:
-        """Let the siblings see what has been counted."""
+        """Write the counts where the siblings read them."""
         if self._shared is not None:
             requests = [(route, status, count) for (route, status), count in self.requests.items()]
             self._shared.write(_encode(_Document(requests, self.models, resident_bytes())))
 
     def together(self) -> tuple["Counts", int]:
-        """The counts of all, and the memory of the others."""
+        """The counts of all processes, and the memory of the others."""
         if self._shared is None:
             return self, 0
         self.publish()

@@ -1,10 +1,10 @@
-"""The events of an open page, as `text/event-stream`: predictions and readings as they come, the rest now and then.
+"""The events of an open page, as `text/event-stream`: predictions and readings at once, the rest at intervals.
 
-The rest is `facts` (what the models are, at first and when one was exchanged), `health`, and `history` (the latest
-verdict of each key, the last hour, and alarms; at first and every `HISTORY_EVERY_S`).
+The rest is `facts` (of the models, at the start and after an exchange), `health`, and `history` (the latest verdict of
+each key, the last hour, and alarms; at the start and every `HISTORY_EVERY_S`).
 
-Nothing waits in here: the server asks every `EVENTS_EVERY_S` what there is to send. A page that does not read loses
-events, and costs no one else time.
+This code never blocks: the server fetches new events every `EVENTS_EVERY_S`. A page that does not read loses events,
+and delays nothing else.
 """
 
 import queue
@@ -18,15 +18,15 @@ from edge_runtime.http.live_view import Board, Event
 
 EVENTS_EVERY_S = 0.25
 HISTORY_EVERY_S = 30.0
-HEALTH_EVERY_S = 2.0  # where nothing else happens; with other events it comes along when it is a new one
+HEALTH_EVERY_S = 2.0  # without other events; together with other events a new health document is sent earlier
 
 
 class Watching:
     """One page that is open.
 
     Args:
-        board: what the daemon shows.
-        facts: what the models are; called now and then.
+        board: the documents and events of the daemon.
+        facts: returns the facts of the models; called at intervals.
         events: of this page.
     """
 
@@ -41,16 +41,16 @@ class Watching:
 
     @classmethod
     def begin(cls, board: Board, facts: Callable[[], dict[str, Any]] = dict) -> Self | None:
-        """Begin to watch; None where enough pages do so already."""
+        """Begin to watch; return None if too many pages are open."""
         events = board.watch()
         return None if events is None else cls(board, facts, events)
 
     def first(self) -> bytes:
-        """What a page gets at once: how soon to come again should we go away, and all but the live events."""
+        """The first bytes for a page: the delay before a reconnection, and everything except live events."""
         return b"retry: 1000\n\n" + self._now_and_then() + self._health()
 
     def more(self) -> bytes:
-        """What has come since; empty where nothing has."""
+        """The new events; empty without any."""
         events = []
         while not self._events.empty():
             events.append(_event(*self._events.get()))
@@ -61,7 +61,7 @@ class Watching:
         return b"".join(events)
 
     def leave(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._board.leave(self._events)
 
     def _now_and_then(self) -> bytes:

@@ -1,10 +1,10 @@
-"""What the status page knows of the past: the latest verdict of each key, the last hour by minutes, and alarms.
+"""The history for the status page: the latest verdict of each key, the last hour by minutes, and alarms.
 
-Written by the loop's thread for every prediction that is made into a message, also while no page is open; read by the
-server's thread when a page asks. The two share no lock: what is read may be one prediction behind itself. Memory is
-bounded: `MOST_KEYS` keys with `MOST_NUMBERS` numbers each (at most 0.7 MB), and `MOST_ALARMS` alarms; what is beyond
-is counted. Nothing of it outlives the daemon. Minutes are those of the monotonic clock, so that a step of the wall
-clock moves none.
+The loop's thread writes it for every prediction that becomes a message, also while no page is open; the server's thread
+reads it for a page. They share no lock: parts of what is read may be one prediction older than others. Memory is
+bounded: `MOST_KEYS` keys with `MOST_NUMBERS` numbers each (at most 0.7 MB), and `MOST_ALARMS` alarms; further ones are
+counted. The history ends with the daemon. Minutes are those of the monotonic clock, so that a step of the wall clock
+shifts none.
 """
 
 import time
@@ -28,8 +28,8 @@ class KeyHistory:
     """The last hour of one model and key.
 
     Args:
-        names: of its numbers, in the order of the prediction's.
-        minute: the present one.
+        names: of its numbers, in the order of the prediction.
+        minute: the current one.
     """
 
     def __init__(self, names: tuple[str, ...], minute: int) -> None:
@@ -66,7 +66,7 @@ class KeyHistory:
         np.maximum(self._highs[slot], numbers, out=self._highs[slot])
 
     def turn(self, minute: int) -> None:
-        """Forget the minutes that have come round again."""
+        """Clear the minutes that are reused."""
         for passed in range(max(self.minute + 1, minute - MINUTES + 1), minute + 1):
             slot = passed % MINUTES
             self.counts[slot] = self.alarms[slot] = 0
@@ -75,7 +75,7 @@ class KeyHistory:
         self.minute = minute
 
     def document(self, now: int) -> dict[str, Any]:
-        """The hour that ends with the minute `now`, oldest first; null where a minute brought nothing."""
+        """The hour that ends with the minute `now`, oldest first; null for a minute without predictions."""
         minutes = range(now - MINUTES + 1, now + 1)
         slots = [m % MINUTES if self.minute - MINUTES < m <= self.minute else None for m in minutes]
         counts = [0 if slot is None else self.counts[slot] for slot in slots]
@@ -104,10 +104,10 @@ class KeyHistory:
 
 
 class History:
-    """Of every model and key of a daemon.
+    """The history of every model and key of a daemon.
 
     Args:
-        minute: the present minute of a clock that never steps.
+        minute: returns the current minute of a clock that never steps.
     """
 
     def __init__(self, minute: Callable[[], int] = lambda: int(time.monotonic() // 60)) -> None:
@@ -142,7 +142,7 @@ class History:
         self._beyond = {each for each in self._beyond if each[0] in models}
 
     def _begin(self, key: _Key, names: tuple[str, ...], minute: int) -> KeyHistory | None:
-        """A history for a key; None where there are enough, and none of them has been silent for an hour."""
+        """A history for a key; None if there are too many, and none of them has been silent for an hour."""
         if key not in self._keys and len(self._keys) >= MOST_KEYS:
             silent = None
             if self._full_since != minute:  # looked for once a minute, not for every prediction
@@ -165,7 +165,7 @@ class History:
     # The server's thread.
 
     def document(self) -> dict[str, Any]:
-        """What a page shows: `keys`, `alarms`, and how many there are beyond those."""
+        """The document for a page: `keys`, `alarms`, and the number of further ones."""
         now = self._minute()
         alarms = [
             {"model": model, "key": key, "what": what, "since": _iso(since)}

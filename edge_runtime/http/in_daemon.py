@@ -1,9 +1,8 @@
 """`[http]` beside a running daemon: the server over the models that the stream uses.
 
-Guarantee: the stream never waits for a request, but for the rest of one that is being read or written
-(`yield_to_loop.py`). The server's thread sees the models and the board, nothing else of the loop. An address that
-is in use is tried again. When a reload changes the table, the successor takes over the socket, and what is in flight
-at the one before is answered.
+Guarantee: the stream never waits for a request, except for the end of its current step (`yield_to_loop.py`). The
+server's thread uses the models and the board, and nothing else of the loop. An address that is in use is tried again.
+If a reload changes the table, the successor takes over the socket, and the predecessor answers its requests in flight.
 """
 
 import socket
@@ -30,13 +29,13 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
 RETRY_S = 5.0
-SOON_S, SOON_RETRY_S = 1.0, 0.05  # while a server before this one gives its address up
+SOON_S, SOON_RETRY_S = 1.0, 0.05  # while a predecessor releases its address
 
 _log = get_logger("http")
 
 
 class Attached:
-    """The HTTP side of a daemon; every method belongs to the loop's thread.
+    """The HTTP side of a daemon; every method must be called in the loop's thread.
 
     Args:
         config: its table.
@@ -45,10 +44,10 @@ class Attached:
         loop: the event loop.
         health: makes the health document, in the loop's thread.
         counters: `http_failed`.
-        on_change: is called when it begins to listen, and when it failed.
+        on_change: called when it begins to listen, and when it fails.
         truth: joins a truth, in any thread.
-        listener: the socket that `leave` of the one before has given; None listens anew.
-        follows: one before may still be giving its address up.
+        listener: the socket that the predecessor's `leave` returned; None opens a new one.
+        follows: whether a predecessor may still be releasing its address.
     """
 
     def __init__(
@@ -87,11 +86,11 @@ class Attached:
 
     @property
     def is_listening(self) -> bool:
-        """Requests are answered."""
+        """Whether requests are answered."""
         return self._server is not None and self._server.is_listening
 
     def tap(self, payload: Payload, **arguments: Any) -> Payload:
-        """The payload, seen by the status page as well, which shows JSON; `arguments` are those of `JsonPayload`."""
+        """The payload, which the status page also receives as JSON; `arguments` are those of `JsonPayload`."""
         shown = None if type(payload) is JsonPayload else JsonPayload(**arguments)
         names = names_of(arguments["manifest"])
         return TappedPayload(self._board, payload, model=arguments["model"], names=names, shown=shown)
@@ -103,11 +102,11 @@ class Attached:
         return WatchedAnswers(tapped)
 
     def note_readings(self, batch: Batch, channels: tuple[str, ...]) -> None:
-        """What came in, for the status page."""
+        """Pass received readings to the status page."""
         self._board.note_readings(batch, channels)
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
-        """Listen, now or as soon as the address is free; when that is done, answer for these models and no others."""
+        """Listen, now or as soon as the address is free; if it listens already, serve exactly these models."""
         self._board.history.keep({config.name for config, _ in models})
         if self._app is not None:
             served = [self._served(*each) for each in models]
@@ -124,17 +123,17 @@ class Attached:
         self._listen()
 
     def exchange(self, config: ModelTable, model: Model) -> None:
-        """Another bundle answers from now on; a request on its way is finished by the old one."""
+        """Use another bundle from now on; requests in progress are finished by the old one."""
         if self._app is not None:
             served = self._served(config, model)
             self._app.models = {**self._app.models, served.name: served}
 
     def drain(self, within: float, *, accepts: bool = True) -> None:
-        """Be ready for nothing more, and answer what is in flight for so many seconds; `end` has to follow.
+        """Report not ready, and answer requests in flight for so many seconds; `end` has to follow.
 
         Args:
-            within: seconds; what is not answered then is refused.
-            accepts: take new connections for a while; without it the address is free at once, for a successor.
+            within: seconds; requests not answered by then are refused.
+            accepts: take new connections for a while; else the address is free at once, for a successor.
         """
         if self._retry is not None:
             self._retry.cancel()
@@ -142,14 +141,14 @@ class Attached:
             self._server.drain(within, accepts=accepts)
 
     def leave(self, within: float) -> socket.socket | None:
-        """As `drain`, in favour of a successor; gives it the socket, so that no client is refused in between."""
+        """Drain for a successor; return the socket for it, so that no client is refused in between."""
         kept = None if self._server is None else self._server.hand_over()
         self.drain(within, accepts=False)
         return kept
 
     @property
     def is_drained(self) -> bool:
-        """Every request has its answer, and no connection is open."""
+        """Whether every request is answered, and no connection is open."""
         return self._server is None or self._server.is_over
 
     def end(self) -> None:
@@ -163,7 +162,7 @@ class Attached:
         return Served(config.name, model, device=self._device, start=self._start, config=config, numbers=self._numbers)
 
     def _failed(self) -> None:
-        """In the server's thread: it begins anew by itself, and health says that it had to."""
+        """In the server's thread, after a failure: the server restarts by itself, and health reports it."""
 
         def count() -> None:
             self._counters.errors["http_failed"] += 1

@@ -1,8 +1,8 @@
-"""The sockets that the server listens on: an address of its own, a Unix socket, or one that systemd hands over.
+"""The server's listening sockets: an address of its own, a Unix socket, or one passed by systemd.
 
-Guarantee: a socket that systemd (or `processes.py`) holds too is never closed for others, so clients that come while no
-process accepts wait in its queue instead of being refused. A Unix socket that a dead process left behind is replaced;
-one that is listened on, and a file that is no socket, are left alone.
+Guarantee: a socket that systemd (or `processes.py`) also holds is never shut down, so clients that connect while no
+process accepts wait in its queue instead of being refused. The Unix socket of a dead process is replaced; one that is
+in use, and a file that is no socket, are left alone.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def bind(listen: str, *, shared: bool = False) -> socket.socket:
         shared: several sockets of this user may listen on the same port, and the kernel shares connections out.
 
     Raises:
-        ListenError: the address is in use, or none of this machine.
+        ListenError: the address is in use, or does not belong to this machine.
     """
     path = unix_path(listen)
     try:
@@ -48,7 +48,7 @@ def listen_on(listen: str, count: int = 1) -> list[socket.socket]:
     """Sockets for so many processes: one each on the same port, or the same Unix socket for all.
 
     Raises:
-        CommandError: the address is in use, or none of this machine.
+        CommandError: the address is in use, or does not belong to this machine.
     """
     try:
         first = bind(listen, shared=count > 1)
@@ -60,12 +60,12 @@ def listen_on(listen: str, count: int = 1) -> list[socket.socket]:
 
 
 def inherited(environ: MutableMapping[str, str] = os.environ) -> socket.socket | None:
-    """The socket that systemd listens on for this process; None where it was not started by one.
+    """The socket that systemd listens on for this process; None if it was not started through a socket.
 
-    The variables are taken out of the environment, so that no child believes that they are meant for it.
+    The variables are removed from the environment, so that no child process uses them.
 
     Raises:
-        CommandError: there are several, or it is no stream socket that listens.
+        CommandError: there are several, or it is not a listening stream socket.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
@@ -95,7 +95,7 @@ def is_local(listener: socket.socket) -> bool:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where it listens, as `--listen` would have it."""
+    """The address of a listening socket, in the form of `--listen`."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
@@ -103,7 +103,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 def forget(path: str) -> None:
-    """Remove the file of a Unix socket, unless a successor listens there by now."""
+    """Remove the file of a Unix socket, unless a successor listens there."""
     with contextlib.suppress(OSError):
         if Path(path).is_socket() and not _is_listened_on(path):
             Path(path).unlink()

@@ -1,7 +1,7 @@
-"""What the daemon shows to HTTP: the one place that the event loop and the threads of the server both touch.
+"""The board: the only object that the event loop and the server's threads share.
 
-The loop posts without ever waiting: a snapshot of its health when one is asked for, and, while a page is open, each
-prediction and the last reading of each wake-up. A watcher that is slow loses events, never the loop time.
+The loop posts to it without ever blocking: its health document on request and, while a page is open, each prediction
+and the last reading of each wake-up. A slow watcher loses events and never delays the loop.
 """
 
 import queue
@@ -18,18 +18,18 @@ from edge_runtime.readings import Batch, Prediction
 
 MOST_WATCHERS = 4  # pages that are open
 MOST_EVENTS = 256  # waiting for one watcher
-FRESH_S = 1.0  # a health document is asked for at most so often
-PATIENCE_S = 0.5  # for the loop to tell its health; all requests wait as long
+FRESH_S = 1.0  # the least interval between two requests for a health document
+PATIENCE_S = 0.5  # for the loop's health document; all requests wait as long
 
 Event = tuple[str, bytes]
 _encode = msgspec.json.Encoder().encode
 
 
 class Board:
-    """The daemon's side is `post` and `note_readings`; the server's is the rest.
+    """The daemon calls `post` and `note_readings`; the server calls the rest.
 
     Args:
-        ask: runs a callable in the loop's thread, such as `Loop.call_soon_threadsafe`; None where there is no loop.
+        ask: runs a callable in the loop's thread, such as `Loop.call_soon_threadsafe`; None without a loop.
         health: makes the health document, in the loop's thread.
 
     Attributes:
@@ -45,7 +45,7 @@ class Board:
         self._health = health
         self.history = History()
         self._watchers: tuple[queue.SimpleQueue[Event], ...] = ()
-        self._lock = threading.Lock()  # of those who ask; the loop never takes it
+        self._lock = threading.Lock()  # of the server's threads; the loop never takes it
         self._known: dict[str, Any] = {} if ask is not None else health()
         self._known_at = float("-inf")
         self._encoded: tuple[dict[str, Any] | None, bytes] = None, b""
@@ -56,16 +56,16 @@ class Board:
 
     @property
     def is_watched(self) -> bool:
-        """A page is open."""
+        """Whether a page is open."""
         return bool(self._watchers)
 
     @property
     def watchers(self) -> int:
-        """How many pages are open."""
+        """The number of open pages."""
         return len(self._watchers)
 
     def post(self, kind: str, document: bytes) -> None:
-        """Hand an event to every open page."""
+        """Send an event to every open page."""
         for watcher in self._watchers:
             if watcher.qsize() < MOST_EVENTS:
                 watcher.put((kind, document))
@@ -81,9 +81,9 @@ class Board:
     # The server's threads.
 
     def health(self) -> dict[str, Any]:
-        """The health document, at most a second old; an older one where the loop does not answer.
+        """The health document, at most a second old; an older one if the loop does not answer.
 
-        A loop that hangs is waited for once, and not again before it has answered.
+        Only one request waits for a hanging loop; further ones do not wait until it has answered.
         """
         ask = self._ask
         if ask is None:
@@ -107,11 +107,11 @@ class Board:
 
     @property
     def age_s(self) -> float:
-        """How old the health document is; that of a loop that hangs grows."""
+        """The age of the health document, which grows while the loop hangs."""
         return 0.0 if self._ask is None else time.monotonic() - self._known_at
 
     def watch(self) -> "queue.SimpleQueue[Event] | None":
-        """Begin to watch; None when there are enough watchers."""
+        """Begin to watch; return None if there are too many watchers."""
         with self._lock:
             if len(self._watchers) >= MOST_WATCHERS:
                 return None
@@ -133,14 +133,14 @@ class Board:
 
 
 class TappedPayload:
-    """A payload that the board sees as well: the history always, the open pages as it is made.
+    """A payload that also goes to the board: always to the history, and to open pages.
 
     Args:
-        board: what the page shows.
-        payload: what subscribers get.
+        board: for the page.
+        payload: for subscribers.
         model: its name in the device file.
         names: of the numbers of its predictions.
-        shown: what the page gets, where that is something else.
+        shown: the payload for the page, if it is another one.
     """
 
     def __init__(
@@ -165,12 +165,12 @@ class TappedPayload:
 
 
 class WatchedAnswers:
-    """What the board sees of a model without a payload of one message: a convention that has no messages."""
+    """Passes a model's predictions to the board if its payload convention has no single message."""
 
     def __init__(self, tapped: TappedPayload) -> None:
         self._tapped = tapped
 
     def encode_parts(self, prediction: Prediction, *, synchronised: bool = True) -> Iterator[tuple[str, bytes]]:
-        """None; the board has seen it."""
+        """Pass the prediction to the board; there are no parts."""
         self._tapped.encode(prediction, synchronised=synchronised)
         return iter(())

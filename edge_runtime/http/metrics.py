@@ -21,7 +21,7 @@ class _Page:
             self._families.setdefault(name, [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]).extend(lines)
 
     def add_histogram(self, name: str, text: str, models: Mapping[str, ModelStats]) -> None:
-        """How long requests took, by model; each bucket holds the shorter ones too."""
+        """The durations of requests, by model; each bucket includes the shorter ones."""
         lines = [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
         for model, stats in models.items():
             count = 0
@@ -35,7 +35,7 @@ class _Page:
             self._families[name] = lines
 
     def text(self) -> bytes:
-        """Everything."""
+        """The whole page."""
         return "".join(line + "\n" for lines in self._families.values() for line in lines).encode()
 
 
@@ -48,10 +48,10 @@ def render(
     """The text.
 
     Args:
-        health: the document of `edge/{device}/health`; that of `serve` holds only a part of it.
-        requests: how many were answered, by route and status.
-        models: what requests did with each model.
-        waiting: how many requests wait for each model.
+        health: the document of `edge/{device}/health`; `serve` has only a part of it.
+        requests: the number of answers, by route and status.
+        models: the statistics of requests for each model.
+        waiting: the number of waiting requests for each model.
     """
     page = _Page()
     labels = {"device": str(health.get("device", "")), "runtime": str(health.get("runtime", ""))}
@@ -124,7 +124,7 @@ def _add_sinks(page: _Page, sinks: Mapping[str, Any]) -> None:
 
 
 def _add_requests(page: _Page, models: Mapping[str, ModelStats], waiting: Mapping[str, int]) -> None:
-    """What was asked of each model."""
+    """The requests for each model."""
     page.add(
         "edge_http_model_requests_total",
         "counter",
@@ -147,7 +147,7 @@ def _add_requests(page: _Page, models: Mapping[str, ModelStats], waiting: Mappin
 
 
 def _add_drift(page: _Page, drift: Mapping[str, Any]) -> None:
-    """How far readings and answers are from the training."""
+    """The drift of readings and answers from the training."""
     states = {"ok": 0, "watch": 1, "alarm": 2}
     page.add(
         "edge_drift_state",
@@ -172,7 +172,7 @@ def _add_drift(page: _Page, drift: Mapping[str, Any]) -> None:
 
 
 def _add_links(page: _Page, health: Mapping[str, Any]) -> None:
-    """Which brokers have accepted the device, and which one predictions go to."""
+    """The brokers that have accepted the device, and the one that receives predictions."""
     page.add(
         "edge_link_connected",
         "gauge",

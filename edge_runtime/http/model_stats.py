@@ -1,7 +1,7 @@
-"""What requests did with one model: counts, times and a histogram, for `/metrics` and the protocol's statistics.
+"""The statistics of requests for one model: counts, times and a histogram, for `/metrics` and the protocol.
 
 Guarantee: the size is fixed, whatever clients send. One thread writes and reads it. Weak point: a request that is
-scored together with others counts the whole call as its own, as Triton counts it.
+scored together with others counts the whole call as its own, as Triton does.
 """
 
 import time
@@ -17,17 +17,17 @@ BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 
 
 class ModelStats(msgspec.Struct):
-    """Since the start of the process; another bundle of the same name goes on counting.
+    """The statistics since the start of the process; another bundle of the same name continues them.
 
     Attributes:
         answered: requests by status.
-        rows: windows of those that were answered with scores.
-        buckets: of those, how many took as long as each of `BUCKETS_S`, and longer than all.
-        total_ns: of those, how long they took together; `read_ns`, `queue_ns`, `model_ns` and `write_ns` are its parts.
-        failed_ns: how long the others took.
+        rows: windows of requests that were answered with scores.
+        buckets: of these requests, the number for each duration of `BUCKETS_S`, and the number of longer ones.
+        total_ns: of these requests, the total duration; `read_ns`, `queue_ns`, `model_ns` and `write_ns` are its parts.
+        failed_ns: the total duration of the other requests.
         calls: of the model.
-        by_rows: windows of a call, how many such calls there were, and their nanoseconds.
-        last_ms: when the model was last called, in milliseconds since 1970.
+        by_rows: windows of a call -> the number of such calls, and their nanoseconds.
+        last_ms: the time of the model's last call, in milliseconds since 1970.
     """
 
     answered: dict[int, int] = {}
@@ -56,8 +56,8 @@ class ModelStats(msgspec.Struct):
 
         Args:
             status: of the answer.
-            began: when its head had come, by `time.perf_counter_ns`.
-            work: what its model did; None where it was refused before that.
+            began: the arrival of its head, by `time.perf_counter_ns`.
+            work: of its model; None if it was refused before that.
         """
         self.answered[status] = self.answered.get(status, 0) + 1
         now = time.perf_counter_ns()
@@ -73,7 +73,7 @@ class ModelStats(msgspec.Struct):
         self.write_ns += max(0, now - work.begun - work.model_ns)
 
     def add(self, other: "ModelStats") -> None:
-        """Count what another process has counted."""
+        """Add the counts of another process."""
         for name in ("rows", "total_ns", "failed_ns", "read_ns", "queue_ns", "model_ns", "write_ns", "calls"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for status, count in other.answered.items():
@@ -86,7 +86,7 @@ class ModelStats(msgspec.Struct):
 
     @property
     def successes(self) -> int:
-        """Requests that were answered with scores."""
+        """The number of requests that were answered with scores."""
         return sum(self.buckets)
 
     def document(self, name: str, version: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Open Inference Protocol v2: requests of tensors, as JSON or as raw little-endian bytes behind the JSON.
 
 The input is `window`, FP32 `[n, *shape]`, or another type whose numbers float32 holds (`tensor_types.py`). The states
-of a recurrent model may come along as further inputs, and start at zero where they do not. The outputs are those of
-the normal form, and the states that follow.
+of a recurrent model are optional further inputs, and start at zero by default. The outputs are those of the normal
+form, and the next states.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ _decode = msgspec.json.Decoder(_Infer).decode
 
 
 def metadata(served: Served) -> dict[str, Any]:
-    """The document of `/v2/models/M`, made of the manifest."""
+    """The document of `/v2/models/M`, from the manifest."""
     manifest = served.manifest
     states = manifest.state
     return {
@@ -78,7 +78,7 @@ def infer(served: Served, body: bytes, header_length: str | None, pause: Callabl
     """Read a request of tensors. `pause` is called between pieces of long texts, which are read and written in such.
 
     Raises:
-        HttpError: the request is not what the model takes.
+        HttpError: the request does not fit the model.
     """
     request, raw = _read(body, header_length)
     tensors = _inputs(request, raw, served.manifest, pause)
@@ -162,7 +162,7 @@ def _tensor_values(
 
 
 def json_numbers(data: bytes, pause: Callable[[], None], *, gaps: bool) -> NDArray[np.float64]:
-    """A JSON text of numbers, flat or nested; of those that are missing, where they may be (`gaps`), NaN.
+    """Read a JSON text of numbers, flat or nested; with `gaps`, missing numbers become NaN.
 
     Raises:
         HttpError: 400, it is something else.
@@ -173,7 +173,7 @@ def json_numbers(data: bytes, pause: Callable[[], None], *, gaps: bool) -> NDArr
 def _json_values(
     name: str, data: bytes, pause: Callable[[], None], *, gaps: bool, datatype: str = "FP32"
 ) -> NDArray[Any]:
-    """Flat or nested rows of numbers; text and true are none, and null only where values may be missing (`gaps`)."""
+    """Flat or nested rows of numbers; text and booleans are refused, and null unless `gaps` allows it."""
     head = data[:256].translate(None, b" \t\r\n")
     depth = len(head) - len(head.lstrip(b"["))
     if not 1 <= depth <= _MOST_DIMENSIONS:
@@ -197,7 +197,7 @@ def _json_values(
 
 
 def _pieces(data: bytes, depth: int) -> Iterator[bytes]:
-    """A long list as several short ones, cut between its items, so that none keeps the interpreter for long."""
+    """Split a long list into short ones between its items, so that parsing each holds the GIL only briefly."""
     inside = data.strip()[1:-1]
     end = b"]" * (depth - 1) + b","  # of an item
     at = 0
@@ -254,7 +254,7 @@ def _wanted(request: _Infer, manifest: Manifest) -> list[tuple[str, bool]]:
 
 
 def refuse_too_much(manifest: Manifest, wanted: list[tuple[str, bool]], rows: int) -> None:
-    """Refuse a request whose answer would be too long, before a model works for it."""
+    """Refuse a request whose answer would be too long, before its model runs."""
     shapes = {state.output: state.shape for state in manifest.state}
     shapes |= {name: port.shape for name, port in answer_ports(manifest).items()}
     size = 0
@@ -316,7 +316,7 @@ def _tensor(name: str, datatype: str, tail: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _parameters(served: Served) -> dict[str, Any]:
-    """What the manifest says beyond tensors: the order of channels and labels, units, ranges, the window."""
+    """The facts of the manifest beyond tensors: the order of channels and labels, units, ranges, the window."""
     manifest = served.manifest
     document: dict[str, Any] = {"task": manifest.task, "digest": served.model.bundle.digest}
     if manifest.input.channels:

@@ -1,11 +1,11 @@
 """Predictions on demand over MQTT 5: a reading or window to `edge/{device}/predict/{model}`, with a response topic.
 
-The answer is what `POST /predict/{model}` answers, with the request's correlation data: a prediction, or an `error`.
-One thread answers, so that the loop is not kept; `MOST_WAITING` requests may wait, and one more is refused for now.
-Weak point: an answer that a broken connection loses is not sent again; the client has to repeat its request.
+The answer is that of `POST /predict/{model}`, with the request's correlation data: a prediction, or an `error`. One
+thread answers, so that the loop is not blocked; `MOST_WAITING` requests may wait, and a further one is refused for the
+moment. Weak point: an answer that a broken connection loses is not sent again; the client has to repeat its request.
 
-A requester names the topic that we publish to, so the device's own topics are refused: only what begins with
-`edge/{device}/answers/` may stand below `edge/{device}/`, and no topic that `[upstream]` has moved elsewhere.
+A requester chooses the topic of the answer, so the device's own topics are refused: below `edge/{device}/` only topics
+that begin with `edge/{device}/answers/` are allowed, and no topic that `[upstream]` has moved elsewhere.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ _log = get_logger("requests")
 
 @dataclass(slots=True)
 class _Asked:
-    """One request; `correlation` goes back as it came."""
+    """One request; `correlation` is returned unchanged."""
 
     model: str
     payload: bytes
@@ -47,12 +47,12 @@ class _Asked:
 
 
 class Requests:
-    """Answers on the upstream's connection; every method belongs to the loop's thread.
+    """Answers requests on the upstream connection; every method must be called in the loop's thread.
 
     Args:
         device: the device's id.
         start: the number of this start.
-        connection: not yet started, and of MQTT 5.
+        connection: of MQTT 5, and not yet started.
         loop: the event loop.
         counters: `requests`, and refusals by reason.
 
@@ -75,13 +75,13 @@ class Requests:
         connection.subscribe([f"edge/{device}/predict/+"], 1, self._take)
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
-        """Answer for these models, and no others, from now on."""
+        """From now on answer for exactly these models."""
         self._models = {}
         for config, model in models:
             self.exchange(config, model)
 
     def exchange(self, config: ModelTable, model: Model) -> None:
-        """Another bundle answers from now on."""
+        """Use another bundle from now on."""
         served = Served(
             config.name,
             model,
@@ -94,7 +94,7 @@ class Requests:
         self._models = {**self._models, served.name: served}
 
     def leave(self) -> None:
-        """End for good: the broker keeps no requests for us."""
+        """End for good: unsubscribe, so that the broker queues no requests."""
         self._connection.unsubscribe(self._take)
         self.end()
 
@@ -123,7 +123,7 @@ class Requests:
             )
 
     def _asked(self, message: Message) -> _Asked | None:
-        """The request, or None where there is no one to answer."""
+        """The request, or None without a usable topic for the answer."""
         properties = message.properties
         topic = getattr(properties, "ResponseTopic", None)
         own = f"edge/{self._device}/"
@@ -138,7 +138,7 @@ class Requests:
         return _Asked(model, message.payload, topic, getattr(properties, "CorrelationData", None))
 
     def _predict(self, asked: _Asked) -> bytes:
-        """In the thread."""
+        """In the answering thread: run the model."""
         self._gate.wait_until_idle()
         try:
             if len(asked.payload) > MAX_BYTES:

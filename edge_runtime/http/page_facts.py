@@ -1,4 +1,4 @@
-"""What the status page has to know of the models to draw them: units, ranges, labels, thresholds."""
+"""The facts of the models that the status page needs for its charts: units, ranges, labels, thresholds."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from edge_runtime.http.served_model import Served
 
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:
-    """The numbers of its predictions that the page draws, in their order."""
+    """The names of the numbers in its predictions that the page draws, in order."""
     if manifest.task in ("classification", "multilabel"):
         return manifest.output.labels[:MOST_NUMBERS]
     if manifest.task == "regression":
@@ -18,7 +18,7 @@ def names_of(manifest: Manifest) -> tuple[str, ...]:
 
 
 def page_facts(models: Mapping[str, Served]) -> dict[str, Any]:
-    """By model, and by source the units of its channels."""
+    """The facts by model, and the units of channels by source."""
     units: dict[str, dict[str, str]] = {}
     for served in models.values():
         of_source = units.setdefault(served.fed_by, {})

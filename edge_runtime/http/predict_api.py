@@ -1,4 +1,4 @@
-"""`POST /predict/{model}`: channels by name, as a sensor sends them, answered as a subscriber sees a prediction.
+"""`POST /predict/{model}`: channels by name, as sent by a sensor; the answer is the prediction that a subscriber gets.
 
 A model of single readings takes an object of channels. A model of windows takes a list of such objects, or one object
 of lists, oldest first. A model of frames takes the frame, bare or as the member `frame`. The text is read by the codec
@@ -19,7 +19,7 @@ from edge_runtime.http.window_rate import MOST_FASTER, at_the_models_rate
 from edge_runtime.stream.codecs import Decoded
 from edge_runtime.system.counters import Counters
 
-BYTES, NUMBER_BYTES = 1 << 16, 64  # of a body, beside its numbers and for each: so that none is long to read
+BYTES, NUMBER_BYTES = 1 << 16, 64  # of a body: without its numbers, and for each number; bounds the time to parse it
 _NO_JSON = frozenset({"malformed", "noise"})
 
 
@@ -27,8 +27,8 @@ def predict(served: Served, body: bytes) -> Work:
     """Read a request of one reading or one window.
 
     Raises:
-        HttpError: 400 where the body is no JSON, 413 where it holds more than the model takes, 422 where it breaks
-            the contract.
+        HttpError: 400 if the body is not JSON, 413 if it holds more than the model takes, 422 if it breaks the
+            contract.
     """
     manifest = served.manifest
     most = BYTES + NUMBER_BYTES * int(np.prod(manifest.input.tensor_shape))
@@ -73,11 +73,11 @@ def _decoded(served: Served, body: bytes) -> Decoded:
 
 
 def _rows(body: bytes, channels: tuple[str, ...]) -> bytes:
-    """An object of lists as a list of objects; anything else stays as it is."""
+    """An object of lists as a list of objects; anything else unchanged."""
     try:
         document = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return body  # the codec names the reason
+        return body  # the codec refuses it with a reason
     if type(document) is not dict:
         return body
     lists: dict[str, list[Any]] = {name: value for name in channels if type(value := document.get(name)) is list}

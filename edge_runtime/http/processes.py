@@ -1,11 +1,12 @@
 """`serve --processes N`: several processes answer on one address, under one parent that serves nothing itself.
 
-A TCP port has a socket for each process (SO_REUSEPORT), and the kernel shares connections out among them; a Unix socket
-or one of systemd is shared by all. The parent binds them and holds them, and imports neither numpy nor a model.
+A TCP port has a socket for each process (SO_REUSEPORT), and the kernel distributes connections among them; a Unix
+socket or one of systemd is shared by all. The parent binds and holds the sockets, and imports neither numpy nor a
+model.
 
-Guarantee: a process that dies loses the requests that it held and nothing else; its queue waits for its successor. The
-parent ends when a bundle is refused at the start, and with its last process after SIGTERM; processes end when their
-parent is gone. Weak point: where one process hangs, the connections that the kernel gave to it wait.
+Guarantee: a process that dies loses its requests in progress and nothing else; its queue waits for its successor. The
+parent ends if a bundle is refused at the start, and after SIGTERM together with its last process; processes end if
+their parent is gone. Weak point: connections that the kernel has assigned to a hanging process wait.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.systemd import Notifier
 
 RESTART_S = 1.0
-KILL_S = 5.0  # over the stop's time: then a process is killed
+KILL_S = 5.0  # beyond the stop's time; then a process is killed
 TICK_S = 0.05
 READY, RELOADED, NOT_RELOADED = b"+", b"r", b"!"  # what a process reports
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
@@ -31,15 +32,15 @@ Serve = Callable[[int, socket.socket, Callable[[bytes, str], None]], int]
 
 @dataclass(slots=True)
 class _Place:
-    """What one of the processes is for, also while there is none.
+    """The place of one process, also while none is running.
 
     Attributes:
         number: from 0.
         listener: its socket.
-        pid: of the process; 0 where there is none.
-        says: where it reports to us.
-        again: when it is started again, by the monotonic clock.
-        reloads: it has not yet reported the end of a reload.
+        pid: of the process; 0 without one.
+        says: the pipe with its reports.
+        again: the time to start it again, by the monotonic clock.
+        reloads: whether its report of a finished reload is still missing.
     """
 
     number: int
@@ -58,9 +59,9 @@ class Supervisor:
     Args:
         listeners: one for each process; they may be one and the same.
         serve: in a new process: serves on a socket until SIGTERM, reports by the callable, and returns the exit code.
-        notifier: speaks to systemd.
+        notifier: sends notifications to systemd.
         on_ready: called once, when all are ready.
-        stop_s: what a process may take to end.
+        stop_s: the time for a process to end.
     """
 
     listeners: Sequence[socket.socket]
@@ -92,7 +93,7 @@ class Supervisor:
                 self.on_ready()
 
     def _start_due(self) -> None:
-        """Start what is not there; at first one alone, so that a bundle without use is refused once."""
+        """Start the missing processes; at first only one, so that an unusable bundle is refused once."""
         for place in self._places:
             if not place.pid and time.monotonic() >= place.again:
                 self._start(place)
@@ -117,7 +118,7 @@ class Supervisor:
         place.is_ready = place.reloads = False
 
     def _become(self, place: _Place, to_parent: int) -> None:
-        """In the new process; it never returns to what its parent was doing."""
+        """In the new process: serve, and never return to the parent's code."""
         code = 1
         try:
             os.environ.pop("NOTIFY_SOCKET", None)  # systemd hears the parent only
@@ -132,7 +133,7 @@ class Supervisor:
             os._exit(code)
 
     def _hear(self) -> None:
-        """What the processes report."""
+        """Read the reports of the processes."""
         for place in self._places:
             if place.says < 0:
                 continue
@@ -145,7 +146,7 @@ class Supervisor:
                         self.notifier.ready("reloaded" if RELOADED in said else "not reloaded: see the log")
 
     def _bury(self) -> int | None:
-        """Those that have ended are started again in a second; the exit code of one of them."""
+        """Schedule the restart of ended processes in a second. Return the exit code of one of them."""
         code = None
         for place in self._places:
             if not place.pid:
@@ -173,7 +174,7 @@ class Supervisor:
                 os.kill(place.pid, signal.SIGHUP)
 
     def _stop(self) -> int:
-        """End all; 0 when each of them ended well."""
+        """End all processes. Return 0 if each of them ended with 0."""
         for place in self._places:
             place.listener.close()
             if place.pid:

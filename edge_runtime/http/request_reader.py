@@ -1,10 +1,11 @@
-"""Bytes of one connection -> requests, one at a time: HTTP/1.1 as far as this server speaks it. Pure.
+"""Bytes of one connection -> requests, one at a time: the part of HTTP/1.1 that this server supports. Pure.
 
-Strict on purpose: whatever two readers could understand differently (bare line feeds, folded or doubled lengths, a
-blank before a colon, chunks together with a length) is refused, so that no proxy in front of us sees other requests.
+Strict on purpose: anything that two readers could interpret differently (bare line feeds, folded or doubled lengths, a
+blank before a colon, chunks together with a length) is refused, so that a proxy in front of us never sees other
+requests (request smuggling).
 
-Guarantee: a head is kept up to `MAX_HEAD_BYTES`, and of a body nothing before `accept` was called: until then a reader
-that has a head takes no more bytes (`wants`). Bytes of the next request stay where they are until `next` is called.
+Guarantee: a head is kept up to `MAX_HEAD_BYTES`, and nothing of a body before `accept` is called: until then a reader
+with a head takes no more bytes (`wants`). Bytes of the next request stay in the buffer until `next` is called.
 """
 
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes, urlsplit
 
 MAX_HEAD_BYTES = 16_384
-HEADS = 64  # of requests that are remembered, since a client says the same with each
+HEADS = 64  # parsed heads that are cached, since a client sends the same head each time
 HEAD_BYTES = 2048
 _MAX_LINE = 256  # of a chunk's size with its extension
 _MAX_TRAILER_BYTES = 4096
@@ -37,13 +38,13 @@ class Head:
     """The head of a request.
 
     Attributes:
-        method: in capitals, as it came.
+        method: in capitals, as received.
         path: decoded, its bytes as Latin-1, without the query.
-        headers: names in lower case; an absolute URL has put its host in the place of `host`.
-        is_old: HTTP/1.0.
-        keeps: the connection goes on after the answer.
-        length: of the body; None where it comes in chunks.
-        expects: the client waits for `100 Continue` before it sends the body.
+        headers: names in lower case; the host of an absolute URL replaces `host`.
+        is_old: whether it is HTTP/1.0.
+        keeps: whether the connection stays open after the answer.
+        length: of the body; None for a chunked body.
+        expects: whether the client waits for `100 Continue` before it sends the body.
     """
 
     method: str
@@ -59,8 +60,8 @@ class RequestReader:
     """Reads requests, one after the other.
 
     Attributes:
-        head: of the present request, once it is whole.
-        body: of the present request, as far as it has come.
+        head: of the current request, once it is complete.
+        body: of the current request, as far as it has arrived.
         complete: the present request is whole.
     """
 
@@ -77,16 +78,16 @@ class RequestReader:
 
     @property
     def has_begun(self) -> bool:
-        """Some bytes of a request have come that is not whole."""
+        """Whether some bytes of an incomplete request have arrived."""
         return not self.complete and (self.head is not None or bool(self._buffer))
 
     @property
     def wants(self) -> bool:
-        """More bytes can be used now."""
+        """Whether more bytes can be used now."""
         return not self.complete and (self.head is None or self._accepted)
 
     def feed(self, data: bytes) -> None:
-        """Take bytes, and go as far as they lead.
+        """Add bytes, and parse as far as possible.
 
         Raises:
             BadRequestError: they are no request.
@@ -95,7 +96,7 @@ class RequestReader:
         self._advance()
 
     def accept(self, *, keep: bool = True) -> None:
-        """Take the body of the present request; without `keep`, pass over it.
+        """Read the body of the current request; without `keep`, skip it.
 
         Raises:
             BadRequestError: as `feed`.
@@ -107,7 +108,7 @@ class RequestReader:
         self._advance()
 
     def next(self) -> None:
-        """The present request is answered: begin with the next one.
+        """The current request is answered: begin with the next one.
 
         Raises:
             BadRequestError: as `feed`.
@@ -184,7 +185,7 @@ class RequestReader:
             self._in_trailer = self._left == 0
 
     def _read_trailer(self) -> None:
-        """Behind the last chunk; what it says is of no use here."""
+        """Skip the trailer after the last chunk; its headers are not used."""
         buffer = self._buffer
         if buffer[:2] == b"\r\n":
             del buffer[:2]
@@ -194,7 +195,7 @@ class RequestReader:
         if end >= 0:
             _headers(
                 bytes(buffer[:end]).split(b"\r\n")
-            )  # what is no header could be the next request to another reader
+            )  # another reader could take an invalid header for the next request
             del buffer[: end + 4]
             self.complete = True
         elif len(buffer) >= _MAX_TRAILER_BYTES:
@@ -213,7 +214,7 @@ def read_head(text: bytes) -> Head:
     """The head of a request, from its first line to the line end of its last header.
 
     Raises:
-        BadRequestError: it is none.
+        BadRequestError: it is no valid head.
     """
     known = _known.get(text)
     if known is not None:
@@ -266,7 +267,7 @@ def _headers(lines: list[bytes]) -> dict[str, str]:
 
 
 def _target(raw: bytes) -> tuple[str, str | None]:
-    """The path of a request, and the host where the target is a whole URL."""
+    """The path of a request, and the host if the target is an absolute URL."""
     text = raw.decode("latin-1")
     host = None
     if not text.startswith("/") and text != "*":

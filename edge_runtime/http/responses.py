@@ -39,11 +39,11 @@ class Request:
         method: in capitals.
         path: its bytes as Latin-1, without the query.
         headers: names in lower case.
-        body: as it came; unpacked once it has been looked at.
-        route: the name of what answers, for the metrics; `-` where nothing does.
-        handler: what answers, and `parts` of the path for it; None before the request was admitted.
-        began: when its head had come, by `time.perf_counter_ns`.
-        model: the name of the model that it asks to score something.
+        body: as received, and decompressed from the handler on.
+        route: the name of the route, for the metrics; `-` without one.
+        handler: of the route, with `parts` of the path for it; None before the request is admitted.
+        began: the arrival of its head, by `time.perf_counter_ns`.
+        model: the name of the model that scores it.
     """
 
     method: str
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """An answer. With `watching`, the events from there follow for as long as the client stays."""
+    """An answer. With `watching`, its events follow until the client disconnects."""
 
     status: int = 200
     body: bytes = b""
@@ -69,7 +69,7 @@ class Response:
 
 
 class HttpError(EdgeError):
-    """A request that is not served, with its status and what else the client gets."""
+    """A refused request, with its status and further facts for the client."""
 
     def __init__(self, status: int, message: str, *, headers: dict[str, str] | None = None, **more: Any) -> None:
         super().__init__(message)
@@ -83,7 +83,7 @@ class HttpError(EdgeError):
 
 
 def busy(message: str) -> HttpError:
-    """Too many requests at the moment; the same request may be sent again in a second."""
+    """The refusal if there are too many requests; the client may send the request again in a second."""
     return HttpError(503, message, headers={"Retry-After": "1"})
 
 

@@ -1,7 +1,7 @@
-"""The routes: what answers which path. A new one is a function with its `Route`, and one line in `ROUTES`.
+"""The routes: a handler for each path. A new one is a function with its `Route`, and one line in `ROUTES`.
 
-A handler gets the application (`Serving`), the request and the named parts of the path. It answers, or returns the
-`Work` that a model has to do first; it refuses by `HttpError`. `openapi.json` describes every route to tools.
+A handler gets the application (`Serving`), the request and the named parts of the path. It returns the answer, or the
+`Work` for a model; it refuses by `HttpError`. `openapi.json` describes every route for tools.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ Parts = Mapping[str, str]
 
 
 class Serving(Protocol):
-    """What a handler may use of the application behind the routes."""
+    """The part of the application that a handler may use."""
 
     models: dict[str, Served]
     board: Board
@@ -52,7 +52,7 @@ class Route(NamedTuple):
         pattern: of the whole path, a regular expression whose named groups are the parts.
         method: GET (which includes HEAD) or POST.
         handler: answers.
-        group: of routes that may be open without a token; the pattern of such a route is its path.
+        group: for routes that may be open without a token; the pattern of such a route is its path.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Route(NamedTuple):
 
 
 def _page(app: Serving, request: Request, _parts: Parts) -> Response:
-    if app.prefix and request.path == app.prefix:  # what the page loads is named from its own place
+    if app.prefix and request.path == app.prefix:  # the page loads its files by relative paths
         return Response(308, headers={"Location": f"{app.prefix}/"})
     return _html("page.html")
 
@@ -73,7 +73,7 @@ def _docs(_app: Serving, _request: Request, _parts: Parts) -> Response:
 
 
 def _html(name: str) -> Response:
-    """A page that loads nothing from elsewhere, and may not."""
+    """A page that loads nothing from other sites, enforced by its headers."""
     return Response(
         body=_file(name),
         type="text/html; charset=utf-8",
@@ -205,7 +205,7 @@ def _truth(app: Serving, request: Request, parts: Parts) -> Response:
 
 
 def _asked(app: Serving, request: Request, parts: Parts) -> Served:
-    """The model that a request wants scores of; it counts for that model from now on."""
+    """The model of a request; from now on the request counts for that model."""
     served = _find(app, parts)
     request.model = served.name
     return served

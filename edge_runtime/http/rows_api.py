@@ -1,11 +1,11 @@
 """`/invocations` (MLflow, SageMaker) and `/v1/models/M:predict` (KServe V1, TensorFlow): rows in, predictions out.
 
 A row is a list of numbers in the order of the manifest's channels, nested as the window or flat, or an object of
-channels by name. A prediction is what the model itself would answer: a label (a list of labels of a multi-label model),
-a value (a list where there are several), a score. Whoever wants more asks `/predict` or the protocol of version 2.
+channels by name. A prediction is the answer of the model alone: a label (a list of labels for a multi-label model), a
+value (a list if there are several), a score. `/predict` and the protocol of version 2 give more.
 
-Guarantee: rows are held against the contract as everywhere else. Nothing is guessed: a text that looks like a number, a
-table without its channels' names, and rows that are no whole window are refused.
+Guarantee: rows are checked against the contract as everywhere else. Nothing is guessed: a text that looks like a
+number, a table without its channels' names, and rows that form no complete window are refused.
 """
 
 import csv
@@ -47,7 +47,7 @@ _decode = msgspec.json.Decoder(_Body).decode
 
 
 def predict_v1(served: Served, body: bytes, pause: Callable[[], None]) -> Work:
-    """`{"instances": [...]}`, or `{"inputs": ...}` as TensorFlow Serving has it by columns.
+    """Read `{"instances": [...]}`, or `{"inputs": ...}`, the form of TensorFlow Serving by columns.
 
     Raises:
         HttpError: 400 or 413, it cannot be read; 422, it breaks the contract.
@@ -61,7 +61,7 @@ def predict_v1(served: Served, body: bytes, pause: Callable[[], None]) -> Work:
 
 
 def invoke(served: Served, body: bytes, kind: str, pause: Callable[[], None]) -> Work:
-    """One of the forms that MLflow's scoring server takes.
+    """Read one of the forms of MLflow's scoring server.
 
     Args:
         served: the model.
@@ -121,7 +121,7 @@ def _work(served: Served, windows: Floats) -> Work:
 
 
 def _predictions(manifest: Manifest, scores: Scores) -> list[Any]:
-    """One a row."""
+    """One prediction for each row."""
     if scores.label is not None:
         return [manifest.output.labels[place] for place in scores.label]
     if scores.value is not None:
@@ -172,7 +172,7 @@ def _instances(wanted: Input, raw: bytes, pause: Callable[[], None]) -> Floats:
 
 
 def _objects(wanted: Input, items: Any) -> Floats:
-    """Readings by name, each alone or in a list of its own that is a window."""
+    """Readings by name, each alone, or in lists of which each is a window."""
     if type(items) is not list:
         raise HttpError(400, "expected a list of instances")
     if all(type(item) is dict for item in items) and wanted.window.length == 1:
@@ -227,7 +227,7 @@ def _cell(text: str) -> Any:
 
 
 def _windows(wanted: Input, rows: Floats) -> Floats:
-    """Rows of one reading each; of a longer window so many, that are its readings from the oldest on."""
+    """Rows of one reading each; a longer window takes several rows, the oldest first."""
     length = wanted.window.length
     if length > 1 and len(rows) != length:
         raise HttpError(422, f"expected {length} readings, one window, found {len(rows)}: send windows as instances")
@@ -235,7 +235,7 @@ def _windows(wanted: Input, rows: Floats) -> Floats:
 
 
 def _floats(rows: list[list[Any]], names: Sequence[str]) -> Floats:
-    """Numbers as they came in JSON or CSV; what is missing is NaN, which the contract judges."""
+    """Numbers from JSON or CSV; a missing one is NaN, which the contract judges."""
     for place, row in enumerate(rows):
         for name, value in zip(names, row, strict=True):
             if value is not None and type(value) not in (int, float):

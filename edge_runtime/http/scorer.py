@@ -1,12 +1,12 @@
-"""The models behind requests: what waits together for the same model is scored together, one call at a time.
+"""The models behind requests: requests that wait for the same model are scored together, one call at a time.
 
-Guarantee: at most `MAX_WAITING` requests wait; one more is refused with 503, and so is one that has waited for
-`PATIENCE_S`. A call of the model takes at most `MAX_WINDOWS` windows: a larger request is scored in parts, and others
-take turns with it. A request's windows never spoil another's answer. The scores are those that `model.py` gives to the
-stream, to the bit.
+Guarantee: at most `MAX_WAITING` requests wait; a further one is refused with 503, and so is one that has waited for
+`PATIENCE_S`. A call of the model takes at most `MAX_WINDOWS` windows: a larger request is scored in parts, in turns
+with others. The windows of one request never affect the answer of another. The scores equal those of `model.py` in the
+stream, bit for bit.
 
-A `Scorer` has no thread: its owner calls `turn` until nothing waits, and looks at its sockets in
-between. The daemon's own sessions are used, beside the loop's thread: an onnxruntime session may be run by several
+A `Scorer` has no thread: its owner calls `turn` until nothing waits, and checks its sockets in between. It uses the
+sessions of the daemon, beside the loop's thread: an onnxruntime session may be run by several
 threads at a time, and `Model.run` keeps nothing between calls. A session of its own would cost the model's memory once
 more, and windows handed to the loop would make the stream wait for each call; this costs neither.
 """
@@ -32,18 +32,18 @@ HANG_S = 600.0  # a slow model may need minutes for `MAX_WINDOWS`, and no reques
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """The windows of one request, and what makes an answer of their scores.
+    """The windows of one request, and the function that turns their scores into an answer.
 
     Attributes:
-        model: what scores them.
+        model: that scores them.
         windows: float32 `[n, *shape]`.
-        finish: the scores as an answer.
-        carries: the states of a recurrent model, one a window.
-        answer: the answer, or the refusal; None as long as there is neither.
-        on_call: gets the windows and the nanoseconds of each call of the model that is made for this request first.
-        asked: when it was made, by `time.perf_counter_ns`.
-        begun: when its first call of the model began; 0 before that.
-        model_ns: how long its calls took.
+        finish: turns the scores into an answer.
+        carries: the states of a recurrent model, one for each window.
+        answer: the answer, or the refusal; None before either.
+        on_call: gets the windows and the nanoseconds of each call of the model in which this request is the first.
+        asked: the time of its creation, by `time.perf_counter_ns`.
+        begun: the start of its first call of the model; 0 before that.
+        model_ns: the duration of its calls.
     """
 
     model: Model
@@ -61,7 +61,7 @@ class Work:
 
 
 class Scorer:
-    """What waits for a model, in the order in which it came."""
+    """The requests that wait for a model, in order of arrival."""
 
     def __init__(self) -> None:
         self._waiting: deque[Work] = deque()
@@ -70,14 +70,14 @@ class Scorer:
         return len(self._waiting)
 
     def waiting_for(self, model: Model) -> int:
-        """How many requests wait for a model."""
+        """The number of requests that wait for a model."""
         return sum(work.model is model for work in self._waiting)
 
     def add(self, work: Work) -> None:
-        """Let it wait for its turn.
+        """Queue it.
 
         Raises:
-            HttpError: 503 where too many wait already.
+            HttpError: 503 if too many wait already.
         """
         held = sum(waiting.windows.nbytes for waiting in self._waiting)
         if len(self._waiting) >= MAX_WAITING or (held and held + work.windows.nbytes > MAX_WAITING_BYTES):
@@ -85,7 +85,7 @@ class Scorer:
         self._waiting.append(work)
 
     def turn(self) -> list[Work]:
-        """One call of a model, for the oldest and for those that the same call can take; what is answered by it."""
+        """Run one call of a model, for the oldest request and others that fit. Return the requests it completes."""
         if not self._waiting:
             return []
         works = self._next()
@@ -98,7 +98,7 @@ class Scorer:
         return [work for work in works if work.answer is not None]
 
     def score(self, work: Work) -> Response:
-        """One request by itself, to its end.
+        """Score one request by itself, to its end.
 
         Raises:
             HttpError: 422 where the model cannot take the windows.
@@ -126,7 +126,7 @@ class Scorer:
         return works
 
     def _part(self, work: Work) -> None:
-        """All of a small request, the next part of a large one, which then waits behind the others."""
+        """Score a small request, or the next part of a large one, which then waits behind the others."""
         at, stop = work.scored, work.scored + MAX_WINDOWS
         carries = None if work.carries is None else work.carries[at:stop]
         try:
@@ -158,7 +158,7 @@ def result(work: Work) -> Response:
 
 
 def _run(works: list[Work], windows: Floats, carries: Sequence[Carry] | None = None) -> Scores:
-    """One call of the model for these requests, whose time is that of each of them."""
+    """Run one call of the model for these requests; each of them counts its whole time."""
     began = time.perf_counter_ns()
     try:
         return works[0].model.run(windows, carries) if carries is not None else works[0].model.run(windows)

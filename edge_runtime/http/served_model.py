@@ -1,4 +1,4 @@
-"""A model as it is served: its HTTP name, its loaded bundle, and how its answers are written."""
+"""A served model: its HTTP name, its loaded bundle, and the form of its answers."""
 
 import itertools
 import time
@@ -27,12 +27,12 @@ class Served:
     Args:
         name: of the model in the path.
         model: the loaded bundle.
-        device: who answers.
+        device: the id of the answering device.
         start: the number of this start, for the ids of predictions.
-        config: its table in the device file: the verdict is judged by the same threshold. None for `serve`.
-        source: how the requests come, for predictions and their ids.
-        numbers: the numbers of predictions by model, which go on where another bundle takes the place of one; None
-            where none ever does.
+        config: its table in the device file, for the same threshold. None for `serve`.
+        source: the transport of the requests, for predictions and their ids.
+        numbers: the numbers of predictions by model, which continue after an exchange of the bundle; None if there is
+            never an exchange.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Served:
         self._start = start
         self._source = source
         plain = config or ModelTable(name=name, bundle=str(model.bundle.path), source="http")
-        # Each request stands by itself: what smooths a stream, or withholds parts of it, has no meaning here.
+        # Requests are independent: smoothing and withholding, as in a stream, do not apply.
         self._config = msgspec.structs.replace(plain, publish="always", smoothing=None, min_interval=0.0)
         self.on_rate = plain.on_rate
         self.publish = plain.publish  # of the stream, for the status page
@@ -76,7 +76,7 @@ class Served:
         self._numbers = itertools.count(1) if numbers is None else numbers.setdefault(name, itertools.count(1))
 
     def check(self, windows: Floats) -> None:
-        """Hold windows against the contract, as the stream does.
+        """Check windows against the contract, as the stream does.
 
         Raises:
             HttpError: 422, with the reasons counted and the first violations by reading and channel.
@@ -104,7 +104,7 @@ class Served:
     def prediction(
         self, scores: Scores, *, key: str | None = None, moment: float | None = None, identity: str | None = None
     ) -> bytes:
-        """The first row of `scores` as a subscriber would see it."""
+        """The first row of `scores` as a prediction for a subscriber."""
         prediction = self._decider.decide(scores, 0, key, time.time() if moment is None else moment)
         self._decider.forget([key])  # nothing of this request is remembered for the next
         assert prediction is not None
@@ -134,7 +134,7 @@ class Served:
 
 
 def find(models: dict[str, Served], name: str, version: str | None = None) -> Served:
-    """The model of this name and, where it is given, version.
+    """The model of this name and, if given, version.
 
     Raises:
         HttpError: 404.

@@ -1,8 +1,8 @@
-"""The server: an address, a thread, and what happens when that thread fails.
+"""The server: an address, a thread, and the restart of that thread after a failure.
 
-Guarantee: `drain` answers what is in flight, and `stop` waits for clients for no longer than a second. A failure in the
-thread closes the connections and begins anew after `RESTART_S`, on the same socket; it is logged and counted, and
-nothing outside of HTTP sees it. The limits on what clients may do stand in `connections.py` and `request_reader.py`.
+Guarantee: `drain` answers requests in flight, and `stop` waits for clients for at most a second. A failure in the
+thread closes the connections, and the thread restarts after `RESTART_S` on the same socket; the failure is logged and
+counted, and affects nothing outside of HTTP. The limits for clients are in `connections.py` and `request_reader.py`.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ class Server:
     """Listens, once `start` has returned, until `stop`.
 
     Args:
-        app: what answers.
+        app: the application.
         listen: HOST:PORT or unix:PATH; a host in brackets is IPv6, port 0 any free one.
-        gate: of the event loop of this process; None where there is none.
-        on_failure: called in the server's thread when it failed and begins anew.
-        listener: a socket that listens there already, and that others may hold too.
-        inherits: `listener` is that of a server of this process that is leaving, and nobody else's.
+        gate: of the event loop of this process; None without one.
+        on_failure: called in the server's thread after a failure, before the restart.
+        listener: a socket that listens there already, and that other processes may hold too.
+        inherits: whether `listener` is from a leaving server of this process, and no other process holds it.
     """
 
     def __init__(
@@ -55,21 +55,21 @@ class Server:
         self._listener = listener
         self._is_lent = listener is not None and not inherits
         self._thread: threading.Thread | None = None
-        self._stopping = threading.Event()  # nothing new is wanted
-        self._ended = threading.Event()  # nothing is answered any more
+        self._stopping = threading.Event()  # no new requests
+        self._ended = threading.Event()  # no more answers
         self.failures = 0
         self.port = 0
 
     @property
     def is_listening(self) -> bool:
-        """Requests are answered."""
+        """Whether requests are answered."""
         return self._connections is not None and not self._stopping.is_set()
 
     def start(self) -> None:
         """Listen.
 
         Raises:
-            ListenError: the address is in use, or none of this machine.
+            ListenError: the address is in use, or does not belong to this machine.
         """
         listener = self._listener = self._listener or bind(self._listen)
         if listener.family != socket.AF_UNIX:
@@ -78,11 +78,11 @@ class Server:
         self._thread = start_thread("http", self._serve)
 
     def drain(self, within: float, *, accepts: bool = True) -> None:
-        """Be ready for nothing more, answer what is in flight, and end; returns at once, and `stop` has to follow.
+        """Report not ready, answer requests in flight, and end; returns at once, and `stop` has to follow.
 
         Args:
-            within: seconds; what is not answered then is refused.
-            accepts: take new connections for a while; without it they wait for whoever else holds the socket.
+            within: seconds; requests not answered by then are refused.
+            accepts: take new connections for a while; else they wait for other holders of the socket.
         """
         connections = self._connections
         self._stopping.set()
@@ -91,22 +91,22 @@ class Server:
             connections.leave(within, accepts=accepts)
 
     def hand_over(self) -> socket.socket | None:
-        """The socket once more, for a successor; None where this one does not listen. `drain` has to follow."""
+        """A duplicate of the socket for a successor; None if this server does not listen. `drain` has to follow."""
         return self._listener.dup() if self._listener is not None and self.is_listening else None
 
     @property
     def is_over(self) -> bool:
-        """Every request has its answer, and no connection is open."""
+        """Whether every request is answered, and no connection is open."""
         return self._thread is None or not self._thread.is_alive()
 
     def join(self, patience: float) -> bool:
-        """Wait for the end of `drain`; False where it has not come after so many seconds."""
+        """Wait for the end of `drain`; return False if it takes more than so many seconds."""
         if self._thread is not None:
             self._thread.join(patience)
         return self.is_over
 
     def stop(self) -> None:
-        """Close the socket and every connection; harmless when there is none."""
+        """Close the socket and every connection; without effect if there is none."""
         connections, self._connections = self._connections, None
         self._stopping.set()
         self._ended.set()
@@ -122,7 +122,7 @@ class Server:
             forget(path)
 
     def _serve(self) -> None:
-        """In the thread: answer until the stop. A failure of this package closes every connection and begins anew."""
+        """In the thread: answer until the stop. After a failure of this package, close every connection and restart."""
         assert self._listener is not None
         with self._listener:
             connections = self._connections

@@ -1,10 +1,10 @@
-"""What several processes on one port have counted, so that whichever of them is scraped answers for all.
+"""The counts of several processes on one port, so that a scrape of any of them returns the sum.
 
-A piece of memory is shared by fork, with a place for each process. A process writes its counts into its place, once a
-second and before it is scraped, and reads the places of the others.
+A shared memory, inherited by fork, has a place for each process. A process writes its counts to its place, once a
+second and before a scrape, and reads the places of the others.
 
-Guarantee: a reader sees a whole document or none. Counts never fall, also when a process is started again, since it
-goes on from what its predecessor has written. Weak point: what a process counted in its last second is lost with it.
+Guarantee: a reader gets a complete document or none. Counts never fall, also after the restart of a process, since it
+continues from the counts of its predecessor. Weak point: the counts of a process's last second are lost with it.
 """
 
 import mmap
@@ -24,7 +24,7 @@ class SharedCounts:
         self._memory = mmap.mmap(-1, count * PLACE_BYTES)
 
     def write(self, document: bytes) -> None:
-        """Take the place of what this process has written; one that is too long is left out."""
+        """Replace the document of this process; one that is too long is ignored."""
         if len(document) > PLACE_BYTES - _HEAD.size:
             return
         at = self.number * PLACE_BYTES
@@ -32,7 +32,7 @@ class SharedCounts:
         self._memory[at : at + _HEAD.size + len(document)] = head + document
 
     def read(self, number: int) -> bytes:
-        """What a process has written; empty where it has not, or is just doing so."""
+        """The document of a process; empty before its first, or during a write."""
         at = number * PLACE_BYTES
         length, checksum = _HEAD.unpack_from(self._memory, at)
         for _ in range(_TRIES):
@@ -43,7 +43,7 @@ class SharedCounts:
         return b""
 
     def others(self) -> list[bytes]:
-        """What the other processes have written."""
+        """The documents of the other processes."""
         found = [self.read(number) for number in range(self.count) if number != self.number]
         return [document for document in found if document]
 

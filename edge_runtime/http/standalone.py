@@ -1,7 +1,7 @@
 """`edge-runtime serve`: bundles behind a server, without sensors, broker or event loop.
 
-Guarantee: `reload` loads every bundle again before one of them is exchanged; where one is refused, all run on as they
-are. A request is answered by the models that were there when it was read. No connection is closed for it.
+Guarantee: `reload` loads every bundle before it exchanges any; if one is refused, all continue unchanged. A request is
+answered by the models at the time it was read. A reload closes no connection.
 """
 
 import resource
@@ -33,7 +33,7 @@ _log = get_logger("serve")
 
 @dataclass(frozen=True, kw_only=True)
 class StandOptions:
-    """What `serve` was asked for, beside its bundles; the words are those of `[http]`."""
+    """The options of `serve`, beside its bundles; their names are those of `[http]`."""
 
     token_file: Path | None = None
     health: str = "open"
@@ -50,7 +50,7 @@ class Stand:
     Args:
         bundles: their files, read again by `reload`.
         listener: a socket that listens.
-        options: who may ask, and how.
+        options: of access and server.
         shared: counts of the processes that serve on the same address.
 
     Raises:
@@ -70,7 +70,7 @@ class Stand:
         self._bundles = bundles
         self._options = options
         self._began = time.time()
-        # In the ids of predictions: of two starts, and of two processes, no number is the same.
+        # For the ids of predictions: unique among all starts and all processes.
         self._start = int(self._began * 1000) * (1 if shared is None else shared.count)
         self._start += 0 if shared is None else shared.number
         self._numbers: Numbers = {}
@@ -88,11 +88,11 @@ class Stand:
 
     @property
     def names(self) -> list[str]:
-        """Of the models that are served."""
+        """The names of the served models."""
         return list(self._models)
 
     def reload(self) -> str:
-        """Read the bundles and the token again, and answer by them; what has changed, in words.
+        """Read the bundles and the token again, and use them. Return the changes in words.
 
         Raises:
             EdgeError: one is refused; nothing has changed.
@@ -110,11 +110,11 @@ class Stand:
         return ", ".join(changed) or "nothing changed"
 
     def stop(self, within: float, *, accepts: bool = True) -> None:
-        """Response what is in flight for at most so many seconds, and end.
+        """Answer requests in flight for at most so many seconds, and end.
 
         Args:
             within: the seconds.
-            accepts: take new connections for a while; without it they are left to whoever else holds the socket.
+            accepts: take new connections for a while; else they are left to other holders of the socket.
         """
         self._server.drain(within, accepts=accepts)
         if not self._server.join(within + 1.0):

@@ -1,7 +1,7 @@
 """Tensors in the types of the protocol -> float32, which models take: cast where float32 holds the number exactly.
 
-Guarantee: no number is rounded but one that was sent as FP32 in JSON, which is a text of one; whatever else float32
-cannot hold is refused with its place, and so are whole numbers outside the range of their own type.
+Guarantee: only FP32 numbers in JSON, which are decimal text, are rounded. Any other number that float32 cannot hold is
+refused with its place, and so is a whole number outside the range of its own type.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edge_runtime.http.responses import HttpError
 from edge_runtime.readings import Floats
 
-# How each type lies in bytes.
+# The layout of each type in bytes.
 TYPES = {
     "FP32": "<f4",
     "FP64": "<f8",
@@ -27,7 +27,7 @@ def kind_of(name: str, datatype: str) -> np.dtype[Any]:
     """The numpy type of a datatype.
 
     Raises:
-        HttpError: 400, it is not one of those that can be cast.
+        HttpError: 400, it cannot be cast.
     """
     kind = TYPES.get(datatype)
     if kind is None:
@@ -83,7 +83,7 @@ def _refuse(name: str, values: NDArray[Any], wrong: NDArray[np.bool_], holder: s
 
 
 def whole(name: str, datatype: str, values: list[Any]) -> NDArray[Any]:
-    """Whole numbers of JSON, nested as they came, in their own type.
+    """Whole numbers of JSON, nested as received, in their own type.
 
     Raises:
         HttpError: 400, one of them is outside the range of the type.

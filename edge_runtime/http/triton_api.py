@@ -1,4 +1,4 @@
-"""`config` of a model as Triton Inference Server answers it, for clients that read it before they ask."""
+"""`config` of a model in the form of Triton Inference Server, for clients that read it before their requests."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _OUTPUT_TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64"}
 def config(served: Served) -> dict[str, Any]:
     """The document of `/v2/models/M/config`.
 
-    `max_batch_size` is what one call of the model takes; larger requests are taken as well, and scored in parts.
+    `max_batch_size` is the limit of one call of the model; larger requests are accepted too, and scored in parts.
     """
     manifest = served.manifest
     return {

@@ -1,7 +1,7 @@
-"""`POST /truth/{model}`: what was right, for a prediction that was published; joined by the daemon that made it.
+"""`POST /truth/{model}`: the right answer for a published prediction, joined by the daemon that made it.
 
-The body is that of `edge/{device}/truth/{model}`. What cannot be joined is refused with the same sentence that is
-logged, and counted like any other truth.
+The body is that of `edge/{device}/truth/{model}`. Truth that cannot be joined is refused with the logged sentence, and
+counted like any other truth.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from edge_runtime.http.responses import HttpError, Response, json_response
 
 
 class ToldTruth(Protocol):
-    """What became of a truth, as `truth/live.py` has it."""
+    """The result of handling a truth, from `truth/live.py`."""
 
     @property
     def result(self) -> str:
@@ -36,7 +36,7 @@ _STATUS = {"malformed": 400, "unknown_label": 422, "unknown_model": 404, "unknow
 
 
 def tell_truth(take: TakeTruth | None, model: str, body: bytes) -> Response:
-    """Hand a truth on, and answer with what became of it.
+    """Pass on a truth, and answer with the result.
 
     Raises:
         HttpError: it was not joined.
@@ -48,6 +48,6 @@ def tell_truth(take: TakeTruth | None, model: str, body: bytes) -> Response:
     if status is not None:
         raise HttpError(status, outcome.why)
     response = json_response({"result": outcome.result, "id": outcome.id, "right": outcome.right})
-    if outcome.result == "waiting":  # its prediction may be on the way
+    if outcome.result == "waiting":  # its prediction may still arrive
         response.status = 202
     return response

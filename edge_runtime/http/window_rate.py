@@ -12,17 +12,17 @@ from edge_runtime.stream.rate import FEWEST, KeyRate, rates_in_words
 from edge_runtime.stream.resample import Resampler
 from edge_runtime.system.log import fields, get_logger
 
-MOST_FASTER = 10  # times the model's readings that a request to be resampled may bring
+MOST_FASTER = 10  # a request to be resampled may have so many times the model's readings
 _log = get_logger("http")
 
 
 def at_the_models_rate(served: Served, decoded: Decoded) -> tuple[Floats, str]:
-    """The readings of a request at the rate of the model, and what has to be said about them.
+    """The readings of a request at the rate of the model, and a warning about them, or an empty text.
 
-    They are as they came where nothing is known of their rate.
+    If their rate is unknown they are unchanged.
 
     Raises:
-        HttpError: 422, where the rate is off and `on_rate` is `reject`, or where they are too few to be resampled.
+        HttpError: 422, if the rate is off and `on_rate` is `reject`, or if they are too few to be resampled.
     """
     window = served.manifest.input.window
     times = [moment for moment in decoded.times if moment is not None]
