@@ -83,7 +83,7 @@ class Board:
     def health(self) -> dict[str, Any]:
         """The health document, at most a second old; an older one if the loop does not answer.
 
-        Only one request waits for a hanging loop; further ones do not wait until it has answered.
+        A hanging loop is waited for once, for `PATIENCE_S`; until it has answered, later calls do not wait.
         """
         ask = self._ask
         if ask is None:
