@@ -1,8 +1,8 @@
-"""When bundles that a device file names by path were admitted: `admitted.json` in the state folder.
+"""The times at which bundles named by path were admitted: `admitted.json` in the state folder.
 
-A key's `valid-before` and the clock decide whether a bundle is let in, and not whether it runs: at a start it is
-verified by the time at which it was first verified here. Bundles of the store keep that time in `records.py`.
-Guarantee: a missing or damaged file, or none at all, makes the next start an admission, and nothing worse.
+A key's `valid-before` and the clock decide only whether a bundle is admitted, not whether it runs: at a start it is
+verified as of the time at which it was first verified here. Bundles of the store keep that time in `records.py`.
+Guarantee: a missing or damaged file only makes the next start an admission.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class Admissions:
     """The admissions of one device.
 
     Args:
-        path: the file; None remembers nothing.
+        path: the file; None keeps nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -35,16 +35,16 @@ class Admissions:
                 self._times = msgspec.json.decode(path.read_bytes(), type=dict[str, float])
 
     def open(self, bundle: Path, trust: Trust | None, *, note: bool) -> Bundle:
-        """Open a bundle after its signatures have held, as of its admission.
+        """Open a bundle after verifying its signatures as of its admission.
 
         Args:
             bundle: the file.
-            trust: None asks for no signature.
-            note: remember a first admission.
+            trust: None requires no signature.
+            note: whether to record a first admission.
 
         Raises:
             SignatureError: too few trusted keys have signed it.
-            BundleError: it is no sound bundle.
+            BundleError: it is no valid bundle.
         """
         data = read_file(bundle, DEFAULT_LIMITS.max_bytes)
         if trust is not None:

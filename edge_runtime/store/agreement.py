@@ -1,7 +1,7 @@
-"""How far two models agree on the same windows: counts, labels, differences of scores, time. Pure.
+"""The agreement of two models on the same windows: counts, labels, differences of scores, time. Pure.
 
 Memory is bounded: a table of labels against labels, running sums, and a ring of the last 4096 differences of each
-number, from which the quantiles are. So a quantile speaks of the last 4096 windows, a mean and a maximum of all.
+number, from which the quantiles are. So a quantile covers the last 4096 windows, a mean and a maximum cover all.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ class Differences:
         self._most = 0.0
 
     def add(self, found: NDArray[Any]) -> None:
-        """Note those of some windows, float `[n]`, all finite."""
+        """Add the differences of some windows, float `[n]`, all finite."""
         for at in range(0, len(found), KEPT):
             part = found[at : at + KEPT]
             places = np.arange(self._count, self._count + len(part)) % KEPT
@@ -52,9 +52,9 @@ class Agreement:
     """The statistics of one pair of models.
 
     Args:
-        active: the manifest of the one that serves.
-        shadow: the manifest of the one beside it: the same task, labels and targets.
-        threshold: of the active one, where the configuration sets it: it holds for both.
+        active: the manifest of the active model.
+        shadow: the manifest of the shadow: the same task, labels and targets.
+        threshold: of the active one, if the configuration sets it; it is applied to both.
     """
 
     def __init__(self, active: Manifest, shadow: Manifest, threshold: float | None = None) -> None:
@@ -74,7 +74,7 @@ class Agreement:
         self.not_finite = 0
 
     def add(self, active: Scores, shadow: Scores) -> None:
-        """Compare the answers to the same windows; those with a number that is not finite are only counted."""
+        """Compare the answers to the same windows; those with a non-finite number are only counted."""
         if self._named:
             self._add_tensors(active.arrays(), shadow.arrays())
             return
@@ -107,7 +107,7 @@ class Agreement:
         self._latencies[who].add(seconds)
 
     def document(self) -> dict[str, Any]:
-        """The figures; what there is nothing to say about is left out or empty, and nothing is ever NaN."""
+        """The figures; those without data are left out or empty, and none is ever NaN."""
         found: dict[str, Any] = {"compared": self.compared, "not_finite": self.not_finite}
         if self._task != "regression" and not self._named:
             same = sum(count for (one, other), count in self._pairs.items() if one == other)

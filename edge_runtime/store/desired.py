@@ -1,16 +1,16 @@
 """A device that follows its desired state: a retained, signed document on `edge/{device}/desired`.
 
 The document names one bundle by its digest. The device compares at every connection, fetches the file (by `want` and
-`chunk`, from `edge-runtime depot`), installs it by the store's own checks, and retains on `edge/{device}/rollout` how
-far it is: pending, receiving, probation, confirmed, or failed and why. So a device that slept, came back or was
-replaced converges by itself.
+`chunk`, from `edge-runtime depot`), installs it by the store's own checks, and retains its progress on
+`edge/{device}/rollout`: pending, receiving, probation, confirmed, or failed with the reason. So a device that was
+offline or was replaced converges by itself.
 
-Guarantee: only a document that a trusted key signed for this device is followed. Its serial is kept on the disk before
-anything is done, so that a replayed or older one does nothing, across restarts too; an expired one is reported and not
-begun. The same bundle is never installed twice, and one that a person left by hand is not brought back by the same
-document. What has not begun is not begun any more once the broker keeps no document. Weak points: a device without a
-clock begins an expired document; who may publish on `desired` can take documents back; a depot that is away is waited
-for, with a retry every `RETRY_S`.
+Guarantee: only a document that a trusted key signed for this device is followed. Its serial is written to the disk
+before any action, so that a replayed or older one has no effect, also after restarts; an expired one is reported and
+not begun. The same bundle is never installed twice, and one that a person has replaced by hand is not restored by the
+same document. An update that has not begun is dropped once the broker has no retained document. Weak points: a device
+without a clock begins an expired document; anyone who may publish on `desired` can take documents back; an unreachable
+depot is retried every `RETRY_S`.
 """
 
 import hashlib
@@ -58,14 +58,14 @@ _Document = TypeVar("_Document")
 
 
 class Kept(msgspec.Struct, kw_only=True):
-    """What `STORE/.desired.json` holds: the document that is followed, and the last report of it."""
+    """What `STORE/.desired.json` holds: the followed document, and its last report."""
 
     document: str
     report: Report
 
 
 class DesiredFile:
-    """The disk side: judges documents, keeps the one that is followed, and asks the store. Never call it on the loop.
+    """The disk side: judges documents, keeps the followed one, and calls the store. Never call it on the loop.
 
     Args:
         store: the device's store.
@@ -80,7 +80,7 @@ class DesiredFile:
         self._path = store.root / ".desired.json"
 
     def kept(self) -> tuple[Desired, Report] | None:
-        """What was followed last; None without, or where the file is damaged."""
+        """The last followed document; None without one, or if the file is damaged."""
         try:
             kept = msgspec.json.decode(self._path.read_bytes(), type=Kept)
             return msgspec.json.decode(kept.document, type=Desired), kept.report
@@ -88,7 +88,7 @@ class DesiredFile:
             return None
 
     def judge(self, payload: bytes) -> tuple[Desired, Report] | None:
-        """The document to follow with its report so far; None for one that is old, and does nothing.
+        """The document to follow with its report so far; None for an old one, which has no effect.
 
         Raises:
             EdgeError: no trusted key signed it, or it is for another device.
@@ -131,7 +131,7 @@ class DesiredFile:
         return None
 
     def keep(self, desired: Desired, latest: Report) -> None:
-        """Remember the document and the report, durably."""
+        """Write the document and the report durably."""
         try:
             self._store.root.mkdir(parents=True, exist_ok=True)
             make_folder(self._store.root)
@@ -141,11 +141,11 @@ class DesiredFile:
             raise CommandError(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def standing(self, desired: Desired, *, was_active: bool = False) -> tuple[ReportState, str | None] | None:
-        """What the store has of the bundle; None where it is to be fetched. A bundle of before is made active again.
+        """The state of the bundle in the store; None if it has to be fetched. A previous bundle is made active again.
 
         Args:
             desired: the document.
-            was_active: this document has made it active already; when it is not any more, a person has decided that.
+            was_active: this document has already made it active; if it no longer is, a person has changed that.
 
         Raises:
             EdgeError: the store refuses.
@@ -213,7 +213,7 @@ class DesiredState:
         self._last = b""
         self._next: bytes | None = None
         self._is_busy = False
-        self._is_retained = False  # the broker still has the document; asked at each connection
+        self._is_retained = False  # the broker still has the document; checked at each connection
         self._timer: Timer | None = None
         self._stopped = False
         ota.on_transfer = self._transfer_changed
@@ -221,13 +221,13 @@ class DesiredState:
         self._away(self._resume)
 
     def link_changed(self) -> None:
-        """The link came up: retain the report again; what was not begun waits until its document comes again."""
+        """Retain the report again after a connection; an update not yet begun waits for its document."""
         self._is_retained = False
         if self._report is not None and self._connection.connected:
             self._publish()
 
     def end(self) -> None:
-        """Stop; what was begun is gone on with at the next start."""
+        """Stop; the next start continues an update that has begun."""
         self._stopped = True
         self._ended.set()
         if self._timer is not None:
@@ -253,7 +253,7 @@ class DesiredState:
             if len(payload) > MOST_BYTES:
                 self._count("desired_refused")
                 continue
-            if payload == self._last:  # the same again, at each connection
+            if payload == self._last:  # repeated at each connection
                 self._is_retained = True
                 self._advance()
                 continue
@@ -261,13 +261,13 @@ class DesiredState:
         self._judge_next()
 
     def _taken_back(self) -> None:
-        """`abort` has cleared the document: what has not begun is not begun. The serial stays, against replays."""
+        """Drop an update not yet begun, after `abort` cleared the document. The serial stays, against replays."""
         self._is_retained, self._last, self._next = False, b"", None
         if self._report is not None and self._report.state == "pending" and not self._is_busy:
             self._reach("failed", TAKEN_BACK)
 
     def _judge_next(self) -> None:
-        """Have the newest document judged, once the thread is free."""
+        """Judge the newest document, once the thread is free."""
         payload = self._next
         if payload is not None and not self._is_busy and not self._stopped:
             self._next = None
@@ -300,7 +300,7 @@ class DesiredState:
         except EdgeError as error:
             why = one_line(str(error))
             return lambda: self._retry(why)
-        if standing is None and desired.size == 0:  # back to what ran before, which is not fetched
+        if standing is None and desired.size == 0:  # a return to the previous bundle, which is not fetched
             return lambda: self._reach("failed", f"{desired.version} is not here any more: start a rollout of it")
         if standing is None:
             return lambda: self._fetch(desired)
@@ -334,7 +334,7 @@ class DesiredState:
             self._advance()
 
     def _advance(self) -> None:
-        """Take the next step, where it is time for it."""
+        """Take the next step, if it is due."""
         desired, latest = self._desired, self._report
         if desired is None or latest is None or latest.is_final or self._stopped or self._is_busy:
             return
@@ -369,7 +369,7 @@ class DesiredState:
             self._retry("another transfer is under way")
 
     def _transfer_changed(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:
-        """What the transfer says of itself."""
+        """Handle a new state of the transfer."""
         desired = self._desired
         if desired is None or offer.sha256 != desired.digest or (self._report is not None and self._report.is_final):
             return
@@ -386,7 +386,7 @@ class DesiredState:
         self._reach("pending", f"{why}; trying again", next_s=RETRY_S)
 
     def _reach(self, state: ReportState, why: str | None, *, received: int = 0, next_s: float = LOOK_S) -> None:
-        """Publish what is new, keep it, and look again later."""
+        """Publish and keep a new state, and check again later."""
         desired = self._desired
         if desired is None or self._stopped:
             return
@@ -426,13 +426,13 @@ class DesiredState:
     def _failed(self, error: Exception) -> None:
         self._is_busy = False
         if not isinstance(error, EdgeError):
-            _log.error("the desired state cannot be followed", exc_info=error)  # a fault of ours
+            _log.error("the desired state cannot be followed", exc_info=error)  # a bug
         self._retry(one_line(str(error)))
         self._judge_next()
 
 
 def _nothing() -> None:
-    """There is nothing to do."""
+    """Do nothing."""
 
 
 def _decoded(payload: bytes, kind: type[_Document]) -> _Document:

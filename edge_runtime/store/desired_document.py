@@ -1,9 +1,10 @@
-"""What a device is to run, as a signed document, and what it reports of it: the two topics of a rollout.
+"""The signed document that names a device's bundle, and the device's report: the two topics of a rollout.
 
 `edge/{device}/desired` (retained) holds `Envelope`: the text of a `Desired` and its signatures, in the namespace
 `edge-desired`. `edge/{device}/rollout` (retained) holds a `Report`. Both ends read these definitions. Pure.
 
-Guarantee: a digest is one (it names a file), and numbers are such as dates and files can have, whoever signed them.
+Guarantee: a digest has the form of one (it names a file), and numbers are in the range of dates and file sizes, whoever
+signed them.
 """
 
 from typing import Annotated, Literal
@@ -15,7 +16,7 @@ from edge_runtime.bundle.release import Digest, Moment, Serial
 
 DESIRED_NAMESPACE = "edge-desired"
 MOST_BYTES = 64 * 1024
-TAKEN_BACK = "taken back before it began"  # why a device does not follow a document that `rollout abort` has cleared
+TAKEN_BACK = "taken back before it began"  # the reason in the report on a document that `rollout abort` has cleared
 
 ReportState = Literal["pending", "receiving", "probation", "confirmed", "failed"]
 FINAL: frozenset[str] = frozenset({"confirmed", "failed"})
@@ -25,19 +26,19 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, tag="desired"):
     """One device's bundle of one model. Unknown members are ignored.
 
     Attributes:
-        device: the id of the device; another one does nothing.
+        device: the id of the device; others ignore it.
         rollout: the rollout's id.
-        serial: rises with every document for this device; an older one does nothing.
+        serial: rises with every document for this device; an older one is ignored.
         model: the model's name.
         version: of the bundle.
         digest: its SHA-256, in hex; the file is fetched by it.
         size: in bytes.
-        device_class: the class that it is for; None for any.
+        device_class: the required device class; None for any.
         not_before: seconds since 1970.
-        expires: seconds since 1970, after which it is not begun any more.
+        expires: seconds since 1970, after which it is no longer begun.
         window: from and to, `HH:MM` in UTC: when the device may change its model.
-        files: what stands beside the bundle, by suffix: `.sig`, `.release`, `.release.sig` and so on.
-        url: where the file can be fetched by HTTP or HTTPS; None, or where that fails: from a depot.
+        files: the files beside the bundle, by suffix: `.sig`, `.release`, `.release.sig` and so on.
+        url: the address of the file by HTTP or HTTPS; if None, or if that fails, a depot sends it.
     """
 
     device: str
@@ -64,12 +65,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def signatures(self) -> list[str]:
-        """Those that are there."""
+        """The signatures that are present."""
         return [each for each in (self.signature, self.signature2) if each]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """What a device says of the document that it follows; `before` is version and digest of what ran when it came."""
+    """A device's report on its document; `before` is version and digest of the bundle that ran when it arrived."""
 
     rollout: str
     serial: int
@@ -84,7 +85,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
 
     @property
     def is_final(self) -> bool:
-        """Nothing more will come of it."""
+        """Whether the state is final."""
         return self.state in FINAL
 
 
@@ -112,7 +113,7 @@ def report(
 
 
 def is_open(window: tuple[str, str] | None, minute_of_day: int) -> bool:
-    """A window of maintenance holds this minute of the day; one that ends before it begins passes midnight."""
+    """Whether a maintenance window includes this minute of the day; one that ends before it begins spans midnight."""
     if window is None:
         return True
     begin, end = (_minute(text) for text in window)

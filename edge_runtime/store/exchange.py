@@ -1,14 +1,14 @@
-"""A new active bundle of the store is loaded while the daemon runs, and watched until it is proven.
+"""Loads a new active bundle of the store while the daemon runs, and watches it until it is proven.
 
-Guarantee: a reading is neither lost nor answered twice by an exchange. The new bundle is opened, loaded, asked for
+Guarantee: a reading is neither lost nor answered twice by an exchange. The new bundle is opened, loaded, checked with
 its golden answers and run once in a thread, and only then takes the next window. One that does not load, or whose
-probation fails (`probation.py`), is given back to the store, which names the bundle before it and does not take that
-digest again. The store is only ever asked in that thread, so that the loop never waits for a disk; one `stat` a model a
-second is what watching costs. Where the store names a shadow, it runs beside the model (`shadow.py`), through
-restarts and exchanges, until it is made active, withdrawn, or fails.
+probation fails (`probation.py`), is reported to the store, which names the previous bundle and refuses that digest from
+then on. The store is called only in that thread, so that the loop never waits for a disk; watching costs one `stat` a
+model a second. If the store names a shadow, it runs beside the model (`shadow.py`), through restarts and exchanges,
+until it is made active, withdrawn, or fails.
 
-Weak points: a bundle that wants other channels than its predecessor needs the source rewired, which is a reload. A
-model that hangs in service is ended by the watchdog, and given back after the store's `MAX_STARTS` of that.
+Weak points: a bundle with other channels than its predecessor needs its source rewired, which is a reload. A model that
+hangs in service is ended by the watchdog, and fails after the store's `MAX_STARTS` of such ends.
 """
 
 from collections.abc import Callable
@@ -46,13 +46,13 @@ class _Watched:
     """One pipeline whose bundle comes from the store.
 
     Attributes:
-        stamp: of the decision that was read last; what we write ourselves is read once more, and is nothing new.
-        probation: judges the bundle while it is new.
-        busy: a thread is at the store for it.
-        begun: its shadow has been looked for.
-        why: what happened to the bundle before this one.
-        shadow: the candidate beside it.
-        last_report: what the last shadow that ended by itself had found, not yet published.
+        stamp: of the last decision read; the daemon's own changes are read once more, without effect.
+        probation: judges a new bundle.
+        busy: whether a thread is using the store for it.
+        begun: whether the store was checked for a shadow.
+        why: what happened to the previous bundle.
+        shadow: the running shadow.
+        last_report: the unpublished result of the last shadow that ended by itself.
         ended: the last shadow that ended by itself, for the list of models.
     """
 
@@ -72,12 +72,12 @@ class Exchange:
     """Watches the store for the pipelines whose bundles come from it.
 
     Args:
-        loop: the event loop; everything but the store and the loading is done in its thread.
+        loop: the event loop; runs everything except the store and the loading.
         store: the device's store.
-        config: how long probation lasts, and what ends it.
+        config: the duration and the limits of probation.
         hand_over: gives a pipeline the loaded bundle; False when the source must be rewired for it.
         reload: wires everything anew.
-        on_change: called when there is something new to say about a model.
+        on_change: called when the state of a model has changed.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Exchange:
 
     @property
     def is_idle(self) -> bool:
-        """No thread is at the store."""
+        """Whether no thread is using the store."""
         return not any(watched.busy for watched in self._watched)
 
     def watch(self, pipeline: Pipeline, slot: Slot) -> None:
@@ -117,7 +117,7 @@ class Exchange:
         return any(watched.pipeline is pipeline for watched in self._watched)
 
     def forget(self, pipeline: Pipeline) -> None:
-        """Follow the slot of a pipeline no more, and end its shadow: a reload exchanges or removes it."""
+        """Stop following the slot of a pipeline, and end its shadow: a reload exchanges or removes it."""
         for watched in [watched for watched in self._watched if watched.pipeline is pipeline]:
             self._watched.remove(watched)
             if watched.shadow is not None:
@@ -130,7 +130,7 @@ class Exchange:
             self.forget(watched.pipeline)
 
     def begin(self) -> None:
-        """Look from now on, also at what is watched since the last call."""
+        """Begin to watch, also pipelines added since the last call."""
         if not self._looks and self._watched:
             self._looks = True
             self._loop.call_later(LOOK_S, self._look)
@@ -140,7 +140,7 @@ class Exchange:
                 self._away(watched, lambda watched=watched: self._look_beside(watched))  # type: ignore[misc]
 
     def end(self) -> None:
-        """A clean stop: a start that ends like this is no part of a crash loop. `is_idle` once that is written."""
+        """Record a clean stop, so that this start does not count for a crash loop. `is_idle` once that is written."""
         self._stopped = True
         for watched in self._watched:
             if watched.shadow is not None:
@@ -168,7 +168,7 @@ class Exchange:
         return None
 
     def shadows(self) -> dict[str, dict[str, Any]]:
-        """What each shadow has found, by the name of its model; the last words of one that ended come once."""
+        """The result of each shadow, by the name of its model; that of an ended shadow is returned once."""
         found = {}
         for watched in self._watched:
             name = watched.pipeline.config.name
@@ -190,7 +190,7 @@ class Exchange:
                 self._judge(watched)
         self._loop.call_later(LOOK_S, self._look)
 
-    # --- in a thread: everything that takes time. What it returns is done in the loop's thread ----------------------
+    # --- in a thread: slow steps. The step that they return runs in the loop's thread ----------------------
 
     def _away(self, watched: _Watched, work: Callable[[], Step]) -> None:
         watched.busy = True
@@ -202,7 +202,7 @@ class Exchange:
                 then()
 
         def failed(error: Exception) -> None:
-            watched.busy = False  # whatever it was: else this model would be busy for ever
+            watched.busy = False  # after any error: else this model would stay busy
             known = isinstance(error, EdgeError)
             about = fields(model=model, why=one_line(str(error))) if known else fields(model=model)
             _log.error("the model store cannot be followed", extra=about, exc_info=None if known else error)
@@ -229,14 +229,14 @@ class Exchange:
         return both
 
     def _look_beside(self, watched: _Watched) -> Step:
-        """Which shadow does the store name?"""
+        """Look up the shadow that the store names."""
         slot = self._store.shadow(watched.slot.name)
         return lambda: self._run_shadow(watched, slot)
 
     def _follow(self, watched: _Watched) -> Step:
-        """The store has decided something: load the bundle that is active now, if it is another one."""
+        """Load the active bundle after a decision of the store, if it is another one."""
         name = watched.slot.name
-        watched.stamp = self._store.stamp(name)  # before reading: what changes meanwhile is seen at the next look
+        watched.stamp = self._store.stamp(name)  # before reading: a change meanwhile is noticed at the next check
         slot = self._store.slot(name)
         if slot.digest == watched.slot.digest:
             return lambda: self._settle(watched, slot)
@@ -256,15 +256,15 @@ class Exchange:
         return lambda: self._take(watched, slot, candidate, growth)
 
     def _fail(self, watched: _Watched, slot: Slot, reason: str) -> Step:
-        """Tell the store, and load what it names instead."""
+        """Report a failure to the store, and load the bundle that it names instead."""
         _log.error("bundle rejected", extra=fields(model=slot.name, version=slot.version, why=reason))
         watched.why = f"{slot.version} {reason}"
         now = self._store.fail(slot.name, slot.digest, reason)
         if now.digest == slot.digest:
-            watched.probation.is_last_resort = True  # a doubtful model is all there is; it is not judged again
+            watched.probation.is_last_resort = True  # there is no other bundle; it is not judged again
             return lambda: self._settle(watched, now)
         if now.digest == watched.pipeline.model.bundle.digest:
-            return lambda: self._settle(watched, now)  # the bad one never took a window: the old one serves on
+            return lambda: self._settle(watched, now)  # the failed one never took a window: the old one continues
         return self._load(watched, now)
 
     def _confirm(self, watched: _Watched) -> Step:
@@ -293,7 +293,7 @@ class Exchange:
         self._away(watched, pause)
 
     def _run_shadow(self, watched: _Watched, slot: Slot | None) -> None:
-        """Have this shadow beside the model, or none."""
+        """Run this shadow beside the model, or none."""
         present, loaded = watched.shadow, watched.pipeline.loaded
         wanted = None if slot is None or self._stopped else (slot.digest, loaded.model.bundle.digest)
         if present is not None and (present.slot.digest, present.active.digest) == wanted:
@@ -352,7 +352,7 @@ class Exchange:
             return
         watched.probation = Probation(self._config, self._loop.time(), growth, sample)
         if watched.shadow is not None and watched.shadow.slot.digest != slot.digest:
-            self._run_shadow(watched, watched.shadow.slot)  # the statistics begin anew, beside the new one
+            self._run_shadow(watched, watched.shadow.slot)  # the statistics restart beside the new one
         _log.info(
             "bundle exchanged",
             extra=fields(model=watched.pipeline.config.name, before=before, now=slot.version, state=slot.state),

@@ -1,9 +1,9 @@
-"""Versions only go up: the highest version that a name was ever given, and the signed permissions that are used up.
+"""Versions only go up: the highest version that a name ever had, and the used signed permissions.
 
-Guarantee: a version below the floor is not admitted, whatever clock the device has; a permission (`permission.py`) lets
-one older bundle in, once. A permission is noted before the decision and settled after it, so that a power cut between
-the two lets the same install try again and no other one. Weak point: a damaged floor file falls back to the newest
-version that the state still knows.
+Guarantee: a version below the floor is not admitted, independent of the device's clock; a permission (`permission.py`)
+admits one older bundle, once. A permission is recorded before the decision and settled after it, so that after a power
+cut between the two only the same install may try again. Weak point: a damaged floor file falls back to the newest
+version in the state.
 """
 
 import msgspec
@@ -16,7 +16,7 @@ from edge_runtime.system.durable import replace_file
 
 
 class UsedPermission(msgspec.Struct, kw_only=True):
-    """A signed permission that was used, by its own digest; `settled` when the bundle that it let in was active."""
+    """A signed permission that was used, by its own digest; `settled` once the bundle that it admitted was active."""
 
     permission: str
     digest: str
@@ -32,7 +32,7 @@ class VersionFloor(msgspec.Struct, kw_only=True):
     used: list[UsedPermission] = []
 
     def admits(self, version: str, digest: str) -> bool:
-        """Above the floor, or the very bundle that made it."""
+        """Whether a version is above the floor, or is the bundle that set it."""
         known, new = version_key(self.version), version_key(version)
         if known is None:
             return True
@@ -50,14 +50,14 @@ class Floors:
         self._folder = folder
 
     def read(self, name: str) -> VersionFloor:
-        """The floor of a name as it stands on the disk; an empty one where it is missing or damaged."""
+        """The floor of a name as it stands on the disk; an empty one if it is missing or damaged."""
         try:
             return msgspec.json.decode(self._folder.floor(name).read_bytes(), type=VersionFloor)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return VersionFloor()
 
     def known(self, name: str, state: SlotState | None) -> VersionFloor:
-        """The floor, or where its file is lost or damaged the best that the state knows."""
+        """The floor, or the highest version in the state if its file is lost or damaged."""
         floor = self.read(name)
         if version_key(floor.version) is None and state is not None:
             newest = max((state.active, *state.history), key=lambda record: version_key(record.version) or ())
@@ -65,7 +65,7 @@ class Floors:
         return floor
 
     def raise_to(self, name: str, record: BundleRecord) -> None:
-        """Let nothing below this bundle in from now on."""
+        """Admit nothing below this bundle from now on."""
         floor = self.read(name)
         known, new = version_key(floor.version), version_key(record.version)
         if known is None or (new is not None and new > known):
@@ -73,7 +73,7 @@ class Floors:
             self._save(name, floor)
 
     def raise_sequence(self, name: str, sequence: int) -> None:
-        """Let no release document with a lower number in from now on."""
+        """Admit no release document with a lower number from now on."""
         floor = self.read(name)
         if sequence > floor.sequence:
             floor.sequence = sequence
@@ -92,14 +92,14 @@ class Floors:
             )
 
     def use_permission(self, name: str, permission: str, digest: str) -> None:
-        """Note that a permission let this bundle in."""
+        """Record that a permission admitted this bundle."""
         floor = self.read(name)
         if all(each.permission != permission for each in floor.used):
             floor.used.append(UsedPermission(permission=permission, digest=digest))
             self._save(name, floor)
 
     def settle_permissions(self, name: str, digest: str) -> None:
-        """A permission is used up once its bundle is in; until then a cut may let the same install try again."""
+        """Mark permissions as used once their bundle is active; until then the same install may be repeated."""
         floor = self.read(name)
         open_ones = [each for each in floor.used if each.digest == digest and not each.settled]
         for each in open_ones:

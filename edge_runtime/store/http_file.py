@@ -1,9 +1,9 @@
-"""One file over HTTP or HTTPS, a piece at a time: how a bundle comes where the desired state names a `url`.
+"""One file over HTTP or HTTPS, a piece at a time: fetches a bundle if the desired state names a `url`.
 
-One connection is kept open and read on; after a break, the next piece asks for the rest by `Range`, and a server that
-knows no ranges is read from the beginning without keeping what is here already. Guarantee: no more than one piece is in
-memory, every wait is bounded, and redirections are refused, so that only the signed address is asked. What comes is
-judged by its digest, not here. Weak point: no proxy is used.
+One connection is kept open and read on; after a break, the next piece requests the rest by `Range`, and a server
+without ranges is read from the beginning, skipping the bytes already received. Guarantee: no more than one piece is in
+memory, every wait is bounded, and redirections are refused, so that only the signed address is contacted. The content
+is checked elsewhere, by its digest. Weak point: no proxy is used.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class HttpFile:
 
     Args:
         url: `http://` or `https://`.
-        size: how long it has to be.
+        size: its expected length.
         timeout: for the connection and for each piece, in seconds.
     """
 
@@ -55,7 +55,7 @@ class HttpFile:
         return data
 
     def close(self) -> None:
-        """Leave the server."""
+        """Close the connection."""
         if self._connection is not None:
             with contextlib.suppress(OSError):
                 self._connection.close()

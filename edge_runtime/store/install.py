@@ -1,9 +1,9 @@
-"""How a bundle gets into the store: copy, signature, structure, class, version, self-test, and one rename.
+"""Installs a bundle into the store: copy, signature, structure, class, version, self-test, and one rename.
 
-Guarantee: what is checked is the staged copy, which its sender cannot change any more, and nothing parses it before its
-signature has held. A kill or a power cut anywhere leaves the old decision or the new one, with its bundle on the disk,
-and the same install then succeeds. Weak point: a bundle that was let in unsigned (`unsigned = "allow"`) is parsed as it
-is, with the bounds of `bundle/onnx_file.py` alone.
+Guarantee: the checks apply to the staged copy, which its sender cannot change any more, and nothing parses it before
+its signature is verified. A kill or a power cut at any moment leaves the old decision or the new one, with its bundle
+on the disk, and the same install then succeeds. Weak point: a bundle admitted unsigned (`unsigned = "allow"`) is parsed
+with only the bounds of `bundle/onnx_file.py`.
 """
 
 import shutil
@@ -36,21 +36,21 @@ SPARE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What an install asks for.
+    """The requirements of an install.
 
     Attributes:
-        allowed_signers: whose signatures are trusted.
-        unsigned: `allow` takes a bundle without `.sig`; one that has a signature must still be signed well.
-        budget: what the model may cost in the self-test.
-        limits: what is too much for the file.
+        allowed_signers: the file of trusted keys.
+        unsigned: `allow` takes a bundle without `.sig`; one with a signature must still have a valid one.
+        budget: the limits of the model's cost in the self-test.
+        limits: the limits of the file.
         device: this device's id, for permissions that are bound to it.
         device_class: refuse a bundle that was made for another class; None accepts all.
-        rejected: `retry` takes a digest again that failed here before.
+        rejected: `retry` accepts a digest that failed here before.
         activate: False only stages the bundle.
-        shadow: stages it, and lets it run beside the active one.
+        shadow: stages it, and runs it beside the active one.
         allow_older: a signed permission; None looks for `BUNDLE.allow-older`.
         signatures: how many different keys must have signed.
-        release: `require` refuses a bundle without `BUNDLE.release`; one that is there is always checked.
+        release: `require` refuses a bundle without `BUNDLE.release`; an existing one is always checked.
     """
 
     allowed_signers: Path = DEFAULT_SIGNERS
@@ -69,7 +69,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What an install did; `measured` is None where the bundle was active already."""
+    """The result of an install; `measured` is None if the bundle was already active."""
 
     slot: Slot
     changed: bool
@@ -92,7 +92,7 @@ class Installer:
         states: its decisions.
         floors: its version floors.
         bundles: its files.
-        selftest: how a staged bundle proves itself.
+        selftest: the self-test of a staged bundle.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Installer:
         _require_class(bundle.manifest.target_device, self._folder.device_class(), place)
         state = self._states.load(name)
         if state is not None:
-            self._floors.settle_permissions(name, state.active.digest)  # where a power cut came between
+            self._floors.settle_permissions(name, state.active.digest)  # after a power cut in between
         if state is not None and state.active.digest == digest and self._bundles.damage(name, state.active) is None:
             self._bundles.renew_signature(name, digest, staged)
             return Installed(self._states.slot(name, state.active), changed=False)
@@ -151,7 +151,7 @@ class Installer:
             signers=[each.principal for each in verified],
         )
         with self._folder.changing(name):
-            state = self._states.load(name)  # the daemon may have gone back meanwhile
+            state = self._states.load(name)  # the daemon may have rolled back meanwhile
             self._require_admitted(bundle, state, policy, source)
             self._bundles.keep(name, digest, staged)
             if permission is not None:
@@ -163,7 +163,7 @@ class Installer:
         return Installed(slot, changed=True, measured=measured)
 
     def _decide(self, name: str, state: SlotState | None, record: BundleRecord, policy: Policy) -> Slot:
-        """The one rename; the bundle is on the disk already."""
+        """Do the one rename; the bundle is already on the disk."""
         if state is not None and (policy.shadow or not policy.activate):
             if policy.shadow:
                 state.shadow = record.digest
@@ -181,7 +181,7 @@ class Installer:
         return self._states.slot(name, record)
 
     def _stage(self, source: Path, staged: Path, policy: Policy) -> bytes:
-        """Copy bundle and signature; what is checked from here on is the copy, which its sender cannot change."""
+        """Copy bundle and signature; all further checks use the copy, which its sender cannot change."""
         data = read_file(source, policy.limits.max_bytes)
         free = shutil.disk_usage(self._folder.root).free
         if free < len(data) + SPARE_BYTES:
@@ -218,7 +218,7 @@ class Installer:
             )
 
     def _require_comparable(self, bundle: Bundle, state: SlotState | None, policy: Policy, place: str) -> None:
-        """A shadow needs an active bundle to run beside, and takes its windows as they are."""
+        """Check that a shadow has an active bundle to run beside, with the same windows."""
         if state is None:
             raise BundleError(
                 f"{place}: expected an active {bundle.manifest.name} to run beside, found none: install it without "
@@ -233,7 +233,7 @@ class Installer:
             raise BundleError(f"{place}: cannot run beside {beside.version}: {problem}: install it without --shadow")
 
     def _require_admitted(self, bundle: Bundle, state: SlotState | None, policy: Policy, source: Path) -> str | None:
-        """Refuse what failed here before and what is older; the permission that an older one came with, if any."""
+        """Refuse a bundle that failed here before or is older; returns the permission of an older one, if any."""
         manifest, digest, place = bundle.manifest, bundle.digest, str(source)
         if policy.rejected != "retry":
             _require_not_rejected(state, digest, place)
@@ -273,14 +273,14 @@ def _require_signatures(source: Path, staged: Path, data: bytes, policy: Policy)
     is_signed = staged.with_name(staged.name + SUFFIX).exists()
     if policy.unsigned == "allow" and not is_signed:
         return []
-    beside = staged if is_signed else source  # not there: let the message name what is missing
+    beside = staged if is_signed else source  # absent: the message names the missing file
     return require_signatures(
         staged, policy.allowed_signers, data=data, beside=beside, count=policy.signatures, place=str(source)
     )
 
 
 def _read_release(source: Path, policy: Policy) -> Release | None:
-    """The signed release document beside a bundle, where there is one or one is asked for."""
+    """The signed release document beside a bundle, if there is one or one is required."""
     path = source.with_name(source.name + RELEASE_SUFFIX)
     if not path.exists():
         if policy.release == "require":

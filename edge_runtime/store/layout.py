@@ -1,17 +1,17 @@
-"""Where things stand in the folder of the model store, and what a disk that refuses means in words.
+"""The paths in the folder of the model store, and the messages for errors of the disk.
 
 ::
 
     models/
       .install.lock  .lock        one install at a time; one change of state at a time (milliseconds)
-      .staging/                   what an install is looking at; the next install empties it
+      .staging/                   the files of the present install; the next install empties it
       .class                      the device's class, as the daemon last ran with it
       .incoming/                  parts of a transfer over MQTT (`ota_parts.py`)
       .floors/NAME.json           `floors.py`
       NAME/state.json             `records.py`
       NAME/DIGEST.onnx (.sig)     the bundles that state.json names; never changed, only added and pruned
-      NAME/DIGEST.measured.json   what such a bundle cost here, where `selftest --measure` was asked for
-      NAME/DIGEST.onnx.optimised  what onnxruntime made of it (`bundle/optimised_copy.py`)
+      NAME/DIGEST.measured.json   the measured cost of such a bundle here, after `selftest --measure`
+      NAME/DIGEST.onnx.optimised  onnxruntime's optimised form of it (`bundle/optimised_copy.py`)
 """
 
 import contextlib
@@ -87,21 +87,21 @@ class StoreFolder:
         return self.root / ".floors" / f"{quoted(name)}.json"
 
     def device_class(self) -> str | None:
-        """The class that the daemon noted here; None where it has not."""
+        """The class that the daemon noted here; None if it has not."""
         try:
             return (self.root / ".class").read_text(encoding="utf-8").strip() or None
         except (OSError, ValueError):
             return None
 
     def note_device_class(self, device_class: str | None) -> None:
-        """Keep the `[device] class` for installs by hand, by ssh and from a stick; only where there is a store."""
+        """Keep the `[device] class` for installs by hand, by ssh and from a stick; only if there is a store."""
         if self.root.is_dir() and device_class != self.device_class():
             with contextlib.suppress(OSError):  # a read-only store takes no bundles either
                 replace_file(self.root / ".class", (device_class or "").encode())
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn what a disk refuses into a CommandError in words."""
+        """Turn an error of the disk into a CommandError with a message."""
         try:
             yield
         except OSError as error:
@@ -110,10 +110,10 @@ class StoreFolder:
 
     @contextmanager
     def changing(self, name: str) -> Iterator[None]:
-        """Hold the lock of state, which is never held for long.
+        """Hold the lock of the state, which is only held briefly.
 
         Raises:
-            CommandError: there is no store, the lock stays held, or the disk refuses.
+            CommandError: there is no store, the lock stays held, or the disk fails.
         """
         with self.writing():
             if not self.root.is_dir():
@@ -124,11 +124,11 @@ class StoreFolder:
 
 
 def is_valid_name(name: str) -> bool:
-    """A name that can be a folder here."""
+    """Whether a name can be a folder here."""
     return name.isprintable() and len(quoted(name)) <= _MAX_NAME_BYTES
 
 
 def quoted(name: str) -> str:
-    """A name as a name of a folder: itself where that is plain, else with %XX for whatever is not."""
+    """A name as a name of a folder: the name itself if it is plain, else with %XX for other characters."""
     text = quote(name, safe="")
     return "%2E" + text[1:] if text.startswith(".") else text

@@ -5,22 +5,22 @@ Topics below `edge/{device}/ota/`, described in full in `docs/ota.md`::
     offer                     sender -> device   JSON: size, SHA-256 and signature of a bundle
     want                      device -> sender   JSON: the next chunk, by offset and length
     chunk/TRANSFER/OFFSET     sender -> device   the bytes
-    status                    device -> sender   JSON: progress, and in the end what came of it
-    rollback                  sender -> device   JSON: a signed order to go back to the bundle before
-    ask                       sender -> device   anything: publish health now, and not at the end of its interval
+    status                    device -> sender   JSON: progress, and at the end the result
+    rollback                  sender -> device   JSON: a signed order to go back to the previous bundle
+    ask                       sender -> device   any payload: publish health now, without waiting for the interval
 
-Guarantee: the device sets the pace. It asks for one chunk, writes it in a thread, and asks for the next no sooner than
-`over_mqtt_rate` allows, so that at most two chunks are in memory and readings go first. What was not asked for is
-ignored, and counted: lost, doubled, late and misplaced chunks do no harm. An offer must hold the token that the device
-made at this start, and which its greeting gives; so an offer that was retained or queued begins nothing. An offer takes
-the one place for a transfer only after a trusted key was seen to have signed it (`Incoming.examine`); until then it is
-a message in a short queue (`ota_flood.py`), which costs no disk. Orders to go back are signed, name device, start and
-bundle, and are carried out once. What a flood makes the device compute, answer and log is bounded; what is over the
-bound is counted (`ota_dropped`, `ota_unanswered`), and a sender asks again.
+Guarantee: the device sets the pace. It requests one chunk, writes it in a thread, and requests the next no sooner than
+`over_mqtt_rate` allows, so that at most two chunks are in memory and readings have priority. Chunks that were not
+requested are ignored and counted: lost, duplicate, late and misplaced chunks do no harm. An offer must contain the
+token that the device made at this start and sends in its greeting, so that a retained or queued offer begins nothing.
+An offer takes the only place for a transfer after the signature of a trusted key is verified (`Incoming.examine`);
+until then it is a message in a short queue (`ota_flood.py`), which costs no disk. Orders to go back are signed, name
+device, start and bundle, and are carried out once. The computing, answers and log lines that a flood can cause are
+bounded; messages over the bound are counted (`ota_dropped`, `ota_unanswered`), and a sender tries again.
 
-Weak points: who may publish here can replay an offer that is valid now, and so begin that transfer without bringing
-it; a sender that brings chunks takes it over after `TAKE_OVER_S`. Who may publish chunks can spoil them, which the
-digest finds at the end. Both are for the broker's access list.
+Weak points: anyone who may publish here can replay an offer that is valid now, and so begin that transfer without
+sending its chunks; a sender with chunks takes it over after `TAKE_OVER_S`. Anyone who may publish chunks can corrupt
+them, which the digest detects at the end. The broker's access list has to prevent both.
 
 A class of more than 400 lines, on purpose: a transfer is one state machine, and each of its steps is short.
 """
@@ -46,13 +46,13 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
-ASK_AGAIN_S = 5.0  # a chunk that has not come is asked for again
-PATIENCE_S = 120.0  # a sender that is silent for so long is given up; the part stays for the next one
+ASK_AGAIN_S = 5.0  # a chunk that has not arrived is requested again
+PATIENCE_S = 120.0  # a sender silent for so long is given up; the part stays for the next one
 PROGRESS_S = 2.0  # between two reports of progress
-TAKE_OVER_S = 10.0  # a sender that has brought no chunk for so long gives way to another one of the same bundle
+TAKE_OVER_S = 10.0  # a sender without a chunk for so long is replaced by another one of the same bundle
 MOST_OFFER_BYTES = 64 * 1024
 MOST_ORDER_BYTES = 4096
-REST = 1.0  # times what a check took
+REST = 1.0  # times the duration of a check
 
 _log = get_logger("ota")
 
@@ -60,7 +60,7 @@ Step = Callable[[], None]
 
 
 class TransferListener(Protocol):
-    """Hears how a transfer goes, on the loop."""
+    """Gets the states of a transfer, on the loop."""
 
     def __call__(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:
         """A new state; `is_final` for a failure that a retry cannot correct."""
@@ -75,16 +75,16 @@ class _Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ota:
-    """Takes bundles from the broker.
+    """Receives bundles from the broker.
 
     Args:
         device: its id.
         connection: the link upstream; not yet started.
-        loop: the event loop; everything but the disk is done in its thread.
+        loop: the event loop; runs everything except the disk work.
         incoming: the disk side.
         rate: bytes a second, at most.
         counters: its own.
-        on_ask: called when the device's health is asked for.
+        on_ask: called on a request for the device's health.
         takes_offers: False only fetches what `fetch` is asked for.
     """
 
@@ -122,7 +122,7 @@ class Ota:
         connection.subscribe([f"{self._base}/{each}" for each in filters], 1, self._take)
 
     def link_changed(self) -> None:
-        """The link came up or went down: ask again for what may be lost, and publish the last status again."""
+        """After a change of the link, request again the chunk that may be lost, and publish the last status again."""
         was_up, self._is_up = self._is_up, self._connection.connected
         if was_up or not self._is_up or self._stopped:
             return
@@ -132,7 +132,7 @@ class Ota:
             self._ask()
 
     def leave(self) -> None:
-        """End for good: the broker keeps no bundles for us."""
+        """End for good: unsubscribe, so that the broker keeps no bundles for this device."""
         self._connection.unsubscribe(self._take)
         self.end()
 
@@ -143,7 +143,7 @@ class Ota:
         self._cancel()
         self._thread.stop()
 
-    # --- what comes ---------------------------------------------------------------------------------------------
+    # --- received -----------------------------------------------------------------------------------------------
 
     def _take(self, messages: list[Message]) -> None:
         prefix = f"{self._base}/".encode()
@@ -177,14 +177,14 @@ class Ota:
         if not (0 < len(offer.transfer) <= 64 and offer.transfer.isascii() and offer.transfer.isalnum()):
             self._counters.rejected["ota_malformed"] += 1
             return
-        if offer.token != self._token:  # retained, or queued while we were away; or a sender's first offer
+        if offer.token != self._token:  # retained, or queued while offline; or a sender's first offer
             self._greet({"transfer": offer.transfer})
             return
         problem = problem_of(offer)
         if problem is not None:
             self._refuse(offer, problem)
         elif self._transfer is None and (self._last_status or {}).get("transfer") == offer.transfer:
-            self._publish("status", self._last_status or {})  # it has not heard how it ended
+            self._publish("status", self._last_status or {})  # the sender may have missed the result
         elif self._transfer is None:
             self._examine(offer, payload)
         elif not self._transfer.offer.is_same_bundle(offer):
@@ -203,13 +203,13 @@ class Ota:
             self._refuse(offer, "another sender is bringing this very bundle: ask again in a moment", is_busy=True)
 
     def _examine(self, offer: Offer, payload: bytes) -> None:
-        """Have the signatures checked; the place for a transfer is free until then."""
+        """Check the signatures in the thread; the place for a transfer stays free until then."""
         if not self._may_check("offer", payload):
             return
 
         def examine() -> Step:
             try:
-                self._incoming.examine(offer)  # first: what is no signature costs no look at the disk
+                self._incoming.examine(offer)  # first: an invalid signature costs no access to the disk
                 found = self._incoming.serving(offer)
             except EdgeError as error:
                 why = one_line(str(error))
@@ -221,7 +221,7 @@ class Ota:
         self._check(examine)
 
     def _may_check(self, kind: Kind, payload: bytes) -> bool:
-        """A check costs milliseconds: so many may wait, and none for what was refused already."""
+        """Whether to queue a check, which costs milliseconds: not over the bound, nor for a payload refused before."""
         if self.flood.may_check(kind, payload):
             return True
         self._counters.counts["ota_dropped"] += 1
@@ -303,7 +303,7 @@ class Ota:
         self._away(write)
 
     def fetch(self, offer: Offer, url: str | None = None) -> bool:
-        """Fetch a bundle that was judged elsewhere; False while another transfer is under way.
+        """Fetch a bundle that was judged elsewhere; False while another transfer is in progress.
 
         From `url` by HTTP, where it is given; what does not come from there is asked of a depot.
         """
@@ -312,7 +312,7 @@ class Ota:
         self._begin(offer, http_file(url, offer.size) if url else None)
         return True
 
-    # --- what is done -------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------
 
     def _begin(self, offer: Offer, file: ByteSource | None = None) -> None:
         transfer = self._transfer = Transfer(offer, file, heard=self._loop.time())
@@ -374,7 +374,7 @@ class Ota:
         self._away(read)
 
     def _server_failed(self, transfer: Transfer, why: str) -> None:
-        """Try once more from where it broke, and go to a depot when nothing has come since the last time."""
+        """Retry from where it broke, and use a depot if nothing has arrived since the last failure."""
         self._counters.counts["ota_http_failed"] += 1
         if transfer.held == transfer.broke_at:
             transfer.file = None
@@ -383,7 +383,7 @@ class Ota:
         self._go_on(transfer)
 
     def _ask(self) -> None:
-        """Ask for the chunk that is awaited, and again until it comes."""
+        """Request the awaited chunk, again until it arrives."""
         transfer = self._transfer
         if transfer is None or transfer.asked is None or self._stopped:
             return
@@ -402,7 +402,7 @@ class Ota:
         self._timer = self._loop.call_later(ASK_AGAIN_S, self._ask)
 
     def _away(self, work: Callable[[], Step]) -> None:
-        """Do `work` in the thread, and what it returns on the loop."""
+        """Run `work` in the thread, and the step that it returns on the loop."""
         self._thread.submit(
             work,
             lambda then: then(),
@@ -428,10 +428,10 @@ class Ota:
             self._finish("failed", one_line(str(error)), {}, is_final=isinstance(error, BundleError))
             return
         self.flood.reset()
-        _log.error("a transfer is given up", exc_info=error)  # a fault of ours, which must not end the daemon
+        _log.error("a transfer is given up", exc_info=error)  # a bug, which must not end the daemon
         self._finish("failed", "a fault of the runtime, which its log describes", {})
 
-    # --- what is published ----------------------------------------------------------------------------------------
+    # --- published ------------------------------------------------------------------------------------------------
 
     def _greet(self, about: dict[str, Any]) -> None:
         self._counters.counts["ota_greeted"] += 1
@@ -441,14 +441,14 @@ class Ota:
             self._counters.counts["ota_unanswered"] += 1
 
     def _refuse(self, offer: Offer, why: str, *, is_busy: bool = False) -> None:
-        """For an offer that is not begun; what is under way goes on. `busy` marks a reason that passes by itself."""
+        """Refuse an offer; a transfer in progress continues. `busy` marks a temporary reason."""
         self._counters.counts["ota_refused"] += 1
         document = {"transfer": offer.transfer, "state": "refused", "why": why}
         if self._reply(document | ({"busy": True} if is_busy else {})):
             _log.warning("bundle refused", extra=fields(why=why))
 
     def _reply(self, document: dict[str, Any], *, always: bool = False) -> bool:
-        """Publish an answer, unless there were too many lately: a flood of offers is no flood of answers."""
+        """Publish an answer, unless the budget is used up, so that a flood of offers causes no flood of answers."""
         if not self.flood.may_reply(self._loop.time(), always=always):
             self._counters.counts["ota_unanswered"] += 1
             return False

@@ -1,8 +1,8 @@
-"""What a flood of offers and orders may cost: checks that wait, repetitions of what was refused, and answers. Pure.
+"""Bounds the cost of a flood of offers and orders: waiting checks, repetitions of refused ones, and answers. Pure.
 
-Guarantee: at most `MOST_PENDING` of each kind wait for their signatures to be checked; what was refused is not checked
-again while it is among the last `_KNOWN_BAD`; answers are `_REPLIES` at once, and then `_REPLIES_PER_S`, and greetings
-as many.
+Guarantee: at most `MOST_PENDING` of each kind wait for their signatures to be checked; a refused one is not checked
+again while it is among the last `_KNOWN_BAD`; at most `_REPLIES` answers are sent at once, and then `_REPLIES_PER_S`,
+and the same numbers of greetings.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class FloodGuard:
         self._replies, self._greetings = _Budget(_REPLIES, _REPLIES_PER_S), _Budget(_REPLIES, _GREETINGS_PER_S)
 
     def may_check(self, kind: Kind, payload: bytes) -> bool:
-        """Take a place among those that wait; False when there is none, or the very same was refused already."""
+        """Take a place in the queue; False if there is none, or the same payload was refused before."""
         if self.pending[kind] >= MOST_PENDING or _digest(payload) in self._refused:
             return False
         self.pending[kind] += 1
@@ -38,15 +38,15 @@ class FloodGuard:
         self.pending[kind] -= 1
 
     def reset(self) -> None:
-        """Give all places back: a check ended without a result."""
+        """Give all places back, after a check ended without a result."""
         self.pending = {"offer": 0, "order": 0}
 
     def remember_refused(self, payload: bytes) -> None:
-        """Check this no more."""
+        """Do not check this payload again."""
         self._refused.append(_digest(payload))
 
     def may_reply(self, now: float, *, always: bool = False) -> bool:
-        """Take one answer of those that are allowed by now; `always` takes it in any case."""
+        """Take one answer from the budget; `always` takes it in any case."""
         return self._replies.take(now) or always
 
     def may_greet(self, now: float) -> bool:

@@ -1,17 +1,17 @@
-"""What a transfer over MQTT does beside the loop: it judges an offer, keeps the parts, and installs what is whole.
+"""The work of a transfer over MQTT outside the loop: judges an offer, keeps the parts, and installs the whole file.
 
 An offer is judged before a byte of its bundle is taken: by its signed release document (`bundle/release.py`), which
 names digest, size, name, version, sequence and expiry, or without one by the bundle's own signature, which is checked
-against the announced hash. Nothing is written for an offer or an order that does not hold.
+against the announced hash. Nothing is written for an offer or an order without a valid signature.
 
-The folder `STORE/.incoming/` holds at most one part, under the SHA-256 that it shall have, so that only the very same
-content is ever continued: after a pause, another sender, or a restart of the daemon. Nothing in it counts for the
-store; what makes a bundle count is `ModelStore.install`, which checks the signature before anything parses the file.
+The folder `STORE/.incoming/` holds at most one part, named by its expected SHA-256, so that only the same content is
+continued: after a pause, by another sender, or after a restart of the daemon. The store ignores this folder; only
+`ModelStore.install` makes it a bundle, and verifies the signature before anything parses the file.
 
-Guarantee: never more than the announced size is written, which a trusted key has signed or which is bounded; a part is
-never trusted, since what is whole is hashed from the disk. Weak points: a power cut may leave a part whose end is
-damaged; then the hash tells, the part is dropped, and the next try begins anew. A bundle without a release document
-shows its name and version only once it is here, and only Ed25519 keys can be checked before.
+Guarantee: never more than the announced size is written, which is signed by a trusted key or bounded; a part is never
+trusted, since the whole file is hashed from the disk. Weak points: a power cut may leave a part with a damaged end;
+then the hash differs, the part is dropped, and the next try starts from the beginning. The name and version of a bundle
+without a release document are known only after the transfer, and only Ed25519 keys can be checked before.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """What a sender announces. Unknown keys are ignored.
 
     Attributes:
-        transfer: a name that the sender gives this transfer.
+        transfer: the sender's name for this transfer.
         size: of the bundle, in bytes.
         sha256: of the bundle, in hex.
         sha512: likewise: the hash that the signature covers. Not needed with a release document.
@@ -49,8 +49,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
         release: the content of `BUNDLE.release`.
         release_signature: the content of `BUNDLE.release.sig`.
         release_signature2: the content of `BUNDLE.release.sig2`.
-        token: the token of the device's greeting, which shows that the sender is here now.
-        mode: what becomes of it: the active bundle, a staged one, or the shadow of the active one.
+        token: the token of the device's greeting, which shows that the sender is online now.
+        mode: the role after the install: the active bundle, a staged one, or the shadow of the active one.
     """
 
     transfer: str
@@ -67,24 +67,24 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def signatures(self) -> list[str]:
-        """Of the bundle, those that are there."""
+        """The bundle's signatures that are present."""
         return [each for each in (self.signature, self.signature2) if each]
 
     def is_same_bundle(self, other: "Offer") -> bool:
-        """Another offer of the very same bundle, with the same signatures: judged when the first one was."""
+        """Whether another offer has the same bundle and signatures, and so was judged with the first one."""
         names = {"transfer", "token", "mode"}
         return all(getattr(self, each) == getattr(other, each) for each in self.__struct_fields__ if each not in names)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="rollback"):
-    """A signed order to go back. It names what it leaves, so that it does nothing once that is done.
+    """A signed order to go back. It names the bundle to leave, so that it has no effect when repeated.
 
     Attributes:
         device: the id of the device that it is for.
         model: the name of the model.
-        digest: of the bundle that is active now, and shall not be.
+        digest: of the active bundle, which is to be left.
         token: of this start of the device.
-        nonce: makes each order another one.
+        nonce: makes each order unique.
     """
 
     device: str
@@ -99,17 +99,17 @@ class Incoming:
 
     Args:
         store: where the bundle goes.
-        policy: what an install asks for; its signers are trusted, and nothing unsigned is taken.
+        policy: the requirements of an install; its signers are trusted, and nothing unsigned is accepted.
     """
 
     def __init__(self, store: ModelStore, policy: Policy) -> None:
         self._store = store
         self._policy = policy
         self._folder = store.root / ".incoming"
-        self._carried_out: set[str] = set()  # by this start; another start has another token
+        self._carried_out: set[str] = set()  # orders of this start; another start has another token
 
     def examine(self, offer: Offer) -> None:
-        """Judge an offer by its signatures, before a byte of the bundle is here. Writes nothing.
+        """Judge an offer by its signatures, before a byte of the bundle is received. Writes nothing.
 
         Raises:
             SignatureError: no trusted key has signed it.
@@ -132,7 +132,7 @@ class Incoming:
         digests = {"sha256": bytes.fromhex(offer.sha256), "sha512": bytes.fromhex(offer.sha512)}
         for text in offer.signatures[:count]:
             precheck(text.encode(), digests, signers, place="offer")
-        # This starts a program: for what a trusted key has signed, and not before.
+        # This starts a program, so only after the signature of a trusted key is verified.
         keys = {require_usable_key(text.encode(), signers, place="offer") for text in offer.signatures[:count]}
         require_keys(keys, count, "offer")
 
@@ -152,7 +152,7 @@ class Incoming:
         return None
 
     def prepare(self, offer: Offer) -> int:
-        """Make room, drop other parts, and say how much of this one is here.
+        """Make room, drop other parts, and return the bytes held of this one.
 
         Raises:
             CommandError: the disk is too full, or cannot be written.
@@ -173,10 +173,10 @@ class Incoming:
         return held
 
     def append(self, offer: Offer, offset: int, data: bytes) -> None:
-        """Write one chunk where it belongs.
+        """Write one chunk at its offset.
 
         Raises:
-            CommandError: the disk does not take it.
+            CommandError: the disk fails.
         """
         try:
             handle = os.open(self._part(offer), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -191,11 +191,11 @@ class Incoming:
             raise CommandError(f"{self._folder}: cannot be written: {error.strerror}") from error
 
     def install(self, offer: Offer) -> Slot:
-        """Hash what arrived, and install it. The part is gone afterwards, whatever came of it.
+        """Hash the received file, and install it. The part is removed afterwards, whatever the result.
 
         Raises:
             BundleError: the store refuses it.
-            CommandError: it is not what was announced, the store cannot be written, or another install is under way.
+            CommandError: it differs from the offer, the store cannot be written, or another install is under way.
         """
         part = self._part(offer)
         bundle = part.with_name("bundle.onnx")
@@ -221,7 +221,7 @@ class Incoming:
                 write_file(bundle.with_name(bundle.name + suffix), text.encode())
 
     def rollback(self, text: str, signature: str, token: str) -> Slot:
-        """Carry out a signed order to go back, once. Writes nothing before every check has held.
+        """Carry out a signed order to go back, once. Writes nothing before every check has passed.
 
         Raises:
             SignatureError: no trusted key has signed it.
@@ -256,7 +256,7 @@ class Incoming:
 
 
 def read_order(text: str) -> Order:
-    """Decode an order whose signature has not been looked at yet.
+    """Decode an order whose signature is not verified yet.
 
     Raises:
         CommandError: it is none.

@@ -1,4 +1,4 @@
-"""The transfer of a bundle that is under way, and what is wrong with an offer of one. Pure."""
+"""The state of a transfer in progress, and the checks of an offer. Pure."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,28 +10,28 @@ CHUNK_BYTES = 32 * 1024
 
 
 class ByteSource(Protocol):
-    """Where the bytes of a transfer come from instead of a sender: `http_file.py`."""
+    """A source of a transfer's bytes instead of a sender: `http_file.py`."""
 
     def read(self, offset: int, count: int) -> bytes:
-        """So many bytes from `offset` on; raises TransientError where they do not come."""
+        """Read `count` bytes from `offset` on; raises TransientError on failure."""
 
     def close(self) -> None:
-        """Leave the server."""
+        """Close the connection."""
 
 
 @dataclass(slots=True, eq=False)
 class Transfer:
-    """The one that is under way.
+    """The transfer in progress.
 
     Attributes:
-        offer: what is brought.
-        held: how much of it is here.
-        asked: the offset of the chunk that is awaited; None while the disk works.
-        heard: when the last chunk came, by the loop's clock.
-        brought: its sender has brought a chunk.
+        offer: the accepted offer.
+        held: bytes received.
+        asked: the offset of the awaited chunk; None during disk work.
+        heard: when the last chunk arrived, by the loop's clock.
+        brought: whether its sender has sent a chunk.
         reported: when progress was published last.
-        file: where the bytes come from instead of a sender.
-        broke_at: what was here when the file's server failed last.
+        file: the source of the bytes instead of a sender.
+        broke_at: bytes held when the file's server failed last.
     """
 
     offer: Offer
@@ -52,12 +52,12 @@ def http_file(url: str, size: int) -> ByteSource:
 
 
 def length(transfer: Transfer) -> int:
-    """Of the next chunk."""
+    """The length of the next chunk."""
     return min(CHUNK_BYTES, transfer.offer.size - transfer.held)
 
 
 def problem_of(offer: Offer) -> str | None:
-    """What is wrong with an offer, before a byte of it is taken."""
+    """The fault of an offer, checked before a byte of it is received."""
     if not 0 < offer.size <= DEFAULT_LIMITS.max_bytes:
         return f"expected a bundle of at most {DEFAULT_LIMITS.max_bytes} bytes, found {offer.size}"
     if len(offer.sha256) != 64 or not set(offer.sha256) <= set("0123456789abcdef"):

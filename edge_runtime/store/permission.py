@@ -1,8 +1,7 @@
 """A signed permission to install one older version: `BUNDLE.allow-older`, JSON, with its own `.sig` beside it.
 
-It names the model, version, digest and device, so it lets in that one bundle on that one device and nothing else, and
-the store takes it once. Its signature has a namespace of its own, so no bundle can pass for a permission, nor the other
-way round.
+It names the model, version, digest and device, so it admits only that bundle on that device, and the store accepts it
+once. Its signature has its own namespace, so that a bundle's signature is not valid for a permission, nor the reverse.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ _MAX_BYTES = 4096
 
 
 class AllowOlder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="allow-older"):
-    """The document. `nonce` is free text, so that the same permission can be given again."""
+    """The document. `nonce` is free text, so that the same permission can be issued again."""
 
     name: str
     version: str
@@ -30,7 +29,7 @@ class AllowOlder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def allows_older(path: Path, allowed_signers: Path, manifest: Manifest, digest: str, *, device: str) -> str:
-    """Check a permission against the bundle that it is to let in, and return its own digest.
+    """Check a permission against the bundle that it admits, and return its own digest.
 
     Raises:
         SignatureError: no trusted key has signed it.

@@ -1,8 +1,8 @@
-"""Whether a new bundle stays: the limits of `[store]`, applied to its measurements in service. Pure.
+"""Decides whether a new bundle stays: applies the limits of `[store]` to its measurements in service. Pure.
 
-Guarantee: the first limit that is broken is named in words; nothing is judged on fewer than `ENOUGH_TO_JUDGE` windows,
-except at the end of probation, which judges whatever there is. Weak points: memory is that of the whole process, so a
-neighbour's growth counts too; drift is not judged across a restart.
+Guarantee: the message names the first broken limit; nothing is judged on fewer than `ENOUGH_TO_JUDGE` windows, except
+at the end of probation, which judges any number. Weak points: memory is that of the whole process, so a neighbour's
+growth counts too; drift is not judged across a restart.
 """
 
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ from edge_runtime.stream.score_drift import ScoreSample, shift
 from edge_runtime.stream.worker import LoadedBundle
 from edge_runtime.system.memory import Growth
 
-ENOUGH_TO_JUDGE = 20  # windows before a 99th percentile says something
+ENOUGH_TO_JUDGE = 20  # windows for a meaningful 99th percentile
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What probation found: a fault, or that the bundle is proven, or neither yet."""
+    """The result of probation: a fault, or that the bundle is proven, or neither yet."""
 
     fault: str | None = None
     is_proven: bool = False
@@ -33,7 +33,7 @@ class Probation:
         since: when the bundle took its first window, by the loop's clock.
         growth: of memory, since before the bundle was loaded.
         before: the last scores of its predecessor, where drift is watched.
-        is_last_resort: it has failed, and there is none before it: it is not judged again.
+        is_last_resort: it has failed, and there is no previous one: it is not judged again.
     """
 
     config: StoreTable
@@ -43,7 +43,7 @@ class Probation:
     is_last_resort: bool = False
 
     def judge(self, did: LoadedBundle, now: float) -> Verdict:
-        """Has the bundle failed, or proved itself?"""
+        """Judge whether the bundle has failed or is proven."""
         if self.is_last_resort:
             return Verdict()
         is_enough = did.answered >= self.config.probation_predictions

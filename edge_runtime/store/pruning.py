@@ -1,4 +1,4 @@
-"""The files of a name's bundles: moved in whole, looked at before they serve, removed when no record names them."""
+"""The files of a name's bundles: moved in atomically, checked before they serve, removed when no record names them."""
 
 import hashlib
 from pathlib import Path
@@ -23,19 +23,19 @@ class BundleFolder:
         self._folder = folder
 
     def keep(self, name: str, digest: str, staged: Path) -> None:
-        """Move the staged bundle to where it stays; the signature first, so that a bundle never stands without it."""
+        """Move the staged bundle to its final path; the signature first, so that a bundle is never without it."""
         make_folder(self._folder.of(name))
         self._move_signature(name, digest, staged)
         staged.replace(self._folder.bundle(name, digest))
         sync_folder(self._folder.of(name))
 
     def renew_signature(self, name: str, digest: str, staged: Path) -> None:
-        """The same bundle with another good signature: keep that, since the first key may be about to be retired."""
+        """Keep another valid signature of the same bundle, since the first key may soon be retired."""
         if self._move_signature(name, digest, staged):
             sync_folder(self._folder.of(name))
 
     def prune(self, name: str, state: SlotState) -> None:
-        """Remove the files that the state names no more. A failure costs space until the next change."""
+        """Remove files that the state no longer names. A failure costs space until the next change."""
         kept = state.kept()
         for path in self._folder.of(name).iterdir():
             if path.name != STATE_FILE and path.name.partition(".")[0] not in kept:
@@ -45,7 +45,7 @@ class BundleFolder:
                     continue
 
     def damage(self, name: str, record: BundleRecord) -> str | None:
-        """Why the file of a record is not what was installed; None when it is."""
+        """How the file of a record differs from the installed one; None if it does not."""
         path = self._folder.bundle(name, record.digest)
         try:
             data = read_file(path, DEFAULT_LIMITS.max_bytes)
@@ -56,7 +56,7 @@ class BundleFolder:
         return None
 
     def require_sound(self, name: str, record: BundleRecord) -> None:
-        """Refuse a file that is not what was installed.
+        """Refuse a file that differs from the installed one.
 
         Raises:
             CommandError: it is missing or damaged.

@@ -1,8 +1,8 @@
 """`NAME/state.json`: which bundle of a name is active, which came before, and which are staged or rejected.
 
-Guarantee: `state.json` alone says what is active, and it is replaced whole, by one rename. The changes of a state are
-pure functions here; `StateFiles` reads and writes it. Weak point: a damaged file (a lying disk) is rebuilt from the
-bundles that are left, which forgets what was rejected.
+Guarantee: only `state.json` determines what is active, and it is replaced atomically, by one rename. The changes of a
+state are pure functions here; `StateFiles` reads and writes it. Weak point: a damaged file (a disk that ignores syncs)
+is rebuilt from the remaining bundles, which loses the list of rejected ones.
 """
 
 from collections.abc import Callable
@@ -33,8 +33,8 @@ class BundleRecord(msgspec.Struct, kw_only=True):
         proven: set by `confirm`.
         starts: of the daemon on probation.
         why: what happened to it.
-        admitted: when its signatures were verified, in seconds since 1970; 0 where that is not known.
-        signers: the principals that signed it then.
+        admitted: when its signatures were verified, in seconds since 1970; 0 if unknown.
+        signers: the principals whose signatures were verified then.
     """
 
     version: str
@@ -53,7 +53,7 @@ class BundleRecord(msgspec.Struct, kw_only=True):
 
 
 class SlotState(msgspec.Struct, kw_only=True):
-    """What `state.json` holds. `history` is newest first: the one before the active, and the last proven one.
+    """What `state.json` holds. `history` is newest first: the previous one, and the last proven one.
 
     `shadow` is the digest of the staged bundle that runs beside the active one; empty without.
     """
@@ -66,7 +66,7 @@ class SlotState(msgspec.Struct, kw_only=True):
     shadow: str = ""
 
     def is_shadow(self, record: BundleRecord) -> bool:
-        """This staged bundle runs beside the active one."""
+        """Whether this staged bundle is the shadow."""
         return bool(self.shadow) and record.digest == self.shadow
 
     def shadow_record(self) -> BundleRecord | None:
@@ -74,7 +74,7 @@ class SlotState(msgspec.Struct, kw_only=True):
         return next((record for record in self.staged if self.is_shadow(record)), None)
 
     def kept(self) -> set[str]:
-        """The digests whose files must stay."""
+        """The digests of the files to keep."""
         return {record.digest for record in (self.active, *self.history, *self.staged)}
 
     def stage(self, record: BundleRecord) -> None:

@@ -1,12 +1,13 @@
-"""A candidate beside the active model, on the same windows: it publishes how far the two agree, and nothing else.
+"""A candidate beside the active model, on the same windows: only the agreement of the two is published.
 
-Guarantee: the active model never waits for its shadow, and never fails with it. The shadow runs in a process of its own
-(`shadow_process.py`). Windows are handed over without waiting; while `MOST_WAITING` of them wait, further ones are left
-out, and counted. Between two questions the process rests for `REST` times what the last one took, so that it uses at
-most a quarter of one core, however slow it is. One that crashes, hangs or cannot be loaded ends, and `on_end` says why.
+Guarantee: the active model never waits for its shadow, and never fails with it. The shadow runs in its own process
+(`shadow_process.py`). Windows are queued without waiting; while `MOST_WAITING` of them wait, further ones are skipped
+and counted. Between two requests the process rests for `REST` times the duration of the last one, so that it uses at
+most a quarter of one core, however slow it is. A shadow that crashes, hangs or cannot be loaded ends, and `on_end` gets
+the reason.
 
-Weak points: it costs the memory of a second runtime (60 to 100 MB). A recurrent shadow begins anew with the zero state
-in a stream of which windows were left out, so under load it is compared with less memory than it would have.
+Weak points: it costs the memory of a second runtime (60 to 100 MB). A recurrent shadow restarts with the zero state in
+a stream with skipped windows, so that under load it is compared with less memory than it would have.
 """
 
 import queue
@@ -36,7 +37,7 @@ _log = get_logger("shadow")
 
 
 class Question:
-    """Windows that the active model has answered: copies, since theirs are written over."""
+    """Windows that the active model has answered: copies, since the originals are overwritten."""
 
     __slots__ = ("keys", "scores", "windows")
 
@@ -47,13 +48,13 @@ class Question:
 
 
 class Shadow:
-    """One candidate at work beside one active bundle.
+    """One candidate that runs beside one active bundle.
 
     Args:
         slot: the candidate.
-        active: the slot that serves.
-        beside: the manifest of that one.
-        threshold: of the configuration, where it sets one.
+        active: the slot of the active bundle.
+        beside: the manifest of the active bundle.
+        threshold: of the configuration, if it sets one.
         threads: of onnxruntime.
         check: called in the shadow's thread before anything is started; returns the candidate's manifest.
         loop: the event loop.
@@ -102,7 +103,7 @@ class Shadow:
         )
 
     def offer(self, windows: Floats, keys: Sequence[str | None], scores: Scores, took: float) -> None:
-        """Windows that the active model has just answered, in `took` seconds; on the loop. Never waits.
+        """Take windows that the active model has just answered; on the loop. Never waits.
 
         Args:
             windows: float32 `[n, *shape]`, copied here.
@@ -125,7 +126,7 @@ class Shadow:
         self._questions.put(Question(windows, keys, scores))
 
     def document(self) -> dict[str, Any]:
-        """What is published on `edge/{device}/shadow/{model}`."""
+        """The document of `edge/{device}/shadow/{model}`."""
         with self._lock:
             agreement = self._agreement
             figures = {} if agreement is None else agreement.document()
@@ -149,7 +150,7 @@ class Shadow:
             self._process.kill()
 
     def _given_up(self, error: Exception) -> None:
-        """The thread ended with a failure; the active model goes on."""
+        """Handle a failure that ended the thread; the active model continues."""
         if self._stopped.is_set():
             return
         self._stopped.set()
@@ -186,7 +187,7 @@ class Shadow:
             self._stopped.wait(REST * self._ask(self._process, question))
 
     def _ask(self, process: ShadowProcess, question: Question) -> float:
-        """Put one question, note the answer, and say how many seconds it took."""
+        """Send one request, add its answer, and return the seconds that it took."""
         count = len(question.keys)
         with self._lock:
             self._waiting -= count
@@ -216,7 +217,7 @@ def _scores(header: dict[str, Any], body: bytes, count: int) -> Scores:
     """The arrays of an answer.
 
     Raises:
-        ShadowError: it is no answer to what was asked.
+        ShadowError: it does not fit the request.
     """
     found: dict[str, Any] = {}
     at = 0

@@ -1,11 +1,11 @@
 """A model in a child process, called over two pipes: a crash, a hang or a leak ends the child alone.
 
-The process is fresh and no fork. Its mapped memory is limited as in the self-test, it may write no byte to a disk, it
-is preferred by the OOM killer, and has the lowest priority where the unit allows that. It ends by itself when the
-daemon is gone: at the end of its input, or in the middle of an answer by its own alarm.
+The process is spawned, not forked. Its mapped memory is limited as in the self-test, it may write no byte to a disk, it
+is preferred by the OOM killer, and has the lowest priority if the unit allows that. It ends by itself when the daemon
+has ended: at the end of its input, or during an answer by its own alarm.
 
 A question is a header (JSON) and the windows; an answer is a header and the arrays of the scores. For a recurrent
-model the process keeps the state of each stream; the asker names streams of which it has left windows out.
+model the process keeps the state of each stream; the parent names streams with skipped windows.
 """
 
 import contextlib
@@ -37,19 +37,19 @@ _SIZES = struct.Struct("!II")
 
 
 class ShadowError(EdgeError):
-    """The process can no longer be used; the text says why."""
+    """The process can no longer be used; the text is the reason."""
 
 
 class ShadowProcess:
-    """The asker's end. Everything here waits: never call it from the loop.
+    """The parent's end. Every call blocks: never call it from the loop.
 
     Args:
         bundle: the file, already checked.
-        digest: what it must be.
+        digest: its expected digest.
         threads: of onnxruntime.
 
     Raises:
-        ShadowError: it does not come up.
+        ShadowError: it does not start.
     """
 
     def __init__(self, bundle: Path, digest: str, *, threads: int = 1) -> None:
@@ -82,11 +82,11 @@ class ShadowProcess:
         Args:
             shape: `[n, *shape of a window]`.
             windows: their bytes.
-            keys: the stream of each window; only looked at by a recurrent model.
-            anew: streams of which windows were left out, so that they begin with the zero state.
+            keys: the stream of each window; used only by a recurrent model.
+            anew: streams with skipped windows, which restart with the zero state.
 
         Raises:
-            ShadowError: it crashed, hangs, or says what cannot be understood.
+            ShadowError: it crashed, hangs, or sends an invalid answer.
         """
         assert self._child.stdin is not None
         try:
@@ -96,11 +96,11 @@ class ShadowProcess:
         return self._read(ANSWER_S)
 
     def kill(self) -> None:
-        """End it, and with it the question that waits. Any thread may."""
+        """Kill it, and so end a waiting request. Any thread may call this."""
         self._child.kill()
 
     def end(self) -> None:
-        """End it and let go of everything; for the thread that asks."""
+        """End it and release all resources; for the thread that sends the requests."""
         self._child.kill()
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.setitimer(signal.ITIMER_REAL, LOAD_S)
     try:
         server = _Server(Path(bundle), digest, int(threads))
-    except Exception as error:  # noqa: BLE001 - the edge of the process: whatever it is becomes the answer
+    except Exception as error:  # noqa: BLE001 - process boundary: any error becomes the answer
         write_packet(sink, {"error": _words(error)}, b"")
         return 1
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     while len(sizes := source.read(_SIZES.size)) == _SIZES.size:
         header_bytes, body_bytes = _SIZES.unpack(sizes)
         header, body = json.loads(source.read(header_bytes)), source.read(body_bytes)
-        signal.setitimer(signal.ITIMER_REAL, ANSWER_S + 1)  # ends us even where the daemon is gone
+        signal.setitimer(signal.ITIMER_REAL, ANSWER_S + 1)  # ends this process even without the daemon
         answer = server.answer(header, body)
         signal.setitimer(signal.ITIMER_REAL, 0)
         write_packet(sink, *answer)
@@ -181,15 +181,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _step_back(mapped_bytes: int) -> None:
-    step_back(mapped_bytes)  # where the service's unit keeps our priority as it is, the asker's pauses bound us
+    step_back(mapped_bytes)  # if the service's unit prevents a lower priority, the parent's pauses bound the use
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 class _Server:
-    """The model, and the states of the streams where it has any."""
+    """The model, and the states of its streams if it is recurrent."""
 
     def __init__(self, path: Path, digest: str, threads: int) -> None:
-        # Late, so that the limits are in place before the native libraries are.
+        # Imported late, so that the limits are set before the native libraries load.
         from edge_runtime.bundle.golden import check_golden  # noqa: PLC0415
         from edge_runtime.bundle.model import Model, ModelOptions  # noqa: PLC0415
         from edge_runtime.bundle.open import open_bundle  # noqa: PLC0415
@@ -202,7 +202,7 @@ class _Server:
         self._new_carry = Carry
 
     def answer(self, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
-        """What the model says; a window that it cannot take is an answer too."""
+        """The model's answer; a failure on a window is an answer too."""
         import numpy as np  # noqa: PLC0415 - as above
 
         from edge_runtime.bundle.model import ModelError  # noqa: PLC0415

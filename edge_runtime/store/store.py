@@ -1,18 +1,19 @@
-"""The device's model store: which bundle of a name is active, which came before, and how the daemon judges a new one.
+"""The device's model store: which bundle of a name is active, which was before, and how the daemon judges a new one.
 
-`ModelStore` is what the rest of the runtime uses. Its folder is described in `layout.py`, the decisions in
+`ModelStore` is the interface for the rest of the runtime. Its folder is described in `layout.py`, the decisions in
 `records.py`, the version floors in `floors.py`, an install in `install.py`, the files in `pruning.py`.
 
-Guarantee: `state.json` alone says what is active, and it is replaced whole. A kill or a power cut anywhere leaves the
-old decision or the new one, with its bundle on the disk. Versions only go up; a signed permission (`permission.py`)
-lets one older version in, once. The clock decides nothing. Weak point: who may write to this folder may do anything.
+Guarantee: only `state.json` determines what is active, and it is replaced atomically. A kill or a power cut at any
+moment leaves the old decision or the new one, with its bundle on the disk. Versions only go up; a signed permission
+(`permission.py`) admits one older version, once. No decision depends on the clock. Weak point: anyone who may write to
+this folder can change everything.
 
-A new bundle is on probation until the daemon that runs it says otherwise: `begin` at every start, then
-`confirm`, or `fail`, which goes back to the last good one and remembers the digest; `pause` on a clean stop. More than
-`MAX_STARTS` starts without any of these is a crash loop, and counts as failed.
+A new bundle is on probation until the daemon calls `confirm`, or `fail`, which goes back to the last good one and
+records the digest. The daemon calls `begin` at every start and `pause` on a clean stop. More than `MAX_STARTS` starts
+without any of these is a crash loop, and counts as failed.
 
 At most one staged bundle a name is the shadow: the daemon runs it beside the active one and compares (`shadow.py`).
-It came in by the same checks, and becomes active only by `activate` or `promote`.
+It passed the same checks, and becomes active only by `activate` or `promote`.
 """
 
 from pathlib import Path
@@ -37,8 +38,8 @@ class ModelStore:
 
     Args:
         root: its folder; made when the first bundle is installed.
-        selftest: how a staged bundle proves itself.
-        trust: whose bundles are opened; None asks for no signatures.
+        selftest: the self-test of a staged bundle.
+        trust: the trusted signers of bundles; None requires no signatures.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ModelStore:
         self._bundles = BundleFolder(self._folder)
         self._installer = Installer(self._folder, self._states, self._floors, self._bundles, selftest=selftest)
 
-    # -- looking -------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------
 
     def names(self) -> list[str]:
         """The names that have an active bundle, in order."""
@@ -82,11 +83,11 @@ class ModelStore:
         return listed
 
     def measured(self, name: str, digest: str) -> Measured | None:
-        """What a bundle cost on this device; None where it was not measured."""
+        """The measured cost of a bundle on this device; None if not measured."""
         return read_measured(self._folder.bundle(name, digest), digest)
 
     def active(self, name: str) -> Path:
-        """The file that a name stands for now.
+        """The file of the active bundle of a name.
 
         Raises:
             CommandError: nothing is installed under this name.
@@ -107,7 +108,7 @@ class ModelStore:
         return self._states.stamp(name)
 
     def note_device_class(self, device_class: str | None) -> None:
-        """Keep the class of this device, so that every install compares it, on every way."""
+        """Keep the class of this device, so that every install checks it."""
         self._folder.note_device_class(device_class)
 
     # -- probation: called by the daemon ------------------------------------------------------------------------------
@@ -115,11 +116,11 @@ class ModelStore:
     def begin(self, name: str) -> Slot:
         """Called when the daemon loads the bundle of a name: the slot to run, which is on the disk and undamaged.
 
-        On probation it counts the start; after `MAX_STARTS` of them the bundle has failed, and the slot is the one
-        before it. A bundle that a bad disk damaged is left for the one before it too.
+        On probation it counts the start; after `MAX_STARTS` of them the bundle has failed, and the slot is the previous
+        one. A bundle damaged by the disk is replaced by the previous one too.
 
         Raises:
-            CommandError: nothing is installed under this name, or the disk does not let us count.
+            CommandError: nothing is installed under this name, or the count cannot be written.
             BundleError: the bundle is damaged, and there is none before it.
         """
         with self._folder.changing(name):
@@ -139,7 +140,7 @@ class ModelStore:
             return self._states.slot(name, state.active)
 
     def confirm(self, name: str, digest: str) -> Slot:
-        """The bundle has proved itself in service; a digest that is not active any more changes nothing."""
+        """Mark the active bundle as proven in service; a digest that is no longer active changes nothing."""
         with self._folder.changing(name):
             state = self._states.require(name)
             if state.active.digest == digest and not state.active.proven:
@@ -149,7 +150,7 @@ class ModelStore:
             return self._states.slot(name, state.active)
 
     def pause(self, name: str, digest: str) -> None:
-        """The daemon stops in good order: this start is no part of a crash loop."""
+        """Record a clean stop, so that this start does not count for a crash loop."""
         with self._folder.changing(name):
             state = self._states.require(name)
             if state.active.digest == digest and not state.active.proven and state.active.starts:
@@ -157,9 +158,9 @@ class ModelStore:
                 self._states.save(name, state)
 
     def fail(self, name: str, digest: str, reason: str) -> Slot:
-        """The bundle failed on probation: go back, remember the digest, and return the slot to run instead.
+        """Go back after a failed probation, record the digest, and return the slot to run instead.
 
-        Without one before it the bundle stays, since a doubtful model is all there is; the reason is kept with it.
+        Without a previous one the bundle stays, since there is no other; the reason is kept with it.
         """
         with self._folder.changing(name):
             state = self._states.require(name)
@@ -172,7 +173,7 @@ class ModelStore:
             return self._states.slot(name, state.active)
 
     def fail_shadow(self, name: str, digest: str, reason: str) -> None:
-        """The shadow crashed, hangs or cannot be loaded: it ends, and its digest is remembered. The rest stays."""
+        """End a shadow that crashed, hangs or cannot be loaded, and record its digest. Nothing else changes."""
         with self._folder.changing(name):
             state = self._states.require(name)
             record = state.shadow_record()
@@ -184,19 +185,19 @@ class ModelStore:
     # -- changing by hand ------------------------------------------------------------------------------------------
 
     def install(self, source: Path, policy: Policy) -> Installed:
-        """Bring a bundle in: copy, signature, structure, version, self-test, and one rename.
+        """Install a bundle: copy, signature, structure, version, self-test, and one rename.
 
         Installing the bundle that is active already succeeds and changes nothing.
 
         Raises:
             SignatureError: no trusted key has signed it.
-            BundleError: it is no sound bundle, is older, failed here before, or fails its self-test.
+            BundleError: it is no valid bundle, is older, failed here before, or fails its self-test.
             CommandError: the store cannot be written, or another install is under way.
         """
         return self._installer.install(source, policy)
 
     def require_admissible(self, release: Release, device_class: str | None) -> None:
-        """Judge a bundle by its signed release document, before its bytes are here.
+        """Judge a bundle by its signed release document, before its bytes are received.
 
         Raises:
             BundleError: an install would refuse it.
@@ -222,7 +223,7 @@ class ModelStore:
             return self._states.slot(name, state.active)
 
     def activate(self, name: str, version: str) -> Slot:
-        """Make a staged or previous bundle the active one. What is active already stays so.
+        """Make a staged or previous bundle the active one; without effect if it is already active.
 
         Raises:
             CommandError: there is no such version here, or it is below the floor and was never active.
@@ -273,7 +274,7 @@ class ModelStore:
         return self.open_slot(self.slot(name))
 
     def open_slot(self, slot: Slot) -> Bundle:
-        """Open a bundle of the store: its signatures first, as of its admission, and it must be what was installed.
+        """Open a bundle of the store: its signatures first, as of its admission; its digest must be the installed one.
 
         Raises:
             SignatureError: its key was revoked or removed.

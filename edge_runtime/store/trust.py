@@ -12,11 +12,11 @@ from edge_runtime.errors import BundleError
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Whose bundles are run.
+    """The trusted signers of bundles.
 
     Attributes:
         allowed_signers: the trusted keys.
-        signatures: how many different ones must have signed.
+        signatures: how many different keys must have signed.
     """
 
     allowed_signers: Path
@@ -24,13 +24,13 @@ class Trust:
 
 
 def open_trusted(path: Path, trust: Trust | None, *, at: float | None = None, digest: str | None = None) -> Bundle:
-    """Open a bundle after its signatures have held, and where it is the file that is expected.
+    """Open a bundle after verifying its signatures and its digest.
 
     Args:
-        path: the file; its signatures stand beside it.
+        path: the file; its signatures are beside it.
         trust: None asks for no signature.
-        at: when it was let in: a key that has expired since does not stop it, one that was revoked or removed does.
-        digest: the SHA-256 of the file that was let in.
+        at: when it was admitted: a key that has expired since is accepted, one that was revoked or removed is not.
+        digest: the SHA-256 of the admitted file.
 
     Raises:
         SignatureError: too few trusted keys have signed it.
