@@ -1,4 +1,4 @@
-"""The wiring: makes the stages that a configuration wants, starts and stops them, and changes what a reload changes.
+"""The wiring: makes the stages of a configuration, starts and stops them, and applies the changes of a reload.
 
 ::
 
@@ -6,12 +6,12 @@
        │                                              │ outbox thread            ▲
        └── MQTT sources share their broker's connection ────────────────────────┘
 
-Started from the right to the left, so that nothing is made that cannot be taken; stopped from the left to the right:
-no new readings, what is held is delivered or committed, then `offline` and DISCONNECT.
+Started from right to left, so that every stage has its consumer first; stopped from left to right: no new readings,
+held predictions are delivered or committed, then `offline` and DISCONNECT.
 
-A reload compares tables: a source, a link or a model whose table is the same keeps running, with its port, session,
-windows and counters. Weak point: another device id, outbox, QoS or topic of the device itself concerns everything, so
-then everything is made anew (`can_change_to`).
+A reload compares tables: a source, a link or a model with an unchanged table keeps running, with its port, session,
+windows and counters. Weak point: a change of the device id, outbox, QoS or a device topic affects everything, so then
+everything is restarted (`can_change_to`).
 
 A class of more than 400 lines, on purpose: the orders of start, reload and stop are read side by side.
 """
@@ -45,7 +45,7 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop
 
-FINISH_SHARE = 0.5  # of the stop's time-out: what is in flight may be acknowledged; then it is committed
+FINISH_SHARE = 0.5  # of the stop's time-out, for acknowledgements of messages in flight; then these are committed
 
 _log = get_logger("daemon")
 
@@ -56,11 +56,11 @@ class Assembly:
     Args:
         plan: what is to run.
         loop: the event loop.
-        clock: tells whether the wall clock is set.
+        clock: reports whether the wall clock is set.
         started: when the process began, by the monotonic clock.
         last_start: the number of the assembly before this one in this process, or 0.
         on_change: called whenever the link or a source changed.
-        reload: asks for a reload; for a bundle that needs other channels than its source delivers.
+        reload: requests a reload, for a bundle that needs other channels than its source delivers.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Assembly:
             on_change=self._changed,
         )
         self.feeds: list[Feed] = []
-        self._retired: list[Pipeline] = []  # still finishing what they hold
+        self._retired: list[Pipeline] = []  # still finishing their windows
         self._extras = Extras(
             DaemonContext(
                 start=self.start_number,
@@ -131,11 +131,11 @@ class Assembly:
             feed.pipelines = [self._make_pipeline(feed, model) for model in planned.models]
             self.feeds.append(feed)
 
-    # --- what the documents show ------------------------------------------------------------------------------------
+    # --- for the documents -------------------------------------------------------------------------------------------
 
     @property
     def pipelines(self) -> list[Pipeline]:
-        """Every model at work."""
+        """The pipeline of every running model."""
         return list(pipelines_of(self.feeds))
 
     @property
@@ -145,22 +145,22 @@ class Assembly:
 
     @property
     def exchange(self) -> Standings | None:
-        """Where bundles come from the store."""
+        """The watch over the store; None without one."""
         return self._extras.exchange
 
     @property
     def captures(self) -> CaptureState | None:
-        """Where windows are kept to be labelled."""
+        """The captures of windows to be labelled; None without them."""
         return self._extras.capture
 
     @property
     def outputs(self) -> Outputs:
-        """Where predictions go beside the upstream."""
+        """The outputs beside the upstream."""
         return self._extras.outputs
 
     @property
     def accuracy(self) -> dict[str, dict[str, Any]]:
-        """How right each model is, where that is known."""
+        """The accuracy of each model, if known."""
         return self._extras.accuracy()
 
     @property
@@ -169,7 +169,7 @@ class Assembly:
         return self._links.all
 
     def is_ready(self) -> bool:
-        """Every port is open, every subscription granted, and HTTP, where it is wanted, listens."""
+        """Whether every port is open, every subscription is granted, and HTTP, if configured, listens."""
         return (
             self._extras.is_ready
             and all(connection.ready for connection in self._links.all)
@@ -184,7 +184,7 @@ class Assembly:
         self._begin_new_parts()
 
     def end(self, run_loop: Callable[[Callable[[], bool], float], bool]) -> bool:
-        """Stop everything within the configured time; True when nothing was left undelivered or uncommitted.
+        """Stop everything within the configured time; True if everything was delivered or committed.
 
         Args:
             run_loop: serves the loop until a condition holds, at most for so many seconds.
@@ -215,14 +215,14 @@ class Assembly:
         return safe
 
     def housekeeping(self) -> None:
-        """Forget silent keys, and keep what is known of truth."""
+        """Forget silent keys, and save the state of truth."""
         self._extras.housekeeping()
         for pipeline in self.pipelines:
             pipeline.expire()
         self._retired = [pipeline for pipeline in self._retired if not pipeline.is_idle]
 
     def running(self) -> list[PlannedModel]:
-        """What runs at present, so that a plan need not load it a second time."""
+        """The running models, so that a plan need not load them again."""
         return [PlannedModel(each.config, each.model.bundle, each.model) for each in self.pipelines]
 
     # --- a reload ---------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ class Assembly:
         return whole == wanted
 
     def change(self, plan: Plan) -> None:
-        """Run another plan from now on; what is the same in both keeps running."""
+        """Run another plan from now on; unchanged parts keep running."""
         old, self.config = self.config, plan.config
         config = plan.config
         stale = {upstream_broker(old), upstream_broker(config)}
@@ -262,14 +262,14 @@ class Assembly:
             self.feeds.append(feed)
         self._links.keep({upstream_broker(config)}.union(*(each.config.links(config) for each in plan.sources)))
         if stale:
-            self.outbox.link_changed()  # what was on its way over the old link is sent again over the new one
+            self.outbox.link_changed()  # messages in flight on the old link are sent again over the new one
         self.upstream.publish_every(config.device.health_interval)
         self._begin_new_parts()
         self.upstream.publish_models()
         self.upstream.publish_health_soon()
 
     def _fit_source(self, feed: Feed, planned: PlannedSource, old: Config, stale: set[BrokerTable]) -> None:
-        """Keep the source of a feed where its table and its links are the same, else make it anew."""
+        """Keep the source of a feed if its table and its links are the same, else replace it."""
         before = feed.planned
         feed.plan(planned)
         links = planned.config.links(self.config)
@@ -283,7 +283,7 @@ class Assembly:
         before.config.withdraw(gone)
         self._make_source(feed)
         if isinstance(feed.source, Remembering):
-            feed.source.take_over(gone)  # what came over the old link may come again over the new one
+            feed.source.take_over(gone)  # messages of the old link may be repeated over the new one
 
     def _fit_pipelines(self, feed: Feed, models: list[PlannedModel]) -> None:
         """Keep each model whose table, bundle and repair are the same; the others end when they are idle."""
@@ -315,20 +315,20 @@ class Assembly:
         return made
 
     def _retire(self, pipeline: Pipeline) -> None:
-        """Its readings are answered still; it takes no more."""
+        """Stop a pipeline from taking readings; those that it has are still answered."""
         self._extras.forget(pipeline)
         pipeline.retire()
         if not pipeline.is_idle:
             self._retired.append(pipeline)
 
     def _remembering(self) -> dict[str, Remembering]:
-        """The sources that remember which readings were here."""
+        """The sources that remember their received readings."""
         return {name: source for name, source in self.sources if isinstance(source, Remembering)}
 
     # --- making -----------------------------------------------------------------------------------------------------
 
     def _attach_upstream(self) -> None:
-        """Deliver over the connection that the configuration names."""
+        """Deliver over the connection of the configuration."""
         config = self.config
         topics = own_topics(config.device.id, config.upstream)
         connection = self._links.get(upstream_broker(config), "upstream", topics.will)
@@ -347,7 +347,7 @@ class Assembly:
         )
 
     def _begin_new_parts(self) -> None:
-        """Start what is new; HTTP and requests over MQTT answer for the models that run now."""
+        """Start new parts; HTTP and requests over MQTT answer for the models that run now."""
         self._extras.begin([(pipeline.config, pipeline.model) for pipeline in self.pipelines])
         for pipeline in self.pipelines:
             pipeline.taps = self._extras.taps(pipeline)
@@ -425,7 +425,7 @@ class Assembly:
         return found if http is None or found.first is None else found._replace(first=http.tap(found.first, **facts))
 
     def _facts(self, config: ModelTable, manifest: Manifest) -> dict[str, Any]:
-        """What the payloads of a model are made with."""
+        """The arguments for the payloads of a model."""
         return {
             "device": self.config.device.id,
             "model": config.name,
@@ -438,7 +438,7 @@ class Assembly:
     # --- bundles ----------------------------------------------------------------------------------------------------
 
     def _hand_over(self, pipeline: Pipeline, candidate: TriedModel) -> bool:
-        """Give a pipeline another bundle; False when its source does not deliver what that one wants."""
+        """Give a pipeline another bundle; False if its source lacks a channel of that one."""
         model = candidate.model
         planned = next(feed.planned for feed in self.feeds if pipeline in feed.pipelines)
         if model.manifest.input.shape != planned.shape or set(model.manifest.channel_names) - set(planned.channels):
@@ -454,7 +454,7 @@ class Assembly:
         self._extras.watch_drift(self.feeds, self.config, self.upstream_connection)
         return True
 
-    # --- what the parts report --------------------------------------------------------------------------------------
+    # --- reports of the parts -----------------------------------------------------------------------------------------
 
     def _models_changed(self) -> None:
         self.upstream.publish_models()
@@ -462,7 +462,7 @@ class Assembly:
         self._on_change()
 
     def _is_finished(self) -> bool:
-        """Nothing is left to do that waiting could do."""
+        """Whether waiting longer would deliver nothing more."""
         if not all(pipeline.is_idle for pipeline in (*self.pipelines, *self._retired)):
             return False
         if not self._extras.is_idle:
@@ -483,11 +483,11 @@ class Assembly:
         self._on_change()
 
     def _unsendable(self, topic: str, size: int) -> str | None:
-        """As the connection's that is the upstream's at the moment; a reload may have changed it."""
+        """`unsendable` of the present upstream connection, which a reload may change."""
         return self.upstream_connection.unsendable(topic, size)
 
     def _outbox_full(self, full: bool) -> None:
-        """Have the brokers of sources wait while there is no room; the upstream's has to be heard, to make some."""
+        """Stop reading from source brokers while the outbox is full, not from the upstream: its PUBACKs free room."""
         for connection in self._links.all:
             if connection is not self.upstream_connection:
                 connection.hold(held=full)

@@ -1,8 +1,8 @@
-"""An outbox belongs to one daemon: the lock that shows it, and who holds it.
+"""The lock by which an outbox belongs to one daemon, and the name of its holder.
 
-Guarantee: while a daemon runs, no other on this machine opens the same outbox; the kernel takes the lock back when the
-process ends, however it ends. Weak points: a folder that cannot be written has no lock, and then the outbox does not
-work either, which health says; file systems over a network may not share locks.
+Guarantee: while a daemon runs, no other on this machine opens the same outbox; the kernel releases the lock when the
+process ends in any way. Weak points: a folder that cannot be written has no lock, but then the outbox does not work
+either, which health reports; file systems over a network may not share locks.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ class Claim:
     """The lock on one outbox, from its making to `release`.
 
     Args:
-        outbox: the database file; the lock stands beside it and is never removed.
+        outbox: the database file; the lock file is beside it and is never removed.
         device: whose daemon this is.
 
     Raises:
@@ -34,7 +34,7 @@ class Claim:
             outbox.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
-            return  # the outbox will say so itself, and try again
+            return  # the outbox reports this itself, and retries
         self._handle = handle
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,19 +45,19 @@ class Claim:
                 f"outbox.path: expected an outbox of its own, found {outbox} in use by {holder}: stop that daemon, or "
                 "give this one another path"
             ) from error
-        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same, without a name
+        with contextlib.suppress(OSError):  # a full disk: the lock is held, but without a name
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()}, device {device}".encode()[:_MOST_BYTES], 0)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
 
 
 def _holder(handle: int) -> str:
-    """What the daemon that has the lock wrote into it."""
+    """The text that the holder of the lock wrote into it."""
     found = ""
     with contextlib.suppress(OSError):
         found = os.pread(handle, _MOST_BYTES, 0).decode(errors="replace")

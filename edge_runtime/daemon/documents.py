@@ -1,7 +1,7 @@
-"""What the daemon publishes and shows of itself: health, models, one line for systemd, and what `status` prints.
+"""The documents about the daemon: health, models, one line for systemd, and the output of `status`.
 
-Each document is made from the running parts when it is asked for; nothing is kept here. The numbers are those that the
-stages counted.
+Each document is made from the running parts on request; nothing is kept here. The numbers are the counters of the
+stages.
 """
 
 import os
@@ -20,11 +20,11 @@ from edge_runtime.system.memory import resident_bytes
 
 
 class SourceState(Protocol):
-    """What the documents show of a source."""
+    """The part of a source that the documents show."""
 
     @property
     def is_open(self) -> bool:
-        """Readings can come."""
+        """Whether readings can arrive."""
 
     @property
     def state(self) -> str:
@@ -32,7 +32,7 @@ class SourceState(Protocol):
 
 
 class Standings(Protocol):
-    """What the documents ask of the exchange."""
+    """The part of the exchange that the documents use."""
 
     def standing(self, pipeline: Pipeline) -> tuple[str, str | None]:
         """State and reason of the bundle that a pipeline runs."""
@@ -42,14 +42,14 @@ class Standings(Protocol):
 
 
 class CaptureState(Protocol):
-    """What the documents ask of the captures."""
+    """The part of the captures that the documents use."""
 
     def document(self) -> dict[str, Any]:
-        """Their state, and what became of them."""
+        """Their state and counts."""
 
 
 class OutputState(Protocol):
-    """What the documents ask of sinks and the edge node."""
+    """The part of sinks and edge node that the documents use."""
 
     def document(self) -> dict[str, Any]:
         """`sinks`, and `sparkplug` where there is one."""
@@ -165,7 +165,7 @@ def health_document(daemon: Described) -> dict[str, Any]:
 
 
 def _rate(pipeline: Pipeline) -> dict[str, Any]:
-    """The rate that was measured, the median over the keys, and whether it is that of the bundle."""
+    """The measured rate, as the median over the keys, and whether it matches the bundle."""
     rate_hz = None if pipeline.pace is None else pipeline.pace.rate_hz
     return {
         "rate_hz": None if rate_hz is None else float(f"{rate_hz:.4g}"),
@@ -174,7 +174,7 @@ def _rate(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _accuracy(found: Mapping[str, Any] | None) -> dict[str, Any]:
-    """How right a model is, in the fewest words; nothing where nothing is known."""
+    """The accuracy of a model in short form; empty if unknown."""
     if found is None:
         return {}
     short = {name: found[name] for name in ("n", "accuracy", "interval", "estimated")}
@@ -206,7 +206,7 @@ def status_line(daemon: Described) -> str:
 
 
 def status_document(daemon: Described) -> dict[str, Any]:
-    """What `edge-runtime status` shows: the health document, the models, how right they are, and the process."""
+    """What `edge-runtime status` shows: the health document, the models, their accuracy, and the process."""
     about = {
         "accuracy": dict(daemon.accuracy),
         "pid": os.getpid(),
@@ -217,7 +217,7 @@ def status_document(daemon: Described) -> dict[str, Any]:
 
 
 def _broker_in_use(daemon: Described) -> dict[str, Any]:
-    """Which broker predictions go to at present, and how often that changed."""
+    """The broker that predictions go to at present, and the number of changes."""
     connection, counts = daemon.upstream_connection, daemon.counters["upstream"].counts
     standing = {"url": connection.url, "fallback": connection.is_fallback}
     return {**standing, "failovers": counts["failovers"], "returns": counts["returns"]}

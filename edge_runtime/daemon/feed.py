@@ -1,7 +1,7 @@
 """One source with the models that it feeds: each batch of the source goes to each model's pipeline.
 
-Guarantee: a batch reaches every model of its source; a fault of ours in one of them sets its readings aside, counted,
-and the others have them all the same.
+Guarantee: a batch reaches every model of its source; a bug in one of them sets its readings aside, counted, and does
+not affect the others.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,16 +20,16 @@ _log = get_logger("daemon")
 
 
 class FeedPlan(msgspec.Struct, frozen=True):
-    """A source's table, the columns that it delivers, and what its models want of it.
+    """A source's table, the columns that it delivers, and the requirements of its models.
 
     Attributes:
         config: the table.
         channels: the columns.
         shape: of a source of whole frames.
         max_gap: the shortest gap that a model watches.
-        holds_windows: a model acknowledges by windows.
+        holds_windows: whether a model acknowledges by windows.
         categories: the texts of channels that hold text.
-        units: what the bundles measure the channels in, where the source has to know.
+        units: the bundles' units of the channels, if the source needs them.
     """
 
     config: SourceKindTable
@@ -42,7 +42,7 @@ class FeedPlan(msgspec.Struct, frozen=True):
 
 
 class Feed:
-    """A source and its pipelines; a reload may exchange either, while the other goes on.
+    """A source and its pipelines; a reload may exchange either, while the other continues.
 
     Args:
         planned: the source's table and the columns that it delivers.
@@ -51,8 +51,8 @@ class Feed:
     Attributes:
         source: set by its maker, which makes it deliver to this feed.
         pipelines: the models, in the order of the file.
-        watch: sees each batch first, for the status page; None without one.
-        is_started: the source is at work.
+        watch: gets each batch first, for the status page; None without one.
+        is_started: whether the source has started.
     """
 
     source: AnySource
@@ -65,7 +65,7 @@ class Feed:
         self.is_started = False
 
     def plan(self, planned: PlannedSource) -> None:
-        """Deliver what this plan wants; the plan's loaded models are not kept, since bundles are exchanged."""
+        """Apply a plan; its loaded models are not kept, since bundles are exchanged."""
         holds_windows = any(each.config.acknowledge == "window" for each in planned.models)
         self.planned = FeedPlan(
             planned.config,
@@ -83,27 +83,27 @@ class Feed:
         return self.planned.config.name
 
     def accept(self, batch: Batch) -> None:
-        """Hand the readings of one wake-up to every model."""
+        """Give the readings of one wake-up to every model."""
         if self.watch is not None:
             self.watch(batch, self.planned.channels)
         for pipeline in self.pipelines:
             try:
                 pipeline.accept(batch)
-            except Exception:  # noqa: BLE001 - a fault of ours: set aside, or their broker sends them for ever
+            except Exception:  # noqa: BLE001 - a bug: set aside, or their broker sends them again and again
                 self.counters.errors["crashed"] += 1
                 _log.exception("readings are set aside", extra=fields(source=self.name, readings=len(batch)))
 
     def needed(self) -> int:
-        """How many readings can come before one may complete a window of some model, that one included."""
+        """The least number of readings until one may complete a window of a model, that one included."""
         return min((pipeline.needed for pipeline in self.pipelines), default=1)
 
     @property
     def has_room(self) -> bool:
-        """Every model can take more."""
+        """Whether every model can take more."""
         return all(pipeline.has_room for pipeline in self.pipelines)
 
     def interrupt(self) -> None:
-        """Readings may be missing from here on: no window may hold some from before and some from after."""
+        """Treat this moment as a gap, because readings may be missing: no window spans it."""
         for pipeline in self.pipelines:
             pipeline.interrupt()
 

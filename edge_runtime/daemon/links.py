@@ -1,6 +1,6 @@
-"""The connections of a daemon: one for each broker and login, shared by whatever names the same.
+"""The connections of a daemon: one for each broker and login, shared by all parts that name the same.
 
-A broker's table is what tells connections apart, so a reload keeps the connection whose table has not changed.
+A broker's table identifies its connection, so a reload keeps the connection whose table has not changed.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ class Links:
         counters_of: the counters of a connection, by its name.
         commit_interval: of the outbox; an acknowledgement is read well before a prediction would be written for it.
         on_change: called after a link came up or went down, or a subscription was granted.
-        keeps_session: whether brokers keep what comes while we are away.
+        keeps_session: whether brokers keep messages while the daemon is offline.
     """
 
     def __init__(

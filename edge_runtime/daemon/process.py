@@ -1,7 +1,7 @@
 """The process: start, signals, reload, stop, and the watchdog that real progress feeds.
 
-One assembly runs at a time; signals only set flags, which the loop looks at between two passes. A thread that dies of
-an exception ends the process, and systemd starts a new one.
+One assembly runs at a time; signals only set flags, which the loop checks between two passes. An exception that ends a
+thread ends the process, and systemd starts a new one.
 """
 
 import gc
@@ -43,7 +43,7 @@ class Daemon:
 
     Args:
         path: the device file, read again at SIGHUP.
-        notifier: speaks to systemd.
+        notifier: sends states to systemd.
     """
 
     def __init__(self, path: Path, notifier: Notifier) -> None:
@@ -86,7 +86,7 @@ class Daemon:
         self._catch_signals()
         self._notifier.ready(status_line(self._assembly))
         self._began = True
-        gc.freeze()  # what is there now stays: the collector need not look through it again and again
+        gc.freeze()  # these objects stay: the collector need not scan them again and again
         gc.set_threshold(GARBAGE_LOOK)
         gc.enable()
         self._watch()
@@ -116,7 +116,7 @@ class Daemon:
         )
 
     def _claim_outbox(self, config: Config) -> None:
-        """Make sure that no other daemon works on the outbox; what was claimed before is released.
+        """Make sure that no other daemon uses the outbox; release the previous claim.
 
         Raises:
             ConfigError: another one does.
@@ -134,7 +134,7 @@ class Daemon:
         self._reload_wanted = True
 
     def _watch_threads(self) -> None:
-        """A thread that dies of an exception takes the process along: half a daemon is worse than a new one."""
+        """End the process when an exception ends a thread, since a restart is better than half a daemon."""
 
         def fail(args: threading.ExceptHookArgs) -> None:
             if args.exc_type is SystemExit:
@@ -163,7 +163,7 @@ class Daemon:
         signal.signal(signal.SIGHUP, reload)
 
     def _run_until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Serve the loop until `condition` holds; False when it does not hold after `seconds`."""
+        """Serve the loop until `condition` holds; False if it does not hold after `seconds`."""
         deadline = self._loop.time() + seconds
         while not condition():
             left = deadline - self._loop.time()
@@ -201,7 +201,7 @@ class Daemon:
         self._end_reload()
 
     def _finish_reload(self, plan: Plan) -> None:
-        """Say what changed, and run on with it."""
+        """Log the changes, and run the new plan."""
         self._next_plan = None
         old = self._assembly
         assert old is not None

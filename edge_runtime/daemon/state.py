@@ -1,7 +1,7 @@
 """What outlives a start: its number, the windows that were not complete at a clean stop, and where the outbox is.
 
 The first two are small files in the state folder, replaced by an atomic rename. A missing or damaged one is no fault:
-windows begin anew, and the start's number comes from the clock. Without a folder nothing is kept.
+windows start empty, and the start's number comes from the clock. Without a folder nothing is kept.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from edge_runtime.system.loop import Loop
 
 WINDOWS_FORMAT = 1
 _ARRAY, _MAP = 0xDD, 0xDF
-OWNER_ONLY = 0o600  # the windows hold readings
+OWNER_ONLY = 0o600  # the windows contain readings
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = get_logger("daemon")
 
 
 def state_folder(config: Config) -> Path | None:
-    """Beside the outbox, else where systemd says, else nowhere."""
+    """The folder of the outbox, else systemd's state folder, else None."""
     if config.outbox.path is not None:
         return Path(config.outbox.path).parent
     folder = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
@@ -43,7 +43,7 @@ def state_folder(config: Config) -> Path | None:
 class SavedWindows(msgspec.Struct):
     """The incomplete windows of a device, by model, with the digest of the bundle that they were made for.
 
-    What the sources have seen stands beside them: a reading that is in a window may come again from its broker.
+    The sources' memories are saved with them, since a broker may send a reading in a window again.
     """
 
     format: int
