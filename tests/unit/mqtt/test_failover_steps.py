@@ -285,6 +285,146 @@ def test_a_better_broker_serves_when_it_has_been_back_for_as_long_as_was_asked()
     assert bench.counters.counts == {"failovers": 1, "returns": 1}
 
 
+def test_in_the_moment_of_a_return_neither_broker_takes_a_message() -> None:
+    """Whoever publishes when it hears of the gap would publish to the broker that is left."""
+    bench = Bench(return_after=0.0, will=None)
+    fallback = bench.serve("b")
+    taken: list[tuple[str | None, bool]] = []
+    bench.link.on_change.append(lambda: taken.append((bench.link.url, bench.publish())))
+    bench.made["a"].up()
+    bench.loop.advance(0.1)
+    sent = [url for url, was_taken in taken if was_taken]
+    assert (None, False) in taken
+    assert (None, True) not in taken
+    assert (len(fallback.sent), len(bench.made["a"].sent)) == (sent.count("b"), sent.count("a"))
+
+
+def test_a_link_that_has_just_broken_is_gone_before_it_says_so() -> None:
+    """What was in flight is given back first: whoever hears of that must not take the broker for one that serves."""
+    bench = Bench()
+    first = bench.serve("a")
+    first.connected = False
+    assert (bench.link.connected, bench.link.ready, bench.link.url) == (False, False, None)
+
+
+def test_a_link_that_failed_at_first_and_then_lasted_gets_its_attempt_too() -> None:
+    """What was before it was connected counts no more."""
+    bench = Bench()
+    bench.link.start()
+    bench.made["a"].down()
+    bench.made["a"].up()
+    bench.loop.advance(100.0)
+    bench.made["a"].down()
+    assert bench.tried == "a"
+
+
+@pytest.mark.parametrize(("url", "counts"), [("a", {}), ("b", {"failovers": 1})])
+def test_a_broker_that_comes_back_itself_is_no_failover(url: str, counts: dict[str, int]) -> None:
+    """The preferred one or another."""
+    bench = Bench()
+    serving = bench.serve(url)
+    for _ in range(3):
+        bench.loop.advance(60.0)
+        serving.down()
+        serving.up()
+        assert bench.link.url == url
+    assert bench.counters.counts == counts
+
+
+def test_an_attempt_that_fails_is_heard_of_as_with_one_connection() -> None:
+    """Whichever broker serves: the line that says how the others stand has changed."""
+    bench = Bench()
+    heard: list[str] = []
+    bench.link.on_change.append(lambda: heard.append(bench.link.state))
+    bench.link.start()
+    bench.made["a"].down()
+    assert heard[-1:] == ["a: gone; connecting"]
+    bench.made["b"].up()
+    heard.clear()
+    bench.made["a"].down()
+    assert heard == ["connected to b (fallback; a: gone)"]
+
+
+def test_a_better_broker_that_serves_already_when_its_time_comes_is_left_alone() -> None:
+    """It took over when the other one broke: nobody there hears our last will, and nothing is interrupted."""
+    bench = Bench(return_after=10.0)
+    fallback = bench.serve("b")
+    bench.made["a"].up()
+    bench.loop.advance(5.0)
+    fallback.down()
+    assert bench.link.url == "a"
+    bench.take_seen()
+    bench.loop.advance(20.0)
+    assert bench.take_seen() == []
+    assert bench.made["a"].sent == []
+    assert bench.counters.counts == {"failovers": 1, "returns": 1}
+
+
+def test_a_better_broker_that_broke_again_and_stays_away_is_waited_for_without_an_end() -> None:
+    """When its time comes there is nobody to return to."""
+    bench = Bench(return_after=10.0)
+    bench.serve("b")
+    bench.made["a"].up()
+    bench.loop.advance(9.0)
+    bench.made["a"].down()
+    bench.loop.advance(60.0)
+    assert bench.link.url == "b"
+    assert bench.publish()
+
+
+def test_a_short_break_at_the_beginning_begins_the_wait_again() -> None:
+    """The seconds count from the last time that it came."""
+    bench = Bench(return_after=10.0)
+    bench.serve("b")
+    bench.made["a"].up()
+    bench.loop.advance(0.5)
+    bench.made["a"].down()
+    bench.made["a"].up()
+    bench.loop.advance(9.9)
+    assert bench.link.url == "b"
+    bench.loop.advance(0.2)
+    assert bench.link.url == "a"
+
+
+def test_a_second_look_at_a_return_that_has_begun_gives_it_no_more_time() -> None:
+    """The first one found the subscriptions missing and looks once more, after a break that began a second."""
+    bench = Bench(return_after=0.0)
+    bench.serve("b").in_flight = 3
+    first = bench.made["a"]
+    first.up(ready=False)
+    bench.loop.advance(0.1)
+    first.down()
+    first.up()
+    bench.loop.advance(5.2)
+    assert bench.link.url == "a"
+
+
+def test_a_still_better_broker_has_five_seconds_of_its_own() -> None:
+    """Those of the one whose place it takes do not end them."""
+    bench = Bench(return_after=0.0)
+    bench.serve("c").in_flight = 3
+    bench.made["b"].up()
+    bench.loop.advance(3.0)
+    bench.made["a"].up()
+    bench.loop.advance(4.5)
+    assert bench.link.url == "c"
+    bench.loop.advance(0.6)
+    assert bench.link.url == "a"
+
+
+def test_after_a_return_that_comes_to_nothing_no_timer_wakes_the_process() -> None:
+    """Although something is still in flight."""
+    bench = Bench(return_after=0.0)
+    bench.serve("b").in_flight = 3
+    bench.made["a"].up()
+    bench.loop.advance(1.0)
+    bench.made["a"].down()
+    bench.loop.advance(1.0)
+    served = bench.loop.served
+    bench.loop.advance(30.0)
+    assert bench.loop.served == served
+
+
 def test_a_device_without_a_will_leaves_without_one() -> None:
     """Nothing is published to the broker that is left."""
     bench = Bench(return_after=0.0, will=None)

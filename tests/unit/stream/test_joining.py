@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.readings import Batch, Receipt
-from edge_runtime.stream.joining import MOST_KEYS, Joiner
+from edge_runtime.stream.joining import Joiner
 from edge_runtime.stream.sources.join import BoundJoinTable
 from edge_runtime.stream.sources.mqtt import MqttSourceTable
 from edge_runtime.stream.sources.replay import ReplaySourceTable
@@ -131,9 +131,9 @@ def test_a_refusal_leads_back_to_the_message() -> None:
 
 
 def test_what_is_held_is_bounded() -> None:
-    """The key without values for longest is forgotten, and the others are kept."""
+    """Of more than ten thousand the key without values for longest is forgotten, and the others are kept."""
     bench = Bench("any")
-    bench.say(*[(str(number), 1.0, NAN) for number in range(MOST_KEYS)])
+    bench.say(*[(str(number), 1.0, NAN) for number in range(10_000)])
     bench.say(("0", 2, NAN))
     bench.say(("new", 1, NAN))
     bench.say(("1", NAN, 5), ("0", NAN, 5))

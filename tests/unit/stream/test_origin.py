@@ -46,7 +46,7 @@ def test_a_wrong_unit_is_named_in_the_message(scale: float, unit: str, word: str
     """Milliseconds that were taken for seconds are called by their name, with the key that reads them."""
     with pytest.raises(RejectedError) as caught:
         _reader().read(int(NOW * scale))
-    assert caught.value.reason == "bad_time"
+    assert str(caught.value) == caught.value.reason == "bad_time"
     assert f"{word} taken for seconds" in caught.value.why
     assert f'time_unit = "{unit}"' in caught.value.why
 
@@ -252,6 +252,24 @@ def test_how_far_ahead_a_time_may_be_is_asked_only_for_one_that_is_ahead() -> No
         reader.read(NOW + 0.75)
     assert len(asked) == 2
     assert TimeReader(wall=lambda: NOW).read(NOW + 10 * TEN_YEARS_S) is not None
+
+
+def test_a_time_just_ahead_is_a_matter_of_clocks_and_not_of_units() -> None:
+    """An hour ahead, where half a second is allowed: no unit would make it right, the source's own least of all."""
+    reader = TimeReader(earliest=EARLIEST, max_ahead=lambda: 0.5, wall=lambda: NOW)
+    with pytest.raises(RejectedError) as caught:
+        reader.read(NOW + 3600)
+    assert caught.value.why.startswith("expected a time at most 0.5 s ahead of this device's clock, found 1795436344.0")
+
+
+def test_a_number_in_a_text_column_is_refused_as_the_number_that_it_is() -> None:
+    """A counter in the column of the time is no time, and is not silently none."""
+    for text in ("5", " 1795432744000 ", "nan"):
+        with pytest.raises(RejectedError, match="bad_time") as of_text:
+            _reader().read_text(text)
+        with pytest.raises(RejectedError) as of_number:
+            _reader().read(float(text))
+        assert of_text.value.why == of_number.value.why
 
 
 def test_a_text_that_is_long_is_shown_by_its_first_64_characters() -> None:

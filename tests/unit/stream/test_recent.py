@@ -60,6 +60,31 @@ def test_what_is_needed_is_kept_as_long_as_it_is() -> None:
     assert recent.limit == 2
 
 
+def test_what_is_needed_and_put_again_is_known_under_its_last_value() -> None:
+    """However many generations have ended since: what is kept is never older than what is known."""
+    recent: Recent[str, int] = Recent(2, lambda _: True)
+    for number, name in enumerate("abacdefgh"):
+        recent.put(name, number)
+        assert recent.get("a") == (0 if number < 2 else 2)
+
+
+def test_things_are_looked_at_only_where_that_is_asked_for_and_something_can_look() -> None:
+    """By default each is asked about once, when it would be forgotten."""
+    seen: list[str] = []
+
+    def look(value: str) -> bool:
+        seen.append(value)
+        return False
+
+    recent: Recent[str, str] = Recent(2, look)
+    nothing_looks: Recent[str, str] = Recent(2, looks=True)
+    for name in "abcd":
+        recent.put(name, name)
+        nothing_looks.put(name, name)
+    assert seen == ["a", "b"]
+    assert list(nothing_looks.values()) == ["c", "d"]
+
+
 def test_each_thing_of_a_generation_that_ends_is_looked_at_where_that_is_asked_for() -> None:
     """So that it may drop parts of it."""
     for looks in (False, True):
