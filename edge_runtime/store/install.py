@@ -224,10 +224,9 @@ class Installer:
                 f"{place}: expected an active {bundle.manifest.name} to run beside, found none: install it without "
                 "--shadow"
             )
-        record = state.active
-        trust = Trust(policy.allowed_signers) if record.signers else None
-        path = self._folder.bundle(bundle.manifest.name, record.digest)
-        beside = open_trusted(path, trust, at=record.admitted or None, digest=record.digest).manifest
+        active = self._states.slot(bundle.manifest.name, state.active)
+        trust = Trust(policy.allowed_signers) if state.active.signers else None
+        beside = open_trusted(active.path, trust, at=active.admitted, digest=active.digest).manifest
         problem = shadow_misfit(beside, bundle.manifest)
         if problem is not None:
             raise BundleError(f"{place}: cannot run beside {beside.version}: {problem}: install it without --shadow")

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_runtime.capture.entries import Captured, Labelled
+from edge_runtime.capture import ring as ring_module
+from edge_runtime.capture.entries import MAGIC, SUFFIX, Captured, Labelled
 from edge_runtime.capture.folder import read_captures
 from edge_runtime.capture.ring import FILES, CaptureItem, CaptureRing
 from edge_runtime.errors import CommandError
@@ -179,6 +180,29 @@ def test_a_full_disk_costs_what_was_to_be_written_and_nothing_else(
     assert not read_captures(folder).damaged
 
 
+def test_a_disk_without_room_for_one_more_file_costs_the_windows_and_not_the_facts_of_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folders may be full before it is: then no part can be begun."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 100_000)
+    real = os.open
+
+    def full(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_EXCL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        written = ring.write([_item(0), _item(1, OTHER)])
+    assert (written.kept, written.lost) == (0, 2)
+    assert ring.write([_item(2), _item(3, OTHER)]).kept == 2
+    found = read_captures(folder)
+    assert [window.facts for window in found.windows] == [FACTS, OTHER]
+    assert not found.damaged
+
+
 def test_what_was_kept_before_the_disk_refused_counts_as_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one write of several files: kept, too large and lost are all of the items together."""
     ring = _opened(tmp_path / "c", 20_000)
@@ -201,7 +225,7 @@ def test_what_was_kept_before_the_disk_refused_counts_as_kept(tmp_path: Path, mo
 
 def test_a_folder_is_made_with_those_above_it_and_let_go_of_whole(tmp_path: Path) -> None:
     """Nothing stays open behind `close`, nor behind an opening that was refused or failed; then it opens again."""
-    folder, before = tmp_path / "above" / "c", _open_files()
+    folder, before = tmp_path / "above" / "more" / "c", _open_files()
     ring = CaptureRing(folder, 10_000)
     assert not ring.is_open
     ring.open()
@@ -241,6 +265,157 @@ def test_links_and_folders_of_others_take_none_of_the_budget(tmp_path: Path) -> 
     (tmp_path / "c" / "folder").mkdir()
     assert ring.size_on_disk() == 0
     assert ring.write([_item(0)]).kept == 1
+
+
+def test_a_window_that_takes_the_whole_budget_is_kept(tmp_path: Path) -> None:
+    """To the byte; with one byte less it is too large, and costs nothing else."""
+    ring = _opened(tmp_path / "c", 10_000)
+    ring.write([_item(0)])
+    ring.close()
+    size = _size(tmp_path / "c")
+    assert _opened(tmp_path / "exact", size).write([_item(0)]).kept == 1
+    assert _size(tmp_path / "exact") == size
+    ring = _opened(tmp_path / "short", size - 1)
+    assert ring.write([_item(0)])[:4] == (0, 1, 0, 0)
+    assert ring.write([_item(1)])[:4] == (0, 1, 0, 0)
+
+
+def test_a_window_of_the_whole_budget_takes_the_place_of_all_others(tmp_path: Path) -> None:
+    """What made room for it is counted to the byte."""
+    ring = _opened(tmp_path / "c", 10_000)
+    ring.write([_item(0)])
+    ring.close()
+    size = _size(tmp_path / "c")
+    ring = _opened(tmp_path / "c", size)
+    for number in (1, 2):
+        assert ring.write([_item(number)])[:4] == (1, 0, 0, size)
+        assert _numbers(tmp_path / "c") == [number]
+
+
+@pytest.mark.parametrize("middle", ["\u00b2", "", "x1"])
+def test_a_file_whose_name_has_no_number_is_one_of_others(middle: str, tmp_path: Path) -> None:
+    """It counts, stays, and stops no start."""
+    ring = _opened(tmp_path / "c", 10_000)
+    ring.write([_item(0)])
+    ring.close()
+    other = tmp_path / "c" / f"part-{middle}-0{SUFFIX}"
+    other.write_bytes(bytes(9_000))
+    ring = _opened(tmp_path / "c", 10_000)
+    for number in range(20):
+        ring.write([_item(number)])
+    assert other.stat().st_size == 9_000
+    assert _size(tmp_path / "c") <= 10_000
+
+
+@pytest.mark.parametrize("torn", [0, 30])
+def test_a_full_disk_after_a_start_costs_neither_facts_nor_windows_of_before(
+    torn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest file goes on with its own facts, and ends where its last whole entry does."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 100_000)
+    ring.write([_item(0)])
+    ring.close()
+    size = _size(folder)
+    part = next(folder.glob("part-*"))
+    part.write_bytes(part.read_bytes() + bytes(torn))
+    ring = _opened(folder, 100_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", _full)
+        assert ring.write([_item(1)]).lost == 1
+    assert _size(folder) == size
+    assert ring.write([_item(2, OTHER), _item(3)]).kept == 2
+    found = read_captures(folder)
+    assert [window.facts for window in found.windows] == [FACTS, OTHER, FACTS]
+    assert not found.damaged
+
+
+def test_a_start_goes_on_with_the_facts_of_the_newest_file(tmp_path: Path) -> None:
+    """Those of another bundle are added to them."""
+    ring = _opened(tmp_path / "c", 100_000)
+    ring.write([_item(0)])
+    ring.close()
+    ring = _opened(tmp_path / "c", 100_000)
+    ring.write([_item(1, OTHER)])
+    assert [found.facts for found in read_captures(tmp_path / "c").windows] == [FACTS, OTHER]
+
+
+def _full(_handle: int, _data: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_part_that_was_cut_off_before_its_first_entry_goes_and_one_of_another_release_stays(tmp_path: Path) -> None:
+    """What this release cannot read may be read by another: it counts, and is neither cut nor removed."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    other, empty = (folder / f"part-0000000{number}-00{SUFFIX}" for number in (1, 2))
+    empty.write_bytes(MAGIC[:3])
+    _opened(folder, 10_000).close()
+    assert not empty.exists()
+    other.write_bytes(b"another" * 500)
+    ring = _opened(folder, 10_000)
+    for number in range(100):
+        assert ring.write([_item(number)]).kept == 1
+        assert _size(folder) <= 10_000
+    assert other.read_bytes() == b"another" * 500
+
+
+def test_a_window_that_the_files_of_others_leave_no_room_for_removes_nothing(tmp_path: Path) -> None:
+    """Those that are there would make no room; and a folder that is over its budget by them is not opened."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 10_000)
+    ring.write([_item(0)])
+    (folder / "notes.txt").write_bytes(bytes(6_000))
+    large = CaptureItem(msgspec.structs.replace(_captured(1), values=bytes(5_000)), FACTS)
+    assert ring.write([large])[:4] == (0, 1, 0, 0)
+    assert _numbers(folder) == [0]
+    ring.close()
+    (folder / "notes.txt").write_bytes(bytes(10_001))
+    with pytest.raises(OSError, match="leave no room"):
+        CaptureRing(folder, 10_000).open()
+
+
+def test_the_folder_is_synchronised_once_for_each_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a power cut takes the file; with each write it would wear the card."""
+    synced: list[Path] = []
+    ring = _opened(tmp_path / "c", 100_000)
+    monkeypatch.setattr(ring_module, "sync_folder", synced.append)
+    for number in range(3):
+        ring.write([_item(number)])
+    assert synced == [tmp_path / "c"]
+
+
+def test_what_a_disk_does_not_take_back_counts_until_it_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next entry begins a new file, and the half entry before it goes with its own file."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 16_000)
+    ring.write([_item(0)])
+    first, real = next(folder.glob("part-*")), os.write
+
+    def half(handle: int, data: bytes | memoryview) -> int:
+        return real(handle, bytes(data[:40])) if len(data) > 40 else _full(handle, data)
+
+    def broken(_handle: int, _size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = first.stat().st_size
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", half)
+        patch.setattr(os, "ftruncate", broken)
+        assert ring.write([_item(1)]).lost == 1
+    size = first.stat().st_size
+    assert size > before
+    evicted = 0
+    for number in range(2, 200):
+        written = ring.write([_item(number)])
+        assert written.kept == 1
+        evicted = written.evicted_bytes
+        if not first.exists():
+            break
+    assert evicted == size
+    assert not read_captures(folder).damaged
 
 
 _FLOOD = """

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import hashlib
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -530,6 +532,51 @@ def test_a_shadow_needs_an_active_bundle_and_its_shape(
     found = store.shadow("activity")
     assert found is not None
     assert found.version == "1.2.0"
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "of an earlier release"])
+def test_a_shadow_runs_beside_a_bundle_whose_key_has_expired_since(
+    store: ModelStore, make: Make, policy: Policy, keys: builders.Signer, tmp_path: Path, *, is_noted: bool
+) -> None:
+    """The key was good on the day when that bundle came, as the state or the file of its signature says."""
+    store.install(make("1.0.0"), policy)
+    then = time.time() - 864_000.0
+    slot = store.slot("activity")
+    state = slot.path.with_name("state.json")
+    state.write_text(re.sub(r'"admitted":[0-9.]+', f'"admitted":{then if is_noted else 0.0}', state.read_text()))
+    if not is_noted:
+        os.utime(slot.path.with_name(slot.path.name + ".sig"), (then, then))
+    other = builders.signer(tmp_path / "other", "other@example")
+    expired = time.strftime("%Y%m%d", time.gmtime(time.time() - 172_800.0))
+    both = tmp_path / "both"
+    both.write_text(keys.allowed.read_text().replace(" ", f' valid-before="{expired}" ', 1) + other.allowed.read_text())
+    _refused(store, make("1.1.0"), replace(policy, allowed_signers=both, shadow=True), SignatureError)
+    candidate = make("1.1.0")
+    other.sign(candidate)
+    assert store.install(candidate, replace(policy, allowed_signers=both, shadow=True)).slot.state == "staged"
+    both.write_text(other.allowed.read_text())
+    _refused(store, candidate, replace(policy, allowed_signers=both, shadow=True), SignatureError)
+
+
+def test_a_shadow_runs_beside_a_bundle_that_was_let_in_unsigned(store: ModelStore, make: Make, policy: Policy) -> None:
+    """No signature is asked of it afterwards."""
+    path = make("1.0.0")
+    path.with_name(path.name + ".sig").unlink()
+    store.install(path, replace(policy, unsigned="allow"))
+    assert store.install(make("1.1.0"), replace(policy, shadow=True)).slot.state == "staged"
+
+
+@pytest.mark.parametrize("activate", [True, False])
+def test_an_install_removes_the_files_that_no_decision_names_any_more(
+    store: ModelStore, make: Make, policy: Policy, *, activate: bool
+) -> None:
+    """Otherwise each update would cost the disk a bundle for ever."""
+    for minor in range(5):
+        store.install(make(f"1.{minor}.0"), replace(policy, activate=activate))
+        files = {path.name for path in (store.root / "activity").iterdir()} - {"state.json"}
+        named = {entry.digest for entry in store.entries("activity")}
+        assert files == {f"{digest}.onnx{suffix}" for digest in named for suffix in ("", ".sig")}
+    assert len(store.entries("activity")) < 5
 
 
 def test_each_part_of_the_shape_is_compared() -> None:
