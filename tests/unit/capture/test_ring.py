@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -416,6 +417,72 @@ def test_what_a_disk_does_not_take_back_counts_until_it_makes_room(
             break
     assert evicted == size
     assert not read_captures(folder).damaged
+
+
+def test_a_budget_that_is_smaller_than_the_only_file_empties_the_folder_at_the_start(tmp_path: Path) -> None:
+    """And the next window begins a file that is there."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 100_000)
+    ring.write([_item(number) for number in range(20)])
+    ring.close()
+    assert len(list(folder.glob("part-*"))) == 1
+    ring = _opened(folder, 1_000)
+    assert _size(folder) == 0
+    assert ring.write([_item(20)]).kept == 1
+    assert _numbers(folder) == [20]
+
+
+def test_the_older_of_two_files_makes_room_for_an_entry_of_the_newer_one(tmp_path: Path) -> None:
+    """The newer one goes on."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 100_000)
+    large = CaptureItem(msgspec.structs.replace(_captured(0), values=bytes(15_000)), FACTS)
+    ring.write([large])
+    size = _size(folder)
+    ring.write([_item(1)])
+    budget = _size(folder) + 10
+    ring.close()
+    ring = _opened(folder, budget)
+    assert ring.write([_item(2)])[:4] == (1, 0, 0, size)
+    assert _numbers(folder) == [1, 2]
+    assert len(list(folder.glob("part-*"))) == 1
+
+
+def test_a_file_that_an_operator_has_removed_costs_nothing(tmp_path: Path) -> None:
+    """It made room by itself. The files are numbered, and their owner alone reads them."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 4_000)
+    for number in range(3):
+        ring.write([_item(number)])
+    names = sorted(path.name[:14] for path in folder.glob("part-*"))
+    assert names == ["part-00000001-", "part-00000002-", "part-00000003-"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.glob("part-*")} == {0o600}
+    min(folder.glob("part-*")).unlink()
+    for number in range(3, 30):
+        assert ring.write([_item(number)]).kept == 1
+
+
+def test_a_part_that_cannot_be_begun_leaves_no_facts_of_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next part has its own."""
+    folder = tmp_path / "c"
+    ring = _opened(folder, 4_000)
+    ring.write([_item(0)])
+    real = os.open
+
+    def full(path: Path, flags: int, *rest: int) -> int:
+        if flags & os.O_EXCL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        assert ring.write([_item(1)]).lost == 1
+    assert ring.write([_item(2)]).kept == 1
+    found = read_captures(folder)
+    assert [window.facts for window in found.windows] == [FACTS, FACTS]
+    assert not found.damaged
 
 
 _FLOOD = """
