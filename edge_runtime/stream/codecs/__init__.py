@@ -1,11 +1,11 @@
 """Frames -> columns: readings in any format become float32 rows in the source's channel order.
 
-All frames of a wake-up are decoded together, without a look at each where all are good; only when one is not is
-each taken by itself, and the reason of its rejection named and counted. Guarantee: no frame, however hostile, raises
-out of `decode`; a frame (or one reading of an array) is either in the result or counted once. Missing channels are
-NaN here; range and repair are judged per model further down.
+All frames of a wake-up are decoded together. Only if one of them is bad is each frame decoded by itself, and each
+rejection counted by its reason. Guarantee: no frame, however hostile, makes `decode` raise; a frame (or one reading of
+an array) is either in the result or counted once. Missing channels are NaN here; each model checks ranges and repairs
+values later (`contract.py`).
 
-Reasons: `malformed`, `noise` (bytes that are no text), `wrong_type`, `wrong_unit`, `not_finite`, `missing_channel`,
+Reasons: `malformed`, `noise` (bytes that are not text), `wrong_type`, `wrong_unit`, `not_finite`, `missing_channel`,
 `bad_time`, `bad_key`.
 """
 
@@ -45,7 +45,7 @@ def make_decoder(
     units: Units = NO_UNITS,
     **keys: Any,
 ) -> Decoder:
-    """A decoder without a device file.
+    """Make a decoder without a device file.
 
     Args:
         format: the word of a registered format.
@@ -53,12 +53,12 @@ def make_decoder(
         shape: of a source whose readings are whole frames; then there are no channels.
         key_field: the member or column that names the stream; None for a source with one stream.
         time_field: the member or column that holds the time.
-        place: where the configuration speaks of it, for messages.
-        identity: the member or column by which a reading is known again; None for `id`, else `seq`, else the time.
+        place: its key in the configuration, for messages.
+        identity: the member or column that identifies a reading; None for `id`, else `seq`, else the time.
         reader: of the times; None for Unix seconds and UTC.
         categories: the texts of channels that hold text.
-        units: what the bundle measures the channels in.
-        keys: those of the format's own table, such as `fields` or `delimiter`.
+        units: the units of the channels in the bundle.
+        keys: of the format's own table, such as `fields` or `delimiter`.
 
     Raises:
         ConfigError: the format is unknown, or the fields do not fit the channels.

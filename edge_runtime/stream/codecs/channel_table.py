@@ -1,4 +1,4 @@
-"""`[source.channels]`: where one channel stands in a frame, and how its value is written. The table and its rules."""
+"""`[source.channels]`: the place of one channel in a frame, and the format of its value. The table and its rules."""
 
 import math
 from collections.abc import Iterator
@@ -12,19 +12,19 @@ class ChannelTable(Table, frozen=True, kw_only=True):
     """`[source.channels]`: one channel of the model by its name; a text alone is its `path`.
 
     Attributes:
-        path: Where the value stands, such as `sensor.values[0]`; `.` is the whole, `$.` starts at the document where
-            `rows` is set. A member with a dot or a blank is put in quotes: `sensor."air temp"`. Left out, it is the
-            member of the channel's name.
-        type: How the value is written: a number, a number as `text` (a unit behind it is allowed), or true and false,
-            which become 1 and 0.
+        path: The place of the value, such as `sensor.values[0]`; `.` is the whole document. If `rows` is set, a path
+            starts at the item, and `$.` starts at the document. A member with a dot or a blank is put in quotes:
+            `sensor."air temp"`. Left out, it is the member of the channel's name.
+        type: The type of the value: a number, a number as `text` (a unit after it is allowed), or true and false, which
+            become 1 and 0.
         decimal: The decimal sign of a number in a text.
-        scale: What the number is multiplied by, before `offset` is added.
-        offset: What is added to it.
-        unit: The unit of the result. Where the bundle names another one of the same quantity, the value is converted.
+        scale: The factor of the number, applied before `offset` is added.
+        offset: The number that is added after `scale` is applied.
+        unit: The unit of the result. If the bundle names another unit of the same quantity, the value is converted.
         values: A number for each word that the sender uses, such as `{off = 0, on = 1}`.
     """
 
-    short: ClassVar[str] = "path"  # the key that a text alone stands for
+    short: ClassVar[str] = "path"  # the key that is meant by a text instead of a table
 
     path: Text | None = None
     type: Literal["number", "text", "boolean"] = "number"
@@ -61,7 +61,7 @@ def _how_it_is_written(channel: ChannelTable) -> Iterator[Finding]:
 
 
 def path_fault(text: str) -> Iterator[str]:
-    """Why a text is no path; nothing where it is one."""
+    """Why a text is not a valid path; empty if it is valid."""
     from edge_runtime.stream.codecs.paths import PathError, parse_path  # noqa: PLC0415 - only where there is a path
 
     try:

@@ -1,6 +1,6 @@
-"""The value of one channel as it was sent -> a number: types, decimal signs, words, scale and unit.
+"""Received value of one channel -> a number: types, decimal signs, words, scale and unit.
 
-Guarantee: a value that is not written as `[source.channels]` says is refused with its place, and never guessed at.
+Guarantee: a value in another form than `[source.channels]` states is refused with its place, and never guessed.
 """
 
 import math
@@ -21,16 +21,16 @@ Reader = Callable[[Any], float | None]
 
 _MOST_SHOWN = 60
 _MOST_WORDS = 8
-_MOST_SUFFIXES = 64  # whose conversions are remembered
-# A letter or a sign first, digits as in m3/h, m/s2 and g0 only, and one more word, as in "% RH".
+_MOST_SUFFIXES = 64  # whose conversions are cached
+# A letter or a sign, then also the digits of m3/h, m/s2 and g0; one further word is allowed, as in "% RH".
 _UNIT = r"(?P<unit>(?![eE][0-9])(?:[^\W\d_]|[°%‰*'\"])(?:[^\W\d_]|[°%/·*^²³0234-]){0,15}(?: [^\W\d_]{1,10})?)?"
-_SPACES = " \u00a0\u202f'"  # that some senders group thousands by
+_SPACES = " \u00a0\u202f'"  # thousands separators of some senders
 
 
 def _number_in_text(decimal: str) -> re.Pattern[str]:
     other = "." if decimal == "," else ","
     point, group = re.escape(decimal), f"[{re.escape(other + _SPACES)}]"
-    # Grouped only where that is certain: with a decimal sign behind it, or in two groups and more.
+    # Digits are grouped only if that is certain: a decimal sign follows, or there are at least two groups.
     grouped = rf"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+{point}[0-9]+|[0-9]{{1,3}}(?:{group}[0-9]{{3}}){{2,}}"
     bare = rf"(?:[0-9]+(?:{point}[0-9]*)?|{point}[0-9]+)(?:[eE][+-]?[0-9]+)?"
     return re.compile(rf"(?P<number>[+-]?(?:{grouped}|{bare}))\s*{_UNIT}")
@@ -48,12 +48,12 @@ class NumberInText:
         self._drop = str.maketrans("", "", ("." if decimal == "," else ",") + _SPACES)
 
     def read(self, text: str) -> tuple[float, str] | None:
-        """Number and unit; None where the text is no number.
+        """Number and unit; None if the text is not a number.
 
         Raises:
-            RejectedError: `not_finite`, where it says that it is none.
+            RejectedError: `not_finite`, if the text is NaN or infinity.
         """
-        bare = text.strip().replace("\u2212", "-")  # the minus sign of typesetters
+        bare = text.strip().replace("\u2212", "-")  # the typographic minus sign
         found = self._pattern.fullmatch(bare)
         if found is None:
             if bare.lower().lstrip("+-") in {"nan", "inf", "infinity"}:
@@ -74,18 +74,18 @@ def make_reader(
     categories: tuple[str, ...] | None = None,
     is_text: bool = False,
 ) -> Reader:
-    """What reads the values of one channel.
+    """Make the reader of one channel's values.
 
     Args:
         name: of the channel.
-        table: how it is written.
-        place: where the configuration speaks of it, for messages.
-        wanted: the unit of the bundle; empty where it names none.
+        table: of the channel in the device file.
+        place: its key in the configuration, for messages.
+        wanted: the unit of the bundle; empty if it names none.
         categories: the texts of a channel that holds text.
         is_text: every value comes as text, as in pairs.
 
     Raises:
-        ConfigError: it cannot become what the bundle wants.
+        ConfigError: its values cannot be converted to those of the bundle.
     """
     shown = f"`{name}`" if table.path is None else f"`{name}` ({table.path})"
     if categories is not None:
@@ -186,7 +186,7 @@ def _word_reader(shown: str, values: Mapping[str, float]) -> Reader:
 
 
 def _as_word(value: Any) -> str | None:
-    """A value as JSON writes it; None of a value that is no word."""
+    """A value as JSON text; None if it is an object, an array or null."""
     if type(value) is str:
         return value
     if type(value) is bool:
@@ -216,7 +216,7 @@ def _category_reader(shown: str, table: ChannelTable, place: str, categories: tu
 
 
 class _UnitsInText:
-    """What the unit behind a number asks for."""
+    """Finds the conversion for the unit after a number."""
 
     def __init__(
         self, shown: str, named: str | None, wanted: str, to_bundle: UnitConversion, *, is_scaled: bool
@@ -225,11 +225,11 @@ class _UnitsInText:
         self._named = named
         self._wanted = wanted
         self._to_bundle = to_bundle
-        self._is_scaled = is_scaled  # then `unit` is that of the result, and no text can hold it
+        self._is_scaled = is_scaled  # then `unit` is the unit of the result, which no text contains
         self._known: dict[str, UnitConversion | None] = {"": None}
 
     def before(self, unit: str) -> UnitConversion | None:
-        """What a number of this unit goes through before all else; None for nothing.
+        """The conversion of a number in this unit, before scale and offset; None if there is none.
 
         Raises:
             RejectedError: `wrong_unit`.
@@ -241,7 +241,7 @@ class _UnitsInText:
         return self._known[unit]
 
     def _find(self, unit: str) -> UnitConversion | None:
-        # What was not named is compared only where the bundle's unit is one that can be.
+        # Without a unit in the table, the bundle's unit is compared, if it is a known one.
         expected = self._named or (self._wanted if is_known(self._wanted) else "")
         if not expected or self._is_scaled:
             return None
@@ -249,7 +249,7 @@ class _UnitsInText:
         if found is not None:
             return None if found == SAME else found
         if self._named is None and not is_known(unit):
-            return None  # a word behind the number, and nothing was said about it
+            return None  # a word after the number, and no unit is configured
         raise RejectedError(
             "wrong_unit", f"{self._shown}: expected a number in {expected}, found one in {unit}: look at the sender"
         )

@@ -1,4 +1,4 @@
-"""What every format hands over, and the judgement that is the same for all: finite numbers and readable origins."""
+"""The common result of every format, and the checks common to all: finite numbers and readable origins."""
 
 import math
 import struct
@@ -23,25 +23,25 @@ from edge_runtime.stream.origin import (
 )
 from edge_runtime.system.counters import Counters
 
-FEW = 4  # up to so many readings a look at each number is cheaper than numpy's calls
+FEW = 4  # up to this many readings, checking each number in Python is cheaper than numpy's calls
 Categories = Mapping[str, tuple[str, ...]]  # channel -> its texts, in the order of their indexes
 NO_CATEGORIES: Categories = MappingProxyType({})
-Units = Mapping[str, str]  # channel -> the unit that the bundle names
+Units = Mapping[str, str]  # channel -> its unit in the bundle
 NO_UNITS: Units = MappingProxyType({})
-UNKNOWN = -1.0  # the index of a text that is no category
+UNKNOWN = -1.0  # the index of a text that is not a category
 _LARGEST = float(np.finfo(np.float32).max)
-_FLOAT32 = np.dtype(np.float32)  # the object itself: numpy need not look for it at each call
+_FLOAT32 = np.dtype(np.float32)  # the dtype object, which saves numpy a lookup at each call
 
 
 class Decoded(msgspec.Struct, eq=False):
-    """Readings in the order of their frames; every list has one item a reading.
+    """Readings in the order of their frames; every list has one item for each reading.
 
     Attributes:
-        values: `[n, channels]` float32, NaN where a channel is missing; `[n, *shape]` of a source of frames.
+        values: `[n, channels]` float32, NaN for a missing channel; `[n, *shape]` of a source of frames.
         rows: the index of the frame that each reading came from.
-        keys: the stream; None where the source has no key member.
-        times: Unix seconds; None where the reading brought none.
-        identities: the reading's own `id`, `seq` or `time`, as text; None where it brought none.
+        keys: the stream; None if the source has no key member.
+        times: Unix seconds; None if the reading has no time.
+        identities: the reading's own `id`, `seq` or `time`, as text; None if it has none.
     """
 
     values: Floats
@@ -72,19 +72,19 @@ class Decoded(msgspec.Struct, eq=False):
 
 
 class Members(msgspec.Struct, frozen=True):
-    """Which member of a reading plays which part. A name that is a channel is nothing else.
+    """The members of a reading by their purpose. The name of a channel serves no other purpose.
 
     Attributes:
         channels: in the order of the source.
         key: the member that names the stream.
         time: the member that holds the time.
-        place: where the configuration speaks of it, for messages.
-        identity: the member by which a reading is known again; None for `id`, else `seq`, else `time`.
+        place: its key in the configuration, for messages.
+        identity: the member that identifies a reading; None for `id`, else `seq`, else `time`.
         reader: of the times.
         categories: the texts of channels that hold text, in the order of their indexes.
-        any_key: a key need not be fit for a topic, since nothing is published: of a recorded file.
-        units: what the bundle measures the channels in.
-        many: a frame may hold many readings one after another, where its format has a fixed size.
+        any_key: True for recorded files: keys may be unfit for topics, since nothing is published.
+        units: the units of the channels in the bundle.
+        many: whether a frame of a format of fixed size may hold many readings one after another.
     """
 
     channels: tuple[str, ...]
@@ -99,7 +99,7 @@ class Members(msgspec.Struct, frozen=True):
     many: bool = False
 
     def category_indexes(self) -> dict[int, Callable[[str | int | None], float | None]]:
-        """For each column that holds text, what gives a text its index: -1 where it is no category."""
+        """For each column that holds text, the function from a text to its index: -1 if it is not a category."""
         return {
             column: CategoryIndex(self.categories[name])
             for column, name in enumerate(self.channels)
@@ -107,7 +107,7 @@ class Members(msgspec.Struct, frozen=True):
         }
 
     def origin_names(self) -> list[str | None]:
-        """The members of `Origin` in its order; None where the source has no such member."""
+        """The members of `Origin` in its order; None if the source has no such member."""
         taken = {*self.channels, self.key}
         named: tuple[str | None, ...] = ("id", "seq")
         if self.identity is not None:
@@ -116,12 +116,12 @@ class Members(msgspec.Struct, frozen=True):
 
     @property
     def read_key(self) -> Callable[[Any], str]:
-        """What reads the key of a reading."""
+        """The function that reads the key of a reading."""
         return read_any_key if self.any_key else read_key
 
     @property
     def identify(self) -> Callable[[Origin], str | None]:
-        """What reads the identity of a reading."""
+        """The function that reads the identity of a reading."""
         if self.identity is None:
             return read_identity
         if self.identity == NO_IDENTITY:
@@ -130,9 +130,9 @@ class Members(msgspec.Struct, frozen=True):
 
 
 class CategoryIndex:
-    """Text -> its index among the categories; -1 for another text, None where there is none.
+    """Text -> its index among the categories; -1 for another text, None for no text.
 
-    A whole number is looked up as JSON writes it, true and false as `true` or, where the list says so, `True`.
+    A whole number is looked up by its JSON text, true and false as `true` or, if the categories contain it, `True`.
     """
 
     def __init__(self, categories: tuple[str, ...]) -> None:
@@ -163,13 +163,13 @@ def _id_as_identity(origin: Origin) -> str | None:
 
 
 class Rows(msgspec.Struct):
-    """What a format has found, before it is judged: one item a reading.
+    """The values that a format has extracted, before `judge`: one item for each reading.
 
     Attributes:
         frames: the index of the frame that each reading came from.
-        origins: its members that are no channels, as they were sent.
-        values: its channels in the order of the source. In a list None is missing and NaN is a number that is none;
-            in an array, which knows no None, NaN is missing.
+        origins: its members that are not channels, as received.
+        values: its channels in the order of the source. In a list, None is a missing value and NaN a received NaN; in
+            an array, which cannot hold None, NaN is a missing value.
     """
 
     frames: list[int] = msgspec.field(default_factory=list)
@@ -185,13 +185,13 @@ def judge(
     *,
     is_text: bool = False,
 ) -> Decoded:
-    """Numbers that float32 can hold, and origins that can be read: the rest is counted and left out.
+    """Keep the readings whose numbers fit float32 and whose origins are readable; count the others and leave them out.
 
     Args:
-        found: what a format has found.
+        found: the values that a format has extracted.
         shape: of one reading.
         counters: takes the rejections.
-        members: the parts that they play.
+        members: the purposes of the members.
         is_text: numbers may be text, as in a row of columns.
     """
     count = len(found.frames)
@@ -224,45 +224,46 @@ def judge(
 
 
 def few_good(rows: Any) -> Floats | None:
-    """The usual case of a device that is not busy: a few readings without a fault. None where there is any doubt."""
+    """The values of a few readings without a fault, the usual case at low load. None if a full check is needed."""
     if type(rows) is not list or not rows:
         return None
     for row in rows:
         for value in row:
-            if value is None or not -_LARGEST <= value <= _LARGEST:  # NaN is neither
+            if value is None or not -_LARGEST <= value <= _LARGEST:  # NaN fails both comparisons
                 return None
     return np.array(rows, np.float32)
 
 
 class OneRow:
-    """The usual case of a device that is not busy: one reading, and nothing wrong with it.
+    """Converts one reading without a fault, the usual case at low load.
 
-    Not `few_good` with one row: packed in the same way, that costs an eighth more instructions for the whole decoding.
+    Used instead of `few_good` with one row, which costs an eighth more instructions for the whole decoding, even with
+    the same packing.
 
     Args:
-        width: how many channels.
+        width: the number of channels.
     """
 
     def __init__(self, width: int) -> None:
         self._shape = (1, width)
-        self._pack = struct.Struct(f"={width}f").pack_into  # without the sign, what is too large becomes infinite
+        self._pack = struct.Struct(f"={width}f").pack_into  # without `=`, numbers that are too large become infinite
 
     def take(self, row: Sequence[Any]) -> Floats | None:
-        """`[1, width]` float32, or None where there is any doubt: a number is missing, not finite, or too large."""
+        """`[1, width]` float32; None if a number is missing, not finite or too large."""
         try:
-            if not math.isfinite(sum(row)):  # one that is not finite makes the sum so
+            if not math.isfinite(sum(row)):  # a number that is not finite makes the sum not finite
                 return None
             values = np.empty(self._shape, _FLOAT32)
-            self._pack(values, 0, *row)  # type: ignore[arg-type]  # an array is a buffer, which its stubs do not say
+            self._pack(values, 0, *row)  # type: ignore[arg-type]  # its stubs do not declare that an array is a buffer
         except (TypeError, OverflowError, struct.error):  # None, or beyond float32
             return None
         return values
 
 
 def _table(values: Any) -> Any:
-    """The channels as float64: NaN where one is missing, and infinite where a sender wrote NaN.
+    """The channels as float64: NaN for a missing one, and infinity for a NaN of the sender.
 
-    MessagePack and packed structures can say NaN; to the models further down it would look like a missing channel.
+    MessagePack and packed structures can hold NaN, which the models would otherwise take for a missing channel.
     """
     if isinstance(values, np.ndarray):
         return values

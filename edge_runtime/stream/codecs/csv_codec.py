@@ -36,13 +36,13 @@ _decode_number: Callable[[str], int | float] = msgspec.json.Decoder(int | float)
 
 
 class CsvDecoder:
-    """A row of columns a frame: decimal numbers with a point, whatever the locale; quotes are taken off.
+    """Decodes a row of columns per frame: decimal numbers with a point, whatever the locale; quotes are removed.
 
     Args:
         columns: in their order.
-        members: which of them play which part.
+        members: their purposes.
         delimiter: between columns.
-        decimal: instead of the point; a recorded file may have a comma.
+        decimal: the decimal sign; a recorded file may have a comma.
     """
 
     def __init__(self, columns: tuple[str, ...], members: Members, delimiter: str, *, decimal: str = ".") -> None:
@@ -56,8 +56,8 @@ class CsvDecoder:
         self._origin = [columns.index(name) if name in columns else None for name in members.origin_names()]
         self._categories = members.category_indexes()
         self._has_origin = any(column is not None for column in self._origin)
-        # Rows of plain numbers are JSON in all but brackets, and msgspec reads them four times faster than float().
-        # A bracket inside a frame could only add rows, never take one away, so that the number of rows unmasks it.
+        # Rows of plain numbers are JSON arrays without brackets, and msgspec reads them four times faster than float().
+        # A bracket inside a frame can only add rows, never remove one, so that comparing the number of rows detects it.
         row: Any = tuple.__class_getitem__(tuple(self._column_type(column) for column in range(self._width)))
         self._decode_numbers: Callable[[bytes], list[Any]] = msgspec.json.Decoder(list.__class_getitem__(row)).decode
         self._in_order = self._channels == list(range(self._width))
@@ -66,23 +66,23 @@ class CsvDecoder:
         )
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         found = self._all_numbers(frames) if self._may_be_json and not self._categories else None
         if found is None:
             found = self._one_by_one(frames, counters)
         return judge(found, self._shape, counters, self._members, is_text=True)
 
     def _few(self, row: Sequence[Any]) -> Sequence[Any]:
-        return [row[column] for column in self._channels]  # where itemgetter would give no sequence
+        return [row[column] for column in self._channels]  # itemgetter returns no sequence for one column
 
     def _column_type(self, column: int) -> Any:
-        """What a number in this column is. A whole `seq`, `id` or key is its own text; another one is read as text."""
+        """The type of a number in this column; rows with a `seq`, `id` or key that is not whole are read as text."""
         if column == self._origin[0]:
             return int | float
         return int if column in self._origin else float
 
     def _all_numbers(self, frames: Sequence[bytes]) -> Rows | None:
-        """All rows at once, if there is nothing but plain numbers in them."""
+        """All rows at once; None if they contain anything but plain numbers."""
         if self._delimiter == SPACES:
             if any(b"," in frame for frame in frames):
                 return None
@@ -90,7 +90,7 @@ class CsvDecoder:
         joined = b"],[".join(frames)
         if self._delimiter not in {",", SPACES}:
             if joined.count(b",") != len(frames) - 1:
-                return None  # a decimal comma must not become a border between columns
+                return None  # a decimal comma must not become a separator of columns
             joined = joined.replace(self._delimiter.encode(), b",")
         try:
             rows = self._decode_numbers(b"[[" + joined + b"]]")
@@ -128,7 +128,7 @@ class CsvDecoder:
 
 
 def number_or_text(text: str | None) -> int | float | str | None:
-    """A time as the quick way reads it, so that a row has the same identity whichever way it came."""
+    """A time as `_all_numbers` reads it, so that both ways give a row the same identity."""
     try:
         return _decode_number(text) if text else None
     except UNDECODABLE:
@@ -139,9 +139,9 @@ class CsvTable(ColumnsTable, frozen=True, kw_only=True, tag="csv"):
     """`format = "csv"`: a line of columns.
 
     Attributes:
-        delimiter: What separates the columns of a CSV line: one character, or `space` for any run of blanks and tabs.
-        channels: Which of the `fields` each channel of the model is, and how it is written. Left out, a channel is the
-            field of its own name, and a plain number.
+        delimiter: The separator of the columns of a CSV line: one character, or `space` for any run of blanks and tabs.
+        channels: The field of each channel of the model, and the format of its value. Left out, a channel is the field
+            of its own name, and a plain number.
     """
 
     delimiter: Delimiter = ","
@@ -149,7 +149,7 @@ class CsvTable(ColumnsTable, frozen=True, kw_only=True, tag="csv"):
 
     @property
     def mapped_channels(self) -> tuple[str, ...] | None:
-        """The channels with a field; None where each is the field of its own name."""
+        """The channels with a field; None if each is the field of its own name."""
         return None if self.channels is None else tuple(self.channels)
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
@@ -191,7 +191,7 @@ def _channels_are_fields(table: CsvTable) -> Iterable[Finding]:
 
 
 def field_of(path: str) -> str | None:
-    """The name of a column that a path stands for; None where it is no path, which has its own message."""
+    """The name of the column at a path; None for an invalid path, which is reported elsewhere."""
     from edge_runtime.stream.codecs.paths import PathError, parse_path  # noqa: PLC0415 - only where there is a path
 
     try:
@@ -211,7 +211,7 @@ def _columns_are_named(table: CsvTable) -> Iterable[Finding]:
 
 
 def delimiter_mistakes(delimiter: str, place: str) -> Iterable[str]:
-    """Why a character cannot stand between columns."""
+    """Why a character cannot separate columns."""
     if delimiter == SPACES:
         return
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '\r\n+-.eE_[]"0123456789':

@@ -1,4 +1,4 @@
-"""Whole frames (an image, a spectrogram) as rows of numbers, row-major. Simple before fast: a frame is one reading."""
+"""Whole frames (an image, a spectrogram) as rows of numbers, row-major. Not optimised: each frame is one reading."""
 
 import itertools
 import math
@@ -15,14 +15,14 @@ from edge_runtime.system.counters import Counters
 
 
 class JsonFrameDecoder:
-    """A whole frame (an image, a spectrogram) as nested or flat rows: bare, or as the member `frame` of an object."""
+    """Decodes a whole frame (an image, a spectrogram) from nested or flat rows: bare, or as the member `frame`."""
 
     def __init__(self, shape: tuple[int, ...], members: Members) -> None:
         self._shape = shape
         self._members = members
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         found = Rows()
         for index, frame in enumerate(frames):
             document, reason = plain_json(frame)
@@ -53,7 +53,7 @@ class JsonFrameDecoder:
 
 
 class CsvFrameDecoder:
-    """A whole frame as one row of numbers, row-major."""
+    """Decodes a whole frame from one row of numbers, row-major."""
 
     def __init__(self, shape: tuple[int, ...], delimiter: str) -> None:
         self._shape = shape
@@ -61,7 +61,7 @@ class CsvFrameDecoder:
         self._delimiter = delimiter
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         found = Rows()
         for index, frame in enumerate(frames):
             try:
@@ -93,7 +93,7 @@ def _flat_numbers(document: list[Any], size: int) -> list[float]:
 
 
 def refuse_sizes(frames: Sequence[bytes], good: Sequence[int], size: int, counters: Counters) -> None:
-    """Count the frames of bytes that have another length than their structure."""
+    """Count the frames whose length in bytes differs from that of their structure."""
     kept = set(good)
     bad = [index for index in range(len(frames)) if index not in kept]
     why = f"expected frames of {size} bytes, found one of {len(frames[bad[-1]])}"
@@ -101,7 +101,7 @@ def refuse_sizes(frames: Sequence[bytes], good: Sequence[int], size: int, counte
 
 
 class RawFrameDecoder:
-    """A whole frame as packed numbers of one type, row-major: the bytes of a camera or a spectrum."""
+    """Decodes a whole frame from packed numbers of one type, row-major: the bytes of a camera or a spectrum."""
 
     def __init__(self, shape: tuple[int, ...], kind: str, *, scale: float = 1.0, big_endian: bool = False) -> None:
         self._shape = shape
@@ -109,13 +109,13 @@ class RawFrameDecoder:
         self._scale = scale
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         size = self._type.itemsize * math.prod(self._shape)
         rows = [index for index, frame in enumerate(frames) if len(frame) == size]
         if len(rows) < len(frames):
             refuse_sizes(frames, rows, size, counters)
         packed = np.frombuffer(b"".join(frames[index] for index in rows), dtype=self._type)
-        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning
+        with np.errstate(over="ignore", invalid="ignore"):  # no warning about a signalling NaN
             values = packed.astype(np.float64) * self._scale
-        values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
+        values[np.isnan(values)] = math.inf  # in rows for `judge`, NaN means a missing channel
         return judge(Rows(rows, [NO_ORIGIN] * len(rows), values), self._shape, counters, Members(()))

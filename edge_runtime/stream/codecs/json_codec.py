@@ -40,7 +40,7 @@ class _Json:
         return explain_json(frame, reason)
 
     def all_sound(self, frames: Sequence[bytes]) -> bool:
-        return b"".join(frames).isascii()  # msgspec skips unwanted members without looking at their bytes
+        return b"".join(frames).isascii()  # msgspec skips unwanted members without checking their bytes
 
     def is_sound(self, frame: bytes) -> bool:
         return frame.isascii() or is_text(frame)

@@ -1,7 +1,7 @@
-"""What every format is: a table of keys, its rules, its facts, and the decoder that it makes.
+"""The base of every format: a table of keys, its rules, its facts, and the decoder that it makes.
 
-A format is one file beside this one and one line in `registered.py`. Its keys stand among those of the source that
-uses it.
+A format is one file in this folder and one line in `registered.py`. Its keys are written in the table of the source
+that uses it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,24 +17,24 @@ from edge_runtime.registered import CODECS, Registry
 from edge_runtime.stream.codecs.columns import Decoded, Members
 from edge_runtime.system.counters import Counters
 
-IGNORED = "_"  # a column that nothing reads
+IGNORED = "_"  # a column that is skipped
 
-# `elsewhere` is what a source is expected to have instead when it gives the key beside a format that has no such key.
+# `elsewhere`: the expectation in the message when the key is given with a format that does not have it.
 Columns = Annotated[tuple[Text, ...], Meta(extra={"elsewhere": "no columns"})]
 
 
 class Decoder(Protocol):
-    """One format, made for the channels of one source."""
+    """A decoder of one format, made for the channels of one source."""
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
 
 
 class CodecTable(Table, frozen=True, kw_only=True, tag_field="format", tag="codec"):
     """The keys of one format.
 
     Attributes of the class:
-        is_text: a frame is a line of text; else it is bytes, which need a framing that tells where they end.
+        is_text: whether a frame is a line of text; otherwise it is bytes, which need a framing that finds their end.
     """
 
     variants: ClassVar[Registry] = CODECS
@@ -42,33 +42,33 @@ class CodecTable(Table, frozen=True, kw_only=True, tag_field="format", tag="code
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of a frame by name and in order; empty where a frame names its values itself."""
+        """The columns of a frame by name and in order; empty if a frame names its values itself."""
         return ()
 
     @property
     def reads_paths(self) -> bool:
-        """`key`, `time` and `identity` of the source are paths in a document, and not plain names."""
+        """Whether `key`, `time` and `identity` of the source are paths in a document instead of plain names."""
         return False
 
     @property
     def mapped_channels(self) -> tuple[str, ...] | None:
-        """The channels whose places the device file names; None where each is the member of its own name."""
+        """The channels whose places the device file names; None if each is the member of its own name."""
         return None
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
-        """The decoder for a source of these members, or of whole frames of `shape`.
+        """Make the decoder for a source of these members, or of whole frames of `shape`.
 
         Raises:
-            ConfigError: the keys do not fit the members, or the format holds no whole frames.
+            ConfigError: the keys do not fit the members, or the format cannot hold whole frames.
         """
         raise NotImplementedError
 
 
 class ColumnsTable(CodecTable, frozen=True, kw_only=True, tag="columns"):
-    """The keys of a format whose values have places and no names.
+    """The keys of a format whose values are identified by their position, not by a name.
 
     Attributes:
-        fields: The columns of a CSV line or of a raw structure, in order; `_` is one to skip. The other formats name
+        fields: The columns of a CSV line or of a raw structure, in order; `_` is skipped. The other formats name
             their values themselves.
     """
 
@@ -88,7 +88,7 @@ def _each_column_once(table: ColumnsTable) -> Iterator[Finding]:
 
 
 def column_mistakes(columns: Sequence[str], members: Members) -> Iterator[str]:
-    """Why columns of these names cannot give a source what its models want; nothing where they can."""
+    """Why columns of these names cannot provide the members of a source; empty if they can."""
     named = [column for column in columns if column != IGNORED]
     if len(set(named)) != len(named):
         yield f"{members.place}.fields: expected different names, found {', '.join(columns)}"
@@ -103,7 +103,7 @@ def column_mistakes(columns: Sequence[str], members: Members) -> Iterator[str]:
 
 
 def refuse(mistakes: Sequence[str]) -> None:
-    """Raise what is wrong, where anything is.
+    """Raise an error if there are mistakes.
 
     Raises:
         ConfigError: with every mistake.

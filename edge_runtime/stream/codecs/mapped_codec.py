@@ -1,8 +1,8 @@
-"""Documents whose channels stand at paths: nested members, items of arrays, a bare value, rows inside an object.
+"""Documents whose channels are at paths: nested members, items of arrays, a bare value, rows inside an object.
 
-The slow way beside `object_codec.py`: each document is taken apart as a whole, and each channel looked up and read by
-itself. Guarantee: a reading has the values that stand at its paths, or is counted with the path at fault; a row that is
-bad costs no other row. Weak point: several times the work of the flat form (`docs/performance.md`).
+The slower alternative to `object_codec.py`: each document is parsed as a whole, and each channel is looked up and read
+by itself. Guarantee: a reading has the values at its paths, or is counted with the path at fault; a bad row does not
+affect other rows. Weak point: several times the work of the flat form (`docs/performance.md`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,12 @@ from edge_runtime.stream.codecs.paths import PathError, ValuePath, kind_of, memb
 from edge_runtime.stream.origin import NO_IDENTITY, Origin, RejectedError, identity_text
 from edge_runtime.system.counters import Counters
 
-_BY_IDENTITY = "identity"  # of `Members.identity`: the identity stands in `Origin.id`, wherever it came from
-_MOST_ROWS = 100_000  # of one frame: a device with more is no sensor
+_BY_IDENTITY = "identity"  # of `Members.identity`: the identity is in `Origin.id`, whatever its path
+_MOST_ROWS = 100_000  # of one frame: no sensor sends more
 
 
 class Place(msgspec.Struct, frozen=True, eq=False):
-    """One channel: where it stands, and what reads it."""
+    """One channel: its path, and the reader of its values."""
 
     name: str
     path: ValuePath
@@ -32,12 +32,12 @@ class Place(msgspec.Struct, frozen=True, eq=False):
 
 
 class OriginPlaces:
-    """Where the members beside the channels stand.
+    """The paths of the members that are not channels.
 
     Args:
         members: their names, or their paths.
-        taken: names of members that are channels, and nothing else.
-        lenient: a name with a dot is a path only where no member of that name is there, as without a mapping.
+        taken: names of members that are channels, and serve no other purpose.
+        lenient: a name with a dot is a path only if no member of that name exists, as without a mapping.
     """
 
     def __init__(self, members: Members, taken: frozenset[str], *, lenient: bool = False) -> None:
@@ -61,7 +61,7 @@ class OriginPlaces:
             self._own = [place(members.identity)]
 
     def read(self, item: Any, document: Any, row: int | None) -> Origin:
-        """The members beside the channels; `row` is the number of a row, which makes an identity of the document one.
+        """Read the members that are not channels; `row`, the number of a row, makes an identity of the document unique.
 
         Raises:
             RejectedError: the identity is neither text nor a number.
@@ -80,12 +80,12 @@ class OriginPlaces:
 
     @property
     def paths(self) -> list[ValuePath]:
-        """All of them."""
+        """All paths."""
         return [path for path in (self.key, self._time, *self._own) if path is not None]
 
 
 def origin_members(members: Members) -> Members:
-    """The members by which `judge` reads what `OriginPlaces` has found."""
+    """The members that `judge` needs for the result of `OriginPlaces`."""
     return msgspec.structs.replace(members, identity=NO_IDENTITY if members.identity == NO_IDENTITY else _BY_IDENTITY)
 
 
@@ -96,16 +96,16 @@ def channel_places(
     is_text: bool = False,
     whole: bool = False,
 ) -> list[Place]:
-    """Where each channel of a source stands.
+    """The place of each channel of a source.
 
     Args:
         members: of the source.
-        channels: the table of the device file; None where each channel is the member of its own name.
-        is_text: every value comes as text.
-        whole: a channel without a path is the whole document.
+        channels: the table of the device file; None if each channel is the member of its own name.
+        is_text: every value is received as text.
+        whole: whether a channel without a path is the whole document.
 
     Raises:
-        ConfigError: a channel has no place, or cannot become what the bundle wants.
+        ConfigError: a channel has no place, or its values cannot be converted to those of the bundle.
     """
     mistakes = []
     places = []
@@ -141,15 +141,15 @@ def channel_places(
 
 
 class MappedDecoder:
-    """The channels of documents, each read where it stands.
+    """Decodes documents by reading each channel at its path.
 
     Args:
         members: of the source.
         places: of the channels, in their order.
-        origins: of the members beside them.
-        document: what takes a frame apart.
-        rows: where the array of readings stands; None for the document itself.
-        is_text: numbers beside the channels are text, as in pairs.
+        origins: the places of the other members.
+        document: parses a frame.
+        rows: the path of the array of readings; None for the document itself.
+        is_text: numbers of the other members are text, as in pairs.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class MappedDecoder:
         self._splits_arrays = rows is None and not begin_with_item
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         found = Rows()
         for index, frame in enumerate(frames):
             try:
@@ -231,7 +231,7 @@ def document_decoder(
     channels: Mapping[str, ChannelTable] | None,
     rows: str | None,
 ) -> MappedDecoder:
-    """The decoder of JSON or MessagePack by paths.
+    """Make the decoder of JSON or MessagePack by paths.
 
     Raises:
         ConfigError: the table does not fit the channels.

@@ -1,6 +1,6 @@
-"""Formats whose frames name their values, and so may have `[source.channels]`: their keys, and which decoder they get.
+"""Formats whose frames name their values, so that `[source.channels]` is allowed: their keys and their decoder.
 
-The decoder of paths is in `mapped_codec.py`, which only a device that names one loads.
+The decoder of paths is in `mapped_codec.py`, which is loaded only if a path is configured.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,14 @@ class NamedTable(CodecTable, frozen=True, kw_only=True, tag="named"):
     """A format whose frames name their values.
 
     Attributes:
-        channels: Where each channel of the model stands. Left out, a channel is the member of its own name.
+        channels: The place of each channel of the model. Left out, a channel is the member of its own name.
     """
 
     channels: Channels | None = None
 
     @property
     def mapped_channels(self) -> tuple[str, ...] | None:
-        """The channels that have a place; None where each is the member of its own name."""
+        """The channels with a configured place; None if each is the member of its own name."""
         return None if self.channels is None else tuple(self.channels)
 
 
@@ -45,12 +45,12 @@ class DocumentTable(NamedTable, frozen=True, kw_only=True, tag="document"):
 
     @property
     def reads_paths(self) -> bool:
-        """`key`, `time` and `identity` of the source are paths."""
+        """True: `key`, `time` and `identity` of the source are paths."""
         return self.channels is not None or self.rows is not None
 
 
 def object_decoder(table: DocumentTable, members: Members, syntax: Syntax) -> Decoder:
-    """The decoder of objects of channels; only a source with paths gets the slow one.
+    """Make the decoder of objects of channels; only a source with paths gets the slower one.
 
     Raises:
         ConfigError: the table does not fit the members.

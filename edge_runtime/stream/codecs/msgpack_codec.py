@@ -1,4 +1,4 @@
-"""MessagePack: maps of channels, as JSON objects are; a time may be a MessagePack timestamp as well."""
+"""MessagePack: maps of channels, as in JSON objects; a time may also be a MessagePack timestamp."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -46,7 +46,7 @@ class _Msgpack:
         return f"expected a map of channels in MessagePack, found {len(frame)} bytes that are none"
 
     def all_sound(self, frames: Sequence[bytes]) -> bool:
-        del frames  # there are no bytes that could not stand in a binary format
+        del frames  # every byte is valid in a binary format
         return True
 
     def is_sound(self, frame: bytes) -> bool:

@@ -1,7 +1,7 @@
-"""Objects of named members, in JSON or MessagePack, or arrays of such objects: what is the same for both.
+"""Objects of named members, or arrays of such objects: the common part of JSON and MessagePack.
 
-The members are decoded straight into a typed structure made for the source's channels; only a frame that does not
-fit it is looked at a second time, to name the reason. `plain_json` names what keeps a frame from being JSON.
+The members are decoded directly into a typed structure made for the source's channels; only a frame that does not fit
+is decoded a second time, to find the reason. `plain_json` returns the reason why a frame is not JSON.
 """
 
 import re
@@ -16,32 +16,32 @@ from edge_runtime.stream.codecs.plain_text import BYTE_ORDER_MARK, is_text
 from edge_runtime.stream.origin import NO_ORIGIN, Origin, RejectedError
 from edge_runtime.system.counters import Counters
 
-# What cannot be decoded, whatever the reason: also bytes that are no UTF-8, and nesting deeper than the stack.
+# All errors of decoding, including bytes that are not UTF-8, and nesting deeper than the stack.
 UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NOT_FINITE = re.compile(rb"(?<=[\s:,\[])-?(?:NaN|Infinity)(?=[\s,\]}])|^-?(?:NaN|Infinity)$")
 
 
 class Syntax(Protocol):
-    """How objects are written."""
+    """The interface of a format of objects."""
 
     def decoder(self, type_: Any) -> Callable[[bytes], Any]:
-        """What decodes frames into a type."""
+        """The function that decodes frames into a type."""
 
     def plain(self, frame: bytes) -> tuple[Any, str]:
-        """The document of a frame without a type, or the reason why there is none."""
+        """The document of a frame, decoded without a type, or the reason why there is none."""
 
     def explain(self, frame: bytes, reason: str) -> str:
-        """What was expected of a frame that has no document, and what was found."""
+        """The expected and the found content, for a frame without a document."""
 
     def all_sound(self, frames: Sequence[bytes]) -> bool:
-        """Whether frames that decode are valid bytes throughout, also in members that were skipped."""
+        """Whether all bytes of decoded frames are valid, including those of skipped members."""
 
     def is_sound(self, frame: bytes) -> bool:
-        """The same for one frame, looked at closely."""
+        """The same for one frame, with a full check."""
 
 
 class ObjectDecoder:
-    """An object of channels a frame, or an array of such objects."""
+    """Decodes frames that are an object of channels, or an array of such objects."""
 
     def __init__(self, members: Members, syntax: Syntax) -> None:
         self._shape = (len(members.channels),)
@@ -56,7 +56,7 @@ class ObjectDecoder:
         self._origin_width = len(named)
         self._no_origin = (None,) * len(named)
         self._origin = _origin_maker(tuple(named))
-        # Structure members need names that are identifiers, and channels are called whatever their maker liked.
+        # Members of a structure need identifiers as names; names of channels are arbitrary.
         channels = {f"c{i}": name for i, name in enumerate(members.channels)}
         typed: list[Any] = [(part, Any, None) for part in named]
         typed += [
@@ -75,7 +75,7 @@ class ObjectDecoder:
         self._decode = syntax.decoder(reading | list.__class_getitem__(reading))
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         if len(frames) == 1 and (single := self._plain_reading(frames)) is not None:
             return single
         try:
@@ -97,7 +97,7 @@ class ObjectDecoder:
         return judge(Rows(indexes, origins, values), self._shape, counters, self._members)
 
     def _numbers(self, row: tuple[Any, ...]) -> Sequence[Any]:
-        """The channels with the index of a category in the place of its text."""
+        """The channels, with the index of a category instead of its text."""
         if not self._categories:
             return row
         values = list(row)
@@ -106,7 +106,7 @@ class ObjectDecoder:
         return values
 
     def _plain_reading(self, frames: Sequence[bytes]) -> Decoded | None:
-        """The one reading of a device that is not busy: good numbers and nothing else. None where it is not that."""
+        """The result for a single reading of good numbers, the usual case at low load. None in any other case."""
         try:
             document = self._decode(frames[0])
         except UNDECODABLE:
@@ -147,7 +147,7 @@ class ObjectDecoder:
         return indexes, readings
 
     def _salvage(self, frame: bytes, index: int, counters: Counters) -> list[Any]:
-        """The good readings of a frame that holds a bad one, and the count of the bad."""
+        """Return the good readings of a frame with a bad one, and count the bad ones."""
         document, reason = self._syntax.plain(frame)
         if reason:
             counters.reject(reason, self._syntax.explain(frame, reason), frame=index)
@@ -188,19 +188,19 @@ _KINDS = {str: "text", bool: "true or false", list: "an array", dict: "an object
 
 
 def _kind(value: Any) -> str:
-    """What a member is, in the words of JSON."""
+    """The JSON name of a member's type."""
     return _KINDS.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def _origin_maker(parts: tuple[str, ...]) -> Callable[..., Origin]:
-    """What makes an `Origin` of the values of some of its parts."""
+    """The function that makes an `Origin` from the values of some of its parts."""
     if parts == Origin._fields[: len(parts)]:
         return Origin
     return lambda *values: Origin(**dict(zip(parts, values, strict=True)))
 
 
 def explain_json(frame: bytes, reason: str) -> str:
-    """What keeps a frame from being JSON."""
+    """Why a frame is not JSON."""
     if reason == "noise":
         return "expected text, found bytes that are none"
     if reason == "not_finite":
@@ -213,13 +213,13 @@ def explain_json(frame: bytes, reason: str) -> str:
 
 
 def plain_json(frame: bytes) -> tuple[Any, str]:
-    """The document, or the reason why there is none."""
+    """The document of a frame, or the reason why there is none."""
     if not is_text(frame):
         return None, "noise"
     frame = frame.removeprefix(BYTE_ORDER_MARK)
     try:
         return msgspec.json.decode(frame), ""
-    except msgspec.ValidationError:  # without a type to check, only a number beyond float64 gets here
+    except msgspec.ValidationError:  # without a type, only a number beyond float64 raises this
         return None, "not_finite"
     except msgspec.DecodeError:
         return None, "not_finite" if _holds_not_finite(frame) else "malformed"
@@ -228,7 +228,7 @@ def plain_json(frame: bytes) -> tuple[Any, str]:
 
 
 def any_document(frame: bytes) -> Any:
-    """The document of a frame in JSON or MessagePack, for messages about it; None where it is neither."""
+    """The document of a frame in JSON or MessagePack, for messages about it; None if it is neither."""
     document, reason = plain_json(frame)
     if not reason:
         return document
@@ -239,7 +239,7 @@ def any_document(frame: bytes) -> Any:
 
 
 def _holds_not_finite(frame: bytes) -> bool:
-    """Whether nothing but the literals NaN and Infinity, which some senders write, keeps a frame from being JSON."""
+    """Whether a frame is JSON except for the literals NaN and Infinity, which some senders write."""
     repaired, count = _NOT_FINITE.subn(b"0", frame)
     if not count:
         return False

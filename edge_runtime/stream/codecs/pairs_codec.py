@@ -1,8 +1,8 @@
 """Lines of `name:value` or `name=value` pairs, as many small boards print them.
 
-A name begins at the start of the line or behind a blank, a comma, a semicolon, `|` or `&`; its value reaches to the
-next name. Of two equal names the last one counts, as in JSON. Guarantee: a line that begins with something else is no
-line of pairs, since the part before may be the rest of a torn number.
+A name begins at the start of the line or after a blank, a comma, a semicolon, `|` or `&`; its value extends to the
+next name. Of two equal names the last one counts, as in JSON. Guarantee: a line that does not begin with a name is
+refused, since its beginning may be the rest of a truncated number.
 """
 
 import re
@@ -25,7 +25,7 @@ class PairsTable(NamedTable, frozen=True, kw_only=True, tag="pairs"):
 
     @property
     def reads_paths(self) -> bool:
-        """`key`, `time` and `identity` are names of pairs."""
+        """False: `key`, `time` and `identity` are names of pairs."""
         return False
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
@@ -60,10 +60,10 @@ def _names_of_pairs(table: PairsTable) -> Iterator[Finding]:
 
 
 class _Pairs:
-    """Takes lines apart.
+    """Parses lines.
 
     Args:
-        wanted: names that are looked for, which may hold blanks or begin with a digit.
+        wanted: the names to find, which may contain blanks or begin with a digit.
     """
 
     def __init__(self, wanted: frozenset[str]) -> None:

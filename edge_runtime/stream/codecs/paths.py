@@ -1,7 +1,7 @@
-"""Where a value stands in a document: `a.b[0].c`, `a."b.c"`, `.` for the whole, `$.a` from the document. Pure.
+"""Paths of values in a document: `a.b[0].c`, `a."b.c"`, `.` for the whole, `$.a` from the document. Pure.
 
-Guarantee: a path finds exactly what it names, or nothing; it never raises on a document, however that looks. Weak
-point: nothing searches, so that a reading whose members move around has no path.
+Guarantee: a path finds exactly the value that it names, or none; `find` never raises, whatever the document. Weak
+point: there is no search, so that a value which changes its place has no path.
 """
 
 import re
@@ -15,17 +15,17 @@ _SHOWN = 60
 
 
 class PathError(ValueError):
-    """A text is no path; the message says what was expected and found."""
+    """A text is not a valid path; the message states the expected and the found text."""
 
 
 class ValuePath(msgspec.Struct, frozen=True):
     """One place.
 
     Attributes:
-        text: as it was written.
+        text: as written by the user.
         steps: members by name, and items of arrays by number.
-        from_document: it starts at the document, and not at one reading of its `rows`.
-        literal: a member of the whole text goes first, as device files without a mapping have always named one.
+        from_document: whether it starts at the document instead of one reading of its `rows`.
+        literal: a member whose name is the whole text takes precedence, as in device files without a mapping.
     """
 
     text: str
@@ -34,7 +34,7 @@ class ValuePath(msgspec.Struct, frozen=True):
     literal: bool = False
 
     def find(self, item: Any, document: Any) -> Any:
-        """What stands there; None where nothing does."""
+        """The value at the path; None if there is none."""
         value = document if self.from_document else item
         if self.literal and type(value) is dict and self.text in value:
             return value[self.text]
@@ -50,7 +50,7 @@ class ValuePath(msgspec.Struct, frozen=True):
         return value
 
     def explain(self, item: Any, document: Any) -> str:
-        """What is missing there, and what stands in its place."""
+        """The step of the path that is missing, and the value found instead."""
         value = document if self.from_document else item
         for index, step in enumerate(self.steps):
             within = f" in `{write_path(self.steps[:index])}`" if index else ""
@@ -70,10 +70,10 @@ class ValuePath(msgspec.Struct, frozen=True):
 
 
 def parse_path(text: str) -> ValuePath:
-    """The place that a text names.
+    """Parse the text of a path.
 
     Raises:
-        PathError: it names none.
+        PathError: it is not valid.
     """
     rest, from_document = text, False
     if text == "$" or text.startswith(("$.", "$[")):
@@ -105,7 +105,7 @@ def parse_path(text: str) -> ValuePath:
 
 
 def member(name: str) -> ValuePath:
-    """The member of this name, whatever characters are in it."""
+    """The path of the member of this name, whatever characters it contains."""
     return ValuePath(name, (name,))
 
 
@@ -127,7 +127,7 @@ _MOST_NAMES = 5
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
+    """The JSON name of a value's type."""
     return _KINDS.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 

@@ -1,7 +1,7 @@
-"""Bytes inside a document: `[source.payload]` says where they stand in a JSON message and how they are written.
+"""Bytes inside a document: `[source.payload]` states their path in a JSON message and their encoding.
 
-What is found there is one frame of `format = "raw"`. Time, key and identity are fields of that frame, or else paths in
-the document around it.
+The bytes are one frame of `format = "raw"`. Time, key and identity are fields of that frame, or else paths in the
+document around it.
 """
 
 import base64
@@ -25,7 +25,7 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def frame_members(members: Members, fields: Sequence[str]) -> Members:
-    """The members of the frame inside: those that are fields of it."""
+    """The members of the inner frame: those that are fields of it."""
     return msgspec.structs.replace(
         members,
         key=members.key if members.key in fields else None,
@@ -34,14 +34,14 @@ def frame_members(members: Members, fields: Sequence[str]) -> Members:
 
 
 class PayloadDecoder:
-    """Frames inside documents.
+    """Decodes frames inside documents.
 
     Args:
         members: of the source.
-        fields: of the frame inside.
-        inner: the decoder of the frame inside, for `frame_members`.
-        path: where its bytes stand.
-        encoding: how they are written.
+        fields: of the inner frame.
+        inner: the decoder of the inner frame, for `frame_members`.
+        path: of its bytes.
+        encoding: of these bytes.
     """
 
     def __init__(self, members: Members, fields: Sequence[str], inner: Decoder, *, path: str, encoding: str) -> None:
@@ -60,7 +60,7 @@ class PayloadDecoder:
         self._origins = OriginPlaces(outer, frozenset(fields))
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         inside: list[bytes] = []
         indexes: list[int] = []
         origins: list[tuple[float | None, str | None, str | None]] = []
@@ -114,11 +114,11 @@ def _document(frame: bytes) -> Any:
 
 
 def _base64(text: str) -> bytes:
-    """Standard or URL-safe, with padding or without."""
+    """Decode Base64: standard or URL-safe, with or without padding."""
     bare = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
     return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
 
 
 def _hex(text: str) -> bytes:
-    """Digits, also with blanks, colons or dashes between the bytes, or 0x in front."""
+    """Decode hexadecimal digits, with optional blanks, colons or dashes between the bytes, or 0x in front."""
     return bytes.fromhex(_BETWEEN_BYTES.sub("", text.strip().removeprefix("0x").removeprefix("0X")))

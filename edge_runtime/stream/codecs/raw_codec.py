@@ -1,7 +1,7 @@
-"""Raw: a packed structure of numbers a frame, as a microcontroller keeps it in memory.
+"""Raw: each frame is a packed structure of numbers, as in the memory of a microcontroller.
 
-Every type has a fixed size and there is no padding, so that a frame of another length is `malformed`. Integers become
-units by `scale`. A NaN is `not_finite`: a structure has no way to leave a channel out.
+Every type has a fixed size and there is no padding, so that a frame of another length is `malformed`. `scale` converts
+integers to physical units. A NaN is `not_finite`, since a structure cannot leave a channel out.
 """
 
 import math
@@ -26,11 +26,11 @@ RawType = Literal[
 
 
 class PayloadTable(Table, frozen=True, kw_only=True):
-    """`[source.payload]`: bytes that are written as text inside a JSON message.
+    """`[source.payload]`: bytes encoded as text inside a JSON message.
 
     Attributes:
-        path: Where the text stands in the message, such as `uplink_message.frm_payload`.
-        encoding: How its bytes are written.
+        path: The path of the text in the message, such as `uplink_message.frm_payload`.
+        encoding: The encoding of the bytes.
     """
 
     path: Text
@@ -42,9 +42,9 @@ class RawTable(ColumnsTable, frozen=True, kw_only=True, tag="raw"):
 
     Attributes:
         layout: The type of each field of a raw structure, such as `int16` or `float32`; there is no padding.
-        scale: What the numbers of a raw structure are multiplied by: one factor for all, or one for each field.
-        byte_order: Which byte of a number of a raw structure comes first: the low one (`little`) or the high one.
-        payload: Where the bytes of the structure stand in a JSON message; left out, the frame itself is the structure.
+        scale: The factor of the numbers of a raw structure: one for all, or one for each field.
+        byte_order: The first byte of a number of a raw structure: the low one (`little`) or the high one (`big`).
+        payload: The place of the structure's bytes in a JSON message; left out, the frame itself is the structure.
     """
 
     is_text: ClassVar[bool] = False
@@ -56,7 +56,7 @@ class RawTable(ColumnsTable, frozen=True, kw_only=True, tag="raw"):
 
     @property
     def reads_paths(self) -> bool:
-        """`key`, `time` and `identity` may be paths of the message around the structure."""
+        """Whether `key`, `time` and `identity` may be paths of the message around the structure."""
         return self.payload is not None
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
@@ -94,7 +94,7 @@ def _path_of_the_bytes(table: PayloadTable) -> Iterator[Finding]:
 
 @rule(RawTable, keys=("fields", "layout", "scale"))
 def _a_type_for_each_field(table: RawTable) -> Iterator[Finding]:
-    wanted = len(table.fields) or 1  # without fields the model takes whole frames, whose numbers are of one type
+    wanted = len(table.fields) or 1  # without fields the model takes whole frames of one type
     if len(table.layout) != wanted:
         yield "layout", f"expected a type such as int16 for each of the fields ({wanted}), found {len(table.layout)}"
     if len(table.scale) not in {0, 1, wanted}:
@@ -102,7 +102,7 @@ def _a_type_for_each_field(table: RawTable) -> Iterator[Finding]:
 
 
 class RawDecoder:
-    """A structure of `columns`, each of the type that stands in its place in `layout`."""
+    """Decodes a structure of `columns`, whose types are the items of `layout` in the same order."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class RawDecoder:
         self._origin = [columns.index(name) if name in columns else None for name in members.origin_names()]
 
     def decode(self, frames: Sequence[bytes], counters: Counters) -> Decoded:
-        """Every reading of the frames; what is none is counted in `counters.rejected`."""
+        """Every reading of the frames; the others are counted in `counters.rejected`."""
         size = self._structure.itemsize
         if self._members.many and all(frame and not len(frame) % size for frame in frames):
             counts = [len(frame) // size for frame in frames]
@@ -138,11 +138,11 @@ class RawDecoder:
     def _decoded(self, rows: list[int], frames: Sequence[bytes], counters: Counters) -> Decoded:
         table = np.frombuffer(b"".join(frames), dtype=self._structure)
         values = np.empty((len(rows), len(self._channels)), dtype=np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is a NaN, and no warning
+        with np.errstate(over="ignore", invalid="ignore"):  # no warning about a signalling NaN
             for place, column in enumerate(self._channels):
                 values[:, place] = table[f"c{column}"]
             values *= self._factors
-        values[np.isnan(values)] = math.inf  # in a row that is judged, NaN stands for a missing channel
+        values[np.isnan(values)] = math.inf  # in rows for `judge`, NaN means a missing channel
         return judge(Rows(rows, self._origins(table), values), self._shape, counters, self._members)
 
     def _origins(self, table: Any) -> list[Origin]:
@@ -158,7 +158,7 @@ class RawDecoder:
 
 
 def layout_mistakes(columns: Sequence[str], layout: Sequence[str], scale: Sequence[float]) -> list[tuple[str, str]]:
-    """What is wrong with a structure, as pairs of a key and a sentence; empty where it is sound."""
+    """The mistakes of a structure, as pairs of a key and a sentence; empty if there are none."""
     found = []
     strange = [kind for kind in layout if kind not in get_args(RawType)]
     if strange:

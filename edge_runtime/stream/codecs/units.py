@@ -1,7 +1,7 @@
 """Units that can be converted without doubt: the same quantity, a fixed factor and offset. Pure.
 
-Guarantee: two units are converted into each other only where both are known and of one family. `g` is a gram and `g0`
-the acceleration of a fall: neither is ever taken for the other.
+Guarantee: two units are converted into each other only if both are known and of one family. `g` is the gram and `g0`
+standard gravity; the two are never confused.
 """
 
 import re
@@ -42,7 +42,7 @@ SAME = UnitConversion()
 
 
 def plain_unit(text: str) -> str:
-    """A unit in the spelling that is compared: `degC` is `°C`, and each `μ` one sign."""
+    """The normalised spelling of a unit, for comparison: `degC` becomes `°C`, and both signs for micro become one."""
     bare = re.sub(r"\s+", " ", text.strip()).replace("μ", "µ")
     if bare.lower() in _SPELLINGS:
         return _SPELLINGS[bare.lower()]
@@ -52,17 +52,17 @@ def plain_unit(text: str) -> str:
 
 
 def is_known(text: str) -> bool:
-    """Whether it is a unit of a family."""
+    """Whether a text is a unit of a family."""
     return plain_unit(text) in _FAMILY_OF
 
 
 def convertible_to(text: str) -> list[str]:
-    """The other units of its family."""
+    """The other units of the same family."""
     return [unit for unit in _FAMILY_OF.get(plain_unit(text), {}) if unit != plain_unit(text)]
 
 
 def conversion(found: str, wanted: str) -> UnitConversion | None:
-    """What turns numbers in one unit into another; None where that is not certain."""
+    """The conversion from one unit to another; None if there is no certain one."""
     have, want = plain_unit(found), plain_unit(wanted)
     if have == want:
         return SAME

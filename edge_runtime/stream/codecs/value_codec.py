@@ -1,4 +1,4 @@
-"""A frame that is one bare number or word: a topic a value."""
+"""Frames that are one bare number or word, for one topic per value."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ class ValueTable(NamedTable, frozen=True, kw_only=True, tag="value"):
 
     @property
     def reads_paths(self) -> bool:
-        """There is nothing but the value."""
+        """False: a frame holds only the value."""
         return False
 
     def decoder(self, members: Members, shape: tuple[int, ...] | None) -> Decoder:
@@ -50,7 +50,7 @@ def _whole_values(table: ValueTable) -> Iterator[Finding]:
 
 
 def _bare(frame: bytes) -> Any:
-    """The value of a frame: what JSON makes of a quoted text, true, false or null; else its text."""
+    """The value of a frame: the JSON value if it is a quoted text, true, false or null; else the text itself."""
     if not is_text(frame):
         raise RejectedError("noise", "expected text, found bytes that are none")
     text = frame.removeprefix(BYTE_ORDER_MARK).decode().strip()
