@@ -1,1 +1,1 @@
-"""Where readings come from: serial ports, MQTT topics, recorded files. Each delivers one `Batch` per wake-up."""
+"""The sources of readings: serial ports, MQTT topics, recorded files. Each delivers one `Batch` per wake-up."""

@@ -1,7 +1,7 @@
-"""MQTT topics with `{channel}`: one value a message, joined to readings of all channels.
+"""MQTT topics with `{channel}`: one value per message, joined to readings of all channels.
 
-Each message is decoded as its topic's channel alone, by the source's format; `joining.py` makes the readings. A topic
-of a channel that no model uses is ignored, as a member that no model uses is.
+Each message is decoded by the source's format as a value of its topic's channel; `joining.py` makes the readings. A
+topic of a channel that no model uses is ignored, like a member that no model uses.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class TopicDecoders:
         make: makes the decoder of one channel.
 
     Attributes:
-        names: of the frames that are decoded next, as their topics say; set by the source.
+        names: the channels of the frames to decode next, from their topics; set by the source.
     """
 
     def __init__(self, channels: tuple[str, ...], make: Callable[[tuple[str, ...]], Decoder]) -> None:
@@ -55,7 +55,7 @@ class TopicDecoders:
             whole.rows += [index] * len(decoded)
             whole.keys += decoded.keys
             whole.times += decoded.times
-            # The same number or time beside another channel is another reading.
+            # The same number or time in another channel identifies another reading.
             whole.identities += [None if each is None else f"{name}:{each}" for each in decoded.identities]
         if parts:
             whole.values = np.concatenate(parts)
@@ -73,7 +73,7 @@ def topic_decoders(
     """The decoders of a source with `{channel}` in its topics.
 
     Raises:
-        ConfigError: it cannot join what its models want.
+        ConfigError: it cannot join the channels of its models.
     """
     place = f'source "{source}"'
     if shape is not None:
@@ -88,15 +88,15 @@ class JoiningKeys(Protocol):
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Each with `{channel}`."""
+        """The topics, each with `{channel}`."""
 
     @property
     def when(self) -> str:
-        """What makes a reading."""
+        """The condition for making a reading."""
 
     @property
     def max_age(self) -> float | None:
-        """How old a value may be."""
+        """The maximum age of a value."""
 
 
 class ChannelTopics:
@@ -106,7 +106,7 @@ class ChannelTopics:
         keys: of its table.
         channels: of a reading.
         sink: takes the readings.
-        stale: called where a value is too old.
+        stale: called when a value is too old.
     """
 
     def __init__(
@@ -120,20 +120,20 @@ class ChannelTopics:
         self._channel_of = _ChannelOfTopic(keys.topics)
 
     def announce(self, messages: list[Message], decoder: Decoder) -> None:
-        """Have the decoder know which channel each of the messages is that it will decode next."""
+        """Set the channels of the messages that the decoder will decode next."""
         assert isinstance(decoder, TopicDecoders)
         decoder.names = [self._channel_of(message.topic) for message in messages]
 
 
 class _ChannelOfTopic:
-    """The level `{channel}` of a topic; remembers a bounded number of answers."""
+    """Finds the level `{channel}` of a topic; caches a bounded number of results."""
 
     def __init__(self, patterns: tuple[str, ...]) -> None:
         self._patterns = [TopicPattern(pattern) for pattern in patterns]
         self._known: dict[bytes, str | None] = {}
 
     def __call__(self, topic: bytes) -> str | None:
-        """The channel; None where the topic is none of ours."""
+        """The channel; None if the topic is not one of the source."""
         if topic not in self._known:
             if len(self._known) >= _CACHED_TOPICS:
                 self._known.clear()

@@ -1,10 +1,10 @@
 """A program of the user whose standard output is frames: started, supervised, and ended with its children.
 
-Guarantee: the program is started without a shell, in a session of its own, with PATH, HOME and LANG alone; when it
-ends, or cannot be started, it is started again after a pause that doubles up to `restart_max`; its stderr is in our
-log, at most 20 lines in 10 s; at a stop its whole process group is gone. While the way downstream is full it is not
-read, so that a flood waits in its pipe. Weak points: what it writes while it is being started again is lost; a child of
-it that leaves the process group is left to the service's unit.
+Guarantee: the program is started without a shell, in its own session, with only PATH, HOME and LANG; when it ends, or
+cannot be started, it is restarted after a pause that doubles up to `restart_max`; its stderr is logged, at most 20
+lines in 10 s; a stop ends its whole process group. While a later stage is full its pipe is not read, so that further
+output waits in the pipe. Weak points: output is lost during a restart; a child that leaves the process group is ended
+only by the service's unit.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ _READ_BYTES = 65_536  # a pipe's usual size, pipe(7)
 _PIPE_BYTES = 1_048_576  # /proc/sys/fs/pipe-max-size as shipped
 _MOST_READS = 4
 _FIRST_PAUSE = 0.5
-_RAN_WELL_S = 10.0  # a program that ran so long is started again after the first pause
+_RAN_WELL_S = 10.0  # a program that ran this long is restarted after the first pause
 _PAUSED_POLL_S = 0.05
 _TO_END_S = 0.5  # between SIGTERM and SIGKILL
 _LOG_LINES, _LOG_SPAN_S = 20, 10.0
@@ -50,16 +50,16 @@ class CommandSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="comm
     """`[[source]]` with `type = "command"`: a program that writes frames to its standard output.
 
     Attributes:
-        argv: The program and its arguments, each an item: `["arecord", "-t", "raw"]`. There is no shell.
-        framing: Where a frame ends: at a line end, after `frame_bytes` (`fixed`), after the length in front of it
-            (`length`), or at the zero byte of COBS; `auto` is `lines` for text and `fixed` for bytes.
+        argv: The program and its arguments, one item each: `["arecord", "-t", "raw"]`. No shell is used.
+        framing: The end of a frame: a line end (`lines`), a size of `frame_bytes` (`fixed`), the length before the
+            frame (`length`), or the zero byte of COBS; `auto` is `lines` for text and `fixed` for bytes.
         frame_bytes (B): The size of a frame with `framing = "fixed"`. A `raw` frame may hold many readings one after
             another.
-        length_bytes (B): The width of the length in front of a frame, high byte first.
+        length_bytes (B): The width of the length before a frame, high byte first.
         checksum: As of a serial port.
         line_end: As of a serial port.
         max_frame_bytes (B): A longer frame is skipped and counted as `too_long`.
-        restart_max (s): The longest pause before a program that has ended is started again.
+        restart_max (s): The longest pause before a program that has ended is restarted.
     """
 
     own_keys: ClassVar[tuple[str, ...]] = ()
@@ -77,15 +77,15 @@ class CommandSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="comm
 
     @property
     def frame_end(self) -> str:
-        """The framing that is used."""
+        """The framing in use."""
         return self.framing if self.framing != "auto" else "lines" if self.codec.is_text else "fixed"
 
     def describe(self) -> str:
-        """The program."""
+        """The program, for the log."""
         return f"command {self.argv[0]}, {self.frame_end}, {tag_of(self.codec)}"
 
     def make(self, wiring: Wiring) -> "CommandSource":
-        """The source, not yet started."""
+        """Make the source; it is not started yet."""
         return CommandSource(self, wiring)
 
 
@@ -109,7 +109,7 @@ class CommandSource:
     """One `[[source]]` of type `command`.
 
     Attributes:
-        is_open: the program runs.
+        is_open: whether the program runs.
         state: one line for people.
     """
 
@@ -164,7 +164,7 @@ class CommandSource:
         self._wiring.interrupted()
         assert process.stdout is not None
         assert process.stderr is not None
-        with contextlib.suppress(OSError):  # a smaller pipe holds less of a burst
+        with contextlib.suppress(OSError):  # the default pipe size works too, with less room for a burst
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         for pipe in (process.stdout, process.stderr):
             os.set_blocking(pipe.fileno(), False)
@@ -175,7 +175,7 @@ class CommandSource:
         self._show(f"{self._config.argv[0]}: running", is_open=True)
 
     def stop(self) -> None:
-        """End the program and its children, and do not start it again."""
+        """End the program and its children without a restart."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -238,7 +238,7 @@ class CommandSource:
         self._again()
 
     def _end(self) -> int:
-        """Close the pipes, end the process group, and give its exit code."""
+        """Close the pipes, end the process group, and return the exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -257,7 +257,7 @@ class CommandSource:
                 pipe.close()
         code = _wait(process, _TO_END_S / 5)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing of the group is left
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the group has ended
                 os.killpg(process.pid, number)
             code = code if code is not None else _wait(process, _TO_END_S)
         return code if code is not None else -int(signal.SIGKILL)
@@ -284,7 +284,7 @@ class CommandSource:
 
 
 class _ErrorLines:
-    """The stderr of a program as lines of our log, a bounded number of them."""
+    """Writes the stderr of a program to the log, with a bounded number of lines."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -293,7 +293,7 @@ class _ErrorLines:
         self._count = 0
 
     def take(self, chunk: bytes, *, last: bool = False) -> None:
-        """Log the lines that a chunk completes; all of it where it is the last."""
+        """Log the lines that a chunk completes; the last chunk is logged completely."""
         *lines, self._tail = (self._tail + chunk).split(b"\n")
         if last or len(self._tail) > _MOST_LINE:
             lines, self._tail = [*lines, self._tail], b""

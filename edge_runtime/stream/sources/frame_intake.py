@@ -1,8 +1,8 @@
-"""The frames of one wake-up of a port or a program -> one batch: decode, know repeats, hand on.
+"""The frames of one wake-up of a port or a program -> one batch: decode, drop repeats, deliver.
 
-Guarantee: a fault of ours in a decoder sets the frames aside, counted and logged, and the next ones are read. A reading
-without a time of its own has the wall clock's when its frame was read. Nothing is owed: no such source can be asked
-again.
+Guarantee: if a decoder crashes, its frames are dropped, counted and logged, and the next ones are read. A reading
+without a time of its own gets the wall clock time at which its frame was read. There are no receipts, since no such
+source can send a reading again.
 """
 
 import logging
@@ -23,15 +23,15 @@ class FrameIntake:
 
     Args:
         config: its table.
-        where: what its messages call the place that frames come from: the port, or the program.
+        where: the origin of the frames for messages: the port or the program.
         decoder: of its frames.
-        counters: `readings`, and what was rejected or crashed.
-        silence: hears of each batch.
+        counters: `readings`, and rejections and crashes by reason.
+        silence: is notified of each batch.
         sink: takes the batches.
         logger: of the kind of source.
 
     Attributes:
-        decoder: may be exchanged between two wake-ups.
+        decoder: may be replaced between two wake-ups.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class FrameIntake:
         self._rejections = Rejections(config.name, counters)
 
     def report_framing(self) -> None:
-        """Report what the framing refused, of which no frame came."""
+        """Report the refusals of the framing, for which there is no frame."""
         if self._counters.notes:
             self._rejections.report((), self._place)
 
     def deliver(self, frames: list[bytes], arrived: float, now: float) -> None:
-        """Hand on the readings of some frames.
+        """Deliver the readings of some frames.
 
         Args:
             frames: at least one.

@@ -1,9 +1,9 @@
 """Several sources as one: `type = "join"` makes readings of the latest values of its parts, for each key.
 
-The parts are sources of the same file, of any kind but this one. They are made and run by the join, which takes their
-batches with the channels that are not theirs missing; `joining.py` makes the readings. Guarantee: as there. Weak
-points: the parts count together, under the name of the join; one key of one part is joined with the same key of the
-others, so that parts without keys join only among themselves.
+The parts are sources of the same file, of any kind but this one. The join makes and runs them, and takes their batches,
+in which the channels of other parts are missing; `joining.py` makes the readings. Guarantee: as there. Weak points: the
+parts share their counters, under the name of the join; a key of one part is joined with the same key of the others, so
+that parts without keys are joined only with each other.
 """
 
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ class JoinSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="join"):
     """`[[source]]` with `type = "join"`: readings of the latest values of other sources.
 
     Attributes:
-        of: The names of the sources that it joins. A model takes the join, and not these.
-        when: What makes a reading: `any` is each new value once every channel is there, `all` when every channel has a
-            new value, the name of a source or of a channel when that one brings something.
-        max_age (s): A value that is older makes no reading; that is counted as `stale`. Left out, a value has no end.
+        of: The names of the sources that it joins. A model uses the join instead of these.
+        when: When a reading is made: with `any` at each new value once every channel has one, with `all` when every
+            channel has a new value, with the name of a source or channel at each new value of it.
+        max_age (s): An older value makes no reading, which is counted as `stale`. Left out, values never become stale.
     """
 
     of: tuple[Text, ...]
@@ -37,32 +37,32 @@ class JoinSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="join"):
 
     @property
     def compares_units(self) -> bool:
-        """A part may name one."""
+        """True: a part may name a unit."""
         return True
 
     def describe(self) -> str:
-        """What it joins."""
+        """The names of the joined sources, for the log."""
         return f"join of {', '.join(self.of)}, when {self.when}"
 
     def bound(self, config: Config) -> "BoundJoinTable":
-        """With the tables of its parts."""
+        """The table together with the tables of its parts."""
         by_name = {each.name: each for each in config.source}
         parts = tuple(each for name in self.of if isinstance(each := by_name.get(name), SourceKindTable))
         return BoundJoinTable(**{name: getattr(self, name) for name in self.__struct_fields__}, parts=parts)
 
 
 class BoundJoinTable(JoinSourceTable, frozen=True, kw_only=True, tag="join"):
-    """A join with the tables of its parts, so that a changed part is a changed join."""
+    """A join with the tables of its parts, so that a change of a part is a change of the join."""
 
     parts: tuple[SourceKindTable, ...]
 
     @property
     def is_recorded(self) -> bool:
-        """One of its parts is, so that the time of a reading may be of then."""
+        """Whether one of its parts is recorded, so that the time of a reading may be that of the recording."""
         return any(part.is_recorded for part in self.parts)
 
     def channels_of(self, channels: tuple[str, ...]) -> list[tuple[str, ...]]:
-        """The channels of each part: those that it names, else those that no other part names."""
+        """The channels of each part: those that it names; if it names none, those that no other part names."""
         named = [None if (names := part.named_channels) is None else set(names) for part in self.parts]
         taken = set().union(*(names for names in named if names is not None))
         return [
@@ -78,7 +78,7 @@ class BoundJoinTable(JoinSourceTable, frozen=True, kw_only=True, tag="join"):
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """See whether the parts together bring every channel, each in a unit that the bundle can have."""
+        """Check that the parts together provide every channel, in a unit that fits that of the bundle."""
         place = f'source "{self.name}"'
         if shape is not None:
             raise ConfigError(f"{place}.of: expected a model of channels, found one of whole frames")
@@ -101,7 +101,7 @@ class BoundJoinTable(JoinSourceTable, frozen=True, kw_only=True, tag="join"):
             raise ConfigError(mistakes)
 
     def beside_service(self) -> "BoundJoinTable":
-        """Each part as it is for a trial."""
+        """The join with each part as used for a trial."""
         return msgspec.structs.replace(self, parts=tuple(part.beside_service() for part in self.parts))
 
     def links(self, config: Config) -> tuple[BrokerTable, ...]:
@@ -109,7 +109,7 @@ class BoundJoinTable(JoinSourceTable, frozen=True, kw_only=True, tag="join"):
         return tuple(link for part in self.parts for link in part.links(config))
 
     def make(self, wiring: Wiring) -> "JoinSource":
-        """The source with its parts, not yet started."""
+        """Make the source with its parts; they are not started yet."""
         return JoinSource(self, wiring)
 
     def withdraw(self, source: AnySource) -> None:
@@ -151,7 +151,7 @@ class JoinSource:
 
     @property
     def is_open(self) -> bool:
-        """Every part is."""
+        """Whether every part is open."""
         return all(part.is_open for part in self.parts)
 
     @property
@@ -161,12 +161,12 @@ class JoinSource:
         return "; ".join(f"{table.name}: {part.state}" for table, part in pairs)
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         for part in self.parts:
             part.start()
 
     def stop(self) -> None:
-        """End; nothing more comes."""
+        """Stop; no batch is delivered after this."""
         for part in self.parts:
             part.stop()
 
@@ -176,7 +176,7 @@ class JoinSource:
 
 
 class _Widened:
-    """Batches of one part, with the channels of the others missing."""
+    """Widens batches of one part to all channels; those of the other parts are missing."""
 
     def __init__(self, name: str, columns: list[int], width: int, joiner: Joiner) -> None:
         self._name = name

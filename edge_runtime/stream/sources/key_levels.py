@@ -1,4 +1,4 @@
-"""The key of a reading out of the levels of its topic: which placeholders `key` names, and which topics fit it. Pure.
+"""Makes the key of a reading from levels of its topic: the placeholders of `key`, and the topics that fit it. Pure.
 
 `sensors/{key}/climate` needs no `key`; with `key = "{site}-{machine}"` both levels of `{site}/line/{machine}` form it.
 """
@@ -9,22 +9,22 @@ from edge_runtime.config.convert import quote
 from edge_runtime.config.rules import Finding, first_repeated
 from edge_runtime.config.topics import bad_topic, placeholders
 
-CHANNEL = "channel"  # the level of a topic that is the name of a channel, and no part of the key
-KEY = "{key}"  # of topics, where `key` names no levels
+CHANNEL = "channel"  # the level of a topic that names a channel and is not part of the key
+KEY = "{key}"  # of topics, if `key` names no levels
 
 
 def is_of_levels(key: str | None) -> bool:
-    """Whether `key` is made of levels of the topic, and not the name of a field."""
+    """Whether `key` consists of levels of the topic, instead of being the name of a field."""
     return key is not None and ("{" in key or "}" in key)
 
 
 def template_of(key: str | None) -> str:
-    """What makes the key of the levels of a topic."""
+    """The template that makes the key from the levels of a topic."""
     return key if key is not None and is_of_levels(key) else KEY
 
 
 def mistakes(topics: tuple[str, ...], key: str | None) -> Iterator[Finding]:
-    """What is wrong with topics, and with the key that they are to give."""
+    """The mistakes of topics and of the key made from them."""
     try:
         known = tuple(dict.fromkeys(placeholders(template_of(key))))
     except ValueError:

@@ -1,6 +1,6 @@
-"""What every kind of source is: a table of keys, its rules, its facts, and the running source that it makes.
+"""The base of every kind of source: a table of keys, its rules, its facts, and the running source that it makes.
 
-A kind is one file beside this one and one line in `registered.py`. The daemon knows kinds by what stands here alone.
+A kind is one file in this folder and one line in `registered.py`. The daemon uses only the interfaces of this module.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,43 +24,43 @@ from edge_runtime.system.loop import Loop
 
 
 class AnySource(Protocol):
-    """A source at work."""
+    """A running source."""
 
     @property
     def is_open(self) -> bool:
-        """Readings can come."""
+        """Whether readings can arrive."""
 
     @property
     def state(self) -> str:
-        """One line for people."""
+        """The state, one line for people."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
 
     def stop(self) -> None:
-        """End; nothing more comes."""
+        """Stop; no batch is delivered after this."""
 
 
 @runtime_checkable
 class Remembering(Protocol):
-    """A source whose readings may come again, so that what it has had must be known over a stop."""
+    """A source whose readings may be sent again, so that it must remember earlier readings over a stop."""
 
     def take_over(self, other: object) -> None:
-        """Know what the source has had that a reload puts this one in the place of."""
+        """Take over the memory of the source that this one replaces at a reload."""
 
     def save(self, owed: OwedReceipts) -> SavedSeen:
-        """What a clean stop keeps, beside the windows."""
+        """The state that a clean stop saves, beside the windows."""
 
     def restore(self, saved: SavedSeen, owed: OwedReceipts) -> None:
-        """Take back what the last clean stop has kept, after the windows have."""
+        """Restore the state that the last clean stop saved, after the windows were restored."""
 
 
 def _nothing() -> None:
-    """For a source whose windows need not know."""
+    """The default of `interrupted`, for sources whose windows do not depend on interruptions."""
 
 
 class Wiring(msgspec.Struct, frozen=True, eq=False):
-    """What a source is made with, beside its own table.
+    """The arguments of a source, beside its own table.
 
     Attributes:
         config: the whole device file.
@@ -69,16 +69,16 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
         loop: the event loop.
         sink: takes the batches.
         counters: `readings`, `bytes`, and rejections by reason.
-        on_state: to be called when `is_open` or `state` changes.
-        needed: how many readings can come, at least, before one of them may complete a window, that one included.
-        paused: whether the way downstream is full, so that what can wait should.
-        max_gap: the shortest of the pauses that a model of it takes for a gap; None where no model does.
+        on_state: the source calls it when `is_open` or `state` changes.
+        needed: the least number of readings until a window may be complete, the completing one included.
+        paused: whether a later stage is full, so that sources that can wait should.
+        max_gap: the shortest pause that one of its models takes for a gap; None if no model does.
         connect: the connection to a broker, under a name for messages; equal brokers share one.
-        is_clock_set: whether the wall clock is to be believed.
-        interrupted: to be called when readings may be missing from here on, such as after a port was opened.
-        holds_windows: a model of it acknowledges readings when their windows need them no more.
+        is_clock_set: whether the wall clock is set.
+        interrupted: the source calls it when readings may be missing, such as after a port was opened.
+        holds_windows: whether one of its models acknowledges readings only when no window needs them any more.
         categories: the texts of channels that hold text, in the order of their indexes.
-        units: what the bundle measures the channels in.
+        units: the units of the channels in the bundle.
     """
 
     config: Config
@@ -100,44 +100,44 @@ class Wiring(msgspec.Struct, frozen=True, eq=False):
 
 
 class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
-    """What the daemon asks of a source's table."""
+    """The interface of a source's table for the daemon."""
 
-    extra: ClassVar[str] = ""  # of the package, that a kind needs beside what every device has
+    extra: ClassVar[str] = ""  # the extra of the package that a kind needs
 
     @property
     def named_channels(self) -> tuple[str, ...] | None:
-        """The channels that the table names; None where it takes those that its models want."""
+        """The channels that the table names; None if it takes those of its models."""
         return None
 
     @property
     def compares_units(self) -> bool:
-        """A unit may stand in the table, which is compared with that of the bundle."""
+        """Whether the table may contain a unit, which is compared with that of the bundle."""
         return False
 
     @property
     def is_recorded(self) -> bool:
-        """Its readings were recorded before: their times are not of now, and their arrival says nothing."""
+        """Whether its readings are recorded: their times are past, and their arrival times have no meaning."""
         return False
 
     def bound(self, config: Config) -> "SourceKindTable":
-        """The table as it is run, where it needs others of the file."""
+        """The table for running, including other tables of the file that it needs."""
         del config
         return self
 
     def describe(self) -> str:
-        """What it reads, for a line of the log."""
+        """The input of the source, for a line of the log."""
         raise NotImplementedError
 
     def most_unacknowledged(self, config: Config) -> tuple[int, str] | None:
-        """How many of its readings may be unacknowledged, and the setting that says so; None where none ever is."""
+        """How many of its readings may be unacknowledged, and the setting of this limit; None if it has no receipts."""
         del config
         return None
 
     def check_channels(self, channels: tuple[str, ...], shape: tuple[int, ...] | None) -> None:
-        """See whether it can deliver what its models want.
+        """Check that it can deliver the channels or frames of its models.
 
         Raises:
-            ConfigError: every reason why not, each beginning with `source "NAME".`.
+            ConfigError: lists every reason why it cannot, each beginning with `source "NAME".`.
         """
         raise NotImplementedError
 
@@ -149,59 +149,59 @@ class SourceKindTable(SourceTable, frozen=True, kw_only=True, tag="kind"):
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """The same, with what the bundles say of the channels: texts and units, which most kinds need not know."""
+        """The same, with the texts and units of the channels in the bundles, which most kinds do not need."""
         del categories, units
         self.check_channels(channels, shape)
 
     def make(self, wiring: Wiring) -> AnySource:
-        """The source, not yet started."""
+        """Make the source; it is not started yet."""
         raise NotImplementedError
 
     def beside_service(self) -> "SourceKindTable":
-        """The same source for a trial: it takes nothing away from a daemon that reads it at the same time."""
+        """The same source for a trial: it must not take readings from a daemon that reads it at the same time."""
         return self
 
-    # What a reload asks; a kind that does not answer is made anew where something changes, which is always right.
+    # For a reload. A kind without these methods is made anew if something changes, which is always correct.
 
     def links(self, config: Config) -> tuple[BrokerTable, ...]:  # noqa: ARG002 - the answer of most kinds
         """The brokers that it reads from."""
         return ()
 
     def rewire(self, source: AnySource, wiring: Wiring) -> bool:  # noqa: ARG002 - as above
-        """Have a source of this table go on with other channels or gaps; False when it must be made anew."""
+        """Let a source of this table continue with other channels or gaps; False if it must be made anew."""
         return False
 
     def withdraw(self, source: AnySource) -> None:
-        """Stop a source that is not wanted any more, or will be made anew; leave nothing of it behind."""
+        """Stop a source that was removed or will be made anew, and clean up after it."""
         source.stop()
 
 
 def as_kind(table: SourceTable) -> SourceKindTable:
-    """The same table, as one that can be run: every table that `load_config` makes is."""
+    """The same table with the type of one that can be run, which every table from `load_config` has."""
     if not isinstance(table, SourceKindTable):
         raise TypeError(f"{type(table).__name__} is no kind of source that can be run")
     return table
 
 
 class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"):
-    """A source whose readings come in frames of a format.
+    """A source whose readings arrive in frames of a format.
 
     Attributes:
-        codec: How a frame is written.
+        codec: The format of a frame.
     """
 
-    many_readings: ClassVar[bool] = False  # a frame of a fixed structure may hold many, one after another
+    many_readings: ClassVar[bool] = False  # whether a frame of a fixed structure may hold many, one after another
 
     codec: CodecTable
 
     @property
     def named_channels(self) -> tuple[str, ...] | None:
-        """The columns, or the channels with a place."""
+        """The columns, or the channels with a configured place."""
         return self.codec.mapped_channels or self.codec.columns or None
 
     @property
     def compares_units(self) -> bool:
-        """Where channels have places."""
+        """Whether channels have configured places."""
         return self.codec.mapped_channels is not None
 
     def decoder(
@@ -213,7 +213,7 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> Decoder:
-        """The decoder of its frames; `is_clock_set` decides how far ahead a time may be where `max_ahead` does not.
+        """Make the decoder of its frames; without `max_ahead`, the bound of future times depends on `is_clock_set`.
 
         Raises:
             ConfigError: its fields do not fit the channels.
@@ -243,7 +243,7 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
         return self.codec.decoder(members, shape)
 
     def decoder_for(self, wiring: Wiring) -> Decoder:
-        """The decoder of a source that is wired so."""
+        """Make the decoder of a source with this wiring."""
         return self.decoder(
             wiring.channels,
             wiring.shape,
@@ -260,7 +260,7 @@ class FramedSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="framed"
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """See whether the frames can hold what its models want, with the texts and units of the bundles."""
+        """Check that the frames can hold the channels of its models, with the texts and units of the bundles."""
         self.decoder(channels, shape, categories=categories, units=units)
 
 

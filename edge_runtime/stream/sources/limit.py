@@ -1,7 +1,7 @@
-"""Notices that windows may hold as many readings as a broker lets be unacknowledged, so that it sends no more.
+"""Reports that windows hold as many unacknowledged readings as the broker allows, so that it may send no more.
 
-One timer a source, and only where a model of it has `acknowledge = "window"`. Weak point: a quiet sensor looks the same
-as a broker that waits, so the line says that the limit may be the cause.
+One timer per source, and only if one of its models has `acknowledge = "window"`. Weak point: a quiet sensor cannot be
+distinguished from a broker that waits, so the message names the limit only as a possible cause.
 """
 
 from edge_runtime.mqtt.any_connection import AnyConnection
@@ -9,19 +9,19 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
-LIMIT_PATIENCE_S = 30.0  # without a message, as many unacknowledged as the limit: it may be what stops them
+LIMIT_PATIENCE_S = 30.0  # without a message while the limit is reached: the limit may be the cause
 
 _log = get_logger("source")
 
 
 class LimitWatch:
-    """Reports, as long as it lasts, that nothing comes while as many readings are held as may be.
+    """Reports, repeatedly, that no message arrives while the limit of unacknowledged readings is reached.
 
     Args:
-        loop: the event loop; None watches nothing.
-        connection: that brings the readings.
+        loop: the event loop; None disables the watch.
+        connection: delivers the readings.
         counters: takes the error `window_limit`.
-        held_at_most: how many readings may be unacknowledged, and the setting that says so.
+        held_at_most: how many readings may be unacknowledged, and the setting of this limit.
         source: the name of the source.
     """
 
@@ -44,17 +44,17 @@ class LimitWatch:
         self._timer: Timer | None = None
 
     def start(self) -> None:
-        """Watch from now on."""
+        """Start watching."""
         if self._loop is not None:
             self._timer = self._loop.call_later(LIMIT_PATIENCE_S, self._check)
 
     def took(self) -> None:
-        """Messages have come."""
+        """Note that messages have arrived."""
         if self._loop is not None:
             self._took_at = self._loop.time()
 
     def stop(self) -> None:
-        """The source takes no more."""
+        """Stop watching, since the source takes no more messages."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -63,7 +63,7 @@ class LimitWatch:
         assert self._loop is not None
         owed, quiet = self._connection.owed, self._loop.time() - self._took_at
         before, self._delivered = self._delivered, self._connection.delivered
-        is_still = before == self._delivered  # neither for this source nor for another one on the connection
+        is_still = before == self._delivered  # no message for this source or any other on the connection
         if owed >= self._most and is_still and quiet >= LIMIT_PATIENCE_S and self._connection.ready:
             self._counters.errors["window_limit"] += 1
             _log.error(

@@ -1,10 +1,10 @@
 """Registers of Modbus devices, polled over a serial line (RTU) or TCP: a reading for each unit at each interval.
 
-All requests run in one thread, one after the other, as the line wants it. Guarantee: a unit that does not answer costs
-the others one `timeout` at each of its attempts, which are spaced from a first pause up to `retry_max`, and those that
-answer are asked first; a register that is not there is a missing channel, named once, and is tried again as seldom.
-Weak points: a reading is put together of several requests where its registers are no neighbours; a unit that comes
-back continues the windows of its key, unless `max_gap` of the model says where they end.
+All requests run in one thread, one after the other, as a Modbus line requires. Guarantee: a unit that does not answer
+delays the others by one `timeout` at each attempt; the pause between its attempts grows from a first one up to
+`retry_max`, and units that answer are polled first. A register that does not exist is a missing channel, logged once,
+and is retried with the same pauses. Weak points: a reading combines several requests if its registers are not adjacent;
+a unit that returns continues the windows of its key, unless `max_gap` of the model ends them.
 """
 
 import random
@@ -41,7 +41,7 @@ _PORT = 502  # as registered with IANA
 _UNITS_OF_A_LINE = range(1, 248)  # MODBUS over Serial Line V1.02, section 2.2
 _LINE_KEYS = ("baudrate", "bytesize", "parity", "stopbits")
 _FIRST_PAUSE = 0.5
-_NAME_S = 240.0  # that a resolver may take, beside all time-outs
+_NAME_S = 240.0  # the longest time of a resolver, beside all timeouts
 _MOST_SHOWN = 3
 
 _logger = log.get_logger("modbus")
@@ -52,13 +52,13 @@ class ModbusSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="modbus"
 
     Attributes:
         port: The device node of a serial line (RTU). Either this or `url`.
-        url: A device or gateway in the network, as `tcp://HOST:PORT`. Without a port, 502.
-        units: The devices on the line, by their numbers. The number is the key of a unit's readings.
-        register: Where each channel of the model stands; the same in every unit.
+        url: A device or gateway in the network, as `tcp://HOST:PORT`. The default port is 502.
+        units: The numbers of the devices on the line. The number is the key of a unit's readings.
+        register: The place of each channel of the model; the same in every unit.
         interval (s): How often each unit is read.
-        timeout (s): How long an answer may take.
-        retry_max (s): The longest pause before a unit that does not answer, a register that is not there, or a lost
-            line is tried again.
+        timeout (s): The longest time to wait for an answer.
+        retry_max (s): The longest pause before a unit that does not answer, a register that does not exist, or a lost
+            line is retried.
         baudrate (bit/s): The speed of the serial line.
         bytesize (bit): Data bits of a character.
         parity: The parity bit.
@@ -82,12 +82,12 @@ class ModbusSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="modbus"
 
     @property
     def named_channels(self) -> tuple[str, ...]:
-        """Those with a register."""
+        """The channels with a register."""
         return tuple(each.channel for each in self.register)
 
     @property
     def compares_units(self) -> bool:
-        """A register may have one."""
+        """True: a register may have a unit."""
         return True
 
     @property
@@ -96,7 +96,7 @@ class ModbusSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="modbus"
         return self.port or self.url or ""
 
     def describe(self) -> str:
-        """The line, and how much is read."""
+        """The line and the number of units and registers, for the log."""
         return f"modbus {self.where}, {len(self.units)} units, {len(self.register)} registers every {self.interval:g} s"
 
     def check_channels_of(
@@ -107,7 +107,7 @@ class ModbusSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="modbus"
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """A register for each channel, in a unit that the bundle can have; and the library is there."""
+        """Check that each channel has a register, in a unit that fits the bundle, and that pymodbus is installed."""
         self._check_library()
         check_places(
             channels,
@@ -135,12 +135,12 @@ class ModbusSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="modbus"
             raise ConfigError(f'{place}: {fault}: pip install "edge-inference-runtime[modbus]"')
 
     def make(self, wiring: Wiring) -> "ModbusSource":
-        """The source, not yet started."""
+        """Make the source; it is not started yet."""
         self._check_library()
         return ModbusSource(self, wiring)
 
     def link(self) -> "ModbusLink":
-        """The line, not yet open."""
+        """Make the line; it is not open yet."""
         from edge_runtime.stream.sources import modbus_link  # noqa: PLC0415 - the extra `modbus`
 
         if self.url is None:
@@ -153,7 +153,7 @@ def parse_url(url: str) -> tuple[str, int]:
     """Host and port.
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: it is not such an address.
     """
     found = _URL.fullmatch(url)
     port = _PORT if found is None or found["port"] is None else int(found["port"])
@@ -203,14 +203,14 @@ def _registers(source: ModbusSourceTable) -> Iterator[Finding]:
 
 
 class _Unit:
-    """What the loop knows of one unit.
+    """The state of one unit in the event loop.
 
     Attributes:
         number: of the unit.
-        due: when it may be asked again, monotonic seconds.
+        due: when it may be polled again, monotonic seconds.
         pause: before the next attempt, after one that failed.
-        faults: what is wrong with it, by what it concerns; empty when all is well.
-        answers: it has answered when it was asked last.
+        faults: its faults, by the part that they concern; empty if there are none.
+        answers: whether it answered at the last attempt.
     """
 
     def __init__(self, number: int, pause: float) -> None:
@@ -225,7 +225,7 @@ class ModbusSource:
     """One `[[source]]` of type `modbus`.
 
     Attributes:
-        is_open: a unit has answered lately.
+        is_open: whether a unit answered at its last attempt.
         state: one line for people.
     """
 
@@ -244,7 +244,7 @@ class ModbusSource:
         place = f'source "{config.name}".register'
         self._factors = [to_bundle(each, wiring.units.get(each.channel, ""), place) for each in registers]
         self._link = config.link()
-        # A unit that is late is left alone for at least as long as its answer may still take.
+        # A unit that is late is not polled for at least as long as its answer may still take.
         self._first_pause = min(max(_FIRST_PAUSE, config.timeout), config.retry_max)
         self._units = [_Unit(number, self._first_pause) for number in config.units]
         self._readers = {
@@ -273,12 +273,12 @@ class ModbusSource:
         )
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         self._silence.start()
         self._tick()
 
     def stop(self) -> None:
-        """End; nothing more comes. A request that is under way ends in its thread, and the line is closed there."""
+        """Stop; no batch is delivered after this. A request in progress ends in its thread, which closes the line."""
         if self._stopped:
             return
         self._stopped = True
@@ -290,7 +290,7 @@ class ModbusSource:
         self._wiring.on_state()
 
     def _tick(self) -> None:
-        """Ask every unit that is due: those first that answered when they were asked last."""
+        """Poll every unit that is due; those that answered at the last attempt come first."""
         now = self._loop.time()
         self._due = now + self._config.interval
         self._waiting = sorted((unit for unit in self._units if unit.due <= now), key=lambda unit: not unit.answers)
@@ -329,7 +329,7 @@ class ModbusSource:
                 self._counters.errors["refused_register"] += answer.refusals
             self._deliver(unit, answer)
         if self._config.url is not None and not self._waiting and not any(each.answers for each in self._units):
-            self._thread.submit(self._link.close, lambda _: None)  # the connection itself may be what is dead
+            self._thread.submit(self._link.close, lambda _: None)  # the connection itself may be dead
         self._show()
         self._next()
 
@@ -359,7 +359,7 @@ class ModbusSource:
         self._wiring.sink(Batch(self._config.name, values, [key], [at], [None], [None], answer.arrived, refuse=refuse))
 
     def _note(self, unit: _Unit, faults: dict[str, str]) -> None:
-        """Log what is new of the faults of one unit, and that they are over."""
+        """Log the new faults of one unit, and the end of earlier ones."""
         fields = log.fields(source=self._config.name, unit=unit.number)
         for what, text in faults.items():
             if unit.faults.get(what) != text:
@@ -369,7 +369,7 @@ class ModbusSource:
         unit.faults = faults
 
     def _lose(self, reason: str, text: str) -> None:
-        """There is no line: no unit can be asked before it is back."""
+        """Handle the loss of the line: no unit can be polled until it is restored."""
         self._waiting = []
         for unit in self._units:
             unit.answers = False

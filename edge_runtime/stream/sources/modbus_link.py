@@ -1,9 +1,9 @@
 """One Modbus line or connection, and the only caller of pymodbus. Everything here blocks, and runs in one thread.
 
-Guarantee: `read` gives as many registers or bits as were asked for, of the unit that was asked, or raises; what came
-too late for an earlier request is thrown away before the next one. A connection that the other side has closed
-meanwhile is opened again without a word. Weak point: a frame on a serial line has no number, so that the answer of a
-unit that is more than a whole `timeout` late could still be taken for that of a later request of the same form.
+Guarantee: `read` returns exactly the requested number of registers or bits, of the requested unit, or raises; late
+answers to an earlier request are discarded before the next one. A connection that the other side has closed meanwhile
+is reopened without a message. Weak point: a frame on a serial line has no number, so that an answer which is more than
+a whole `timeout` late could still be taken for that of a later request of the same form.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from edge_runtime.errors import TransientError
 from edge_runtime.stream.sources.modbus_registers import BIT_TABLES, RegisterRun
 from edge_runtime.stream.sources.port import PARITIES, LineSettings, port_error
 
-# Releases that this was written for: its minor releases rename arguments.
+# The supported releases: minor releases of pymodbus rename arguments.
 TESTED = "3.16."
 _FUNCTIONS = {"coil": 1, "discrete": 2, "holding": 3, "input": 4}
 
-logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # what it finds is raised, and becomes a line of ours
+logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # its faults are raised and logged here
 
 
 class LinkError(TransientError):
-    """There is no line to any unit; `reason` is the word that is counted."""
+    """There is no line to any unit; `reason` is the name of the counter."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -37,11 +37,11 @@ class LinkError(TransientError):
 
 
 class NoAnswerError(TransientError):
-    """A unit gave no answer, or none that is one."""
+    """A unit gave no answer, or an invalid one."""
 
 
 class RefusalError(TransientError):
-    """A unit answered with an exception; `code` is the one of the protocol."""
+    """A unit answered with an exception; `code` is that of the protocol."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"exception {code}")
@@ -53,7 +53,7 @@ class ModbusLink:
 
     Args:
         where: the port or the address, for messages.
-        timeout: seconds that an answer may take.
+        timeout: seconds to wait for an answer.
     """
 
     def __init__(self, where: str, timeout: float) -> None:
@@ -63,24 +63,24 @@ class ModbusLink:
 
     @property
     def is_open(self) -> bool:
-        """There is a line, as far as is known."""
+        """Whether the line was opened and no loss of it is known."""
         return self._client is not None
 
     def open(self) -> None:
-        """Make the line, where there is none.
+        """Open the line, if it is not open.
 
         Raises:
-            LinkError: it cannot be made now.
+            LinkError: it cannot be opened now.
         """
         if self._client is None:
             self._client = self._made()
 
     def close(self) -> None:
-        """Give it back; harmless where there is none."""
+        """Close the line; does nothing if it is not open."""
         client: Any = self._client  # its `close` has no types
         self._client = None
         if client is not None:
-            with contextlib.suppress(OSError, termios.error):  # a device that is gone is closed as well
+            with contextlib.suppress(OSError, termios.error):  # the device may be gone
                 client.close()
 
     def read(self, unit: int, run: RegisterRun) -> Sequence[int]:
@@ -88,8 +88,8 @@ class ModbusLink:
 
         Raises:
             LinkError: the line is lost; it is closed now.
-            NoAnswerError: no valid answer has come in time.
-            RefusalError: the unit has answered with an exception.
+            NoAnswerError: no valid answer arrived in time.
+            RefusalError: the unit answered with an exception.
         """
         if self._is_over():
             self.close()
@@ -109,7 +109,7 @@ class ModbusLink:
             raise LinkError("disconnected", f"{self.where}: lost: opening it again") from error
         except ModbusException as error:
             raise NoAnswerError(f"no valid answer within {self._timeout:g} s") from error
-        except Exception as error:  # what a malformed answer makes of pymodbus's parser is not bounded
+        except Exception as error:  # a malformed answer can raise any error in pymodbus's parser
             raise NoAnswerError(f"an answer that is none ({type(error).__name__})") from error
         if answer.isError():
             raise RefusalError(answer.exception_code)
@@ -123,7 +123,7 @@ class ModbusLink:
         raise NotImplementedError
 
     def _is_over(self) -> bool:
-        """Whether the line that was made is gone. Throws away what came too late."""
+        """Whether the opened line is gone. Discards late answers."""
         return self._client is None or self._client.socket is None
 
 
@@ -155,13 +155,13 @@ class TcpLink(ModbusLink):
                 pass
         except BlockingIOError:
             return False
-        except OSError:  # reset: as over as after an orderly end
+        except OSError:  # a reset ends it like an orderly close
             return True
         return True
 
 
 class SerialLink(ModbusLink):
-    """Modbus RTU over a port. What waits in the port before a request is thrown away by pymodbus itself."""
+    """Modbus RTU over a port. pymodbus itself discards the bytes that are in the port before a request."""
 
     def __init__(self, port: str, settings: LineSettings, *, timeout: float) -> None:
         super().__init__(port, timeout)
@@ -187,7 +187,7 @@ class SerialLink(ModbusLink):
 
 
 def library_fault() -> str | None:
-    """Why the installed pymodbus is none that this was written for; None where it is."""
+    """Why the installed pymodbus is not supported; None if it is."""
     if pymodbus.__version__.startswith(TESTED):
         return None
     return f"expected pymodbus {TESTED}x, found {pymodbus.__version__}"

@@ -1,7 +1,7 @@
-"""Modbus registers -> numbers: which are read in one request, and what their bits mean. Pure.
+"""Modbus registers -> numbers: groups registers into requests, and converts their bits. Pure.
 
-Guarantee: the registers of one value are always read in one request, so that a value that changes meanwhile is never
-put together of two halves. Registers that no channel names are never asked for: a device may refuse them.
+Guarantee: the registers of one value are always read in one request, so that a value never combines two states of the
+device. Registers that no channel names are never requested, since a device may refuse them.
 """
 
 import math
@@ -16,11 +16,11 @@ from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import MAX_UINT16, Table, Text
 from edge_runtime.stream.origin import RejectedError
 
-# The most that one request may ask for: MODBUS Application Protocol Specification V1.1b3, sections 6.1 to 6.4.
+# The limits of one request: MODBUS Application Protocol Specification V1.1b3, sections 6.1 to 6.4.
 MOST_BITS, MOST_REGISTERS = 2000, 125
 BIT_TABLES = frozenset({"coil", "discrete"})
 
-# Registers of each type, and the type in the words of `struct`, high byte first.
+# Registers of each type, and its format for `struct`, high byte first.
 _TYPES = {
     "bool": (1, ">H"),
     "int16": (1, ">h"),
@@ -36,22 +36,22 @@ RegisterType = Literal["bool", "int16", "uint16", "int32", "uint32", "int64", "u
 
 
 class RegisterTable(Table, frozen=True, kw_only=True):
-    """`[[source.register]]` of `type = "modbus"`: where one channel of the model stands in each unit.
+    """`[[source.register]]` of `type = "modbus"`: the place of one channel of the model in each unit.
 
     Attributes:
         channel: The channel of the model.
-        table: Which of the four tables of a Modbus device: `holding` and `input` hold registers, `coil` and `discrete`
+        table: One of the four tables of a Modbus device: `holding` and `input` hold registers, `coil` and `discrete`
             single bits.
-        address: The address in the table, from 0, as it goes over the line. What a manual numbers as 40001 is address
-            0 of `holding`, 30001 of `input`, 10001 of `discrete` and 1 of `coil`.
-        type: How the number is written; left out, `uint16`, or `bool` of a coil or discrete input. Types of 32 and 64
+        address: The address in the table, from 0, as sent over the line. The number 40001 of a manual is address 0 of
+            `holding`, 30001 of `input`, 10001 of `discrete` and 1 of `coil`.
+        type: The type of the number; left out, `uint16`, or `bool` of a coil or discrete input. Types of 32 and 64
             bits take two and four registers from `address` on. `bool` of a register is 0 for zero and 1 for all else.
-        bit: The bit of the register that is the value, from 0 for the lowest. Only with `type = "bool"`.
-        word_order: Which of several registers comes first: the one with the high digits (`big`) or with the low ones.
-        byte_order: Which byte of a register comes first; `big` is what the specification asks for.
-        scale: What the number is multiplied by, before `offset` is added.
-        offset: What is added to it.
-        unit: The unit of the result. Where the bundle names another one of the same quantity, the value is converted.
+        bit: The bit of the register that is the value; the lowest is 0. Only with `type = "bool"`.
+        word_order: The first of several registers: the one with the high digits (`big`) or the low ones (`little`).
+        byte_order: The first byte of a register, high (`big`, as in the specification) or low (`little`).
+        scale: The factor of the number, applied before `offset` is added.
+        offset: The number that is added after `scale` is applied.
+        unit: The unit of the result. If the bundle names another unit of the same quantity, the value is converted.
     """
 
     channel: Text
@@ -67,7 +67,7 @@ class RegisterTable(Table, frozen=True, kw_only=True):
 
     @property
     def count(self) -> int:
-        """How many registers, or bits, it takes."""
+        """The number of registers, or bits, of the value."""
         return 1 if self.type is None else _TYPES[self.type][0]
 
 
@@ -84,13 +84,13 @@ def _a_value_of_its_table(register: RegisterTable) -> Iterator[Finding]:
 
 
 class RegisterRun(msgspec.Struct, frozen=True):
-    """Neighbours of one table that one request reads.
+    """Adjacent registers of one table, read by one request.
 
     Attributes:
         table: their table.
         address: of the first.
         count: of registers or bits.
-        columns: which of the registers of a source, by their index, in the order of their addresses.
+        columns: the indexes of these registers among those of the source, in the order of their addresses.
     """
 
     table: str
@@ -100,7 +100,7 @@ class RegisterRun(msgspec.Struct, frozen=True):
 
 
 def runs_of(registers: Sequence[RegisterTable], columns: Iterable[int]) -> list[RegisterRun]:
-    """The requests that read these of the registers: neighbours together, as many as a request may ask for."""
+    """The requests that read the registers with these indexes: adjacent ones together, within the limits of one."""
     found: list[RegisterRun] = []
     for column in sorted(columns, key=lambda each: (registers[each].table, registers[each].address)):
         register = registers[column]
@@ -118,7 +118,7 @@ def value_of(register: RegisterTable, words: Sequence[int]) -> float:
     """The number in the registers, or the bit, of one channel.
 
     Raises:
-        RejectedError: `not_finite`, where a device says so that it has no measurement.
+        RejectedError: `not_finite`, which devices send if they have no measurement.
     """
     if register.table in BIT_TABLES:
         return float(bool(words[0]))

@@ -1,8 +1,8 @@
-"""The registers of one Modbus unit: read in as few requests as it lets us, with what it refuses left aside.
+"""Reads the registers of one Modbus unit, in as few requests as it allows, without those that it refuses.
 
-Guarantee: where a unit refuses neighbours together they are read one by one, so that the one which is not there is
-named and the others are read; what is refused is tried again after a pause that doubles up to `most`. Runs in the
-source's thread.
+Guarantee: if a unit refuses a request of several registers, they are read one by one, so that the missing one is named
+and the others are read; a refused register is retried after a pause that doubles up to `most`. Runs in the source's
+thread.
 """
 
 import time
@@ -27,25 +27,25 @@ _EXCEPTIONS = {
     10: "gateway path unavailable",
     11: "gateway target device failed to respond",
 }
-_LASTING = frozenset({1, 2, 3})  # that the same request will get again
-_FROM_GATEWAY = frozenset({10, 11})  # the unit itself said nothing
+_LASTING = frozenset({1, 2, 3})  # a repeated request would get the same code
+_FROM_GATEWAY = frozenset({10, 11})  # the unit itself did not answer
 _NUMBERED_FROM = {"holding": 40001, "input": 30001, "discrete": 10001, "coil": 1}
 
 
 class RegisterFault(TransientError):  # noqa: N818 - a value of an answer, and never raised
-    """A register cannot be read; the text is for people."""
+    """A register cannot be read; the text is the message."""
 
 
 Found = float | RejectedError | RegisterFault
 
 
 class UnitAnswer(msgspec.Struct, frozen=True):
-    """What became of asking one unit.
+    """The result of polling one unit.
 
     Attributes:
-        values: of the channels; empty where there was no answer.
+        values: of the channels; empty if there was no answer.
         refusals: how many requests were refused.
-        at: Unix seconds when the last of them was there.
+        at: Unix seconds when the last of them arrived.
         arrived: `time.perf_counter()` at that moment.
         silence: why there is no answer.
         line: why there is no line.
@@ -66,7 +66,7 @@ class UnitReader:
         number: of the unit.
         registers: of the channels, in their order.
         link: the line to it.
-        pause: seconds before what was refused is tried again.
+        pause: seconds before the first retry of a refused register.
         most: the longest such pause.
         clock: monotonic seconds.
     """
@@ -88,11 +88,11 @@ class UnitReader:
         self._most = most
         self._clock = clock
         self._runs = runs_of(registers, range(len(registers)))
-        self._refused: dict[int, tuple[float, float, RegisterFault]] = {}  # when again, next pause, why
-        self._split: list[RegisterRun] = []  # what was refused as a whole, by the present reading
+        self._refused: dict[int, tuple[float, float, RegisterFault]] = {}  # time of the retry, next pause, reason
+        self._split: list[RegisterRun] = []  # requests that were refused as a whole in the present reading
 
     def read(self) -> UnitAnswer:
-        """Every register once."""
+        """Read every register once."""
         values: dict[int, Found] = {}
         refusals = 0
         try:
@@ -130,7 +130,7 @@ class UnitReader:
                 values[column] = error
 
     def _refuse(self, run: RegisterRun, code: int, values: dict[int, Found]) -> list[RegisterRun]:
-        """Set a run aside, or give the runs that are to be tried instead of it."""
+        """Note the refusal of a register, or return the smaller runs to try instead of a refused run."""
         if code in _FROM_GATEWAY:
             raise NoAnswerError(f"exception {code}, {_EXCEPTIONS[code]}, of the gateway")
         if code in _LASTING and len(run.columns) > 1:
@@ -144,7 +144,7 @@ class UnitReader:
         return []
 
     def _plan_again(self) -> None:
-        """Read without what was refused what was refused as a whole; one by one where nothing was refused by itself."""
+        """Replan the split runs: without their refused registers, or one by one if no single register was refused."""
         for run in self._split:
             alone = [column for column in run.columns if column in self._refused]
             together = [column for column in run.columns if column not in self._refused]

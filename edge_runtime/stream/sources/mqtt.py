@@ -1,8 +1,9 @@
-"""Topics -> readings: the messages that one wake-up brought, decoded together, as one batch.
+"""Topics -> readings: the messages of one wake-up, decoded together, as one batch.
 
-Guarantee: a QoS 1 message is acknowledged when every model has released its readings, or at once when it is no reading
-(which is counted). A reading goes on once, however often it is sent (`seen.py`). A stopped source acknowledges nothing.
-Longer than 500 lines: the table of a kind of source stands beside it, and this one has the keys of a connection too.
+Guarantee: a QoS 1 message is acknowledged when every model has released its readings, or at once if it is not a reading
+(which is counted). A reading is delivered once, however often it is sent (`seen.py`). A stopped source acknowledges
+nothing. Longer than 500 lines: the table of a kind of source is in its file, and this one also has the keys of a
+connection.
 """
 
 import time
@@ -64,21 +65,22 @@ _log = get_logger("source")
 class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
     """`[[source]]` with `type = "mqtt"`: topics of a broker; every message is one reading, or a JSON array of them.
 
-    Without `url` the source uses the connection of `[upstream]`, but for the keys of it that are given here.
-    With `url` it is a connection of its own, and nothing is taken over: no password goes to another broker by accident.
+    Without `url` the source uses the connection of `[upstream]`, changed by the keys that are given here.
+    With `url` it has its own connection and takes nothing over, so that no password goes to another broker by accident.
 
     Attributes:
-        topics: The topics to subscribe to. One level may be `{key}`: every value of it has a window of its own. With
+        topics: The topics to subscribe to. One level may be `{key}`: every value of it has its own window. With
             `key = "{site}-{machine}"` the levels `{site}` and `{machine}` of each topic form the key together. `+`
-            and `#` are allowed. `$share/GROUP/` in front shares the messages with the other members of the group.
+            and `#` are allowed. The prefix `$share/GROUP/` shares the messages with the other members of the group.
             One level may be `{channel}`: a message is one value of the channel of that name, and the values of a key
             are joined to readings.
-        when: When joined values make a reading: `any` at each new value once every channel is there, `all` when every
-            channel has a new one, the name of a channel when that one comes. Only for topics with `{channel}`.
-        max_age (s): A value that is older makes no reading; that is counted as `stale`. Left out, a value has no end.
-        url: The broker, as in `[upstream]`; the broker of `[upstream]` when left out.
-        client_id: As in `[upstream]`. At a broker of its own it is `edge-{device}-{name of the source}` when left out.
-        protocol: As in `[upstream]`; `3.1.1` when left out beside a `url`.
+        when: When a reading is made of joined values: with `any` at each new value once every channel has one, with
+            `all` when every channel has a new one, with the name of a channel at each new value of it. Only for topics
+            with `{channel}`.
+        max_age (s): An older value makes no reading, which is counted as `stale`. Left out, values never become stale.
+        url: The broker, as in `[upstream]`; left out, the broker of `[upstream]`.
+        client_id: As in `[upstream]`. Left out beside a `url`, it is `edge-{device}-{name of the source}`.
+        protocol: As in `[upstream]`. Left out beside a `url`, it is `3.1.1`.
         username: As in `[upstream]`.
         password_file: As in `[upstream]`.
         password_credential: As in `[upstream]`.
@@ -90,11 +92,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         alpn: As in `[upstream]`.
         latency: As in `[upstream]`.
         qos: 1: the broker keeps a reading until its prediction is safe. 0: a reading may be lost on the way.
-        silent_after (s): Topics without a good reading for so long are reported as silent, in health and log; 0
+        silent_after (s): Topics without a good reading for this time are reported as silent, in health and log; 0
             disables the report.
         max_frame_bytes (B): A longer message is skipped and counted as `too_long`.
-        retained: How a retained message is treated, which the broker sends again at each connection: `once` uses it
-            unless it equals the last message of its topic, `ignore` skips it, `take` uses it each time.
+        retained: The treatment of a retained message, which the broker sends at each connection: `once` uses it unless
+            it equals the last message of its topic, `ignore` skips it, `take` uses it each time.
     """
 
     codec: CodecTable = JsonTable()
@@ -121,22 +123,22 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
 
     @property
     def key_member(self) -> str | None:
-        """None too where `key` is made of levels of the topic."""
+        """The member that holds the key; also None if `key` consists of levels of the topic."""
         return None if key_levels.is_of_levels(self.key) else self.key
 
     @property
     def brokers(self) -> tuple[str, ...]:
-        """The broker of its own, where it has one."""
+        """Its own broker, if it has one."""
         return () if self.url is None else (self.url,)
 
     def read_topics(self, upstream: UpstreamTable) -> dict[str, str]:
-        """Its topics at the broker that predictions go to, and which topics each catches."""
+        """Its topics at the broker of the predictions, and the topics that each matches."""
         if self.url is not None and self.url not in upstream.brokers:
             return {}
         return {topic: split_share(as_filter(topic))[1] for topic in self.topics}
 
     def subscriptions(self, config: Config) -> tuple[object, dict[str, str]]:
-        """The broker that it subscribes at, and its topics with the filter that each subscribes to."""
+        """The broker of its subscriptions, and its topics with the filter that each subscribes to."""
         return source_broker(config, self), {topic: as_filter(topic) for topic in self.topics}
 
     def describe(self) -> str:
@@ -145,11 +147,11 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
 
     @property
     def joins(self) -> bool:
-        """A message is one channel, and not a whole reading."""
+        """Whether a message is a value of one channel instead of a whole reading."""
         return "{channel}" in "".join(self.topics)
 
     def decoder(self, channels: tuple[str, ...], shape: tuple[int, ...] | None, **facts: Any) -> Decoder:
-        """As of every source of frames; of topics with `{channel}`, one for each channel."""
+        """Make the decoder, as in the base class; for topics with `{channel}`, one for each channel."""
         if not self.joins:
             return super().decoder(channels, shape, **facts)
         from edge_runtime.stream.sources.channel_topics import topic_decoders  # noqa: PLC0415 - where topics name it
@@ -158,7 +160,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         return topic_decoders(self.name, self.when, channels, shape, make=lambda names: make(names, None, **facts))
 
     def make(self, wiring: Wiring) -> "MqttSource":
-        """The source, subscribed through the connection of its broker."""
+        """Make the source, subscribed through the connection of its broker."""
         broker = source_broker(wiring.config, self)
         return MqttSource(
             self, wiring.channels, wiring.shape,
@@ -171,7 +173,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         )  # fmt: skip
 
     def most_unacknowledged(self, config: Config) -> tuple[int, str] | None:
-        """As requested in MQTT 5; else mosquitto's default."""
+        """The limit requested in MQTT 5; else mosquitto's default."""
         broker = source_broker(config, self)
         if self.qos == 0:
             return None
@@ -180,7 +182,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         return MOSQUITTO_INFLIGHT, "mosquitto's max_inflight_messages"
 
     def beside_service(self) -> "MqttSourceTable":
-        """Plain subscriptions instead of shared ones, of whose messages each member has only a part."""
+        """The source with plain subscriptions instead of shared ones, of which each member gets only some messages."""
         topics = tuple(dict.fromkeys(split_share(topic)[1] for topic in self.topics))
         return msgspec.structs.replace(self, topics=topics, qos=0)
 
@@ -189,7 +191,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         return (source_broker(config, self),)
 
     def rewire(self, source: AnySource, wiring: Wiring) -> bool:
-        """Other channels want another decoder; the subscriptions stay."""
+        """Exchange the decoder for other channels; the subscriptions stay."""
         assert isinstance(source, MqttSource)
         if self.joins:
             return False
@@ -199,7 +201,7 @@ class MqttSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="mqtt"):
         return True
 
     def withdraw(self, source: AnySource) -> None:
-        """End the subscriptions too, or the broker would keep their messages for us."""
+        """End the subscriptions too, or the broker would keep queueing their messages."""
         assert isinstance(source, MqttSource)
         source.unsubscribe()
         source.stop()
@@ -230,9 +232,9 @@ def _joining(source: MqttSourceTable) -> Iterator[Finding]:
 def source_broker(config: Config, source: MqttSourceTable) -> BrokerTable:
     """The broker that an MQTT source reads from.
 
-    Without a `url` of its own it is the upstream's, changed by the keys that the source gives; when nothing is changed
-    it equals `upstream_broker(config)`, and one connection serves both. With a `url` it is a broker of its own that
-    takes over nothing.
+    Without a `url` of the source it is that of `[upstream]`, changed by the keys that the source gives; without changes
+    it equals `upstream_broker(config)`, and one connection serves both. With a `url` it is a separate broker, and
+    nothing is taken over from `[upstream]`.
     """
     upstream = upstream_broker(config)
     given = {key: getattr(source, key) for key in _CONNECTION_KEYS if getattr(source, key) not in {None, ()}}
@@ -254,7 +256,7 @@ def _own_client_id(config: Config, source: MqttSourceTable) -> str:
 
 
 class MqttSource:
-    """A source on a connection that it may share with other sources and with the upstream.
+    """A source whose connection may be shared with other sources and with `[upstream]`.
 
     Args:
         config: its table.
@@ -262,12 +264,12 @@ class MqttSource:
         shape: of a source of whole frames.
         connection: not yet started; the source subscribes through it.
         sink: takes the batches.
-        counters: `readings`, and what was rejected or skipped by reason.
-        is_clock_set: whether the wall clock is to be believed.
-        loop: for the watch over silence; None has none.
+        counters: `readings`, and rejected or skipped messages by reason.
+        is_clock_set: whether the wall clock is set.
+        loop: for the watch over silence; None disables it.
         on_state: called when `state` changes for another reason than the connection's.
-        held_at_most: where one of its models acknowledges by windows: how many readings may wait for theirs, and the
-            setting that says so. Then keys are acknowledged each at its own pace.
+        held_at_most: if one of its models acknowledges by windows: how many readings may wait for their windows, and
+            the setting of this limit. Then each key is acknowledged independently.
     """
 
     def __init__(
@@ -310,40 +312,40 @@ class MqttSource:
         )
         self._loop = loop
         self._limit = LimitWatch(loop, connection, counters, held_at_most, source=config.name) if held_at_most else None
-        self._present: tuple[list[Message], list[int]] = [], []  # that are being handed over, and the rows of each
+        self._present: tuple[list[Message], list[int]] = [], []  # the messages being delivered, and the rows of each
         self._refuse_reading = self._refuse  # bound once
         if held_at_most is not None:
             connection.acknowledge_in_any_order()
 
     @property
     def is_open(self) -> bool:
-        """Every subscription is granted."""
+        """Whether every subscription is granted."""
         return self._connection.ready
 
     @property
     def state(self) -> str:
-        """One line for people."""
+        """The state, one line for people."""
         if self._silence is not None and self._silence.is_silent:
             return self._silence.text
         return self._connection.state
 
     def start(self) -> None:
-        """Begin to listen for silence; the connection brings the messages."""
+        """Start watching for silence; the connection delivers the messages."""
         if self._limit is not None:
             self._limit.start()
         if self._silence is not None:
             self._silence.start()
 
     def decode_with(self, decoder: Decoder) -> None:
-        """Read messages by another decoder from now on."""
+        """Use another decoder from now on."""
         self._decoder = decoder
 
     def unsubscribe(self) -> None:
-        """Take the subscriptions back."""
+        """End the subscriptions."""
         self._connection.unsubscribe(self._take)
 
     def stop(self) -> None:
-        """Leave what comes from now on with the broker."""
+        """Stop; later messages are not acknowledged and stay with the broker."""
         self._stopped = True
         if self._limit is not None:
             self._limit.stop()
@@ -351,7 +353,7 @@ class MqttSource:
             self._silence.stop()
 
     def _joined(self, channels: tuple[str, ...]) -> "ChannelTopics":
-        """What joins the values of topics with `{channel}` before they go on."""
+        """Make the part that joins the values of topics with `{channel}`."""
         from edge_runtime.stream.sources.channel_topics import ChannelTopics  # noqa: PLC0415 - where topics name it
 
         def stale(key: str | None, why: str) -> None:
@@ -375,7 +377,7 @@ class MqttSource:
         )
 
     def hold_windows(self, held_at_most: tuple[int, str] | None) -> None:
-        """A model of it acknowledges by windows from now on: as `held_at_most` of the class."""
+        """Set `held_at_most` of the class: a model acknowledges by windows from now on."""
         self._connection.acknowledge_in_any_order()
         if self._limit is None and held_at_most is not None:
             self._limit = LimitWatch(
@@ -384,18 +386,18 @@ class MqttSource:
             self._limit.start()
 
     def take_over(self, other: object) -> None:
-        """Know what another source of this name has had: a reload has made it anew, and their broker goes on."""
+        """Take over the memory of the source that this one replaces at a reload: the broker continues its session."""
         if isinstance(other, MqttSource):
             self._seen.take_over(other._seen)  # noqa: SLF001 - of our own kind
 
     def save(self, owed: OwedReceipts) -> SavedSeen:
-        """What a clean stop keeps, so that nothing that was here is taken again."""
+        """The state that a clean stop saves, so that no earlier reading is taken again."""
         return msgspec.structs.replace(self._seen.save(owed), filters=self._keys.filters)
 
     def restore(self, saved: SavedSeen, owed: OwedReceipts) -> None:
-        """Take back what the last clean stop has kept, after the windows have."""
+        """Restore the state that the last clean stop saved, after the windows were restored."""
         self._seen.restore(saved, owed)
-        self._connection.drop_filters(set(saved.filters).difference(self._keys.filters))  # they may bring copies
+        self._connection.drop_filters(set(saved.filters).difference(self._keys.filters))  # they may deliver copies
 
     def _take(self, messages: list[Message]) -> None:
         arrived = time.perf_counter()
@@ -412,7 +414,7 @@ class MqttSource:
             topic, payload = message.topic, message.payload
             found, key = self._keys.match(topic)
             if not found:
-                continue  # no topic of ours; the connection's owner counts it
+                continue  # not a topic of this source; the connection's owner counts it
             message.claimed = True
             if self._stopped:
                 if message.receipt is not None:
@@ -444,9 +446,9 @@ class MqttSource:
             self._hand_over(decoded, keys, messages=taken, digests=digests, known=known, arrived=arrived)
 
     def _took_plain(self, message: Message, arrived: float) -> bool:
-        """Take the only message of a wake-up, as `_take` does but without its lists: a device that is not busy.
+        """Take the only message of a wake-up, like `_take` but without its lists: the usual case at low load.
 
-        False, with nothing done, for a message that is repeated, retained or not to be read.
+        False, without any effect, for a message that is repeated, retained or unreadable.
         """
         if message.repeated or message.retained or self._stopped:
             return False
@@ -475,7 +477,7 @@ class MqttSource:
         self._rejections.report((), lambda _: message.topic.decode(errors="replace"))
 
     def _decode(self, messages: list[Message], frames: list[bytes]) -> Decoded | None:
-        """The readings of messages, whose payloads are `frames`; None where there are none."""
+        """The readings of messages, whose payloads are `frames`; None if there are none."""
         if self._by_channel is not None:
             self._by_channel.announce(messages, self._decoder)
         try:
@@ -552,7 +554,7 @@ class MqttSource:
         )
 
     def _refuse(self, row: int, reason: str, why: str, count: int) -> None:
-        """A model refuses readings of the batch that is being handed over."""
+        """Report readings of the present batch that a model refuses."""
         messages, rows = self._present
         message = messages[rows[row]]
         where = message.topic.decode(errors="replace")

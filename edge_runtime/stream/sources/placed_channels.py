@@ -1,4 +1,4 @@
-"""Channels whose place a table names one by one: whether each has one, and what turns its number into the bundle's.
+"""Channels whose places a table names one by one: checks them, and finds the conversion to the unit of the bundle.
 
 Guarantee: a channel without a place, a channel of categories and a unit of another quantity are refused before
 anything is read.
@@ -17,11 +17,11 @@ class PlacedChannel(Protocol):
 
     @property
     def scale(self) -> float:
-        """What the number is multiplied by."""
+        """The factor of the number."""
 
     @property
     def offset(self) -> float:
-        """What is added to it then."""
+        """The number that is added after `scale` is applied."""
 
     @property
     def unit(self) -> str | None:
@@ -38,19 +38,19 @@ def check_places(
     units: Units,
     remedy: Callable[[str], str],
 ) -> None:
-    """See whether each channel of the models has a place, in a unit that the bundle can have.
+    """Check that each channel of the models has a place, in a unit that can be converted to that of the bundle.
 
     Args:
         channels: of the models.
         shape: of a model of whole frames.
-        placed: what the device file names.
+        placed: the channels that the device file names.
         place: the key that holds them, for messages.
         categories: the channels that hold text.
         units: of the bundle.
         remedy: what to add for a channel.
 
     Raises:
-        ConfigError: every reason why not.
+        ConfigError: lists every mistake.
     """
     if shape is not None:
         raise ConfigError(f"{place}: expected a model of channels, found one of whole frames")
@@ -72,7 +72,7 @@ def check_places(
 
 
 def to_bundle(channel: PlacedChannel, wanted: str, place: str) -> tuple[float, float]:
-    """Factor and offset from the number that is read to what the bundle wants.
+    """Factor and offset from the number that is read to the unit of the bundle.
 
     Raises:
         ConfigError: the units are of different quantities.

@@ -1,4 +1,4 @@
-"""Open one serial port: raw, not blocking, for us alone, and without resetting the board behind it at a reopening.
+"""Opens one serial port: raw, non-blocking, exclusive, and without resetting the connected board at a reopening.
 
 Guarantee: `open_port` either returns an open port or raises `PortError` and leaves no descriptor behind.
 """
@@ -22,7 +22,7 @@ class LineSettings(Protocol):
 
     @property
     def baudrate(self) -> int:
-        """Bits a second."""
+        """Bits per second."""
 
     @property
     def bytesize(self) -> int:
@@ -30,7 +30,7 @@ class LineSettings(Protocol):
 
     @property
     def parity(self) -> str:
-        """The parity bit, in words."""
+        """The name of the parity bit."""
 
     @property
     def stopbits(self) -> int:
@@ -46,7 +46,7 @@ class PortSettings(LineSettings, Protocol):
 
     @property
     def flow_control(self) -> str:
-        """How the sender is held up."""
+        """How the sender is paused."""
 
     @property
     def dtr(self) -> bool | None:
@@ -58,7 +58,7 @@ class PortSettings(LineSettings, Protocol):
 
 
 class PortError(TransientError):
-    """A port cannot be opened now; `reason` is the word that is counted, the text is for people."""
+    """A port cannot be opened now; `reason` is the name of the counter, the text is the message."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -66,7 +66,7 @@ class PortError(TransientError):
 
 
 def open_port(config: PortSettings) -> int:
-    """Open and configure the port that stands under the path now; its descriptor, to be given to `close_port`.
+    """Open and configure the port that the path names now; returns its descriptor, which `close_port` closes.
 
     Raises:
         PortError: `absent`, `busy`, `not_permitted` or `open_failed`.
@@ -75,7 +75,7 @@ def open_port(config: PortSettings) -> int:
 
     class Port(serial.Serial):  # type: ignore[misc]
         def _reset_input_buffer(self) -> None:
-            """Keep what the device has sent already: the framer drops no more than the first line of it."""
+            """Keep the bytes that the device has sent already: the framer drops only the first line of them."""
 
     port: Any = Port()
     port.port = config.port
@@ -90,13 +90,13 @@ def open_port(config: PortSettings) -> int:
     if config.rts is not None:
         port.rts = config.rts
     port.timeout = 0
-    # VMIN 1, VTIME 0: an empty read then means a hang-up, and never just that nothing has come.
+    # VMIN 1, VTIME 0: then an empty read always means a hang-up, never the mere absence of data.
     port.inter_byte_timeout = 0
     port.exclusive = True
-    # pyserial lets termios.error, which is no OSError, and ValueError for a speed that the driver refuses, through.
+    # pyserial does not convert termios.error, which is no OSError, and ValueError for a speed that the driver refuses.
     try:
         port.open()
-        # pyserial keeps four descriptors of its own beside each port. A duplicate keeps settings and lock without them.
+        # pyserial keeps four further descriptors for each port. A duplicate keeps settings and lock without them.
         fd = os.dup(port.fd)
         with contextlib.suppress(OSError):
             port.close()
@@ -111,17 +111,17 @@ def open_port(config: PortSettings) -> int:
 
 
 def close_port(fd: int) -> None:
-    """Give the port back. Never raises: a port that is gone is closed as well."""
-    with contextlib.suppress(OSError):  # the device has gone, and our claim with it
+    """Close the port. Never raises, even if the device is gone."""
+    with contextlib.suppress(OSError):  # the device is gone, and the exclusive mode with it
         fcntl.ioctl(fd, termios.TIOCNXCL)
-    with contextlib.suppress(OSError):  # the descriptor is free all the same: what close(2) reports are late writes
+    with contextlib.suppress(OSError):  # the descriptor is closed all the same: close(2) reports only failed writes
         os.close(fd)
 
 
 def _claim(fd: int) -> None:
-    """Set exclusive mode against programs without the lock, and keep DTR up at close, so that reopening is no reset."""
+    """Set exclusive mode against programs without the lock; keep DTR set at close, so that reopening is no reset."""
     if os.major(os.fstat(fd).st_rdev) not in _PSEUDO_TERMINALS:
-        # The other end of a pseudo-terminal may outlive us, and with it a claim that a killed process left behind.
+        # The other end of a pseudo-terminal may outlive this process, and keep the exclusive mode of a killed one.
         fcntl.ioctl(fd, termios.TIOCEXCL)
     attributes = termios.tcgetattr(fd)
     attributes[2] &= ~termios.HUPCL
@@ -129,7 +129,7 @@ def _claim(fd: int) -> None:
 
 
 def port_error(path: str, error: Exception) -> PortError:
-    """What an error at the opening of a port means."""
+    """The `PortError` for an error at the opening of a port."""
     number = error.args[0] if error.args and isinstance(error.args[0], int) else None
     if number in {errno.ENOENT, errno.ENXIO, errno.ENODEV}:
         return PortError("absent", f"{path}: no such port: waiting until it is plugged in")

@@ -1,9 +1,9 @@
-"""Recorded files as if they were measured now: at the pace of the recording, faster, or as fast as can be.
+"""Recorded files as if they were measured now: at the pace of the recording, faster, or as fast as possible.
 
-Guarantee: every good row is delivered once and in order, at most `BLOCK_READINGS` of them a wake-up, and none while
-`paused` says that the way downstream is full; other work of the loop gets its turn between any two blocks.
-The end is announced once: `finished` is true, `state` says so. Weak point: after a pause a paced replay catches up
-in a burst, as a device with a buffer would.
+Guarantee: every good row is delivered once and in order, at most `BLOCK_READINGS` of them per wake-up, and none while
+`paused` is true because a later stage is full; other work of the loop runs between any two blocks. The end is reported
+once, in `finished` and `state`. Weak point: after a pause a paced replay catches up in a burst, like a device with a
+buffer.
 """
 
 import codecs
@@ -40,7 +40,7 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 
 BLOCK_READINGS = 256
-# How soon to ask again while the way downstream is full.
+# Seconds between two attempts while a later stage is full.
 _PAUSE = 0.01
 
 _logger = log.get_logger("replay")
@@ -50,10 +50,10 @@ class ColumnChannelTable(Table, frozen=True, kw_only=True):
     """`[source.channels]` of `type = "replay"`: one channel of the model by its name; a text alone is its `path`.
 
     Attributes:
-        path: The name of its column or member, as it is. Left out, it is the one of the channel's name.
-        scale: What the number is multiplied by, before `offset` is added.
-        offset: What is added to it.
-        unit: The unit of the result. Where the bundle names another one of the same quantity, the value is converted.
+        path: The exact name of its column or member. Left out, it is the name of the channel.
+        scale: The factor of the number, applied before `offset` is added.
+        offset: The number that is added after `scale` is applied.
+        unit: The unit of the result. If the bundle names another unit of the same quantity, the value is converted.
     """
 
     short: ClassVar[str] = "path"
@@ -65,24 +65,24 @@ class ColumnChannelTable(Table, frozen=True, kw_only=True):
 
 
 class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"):
-    """`[[source]]` with `type = "replay"`: recorded files, as if they were measured now.
+    """`[[source]]` with `type = "replay"`: recorded files, played as if they were measured now.
 
     Attributes:
         files: The recordings, played one after the other.
-        path: A folder that `edge-runtime record` has made, instead of `files`; its times and its key are known.
-        speed: `recorded` keeps the pace of the recording, a number plays it so many times faster, `full` as fast as
+        path: A folder that `edge-runtime record` has made, instead of `files`; its times and its key are used.
+        speed: `recorded` keeps the pace of the recording, a number plays it that many times faster, `full` as fast as
             the device can.
-        rate_hz (Hz): The pace of a recording that holds no times.
-        loop: Whether to begin again after the last file.
-        format: How the files are written; `auto` decides by the suffix.
-        delimiter: What separates the columns of a CSV file; left out, a comma, and in a `.tsv` a tab.
+        rate_hz (Hz): The pace of a recording without times.
+        loop: Whether to start again after the last file.
+        format: The format of the files; `auto` decides by the suffix.
+        delimiter: The separator of the columns of a CSV file; left out, a comma, and in a `.tsv` a tab.
         index_column: The rows of a CSV file begin with a column that its header does not name, as R writes row names.
         trailing_delimiter: The rows of a CSV file end with a delimiter that its header lacks.
-        decimal: The mark between the whole part of a number in a CSV file and its fraction.
-        encoding: Of text files, by its Python name.
-        times: Whether predictions carry the time of the recording or the time of the replay.
+        decimal: The decimal sign of the numbers in a CSV file.
+        encoding: The Python name of the encoding of text files.
+        times: Whether predictions have the time of the recording or the time of the replay.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
-        channels: Which column each channel of the model is. Left out, a channel is the column of its own name.
+        channels: The column of each channel of the model. Left out, a channel is the column of its own name.
     """
 
     files: tuple[FilePath, ...] = ()
@@ -102,21 +102,21 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
 
     @property
     def named_channels(self) -> tuple[str, ...] | None:
-        """Those with a column."""
+        """The channels with a configured column."""
         return None if self.channels is None else tuple(self.channels)
 
     @property
     def compares_units(self) -> bool:
-        """Where channels have columns."""
+        """Whether channels have configured columns."""
         return self.channels is not None
 
     @property
     def is_recorded(self) -> bool:
-        """All of it is."""
+        """True: all readings are recorded."""
         return True
 
     def describe(self) -> str:
-        """What, and how fast."""
+        """The files and the speed, for the log."""
         what = f"{len(self.files)} files" if self.path is None else self.path
         return f"replay of {what} at speed {msgspec.to_builtins(self.speed)}"
 
@@ -128,7 +128,7 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """Look at the head of every file."""
+        """Check the head of every file."""
         if self.channels is not None:
             check_places(
                 channels,
@@ -142,7 +142,7 @@ class ReplaySourceTable(SourceKindTable, frozen=True, kw_only=True, tag="replay"
         open_recordings(self, channels, shape, categories)
 
     def make(self, wiring: Wiring) -> "ReplaySource":
-        """The source, which waits while the way downstream is full."""
+        """Make the source, which waits while a later stage is full."""
         return ReplaySource(
             self,
             wiring.channels,
@@ -187,10 +187,10 @@ class ReplaySource:
     """One `[[source]]` of type `replay`.
 
     Attributes:
-        is_open: whether it has been started; a replay that has ended is not at fault.
+        is_open: whether it has been started; the end of a replay is not a fault.
         finished: whether everything has been delivered.
         state: one line for people.
-        on_state: called when one of them changes.
+        on_state: called when one of these changes.
     """
 
     def __init__(
@@ -207,10 +207,10 @@ class ReplaySource:
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """Look at every file.
+        """Check every file.
 
         Raises:
-            ConfigError: one of them cannot be played; every mistake is named.
+            ConfigError: one of them cannot be played; the message lists every mistake.
         """
         self.is_open = False
         self.finished = False
@@ -224,7 +224,7 @@ class ReplaySource:
         self._recordings = open_recordings(config, channels, shape, categories)
         self._scaling = _scaling(config, channels, units)
         self._pace = _Pace(config, loop.time)
-        # A reading that is played again is another reading, and must not be dropped as a repeat of the first.
+        # A reading that is played again counts as another reading, and must not be dropped as a repeat.
         self._seen = Seen(
             counters, late=config.late, late_tolerance=config.late_tolerance, notice=log_first(config.name)
         )
@@ -245,14 +245,14 @@ class ReplaySource:
         )
 
     def start(self) -> None:
-        """Begin to play."""
+        """Start playing."""
         self._blocks = self._play()
         self._silence.start()
         self._show("playing", is_open=True)
         self._timer = self._loop.call_later(0.0, self._step)
 
     def stop(self) -> None:
-        """Stop where it is."""
+        """Stop at the present position."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -261,7 +261,7 @@ class ReplaySource:
         self._show("stopped", is_open=False)
 
     def _step(self) -> None:
-        """Deliver what is due, a block at most, and come back for the rest."""
+        """Deliver the readings that are due, at most a block, and schedule the next step."""
         self._timer = None
         if self._paused():
             self._timer = self._loop.call_later(_PAUSE, self._step)
@@ -275,7 +275,7 @@ class ReplaySource:
         ready = bisect_right(self._due, self._loop.time())
         part, rest = self._block.part(0, ready), self._block.part(ready, len(self._block))
         self._block, self._due = (rest, self._due[ready:]) if len(rest) else (None, [])
-        # The timer goes first: the sink may stop us. A timer, since `call_soon` would keep others from their turn.
+        # The timer is set first, since the sink may stop the source. `call_soon` would delay other work of the loop.
         self._timer = self._loop.call_at(self._due[0] if self._due else self._loop.time(), self._step)
         if len(part):
             self._deliver(part)
@@ -308,7 +308,7 @@ class ReplaySource:
         )
 
     def _play(self) -> Iterator[Decoded]:
-        """The blocks of all files, over and over with `loop`, as long as there is anything to play."""
+        """The blocks of all files, repeated with `loop` unless no file has a reading."""
         while True:
             found = 0
             for path, recording in self._recordings:
@@ -354,7 +354,7 @@ Scaling = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _scaling(config: ReplaySourceTable, channels: tuple[str, ...], units: Units) -> Scaling | None:
-    """Factors and offsets of the columns; None where nothing is to be done."""
+    """Factors and offsets of the columns; None if no column has any."""
     if config.channels is None:
         return None
     place = f'source "{config.name}".channels'
@@ -366,7 +366,7 @@ def _scaling(config: ReplaySourceTable, channels: tuple[str, ...], units: Units)
 
 
 class _Pace:
-    """When each reading is due, in the loop's time."""
+    """Calculates when each reading is due, in the loop's time."""
 
     def __init__(self, config: ReplaySourceTable, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -378,13 +378,13 @@ class _Pace:
         self._last = 0.0
 
     def restart(self, recording: Recording) -> None:
-        """A file begins: its first reading is due when the last one of the file before was, or now."""
+        """Begin a file: its first reading is due when the last one of the previous file was, or now."""
         self._first = None
         self._by_step = recording.has_time is False
         self._last = max(self._last, self._clock())
 
     def due(self, block: Decoded) -> list[float]:
-        """A time for each reading, never before that of the one before it."""
+        """The time of each reading, never before that of the previous one."""
         if self._full or not len(block):
             return [0.0] * len(block)
         begin = self._last
@@ -402,7 +402,7 @@ class _Pace:
 
 
 def _readings(block: Block, scaling: Scaling | None) -> Decoded:
-    """A block of a file as the readings of a source."""
+    """Convert a block of a file to readings of a source."""
     values = block.values
     if scaling is not None:
         factors, offsets = scaling
@@ -418,10 +418,10 @@ def _readings(block: Block, scaling: Scaling | None) -> Decoded:
 
 
 def _of_folder(config: ReplaySourceTable, folder: Path) -> ReplaySourceTable:
-    """The same with the parts of a recording, whose columns it names itself.
+    """The same table with the files of a recording, which names its columns itself.
 
     Raises:
-        ConfigError: it is no recording.
+        ConfigError: it is not a recording.
     """
     try:
         about = read_about(folder)
@@ -439,10 +439,10 @@ def open_recordings(
     shape: tuple[int, ...] | None,
     categories: Categories = NO_CATEGORIES,
 ) -> list[tuple[Path, Recording]]:
-    """Look at every file of a source, and make ready to play them.
+    """Check every file of a source, and prepare to play them.
 
     Raises:
-        ConfigError: one of them cannot be played; every mistake is named.
+        ConfigError: one of them cannot be played; the message lists every mistake.
     """
     recordings: list[tuple[Path, Recording]] = []
     mistakes: list[str] = []

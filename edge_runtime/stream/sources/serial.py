@@ -1,12 +1,11 @@
-"""A serial port that streams frames: read what has arrived, frame it, decode it, hand on one batch per wake-up.
+"""A serial port that streams frames: reads the available bytes, frames and decodes them; one batch per wake-up.
 
-Guarantee: a port that is absent, unplugged, busy or broken is never an exit: it is closed, counted, and opened again
-under the same path, which is looked up anew each time, at most `reopen_max` seconds after it has come back. While no
-reading can complete a window the port rests, for `max_rest` seconds at most and never so long that the kernel's buffer
-could fill at the port's speed; a reading's arrival is the moment when it is read. The work
-of one wake-up is bounded, so that a device that floods cannot starve the rest. Weak points: a serial reading cannot
-be asked for again (it has no receipt), and the first frame after each opening is dropped, since it may have lost
-its beginning.
+Guarantee: a port that is absent, unplugged, busy or broken never ends the process: it is closed, counted, and reopened
+under the same path, which is looked up each time, at most `reopen_max` seconds after it has returned. While no reading
+can complete a window the port is not read, for at most `max_rest` seconds and never so long that the kernel's buffer
+could fill at the port's speed; the arrival time of a reading is the moment when it is read. The work of one wake-up is
+bounded, so that a device that sends too much cannot starve the other sources. Weak points: a serial reading cannot be
+requested again (it has no receipt), and the first frame after each opening is dropped, since its beginning may be lost.
 """
 
 import math
@@ -34,16 +33,16 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 
 _READ_BYTES = 65_536
-# A terminal holds 4095 bytes for its reader (N_TTY_BUF_SIZE of the kernel). A read of half of that means that more is
-# waiting behind it; sixteen reads are 64 KiB, about 10 ms of work for a flood of short CSV lines.
+# A terminal holds 4095 bytes for its reader (N_TTY_BUF_SIZE of the kernel). A read of half of that means that more
+# bytes are waiting; sixteen reads are 64 KiB, about 10 ms of work for a flood of short CSV lines.
 _FULL_READ = 2048
 _MOST_READS = 16
 _FIRST_PAUSE = 0.5
 _BITS_A_BYTE = 10  # with start and stop bit
-_LEAST_RESTING = 3  # a rest for fewer readings would save no wake-up
-_REST_SHARE = 0.5  # of the time until a window may be complete: a sensor may catch up on what it was late with
-GAP_SHARE = 0.05  # of `max_gap`: by no more may a reading count as late, or gaps would be misjudged
-_LOOP_TICK_S = 0.001  # the loop wakes up by the next whole millisecond
+_LEAST_RESTING = 3  # a pause for fewer readings saves no wake-up
+_REST_SHARE = 0.5  # of the time until a window may be complete: a sensor may send delayed readings faster
+GAP_SHARE = 0.05  # of `max_gap`: the longest delay of arrival times with which gaps are still found correctly
+_LOOP_TICK_S = 0.001  # the loop rounds timers up to the next whole millisecond
 
 _logger = log.get_logger("serial")
 
@@ -59,22 +58,22 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
         parity: The parity bit.
         stopbits: Stop bits after a character.
         flow_control: How the receiver pauses the sender.
-        framing: Where a frame ends: at a line end, or at the zero byte of COBS; `auto` is `lines` for text (`csv`,
-            `json`) and `cobs` for bytes (`msgpack`, `raw`).
-        checksum: What a COBS frame ends with: a CRC-16 (CCITT-FALSE, high byte first), or nothing.
-        line_end: What ends a line: a line feed (with or without a carriage return before it), a carriage return, or
+        framing: The end of a frame: a line end, or the zero byte of COBS; `auto` is `lines` for text (`csv`, `json`)
+            and `cobs` for bytes (`msgpack`, `raw`).
+        checksum: The checksum at the end of a COBS frame: a CRC-16 (CCITT-FALSE, high byte first), or none.
+        line_end: The end of a line: a line feed (with or without a carriage return before it), a carriage return, or
             either of them.
-        dtr: The state of the line DTR after opening; left out, it is set, as the operating system does. Many boards
-            restart when it changes.
+        dtr: The state of the line DTR after opening; left out, it is set, the default of the operating system. Many
+            boards restart when it changes.
         rts: The same for the line RTS.
-        on_open: What is sent each time the port has been opened, such as `"START\r\n"`.
-        poll: What is sent at each `poll_interval` to a sensor that answers only on request, such as `"?\r\n"`.
+        on_open: The text that is sent after each opening of the port, such as `"START\r\n"`.
+        poll: The text that is sent at each `poll_interval` to a sensor that answers only on request, such as `"?\r\n"`.
         poll_interval (s): How often `poll` is sent.
         max_frame_bytes (B): A longer line is skipped and counted as `too_long`.
         reopen_max (s): The longest pause before an absent port is tried again.
         max_rest (s): How long readings that cannot complete a window yet may wait to be read together, which saves most
-            of the wake-ups of a fast sensor; the reading that completes a window does not wait. The arrival time of
-            a waiting reading is later by up to that much. 0 reads each at once.
+            of the wake-ups of a fast sensor; the reading that completes a window does not wait. The arrival time of a
+            waiting reading is delayed by up to this time. 0 reads each at once.
     """
 
     own_keys: ClassVar[tuple[str, ...]] = ("port",)
@@ -103,7 +102,7 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
         return f"serial {self.port}, {self.baudrate} baud, {tag_of(self.codec)}"
 
     def make(self, wiring: Wiring) -> "SerialSource":
-        """The source; readings whose arrival shows gaps wait for no longer than a small share of a gap."""
+        """Make the source; if arrival times are used to find gaps, readings wait only for a small share of a gap."""
         rests = [self.max_rest] + ([] if wiring.max_gap is None else [GAP_SHARE * wiring.max_gap])
         return SerialSource(
             self,
@@ -122,7 +121,7 @@ class SerialSourceTable(FramedSourceTable, frozen=True, kw_only=True, tag="seria
         )
 
     def rewire(self, source: AnySource, wiring: Wiring) -> bool:
-        """Other channels want another decoder, other gaps another rest; the port stays open."""
+        """Change the decoder for other channels and the rest for other gaps; the port stays open."""
         assert isinstance(source, SerialSource)
         rests = [self.max_rest] + ([] if wiring.max_gap is None else [GAP_SHARE * wiring.max_gap])
         source.decode_with(
@@ -159,7 +158,7 @@ class SerialSource:
 
     Attributes:
         is_open: whether the port is open now.
-        state: one line for people: what the port is doing.
+        state: the state of the port, one line for people.
         on_state: called when either changes.
     """
 
@@ -227,20 +226,20 @@ class SerialSource:
         self._fault = ""
 
     def start(self) -> None:
-        """Open the port, or begin to wait for it."""
+        """Open the port, or start waiting for it."""
         self._open()
 
     def decode_with(self, decoder: Decoder, *, max_rest: float) -> None:
-        """Read frames by another decoder from now on; what is half read stays."""
+        """Use another decoder from now on; a partly read frame is kept."""
         self._intake.decoder = decoder
         self._max_rest = self._bounded(max_rest)
 
     def _bounded(self, max_rest: float) -> float:
-        """No rest may be so long that the kernel's buffer could fill at the port's speed."""
+        """Shorten a rest during which the kernel's buffer could fill at the port's speed."""
         return min(max_rest, _FULL_READ * _BITS_A_BYTE / self._config.baudrate)
 
     def stop(self) -> None:
-        """Close the port, and do not open it again."""
+        """Close the port for good."""
         if self._reopen is not None:
             self._reopen.cancel()
             self._reopen = None
@@ -258,7 +257,7 @@ class SerialSource:
         self._fd = fd
         self._fault = ""
         self._framer.reset()
-        self._interrupted()  # what the sensor sent while the port was closed is lost
+        self._interrupted()  # readings sent while the port was closed are lost
         self._loop.add_reader(fd, self._read)
         self._silence.start()
         _logger.info("port open", extra=log.fields(source=self._config.name, port=self._config.port))
@@ -275,7 +274,7 @@ class SerialSource:
             self._send(self._config.poll)
 
     def _send(self, text: str) -> None:
-        """Write to the device, without waiting: what it does not take at once is lost, and counted."""
+        """Write to the device without waiting: bytes that it does not take at once are lost, and counted."""
         assert self._fd is not None
         data = text.encode()
         try:
@@ -314,7 +313,7 @@ class SerialSource:
                 break
         self._intake.report_framing()
         if frames:
-            self._pause = self._first_pause  # a port that speaks is well; one that opens and hangs up again is not
+            self._pause = self._first_pause  # only data proves that a port works; some open and hang up again
             self._intake.deliver(frames, arrived, now)
         if lost:
             self._lose(lost)
@@ -322,7 +321,7 @@ class SerialSource:
             self._rest_or_listen(len(frames), arrived)
 
     def _rest_or_listen(self, readings: int, now: float) -> None:
-        """Leave the port alone until shortly before a window may be complete, else be woken by the next byte."""
+        """Stop reading until shortly before a window may be complete; otherwise wake up at the next byte."""
         fd = self._fd
         if fd is None:  # the sink has stopped us
             return
@@ -368,7 +367,7 @@ class SerialSource:
         self._pause = min(self._pause * 2, self._config.reopen_max)
 
     def _report(self, reason: str, text: str, *, is_open: bool = False) -> None:
-        """Count, log and show a fault when it begins, and not at each attempt that finds it again."""
+        """Count, log and show a fault when it begins, but not at each attempt that fails again."""
         if reason == self._fault:
             return
         self._fault = reason

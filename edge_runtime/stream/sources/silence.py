@@ -1,4 +1,4 @@
-"""Reports a source that delivers no reading for too long. One timer a source, however many readings there are."""
+"""Reports a source that delivers no reading for too long. One timer per source, whatever the number of readings."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,20 @@ _logger = log.get_logger("source")
 
 
 class SilenceWatch:
-    """Reports once when a source has brought no good reading for `patience` seconds, and once when it does again.
+    """Reports once when a source has delivered no good reading for `patience` seconds, and once when it does again.
 
     Args:
         loop: the event loop.
-        patience: seconds; 0 watches nothing.
+        patience: seconds; 0 disables the watch.
         counters: takes the error `silent`.
         source: the name of the source.
         where: port, topics or files, for the log.
-        remedy: what to look at.
+        remedy: what to check.
         changed: called when `is_silent` changes.
-        can_hear: whether readings could come at all; while they cannot, there is another fault that is reported.
+        can_hear: whether readings can arrive at all; while they cannot, another fault is reported.
 
     Attributes:
-        is_silent: no good reading has come for too long.
+        is_silent: whether no good reading has arrived for too long.
     """
 
     def __init__(
@@ -52,25 +52,25 @@ class SilenceWatch:
 
     @property
     def text(self) -> str:
-        """What is wrong, for people."""
+        """The fault, for people."""
         return f"{self._where}: no reading for {self._patience:g} s: {self._remedy}"
 
     def start(self) -> None:
-        """Begin to listen: the source can bring readings from now on."""
+        """Start watching: the source can deliver readings from now on."""
         self.stop()
         self._heard = self._loop.time()
         if self._patience > 0:
             self._timer = self._loop.call_later(self._patience, self._check)
 
     def stop(self) -> None:
-        """Nothing can come now, and the source says so itself."""
+        """Stop watching: no reading can arrive, which the source reports itself."""
         self.is_silent = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def heard(self) -> None:
-        """Good readings have come."""
+        """Note that good readings have arrived."""
         self._heard = self._loop.time()
         if self.is_silent:
             self.is_silent = False

@@ -1,8 +1,8 @@
-"""Files with a number, read again and again: how Linux shows its sensors (IIO, hwmon, thermal).
+"""Files with one number each, read at an interval: the sensors of Linux (IIO, hwmon, thermal).
 
-The files are read in a thread, since a driver may measure while it is read: a sensor on one wire takes a second.
-Guarantee: at most one reading is under way, and one that takes longer than the interval makes the next one late, and
-not more. A file that cannot be read is a missing channel; one that is no number is counted as `wrong_type`.
+The files are read in a thread, since a driver may measure during a read: a 1-Wire sensor takes a second. Guarantee: at
+most one reading is in progress, and one that takes longer than the interval delays only the next one. A file that
+cannot be read is a missing channel; one without a number is counted as `wrong_type`.
 """
 
 import math
@@ -33,7 +33,7 @@ _logger = log.get_logger("sysfs")
 
 
 class AbsentFileError(TransientError):
-    """A file cannot be read now; the text is for people."""
+    """A file cannot be read now; the text is the message."""
 
 
 Found = float | RejectedError | AbsentFileError
@@ -43,11 +43,11 @@ class FileChannelTable(Table, frozen=True, kw_only=True):
     """`[source.channels]` of `type = "sysfs"`: one channel of the model by its name; a text alone is its `path`.
 
     Attributes:
-        path: The file, such as `/sys/class/thermal/thermal_zone0/temp`. A `*` stands for what may change at a start,
-            such as the number of a device; exactly one file has to fit.
-        scale: What the number is multiplied by, before `offset` is added: `0.001` for the thousandths of hwmon.
-        offset: What is added to it.
-        unit: The unit of the result. Where the bundle names another one of the same quantity, the value is converted.
+        path: The file, such as `/sys/class/thermal/thermal_zone0/temp`. A `*` matches a part that may change at a
+            start, such as the number of a device; exactly one file has to match.
+        scale: The factor of the number, applied before `offset` is added: `0.001` for the thousandths of hwmon.
+        offset: The number that is added after `scale` is applied.
+        unit: The unit of the result. If the bundle names another unit of the same quantity, the value is converted.
     """
 
     short: ClassVar[str] = "path"
@@ -59,11 +59,11 @@ class FileChannelTable(Table, frozen=True, kw_only=True):
 
 
 class SysfsSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="sysfs"):
-    """`[[source]]` with `type = "sysfs"`: files with one number each, as Linux shows its sensors.
+    """`[[source]]` with `type = "sysfs"`: files with one number each, the sensors of Linux.
 
     Attributes:
         channels: The file of each channel.
-        interval (s): How often they are read.
+        interval (s): How often the files are read.
     """
 
     channels: Mapping[Text, FileChannelTable]
@@ -71,16 +71,16 @@ class SysfsSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="sysfs"):
 
     @property
     def named_channels(self) -> tuple[str, ...]:
-        """Those with a file."""
+        """The channels with a file."""
         return tuple(self.channels)
 
     @property
     def compares_units(self) -> bool:
-        """A file may have one."""
+        """True: a file may have a unit."""
         return True
 
     def describe(self) -> str:
-        """How many files."""
+        """The number of files, for the log."""
         return f"sysfs, {len(self.channels)} files every {self.interval:g} s"
 
     def check_channels_of(
@@ -91,7 +91,7 @@ class SysfsSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="sysfs"):
         categories: Categories = NO_CATEGORIES,
         units: Units = NO_UNITS,
     ) -> None:
-        """A file for each channel, in a unit that the bundle can have."""
+        """Check that each channel has a file, in a unit that can be converted to that of the bundle."""
         check_places(
             channels,
             shape,
@@ -103,7 +103,7 @@ class SysfsSourceTable(SourceKindTable, frozen=True, kw_only=True, tag="sysfs"):
         )
 
     def make(self, wiring: Wiring) -> "SysfsSource":
-        """The source, not yet started."""
+        """Make the source; it is not started yet."""
         return SysfsSource(self, wiring)
 
 
@@ -120,7 +120,7 @@ class SysfsSource:
     """One `[[source]]` of type `sysfs`.
 
     Attributes:
-        is_open: a file could be read lately.
+        is_open: whether a file could be read at the last attempt.
         state: one line for people.
     """
 
@@ -141,11 +141,11 @@ class SysfsSource:
         self._faults: dict[str, str] = {}
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         self._tick()
 
     def stop(self) -> None:
-        """End; nothing more comes."""
+        """Stop; no batch is delivered after this."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
@@ -187,7 +187,7 @@ class SysfsSource:
             )  # fmt: skip
 
     def _note(self, faults: dict[str, str], *, anything: bool) -> None:
-        """Count what could not be read, and log what is new of it."""
+        """Count the files that could not be read, and log new faults."""
         for reason, why in faults.items():
             if reason == "absent":
                 self._wiring.counters.errors["absent"] += 1
@@ -206,7 +206,7 @@ class SysfsSource:
 
 
 def read_number(pattern: str) -> Found:
-    """The number in the one file that fits, or why there is none."""
+    """The number in the one file that matches, or why there is none."""
     paths = sorted(map(str, Path("/").glob(pattern.lstrip("/")))) if "*" in pattern else [pattern]
     if len(paths) != 1:
         return AbsentFileError(f"{pattern}: expected one file that fits, found {len(paths)}")
