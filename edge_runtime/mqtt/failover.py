@@ -97,7 +97,7 @@ class Failover:
         self._gap = False
         self._is_held = False
 
-    # --- interface of Connection --------------------------------------------------------------------------------
+    # --- interface of Connection ------------------------------------------------------------------------------------
 
     @property
     def connected(self) -> bool:
@@ -225,7 +225,7 @@ class Failover:
             self._leave(link)
         self._serving = None
 
-    # --- links come and go --------------------------------------------------------------------------------------
+    # --- links up and down ------------------------------------------------------------------------------------------
 
     @property
     def _connection(self) -> Connection | None:
@@ -295,7 +295,7 @@ class Failover:
         if place < len(self._links):
             self._try(self._links[place])
 
-    # --- which one serves ---------------------------------------------------------------------------------------
+    # --- choice of the serving link ---------------------------------------------------------------------------------
 
     def _is_better(self, link: _Link) -> bool:
         return self._serving is None or self._links.index(link) < self._links.index(self._serving)

@@ -190,7 +190,7 @@ class Exchange:
                 self._judge(watched)
         self._loop.call_later(LOOK_S, self._look)
 
-    # --- in a thread: slow steps. The step that they return runs in the loop's thread ----------------------
+    # --- in a thread: slow steps. The step that they return runs in the loop's thread -------------------------------
 
     def _away(self, watched: _Watched, work: Callable[[], Step]) -> None:
         watched.busy = True
@@ -283,7 +283,7 @@ class Exchange:
             raise BundleError(f"cannot run beside {beside.version}: {problem}")
         return manifest
 
-    # --- in the loop's thread -------------------------------------------------------------------------------------
+    # --- in the loop's thread ---------------------------------------------------------------------------------------
 
     def _pause(self, watched: _Watched, slot: Slot) -> None:
         def pause() -> Step:

@@ -143,7 +143,7 @@ class Ota:
         self._cancel()
         self._thread.stop()
 
-    # --- received -----------------------------------------------------------------------------------------------
+    # --- received ---------------------------------------------------------------------------------------------------
 
     def _take(self, messages: list[Message]) -> None:
         prefix = f"{self._base}/".encode()
@@ -312,7 +312,7 @@ class Ota:
         self._begin(offer, http_file(url, offer.size) if url else None)
         return True
 
-    # --- steps --------------------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------------------------
 
     def _begin(self, offer: Offer, file: ByteSource | None = None) -> None:
         transfer = self._transfer = Transfer(offer, file, heard=self._loop.time())
@@ -431,7 +431,7 @@ class Ota:
         _log.error("a transfer is given up", exc_info=error)  # a bug, which must not end the daemon
         self._finish("failed", "a fault of the runtime, which its log describes", {})
 
-    # --- published ------------------------------------------------------------------------------------------------
+    # --- published --------------------------------------------------------------------------------------------------
 
     def _greet(self, about: dict[str, Any]) -> None:
         self._counters.counts["ota_greeted"] += 1

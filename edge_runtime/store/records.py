@@ -1,4 +1,4 @@
-"""`NAME/state.json`: which bundle of a name is active, which came before, and which are staged or rejected.
+"""`NAME/state.json`: the active, earlier, staged and rejected bundles of a name.
 
 Guarantee: only `state.json` determines what is active, and it is replaced atomically, by one rename. The changes of a
 state are pure functions here; `StateFiles` reads and writes it. Weak point: a damaged file (a disk that ignores syncs)
@@ -32,7 +32,7 @@ class BundleRecord(msgspec.Struct, kw_only=True):
         size: of its file.
         proven: set by `confirm`.
         starts: of the daemon on probation.
-        why: what happened to it.
+        why: the reason of its state.
         admitted: when its signatures were verified, in seconds since 1970; 0 if unknown.
         signers: the principals whose signatures were verified then.
     """
@@ -48,14 +48,14 @@ class BundleRecord(msgspec.Struct, kw_only=True):
 
     @property
     def word(self) -> str:
-        """The state of a bundle that serves."""
+        """The state of an active bundle, in one word."""
         return "active" if self.proven else "probation"
 
 
 class SlotState(msgspec.Struct, kw_only=True):
-    """What `state.json` holds. `history` is newest first: the previous one, and the last proven one.
+    """The content of `state.json`. `history` is newest first: the previous bundle, and the last proven one.
 
-    `shadow` is the digest of the staged bundle that runs beside the active one; empty without.
+    `shadow` is the digest of the staged bundle that runs beside the active one; empty if there is none.
     """
 
     format: int = 1
@@ -66,11 +66,11 @@ class SlotState(msgspec.Struct, kw_only=True):
     shadow: str = ""
 
     def is_shadow(self, record: BundleRecord) -> bool:
-        """Whether this staged bundle is the shadow."""
+        """Whether a staged bundle is the shadow."""
         return bool(self.shadow) and record.digest == self.shadow
 
     def shadow_record(self) -> BundleRecord | None:
-        """The staged bundle that runs beside the active one."""
+        """The record of the shadow; None if there is none."""
         return next((record for record in self.staged if self.is_shadow(record)), None)
 
     def kept(self) -> set[str]:
@@ -78,7 +78,7 @@ class SlotState(msgspec.Struct, kw_only=True):
         return {record.digest for record in (self.active, *self.history, *self.staged)}
 
     def stage(self, record: BundleRecord) -> None:
-        """Add a staged bundle; the oldest goes, but never the shadow."""
+        """Add a staged bundle; if there are too many, the oldest except the shadow is removed."""
         found = [record, *(each for each in self.staged if each.digest != record.digest)]
         others = [each for each in found if each is not record and not self.is_shadow(each)]
         while len(found) > _MAX_STAGED and others:
@@ -86,9 +86,10 @@ class SlotState(msgspec.Struct, kw_only=True):
         self.staged = found
 
     def switch_to(self, record: BundleRecord) -> None:
-        """Make another bundle the active one."""
+        """Make another bundle active."""
         history = [each for each in (self.active, *self.history) if each.digest != record.digest]
-        # Never started on probation: no daemon watches here, and what the operator ran is what a rollback means.
+        # A bundle that was never started on probation is trusted too: no daemon supervises the store then, and a
+        # rollback means the bundle that the operator ran.
         trusted = [each for each in history if each.proven or not each.starts]
         proven = [each for each in history if each.proven]
         self.history = [*(trusted or history)[:1], *(each for each in proven[:1] if each is not trusted[0])]
@@ -97,24 +98,24 @@ class SlotState(msgspec.Struct, kw_only=True):
         self.active = record
 
     def return_to_previous(self, why: str) -> None:
-        """By hand: the bundle before becomes active, and the one that is left stays staged."""
+        """Manual rollback: the previous bundle becomes active, and the present one becomes staged."""
         left, self.active, self.history = self.active, self.history[0], self.history[1:]
         left.why = why
         self.stage(left)
 
     def fail_active(self, reason: str) -> None:
-        """Go back to the newest proven bundle, else to the one before, and remember why."""
+        """Return to the newest proven bundle, else to the previous one, and note the reason."""
         failed = self.active
         failed.why = reason[:MAX_WHY]
         back = next((record for record in self.history if record.proven), self.history[0])
         self.history = [record for record in self.history if record is not back]
         self.active = back
         back.starts = 0
-        back.why = f"went back from {failed.version}: {reason}"[:MAX_WHY]  # so that every start can publish it
+        back.why = f"went back from {failed.version}: {reason}"[:MAX_WHY]  # every start publishes it
         self._reject(failed)
 
     def fail_staged(self, record: BundleRecord, why: str) -> None:
-        """A staged bundle failed as a shadow."""
+        """Reject a staged bundle that failed as a shadow."""
         record.why = why[:MAX_WHY]
         self.staged = [each for each in self.staged if each is not record]
         self._reject(record)
@@ -137,7 +138,7 @@ class ListedBundle:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The bundle that a name stands for now; `admitted` as in `BundleRecord`, None where it is not known."""
+    """The present bundle of a name; `admitted` as in `BundleRecord`, None if it is unknown."""
 
     name: str
     version: str
@@ -149,7 +150,7 @@ class Slot:
 
     @property
     def standing(self) -> str:
-        """The state in words, to stand behind "is"."""
+        """The state in words, for a sentence with "is"."""
         return "active, on probation" if self.state == "probation" else self.state
 
 
@@ -159,7 +160,7 @@ class StateFiles:
     Args:
         folder: of the store.
         preferred: the digest that a rebuilt state prefers for a name, which is that of its version floor.
-        trust: whose bundles a rebuilt state may hold; None asks for no signatures.
+        trust: the signers whose bundles a rebuilt state may contain; None requires no signatures.
     """
 
     def __init__(self, folder: StoreFolder, preferred: Callable[[str], str], trust: Trust | None) -> None:
@@ -168,7 +169,7 @@ class StateFiles:
         self._trust = trust
 
     def load(self, name: str) -> SlotState | None:
-        """The state of a name; None where nothing is installed under it.
+        """The state of a name; None if nothing is installed under it.
 
         Raises:
             CommandError: it cannot be read.
@@ -184,7 +185,7 @@ class StateFiles:
             raise CommandError(f"{path}: cannot be read: {error.strerror}: check the disk") from error
 
     def require(self, name: str) -> SlotState:
-        """As `load`, for a name that must be there.
+        """Like `load`, for a name that must exist.
 
         Raises:
             CommandError: nothing is installed under this name.
@@ -198,14 +199,14 @@ class StateFiles:
         return state
 
     def save(self, name: str, state: SlotState) -> None:
-        """Replace the decision: the one rename that counts."""
+        """Replace `state.json` by one atomic rename."""
         state.rejected = state.rejected[:_MAX_REJECTED]
         if state.shadow_record() is None:
-            state.shadow = ""  # it was made active, or failed
+            state.shadow = ""  # the shadow became active, or failed
         replace_file(self._folder.state(name), msgspec.json.encode(state))
 
     def stamp(self, name: str) -> tuple[int, int, int]:
-        """A cheap token (one `stat`) that differs once the decision for a name has changed; zeros without one."""
+        """A cheap token (one `stat`) that changes whenever the state of a name changes; zeros without a state."""
         try:
             found = self._folder.state(name).stat()
         except OSError:
@@ -219,7 +220,7 @@ class StateFiles:
         return Slot(name, record.version, record.digest, path, word, record.why, _admitted(record, path))
 
     def _rebuild(self, name: str) -> SlotState | None:
-        """After damage: the bundle of the floor if it is here and sound, else the newest; the rest is history."""
+        """Rebuild a damaged state: the bundle of the floor if it is intact, else the newest; the others are history."""
         found: list[BundleRecord] = []
         for file in self._folder.of(name).glob("*.onnx"):
             admitted = _signed_at(file)
@@ -241,7 +242,7 @@ class StateFiles:
 
 
 def _admitted(record: BundleRecord, path: Path) -> float | None:
-    """When it was let in; stores of earlier releases have not noted it, and the signature's file stands in for it."""
+    """When a bundle was admitted; stores of earlier releases lack it, and the time of the signature file is used."""
     return record.admitted or _signed_at(path)
 
 
