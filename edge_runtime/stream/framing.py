@@ -27,7 +27,7 @@ class Framer(Protocol):
         """The frames that `chunk` completes, in order."""
 
     def reset(self) -> None:
-        """Forget the unfinished frame, and drop what comes before the next frame end: the port was opened anew."""
+        """After a reopening: drop the unfinished frame and the bytes before the next frame end."""
 
 
 def make_framer(
@@ -38,7 +38,7 @@ def make_framer(
     checksum: bool = True,
     line_end: LineEnd = "lf",
 ) -> Framer:
-    """The framing of one source; `checksum` is whether a COBS frame ends with a CRC-16."""
+    """Make the framing of one source; `checksum` is whether a COBS frame ends with a CRC-16."""
     match framing:
         case "lines":
             return LineFramer(max_frame_bytes, counters, line_end=line_end)
@@ -69,7 +69,7 @@ class _DelimitedFramer:
         return len(self._tail)
 
     def reset(self) -> None:
-        """Forget the unfinished frame, and drop what comes before the next frame end."""
+        """Drop the unfinished frame and the bytes before the next frame end."""
         self._tail.clear()
         self._skipping = True
 
@@ -122,9 +122,9 @@ class _DelimitedFramer:
 class LineFramer(_DelimitedFramer):
     """Frames that end with a line feed; a carriage return before it belongs to the line end.
 
-    With `line_end` they end with a carriage return (a line feed behind it belongs to it), or with either of both. Lines
-    that end with nothing but the other one are no frames; they are counted as `wrong_line_end`, as soon as three of
-    them have come without a right end among them.
+    With `line_end` they end with a carriage return (a line feed after it belongs to it), or with either of the two.
+    Lines that end only with the other character are not frames; they are counted as `wrong_line_end` once three of them
+    have arrived without a correct line end between them.
     """
 
     def __init__(self, max_frame_bytes: int, counters: Counters, *, line_end: LineEnd = "lf") -> None:
@@ -135,14 +135,14 @@ class LineFramer(_DelimitedFramer):
         self._foreign = 0
 
     def reset(self) -> None:
-        """Forget the unfinished frame, and drop what comes before the next frame end."""
+        """Drop the unfinished frame and the bytes before the next frame end."""
         super().reset()
         self._foreign = 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The frames that `chunk` completes, without their ends."""
         if self._line_end == "any":
-            chunk = chunk.replace(b"\r", b"\n")  # of CR LF the second one ends an empty frame, which is none
+            chunk = chunk.replace(b"\r", b"\n")  # of CR LF the second one ends an empty frame, which is ignored
         elif self._other in chunk:
             self._watch(chunk)
         elif self._foreign and self._end in chunk:
@@ -150,7 +150,7 @@ class LineFramer(_DelimitedFramer):
         return super().feed(chunk)
 
     def _watch(self, chunk: bytes) -> None:
-        """Count line ends of the other kind where no right one stands among them."""
+        """Count line ends of the other kind if there is no correct one among them."""
         behind = chunk.rpartition(self._end)[2]
         before = 0 if len(behind) < len(chunk) else self._foreign
         self._foreign = before + behind.count(self._other)
@@ -206,7 +206,7 @@ class CobsFramer(_DelimitedFramer):
                 self._counters.reject("malformed", why, sample=encoded[:_SAMPLE_BYTES])
             elif not self._checksum:
                 decoded.append(frame)
-            elif len(frame) > 2 and binascii.crc_hqx(frame, 0xFFFF) == 0:  # over data and sum together it is zero
+            elif len(frame) > 2 and binascii.crc_hqx(frame, 0xFFFF) == 0:  # the CRC over data and checksum is zero
                 decoded.append(frame[:-2])
             else:
                 why = (
@@ -217,7 +217,7 @@ class CobsFramer(_DelimitedFramer):
 
 
 def cobs_decode(encoded: bytes) -> bytes | None:
-    """The bytes behind an encoded frame without its final zero; None where it is no such encoding."""
+    """The decoded bytes of a frame without its final zero; None if it is not valid COBS."""
     pieces: list[bytes] = []
     at, size = 0, len(encoded)
     while at < size:
@@ -233,7 +233,7 @@ def cobs_decode(encoded: bytes) -> bytes | None:
 
 
 def cobs_encode(data: bytes) -> bytes:
-    """The encoding of any bytes, without the final zero: for tests, demonstrations and senders in Python."""
+    """Encode any bytes, without the final zero: for tests, demonstrations and senders in Python."""
     pieces: list[bytes] = []
     blocks = data.split(b"\0")
     for last, block in enumerate(blocks, 1 - len(blocks)):
@@ -245,5 +245,5 @@ def cobs_encode(data: bytes) -> bytes:
 
 
 def crc16(data: bytes) -> bytes:
-    """The two bytes that a frame with `checksum` ends with."""
+    """The two bytes of the checksum at the end of a frame."""
     return binascii.crc_hqx(data, 0xFFFF).to_bytes(2, "big")
