@@ -1,7 +1,7 @@
-"""The parts that only some devices ask for: HTTP, requests, truth, Home Assistant, bundles from store or MQTT, copies.
+"""The optional parts of a device: HTTP, requests, truth, Home Assistant, bundles from store or MQTT, optimised copies.
 
-Each is imported when the device file names it. A reload ends a part whose table or link changed, and makes it anew;
-the others go on, and learn which models run now.
+Each is imported only if the device file names it. A reload ends a part whose table or link changed, and makes it anew;
+the others continue, with the new list of models.
 """
 
 import socket
@@ -41,28 +41,28 @@ if TYPE_CHECKING:
     from edge_runtime.truth.model_truth import TruthOutcome
 
 _log = get_logger("daemon")
-LEAVING_S = 0.25  # between two looks at whether a server has answered everything
+LEAVING_S = 0.25  # between two checks whether a server has answered everything
 
 
 class DaemonContext(msgspec.Struct, frozen=True, eq=False):
-    """What the parts need of the daemon around them.
+    """The objects and functions of the daemon that the parts use.
 
     Attributes:
         start: the number of this start.
         files: keeps small files over a restart.
         loop: the event loop.
-        clock: tells whether the wall clock is set.
+        clock: whether the wall clock is set.
         counters: by part.
         health: makes the health document.
         hand_over: gives a pipeline another bundle; False when its source must be rewired for it.
-        reload: asks for a reload.
+        reload: requests a reload.
         on_state: called when HTTP begins to listen.
-        on_models: called when there is something new to say about a model.
-        on_ask: called when a fleet command asks for the health document.
+        on_models: called when the state of a model has changed.
+        on_ask: called when a fleet command requests the health document.
         keys: the keys that each model has seen, by its name.
         tell_again: publishes status, models and health again.
-        facts: what the payloads of a model are made with, for a manifest.
-        folder: of what outlives a start; None where there is none.
+        facts: returns the arguments of the payload makers of a model, for its manifest.
+        folder: of files that are kept over a restart; None if there is none.
     """
 
     start: int
@@ -83,12 +83,12 @@ class DaemonContext(msgspec.Struct, frozen=True, eq=False):
 
 
 class Extras:
-    """Whichever of them are wanted."""
+    """The optional parts that a configuration names."""
 
     def __init__(self, context: DaemonContext) -> None:
         self._context = context
         self.http: Attached | None = None
-        self._leaving_http: list[Attached] = []  # whose table has changed, and that answer what was in flight
+        self._leaving_http: list[Attached] = []  # servers whose table has changed, while they answer requests in flight
         self._kept_listener: socket.socket | None = None
         self.requests: Requests | None = None
         self.exchange: Exchange | None = None
@@ -109,10 +109,10 @@ class Extras:
         )
         self.truth: LiveTruth | None = None
 
-    # --- life -------------------------------------------------------------------------------------------------------
+    # --- start and stop ---------------------------------------------------------------------------------------------
 
     def make(self, config: Config, upstream: AnyConnection, *, uses_store: bool) -> None:
-        """Make the parts that the configuration asks for, where there are none."""
+        """Make the parts that the configuration names, unless they exist."""
         if config.http is not None and self.http is None:
             self.http = self._make_http(config.http, config.device.id)
         if config.upstream.requests != "off" and self.requests is None:
@@ -136,7 +136,7 @@ class Extras:
             self._make_ota(config, Path(store.allowed_signers), upstream)
 
     def begin(self, models: list[tuple[ModelTable, Model]]) -> None:
-        """Start what is new; these models, and no others, answer requests from now on."""
+        """Start the new parts; only these models answer requests from now on."""
         if self.requests is not None:
             self.requests.begin(models)
         if self.http is not None:
@@ -154,14 +154,14 @@ class Extras:
     def end_changed(
         self, old: Config, new: Config, *, uses_store: bool, link_changed: bool, within: float = 0.0
     ) -> None:
-        """End the parts whose tables changed, or that are not wanted any more.
+        """End the parts whose tables changed or were removed.
 
         Args:
             old: the configuration until now.
-            new: that from now on.
+            new: the configuration from now on.
             uses_store: whether a model of the new one comes from the store.
             link_changed: whether the link upstream is another one.
-            within: seconds that HTTP has for what is in flight.
+            within: seconds that HTTP has for requests in flight.
         """
         if self.http is not None and old.http != new.http:
             self._leave_http(self.http, old.http, new.http, within)
@@ -207,7 +207,7 @@ class Extras:
             self._context.loop.call_later(LEAVING_S, self._tend_leaving)
 
     def end(self, within: float) -> None:
-        """A clean stop; HTTP answers what is in flight for so many seconds, and `close` has to follow."""
+        """Begin a clean stop; HTTP answers requests in flight for `within` seconds. `close` has to follow."""
         if self.http is not None:
             self.http.drain(within)
         parts = (
@@ -219,32 +219,32 @@ class Extras:
                 part.end()
 
     def close(self) -> None:
-        """Answer no request any more, and keep no capture."""
+        """Stop answering requests and keeping captures."""
         for http in (*self._leaving_http, *([] if self.http is None else [self.http])):
             http.end()
         self._leaving_http.clear()
         if self.capture is not None:
             self.capture.end()
 
-    # --- what the daemon asks ---------------------------------------------------------------------------------------
+    # --- for the daemon ---------------------------------------------------------------------------------------------
 
     @property
     def is_ready(self) -> bool:
-        """HTTP, where it is wanted, listens."""
+        """Whether HTTP listens, if it is configured."""
         return self.http is None or self.http.is_listening
 
     @property
     def is_idle(self) -> bool:
-        """No thread is at the store, and no request over HTTP is in flight when a stop has begun."""
+        """Whether no thread uses the store and, once a stop has begun, no HTTP request is in flight."""
         http = (*self._leaving_http, *([] if self.http is None else [self.http]))
         return (self.exchange is None or self.exchange.is_idle) and all(each.is_drained for each in http)
 
     def shadows(self) -> dict[str, dict[str, Any]]:
-        """What each shadow has found, by the name of its model."""
+        """The results of each shadow, by the name of its model."""
         return {} if self.exchange is None else self.exchange.shadows()
 
     def link_changed(self) -> None:
-        """The link upstream came up or went down."""
+        """Handle that the link upstream came up or went down."""
         for part in (self.ota, self.desired, self.home_assistant, self.drift, self.truth):
             if part is not None:
                 part.link_changed()
@@ -252,37 +252,37 @@ class Extras:
     # --- truth ------------------------------------------------------------------------------------------------------
 
     def _keep_label(self, joined: "Joined") -> None:
-        """A window whose truth is known belongs to the captures, where there are any."""
+        """Give a window with known truth to the captures, if there are any."""
         if self.capture is not None:
             self.capture.label(joined.model, joined.id, joined.label, joined.values)
 
     def accuracy(self) -> dict[str, dict[str, Any]]:
-        """How right each model is, by its name, as far as that is known."""
+        """The accuracy of each model, by its name, as far as it is known."""
         return {} if self.truth is None else self.truth.report()
 
     def housekeeping(self) -> None:
-        """Keep what is known of truth."""
+        """Save the state of truth."""
         if self.truth is not None:
             self.truth.housekeeping()
 
     def take_truth(self, model: str, body: bytes) -> "TruthOutcome | None":
-        """Join a truth that came over HTTP, in any thread; None where no truth is taken."""
+        """Join a truth received over HTTP, in any thread; None if no truth is taken."""
         return None if self.truth is None else self.truth.take(model, body)
 
     # --- bundles ----------------------------------------------------------------------------------------------------
 
     def follow(self, pipeline: Pipeline, model: PlannedModel) -> None:
-        """Watch the store for the bundle of a pipeline, unless that is done already."""
+        """Watch the store for the bundle of a pipeline, unless it is watched already."""
         if self.exchange is not None and model.slot is not None and not self.exchange.watches(pipeline):
             self.exchange.watch(pipeline, model.slot)
 
     def forget(self, pipeline: Pipeline) -> None:
-        """Watch the store for it no more."""
+        """Stop watching the store for a pipeline."""
         if self.exchange is not None:
             self.exchange.forget(pipeline)
 
     def watch_drift(self, feeds: Sequence[Feed], config: Config, upstream: AnyConnection) -> None:
-        """Compare what each model gets and answers with the reference of its bundle, where there is one."""
+        """Compare the inputs and outputs of each model with the reference of its bundle, if it has one."""
         watched = {pipeline.config.name for feed in feeds for pipeline in feed.pipelines if self._watches(pipeline)}
         if watched and self.drift is None:
             from edge_runtime.drift.publishing import DriftReports  # noqa: PLC0415 - only where there is a reference
@@ -299,12 +299,12 @@ class Extras:
                     self.drift.follow(pipeline, is_recorded=feed.planned.config.is_recorded)
 
     def _keep_drifted(self, model: str, key: str | None, state: str) -> None:
-        """What comes in while drift is an alarm is worth a label."""
+        """Note a drift alarm for the captures: windows received during it are worth a label."""
         if state == "alarm" and self.capture is not None:
             self.capture.note_alarm(model, key)
 
     def _watches(self, pipeline: Pipeline) -> bool:
-        """Whether drift of a model is watched; logged once for each bundle where it is for want of a reference."""
+        """Whether drift of a model is watched; if not for lack of a reference, this is logged once for each bundle."""
         manifest, asked = pipeline.model.manifest, pipeline.config.drift
         if asked == "watch" or (asked == "auto" and (manifest.reference or manifest.score_reference)):
             return True
@@ -318,7 +318,7 @@ class Extras:
         return False
 
     def taps(self, pipeline: Pipeline) -> tuple[AnswerTap, ...]:
-        """The parts that see every answer of a pipeline."""
+        """The parts that get every answer of a pipeline."""
         table = pipeline.config
         taps: list[AnswerTap] = [] if self.capture is None else [self.capture.tap(table.name)]
         remembered = None if self.truth is None else self.truth.memory(table.name)
@@ -327,7 +327,7 @@ class Extras:
         return tuple(taps)
 
     def exchanged(self, config: ModelTable, model: Model) -> None:
-        """Another bundle answers requests from now on."""
+        """Let another bundle answer requests from now on."""
         parts: Sequence[Attached | Requests | HomeAssistant | LiveTruth | None] = (
             self.http, self.requests, self.home_assistant, self.truth,
         )  # fmt: skip
@@ -336,7 +336,7 @@ class Extras:
                 part.exchange(config, model)
 
     def tend_copy(self, pipeline: Pipeline, config: Config) -> None:
-        """See to the optimised copy of the bundle that a pipeline runs."""
+        """Maintain the optimised copy of a pipeline's bundle."""
         model, keep = pipeline.model, chosen(pipeline.config, config.store)
         if is_settled(model, keep):
             return
@@ -366,7 +366,7 @@ class Extras:
         )
 
     def _health_and_drift(self) -> dict[str, Any]:
-        """For page and metrics, which show every channel."""
+        """Health with drift of every channel, for the live page and metrics."""
         health = self._context.health()
         return health if self.drift is None else {**health, "drift": self.drift.documents()}
 
@@ -471,12 +471,12 @@ class Extras:
 
 
 def wants_truth(config: Config) -> bool:
-    """Whether truth can come at all."""
+    """Whether truth can be received at all."""
     return config.truth.remember > 0 and (hears_truth(config) or config.http is not None)
 
 
 def hears_truth(config: Config) -> bool:
-    """Whether truth is asked for at the broker: not by itself where the device's own topics are elsewhere."""
+    """Whether to subscribe to truth: not by default if the device's own topics are renamed."""
     device = config.device.id
     is_usual = own_topics(device, config.upstream).below == f"edge/{device}"
     return config.truth.listen == "on" or (config.truth.listen == "auto" and is_usual)

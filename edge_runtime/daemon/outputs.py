@@ -1,6 +1,7 @@
-"""Where predictions go beside the upstream, as the daemon sees it: sinks and the edge node of Sparkplug.
+"""The further outputs of predictions, beside the upstream: sinks and the edge node of Sparkplug.
 
-Both are imported where the device file asks for them. Made and changed from tables, fed by taps on the pipelines.
+Both are imported only if the device file names them. They are made and changed from tables; taps on the pipelines
+feed them.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,14 +24,14 @@ Facts = Callable[[ModelTable, Manifest], dict[str, Any]]
 
 
 class Outputs:
-    """Whichever of them are wanted.
+    """The further outputs that a configuration names.
 
     Args:
         loop: the event loop.
         counters: by part.
-        folder: of what outlives a start; None where there is none.
-        clock: tells whether the wall clock is set.
-        facts: what the payloads of a model are made with, for a manifest.
+        folder: of files that are kept over a restart; None if there is none.
+        clock: whether the wall clock is set.
+        facts: returns the arguments of the payload makers of a model, for its manifest.
         on_fault: called when a fault of a sink begins or ends.
     """
 
@@ -54,7 +55,7 @@ class Outputs:
         self._sparkplug: Sparkplug | None = None
 
     def fit(self, config: Config) -> None:
-        """Run what a configuration names; what is the same in it goes on."""
+        """Run the outputs of a configuration; unchanged ones continue."""
         if config.sink or self._sinks is not None:
             if self._sinks is None:
                 from edge_runtime.daemon.sinks import Sinks  # noqa: PLC0415 - only where one is configured
@@ -69,12 +70,12 @@ class Outputs:
             self._sparkplug.fit(config)
 
     def keep(self, models: list[ModelTable]) -> None:
-        """These models, and no others, run from now on."""
+        """Set the models that run from now on."""
         if self._sparkplug is not None:
             self._sparkplug.keep(models)
 
     def taps(self, pipeline: Pipeline) -> list[AnswerTap]:
-        """What hands the predictions of a pipeline on."""
+        """The taps that deliver the predictions of a pipeline."""
         facts = partial(self._facts, pipeline.config)
         found: list[AnswerTap | None] = []
         if self._sinks is not None:
@@ -84,7 +85,7 @@ class Outputs:
         return [tap for tap in found if tap is not None]
 
     def document(self) -> dict[str, Any]:
-        """Of health: a state for each sink, and that of the edge node where there is one."""
+        """The members of health: the state of each sink, and that of the edge node if there is one."""
         states = {} if self._sinks is None else self._sinks.states()
         found: dict[str, Any] = {
             "sinks": {
@@ -97,12 +98,12 @@ class Outputs:
         return found
 
     def drain(self) -> None:
-        """No prediction comes any more."""
+        """Begin a stop: no further predictions are delivered to the sinks."""
         if self._sinks is not None:
             self._sinks.drain()
 
     def end(self, run_loop: Callable[[Callable[[], bool], float], bool], within: float) -> None:
-        """End the sinks, which have so many seconds for what they hold, and the edge node."""
+        """End the sinks, which have `within` seconds for their waiting predictions, and the edge node."""
         sinks = self._sinks
         if sinks is not None:
             run_loop(lambda: sinks.is_safe, max(0.1, within))

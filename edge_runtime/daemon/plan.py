@@ -1,7 +1,7 @@
-"""A configuration and its bundles -> what is to run: checked together, before a port or a broker is touched.
+"""A configuration and its bundles -> the plan of what to run: checked together, before a port or a broker is opened.
 
-Whatever a person can have got wrong in the file, or in a bundle that it names, comes to light here, all at once, with
-exit code 78. `check` stops after this step; `run` goes on.
+All mistakes in the file, and in the bundles that it names, are reported here together, with exit code 78. `check` stops
+after this step; `run` continues.
 """
 
 import importlib.util
@@ -41,7 +41,7 @@ class PlannedModel(msgspec.Struct, eq=False):
 
 
 class PlannedSource(msgspec.Struct, eq=False):
-    """One source: the columns that its models want, in the order in which they will be delivered."""
+    """One source: the columns of its models, in the order of delivery."""
 
     config: SourceKindTable
     channels: tuple[str, ...] = ()
@@ -52,13 +52,13 @@ class PlannedSource(msgspec.Struct, eq=False):
 
     @property
     def max_gap(self) -> float | None:
-        """The shortest of the pauses that a model of it takes for a gap; None where no model does."""
+        """The shortest pause that one of its models takes for a gap; None if no model does."""
         gaps = [model.config.max_gap for model in self.models if model.config.max_gap is not None]
         return min(gaps, default=None)
 
 
 class Plan(msgspec.Struct, eq=False):
-    """Everything that a device runs."""
+    """All sources and models of a device."""
 
     config: Config
     sources: list[PlannedSource]
@@ -70,7 +70,7 @@ class Plan(msgspec.Struct, eq=False):
 
     @property
     def uses_store(self) -> bool:
-        """A model comes from the model store."""
+        """Whether a model comes from the model store."""
         return any(model.slot is not None for model in self.models)
 
 
@@ -81,21 +81,21 @@ def make_plan(
     running: Sequence[PlannedModel] = (),
     absent: Collection[str] = (),
 ) -> Plan:
-    """Open every bundle, load it, and fit it to its source. Any thread may.
+    """Open every bundle, load it, and fit it to its source. Can be called in any thread.
 
     Args:
-        config: what is to run.
-        starting: it will run now: the store counts the start of a bundle on probation, and gives up on one that
-            never lasts.
+        config: the device file.
+        starting: whether the plan will run now: then the store counts the start of a bundle on probation, and gives
+            up on one whose starts never last.
         running: models that run already: one whose bundle and threads are the same is not loaded a second time.
-        absent: files, and names of models in the store, that are on another machine; what needs them is left out.
+        absent: files, and names of models in the store, that are on another machine; their models are left out.
 
     Raises:
-        ConfigError: every mistake, one line each.
+        ConfigError: lists every mistake, one line each.
     """
     mistakes = [f"{config.path}: {mistake}" for mistake in mistakes_of_words(config)]
     models: list[PlannedModel] = []
-    importlib.import_module("onnxruntime")  # loaded, it says its version itself, without 10 ms of package metadata
+    importlib.import_module("onnxruntime")  # once loaded, it has its version without 10 ms of package metadata
     for each in config.model:
         if each.bundle in absent:
             continue
@@ -127,7 +127,7 @@ def make_plan(
 
 
 def capture_folder(config: Config) -> Path | None:
-    """Where captures are kept; None without `[capture]`, and where no folder is known."""
+    """The folder of captures; None without `[capture]`, or if no folder is known."""
     if config.capture is None:
         return None
     if config.capture.path is not None:
@@ -141,13 +141,13 @@ def _mistakes_of_captures(config: Config, table: CaptureTable, models: Sequence[
 
     if capture_folder(config) is None:
         yield f"{config.path}: capture.path: expected a folder, since systemd gives no state folder here, found none"
-    if len(models) == len(config.model):  # else a label may be that of a bundle which is not here
+    if len(models) == len(config.model):  # otherwise a label may belong to an absent bundle
         found = mistakes(table, [(each.config.name, each.bundle.manifest) for each in models])
         yield from (f"{config.path}: capture.{key}: {text}" for key, text in found)
 
 
 def _texts(table: msgspec.Struct) -> Iterator[str]:
-    """The texts of a table, where the paths of files are among."""
+    """The texts of a table, which include the paths of files."""
     for value in msgspec.structs.asdict(table).values():
         yield from (each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str))
 
@@ -172,7 +172,7 @@ def _plan_model(config: Config, each: ModelTable, *, starting: bool, running: Se
 
 
 def open_store(config: Config) -> "ModelStore":
-    """The model store of a device, which opens only what the device trusts."""
+    """The model store of a device, which opens only bundles that the device trusts."""
     from edge_runtime.store.store import ModelStore  # noqa: PLC0415 - only where a model comes from the store
 
     return ModelStore(Path(config.store.path), trust=_trust(config))
@@ -188,10 +188,10 @@ def _trust(config: Config) -> "Trust | None":
 
 
 def _open_file(config: Config, path: Path, *, starting: bool) -> Bundle:
-    """A bundle that the device file names by its path: the same signatures and the same class as on other ways in.
+    """Open a bundle that the device file names by its path, with the checks of signatures and class of an install.
 
     Raises:
-        BundleError: it is not let in.
+        BundleError: it is refused.
     """
     if config.store.allowed_signers is None:
         bundle = open_bundle(path)
@@ -208,14 +208,14 @@ def _open_file(config: Config, path: Path, *, starting: bool) -> Bundle:
 
 
 def mistakes_of_words(config: Config) -> Iterator[str]:
-    """Mistakes of a plan that need no bundle: unused sources, reserved names of models, unknown payloads.
+    """Mistakes of a plan that are found without a bundle: unused sources, reserved names of models, unknown payloads.
 
-    Of a file with other mistakes it reports what can be judged: there a wrong key is its default or None.
+    For a file with other mistakes it reports what can be checked; there a wrong key has its default or None.
     """
     models, sources = config.model or (), config.source or ()
     used = {model.source for model in models}
-    used.update(name for source in sources for name in getattr(source, "of", None) or ())  # another one joins them
-    misspelled = bool(used - {source.name for source in sources})  # reported elsewhere: it may mean any of them
+    used.update(name for source in sources for name in getattr(source, "of", None) or ())  # parts of a join
+    misspelled = bool(used - {source.name for source in sources})  # reported elsewhere: it may mean any source
     for source in sources:
         if source.name and not misspelled and source.name not in used:
             yield (
@@ -243,9 +243,9 @@ def mistakes_of_words(config: Config) -> Iterator[str]:
 
 
 def _own_further_topics(config: Config) -> Iterator[str]:
-    """Sources that would read the topics below a prediction, where further payload conventions have theirs."""
+    """Sources that would read the topics below a prediction, which further payload conventions use."""
     upstream, device = config.upstream, config.device
-    if not getattr(upstream, "topic", "") or not getattr(device, "id", ""):  # of a file with other mistakes
+    if not getattr(upstream, "topic", "") or not getattr(device, "id", ""):  # missing in a file with other mistakes
         return
     for model in config.model or ():
         if not isinstance(model.payload, tuple) and (model.payload not in CONVENTIONS or first_of(model.payloads)):
@@ -255,7 +255,7 @@ def _own_further_topics(config: Config) -> Iterator[str]:
         for source in config.source or ():
             for topic, topic_filter in source.read_topics(upstream).items():
                 plain = split_share(topic_filter)[1]
-                is_reported = matches(plain, filled.replace("{key}", "-"))  # by the rule for every model
+                is_reported = matches(plain, filled.replace("{key}", "-"))  # by the rule for all models
                 if source.name == model.source and not is_reported and overlap(plain, below):
                     yield (
                         f'source "{source.name}".topics: expected topics that model "{model.name}" does not publish '
@@ -264,7 +264,7 @@ def _own_further_topics(config: Config) -> Iterator[str]:
 
 
 def _mistakes_of_sinks(config: Config) -> Iterator[str]:
-    """Sinks of one name or one file, and of models that there are not."""
+    """Sinks with the same name or file, and sinks of models that do not exist."""
     sinks, models = config.sink or (), [model.name for model in config.model or ()]
     names, paths = [sink.name for sink in sinks], [getattr(sink, "path", None) for sink in sinks]
     for place, sink in enumerate(sinks):
@@ -279,7 +279,7 @@ def _mistakes_of_sinks(config: Config) -> Iterator[str]:
 
 
 def _deaf_sinks(config: Config, models: list[PlannedModel]) -> Iterator[str]:
-    """Sinks that wait for alarms of models that cannot raise any."""
+    """Sinks that wait for alarms of models without alarms."""
     for sink in config.sink:
         taken = [model for model in models if not sink.models or model.config.name in sink.models]
         if sink.when == "alarm" and taken and not any(can_alarm(each.config, each.bundle.manifest) for each in taken):
@@ -290,7 +290,7 @@ def _deaf_sinks(config: Config, models: list[PlannedModel]) -> Iterator[str]:
 
 
 def _mistakes_of_joins(config: Config) -> Iterator[str]:
-    """Joins of sources that are none, are joins themselves, or are used otherwise too."""
+    """Joins of sources that do not exist, are joins themselves, or are also used otherwise."""
     sources, models = config.source or (), config.model or ()
     joins = [source for source in sources if getattr(source, "of", None)]
     names = {source.name for source in sources} - {source.name for source in joins}
@@ -311,7 +311,7 @@ def _mistakes_of_joins(config: Config) -> Iterator[str]:
 
 
 def _misfits(planned: PlannedModel) -> list[str]:
-    """What a model's table asks for that its bundle cannot give."""
+    """The keys of a model's table that do not fit its bundle."""
     config, manifest = planned.config, planned.bundle.manifest
     found = []
     if manifest.task in ("tensor", "embedding"):
@@ -360,7 +360,7 @@ def _misfits(planned: PlannedModel) -> list[str]:
 
 
 def _fit(planned: PlannedSource, config: Config) -> list[str]:
-    """Settle a source's columns, and try its decoder on them."""
+    """Determine a source's columns, and make its decoder for them as a check."""
     shapes = {model.bundle.manifest.input.shape for model in planned.models}
     if len(shapes) > 1:
         return ["models: expected models of one kind of input, found frames of different shapes or frames and channels"]
@@ -411,30 +411,30 @@ def _fit(planned: PlannedSource, config: Config) -> list[str]:
 
 
 def _reads_paths(source: SourceKindTable) -> bool:
-    """Its `time` and `key` are places in a message, which may be called as a channel is that stands elsewhere."""
+    """Whether `time` and `key` are places in a message: then their names may equal those of channels."""
     return isinstance(source, FramedSourceTable) and source.codec.reads_paths and not source.codec.columns
 
 
 def _units(planned: PlannedSource) -> dict[str, str]:
-    """The unit of each channel, where the device file says how a channel is written and so may name one."""
+    """The unit of each channel in the bundles, if the source's table may name units too."""
     if not planned.config.compares_units:
         return {}
     units: dict[str, str] = {}
     for model in planned.models:
         for channel in model.bundle.manifest.input.channels:
-            if channel.unit not in {"", "1"}:  # 1 is a number without a unit, which says nothing of the quantity
+            if channel.unit not in {"", "1"}:  # 1 is a number without a unit, whose quantity is unknown
                 units.setdefault(channel.name, channel.unit)
     return units
 
 
 def _first_user(planned: PlannedSource, channel: str | None) -> str | None:
-    """The first model that has such a channel."""
+    """The first model with this channel."""
     users = (each.config.name for each in planned.models if channel in each.bundle.manifest.channel_names)
     return next(users, None)
 
 
 def plan_warnings(plan: Plan) -> list[str]:
-    """What will run, but perhaps not as it is wanted: a line each, with the remedy."""
+    """Warnings of settings that work, but perhaps not as intended: a line each, with the remedy."""
     lines = []
     for source in plan.sources:
         limit = source.config.most_unacknowledged(plan.config)
@@ -460,7 +460,7 @@ def _held(source: PlannedSource, model: PlannedModel, config: Config) -> str:
 
 
 def _described_outputs(config: Config) -> Iterator[str]:
-    """Where predictions go beside the upstream, a line each."""
+    """The outputs of predictions beside the upstream, a line each."""
     for sink in config.sink:
         where = next(getattr(sink, key) for key in ("path", "url", "argv") if hasattr(sink, key))
         where = where if isinstance(where, str) else where[0]
@@ -470,7 +470,7 @@ def _described_outputs(config: Config) -> Iterator[str]:
 
 
 def describe_plan(plan: Plan) -> list[str]:
-    """What runs, a line each, for people."""
+    """The sources and models that run, a line each, for people."""
     lines = []
     for source in plan.sources:
         lines.append(f"source {source.config.name}: {source.config.describe()}")

@@ -1,6 +1,6 @@
-"""The sinks of a daemon: made from their tables, kept over a reload where the table is the same, ended with a bound.
+"""The sinks of a daemon: made from their tables, kept over a reload if the table is the same, ended in bounded time.
 
-Imported only where the device file has a `[[sink]]`, or had one before a reload.
+Imported only if the device file has a `[[sink]]`, or had one before a reload.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ from edge_runtime.system.loop import Loop
 
 
 class Sinks:
-    """Every `[[sink]]` at work.
+    """All running sinks.
 
     Args:
         loop: the event loop.
-        counters: by part; that of a sink is `sink NAME`.
-        folder: of what is to survive a restart.
+        counters: by part; the part of a sink is `sink NAME`.
+        folder: of files that are kept over a restart.
         on_state: called when a fault of a sink begins or ends.
     """
 
@@ -37,7 +37,7 @@ class Sinks:
         self._taps: dict[str, tuple[object, SinkTap]] = {}
 
     def fit(self, config: Config) -> None:
-        """Run the sinks of a configuration: those whose table changed are ended and made anew."""
+        """Run the sinks of a configuration; those whose table changed are ended and made anew."""
         wanted = {table.name: table for table in config.sink}
         for name in [name for name, (table, _) in self._open.items() if wanted.get(name) != table]:
             _, gone = self._open.pop(name)
@@ -50,14 +50,14 @@ class Sinks:
                 self._open[name] = table, table.make(context)
 
     def tap(self, table: ModelTable, *, facts: Callable[[Manifest], dict[str, Any]], clock: Clock) -> SinkTap | None:
-        """What hands a model's predictions to its sinks; None where it has none."""
+        """The tap that delivers a model's predictions to its sinks; None if it has none."""
         taken = [
             (name, *each) for name, each in self._open.items() if not each[0].models or table.name in each[0].models
         ]
         made_of = (table, [(name, sink) for name, _, sink in taken])
         known = self._taps.get(table.name)
         if known is not None and known[0] == made_of:
-            return known[1]  # which remembers what its sinks took last
+            return known[1]  # it holds the last predictions that its sinks took
         self._taps.pop(table.name, None)
         if not taken:
             return None
@@ -72,15 +72,15 @@ class Sinks:
 
     @property
     def is_safe(self) -> bool:
-        """Nothing would be lost by an end now that waiting could save."""
+        """Whether no sink has predictions that waiting could still save."""
         return all(sink.is_safe for _, sink in self._open.values())
 
     def drain(self) -> None:
-        """A stop has begun."""
+        """Begin a stop."""
         for _, sink in self._open.values():
             sink.drain()
 
     def stop(self, within: float) -> None:
-        """End all of them, for good."""
+        """End all sinks for good."""
         for _, sink in self._open.values():
             sink.stop(within / max(1, len(self._open)))

@@ -1,8 +1,8 @@
-"""The edge node of Sparkplug beside a daemon: its connection, its devices, and what a reload changes of it.
+"""The edge node of Sparkplug of a daemon: its connection, its devices, and its changes at a reload.
 
-Imported only where the device file has `[sparkplug]`, or had it before a reload. The connection is one of its own,
-since MQTT has one last will a connection, and that of the upstream says `offline`. Its client id is that of the
-upstream with `-sparkplug` behind it. Weak point: of several brokers it uses the preferred one alone.
+Imported only if the device file has `[sparkplug]`, or had it before a reload. It has its own connection, since MQTT
+allows one last will per connection, and that of the upstream is `offline`. Its client id is that of the upstream with
+the suffix `-sparkplug`. Weak point: of several brokers it uses only the preferred one.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +23,11 @@ _log = get_logger("sparkplug")
 
 
 class Sparkplug:
-    """The edge node, while a configuration wants one.
+    """The edge node, if the configuration has one.
 
     Args:
         loop: the event loop.
-        counters: by part; that of the node is `sparkplug`.
+        counters: by part; the part of the node is `sparkplug`.
     """
 
     def __init__(self, loop: Loop, counters: Mapping[str, Counters]) -> None:
@@ -39,7 +39,7 @@ class Sparkplug:
         self._taps: dict[str, tuple[ModelTable, NodeTap]] = {}
 
     def fit(self, config: Config) -> None:
-        """Be what a configuration wants: the same node, another one, or none."""
+        """Apply a configuration: keep the node, replace it, or end it."""
         wanted = None if config.sparkplug is None else (config.sparkplug.group, config.device.id, _broker(config))
         if wanted != self._made_of:
             self.stop()
@@ -60,7 +60,7 @@ class Sparkplug:
         self._links.start()
 
     def keep(self, models: list[ModelTable]) -> None:
-        """These models, and no others, have devices."""
+        """Set the models that have devices."""
         names = {model.name for model in models}
         for name in [name for name in self._taps if name not in names]:
             del self._taps[name]
@@ -68,7 +68,7 @@ class Sparkplug:
                 self._node.forget_model(name)
 
     def tap(self, table: ModelTable, manifest: Manifest, facts: Callable[[Manifest], dict[str, Any]]) -> NodeTap | None:
-        """What hands a model's predictions to the node; None where it has none."""
+        """The tap that delivers a model's predictions to the node; None if there is none."""
         if self._node is None:
             return None
         if manifest.task in ("tensor", "embedding"):
@@ -81,11 +81,11 @@ class Sparkplug:
 
     @property
     def state(self) -> str | None:
-        """One line for people; None where there is no node."""
+        """The state, one line for people; None if there is no node."""
         return None if self._node is None else self._node.state
 
     def stop(self) -> None:
-        """End the node with a death of its own."""
+        """End the node, with a death message."""
         if self._node is not None:
             self._node.end()
         if self._links is not None:

@@ -1,9 +1,9 @@
-"""The file that `edge-runtime status` reads: in systemd's folder for the service, else in memory of the user's own.
+"""The file that `edge-runtime status` reads: in systemd's folder of the service, else in a memory folder of the user.
 
-A daemon that runs in the foreground has no folder from systemd. Its file then stands in `XDG_RUNTIME_DIR`, or below
-`/dev/shm`, in a folder that only its user can read or write, below one named after its process. Both are memory, so
-that nothing is written to flash. A folder that is there already and open to others is not used, and the log says so.
-A clean stop removes the file; a daemon that was killed leaves it, and the next start of the same device removes it.
+A daemon that runs in the foreground has no folder from systemd. Its file is then in `XDG_RUNTIME_DIR` or `/dev/shm`, in
+a folder that only its user can read or write, within which each process has a folder. Both are memory, so that nothing
+is written to flash. An existing folder that is open to others is not used, which is logged. A clean stop removes the
+file; a killed daemon leaves it, and the next start of the same device removes it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ class StatusFile:
 
     Args:
         device: its id.
-        environ: where RUNTIME_DIRECTORY and XDG_RUNTIME_DIR stand.
+        environ: the variables, for RUNTIME_DIRECTORY and XDG_RUNTIME_DIR.
     """
 
     def __init__(self, device: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -50,7 +50,7 @@ class StatusFile:
         self._path = mine / f"{device}{_SUFFIX}"
 
     def write(self, document: Mapping[str, Any]) -> None:
-        """Replace the file; a full or vanished folder is a line in the log."""
+        """Replace the file; a full or missing folder is logged."""
         if self._path is None:
             return
         beside = self._path.with_suffix(".new")
@@ -61,18 +61,18 @@ class StatusFile:
             _log.warning("the status file cannot be written", extra=fields(path=self._path, why=error.strerror))
 
     def remove(self) -> None:
-        """A clean stop: there is nothing to show any more."""
+        """Remove the file at a clean stop."""
         if self._path is not None:
             _remove(self._path)
 
 
 def status_files(folder: Path, device: str | None) -> Iterator[Path]:
-    """The files of a device, or of every one, below a folder."""
+    """The files of one device, or of all devices, below a folder."""
     yield from sorted(path for path in folder.glob(f"**/*{_SUFFIX}") if device in {None, path.name[: -len(_SUFFIX)]})
 
 
 def own_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the daemons in the foreground of this user keep their files."""
+    """The folder of the files of this user's daemons in the foreground."""
     given = environ.get("XDG_RUNTIME_DIR", "")
     if given.startswith("/") and Path(given).is_dir():
         return Path(given) / "edge-runtime"
@@ -80,7 +80,7 @@ def own_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def is_running(pid: object) -> bool:
-    """Whether there is a process of this number, of any user."""
+    """Whether a process with this number exists, of any user."""
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:
@@ -93,16 +93,16 @@ def is_running(pid: object) -> bool:
 
 
 def all_folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where `status` looks: at the services, and at this user's own, whether XDG_RUNTIME_DIR was set or not."""
+    """The folders that `status` searches: of services and of this user, whether XDG_RUNTIME_DIR was set or not."""
     session = {"XDG_RUNTIME_DIR": f"/run/user/{os.getuid()}"}
     return list(dict.fromkeys([SERVICE_FOLDER, own_folder(environ), own_folder(session), own_folder({})]))
 
 
 def _make_private(folder: Path) -> Path:
-    """The folder, made if need be.
+    """Return the folder, and make it if it does not exist.
 
     Raises:
-        OSError: it is not a folder of this user's alone.
+        OSError: it is not a folder that only this user can use.
     """
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -113,7 +113,7 @@ def _make_private(folder: Path) -> Path:
 
 
 def _sweep(folder: Path, device: str) -> None:
-    """Remove what daemons of this device left that were killed."""
+    """Remove the files of killed daemons of this device."""
     for path in status_files(folder, device):
         name = path.parent.name
         if name.isdigit() and not is_running(int(name)):
@@ -121,7 +121,7 @@ def _sweep(folder: Path, device: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # it is gone already, or its folder holds another device's
+    with contextlib.suppress(OSError):  # the file is gone already, or its folder holds that of another device
         path.unlink()
         if path.parent.name == str(os.getpid()) or path.parent.name.isdigit():
             path.parent.rmdir()
