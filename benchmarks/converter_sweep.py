@@ -330,9 +330,9 @@ def write_page(outcomes: dict[str, Outcome], page: Path = _PAGE) -> None:
     lines = [
         "# The sweep over estimators",
         "",
-        "Made by `python -m benchmarks.converter_sweep --write FILE`; the module says how a cell is judged.",
+        "Made by `python -m benchmarks.converter_sweep --write FILE`; the module's docstring explains the verdicts.",
         f"{len(outcomes)} cells: {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())}.",
-        "`not fitted` is an estimator that does not take the data of the sweep, or wants more arguments.",
+        "`not fitted` is an estimator that rejects the data of the sweep, or requires more arguments.",
         "",
         f"| estimator | {' | '.join(uses)} |",
         f"|---|{'---|' * len(uses)}",
