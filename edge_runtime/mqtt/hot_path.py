@@ -1,18 +1,19 @@
-"""The hot path of one connection, for as long as it is up: read, hand over, publish, acknowledge, write.
+"""The hot path of one connection, while it is up: read, deliver, publish, acknowledge, write.
 
-The packets of the hot path go past paho (`hot_packets.py`); paho gets the others. What is published while messages are
-handed over leaves in one write as soon as they are, our own acknowledgements behind it; only then is settled what the
-broker has acknowledged, unless so many places are taken that it has to come first. When acknowledgements travel is the
-business of `ack_coalescing.py`.
+The packets of the hot path bypass paho (`hot_packets.py`); paho gets the others. Messages that are published during a
+delivery are sent in one write after it, followed by our own acknowledgements; only then are the broker's
+acknowledgements handled, unless so many places are taken that they have to come first. `ack_coalescing.py` decides when
+acknowledgements are sent and read.
 
-Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, in the order of arrival (but for
-readings that wait for their windows), and only over the connection that brought it, since each connection has its own
-`HotPath`. Every `outcome` is called once, or never when the connection ends before. `MOST_OWED` messages may wait for
-our acknowledgement; then nothing more is read.
+Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, in the order of arrival (except
+readings that wait for their windows), and only over the connection that delivered it, since each connection has its own
+`HotPath`. Every `outcome` is called once, or never if the connection ends before. `MOST_OWED` messages may wait for
+our acknowledgement; then reading stops.
 
 Longer than 500 lines, and a class of more than 400, on purpose: reading, publishing and acknowledging share one socket,
-one set of packet ids and one order in which things leave, and a call more between them is paid with every reading. What
-does not need that order stands beside it: `ack_coalescing.py`, `send_queue.py`, `hot_packets.py`, `whole_socket.py`.
+one set of packet ids and one order of sending, and a further call between them costs time for every reading. Separate
+modules hold the parts that do not need that order: `ack_coalescing.py`, `send_queue.py`, `hot_packets.py`,
+`whole_socket.py`.
 """
 
 import itertools
@@ -40,7 +41,7 @@ from edge_runtime.system.loop import Loop
 
 MOST_OWED = 10_000  # messages that wait for our acknowledgement; MQTT's own limit is 65,535
 MOST_OWED_BY_WINDOWS = 65_000
-MOST_AT_ONCE = 256  # messages for the handlers
+MOST_AT_ONCE = 256  # messages in one delivery to the handlers
 GOODBYE_TIMEOUT_S = 2.0
 
 _FIXED_BYTES = 1 + 4 + 2 + 1  # of a PUBLISH beside topic and payload: header, length, packet id, no properties
@@ -51,34 +52,35 @@ _log = get_logger("mqtt")
 
 
 class _BrokenRuleError(Exception):
-    """The broker did what MQTT forbids."""
+    """The broker violated the MQTT specification."""
 
 
 class HotPath:
-    """One open connection; made when TCP and TLS stand, before the broker has accepted us.
+    """One open connection; made when TCP and TLS are connected, before the broker's CONNACK.
 
     Args:
         client: paho, connected.
         wrapped: its socket.
         url: of the broker, for messages.
-        is_v5: MQTT 5 is spoken.
+        is_v5: whether the protocol is MQTT 5.
         loop: the event loop.
         counters: refusals and rejections by reason.
-        routes: which handlers are given which messages.
+        routes: the handlers of the messages.
         heads: encoded topics, kept from connection to connection.
         ack_patience: see `AckCoalescing`, and `prompt`.
-        on_state: called with one line for people when the broker refused something.
-        on_end: called when the connection is at its end, with the reason; None where the broker closed it.
+        on_state: called with one line for people when the broker refused a message.
+        on_end: called when the connection has ended, with the reason; None if the broker closed it.
 
     Attributes:
         grant: what the broker allows.
-        owed: receipts of messages that the broker waits for.
-        acks_in_order: MQTT 3.1.1 section 4.6 asks for it; False where windows hold their readings, each key for itself:
-            a key that is silent would hold up all the others, and brokers find an acknowledgement by its packet id.
-        outcomes: by packet id, of what the broker has not acknowledged; None where it was not asked for.
-        delivered: messages that the handlers were given.
-        answered: a PUBACK has come; the watch for silence resets it.
-        last_id: the packet id that was given last.
+        owed: receipts of the messages that we have not acknowledged.
+        acks_in_order: whether we acknowledge in the order of arrival, as required by MQTT 3.1.1 section 4.6. False if
+            windows hold their readings, since a silent key would delay all others; brokers match acknowledgements by
+            packet id.
+        outcomes: by packet id, of our messages that the broker has not acknowledged; None if no callback was given.
+        delivered: how many messages were delivered to the handlers.
+        answered: whether a PUBACK has arrived; the watch for silence resets it.
+        last_id: the last packet id in use.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class HotPath:
         self._look_due = False
         self._number = next(_NUMBERS)
         self.is_held = False
-        self.queue = SendQueue(counters)  # what waits for a place in flight
+        self.queue = SendQueue(counters)  # messages that wait for a place in flight
         self._url = url
         self._is_v5 = is_v5
         self._no_properties = b"\0" if is_v5 else b""
@@ -123,9 +125,9 @@ class HotPath:
         self._on_end = on_end
         self._inbox: list[Message] = []
         self._settled: list[tuple[OnOutcome, bool]] = []
-        self._handed: list[OnOutcome] = []  # of QoS 0, which is settled with the write
+        self._handed: list[OnOutcome] = []  # of QoS 0, for which the write is the outcome
         self._flush_due = False
-        self._delivering = False  # while a batch is with its handlers
+        self._delivering = False  # True while handlers process a batch
         self._writing = False
         self._wrote_at = 0.0
         self._fd = wrapped.fileno()
@@ -139,12 +141,12 @@ class HotPath:
 
     @property
     def in_flight(self) -> int:
-        """How many messages the broker has not acknowledged, with those that wait for a place."""
+        """How many messages the broker has not acknowledged, including those that wait for a place."""
         return len(self.outcomes) + len(self.queue.waiting)
 
     @property
     def window(self) -> int:
-        """How many messages of QoS 1 the broker lets be unacknowledged."""
+        """How many unacknowledged messages of QoS 1 the broker allows."""
         return self.grant.window
 
     # --- out --------------------------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ class HotPath:
             packet = hot_packets.publish(self._heads[topic], payload, packet_id, retain=retain, properties=extra)
             if len(packet) > self.grant.bytes:
                 raise ValueError(f"the broker takes at most {self.grant.bytes} bytes, found {len(packet)}")  # noqa: TRY301
-        except ValueError as error:  # no broker would take it: a topic with a wildcard, a payload beyond MQTT's limit
+        except ValueError as error:  # no broker accepts it: a topic with a wildcard, a payload beyond MQTT's limit
             self._note_refusal(f"{self._url}: a message cannot be sent: {error}", topic)
             if outcome is not None:
                 self._settled.append((outcome, False))
@@ -195,7 +197,7 @@ class HotPath:
         self.flush_soon()
 
     def unsendable(self, topic: str, size: int) -> str | None:
-        """Why a message with a payload of so many bytes can never be sent to this broker; None where it can."""
+        """Why a message with a payload of `size` bytes can never be sent to this broker; None if it can."""
         try:
             head = self._heads[topic]
         except ValueError as error:
@@ -224,26 +226,26 @@ class HotPath:
         self._on_state(why)
 
     def ping(self) -> None:
-        """Ask the broker for a sign of life."""
+        """Send a PINGREQ to the broker."""
         self.wrapped.send(hot_packets.PINGREQ)
         self.flush_soon()
 
     def _next_id(self) -> int:
-        """A packet id that the broker does not hold."""
+        """The next packet id that is not in use."""
         while True:
             self.last_id = self.last_id + 1 if self.last_id < hot_packets.LAST_ID else hot_packets.FIRST_ID
             if self.last_id not in self.outcomes:
                 return self.last_id
 
     def flush_soon(self) -> None:
-        """Write once for everything that a pass of the loop brings."""
+        """Schedule one write for all messages of a pass of the loop."""
         if not self._flush_due:
             self._flush_due = True
             if not self._delivering:
                 self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write what paho has to send, and what we have."""
+        """Write the packets of paho and our own."""
         self._flush_due = False
         if self._fd >= 0:
             self._drain_to_socket()
@@ -260,7 +262,7 @@ class HotPath:
         try:
             done = wrapped.flush()
         except OSError as error:
-            self._settle()  # what the broker acknowledged before the connection broke counts
+            self._settle()  # acknowledgements received before the loss count
             self._on_end(f"{self._url}: {error.strerror or error}")
             return
         if self._handed:
@@ -279,7 +281,7 @@ class HotPath:
             self._wrote_at = self._loop.time()
 
     def _add_acks(self) -> None:
-        """Ours go behind what was published: a broker takes one packet after the other, and people wait for those."""
+        """Append our acknowledgements after published messages, which are more urgent."""
         self.wrapped.send(self.acks.ours)
         self.acks.ours.clear()
 
@@ -290,7 +292,7 @@ class HotPath:
     # --- in ---------------------------------------------------------------------------------------------------------
 
     def read(self) -> None:
-        """Take what has arrived, hand it over, settle what the broker acknowledged."""
+        """Read all packets, deliver their messages, and handle the broker's acknowledgements."""
         if self._fd < 0:
             return
         try:
@@ -301,7 +303,7 @@ class HotPath:
         except _BrokenRuleError as error:
             self._counters.errors["not_mqtt"] += 1
             closed, fault = True, f"{self._url} {error}"
-        except Exception as error:  # noqa: BLE001 - whatever paho makes of bytes that are no MQTT ends the connection
+        except Exception as error:  # noqa: BLE001 - any error of paho with bytes that are not MQTT ends the connection
             self._counters.errors["not_mqtt"] += 1
             closed, fault = True, f"{self._url} sent something that is not MQTT ({type(error).__name__})"
         acks, count = self.acks, len(self._inbox)
@@ -310,21 +312,21 @@ class HotPath:
             if count > 1 or acks.is_counting or delay >= KERNEL_DELAY_S[0]:
                 acks.came_after(delay, count)
         if self._settled and not (self.acks.holding and self._inbox and not closed):
-            self._settle()  # what the broker acknowledged before the connection broke counts
+            self._settle()  # acknowledgements received before the loss count
         if closed:
             self._on_end(fault)
             return
         self._deliver_inbox()
-        if self._settled:  # few are in flight, so that nothing waited for this: the answer to a reading went first
+        if self._settled:  # few are in flight, so that nothing waited for this, and predictions were sent first
             self._settle()
-        if self.client.want_write():  # paho answers something; our own packets see to themselves
+        if self.client.want_write():  # paho has an answer; our own packets schedule their write
             self.flush_soon()
         if len(self.owed) >= MOST_OWED and len(self.owed) >= self._most_owed and self._fd >= 0:
-            self.is_paused = True  # a broker without a window of its own: let the network hold it back
+            self.is_paused = True  # a broker without a limit: TCP flow control stops it
             self._loop.remove_reader(self._fd)
 
     def _read_all(self) -> bool:
-        """Take everything that has arrived, and let paho have its share; False when the broker has closed."""
+        """Read all packets, and give paho those that are not ours; False if the broker has closed the connection."""
         more = True
         while more:
             more = self.wrapped.fill()
@@ -337,7 +339,7 @@ class HotPath:
         return True
 
     def hold(self, *, held: bool) -> None:
-        """Read nothing more, or again; what was read already and not handed over waits here."""
+        """Stop or resume reading; messages that were read but not delivered wait here."""
         if held == self.is_held or self._fd < 0:
             return
         self.is_held = held
@@ -352,7 +354,7 @@ class HotPath:
             self._loop.add_reader(self._fd, self.read)
 
     def _deliver_inbox(self) -> None:
-        """Hand over what was read, in parts, so that a reader that has no more room is left in peace."""
+        """Deliver the messages in parts, so that delivery stops when a handler has no more room."""
         while self._inbox and not self.is_held:
             messages, self._inbox = self._inbox, []
             if len(messages) > MOST_AT_ONCE:
@@ -360,7 +362,7 @@ class HotPath:
             self._deliver(messages)
 
     def _deliver(self, messages: list[Message]) -> None:
-        self._delivering = True  # what is published meanwhile leaves in one write
+        self._delivering = True  # messages published meanwhile are sent in one write
         self.delivered += len(messages)
         if len(messages) == 1:
             topic = messages[0].topic
@@ -385,7 +387,7 @@ class HotPath:
             outcome(accepted)
 
     def _acknowledge(self) -> None:
-        """A receipt was released: give the broker its PUBACKs, in the order of its messages."""
+        """Send PUBACKs after the release of a receipt, in the order of the messages."""
         if self._fd < 0:
             return
         if not self.acks_in_order:
@@ -399,7 +401,7 @@ class HotPath:
         self._send_acknowledgements()
 
     def _acknowledge_released(self) -> None:
-        """One look a pass at everything that is owed."""
+        """Acknowledge all released receipts, once per pass of the loop."""
         self._look_due = False
         if self._fd < 0:
             return
@@ -416,13 +418,13 @@ class HotPath:
         if len(ours) >= MOST_UNSENT_BYTES:
             self.flush_soon()
         elif ours:
-            self.acks.tidy_later()  # the next publish takes it along: one write for both; this is if none comes
+            self.acks.tidy_later()  # usually sent with the next publish; the timer sends it without one
         if self.is_paused and len(self.owed) < self._most_owed // 2:
             self.is_paused = False
             if not self.is_held:
                 self._loop.add_reader(self._fd, self.read)
 
-    # --- what `hot_packets` and paho find; they note it, and act when all is read ------------------------------------
+    # --- called by `hot_packets` and paho for each packet; delivery follows when all are read -----------------------
 
     def took_message(
         self,
@@ -434,7 +436,7 @@ class HotPath:
         repeated: bool = False,
         properties: Properties | None = None,
     ) -> None:
-        """A message has come; see `hot_packets.Taker`."""
+        """Take a message; see `hot_packets.Taker`."""
         receipt = None
         if packet_id:
             receipt = Receipt(self._released, packet_id)
@@ -442,7 +444,7 @@ class HotPath:
         self._inbox.append(Message(topic, payload, receipt, False, properties, retained, repeated, self._number))
 
     def took_too_long(self, topic: bytes, packet_id: int, size: int) -> None:
-        """A message that is too long to keep: counted, acknowledged, and so not sent again; see `WholeSocket`."""
+        """Count and acknowledge a message that is too long to keep, so that it is not resent; see `WholeSocket`."""
         self._counters.rejected["too_long"] += 1
         self._on_state(f"{self._url} sent {size} bytes on {topic[:80]!r}: passed over")
         if packet_id:
@@ -451,7 +453,7 @@ class HotPath:
             receipt.release()
 
     def took_acknowledgement(self, packet_id: int, reason: int) -> None:
-        """The broker has answered a message of ours; see `hot_packets.Taker`."""
+        """Handle the broker's answer to one of our messages; see `hot_packets.Taker`."""
         self.answered = True
         if packet_id not in self.outcomes:
             return
@@ -477,11 +479,11 @@ class HotPath:
             properties=message.properties,
         )
 
-    # --- its end ----------------------------------------------------------------------------------------------------
+    # --- end --------------------------------------------------------------------------------------------------------
 
     def say_goodbye(self) -> None:
-        """Send what is unsent and a DISCONNECT, waiting for the network for `GOODBYE_TIMEOUT_S` at the most."""
-        self._withdraw()  # paho closes the socket with the goodbye
+        """Send the unsent bytes and a DISCONNECT; waits for the network for at most `GOODBYE_TIMEOUT_S`."""
+        self._withdraw()  # paho closes the socket after the DISCONNECT
         self.acks.at_once()
         self.wrapped.set_patience(GOODBYE_TIMEOUT_S)
         self._add_acks()
@@ -492,7 +494,7 @@ class HotPath:
         self.end()
 
     def _wait_for_places(self) -> None:
-        """Send what is queued as the broker acknowledges what is in flight: the last words of a stop are among it."""
+        """Send the queue, including the last messages of a stop, while the broker's acknowledgements free places."""
         deadline = time.monotonic() + GOODBYE_TIMEOUT_S
         try:
             while self.queue and time.monotonic() < deadline:
@@ -506,7 +508,7 @@ class HotPath:
             _log.warning("the last messages of a stop are not sent", extra=fields(left=len(self.queue), why=error))
 
     def end(self) -> None:
-        """Close the socket; nothing is acknowledged, settled or handed over any more."""
+        """Close the socket; no acknowledgement, outcome or delivery follows."""
         self._withdraw()
         self.acks.end()
         self.outcomes.clear()
@@ -526,7 +528,7 @@ class HotPath:
 
 
 def _reason(code: int) -> str:
-    """A reason code in words; MQTT 5 knows only some for a PUBACK, and a broker may send any."""
+    """The text of a reason code; MQTT 5 defines only some for a PUBACK, but a broker may send any."""
     try:
         return str(ReasonCode(PacketTypes.PUBACK, identifier=code))
     except (KeyError, IndexError, ValueError, AssertionError):
