@@ -52,7 +52,7 @@ class OutputState(Protocol):
     """The part of sinks and edge node that the documents use."""
 
     def document(self) -> dict[str, Any]:
-        """`sinks`, and `sparkplug` where there is one."""
+        """The member `sinks`, and `sparkplug` if there is one."""
 
 
 class Described(Protocol):
@@ -65,39 +65,39 @@ class Described(Protocol):
 
     @property
     def config(self) -> Config:
-        """What runs."""
+        """The configuration that runs."""
 
     @property
     def exchange(self) -> Standings | None:
-        """Where bundles come from the store."""
+        """The exchange of bundles; None without a store."""
 
     @property
     def captures(self) -> CaptureState | None:
-        """Where windows are kept to be labelled."""
+        """The windows kept for labelling; None without captures."""
 
     @property
     def accuracy(self) -> Mapping[str, Mapping[str, Any]]:
-        """How right each model is, where that is known."""
+        """The accuracy of each model, if it is known."""
 
     @property
     def counters(self) -> Mapping[str, Counters]:
-        """Of every part that there is or was."""
+        """The counters of every part, present or former."""
 
     @property
     def pipelines(self) -> Sequence[Pipeline]:
-        """Every model at work."""
+        """Every running model."""
 
     @property
     def connections(self) -> Sequence[AnyConnection]:
-        """Every broker's."""
+        """The connections to all brokers."""
 
     @property
     def sources(self) -> Sequence[tuple[str, SourceState]]:
-        """With their names."""
+        """The sources with their names."""
 
     @property
     def outputs(self) -> OutputState:
-        """Where predictions go beside the upstream."""
+        """The outputs of predictions beside the upstream."""
 
 
 def health_document(daemon: Described) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def status_document(daemon: Described) -> dict[str, Any]:
 
 
 def _broker_in_use(daemon: Described) -> dict[str, Any]:
-    """The broker that predictions go to at present, and the number of changes."""
+    """The present broker of predictions, and the number of changes."""
     connection, counts = daemon.upstream_connection, daemon.counters["upstream"].counts
     standing = {"url": connection.url, "fallback": connection.is_fallback}
     return {**standing, "failovers": counts["failovers"], "returns": counts["returns"]}

@@ -1,7 +1,7 @@
-"""What outlives a start: its number, the windows that were not complete at a clean stop, and where the outbox is.
+"""The state that is kept over a restart: the start's number, incomplete windows of a clean stop, the outbox's place.
 
-The first two are small files in the state folder, replaced by an atomic rename. A missing or damaged one is no fault:
-windows start empty, and the start's number comes from the clock. Without a folder nothing is kept.
+The first two are small files in the state folder, replaced by an atomic rename. A missing or damaged one is not a
+fault: windows start empty, and the start's number comes from the clock. Without a folder nothing is kept.
 """
 
 import contextlib
@@ -80,14 +80,14 @@ class StateFolder:
                 last = max(last, int(path.read_text()))
         start = max(int(time.time()), last + 1)
         if path is not None:
-            with contextlib.suppress(OSError):  # a read-only folder: the clock has to do
+            with contextlib.suppress(OSError):  # a read-only folder: only the clock is used
                 self._replace(path, str(start).encode())
         return start
 
     def save_windows(
         self, models: dict[str, tuple[str, list[SavedStream]]], sources: dict[str, SavedSeen] | None = None
     ) -> None:
-        """Keep the incomplete windows, and what the sources have seen.
+        """Save the incomplete windows, and the memories of the sources.
 
         Raises:
             OSError: the folder cannot be written.
@@ -98,7 +98,7 @@ class StateFolder:
             self._replace(path, _in_parts(saved))
 
     def take_windows(self) -> SavedWindows | None:
-        """The windows of the last clean stop, once: a crash after this leaves none to be taken twice."""
+        """Take the windows of the last clean stop; their file is removed, so that no later start uses them again."""
         path = self._path("windows")
         if path is None:
             return None
@@ -110,7 +110,7 @@ class StateFolder:
         return found if found.format == WINDOWS_FORMAT else None
 
     def read(self, what: str) -> bytes | None:
-        """A small file of another part; None where there is none."""
+        """The content of a small file of another part; None if there is none."""
         path = self._path(what)
         try:
             return None if path is None else path.read_bytes()
@@ -118,7 +118,7 @@ class StateFolder:
             return None
 
     def write(self, what: str, data: bytes) -> None:
-        """Replace it.
+        """Replace a small file of another part.
 
         Raises:
             OSError: the folder cannot be written.
@@ -136,7 +136,7 @@ class StateFolder:
 
 
 def _in_parts(saved: SavedWindows) -> Iterator[bytes]:
-    """The same bytes as encoding all at once may give, but a stream at a time: windows may be most of the memory."""
+    """Encode one stream at a time, as valid MessagePack of the whole, since windows may take most of the memory."""
     encode = msgspec.msgpack.encode
     others = {name: getattr(saved, name) for name in SavedWindows.__struct_fields__ if name != "models"}
     yield _head(_MAP, len(others) + 1)
@@ -150,12 +150,12 @@ def _in_parts(saved: SavedWindows) -> Iterator[bytes]:
 
 
 def _head(kind: int, count: int) -> bytes:
-    """What stands before the items of an array or a map: the formats array 32 and map 32 of msgpack's specification."""
+    """The header of an array or a map: the formats array 32 and map 32 of msgpack's specification."""
     return bytes([kind]) + count.to_bytes(4, "big")
 
 
 def _boot_id() -> str:
-    """What the kernel calls this boot; empty where it does not say."""
+    """The kernel's identifier of this boot; empty if it cannot be read."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -167,7 +167,7 @@ def _uptime() -> float:
 
 
 def save_windows(folder: StateFolder, pipelines: Sequence[Pipeline], sources: Mapping[str, Remembering]) -> None:
-    """Keep the incomplete windows of a clean stop, and what its sources have seen."""
+    """Save the incomplete windows of a clean stop, and the memories of its sources."""
     owed = OwedReceipts()
     saved = {each.config.name: (each.model.bundle.digest, each.save_windows(owed)) for each in pipelines}
     try:
@@ -182,12 +182,12 @@ def save_windows(folder: StateFolder, pipelines: Sequence[Pipeline], sources: Ma
 def restore_windows(
     folder: StateFolder, pipelines: Sequence[Pipeline], sources: Mapping[str, Remembering], now: float
 ) -> None:
-    """Fill the windows from those that the last clean stop kept, where bundle and age allow it.
+    """Restore the windows that the last clean stop saved, if bundle and age allow it.
 
     Args:
         folder: where they are.
-        pipelines: whose windows are filled.
-        sources: which learn again what they have seen.
+        pipelines: their windows are restored.
+        sources: their memories are restored.
         now: the loop's time.
     """
     found = folder.take_windows()
@@ -205,7 +205,7 @@ def restore_windows(
 
 
 def outbox_path(config: Config) -> Path | None:
-    """The database file; None where predictions wait in memory alone."""
+    """The database file; None if predictions wait only in memory."""
     if config.outbox.path is not None:
         return Path(config.outbox.path)
     folder = state_folder(config)
@@ -213,7 +213,7 @@ def outbox_path(config: Config) -> Path | None:
 
 
 def outbox_thread(config: Config, loop: Loop) -> OutboxThread | None:
-    """The outbox's file behind its thread; None where predictions wait in memory alone."""
+    """The outbox's file with its thread; None if predictions wait only in memory."""
     path = outbox_path(config)
     if path is None:
         return None
