@@ -15,13 +15,19 @@ from onnx import TensorProto, numpy_helper
 
 from converter.graph.build import needed, uses
 
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+
 
 def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose products of rows with a matrix take up the constants that are added to them, as `Gemm` nodes."""
+    """A copy whose products of rows with a matrix take up the constants that are added to them, as `Gemm` nodes.
+
+    The last product keeps its bias outside, in real numbers: scores beyond the calibrated range would become equal
+    otherwise, and the label would be the first of them.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    ranks, readers = _ranks(copy), _readers(graph)
+    ranks, readers, inner = _ranks(copy), _readers(graph), _before_products(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     adders = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
     gone: set[str] = set()
@@ -29,19 +35,20 @@ def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
         weight = constants.get(node.input[1]) if node.op_type == "MatMul" else None
         if weight is None or len(weight.dims) != 2 or ranks.get(node.input[0]) != 2:
             continue
-        result, bias = node.output[0], np.zeros(weight.dims[1])
+        result, bias, taken = node.output[0], np.zeros(weight.dims[1]), []
         while readers[result] == 1 and result in adders:
             added = _constant_of(adders[result], result, constants)
             if added is None or added.size != bias.size or added.shape[-1:] != bias.shape:
                 break
             bias += added.reshape(-1)
             result = adders[result].output[0]
-            gone.add(result)
-        if result != node.output[0]:
+            taken.append(result)
+        if result != node.output[0] and result in inner:
             tensor = numpy_helper.from_array(bias.astype(np.float32), f"{node.name or result}_bias_inside")
             graph.initializer.append(tensor)
             node.op_type, node.output[0] = "Gemm", result
             node.input.append(tensor.name)
+            gone.update(taken)
     kept = [node for node in graph.node if node.op_type != "Add" or node.output[0] not in gone]
     nodes, tensors = needed(kept, list(graph.initializer), [output.name for output in graph.output])
     rest = onnx.GraphProto()
@@ -50,6 +57,15 @@ def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:], graph.initializer[:]
     graph.MergeFrom(rest)
     return copy
+
+
+def _before_products(graph: onnx.GraphProto) -> set[str]:
+    """The values that a later product is computed from."""
+    found: set[str] = set()
+    for node in reversed(graph.node):
+        if node.op_type in _PRODUCTS or found.intersection(node.output):
+            found.update(uses(node))
+    return found
 
 
 def _constant_of(adder: onnx.NodeProto, value: str, constants: dict[str, TensorProto]) -> NDArray[Any] | None:

@@ -70,9 +70,20 @@ def test_a_layer_is_one_node(kind: str, per_channel: bool, tmp_path: Path) -> No
     model = layers(kind)
     rows = RNG.normal(size=(200, WIDTHS[0])).astype(np.float32)
     form = candidate(model, Recipe("int8", per_channel=per_channel), rows)
-    assert on_the_device(form.model, tmp_path) == {"QuantizeLinear": 1, "QGemm": 3, "DequantizeLinear": 1}
+    assert on_the_device(form.model, tmp_path) == {
+        "QuantizeLinear": 1, "QGemm": 2, "QLinearMatMul": 1, "DequantizeLinear": 1, "Add": 1,
+    }  # fmt: skip
     exact, found = (session_of(part).run(None, {"window": rows})[0] for part in (serialize(model), form.model))
     assert np.abs(exact - found).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_scores_beyond_the_calibrated_range_do_not_become_equal(per_channel: bool) -> None:
+    """The last bias is added in real numbers: else two scores at the range's end are one, and the first label wins."""
+    rows = RNG.normal(size=(200, WIDTHS[0])).astype(np.float32)
+    form = candidate(layers("Gemm"), Recipe("int8", per_channel=per_channel), rows)
+    found = np.sort(session_of(form.model).run(None, {"window": 10 * rows})[0], axis=1)
+    assert (found[:, -1] > found[:, -2]).all()
 
 
 def test_constants_that_are_added_one_after_the_other_become_one() -> None:
@@ -80,27 +91,32 @@ def test_constants_that_are_added_one_after_the_other_become_one() -> None:
     constants: dict[str, NDArray[Any]] = {
         "w": RNG.normal(size=(4, 5)).astype(np.float32), "a": RNG.normal(size=5).astype(np.float32),
         "b": RNG.normal(size=(1, 5)).astype(np.float32), "c": np.array([2.0], np.float32),
+        "v": RNG.normal(size=(5, 2)).astype(np.float32),
     }  # fmt: skip
     nodes = [
         helper.make_node("MatMul", ["window", "w"], ["p"], name="product"),
         helper.make_node("Add", ["p", "a"], ["q"]),
         helper.make_node("Add", ["b", "q"], ["r"]),
-        helper.make_node("Add", ["r", "c"], ["value"]),
+        helper.make_node("Add", ["r", "c"], ["s"]),
+        helper.make_node("MatMul", ["s", "v"], ["value"]),
     ]
     model = model_of(nodes, constants, (4,))
     joined = with_biases(model)
-    assert [node.op_type for node in joined.graph.node] == ["Gemm", "Add"]
-    assert {tensor.name for tensor in joined.graph.initializer} == {"w", "c", "product_bias_inside"}
+    assert [node.op_type for node in joined.graph.node] == ["Gemm", "Add", "MatMul"]
+    assert {tensor.name for tensor in joined.graph.initializer} == {"w", "c", "v", "product_bias_inside"}
     rows = RNG.normal(size=(9, 4)).astype(np.float32)
     exact, found = (session_of(serialize(part)).run(None, {"window": rows})[0] for part in (model, joined))
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("why", ["three axes", "read twice", "no constant", "an output"])
+@pytest.mark.parametrize("why", ["three axes", "read twice", "no constant", "an output", "the last"])
 def test_what_is_no_bias_of_rows_stays(why: str) -> None:
     """A `Gemm` has two axes and one reader's worth of bias."""
     constants = {"w": RNG.normal(size=(4, 4)).astype(np.float32), "a": RNG.normal(size=4).astype(np.float32)}
-    nodes = [helper.make_node("MatMul", ["window", "w"], ["p"]), helper.make_node("Add", ["p", "a"], ["value"])]
+    nodes = [helper.make_node("MatMul", ["window", "w"], ["p"]), helper.make_node("Add", ["p", "a"], ["q"])]
+    nodes.append(helper.make_node("Relu" if why == "the last" else "MatMul", ["q", "w"], ["value"]))
+    if why == "the last":
+        del nodes[2].input[1]
     if why == "no constant":
         nodes[1].input[1] = "window"
     elif why == "read twice":
@@ -108,7 +124,7 @@ def test_what_is_no_bias_of_rows_stays(why: str) -> None:
     model = model_of(nodes, constants, (7, 4) if why == "three axes" else (4,))
     if why == "an output":
         model.graph.output.append(helper.make_tensor_value_info("p", TensorProto.FLOAT, None))
-    assert [node.op_type for node in with_biases(model).graph.node] == ["MatMul", "Add"]
+    assert [node.op_type for node in with_biases(model).graph.node][:2] == ["MatMul", "Add"]
 
 
 def test_relu_comes_before_a_transpose_that_it_reads_alone() -> None:
