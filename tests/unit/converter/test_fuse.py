@@ -80,10 +80,13 @@ def test_a_layer_is_one_node(kind: str, per_channel: bool, tmp_path: Path) -> No
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_scores_beyond_the_calibrated_range_do_not_become_equal(per_channel: bool) -> None:
     """The last bias is added in real numbers: else two scores at the range's end are one, and the first label wins."""
-    rows = RNG.normal(size=(200, WIDTHS[0])).astype(np.float32)
-    form = candidate(layers("Gemm"), Recipe("int8", per_channel=per_channel), rows)
-    found = np.sort(session_of(form.model).run(None, {"window": 10 * rows})[0], axis=1)
-    assert (found[:, -1] > found[:, -2]).all()
+    constants = {"w": np.ones((2, 2), np.float32), "b": np.array([0.0, 0.2], np.float32)}
+    model = model_of([helper.make_node("Gemm", ["window", "w", "b"], ["value"], name="product")], constants, (2,))
+    each = np.linspace(-1.0, 1.0, 101, dtype=np.float32)
+    one_at_a_time = np.vstack([np.stack([each, 0 * each], axis=1), np.stack([0 * each, each], axis=1)])
+    form = candidate(model, Recipe("int8", per_channel=per_channel), one_at_a_time)
+    ((first, second),) = session_of(form.model).run(None, {"window": np.ones((1, 2), np.float32)})[0]
+    assert second > first
 
 
 def test_constants_that_are_added_one_after_the_other_become_one() -> None:
