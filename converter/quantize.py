@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from converter.graph.body_weights import inner_products, with_int8_weights
-from converter.graph.build import FLOAT, serialize
+from converter.graph.build import FLOAT, PRODUCTS, serialize
 from converter.graph.equalize import equalized
 from converter.graph.fuse import rectified_first, with_biases, with_rectifiers
 from converter.graph.shrink import compact
@@ -30,7 +30,6 @@ _LEAST_WEIGHTS = 8  # with fewer, the node that converts them back takes more by
 Method = Literal["none", "int8", "dynamic", "float16"]
 Request = Literal["auto", "none", "int8", "dynamic", "float16"]
 Calibrator = Literal["MinMax", "Entropy", "Percentile"]
-PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _CALIBRATION_ROWS = 512  # more rows hardly change a range, and calibration keeps every tensor of every row in memory
 _HISTOGRAM_ROWS = 128  # fewer, since these calibrators also keep a histogram of every tensor
 _RANKED_NODES = 24

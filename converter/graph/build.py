@@ -3,7 +3,8 @@
 Opset and IR version are pinned here, for every file that the converter writes.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ IR_VERSION = 8  # the IR of opset 17
 # The first onnxruntime release that supports an opset of the default domain (its own compatibility table).
 _RUNTIME_OF_OPSET = {17: "1.12", 18: "1.14", 19: "1.15", 20: "1.17", 21: "1.18", 22: "1.20", 23: "1.22"}
 _IR_OF_OPSET = {17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")  # operators that int8 makes faster
 STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 
 
@@ -162,6 +164,24 @@ def needed(
             kept.append(node)
             wanted |= uses(node)
     return kept[::-1], [tensor for tensor in constants if tensor.name in wanted]
+
+
+def replace_contents(
+    graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto], constants: Iterable[onnx.TensorProto]
+) -> None:
+    """Give a graph these nodes and constants, which may be its own, instead of those that it has."""
+    rest = onnx.GraphProto()
+    rest.node.extend(nodes)
+    rest.initializer.extend(constants)
+    del graph.node[:], graph.initializer[:]
+    graph.MergeFrom(rest)
+
+
+def readers_of(graph: onnx.GraphProto) -> Counter[str]:
+    """The number of nodes and outputs that read each value."""
+    found = Counter(name for node in graph.node for name in uses(node))
+    found.update(value.name for value in graph.output)
+    return found
 
 
 def _without_identities(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:

@@ -5,7 +5,6 @@ nodes on the device: the product, its way back to real numbers, the bias, `Relu`
 With the bias in a `Gemm`, in whole numbers, and with `Relu` as the lower end of the range, it is one, and rounds once.
 """
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from converter.graph.build import needed, uses
-
-_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
+from converter.graph.build import PRODUCTS, needed, readers_of, replace_contents, uses
 
 
 def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -27,7 +24,7 @@ def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    ranks, readers, inner = _ranks(copy), _readers(graph), _before_products(graph)
+    ranks, readers, inner = _ranks(copy), readers_of(graph), _before_products(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
     adders = {name: node for node in graph.node if node.op_type == "Add" for name in node.input}
     gone: set[str] = set()
@@ -51,11 +48,7 @@ def with_biases(model: onnx.ModelProto) -> onnx.ModelProto:
             gone.update(taken)
     kept = [node for node in graph.node if node.op_type != "Add" or node.output[0] not in gone]
     nodes, tensors = needed(kept, list(graph.initializer), [output.name for output in graph.output])
-    rest = onnx.GraphProto()
-    rest.node.extend(nodes)
-    rest.initializer.extend(tensors)
-    del graph.node[:], graph.initializer[:]
-    graph.MergeFrom(rest)
+    replace_contents(graph, nodes, tensors)
     return copy
 
 
@@ -63,7 +56,7 @@ def _before_products(graph: onnx.GraphProto) -> set[str]:
     """The values that a later product is computed from."""
     found: set[str] = set()
     for node in reversed(graph.node):
-        if node.op_type in _PRODUCTS or found.intersection(node.output):
+        if node.op_type in PRODUCTS or found.intersection(node.output):
             found.update(uses(node))
     return found
 
@@ -88,7 +81,7 @@ def rectified_first(model: onnx.ModelProto) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     graph = copy.graph
-    readers = _readers(graph)
+    readers = readers_of(graph)
     turned = {node.output[0]: node for node in graph.node if node.op_type == "Transpose"}
     for node in graph.node:
         turn = turned.get(node.input[0]) if node.op_type == "Relu" else None
@@ -102,13 +95,6 @@ def rectified_first(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def with_rectifiers(model: onnx.ModelProto, products: list[str]) -> list[str]:
     """The names of products, and of the `Relu` nodes that alone read one of them."""
-    readers = _readers(model.graph)
+    readers = readers_of(model.graph)
     results = {node.output[0] for node in model.graph.node if node.name in products and readers[node.output[0]] == 1}
     return products + [node.name for node in model.graph.node if node.op_type == "Relu" and node.input[0] in results]
-
-
-def _readers(graph: onnx.GraphProto) -> Counter[str]:
-    """How many nodes and outputs read each value."""
-    found = Counter(name for node in graph.node for name in uses(node))
-    found.update(value.name for value in graph.output)
-    return found

@@ -4,12 +4,10 @@ onnxruntime pays about 0.3 us for each node, however little it does: half of the
 reshapes before every layer. Shapes come from ONNX's own inference; where it does not know one, the node stays.
 """
 
-from collections import Counter
-
 import onnx
 from onnx import numpy_helper
 
-from converter.graph.build import needed, rename, uses
+from converter.graph.build import needed, readers_of, rename, replace_contents, uses
 
 _Shape = list[int | str | None]
 
@@ -64,7 +62,7 @@ def _needless(model: onnx.ModelProto) -> dict[str, str]:
         return {}
     shapes = _shapes(model)
     outputs = {value.name for value in graph.output}
-    readers = Counter(name for node in graph.node for name in uses(node))
+    readers = readers_of(graph)
     wanted = {node.output[0]: [int(size) for size in numpy_helper.to_array(targets[node.input[1]])] for node in nodes}
     found: dict[str, str] = {}
     for node in nodes:
@@ -73,7 +71,7 @@ def _needless(model: onnx.ModelProto) -> dict[str, str]:
             continue
         if _is_same(shapes.get(source), wanted[result]):
             found[result] = source
-        elif source in wanted and readers[source] == 1 and source not in outputs and 0 not in wanted[result]:
+        elif source in wanted and readers[source] == 1 and 0 not in wanted[result]:
             found[source] = next(other.input[0] for other in nodes if other.output[0] == source)
     return {result: source for result, source in found.items() if source not in found}
 
@@ -104,14 +102,10 @@ def _bypass(model: onnx.ModelProto, found: dict[str, str]) -> None:
 
 def _replace(graph: onnx.GraphProto, nodes: list[onnx.NodeProto], mapping: dict[str, str]) -> None:
     """Other nodes for a graph, in which values have other names; constants that none of them reads go."""
-    rest = onnx.GraphProto()
-    rest.node.extend(nodes)
-    for node in rest.node:
+    for node in nodes:
         rename(node, mapping)
-    _, kept = needed(list(rest.node), list(graph.initializer), [output.name for output in graph.output])
-    rest.initializer.extend(kept)
-    del graph.node[:], graph.initializer[:]
-    graph.MergeFrom(rest)
+    _, kept = needed(nodes, list(graph.initializer), [output.name for output in graph.output])
+    replace_contents(graph, nodes, kept)
 
 
 def _names_in_bodies(graph: onnx.GraphProto) -> set[str]:

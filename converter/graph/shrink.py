@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from converter.graph.build import needed, rename, serialize
+from converter.graph.build import needed, rename, replace_contents, serialize
 from converter.graph.constants import settle_constants
 from converter.graph.int8 import separate
 from converter.graph.needless import drop_reshapes, name_outputs
@@ -179,11 +179,7 @@ def _replace(
     before = len(model.graph.node) + len(model.graph.initializer)
     for node in nodes:
         rename(node, mapping)
-    graph = onnx.GraphProto()
-    graph.node.extend(nodes)
-    graph.initializer.extend(constants)
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.MergeFrom(graph)
+    replace_contents(model.graph, nodes, constants)
     return before - len(nodes) - len(constants)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from converter.graph.build import needed, uses
+from converter.graph.build import needed, replace_contents, uses
 
 _SHIFT = 128
 _BETWEEN = ("Slice", "Split", "Concat")
@@ -43,10 +43,7 @@ def unsigned_values(model: onnx.ModelProto) -> int:
                 each.input[2] = _shifted(graph, constants, each.input[2], shifted)
             count += 1
     _, kept = needed(list(graph.node), list(graph.initializer), [output.name for output in graph.output])
-    rest = onnx.GraphProto()
-    rest.initializer.extend(kept)
-    del graph.initializer[:]
-    graph.MergeFrom(rest)
+    replace_contents(graph, graph.node, kept)
     return count
 
 
