@@ -330,8 +330,7 @@ def _note(began: list[str], key: str | None, state: str) -> None:
 
 def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: float | None) -> str:
     """A sentence about the calibration and the check on later recordings."""
-    seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
-    expected = about.false_alarms_per_month * about.checked * about.block * seconds / MONTH_S
+    expected = _expected(about, about.checked * about.block, rate_hz)
     asked = f"{about.false_alarms_per_month:g} false alarms a month"
     unit = "" if rate_hz is not None else " (of one reading a minute, since neither rate_hz nor times are known)"
     sizes = [
@@ -343,14 +342,24 @@ def _in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: fl
         f"drift: limits from {trial.blocks} blocks of {about.block} readings, for {asked}{unit}; {delay}; "
         f"on {about.checked} later blocks {about.alarms} alarms, {expected:.2g} expected: "
     )
-    if not about.checked:
-        return f"{head}nothing was left to check by"
-    if about.alarms <= _most_by_chance(expected):
-        return f"{head}held"
-    return (
-        f"{head}not held ({why}): the later recordings differ from the earlier ones: record longer, or say another "
-        "`false_alarms_per_month` in [drift]"
-    )
+    return head + _verdict(
+        about.checked, about.alarms, expected, why,
+        otherwise="the later recordings differ from the earlier ones: record longer, or say another "
+        "`false_alarms_per_month` in [drift]",
+    )  # fmt: skip
+
+
+def _expected(about: DriftReference, count: int, rate_hz: float | None) -> float:
+    """False alarms within so many readings or windows, at the rate that was asked for."""
+    seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
+    return about.false_alarms_per_month * count * seconds / MONTH_S
+
+
+def _verdict(checked: int, alarms: int, expected: float, why: str | None, *, otherwise: str) -> str:
+    """Whether later blocks gave no more alarms than chance does; `otherwise` says what it means if they gave more."""
+    if not checked:
+        return "nothing was left to check by"
+    return "held" if alarms <= _most_by_chance(expected) else f"not held ({why}): {otherwise}"
 
 
 def _most_by_chance(expected: float) -> int:
@@ -403,17 +412,15 @@ def _with_scores(
 
 def _answers_in_words(trial: _Trial, about: DriftReference, why: str | None, rate_hz: float | None) -> str:
     """What later answers, which calibration has not seen, say of the limits."""
-    seconds = _UNKNOWN_RATE_S if rate_hz is None else 1.0 / rate_hz
-    expected = about.false_alarms_per_month * about.score_checked * about.score_block * seconds / MONTH_S
+    expected = _expected(about, about.score_checked * about.score_block, rate_hz)
     head = (
         f"drift of answers: limits from {trial.blocks} blocks of {about.score_block} windows; on {about.score_checked} "
         f"later blocks {about.score_alarms} alarms, {expected:.2g} expected: "
     )
-    if not about.score_checked:
-        return f"{head}nothing was left to check by"
-    if about.score_alarms <= _most_by_chance(expected):
-        return f"{head}held"
-    return f"{head}not held ({why}): the model answers otherwise to the later recordings: record longer"
+    return head + _verdict(
+        about.score_checked, about.score_alarms, expected, why,
+        otherwise="the model answers otherwise to the later recordings: record longer",
+    )  # fmt: skip
 
 
 def _counts(values: NDArray[np.floating], edges: NDArray[np.floating]) -> tuple[int, ...]:
