@@ -12,7 +12,7 @@ from benchmarks.names import DAEMON
 from benchmarks.pipeline import START_SECONDS
 from benchmarks.process import Process
 from benchmarks.results import Results
-from benchmarks.targets import start_daemon
+from benchmarks.targets import daemon_config, start_daemon
 
 KEYS, RATE_HZ = 1000, 10_000.0
 LENGTH, STRIDE = 128, 64
@@ -33,7 +33,11 @@ def measure(folder: Path, seconds: float, results: Results) -> None:
     folder = Path(tempfile.mkdtemp(prefix="gateway-", dir=folder))
     model = write_bundle(folder / "window.onnx", length=LENGTH, stride=STRIDE)
     topics = _topics(KEYS)
-    broker, running, load = start(folder, topics, config=lambda port: _config(folder, port, model))
+    broker, running, load = start(
+        folder,
+        topics,
+        config=lambda port: daemon_config(folder, port, model, topic="sensors/{key}/machine", name=model.stem),
+    )
     with broker, running:
         load.stream(100.0, 1.0, 0.0)
         small = running.rss_bytes()
@@ -71,26 +75,3 @@ def _topics(keys: int) -> list[str]:
 
 def _windows(readings: int) -> int:
     return 0 if readings < LENGTH else (readings - LENGTH) // STRIDE + 1
-
-
-def _config(folder: Path, port: int, model: Path) -> str:
-    return f"""
-[device]
-id = "bench"
-
-[[source]]
-name = "machine"
-type = "mqtt"
-topics = ["sensors/{{key}}/machine"]
-
-[[model]]
-name = "{model.stem}"
-bundle = "{model}"
-source = "machine"
-
-[upstream]
-url = "mqtt://127.0.0.1:{port}"
-
-[outbox]
-path = "{folder / "outbox.db"}"
-"""

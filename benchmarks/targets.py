@@ -62,7 +62,7 @@ def start_daemon(folder: Path, core: int, config: str) -> Process:
     return Process([*COMMAND, "run", str(path)], core=core, log=folder / "daemon.log", env=ENVIRONMENT)
 
 
-def daemon_config(folder: Path, port: int, model: Path) -> str:
+def daemon_config(folder: Path, port: int, model: Path, *, topic: str = TOPIC_IN, name: str = "mlp") -> str:
     """The configuration for the plain path: one source, one model, and the outbox armed as it is by default."""
     return f"""
 [device]
@@ -71,10 +71,10 @@ id = "bench"
 [[source]]
 name = "machine"
 type = "mqtt"
-topics = ["{TOPIC_IN}"]
+topics = ["{topic}"]
 
 [[model]]
-name = "mlp"
+name = "{name}"
 bundle = "{model}"
 source = "machine"
 

@@ -88,9 +88,9 @@ def test_a_flood_neither_grows_the_daemon_nor_keeps_the_operator_out(
     flood = Flood(mosquitto.port, subscriber.on("edge/room/ota/status")[-1].document["token"], recorded)
     try:
         wait_until(lambda: flood.sent > 500, "the flood", 60.0)
-        before = _resident(daemon.pid)
+        before = daemon.resident_bytes
         wait_until(lambda: flood.sent > 4500, "four thousand forged messages", 120.0)
-        assert _resident(daemon.pid) - before < 16 * MIB
+        assert daemon.resident_bytes - before < 16 * MIB
         assert not (store.root / ".incoming").exists()
         newer = builders.classification(name="comfort", version="1.1.0").save(tmp_path / "newer.onnx")
         signer.sign(newer)
@@ -100,8 +100,3 @@ def test_a_flood_neither_grows_the_daemon_nor_keeps_the_operator_out(
     assert (done["state"], done["version"]) == ("installed", "1.1.0")
     assert len(subscriber.on("edge/room/ota/status")) < flood.sent / 4
     assert daemon.stop() == 0
-
-
-def _resident(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))

@@ -46,6 +46,12 @@ class Daemon:
         return self._process.pid
 
     @property
+    def resident_bytes(self) -> int:
+        """The memory that it holds at present."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+    @property
     def returncode(self) -> int | None:
         """How it ended; None while it runs."""
         return None if self._process is None else self._process.poll()

@@ -134,24 +134,19 @@ def test_a_line_of_ten_megabytes_is_skipped(
     port = make_port("imu")
     daemon = make_daemon(watch_device(mosquitto, bundle, port.path, FIELDS)).start()
     subscriber.wait_for_text("edge/watch/status", "online")
-    before = _resident_bytes(daemon.pid)
+    before = daemon.resident_bytes
     port.write(b"\n")
     for _ in range(10):
         port.write(b"1" * 1_000_000)
     port.write(b"\n6,6,6\n")
     subscriber.wait_for(1, "edge/watch/activity/")
-    grown = _resident_bytes(daemon.pid) - before
+    grown = daemon.resident_bytes - before
     subscriber.wait_until(
         lambda messages: _rejected(messages, "watch") == {"too_long": 1},
         lambda: f"one line too long; {_rejected(subscriber.messages, 'watch')}",
     )
     assert grown < 5_000_000
     assert daemon.stop() == 0
-
-
-def _resident_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 def test_no_field_of_a_prediction_is_ever_nan(
