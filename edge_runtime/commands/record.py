@@ -44,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
     if channels is not None and (not all(channels) or len(set(channels)) < len(channels)):
         print(f"--channels: expected names such as a,b, each once, found {args.channels!r}", file=sys.stderr)
         return EXIT_USAGE
+    loop = Loop()
+    loop.wake_on_signals()
     recorder = Recorder(
-        config, _source(config, args.source), args.output, label=args.label, channels=channels, loop=Loop()
+        config, _source(config, args.source), args.output, label=args.label, channels=channels, loop=loop
     )
 
     def stop(_signal: int, _frame: FrameType | None) -> None:

@@ -5,10 +5,10 @@ SIGTERM answers the requests in flight and ends; SIGHUP reads bundles and token 
 
 import argparse
 import os
-import queue
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,11 +165,14 @@ def _serve(
     from edge_runtime.http.standalone import Stand, StandOptions  # noqa: PLC0415 - numpy, which `--help` does not need
     from edge_runtime.system.background import start_thread  # noqa: PLC0415
     from edge_runtime.system.log import fields, get_logger  # noqa: PLC0415
+    from edge_runtime.system.loop import Loop  # noqa: PLC0415
 
     log = get_logger("serve")
-    words: queue.SimpleQueue[str] = queue.SimpleQueue()
+    words: deque[str] = deque()
+    loop = Loop()
+    loop.wake_on_signals()
     for number, word in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "reload")):
-        signal.signal(number, lambda _number, _frame, word=word: words.put(word))  # type: ignore[misc]
+        signal.signal(number, lambda _number, _frame, word=word: words.append(word))  # type: ignore[misc]
     options = StandOptions(
         token_file=args.token_file,
         health=args.health,
@@ -191,22 +194,23 @@ def _serve(
         else:
             log.info("reloaded", extra=fields(changes=changes))
             report(b"r", f"reloaded: {changes}")
-        words.put("reloaded")
+        words.append("reloaded")
+        loop.wake()
 
     is_reloading = wants_reload = False
     while True:
-        try:
-            word = words.get(timeout=None if parent is None else PARENT_EVERY_S)
-        except queue.Empty:
-            word = "" if os.getppid() == parent else "stop"
-        if word == "stop":
+        loop.run_once(None if parent is None else PARENT_EVERY_S)
+        if "stop" in words or (parent is not None and os.getppid() != parent):
             break
-        is_reloading = is_reloading and word != "reloaded"
-        wants_reload = wants_reload or word == "reload"
+        while words:
+            word = words.popleft()
+            is_reloading = is_reloading and word != "reloaded"
+            wants_reload = wants_reload or word == "reload"
         if wants_reload and not is_reloading:  # a signal during a reload requests another one
             is_reloading, wants_reload = True, False
             report(b"...", "")
             start_thread("reload", reload)
     report(b"-", "stopping")
     stand.stop(args.stop_timeout, accepts=not is_lent)
+    loop.close()
     return 0

@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             _write(show(event))
 
-    trial = Trial(plan, listen, Loop())
+    loop = Loop()
+    loop.wake_on_signals()
+    trial = Trial(plan, listen, loop)
     screen = None if args.json or not sys.stdout.isatty() else _screen(trial)
 
     def stop(_signal: int, _frame: FrameType | None) -> None:

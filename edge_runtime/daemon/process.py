@@ -158,6 +158,7 @@ class Daemon:
             self._reload_wanted = True
             self._loop.wake()
 
+        self._loop.wake_on_signals()
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGHUP, reload)

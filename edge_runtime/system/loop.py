@@ -10,6 +10,7 @@ import heapq
 import itertools
 import os
 import select
+import signal
 import threading
 import time
 from collections import deque
@@ -57,6 +58,7 @@ class Loop:
         self._from_threads: deque[Callback] = deque()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._closing = threading.RLock()  # a signal handler may wake the loop that is being closed in its thread
+        self._wakes_on_signals = False
         self._running = False
         self._wait: Poll = self._epoll.poll
         self.progress = 0
@@ -113,6 +115,15 @@ class Loop:
             except BlockingIOError:
                 return  # the pipe is full of wake-ups, so the loop wakes up anyway
 
+    def wake_on_signals(self) -> None:
+        """Let every signal that has a handler end the wait; only for the loop of the main thread, until `close`.
+
+        The interpreter writes into the pipe when the signal arrives. A handler's own `wake` is not enough: it runs
+        between two instructions of Python, so for a signal that arrives just before the wait it would run only after it.
+        """
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        self._wakes_on_signals = True
+
     def stop(self) -> None:
         """Leave `run` after the current pass."""
         self._running = False
@@ -151,6 +162,8 @@ class Loop:
 
     def close(self) -> None:
         """Give the descriptors back."""
+        if self._wakes_on_signals:
+            signal.set_wakeup_fd(-1)
         self._epoll.close()
         with self._closing:
             wake_write, self._wake_write = self._wake_write, -1

@@ -133,6 +133,7 @@ def test_the_figures_of_devices_that_ssh_reaches_are_a_plain_sum(make_lan: MakeL
             judged, right = judged + 1, right + (one == other)
         _start(device, tmp_path, rows)
         device.run(f"{sys.executable} {tmp_path}/post.py {tmp_path}/{device.name}.json")
+        _wait_for_judged(device, rows)
     answer = lan.command("devices", "--accuracy", "--json", "--quiet")
     found = json.loads(answer.stdout)
     assert [bool(each["accuracy"]) for each in found["devices"]] == [True, True, True, False]
@@ -151,10 +152,22 @@ def _start(device: Device, folder: Path, rows: int) -> None:
     file, log = folder / f"{device.name}.toml", folder / f"{device.name}.log"
     daemon = "RUNTIME_DIRECTORY=/run/edge-runtime nohup /opt/edge-runtime/bin/edge-runtime run"
     device.run(f"{daemon} {file} > {log} 2>&1 &")
-    wait_until(lambda: _predicted(device) == rows, log.read_text, 60)
+    wait_until(
+        lambda: _status(device).get("models", {}).get("comfort", {}).get("predictions") == rows, log.read_text, 60
+    )
 
 
-def _predicted(device: Device) -> int:
+def _wait_for_judged(device: Device, rows: int) -> None:
+    """Until its status, which is written after each health document, knows so many truths and the unknown one."""
+
+    def is_known() -> bool:
+        found = _status(device).get("accuracy", {}).get("comfort", {})
+        return found.get("n") == rows and found.get("unmatched", {}).get("unknown") == 1
+
+    wait_until(is_known, lambda: str(_status(device).get("accuracy")), 60)
+
+
+def _status(device: Device) -> Any:
     text = device.run("/opt/edge-runtime/bin/edge-runtime status --json", check=False)
     found = json.loads(text) if text.strip() else []
-    return int(found[0]["models"].get("comfort", {}).get("predictions", 0)) if found else 0
+    return found[0] if found else {}

@@ -1,13 +1,14 @@
 """The event loop: timers, descriptors, and calls from other threads."""
 
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from edge_runtime.system.loop import Loop
+from edge_runtime.system.loop import Loop, Poll
 
 
 @pytest.fixture
@@ -169,3 +170,30 @@ def test_a_loop_leaves_no_descriptor_behind() -> None:
     for _ in range(20):
         Loop().close()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_signal_just_before_the_wait_ends_it(loop: Loop) -> None:
+    """Its handler only notes it: the wait ends because the signal itself has written into the pipe."""
+    seen: list[int] = []
+
+    def signalled_before(poll: Poll, patience: float | None) -> list[tuple[int, int]]:
+        signal.raise_signal(signal.SIGUSR1)
+        return poll(patience)
+
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: seen.append(number))
+    try:
+        loop.wake_on_signals()
+        loop.call_later(30.0, lambda: pytest.fail("it waited"))
+        loop.wait_through(signalled_before)
+        loop.run_once()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [signal.SIGUSR1]
+
+
+def test_a_closed_loop_leaves_signals_alone() -> None:
+    """Its pipe's number may belong to another file by then."""
+    closed = Loop()
+    closed.wake_on_signals()
+    closed.close()
+    assert signal.set_wakeup_fd(-1) == -1
