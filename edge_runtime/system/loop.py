@@ -118,8 +118,8 @@ class Loop:
     def wake_on_signals(self) -> None:
         """Let every signal that has a handler end the wait; only for the loop of the main thread, until `close`.
 
-        The interpreter writes into the pipe when the signal arrives. A handler's own `wake` is not enough: it runs
-        between two instructions of Python, so for a signal that arrives just before the wait it would run only after it.
+        The interpreter writes into the pipe when the signal arrives. A handler's own `wake` comes too late for a signal
+        just before the wait: the handler runs between two instructions of Python, thus only after the wait.
         """
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         self._wakes_on_signals = True
