@@ -162,7 +162,7 @@ def _wait_for_judged(device: Device, rows: int) -> None:
 
     def is_known() -> bool:
         found = _status(device).get("accuracy", {}).get("comfort", {})
-        return found.get("n") == rows and found.get("unmatched", {}).get("unknown") == 1
+        return bool(found.get("n") == rows and found.get("unmatched", {}).get("unknown") == 1)
 
     wait_until(is_known, lambda: str(_status(device).get("accuracy")), 60)
 
