@@ -24,7 +24,7 @@ from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
 from edge_runtime.system.memory import resident_bytes
 from tests.support.http_server import activity, dial, running
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
 GET = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -55,7 +55,7 @@ def guarded(served: Served) -> Iterator[Server]:
 
 def ask(server: Server, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, bytes]:
     """One request, with `Content-Type: application/json` unless another is given as `content_type=`."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=patient(30))
     try:
         named = {name.replace("_", "-").title(): value for name, value in headers.items()}
         connection.request(method, path, body, JSON | named)
@@ -146,7 +146,7 @@ def test_pipelined_requests_that_are_read_are_all_answered(server: Server) -> No
                 lines = [line.lower() for line in iter(lambda: file.readline().strip(), b"")]
                 length = next(line for line in lines if line.startswith(b"content-length:"))
                 file.read(int(length.split(b":")[1]))
-        sender.join(20)
+        sender.join(patient(20))
     assert statuses == [404] * 499 + [200]
 
 
@@ -391,7 +391,7 @@ def test_a_failure_of_the_server_begins_it_anew(served: Served, monkeypatch: pyt
 
     monkeypatch.setattr(Connections, "_answer", fail)
     connections(server).wake()
-    assert failed.wait(20)
+    assert failed.wait(patient(20))
     assert_serves(server)
     assert server.failures == 1
     server.stop()

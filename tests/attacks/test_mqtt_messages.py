@@ -27,6 +27,7 @@ from tests.conftest import MakeSubscriber
 from tests.support.broker import Mosquitto
 from tests.support.fake_broker import FakeBroker, Mode
 from tests.support.tables import table
+from tests.support.waiting import Deadline, patient
 
 MAX_MEMORY = 1 << 20
 
@@ -73,9 +74,9 @@ class _Device:
 
     def until(self, condition: Callable[[], object], what: str, deadline: float = 20.0) -> None:
         """Serve the loop until the condition holds."""
-        end = time.monotonic() + deadline
+        end = Deadline(deadline)
         while not condition():
-            assert time.monotonic() < end, f"{what}: {self.upstream.state}; {self.counters.errors}"
+            assert not end.over, f"{what}: {self.upstream.state}; {self.counters.errors}"
             self.loop.run_once(0.02)
 
     def close(self) -> None:
@@ -271,7 +272,7 @@ def test_readings_of_qos_1_fill_no_more_memory_than_is_allowed(
     device.until(lambda: len(taken) > held, "that the source goes on")
     source.stop()
     source_broker.close()
-    flooding.join(10)
+    flooding.join(patient(10))
     device.upstream.stop()
     upstream_broker.close()
 

@@ -17,7 +17,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import stored_device
 from tests.support.subscriber import Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -66,7 +66,7 @@ class Flood:
     def end(self) -> None:
         """Publish no more."""
         self._ended.set()
-        self._thread.join(20)
+        self._thread.join(patient(20))
         self._client.disconnect()
         self._client.loop_stop()
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.ports import find_free_port, wait_for_listener
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
@@ -163,10 +163,10 @@ class Mosquitto:
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:
-            self._process.wait(10)
+            self._process.wait(patient(10))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(patient(10))
         self._process = None
 
 

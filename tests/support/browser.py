@@ -13,6 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.support.waiting import patient
+
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
@@ -48,7 +50,7 @@ class Browser:
             found = re.search(r"DevTools listening on ws://127\.0\.0\.1:(\d+)/", log.read_text(errors="replace"))
             time.sleep(0.05)
         assert found is not None, log.read_text(errors="replace")
-        with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/json", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/json", timeout=patient(20)) as answer:
             target = next(each for each in json.load(answer) if each["type"] == "page")
         self._connect(int(found[1]), target["webSocketDebuggerUrl"].partition(found[1])[2])
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -92,10 +94,10 @@ class Browser:
         """End it."""
         self._socket.close()
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(patient(10))
 
     def _connect(self, port: int, path: str) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=patient(30))
         key = base64.b64encode(os.urandom(16)).decode()
         self._socket.sendall(
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

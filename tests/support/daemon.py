@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from tests.support.installed import Installed, clean_environment
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 
 class Daemon:
@@ -112,10 +112,10 @@ class Daemon:
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:
-            code = self._process.wait(deadline)
+            code = self._process.wait(patient(deadline))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(patient(10))
             raise AssertionError(f"still there {deadline:g} s after {number.name}:\n{self.log[-3000:]}") from None
         self._close_notify_socket()
         return code
@@ -128,7 +128,7 @@ class Daemon:
         """
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(patient(10))
         self._close_notify_socket()
         assert "Traceback" not in self.log, f"a traceback in the daemon's log:\n{self.log[-4000:]}"
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tests.support.waiting import patient
+
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK = 0x10, 0x20, 0x30, 0x40, 0x80, 0x90
 PINGREQ, PINGRESP, DISCONNECT, AUTH = 0xC0, 0xD0, 0xE0, 0xF0
 
@@ -178,7 +180,7 @@ class FakeBroker:
         for client in self.clients:
             client.close()
         for thread in list(self._threads):
-            thread.join(10)
+            thread.join(patient(10))
         for client in self.clients:
             client.socket.close()
 

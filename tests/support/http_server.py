@@ -12,6 +12,7 @@ from edge_runtime.http.live_view import Board
 from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
 from tests.support import builders
+from tests.support.waiting import patient
 
 
 def activity(folder: Path) -> Served:
@@ -39,7 +40,7 @@ def served_models(folder: Path, **further: builders.Draft) -> list[Served]:
 
 def dial(server: Server) -> socket.socket:
     """A connection to a server."""
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=patient(20))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """One connection of ours on a loop of its own, and what came over it."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from edge_runtime.mqtt.hot_path import HotPath
 from edge_runtime.mqtt.messages import Message, Will
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
+from tests.support.waiting import Deadline
 
 
 class LinkedClient:
@@ -91,9 +91,9 @@ class LinkedClient:
         Raises:
             AssertionError: it does not.
         """
-        end = time.monotonic() + deadline
+        end = Deadline(deadline)
         while not condition():
-            if time.monotonic() > end:
+            if end.over:
                 raise AssertionError(f"waited {deadline:g} s in vain for {what}: {self.connection.state}")
             self.loop.run_once(0.05)
 

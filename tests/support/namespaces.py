@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("ip", "unshare", "mount", "runuser", "ssh", "ssh-keygen")
@@ -172,7 +172,7 @@ class Device:
         """Switches it off; its disk is gone."""
         if self._sshd is not None:
             self._sshd.kill()
-            self._sshd.wait(10)
+            self._sshd.wait(patient(10))
             self._sshd = None
 
     def remove(self) -> None:

@@ -11,16 +11,32 @@ import time
 import tty
 from pathlib import Path
 
+from tests.support.waiting import Deadline, patient
+
 # Below the kernel's range for outgoing connections (32768 and up), so that no client takes the port of a broker
-# that a test has stopped and is about to start again. Each test process draws from its own sequence.
+# that a test has stopped and is about to start again; each test process of a run has a share of them to itself.
 _LOWEST, _HIGHEST = 20_000, 32_000
 _draw = random.Random(os.getpid())
+
+
+def share_of_ports(worker: str, workers: int) -> range:
+    """The ports that a process of pytest-xdist draws from: `gw0` the first share; without one, all."""
+    if not worker.startswith("gw"):
+        return range(_LOWEST, _HIGHEST)
+    each = (_HIGHEST - _LOWEST) // max(1, workers)
+    first = _LOWEST + int(worker[2:]) % max(1, workers) * each  # a worker that replaces a crashed one has a new number
+    return range(first, first + each)
+
+
+_SHARE = share_of_ports(
+    os.environ.get("PYTEST_XDIST_WORKER", ""), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+)
 
 
 def find_free_port() -> int:
     """A TCP port of the loopback address that nobody listens on."""
     for _ in range(200):
-        port = _draw.randint(_LOWEST, _HIGHEST)
+        port = _draw.choice(_SHARE)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -36,12 +52,12 @@ def wait_for_listener(port: int, deadline: float = 10.0) -> None:
     Raises:
         AssertionError: nothing listened in time.
     """
-    until = time.monotonic() + deadline
+    until = Deadline(deadline)
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
         except OSError:
-            if time.monotonic() > until:
+            if until.over:
                 raise AssertionError(f"nothing listens on port {port} after {deadline:g} s") from None
             time.sleep(0.01)
         else:
@@ -85,7 +101,7 @@ class VirtualPort:
         """
         rest = memoryview(data)
         while rest:
-            _, writable, _ = select.select([], [self._master], [], deadline)
+            _, writable, _ = select.select([], [self._master], [], patient(deadline))
             assert writable, f"nobody has read from {self.path} for {deadline:g} s; {len(rest)} bytes are left"
             try:
                 rest = rest[os.write(self._master, rest[:1024]) :]

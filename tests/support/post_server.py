@@ -8,6 +8,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.waiting import patient
+
 # (status, headers); called with each request
 Judge = Callable[["Posted"], tuple[int, dict[str, str]]]
 
@@ -83,4 +85,4 @@ class PostServer:
         """Listen no more."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(patient(10))

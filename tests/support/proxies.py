@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 RECIPES = Path(__file__).resolve().parents[2] / "examples" / "proxy"
 
@@ -64,7 +64,7 @@ def _running(command: list[str], folder: Path, port: int) -> Iterator[None]:
     def listens() -> bool:
         assert proxy.poll() is None, (folder / "proxy.log").read_text()
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+            socket.create_connection(("127.0.0.1", port), timeout=patient(5)).close()
         except OSError:
             return False
         return True
@@ -75,7 +75,7 @@ def _running(command: list[str], folder: Path, port: int) -> Iterator[None]:
     finally:
         proxy.terminate()
         try:
-            proxy.wait(20)
+            proxy.wait(patient(20))
         except subprocess.TimeoutExpired:
             proxy.kill()
-            proxy.wait(20)
+            proxy.wait(patient(20))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.support.installed import Installed, clean_environment
+from tests.support.waiting import patient
 
 READING = b'{"temperature": 21.5, "humidity": 48.25}'
 HEAD = b"POST /predict/activity HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(READING)
@@ -65,10 +66,10 @@ def serving(
         with contextlib.suppress(ProcessLookupError):
             os.kill(server.pid, signal.SIGTERM)  # of several processes the parent ends the others
         try:
-            server.wait(20)
+            server.wait(patient(20))
         except subprocess.TimeoutExpired:
             server.kill()
-            server.wait(20)
+            server.wait(patient(20))
         server.stderr.close()
         server.stdout.close()
 
@@ -76,7 +77,7 @@ def serving(
 def end(server: subprocess.Popen[str]) -> str:
     """Stop it well; the rest of its stderr."""
     server.send_signal(signal.SIGTERM)
-    assert server.wait(30) == 0
+    assert server.wait(patient(30)) == 0
     assert server.stderr is not None
     said = server.stderr.read()
     assert "Traceback" not in said
@@ -94,11 +95,11 @@ class UnixConnection(http.client.HTTPConnection):
     """A client of a Unix socket."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=patient(20))
         self._path = path
 
     def connect(self) -> None:
         """Connect to the path."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(20)
+        self.sock.settimeout(patient(20))
         self.sock.connect(str(self._path))

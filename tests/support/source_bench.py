@@ -9,6 +9,7 @@ from edge_runtime.readings import Batch
 from edge_runtime.stream.sources.kind import AnySource, SourceKindTable, Wiring
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
+from tests.support.waiting import Deadline
 
 PATIENCE_S = 60.0
 Kind = TypeVar("Kind", bound=AnySource)
@@ -71,9 +72,9 @@ class SourceBench(Generic[Kind]):
 
     def until(self, reached: Callable[[], object]) -> None:
         """Serve until something is true; it has to become so."""
-        end = time.monotonic() + PATIENCE_S
+        end = Deadline(PATIENCE_S)
         while not reached():
-            assert time.monotonic() < end, (self.source.state, self.counters, self.by_key.keys())
+            assert not end.over, (self.source.state, self.counters, self.by_key.keys())
             self.loop.run_once(0.02)
 
     def rounds(self, key: str, count: int) -> None:

@@ -25,6 +25,8 @@ from typing import Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+from tests.support.waiting import patient
+
 CHUNK = 32 * 1024
 SLOW_S = 8.0
 PROBATION_S = 2.0
@@ -292,7 +294,7 @@ class World:
                 self.devices[each].client = client
         client.connect(self._host, self._port)
         client.loop_start()
-        assert ready.wait(20), "the broker grants no subscription"
+        assert ready.wait(patient(20)), "the broker grants no subscription"
         return client
 
     def _heard(self, client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
@@ -399,7 +401,7 @@ class StandIns:
     def close(self) -> None:
         """End it."""
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(patient(10))
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()

@@ -15,6 +15,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from tests.support.waiting import Deadline
+
 
 @dataclass(frozen=True)
 class Message:
@@ -167,7 +169,9 @@ class Subscriber:
             AssertionError: it did not come true in time; the text says what was waited for.
         """
         with self._changed:
-            done = self._changed.wait_for(lambda: condition(self.messages), deadline)
+            until = Deadline(deadline)
+            while not (done := condition(self.messages)) and not until.over:
+                self._changed.wait(until.left)
         if not done:
             raise AssertionError(f"waited {deadline:g} s in vain for {what if isinstance(what, str) else what()}")
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import builders
 from tests.support.installed import ROOT
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -84,7 +84,7 @@ def cluster(python: str, tmp_path: Path) -> Iterator[tuple[str, list[subprocess.
     finally:
         for process in [*workers, scheduler]:
             process.kill()
-            process.wait(10)
+            process.wait(patient(10))
 
 
 def test_a_cluster_gives_the_same_file(
@@ -163,7 +163,7 @@ def scheduler(python: str, tmp_path: Path) -> Iterator[tuple[str, subprocess.Pop
         yield found[0], process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(patient(10))
 
 
 @pytest.mark.parametrize("fault", ["package", "version", "memory"])
@@ -188,7 +188,7 @@ def test_workers_that_could_not_do_it_are_named_first(
         error = finish(predict(python, recordings, "out.csv", "--engine", "dask", "--scheduler", address), code=1)
     finally:
         worker.kill()
-        worker.wait(10)
+        worker.wait(patient(10))
     assert words in error
     assert error.count("\n") == 1
     assert not (recordings / "out.csv").exists()
@@ -218,7 +218,7 @@ def test_a_scheduler_that_is_lost_ends_the_run_in_one_line(
         error = finish(run, code=1)
     finally:
         worker.kill()
-        worker.wait(10)
+        worker.wait(patient(10))
     assert re.search(r"scheduler was lost|the parts that are complete are kept", error), error
     assert error.count("\n") == 1
     assert not (recordings / "out.csv").exists()

@@ -12,6 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from tests.support import builders
+from tests.support.waiting import patient
 
 ROOT = Path(__file__).parents[2]
 PYTHON = "EDGE_S3_PYTHON"
@@ -52,7 +53,7 @@ def environment(python: str) -> Iterator[dict[str, str]]:
             "AWS_DEFAULT_REGION": "us-east-1",
         }
     finally:
-        process.communicate("", timeout=30)
+        process.communicate("", timeout=patient(30))
 
 
 def storage(python: str, environment: dict[str, str], program: str) -> str:

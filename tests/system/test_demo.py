@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.installed import ROOT, Installed, clean_environment
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -69,10 +69,10 @@ def test_an_interrupted_demonstration_leaves_nothing_running(
         assert len(_processes_with(str(tmp_path))) >= 3, "the demonstration, its broker and its daemon"
         # as a terminal does it: the whole foreground group gets Ctrl-C
         os.killpg(process.pid, number)
-        assert process.wait(30) == 130
+        assert process.wait(patient(30)) == 130
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(patient(10))
     assert output.read_text().endswith("demo: stopped\n")
     assert "Traceback" not in output.read_text()
     wait_until(

@@ -14,6 +14,7 @@ from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
 from tests.support.ports import find_free_port
 from tests.support.subscriber import Subscriber
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -56,11 +57,11 @@ def test_a_stuck_sensor_is_named_where_an_operator_looks(
     late = make_subscriber(mosquitto.port, TOPIC)
     late.wait_for(1, TOPIC)
     assert late.messages[0].document["state"] == "alarm"
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=patient(10)) as answer:
         metrics = answer.read().decode()
     assert 'edge_drift_state{model="comfort"} 2' in metrics
     assert 'edge_drift_channel_state{model="comfort",channel="temperature"} 2' in metrics
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health.json", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health.json", timeout=patient(10)) as answer:
         health = json.load(answer)
     assert health["models"]["comfort"]["drift"]["why"].startswith("temperature: stuck: 20.5 in ")
     daemon.wait_for_log("drift: temperature: stuck: 20.5 in ")

@@ -21,7 +21,7 @@ from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
 from tests.support.ports import find_free_port, wait_for_listener
 from tests.support.subscriber import Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -56,7 +56,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in begun:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(patient(10))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_the_subscriber_prints_every_prediction_once_also_after_it_was_away(
     ids = [each["id"] for each in printed("first")]
     assert len(ids) == len(set(ids))
     first.kill()
-    first.wait(10)
+    first.wait(patient(10))
     _readings(home, 30.0, 31.0)
     made = {each.document["id"] for each in home.on("edge/room/comfort/kitchen")}
     start("second", *argv)
@@ -140,7 +140,7 @@ def test_influxdb_has_every_prediction_once(
 
     def ask(query: str) -> Any:
         data = urllib.parse.urlencode({"q": query, "db": "edge"}).encode()
-        with urllib.request.urlopen(f"{url}/query", data, timeout=10) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(f"{url}/query", data, timeout=patient(10)) as answer:  # noqa: S310 - loopback
             return json.load(answer)["results"][0].get("series", [])
 
     ask("CREATE DATABASE edge")
@@ -232,7 +232,7 @@ def test_every_metric_that_a_rule_names_is_on_the_page_of_a_device(
 
     def scraped() -> set[str]:
         home.publish("sensors/kitchen/climate", {"temperature": 20.0, "humidity": 10.0})
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=patient(10)) as answer:
             page = answer.read().decode()
         return set(re.findall(r"^(edge_\w+)\{?.* ", page, re.MULTILINE))
 

@@ -18,14 +18,14 @@ from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
 from tests.support.load import answered, endless_readings
 from tests.support.serving import hear
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
 
 def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     """One request to the loopback; the body of the answer is decoded where it is JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(20))
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
@@ -85,7 +85,7 @@ def test_health_metrics_and_live_predictions_are_shown(
     """The status page gets the health document, each reading and each prediction as they come."""
     subscriber = make_subscriber(mosquitto.port, "edge/#")
     daemon = make_daemon(device(mosquitto, bundle, free_port)).start()
-    connection = http.client.HTTPConnection("127.0.0.1", free_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", free_port, timeout=patient(20))
     connection.request("GET", "/events")
     events = connection.getresponse()
     assert events.headers["Content-Type"] == "text/event-stream"
@@ -146,7 +146,7 @@ def half_a_request(port: int) -> Iterator[tuple[socket.socket, bytes]]:
     """A connection on which half of a request was sent and arrived, and the other half."""
     reading = b'{"temperature": 21.4, "humidity": 48.2}'
     head = b"POST /predict/comfort HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(reading)
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=patient(20)) as client:
         client.sendall(head + reading[:9])
         assert ask(port, "GET", "/healthz")[0] == 200
         yield client, reading[9:]

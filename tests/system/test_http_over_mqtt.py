@@ -17,6 +17,7 @@ from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -46,7 +47,7 @@ class Requester:
 
     def wait(self) -> tuple[str, bytes, Any]:
         """The next answer: topic, payload, correlation data."""
-        return self.answers.get(timeout=20)
+        return self.answers.get(timeout=patient(20))
 
     def close(self) -> None:
         """Leave."""

@@ -24,7 +24,7 @@ from tests.support.installed import Installed
 from tests.support.ports import find_free_port as another_port
 from tests.support.proxies import caddy, nginx
 from tests.support.serving import READING, end, serving
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -93,7 +93,7 @@ def test_an_event_comes_through_at_once(bundle: Path, tmp_path: Path, proxy: Pro
     port = another_port()
     with (
         proxy(tmp_path, port, f"127.0.0.1:{server.port}"),
-        socket.create_connection(("127.0.0.1", port), timeout=30) as page,
+        socket.create_connection(("127.0.0.1", port), timeout=patient(30)) as page,
         page.makefile("rb") as read,
     ):
         page.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")

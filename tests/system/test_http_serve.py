@@ -14,6 +14,7 @@ import pytest
 
 from tests.support import builders
 from tests.support.installed import Installed, clean_environment
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -32,17 +33,17 @@ def port(installed: Installed, tmp_path: Path, free_port: int) -> Iterator[int]:
         yield free_port
         assert server.poll() is None, "it died"
         server.send_signal(signal.SIGTERM)
-        assert server.wait(10) == 0
+        assert server.wait(patient(10)) == 0
         assert "Traceback" not in server.stderr.read()
     finally:
         server.kill()
-        server.wait(10)
+        server.wait(patient(10))
         server.stderr.close()
 
 
 def predict(port: int) -> int:
     """The status of a sound request."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(20))
     connection.request("POST", "/predict/activity", READING)
     status = connection.getresponse().status
     connection.close()
@@ -55,7 +56,7 @@ def send(port: int, data: bytes) -> tuple[int, bytes]:
     A server that closes with bytes unread resets the connection, and that may meet us at any of the three calls:
     as a broken pipe, as a reset, or (ENOTCONN, which has no class of its own) as a connection that is gone.
     """
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=patient(20)) as client:
         answer = b""
         try:
             client.sendall(data)
@@ -103,12 +104,12 @@ def test_open_pages_leave_room_for_requests(port: int) -> None:
     """Four pages may watch at a time, a fifth is told to wait, and requests are answered beside them."""
     pages = []
     for _ in range(4):
-        page = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        page = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(20))
         page.request("GET", "/events")
         events = page.getresponse()
         assert events.status == 200
         pages.append(events)  # an answer that is dropped takes its connection with it
-    fifth = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    fifth = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(20))
     fifth.request("GET", "/events")
     assert fifth.getresponse().status == 503
     assert predict(port) == 200

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import builders
 from tests.support.installed import Installed, clean_environment
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -38,8 +39,8 @@ def test_tritonclient_gets_the_same_answer_in_every_form(installed: Installed, t
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("conforms: 72 forms")
         server.send_signal(signal.SIGTERM)
-        assert server.wait(10) == 0
+        assert server.wait(patient(10)) == 0
     finally:
         server.kill()
-        server.wait(10)
+        server.wait(patient(10))
         server.stderr.close()

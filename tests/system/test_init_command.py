@@ -15,6 +15,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.installed import Installed
 from tests.support.subscriber import Subscriber
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -36,7 +37,7 @@ def again_and_again(send: Callable[[int], None], pause: float = 0.02) -> Iterato
         yield
     finally:
         over.set()
-        thread.join(10)
+        thread.join(patient(10))
 
 
 @pytest.fixture

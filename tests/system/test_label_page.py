@@ -18,7 +18,7 @@ from edge_runtime.recordings.folder import About, RecordedChannel, write_about
 from tests.support.browser import CHROMIUM, Browser
 from tests.support.captured import FACTS, numbered, write_captures
 from tests.support.installed import ROOT
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt install chromium")
@@ -41,7 +41,7 @@ class Page:
     def ask(self, path: str, body: object = None, **headers: str) -> tuple[int, dict[str, object]]:
         """A request past the page: status and document."""
         host, _, rest = self.url.removeprefix("http://").partition("/")
-        connection = http.client.HTTPConnection(host, timeout=20)
+        connection = http.client.HTTPConnection(host, timeout=patient(20))
         try:
             text = None if body is None else json.dumps(body)
             connection.request("GET" if body is None else "POST", f"/{rest}{path}", text, headers)
@@ -53,7 +53,7 @@ class Page:
     def end(self) -> str:
         """Ctrl-C, and what was printed then."""
         self.process.send_signal(signal.SIGINT)
-        out = self.process.communicate(timeout=30)[0]
+        out = self.process.communicate(timeout=patient(30))[0]
         assert self.process.returncode == 0
         return out
 
@@ -70,7 +70,7 @@ def make_page() -> Iterator[MakePage]:
     yield make
     for page in made:
         page.process.kill()
-        page.process.communicate(timeout=30)
+        page.process.communicate(timeout=patient(30))
 
 
 def _labels(folder: Path) -> dict[str, str | None]:

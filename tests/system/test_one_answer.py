@@ -24,6 +24,7 @@ from tests.conftest import MakeDaemon, MakeSubscriber
 from tests.support.broker import Mosquitto
 from tests.support.installed import ROOT, Installed
 from tests.support.kinds import KINDS, dense_outputs, named, numbers, row_numbers
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -91,7 +92,7 @@ listen = "127.0.0.1:{port}"
 
 def by_http(port: int, kind: Kind) -> list[Any]:
     """Each window as a request by name."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(20))
     found = []
     for window in kind.windows:
         connection.request("POST", f"/predict/{kind.name}", named(window, kind.manifest))
@@ -108,7 +109,7 @@ def by_tensors(port: int, kind: Kind, *, binary: bool) -> Floats:
     raw = kind.windows.astype("<f4").tobytes() if binary else b""
     tensor |= {"parameters": {"binary_data_size": len(raw)}} if binary else {"data": kind.windows.tolist()}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": binary}}).encode()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patient(20))
     headers = {"Inference-Header-Content-Length": str(len(head))} if binary else {}
     connection.request("POST", f"/v2/models/{kind.name}/infer", head + raw, headers)
     answer = connection.getresponse()
@@ -142,7 +143,7 @@ def by_mqtt(port: int, kinds: list[Kind]) -> dict[str, list[Any]]:
     client.connect("127.0.0.1", port)
     client.loop_start()
     client.subscribe("answers/all", 1)
-    subscribed.get(timeout=20)
+    subscribed.get(timeout=patient(20))
     found: dict[str, list[Any]] = {}
     for kind in kinds:
         for number, window in enumerate(kind.windows):
@@ -150,7 +151,7 @@ def by_mqtt(port: int, kinds: list[Kind]) -> dict[str, list[Any]]:
             properties.ResponseTopic = "answers/all"
             properties.CorrelationData = str(number).encode()
             client.publish(f"edge/room/predict/{kind.name}", named(window, kind.manifest), 1, properties=properties)
-        pairs = [answers.get(timeout=20) for _ in kind.windows]
+        pairs = [answers.get(timeout=patient(20)) for _ in kind.windows]
         found[kind.name] = [document for _, document in sorted(pairs, key=lambda pair: pair[0])]
     client.disconnect()
     client.loop_stop()

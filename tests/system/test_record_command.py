@@ -19,7 +19,7 @@ from tests.support.broker import Mosquitto
 from tests.support.installed import Installed, clean_environment
 from tests.support.ports import VirtualPort
 from tests.support.subscriber import Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -87,7 +87,7 @@ def test_a_recording_replays_to_the_same_bits_and_predicts_and_builds_as_it_is(
         send(port, values)
         wait_for_rows(folder, len(sent) + len(values))
         running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0, running.stderr.read() if running.stderr else ""
+        assert running.wait(patient(20)) == 0, running.stderr.read() if running.stderr else ""
         assert running.stderr is not None
         running.stderr.close()
         sent += values
@@ -164,7 +164,7 @@ def test_topics_give_keys_and_the_first_message_the_channels(
         subscriber.publish(f"s/{'ab'[number % 2]}", document)
     wait_for_rows(folder, 10)
     running.send_signal(signal.SIGTERM)
-    assert running.wait(20) == 0
+    assert running.wait(patient(20)) == 0
     assert running.stderr is not None
     running.stderr.close()
     bundle = builders.regression(channels=("t", "h"), targets=("v",), length=2, stride=1).save(tmp_path / "b.onnx")
@@ -200,7 +200,7 @@ def test_a_kill_loses_at_most_a_second_and_the_folder_goes_on(
         time.sleep(0.005)
     running.kill()
     killed = time.monotonic()
-    running.wait(20)
+    running.wait(patient(20))
     assert running.stderr is not None
     running.stderr.close()
     kept = [int(float(row["n"])) for row in rows_of(folder)]
@@ -220,7 +220,7 @@ def test_a_kill_loses_at_most_a_second_and_the_folder_goes_on(
     second = begin(installed, path, folder)
     path.write_text(path.read_text())
     second.send_signal(signal.SIGINT)
-    second.communicate(timeout=20)
+    second.communicate(timeout=patient(20))
 
 
 def test_what_does_not_fit_is_one_sentence(installed: Installed, tmp_path: Path) -> None:

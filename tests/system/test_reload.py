@@ -21,7 +21,7 @@ from tests.support.daemon import Daemon
 from tests.support.disk_faults import LONG
 from tests.support.ports import VirtualPort
 from tests.support.subscriber import Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -49,7 +49,7 @@ class Sensor:
     def stop(self) -> None:
         """Say no more."""
         self._stopped.set()
-        self._thread.join(10)
+        self._thread.join(patient(10))
 
 
 @pytest.fixture
@@ -301,7 +301,9 @@ def test_http_comes_goes_and_learns_the_models(
 
     def ready(model: str) -> int:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/v2/models/{model}/ready", timeout=10) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{free_port}/v2/models/{model}/ready", timeout=patient(10)
+            ) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code

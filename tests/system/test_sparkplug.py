@@ -17,7 +17,7 @@ from tests.support.devices import climate_device
 from tests.support.ports import find_free_port
 from tests.support.sparkplug_reader import command, npm_modules, read, read_by_npm, values
 from tests.support.subscriber import Message, Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -120,7 +120,7 @@ class _Cable:
         self.cut()
         self._listener.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(patient(10))
         for each in (self._listener, *self._open):
             each.close()
 

@@ -15,7 +15,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.devices import climate_device
 from tests.support.subscriber import Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = pytest.mark.system
 
@@ -173,7 +173,7 @@ def test_a_tap_over_http_is_joined_with_the_token_that_http_wants(
     made = _send(subscriber, 3)
 
     def tell(document: Any, *, login: str = "secret", model: str = "comfort") -> tuple[int, Any]:
-        connection = HTTPConnection("127.0.0.1", free_port, timeout=10)
+        connection = HTTPConnection("127.0.0.1", free_port, timeout=patient(10))
         head = {"Content-Type": "application/json", "Authorization": f"Bearer {login}"}
         with contextlib.closing(connection):
             connection.request("POST", f"/truth/{model}", json.dumps(document), head)

@@ -16,6 +16,7 @@ from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.installed import Installed, clean_environment
 from tests.support.subscriber import Subscriber
+from tests.support.waiting import patient
 
 pytestmark = pytest.mark.system
 
@@ -51,7 +52,7 @@ class Attempt:
         self.process.send_signal(signal.SIGINT)
         assert self.process.stdout is not None
         self.events += [json.loads(line) for line in self.process.stdout]
-        return self.process.wait(20)
+        return self.process.wait(patient(20))
 
 
 @pytest.fixture

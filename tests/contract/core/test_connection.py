@@ -23,6 +23,7 @@ from edge_runtime.mqtt.whole_socket import WholeSocket
 from tests.conftest import MakeBroker, MakeSubscriber
 from tests.support.broker import CertificateAuthority, Mosquitto
 from tests.support.linked import LinkedClient
+from tests.support.waiting import patient
 
 PROTOCOLS = ["3.1.1", "5"]
 
@@ -375,7 +376,6 @@ def test_a_half_open_link_is_found_within_two_keep_alives(
     assert process is not None
     process.send_signal(signal.SIGSTOP)
     try:
-        frozen = time.monotonic()
 
         def lost() -> bool:
             if busy:
@@ -383,7 +383,6 @@ def test_a_half_open_link_is_found_within_two_keep_alives(
             return not client.connection.connected
 
         client.until(lost, "the loss to be noticed", deadline=8.0)
-        assert time.monotonic() - frozen <= 8.0
     finally:
         process.send_signal(signal.SIGCONT)
     client.up()
@@ -603,7 +602,7 @@ def test_a_clean_stop_is_not_reset_by_what_is_unread(
         connection.sendall(b"\x20\x02\x00\x00")  # CONNACK, accepted
         connection.sendall(b"\x30\x06\x00\x01tabc" * 20_000)  # PUBLISH, QoS 0
         flooded.set()
-        stopping.wait(20)
+        stopping.wait(patient(20))
         with contextlib.suppress(TimeoutError):
             connection.settimeout(0.5)
             while data := connection.recv(4096):  # a reset would raise here
@@ -615,11 +614,11 @@ def test_a_clean_stop_is_not_reset_by_what_is_unread(
 
     client = make_client(make_server(treat).url)
     client.until(lambda: client.connection.connected, "the connection")
-    flooded.wait(20)
+    flooded.wait(patient(20))
     assert client.connection.publish("status", b"offline", qos=0, outcome=None)
     stopping.set()
     client.connection.stop()
-    assert heard.wait(20)
+    assert heard.wait(patient(20))
     assert bytes(received).endswith(b"\x30\x0f\x00\x06statusoffline\xe0\x00")
 
 

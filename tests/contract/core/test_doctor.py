@@ -36,7 +36,7 @@ from tests.support.fake_broker import FakeBroker, Mode
 from tests.support.installed import ROOT
 from tests.support.ports import find_free_port
 from tests.support.small_disk import small_disk
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 MakeBroker = Callable[..., Mosquitto]
 
@@ -202,7 +202,7 @@ def tls_server(certificate: Path, key: Path) -> Iterator[int]:
         thread.start()
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        thread.join(patient(10))
 
 
 def states(found: Any) -> list[tuple[str, str]]:

@@ -39,6 +39,7 @@ from tests.support.fake_broker import (
     packet,
     text,
 )
+from tests.support.waiting import Deadline
 
 STREAMS, COUNT = 4, 40
 STATUS = "edge/d/status"
@@ -62,9 +63,9 @@ class _Rig:
         Raises:
             AssertionError: it does not.
         """
-        end = time.monotonic() + deadline
+        end = Deadline(deadline)
         while not condition():
-            assert time.monotonic() < end, f"{what}: {self.connection.state}; {self.counters.errors}"
+            assert not end.over, f"{what}: {self.connection.state}; {self.counters.errors}"
             self.loop.run_once(0.02)
 
     def offer(self, first: int = 0, count: int = COUNT, size: int = 0) -> None:

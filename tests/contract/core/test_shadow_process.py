@@ -13,6 +13,7 @@ from edge_runtime.readings import Carry, Floats
 from edge_runtime.store import shadow_process
 from edge_runtime.store.shadow_process import ShadowError, ShadowProcess
 from tests.support import bad_models, builders
+from tests.support.waiting import patient
 
 
 def process(draft: builders.Draft, folder: Path) -> ShadowProcess:
@@ -83,7 +84,7 @@ def test_one_that_crashes_is_named(tmp_path: Path, windows: Floats) -> None:
     """The signal says what happened."""
     asked = process(builders.classification(), tmp_path)
     os.kill(asked.pid, signal.SIGSEGV)
-    asked._child.wait(20)
+    asked._child.wait(patient(20))
     with pytest.raises(ShadowError, match=r"crashed onnxruntime \(SIGSEGV\)"):
         asked.ask(windows.shape, windows.tobytes(), [])
     asked.end()
@@ -109,5 +110,5 @@ def test_it_ends_when_its_asker_is_gone(tmp_path: Path) -> None:
     asked = process(builders.classification(), tmp_path)
     assert asked._child.stdin is not None
     asked._child.stdin.close()
-    assert asked._child.wait(20) == 0
+    assert asked._child.wait(patient(20)) == 0
     asked.end()

@@ -28,6 +28,7 @@ from tests.conftest import MakeBroker, MakeSubscriber
 from tests.support.disk_faults import LONG
 from tests.support.session_broker import SessionBroker
 from tests.support.tables import table
+from tests.support.waiting import Deadline
 from tests.support.way_in import LENGTH, OutboxDoor, make_pipeline
 
 STEPS = 2000 if LONG else 120
@@ -186,11 +187,11 @@ def _run(
         else:
             device.outbox.safe(rng.randint(1, 5))
         device.serve(rng.choice((0.0, 0.0, 0.01, 0.05)))
-    end = time.monotonic() + 60.0
-    while time.monotonic() < end and not _is_complete(device, published):
+    end = Deadline(60.0)
+    while not end.over and not _is_complete(device, published):
         device.outbox.safe(len(device.outbox.unsafe))
         device.serve(0.05)
-        if broker is not None and time.monotonic() > end - 45.0:
+        if broker is not None and end.left < 45.0:
             broker.calm = True  # what a long course has left in its queue would take minutes between its cuts
     device.serve(0.3)  # what is too many comes too
     device.stop()
@@ -272,8 +273,8 @@ def _silent_key(device: _Device, publish: Publish) -> None:
         publish(b"s/b", json.dumps({"v": number, "seq": number}).encode())
     for number in range(100):
         publish(b"s/a", json.dumps({"v": number, "seq": number}).encode())
-    end = time.monotonic() + 30.0
-    while time.monotonic() < end and len(device.outbox.made) < 100 - LENGTH + 1:
+    end = Deadline(30.0)
+    while not end.over and len(device.outbox.made) < 100 - LENGTH + 1:
         device.serve(0.02)
         device.outbox.safe(100)
     device.serve(0.3)
@@ -316,13 +317,13 @@ def test_mosquitto_takes_the_acknowledgements_of_windows_in_their_own_order(
     device.kill()
     before = device.counters.counts["readings"]
     device.start()
-    end = time.monotonic() + 20.0
-    while time.monotonic() < end and device.counters.counts["readings"] < before + 4:
+    end = Deadline(20.0)
+    while not end.over and device.counters.counts["readings"] < before + 4:
         device.serve(0.02)
     device.serve(0.3)
     assert device.counters.counts["readings"] == before + 4
     sensor.publish("s/b", json.dumps({"v": 2, "seq": 2}))
-    while time.monotonic() < end and not device.outbox.made:
+    while not end.over and not device.outbox.made:
         device.serve(0.02)
     assert [window for _, window, _ in device.outbox.made] == [(0.0, 1.0, 2.0)]
     device.stop()

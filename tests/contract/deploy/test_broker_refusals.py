@@ -18,6 +18,7 @@ from tests.conftest import MakeBroker, MakeSubscriber
 from tests.support import builders
 from tests.support.broker import Mosquitto
 from tests.support.subscriber import Subscriber
+from tests.support.waiting import patient
 from tests.unit.fleet.test_rollout import targets
 
 USERS = {"release": "p", "room": "p"}
@@ -96,7 +97,7 @@ class Stand:
     def end(self) -> None:
         """Answer no more."""
         self._ended.set()
-        self._thread.join(5)
+        self._thread.join(patient(5))
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_progress_that_is_none_does_not_renew_the_deadline(
     with pytest.raises(AwayError, match="has not moved for 2 s, at 7 of"):
         BundleSender(login, "room").send(bundle, _ignore, silence_s=2.0)
     chatter.set()
-    thread.join(5)
+    thread.join(patient(5))
 
 
 def test_a_refusal_that_passes_is_waited_for(
@@ -194,7 +195,7 @@ def test_twins_are_named_by_the_machines_that_answer(
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     known = look_at([_target(broker, tmp_path)], health=True)["room"]
-    thread.join(20)
+    thread.join(patient(20))
     assert known.machines == {"1111", "2222"}
     with pytest.raises(RefusedError, match="two machines answer as room"):
         known.require_single("room")

@@ -17,6 +17,7 @@ from edge_runtime.system.loop import Loop
 from tests.support.fakes import FakeSource
 from tests.support.ports import VirtualPort
 from tests.support.tables import table
+from tests.support.waiting import Deadline
 
 CHANNELS = ("x", "y")
 ROWS = [[1.0, 10.0], [2.0, 20.0], [3.0, 30.0]]
@@ -68,9 +69,9 @@ class Rig:
 
     def run_until(self, condition: Callable[[], object]) -> None:
         """Run the loop until something is true."""
-        until = time.monotonic() + 20
+        until = Deadline(20.0)
         while not condition():
-            assert time.monotonic() < until, "in vain"
+            assert not until.over, "in vain"
             self.loop.run_once(0.02)
 
 

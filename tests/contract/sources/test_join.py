@@ -1,7 +1,6 @@
 """Sources of different kinds joined to one: what makes a reading, what is too old, and what `check` refuses."""
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +15,7 @@ from edge_runtime.stream.sources.kind import Wiring
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from tests.support import builders
+from tests.support.waiting import Deadline
 
 PATIENCE_S = 60.0
 CHANNELS = ("temperature", "power")
@@ -93,9 +93,9 @@ def run(tmp_path: Path) -> Iterator[Callable[[str], tuple[Loop, list[list[float]
 
 
 def _until(loop: Loop, reached: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE_S
+    end = Deadline(PATIENCE_S)
     while not reached():
-        assert time.monotonic() < end
+        assert not end.over
         loop.run_once(0.02)
 
 

@@ -17,6 +17,7 @@ from edge_runtime.stream.sources.modbus import ModbusSource, ModbusSourceTable, 
 from tests.support.payload_cases import DEVICE
 from tests.support.ports import find_free_port
 from tests.support.source_bench import PATIENCE_S, SourceBench
+from tests.support.waiting import Deadline
 
 if TYPE_CHECKING:
     from tests.support.modbus import HandWritten, ModbusServer, SerialCable
@@ -456,9 +457,9 @@ def test_stopping_ends_the_thread_and_the_line(begin: Begin, serve: Callable[...
     for _ in range(3):
         bench.loop.run_once(0.05)
     assert len(bench.by_key["1"]) == count
-    end = time.monotonic() + PATIENCE_S
+    end = Deadline(PATIENCE_S)
     while descriptors() > before + 4:  # the loop's own: epoll and its pipe; and the server's, which may still wait
-        assert time.monotonic() < end
+        assert not end.over
         time.sleep(0.01)
 
 

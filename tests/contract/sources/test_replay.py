@@ -20,6 +20,7 @@ from edge_runtime.stream.sources.replay import ReplaySource, ReplaySourceTable
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from tests.support.tables import table
+from tests.support.waiting import Deadline
 
 CHANNELS = ("x", "y")
 START = 1_763_896_744.0
@@ -193,8 +194,8 @@ def test_the_real_loop_serves_a_replay_at_full_speed(bench: Bench, tmp_path: Pat
     )
     source = ReplaySource(config, CHANNELS, None, loop, sink=bench.take, counters=bench.counters)
     source.start()
-    until = time.monotonic() + 20
-    while not source.finished and time.monotonic() < until:
+    until = Deadline(20.0)
+    while not source.finished and not until.over:
         before = len(bench.batches)
         loop.run_once(0.1)
         assert len(bench.batches) <= before + 1

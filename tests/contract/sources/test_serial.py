@@ -29,6 +29,7 @@ from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop, Timer
 from tests.support.ports import VirtualPort
 from tests.support.tables import table
+from tests.support.waiting import Deadline
 
 CHANNELS = ("x", "y")
 
@@ -74,9 +75,9 @@ class Bench:
 
     def run_until(self, condition: Callable[[], object], deadline: float = 20.0) -> None:
         """Run the loop until something is true."""
-        until = time.monotonic() + deadline
+        until = Deadline(deadline)
         while not condition():
-            assert time.monotonic() < until, f"in vain: {self.states} {len(self)} {self.counters.rejected}"
+            assert not until.over, f"in vain: {self.states} {len(self)} {self.counters.rejected}"
             self.loop.run_once(0.05)
 
     def send(self, data: bytes) -> None:

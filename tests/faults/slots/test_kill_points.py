@@ -23,6 +23,7 @@ from edge_runtime.store.permission import PERMISSION_NAMESPACE
 from edge_runtime.store.store import ModelStore
 from tests.faults.slots.operations import quick
 from tests.support import builders
+from tests.support.waiting import Deadline, patient
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
@@ -84,19 +85,19 @@ class Bench:
             os.kill(child, signal.SIGCONT)
             status = int(self.server.stdout.readline())
         finally:
-            tracer.wait(30)
+            tracer.wait(patient(30))
         return status, log.read_text()
 
     def close(self) -> None:
         """End the server."""
         self.server.kill()
-        self.server.communicate(timeout=30)
+        self.server.communicate(timeout=patient(30))
 
 
 def _wait_for_tracer(child: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = Deadline(20.0)
     while "TracerPid:\t0\n" in Path(f"/proc/{child}/status").read_text():
-        assert time.monotonic() < deadline, "strace did not attach"
+        assert not deadline.over, "strace did not attach"
         time.sleep(0.001)
 
 

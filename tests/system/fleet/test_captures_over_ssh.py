@@ -6,7 +6,7 @@ import pytest
 
 from edge_runtime.capture.folder import read_captures
 from tests.support.captured import numbered, write_captures
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 from tests.system.fleet.conftest import MakeLan
 from tests.system.fleet.test_fleet import outcomes, why
 
@@ -49,7 +49,7 @@ def test_captures_of_a_fleet_are_brought_in_and_a_cut_is_gone_on_with(make_lan: 
     process = lan.begin("captures", "d1", "-o", here, "--json", "--quiet")
     wait_until(lambda: _size(here / "d1") > 0, "the first bytes", 60.0)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=patient(30))
     before = _size(here / "d1")
     assert 0 < before < _size(tmp_path / "made" / "d1")
     answer = lan.command("captures", "d1", "-o", here, "--json", "--quiet")

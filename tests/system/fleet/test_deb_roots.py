@@ -28,6 +28,7 @@ from tests.support.debian_roots import debootstrap, own_architecture, require_em
 from tests.support.installed import build_wheel
 from tests.support.namespaces import require_namespaces
 from tests.support.subscriber import Subscriber
+from tests.support.waiting import patient
 from tests.support.workshop import Workshop
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -199,7 +200,7 @@ def test_the_package_serves_in_a_clean_root(
         assert inside.wait(120) == 0, (tmp_path / "said").read_text()[-3000:]
     finally:
         inside.kill()
-        inside.wait(30)
+        inside.wait(patient(30))
     text = (tmp_path / "said").read_text()
     assert text.startswith(architecture)
     proofs = text.count("the golden answers came out")

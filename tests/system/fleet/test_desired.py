@@ -22,7 +22,7 @@ from tests.support.daemon import Daemon
 from tests.support.devices import stored_device
 from tests.support.installed import Installed, clean_environment
 from tests.support.subscriber import Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -103,7 +103,7 @@ def depot(fleet: Fleet) -> Iterator[Callable[[], None]]:
     yield start
     for each in made:
         each.terminate()
-        each.wait(20)
+        each.wait(patient(20))
         assert each.stderr is not None
         each.stderr.close()
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.builders import Signer, classification, signer
 from tests.support.namespaces import Device, Lan, run
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -152,7 +152,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_stopped(make_lan: MakeLan, tmp_
     wait_until(lambda: arrived() > MEGABYTE, "a megabyte on the device", 60)
     device.link("down")
     wait_until(lambda: first.poll() is not None, "the flash that cannot go on", 200)
-    out, _ = first.communicate(timeout=10)
+    out, _ = first.communicate(timeout=patient(10))
     assert first.returncode == 3
     assert "1 away (d0)" in out
     assert active(device) is None

@@ -29,7 +29,7 @@ from tests.support.namespaces import ROOT, Lan
 from tests.support.namespaces import Device as NetworkDevice
 from tests.support.ports import find_free_port
 from tests.support.stand_ins import StandIns
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 from tests.system.fleet.conftest import MakeLan
 from tests.system.fleet.test_provision import SYSTEMCTL
 from tests.system.fleet.test_whole_fleet import DEVICE_FILE
@@ -139,7 +139,7 @@ class Run:
         for each in self._processes:
             if each.poll() is None:
                 os.killpg(each.pid, signal.SIGKILL)
-            each.wait(10)
+            each.wait(patient(10))
             for stream in (each.stdout, each.stderr):
                 if stream is not None:
                     stream.close()
@@ -341,7 +341,7 @@ class Hub:
     def stop(self) -> None:
         """End it."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(patient(10))
 
 
 @long_only

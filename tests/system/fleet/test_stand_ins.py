@@ -21,7 +21,7 @@ from tests.support.broker import Mosquitto
 from tests.support.installed import Installed, clean_environment
 from tests.support.namespaces import ROOT
 from tests.support.subscriber import Subscriber
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -167,7 +167,7 @@ def test_a_pause_holds_back_the_next_wave_and_an_abort_takes_back_what_has_not_b
         out, _ = running.communicate(timeout=60)
     finally:
         running.kill()
-        running.wait(20)
+        running.wait(patient(20))
     assert read(out)["state"] == "paused"
     status = operator("status")
     assert (status["state"], status["code"]) == ("paused", 1)

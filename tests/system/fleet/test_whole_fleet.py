@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 
 from tests.support.namespaces import Device, Lan
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 from tests.system.fleet.test_fleet import MEGABYTE, MakeLan, make_bundle, outcomes, why
 from tests.system.fleet.test_provision import SYSTEMCTL, said
 
@@ -71,7 +71,7 @@ class Broker:
         """End both."""
         for each in self._running:
             each.kill()
-            each.wait(10)
+            each.wait(patient(10))
 
     def _start(self, *words: str | Path, out: int | IO[bytes] = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

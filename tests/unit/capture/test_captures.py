@@ -33,7 +33,7 @@ from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from tests.support import builders
 from tests.support.stepped import SteppedLoop
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 WINDOW = [[1.0, 2.0]]
 
@@ -284,7 +284,7 @@ def test_a_disk_that_hangs_costs_captures_and_never_the_loop(tmp_path: Path, mon
 
     def hanging(ring: CaptureRing, items: Any) -> Any:
         if items:
-            free.wait(30)
+            free.wait(patient(30))
         return write(ring, items)
 
     monkeypatch.setattr(CaptureRing, "write", hanging)

@@ -18,6 +18,7 @@ from edge_runtime.capture.entries import MAGIC, SUFFIX, Captured, Labelled
 from edge_runtime.capture.folder import read_captures
 from edge_runtime.capture.ring import FILES, CaptureItem, CaptureRing
 from edge_runtime.errors import CommandError
+from tests.support.waiting import patient
 from tests.unit.capture.test_entries import FACTS, _captured
 
 OTHER = msgspec.structs.replace(FACTS, digest="cd" * 32, version="2.0.0")
@@ -519,7 +520,7 @@ def test_the_budget_holds_over_kills_in_a_flood(tmp_path: Path) -> None:
                         continue
             assert sizes <= budget
         process.send_signal(signal.SIGKILL)
-        rest = process.communicate(timeout=30)[0].split()
+        rest = process.communicate(timeout=patient(30))[0].split()
         number = max(map(int, rest), default=number)
         assert _size(folder) <= budget
         found_numbers = _numbers(folder)

@@ -22,6 +22,7 @@ from edge_runtime.system.loop import Loop
 from tests.support import builders
 from tests.support.asking import ask
 from tests.support.recipes import MakeModule, code
+from tests.support.waiting import patient
 
 
 def device(tmp_path: Path, payload: str) -> Path:
@@ -63,7 +64,7 @@ def test_a_sink_by_its_recipe(make_module: MakeModule, tmp_path: Path, monkeypat
     path = device(tmp_path, "json")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
-        receiver.settimeout(20)
+        receiver.settimeout(patient(20))
         port = receiver.getsockname()[1]
         plain = path.read_text()
         path.write_text(f'{plain}[[sink]]\nname = "lamp"\ntype = "udp"\naddress = "127.0.0.1"\nport = {port}\n')

@@ -28,6 +28,7 @@ from edge_runtime.fleet.rollout import (
     waves,
 )
 from edge_runtime.fleet.table import duration, folded, render, size_in_words
+from tests.support.waiting import patient
 
 
 def targets(*names: str) -> list[FleetDevice]:
@@ -125,7 +126,7 @@ def test_no_more_devices_than_the_limit_are_at_work_at_once() -> None:
         with lock:
             running += 1
             most = max(most, running)
-        together.wait(10)  # two must be at work for any to go on
+        together.wait(patient(10))  # two must be at work for any to go on
         with lock:
             running -= 1
         return Outcome(target.name, "done")
@@ -334,7 +335,7 @@ def test_a_device_that_hangs_does_not_hold_up_the_next_wave(monkeypatch: pytest.
 
     def one(target: FleetDevice, _: Watcher) -> Outcome:
         if target.name == "a":
-            assert last.wait(20)  # it hangs until the very last device is done
+            assert last.wait(patient(20))  # it hangs until the very last device is done
         if target.name == "f":
             last.set()
         return Outcome(target.name, "done")
@@ -358,16 +359,16 @@ def test_an_interruption_leaves_a_result_for_every_device() -> None:
     def one(target: FleetDevice, watcher: Watcher) -> Outcome:
         if target.name == "a":
             in_transfer.set()
-            assert go_on.wait(20)
+            assert go_on.wait(patient(20))
             watcher.bytes("a", 10, 100)
         if target.name == "b":
             in_install.set()
-            assert go_on.wait(20)
+            assert go_on.wait(patient(20))
         return Outcome(target.name, "done")
 
     def interrupt() -> None:
-        assert in_transfer.wait(20)
-        assert in_install.wait(20)
+        assert in_transfer.wait(patient(20))
+        assert in_install.wait(patient(20))
         _thread.interrupt_main()
 
     # A shell that runs the tests in the background has them ignore SIGINT.

@@ -20,7 +20,7 @@ from edge_runtime.http.yield_to_loop import LoopGate
 from edge_runtime.system import watchdog
 from edge_runtime.system.loop import Loop
 from tests.support.http_server import activity, running
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
 POST = b"POST /predict/activity HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%b\r\n"
@@ -41,7 +41,7 @@ def server(served: Served) -> Iterator[Server]:
 
 def dial(server: Server) -> socket.socket:
     """A connection."""
-    return socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=patient(20))
 
 
 def hear(client: socket.socket, count: int = 1) -> list[tuple[int, bytes]]:
@@ -127,7 +127,7 @@ def test_a_request_that_does_not_arrive_is_ended(server: Server, monkeypatch: py
         with contextlib.suppress(ConnectionResetError):  # the same, where a byte was on its way
             assert slow.recv(1) == b""
         ended.set()
-        dripping.join(20)
+        dripping.join(patient(20))
         patient.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")  # silent, but nothing of it is missing
         assert hear(patient)[0][0] == 200
 
@@ -176,15 +176,15 @@ def test_a_stop_tells_those_who_wait_to_come_again(served: Served, monkeypatch: 
 
     def slow(*arguments: object) -> object:
         entered.set()
-        assert go.wait(20)
+        assert go.wait(patient(20))
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(served.model, "run", slow)
     server = Server(App([served], Board()), "127.0.0.1:0")
     server.start()
-    states = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=20) for _ in range(2)]
+    states = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=patient(20)) for _ in range(2)]
     states[0].request("POST", "/predict/activity", BODY)
-    assert entered.wait(20)
+    assert entered.wait(patient(20))
     states[1].request("POST", "/predict/activity", BODY)
     monkeypatch.setattr(server_module, "STOP_S", 0.05)
     server.stop()
@@ -212,7 +212,7 @@ def test_a_request_that_hangs_would_starve_the_watchdog(served: Served, monkeypa
     monkeypatch.setattr(served.model, "run", looking)
     server = Server(App([served], Board()), "127.0.0.1:0")
     server.start()
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as client:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=patient(20))) as client:
         client.request("POST", "/predict/activity", BODY)
         assert client.getresponse().status == 200
     server.stop()
@@ -231,7 +231,7 @@ def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch)
     go = threading.Event()
 
     def other() -> None:
-        go.wait(20)
+        go.wait(patient(20))
         gate.wait_until_idle()
         order.append("request")
         loop.wake()
@@ -248,7 +248,7 @@ def test_requests_give_way_to_a_loop_that_works(monkeypatch: pytest.MonkeyPatch)
     loop.call_soon(reading)
     loop.run_once(0.0)
     loop.run_once(20.0)
-    thread.join(20)
+    thread.join(patient(20))
     assert order == ["stream", "request"]
     monkeypatch.setattr("edge_runtime.http.yield_to_loop.MOST_S", 0.01)
     gate.wait_until_idle()  # the loop is "at work" now, and does not come back: the request goes on

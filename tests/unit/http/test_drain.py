@@ -19,12 +19,12 @@ from edge_runtime.http.served_model import Served
 from edge_runtime.http.server import Server
 from tests.support.http_server import activity, dial, running
 from tests.support.serving import hear
-from tests.support.waiting import wait_until
+from tests.support.waiting import patient, wait_until
 
 BODY = b'{"temperature": 21.5, "humidity": 48.25}'
 HEAD = b"POST /predict/activity HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
 READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n"
-LONG_S = 60.0  # within which a drain is never over by time
+LONG_S = 600.0  # within which a drain is never over by time
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def at_end(client: socket.socket) -> bool:
 def test_a_drain_without_connections_is_over_at_once(server: Server) -> None:
     """Nothing is in flight, so that nothing is waited for."""
     server.drain(LONG_S)
-    assert server.join(20)
+    assert server.join(patient(20))
 
 
 def test_a_request_that_is_being_sent_is_answered(server: Server) -> None:
@@ -68,7 +68,7 @@ def test_a_request_that_is_being_sent_is_answered(server: Server) -> None:
         status, connection, body = hear(client)
         assert (status, connection, json.loads(body)["model"]) == (200, "close", "activity")
         assert at_end(client)
-    assert server.join(20)
+    assert server.join(patient(20))
 
 
 def test_a_request_that_is_with_its_model_is_answered(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,17 +79,17 @@ def test_a_request_that_is_with_its_model_is_answered(server: Server, monkeypatc
     def slow() -> object:
         if len(scorer):
             begun.set()
-            assert go_on.wait(20)
+            assert go_on.wait(patient(20))
         return turn()
 
     monkeypatch.setattr(scorer, "turn", slow)
     with dial(server) as client:
         client.sendall(HEAD + BODY)
-        assert begun.wait(20)
+        assert begun.wait(patient(20))
         server.drain(LONG_S)
         go_on.set()
         assert hear(client)[:2] == (200, "close")
-    assert server.join(20)
+    assert server.join(patient(20))
 
 
 def test_a_connection_that_was_idle_hears_of_the_stop(server: Server) -> None:
@@ -100,7 +100,7 @@ def test_a_connection_that_was_idle_hears_of_the_stop(server: Server) -> None:
         server.drain(LONG_S)
         client.sendall(HEAD + BODY)
         assert hear(client)[:2] == (200, "close")
-    assert server.join(20)
+    assert server.join(patient(20))
 
 
 def test_a_connection_that_stays_idle_is_closed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_a_connection_that_stays_idle_is_closed(server: Server, monkeypatch: pyt
         assert hear(client)[0] == 200
         server.drain(LONG_S)
         assert at_end(client)
-        assert server.join(20)
+        assert server.join(patient(20))
 
 
 def test_an_open_page_is_ended(server: Server) -> None:
@@ -122,7 +122,7 @@ def test_an_open_page_is_ended(server: Server) -> None:
         server.drain(LONG_S)
         while client.recv(65536):
             pass
-    assert server.join(20)
+    assert server.join(patient(20))
 
 
 def test_new_clients_are_answered_during_the_grace_and_refused_after_it(
@@ -151,7 +151,7 @@ def test_new_clients_are_answered_during_the_grace_and_refused_after_it(
         wait_until(is_refused, "nothing listens")
         slow.sendall(BODY)
         assert hear(slow)[0] == 200
-    assert server.join(20)
+    assert server.join(patient(20))
 
 
 def test_a_successor_takes_the_socket_over(server: Server, served: Served) -> None:
@@ -187,7 +187,7 @@ def test_time_is_up_for_a_request_that_never_comes(server: Server) -> None:
             first.sendall(READY)
             assert hear(first)[0] == 200
         server.drain(0.2)
-        assert server.join(20)
+        assert server.join(patient(20))
         with pytest.raises((ConnectionError, http.client.BadStatusLine)):
             hear(client)
 
@@ -198,16 +198,16 @@ def test_a_queue_that_another_process_holds_is_left_to_it(served: Served) -> Non
     port = held.getsockname()[1]
     old = Server(App([served], Board()), "systemd", listener=held.dup())
     old.start()
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as slow:
+    with socket.create_connection(("127.0.0.1", port), timeout=patient(20)) as slow:
         slow.sendall(HEAD)
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as first:
+        with socket.create_connection(("127.0.0.1", port), timeout=patient(20)) as first:
             first.sendall(READY)
             assert hear(first)[0] == 200
         old.drain(LONG_S, accepts=False)
         slow.sendall(BODY)
         assert hear(slow)[0] == 200
-        assert old.join(20)
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as waits:
+        assert old.join(patient(20))
+    with socket.create_connection(("127.0.0.1", port), timeout=patient(20)) as waits:
         waits.sendall(HEAD + BODY)
         new = Server(App([served], Board()), "systemd", listener=held)
         new.start()
@@ -226,7 +226,7 @@ def test_a_unix_socket_is_served_and_taken_away(served: Served, tmp_path: Path) 
     server.start()
     assert path.stat().st_mode & 0o777 == 0o660
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(20)
+        client.settimeout(patient(20))
         client.connect(str(path))
         client.sendall(HEAD + BODY)
         assert hear(client)[0] == 200

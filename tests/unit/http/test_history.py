@@ -10,6 +10,7 @@ import pytest
 
 from edge_runtime.http.history import MINUTES, MOST_ALARMS, MOST_KEYS, History
 from edge_runtime.readings import Prediction
+from tests.support.waiting import patient
 
 NAMES = ("ok", "worn")
 
@@ -183,4 +184,4 @@ def test_a_page_may_ask_while_predictions_come() -> None:
                 seen += 1
     finally:
         ended.set()
-        writer.join(30)
+        writer.join(patient(30))

@@ -1,6 +1,5 @@
 """A sink with a loop of its own."""
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from edge_runtime.registered import SINKS
 from edge_runtime.sinks.kind import Offered, SinkContext
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
+from tests.support.waiting import Deadline
 
 PATIENCE_S = 60.0
 
@@ -37,9 +37,9 @@ class Bench:
 
     def until(self, reached: Callable[[], object]) -> None:
         """Serve the loop until something is true; it has to become so."""
-        end = time.monotonic() + PATIENCE_S
+        end = Deadline(PATIENCE_S)
         while not reached():
-            assert time.monotonic() < end, (self.sink.state, self.counters.counts, self.counters.errors)
+            assert not end.over, (self.sink.state, self.counters.counts, self.counters.errors)
             self.loop.run_once(0.02)
 
     def end(self) -> None:

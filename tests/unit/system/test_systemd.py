@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.system.systemd import Notifier, watchdog_interval
+from tests.support.waiting import patient
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -16,7 +17,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[st
     """NOTIFY_SOCKET, and the service manager's end of it."""
     address = str(tmp_path / "notify") if request.param == "path" else f"\0edge-test-{os.getpid()}-{tmp_path.name}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.settimeout(5)
+        listener.settimeout(patient(5))
         listener.bind(address)
         yield address.replace("\0", "@"), listener
 
