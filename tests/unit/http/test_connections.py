@@ -109,9 +109,9 @@ def test_a_request_that_does_not_arrive_is_ended(server: Server, monkeypatch: py
     """A client that sends a byte now and then is cut off when the time for a request is over; others go on."""
     monkeypatch.setattr(connections_module, "REQUEST_S", 0.2)
     monkeypatch.setattr(connections_module, "SWEEP_S", 0.05)
-    with dial(server) as slow, dial(server) as patient:
-        patient.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert hear(patient)[0][0] == 200
+    with dial(server) as slow, dial(server) as silent:
+        silent.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert hear(silent)[0][0] == 200
         ended = threading.Event()
 
         def drip() -> None:
@@ -128,8 +128,8 @@ def test_a_request_that_does_not_arrive_is_ended(server: Server, monkeypatch: py
             assert slow.recv(1) == b""
         ended.set()
         dripping.join(patient(20))
-        patient.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")  # silent, but nothing of it is missing
-        assert hear(patient)[0][0] == 200
+        silent.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")  # silent, but nothing of it is missing
+        assert hear(silent)[0][0] == 200
 
 
 def test_a_client_that_does_not_read_keeps_nobody_waiting(server: Server) -> None:
