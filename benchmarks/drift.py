@@ -157,7 +157,7 @@ def manifest_of(recording: Recording, alarms: float) -> tuple[Manifest, str]:
         name="m", version="1.0.0", task="anomaly", input=given, output=Output(threshold=1.0), reference=made.channels,
         drift=made.drift,
     )  # fmt: skip
-    return manifest, made.said[0]
+    return manifest, made.notes[0]
 
 
 def _feed(monitor: Monitor, values: Floats, times: list[float], until: Callable[[Monitor], bool]) -> int | None:

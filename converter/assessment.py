@@ -99,8 +99,8 @@ def interval(right: int, rows: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) -> Assessment:
-    rows, hits = len(right), int((said == right).sum())
+def _classes(judged: Judged, predicted: NDArray[np.int64], right: NDArray[np.int64]) -> Assessment:
+    rows, hits = len(right), int((predicted == right).sum())
     counts = np.bincount(right, minlength=len(judged.labels))
     usual = int(counts.argmax())
     base = counts[usual] / rows
@@ -114,7 +114,7 @@ def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) 
     missed = [
         place
         for place in range(len(judged.labels))
-        if counts[place] >= LEAST_ROWS and not (said[right == place] == place).any()
+        if counts[place] >= LEAST_ROWS and not (predicted[right == place] == place).any()
     ]
     if missed:
         names = ", ".join(f'"{judged.labels[place]}" ({counts[place]:,} rows)' for place in missed[:3])
@@ -128,17 +128,17 @@ def _classes(judged: Judged, said: NDArray[np.int64], right: NDArray[np.int64]) 
     return Assessment("good", f"{measured}, and it {_loss(judged)}{unseen}")
 
 
-def _several_labels(judged: Judged, said: NDArray[np.bool_], right: NDArray[np.bool_]) -> Assessment:
+def _several_labels(judged: Judged, predicted: NDArray[np.bool_], right: NDArray[np.bool_]) -> Assessment:
     """Judge by the label with the least gain over a constant answer."""
     rows = len(right)
     missed = [
         place
         for place in range(len(judged.labels))
-        if right[:, place].sum() >= LEAST_ROWS and not (said & right)[:, place].any()
+        if right[:, place].sum() >= LEAST_ROWS and not (predicted & right)[:, place].any()
     ]
-    shares, bases = (said == right).mean(axis=0), np.maximum(right.mean(axis=0), 1.0 - right.mean(axis=0))
+    shares, bases = (predicted == right).mean(axis=0), np.maximum(right.mean(axis=0), 1.0 - right.mean(axis=0))
     worst = missed[0] if missed else int(np.argmin(shares - bases + (bases == 1.0)))
-    base, hits = float(bases[worst]), int((said == right)[:, worst].sum())
+    base, hits = float(bases[worst]), int((predicted == right)[:, worst].sum())
     low, high = interval(hits, rows)
     always = "there" if right[:, worst].mean() > 0.5 else "not there"
     measured = (

@@ -80,7 +80,7 @@ def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
     notes: list[str] = []
     kept: dict[tuple[str, str, bytes], FoundWindow] = {}
     contents: dict[str, tuple[str, str, bytes]] = {}
-    told: dict[str, list[tuple[str | None, dict[str, float]]]] = {}
+    labels_by_id: dict[str, list[tuple[str | None, dict[str, float]]]] = {}
     decided: dict[str, list[str]] = {}
     for folder in folders:
         found = read_captures(folder)
@@ -99,14 +99,14 @@ def merge(folders: Sequence[Path], model: str | None = None) -> Merge:
                 counts["with an id that stands for other values too"] += 1
             kept[same] = window
         for label in found.labels:
-            told.setdefault(label.id, []).append((label.label, label.values))
+            labels_by_id.setdefault(label.id, []).append((label.label, label.values))
         for decision in decisions_in(folder).values():
             if decision.label is not None:
                 decided.setdefault(decision.id, []).append(decision.label)
     _require_one_kind(list(kept.values()))
     windows = []
     for window in kept.values():
-        merged = _labelled(window, decided, told)
+        merged = _labelled(window, decided, labels_by_id)
         if merged is None:
             counts["with contradicting labels"] += 1
             notes.append(f"{window.file}: {window.entry.id}: its labels contradict each other: label it anew")
@@ -140,7 +140,9 @@ def _stream(window: MergedWindow) -> str:
 
 
 def _labelled(
-    window: FoundWindow, decided: dict[str, list[str]], told: dict[str, list[tuple[str | None, dict[str, float]]]]
+    window: FoundWindow,
+    decided: dict[str, list[str]],
+    labels_by_id: dict[str, list[tuple[str | None, dict[str, float]]]],
 ) -> MergedWindow | None:
     """The window with its truth; None where labels contradict each other."""
     identity = window.entry.id
@@ -149,7 +151,7 @@ def _labelled(
         return None
     if people:
         return MergedWindow(window.entry, window.facts, window.file, people.pop(), {})
-    devices = told.get(identity, [])
+    devices = labels_by_id.get(identity, [])
     if any(each != devices[0] for each in devices):
         return None
     label, values = devices[0] if devices else (None, {})
@@ -172,7 +174,7 @@ def _require_one_kind(windows: list[FoundWindow]) -> None:
         ):
             if own != other:
                 raise CommandError(
-                    f"{each.file}: expected {what} as in {first.file}, {_said(own)}, found {_said(other)}: "
+                    f"{each.file}: expected {what} as in {first.file}, {_shown(own)}, found {_shown(other)}: "
                     "their numbers mean different things: make a file of each"
                 )
 
@@ -181,7 +183,7 @@ def _channels(facts: BundleFacts) -> list[str]:
     return [f"{each.name} ({each.unit})" if each.unit else each.name for each in facts.channels]
 
 
-def _said(found: list[str] | list[int] | str) -> str:
+def _shown(found: list[str] | list[int] | str) -> str:
     if isinstance(found, str):
         return found
     separator = ", " if found and isinstance(found[0], str) else " x "

@@ -235,8 +235,8 @@ class Conversion:
         return replace(material, evaluation=material.evaluation[picked])
 
     def _read(self, path: Path, plan: BundlePlan) -> Dataset:
-        dataset, said = admitted(read_data(path, self._spec, plan.input), plan)
-        for line in said:
+        dataset, sentences = admitted(read_data(path, self._spec, plan.input), plan)
+        for line in sentences:
             self._say(line)
         return dataset
 
@@ -284,15 +284,15 @@ class Conversion:
 
     def _question(self, plan: BundlePlan, columns: tuple[str, ...], bench: Bench, ask: Ask) -> None:
         """Print warnings about data and metric."""
-        said = order_of_columns(plan, columns)
-        said += about_the_metric(bench.reference(), bench.truth, plan)
-        said += exchanged_channels(ask, bench.evaluation, bench.truth, plan)
+        sentences = order_of_columns(plan, columns)
+        sentences += about_the_metric(bench.reference(), bench.truth, plan)
+        sentences += exchanged_channels(ask, bench.evaluation, bench.truth, plan)
         if self._options.data and bench.truth.is_known:
-            said.append(
+            sentences.append(
                 "these rows may be those the model was trained on, and then the metric is too good: keep a share of "
                 "the recordings out of training, and give it with --calibration and --evaluation"
             )
-        for line in said:
+        for line in sentences:
             self._say(line)
 
     def _check_float(self, form: Form, bench: Bench, plan: BundlePlan, ask: Ask) -> None:
@@ -411,7 +411,7 @@ class Conversion:
         notes = [*drift, *file.about_uncertainty(kept, bench), *prices(found.forms), *self._advice(kept, peak)]
         for line in notes[len(drift) :]:
             self._say(line)
-        notes += file.reference.said
+        notes += file.reference.notes
         self._time.begin("writing the report" if self._options.report else "")
         try:
             self._report(plan, bench, found, rows, savings=savings, notes=notes)

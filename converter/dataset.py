@@ -96,8 +96,8 @@ def _of_captures(folders: Sequence[Path], model: str | None, *, everything: bool
     first = windows[0].facts
     size = " x ".join(map(str, first.shape))
     devices = len({each.facts.device for each in windows})
-    said = [f"{len(windows)} windows of {size} from {devices} device{'s' * (devices > 1)}", _spread(truth)]
-    return MergedRows(arrays, _summary(said, merged.counts), merged.notes)
+    sentences = [f"{len(windows)} windows of {size} from {devices} device{'s' * (devices > 1)}", _spread(truth)]
+    return MergedRows(arrays, _summary(sentences, merged.counts), merged.notes)
 
 
 def _columns(windows: Sequence[MergedWindow]) -> dict[str, NDArray[Any]]:
@@ -113,7 +113,7 @@ def _columns(windows: Sequence[MergedWindow]) -> dict[str, NDArray[Any]]:
         "digest": np.array([each.facts.digest for each in windows]),
         "key": np.array([each.entry.key or "" for each in windows]),
         "time": np.array([each.entry.time for each in windows]),
-        "said": np.array([each.entry.label or "" for each in windows]),
+        "predicted": np.array([each.entry.label or "" for each in windows]),
         "answer": np.array([document(each).decode() for each in windows]),
         "reasons": np.array([",".join(each.entry.reasons) for each in windows]),
         "folder": np.array([str(each.place.parent) for each in windows]),
@@ -168,8 +168,8 @@ def _of_recordings(folders: Sequence[Path], *, everything: bool) -> MergedRows:
     if rates and rates[-1] > 1.1 * rates[0]:
         notes.append(f"the recordings have rates from {rates[0]:g} to {rates[-1]:g} readings a second: are they alike?")
     whole["channels"] = np.array([channel.name for channel in first.channels])
-    said = [f"{len(whole['x'])} readings of {len(first.channels)} channels", _spread(whole.get("y"))]
-    return MergedRows(whole, _summary(said, counts), notes)
+    sentences = [f"{len(whole['x'])} readings of {len(first.channels)} channels", _spread(whole.get("y"))]
+    return MergedRows(whole, _summary(sentences, counts), notes)
 
 
 def _readings(folder: Path, about: About, found: RecordedReadings) -> dict[str, NDArray[Any]]:

@@ -105,9 +105,9 @@ def _fetch(name: str, folder: Path) -> bytes:
         )
         wheels = sorted(folder.glob("aeon-*.whl"))
         if not wheels:
-            said = (done.stderr.strip() or "nothing").splitlines()[-1]
+            last_line = (done.stderr.strip() or "nothing").splitlines()[-1]
             raise CommandError(
-                f"demo: the recordings could not be fetched; pip said: {said}: "
+                f"demo: the recordings could not be fetched; the last line of pip: {last_line}: "
                 "check the network, or name a folder that has them with --data"
             )
     try:

@@ -207,8 +207,8 @@ def _f1(found: NDArray[np.int64], right: NDArray[np.int64]) -> float:
     """F1 over the cells of all labels; 1 where nothing is present and nothing is found."""
     if found.shape != right.shape:
         raise CommandError(f"data: expected {found.shape[1]} labels as the model has, found {right.shape[1]}")
-    said = int(found.sum() + right.sum())
-    return 2.0 * int((found & right).sum()) / said if said else 1.0
+    marked = int(found.sum() + right.sum())
+    return 2.0 * int((found & right).sum()) / marked if marked else 1.0
 
 
 def _r_squared(right: NDArray[Any], found: NDArray[Any]) -> float:

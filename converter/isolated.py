@@ -248,8 +248,8 @@ def _ended(child: subprocess.Popen[bytes], command: str, foreign: Path) -> int:
             f"edge-convert {command}: the process that reads the model was killed ({name}), out of memory or time: use "
             "a smaller model or fewer rows, or a machine with more memory; nothing was written"
         )
-    said = _last_words(foreign)
-    last = f": {said[-1].strip()[:200]}" if said else ""
+    last_lines = _last_words(foreign)
+    last = f": {last_lines[-1].strip()[:200]}" if last_lines else ""
     raise CommandError(
         f"edge-convert {command}: the process that reads the model crashed ({name}{last}), which a file that is "
         "damaged or made for that can cause: nothing was written"

@@ -128,38 +128,38 @@ def _input(spec: Spec, source: SourceModel, columns: tuple[str, ...], mistakes: 
 
 
 def _rate(spec: Spec, source: SourceModel, mistakes: list[str]) -> float | None:
-    said = spec.window.rate_hz if spec.window is not None else None
-    if said is not None and source.rate_hz is not None and not math.isclose(said, source.rate_hz, rel_tol=1e-6):
+    stated = spec.window.rate_hz if spec.window is not None else None
+    if stated is not None and source.rate_hz is not None and not math.isclose(stated, source.rate_hz, rel_tol=1e-6):
         mistakes.append(
-            f"window.rate_hz: the specification says {said:g} Hz, "
+            f"window.rate_hz: the specification says {stated:g} Hz, "
             f"the model's features reckon with {source.rate_hz:g} Hz"
         )
-    return said if said is not None else source.rate_hz
+    return stated if stated is not None else source.rate_hz
 
 
 def _channel_count(
     spec: Spec, source: SourceModel, length: int, columns: tuple[str, ...], *, mistakes: list[str]
 ) -> int | None:
-    said = len(spec.channel)
+    stated = len(spec.channel)
     wanted = source.shape
     if wanted is None:
-        if not said and not columns:
+        if not stated and not columns:
             mistakes.append(
                 "channel: the model does not tell how many it takes; expected [[channel]] tables, found none"
             )
             return None
-        return said or len(columns)
+        return stated or len(columns)
     if len(wanted) == 2:
-        if said and said != wanted[1]:
-            mistakes.append(f"channel: the specification has {said}, the model takes {wanted[1]}")
-        return said or wanted[1]
+        if stated and stated != wanted[1]:
+            mistakes.append(f"channel: the specification has {stated}, the model takes {wanted[1]}")
+        return stated or wanted[1]
     features = wanted[0]
-    if said and said * length != features:
+    if stated and stated * length != features:
         mistakes.append(
-            f"channel: the specification has {said} over windows of {length}, which makes {said * length} values; "
+            f"channel: the specification has {stated} over windows of {length}, which makes {stated * length} values; "
             f"the model takes {features}"
         )
-        return said
+        return stated
     if features % length:
         mistakes.append(f"window.length: the model takes {features} values, which {length} readings cannot make up")
         return None
@@ -224,9 +224,9 @@ def _several_labels(
 def _targets(spec: Spec, source: SourceModel, task: Task | None, mistakes: list[str]) -> tuple[Target, ...]:
     if task != "regression":
         return ()
-    said = spec.target_specs
-    if len(said) > source.targets:
-        mistakes.append(f"targets: the specification has {len(said)}, the model gives {source.targets}")
-    named = [Target(name=target.name, unit=target.unit) for target in said]
+    stated = spec.target_specs
+    if len(stated) > source.targets:
+        mistakes.append(f"targets: the specification has {len(stated)}, the model gives {source.targets}")
+    named = [Target(name=target.name, unit=target.unit) for target in stated]
     own = source.target_names or tuple(f"output_{i}" for i in range(source.targets))
     return (*named, *(Target(name=name) for name in own[len(named) :]))

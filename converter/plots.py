@@ -199,11 +199,11 @@ def histogram(groups: Sequence[tuple[int, str, NDArray[np.float64]]], threshold:
 
 def figure(inside: str, width: float, height: float, caption: str) -> str:
     """A drawing with its caption."""
-    said = html.escape(caption)
+    escaped = html.escape(caption)
     broad = ' class="broad"' if width > _WIDE else ""  # on a narrow screen it scrolls instead of shrinking
     size = f'{broad} viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}"'
-    drawing = f'<svg{size} role="img" aria-label="{said}">{inside}</svg>'
-    return f"<figure>{drawing}<figcaption>{said}</figcaption></figure>"
+    drawing = f'<svg{size} role="img" aria-label="{escaped}">{inside}</svg>'
+    return f"<figure>{drawing}<figcaption>{escaped}</figcaption></figure>"
 
 
 def _frame() -> str:

@@ -55,13 +55,13 @@ class BundleReference:
         channels: of the readings.
         scores: of the answers.
         drift: the settings and results of the calibration; None without limits.
-        said: sentences for progress and report.
+        notes: sentences for progress and report.
     """
 
     channels: tuple[ChannelReference, ...] = ()
     scores: tuple[ChannelReference, ...] = ()
     drift: DriftReference | None = None
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def reference_of(readings: NDArray[np.floating], names: Sequence[str]) -> tuple[ChannelReference, ...]:
@@ -112,7 +112,7 @@ def make_reference(
         found = _calibrated(found, data, plan, wanted, rate_hz=rate_hz)
     if columns:
         found = _with_scores(found, scores, plan, wanted, rate_hz=rate_hz)
-    for line in found.said:
+    for line in found.notes:
         say(line)
     return found
 
@@ -148,7 +148,7 @@ def _calibrated(
             f"drift: no limits: {count:,} readings are too few for blocks of {wanted.block or 64} "
             f"(at least {least:,}): a device reports what is stuck, missing or out of range, and shows the rest"
         )
-        return replace(found, said=(*found.said, text))
+        return replace(found, notes=(*found.notes, text))
     best = min(trials, key=lambda trial: float(np.log(trial.delays).sum()))
     about = DriftReference(
         block=best.block,
@@ -159,8 +159,8 @@ def _calibrated(
     )
     checked, alarms, why = _check(best, data.readings, late, plan, about=about)
     about = msgspec.structs.replace(about, checked=checked, alarms=alarms)
-    said = _in_words(best, about, why, rate_hz)
-    return BundleReference(best.channels, found.scores, about, (*found.said, said))
+    notes = _in_words(best, about, why, rate_hz)
+    return BundleReference(best.channels, found.scores, about, (*found.notes, notes))
 
 
 def _parted(sessions: list[NDArray[np.int64]]) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
@@ -405,8 +405,8 @@ def _with_scores(
             about = msgspec.structs.replace(about, score_block=block, score_memory=trial.memory)
             checked, alarms, why = _check(trial, scores, late, plan, about=about, of_answers=True)
             about = msgspec.structs.replace(about, score_checked=checked, score_alarms=alarms)
-            said = _answers_in_words(trial, about, why, rate)
-            return BundleReference(found.channels, trial.channels, about, (*found.said, said))
+            notes = _answers_in_words(trial, about, why, rate)
+            return BundleReference(found.channels, trial.channels, about, (*found.notes, notes))
     return found
 
 

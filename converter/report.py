@@ -194,10 +194,10 @@ def _heading(proof: Proof) -> str:
     if bench.calibration is not bench.evaluation:
         rows += f", {len(bench.calibration):,} others calibrated"
     notes = "".join(f"<p>{html.escape(line)}</p>" for line in proof.notes)
-    said = assess(_judged(proof))
+    assessed = assess(_judged(proof))
     return (
         f"<h1>{html.escape(plan.name)} {html.escape(plan.version)}</h1>"
-        f'<p class="verdict {said.kind}">{html.escape(said.sentence)}</p>'
+        f'<p class="verdict {assessed.kind}">{html.escape(assessed.sentence)}</p>'
         f"<p>{plan.task}, from {html.escape(proof.model)}; window {' × '.join(map(str, plan.input.tensor_shape))}; "  # noqa: RUF001
         f"{rows}.</p><p>Kept is <strong>{html.escape(proof.reason)}</strong>.</p>{notes}"
     )
@@ -331,18 +331,21 @@ def _per_class(proof: Proof) -> str:
         there = right[:, index]
         cells = [label, str(int(there.sum()))]
         for *_, answer in _shown(proof):
-            said = _marked(proof, answer)[:, index]
-            cells += [_share((said & there).sum(), there.sum()), _share((said & there).sum(), said.sum())]
+            predicted = _marked(proof, answer)[:, index]
+            cells += [
+                _share((predicted & there).sum(), there.sum()),
+                _share((predicted & there).sum(), predicted.sum()),
+            ]
         lines.append((cells, False))
     return f"<h2>{word.capitalize()} by {word}</h2>{_grid(head, lines)}"
 
 
-def _marked(proof: Proof, said: Answer | Truth) -> NDArray[np.bool_]:
+def _marked(proof: Proof, predicted: Answer | Truth) -> NDArray[np.bool_]:
     """For each row and label, whether the label is present."""
-    if said.labels is not None:
-        return np.asarray(said.labels == 1)
-    assert said.label is not None
-    return np.asarray(said.label[:, None] == np.arange(len(proof.plan.labels)))
+    if predicted.labels is not None:
+        return np.asarray(predicted.labels == 1)
+    assert predicted.label is not None
+    return np.asarray(predicted.label[:, None] == np.arange(len(proof.plan.labels)))
 
 
 def _share(part: Any, whole: Any) -> str:

@@ -22,14 +22,14 @@ class RowProgress:
 
     def __init__(self, say: Callable[[str], None], what: str, clock: Callable[[], float] = time.perf_counter) -> None:
         self._say, self._what, self._clock = say, what, clock
-        self._said = clock()
+        self._reported_at = clock()
 
     def pieces(self, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
         """The rows in pieces, with a line of progress between pieces after some seconds."""
         for start in range(0, len(rows), _AT_ONCE):
             now = self._clock()
-            if start and now - self._said >= _SAID_EVERY_S:
-                self._said = now
+            if start and now - self._reported_at >= _SAID_EVERY_S:
+                self._reported_at = now
                 self._say(f"{self._what}: {start:,} of {len(rows):,} rows")
             yield rows[start : start + _AT_ONCE]
         if not len(rows):

@@ -56,7 +56,7 @@ def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
             f"{dataset.place}: expected rows that a device lets through, found none: {listed}: "
             "correct `range` and `categories` in the specification, or the data"
         )
-    said = [
+    sentences = [
         (
             f"warning: a device would reject {int(bad.sum()):,} of {len(bad):,} rows of {dataset.place}, which "
             f"are left out of every figure: {listed}"
@@ -69,8 +69,8 @@ def admitted(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
             f"{lost[name]:,} of {whole[name]:,} of {name!r}" for name in sorted(lost) if lost[name] * 2 > whole[name]
         ]
         if hit:
-            said.append(f"warning: most rows of some classes are among them: {', '.join(hit[:_MOST_NAMED])}")
-    return dataset.take(np.flatnonzero(~bad)), said
+            sentences.append(f"warning: most rows of some classes are among them: {', '.join(hit[:_MOST_NAMED])}")
+    return dataset.take(np.flatnonzero(~bad)), sentences
 
 
 def _admitted_frames(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[str]]:
@@ -87,11 +87,11 @@ def _admitted_frames(dataset: Dataset, plan: BundlePlan) -> tuple[Dataset, list[
             f"{dataset.place}: expected frames that a device lets through, found none: {reasons}: "
             "correct [frame] range in the specification, or the data"
         )
-    said = (
+    sentences = (
         f"warning: a device would reject {int((~good).sum()):,} of {len(good):,} frames of {dataset.place}, which are "
         f"left out of every figure: {reasons}"
     )
-    return dataset.take(np.flatnonzero(good)), [said]
+    return dataset.take(np.flatnonzero(good)), [sentences]
 
 
 def order_of_columns(plan: BundlePlan, columns: tuple[str, ...]) -> list[str]:

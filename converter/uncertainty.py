@@ -186,27 +186,27 @@ def _checked(made: Confidence, answer: Answer, right: NDArray[np.int64]) -> Conf
 
 def in_words(made: Uncertainty, held: HeldOut, answer: Answer, truth: Truth) -> list[str]:
     """The results for the user, a sentence each."""
-    said = []
+    sentences = []
     inside = is_inside(made, answer, truth)
     if inside is not None and made.held is not None and made.coverage is not None:
         low, high = wilson(int(inside.sum()), len(inside))
         blocks = [part.mean() for part in _parts(inside, held.blocks)]
         what = _sizes(made, answer)
-        said.append(
+        sentences.append(
             f"uncertainty: asked for {made.coverage:g}, {made.held:.4g} of {made.checked:,} unseen rows had the truth "
             f"inside (95 %: {low:.4g} to {high:.4g}; blocks: {min(blocks):.3g} to {max(blocks):.3g}); {what}"
         )
     known = made.confidence
     if known is not None and known.accuracy is not None and known.estimated is not None and known.error is not None:
-        said.append(
+        sentences.append(
             f"calibrated scores: on {known.checked:,} unseen rows they promise an accuracy of {known.estimated:.4g}, "
             f"and {known.accuracy:.4g} were right; over bins of the score they are off by {known.error:.2g} on average"
         )
-    said.append(
+    sentences.append(
         f"the uncertainty is calibrated on {held.place}; a model that was trained on these rows is surer than it may "
         "be: hold them out of training"
     )
-    return said
+    return sentences
 
 
 def _sizes(made: Uncertainty, answer: Answer) -> str:

@@ -129,9 +129,11 @@ class Audience:
             with contextlib.suppress(queue.Empty):
                 return self.arrivals.get(timeout=0.2)
             if self.daemon.poll() is not None:
-                code, said = self.daemon.returncode, last_line(self.log)
-                raise CommandError(f"demo: the daemon ended with {code}; it said: {said}")
-        raise CommandError(f"demo: waited {PATIENCE:g} s in vain for {what}; the daemon said: {last_line(self.log)}")
+                code, log_line = self.daemon.returncode, last_line(self.log)
+                raise CommandError(f"demo: the daemon ended with {code}; its last line: {log_line}")
+        raise CommandError(
+            f"demo: waited {PATIENCE:g} s in vain for {what}; the last line of the daemon: {last_line(self.log)}"
+        )
 
 
 def demonstrate(folder: Path, data: Path | None, say: Say) -> None:

@@ -125,23 +125,23 @@ def _measured(bundle: Path) -> tuple[str, str]:
     return ("measured", f"{found.in_words()}, on {found.machine}, onnxruntime {found.onnxruntime}")
 
 
-def _quantization(said: dict[str, Any]) -> list[tuple[str, str]]:
-    if not said:
+def _quantization(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if not facts:
         return []
-    lines = [("quantised", f"{said.get('method')}: {said.get('reason', '')}".rstrip(": "))]
-    if said.get("metric"):
+    lines = [("quantised", f"{facts.get('method')}: {facts.get('reason', '')}".rstrip(": "))]
+    if facts.get("metric"):
         proof = (
-            f"{said['metric']} {said.get('source_metric'):.4f} in the source, {said.get('final_metric'):.4f} here, "
-            f"on {said.get('rows')} rows; {said.get('differing_labels')} labels differ"
+            f"{facts['metric']} {facts.get('source_metric'):.4f} in the source, {facts.get('final_metric'):.4f} here, "
+            f"on {facts.get('rows')} rows; {facts.get('differing_labels')} labels differ"
         )
         lines.append(("proof", proof))
-    left = said.get("left_out", [])
+    left = facts.get("left_out", [])
     if left:
         words = ", ".join(f"{each['count']:,} {each['what']}" for each in left)
         lines.append(("left out", f"{sum(each['bytes'] for each in left):,} bytes: {words}"))
     layers = [
         f"{layer['name']} ({layer['operator']}) {layer['sqnr_db']:.0f} dB"
-        for layer in said.get("least_exact_layers", [])
+        for layer in facts.get("least_exact_layers", [])
     ]
     if layers:
         lines.append(("least exact", ", ".join(layers)))

@@ -100,7 +100,7 @@ def _item(window: MergedWindow) -> LabelItem:
         ("key", "-" if entry.key is None else entry.key),
         ("time", _moment(entry.time)),
         ("model", f"{facts.model} {facts.version}"),
-        ("said", entry.label or "-"),
+        ("predicted", entry.label or "-"),
         ("scores", ", ".join(f"{name} {score:.3g}" for score, name in ranked)),
         ("kept for", ", ".join(entry.reasons)),
     ]

@@ -135,14 +135,14 @@ def _in_order(boxes: Floats) -> Floats:
 
 
 def find_detection(
-    probe: dict[str, Array], floats: Sequence[str], said: dict[str, str], spec: Spec, *, place: str
+    probe: dict[str, Array], floats: Sequence[str], stated: dict[str, str], spec: Spec, *, place: str
 ) -> Detection:
     """Find boxes and scores among the outputs.
 
     Args:
         probe: the model's outputs for a few windows.
         floats: its numeric outputs.
-        said: `boxes` and `scores` of the specification, with the outputs that they name.
+        stated: `boxes` and `scores` of the specification, with the outputs that they name.
         spec: the specification; the number of its labels is the number of classes.
         place: the file, for messages.
 
@@ -153,18 +153,18 @@ def find_detection(
     if not spec.labels:
         raise CommandError(f"{place}: labels: expected the names of the detector's classes, found none")
     columns = len(spec.labels) + int(rules.background) + int(rules.objectness)
-    if said and set(said) != {"boxes", "scores"}:
+    if stated and set(stated) != {"boxes", "scores"}:
         raise CommandError(
             f"{place}: [[output]]: expected the names 'boxes' and 'scores', with `tensor` for the file's own, "
-            f"found {', '.join(said)}"
+            f"found {', '.join(stated)}"
         )
     one = spec.model.output
-    sources = (one,) if one else tuple(said[name] for name in ("boxes", "scores")) if said else tuple(floats)
+    sources = (one,) if one else tuple(stated[name] for name in ("boxes", "scores")) if stated else tuple(floats)
     if len(sources) == 1:
         sizes: tuple[int, ...] = (4 + columns,)
     elif len(sources) == 2:
         sizes = (4, columns)
-        if not said:
+        if not stated:
             sources = _boxes_first(probe, sources, sizes, place)
     else:
         raise CommandError(
@@ -211,7 +211,7 @@ def _axis(array: Array, size: int, name: str, place: str) -> tuple[bool, int]:
     if fits == [True, True]:
         raise CommandError(
             f"{place}: {name}: expected one axis of {size}, found two in {list(array.shape[1:])}, so that boxes and "
-            "candidates cannot be told apart: export the model with another number of candidates"
+            "candidates cannot be distinguished: export the model with another number of candidates"
         )
     if not any(fits):
         raise CommandError(

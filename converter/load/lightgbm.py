@@ -104,11 +104,11 @@ def read(booster: Any, place: str, indexes: Indexes = NO_INDEXES) -> tuple[Fores
         CommandError: it has parts that ONNX trees do not have.
     """
     model = booster.dump_model(num_iteration=booster.best_iteration if booster.best_iteration > 0 else None)
-    said = model.get("objective", "regression").split()
-    if said[0] not in _OBJECTIVES or "sqrt" in said:
-        raise CommandError(f"{place}: no ONNX form is known for the LightGBM objective {' '.join(said)!r}")
-    task, link = _OBJECTIVES[said[0]]
-    slope = next((float(word.split(":")[1]) for word in said if word.startswith("sigmoid:")), 1.0)
+    objective = model.get("objective", "regression").split()
+    if objective[0] not in _OBJECTIVES or "sqrt" in objective:
+        raise CommandError(f"{place}: no ONNX form is known for the LightGBM objective {' '.join(objective)!r}")
+    task, link = _OBJECTIVES[objective[0]]
+    slope = next((float(word.split(":")[1]) for word in objective if word.startswith("sigmoid:")), 1.0)
     columns = model["num_tree_per_iteration"]
     rounds = len(model["tree_info"]) // columns
     share = slope / rounds if model.get("average_output") else slope

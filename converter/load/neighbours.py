@@ -46,10 +46,10 @@ def check_neighbours(estimator: Any, place: str) -> None:
     metric, power = _metric(estimator)
     several = isinstance(getattr(estimator, "classes_", None), list)
     if (several or estimator.weights == "distance") and not is_ours(estimator):
-        said = f"{metric!r} with p={power:g}" if metric == "minkowski" else repr(metric)
+        metric_text = f"{metric!r} with p={power:g}" if metric == "minkowski" else repr(metric)
         raise CommandError(
             f"{place}: {kind}: with weights by distance or several labels expected a metric of euclidean, manhattan, "
-            f"chebyshev, found {said}: use one of these"
+            f"chebyshev, found {metric_text}: use one of these"
         )
     if is_ours(estimator) and not _is_euclidean(estimator) and np.size(estimator._fit_X) > _MOST_NUMBERS:  # noqa: SLF001
         raise CommandError(
@@ -70,9 +70,9 @@ def write_neighbours(builder: GraphBuilder, x: str, estimator: Any) -> dict[str,
         table = np.eye(len(classes))[codes.reshape(-1)]
     else:
         table = codes.astype(np.float64).reshape(len(codes), -1)
-    said = builder.node("Gather", builder.constant(table, np.float64), index, axis=0)  # [N, k, columns]
+    votes_of = builder.node("Gather", builder.constant(table, np.float64), index, axis=0)  # [N, k, columns]
     axes = builder.constant([1], np.int64)
-    votes = builder.node("ReduceSum", builder.node("Mul", said, weights), axes, keepdims=0)
+    votes = builder.node("ReduceSum", builder.node("Mul", votes_of, weights), axes, keepdims=0)
     share = builder.node("Div", votes, builder.node("ReduceSum", weights, axes, keepdims=0))
     count = table.shape[1]
     if classes is None:

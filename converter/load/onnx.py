@@ -221,8 +221,8 @@ class OnnxModel(SourceModel):
         outputs = {item.name: item for item in self._session.get_outputs() if item.name not in state_outputs}
         size = int(np.prod(self._layout.window))
         probe = self._run(self._probe()[: _PROBE_ROWS if size < _LARGE else 2])
-        said = self._spec.model
-        for name in filter(None, (said.output, said.label, *(output.source for output in self._spec.output))):
+        stated = self._spec.model
+        for name in filter(None, (stated.output, stated.label, *(output.source for output in self._spec.output))):
             require_name(name, outputs, "[model] output" if not self._spec.output else "[[output]] name", self._place)
         labels = [name for name in outputs if probe[name].dtype.kind in "iUSO" and probe[name].size == len(probe[name])]
         floats = [name for name in outputs if probe[name].dtype.kind == "f"]
@@ -236,7 +236,7 @@ class OnnxModel(SourceModel):
             self._find_tensors(self.task, {name: probe[name] for name in outputs}, floats)
             return
         several = tuple(output.source for output in self._spec.output)
-        main = said.output or (several[0] if several else self._main_output(floats, normal if is_normal else None))
+        main = stated.output or (several[0] if several else self._main_output(floats, normal if is_normal else None))
         if len(several) > 1 and self.task != "regression":
             raise CommandError(
                 f"{self._place}: [[output]]: expected one output for the task {self.task}, found {len(several)}: "
@@ -249,7 +249,7 @@ class OnnxModel(SourceModel):
                 f"{list(probe[main].shape)}, which holds none: name another as `output` in [model]"
             )
         if self.task == "classification":
-            label = said.label or (labels[0] if labels and not (said.output and not is_normal) else None)
+            label = stated.label or (labels[0] if labels and not (stated.output and not is_normal) else None)
             self._roles = {"scores": main, **({"label": label} if label else {})}
             self._activation = self._find_activation(main, probe[main], is_normal)
             count = max(2, self._columns)
@@ -262,7 +262,7 @@ class OnnxModel(SourceModel):
             self.targets = self._columns
         elif self.task == "anomaly":
             size = int(np.prod(self._layout.wanted))
-            rebuilt = said.score == "reconstruction" or (said.score is None and self._columns == size and size > 1)
+            rebuilt = stated.score == "reconstruction" or (stated.score is None and self._columns == size and size > 1)
             self._roles = {"reconstruction" if rebuilt else "score": main}
             if rebuilt and len(self._feeds) > 1:
                 raise CommandError(
@@ -293,17 +293,19 @@ class OnnxModel(SourceModel):
 
     def _find_tensors(self, task: Task, probe: dict[str, NDArray[Any]], floats: list[str]) -> None:
         """The outputs of the tasks whose answers are tensors."""
-        said = {output.name: output.source for output in self._spec.output}
+        stated = {output.name: output.source for output in self._spec.output}
         if task == "detection":
-            self._detection = find_detection(probe, floats, said, self._spec, place=self._place)
+            self._detection = find_detection(probe, floats, stated, self._spec, place=self._place)
             self.notes += self._detection.notes
             self._roles = {f"detection_{place}": name for place, name in enumerate(self._detection.sources)}
             self.classes, self.detections = self._detection.classes, self._detection.most
             return
         if task == "embedding":
-            main = self._spec.model.output or (next(iter(said.values())) if said else self._main_output(floats, None))
-            said = {"embedding": main}
-        chosen = said or {name: name for name in probe}
+            main = self._spec.model.output or (
+                next(iter(stated.values())) if stated else self._main_output(floats, None)
+            )
+            stated = {"embedding": main}
+        chosen = stated or {name: name for name in probe}
         taken = {INPUT_NAME, *(name for state in self._states for name in (state.input, state.output))}
         for name in chosen:
             if name in taken:
@@ -325,9 +327,9 @@ class OnnxModel(SourceModel):
         return floats[0]
 
     def _find_activation(self, name: str, probe: NDArray[Any], is_normal: bool) -> str:
-        said = self._spec.model.activation
-        if said is not None or is_normal:
-            return said or "none"
+        stated = self._spec.model.activation
+        if stated is not None or is_normal:
+            return stated or "none"
         makers = makers_of(name, self._model.graph, _TRANSPARENT + (_PICKING if self._columns == 1 else ()))
         if makers and makers <= {"Softmax", "Sigmoid"}:
             return "none"

@@ -118,12 +118,16 @@ def _converted(folder: Path, signature: str) -> onnx.ModelProto:
         command = [sys.executable, "-m", "tf2onnx.convert", "--saved-model", str(folder), "--output", str(out),
                    "--signature_def", signature, "--opset", str(OPSET)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        said = done.stderr.splitlines()
-        strange = sorted({line.partition(": ")[2].partition("]")[0] for line in said if "is not supported" in line})
+        stderr_lines = done.stderr.splitlines()
+        strange = sorted(
+            {line.partition(": ")[2].partition("]")[0] for line in stderr_lines if "is not supported" in line}
+        )
         if strange:
             raise CommandError(f"{folder}: no ONNX form is known for the TensorFlow operators {', '.join(strange)}")
         if done.returncode or not out.exists():
-            reason = next((line.strip() for line in reversed(said) if line.strip()), f"exit code {done.returncode}")
+            reason = next(
+                (line.strip() for line in reversed(stderr_lines) if line.strip()), f"exit code {done.returncode}"
+            )
             raise CommandError(f"{folder}: tf2onnx cannot convert it: {_first(reason)}")
         model = onnx.load_model(out)
     check(model, str(folder))

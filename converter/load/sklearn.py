@@ -234,8 +234,8 @@ class SklearnModel(SourceModel):
                 self._final, self._call("predict", x), lambda method: self._call(method, x), lambda: self._before(x)
             )
         index = {name: position for position, name in enumerate(self.classes)}
-        said = np.asarray(self._call("predict", x)).reshape(-1).tolist()  # CatBoost's is a column
-        label = np.array([index[name] for name in said], dtype=np.int64)
+        predicted = np.asarray(self._call("predict", x)).reshape(-1).tolist()  # CatBoost's is a column
+        label = np.array([index[name] for name in predicted], dtype=np.int64)
         if hasattr(self._final, "predict_proba"):
             scores = np.asarray(self._call("predict_proba", x), dtype=np.float64)
         elif votes_hard(self._final):

@@ -188,25 +188,25 @@ def _against_the_rest(builder: GraphBuilder, estimator: Any, x: str, shape: Shap
     """One member for each class: the class of the largest value, and shares of the probabilities."""
     count, members = len(estimator.classes_), estimator.estimators_
     has_scores = hasattr(estimator, "predict_proba")
-    said, shares = [], []
+    decisions, shares = [], []
     for member in members:
         if has_scores:
             scores = scores_of(builder, convert(member, "answers"), x, 2)
             shares.append(builder.node("Gather", scores, builder.constant([1], np.int64), axis=1))
         if hasattr(member, "decision_function"):
-            said.append(decisions_of(builder, convert(member, "raw"), x, 2))
-    decisive = said or shares
+            decisions.append(decisions_of(builder, convert(member, "raw"), x, 2))
+    decisive = decisions or shares
     if len(members) == 1:
-        cut = builder.constant(0.0 if said else 0.5, np.float64)
+        cut = builder.constant(0.0 if decisions else 0.5, np.float64)
         yes = builder.cast(builder.node("Greater", decisive[0], cut), INT64)
         builder.output("label", builder.node("Reshape", yes, builder.constant([-1], np.int64)), INT64, ("N",))
     else:
         each = builder.node("Concat", *decisive, axis=1)
         builder.output("label", builder.node("ArgMax", each, axis=1, keepdims=0), INT64, ("N",))
     if not has_scores:
-        builder.output("decisions", builder.node("Concat", *said, axis=1), DOUBLE, ("N", len(said)))
+        builder.output("decisions", builder.node("Concat", *decisions, axis=1), DOUBLE, ("N", len(decisions)))
         roles = {"label": "label", "decisions": "decisions"}
-        return Core(builder.build("rest"), "x", shape, roles, extra={"columns": len(said)})
+        return Core(builder.build("rest"), "x", shape, roles, extra={"columns": len(decisions)})
     if len(members) == 1:
         rest = builder.node("Sub", builder.constant(1.0, np.float64), shares[0])
         scores = builder.node("Concat", rest, shares[0], axis=1)
@@ -248,7 +248,7 @@ def _stacked(
 ) -> Core:
     """The answers of the members, side by side, as the input of the last estimator."""
     parts = [
-        _said(builder, member, method, x, convert=convert)
+        _output_of(builder, member, method, x, convert=convert)
         for member, method in zip(estimator.estimators_, estimator.stack_method_, strict=True)
     ]
     if estimator.passthrough:
@@ -265,7 +265,7 @@ def _stacked(
     return Core(builder.build("stack"), "x", shape, roles, extra={"columns": count})
 
 
-def _said(builder: GraphBuilder, member: Any, method: str, x: str, *, convert: MemberCore) -> str:
+def _output_of(builder: GraphBuilder, member: Any, method: str, x: str, *, convert: MemberCore) -> str:
     """The answers of one member of a stack as columns."""
     core = convert(member, "raw" if method == "decision_function" else "answers")
     from sklearn.base import is_regressor  # noqa: PLC0415 - heavy

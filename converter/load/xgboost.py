@@ -187,8 +187,8 @@ def _rounds(booster: Any) -> int:
 
 def _base(text: Any, link: Link, columns: int) -> list[float]:
     """The start of every sum; files store it as an answer, not as a sum."""
-    said = json.loads(text) if isinstance(text, str) else text
-    scores = [float(np.float32(value)) for value in (said if isinstance(said, list) else [said])]
+    parsed = json.loads(text) if isinstance(text, str) else text
+    scores = [float(np.float32(value)) for value in (parsed if isinstance(parsed, list) else [parsed])]
     scores = scores * columns if len(scores) == 1 else scores
     if link in ("sigmoid_open", "logistic", "label_each"):
         return [math.log(score / (1.0 - score)) for score in scores]

@@ -108,10 +108,10 @@ class _SeveralLabels:
         self.judgement.without_truth += len(scores.tensors["labels"]) - len(known)
         self.judgement.judged += len(known)
         for place, label in enumerate(self._labels):
-            said, row = scores.tensors["labels"][:, place], self.judgement.confusion[label]
+            predicted, row = scores.tensors["labels"][:, place], self.judgement.confusion[label]
             for at in known:
                 right = _is_yes(plain(truth[place][at]), "1 or 0, true or false")
-                name = ("hit" if said[at] else "missed") if right else ("false" if said[at] else "rest")
+                name = ("hit" if predicted[at] else "missed") if right else ("false" if predicted[at] else "rest")
                 row[name] = row.get(name, 0) + 1
 
 
@@ -246,8 +246,8 @@ def _in_labels(judgement: EvaluationCounts, manifest: Manifest) -> EvaluationCou
 def _describe_class(judgement: EvaluationCounts, name: str) -> str:
     hits = judgement.confusion.get(name, {}).get(name, 0)
     true = sum(judgement.confusion.get(name, {}).values())
-    said = sum(row.get(name, 0) for row in judgement.confusion.values())
-    precision = hits / said if said else 0.0
+    marked = sum(row.get(name, 0) for row in judgement.confusion.values())
+    precision = hits / marked if marked else 0.0
     recall = hits / true if true else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     return f"{precision:9.4f}  {recall:9.4f}  {f1:9.4f}  {true:10}"

@@ -142,8 +142,10 @@ def hear_broker(url: str, topic: str, seconds: float) -> dict[str, list[bytes]]:
         ) from error
     reason = state.get("reason")
     if reason is None or reason.is_failure:
-        said = "no answer" if reason is None else str(reason)
-        raise CommandError(f"{url}: expected a broker that lets this machine in, found: {said}: write the file by hand")
+        cause = "no answer" if reason is None else str(reason)
+        raise CommandError(
+            f"{url}: expected a broker that lets this machine in, found: {cause}: write the file by hand"
+        )
     return heard
 
 

@@ -75,18 +75,18 @@ def check_unit(config: Config, path: Path) -> Iterator[Finding]:
     """Whether the service is installed for this file, with its state from systemd and from the daemon."""
     unit = next((folder / _UNIT for folder in _UNIT_FOLDERS if (folder / _UNIT).exists()), None)
     running = any(True for folder in all_folders() for _ in status_files(folder, config.device.id))
-    said = "a daemon of this device is running" if running else "no daemon of this device is running"
+    presence = "a daemon of this device is running" if running else "no daemon of this device is running"
     if unit is None:
         remedy = "install the package, or edge-runtime provision, for a service that starts at boot"
-        yield Finding("service", "warning", f"{_UNIT} is not installed; {said}", remedy)
+        yield Finding("service", "warning", f"{_UNIT} is not installed; {presence}", remedy)
         return
     if path.absolute().parent != ETC:
         remedy = f"copy it to {ETC}/{path.name}, where the unit looks for it"
-        yield Finding("service", "warning", f"{unit} is installed, for files in {ETC}; {said}", remedy)
+        yield Finding("service", "warning", f"{unit} is installed, for files in {ETC}; {presence}", remedy)
         return
     name = f"edge-runtime@{path.stem}"
     states = {what: _systemctl(what, name) for what in ("is-active", "is-enabled")}
-    found = f"{name}: {states['is-active']}, {states['is-enabled']} at boot; {said}"
+    found = f"{name}: {states['is-active']}, {states['is-enabled']} at boot; {presence}"
     if states["is-active"] != "active" or states["is-enabled"] != "enabled":
         yield Finding("service", "warning", found, f"systemctl enable --now {name}")
     else:

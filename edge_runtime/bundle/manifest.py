@@ -185,7 +185,7 @@ class Confidence(_Part, frozen=True):
     """How often a label was right by its score, on rows that were held out: between two `scores`, a straight line.
 
     Of the rows that this had not seen, `checked` is the number, `accuracy` the share that was right, `estimated` what
-    this said of them, and `error` the mean distance of the two over bins of the score.
+    this estimated for them, and `error` the mean distance of the two over bins of the score.
     """
 
     scores: tuple[float, ...]

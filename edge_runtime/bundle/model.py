@@ -315,9 +315,9 @@ class _Single:
 
         Bytes are copied by `memoryview`, in a third of the time of numpy's assignments.
         """
-        lent = self._scores.arrays()
-        found = {name: np.empty((len(windows), *array.shape[1:]), array.dtype) for name, array in lent.items()}
-        pairs = [(_bytes_of(found[name]), _bytes_of(array), array.nbytes) for name, array in lent.items()]
+        borrowed = self._scores.arrays()
+        found = {name: np.empty((len(windows), *array.shape[1:]), array.dtype) for name, array in borrowed.items()}
+        pairs = [(_bytes_of(found[name]), _bytes_of(array), array.nbytes) for name, array in borrowed.items()]
         source, window, size = _bytes_of(np.ascontiguousarray(windows)), _bytes_of(self._window), self._window.nbytes
         for row in range(len(windows)):
             window[:] = source[row * size : row * size + size]

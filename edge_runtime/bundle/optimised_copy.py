@@ -224,7 +224,7 @@ def _require_private(found: os.stat_result, bundle: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise _UnfitError("it is no regular file")
     if found.st_uid not in {0, os.geteuid(), bundle.stat().st_uid}:
-        raise _UnfitError("it belongs to somebody else: remove it")
+        raise _UnfitError("it belongs to another account: remove it")
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise _UnfitError("others can write to it: remove it")
     if found.st_size > MAX_BYTES:

@@ -134,14 +134,14 @@ class Copies:
             try:
                 if self._stopped:
                     child.kill()
-                said, _ = child.communicate(timeout=MAKE_S)
+                output, _ = child.communicate(timeout=MAKE_S)
             except subprocess.TimeoutExpired:
                 return CopyOutcome(EXIT_FAILED, f"it was not made within {MAKE_S:g} s")
             finally:
                 self._child = None
                 child.kill()
         if child.returncode >= 0:
-            why = one_line(said.decode(errors="replace").strip()) or "no reason given"
+            why = one_line(output.decode(errors="replace").strip()) or "no reason given"
             return CopyOutcome(child.returncode, why, round(time.monotonic() - began, 1))
         if child.returncode == -signal.SIGKILL:
             return CopyOutcome(EXIT_FAILED, "its process was killed, most likely for want of memory")

@@ -372,7 +372,7 @@ def _require_signers(allowed_signers: Path, place: str) -> None:
         ) from error
     if not any(line.strip() and not line.lstrip().startswith(b"#") for line in text.splitlines()):
         raise SignatureError(
-            f"{place}: cannot check its signature: {allowed_signers} names nobody: add the keys that you trust"
+            f"{place}: cannot check its signature: {allowed_signers} names no key: add the keys that you trust"
         )
 
 

@@ -43,7 +43,7 @@ class CapturePolicy:
             margin = self.margin(scores, row)
             if margin is not None and margin <= self._uncertain:
                 found.append(UNCERTAIN)
-        if self._labels and not self._labels.isdisjoint(self._said(scores, row)):
+        if self._labels and not self._labels.isdisjoint(self._predicted_labels(scores, row)):
             found.append(LABEL)
         if self._share and self._chance() < self._share:
             found.append(RANDOM)
@@ -78,7 +78,7 @@ class CapturePolicy:
             return ANOMALY if float(scores.score[row]) > self._threshold else NORMAL
         return None
 
-    def _said(self, scores: Scores, row: int) -> Iterator[str]:
+    def _predicted_labels(self, scores: Scores, row: int) -> Iterator[str]:
         """All labels that the model gives to a window."""
         one = self.label(scores, row)
         if one is not None:

@@ -168,12 +168,12 @@ class CaptureTap:
         self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None, *, reasons: tuple[str, ...]
     ) -> Captured:
         key, context = call.keys[row], self._context
-        said = prediction or call.loaded.decider.identify_withheld(call.identities[row], context.start)
-        assert said is not None, "what is not published was withheld"
+        identified = prediction or call.loaded.decider.identify_withheld(call.identities[row], context.start)
+        assert identified is not None, "what is not published was withheld"
         window = call.windows[row] if self._columns is None else call.windows[row][:, self._columns]
         return Captured(
             bundle=0,
-            id=prediction_id(context.device, self._model, context.start, said),
+            id=prediction_id(context.device, self._model, context.start, identified),
             published=prediction is not None,
             key=key,
             time=call.times[row],

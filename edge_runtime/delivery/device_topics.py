@@ -105,7 +105,7 @@ class Upstream:
         self._health = health
         self._models = models
         self._shadows = shadows
-        self._said: bytes | None = None
+        self._last_status: bytes | None = None
         self._greeted = False
         self._refused: set[str] = set()
         self._timer: Timer | None = None
@@ -113,13 +113,13 @@ class Upstream:
     def link_changed(self) -> None:
         """The link came up or went down, or a source opened or closed."""
         if not self._connection.connected:
-            self._said, self._greeted = None, False
+            self._last_status, self._greeted = None, False
             return
         if not self._greeted:
             self._greeted = True
             self.publish_models()
             self.publish_health()
-        if self._said != ONLINE and self._is_ready():
+        if self._last_status != ONLINE and self._is_ready():
             self._say(ONLINE)
 
     def publish_every(self, interval: float) -> None:
@@ -131,7 +131,7 @@ class Upstream:
 
     def announce_again(self) -> None:
         """Publish `online` again when everything is open, since a part was reopened."""
-        self._said = None
+        self._last_status = None
 
     def publish_models(self) -> None:
         """Publish the list of running models."""
@@ -143,7 +143,7 @@ class Upstream:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._interval, self.publish_health)
         self._publish(self._topics.health, msgspec.json.encode(self._health()))
-        if self._connection.connected and self._said != ONLINE and self._is_ready():
+        if self._connection.connected and self._last_status != ONLINE and self._is_ready():
             self._say(ONLINE)  # again, if it was refused
         for model, document in self._shadows().items():
             topic = self._topics.shadow and f"{self._topics.shadow}/{model}"
@@ -167,7 +167,7 @@ class Upstream:
 
     def _say(self, status: bytes) -> None:
         if self._publish(self._topics.status, status, retain=self._topics.retain):
-            self._said = status
+            self._last_status = status
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool = False) -> bool:
         if not topic:
@@ -185,4 +185,4 @@ class Upstream:
             _log.warning("the broker refused a message of the device", extra=fields(topic=topic))
             self._refused.add(topic)
         if topic == self._topics.status:
-            self._said = None
+            self._last_status = None

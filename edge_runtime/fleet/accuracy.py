@@ -119,7 +119,7 @@ def confusion_lines(total: Mapping[str, Any]) -> list[str]:
     if total.get("labels"):
         return _label_lines(total)
     confusion: dict[str, dict[str, int]] = total["confusion"]
-    names = sorted(confusion.keys() | {said for row in confusion.values() for said in row})
+    names = sorted(confusion.keys() | {predicted for row in confusion.values() for predicted in row})
     if not names:
         return []
     width = max(len(name) for name in names)
@@ -128,7 +128,8 @@ def confusion_lines(total: Mapping[str, Any]) -> list[str]:
         f"{total['model']} {total['version']}: a row is the truth, a column the prediction",
         " " * width + "".join(f"  {name:>{cells}}" for name in names),
         *(
-            f"{name:{width}}" + "".join(f"  {confusion.get(name, {}).get(said, 0):>{cells}}" for said in names)
+            f"{name:{width}}"
+            + "".join(f"  {confusion.get(name, {}).get(predicted, 0):>{cells}}" for predicted in names)
             for name in names
         ),
     ]

@@ -138,12 +138,12 @@ class Supervisor:
             if place.says < 0:
                 continue
             with contextlib.suppress(BlockingIOError):
-                said = os.read(place.says, 64)
-                place.is_ready = place.is_ready or READY in said
-                if place.reloads and (RELOADED in said or NOT_RELOADED in said):
+                reports = os.read(place.says, 64)
+                place.is_ready = place.is_ready or READY in reports
+                if place.reloads and (RELOADED in reports or NOT_RELOADED in reports):
                     place.reloads = False
                     if not any(each.reloads for each in self._places):
-                        self.notifier.ready("reloaded" if RELOADED in said else "not reloaded: see the log")
+                        self.notifier.ready("reloaded" if RELOADED in reports else "not reloaded: see the log")
 
     def _bury(self) -> int | None:
         """Schedule the restart of ended processes in a second. Return the exit code of one of them."""

@@ -571,11 +571,11 @@ def _is_granted(answer: ReasonCode | None) -> bool:
 
 def _words(reason: ReasonCode, properties: Properties | None) -> str:
     """A reason with the broker's explanation: its reason string, and the other server that it names."""
-    said = getattr(properties, "ReasonString", None)
+    server_reason = getattr(properties, "ReasonString", None)
     other = getattr(properties, "ServerReference", None)
     parts = [
         str(reason),
-        f"({said[:200]})" if said else "",
+        f"({server_reason[:200]})" if server_reason else "",
         f"(it names another server: {other[:200]})" if other else "",
     ]
     return " ".join(part for part in parts if part)

@@ -132,10 +132,10 @@ class Failover:
         if self._stopping:
             return "stopped"
         tried = [link for link in self._links if link.connection is not None and link is not self._serving]
-        said = [link.connection.state for link in tried if link.connection is not None]
+        states = [link.connection.state for link in tried if link.connection is not None]
         if self._connection is None or self._serving is None:
-            return "; ".join(said) or "not started"
-        others = f" (fallback; {'; '.join(said)})" if self.is_fallback else ""
+            return "; ".join(states) or "not started"
+        others = f" (fallback; {'; '.join(states)})" if self.is_fallback else ""
         return self._connection.state + others
 
     @property

@@ -123,15 +123,15 @@ class CommandSink:
 
     def _ended(self, end: CommandEnd) -> None:
         self._is_running = False
-        said = f": {end.last_line}" if end.last_line else ""
+        last_words = f": {end.last_line}" if end.last_line else ""
         if end.was_stopped:
             self._standing.lost("stopped", 1)
         elif end.timed_out:
             seconds = f"{self._table.timeout:g} s"
-            self._standing.fault("timed_out", f"{self._program}: ended after {seconds} (timeout): it hangs{said}")
+            self._standing.fault("timed_out", f"{self._program}: ended after {seconds} (timeout): it hangs{last_words}")
         elif end.code:
             how = f"signal {-end.code}" if end.code < 0 else f"exit code {end.code}"
-            self._standing.fault("failed", f"{self._program}: ended with {how}{said}")
+            self._standing.fault("failed", f"{self._program}: ended with {how}{last_words}")
         else:
             self._counts["runs"] += 1
             self._standing.well()

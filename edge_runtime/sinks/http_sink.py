@@ -277,15 +277,15 @@ class HttpLink:
                 self._alone.extend(self._batch)
                 self._batch = []
             else:
-                said = f" ({answer.body})" if answer.body else ""
-                self._refusal = f"the server answered {answer.status}{said}"
+                quoted = f" ({answer.body})" if answer.body else ""
+                self._refusal = f"the server answered {answer.status}{quoted}"
                 self._standing.fault("refused_by_server", f"{_shown(self._table.url)}: {self._refusal}")
                 self._settle(accepted=False)
                 self._refusal = None
             self._come_back(well=False)
         else:
-            said = f" ({answer.body})" if answer.body else ""
-            self._try_later(f"answered {answer.status}{said}", answer.retry_after)
+            quoted = f" ({answer.body})" if answer.body else ""
+            self._try_later(f"answered {answer.status}{quoted}", answer.retry_after)
 
     def _failed(self, error: Exception) -> None:
         if not isinstance(error, OSError | http.client.HTTPException):

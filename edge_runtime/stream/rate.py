@@ -33,7 +33,7 @@ from edge_runtime.system.log import fields, get_logger
 TOLERANCE = 1.1  # a window may be longer or shorter by a tenth
 _BACK = 1.05  # a stream that was off counts as right within this (hysteresis)
 FEWEST, MOST = 8, 32  # readings for one verdict, and bursts of them
-_MOST_LOST = 0.3  # of the readings; beyond it a slow stream and a lossy one cannot be told apart
+_MOST_LOST = 0.3  # of the readings; beyond it a slow stream and a lossy one look the same
 _MOST_HELD = 4  # times the readings for one verdict: then a stream of unknown rate passes unchanged
 _BURSTS = 3  # times the readings for one verdict, while there are fewer than `FEWEST` bursts
 _TOGETHER = 0.2  # of the nominal period: closer readings belong to one burst

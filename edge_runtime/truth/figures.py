@@ -61,9 +61,9 @@ class TruthFigures(msgspec.Struct):
         self.n += 1
         if isinstance(answer, list):
             assert isinstance(truth, list)
-            for name, said, true in zip(targets, answer, truth, strict=True):
+            for name, predicted, true in zip(targets, answer, truth, strict=True):
                 sums = self.errors.setdefault(name, ErrorSums())
-                error = said - true
+                error = predicted - true
                 sums.signed += error
                 sums.absolute += abs(error)
                 sums.squared += error * error
@@ -77,9 +77,9 @@ class TruthFigures(msgspec.Struct):
     def judge_labels(self, answer: list[bool], truth: list[bool], labels: tuple[str, ...]) -> bool:
         """Count a prediction of several labels, one element for each. Return whether every label was right."""
         self.n += 1
-        for name, said, true in zip(labels, answer, truth, strict=True):
+        for name, predicted, true in zip(labels, answer, truth, strict=True):
             row = self.labels.setdefault(name, dict.fromkeys(CELLS, 0))
-            row[("hit" if said else "missed") if true else ("false" if said else "rest")] += 1
+            row[("hit" if predicted else "missed") if true else ("false" if predicted else "rest")] += 1
         is_right = answer == truth
         self.right += is_right
         return is_right

@@ -261,7 +261,7 @@ class LiveTruth:
     def report(self) -> dict[str, dict[str, Any]]:
         """The documents, for health; a model whose estimate has changed also publishes its own document."""
         for name, found in self._models.items():
-            if found.estimate() != found.said:
+            if found.estimate() != found.published_estimate:
                 self._note_change(name)
         return self.documents()
 
@@ -279,7 +279,7 @@ class LiveTruth:
                 continue
             with self._lock:
                 document = {"device": self._device, "model": name, **found.document()}
-            found.said = document["estimated"]
+            found.published_estimate = document["estimated"]
             self._connection.publish(
                 f"{self._accuracy}/{name}",
                 msgspec.json.encode(document),

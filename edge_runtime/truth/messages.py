@@ -128,11 +128,11 @@ def _several(document: dict[str, Any], manifest: Manifest) -> list[bool]:
     for name, is_there in labels.items():
         if is_there not in (True, False):  # 1 and 0 equal these
             raise TruthError("malformed", f"labels.{shortened(name)}: expected true or false, found {shown(is_there)}")
-    said = dict(zip(_places(list(labels), manifest), labels.values(), strict=True))
-    missing = [label for place, label in enumerate(known) if place not in said]
+    given = dict(zip(_places(list(labels), manifest), labels.values(), strict=True))
+    missing = [label for place, label in enumerate(known) if place not in given]
     if missing:
         raise TruthError("malformed", f"labels: expected true or false of every label, found none of {shown(missing)}")
-    return [bool(said[place]) for place in range(len(known))]
+    return [bool(given[place]) for place in range(len(known))]
 
 
 def _places(labels: list[Any], manifest: Manifest) -> list[int]:

@@ -94,7 +94,7 @@ class ModelTruth:
         sure = model.manifest.uncertainty
         self._confidence = None if sure is None else sure.confidence
         self.memory.scores = None if self._confidence is None else Ring(array("d"), self._table.remember)
-        self.said: float | None = None  # the estimate that was published last
+        self.published_estimate: float | None = None  # the estimate that was published last
         self._targets = tuple(target.name for target in model.manifest.output.targets)
 
     @property
@@ -194,8 +194,8 @@ class ModelTruth:
         self.figures.withheld += found.withheld
         if self.manifest.task == "multilabel":
             labels = self.manifest.output.labels
-            said, right = cast("list[bool]", found.answer), cast("list[bool]", truth.answer)
-            is_right: bool | None = self.figures.judge_labels(said, right, labels)
+            predicted, right = cast("list[bool]", found.answer), cast("list[bool]", truth.answer)
+            is_right: bool | None = self.figures.judge_labels(predicted, right, labels)
         else:
             is_right = self.figures.judge(found.answer, truth.answer, self._targets)
         return Taken(TruthOutcome("joined", id=self._prefix + found.tail, right=is_right), found)

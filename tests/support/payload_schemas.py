@@ -299,7 +299,7 @@ ACCURACY = members(
         },
         "labels": {
             **by_name(members({"hit": COUNT, "missed": COUNT, "false": COUNT, "rest": COUNT})),
-            "description": "of several labels: each with its windows, by whether it was there and was said",
+            "description": "of several labels: each with its windows, by whether it was there and was predicted",
         },
         "hamming": {**or_null(SHARE), "description": "of several labels: the share of wrong ones among all of them"},
         "right": {**COUNT, "description": "of several labels: windows of which every label was right"},

@@ -156,11 +156,11 @@ class UnitReader:
     def _sentence(self, register: RegisterTable, code: int) -> str:
         what = "bit" if register.table in BIT_TABLES else "register"
         name = f"unit {self._number}: {what} {register.address} of {register.table} (channel {register.channel})"
-        said = f"exception {code}, {_EXCEPTIONS.get(code, 'of the maker')}"
+        cause = f"exception {code}, {_EXCEPTIONS.get(code, 'of the maker')}"
         if code not in _LASTING:
-            return f"{name} cannot be read now ({said})"
+            return f"{name} cannot be read now ({cause})"
         first = _NUMBERED_FROM[register.table]
         hint = ""
         if register.address >= first > 1:
             hint = f", and {register.address} may be a number of the manual: its address is {register.address - first}"
-        return f"{name} is not there ({said}): look at table and address in its manual{hint}"
+        return f"{name} is not there ({cause}): look at table and address in its manual{hint}"

@@ -56,7 +56,7 @@ def test_a_fleet_is_merged_without_doubles_and_with_its_provenance(
     assert "y" not in found
     rows = dict(zip(found["id"].tolist(), range(9), strict=True))
     row = rows["cellar/comfort/a/1/2"]
-    assert [found[name][row] for name in ("device", "key", "version", "said", "reasons", "time")] == [
+    assert [found[name][row] for name in ("device", "key", "version", "predicted", "reasons", "time")] == [
         "cellar",
         "a",
         "2.0.0",

@@ -242,7 +242,7 @@ def test_a_copy_of_a_stranger_is_not_loaded(bundle: Bundle, said: Callable[[], s
     _made(bundle)
     os.chown(copy_path(bundle.path), 12345, 12345)
     assert not _is_used(bundle)
-    assert "it belongs to somebody else: remove it" in said()
+    assert "it belongs to another account: remove it" in said()
     os.chown(bundle.path, 12345, 12345)
     assert _is_used(bundle)
 

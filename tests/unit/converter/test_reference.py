@@ -45,7 +45,7 @@ def reference(
     answer = answer or Answer(score=np.zeros(12, np.float32))
     said: list[str] = []
     made = make_reference(cast("BundlePlan", plan), cast("Dataset", data), answer, DriftSpec(**wanted), say=said.append)
-    assert tuple(said) == made.said
+    assert tuple(said) == made.notes
     return made, given
 
 
@@ -180,15 +180,15 @@ def test_what_was_held_on_later_blocks_is_said() -> None:
     made, _ = reference(readings)
     assert made.drift is not None
     assert made.drift.checked > 0
-    assert made.said[0].startswith("drift: limits from ")
-    assert made.said[0].endswith("held")
-    assert "not held" not in made.said[0]
+    assert made.notes[0].startswith("drift: limits from ")
+    assert made.notes[0].endswith("held")
+    assert "not held" not in made.notes[0]
     readings[15_000:, 1] += 2.0
     other, _ = reference(readings)
     assert other.drift is not None
     assert other.drift.alarms >= 1
-    assert "not held (c1: " in other.said[0]
-    assert "record longer, or say another `false_alarms_per_month`" in other.said[0]
+    assert "not held (c1: " in other.notes[0]
+    assert "record longer, or say another `false_alarms_per_month`" in other.notes[0]
 
 
 def test_recordings_too_short_give_a_reference_without_limits() -> None:
@@ -196,7 +196,7 @@ def test_recordings_too_short_give_a_reference_without_limits() -> None:
     made, _ = reference(walk(np.random.default_rng(5), 400, 0.0))
     assert made.channels[0].limits is None
     assert made.drift is None
-    assert made.said[0].startswith("drift: no limits: 280 readings are too few")
+    assert made.notes[0].startswith("drift: no limits: 280 readings are too few")
 
 
 def test_without_data_there_is_no_reference() -> None:
@@ -224,20 +224,20 @@ def test_later_answers_say_whether_their_limits_held() -> None:
     made, _ = reference(readings, answer=Answer(score=answers))
     assert made.drift is not None
     assert made.drift.score_checked >= 10
-    assert made.said[1].startswith("drift of answers: limits from ")
-    assert made.said[1].endswith("held")
-    assert "not held" not in made.said[1]
+    assert made.notes[1].startswith("drift of answers: limits from ")
+    assert made.notes[1].endswith("held")
+    assert "not held" not in made.notes[1]
     answers[5600:] += 2.0
     other, _ = reference(readings, answer=Answer(score=answers))
     assert other.drift is not None
     assert (made.drift.score_alarms, other.drift.score_alarms >= 1, other.drift.alarms) == (0, True, made.drift.alarms)
-    assert "not held (answer score: " in other.said[1]
+    assert "not held (answer score: " in other.notes[1]
 
 
 def test_a_rate_that_is_not_known_is_said() -> None:
     """A month needs one."""
     made, _ = reference(walk(np.random.default_rng(7), 20_000, 0.0), rate_hz=None)
-    assert "of one reading a minute, since neither rate_hz nor times are known" in made.said[0]
+    assert "of one reading a minute, since neither rate_hz nor times are known" in made.notes[0]
 
 
 def test_equal_recordings_give_equal_references() -> None:
