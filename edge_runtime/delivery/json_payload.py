@@ -51,7 +51,7 @@ class JsonPayload:
         self._names = [_text(label) for label in manifest.output.labels]
         self._threshold = json.dumps(threshold)
         self._keys: dict[str | None, tuple[str, str]] = {None: ("-", "null")}
-        self._second = -1
+        self._second: int | None = None  # of `_prefix`
         self._prefix = ""
 
     def encode(self, prediction: Prediction, *, synchronised: bool = True) -> bytes:
@@ -72,11 +72,11 @@ class JsonPayload:
             assert prediction.scores is not None
             assert prediction.label is not None
             numbers = tuple(map(str, prediction.scores))
-            place, label = self._labels.get(prediction.label, (-1, ""))
-            if place < 0:  # it abstains
+            known = self._labels.get(prediction.label)
+            if known is None:  # it abstains
                 score, label = str(prediction.score), _text(prediction.label)
-            else:
-                score = numbers[place]  # formatting a number is expensive: the text of the label's score is used twice
+            else:  # formatting a number is expensive: the text of the label's score is used twice
+                score, label = numbers[known[0]], known[1]
             return f'"label":{label},"score":{score},{self._scores % numbers}{self._set(prediction)}'
         if self._task == "regression":
             assert prediction.values is not None

@@ -83,9 +83,11 @@ class DesiredFile:
         """The last followed document; None without one, or if the file is damaged."""
         try:
             kept = msgspec.json.decode(self._path.read_bytes(), type=Kept)
-            return msgspec.json.decode(kept.document, type=Desired), kept.report
+            desired = msgspec.json.decode(kept.document, type=Desired)
+            check_window(desired.window)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
             return None
+        return desired, kept.report
 
     def judge(self, payload: bytes) -> tuple[Desired, Report] | None:
         """The document to follow with its report so far; None for an old one, which has no effect.

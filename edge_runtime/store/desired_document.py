@@ -7,6 +7,7 @@ Guarantee: a digest has the form of one (it names a file), and numbers are in th
 signed them.
 """
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -17,6 +18,8 @@ from edge_runtime.bundle.release import Digest, Moment, Serial
 DESIRED_NAMESPACE = "edge-desired"
 MOST_BYTES = 64 * 1024
 TAKEN_BACK = "taken back before it began"  # the reason in the report on a document that `rollout abort` has cleared
+
+_TIME_OF_DAY = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9]")
 
 ReportState = Literal["pending", "receiving", "probation", "confirmed", "failed"]
 FINAL: frozenset[str] = frozenset({"confirmed", "failed"})
@@ -128,11 +131,9 @@ def _minute(text: str) -> int:
     Raises:
         ValueError: it is none.
     """
-    hours, _, minutes = text.partition(":")
-    found = int(hours) * 60 + int(minutes)
-    if len(text) != 5 or not 0 <= int(hours) < 24 or not 0 <= int(minutes) < 60:
+    if _TIME_OF_DAY.fullmatch(text) is None:  # `int` alone would take "+9:00", "12:0 " and "1_2:5"
         raise ValueError(f"expected HH:MM, found {text[:16]!r}")
-    return found
+    return int(text[:2]) * 60 + int(text[3:])
 
 
 def check_window(window: tuple[str, str] | None) -> None:

@@ -28,7 +28,7 @@ STATE_FILE = "state.json"
 _LOCK_WAIT_S = 10.0
 _MAX_NAME_BYTES = 230  # with `.new-` before and `.json` behind it, still a file name (255)
 
-_DISK_ERRORS = {
+_DISK_ERRORS: dict[int | None, str] = {
     errno.ENOSPC: "the disk is full: remove something, then try again",
     errno.EDQUOT: "the quota is used up: remove something, then try again",
     errno.EROFS: "the file system is read-only: mount it writable, then try again",
@@ -95,8 +95,8 @@ class StoreFolder:
 
     def note_device_class(self, device_class: str | None) -> None:
         """Keep the `[device] class` for installs by hand, by ssh and from a stick; only if there is a store."""
-        if self.root.is_dir() and device_class != self.device_class():
-            with contextlib.suppress(OSError):  # a read-only store takes no bundles either
+        if device_class != self.device_class():
+            with contextlib.suppress(OSError):  # there is no store, or a read-only one, which takes no bundles either
                 replace_file(self.root / ".class", (device_class or "").encode())
 
     @contextmanager
@@ -105,7 +105,7 @@ class StoreFolder:
         try:
             yield
         except OSError as error:
-            words = _DISK_ERRORS.get(error.errno or 0, f"{error.strerror or error}")
+            words = _DISK_ERRORS.get(error.errno, f"{error.strerror or error}")
             raise CommandError(f"{self.root}: cannot be written: {words}") from error
 
     @contextmanager

@@ -128,8 +128,7 @@ class Ota:
             return
         if self._last_status is not None:
             self._publish("status", self._last_status)
-        if self._transfer is not None and self._transfer.asked is not None:
-            self._ask()
+        self._ask()
 
     def leave(self) -> None:
         """End for good: unsubscribe, so that the broker keeps no bundles for this device."""
@@ -174,7 +173,7 @@ class Ota:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             self._counters.rejected["ota_malformed"] += 1
             return
-        if not (0 < len(offer.transfer) <= 64 and offer.transfer.isascii() and offer.transfer.isalnum()):
+        if not (len(offer.transfer) <= 64 and offer.transfer.isascii() and offer.transfer.isalnum()):
             self._counters.rejected["ota_malformed"] += 1
             return
         if offer.token != self._token:  # retained, or queued while offline; or a sender's first offer
@@ -183,8 +182,10 @@ class Ota:
         problem = problem_of(offer)
         if problem is not None:
             self._refuse(offer, problem)
-        elif self._transfer is None and (self._last_status or {}).get("transfer") == offer.transfer:
-            self._publish("status", self._last_status or {})  # the sender may have missed the result
+        elif (
+            self._transfer is None and self._last_status is not None and self._last_status["transfer"] == offer.transfer
+        ):
+            self._publish("status", self._last_status)  # the sender may have missed the result
         elif self._transfer is None:
             self._examine(offer, payload)
         elif not self._transfer.offer.is_same_bundle(offer):
@@ -232,7 +233,7 @@ class Ota:
         if why is not None:
             self.flood.remember_refused(payload)
             self._refuse(offer, why)
-        elif self._transfer is None and not self._stopped:
+        elif self._transfer is None:
             self._begin(offer)
         else:
             self._refuse(offer, "another transfer has begun: wait for it to end", is_busy=True)
@@ -292,7 +293,6 @@ class Ota:
             self._counters.counts["ota_unasked"] += 1
             return
         transfer.asked, transfer.heard, transfer.brought = None, self._loop.time(), True
-        self._cancel()
         offer, at = transfer.offer, transfer.held
         began = transfer.heard
 
@@ -383,9 +383,9 @@ class Ota:
         self._go_on(transfer)
 
     def _ask(self) -> None:
-        """Request the awaited chunk, again until it arrives."""
+        """Request the awaited chunk, if there is one, again until it arrives."""
         transfer = self._transfer
-        if transfer is None or transfer.asked is None or self._stopped:
+        if transfer is None or transfer.asked is None:
             return
         if self._loop.time() - transfer.heard > PATIENCE_S:
             self._finish("failed", f"the sender has been silent for {PATIENCE_S:.0f} s: offer it again to go on", {})
@@ -463,7 +463,6 @@ class Ota:
 
     def _finish(self, state: str, why: str, model: dict[str, str], *, is_final: bool = False) -> None:
         transfer, self._transfer = self._transfer, None
-        self._cancel()
         if transfer is None or self._stopped:
             return
         self._counters.counts[f"ota_{state}"] += 1
@@ -487,4 +486,3 @@ class Ota:
         for timer in (self._timer, self._pace):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._pace = None

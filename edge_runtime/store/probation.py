@@ -74,8 +74,10 @@ class Probation:
 
     def _drift_fault(self, did: LoadedBundle) -> str | None:
         allowed = self.config.max_drift
-        found = None if allowed is None else shift(self.before, did.sample)
-        if allowed is None or found is None or found <= allowed:
+        if allowed is None:
+            return None
+        found = shift(self.before, did.sample)
+        if found is None or found <= allowed:
             return None
         return (
             f"answers unlike the bundle before it: expected a stability index of at most {allowed:g}, found {found:.2f}"

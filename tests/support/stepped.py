@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -85,6 +86,62 @@ class SteppedLoop:
                 timer.callback()
             self.settle()
         raise AssertionError("the timers keep the loop busy for ever")
+
+
+class SteppedThread:
+    """A `BackgroundThread` that works when `work` is called, in the thread of the test."""
+
+    def __init__(
+        self, name: str, report: Callable[[Callback], object], *, at_end: Callable[[], None] | None = None
+    ) -> None:
+        self.name = name
+        self.asked: deque[Callable[[], None]] = deque()
+        self.bounds: list[tuple[str, float | None]] = []
+        self.stopped = False
+        self._report = report
+        self._at_end = at_end
+
+    def submit(
+        self,
+        work: Callable[[], Any],
+        done: Callable[[Any], object],
+        failed: Callable[[Exception], object] | None = None,
+        *,
+        what: str = "",
+        most_s: float | None = None,
+    ) -> None:
+        """As `BackgroundThread.submit`; `bounds` has the name and the bound of each piece."""
+        if self.stopped:
+            return
+        self.bounds.append((what or self.name, most_s))
+
+        def run() -> None:
+            try:
+                found = work()
+            except Exception as error:
+                if failed is None:
+                    raise
+                self._report(partial(failed, error))
+            else:
+                self._report(partial(done, found))
+
+        self.asked.append(run)
+
+    def work(self, most: int = 1000) -> int:
+        """Do what was submitted, one piece after the other; returns how many pieces there were."""
+        done = 0
+        while self.asked and done < most:
+            self.asked.popleft()()
+            done += 1
+        return done
+
+    def stop(self, deadline: float = 0.0) -> bool:
+        """As `BackgroundThread.stop`; what was submitted stays for `work`."""
+        assert deadline >= 0
+        if not self.stopped and self._at_end is not None:
+            self.asked.append(self._at_end)
+        self.stopped = True
+        return not self.asked
 
 
 Fault = Literal["", "before", "after"]

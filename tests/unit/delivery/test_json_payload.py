@@ -1,6 +1,8 @@
 """A prediction as JSON: what is read back is what the model said, whatever the names hold."""
 
+import base64
 import json
+import struct
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -165,3 +167,117 @@ def test_an_alarm_stands_where_one_can_be_raised(alarm: bool) -> None:
     payload = _payload(_classifier("ok", "worn"))
     assert _read(payload.encode(_prediction(**fields, can_alarm=True, alarm=alarm)))["alarm"] is alarm
     assert "alarm" not in _read(payload.encode(_prediction(**fields)))
+
+
+def _manifest(task: Any, **output: Any) -> Manifest:
+    return Manifest(name="m", version="1", task=task, input=Input(), output=Output(**output))
+
+
+def _tail(manifest: Manifest, **fields: Any) -> dict[str, Any]:
+    """What a payload has behind its time."""
+    found: dict[str, Any] = _read(_payload(manifest).encode(_prediction(**fields)))
+    return dict(list(found.items())[list(found).index("time") + 1 :])
+
+
+def test_the_score_of_a_label_is_that_of_its_place() -> None:
+    """Also of the first label; where a model abstains, the score is the prediction's own."""
+    manifest = _classifier("ok", "worn")
+    scores = np.array([0.75, 0.25], np.float32)
+    expected = {"scores": {"ok": 0.75, "worn": 0.25}}
+    for label, score in (("ok", 0.75), ("worn", 0.25)):
+        assert _tail(manifest, label=label, scores=scores) == {"label": label, "score": score} | expected
+    found = _tail(manifest, label="unsure", score=np.float32(0.5), scores=scores)
+    assert found == {"label": "unsure", "score": 0.5} | expected
+
+
+def test_a_set_of_labels_and_intervals_are_there_where_the_bundle_has_them() -> None:
+    """Labels in the order of the prediction; each interval as its two ends, by the name of its target."""
+    scores = np.array([0.5, 0.5], np.float32)
+    for label_set in ((), ("worn",), ("worn", "o%k")):
+        found = _tail(_classifier("o%k", "worn"), label="worn", scores=scores, label_set=label_set)
+        assert found["set"] == list(label_set)
+    manifest = _manifest("regression", targets=(Target("50%"), Target("t")))
+    ends = (np.array([1.5, -2.5], np.float32), np.array([3.5, 0.25], np.float32))
+    assert _tail(manifest, values=np.array([2.0, 0.0], np.float32), interval=ends) == {
+        "values": {"50%": 2.0, "t": 0.0},
+        "interval": {"50%": [1.5, 3.5], "t": [-2.5, 0.25]},
+    }
+
+
+def test_several_labels_are_scores_and_those_that_are_present() -> None:
+    """Every label with its score, and the names of those whose place holds 1."""
+    tensors = {"scores": np.array([0.9, 0.1, 0.6], np.float32), "labels": np.array([1, 0, 1])}
+    assert _tail(_manifest("multilabel", labels=("a", 'b"', "c")), tensors=tensors) == {
+        "labels": {"a": 0.9, 'b"': 0.1, "c": 0.6},
+        "present": ["a", "c"],
+    }
+
+
+def test_an_embedding_is_its_numbers() -> None:
+    """In their order."""
+    tensors = {"embedding": np.array([0.1, -2.0, 3.5], np.float32)}
+    assert _tail(_manifest("embedding"), tensors=tensors) == {"embedding": [0.1, -2.0, 3.5]}
+
+
+def test_detections_are_objects_and_places_without_one_are_left_out() -> None:
+    """The label -1 marks a place without a detection; 0 is the first label."""
+    tensors = {
+        "label": np.array([1, -1, 0]),
+        "scores": np.array([0.9, 0.0, 0.25], np.float32),
+        "boxes": np.array([[1, 2, 3, 4], [0, 0, 0, 0], [0.5, 0, 1, 1]], np.float32),
+    }
+    assert _tail(_manifest("detection", labels=("cat", "dog"), detections=3), tensors=tensors) == {
+        "detections": [
+            {"label": "dog", "score": 0.9, "box": [1.0, 2.0, 3.0, 4.0]},
+            {"label": "cat", "score": 0.25, "box": [0.5, 0.0, 1.0, 1.0]},
+        ]
+    }
+
+
+def test_other_tensors_are_their_bytes_in_base64() -> None:
+    """Little-endian float32 or int64, with their shape: read back by the standard library alone."""
+    heat, peak = np.array([[1.5, -2.0], [0.25, 8.0]], np.float32), np.array([3, -1], np.int32)
+    found = _tail(_manifest("tensor"), tensors={"heat": heat, "peak": peak})["tensors"]
+    assert (found["heat"]["shape"], found["heat"]["datatype"]) == ([2, 2], "FP32")
+    assert struct.unpack("<4f", base64.b64decode(found["heat"]["data"])) == (1.5, -2.0, 0.25, 8.0)
+    assert (found["peak"]["shape"], found["peak"]["datatype"]) == ([2], "INT64")
+    assert struct.unpack("<2q", base64.b64decode(found["peak"]["data"])) == (3, -1)
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "fields"),
+    [
+        ("multilabel", {"labels": ("a", "b")}, {"tensors": {"scores": np.zeros(1), "labels": np.zeros(2)}}),
+        ("multilabel", {"labels": ("a", "b")}, {"tensors": {"scores": np.zeros(2), "labels": np.zeros(1)}}),
+        (
+            "detection",
+            {"labels": ("a",), "detections": 2},
+            {"tensors": {"label": np.zeros(2, int), "scores": np.zeros(1), "boxes": np.zeros((2, 4))}},
+        ),
+        (
+            "regression",
+            {"targets": (Target("t"),)},
+            {"values": np.zeros(1, np.float32), "interval": (np.zeros(1), np.zeros(2))},
+        ),
+    ],
+)
+def test_an_answer_that_does_not_fit_its_names_is_an_error(task: Any, output: Any, fields: dict[str, Any]) -> None:
+    """It is never published with numbers at the wrong names, or with some of them missing."""
+    with pytest.raises(ValueError, match="argument"):
+        _payload(_manifest(task, **output)).encode(_prediction(**fields))
+
+
+def test_no_more_keys_are_remembered_than_ten_thousand() -> None:
+    """A source whose keys never come back takes no memory for them."""
+    payload = _payload(_manifest("anomaly", threshold=0.1))
+    sizes = []
+    for number in range(20_010):
+        payload.encode(_prediction(key=str(number), score=np.float32(1), anomaly=False))
+        sizes.append(len(payload._keys))
+    assert max(sizes) == 10_001  # with None, which is a stream without a key
+
+
+def test_the_first_second_of_1970_has_a_date() -> None:
+    """A device whose clock was never set begins there; the second before it has one as well."""
+    assert _anomaly(time=0.25)["time"] == "1970-01-01T00:00:00.250000Z"
+    assert _anomaly(time=-0.5)["time"] == "1969-12-31T23:59:59.500000Z"
