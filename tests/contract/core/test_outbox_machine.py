@@ -418,8 +418,12 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_sound(self) -> None:
-        assert self.outbox.queued >= 0
-        assert self.outbox.memory_bytes >= 0
+        """What is counted up and down is what a count of the entries gives."""
+        box = self.outbox
+        there = [*box._waiting, *box._in_flight.values()]
+        assert box.memory_bytes == sum(entry.size for entry in there if entry.row is None)
+        assert box._held == sum(entry.size for entry in there if entry.receipt is not None)
+        assert box.queued >= sum(entry.row is None for entry in there)
         assert not self.counters.dropped
 
     def teardown(self) -> None:

@@ -102,6 +102,21 @@ def test_rows_of_the_lowest_priority_are_found_again_after_they_were_used_up(pat
     store.close()
 
 
+@pytest.mark.parametrize("streams", [["n", "m/-", "n"], ["m/-", "n", "m/-"]])
+def test_the_oldest_of_a_priority_goes_first_after_a_restart_whatever_its_stream(
+    path: Path, streams: list[str]
+) -> None:
+    """Rows are counted by stream at the start; the first row of the priority may belong to any of them."""
+    clock = _Clock()
+    store = _open(path, clock)
+    ids = store.commit([NewRow(stream, 1, 1e9, "edge/m", PAYLOAD) for stream in streams], ()).ids
+    store.close()
+    store = _open(path, clock, max_bytes=2 * SIZE + 2)
+    assert store.commit([], ()).trimmed.ids == ids[:1]
+    assert store.commit([_row()], ()).trimmed.ids == ids[1:2]
+    store.close()
+
+
 def test_what_is_counted_at_the_start_is_what_stands_there(path: Path) -> None:
     """Rows, their bytes, and how many of each stream, over priorities."""
     clock = _Clock()

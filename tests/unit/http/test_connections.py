@@ -155,18 +155,28 @@ def test_a_client_that_does_not_read_keeps_nobody_waiting(server: Server) -> Non
 
 
 def test_a_page_that_goes_makes_room_for_another(server: Server) -> None:
-    """The number of open pages is bounded, and one that is closed counts no more."""
+    """The number of open pages is bounded, one page more is refused, and one that is closed counts no more."""
     board = server._app.board
+    ask = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
     pages = [dial(server) for _ in range(MOST_WATCHERS)]
     for page in pages:
-        page.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"event: health" in page.recv(4096, socket.MSG_PEEK) or page.recv(4096)
+        page.sendall(ask)
+        assert page.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
+    with dial(server) as more:
+        more.sendall(ask)
+        assert hear(more)[0][0] == 503
     board.post("prediction", b'{"label": "low"}')
     for page in pages:
         with page.makefile("rb") as file:
             assert any(b'{"label": "low"}' in line for line in file)
+    pages.pop().close()
+    wait_until(lambda: board.watchers == MOST_WATCHERS - 1, "the page to be forgotten")
+    with dial(server) as more:
+        more.sendall(ask)
+        assert more.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200"
+    for page in pages:
         page.close()
-    wait_until(lambda: board.watchers == 0, "that nobody watches")
+    wait_until(lambda: board.watchers == 0, "that nothing watches")
 
 
 def test_a_stop_tells_those_who_wait_to_come_again(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,26 @@ def test_a_clean_stop_does_not_show_in_the_windows(length: int, stride: int, bef
     assert np.array_equal(np.array(expected), np.array(found))
 
 
+@pytest.mark.parametrize(
+    ("stop_s", "time", "gaps"),
+    [
+        (60.0, 101.5, 0),  # held by the broker during a long stop: the times of its own are close
+        (0.5, 120.0, 1),  # a short stop, and a sensor that was off
+        (0.5, None, 0),
+        (60.0, None, 1),
+    ],
+)
+def test_a_gap_over_a_stop_is_judged_as_one_without_a_stop(stop_s: float, time: float | None, gaps: int) -> None:
+    """By the readings' own times where they have them, else by their arrival; the stop itself is no gap."""
+    before, after = (Windows((3, CHANNELS), length=3, stride=3, max_gap=2.0) for _ in range(2))
+    own = time is not None
+    before.push(_values(2), ["a", "a"], [100.0, 101.0] if own else None, 50.0)
+    assert after.restore(before.save(), [], 1000.0 - stop_s) == 1
+    done = after.push(_values(1, 2), ["a"], None if time is None else [time], 1000.0)
+    assert after.gaps == gaps
+    assert len(done.rows) == 1 - gaps
+
+
 def test_the_state_of_a_recurrent_model_is_kept_over_a_stop() -> None:
     """`save` takes the carried state along, and `restore` gives it back in its shape."""
     windows = Windows((1, CHANNELS), length=1, stride=1)
