@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.bringup import part_writer
 from edge_runtime.config.tables import UpstreamTable
 from edge_runtime.daemon.state import StateFolder
 from edge_runtime.delivery import outbox, outbox_file
 from edge_runtime.delivery.outbox import PRIORITY_ROUTINE, Outbox
 from edge_runtime.delivery.outbox_file import OutboxFile
 from edge_runtime.drift import monitor
+from edge_runtime.http import server
 from edge_runtime.mqtt import connection, subscriptions, whole_socket
 from edge_runtime.readings import Receipt
 from edge_runtime.stream import rate, seen
@@ -32,7 +34,8 @@ _NO_FIGURE = re.compile(
     r"|close its half|no half line"
 )
 _NUMBER = re.compile(
-    r"\d[\d.,]*\d|\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|thirteen|twice|minutes?|half|third|quarter|fifth|tenth|percent|hours?|dozen)\b",
+    r"\d[\d.,]*\d|\d|\b(?:two|three|four|five|six|seven|eight|nine|ten|thirteen|twice|minutes?|half|third|quarter|fifth"
+    r"|tenth|percent|hours?|dozen|about a second|a second of)\b",
     re.IGNORECASE,
 )
 CONSTANTS = [
@@ -51,6 +54,8 @@ CONSTANTS = [
     ("its last 1,024 to 2,048 messages", seen.MESSAGES, 1024),
     ("10,000 to 20,000 keys", seen.KEYS, 10_000),
     ("and of at most 256 keys", monitor.MOST_STREAMS, 256),
+    ("restarts it within about a second", server.RESTART_S, 1.0),
+    ("loses a second of readings at the most", part_writer.WRITE_S, 1.0),
     ("The default is 3.1.1", UpstreamTable(url="mqtt://b", topic="t").protocol, "3.1.1"),
 ]
 # Tried below, or in the test that is named.
