@@ -108,6 +108,17 @@ def test_a_broker_that_numbers_anew_is_understood_by_what_is_owed_to_it() -> Non
     assert bench.deliver(b"same", number=72, dup=True) == [None]
 
 
+def test_another_message_under_a_packet_id_that_was_free_again_is_no_repeat() -> None:
+    """The broker used the number again for a message that was on the wire when the link broke."""
+    bench = _Bench()
+    first = bench.receipt(5)
+    assert bench.deliver(b"1", number=5, receipt=first) == [None]
+    first.release()
+    bench.link += 1
+    assert bench.deliver(b"2", number=5, dup=True) == [None]
+    assert bench.counters.skipped == {}
+
+
 def test_a_message_that_comes_again_is_acknowledged_when_the_first_one_is_safe() -> None:
     """Not before: a kill would lose the reading. Over several cut links too."""
     bench = _Bench()
@@ -163,6 +174,26 @@ def test_a_sender_that_repeats_at_once_sends_no_new_reading() -> None:
         bench.deliver(b"%d" % step, f"n{step}")
     assert bench.deliver(b"1", "n1") is None
     assert bench.deliver(b"%d" % (FAR - 1), f"n{FAR - 1}") is None
+
+
+@pytest.mark.parametrize(("between", "going"), [(FAR - 2, None), (FAR - 1, [None])])
+def test_an_equal_reading_so_many_readings_later_is_no_repeat(between: int, going: Any) -> None:
+    """On one link, where its sender cannot have sent it again: a reading of its own from `FAR` on."""
+    bench = _Bench()
+    assert bench.deliver(b"same", "0") == ["0"]
+    for number in range(1, between + 1):
+        assert bench.deliver(b"%d" % number, str(number)) == [str(number)]
+    assert bench.deliver(b"same", "0") == going
+
+
+@pytest.mark.parametrize(("number", "is_reused"), [(4001, False), (4000, True)])
+def test_a_counter_that_goes_back_by_a_thousand_has_begun_anew(number: int, is_reused: bool) -> None:
+    """By less it is a reading that comes late."""
+    bench = _Bench()
+    bench.deliver(b"1", "5000")
+    (found,) = bench.deliver(b"2", str(number)) or [""]
+    assert found == (f"{number}-{crc32(b'2'):08x}" if is_reused else str(number))
+    assert bench.counters.counts["identity_reused"] == is_reused
 
 
 def test_a_long_counter_that_begins_anew_is_noticed_when_its_identities_are_forgotten() -> None:
@@ -229,6 +260,18 @@ def test_a_stop_keeps_what_was_acknowledged_and_forgets_what_was_not() -> None:
     bench.restart()
     assert bench.deliver(b"1", "1", number=1, dup=True) is None
     assert bench.deliver(b"2", "2", number=2, dup=True) == ["2"]
+
+
+@pytest.mark.parametrize(("identities", "going"), [(["0", "0"], [None]), (["0", "1"], None)])
+def test_an_identity_that_was_used_again_is_no_sign_of_a_repeat_after_a_stop(identities: list[str], going: Any) -> None:
+    """A device's number as `id` and a value that stands still; beside it a counter, whose readings are known."""
+    bench = _Bench()
+    for number, identity in enumerate(identities):
+        receipt = bench.receipt(number)
+        bench.deliver(b"2%d" % number, identity, receipt=receipt)
+        receipt.release()
+    bench.restart()
+    assert bench.deliver(b"21", identities[-1], number=77) == going
 
 
 def test_the_last_message_of_a_topic_is_known_over_a_stop() -> None:
