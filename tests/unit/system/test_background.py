@@ -1,5 +1,6 @@
 """Work beside the event loop, and how it reports back."""
 
+import ast
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -7,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.daemon.process import PLAN_HANG_S
+from edge_runtime.http.over_mqtt import REQUEST_S
+from edge_runtime.mqtt.connection import CONNECT_HANG_S
+from edge_runtime.store.desired import CHECK_S
+from edge_runtime.store.exchange import EXCHANGE_S
+from edge_runtime.store.ota import PATIENCE_S
 from edge_runtime.system import background, watchdog
 from edge_runtime.system.background import BackgroundThread, run_beside
 from edge_runtime.system.loop import Loop
@@ -142,3 +149,23 @@ def test_every_thread_of_the_daemon_is_seen_by_the_watchdog() -> None:
         and path.relative_to(root).parts[0] not in {"fleet", "batch", "commands"}
     }
     assert found == {"system/background.py", "http/server.py"}, "the server names what it is at by itself"
+
+
+def test_only_sinks_and_a_shadow_may_take_for_ever() -> None:
+    """What waits for a server or a program of others, or serves until it is stopped; all else counts as a hang."""
+    root = Path(background.__file__).parents[1]
+    endless: set[str] = set()
+    calls = 0
+    for path in sorted(root.rglob("*.py")):
+        where = path.relative_to(root)
+        if where.parts[0] in {"fleet", "batch", "commands"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in {"submit", "run_beside"}:
+                calls += 1
+                most = next((ast.unparse(each.value) for each in node.keywords if each.arg == "most_s"), "")
+                endless |= {str(where)} if "inf" in most else set()
+    assert calls >= 20
+    assert endless == {"sinks/command_sink.py", "sinks/file_sink.py", "sinks/http_sink.py", "store/shadow.py"}
+    limits = [watchdog.HANG_S, CONNECT_HANG_S, PLAN_HANG_S, EXCHANGE_S, CHECK_S, REQUEST_S, 5 * PATIENCE_S]
+    assert limits == [60.0, 300.0, 600.0, 600.0, 120.0, 1200.0, 600.0]
