@@ -274,6 +274,27 @@ def test_an_identity_that_was_used_again_is_no_sign_of_a_repeat_after_a_stop(ide
     assert bench.deliver(b"21", identities[-1], number=77) == going
 
 
+@pytest.mark.parametrize(("content", "going"), [(b"1", None), (b"2", [None])])
+def test_a_message_in_a_window_that_was_saved_is_known_when_it_comes_again(content: bytes, going: Any) -> None:
+    """By its packet id and its content, as without the stop; it is acknowledged with its window."""
+    bench = _Bench()
+    owed, again = OwedReceipts(), OwedReceipts()
+    receipt = bench.receipt(5)
+    bench.deliver(b"1", number=5, receipt=receipt)
+    number = owed.number(receipt)  # a window holds it
+    saved = bench.seen.save(owed)
+    held = again.hold(number)
+    bench.seen, bench.link = bench._make(), bench.link + 1
+    bench.seen.restore(saved, again)
+    repeat = bench.receipt(5)
+    assert bench.deliver(content, number=5, dup=True, receipt=repeat) == going
+    repeat.release()
+    assert bench.acknowledged == ([] if going is None else [5])
+    assert held is not None
+    held.release()
+    assert bench.acknowledged == [5]
+
+
 def test_the_last_message_of_a_topic_is_known_over_a_stop() -> None:
     """So that a retained message is no new reading after it."""
     bench = _Bench()
