@@ -195,7 +195,7 @@ class Pipeline:
         if manifest.input.window.rate_hz is not None:
             from edge_runtime.stream.rate import make_pace  # noqa: PLC0415 - only where a bundle has a rate
 
-            self.pace = make_pace(manifest, self.config, restart=self.windows.restart)
+            self.pace = make_pace(manifest, self.config, restart=self._give_up)
 
     def _places(self, own: tuple[str, ...]) -> list[int] | None:
         """The columns of a batch that the model takes; None when it takes all of them in the same order."""
@@ -366,6 +366,12 @@ class Pipeline:
         if self.holding is not None:
             self.holding.release_all()
 
+    def _give_up(self, key: str | None) -> None:
+        """Restart the window of a key, and acknowledge the readings in it."""
+        self.windows.restart(key)
+        if self.holding is not None:
+            self.holding.forget([key])
+
     def save_windows(self, owed: OwedReceipts) -> list[SavedStream]:
         """The incomplete windows that a clean stop saves, with their receipts.
 
@@ -467,16 +473,7 @@ class Pipeline:
         """Find the window on which the model fails, set it aside, and continue with its neighbours."""
         if len(call.keys) > 1:
             for row in range(len(call.keys)):
-                alone = ModelCall(
-                    call.loaded,
-                    call.windows[row : row + 1].copy(),
-                    call.keys[row : row + 1],
-                    call.times[row : row + 1],
-                    call.identities[row : row + 1],
-                    call.receipts[row : row + 1],
-                    call.carries[row : row + 1],
-                    call.arrived,
-                )
+                alone = call.alone(row)
                 try:
                     scores = alone.loaded.model.run(alone.windows, alone.carries)
                 except ModelError as again:

@@ -78,6 +78,20 @@ class ModelCall(msgspec.Struct, eq=False):
         self.took = time.perf_counter() - began
         return scores
 
+    def alone(self, row: int) -> "ModelCall":
+        """The call of one of the windows, which is copied."""
+        one = slice(row, row + 1)
+        return ModelCall(
+            self.loaded,
+            self.windows[one].copy(),
+            self.keys[one],
+            self.times[one],
+            self.identities[one],
+            self.receipts[one],
+            self.carries[one],
+            self.arrived,
+        )
+
 
 class Worker:
     """One thread that runs a slow model, so that the loop is not delayed. Calls stay in order."""

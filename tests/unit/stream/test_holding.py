@@ -7,9 +7,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.readings import Receipt
+from edge_runtime.readings import Batch, Receipt
+from edge_runtime.stream.decide import Sequences
 from edge_runtime.stream.holding import Holding, OwedReceipts
 from edge_runtime.stream.windows import Windows
+from tests.support.stepped import SteppedLoop
+from tests.support.way_in import LENGTH, OutboxDoor, make_pipeline
 
 
 class _Stream:
@@ -211,3 +214,33 @@ def test_what_is_owed_nothing_has_no_number() -> None:
     assert [owed.known(each) for each in (gone, one, two)] == [None, 0, 1]
     assert owed.hold(-1) is None
     assert owed.held(0) is None
+
+
+def test_a_key_that_is_refused_for_its_rate_gives_everything_back_and_takes_nothing_of_another() -> None:
+    """With `on_rate = "reject"`: what was in its window before the verdict, too; the other key fills its windows."""
+    acknowledged: list[str] = []
+    loop, door = SteppedLoop(), OutboxDoor()
+    pipeline = make_pipeline(
+        loop.as_loop, door, stride=LENGTH, acknowledge="window", start=1, sequences=Sequences(), on_rate="reject"
+    )
+    for second in range(20):
+        names = [f"fast {second}", f"fast {second}.5", f"right {second}"]
+        keys: list[str | None] = ["fast", "fast", "right"]
+        if not second:  # so that the verdict comes in the middle of a window
+            del names[0], keys[0]
+        receipts = [Receipt(lambda name=name: acknowledged.append(name)) for name in names]  # type: ignore[misc]
+        values = np.array([[-1.0], [-1.0], [second]], np.float32)[-len(keys) :]
+        times = [second, second + 0.5, float(second)][-len(keys) :]
+        pipeline.accept(Batch("s", values, keys, times, [None] * len(keys), [*receipts], own_times=True))
+        for receipt in receipts:
+            receipt.release()
+    assert pipeline.counters.rejected["wrong_rate"] > 20
+    made = [window for key, window, _ in door.made if key == "right"]
+    assert made == [tuple(float(begin + at) for at in range(LENGTH)) for begin in range(0, 18, LENGTH)]
+    assert not any(name.startswith("right") for name in acknowledged)
+    door.safe(100)
+    assert sorted(set(map(str, range(20))) - {name[6:] for name in acknowledged if name.startswith("right")}) == [
+        "18",
+        "19",
+    ]
+    assert sum(name.startswith("fast") for name in acknowledged) == 39
