@@ -17,7 +17,7 @@ from edge_runtime.delivery.outbox import Outbox
 from edge_runtime.delivery.payloads import prediction_id
 from edge_runtime.readings import Batch, Prediction, Receipt
 from edge_runtime.stream.pipeline import Pipeline
-from edge_runtime.stream.worker import ModelCall
+from edge_runtime.stream.worker import ModelCall, rehearse
 from edge_runtime.system.clock import Clock
 from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
@@ -156,6 +156,24 @@ def test_a_reading_of_a_longer_window_is_acknowledged_when_it_has_entered_it(tmp
     receipts.hand_over()
     assert receipts.acknowledged == [0, 1, 3]
     assert [document["id"] for document in bench.taken.documents] == ["d/m/-/2"]
+
+
+def test_a_prediction_that_cannot_be_made_is_counted_and_its_reading_is_acknowledged(tmp_path: Path) -> None:
+    """A fault behind the model: the broker does not send the reading again for ever, and the others are published."""
+    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(3)
+    offer = bench.taken.offer
+
+    def fail(*args: Any, **given: Any) -> None:
+        if b"/-/1" in args[2]:
+            raise ValueError("a fault")
+        offer(*args, **given)
+
+    bench.taken.offer = fail  # type: ignore[method-assign]
+    bench.pipeline.accept(_batch([[1, 2]] * 3, receipts))
+    receipts.hand_over()
+    assert receipts.acknowledged == [1]
+    assert bench.counters.errors == {"prediction_failed": 1}
+    assert [document["id"] for document in bench.taken.documents] == ["d/m/-/0", "d/m/-/2"]
 
 
 def test_a_poison_pill_is_set_aside_alone(tmp_path: Path) -> None:
@@ -392,3 +410,18 @@ def test_a_watch_that_fails_costs_no_prediction(tmp_path: Path) -> None:
     bench.pipeline.accept(_batch([[1.0, 2.0]] * 3))
     assert len(bench.taken.documents) == 3
     assert bench.counters.errors == {"drift_failed": 1}
+
+
+def test_readings_of_another_bundle_are_not_held_against_the_reference_of_the_last(tmp_path: Path) -> None:
+    """An exchange ends the watch; the daemon begins another one for the new bundle."""
+    bench = _Bench(builders.classification(), tmp_path)
+    watch = bench.pipeline.drift = _Watch()
+    bench.pipeline.accept(_batch([[1, 2]]))
+    draft = builders.classification(version="2.0.0")
+    following = Model(open_bundle(draft.save(tmp_path / "next.onnx")))
+    payload = bench.pipeline.loaded.payload
+    assert payload is not None
+    bench.pipeline.swap(rehearse(following, bench.pipeline.config), payload)
+    bench.pipeline.accept(_batch([[3, 4]] * 2))
+    assert bench.pipeline.drift is None
+    assert len(watch.values) == watch.answers == 1
