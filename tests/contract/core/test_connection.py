@@ -648,9 +648,9 @@ def test_packet_ids_begin_again_and_pass_over_those_in_use(
     for number in range(20):
         connection.publish("out/x", b"%d" % number, qos=1, outcome=outcomes.append)
     assert client.path.in_flight == 21
-    assert client.path.last_id == hot_packets.FIRST_ID + 15, "five up to the last, and fifteen without the one in use"
     client.until(lambda: len(outcomes) == 20, "twenty acknowledgements")
     assert list(client.path.outcomes) == [hot_packets.FIRST_ID + 1]
+    assert client.path.last_id == hot_packets.FIRST_ID + 15, "five up to the last, and fifteen without the one in use"
     assert [message.payload for message in other.wait_for(20)] == [b"%d" % n for n in range(20)]
 
 
