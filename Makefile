@@ -62,7 +62,7 @@ fmt: $(VENV)/.setup ## lay the code out, and mend what can be mended without thi
 .PHONY: lint
 lint: $(VENV)/.setup ## style and common mistakes
 	$(BIN)/python -m ruff check $(SOURCES)
-	$(BIN)/python -m ruff check --preview --select PLR0917 --config 'lint.pylint.max-positional-args=4' edge_runtime converter
+	$(BIN)/python -m ruff check --preview --select PLR0917 --config 'lint.pylint.max-positional-args=4' edge_runtime converter benchmarks examples tests/support .ci
 	$(BIN)/python -m ruff format --check $(SOURCES)
 	$(BIN)/python .ci/check_files.py
 

@@ -78,11 +78,11 @@ def main() -> int:
         folder = Path(temporary)
         model = write_bundle(folder / "mlp.onnx")
         for turn in range(rounds):
-            for name, work in _turn(arguments, folder, model, seconds, results):
+            for name, work in _turn(arguments, folder, model, seconds, results=results):
                 print(f"round {turn + 1}/{rounds}: {name}", flush=True)
                 _attempt(name, results, work)
             results.write(arguments.output)  # a run of an hour that is broken off keeps what it has
-        for name, work in _once(arguments, folder, model, seconds, results):
+        for name, work in _once(arguments, folder, model, seconds, results=results):
             print(f"once: {name}", flush=True)
             _attempt(name, results, work)
             results.write(arguments.output)
@@ -91,11 +91,13 @@ def main() -> int:
     return 0
 
 
-def _turn(arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, results: Results) -> Iterator[Work]:
+def _turn(
+    arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, *, results: Results
+) -> Iterator[Work]:
     """What is done in every round, in this order."""
     if "pipeline" in arguments.figures:
         for target in targets(arguments.only):
-            yield target.name, partial(pipeline.measure, target, folder, model, seconds, results)
+            yield target.name, partial(pipeline.measure, target, folder, model, seconds, results=results)
         yield "bare process", partial(alone.bare_process, folder, model, results)
         yield "onnxruntime", partial(alone.onnx_loop, folder, model, seconds / 3, results)
     if "serial" in arguments.figures:
@@ -108,10 +110,12 @@ def _turn(arguments: argparse.Namespace, folder: Path, model: Path, seconds: flo
         yield "sessions", partial(sessions.measure, folder, results)
 
 
-def _once(arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, results: Results) -> Iterator[Work]:
+def _once(
+    arguments: argparse.Namespace, folder: Path, model: Path, seconds: float, *, results: Results
+) -> Iterator[Work]:
     """What takes too long for every round."""
     if "turns" in arguments.figures:
-        yield "turns", partial(turns.measure, targets(arguments.only), folder, model, 5 * seconds, results)
+        yield "turns", partial(turns.measure, targets(arguments.only), folder, model, 5 * seconds, results=results)
     if "gateway" in arguments.figures:
         yield "gateway", partial(gateway.measure, folder, 2 * seconds, results)
     if "growth" in arguments.figures:

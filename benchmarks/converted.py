@@ -356,7 +356,7 @@ def convert_one(called: str, data: Path, keep: Path | None = None) -> str:
             keep.mkdir(exist_ok=True)
             shutil.copyfile(folder / "out.onnx", keep / f"{re.sub('[^a-zA-Z0-9]+', '-', case.name).strip('-')}.onnx")
         record = manifest_of(folder / "out.onnx").quantization
-        return _line(case, size, record, _times(said.getvalue()), (_cpu_s() - began, _peak_mb()))
+        return _line(case, size, record, _times(said.getvalue()), spent=(_cpu_s() - began, _peak_mb()))
 
 
 def _cpu_s() -> float:
@@ -377,7 +377,7 @@ def _times(said: str) -> str:
     return f"{rows[0][1]}, {kept}" if rows else "-"
 
 
-def _line(case: Case, size: str, record: dict[str, Any], times: str, spent: tuple[float, int]) -> str:
+def _line(case: Case, size: str, record: dict[str, Any], times: str, *, spent: tuple[float, int]) -> str:
     came = "came quantised" in record["reason"]
     metric = f"{record['metric']}: {record['source_metric']:.4f}, {record['final_metric']:.4f} ({record['rows']:,})"
     cells = (

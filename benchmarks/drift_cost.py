@@ -110,7 +110,7 @@ def _daemons() -> None:
             onnx.save(file, path)
             targets.append(_target(str(block), path))
         os.sched_setaffinity(0, {process.cores()[0]})
-        turns.measure(targets, Path(folder), plain, DAEMON_SECONDS, results)
+        turns.measure(targets, Path(folder), plain, DAEMON_SECONDS, results=results)
     without = results.values[turns.CPU]["without"]
     print("| block | CPU us a reading | more |\n|---|---|---|", flush=True)
     for name, found in results.values[turns.CPU].items():

@@ -29,12 +29,12 @@ def measure(folder: Path, results: Results) -> None:
     for path in ("decode", "encode"):
         for batch in BATCHES:
             rounds = [readings // batch for readings in READINGS]
-            short, long = (_count(valgrind, folder, path, batch, count) for count in rounds)
+            short, long = (_count(valgrind, folder, path, batch, rounds=count) for count in rounds)
             per_reading = (long - short) / (rounds[1] - rounds[0]) / batch
             results.add(FIGURE.format(path, batch), DAEMON, per_reading)
 
 
-def _count(valgrind: str, folder: Path, path: str, batch: int, rounds: int) -> int:
+def _count(valgrind: str, folder: Path, path: str, batch: int, *, rounds: int) -> int:
     program = [sys.executable, str(PEERS / "paths.py"), path, str(batch)]
     environment = {**os.environ, **ENVIRONMENT, "PYTHONHASHSEED": "0"}
     subprocess.run([*program, "1"], env=environment, check=True, timeout=SECONDS)  # compiles what is not compiled yet

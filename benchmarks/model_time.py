@@ -104,7 +104,7 @@ class Answerer:
         RuntimeError: it ended, with what it printed.
     """
 
-    def __init__(self, python: str, kind: str, model: Path, asked: Path, core: int) -> None:
+    def __init__(self, python: str, kind: str, model: Path, asked: Path, *, core: int) -> None:
         command = [python, str(PEERS / "model_answer.py"), kind, str(model), str(asked)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
@@ -263,7 +263,7 @@ def measure(
         for kind in (RUNTIME, *subject.peers):
             program = sys.executable if kind == RUNTIME else python
             try:
-                alive[kind] = Answerer(program, kind, bundle if kind == RUNTIME else original, asked, core)
+                alive[kind] = Answerer(program, kind, bundle if kind == RUNTIME else original, asked, core=core)
             except LookupError as error:
                 say(f"SKIPPED {kind}: expected the package {error}, found none: install it, or name --peers")
                 continue
@@ -290,7 +290,7 @@ def prepared(subject: Subject, data: Path, folder: Path) -> tuple[Path, Path, Pa
     """
     model, original, calibration, rows = subject.prepare(data, folder)
     bundle, asked = folder / "bundle.onnx", folder / "asked.npz"
-    _convert(subject, model, bundle, calibration, rows)
+    _convert(subject, model, bundle, calibration, rows=rows)
     manifest = open_bundle(bundle).manifest
     window = np.asarray(rows[0][:WINDOWS], np.float32).reshape(-1, *manifest.input.tensor_shape)
     whole = manifest.input.dtype != "float32"
@@ -298,7 +298,7 @@ def prepared(subject: Subject, data: Path, folder: Path) -> tuple[Path, Path, Pa
     return bundle, original, asked, manifest
 
 
-def _convert(subject: Subject, model: Path, bundle: Path, calibration: Samples, rows: Samples) -> None:
+def _convert(subject: Subject, model: Path, bundle: Path, calibration: Samples, *, rows: Samples) -> None:
     arguments = ["build", str(model), "-o", str(bundle), "--quantize", subject.quantize]
     if subject.spec:
         bundle.with_suffix(".toml").write_text(subject.spec, encoding="utf-8")

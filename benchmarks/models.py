@@ -23,15 +23,15 @@ LAYERS = (6, 32, 16, 3)
 
 def write_bundle(path: Path, *, name: str = "mlp", length: int = 1, stride: int = 1, any_batch: bool = False) -> Path:
     """Write the model for windows of `length` readings, one every `stride`, and return its path."""
-    return _write(path, _graph(length, any_batch=any_batch), name, length, stride)
+    return _write(path, _graph(length, any_batch=any_batch), name, length, stride=stride)
 
 
 def write_convolution(path: Path, *, length: int, stride: int) -> Path:
     """Write a model that has something to do: two 1-D convolutions of 64 filters over the window, 6 MFLOP a window."""
-    return _write(path, _convolution(length), "convolution", length, stride)
+    return _write(path, _convolution(length), "convolution", length, stride=stride)
 
 
-def _write(path: Path, graph: onnx.GraphProto, name: str, length: int, stride: int) -> Path:
+def _write(path: Path, graph: onnx.GraphProto, name: str, length: int, *, stride: int) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     manifest = m.Manifest(
         name=name,

@@ -45,7 +45,7 @@ def install() -> Path | None:
     return folder
 
 
-def start(packages: Path, folder: Path, core: int, port: int, model: Path) -> Process:
+def start(packages: Path, folder: Path, core: int, port: int, *, model: Path) -> Process:
     """Start Node-RED with the flow `mqtt in -> function -> mqtt out`, all at QoS 1."""
     user = folder / "node-red"
     user.mkdir(exist_ok=True)

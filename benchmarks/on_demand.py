@@ -69,11 +69,11 @@ def _beside_the_stream(folder: Path, model: Path, seconds: float, results: Resul
         with start_daemon(folder, core, listening) as running:
             _all_cores_of(running)
             results.add(RSS, DAEMON, (_settled_rss(running, port) - plain_rss) / 2**20)
-            _turns(running, port, http, seconds, results)
+            _turns(running, port, http, seconds, results=results)
             results.add(RSS_USED, DAEMON, (running.rss_bytes() - plain_rss) / 2**20)
 
 
-def _turns(running: Process, port: int, http: int, seconds: float, results: Results) -> None:
+def _turns(running: Process, port: int, http: int, seconds: float, *, results: Results) -> None:
     load = Load(port, [TOPIC_IN], TOPIC_OUT)
     load.first_answer(running)
     lost = 0

@@ -31,7 +31,7 @@ IDLE_WAKEUPS = "idle wake-ups/s"
 WRITTEN = "bytes written per prediction"
 
 
-def measure(target: Target, folder: Path, model: Path, seconds: float, results: Results) -> None:
+def measure(target: Target, folder: Path, model: Path, seconds: float, *, results: Results) -> None:
     """One turn of one target: start it with a broker of its own, measure everything, stop it."""
     generator_core, target_core = process.cores()
     folder = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=folder))
@@ -42,14 +42,14 @@ def measure(target: Target, folder: Path, model: Path, seconds: float, results: 
             results.add(FIRST, target.name, load.first_answer(running))
             load.saturated(0.5, OUTSTANDING)  # warm: allocations, caches, a compiler in time where there is one
             load.drain()
-            _paced(target, running, load, seconds, results)
+            _paced(target, running, load, seconds, results=results)
             _idle(target, running, seconds / 3, results)
-            _saturated(target, running, load, seconds / 3, results)
+            _saturated(target, running, load, seconds / 3, results=results)
             results.add(RSS, target.name, running.rss_bytes() / 2**20)
         load.close()
 
 
-def _paced(target: Target, running: Process, load: Load, seconds: float, results: Results) -> None:
+def _paced(target: Target, running: Process, load: Load, seconds: float, *, results: Results) -> None:
     before = running.usage()
     answers = load.paced(RATE_HZ, seconds)
     used = running.usage() - before
@@ -71,7 +71,7 @@ def _idle(target: Target, running: Process, seconds: float, results: Results) ->
     results.add(IDLE_WAKEUPS, target.name, used.wakeups / used.wall_s)
 
 
-def _saturated(target: Target, running: Process, load: Load, seconds: float, results: Results) -> None:
+def _saturated(target: Target, running: Process, load: Load, seconds: float, *, results: Results) -> None:
     before = running.usage()
     answers = load.saturated(seconds, OUTSTANDING)
     used = running.usage() - before

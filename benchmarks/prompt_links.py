@@ -88,7 +88,7 @@ class _Client:
                     self.arrived.setdefault(int(one[-8:]), now)
 
 
-def measure(port: int, url: str, latency: str, rate_hz: int, seconds: float) -> dict[str, Any]:
+def measure(port: int, url: str, latency: str, rate_hz: int, *, seconds: float) -> dict[str, Any]:
     """One figure."""
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=answer, args=(url, latency, theirs))
@@ -132,7 +132,7 @@ def main() -> None:
             try:
                 for rate_hz in args.rates:
                     for latency in ("economical", "prompt"):
-                        found = measure(broker.port, broker.url, latency, rate_hz, args.seconds)
+                        found = measure(broker.port, broker.url, latency, rate_hz, seconds=args.seconds)
                         lost = (
                             ""
                             if found["answered"] == found["sent"]

@@ -58,10 +58,10 @@ def measure(folder: Path, model: Path, results: Results, readings: int = READING
         for name, file in ((SHORT, short), (LONG, source)):
             command = [*COMMAND, "predict", str(model), str(file), "-o", str(folder / "out.parquet"), "--workers", "1"]
             results.add(LENGTH_PEAK, name, run_on_core(command, folder)[2] / 1024)
-    _all_cores(folder, model, source, readings, results)
+    _all_cores(folder, model, source, readings, results=results)
 
 
-def _all_cores(folder: Path, model: Path, source: Path, readings: int, results: Results) -> None:
+def _all_cores(folder: Path, model: Path, source: Path, readings: int, *, results: Results) -> None:
     """The same work on one core, by a process a core, and by one process with a thread a core, of either kind."""
     heavy = write_convolution(folder / "convolution.onnx", length=WINDOW, stride=WINDOW_STRIDE)
     several = [write_recording(folder / f"part{i}.parquet", WINDOW_READINGS // FILES) for i in range(FILES)]

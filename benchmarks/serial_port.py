@@ -41,14 +41,14 @@ def measure(folder: Path, seconds: float, results: Results) -> None:
     try:
         with broker, start_daemon(folder, target_core, config) as running:
             load = Load(port, [TOPIC_IN], TOPIC_OUT)
-            _feed(master, load, running, seconds, results)
+            _feed(master, load, running, seconds, results=results)
             load.close()
     finally:
         os.close(slave)
         os.close(master)
 
 
-def _feed(master: int, load: Load, running: Process, seconds: float, results: Results) -> None:
+def _feed(master: int, load: Load, running: Process, seconds: float, *, results: Results) -> None:
     generator = random.Random(5)
     lines = [",".join(f"{generator.gauss(0.0, 1.0):.4f}" for _ in CHANNELS).encode() + b"\n" for _ in range(1000)]
     _until_answer(master, load, running, lines, pause=0.001, seconds=START_SECONDS)

@@ -103,6 +103,9 @@ def targets(only: set[str] | None = None) -> list[Target]:
         packages = nodered.install()
         if packages is not None:
             found.append(
-                Target("node-red", lambda folder, core, port, model: nodered.start(packages, folder, core, port, model))
+                Target(
+                    "node-red",
+                    lambda folder, core, port, model: nodered.start(packages, folder, core, port, model=model),
+                )
             )
     return [target for target in found if only is None or target.name in only]

@@ -42,7 +42,7 @@ class _Alive:
         account(self.name, answers, results)
 
 
-def measure(targets: list[Target], folder: Path, model: Path, seconds: float, results: Results) -> None:
+def measure(targets: list[Target], folder: Path, model: Path, seconds: float, *, results: Results) -> None:
     """So many turns of each target that each comes to `seconds`."""
     with ExitStack() as stack:
         alive = [_start(target, folder, model, stack) for target in targets]

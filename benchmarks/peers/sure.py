@@ -40,7 +40,7 @@ class Given:
         return True
 
 
-def sets(calibration: Any, label: Any, rows: Any, truth: Any, coverage: float) -> float:
+def sets(calibration: Any, label: Any, rows: Any, truth: Any, *, coverage: float) -> float:
     """The share of rows whose truth is in mapie's set."""
     from mapie.classification import SplitConformalClassifier  # noqa: PLC0415 - each is needed for some data only
 
@@ -50,7 +50,7 @@ def sets(calibration: Any, label: Any, rows: Any, truth: Any, coverage: float) -
     return float(found[np.arange(len(truth)), truth, 0].mean())
 
 
-def intervals(calibration: Any, value: Any, rows: Any, truth: Any, coverage: float) -> float:
+def intervals(calibration: Any, value: Any, rows: Any, truth: Any, *, coverage: float) -> float:
     """The share of rows whose truth is in the interval of crepes."""
     from crepes import ConformalRegressor  # noqa: PLC0415 - each is needed for some data only
 
@@ -68,14 +68,14 @@ def estimated(calibration: Any, label: Any, rows: Any) -> float:
 
     def frame(scores: Any) -> Any:
         found = pd.DataFrame(scores / scores.sum(axis=1, keepdims=True), columns=names)
-        found["said"] = scores.argmax(axis=1)
+        found["predicted"] = scores.argmax(axis=1)
         return found
 
     reference, analysed = frame(calibration.astype(float)), frame(rows.astype(float))
     reference["truth"] = label
     binary = calibration.shape[1] == 2
     made = CBPE(
-        y_pred="said",
+        y_pred="predicted",
         y_pred_proba="p1" if binary else dict(enumerate(names)),
         y_true="truth",
         problem_type="classification_binary" if binary else "classification_multiclass",
@@ -97,7 +97,7 @@ def main() -> None:
     is_classification = parts[0][1].dtype.kind == "i"
     judge: Callable[..., float] = sets if is_classification else intervals
     document: dict[str, Any] = {
-        str(coverage): float(np.mean([judge(*each, float(coverage)) for each in parts]))
+        str(coverage): float(np.mean([judge(*each, coverage=float(coverage)) for each in parts]))
         for coverage in arrays["coverages"].tolist()
     }
     if is_classification:

@@ -190,7 +190,7 @@ def windows_of(recording: Recording) -> tuple[NDArray[np.float32], list[str]]:
     return values, recording.states[LENGTH - 1 :: LENGTH][: len(values)]
 
 
-def build(work: Path, name: str, version: str, model: Any, data: Path) -> Path:
+def build(work: Path, name: str, version: str, model: Any, *, data: Path) -> Path:
     """Convert a model, judged on these data."""
     import skops.io  # noqa: PLC0415
 
@@ -329,7 +329,7 @@ def tell(work: Path) -> Story:
     later = record(AFTER, 144, begin=BEGIN + 30_000, seed=4)
     training.write(work / "training.csv", with_states=True)
     old_windows, old_states = windows_of(training)
-    first = build(work, "press-1", "1.0.0", fit(old_windows, old_states), work / "training.csv")
+    first = build(work, "press-1", "1.0.0", fit(old_windows, old_states), data=work / "training.csv")
     store = work / "store"
     step("edge-runtime", "models", "--store", store, "install", first, "--unsigned", "allow")
     (work / "device").mkdir(exist_ok=True)
@@ -346,7 +346,7 @@ def tell(work: Path) -> Story:
             story.parts.append(changed_part)
             say(f"the world has changed: accuracy {changed_part.accuracy:.3f}")
             _note_drift(story, changed_part)
-            second = _improve(work, story, changed, (old_windows, old_states), first)
+            second = _improve(work, story, changed, (old_windows, old_states), first=first)
             step("edge-runtime", "models", "--store", store, "install", second, "--unsigned", "allow")
             stage.wait_for_version("1.2.0")
             story.parts.append(stage.play("later", later))
@@ -361,7 +361,7 @@ def _note_drift(story: Story, part: Seen) -> None:
 
 
 def _improve(
-    work: Path, story: Story, changed: Recording, old: tuple[NDArray[np.float32], list[str]], first: Path
+    work: Path, story: Story, changed: Recording, old: tuple[NDArray[np.float32], list[str]], *, first: Path
 ) -> Path:
     """Label, merge, train, and have `compare` judge; the bundle that is better."""
     time.sleep(WRITE_S + 1.0)  # until the device has written what it kept to its card
@@ -385,13 +385,15 @@ def _improve(
     np.savez(work / "all.npz", x=both[0], y=np.array(both[1]))
     slip = dict(zip(STATES, (*STATES[1:], STATES[0]), strict=True))  # one key too far to the right, all evening
     slipped = fit(both[0], [slip[each] for each in both[1]])
-    worse = build(work, "press-slip", "1.1.0", slipped, work / "all.npz")
+    worse = build(work, "press-slip", "1.1.0", slipped, data=work / "all.npz")
     try:
         step("edge-convert", "compare", first, worse, "--data", work / "judge.npz", "--max-drop", "0")
     except CommandError:
         story.refusal = "version 1.1.0 is refused"
         say("compare refuses version 1.1.0, whose labels had slipped by one key")
-    better = build(work, "press-2", "1.2.0", fit(*both), work / "captured.npz")  # the world that drift is judged by
+    better = build(
+        work, "press-2", "1.2.0", fit(*both), data=work / "captured.npz"
+    )  # the world that drift is judged by
     step("edge-convert", "compare", first, better, "--data", work / "judge.npz", "--max-drop", "0")
     story.pictures["captured"] = captured_windows(
         [each for each in merge([folder]).windows if "uncertain" in each.entry.reasons][:4], CHANNELS

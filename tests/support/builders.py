@@ -173,7 +173,7 @@ def stateful(
         "outward": rng.normal(size=(hidden, len(labels))),
     }
     inputs = [helper.make_tensor_value_info("memory", TensorProto.FLOAT, ["N", hidden])]
-    model = _model(nodes, (length, len(channels)), outputs, constants, inputs)
+    model = _model(nodes, (length, len(channels)), outputs, constants, more_inputs=inputs)
     manifest = _manifest(name, version, "classification", channels=channels, length=length, stride=stride)
     manifest["output"] = {"labels": list(labels)}
     manifest["state"] = [{"input": "memory", "output": "memory_out", "shape": [hidden], "type": "float32"}]
@@ -346,6 +346,7 @@ def _model(
     shape: tuple[int, ...],
     outputs: Sequence[Any],
     constants: dict[str, NDArray[Any]],
+    *,
     more_inputs: Sequence[Any] = (),
 ) -> Any:
     window = helper.make_tensor_value_info("window", TensorProto.FLOAT, ["N", *shape])

@@ -7,7 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 
-def save(path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, Any]) -> Path:
+def save(path: Path, nodes: list[Any], inputs: Any, outputs: Any, *, constants: dict[str, Any]) -> Path:
     """Save a model of these parts at opset 17; `inputs` and `outputs` hold name, type and shape of each."""
     infos = [[helper.make_tensor_value_info(*each) for each in part] for part in (inputs, outputs)]
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]

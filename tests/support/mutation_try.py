@@ -80,14 +80,14 @@ class _Session:
     """A plugin of pytest: instead of running the tests once, run them for each break."""
 
     def __init__(
-        self, module: Module, mutants: list[Mutant], told: Callable[[Verdict], None], until: float, folders: Path
+        self, module: Module, mutants: list[Mutant], report: Callable[[Verdict], None], *, until: float, folders: Path
     ) -> None:
         self._module = module
         self._folders = folders
         self._functions: dict[tuple[str, int], list[types.FunctionType]] = {}
         self._source = (ROOT / module.path).read_text()
         self._mutants = mutants
-        self._told = told
+        self._report = report
         self._until = until
         self.fault = ""
 
@@ -109,10 +109,10 @@ class _Session:
                 break
             names = set().union(*(reached.get(line, set()) for line in range(mutant.lines[0], mutant.lines[1] + 1)))
             if not names:
-                self._told(Verdict(mutant, noticed=False, how="no test reaches it"))
+                self._report(Verdict(mutant, noticed=False, how="no test reaches it"))
                 continue
             concerned = sorted((item for item in items if item.nodeid in names), key=lambda item: took[item.nodeid])
-            self._told(self._try(mutant, concerned, took))
+            self._report(self._try(mutant, concerned, took))
             for left in self._folders.iterdir():
                 shutil.rmtree(left, ignore_errors=True)
         return True
@@ -316,7 +316,7 @@ def run_module(module: Module, mutants: list[Mutant], until: float, show: Callab
 
             inside = [mutant for mutant in mutants if mutant.function is not None]
             folders = Path(tempfile.mkdtemp(prefix="mutants-", dir=MEMORY if MEMORY.is_dir() else None))
-            session = _Session(module, inside, tell, until, folders)
+            session = _Session(module, inside, tell, until=until, folders=folders)
             _be_quiet()
             code = pytest.main(["-q", f"--basetemp={folders}", *_OPTIONS, *module.tests], plugins=[session])
             shutil.rmtree(folders, ignore_errors=True)

@@ -97,10 +97,10 @@ def take(
     table.check_channels_of(channels, None, units=units or {})
     counters, found = Counters(), Found()
     if isinstance(table, MqttSourceTable):
-        _take_messages(table, messages, channels, units or {}, counters, found)
+        _take_messages(table, messages, channels, units or {}, counters=counters, found=found)
     else:
         assert isinstance(table, SerialSourceTable)
-        _take_bytes(table, messages, channels, units or {}, counters, found)
+        _take_bytes(table, messages, channels, units or {}, counters=counters, found=found)
     found.rejected = dict(counters.rejected)
     found.why |= {reason: str(last["why"]) for reason, last in counters.last_rejected.items()}
     return found
@@ -111,6 +111,7 @@ def _take_messages(
     messages: list[dict[str, str]],
     channels: tuple[str, ...],
     units: dict[str, str],
+    *,
     counters: Counters,
     found: Found,
 ) -> None:
@@ -130,6 +131,7 @@ def _take_bytes(
     messages: list[dict[str, str]],
     channels: tuple[str, ...],
     units: dict[str, str],
+    *,
     counters: Counters,
     found: Found,
 ) -> None:

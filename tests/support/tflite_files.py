@@ -26,7 +26,7 @@ class TfliteFile:
         self._model.subgraphs.append(graph)
         return graph
 
-    def tensor(self, graph: Any, name: str, kind: str, shape: Sequence[int], value: Any = None) -> int:
+    def tensor(self, graph: Any, name: str, kind: str, shape: Sequence[int], *, value: Any = None) -> int:
         """A tensor, constant where it has a value."""
         tensor = self._schema.TensorT()
         tensor.name, tensor.shape, tensor.type = name, list(shape), getattr(self._schema.TensorType, kind)
@@ -40,7 +40,7 @@ class TfliteFile:
         return len(graph.tensors) - 1
 
     def operator(
-        self, graph: Any, kind: str, inputs: Sequence[int], outputs: Sequence[int], options: str = "", **values: Any
+        self, graph: Any, kind: str, inputs: Sequence[int], outputs: Sequence[int], *, options: str = "", **values: Any
     ) -> None:
         """An operator, with its options by name."""
         code = self._schema.OperatorCodeT()

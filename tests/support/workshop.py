@@ -43,14 +43,16 @@ class Workshop:
         with (self._folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not bundle.exists():
-                self._build(bundle, train, spec, calibration, evaluation, quantize)
+                self._build(bundle, train, spec, calibration, evaluation=evaluation, quantize=quantize)
         return bundle
 
     def output_of(self, name: str) -> str:
         """What `edge-convert build` printed when it made the bundle of that name."""
         return (self._folder / f"{name}.txt").read_text()
 
-    def _build(self, bundle: Path, train: Train, spec: str, calibration: Any, evaluation: Any, quantize: str) -> None:
+    def _build(
+        self, bundle: Path, train: Train, spec: str, calibration: Any, *, evaluation: Any, quantize: str
+    ) -> None:
         import skops.io  # noqa: PLC0415 - most system tests need no scikit-learn
 
         source, specification = bundle.with_suffix(".skops"), bundle.with_suffix(".toml")

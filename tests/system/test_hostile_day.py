@@ -140,7 +140,7 @@ class Enemy:
             client.close()
 
 
-def device(broker: Mosquitto, bundle: Path, line: Path, port: int, signers: Path) -> str:
+def device(broker: Mosquitto, bundle: Path, line: Path, port: int, *, signers: Path) -> str:
     """A device with every way in."""
     source = """
 [[source]]
@@ -188,7 +188,7 @@ def test_honest_traffic_is_answered_beside_hostile_traffic(
     signer.sign(path)
     line = make_port("wire")
     heard = make_subscriber(mosquitto.port, "edge/room/comfort/#", "edge/room/wired/#", "edge/room/health", qos=0)
-    daemon = make_daemon(device(mosquitto, path, line.path, free_port, signer.allowed)).start()
+    daemon = make_daemon(device(mosquitto, path, line.path, free_port, signers=signer.allowed)).start()
     line.write(b"\n")
     day = Day(mosquitto, free_port, line, make_subscriber(mosquitto.port))
     enemy = Enemy(day, make_subscriber(mosquitto.port))

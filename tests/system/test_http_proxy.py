@@ -167,7 +167,7 @@ def test_restarts_behind_a_proxy_fail_no_request(
     asking = [[Client(port, pause) for pause in PAUSES] for port in ports]
     with ThreadPoolExecutor(BESIDE) as pool:
         services = [
-            pool.submit(_restart_often, installed, bundle, tmp_path / str(port), proxy, port, clients)
+            pool.submit(_restart_often, installed, bundle, tmp_path / str(port), proxy, port=port, asking=clients)
             for port, clients in zip(ports, asking, strict=True)
         ]
         for service in services:
@@ -180,7 +180,7 @@ def test_restarts_behind_a_proxy_fail_no_request(
 
 
 def _restart_often(
-    installed: Installed, bundle: Path, folder: Path, proxy: Proxy, port: int, asking: list[Client]
+    installed: Installed, bundle: Path, folder: Path, proxy: Proxy, *, port: int, asking: list[Client]
 ) -> None:
     folder.mkdir()
     with (

@@ -50,7 +50,7 @@ def build(folder: Path, model: Path, spec: str, x: Any, y: Any, *more: str) -> P
     return out
 
 
-def device(broker: Mosquitto, bundle: Path, argv: list[str], source: str, model: str = "") -> str:
+def device(broker: Mosquitto, bundle: Path, argv: list[str], source: str, *, model: str = "") -> str:
     """A device whose source is a program."""
     return f"""
 [device]
@@ -72,7 +72,7 @@ url = "{broker.url}"
 
 
 def answers(
-    text: str, count: int, broker: Mosquitto, make_daemon: MakeDaemon, make_subscriber: MakeSubscriber
+    text: str, count: int, broker: Mosquitto, make_daemon: MakeDaemon, *, make_subscriber: MakeSubscriber
 ) -> list[dict[str, Any]]:
     """What a device publishes: exactly so many predictions, in their order."""
     subscriber = make_subscriber(broker.port, "edge/kitchen/m/-")
@@ -133,7 +133,9 @@ def test_a_keyword_in_a_wav_that_is_played_to_a_device(
     bundle = build(tmp_path, tmp_path / "word.skops", spec, windows, np.array(truth), "--quantize", "none")
     argv = [sys.executable, str(EXAMPLES / "sound" / "play_wav.py"), str(wav), SPEED]
     source = f'fields = ["sample"]\nlayout = ["int16"]\nscale = [{1 / 32_768!r}]\nframe_bytes = 3200\n'
-    found = answers(device(mosquitto, bundle, argv, source), len(starts), mosquitto, make_daemon, make_subscriber)
+    found = answers(
+        device(mosquitto, bundle, argv, source), len(starts), mosquitto, make_daemon, make_subscriber=make_subscriber
+    )
     compare(found, bundle, windows)
     assert [each["label"] for each in found] == pipeline.predict(windows).tolist()
     assert {each["label"] for each in found} == {"marvin", "other"}
@@ -160,7 +162,7 @@ def test_a_wake_word_is_heard_three_times_and_not_a_fourth(
     argv = [sys.executable, str(EXAMPLES / "sound" / "spectra.py"), str(wav), SPEED]
     source = 'layout = ["float32"]\nframe_bytes = 4800\n'
     text = device(mosquitto, bundle, argv, source)
-    found = answers(text, len(frames), mosquitto, make_daemon, make_subscriber)
+    found = answers(text, len(frames), mosquitto, make_daemon, make_subscriber=make_subscriber)
     scores = compare(found, bundle, frames[:, :, None, :])
     heard = [(row + 31) * program.HOP / program.RATE for row in np.flatnonzero(scores[:, 0] > 0.9)]
     spoken = json.loads((folder / "sww_short_test.json").read_text())[0]["detection_windows"]
@@ -187,7 +189,7 @@ def test_pictures_of_a_camera_are_told_apart(
     argv = [sys.executable, str(EXAMPLES / "picture" / "moving_pictures.py"), str(count), "200"]
     source = f'layout = ["uint8"]\nframe_bytes = {program.HEIGHT * program.WIDTH * 3}\n'
     text = device(mosquitto, bundle, argv, source)
-    found = answers(text, count, mosquitto, make_daemon, make_subscriber)
+    found = answers(text, count, mosquitto, make_daemon, make_subscriber=make_subscriber)
     compare(found, bundle, shown.astype(np.float32))
     right = [each["label"] == program.KINDS[kind] for each, kind in zip(found, shown_kinds, strict=True)]
     assert sum(right) > 0.8 * count

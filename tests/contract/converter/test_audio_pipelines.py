@@ -54,7 +54,7 @@ def extremes(length: int) -> NDArray[np.float32]:
     return np.array(made, dtype=np.float32)[:, :, None]
 
 
-def build(model: Any, x: Any, y: Any, spec: str, folder: Path, quantize: str) -> Path:
+def build(model: Any, x: Any, y: Any, spec: str, *, folder: Path, quantize: str) -> Path:
     """A bundle out of a skops file, without --trust."""
     skops.io.dump(model, folder / "sound.skops")
     (folder / "spec.toml").write_text(spec)
@@ -80,7 +80,7 @@ def test_a_pipeline_of_sound_features_is_one_graph_that_takes_the_raw_window(nam
     x, y = sounds(120, LENGTH, 0)
     network = MLPClassifier((8,), max_iter=60, random_state=0)
     model = make_pipeline(FRONT_ENDS[name], StandardScaler(), network).fit(x, y)
-    out = build(model, x, y, "", tmp_path, "none")
+    out = build(model, x, y, "", folder=tmp_path, quantize="none")
     manifest = manifest_of(out)
     assert manifest.input.tensor_shape == (LENGTH, 1)
     assert manifest.input.window.rate_hz == (None if name == "stft" else RATE)
@@ -98,7 +98,7 @@ def test_the_network_behind_the_features_becomes_int8_and_the_features_stay_as_t
     x, y = sounds(240, LENGTH, 0)
     network = MLPClassifier((16,), max_iter=100, random_state=0)
     model = make_pipeline(FRONT_ENDS["mfcc-summary"], StandardScaler(), network).fit(x, y)
-    out = build(model, x, y, "", tmp_path, "int8")
+    out = build(model, x, y, "", folder=tmp_path, quantize="int8")
     assert manifest_of(out).quantization["method"] == "int8"
     unseen, truth = sounds(120, LENGTH, 1)
     label = run(session_of(out.read_bytes()), unseen).label
@@ -113,7 +113,7 @@ def test_a_model_of_single_frames_takes_frames_as_they_overlap(tmp_path: Path) -
     x, y = sounds(300, frame, 0)
     model = make_pipeline(features, StandardScaler(), LogisticRegression()).fit(x, y)
     spec = f'[window]\nlength = {frame}\nstride = {step}\nrate_hz = {RATE}\n[[channel]]\nname = "sound"\n'
-    out = build(model, x, y, spec, tmp_path, "none")
+    out = build(model, x, y, spec, folder=tmp_path, quantize="none")
     assert (features.n_frames_, manifest_of(out).input.window.stride) == (1, step)
     # python_speech_features' own framing of a long signal, each frame by itself: a window has no reading before it.
     signal = sounds(3, 2000, 5)[0][2, :, 0]

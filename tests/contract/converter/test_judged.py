@@ -33,7 +33,7 @@ class Bench:
         self.folder, self._capsys = folder, capsys
         self.out, self.err = "", ""
 
-    def build(self, model: Any, x: Any, y: Any = None, spec: str = "", quantize: str = "none") -> Path | None:
+    def build(self, model: Any, x: Any, y: Any = None, spec: str = "", *, quantize: str = "none") -> Path | None:
         """The bundle, or None where it was refused."""
         path = model
         if not isinstance(model, Path):

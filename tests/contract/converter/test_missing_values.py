@@ -63,7 +63,7 @@ MODELS: dict[str, Any] = {
 }
 
 
-def build(model: Any, folder: Path, x: Any, y: Any = None, spec: str = SPEC) -> int:
+def build(model: Any, folder: Path, x: Any, y: Any = None, *, spec: str = SPEC) -> int:
     """The exit code of `build`."""
     joblib.dump(model, folder / "m.joblib")
     np.savez(folder / "d.npz", x=x, **({} if y is None else {"y": y}))
@@ -108,7 +108,7 @@ def test_without_the_declaration_a_gap_in_the_data_is_refused_with_the_key_that_
     """The contract stays strict where nothing is said, and in the channels that are not declared."""
     x, y = rows()
     model = MODELS["imputer"].fit(x, y)
-    assert build(model, tmp_path, x, y, SPEC.replace(ALLOWED, "")) == 1
+    assert build(model, tmp_path, x, y, spec=SPEC.replace(ALLOWED, "")) == 1
     assert 'say missing = "allowed" in its [[channel]]' in capsys.readouterr().err
     x[5, 1] = np.nan
     assert build(model, tmp_path, x, y) == 1

@@ -33,7 +33,7 @@ def rows(n: int = 200, columns: int = 3) -> tuple[Any, Any]:
     return x, (x[:, 0] > 0).astype(int)
 
 
-def build(model: Any, folder: Path, x: Any, y: Any = None, spec: str = "") -> int:
+def build(model: Any, folder: Path, x: Any, y: Any = None, *, spec: str = "") -> int:
     """The exit code of `build`."""
     joblib.dump(model, folder / "m.joblib")
     np.savez(folder / "d.npz", x=x, **({} if y is None else {"y": y}))
@@ -107,7 +107,7 @@ def test_an_estimator_that_does_not_say_its_columns_takes_those_of_the_specifica
     expected = model.predict_proba(x)
     del model.n_features_in_
     spec = "".join(f'[[channel]]\nname = "{name}"\n' for name in "abc")
-    assert build(model, tmp_path, x, y, spec) == 0
+    assert build(model, tmp_path, x, y, spec=spec) == 0
     np.testing.assert_allclose(bundle(tmp_path, x).scores, expected, atol=1e-5)
 
 

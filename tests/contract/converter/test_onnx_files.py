@@ -17,7 +17,7 @@ FLOAT = TensorProto.FLOAT
 
 
 def save(
-    path: Path, nodes: list[Any], inputs: Any, outputs: Any, constants: dict[str, NDArray[Any]], opset: int = 17
+    path: Path, nodes: list[Any], inputs: Any, outputs: Any, *, constants: dict[str, NDArray[Any]], opset: int = 17
 ) -> Path:
     """A small ONNX file."""
     graph = helper.make_graph(
@@ -72,7 +72,7 @@ def test_logits_of_any_opset_and_batch_become_probabilities(opset: int, batch: A
         tmp_path / "m.onnx",
         [helper.make_node("Reshape", ["x", "flat"], ["f"]), *dense(w, "f")],
         [("x", FLOAT, [batch, 4, 2])], [("y", FLOAT, [batch, 3])],
-        {"w": w, "flat": np.array([1 if batch == 1 else -1, 8])}, opset,
+        constants={"w": w, "flat": np.array([1 if batch == 1 else -1, 8])}, opset=opset,
     )  # fmt: skip
     out = build(path, 'task = "classification"\nlabels = ["a", "b", "c"]\n[window]\nlength = 4', "--quantize", "none")
     x = noise(7, 4, 2)
@@ -88,7 +88,7 @@ def test_a_batch_that_cannot_be_freed_is_told_in_the_manifest(tmp_path: Path) ->
     path = save(
         tmp_path / "m.onnx",
         [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
-        [("x", FLOAT, [1, 2])], [("y", FLOAT, [2])], {"axes": np.array([0])},
+        [("x", FLOAT, [1, 2])], [("y", FLOAT, [2])], constants={"axes": np.array([0])},
     )  # fmt: skip
     out = build(path, 'task = "regression"', "--quantize", "none")
     assert not manifest_of(out).batch_free
@@ -103,7 +103,7 @@ def test_a_channel_first_convolution_gets_its_channels_first(layout: str, tmp_pa
         tmp_path / "m.onnx",
         [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["g"]),
          helper.make_node("Flatten", ["g"], ["y"])],
-        [("x", FLOAT, ["N", 2, 10])], [("y", FLOAT, ["N", 4])], {"w": w},
+        [("x", FLOAT, ["N", 2, 10])], [("y", FLOAT, ["N", 4])], constants={"w": w},
     )  # fmt: skip
     spec = 'task = "regression"\n[window]\nlength = 10\n[[channel]]\nname = "a"\n[[channel]]\nname = "b"\n'
     out = build(path, spec + layout, "--quantize", "none")
@@ -121,7 +121,7 @@ def test_inputs_of_other_types_are_cast_in_the_graph(kind: int, tmp_path: Path) 
     path = save(
         tmp_path / "m.onnx",
         [helper.make_node("Cast", ["x"], ["f"], to=FLOAT), *dense(w, "f")],
-        [("x", kind, ["N", 3])], [("y", FLOAT, ["N", 2])], {"w": w},
+        [("x", kind, ["N", 3])], [("y", FLOAT, ["N", 2])], constants={"w": w},
     )  # fmt: skip
     out = build(path, 'task = "regression"', "--quantize", "none")
     x = np.array([[[-200.0, 2.6, 300.0]], [[1.0, 0.0, 7.0]]], dtype=np.float32)
@@ -136,7 +136,7 @@ def test_one_probability_of_two_labels_becomes_two_scores(tmp_path: Path) -> Non
     """`[p]` becomes `[1 - p, p]`."""
     w = noise(3, 1)
     nodes = [*dense(w, "x", "z"), helper.make_node("Sigmoid", ["z"], ["p"])]
-    path = save(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [("p", FLOAT, ["N", 1])], {"w": w})
+    path = save(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [("p", FLOAT, ["N", 1])], constants={"w": w})
     out = build(path, 'task = "classification"\nlabels = ["ok", "worn"]', "--quantize", "none")
     x = noise(9, 1, 3)
     p = 1 / (1 + np.exp(-(x[:, 0] @ w)[:, 0]))
@@ -160,7 +160,7 @@ def test_a_probability_made_in_a_branch_and_averaged_is_no_logit(other: str, tmp
         helper.make_node("ReduceMean", ["both"], ["p"], axes=[1], keepdims=1),
     ]
     constants = {"w": w, "yes": np.array(True)}
-    path = save(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [("p", FLOAT, ["N", 1])], constants)
+    path = save(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [("p", FLOAT, ["N", 1])], constants=constants)
     out = build(path, 'task = "classification"\nlabels = ["ok", "worn"]', "--quantize", "none")
     x = noise(9, 1, 3)
     p = (1 / (1 + np.exp(-(x[:, 0] @ w)))).mean(axis=1)
@@ -172,7 +172,9 @@ def test_several_outputs_are_chosen_by_name(tmp_path: Path, capsys: pytest.Captu
     """A file with two outputs of numbers says which ones there are, and [model] picks."""
     w = noise(3, 2)
     nodes = [*dense(w), helper.make_node("Neg", ["y"], ["z"])]
-    path = save(tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [(n, FLOAT, ["N", 2]) for n in "yz"], {"w": w})
+    path = save(
+        tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [(n, FLOAT, ["N", 2]) for n in "yz"], constants={"w": w}
+    )
     assert main(["build", str(path), "--quantize", "none", "-o", str(tmp_path / "o.onnx")]) == 1
     assert "expected one output of numbers, found y, z" in capsys.readouterr().err
     out = build(path, 'task = "regression"\n[model]\noutput = "z"', "--quantize", "none")
@@ -185,7 +187,7 @@ def test_a_reconstruction_becomes_an_anomaly_score_with_a_threshold_from_data(
 ) -> None:
     """The score is the mean squared error; the threshold is a stated quantile of the data's scores."""
     w = np.eye(4, dtype=np.float32) * np.float32(0.9)
-    path = save(tmp_path / "m.onnx", dense(w), [("x", FLOAT, [1, 4])], [("y", FLOAT, [1, 4])], {"w": w})
+    path = save(tmp_path / "m.onnx", dense(w), [("x", FLOAT, [1, 4])], [("y", FLOAT, [1, 4])], constants={"w": w})
     x = noise(200, 4)
     np.savez(tmp_path / "d.npz", x=x)
     out = build(
@@ -207,7 +209,7 @@ def test_states_and_constants_become_part_of_the_normal_form(tmp_path: Path) -> 
          helper.make_node("ReduceSum", ["stateN", "axes"], ["y"], keepdims=0)],
         [("x", FLOAT, ["N", 3]), ("state", FLOAT, [1, "N", 3]), ("gain", FLOAT, [])],
         [("y", FLOAT, ["N"]), ("stateN", FLOAT, [1, "N", 3])],
-        {"zero": np.array([0]), "axes": np.array([0, 2])},
+        constants={"zero": np.array([0]), "axes": np.array([0, 2])},
     )  # fmt: skip
     spec = (
         'task = "regression"\n[[state]]\ninput = "state"\noutput = "stateN"\nbatch_axis = 1\n[constants]\ngain = 2.0\n'
@@ -233,7 +235,7 @@ def test_frames_are_scaled_and_turned_inside_the_graph(tmp_path: Path) -> None:
     path = save(
         tmp_path / "m.onnx",
         [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("GlobalAveragePool", ["c"], ["y"])],
-        [("x", FLOAT, [1, 3, 6, 5])], [("y", FLOAT, [1, 2, 1, 1])], {"w": w},
+        [("x", FLOAT, [1, 3, 6, 5])], [("y", FLOAT, [1, 2, 1, 1])], constants={"w": w},
     )  # fmt: skip
     spec = 'task = "classification"\nlabels = ["none", "person"]\n[frame]\nshape = [6, 5, 3]\ndtype = "uint8"\n'
     spec += 'layout = "hwc"\nscale = 0.0078125\noffset = -1.0\n[model]\nlayout = "chw"'
@@ -274,12 +276,14 @@ def test_what_no_device_would_run_is_refused(tmp_path: Path, capsys: pytest.Capt
     graph = helper.make_graph([custom], "g", inputs, outputs)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.acme", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "custom.onnx")
-    plain = save(tmp_path / "plain.onnx", dense(w), ends[0], ends[1], {"w": w})
+    plain = save(tmp_path / "plain.onnx", dense(w), ends[0], ends[1], constants={"w": w})
     outside = onnx.load(plain)
     onnx.external_data_helper.convert_model_to_external_data(outside, location="w.bin", size_threshold=0)
     onnx.save(outside, tmp_path / "external.onnx")
     two = [("x", FLOAT, ["N", 3]), ("z", FLOAT, ["N", 3])]
-    save(tmp_path / "two.onnx", [helper.make_node("Add", ["x", "z"], ["y"])], two, [("y", FLOAT, ["N", 3])], {})
+    save(
+        tmp_path / "two.onnx", [helper.make_node("Add", ["x", "z"], ["y"])], two, [("y", FLOAT, ["N", 3])], constants={}
+    )
     for name, spec, message in (
         ("custom.onnx", "", "expected standard operators, found com.acme.Magic"),
         ("external.onnx", "", "weights in other files are not accepted"),

@@ -39,7 +39,9 @@ def test_a_branch_that_looks_at_the_whole_batch_is_run_window_by_window(
         helper.make_node("Greater", ["mean", "nought"], ["yes"]),
         helper.make_node("If", ["yes"], ["y"], then_branch=branch("a", w), else_branch=branch("b", -w)),
     ]
-    path = save(tmp_path / "m.onnx", nodes, [X], [("y", FLOAT, ["N", 3])], {"nought": np.array(0.0, np.float32)})
+    path = save(
+        tmp_path / "m.onnx", nodes, [X], [("y", FLOAT, ["N", 3])], constants={"nought": np.array(0.0, np.float32)}
+    )
     x = noise(60, 4)
     np.savez(tmp_path / "d.npz", x=x)
     out = build(path, f'task = "{task}"\n', "--data", str(tmp_path / "d.npz"), "--quantize", "none")
@@ -69,7 +71,7 @@ def test_a_loop_over_the_channels_converts(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["f", "w"], ["y"]),
     ]
     constants = {"turns": np.array(4), "yes": np.array(True), "w": w}
-    path = save(tmp_path / "m.onnx", nodes, [X], [("y", FLOAT, ["N", 3])], constants)
+    path = save(tmp_path / "m.onnx", nodes, [X], [("y", FLOAT, ["N", 3])], constants=constants)
     x = noise(60, 4)
     np.savez(tmp_path / "d.npz", x=x)
     out = build(path, 'task = "regression"\n', "--data", str(tmp_path / "d.npz"))
@@ -104,7 +106,7 @@ def test_what_holds_no_answer_is_refused_in_a_sentence(
 ) -> None:
     """Text, outputs without numbers, and answers that are none for the rows of the data."""
     nodes, given, result, constants, spec, words = STRANGE[name]
-    path = save(tmp_path / "m.onnx", nodes, [given], [result], constants)
+    path = save(tmp_path / "m.onnx", nodes, [given], [result], constants=constants)
     np.savez(tmp_path / "d.npz", x=noise(60, 4))
     (tmp_path / "s.toml").write_text(spec)
     command = ["build", str(path), "--spec", str(tmp_path / "s.toml"), "--data", str(tmp_path / "d.npz")]

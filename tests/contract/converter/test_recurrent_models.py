@@ -30,7 +30,9 @@ def build(model: Path, spec: str, folder: Path) -> Path:
     return out
 
 
-def streamed(bundle: Path, readings: NDArray[Any], keys: list[str | None], times: list[float], max_gap: float) -> Any:
+def streamed(
+    bundle: Path, readings: NDArray[Any], keys: list[str | None], times: list[float], *, max_gap: float
+) -> Any:
     """What the device answers to readings as they come in, key -> scores `[windows, classes]`."""
     model = Model(open_bundle(bundle))
     window = model.manifest.input.window
@@ -49,7 +51,7 @@ def streamed(bundle: Path, readings: NDArray[Any], keys: list[str | None], times
     return {key: np.array(scores) for key, scores in found.items()}
 
 
-def offline(source: Path, signal: NDArray[Any], length: int, stride: int, state: NDArray[Any], **fixed: Any) -> Any:
+def offline(source: Path, signal: NDArray[Any], length: int, stride: int, *, state: NDArray[Any], **fixed: Any) -> Any:
     """The file as it came, asked window by window with its own state handed on, `[windows]` of its output."""
     session = onnxruntime.InferenceSession(source)
     answers = []
@@ -83,22 +85,22 @@ def interleaved(signals: dict[str, NDArray[Any]], gap: tuple[str, int]) -> tuple
 
 
 def assert_stream_equals_offline(
-    source: Path, bundle: Path, signals: dict[str, NDArray[Any]], shape: tuple[int, int], state: Any, **fixed: Any
+    source: Path, bundle: Path, signals: dict[str, NDArray[Any]], shape: tuple[int, int], *, state: Any, **fixed: Any
 ) -> Any:
     """Two keys beside each other, one with a gap: each stretch is an offline run of its own, to 1e-5."""
     first, second = signals
     cut = len(signals[second]) // 2 + 37
     readings, keys, times = interleaved(signals, (second, cut))
     found = streamed(bundle, readings, keys, times, max_gap=1.0)
-    whole = offline(source, signals[first], *shape, state, **fixed)
-    parts = [offline(source, part, *shape, state, **fixed) for part in np.split(signals[second], [cut])]
+    whole = offline(source, signals[first], *shape, state=state, **fixed)
+    parts = [offline(source, part, *shape, state=state, **fixed) for part in np.split(signals[second], [cut])]
     np.testing.assert_allclose(found[first][:, 1], whole, atol=1e-5)
     np.testing.assert_allclose(found[second][:, 1], np.concatenate(parts), atol=1e-5)
     # The state matters, and so does the gap: neither windows alone nor one long run give these numbers.
-    alone = [offline(source, signals[first][at : at + shape[0]], *shape, state, **fixed)[0]
+    alone = [offline(source, signals[first][at : at + shape[0]], *shape, state=state, **fixed)[0]
              for at in range(0, len(signals[first]) - shape[0] + 1, shape[1])]  # fmt: skip
     assert np.abs(np.array(alone) - whole).max() > 1e-3
-    ungapped = offline(source, signals[second], *shape, state, **fixed)
+    ungapped = offline(source, signals[second], *shape, state=state, **fixed)
     after = found[second][len(parts[0]) :, 1]
     assert not np.allclose(after[:3], ungapped[len(parts[0]) :][:3], atol=1e-4)
     return whole
@@ -152,7 +154,7 @@ def test_a_stream_of_windows_is_an_offline_run_of_each_key_and_starts_anew_after
     rng = np.random.default_rng(1)
     signals = {name: rng.normal(size=1500).astype(np.float32) for name in ("left", "right")}
     start = np.zeros((1, 1, 6), dtype=np.float32)
-    assert_stream_equals_offline(source, bundle, signals, (64, 48), start, sr=np.array(16000))
+    assert_stream_equals_offline(source, bundle, signals, (64, 48), state=start, sr=np.array(16000))
 
 
 def speech(path: Path) -> NDArray[np.float32]:
@@ -178,6 +180,6 @@ def test_silero_s_voice_detector_hears_a_word_in_a_stream_as_it_does_offline(
     noise = np.random.default_rng(0).normal(scale=0.003, size=16000).astype(np.float32)
     signals = {"word": np.concatenate([noise[:8000], word]), "two words": np.concatenate([word, noise[:4000], word])}
     start = np.zeros((2, 1, 128), dtype=np.float32)
-    heard = assert_stream_equals_offline(source, bundle, signals, (576, 512), start, sr=np.array(16000))
+    heard = assert_stream_equals_offline(source, bundle, signals, (576, 512), state=start, sr=np.array(16000))
     assert heard[:12].max() < 0.3
     assert heard[15:].max() > 0.8

@@ -55,7 +55,7 @@ def two_towers(path: Path, batch: int | str) -> Path:
     ]
     weights = {"w1": noise(3 * LENGTH, 4), "w2": noise(2, 4), "w3": noise(8, 1)}
     given = [("motion", FLOAT, [batch, 3, LENGTH]), ("climate", FLOAT, [batch, 2])]
-    return save(path, nodes, given, [("y", FLOAT, [batch, 1])], weights)
+    return save(path, nodes, given, [("y", FLOAT, [batch, 1])], constants=weights)
 
 
 @pytest.mark.parametrize("batch", [1, "N"])
@@ -112,7 +112,7 @@ def test_tokens_and_masks_of_a_language_model_come_as_channels(tmp_path: Path) -
     ]
     given = [("input_ids", INT64, ["batch", "sequence"]), ("attention_mask", INT64, ["batch", "sequence"])]
     table = {"table": noise(30, 4), "last": np.array([2]), "one": np.array([1])}
-    model = save(tmp_path / "m.onnx", nodes, given, [("y", FLOAT, ["batch", 4])], table)
+    model = save(tmp_path / "m.onnx", nodes, given, [("y", FLOAT, ["batch", 4])], constants=table)
     ids = np.random.default_rng(0).integers(0, 30, size=(50, LENGTH))
     mask = (np.arange(LENGTH) < np.random.default_rng(1).integers(1, LENGTH + 1, size=50)[:, None]).astype(np.int64)
     x = np.stack([ids, mask], axis=2)
@@ -143,7 +143,7 @@ def test_constants_are_repeated_for_every_row(batch: int | str, tmp_path: Path) 
     sequence = LENGTH if batch == 1 else "sequence"
     given = [("ids", INT64, [batch, sequence]), ("mask", INT64, [batch, sequence]), ("lengths", INT64, [batch])]
     table = {"table": noise(30, 4), "last": np.array([2]), "one": np.array([1])}
-    model = save(tmp_path / "m.onnx", nodes, given, [("y", FLOAT, [batch, 5])], table)
+    model = save(tmp_path / "m.onnx", nodes, given, [("y", FLOAT, [batch, 5])], constants=table)
     ids = np.random.default_rng(0).integers(0, 30, size=(50, LENGTH))
     np.savez(tmp_path / "d.npz", x=ids)
     spec = f'task = "regression"\n[frame]\nshape = [{LENGTH}]\ndtype = "int64"\nrange = [0, 29]\n'
@@ -166,7 +166,7 @@ def test_several_outputs_of_a_regression_stand_side_by_side(tmp_path: Path) -> N
     nodes = [helper.make_node("MatMul", ["x", "w1"], ["power"]), helper.make_node("MatMul", ["x", "w2"], ["wear"])]
     model = save(
         tmp_path / "m.onnx", nodes, [("x", FLOAT, ["N", 3])], [("power", FLOAT, ["N", 1]), ("wear", FLOAT, ["N", 2])],
-        {"w1": noise(3, 1), "w2": noise(3, 2)},
+        constants={"w1": noise(3, 1), "w2": noise(3, 2)},
     )  # fmt: skip
     x = noise(40, 3)
     np.savez(tmp_path / "d.npz", x=x)

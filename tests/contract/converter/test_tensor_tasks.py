@@ -71,7 +71,7 @@ def detector(path: Path, *, batch: int | str, turned: bool, parts: bool = False,
         "weights": weights, "half": np.float32(0.5), "shape": np.array([-1, CANDIDATES, 3]), "fixed": boxes[None],
         "zero": np.array([0]), "one": np.array([1]), "ones": np.array([1, 1]),
     }  # fmt: skip
-    return save(path, nodes, [("x", FLOAT, [batch, 6, 6, 1])], outputs, constants)
+    return save(path, nodes, [("x", FLOAT, [batch, 6, 6, 1])], outputs, constants=constants)
 
 
 def expected(boxes: Any, scores: Any, threshold: float, overlap: float) -> list[tuple[str, float, list[float]]]:
@@ -168,7 +168,7 @@ def test_a_detector_that_is_described_otherwise_is_refused(
             [helper.make_node("ReduceMax", ["x"], ["m"]), helper.make_node("Reshape", ["m", "one"], ["n"]),
              helper.make_node("Expand", ["n", "s"], ["y"])],
             [("x", FLOAT, [1, 6, 6, 1])], [("y", FLOAT, [1, 60, 60])],
-            {"s": np.array([1, 60, 60]), "one": np.array([1, 1, 1])},
+            constants={"s": np.array([1, 60, 60]), "one": np.array([1, 1, 1])},
         )  # fmt: skip
     head, _, table = spec.partition("[detection]")
     (tmp_path / "s.toml").write_text(f'task = "detection"\n{head}{FRAME}' + (f"[detection]{table}" if table else ""))
@@ -193,7 +193,11 @@ def test_a_large_output_has_its_own_task_and_a_small_self_test(tmp_path: Path) -
         helper.make_node("Mul", ["left", "columns"], ["output0"]),
     ]
     model = save(
-        tmp_path / "m.onnx", nodes, [("x", FLOAT, [1, 1, 6, 6])], [("output0", FLOAT, [1, 84, 8400])], constants
+        tmp_path / "m.onnx",
+        nodes,
+        [("x", FLOAT, [1, 1, 6, 6])],
+        [("output0", FLOAT, [1, 84, 8400])],
+        constants=constants,
     )
     spec = f'task = "tensor"\n{FRAME}layout = "hwc"\n[model]\nlayout = "chw"\n'
     out = build(tmp_path, model, spec, "--data", str(tmp_path / "d.npz"), "--quantize", "none")
@@ -237,7 +241,7 @@ def test_several_outputs_are_named_tensors(tmp_path: Path) -> None:
         ],
         [("x", FLOAT, ["N", 8, 3])],
         [("maps", FLOAT, ["N", 8, 5]), ("peaks", TensorProto.INT64, ["N", 5]), ("value", FLOAT, ["N"])],
-        {"w": np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)},
+        constants={"w": np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)},
     )
     channels = "".join(f'[[channel]]\nname = "c{index}"\n' for index in range(3))
     named = ('"heat"\ntensor = "maps"', '"peaks"', '"value"')
@@ -265,7 +269,7 @@ def test_an_embedding_is_one_vector(tmp_path: Path) -> None:
             helper.make_node("Unsqueeze", ["n", "one"], ["e"]),
         ],
         [("x", FLOAT, ["N", 6])], [("e", FLOAT, ["N", 1, 16])],
-        {"w": np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32), "one": np.array([1])},
+        constants={"w": np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32), "one": np.array([1])},
     )  # fmt: skip
     out = build(tmp_path, model, 'task = "embedding"\n', "--data", str(tmp_path / "d.npz"))
     manifest = manifest_of(out)
@@ -291,7 +295,7 @@ def two_outputs(path: Path) -> Path:
     weights = rng.normal(0, 1.0, (36, CANDIDATES * 4)).astype(np.float32)
     constants = {"w": weights, "shape": np.array([1, CANDIDATES, 4]), "fixed": boxes[None]}
     outputs = [("classes", FLOAT, [1, CANDIDATES, 4]), ("places", FLOAT, [1, CANDIDATES, 4])]
-    return save(path, nodes, [("x", FLOAT, [1, 6, 6, 1])], outputs, constants)
+    return save(path, nodes, [("x", FLOAT, [1, 6, 6, 1])], outputs, constants=constants)
 
 
 def test_outputs_that_look_alike_are_named_and_a_background_is_left_out(
@@ -320,7 +324,7 @@ def test_a_tensor_that_is_called_as_the_input_is_refused(tmp_path: Path, capsys:
     """In our words, with the way out."""
     model = save(
         tmp_path / "m.onnx", [helper.make_node("Abs", ["x"], ["window"])], [("x", FLOAT, ["N", 3])],
-        [("window", FLOAT, ["N", 3])], {},
+        [("window", FLOAT, ["N", 3])], constants={},
     )  # fmt: skip
     (tmp_path / "s.toml").write_text('task = "tensor"\n')
     names = ["build", str(model), "--spec", str(tmp_path / "s.toml"), "--quantize", "none"]

@@ -48,7 +48,7 @@ def classes(tmp_path: Path) -> Path:
     rows = (rng.normal(size=(6000, 2)) + np.array([[0, 0], [2, 0], [0, 2]])[label]).astype(np.float32)
     names = np.array(["idle", "low", "high"])[label]
     model = LogisticRegression().fit(rows[:2000], names[:2000])
-    return _build(tmp_path, model, SPEC.format(task="classification", more="", coverage=0.9), rows, names)
+    return _build(tmp_path, model, SPEC.format(task="classification", more="", coverage=0.9), rows, truth=names)
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def values(tmp_path: Path) -> Path:
     truth = rows @ np.array([[1.0, 2.0], [-1.0, 0.5]]) + rng.normal(size=(6000, 2)) * [0.1, 1.0]
     model = LinearRegression().fit(rows[:2000], truth[:2000])
     return _build(
-        tmp_path, model, SPEC.format(task="regression", more='targets = ["p", "q"]', coverage=0.8), rows, truth
+        tmp_path, model, SPEC.format(task="regression", more='targets = ["p", "q"]', coverage=0.8), rows, truth=truth
     )
 
 
-def _build(folder: Path, model: object, spec: str, rows: NDArray[Any], truth: NDArray[Any]) -> Path:
+def _build(folder: Path, model: object, spec: str, rows: NDArray[Any], *, truth: NDArray[Any]) -> Path:
     skops.io.dump(model, folder / "m.skops")
     (folder / "m.toml").write_text(spec)
     for name, part in (("calibration", slice(2000, 4000)), ("evaluation", slice(4000, 6000))):

@@ -166,7 +166,9 @@ class OutboxMachine(RuleBasedStateMachine):
         is_prompt=st.sampled_from([True, True, False]),
         disk_is_slow=st.booleans(),
     )
-    def begin(self, window: int, commit_interval: float, in_service: bool, is_prompt: bool, disk_is_slow: bool) -> None:
+    def begin(
+        self, window: int, commit_interval: float, in_service: bool, is_prompt: bool, *, disk_is_slow: bool
+    ) -> None:
         self.link.window = window
         self.commit_interval = commit_interval
         self.is_prompt = is_prompt

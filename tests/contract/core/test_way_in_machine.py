@@ -112,7 +112,7 @@ class WayInMachine(RuleBasedStateMachine):
         retains=st.booleans(),
         on_rate=st.sampled_from(["warn", "warn", "reject"]),
     )
-    def begin(self, identity: str, acknowledge: str, stride: int, retains: bool, on_rate: str) -> None:
+    def begin(self, identity: str, acknowledge: str, stride: int, retains: bool, *, on_rate: str) -> None:
         self.identity, self.acknowledge, self.stride, self.on_rate = identity, acknowledge, stride, on_rate
         if on_rate == "reject":
             self.identity = "time"  # by which rates are judged, whenever the readings come

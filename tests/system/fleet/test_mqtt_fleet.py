@@ -71,7 +71,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet(
-    mosquitto: Mosquitto, installed: Installed, make_daemon: MakeDaemon, subscriber: Subscriber, tmp_path: Path
+    mosquitto: Mosquitto, installed: Installed, make_daemon: MakeDaemon, subscriber: Subscriber, *, tmp_path: Path
 ) -> Fleet:
     """Two of its three devices are up."""
     made = Fleet(tmp_path, mosquitto, installed, make_daemon)
