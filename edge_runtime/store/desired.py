@@ -39,13 +39,14 @@ from edge_runtime.store.desired_document import (
     report,
 )
 from edge_runtime.store.install import Policy
+from edge_runtime.store.layout import StoreFolder
 from edge_runtime.store.ota import REST, Ota, Step
 from edge_runtime.store.ota_flood import FloodGuard
 from edge_runtime.store.ota_parts import Offer
 from edge_runtime.store.store import ModelStore
 from edge_runtime.system.background import BackgroundThread
 from edge_runtime.system.counters import Counters
-from edge_runtime.system.durable import make_folder, replace_file
+from edge_runtime.system.durable import replace_file
 from edge_runtime.system.log import fields, get_logger
 from edge_runtime.system.loop import Loop, Timer
 
@@ -135,8 +136,7 @@ class DesiredFile:
     def keep(self, desired: Desired, latest: Report) -> None:
         """Write the document and the report durably."""
         try:
-            self._store.root.mkdir(parents=True, exist_ok=True)
-            make_folder(self._store.root)
+            StoreFolder(self._store.root).make()
             document = msgspec.json.encode(desired).decode()
             replace_file(self._path, msgspec.json.encode(Kept(document=document, report=latest)))
         except OSError as error:
@@ -210,8 +210,7 @@ class DesiredState:
         self._thread = BackgroundThread("desired", loop.call_soon_threadsafe)
         self._flood = FloodGuard()
         self._ended = threading.Event()
-        self._desired: Desired | None = None
-        self._report: Report | None = None
+        self._followed: tuple[Desired, Report] | None = None
         self._last = b""
         self._next: bytes | None = None
         self._is_busy = False
@@ -225,15 +224,13 @@ class DesiredState:
     def link_changed(self) -> None:
         """Retain the report again after a connection; an update not yet begun waits for its document."""
         self._is_retained = False
-        if self._report is not None and self._connection.connected:
+        if self._connection.connected:
             self._publish()
 
     def end(self) -> None:
         """Stop; the next start continues an update that has begun."""
         self._stopped = True
         self._ended.set()
-        if self._timer is not None:
-            self._timer.cancel()
         self._thread.stop()
 
     def leave(self) -> None:
@@ -247,8 +244,6 @@ class DesiredState:
                 continue
             message.claimed = True
             payload = message.payload
-            if self._stopped:
-                continue
             if not payload:
                 self._taken_back()
                 continue
@@ -265,13 +260,13 @@ class DesiredState:
     def _taken_back(self) -> None:
         """Drop an update not yet begun, after `abort` cleared the document. The serial stays, against replays."""
         self._is_retained, self._last, self._next = False, b"", None
-        if self._report is not None and self._report.state == "pending" and not self._is_busy:
+        if self._followed is not None and self._followed[1].state == "pending" and not self._is_busy:
             self._reach("failed", TAKEN_BACK)
 
     def _judge_next(self) -> None:
         """Judge the newest document, once the thread is free."""
         payload = self._next
-        if payload is not None and not self._is_busy and not self._stopped:
+        if payload is not None and not self._is_busy:
             self._next = None
             self._away(lambda: self._judge(payload))
 
@@ -325,20 +320,22 @@ class DesiredState:
             self._reach("failed", TAKEN_BACK)  # while it was judged
 
     def _follow(self, desired: Desired, latest: Report) -> None:
-        if self._desired != desired:
+        if self._followed is None or self._followed[0] != desired:
             _log.info(
                 "desired state",
                 extra=fields(rollout=desired.rollout, model=desired.model, version=desired.version),
             )
-        self._desired, self._report = desired, latest
+        self._followed = desired, latest
         self._publish()
         if not latest.is_final:
             self._advance()
 
     def _advance(self) -> None:
         """Take the next step, if it is due."""
-        desired, latest = self._desired, self._report
-        if desired is None or latest is None or latest.is_final or self._stopped or self._is_busy:
+        if self._followed is None or self._stopped or self._is_busy:
+            return
+        desired, latest = self._followed
+        if latest.is_final:
             return
         now = self._now()
         if latest.state == "pending":
@@ -372,8 +369,7 @@ class DesiredState:
 
     def _transfer_changed(self, offer: Offer, state: str, held: int, why: str | None, *, is_final: bool) -> None:
         """Handle a new state of the transfer."""
-        desired = self._desired
-        if desired is None or offer.sha256 != desired.digest or (self._report is not None and self._report.is_final):
+        if self._followed is None or self._followed[1].is_final or offer.sha256 != self._followed[0].digest:
             return
         if state == "installed":
             self._reach("probation", None)
@@ -389,22 +385,20 @@ class DesiredState:
 
     def _reach(self, state: ReportState, why: str | None, *, received: int = 0, next_s: float = LOOK_S) -> None:
         """Publish and keep a new state, and check again later."""
-        desired = self._desired
-        if desired is None or self._stopped:
+        if self._followed is None or self._stopped:
             return
-        before = self._report
-        latest = report(desired, state, why, received=received, before=None if before is None else before.before)
-        self._report = latest
+        desired, before = self._followed
+        latest = report(desired, state, why, received=received, before=before.before)
+        self._followed = desired, latest
         if latest != before:
             self._publish()
-            if before is None or latest.state != before.state:
+            if latest.state != before.state:
                 level = _log.error if state == "failed" else _log.info
                 level("desired state", extra=fields(model=desired.model, version=desired.version, state=state, why=why))
                 self._away(lambda: self._kept(desired, latest))
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None
-        if not latest.is_final and state != "receiving":
+        if state != "receiving":
             self._timer = self._loop.call_later(next_s, self._advance)
 
     def _kept(self, desired: Desired, latest: Report) -> Step:
@@ -412,8 +406,8 @@ class DesiredState:
         return _nothing
 
     def _publish(self) -> None:
-        if self._report is not None:
-            payload = msgspec.json.encode(self._report)
+        if self._followed is not None:
+            payload = msgspec.json.encode(self._followed[1])
             self._connection.publish(self._report_topic, payload, qos=1, retain=True, outcome=None)
 
     def _away(self, work: Callable[[], Step]) -> None:

@@ -27,6 +27,7 @@ from edge_runtime.bundle.release import RELEASE_SUFFIX, read_release
 from edge_runtime.bundle.signature import NAMESPACE, SUFFIXES, precheck, require_keys, require_usable_key, verify
 from edge_runtime.errors import BundleError, CommandError, SignatureError
 from edge_runtime.store.install import SPARE_BYTES, Policy
+from edge_runtime.store.layout import StoreFolder
 from edge_runtime.store.records import ListedBundle, Slot
 from edge_runtime.store.store import ModelStore
 from edge_runtime.system.durable import make_folder, remove, write_file
@@ -158,7 +159,7 @@ class Incoming:
             CommandError: the disk is too full, or cannot be written.
         """
         try:
-            self._store.root.mkdir(parents=True, exist_ok=True)
+            StoreFolder(self._store.root).make()
             make_folder(self._folder)
             for path in self._folder.iterdir():
                 if path.name != self._part(offer).name:

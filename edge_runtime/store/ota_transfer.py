@@ -31,12 +31,12 @@ class Transfer:
         brought: whether its sender has sent a chunk.
         reported: when progress was published last.
         file: the source of the bytes instead of a sender.
-        broke_at: bytes held when the file's server failed last.
+        broke_at: bytes held when the file's server failed last; None before.
     """
 
     offer: Offer
     file: ByteSource | None = None
-    broke_at: int = -1
+    broke_at: int | None = None
     held: int = 0
     brought: bool = False
     asked: int | None = None

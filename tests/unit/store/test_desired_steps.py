@@ -103,6 +103,18 @@ def test_the_report_has_what_ran_before(disk: _Store, make: Make) -> None:
     assert found[1].before is None
 
 
+def test_a_document_is_kept_below_folders_that_are_not_there(
+    tmp_path: Path, keys: builders.Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new device's first document: its serial survives a power cut, so the folder's name is on the disk too."""
+    synced: list[Path] = []
+    monkeypatch.setattr("edge_runtime.system.durable.sync_folder", synced.append)
+    disk = _Store(ModelStore(tmp_path / "a" / "b"), keys)
+    found = disk.file.judge(disk.payload())
+    assert disk.file.kept() == found
+    assert synced[0] == tmp_path / "a"
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[" * 3000, b'{"document":"{}","report":{}}'])
 def test_a_damaged_file_is_as_none(disk: _Store, content: bytes) -> None:
     """The broker still has the document, which is judged anew."""
@@ -502,6 +514,7 @@ def test_a_document_is_followed_to_its_end(device: Device) -> None:
     assert device.reports() == [("confirmed", None)]
     assert ("keep", "confirmed", None) in device.disk.asked
     device.looks()
+    device.hear(b"d5")
     device.wait(200)
     assert (device.looks(), device.reports(), len(device.ota.fetched)) == (0, [], 1)
 
@@ -591,6 +604,44 @@ def test_a_document_that_was_taken_back_before_it_began_is_dropped(device: Devic
     assert device.reports() == [("probation", None)]
 
 
+def test_an_update_that_was_taken_back_while_the_store_was_asked_is_not_tried_again(device: Device) -> None:
+    """It had begun by then; what follows is its last attempt."""
+    device.disk.judged[b"d5"] = (_desired(), report(_desired(), "pending"))
+    device.hear(b"d5")
+    device.thread.work(1)
+    device.loop.settle()
+    device.hear(b"")
+    device.ota.is_free = False
+    device.work()
+    assert device.reports() == [("pending", None), ("pending", "another transfer is under way; trying again")]
+    device.looks()
+    device.wait(200)
+    assert (device.looks(), device.reports()) == (0, [])
+
+
+@pytest.mark.parametrize("state", ["receiving", "probation", "confirmed"])
+def test_a_document_that_has_begun_is_not_taken_back_while_it_is_judged_again(device: Device, state: Any) -> None:
+    """After a restart the broker repeats it; its state is that of the disk."""
+    device.disk.judged[b"d5"] = (_desired(), report(_desired(), state))
+    device.disk.now = ("probation", None)
+    device.hear(b"d5")
+    device.hear(b"")
+    device.work()
+    assert "failed" not in [each for each, _ in device.reports()]
+
+
+def test_a_document_that_is_repeated_while_it_is_judged_is_followed_once(device: Device) -> None:
+    """Before its verdict, and while the store is asked."""
+    device.disk.judged[b"d5"] = (_desired(), report(_desired(), "pending"))
+    device.hear(b"d5")
+    device.hear(b"d5")
+    device.thread.work(1)
+    device.loop.settle()
+    device.hear(b"d5")
+    device.work()
+    assert (device.looks(), len(device.ota.fetched)) == (1, 1)
+
+
 def test_a_document_that_was_taken_back_may_be_sent_again(device: Device) -> None:
     """The very same bytes are judged again then; its serial decides."""
     device.send(window=("13:00", "14:00"))
@@ -650,7 +701,7 @@ def test_a_refused_document_is_counted_and_the_thread_rests(
 ) -> None:
     """As long as the check took, so that a flood gets half of one core; log lines are bounded."""
     rests: list[float] = []
-    ticks = iter(range(0, 1000, 1))
+    ticks = iter(range(0, 1000, 2))
     monkeypatch.setattr("edge_runtime.store.desired.time.monotonic", lambda: float(next(ticks)))
     device.state._ended = cast("threading.Event", SimpleNamespace(wait=rests.append, set=lambda: None))
     caplog.set_level(logging.WARNING)
@@ -659,7 +710,7 @@ def test_a_refused_document_is_counted_and_the_thread_rests(
         device.disk.judged[payload] = SignatureError("no\nkey")
         device.hear(payload)
         device.work()
-    assert rests == [1.0] * 25
+    assert rests == [2.0] * 25
     assert device.counters.counts["desired_refused"] == 25
     assert len([each for each in caplog.records if each.message == "desired state refused"]) == 20
     assert device.link.said == []

@@ -54,6 +54,14 @@ def test_a_store_is_made_with_the_folders_above_it(tmp_path: Path) -> None:
     assert (folder.root / ".floors" / "x.json").read_text() == "kept"
 
 
+def test_a_new_store_survives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names of its folders are on the disk before anything is written into them."""
+    synced: list[Path] = []
+    monkeypatch.setattr("edge_runtime.system.durable.sync_folder", synced.append)
+    StoreFolder(tmp_path / "a" / "models").make()
+    assert synced == [tmp_path / "a", tmp_path / "a" / "models"]
+
+
 def test_every_path_is_below_the_store(tmp_path: Path) -> None:
     """Where each file is, for a plain name and for one that tries to leave the folder."""
     folder = StoreFolder(tmp_path)
