@@ -5,7 +5,7 @@ this list remains. They are never sent automatically.
 """
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +13,7 @@ from edge_runtime.system.log import fields, get_logger
 
 MOST_SHOWN = 8
 SHOWN_CHARACTERS = 200
+MOST_LOGGED = 1000
 
 _log = get_logger("outbox")
 
@@ -23,16 +24,16 @@ class Quarantine:
     def __init__(self, wall: Callable[[], float] = time.time) -> None:
         self.count = 0
         self._wall = wall
-        self._reasons: Counter[str] = Counter()
+        self._logged: set[str] = set()  # streams; bounded, since keys may never come back
         self._last: deque[dict[str, Any]] = deque(maxlen=MOST_SHOWN)
 
     def note(self, stream: str, topic: str, size: int, why: str) -> None:
-        """Add one; the first of each stream is logged."""
+        """Add one; the first of each stream is logged, for the first thousand streams."""
         self.count += 1
         shown = {"topic": topic[:SHOWN_CHARACTERS], "bytes": size, "why": why[:SHOWN_CHARACTERS]}
-        if not self._reasons[stream] and len(self._reasons) < 1000:
+        if stream not in self._logged and len(self._logged) < MOST_LOGGED:
+            self._logged.add(stream)
             _log.error("a prediction can never be sent and is set aside", extra=fields(stream=stream[:80], **shown))
-        self._reasons[stream] += 1
         self._last.append({"time": round(self._wall(), 3), **shown})
 
     @property

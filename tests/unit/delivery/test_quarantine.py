@@ -51,6 +51,7 @@ def test_so_many_streams_are_logged_and_further_ones_are_only_counted(caplog: py
         quarantine.note(f"m/{number}", "t", 1, "refused")
     assert len(_logged(caplog)) == 1000
     assert quarantine.count == 1001
+    assert len(quarantine._logged) == 1000  # nor does memory grow with them
 
 
 def test_the_list_that_is_handed_out_is_a_copy() -> None:
