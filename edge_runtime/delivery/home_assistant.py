@@ -303,7 +303,7 @@ class HomeAssistant:
         try:
             found = msgspec.json.decode(payload)["components"].items()
             earlier = {str(name): (str(each["platform"]), str(each.get("state_topic", ""))) for name, each in found}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             _log.warning("the retained document is not one of ours; it is replaced", extra=fields(topic=document.topic))
             return
         self._is_current = False

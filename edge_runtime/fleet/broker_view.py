@@ -224,5 +224,5 @@ def _note(known: dict[str, Known], open_ones: set[str], heard: Heard, *, health:
 def _decoded(payload: bytes, kind: Any) -> Any:
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return None  # no document of ours

@@ -148,7 +148,7 @@ class Conductor:
             return
         try:
             found = msgspec.json.decode(heard.payload, type=Report)
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             return
         if found.serial < _SANE_SERIAL:
             self._highest = max(self._highest, found.serial)
@@ -167,7 +167,7 @@ class Conductor:
         """What the broker keeps for a device: ours, or one of another file of rollouts, which has replaced it."""
         try:
             document = msgspec.json.decode(msgspec.json.decode(payload, type=Envelope).document, type=Desired)
-        except (msgspec.MsgspecError, ValueError):
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             self._kept.pop(row.device, None)
             return
         self._kept[row.device] = (document.rollout, document.serial)

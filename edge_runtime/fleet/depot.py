@@ -81,8 +81,10 @@ class Depot:
         """The requested bytes; None where this depot does not have them."""
         transfer, digest = want.get("transfer"), want.get("sha256")
         offset, count = want.get("offset"), want.get("bytes")
-        if not isinstance(transfer, str) or not transfer.startswith(TRANSFER) or not isinstance(digest, str):
+        if not isinstance(transfer, str) or not isinstance(digest, str):
             return None
+        if not transfer.startswith(TRANSFER) or not (transfer.isascii() and transfer.isalnum()):
+            return None  # it is a level of the topic of the answer
         if not isinstance(offset, int) or not isinstance(count, int) or offset < 0 or not 0 < count <= MOST_BYTES:
             return None
         path = self._find(digest)
@@ -116,7 +118,7 @@ class Depot:
                     continue
                 try:
                     want = msgspec.json.decode(heard.payload, type=dict[str, Any])
-                except (msgspec.MsgspecError, ValueError):
+                except (msgspec.MsgspecError, ValueError, RecursionError):
                     continue  # no document of ours
                 chunk = self.chunk(want)
                 device = heard.topic.partition("/")[0]

@@ -292,7 +292,7 @@ def _silent(device: str) -> str:
 def _document(payload: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(payload, type=dict[str, Any])
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return {}  # another program's
 
 

@@ -52,7 +52,7 @@ def first_lacks(path: Place, wanted: Wanted, names: Sequence[str | None]) -> tup
         line = file.readline(wanted.max_line_bytes).removeprefix(_MARK)
     try:
         document = msgspec.json.decode(line)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return ()
     first = document[0] if type(document) is list and document else document
     return tuple(name for name in names if name is not None and type(first) is dict and name not in first)

@@ -288,7 +288,9 @@ def test_what_an_earlier_document_had_is_removed_or_goes_on(tmp_path: Path) -> N
     assert rig.link.components["m__hall__anomaly"]["device_class"] == "problem"
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xff", b"[]", b'{"components": 3}', b'{"components": {"a": "b"}}', b"{}"])
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xff", b"[]", b'{"components": 3}', b'{"components": {"a": "b"}}', b"{}", b"[" * 60_000]
+)
 def test_a_strange_document_is_replaced(tmp_path: Path, payload: bytes) -> None:
     """Whoever may write there can put anything there."""
     rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})

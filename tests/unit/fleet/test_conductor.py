@@ -189,6 +189,17 @@ def test_where_no_device_is_online_all_get_their_document(host: Host) -> None:
     assert host.file.read("r1").state == "finished"
 
 
+@pytest.mark.parametrize(
+    "payload", [b"\xff", b"[" * 60_000, b'{"later":' + b"[" * 60_000], ids=["text", "deep", "member"]
+)
+def test_what_is_no_report_and_no_document_ends_no_rollout(host: Host, payload: bytes) -> None:
+    """Whoever may publish there can retain anything, also what nests deeper than a decoder goes."""
+    host.broker.retained = {"a/rollout": payload, "a/desired": payload, "b/desired": payload}
+    host.broker.answers = {"a": GOOD, "b": GOOD}
+    host.start(*rows("ab"))
+    assert host.run() == {"a": "done", "b": "done"}
+
+
 def test_slow_and_hung_devices_do_not_hold_back_the_next_wave(host: Host) -> None:
     """Two of four are good, one hangs and one never reports: the third wave goes out all the same."""
     host.broker.answers = {"a": GOOD, "b": GOOD, "c": GOOD[:2], "e": GOOD}

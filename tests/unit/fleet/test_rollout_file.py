@@ -191,13 +191,44 @@ def test_a_depot_sends_only_bytes_of_its_files(tmp_path: Path) -> None:
     assert depot.chunk(want) == b"234"
     for changes in (
         {"sha256": "0" * 64}, {"transfer": "a1b2"}, {"offset": 9}, {"offset": -1}, {"bytes": 0}, {"bytes": 2**40},
-        {"offset": "0"}, {"sha256": None},
+        {"offset": "0"}, {"sha256": None}, {"transfer": "depot#"}, {"transfer": "depot/x"}, {"transfer": "depot\n"},
     ):  # fmt: skip
         assert depot.chunk({**want, **changes}) is None
     assert depot.unknown.total() == 1
     (tmp_path / "nothing").mkdir()
     with pytest.raises(CommandError, match="expected bundles to serve"):
         Depot([tmp_path / "nothing"])
+
+
+def test_a_depot_goes_on_after_what_is_no_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may publish there can ask in any words, also in such that nest deeper than a decoder goes."""
+    (tmp_path / "a.onnx").write_bytes(b"0123456789")
+    depot = Depot([tmp_path])
+    (digest,) = depot.files
+    want = msgspec.json.encode({"transfer": "depot1", "sha256": digest, "offset": 2, "bytes": 3})
+    heard = [Heard("room/ota/want", each) for each in (b"\xff", b"[" * 60_000, b'{"x":' + b"[" * 60_000, want)]
+    sent: list[tuple[str, bytes]] = []
+
+    class Line:
+        def __init__(self, *_: object) -> None:
+            """As `BrokerLine`."""
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """As `BrokerLine`."""
+
+        def hear(self, _seconds: float) -> Heard:
+            return heard.pop(0)
+
+        def publish(self, topic: str, payload: bytes, **_: object) -> bool:
+            sent.append((topic, payload))
+            return True
+
+    monkeypatch.setattr(depot_module, "BrokerLine", Line)
+    depot.serve(Login(url="mqtt://127.0.0.1:1"), lambda _: None, ended=lambda: not heard)
+    assert sent == [("room/ota/chunk/depot1/2", b"234")]
 
 
 def test_a_depot_finds_what_is_put_there_later_and_sends_nothing_of_a_file_that_changed(

@@ -250,7 +250,7 @@ def test_a_model_that_does_not_load_in_time_is_ended(
 def test_a_model_that_cannot_be_loaded_is_ended_with_its_reason(child: Child, bundle: Path) -> None:
     """The process says why, and is not left."""
     child.answer(_packet({"error": "no such operator"}))
-    with pytest.raises(ShadowError, match="^cannot be loaded: no such operator$"):
+    with pytest.raises(ShadowError, match=r"^cannot be loaded: no such operator$"):
         ShadowProcess(bundle, "d1")
     assert (child.killed, child.stdin.closed) == (1, True)
 
@@ -262,7 +262,7 @@ def test_a_program_that_cannot_be_started_is_told(bundle: Path, monkeypatch: pyt
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(module, "start_child", start)
-    with pytest.raises(ShadowError, match="^cannot be started: Cannot allocate memory$"):
+    with pytest.raises(ShadowError, match=r"^cannot be started: Cannot allocate memory$"):
         ShadowProcess(bundle, "d1")
 
 
