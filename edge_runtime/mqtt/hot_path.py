@@ -7,8 +7,8 @@ acknowledgements are sent and read.
 
 Guarantee: a message is acknowledged to the broker only when its `Receipt` is released, in the order of arrival (except
 readings that wait for their windows), and only over the connection that delivered it, since each connection has its own
-`HotPath`. Every `outcome` is called once, or never if the connection ends before. `MOST_OWED` messages may wait for
-our acknowledgement; then reading stops.
+`HotPath`. Every `outcome` is called once, or never if before that the connection ends or a newer retained message takes
+the place of one that waits. `MOST_OWED` messages may wait for our acknowledgement; then reading stops.
 
 Longer than 500 lines, and a class of more than 400, on purpose: reading, publishing and acknowledging share one socket,
 one set of packet ids and one order of sending, and a further call between them costs time for every reading. Separate

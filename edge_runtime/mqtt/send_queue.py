@@ -1,7 +1,8 @@
 """The limits of a broker, and the queue of QoS 1 messages that wait for a place in flight.
 
 Guarantee: at most `MOST_QUEUED` messages of `MOST_QUEUED_BYTES` wait; one more is refused and counted. Of retained
-messages on one topic only the newest waits, since the broker keeps only the newest too.
+messages on one topic only the newest waits, since the broker keeps only the newest too; the outcome of the older one is
+never called.
 """
 
 from collections import deque
@@ -58,18 +59,21 @@ class SendQueue:
 
     def add(self, message: Queued) -> bool:
         """Queue a message; False if the queue is full."""
-        if message.retain:
-            for older in self.waiting:
-                if older.retain and older.topic == message.topic:
-                    self._bytes += len(message.payload) - len(older.payload)
-                    older.payload, older.outcome = message.payload, message.outcome
-                    return True
-        if len(self.waiting) >= MOST_QUEUED or self._bytes + len(message.payload) > MOST_QUEUED_BYTES:
+        older = self._older(message) if message.retain else None
+        whole = self._bytes + len(message.payload) - (0 if older is None else len(older.payload))
+        if whole > MOST_QUEUED_BYTES or (older is None and len(self.waiting) >= MOST_QUEUED):
             self._counters.dropped["send_queue_full"] += 1
             return False
-        self.waiting.append(message)
-        self._bytes += len(message.payload)
+        self._bytes = whole
+        if older is None:
+            self.waiting.append(message)
+        else:
+            older.payload, older.extra, older.outcome = message.payload, message.extra, message.outcome
         return True
+
+    def _older(self, message: Queued) -> Queued | None:
+        """The waiting retained message of the same topic."""
+        return next((each for each in self.waiting if each.retain and each.topic == message.topic), None)
 
     def take(self) -> Queued:
         """Remove the next one, to send it now."""

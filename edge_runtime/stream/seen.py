@@ -17,6 +17,7 @@ transit when the link broke, is taken for a repeat.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -71,18 +72,24 @@ class SeenReading(msgspec.Struct, eq=False, gc=False):
     receipt: Receipt | None
 
 
-def _number(entry: SeenReading, owed: OwedReceipts) -> int | None:
-    return owed.known(entry.receipt) if entry.receipt is not None and _is_owed(entry) else None
-
-
 def _is_waiting(receipt: Receipt) -> bool:
     return not receipt.is_released
 
 
-def _is_owed(entry: SeenReading) -> bool:
+def _owed_for(entry: SeenReading) -> Receipt | None:
+    """The receipt of a reading while it is not released; a released one is dropped."""
     if entry.receipt is not None and entry.receipt.is_released:
         entry.receipt = None
-    return entry.receipt is not None
+    return entry.receipt
+
+
+def _is_owed(entry: SeenReading) -> bool:
+    return _owed_for(entry) is not None
+
+
+def _number(entry: SeenReading, owed: OwedReceipts) -> int | None:
+    receipt = _owed_for(entry)
+    return None if receipt is None else owed.known(receipt)
 
 
 class _Key:
@@ -95,7 +102,7 @@ class _Key:
         self.link = 0  # the connection of its last new reading
         self.reused_at = -GENERATION
         self.high = -1  # the highest identity that is a number
-        self.newest = 0.0  # its newest own time
+        self.newest = -math.inf  # its newest own time
 
 
 class Deliveries(msgspec.Struct, eq=False, gc=False):
@@ -232,7 +239,7 @@ class Seen:
         identity, time = decoded.identities[index], decoded.times[index]
         if identity is None and time is None:
             return True
-        state = self._keys.young.get(key) or self._keys.get(key) or self._new_key(key)
+        state = self._keys.young.get(key) or self._refreshed_key(key)
         if identity is not None:
             own = self._identify(state, (key, identity), digest, message=message, receipt=receipt, repeated=repeated)
             if own is not identity:
@@ -247,8 +254,9 @@ class Seen:
                 return not self._is_late(state, time, key)
         return True
 
-    def _new_key(self, key: str | None) -> _Key:
-        state = _Key()
+    def _refreshed_key(self, key: str | None) -> _Key:
+        """The state of a key, which counts as a recent one from now on, however many others come."""
+        state = self._keys.get(key) or _Key()
         self._keys.put(key, state)
         return state
 
@@ -291,7 +299,7 @@ class Seen:
             earlier = self._owed_like(receipt)
         if earlier is None:
             return False
-        if not earlier.is_released and earlier is not receipt:
+        if not earlier.is_released:
             earlier.pass_on(receipt)
         self._messages.put(receipt.number, earlier)
         return True
@@ -430,7 +438,7 @@ class Seen:
                 receipt.mark = digest
                 self._messages.put(packet, receipt)
         for key, high, is_unreliable in saved.keys:
-            state = self._new_key(key)
+            state = self._refreshed_key(key)
             state.high, state.reused_at = high, 0 if is_unreliable else -GENERATION
         for key, identity, digest in saved.readings:
             self._readings.put((key, identity), SeenReading(digest, 0, -1, None))
@@ -456,6 +464,6 @@ def log_first(source: str) -> Notice:
 
 def _pass_on(entry: SeenReading, receipt: Receipt | None) -> None:
     """A repeat arrived: acknowledge its message when the prediction of the first one is safe."""
-    if receipt is not None and _is_owed(entry) and entry.receipt is not receipt:
-        assert entry.receipt is not None
-        entry.receipt.pass_on(receipt)
+    first = _owed_for(entry)
+    if receipt is not None and first is not None and first is not receipt:
+        first.pass_on(receipt)

@@ -244,3 +244,12 @@ def test_a_key_that_is_refused_for_its_rate_gives_everything_back_and_takes_noth
         "19",
     ]
     assert sum(name.startswith("fast") for name in acknowledged) == 39
+
+
+def test_a_kept_receipt_that_no_window_needs_is_given_back_at_the_start() -> None:
+    """Three are kept, and the open window waits for two of its three readings: it has one."""
+    stream = _Stream(3, 3)
+    receipts = [Receipt(lambda n=n: stream.acknowledged.append(n)) for n in range(3)]  # type: ignore[misc]
+    stream.holding.restore("a", receipts, 2)
+    assert stream.acknowledged == [0, 1]
+    assert len(stream.holding) == 1

@@ -1,127 +1,28 @@
 """One model's path: what becomes of readings, windows and receipts on the way to the outbox."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.bundle.model import Model, ModelError, Scores
+from edge_runtime.bundle.model import Model, Scores
 from edge_runtime.bundle.open import open_bundle
-from edge_runtime.config.tables import ModelTable, RepairTable
-from edge_runtime.delivery.json_payload import JsonPayload
-from edge_runtime.delivery.outbox import Outbox
+from edge_runtime.config.tables import RepairTable
 from edge_runtime.delivery.payloads import prediction_id
-from edge_runtime.readings import Batch, Prediction, Receipt
-from edge_runtime.stream.pipeline import Pipeline
+from edge_runtime.readings import Prediction
 from edge_runtime.stream.worker import ModelCall, rehearse
-from edge_runtime.system.clock import Clock
-from edge_runtime.system.counters import Counters
 from edge_runtime.system.loop import Loop
 from tests.support import builders
-from tests.support.stepped import SteppedLoop
+from tests.support.model_bench import POISON, ModelBench, NumberedReceipts, batch_of
 from tests.support.waiting import wait_until
-
-POISON = 666.0
-
-
-class _Taken:
-    """Stands in for the outbox: keeps what it is offered, receipts and all."""
-
-    def __init__(self) -> None:
-        self.documents: list[dict[str, Any]] = []
-        self.topics: list[str] = []
-        self.receipts: list[Receipt | None] = []
-
-    def offer(self, stream: str, topic: str, payload: bytes, *, priority: int, receipt: Receipt | None) -> None:
-        """As `Outbox.offer`."""
-        self.documents.append(json.loads(payload))
-        self.topics.append(topic)
-        self.receipts.append(receipt)
-
-
-class _Bench:
-    """A pipeline with everything around it."""
-
-    def __init__(
-        self,
-        draft: builders.Draft,
-        folder: Path,
-        *,
-        loop: Loop | None = None,
-        repair: RepairTable = RepairTable(),  # noqa: B008 - frozen
-        channels: tuple[str, ...] | None = None,
-        **table: Any,
-    ) -> None:
-        model = Model(open_bundle(draft.save(folder / f"{draft.manifest['name']}.onnx")))
-        config = msgspec.convert({"name": "m", "bundle": "m.onnx", "source": "s", "run": "loop"} | table, ModelTable)
-        self.counters = Counters()
-        self.taken = _Taken()
-        threshold = model.manifest.output.threshold
-        self.pipeline = Pipeline(
-            config,
-            model,
-            channels=channels or model.manifest.channel_names,
-            repair=repair,
-            payload=JsonPayload(
-                device="d", model="m", source="s", start=1, manifest=model.manifest, threshold=threshold
-            ),
-            topic="edge/d/m/{key}",
-            outbox=cast("Outbox", self.taken),
-            loop=loop or SteppedLoop().as_loop,
-            clock=Clock(lambda: True),
-            counters=self.counters,
-        )
-        self.pipeline.warm_up()
-
-    def poison(self) -> None:
-        """From now on the model fails on every window that holds 666."""
-        model = self.pipeline.model
-        call = model._call
-
-        def fail(windows: Any, states: Any) -> Any:
-            if (windows == POISON).any():
-                raise ModelError("it cannot take this")
-            return call(windows, states)
-
-        model._call = fail  # type: ignore[method-assign]
-
-
-class _Receipts:
-    """Receipts by number, and which of them were acknowledged."""
-
-    def __init__(self, count: int) -> None:
-        self.acknowledged: list[int] = []
-        self.all = [Receipt(self._note(number)) for number in range(count)]
-
-    def _note(self, number: int) -> Callable[[], None]:
-        return lambda: self.acknowledged.append(number)
-
-    def hand_over(self) -> None:
-        """The source gives its own hold back, as it does when every model has had the batch."""
-        for receipt in self.all:
-            receipt.release()
-
-
-def _batch(rows: list[list[float]], receipts: _Receipts | None = None, keys: list[str | None] | None = None) -> Batch:
-    count = len(rows)
-    return Batch(
-        "s",
-        np.array(rows, np.float32),
-        keys or [None] * count,
-        [float(1_700_000_000 + i) for i in range(count)],
-        [str(i) for i in range(count)],
-        list(receipts.all) if receipts else [None] * count,
-    )
 
 
 def test_a_receipt_is_held_until_the_outbox_lets_go(tmp_path: Path) -> None:
     """Handing a batch over acknowledges nothing; the outbox's release does."""
-    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(3)
-    bench.pipeline.accept(_batch([[1, 2], [3, 4], [5, 6]], receipts))
+    bench, receipts = ModelBench(builders.classification(), tmp_path), NumberedReceipts(3)
+    bench.pipeline.accept(batch_of([[1, 2], [3, 4], [5, 6]], receipts))
     receipts.hand_over()
     assert receipts.acknowledged == []
     for receipt in bench.taken.receipts:
@@ -132,8 +33,8 @@ def test_a_receipt_is_held_until_the_outbox_lets_go(tmp_path: Path) -> None:
 
 def test_a_reading_that_is_out_of_the_contract_is_acknowledged_at_once(tmp_path: Path) -> None:
     """Its neighbours keep theirs, and each prediction has the identity of its own reading."""
-    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(3)
-    bench.pipeline.accept(_batch([[1, 2], [float("nan"), 4], [5, 6]], receipts))
+    bench, receipts = ModelBench(builders.classification(), tmp_path), NumberedReceipts(3)
+    bench.pipeline.accept(batch_of([[1, 2], [float("nan"), 4], [5, 6]], receipts))
     receipts.hand_over()
     assert receipts.acknowledged == [1]
     assert [document["id"] for document in bench.taken.documents] == ["d/m/-/0", "d/m/-/2"]
@@ -142,8 +43,8 @@ def test_a_reading_that_is_out_of_the_contract_is_acknowledged_at_once(tmp_path:
 
 def test_a_withheld_prediction_acknowledges_its_reading(tmp_path: Path) -> None:
     """What `publish` keeps back was kept back on purpose."""
-    bench, receipts = _Bench(builders.anomaly(), tmp_path, publish="alarm"), _Receipts(2)
-    bench.pipeline.accept(_batch([[0, 0, 0], [9, 9, 9]], receipts))
+    bench, receipts = ModelBench(builders.anomaly(), tmp_path, publish="alarm"), NumberedReceipts(2)
+    bench.pipeline.accept(batch_of([[0, 0, 0], [9, 9, 9]], receipts))
     receipts.hand_over()
     assert receipts.acknowledged == [0]
     assert bench.counters.counts["withheld"] == 1
@@ -151,8 +52,8 @@ def test_a_withheld_prediction_acknowledges_its_reading(tmp_path: Path) -> None:
 
 def test_a_reading_of_a_longer_window_is_acknowledged_when_it_has_entered_it(tmp_path: Path) -> None:
     """Only the reading that completes the window waits for the prediction."""
-    bench, receipts = _Bench(builders.classification(length=3), tmp_path), _Receipts(4)
-    bench.pipeline.accept(_batch([[1, 2]] * 4, receipts))
+    bench, receipts = ModelBench(builders.classification(length=3), tmp_path), NumberedReceipts(4)
+    bench.pipeline.accept(batch_of([[1, 2]] * 4, receipts))
     receipts.hand_over()
     assert receipts.acknowledged == [0, 1, 3]
     assert [document["id"] for document in bench.taken.documents] == ["d/m/-/2"]
@@ -160,7 +61,7 @@ def test_a_reading_of_a_longer_window_is_acknowledged_when_it_has_entered_it(tmp
 
 def test_a_prediction_that_cannot_be_made_is_counted_and_its_reading_is_acknowledged(tmp_path: Path) -> None:
     """A fault behind the model: the broker does not send the reading again for ever, and the others are published."""
-    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(3)
+    bench, receipts = ModelBench(builders.classification(), tmp_path), NumberedReceipts(3)
     offer = bench.taken.offer
 
     def fail(*args: Any, **given: Any) -> None:
@@ -169,7 +70,7 @@ def test_a_prediction_that_cannot_be_made_is_counted_and_its_reading_is_acknowle
         offer(*args, **given)
 
     bench.taken.offer = fail  # type: ignore[method-assign]
-    bench.pipeline.accept(_batch([[1, 2]] * 3, receipts))
+    bench.pipeline.accept(batch_of([[1, 2]] * 3, receipts))
     receipts.hand_over()
     assert receipts.acknowledged == [1]
     assert bench.counters.errors == {"prediction_failed": 1}
@@ -178,9 +79,9 @@ def test_a_prediction_that_cannot_be_made_is_counted_and_its_reading_is_acknowle
 
 def test_a_poison_pill_is_set_aside_alone(tmp_path: Path) -> None:
     """A window on which the model fails is counted and acknowledged; its neighbours are published."""
-    bench, receipts = _Bench(builders.classification(), tmp_path), _Receipts(5)
+    bench, receipts = ModelBench(builders.classification(), tmp_path), NumberedReceipts(5)
     bench.poison()
-    bench.pipeline.accept(_batch([[1, 2], [POISON, 2], [3, 4], [POISON, 1], [5, 6]], receipts))
+    bench.pipeline.accept(batch_of([[1, 2], [POISON, 2], [3, 4], [POISON, 1], [5, 6]], receipts))
     receipts.hand_over()
     assert [document["id"] for document in bench.taken.documents] == ["d/m/-/0", "d/m/-/2", "d/m/-/4"]
     assert receipts.acknowledged == [1, 3]
@@ -190,18 +91,18 @@ def test_a_poison_pill_is_set_aside_alone(tmp_path: Path) -> None:
 def test_a_recurrent_model_is_not_thrown_off_by_a_poison_pill(tmp_path: Path) -> None:
     """The windows around it get the scores that they would have had without it."""
     rows = [[0.1, 0.2], [0.3, 0.4], [POISON, 0.0], [0.5, 0.6], [0.7, 0.8]]
-    bench = _Bench(builders.stateful(length=1), tmp_path)
+    bench = ModelBench(builders.stateful(length=1), tmp_path)
     bench.poison()
-    bench.pipeline.accept(_batch(rows))
-    clean = _Bench(builders.stateful(length=1), tmp_path)
-    clean.pipeline.accept(_batch([row for row in rows if row[0] != POISON]))
+    bench.pipeline.accept(batch_of(rows))
+    clean = ModelBench(builders.stateful(length=1), tmp_path)
+    clean.pipeline.accept(batch_of([row for row in rows if row[0] != POISON]))
     found = [document["scores"] for document in bench.taken.documents]
     assert found == [document["scores"] for document in clean.taken.documents]
 
 
 def test_an_answer_that_is_not_finite_is_never_published(tmp_path: Path) -> None:
     """It is counted, its reading is acknowledged, and the state of its stream begins anew."""
-    bench, receipts = _Bench(builders.regression(), tmp_path), _Receipts(2)
+    bench, receipts = ModelBench(builders.regression(), tmp_path), NumberedReceipts(2)
     call = bench.pipeline.model._call
 
     def spoil(windows: Any, states: Any) -> Any:
@@ -210,7 +111,7 @@ def test_an_answer_that_is_not_finite_is_never_published(tmp_path: Path) -> None
         return [values]
 
     bench.pipeline.model._call = spoil  # type: ignore[method-assign]
-    bench.pipeline.accept(_batch([[1, 2], [3, 4]], receipts))
+    bench.pipeline.accept(batch_of([[1, 2], [3, 4]], receipts))
     receipts.hand_over()
     assert [document["id"] for document in bench.taken.documents] == ["d/m/-/1"]
     assert receipts.acknowledged == [0]
@@ -219,9 +120,9 @@ def test_an_answer_that_is_not_finite_is_never_published(tmp_path: Path) -> None
 
 def test_two_models_of_one_source_each_hold_the_receipt(tmp_path: Path) -> None:
     """A reading is acknowledged when the last of its predictions is safe."""
-    one, other = _Bench(builders.classification(), tmp_path), _Bench(builders.classification(seed=5), tmp_path)
-    receipts = _Receipts(1)
-    batch = _batch([[1, 2]], receipts)
+    one, other = ModelBench(builders.classification(), tmp_path), ModelBench(builders.classification(seed=5), tmp_path)
+    receipts = NumberedReceipts(1)
+    batch = batch_of([[1, 2]], receipts)
     one.pipeline.accept(batch)
     other.pipeline.accept(batch)
     receipts.hand_over()
@@ -238,8 +139,8 @@ def test_what_is_mended_for_one_model_is_not_mended_for_another(tmp_path: Path) 
     """A value moved to the limit of one model's range is what it was for its neighbours."""
     draft = builders.classification()
     draft.manifest["input"]["channels"][0]["range"] = [0.0, 1.0]
-    bench = _Bench(draft, tmp_path, repair=RepairTable(out_of_range="clip"))
-    batch = _batch([[5.0, 2.0]])
+    bench = ModelBench(draft, tmp_path, repair=RepairTable(out_of_range="clip"))
+    batch = batch_of([[5.0, 2.0]])
     bench.pipeline.accept(batch)
     assert batch.values.tolist() == [[5.0, 2.0]]
     assert len(bench.taken.documents) == 1
@@ -248,25 +149,25 @@ def test_what_is_mended_for_one_model_is_not_mended_for_another(tmp_path: Path) 
 
 def test_a_model_takes_its_channels_in_its_own_order(tmp_path: Path) -> None:
     """A source delivers the channels of all its models; each picks its own."""
-    plain = _Bench(builders.classification(), tmp_path)
-    plain.pipeline.accept(_batch([[1, 2]]))
-    mixed = _Bench(builders.classification(), tmp_path, channels=("other", "humidity", "temperature"))
-    mixed.pipeline.accept(_batch([[9, 2, 1]]))
+    plain = ModelBench(builders.classification(), tmp_path)
+    plain.pipeline.accept(batch_of([[1, 2]]))
+    mixed = ModelBench(builders.classification(), tmp_path, channels=("other", "humidity", "temperature"))
+    mixed.pipeline.accept(batch_of([[9, 2, 1]]))
     assert plain.taken.documents[0]["scores"] == mixed.taken.documents[0]["scores"]
 
 
 def test_keys_have_topics_of_their_own(tmp_path: Path) -> None:
     """A stream without key is a dash."""
-    bench = _Bench(builders.classification(), tmp_path)
-    bench.pipeline.accept(_batch([[1, 2], [1, 2]], keys=["hall-3", None]))
+    bench = ModelBench(builders.classification(), tmp_path)
+    bench.pipeline.accept(batch_of([[1, 2], [1, 2]], keys=["hall-3", None]))
     assert bench.taken.topics == ["edge/d/m/hall-3", "edge/d/m/-"]
 
 
 def test_a_flood_of_keys_leaves_nothing_behind(tmp_path: Path) -> None:
     """Beyond `max_keys` the silent ones go everywhere at once, and are counted; no `id` comes twice."""
-    bench = _Bench(builders.classification(), tmp_path, max_keys=10)
+    bench = ModelBench(builders.classification(), tmp_path, max_keys=10)
     for number in range(500):
-        batch = _batch([[1, 2]], keys=[f"k{number % 50}"])
+        batch = batch_of([[1, 2]], keys=[f"k{number % 50}"])
         batch.identities = [None]
         bench.pipeline.accept(batch)
     assert len(bench.pipeline._addresses) <= 10
@@ -278,9 +179,9 @@ def test_a_flood_of_keys_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_as_many_keys_are_repaired_as_may_have_windows(tmp_path: Path) -> None:
     """`max_keys` beyond its default is a bound for the last values too."""
-    bench = _Bench(builders.classification(), tmp_path, max_keys=11_000, repair=RepairTable(missing="last"))
-    bench.pipeline.accept(_batch([[1, 2]] * 10_500, keys=[f"k{number}" for number in range(10_500)]))
-    bench.pipeline.accept(_batch([[np.nan, 3]], keys=["k0"]))
+    bench = ModelBench(builders.classification(), tmp_path, max_keys=11_000, repair=RepairTable(missing="last"))
+    bench.pipeline.accept(batch_of([[1, 2]] * 10_500, keys=[f"k{number}" for number in range(10_500)]))
+    bench.pipeline.accept(batch_of([[np.nan, 3]], keys=["k0"]))
     assert (bench.counters.rejected, bench.counters.counts["repaired_missing"]) == ({}, 1)
 
 
@@ -288,12 +189,12 @@ def test_as_many_keys_are_repaired_as_may_have_windows(tmp_path: Path) -> None:
 def test_a_worker_keeps_the_order_and_the_loop_free(fails: bool, tmp_path: Path) -> None:
     """Jobs come back in the order in which they went, poison pills among them."""
     loop = Loop()
-    bench = _Bench(builders.classification(), tmp_path, loop=loop, run="worker")
+    bench = ModelBench(builders.classification(), tmp_path, loop=loop, run="worker")
     if fails:
         bench.poison()
-    receipts = _Receipts(60)
+    receipts = NumberedReceipts(60)
     for number in range(60):
-        batch = _batch([[POISON if fails and number % 7 == 3 else number, 2]])
+        batch = batch_of([[POISON if fails and number % 7 == 3 else number, 2]])
         batch.identities, batch.receipts = [str(number)], [receipts.all[number]]
         bench.pipeline.accept(batch)
     receipts.hand_over()
@@ -325,10 +226,10 @@ class _Tap:
 
 def test_a_tap_sees_every_answer_published_or_withheld(tmp_path: Path) -> None:
     """With its window, and with the id that the published payload has."""
-    bench = _Bench(builders.classification(length=1), tmp_path, publish="change")
+    bench = ModelBench(builders.classification(length=1), tmp_path, publish="change")
     tap = _Tap()
     bench.pipeline.taps = (tap,)
-    bench.pipeline.accept(_batch([[1.0, 2.0]] * 3, keys=["a", "a", "b"]))
+    bench.pipeline.accept(batch_of([[1.0, 2.0]] * 3, keys=["a", "a", "b"]))
     published = {document["id"] for document in bench.taken.documents}
     assert [(key, window) for key, window, _ in tap.shown] == [(key, [1.0, 2.0]) for key in ("a", "a", "b")]
     assert [identity for _, _, identity in tap.shown][1] is None
@@ -342,10 +243,10 @@ def test_a_tap_that_fails_costs_no_prediction(tmp_path: Path) -> None:
         def take(self, call: ModelCall, row: int, scores: Scores, prediction: Prediction | None) -> None:
             raise ValueError("a fault")
 
-    bench = _Bench(builders.classification(length=1), tmp_path)
+    bench = ModelBench(builders.classification(length=1), tmp_path)
     bench.pipeline.taps = (_Broken(), tap := _Tap())
-    receipts = _Receipts(2)
-    bench.pipeline.accept(_batch([[1.0, 2.0]] * 2, receipts))
+    receipts = NumberedReceipts(2)
+    bench.pipeline.accept(batch_of([[1.0, 2.0]] * 2, receipts))
     assert len(bench.taken.documents) == len(tap.shown) == 2
     assert bench.counters.errors == {"tap_failed": 2}
     assert [receipt.holds for receipt in receipts.all] == [2, 2]
@@ -380,7 +281,7 @@ class _Watch:
 
 def test_drift_sees_readings_before_any_is_refused_or_repaired(tmp_path: Path) -> None:
     """What is missing and out of range is what it is to count; and of the answers it sees every one."""
-    bench = _Bench(
+    bench = ModelBench(
         builders.classification(length=1),
         tmp_path,
         repair=RepairTable(missing="last"),
@@ -389,7 +290,7 @@ def test_drift_sees_readings_before_any_is_refused_or_repaired(tmp_path: Path) -
     watch = _Watch()
     bench.pipeline.drift = watch
     rows = [[2.0, 1.0], [float("nan"), 1.0], [2.0, 9e9]]
-    bench.pipeline.accept(_batch(rows))
+    bench.pipeline.accept(batch_of(rows))
     np.testing.assert_array_equal(watch.values, np.array([row[::-1] for row in rows], np.float32))
     assert watch.answers == len(bench.taken.documents) == 2
     bench.pipeline.config = msgspec.structs.replace(bench.pipeline.config, key_expiry=0.001)
@@ -405,23 +306,23 @@ def test_a_watch_that_fails_costs_no_prediction(tmp_path: Path) -> None:
         def take(self, values: Any, keys: list[str | None], times: list[float] | None, arrived: float) -> None:
             raise ValueError("a fault")
 
-    bench = _Bench(builders.classification(length=1), tmp_path)
+    bench = ModelBench(builders.classification(length=1), tmp_path)
     bench.pipeline.drift = _Broken()
-    bench.pipeline.accept(_batch([[1.0, 2.0]] * 3))
+    bench.pipeline.accept(batch_of([[1.0, 2.0]] * 3))
     assert len(bench.taken.documents) == 3
     assert bench.counters.errors == {"drift_failed": 1}
 
 
 def test_readings_of_another_bundle_are_not_held_against_the_reference_of_the_last(tmp_path: Path) -> None:
     """An exchange ends the watch; the daemon begins another one for the new bundle."""
-    bench = _Bench(builders.classification(), tmp_path)
+    bench = ModelBench(builders.classification(), tmp_path)
     watch = bench.pipeline.drift = _Watch()
-    bench.pipeline.accept(_batch([[1, 2]]))
+    bench.pipeline.accept(batch_of([[1, 2]]))
     draft = builders.classification(version="2.0.0")
     following = Model(open_bundle(draft.save(tmp_path / "next.onnx")))
     payload = bench.pipeline.loaded.payload
     assert payload is not None
     bench.pipeline.swap(rehearse(following, bench.pipeline.config), payload)
-    bench.pipeline.accept(_batch([[3, 4]] * 2))
+    bench.pipeline.accept(batch_of([[3, 4]] * 2))
     assert bench.pipeline.drift is None
     assert len(watch.values) == watch.answers == 1
