@@ -178,7 +178,7 @@ class _Stream:
 
     def __init__(self, rate: KeyRate) -> None:
         self.rate = rate
-        self.held: list[tuple[float, Floats]] | None = []  # None once it is decided
+        self.held: list[tuple[float, Floats]] | None = []  # NaN for a time that it did not bring; None once decided
         self.resampler: Resampler | None = None
         self.taken = 0
         self.clock = 0.0  # of readings without a time of their own
@@ -324,17 +324,19 @@ class Pace:
                 self.rejected += len(rows)
                 return values[:0]
             return _append(paced, key, rows, values, times=times or [arrived] * len(rows), own=[True] * len(rows))
-        moments, own = self._moments(stream, len(rows), times), [True] * len(rows)
+        moments, own = times, [True] * len(rows)
         if stream.held is not None:
             stream.taken += len(rows)
-            stream.held += zip(moments, values.copy(), strict=True)
+            stream.held += zip([math.nan] * len(rows) if times is None else times, values.copy(), strict=True)
             if stream.rate.state == "unknown" and stream.taken <= _MOST_HELD * self._enough:
                 return values[:0]
             held, stream.held = stream.held, None
-            moments = [moment for moment, _ in held]
+            moments = None if any(math.isnan(moment) for moment, _ in held) else [moment for moment, _ in held]
             values = np.stack([value for _, value in held])
             own = [False] * (len(held) - len(rows)) + own
             rows = [rows[0]] * (len(held) - len(rows)) + rows
+        if moments is None:  # only now: what was held has the rate that is known by now
+            moments = self._even_moments(stream, len(rows))
         is_off = stream.rate.state == "off"
         if is_off != (stream.resampler is not None):
             self._restart(key)
@@ -346,10 +348,8 @@ class Pace:
         rows = [rows[index] for index in brought.tolist()]
         return _append(paced, key, rows, outputs, times=out_times.tolist(), own=[False] * len(rows))
 
-    def _moments(self, stream: _Stream, count: int, times: list[float] | None) -> list[float]:
-        """The readings' own times, or those of an even clock of the measured rate."""
-        if times is not None:
-            return times
+    def _even_moments(self, stream: _Stream, count: int) -> list[float]:
+        """The times of readings without own ones: an even clock of the measured rate."""
         step = stream.rate.interval or self._nominal
         moments = [stream.clock + step * (index + 1) for index in range(count)]
         stream.clock = moments[-1]
