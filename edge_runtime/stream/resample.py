@@ -41,7 +41,7 @@ class Resampler:
         """Take readings, and return the outputs that they trigger.
 
         Args:
-            times: seconds; a reading not later than the one before it is skipped.
+            times: seconds, of one reading or more; one that is not later than the one before it is skipped.
             values: `[n, channels]`.
             interval: seconds from one reading to the next, as measured.
 
@@ -50,9 +50,10 @@ class Resampler:
         """
         most = GAP_PERIODS * max(interval, self._period)
         last = self._times[-1] if len(self._times) else times[0]
-        pauses = np.flatnonzero(np.diff(times, prepend=last) > most).tolist()
+        pauses = set(np.flatnonzero(np.diff(times, prepend=last) > most).tolist())
+        starts = sorted({0} | pauses)
         parts = []
-        for start, stop in zip([0, *pauses], [*pauses, len(times)], strict=True):
+        for start, stop in zip(starts, [*starts[1:], len(times)], strict=True):
             if start in pauses:
                 self._times = np.empty(0)
             parts.append(self._run(times, values, start, stop, interval=interval))
@@ -67,8 +68,6 @@ class Resampler:
     ) -> tuple[NDArray[np.float64], Floats, NDArray[np.int64]]:
         """Resample readings that have no pause between them."""
         width = values.shape[1]
-        if start == stop:
-            return np.empty(0), np.empty((0, width), np.float32), np.empty(0, np.int64)
         rows = np.arange(start, stop)
         if not len(self._times):
             self._begin, self._next = float(times[start]), 0
@@ -80,15 +79,13 @@ class Resampler:
         self._times = np.concatenate([self._times, times[start:stop][keep]])
         self._values = np.concatenate([self._values, values[start:stop][keep]])
         rows = rows[keep]
-        if not len(self._times):
-            return np.empty(0), np.empty((0, width), np.float32), np.empty(0, np.int64)
         count = math.floor((self._times[-1] - self._begin) / self._period + _SLACK) + 1
         grid = self._begin + self._period * np.arange(self._next, count)
         self._next = max(self._next, count)
         outputs = self._filtered(grid) if interval < self._period else self._on_lines(grid)
         # The reading that triggers an output is the first one not before it.
         brought = np.searchsorted(self._times, grid - _SLACK * self._period) - known
-        if len(rows):
+        if len(rows):  # else there is no output either
             brought = rows[np.clip(brought, 0, len(rows) - 1)]
         oldest = self._times[-1] - _WIDTH * self._period - 2 * interval
         first = max(0, min(int(np.searchsorted(self._times, oldest)), len(self._times) - 2))

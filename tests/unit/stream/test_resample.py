@@ -75,7 +75,7 @@ def test_every_output_is_what_its_definition_says(interval: float, seed: int) ->
 
 def test_at_its_own_rate_a_stream_is_itself() -> None:
     """An interval of exactly the period is no way down: nothing is filtered."""
-    times = np.arange(20) * PERIOD
+    times = np.arange(20, dtype=np.float64) * PERIOD
     values = np.random.default_rng(1).normal(size=20).astype(np.float32)
     grid, outputs, brought, _ = _pushed(times, values, PERIOD, [3, 4, 11])
     assert (grid, outputs, brought) == (times.tolist(), values.tolist(), list(range(20)))
@@ -98,7 +98,7 @@ def test_a_pause_of_more_than_ten_periods_of_the_slower_rate_begins_the_outputs_
 @pytest.mark.parametrize(("interval", "most"), [(0.01, 28), (0.06, 8), (0.5, 3)])
 def test_memory_is_the_readings_of_two_output_periods(interval: float, most: int) -> None:
     """And two more, however long the stream."""
-    times = np.arange(2000) * interval
+    times = np.arange(2000, dtype=np.float64) * interval
     _, _, _, resampler = _pushed(times, np.zeros(2000, np.float32), interval, list(range(1, 2000, 3)))
     assert len(resampler._times) == len(resampler._values) <= most
 
@@ -123,7 +123,7 @@ def test_a_rounded_time_still_triggers_its_output() -> None:
 
 def test_several_channels_are_resampled_alike() -> None:
     """Each by itself, in float32."""
-    times = np.arange(40) * 0.03125
+    times = np.arange(40, dtype=np.float64) * 0.03125
     values = np.random.default_rng(2).normal(size=(40, 3)).astype(np.float32)
     for interval in (0.03125, 0.25):
         _, together, _ = Resampler(8.0).push(times, values, interval)
