@@ -160,7 +160,7 @@ class Subscriptions:
         wanted, optional = self._pending.pop(mid, []), self._optional
         if any(topic in optional for topic, _ in wanted):
             self._ends = 0
-        answers: list[ReasonCode | None] = [*reasons, *[None] * (len(wanted) - len(reasons))]  # it may answer too few
+        answers: list[ReasonCode | None] = [*reasons, *[None] * len(wanted)]  # it may answer too few
         for (topic, qos), answer in zip(wanted, answers, strict=False):
             if answer is None or answer.is_failure:
                 why = "no answer" if answer is None else str(answer)
@@ -177,7 +177,7 @@ class Subscriptions:
         """Forget the state of a lost connection."""
         optional = self._optional
         asked = [topic for asked in self._pending.values() for topic, _ in asked if topic in optional]
-        if self._client is not None and asked:
+        if asked:
             self._ends += 1
             if self._ends == MOST_ENDS:
                 self._note(
@@ -203,7 +203,7 @@ class Subscriptions:
     def _ask_again(self) -> None:
         self._timer = None
         self._retries += 1
-        if self._client is None or self.are_exhausted:
+        if self.are_exhausted:
             return
         refused, self._refused = self._refused, []
         if refused:

@@ -168,6 +168,7 @@ def test_a_refusal_names_every_topic() -> None:
     link.made.add(["a", "b", "c"], 1, _readings)
     link.begin()
     link.made.answered(1, [REFUSED, GRANTED])
+    assert not link.made.are_granted
     assert link.made.refusal == "a subscription to 'a', 'c': no answer"
     assert link.notes == [
         ("subscription_refused", f"the broker refused the subscription to a: {REFUSED}"),
@@ -331,11 +332,11 @@ def test_a_lost_connection_ends_its_retries() -> None:
     first = link.begin()
     link.made.answered(1, [REFUSED])
     link.loop.advance(5.0)
-    link.made.answered(2, [REFUSED])
+    link.made.answered(2, [REFUSED])  # the next retry would be in 10 s
     link.made.end()
     assert link.made.refusal == ""
     assert link.made.are_granted
-    link.loop.advance(1000.0)
+    link.loop.advance(8.0)
     assert len(first.asked) == 2
     second = link.begin()
     link.made.answered(1, [REFUSED])
@@ -343,24 +344,30 @@ def test_a_lost_connection_ends_its_retries() -> None:
     assert len(second.asked) == 1
     link.loop.advance(0.2)
     assert len(second.asked) == 2
+    link.made.end()
+    assert link.made.are_granted
+    link.made.remove(_readings)
+    link.begin()
+    assert link.made.are_granted
 
 
 def test_after_nine_hundred_retries_a_new_connection_is_needed() -> None:
     """Paho numbers its packets up to the first of ours."""
     link = _Link()
     link.made.add(["a"], 1, _readings)
-    link.begin()
-    for number in range(1, 901):
-        link.made.answered(number, [REFUSED])
+    for _ in range(2):
+        link.begin()
+        for number in range(1, 901):
+            link.made.answered(number, [REFUSED])
+            link.loop.advance(600.0)
+            assert len(link.client.asked) == number + 1
+            assert not link.made.are_exhausted
+        link.made.answered(901, [REFUSED])
         link.loop.advance(600.0)
-        assert len(link.client.asked) == number + 1
+        assert len(link.client.asked) == 901
+        assert link.made.are_exhausted
+        link.made.end()
         assert not link.made.are_exhausted
-    link.made.answered(901, [REFUSED])
-    link.loop.advance(600.0)
-    assert len(link.client.asked) == 901
-    assert link.made.are_exhausted
-    link.made.end()
-    assert not link.made.are_exhausted
 
 
 def test_a_packet_that_paho_does_not_take_waits_for_no_answer() -> None:

@@ -64,6 +64,7 @@ class _Bench:
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.began = time.perf_counter()
         self.finished: list[float] = []
         self.failed: list[float] = []
         loop = cast("Any", type("_Loop", (), {"call_soon_threadsafe": None}))
@@ -74,7 +75,7 @@ class _Bench:
 
     def _finish(self, call: ModelCall, scores: Scores) -> None:
         assert scores.value is not None
-        assert call.took >= 0.0
+        assert 0.0 <= call.took <= time.perf_counter() - self.began
         self.finished.append(float(scores.value[0, 0]))
 
     def _fail(self, call: ModelCall, error: ModelError) -> None:
@@ -143,6 +144,17 @@ def test_beyond_the_bound_the_oldest_windows_are_dropped_and_counted() -> None:
     assert bench.counters.dropped == {"model_busy": 500}
     bench.submit(4.0, 491)
     assert bench.counters.dropped == {"model_busy": 1024}
+    for _ in range(3):
+        bench.thread.step()
+    assert bench.finished == [0.0, 3.0, 4.0]
+
+
+def test_as_many_calls_are_dropped_as_one_needs_the_room_of() -> None:
+    """And no more."""
+    bench = _Bench()
+    for number, count in ((0.0, 1), (1.0, 400), (2.0, 400), (3.0, 200), (4.0, 800)):
+        bench.submit(number, count)
+    assert bench.counters.dropped == {"model_busy": 800}
     for _ in range(3):
         bench.thread.step()
     assert bench.finished == [0.0, 3.0, 4.0]
