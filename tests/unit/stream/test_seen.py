@@ -570,7 +570,7 @@ def test_a_counter_that_stood_at_nought_is_kept_over_a_stop() -> None:
         (["100000000002000"], "100000000001000", True),
     ],
 )
-def test_a_counter_that_goes_back_by_a_thousand_has_begun_anew(
+def test_how_far_a_counter_goes_back_shows_whether_it_has_begun_anew(
     before: list[str], identity: str, *, is_reused: bool
 ) -> None:
     """Less is a reading that is late; and what has sixteen digits does not count readings."""
