@@ -27,12 +27,12 @@ from edge_runtime.fleet.rollout import Outcome, Watcher
 from edge_runtime.fleet.ssh import (
     CHUNK_BYTES,
     RETRY_SECONDS,
-    TRIES,
     Collected,
     RemoteResult,
     UnreachableError,
     as_account,
     raise_if_unreachable,
+    repeat,
     script,
     start,
 )
@@ -71,17 +71,12 @@ def fetch(
     """
     own = folder / target.name
     before = _windows(own)
-    files = size = 0
-    for attempt in range(1, TRIES + 1):
+
+    def fetch_once() -> tuple[int, int]:
         watcher.step(target.name, "asking for captures")
-        try:
-            files, size = _fetch_once(target, watcher, own, config or f"/etc/edge-runtime/{target.service}.toml")
-        except AwayError:
-            if attempt == TRIES:
-                raise
-            pause(RETRY_SECONDS)
-        else:
-            break
+        return _fetch_once(target, watcher, own, config or f"/etc/edge-runtime/{target.service}.toml")
+
+    files, size = repeat(fetch_once, {AwayError: RETRY_SECONDS}, pause)
     new = _windows(own) - before
     details: dict[str, object] = {"windows": new, "bytes": size, "folder": str(own)}
     if not files:

@@ -11,10 +11,10 @@ import shlex
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, NamedTuple, TypeVar
 
-from edge_runtime.errors import CommandError
+from edge_runtime.errors import CommandError, TransientError
 from edge_runtime.fleet.errors import AwayError, RefusedError
 from edge_runtime.fleet.inventory import FleetDevice
 
@@ -23,6 +23,8 @@ SSH_FAILED = 255  # ssh(1): the connection, and not the command, failed
 TRIES = 3
 RETRY_SECONDS = 3.0
 CHUNK_BYTES = 65_536
+
+Result = TypeVar("Result")
 
 # Runs "$@" as an account of the device: directly if it is the login account, else through runuser or sudo.
 _AS_ACCOUNT = """account=$1; shift
@@ -87,6 +89,27 @@ class RemoteResult(NamedTuple):
 
 class UnreachableError(AwayError):
     """The connection failed; the text says why."""
+
+
+def repeat(
+    act: Callable[[], Result], waits: Mapping[type[TransientError], float], pause: Callable[[float], None]
+) -> Result:
+    """Call `act`, at most `TRIES` times, and return its result.
+
+    Args:
+        act: what may fail.
+        waits: the errors after which it is called again, each with the seconds of the pause before.
+        pause: waits so many seconds.
+
+    Raises:
+        TransientError: that of the last try.
+    """
+    for _ in range(TRIES - 1):
+        try:
+            return act()
+        except tuple(waits) as error:
+            pause(next(seconds for kind, seconds in waits.items() if isinstance(error, kind)))
+    return act()
 
 
 def as_account(account: str, words: Sequence[str]) -> list[str]:

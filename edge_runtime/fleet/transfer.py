@@ -9,6 +9,7 @@ import secrets
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from edge_runtime.errors import CommandError
@@ -17,12 +18,12 @@ from edge_runtime.fleet.inventory import FleetDevice
 from edge_runtime.fleet.ssh import (
     CHUNK_BYTES,
     RETRY_SECONDS,
-    TRIES,
     Collected,
     RemoteResult,
     UnreachableError,
     as_account,
     raise_if_unreachable,
+    repeat,
     script,
     start,
 )
@@ -109,19 +110,12 @@ def send(
         CommandError: the device cannot take the file; the text says why.
     """
     content, token = source.read_bytes(), secrets.token_hex(8)
-    for attempt in range(1, TRIES + 1):
-        try:
-            _send_once(target, content, folder, name, progress=progress, token=token)
-        except UnreachableError:
-            if attempt == TRIES:
-                raise
-            pause(RETRY_SECONDS)
-        except BusyError:  # a transfer that is dead ends itself within `IDLE_SECONDS`
-            if attempt == TRIES:
-                raise
-            pause(IDLE_SECONDS)
-        else:
-            return
+    repeat(
+        partial(_send_once, target, content, folder, name, progress=progress, token=token),
+        # A transfer that is dead ends itself within `IDLE_SECONDS`.
+        {UnreachableError: RETRY_SECONDS, BusyError: IDLE_SECONDS},
+        pause,
+    )
 
 
 def _send_once(target: FleetDevice, content: bytes, folder: str, name: str, *, progress: Progress, token: str) -> None:

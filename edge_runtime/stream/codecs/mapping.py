@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from edge_runtime.config.rules import Finding, rule
 from edge_runtime.config.tables import Text
+from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.channel_table import ChannelTable, path_fault
 from edge_runtime.stream.codecs.columns import Members
 from edge_runtime.stream.codecs.kind import CodecTable, Decoder
@@ -47,6 +48,18 @@ class DocumentTable(NamedTable, frozen=True, kw_only=True, tag="document"):
     def reads_paths(self) -> bool:
         """True: `key`, `time` and `identity` of the source are paths."""
         return self.channels is not None or self.rows is not None
+
+
+def refuse_whole_frames(members: Members, shape: tuple[int, ...] | None, name: str) -> None:
+    """Refuse a format that cannot carry a whole frame for a model that takes frames of this shape.
+
+    Raises:
+        ConfigError: there is a shape; the message names the formats that can.
+    """
+    if shape is not None:
+        raise ConfigError(
+            f"{members.place}.format: expected json, csv or raw for a model of whole frames, found '{name}'"
+        )
 
 
 def object_decoder(table: DocumentTable, members: Members, syntax: Syntax) -> Decoder:

@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Members
 from edge_runtime.stream.codecs.kind import Decoder
-from edge_runtime.stream.codecs.mapping import DocumentTable, object_decoder
+from edge_runtime.stream.codecs.mapping import DocumentTable, object_decoder, refuse_whole_frames
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE
 
 
@@ -23,10 +22,7 @@ class MsgpackTable(DocumentTable, frozen=True, kw_only=True, tag="msgpack"):
         Raises:
             ConfigError: the model takes whole frames.
         """
-        if shape is not None:
-            raise ConfigError(
-                f"{members.place}.format: expected json, csv or raw for a model of whole frames, found 'msgpack'"
-            )
+        refuse_whole_frames(members, shape, "msgpack")
         return object_decoder(self, members, _Msgpack())
 
 

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from edge_runtime.config.rules import Finding, rule
-from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Members
 from edge_runtime.stream.codecs.kind import Decoder
-from edge_runtime.stream.codecs.mapping import NamedTable
+from edge_runtime.stream.codecs.mapping import NamedTable, refuse_whole_frames
 from edge_runtime.stream.codecs.plain_text import BYTE_ORDER_MARK, is_text
 from edge_runtime.stream.origin import RejectedError
 
@@ -32,10 +31,7 @@ class PairsTable(NamedTable, frozen=True, kw_only=True, tag="pairs"):
         """The decoder of lines."""
         from edge_runtime.stream.codecs.mapped_codec import MappedDecoder, OriginPlaces, channel_places  # noqa: PLC0415 - only where it is used
 
-        if shape is not None:
-            raise ConfigError(
-                f"{members.place}.format: expected json, csv or raw for a model of whole frames, found 'pairs'"
-            )
+        refuse_whole_frames(members, shape, "pairs")
         places = channel_places(members, self.channels, is_text=True)
         names = frozenset(str(place.path.steps[0]) for place in places)
         origins = OriginPlaces(members, names, lenient=True)

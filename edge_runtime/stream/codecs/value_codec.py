@@ -9,7 +9,7 @@ from edge_runtime.config.rules import Finding, rule
 from edge_runtime.errors import ConfigError
 from edge_runtime.stream.codecs.columns import Members
 from edge_runtime.stream.codecs.kind import Decoder
-from edge_runtime.stream.codecs.mapping import NamedTable
+from edge_runtime.stream.codecs.mapping import NamedTable, refuse_whole_frames
 from edge_runtime.stream.codecs.object_codec import UNDECODABLE
 from edge_runtime.stream.codecs.paths import kind_of
 from edge_runtime.stream.codecs.plain_text import BYTE_ORDER_MARK, is_text
@@ -28,10 +28,7 @@ class ValueTable(NamedTable, frozen=True, kw_only=True, tag="value"):
         """The decoder of one channel."""
         from edge_runtime.stream.codecs.mapped_codec import MappedDecoder, OriginPlaces, channel_places  # noqa: PLC0415 - only where it is used
 
-        if shape is not None:
-            raise ConfigError(
-                f"{members.place}.format: expected json, csv or raw for a model of whole frames, found 'value'"
-            )
+        refuse_whole_frames(members, shape, "value")
         if len(members.channels) != 1:
             raise ConfigError(
                 f"{members.place}.format: expected topics with {{channel}}, because a frame holds one of the channels "
