@@ -115,7 +115,7 @@ def parse_endpoint(url: str) -> Endpoint:
         raise ValueError(f"expected {EXPECTED} with a port from 1 to 65535, found {shown}") from error
     scheme = _ALIASES.get(parts.scheme, parts.scheme)
     if scheme not in DEFAULT_PORTS:
-        hint = f": write mqtt://{shown[1:-1]}" if "//" not in url else ""
+        hint = f": write mqtt://{shown[1:-1]}" if "//" not in url else ": ws:// and wss:// are MQTT over WebSockets"
         raise ValueError(f"expected {EXPECTED}, found {shown}{hint}")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
@@ -127,7 +127,9 @@ def parse_endpoint(url: str) -> Endpoint:
         path = (parts.path if parts.path not in {"", "/"} else _DEFAULT_PATH) + (parts.query and f"?{parts.query}")
         return Endpoint(parts.hostname, DEFAULT_PORTS[scheme] if port is None else port, scheme == "wss", path)
     if parts.path not in {"", "/"} or parts.query or parts.fragment:
-        raise ValueError(f"expected {EXPECTED}, found more behind the port in {shown}: a broker has no path")
+        raise ValueError(
+            f"expected {EXPECTED}, found more behind the port in {shown}: only ws:// and wss:// have a path"
+        )
     return Endpoint(parts.hostname, DEFAULT_PORTS[scheme] if port is None else port, scheme == "mqtts")
 
 
