@@ -63,11 +63,13 @@ class Daemon:
             AssertionError: it ended, or was not ready in time; its log is in the text.
         """
         self._open_notify_socket()
+        environment = clean_environment()
+        environment.pop("OMP_NUM_THREADS", None)  # it limits itself
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self.within, str(self._installed.edge_runtime), "run", str(self.config)],
                 cwd=self._folder,
-                env=clean_environment() | {"NOTIFY_SOCKET": str(self._notify_path)} | self._environment,
+                env=environment | {"NOTIFY_SOCKET": str(self._notify_path)} | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -5,7 +5,6 @@ proves as much: a path file does not follow the editable installation, so `edge_
 come from the wheel (`tests/system/test_installed.py` holds that).
 """
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import sysconfig
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.once import made_once
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,39 +70,27 @@ def clean_environment() -> dict[str, str]:
 
 def install(shared: Path) -> Installed:
     """Build the wheel and install it under `shared`, once, however many test processes ask at the same time."""
-    shared.mkdir(parents=True, exist_ok=True)
-    folder = shared / "installed"
-    with (shared / "installed.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "complete").exists():
-            wheel = build_wheel(shared / "wheel")
-            venv.create(folder, symlinks=True, with_pip=False)
-            python = folder / "bin" / "python"
-            _run(
-                sys.executable,
-                "-m",
-                "pip",
-                "--python",
-                str(python),
-                "install",
-                "--no-deps",
-                "--no-index",
-                "-q",
-                str(wheel),
-            )
-            version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-            packages = folder / "lib" / version / "site-packages"
-            (packages / "borrowed.pth").write_text(
-                f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
-            )
-            (folder / "complete").touch()
-    return Installed(folder)
+    wheel = build_wheel(shared)
+
+    def make(folder: Path) -> None:
+        venv.create(folder, symlinks=True, with_pip=False)
+        python = folder / "bin" / "python"
+        pip = (sys.executable, "-m", "pip", "--python", str(python))
+        _run(*pip, "install", "--no-deps", "--no-index", "-q", str(wheel))
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        packages = folder / "lib" / version / "site-packages"
+        (packages / "borrowed.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
+
+    return Installed(made_once(shared / "installed", make))
 
 
-def build_wheel(folder: Path) -> Path:
-    """The wheel of the source folder, as `make wheel` builds it."""
-    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
-    (wheel,) = folder.glob("*.whl")
+def build_wheel(shared: Path) -> Path:
+    """The wheel of the source folder, as `make wheel` builds it: under `shared`, once, as `install`."""
+
+    def make(folder: Path) -> None:
+        _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
+
+    (wheel,) = made_once(shared / "wheel", make).glob("*.whl")
     return wheel
 
 

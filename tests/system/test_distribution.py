@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.installed import ROOT, build_wheel, clean_environment
+from tests.support.installed import ROOT, clean_environment
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,12 +37,6 @@ def judge(*words: str | Path, **environment: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
     return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of the tree."""
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from edge_runtime.fleet.wheelhouse import gather
 from edge_runtime.fleet.wheels import Machine, choose
 from tests.support.builders import signer
 from tests.support.namespaces import Lan, require_namespaces
+from tests.support.once import made_once
 
 ROOT = Path(__file__).resolve().parents[3]
 _numbers = itertools.count(os.getpid())
@@ -44,28 +44,29 @@ def make_lan(tmp_path: Path) -> Iterator[MakeLan]:
 
 
 @pytest.fixture(scope="session")
-def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheelhouse(shared_folder: Path, wheel: Path) -> Path:
     """Every wheel that a device of this machine's kind needs; the tests are skipped where they cannot be had."""
     require_namespaces()  # before anything is fetched that no test would use
-    folder = tmp_path_factory.mktemp("wheels")
-    words = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder / "own"), str(ROOT)]
-    subprocess.run([sys.executable, *words], check=True, capture_output=True, timeout=180)
-    (wheel,) = (folder / "own").glob("*.whl")
     machine = Machine(os.uname().machine, system_python())
+    lock = ROOT / "tests" / "locked" / "device.txt"
     try:
-        gather(wheel, folder / "wheelhouse", machine, ROOT / "tests" / "locked" / "device.txt")
+        return made_once(shared_folder / "wheelhouse", lambda folder: gather(wheel, folder, machine, lock))
     except CommandError as error:
         pytest.skip(f"no wheels here: {error}")
-    return folder / "wheelhouse"
 
 
 @pytest.fixture(scope="session")
-def package(wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(wheelhouse: Path, shared_folder: Path) -> Path:
     """A package for this machine's Debian."""
     if shutil.which("dpkg-deb") is None:
         pytest.skip("dpkg-deb is not installed")
     machine = Machine(os.uname().machine, system_python())
-    return build(choose(wheelhouse, machine), machine, tmp_path_factory.mktemp("deb"), "Tester <t@localhost>")
+    folder = made_once(
+        shared_folder / "deb",
+        lambda folder: build(choose(wheelhouse, machine), machine, folder, "Tester <t@localhost>"),
+    )
+    (package,) = folder.glob("*.deb")
+    return package
 
 
 def system_python() -> tuple[int, int]:
