@@ -18,9 +18,10 @@ INSTALL := $(PIP) install --quiet --constraint $(LOCK)
 # Exact files: a package whose digest does not stand in the lock is refused.
 INSTALL_LOCKED := $(PIP) install --quiet --require-hashes --no-deps --requirement
 SOURCES := edge_runtime converter tests benchmarks examples .ci
-# How many test processes; pytest-xdist shares the files among them, in their order: by itself it puts those with few
-# tests last, which are the long ones, so that one process ends minutes after the other. `make test JOBS=0` has one.
-JOBS ?= 2
+# How many test processes: two for each of the two cores of a small machine, since the tests that start programs wait
+# most of the time. pytest-xdist shares the files among them, in their order: by itself it puts those with few tests
+# last, which are the long ones, so that one process ends minutes after the other. `make test JOBS=0` has one.
+JOBS ?= 4
 # What the devices are, for wheelhouse and deb: one or both of arm64 and amd64.
 MACHINE ?= arm64 amd64
 MACHINES = $(foreach machine,$(MACHINE),--machine $(machine))
