@@ -1,5 +1,6 @@
 """The document for Home Assistant: what its validator asks for, for every kind of model, and when it is published."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -406,3 +407,279 @@ def test_what_would_leave_entities_unavailable_is_refused(tmp_path: Path, line: 
     with pytest.raises(ConfigError) as caught:
         _config(tmp_path, DEVICE.replace("localhost", f'localhost"\n{line}\ntopic = "t/{{model}}'))
     assert [each.split(": ")[1] for each in caught.value.mistakes] == [word]
+
+
+# -- numbers and edges ---------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_page() -> None:
+    """A look every two seconds, a second for an earlier document, half a second to two after a birth, 100 keys, 4 MiB."""
+    assert (home_assistant.LOOK_S, home_assistant.READ_BACK_S, home_assistant.BIRTH_S) == (2.0, 1.0, (0.5, 2.0))
+    assert (home_assistant.MOST_KEYS, home_assistant.MOST_BYTES) == (100, 4 * 1024 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("payloads", "topic"),
+    [
+        ("json", "edge/d/m/-"), (("json", "values"), "edge/d/m/-"), (("msgpack", "json"), "edge/d/m/-/json"),
+        (("values", "json"), "edge/d/m/-"), ("msgpack", None), (("values", "msgpack"), None),
+    ],
+)  # fmt: skip
+def test_entities_read_the_json_of_a_prediction_where_it_is(payloads: Any, topic: str | None) -> None:
+    """Below the prediction's topic where another convention has that; without JSON there are none."""
+    found = components_of(_table(payload=payloads), _manifest("anomaly"), "edge/d/m/{key}", "edge_d", key=None)
+    assert {each["state_topic"] for each in found.values()} == ({topic} if topic else set())
+
+
+def test_entities_are_named_by_model_and_key() -> None:
+    """A key that the name of the model has in it already is not repeated."""
+
+    def names(model: str, key: str | None) -> set[str]:
+        found = components_of(_table(model), _manifest("detection"), "t/{key}", "edge_d", key=key)
+        return {each["name"] for each in found.values()}
+
+    assert names("pump", None) == {"pump count"}
+    assert names("pump", "hall") == {"pump hall count"}
+    assert names("hall pump", "hall") == {"hall pump count"}
+
+
+def test_an_abstention_is_an_option_of_the_label() -> None:
+    """An enum whose state is not among its options is an error in Home Assistant."""
+    found = components_of(_table(abstain="unsure"), _manifest("classification"), "t", "n", key=None)
+    assert found["m__label"]["options"] == ["ok", "worn", "unsure"]
+    assert found["m__label"]["unique_id"] == "n__m__label"
+
+
+def test_health_has_entities_where_it_is_published(tmp_path: Path) -> None:
+    """Switched off it has none; each is diagnostic, on the topic of health."""
+    assert home_assistant.health_components("", "edge_d") == {}
+    found = home_assistant.health_components("edge/d/health", "edge_d")
+    assert set(found) == {
+        f"health__{each}" for each in ("readings", "predictions", "rejected", "queued", "memory", "temperature")
+    }
+    assert all(each["entity_category"] == "diagnostic" for each in found.values())
+    assert {each["state_topic"] for each in found.values()} == {"edge/d/health"}
+    assert found["health__temperature"]["device_class"] == "temperature"
+    assert found["health__memory"]["unique_id"] == "edge_d__health__memory"
+    assert tmp_path.exists()
+
+
+def _up(folder: Path, text: str = DEVICE, task: str = "anomaly") -> _Rig:
+    """With its first document published."""
+    rig = _Rig(_config(folder, text), {"m": _manifest(task)})
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    return rig
+
+
+def test_a_birth_before_the_first_document_changes_nothing(tmp_path: Path) -> None:
+    """The document comes after its second, and the birth is not answered a second time."""
+    rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})
+    rig.link.hear("home/status", b"online")
+    rig.loop.advance(0.99)
+    assert rig.link.sent == []
+    rig.loop.advance(0.02)
+    rig.loop.advance(20.0)
+    assert (len(rig.link.sent), rig.births) == (1, 0)
+
+
+def test_a_birth_is_answered_between_half_a_second_and_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At random, so that a hundred devices do not answer at once."""
+    asked: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return 1.5
+
+    monkeypatch.setattr("edge_runtime.delivery.home_assistant.random.uniform", uniform)
+    rig = _up(tmp_path)
+    rig.link.hear("home/status", b"online")
+    rig.loop.advance(1.4)
+    assert (len(rig.link.sent), rig.births) == (1, 0)
+    rig.loop.advance(0.2)
+    assert (len(rig.link.sent), rig.births, asked) == (2, 1, [(0.5, 2.0)])
+
+
+def test_an_earlier_document_is_read_only_where_the_broker_kept_it(tmp_path: Path) -> None:
+    """Not the device's own, which comes back while it is subscribed; nor one that is larger than any of ours."""
+    earlier = {"components": {"old__score": {"platform": "sensor", "state_topic": "edge/press-07/old/-"}}}
+    payload = json.dumps(earlier).encode()
+    rig = _up(tmp_path)
+    rig.link.hear(TOPIC, payload)
+    rig.link.hear(TOPIC, payload + b" " * (home_assistant.MOST_BYTES + 1 - len(payload)), retained=True)
+    rig.loop.advance(10.0)
+    assert len(rig.link.sent) == 1
+    rig.link.hear(TOPIC, payload + b" " * (home_assistant.MOST_BYTES - len(payload)), retained=True)
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert rig.link.components["old__score"] == {"platform": "sensor"}
+
+
+@pytest.mark.parametrize(
+    ("topic", "key"),
+    [
+        ("edge/press-07/m/hall", "hall"), ("edge/press-07/m/hall/json", "hall"), ("edge/press-07/m/-", None),
+        ("edge/press-07/m/hall/x", "none"), ("edge/press-07/other/hall", "none"), ("x/edge/press-07/m/hall", "none"),
+    ],
+)  # fmt: skip
+def test_keys_of_an_earlier_document_are_known_by_their_topics(tmp_path: Path, topic: str, key: str | None) -> None:
+    """Of a model that still runs, by its whole topic."""
+    rig = _Rig(_config(tmp_path), {"m": _manifest("detection")})
+    earlier = {"components": {"x": {"platform": "sensor", "state_topic": topic}}}
+    rig.link.hear(TOPIC, json.dumps(earlier).encode(), retained=True)
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    known = [name for name in rig.link.components if name.endswith("count")]
+    assert known == {"none": [], None: ["m__count"]}.get(key, [f"m__{key}__count"])
+
+
+def test_messages_of_other_devices_are_claimed_only_where_they_are_subscribed_to(tmp_path: Path) -> None:
+    """With a document for each key; else they belong to another part."""
+    rig = _up(tmp_path)
+    assert rig.link.handler is not None
+    other = Message(b"home/device/edge_other/config", b"{}", None, retained=True)
+    rig.link.handler([other])
+    assert not other.claimed
+    devices = _up(tmp_path, DEVICES)
+    devices.link.hear("home/device/edge_other/config", b"{}", retained=True)
+    strange = Message(b"elsewhere", b"{}", None)
+    assert devices.link.handler is not None
+    devices.link.handler([strange])
+    assert not strange.claimed
+    devices.loop.advance(10.0)
+    assert [topic for topic, *_ in devices.link.sent] == [TOPIC]
+
+
+def test_a_link_that_goes_down_ends_the_looks(tmp_path: Path) -> None:
+    """And one that comes up begins with the time for an earlier document."""
+    rig = _up(tmp_path)
+    rig.link.ready = False
+    rig.part.link_changed()
+    rig.part.link_changed()
+    served = rig.loop.served
+    rig.loop.advance(100.0)
+    assert rig.loop.served == served
+    rig.link.ready = True
+    rig.part.link_changed()
+    rig.loop.advance(0.9)
+    assert len(rig.link.sent) == 1
+    rig.loop.advance(0.2)
+    assert len(rig.link.sent) == 2
+
+
+def test_a_document_that_the_link_does_not_take_is_published_with_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full queue loses none."""
+    rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})
+    with monkeypatch.context() as broken:
+        broken.setattr(rig.link, "publish", lambda *_, **__: False)
+        rig.loop.advance(home_assistant.READ_BACK_S)
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert len(rig.link.sent) == 1
+    rig.loop.advance(10.0)
+    assert len(rig.link.sent) == 1
+
+
+def test_a_refused_document_is_logged_once_and_published_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With each look, until it is accepted; after that another refusal is logged again."""
+    rig = _Rig(_config(tmp_path), {"m": _manifest("anomaly")})
+    outcomes: list[Any] = []
+
+    def publish(topic: str, payload: bytes, *, qos: int, retain: bool, outcome: Any) -> bool:
+        assert (qos, retain) == (1, True)
+        rig.link.sent.append((topic, payload, retain))
+        outcomes.append(outcome)
+        return True
+
+    monkeypatch.setattr(rig.link, "publish", publish)
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    for _ in range(3):
+        outcomes.pop()(False)
+        rig.loop.advance(home_assistant.LOOK_S)
+    assert len(rig.link.sent) == 4
+    assert len([each for each in caplog.records if "refused" in each.message]) == 1
+    outcomes.pop()(True)
+    rig.loop.advance(10.0)
+    assert len(rig.link.sent) == 4
+    rig.keys["m"].append("hall")
+    rig.loop.advance(home_assistant.LOOK_S)
+    outcomes.pop()(False)
+    assert len([each for each in caplog.records if "refused" in each.message]) == 2
+
+
+def test_a_model_without_entities_is_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By its task or by its payload; a reload does not repeat it."""
+    rig = _Rig(_config(tmp_path), {})
+    tensor = Manifest(name="m", version="1", task="tensor", input=Input(), output=Output())
+    packed = _table("p", payload=("msgpack", "values"))
+    models = [
+        (_table("t"), cast("Model", SimpleNamespace(manifest=tensor))),
+        (packed, cast("Model", SimpleNamespace(manifest=_manifest("anomaly")))),
+    ]
+    for _ in range(2):
+        rig.part.begin(models)
+    found = [getattr(each, "fields", None) or each.__dict__ for each in caplog.records if "no entities" in each.message]
+    assert len(found) == 2
+    assert "the task tensor" in str(found[0])
+    assert "payload msgpack values" in str(found[1])
+
+
+def test_an_exchanged_bundle_changes_its_document_at_once(tmp_path: Path) -> None:
+    """Its labels are the options of an entity; before the first document there is nothing to change."""
+    rig = _Rig(_config(tmp_path, DEVICE.replace("{key}", "all")), {"m": _manifest("classification")})
+    other = Manifest(name="m", version="2", task="classification", input=Input(), output=Output(labels=("x", "y")))
+    rig.part.exchange(_table(), cast("Model", SimpleNamespace(manifest=other)))
+    assert rig.link.sent == []
+    rig.loop.advance(home_assistant.READ_BACK_S)
+    assert rig.link.components["m__label"]["options"] == ["x", "y"]
+    rig.part.exchange(_table(), cast("Model", SimpleNamespace(manifest=_manifest("classification"))))
+    assert rig.link.components["m__label"]["options"] == ["ok", "worn"]
+    assert len(rig.link.sent) == 2
+
+
+@pytest.mark.parametrize("for_good", [True, False])
+def test_an_end_publishes_nothing_more(tmp_path: Path, *, for_good: bool) -> None:
+    """For good it clears its document; the timer is gone either way."""
+    rig = _up(tmp_path)
+    rig.part.leave(for_good=for_good)
+    assert rig.link.handler is None
+    assert [payload for _, payload, _ in rig.link.sent[1:]] == ([b""] if for_good else [])
+    rig.keys["m"].append("hall")
+    rig.loop.advance(100.0)
+    rig.part.link_changed()
+    rig.loop.advance(0)
+    assert len(rig.link.sent) == (2 if for_good else 1)
+
+
+def test_the_last_key_that_has_entities_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, at the bound; keys of models that are not there any more are no new ones."""
+    monkeypatch.setattr(home_assistant, "MOST_KEYS", 2)
+    rig = _up(tmp_path, task="detection")
+    rig.keys["gone"] = ["x"]
+    rig.loop.advance(10.0)
+    assert len(rig.link.sent) == 1
+    rig.keys["m"] += ["a"]
+    rig.loop.advance(home_assistant.LOOK_S)
+    assert not caplog.records
+    rig.keys["m"] += ["b", "c"]
+    rig.loop.advance(10.0)
+    rig.keys["m"] += ["d"]
+    rig.loop.advance(10.0)
+    assert len([each for each in caplog.records if "further keys" in each.message]) == 1
+    assert len(rig.link.sent) == 3
+    assert [name for name in rig.link.components if "count" in name] == ["m__a__count", "m__b__count"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a-b_c", "a-b_c"), ("A9", "A9"), ("a__b", "a_b-"), ("_a", "a-"), ("a_", "a-"), ("hä ll", "h_ll-"), ("", "-")],
+)
+def test_a_word_of_an_id_is_itself_or_has_a_hash(text: str, expected: str) -> None:
+    """Two words are joined by `__`, so none has it, or begins or ends with `_`."""
+    found = home_assistant._word(text)
+    if expected.endswith("-"):
+        assert found == expected + hashlib.sha256(text.encode()).hexdigest()[:8]
+    else:
+        assert found == expected

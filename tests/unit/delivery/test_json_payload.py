@@ -281,3 +281,9 @@ def test_the_first_second_of_1970_has_a_date() -> None:
     """A device whose clock was never set begins there; the second before it has one as well."""
     assert _anomaly(time=0.25)["time"] == "1970-01-01T00:00:00.250000Z"
     assert _anomaly(time=-0.5)["time"] == "1969-12-31T23:59:59.500000Z"
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b"}", b'{"', b'{"a":1', b'"a":1}', b"[1]", b"{x}", b"0.5"])
+def test_only_an_object_with_members_is_marked_as_late(payload: bytes) -> None:
+    """The bytes of another convention are left to it."""
+    assert mark_delayed(payload) is None
