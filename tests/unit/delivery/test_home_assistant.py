@@ -413,7 +413,7 @@ def test_what_would_leave_entities_unavailable_is_refused(tmp_path: Path, line: 
 
 
 def test_the_numbers_are_those_of_the_page() -> None:
-    """A look every two seconds, a second for an earlier document, half a second to two after a birth, 100 keys, 4 MiB."""
+    """A look every two seconds, one second for an earlier document, 0.5 to 2 after a birth, 100 keys, 4 MiB."""
     assert (home_assistant.LOOK_S, home_assistant.READ_BACK_S, home_assistant.BIRTH_S) == (2.0, 1.0, (0.5, 2.0))
     assert (home_assistant.MOST_KEYS, home_assistant.MOST_BYTES) == (100, 4 * 1024 * 1024)
 
